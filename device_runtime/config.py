@@ -1,0 +1,112 @@
+"""Tables and messages: a TOML or JSON table becomes a frozen dataclass; an unknown key or a wrong type is an error."""
+
+import json
+import tomllib
+import types
+import typing
+from dataclasses import MISSING, asdict, fields, is_dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any, TypeVar
+
+from device_runtime.errors import ConfigError
+
+T = TypeVar("T")
+
+
+def from_table(kind: type[T], table: Any, where: str) -> T:
+    """The dataclass `kind` filled from `table`, checked field by field.
+
+    Fields may be bool, int, float, str, `X | None`, `tuple[X, ...]`, `dict[str, X]` or another dataclass. A whole number is accepted for a float.
+    Raises ConfigError naming the field for an unknown key, a missing value, or a value of another type.
+    """
+    if not isinstance(table, dict):
+        raise ConfigError(where, f"expected a table, found {_name(table)}", "write `key = value` pairs")
+    hints = typing.get_type_hints(kind)
+    known = {field.name: field for field in fields(kind)}  # type: ignore[arg-type]
+    for key in table:
+        if key not in known:
+            raise ConfigError(f"{where}.{key}", f"unknown key, expected one of {', '.join(sorted(known))}", "remove or rename it")
+    values = {}
+    for name, field in known.items():
+        if name in table:
+            values[name] = _convert(hints[name], table[name], f"{where}.{name}")
+        elif field.default is MISSING and field.default_factory is MISSING:
+            raise ConfigError(f"{where}.{name}", "missing", "add it")
+    return kind(**values)
+
+
+def from_json(kind: type[T], data: bytes, where: str) -> T:
+    """The dataclass `kind` from a JSON object. Raises ConfigError for bytes that are not one."""
+    try:
+        table = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(where, f"not JSON ({error})", "send one JSON object") from None
+    return from_table(kind, table, where)
+
+
+def from_toml(kind: type[T], path: Path) -> T:
+    """The dataclass `kind` from a TOML file. Raises ConfigError for a file that cannot be read or parsed."""
+    try:
+        table = tomllib.loads(Path(path).read_text())
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(path, f"cannot be read ({error})", "give a TOML file") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(path, f"not TOML ({error})", "correct that line") from None
+    return from_table(kind, table, str(path))
+
+
+def to_json(value: Any) -> bytes:
+    """A dataclass (or plain value) as canonical JSON: sorted keys, no spaces, so equal values have equal bytes."""
+    return json.dumps(asdict(value) if is_dataclass(value) else value, sort_keys=True, separators=(",", ":")).encode()
+
+
+def to_toml(value: Any) -> str:
+    """A dataclass as TOML: plain fields first, then one table per nested dataclass. None is left out: it is the default."""
+    lines, tables = [], []
+    for key, item in asdict(value).items():
+        if isinstance(item, dict):
+            tables.append(f"\n[{key}]\n" + "".join(f"{name} = {_toml(sub)}\n" for name, sub in item.items() if sub is not None))
+        elif item is not None:
+            lines.append(f"{key} = {_toml(item)}\n")
+    return "".join(lines) + "".join(tables)
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(_toml(item) for item in value) + "]"
+    return json.dumps(value)  # TOML writes these booleans, numbers and basic strings as JSON does
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        return _convert(next(option for option in arguments if option is not type(None)), value, where)
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise ConfigError(where, f"expected a list, found {_name(value)}", "correct it")
+        return tuple(_convert(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
+    if origin is dict:
+        if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+            raise ConfigError(where, f"expected a table, found {_name(value)}", "correct it")
+        return {key: _convert(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
+    if is_dataclass(hint):
+        return from_table(hint, value, where)  # type: ignore[arg-type]
+    if issubclass(hint, Enum):
+        try:
+            return hint(value)
+        except ValueError:
+            raise ConfigError(
+                where, f"expected one of {', '.join(str(option.value) for option in hint)}, found {_name(value)}", "correct it"
+            ) from None
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is not hint:
+        raise ConfigError(where, f"expected {hint.__name__}, found {_name(value)}", "correct it")
+    return value
+
+
+def _name(value: Any) -> str:
+    return f"{type(value).__name__} {value!r}"[:60]

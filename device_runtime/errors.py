@@ -1,0 +1,44 @@
+"""Errors a person reads: where, what was expected and found, what to do. One line each."""
+
+
+class FedboardError(Exception):
+    """Base of every error we raise on bad input. `str(error)` is one line: `where: problem; remedy`."""
+
+    def __init__(self, where: object, problem: str, remedy: str):
+        super().__init__(f"{where}: {problem}; {remedy}")
+
+
+class ConfigError(FedboardError):
+    """A table or message does not have the fields its dataclass has."""
+
+
+class CorpusError(FedboardError):
+    """A corpus cannot be read, is empty, or has too few users."""
+
+
+class VocabularyError(FedboardError):
+    """A tokenizer file is not one of ours or does not fit the model."""
+
+
+class CheckpointError(FedboardError):
+    """A checkpoint file is damaged, foreign, or of other shapes."""
+
+
+class UpdateError(FedboardError):
+    """An encoded update cannot be decoded or breaks the round's rules."""
+
+
+class BundleError(FedboardError):
+    """A bundle is incomplete, altered, signed by a stranger, or of an unknown version."""
+
+
+class TypingLogError(FedboardError):
+    """A typing log cannot be opened with this key."""
+
+
+class ServerError(FedboardError):
+    """The server refused a request or cannot be reached."""
+
+
+class RunError(FedboardError):
+    """A run folder, port or tool this command needs is not usable."""

@@ -1,0 +1,38 @@
+"""Examples: utterances -> rows of token ids that a train step reads.
+
+A row holds `length + 1` ids: its first `length` are the inputs, the same shifted by one are the targets, and padding (0) is masked out.
+An utterance longer than one row continues in the next, which starts with the last token already seen.
+"""
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from device_runtime.text import BOS, EOS, PAD
+
+
+def rows(utterances: Iterable[Sequence[int]], length: int) -> np.ndarray:
+    """Token ids of utterances (no bos, no eos) as int32 [rows, length + 1], padded with 0.
+
+    >>> rows([[7, 8, 9]], 2).tolist()
+    [[1, 7, 8], [8, 9, 2]]
+    """
+    found = []
+    for utterance in utterances:
+        sequence = [BOS, *utterance, EOS]
+        found += [sequence[start : start + length + 1] for start in range(0, len(sequence) - 1, length)]
+    padded = np.full((len(found), length + 1), PAD, np.int32)
+    for row, ids in zip(padded, found, strict=True):
+        row[: len(ids)] = ids
+    return padded
+
+
+def batches(examples: np.ndarray, size: int, epochs: int, rng: np.random.Generator) -> Iterable[np.ndarray]:
+    """Shuffled batches of exactly `size` rows, int32 [size, length + 1]; the last of an epoch is filled with empty rows."""
+    for _ in range(epochs):
+        order = rng.permutation(len(examples))
+        for start in range(0, len(order), size):
+            batch = np.full((size, examples.shape[1]), PAD, np.int32)
+            chosen = examples[order[start : start + size]]
+            batch[: len(chosen)] = chosen
+            yield batch

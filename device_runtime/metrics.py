@@ -1,0 +1,100 @@
+"""Metrics of next-word prediction: (sum, count) pairs per user, divided once by the reader. Protocol nwp-v1, steps 7 to 10.
+
+A target counts when it is a word; an unknown word counts as a miss. Suggestions are the likeliest words: classes and special ids are skipped.
+"""
+
+from bisect import bisect_left
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+
+import numpy as np
+
+from device_runtime.text import FIRST_WORD, OOV, Vocabulary
+
+STRIP = 3  # suggestions shown
+MACRO_TARGETS = 20  # a user with fewer targets is left out of the mean over users
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Sums over word targets of one user (or of all). Divide to read: `top1 / targets` is top-1 recall."""
+
+    targets: int = 0
+    top1: int = 0
+    top3: int = 0
+    in_vocabulary: int = 0
+    nll: float = 0.0  # nats, over in-vocabulary targets
+    letters: int = 0  # keystrokes without suggestions: letters and one space a word
+    keys: int = 0  # keystrokes with the strip
+    first: int = 0  # targets that open an utterance
+    first_top1: int = 0
+
+    def __add__(self, other: "Counts") -> "Counts":
+        return Counts(*(getattr(self, field.name) + getattr(other, field.name) for field in fields(self)))
+
+
+def top_words(log_probs: np.ndarray, k: int = STRIP) -> np.ndarray:
+    """Ids of the k likeliest words, best first: float [n, vocabulary] -> int [n, k]. Ties go to the more frequent word."""
+    scores = np.array(log_probs[:, FIRST_WORD:])
+    found = np.empty((len(scores), k), np.int64)
+    rows = np.arange(len(scores))
+    for rank in range(k):  # k passes of argmax beat a partial sort at k = 3
+        found[:, rank] = scores.argmax(axis=1)
+        scores[rows, found[:, rank]] = -np.inf
+    return found + FIRST_WORD
+
+
+def keys_spent(word: str, word_id: int, shown: bool, log_probs: np.ndarray, vocabulary: Vocabulary) -> int:
+    """Keystrokes for one word: letters typed until the strip shows it, and one to accept; all letters and a space if it never does.
+
+    log_probs is float [vocabulary] in this context; completions are the likeliest words with the typed prefix.
+    """
+    if shown:
+        return 1
+    if word_id == OOV:
+        return len(word) + 1
+    words, ids = vocabulary.alphabetical
+    scores = log_probs[ids]
+    own = log_probs[word_id]
+    for typed in range(1, len(word)):
+        prefix = word[:typed]
+        start, end = bisect_left(words, prefix), bisect_left(words, prefix + "\uffff")
+        if np.count_nonzero(scores[start:end] > own) < STRIP:
+            return typed + 1
+    return len(word) + 1
+
+
+def recall(counts: Counts, which: str) -> float:
+    """top1 or top3 recall, 0..1; 0 without targets."""
+    return getattr(counts, which) / counts.targets if counts.targets else 0.0
+
+
+def perplexity(counts: Counts) -> float:
+    """e to the mean loss of in-vocabulary word targets. Compare only at equal vocabulary."""
+    return float(np.exp(counts.nll / counts.in_vocabulary)) if counts.in_vocabulary else float("nan")
+
+
+def keystroke_saving(counts: Counts) -> float:
+    """1 - keystrokes with the strip / keystrokes without."""
+    return 1 - counts.keys / counts.letters if counts.letters else 0.0
+
+
+def oov_rate(counts: Counts) -> float:
+    return 1 - counts.in_vocabulary / counts.targets if counts.targets else 0.0
+
+
+def macro(users: list[Counts], which: str) -> tuple[float, float, float, float]:
+    """Mean, 10th, 50th and 90th percentile of a recall over users with enough targets; nan without any."""
+    recalls = [recall(counts, which) for counts in users if counts.targets >= MACRO_TARGETS]
+    if not recalls:
+        return (float("nan"),) * 4
+    return (float(np.mean(recalls)), *(float(q) for q in np.percentile(recalls, [10, 50, 90])))  # type: ignore[return-value]
+
+
+def interval(users: list[Counts], statistic: Callable[[Counts], float], rng: np.random.Generator, draws: int = 1000) -> tuple[float, float]:
+    """95 % bootstrap interval over users of a statistic that is a ratio of sums, such as top-1 recall of all targets."""
+    table = np.array([[getattr(counts, field.name) for field in fields(Counts)] for counts in users], np.float64)
+    sums = rng.multinomial(len(users), np.full(len(users), 1 / len(users)), draws) @ table  # [draws, fields]
+    found = [statistic(Counts(*row)) for row in sums]
+    low, high = np.percentile(found, [2.5, 97.5])
+    return float(low), float(high)

@@ -1,0 +1,145 @@
+"""Update encoding: clip -> rotate -> round at random to b bits -> pack, and back. One definition for device, server and simulation.
+
+Rotation is the randomised Walsh-Hadamard transform in blocks: random signs, then an orthonormal Hadamard matrix. It spreads every value over
+its block, so one scale fits all of them, and it is linear, so the server sums rotated vectors and rotates back once a round.
+Sources: Suresh et al. 2017, arXiv:1611.00429 (rotation, stochastic k-level quantization).
+"""
+
+import struct
+from dataclasses import dataclass
+
+import numpy as np
+
+from device_runtime.errors import UpdateError
+from device_runtime.weights import Weights
+
+BLOCK = 4096  # values rotated together; the last block of a vector is padded with zeros
+MAGIC, VERSION = b"FBUP", 1
+_HEADER = struct.Struct("<4sHHIIQ32sff")  # magic, version, bits, round, dimension, seed, shapes hash, low, step
+HEADER_BYTES = _HEADER.size
+SEND_AGAIN = "encode the update again with this round's plan"
+
+
+@dataclass(frozen=True)
+class Update:
+    """One encoded delta: `low + step * codes` is its rotated vector, within one step of the exact one."""
+
+    round: int
+    seed: int  # of the round's rotation
+    shapes: str  # `weights.shapes_hash` of what the delta belongs to
+    bits: int
+    dimension: int  # values before padding
+    low: float
+    step: float
+    codes: np.ndarray  # uint16 [padded dimension], each under 2 ** bits
+
+
+def clip(delta: Weights, clipping_norm: float) -> Weights:
+    """Scale the delta down so that its L2 norm, all arrays together, is at most `clipping_norm`."""
+    total = np.sqrt(sum(np.square(array, dtype=np.float64).sum() for array in delta.values()))
+    factor = np.float32(min(1.0, clipping_norm / total)) if total > 0 else np.float32(1)
+    return {name: array * factor for name, array in delta.items()}
+
+
+def padded(dimension: int) -> int:
+    """Values after padding to whole blocks."""
+    return -(-dimension // BLOCK) * BLOCK
+
+
+def rotate(vector: np.ndarray, seed: int) -> np.ndarray:
+    """Randomised Hadamard rotation, float32 [n] -> float32 [padded(n)]. Keeps the L2 norm."""
+    blocks = np.zeros(padded(len(vector)), np.float32)
+    blocks[: len(vector)] = vector
+    return _hadamard(blocks * _signs(seed, len(blocks)))
+
+
+def unrotate(vector: np.ndarray, seed: int, dimension: int) -> np.ndarray:
+    """The inverse of `rotate`: float [padded(dimension)] -> float [dimension], in the vector's own precision."""
+    return (_hadamard(vector) * _signs(seed, len(vector)))[:dimension]
+
+
+def quantize(vector: np.ndarray, bits: int, rng: np.random.Generator) -> tuple[np.ndarray, float, float]:
+    """Round each value at random to one of 2 ** bits evenly spaced values, without bias.
+
+    vector is float32 [n] and finite. Returns codes (uint16 [n]), low and step: low + step * codes is within one step of vector, and its
+    expectation is vector. A constant vector has step 0. Raises ValueError for bits outside 1..16 or a value that is not finite.
+    """
+    if not 1 <= bits <= 16:
+        raise ValueError(f"bits must be 1 to 16, found {bits}")
+    if not np.isfinite(vector).all():
+        raise ValueError("the vector has values that are not finite")
+    low, high = np.float32(vector.min()), np.float32(vector.max())
+    step = np.float32((np.float64(high) - np.float64(low)) / (2**bits - 1))
+    if step == 0:
+        return np.zeros(len(vector), np.uint16), float(low), 0.0
+    position = (vector.astype(np.float64) - low) / step
+    codes = np.floor(position + rng.random(len(vector)))  # up with probability equal to the fraction
+    return np.clip(codes, 0, 2**bits - 1).astype(np.uint16), float(low), float(step)
+
+
+def values(update: Update) -> np.ndarray:
+    """The rotated vector an update stands for, float64 [padded dimension]."""
+    return np.float64(update.low) + np.float64(update.step) * update.codes
+
+
+def encode(vector: np.ndarray, round: int, seed: int, shapes: str, bits: int, rng: np.random.Generator) -> bytes:
+    """A clipped delta (flat float32 vector) as the bytes a device uploads: header, then codes packed at `bits` each."""
+    codes, low, step = quantize(rotate(vector, seed), bits, rng)
+    header = _HEADER.pack(MAGIC, VERSION, bits, round, len(vector), seed, bytes.fromhex(shapes), low, step)
+    return header + pack(codes, bits)
+
+
+def decode(data: bytes) -> Update:
+    """Read what `encode` wrote. Raises UpdateError for anything else; nothing is allocated before the lengths agree."""
+    if len(data) < HEADER_BYTES:
+        raise UpdateError("update", f"expected a header of {HEADER_BYTES} bytes, found {len(data)} bytes", SEND_AGAIN)
+    magic, version, bits, round, dimension, seed, shapes, low, step = _HEADER.unpack_from(data)
+    if (magic, version) != (MAGIC, VERSION):
+        raise UpdateError("update", f"expected format {MAGIC!r} version {VERSION}, found {magic!r} version {version}", SEND_AGAIN)
+    if not 1 <= bits <= 16:
+        raise UpdateError("update", f"expected 1 to 16 bits, found {bits}", SEND_AGAIN)
+    if len(data) != encoded_bytes(dimension, bits):
+        raise UpdateError("update", f"expected {encoded_bytes(dimension, bits)} bytes, found {len(data)}", SEND_AGAIN)
+    if not (np.isfinite(low) and np.isfinite(step) and step >= 0):
+        raise UpdateError("update", "the scale is not finite", SEND_AGAIN)
+    return Update(round, seed, shapes.hex(), bits, dimension, low, step, unpack(data[HEADER_BYTES:], bits, padded(dimension)))
+
+
+def encoded_bytes(dimension: int, bits: int) -> int:
+    """Bytes of an encoded update of `dimension` values: what one device uploads."""
+    return HEADER_BYTES + padded(dimension) * bits // 8  # a block of 4096 codes is whole bytes at any width
+
+
+def pack(codes: np.ndarray, bits: int) -> bytes:
+    """Codes of `bits` bits each, most significant bit first, without gaps."""
+    if bits in (8, 16):
+        return codes.astype(">u2" if bits == 16 else np.uint8).tobytes()
+    wide = np.unpackbits(codes.astype(">u2").view(np.uint8).reshape(-1, 2), axis=1)  # [n, 16]
+    return np.packbits(wide[:, 16 - bits :].reshape(-1)).tobytes()
+
+
+def unpack(data: bytes, bits: int, count: int) -> np.ndarray:
+    """The inverse of `pack`: uint16 [count]."""
+    raw = np.frombuffer(data, np.uint8)
+    if bits in (8, 16):
+        return raw.view(">u2" if bits == 16 else np.uint8).astype(np.uint16)
+    narrow = np.unpackbits(raw, count=count * bits).reshape(count, bits)
+    wide = np.zeros((count, 16), np.uint8)
+    wide[:, 16 - bits :] = narrow
+    return np.packbits(wide, axis=1).view(">u2").reshape(count).astype(np.uint16)
+
+
+def _signs(seed: int, count: int) -> np.ndarray:
+    bits = np.random.Generator(np.random.Philox(key=seed)).integers(0, 2, count, np.int8)
+    return (1 - 2 * bits).astype(np.float32)
+
+
+def _hadamard(vector: np.ndarray) -> np.ndarray:
+    """Orthonormal Walsh-Hadamard transform of each block; its own inverse. log2(BLOCK) passes of additions."""
+    blocks = vector.reshape(-1, BLOCK)
+    half = 1
+    while half < BLOCK:
+        pairs = blocks.reshape(len(blocks), -1, 2, half)
+        blocks = np.stack([pairs[:, :, 0] + pairs[:, :, 1], pairs[:, :, 0] - pairs[:, :, 1]], axis=2).reshape(-1, BLOCK)
+        half *= 2
+    return (blocks / np.sqrt(BLOCK).astype(vector.dtype)).reshape(-1)

@@ -1,0 +1,53 @@
+"""Ed25519 keys: who made this bundle, who sent this request. RFC 8032."""
+
+import base64
+import os
+from pathlib import Path
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from device_runtime.errors import RunError
+from device_runtime.weights import digest
+
+
+def public_hex(key: Ed25519PrivateKey) -> str:
+    """The public half, 32 bytes in hexadecimal."""
+    return key.public_key().public_bytes_raw().hex()
+
+
+def load_or_create(path: Path) -> Ed25519PrivateKey:
+    """The private key in `path`, made there on first use, readable by its owner only. Raises RunError if it is not a key."""
+    path = Path(path)
+    try:
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = path.with_name(f".{path.name}.{os.getpid()}")
+            with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+                file.write(Ed25519PrivateKey.generate().private_bytes_raw().hex() + "\n")
+            os.replace(temporary, path)
+        return Ed25519PrivateKey.from_private_bytes(bytes.fromhex(path.read_text().strip()))
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not 32 bytes in hexadecimal"
+        raise RunError(path, f"expected a private key, found: {reason}", "remove the file to have a new key made") from None
+
+
+def verified(public: str, message: bytes, signature: bytes) -> bool:
+    """Whether `signature` over `message` was made by the holder of `public` (hexadecimal)."""
+    try:
+        Ed25519PublicKey.from_public_bytes(bytes.fromhex(public)).verify(signature, message)
+    except (InvalidSignature, ValueError):
+        return False
+    return True
+
+
+def request_message(method: str, path: str, body: bytes, nonce: str) -> bytes:
+    """What a device signs of a request: a changed method, path, body or nonce breaks the signature."""
+    return "\n".join(("fedboard-request-v1", method.upper(), path, digest(body), nonce)).encode()
+
+
+def sign_request(key: Ed25519PrivateKey, device: str, method: str, path: str, body: bytes) -> dict[str, str]:
+    """The headers that prove a request comes from `device`."""
+    nonce = os.urandom(16).hex()
+    signature = key.sign(request_message(method, path, body, nonce))
+    return {"fedboard-device": device, "fedboard-nonce": nonce, "fedboard-signature": base64.b64encode(signature).decode()}

@@ -1,0 +1,104 @@
+"""Weights: a flat dict of named float32 arrays, and the checkpoint file that holds them (safetensors)."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from device_runtime.errors import CheckpointError
+
+Weights = dict[str, np.ndarray]
+SAVE_AGAIN = "use a checkpoint written by `fedboard train` or by the server"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Weights and the round that made them."""
+
+    weights: Weights
+    round: int = 0
+    parent: str = ""  # SHA-256 of the checkpoint this round started from
+    tokenizer: str = ""  # SHA-256 of the vocabulary the rows of the embedding belong to
+
+
+def to_bytes(checkpoint: Checkpoint, dtype: type = np.float32) -> bytes:
+    """The checkpoint as a safetensors file; float16 is how it travels to devices. Equal checkpoints have equal bytes."""
+    arrays = {name: np.ascontiguousarray(array, dtype) for name, array in sorted(checkpoint.weights.items())}
+    meta = {"round": checkpoint.round, "parent": checkpoint.parent, "tokenizer": checkpoint.tokenizer}
+    return safetensors.numpy.save(arrays, {"fedboard": json.dumps(meta, sort_keys=True)})
+
+
+def from_bytes(data: bytes, where: object = "checkpoint") -> Checkpoint:
+    """Read a checkpoint; float16 arrays come back as float32.
+
+    Raises CheckpointError for a damaged file, a file of other origin, or a value that is not finite.
+    """
+    try:
+        arrays = safetensors.numpy.load(data)
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        meta = json.loads(header["__metadata__"]["fedboard"])
+        weights = {name: array.astype(np.float32) for name, array in sorted(arrays.items())}
+        checkpoint = Checkpoint(weights, int(meta["round"]), str(meta["parent"]), str(meta["tokenizer"]))
+    except (safetensors.SafetensorError, ValueError, KeyError, TypeError, OverflowError) as error:
+        raise CheckpointError(where, f"not a Fedboard checkpoint ({type(error).__name__})", SAVE_AGAIN) from None
+    for name, array in weights.items():
+        if not np.isfinite(array).all():
+            raise CheckpointError(where, f"{name} has values that are not finite", SAVE_AGAIN)
+    return checkpoint
+
+
+def read(path: Path) -> Checkpoint:
+    try:
+        return from_bytes(Path(path).read_bytes(), path)
+    except OSError as error:
+        raise CheckpointError(path, f"cannot be read ({error.strerror})", SAVE_AGAIN) from None
+
+
+def digest(data: bytes) -> str:
+    """SHA-256 in hexadecimal: the name of a blob."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def shapes_hash(weights: Weights) -> str:
+    """SHA-256 of the names and shapes: two sides that agree on it can add each other's vectors."""
+    return digest(json.dumps([[name, list(array.shape)] for name, array in sorted(weights.items())]).encode())
+
+
+def require_same_shapes(weights: Weights, expected: Weights, where: object) -> None:
+    """Raises CheckpointError naming the first array that differs."""
+    for name in sorted(weights.keys() | expected.keys()):
+        found, wanted = (None if name not in side else side[name].shape for side in (weights, expected))
+        if found != wanted:
+            raise CheckpointError(where, f"{name}: expected shape {wanted}, found {found}", "use a checkpoint of this network size")
+
+
+def subtract(left: Weights, right: Weights) -> Weights:
+    return {name: left[name] - right[name] for name in left}
+
+
+def add(left: Weights, right: Weights) -> Weights:
+    return {name: left[name] + right[name] for name in left}
+
+
+def norm(weights: Weights) -> float:
+    """L2 norm of all arrays together."""
+    return float(np.sqrt(sum(np.square(array, dtype=np.float64).sum() for array in weights.values())))
+
+
+def flatten(weights: Weights) -> np.ndarray:
+    """All values as one float32 vector, arrays in order of their names."""
+    return np.concatenate([weights[name].reshape(-1) for name in sorted(weights)]).astype(np.float32, copy=False)
+
+
+def unflatten(vector: np.ndarray, like: Weights) -> Weights:
+    """The inverse of `flatten`, with names and shapes of `like`."""
+    result, start = {}, 0
+    for name in sorted(like):
+        size = like[name].size
+        result[name] = vector[start : start + size].reshape(like[name].shape).astype(np.float32)
+        start += size
+    return result
