@@ -4,7 +4,8 @@ A target counts when it is a word; an unknown word counts as a miss. Suggestions
 """
 
 from bisect import bisect_left
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -28,14 +29,21 @@ class Counts:
     keys: int = 0  # keystrokes with the strip
     first: int = 0  # targets that open an utterance
     first_top1: int = 0
+    tokens: int = 0  # targets that are words or classes, where classes compete too
+    tokens_top1: int = 0
+    tokens_top3: int = 0
 
     def __add__(self, other: "Counts") -> "Counts":
         return Counts(*(getattr(self, field.name) + getattr(other, field.name) for field in fields(self)))
 
 
 def top_words(log_probs: np.ndarray, k: int = STRIP) -> np.ndarray:
-    """Ids of the k likeliest words, best first: float [n, vocabulary] -> int [n, k]. Ties go to the more frequent word."""
+    """Ids of the k likeliest words, best first: float [n, vocabulary] -> int [n, k]. Ties go to the more frequent word.
+
+    A vocabulary of fewer than k words gives as many columns as it has words.
+    """
     scores = np.array(log_probs[:, FIRST_WORD:])
+    k = min(k, scores.shape[1])
     found = np.empty((len(scores), k), np.int64)
     rows = np.arange(len(scores))
     for rank in range(k):  # k passes of argmax beat a partial sort at k = 3
@@ -44,24 +52,34 @@ def top_words(log_probs: np.ndarray, k: int = STRIP) -> np.ndarray:
     return found + FIRST_WORD
 
 
-def keys_spent(word: str, word_id: int, shown: bool, log_probs: np.ndarray, vocabulary: Vocabulary) -> int:
-    """Keystrokes for one word: letters typed until the strip shows it, and one to accept; all letters and a space if it never does.
+def keystrokes(log_probs: np.ndarray, words: Sequence[str], ids: np.ndarray, shown: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:
+    """Keystrokes for one word after each context: letters typed until the strip shows it and one to accept; all letters and a space if it never does.
 
-    log_probs is float [vocabulary] in this context; completions are the likeliest words with the typed prefix.
+    log_probs is float [n, vocabulary]; words, ids (OOV if unknown) and shown (whether the strip offers the word before its first letter) have n.
+    Completions are the three likeliest words with the typed prefix; ties go to the more frequent word.
     """
-    if shown:
-        return 1
-    if word_id == OOV:
-        return len(word) + 1
-    words, ids = vocabulary.alphabetical
-    scores = log_probs[ids]
-    own = log_probs[word_id]
-    for typed in range(1, len(word)):
-        prefix = word[:typed]
-        start, end = bisect_left(words, prefix), bisect_left(words, prefix + "\uffff")
-        if np.count_nonzero(scores[start:end] > own) < STRIP:
-            return typed + 1
-    return len(word) + 1
+    keys = np.where(shown, 1, [len(word) + 1 for word in words])
+    own = log_probs[np.arange(len(ids)), ids]
+    alphabet = vocabulary.alphabetical[0]
+    order = np.array(vocabulary.alphabetical[1])
+    waiting = np.flatnonzero(~shown & (ids != OOV)).tolist()
+    typed = 0
+    while waiting:
+        typed += 1
+        with_prefix: dict[str, list[int]] = defaultdict(list)
+        for row in waiting:
+            if typed < len(words[row]):
+                with_prefix[words[row][:typed]].append(row)
+        waiting = []
+        for prefix, group in with_prefix.items():
+            candidates = order[bisect_left(alphabet, prefix) : bisect_left(alphabet, prefix + "\uffff")]
+            rows = np.array(group)
+            scores, mine = log_probs[rows[:, None], candidates], own[rows, None]  # [rows, candidates]
+            ahead = (scores > mine) | ((scores == mine) & (candidates < ids[rows, None]))
+            offered = np.count_nonzero(ahead, axis=1) < STRIP
+            keys[rows[offered]] = typed + 1
+            waiting += rows[~offered].tolist()
+    return keys
 
 
 def recall(counts: Counts, which: str) -> float:

@@ -15,7 +15,7 @@ from device_runtime.weights import Weights
 
 BLOCK = 4096  # values rotated together; the last block of a vector is padded with zeros
 MAGIC, VERSION = b"FBUP", 1
-_HEADER = struct.Struct("<4sHHIIQ32sff")  # magic, version, bits, round, dimension, seed, shapes hash, low, step
+_HEADER = struct.Struct("<4sHHIIIQ32sff")  # magic, version, bits, round, examples, dimension, seed, shapes hash, low, step
 HEADER_BYTES = _HEADER.size
 SEND_AGAIN = "encode the update again with this round's plan"
 
@@ -28,6 +28,7 @@ class Update:
     seed: int  # of the round's rotation
     shapes: str  # `weights.shapes_hash` of what the delta belongs to
     bits: int
+    examples: int  # the update counts by them, at least 1
     dimension: int  # values before padding
     low: float
     step: float
@@ -82,10 +83,15 @@ def values(update: Update) -> np.ndarray:
     return np.float64(update.low) + np.float64(update.step) * update.codes
 
 
-def encode(vector: np.ndarray, round: int, seed: int, shapes: str, bits: int, rng: np.random.Generator) -> bytes:
-    """A clipped delta (flat float32 vector) as the bytes a device uploads: header, then codes packed at `bits` each."""
+def encode(vector: np.ndarray, round: int, seed: int, shapes: str, bits: int, examples: int, rng: np.random.Generator) -> bytes:
+    """A clipped delta (flat float32 vector) as the bytes a device uploads: header, then codes packed at `bits` each.
+
+    Raises ValueError for examples under 1, bits outside 1..16 or a value that is not finite.
+    """
+    if examples < 1:
+        raise ValueError(f"an update counts by its examples: expected at least 1, found {examples}")
     codes, low, step = quantize(rotate(vector, seed), bits, rng)
-    header = _HEADER.pack(MAGIC, VERSION, bits, round, len(vector), seed, bytes.fromhex(shapes), low, step)
+    header = _HEADER.pack(MAGIC, VERSION, bits, round, examples, len(vector), seed, bytes.fromhex(shapes), low, step)
     return header + pack(codes, bits)
 
 
@@ -93,16 +99,18 @@ def decode(data: bytes) -> Update:
     """Read what `encode` wrote. Raises UpdateError for anything else; nothing is allocated before the lengths agree."""
     if len(data) < HEADER_BYTES:
         raise UpdateError("update", f"expected a header of {HEADER_BYTES} bytes, found {len(data)} bytes", SEND_AGAIN)
-    magic, version, bits, round, dimension, seed, shapes, low, step = _HEADER.unpack_from(data)
+    magic, version, bits, round, examples, dimension, seed, shapes, low, step = _HEADER.unpack_from(data)
     if (magic, version) != (MAGIC, VERSION):
         raise UpdateError("update", f"expected format {MAGIC!r} version {VERSION}, found {magic!r} version {version}", SEND_AGAIN)
     if not 1 <= bits <= 16:
         raise UpdateError("update", f"expected 1 to 16 bits, found {bits}", SEND_AGAIN)
     if len(data) != encoded_bytes(dimension, bits):
         raise UpdateError("update", f"expected {encoded_bytes(dimension, bits)} bytes, found {len(data)}", SEND_AGAIN)
+    if examples < 1:
+        raise UpdateError("update", "expected at least 1 example, found 0", SEND_AGAIN)
     if not (np.isfinite(low) and np.isfinite(step) and step >= 0):
         raise UpdateError("update", "the scale is not finite", SEND_AGAIN)
-    return Update(round, seed, shapes.hex(), bits, dimension, low, step, unpack(data[HEADER_BYTES:], bits, padded(dimension)))
+    return Update(round, seed, shapes.hex(), bits, examples, dimension, low, step, unpack(data[HEADER_BYTES:], bits, padded(dimension)))
 
 
 def encoded_bytes(dimension: int, bits: int) -> int:

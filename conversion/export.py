@@ -1,0 +1,93 @@
+"""Export: weights -> `train.tflite` (pure functions, weights passed in) and `predict.tflite` (weights baked in, dynamic-range int8)."""
+
+import os
+import tempfile
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import tensorflow as tf
+
+from device_runtime.metrics import STRIP
+from device_runtime.text import FIRST_WORD
+from device_runtime.weights import Weights
+from device_runtime.wire import Plan
+from model import training
+from model.network import size_of
+
+
+def train_graph(weights: Weights, plan: Plan) -> bytes:
+    """The functions a device fine-tunes with, built-in operations only; no weights in the file, so it serves every round.
+
+    train(rows, learning_rate, weights...) -> new weights..., loss, targets;  evaluate(rows, weights...) -> loss, targets;
+    step(token, hidden, cell, weights...) -> log_probs, hidden, cell. rows is int32 [plan.batch_size, plan.length + 1].
+    """
+    size = size_of(weights)
+    arrays = {name: tf.TensorSpec(array.shape, tf.float32, name=name) for name, array in sorted(weights.items())}
+    rows = tf.TensorSpec([plan.batch_size, plan.length + 1], tf.int32, name="rows")
+
+    class Functions(tf.Module):
+        @tf.function
+        def train(self, rows: tf.Tensor, learning_rate: tf.Tensor, **weights: tf.Tensor) -> dict:
+            local, loss, targets = training.sgd_step(weights, rows, learning_rate, plan.length)
+            return {**local, "loss": loss, "targets": targets}
+
+        @tf.function
+        def evaluate(self, rows: tf.Tensor, **weights: tf.Tensor) -> dict:
+            loss, targets = training.loss_only(weights, rows, plan.length)
+            return {"loss": loss, "targets": targets}
+
+        @tf.function
+        def step(self, token: tf.Tensor, hidden: tf.Tensor, cell: tf.Tensor, **weights: tf.Tensor) -> dict:
+            logits, hidden, cell = training.step(weights, token, hidden, cell)
+            return {"log_probs": tf.nn.log_softmax(logits), "hidden": hidden, "cell": cell}
+
+    module = Functions()
+    return _convert(
+        module,
+        {
+            "train": module.train.get_concrete_function(rows=rows, learning_rate=tf.TensorSpec([], tf.float32, name="learning_rate"), **arrays),
+            "evaluate": module.evaluate.get_concrete_function(rows=rows, **arrays),
+            "step": module.step.get_concrete_function(
+                token=tf.TensorSpec([1], tf.int32, name="token"),
+                hidden=tf.TensorSpec([1, size.embedding], tf.float32, name="hidden"),
+                cell=tf.TensorSpec([1, size.units], tf.float32, name="cell"),
+                **arrays,
+            ),
+        },
+    )
+
+
+def predict_graph(weights: Weights, quantized: bool = True) -> bytes:
+    """predict(token, hidden, cell) -> log_probs, top_ids, top_log_probs, hidden, cell, for any number of texts at once.
+
+    token is int32 [n]; top_ids are the likeliest words (never punctuation), best first. Matrices are int8 with one scale each unless
+    `quantized` is False, which exists to measure what int8 costs.
+    """
+    size = size_of(weights)
+    constants = {name: tf.constant(array) for name, array in weights.items()}
+
+    class Functions(tf.Module):
+        @tf.function
+        def predict(self, token: tf.Tensor, hidden: tf.Tensor, cell: tf.Tensor) -> dict:
+            logits, hidden, cell = training.step(constants, token, hidden, cell)
+            log_probs = tf.nn.log_softmax(logits)
+            top_log_probs, top_ids = tf.math.top_k(log_probs[:, FIRST_WORD:], STRIP)
+            return {"log_probs": log_probs, "top_ids": top_ids + FIRST_WORD, "top_log_probs": top_log_probs, "hidden": hidden, "cell": cell}
+
+    module = Functions()
+    function = module.predict.get_concrete_function(
+        token=tf.TensorSpec([None], tf.int32, name="token"),
+        hidden=tf.TensorSpec([None, size.embedding], tf.float32, name="hidden"),
+        cell=tf.TensorSpec([None, size.units], tf.float32, name="cell"),
+    )
+    return _convert(module, {"predict": function}, quantized)
+
+
+def _convert(module: tf.Module, signatures: dict, quantized: bool = False) -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        tf.saved_model.save(module, folder, signatures=signatures)
+        converter = tf.lite.TFLiteConverter.from_saved_model(folder, signature_keys=sorted(signatures))
+        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
+        if quantized:
+            converter.optimizations = [tf.lite.Optimize.DEFAULT]
+        return converter.convert()

@@ -1,0 +1,96 @@
+"""Calls: every request a device makes of the server, one function each. A refusal is a value; an answer that is not ours is a ServerError."""
+
+import json
+from collections.abc import Mapping
+from typing import TypeVar
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from device_runtime.config import from_json, to_json
+from device_runtime.errors import ConfigError, ServerError
+from device_runtime.signing import public_hex, sign_request
+from device_runtime.transport import CHECK_ADDRESS, Reply, Send
+from device_runtime.weights import digest
+from device_runtime.wire import Abandon, Ack, Assignment, Cause, CheckIn, Enrolled, Enrolment, Problem, Reject, RoundReports
+
+T = TypeVar("T")
+JSON = {"content-type": "application/json"}
+BINARY = {"content-type": "application/octet-stream"}
+
+
+def signed(send: Send, key: Ed25519PrivateKey, device: str) -> Send:
+    """`send` with every request signed by `device`, each time anew: a signature is taken once."""
+
+    def send_signed(method: str, path: str, body: bytes, headers: Mapping[str, str]) -> Reply:
+        return send(method, path, body, {**headers, **sign_request(key, device, method, path, body)})
+
+    return send_signed
+
+
+def enrol(send: Send, key: Ed25519PrivateKey) -> Enrolled:
+    """Make the key known to the server. Unsigned; the same key always gets the same name."""
+    return _ours(Enrolled, "POST /v1/devices", send("POST", "/v1/devices", to_json(Enrolment(public_hex(key))), JSON))
+
+
+def check_in(send: Send, message: CheckIn) -> Assignment | Reject:
+    """Ask for work."""
+    return _ours_or_refusal(Assignment, "POST /v1/check-in", send("POST", "/v1/check-in", to_json(message), JSON))
+
+
+def fetch(send: Send, sha256: str) -> bytes:
+    """The blob of that hash. Raises ServerError if the server lacks it or sends other bytes."""
+    where = f"GET /v1/blobs/{sha256}"
+    reply = send("GET", f"/v1/blobs/{sha256}", b"", {})
+    if reply.status != 200:
+        raise _unexpected(where, reply)
+    if digest(reply.body) != sha256:
+        raise ServerError(where, f"the {len(reply.body)} bytes it sent have another SHA-256", "fetch them again, or look at the server's blobs")
+    return reply.body
+
+
+def upload(send: Send, assignment: str, update: bytes) -> Ack | Reject:
+    """Hand in the encoded update of an assignment. The same bytes may be handed in again."""
+    path = f"/v1/assignments/{assignment}/update"
+    return _ours_or_refusal(Ack, "PUT update", send("PUT", path, update, BINARY))
+
+
+def abandon(send: Send, assignment: str, cause: Cause) -> Ack | Reject:
+    """Give an assignment back, saying why."""
+    path = f"/v1/assignments/{assignment}/abandon"
+    return _ours_or_refusal(Ack, "POST abandon", send("POST", path, to_json(Abandon(cause)), JSON))
+
+
+def rounds(send: Send) -> RoundReports:
+    """What became of every round so far, oldest first. Unsigned."""
+    return _ours(RoundReports, "GET /v1/rounds", send("GET", "/v1/rounds", b"", {}))
+
+
+def _ours_or_refusal(kind: type[T], where: str, reply: Reply) -> T | Reject:
+    if 400 <= reply.status < 500:
+        return Reject(_ours(Problem, where, reply, reply.status).cause, retry_in_s=0.0)
+    return _ours(Reject if reply.status == 200 and _has_cause(reply.body) else kind, where, reply)
+
+
+def _ours(kind: type[T], where: str, reply: Reply, status: int = 200) -> T:
+    if reply.status != status:
+        raise _unexpected(where, reply)
+    try:
+        return from_json(kind, reply.body, kind.__name__)
+    except ConfigError as error:
+        raise ServerError(where, f"the answer is not one of ours ({error})", CHECK_ADDRESS) from None
+
+
+def _has_cause(body: bytes) -> bool:
+    try:
+        table = json.loads(body)
+    except ValueError:
+        return False
+    return isinstance(table, dict) and "cause" in table
+
+
+def _unexpected(where: str, reply: Reply) -> ServerError:
+    try:
+        problem = from_json(Problem, reply.body, "Problem")
+    except ConfigError:
+        return ServerError(where, f"expected status 200, found {reply.status}", CHECK_ADDRESS)
+    return ServerError(where, f"refused with {reply.status} {problem.cause}: {problem.detail}", "see that cause in the server's /v1/rounds")

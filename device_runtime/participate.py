@@ -1,0 +1,243 @@
+"""Participation: one turn of a device with the server, from check-in to counted update, and the days of several devices in one process."""
+
+import itertools
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import partial
+
+import numpy as np
+
+from device_runtime import calls, examples, quantize, text, weights
+from device_runtime.bundle import Bundle
+from device_runtime.config import from_json
+from device_runtime.errors import BundleError, ConfigError, ServerError
+from device_runtime.finetune import FineTuned, finetune
+from device_runtime.home import Contribution, Home
+from device_runtime.transport import Meter, Send, persistent
+from device_runtime.weights import Checkpoint, Weights
+from device_runtime.wire import Ack, Assignment, Cause, CheckIn, Enrolled, Plan, Reject, RoundReport, forbidden_by
+
+DAY_S = 86_400.0
+BATCH_S = 60.0  # virtual seconds between two looks at the conditions of a simulated device
+OPEN = ("selecting", "reporting")  # phases of a round that still waits for someone
+
+Trainer = Callable[..., FineTuned]  # the signature of `finetune.finetune`
+
+
+class Status(StrEnum):
+    """How a turn ended."""
+
+    COUNTED = "counted"
+    REFUSED = "refused"  # no work at check-in
+    ABANDONED = "abandoned"  # the device gave its assignment back
+    NOT_COUNTED = "not_counted"  # the server did not take the update
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of one turn. Bytes are those of bodies, as sent and received; seconds are of the clock the turn was given."""
+
+    status: Status
+    cause: Cause | None = None  # None when it counted
+    round: int | None = None  # None when refused
+    retry_in_s: float = 0.0
+    examples: int = 0  # rows trained on: the weight of the update
+    batches: int = 0
+    loss_before: float | None = None  # nats a target, on those rows
+    loss_after: float | None = None
+    bytes_up: int = 0
+    bytes_down: int = 0
+    seconds: float = 0.0
+
+
+class Turn:
+    """One device's turn: check in, then do the work it was assigned. `now` is its clock; conditions are read at its times."""
+
+    def __init__(self, home: Home, send: Send, now: Callable[[], float], train: Trainer = finetune, sleep: Callable[[float], None] = time.sleep):
+        self.home = home
+        self._now = now
+        self._train = train
+        self._meter = Meter(send)
+        self._sleep = sleep
+        self._began = now()
+
+    def check_in(self) -> Outcome | None:
+        """Report the conditions, whatever they are, and ask for work: the outcome if refused, None if there is work to do."""
+        bundle = self.home.bundle()
+        with self.home.typing_log() as log:
+            log.expire(self._began)
+            message = CheckIn(self.home.conditions(self._began), log.count(), bundle.manifest.tokenizer)
+        name = self.home.name or self._enrol().device
+        answer = calls.check_in(self._line(name), message)
+        if isinstance(answer, Reject) and answer.cause is Cause.UNKNOWN_DEVICE:  # a server that began anew knows nobody
+            name = self._enrol().device
+            answer = calls.check_in(self._line(name), message)
+        if isinstance(answer, Reject):
+            return self._outcome(Status.REFUSED, answer.cause, answer.retry_in_s)
+        self._assignment, self._send = answer, self._line(name)
+        return None
+
+    def work(self) -> Outcome:
+        """Fetch, fine-tune, encode and hand in what `check_in` was assigned; give it back if a condition is lost or training fails."""
+        assignment, bundle = self._assignment, self.home.bundle()
+        plan, checkpoint = self._plan(assignment), self._checkpoint(assignment)
+        if not _fits(assignment, plan, checkpoint, bundle):
+            self._give_back(Cause.TRAINING_FAILED)
+            raise BundleError(bundle.path, "the work this server assigns does not fit its graphs", "install the bundle the server was started with")
+        rows = self._rows(bundle.vocabulary, plan)
+        if not len(rows):  # what is waiting holds no token
+            return self._give_back(Cause.TRAINING_FAILED)
+        rng = np.random.default_rng(None if self.home.config.seed is None else [self.home.config.seed, assignment.round])
+        tuned = self._train(bundle.train_graph, checkpoint.weights, rows, plan, rng, self._may_train)
+        stopped = tuned.stopped or (None if self._may_train() else Cause.CONDITION_LOST)  # an upload needs the conditions too
+        if stopped is not None:
+            return self._give_back(stopped, len(rows), tuned)
+        update = encode(tuned.delta, assignment, plan, len(rows), rng)
+        self._note("sending", "", len(rows))  # before the update leaves: the ledger never says less than what left
+        answer = calls.upload(self._send, assignment.assignment, update)
+        if isinstance(answer, Ack) and answer.counted:
+            return self._outcome(Status.COUNTED, None, answer.retry_in_s, len(rows), tuned)
+        cause = answer.cause if isinstance(answer, Reject) else Cause.ROUND_CLOSED
+        return self._outcome(Status.NOT_COUNTED, cause, answer.retry_in_s, len(rows), tuned)
+
+    def _may_train(self) -> bool:
+        return forbidden_by(self.home.conditions(self._now())) is None
+
+    def _enrol(self) -> Enrolled:
+        enrolled = calls.enrol(persistent(self._meter, sleep=self._sleep), self.home.key)
+        self.home.keep_name(enrolled.device)
+        return enrolled
+
+    def _line(self, name: str) -> Send:
+        return persistent(calls.signed(self._meter, self.home.key, name), sleep=self._sleep)
+
+    def _plan(self, assignment: Assignment) -> Plan:
+        try:
+            return from_json(Plan, calls.fetch(self._send, assignment.plan), "plan")
+        except ConfigError as error:
+            raise ServerError("plan", f"cannot be read ({error})", "start the server with a plan of this version") from None
+
+    def _checkpoint(self, assignment: Assignment) -> Checkpoint:
+        data = self.home.cached_checkpoint(assignment.checkpoint)
+        if data is None:
+            data = calls.fetch(self._send, assignment.checkpoint)
+            self.home.keep_checkpoint(assignment.checkpoint, data)
+        return weights.from_bytes(data, "assigned checkpoint")
+
+    def _rows(self, vocabulary: text.Vocabulary, plan: Plan) -> np.ndarray:
+        """The newest rows, at most `plan.max_rows`: int32 [rows, length + 1]."""
+        with self.home.typing_log() as log:
+            typed = log.read(plan.max_rows)  # an utterance fills at least one row
+        utterances = [vocabulary.ids(tokens) for tokens in map(text.tokenise, typed) if tokens]
+        return examples.rows(utterances, plan.length)[-plan.max_rows :]
+
+    def _give_back(self, cause: Cause, rows: int = 0, tuned: FineTuned | None = None) -> Outcome:
+        answer = calls.abandon(self._send, self._assignment.assignment, cause)
+        return self._outcome(Status.ABANDONED, cause, answer.retry_in_s, rows, tuned)
+
+    def _outcome(self, status: Status, cause: Cause | None, retry_in_s: float, rows: int = 0, tuned: FineTuned | None = None) -> Outcome:
+        if status is not Status.REFUSED:
+            self._note(status, cause or "", rows)
+        return Outcome(
+            status,
+            cause,
+            None if status is Status.REFUSED else self._assignment.round,
+            retry_in_s,
+            rows,
+            tuned.batches if tuned else 0,
+            tuned.loss_before if tuned else None,
+            tuned.loss_after if tuned else None,
+            self._meter.up,
+            self._meter.down,
+            self._now() - self._began,
+        )
+
+    def _note(self, outcome: str, cause: str, rows: int) -> None:
+        line = Contribution(self._assignment.round, self._began, outcome, cause, rows, self._meter.up, self._meter.down)
+        self.home.note(line)
+
+
+def take_turn(home: Home, send: Send, now: Callable[[], float], train: Trainer = finetune, sleep: Callable[[float], None] = time.sleep) -> Outcome:
+    """One whole turn. Raises ServerError, BundleError or TypingLogError when it cannot be taken."""
+    turn = Turn(home, send, now, train, sleep)
+    return turn.check_in() or turn.work()
+
+
+def run(
+    homes: Sequence[Home],
+    send: Send,
+    rounds: int,
+    on_outcome: Callable[[Home, Outcome], None] = lambda home, outcome: None,
+    train: Trainer = finetune,
+    sleep: Callable[[float], None] = time.sleep,
+) -> int:
+    """Turns of several devices in one process until `rounds` rounds were seen, or the server has none left. The number of rounds seen.
+
+    In each round every device checks in before the first one works: a round does not end while one of them still waits for its turn.
+    A simulated device lives through one night of its trace a round; between two rounds all wait until the server's newest round is another.
+    """
+    seen = 0
+    while seen < rounds:
+        first, newest = _first_and_newest(send, sleep)
+        outcomes, working = [], []
+        for home in homes:
+            turn = Turn(home, send, _clock(home, DAY_S * (newest.round - first.round)), train, sleep)
+            refused = turn.check_in()
+            if refused is None:
+                working.append(turn)
+            else:
+                outcomes.append(refused)
+                on_outcome(home, refused)
+        for turn in working:
+            outcomes.append(turn.work())
+            on_outcome(turn.home, outcomes[-1])
+        if any(outcome.cause is Cause.NO_ROUND for outcome in outcomes):
+            break
+        seen += 1
+        if seen < rounds:
+            retry_s = min((outcome.retry_in_s for outcome in outcomes if outcome.retry_in_s > 0), default=1.0)
+            _wait(send, newest, retry_s, sleep)
+    return seen
+
+
+def encode(delta: Weights, assignment: Assignment, plan: Plan, rows: int, rng: np.random.Generator) -> bytes:
+    """The update of an assignment: the delta clipped, rotated and quantized as its round asks, with the rows it was trained on as its weight."""
+    vector = weights.flatten(quantize.clip(delta, plan.clipping_norm))
+    return quantize.encode(vector, assignment.round, assignment.rotation_seed, assignment.shapes, plan.bits, rows, rng)
+
+
+def ticking(start: float, step_s: float = BATCH_S) -> Callable[[], float]:
+    """A clock that shows `start` and goes on by `step_s` each time it is read."""
+    return partial(next, itertools.count(start, step_s))
+
+
+def _clock(home: Home, night: float) -> Callable[[], float]:
+    return time.time if home.config.conditions is None else ticking(night)
+
+
+def _first_and_newest(send: Send, sleep: Callable[[float], None]) -> tuple[RoundReport, RoundReport]:
+    reports = calls.rounds(persistent(send, sleep=sleep)).rounds
+    if not reports:
+        raise ServerError("GET /v1/rounds", "expected at least one round, found none", "start the server with a task")
+    return reports[0], reports[-1]
+
+
+def _wait(send: Send, seen: RoundReport, retry_s: float, sleep: Callable[[float], None]) -> None:
+    """Until the server's newest round is another than `seen`, or closed."""
+    newest = seen
+    while newest.round == seen.round and newest.phase in OPEN:
+        sleep(retry_s)
+        _, newest = _first_and_newest(send, sleep)
+
+
+def _fits(assignment: Assignment, plan: Plan, checkpoint: Checkpoint, bundle: Bundle) -> bool:
+    """Whether the assigned work can be done with the installed graph and encoded as asked."""
+    shapes = weights.shapes_hash(checkpoint.weights)
+    return (
+        shapes == assignment.shapes == bundle.manifest.shapes
+        and (plan.batch_size, plan.length) == (bundle.plan.batch_size, bundle.plan.length)
+        and 1 <= plan.bits <= 16
+        and min(plan.epochs, plan.max_rows, plan.learning_rate, plan.clipping_norm) > 0
+    )

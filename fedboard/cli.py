@@ -1,0 +1,334 @@
+"""The command line: thin commands over the stages. Nothing heavy is imported before the command that needs it."""
+
+import contextlib
+import json
+import sys
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from device_runtime.errors import FedboardError, RunError
+from fedboard import console
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Keyboard prediction by federated learning.")
+data_app = typer.Typer(no_args_is_help=True, help="Corpora: import your own, look at one.")
+bundle_app = typer.Typer(no_args_is_help=True, help="Bundles: what a device installs.")
+device_app = typer.Typer(no_args_is_help=True, help="Devices: simulated phones with typing logs.")
+app.add_typer(data_app, name="data")
+app.add_typer(bundle_app, name="bundle")
+app.add_typer(device_app, name="device")
+
+Data = Annotated[str, typer.Option("--data", help="`chitchat`, or a directory made by `fedboard data import`.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+Trust = Annotated[list[Path] | None, typer.Option(help="Public key file of a bundle's maker; by default our own, runs/keys/signing.pub.")]
+Seed = Annotated[int, typer.Option(help="Repeats the run.")]
+
+
+def main() -> None:
+    """Run a command: exit code 0 on success, 1 with one clear line on bad input, 130 on Ctrl-C."""
+    try:
+        code = app(standalone_mode=False)
+    except FedboardError as error:
+        console.errors.print(f"{type(error).__name__}: {error}", style="red", markup=False, soft_wrap=True)
+        code = 1
+    except (KeyboardInterrupt, typer.Abort):
+        console.errors.print("interrupted")
+        code = 130
+    except BrokenPipeError:
+        code = 1
+    except Exception as error:  # click's own usage errors
+        if not hasattr(error, "show"):
+            raise
+        error.show()
+        code = 2
+    sys.exit(code or 0)
+
+
+def emit(value: object) -> None:
+    """One JSON object on standard output, whatever the console is told."""
+    sys.stdout.write(json.dumps(value) + "\n")
+    sys.stdout.flush()
+
+
+@data_app.command("import")
+def data_import(
+    file: Annotated[Path, typer.Argument(help="A .jsonl, .csv or .parquet file.")],
+    out: Annotated[Path, typer.Option(help="Directory to write.")],
+    user: Annotated[str, typer.Option(help="Column that says who typed.")] = "user",
+    text: Annotated[str, typer.Option(help="Column with the message.")] = "text",
+    timestamp: Annotated[str | None, typer.Option(help="Column with the time (ISO 8601 or epoch); optional.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Read a file of messages, clean them by protocol nwp-v1, and write a corpus directory; says what was dropped and why."""
+    from model import corpus
+
+    report = corpus.import_file(file, out, user, text, timestamp)
+    if as_json:
+        return emit(asdict(report))
+    console.say(f"{out}: kept {report.kept:,} of {report.rows:,} rows, {report.users:,} users, {report.words:,} words")
+    for drop in report.dropped:
+        console.say(f"  dropped {drop.rows:,}: {drop.reason} (first in row {drop.first_line})")
+
+
+@data_app.command("stats")
+def data_stats(data: Annotated[str, typer.Argument(help="`chitchat` or a corpus directory.")] = "chitchat", as_json: Json = False) -> None:
+    """Users, utterances and words by split, and how unevenly they are spread."""
+    from model import corpus
+
+    found = corpus.stats(corpus.load(data))
+    if as_json:
+        return emit(asdict(found))
+    rows = [[name, *(f"{n:,}" for n in asdict(getattr(found, name)).values())] for name in ("train", "validation", "test", "total")]
+    console.table(f"{found.name} by protocol nwp-v1", ["split", "users", "utterances", "words"], rows)
+    console.say(
+        f"median user: {found.median_words:,.0f} words in {found.median_utterances:,.0f} utterances; distinct words: {found.distinct_words:,}"
+    )
+    console.say(f"the ten largest users typed {found.largest_ten:.0%} of all words; left out: {found.dropped}")
+
+
+@app.command()
+def train(
+    out: Annotated[Path, typer.Option(help="Run folder to write, such as runs/mine.")],
+    data: Data = "chitchat",
+    config: Annotated[Path | None, typer.Option(help="TOML file of a recipe; the options below go over it.")] = None,
+    rounds: Annotated[int | None, typer.Option(help="Rounds of federated training.")] = None,
+    cohort: Annotated[int | None, typer.Option(help="Clients a round.")] = None,
+    size: Annotated[str | None, typer.Option(help="Network: tiny, small or gboard.")] = None,
+    vocabulary: Annotated[int | None, typer.Option(help="Words of the vocabulary.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Repeats the run.")] = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace an earlier run in the folder.")] = False,
+) -> None:
+    """Train the next-word network by federated averaging, simulated in TFF."""
+    from device_runtime.config import from_toml
+    from fedboard.run import Settings
+    from fedboard.train import train as run
+    from model.recipe import Recipe
+
+    recipe = from_toml(Recipe, config) if config else Recipe()
+    given = {"rounds": rounds, "cohort": cohort, "size": size, "vocabulary": vocabulary, "seed": seed}
+    recipe = replace(recipe, **{name: value for name, value in given.items() if value is not None})
+    done = run(Settings(data, recipe), out, overwrite)
+    console.say(f"best checkpoint: {done.best}\nnext: fedboard export {out}")
+
+
+@app.command()
+def export(
+    target: Annotated[Path, typer.Argument(help="A run folder or a .safetensors checkpoint.")],
+    out: Annotated[Path | None, typer.Option(help="Bundle folder to write; by default RUN/bundle.")] = None,
+    data: Annotated[str | None, typer.Option(help="Corpus to check parity on; by default the run's.")] = None,
+    tokenizer: Annotated[Path | None, typer.Option(help="tokenizer.model, if it is not in the run.")] = None,
+    key: Annotated[Path | None, typer.Option(help="Private key to sign with; by default runs/keys/signing.key, made on first use.")] = None,
+    learning_rate: Annotated[float, typer.Option(help="Of local training on devices.")] = 0.1,
+    clipping_norm: Annotated[float, typer.Option(help="Largest L2 norm of a device's delta.")] = 10.0,
+    bits: Annotated[int, typer.Option(help="Of one value of an upload, 1 to 16.")] = 8,
+    as_json: Json = False,
+) -> None:
+    """Export train.tflite and int8 predict.tflite, check them against TensorFlow, and write a signed bundle."""
+    from fedboard.export import export as run
+
+    if as_json:
+        console.quiet()
+    manifest, path = run(target, out, data, tokenizer, key, learning_rate, clipping_norm, bits)
+    if as_json:
+        return emit({"bundle": str(path), **asdict(manifest)})
+    console.say(f"next: fedboard bundle verify {path}; fedboard predict {path} 'i will see you'")
+
+
+@bundle_app.command("verify")
+def bundle_verify(path: Annotated[Path, typer.Argument(help="Bundle folder.")], trust: Trust = None, as_json: Json = False) -> None:
+    """Check signature, sizes, hashes and vocabulary of a bundle, as a device does before it opens one."""
+    from device_runtime.bundle import open_verified
+    from fedboard.run import trusted_keys
+
+    manifest = open_verified(path, trusted_keys(trust)).manifest
+    if as_json:
+        return emit(asdict(manifest))
+    console.table(f"{path}: whole, and signed by a trusted key", ["file", "bytes"], [[n, f"{f.bytes:,}"] for n, f in manifest.files.items()])
+    line = manifest.lineage
+    console.say(f"network `{manifest.network}`, {manifest.vocabulary:,} ids; corpus {line.corpus}, round {line.round}; privacy {line.privacy}")
+
+
+@app.command()
+def evaluate(
+    targets: Annotated[list[str], typer.Argument(help="Runs, .safetensors checkpoints, bundles, or unigram, kn2, kn3, kn4.")],
+    data: Data = "chitchat",
+    split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
+    predictions: Annotated[Path | None, typer.Option(help="Write one JSON line per target position (one target only).")] = None,
+    tokenizer: Annotated[Path | None, typer.Option(help="tokenizer.model of the vocabulary, for baselines and bare checkpoints.")] = None,
+    vocabulary: Annotated[int, typer.Option(help="Words, for a baseline without --tokenizer.")] = 10_000,
+    name: Annotated[list[str] | None, typer.Option(help="What to call a target in the table; once for each, in order.")] = None,
+    out: Annotated[list[Path] | None, typer.Option(help="JSON file for a target's result; once for each, in order.")] = None,
+    seed: Seed = 0,
+    trust: Trust = None,
+    as_json: Json = False,
+) -> None:
+    """Score next-word accuracy on held-out users by protocol nwp-v1. Loads no TensorFlow."""
+    from fedboard import score
+    from fedboard.run import trusted_keys, writable, write_whole
+    from model import corpus
+
+    if predictions and len(targets) > 1:
+        raise RunError("--predictions", f"holds one target, found {len(targets)}", "evaluate them one by one")
+    for option, given in (("--name", name), ("--out", out)):
+        if given and len(given) != len(targets):
+            raise RunError(option, f"expected {len(targets)} of them, found {len(given)}", "give one for each target")
+    if as_json:
+        console.quiet()
+    found = corpus.load(data)
+    results = []
+    for i, target in enumerate(targets):
+        with console.progress(f"scoring {target}", 1000) as advance:
+            scored = score.score(
+                target, found, split, lambda: trusted_keys(trust), tokenizer, vocabulary, seed, name[i] if name else "", predictions,
+                lambda done, total, advance=advance: advance(round(1000 * done / total)),
+            )  # fmt: skip
+        if out:
+            with writable(out[i]) as path:
+                write_whole(path, score.to_json(scored).encode())
+        results.append(scored)
+    if as_json:
+        return emit([asdict(scored) for scored in results] if len(results) > 1 else asdict(results[0]))
+    summary = results[0].summary
+    console.table(f"{data}, {split} users: {summary.users} users, {summary.targets:,} words", score.COLUMNS, [score.row(row) for row in results])
+
+
+@app.command()
+def predict(
+    bundle: Annotated[Path, typer.Argument(help="Bundle folder.")],
+    text: Annotated[str | None, typer.Argument(help="What was typed; without it, lines are read from standard input.")] = None,
+    prefix: Annotated[str, typer.Option(help="Letters of the next word typed so far.")] = "",
+    trust: Trust = None,
+    as_json: Json = False,
+) -> None:
+    """Suggest the next word, or complete a typed prefix. Without TEXT: a small keyboard on standard input."""
+    from device_runtime.bundle import open_verified
+    from device_runtime.predictor import Predictor
+    from fedboard import keyboard
+    from fedboard.run import trusted_keys
+
+    predictor = Predictor(open_verified(bundle, trusted_keys(trust)))
+    if text is None:
+        if sys.stdin.isatty():
+            console.say(keyboard.HELP)
+        return keyboard.converse(predictor, sys.stdin)
+    strip = predictor.suggest(text, prefix)
+    if as_json:
+        return emit([asdict(suggestion) for suggestion in strip])
+    console.say("\n".join(f"{s.probability:6.1%}  {s.word}" for s in strip) or "no word of the vocabulary starts so")
+
+
+@app.command()
+def serve(
+    dir: Annotated[Path, typer.Option(help="The server's folder: its database and blobs.")],
+    bundle: Annotated[Path | None, typer.Option(help="Bundle to start a task from; not needed to go on with one.")] = None,
+    config: Annotated[Path | None, typer.Option(help="TOML file with [rules], [policy] and [step].")] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free one, written to DIR/address.")] = 8000,
+    trust: Trust = None,
+) -> None:
+    """Run the server: check-in, rounds, aggregation. State survives a restart."""
+    from device_runtime.bundle import open_verified
+    from device_runtime.config import from_toml
+    from fedboard import serve as stage
+    from fedboard.run import trusted_keys
+
+    settings = from_toml(stage.ServerSettings, config) if config else stage.ServerSettings()
+    opened = open_verified(bundle, trusted_keys(trust)) if bundle else None
+    stage.serve(dir, opened, settings, host, port, time.time())
+
+
+@device_app.command("create")
+def device_create(
+    folder: Annotated[Path, typer.Argument(help="Where the devices' folders go.")],
+    bundle: Annotated[Path, typer.Option(help="Bundle they install.")],
+    data: Data = "chitchat",
+    count: Annotated[int, typer.Option(help="Devices, each with the typing log of one train user.")] = 24,
+    rounds: Annotated[int, typer.Option(help="Rounds their simulated conditions are drawn for.")] = 6,
+    min_examples: Annotated[int, typer.Option(help="Fewest messages of a user.")] = 40,
+    seed: Seed = 0,
+    trust: Trust = None,
+) -> None:
+    """Make simulated phones: typing log, key, installed bundle, and a trace of when each is charging, on WiFi and idle."""
+    from fedboard import devices
+    from fedboard.run import trusted_keys
+    from model import corpus
+
+    made = devices.create_population(folder, bundle, trusted_keys(trust), corpus.load(data).train, count, rounds, min_examples, seed)
+    console.say(f"{len(made)} devices in {folder}\nnext: fedboard device run {folder}/device-* --server URL --rounds {rounds}")
+
+
+@device_app.command("run")
+def device_run(
+    homes: Annotated[list[Path], typer.Argument(help="Folders of devices; they take turns in this process.")],
+    server: Annotated[str, typer.Option(help="Address of the server, such as http://127.0.0.1:8000.")],
+    rounds: Annotated[int, typer.Option(help="Rounds to take part in.")] = 1,
+    outcomes: Annotated[Path | None, typer.Option(help="Append one JSON line per turn.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Let devices check in, fine-tune and upload. TensorFlow cannot be imported in this process."""
+    from fedboard import devices
+
+    devices.block_tensorflow()
+    if as_json:
+        console.quiet()
+    totals = devices.run(homes, server, rounds, outcomes)
+    if as_json:
+        return emit(totals)
+    console.say(f"{totals['counted']} updates counted, {totals['bytes_up']:,} bytes up, peak memory {totals['peak_memory_mb']:.0f} MB")
+
+
+@app.command()
+def report(run: Annotated[Path, typer.Argument(help="Run folder.")]) -> None:
+    """Write RUN/report.html from what the run's folder holds."""
+    from fedboard.report import build
+    from fedboard.run import Run
+
+    console.say(f"report: {build(Run(run))}")
+
+
+@app.command()
+def doctor(
+    deep: Annotated[bool, typer.Option(help="Also import TFF and run a graph (half a minute).")] = False,
+    as_json: Json = False,
+) -> None:
+    """Check this machine: Python, packages, worker, corpus, memory, ports."""
+    from fedboard.doctor import checks
+
+    found = checks(deep=deep)
+    if as_json:
+        emit([asdict(check) for check in found])
+    else:
+        for check in found:
+            console.say(f"[{'green' if check.ok else 'red'}]{'ok ' if check.ok else 'BAD'}[/] {check.name}: {check.found}")
+            if not check.ok:
+                console.say(f"     {check.remedy}")
+    if not all(check.ok for check in found):
+        raise typer.Exit(1)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Run folder; an earlier demo there is replaced.")] = Path("runs/demo"),
+    data: Data = "chitchat",
+    size: Annotated[str, typer.Option(help="Network: tiny, small or gboard.")] = "small",
+    vocabulary: Annotated[int, typer.Option(help="Words of the vocabulary.")] = 5000,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds of simulated training.")] = 200,
+    cohort: Annotated[int, typer.Option(min=1, help="Clients a round of it.")] = 20,
+    device_rounds: Annotated[int, typer.Option(min=1, help="Rounds over HTTP with the devices.")] = 6,
+    devices: Annotated[int, typer.Option(min=5, help="Devices.")] = 24,
+    processes: Annotated[int, typer.Option(min=1, help="Processes the devices run in.")] = 2,
+    min_examples: Annotated[int, typer.Option(help="Fewest messages of a device's user.")] = 40,
+    seed: Seed = 0,
+) -> None:
+    """The whole path: corpus, federated training, TFLite bundle, server, devices, evaluation, report."""
+    from fedboard.demo import Demo, run
+
+    run(Demo(out, data, size, vocabulary, rounds, cohort, device_rounds, devices, processes, min_examples, seed))
+
+
+if __name__ == "__main__":
+    with contextlib.suppress(BrokenPipeError):
+        main()

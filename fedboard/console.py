@@ -1,0 +1,59 @@
+"""What a person sees: headings, plain sentences, progress bars on a terminal and plain lines elsewhere, tables."""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+out = Console(highlight=False)
+errors = Console(stderr=True, highlight=False)
+PLAIN_EVERY_S = 10.0  # between two plain lines of one progress
+
+Advance = Callable[[int, str], None]
+
+
+def quiet() -> None:
+    """Say nothing but results (for --json)."""
+    out.quiet = True
+
+
+def heading(text: str) -> None:
+    out.print(f"\n[bold cyan]{text}[/]")
+
+
+def say(text: str) -> None:
+    out.print(text, soft_wrap=True)
+
+
+@contextlib.contextmanager
+def progress(label: str, total: int) -> Iterator[Advance]:
+    """A function `advance(done, note)` that moves a bar, or prints a line now and then where there is no terminal."""
+    if out.is_terminal and not out.quiet:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+        with Progress(*columns, TextColumn("{task.fields[note]}"), console=out) as bar:
+            task = bar.add_task(label, total=total, note="")
+            yield lambda done, note="": bar.update(task, completed=done, note=note)
+        return
+    started = shown = time.monotonic()
+
+    def line(done: int, note: str = "") -> None:
+        nonlocal shown
+        now = time.monotonic()
+        if now - shown >= PLAIN_EVERY_S or done == total:
+            shown = now
+            say(f"{label}: {done}/{total} after {now - started:.0f} s {note}")
+
+    yield line
+
+
+def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
+    """A table whose first column is text and whose others are numbers."""
+    shown = Table(title=title, title_justify="left")
+    for i, column in enumerate(columns):
+        shown.add_column(column, justify="left" if i == 0 else "right", no_wrap=True)
+    for row in rows:
+        shown.add_row(*row)
+    out.print(shown)

@@ -1,0 +1,291 @@
+"""The demo: the stages one after the other, on a real corpus, with a real server and real devices, told in plain words."""
+
+import itertools
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from device_runtime import bundle as bundles
+from device_runtime import calls, config, weights
+from device_runtime.errors import RunError
+from device_runtime.transport import http, persistent
+from device_runtime.wire import Plan, RoundReports
+from fedboard import console, devices, report, score
+from fedboard.export import export
+from fedboard.run import Run, Settings, trusted_keys, write_whole
+from fedboard.serve import ADDRESS, ServerSettings, newest_checkpoint
+from fedboard.train import train
+from fleet.population import Role, role_counts
+from model import child_process, corpus
+from model.recipe import Recipe
+from server.eligibility import Policy
+from server.rounds import Rules
+
+SUGGESTIONS = (
+    ("", ""),
+    ("i will see you", ""),
+    ("how are", ""),
+    ("i do not", ""),
+    ("thank", ""),
+    ("what is your", ""),
+    ("see you", "to"),
+    ("have a", "go"),
+)
+DEVICE_RATE = 0.1  # learning rate of local training on devices
+START_S = 60.0  # for the server to listen
+TITLES = {"before": "network, simulated rounds", "after": "network, after device rounds", "shipped": "int8 file as shipped"}
+
+
+@dataclass(frozen=True)
+class Demo:
+    """What can be changed."""
+
+    out: Path = Path("runs/demo")
+    data: str = "chitchat"
+    size: str = "small"
+    vocabulary: int = 5000
+    rounds: int = 200
+    cohort: int = 20
+    device_rounds: int = 6
+    devices: int = 24
+    processes: int = 2
+    min_examples: int = 40
+    seed: int = 0
+
+
+@dataclass
+class _Clock:
+    """Seconds each stage took."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def stage(self, number: int, name: str, why: str) -> Iterator[None]:
+        console.heading(f"{number}. {name}")
+        console.say(why)
+        started = time.monotonic()
+        yield
+        self.seconds[name] = round(time.monotonic() - started, 1)
+        console.say(f"[dim]{self.seconds[name]:.0f} s[/]")
+
+
+def run(demo: Demo) -> Run:
+    """All stages; returns the run. An interrupted or earlier demo in the folder is replaced."""
+    clock = _Clock()
+    recipe = Recipe(
+        size=demo.size,
+        vocabulary=demo.vocabulary,
+        rounds=demo.rounds,
+        cohort=demo.cohort,
+        seed=demo.seed,
+        evaluate_every=max(1, demo.rounds // 10),
+        plan=Plan(learning_rate=0.5, max_rows=64),
+    )
+    with clock.stage(1, "Corpus", "Every sender is a client: their messages stay together, and test users are never trained on."):
+        users = corpus.load(demo.data)
+        devices.choose(users.train, demo.devices, demo.min_examples, demo.seed)  # too few users show now, not after training
+        for name in corpus.SPLITS:
+            split = users.split(name)
+            console.say(f"  {name}: {len(split):,} users, {sum(map(len, split.values())):,} messages")
+    with clock.stage(
+        2,
+        "Federated training, simulated",
+        f"{demo.rounds} rounds in TensorFlow Federated: {demo.cohort} clients a round train on their own messages, only their changes are averaged.",
+    ):
+        trained = train(Settings(demo.data, recipe), demo.out, overwrite=True, users=users)
+    with clock.stage(3, "Bundle for phones", "The network becomes two TFLite files: one that trains on the phone, one (int8) that predicts. Signed."):
+        _, first = export(trained.path, trained.path / "bundle-simulation", learning_rate=DEVICE_RATE, users=users)
+    with clock.stage(
+        4,
+        "Real rounds with devices",
+        f"A server on this machine, and {demo.devices} devices in {demo.processes} processes that cannot import TensorFlow. Each holds the encrypted\n"
+        "typing log of one train user. Only devices that charge, are on WiFi and idle may train; they upload 8-bit changes, never text.",
+    ):
+        measured = _rounds_with_devices(demo, trained, first, users)
+    with clock.stage(5, "The better keyboard", "The checkpoint of the last round is exported again: this is the file a keyboard ships."):
+        manifest, last = export(trained.checkpoints / "after.safetensors", trained.path / "bundle", learning_rate=DEVICE_RATE, users=users)
+        write_whole(trained.path / "suggestions.json", json.dumps(_suggestions(first, last)).encode())
+    with clock.stage(
+        6, "Evaluation", "Next-word accuracy on test users nobody trained on, by protocol nwp-v1, beside n-gram models trained centrally."
+    ):
+        scored = _scored(demo, trained, last)
+    verdict = _verdict(scored, demo)
+    sizes = {name: file.bytes for name, file in manifest.files.items()}
+    summary = {"seconds": clock.seconds, "sizes": sizes, "seed": demo.seed, "devices": demo.devices, "processes": demo.processes, "verdict": verdict}
+    write_whole(trained.path / "summary.json", json.dumps({**summary, **measured}).encode())
+    path = report.build(trained)
+    targets = scored["after"].summary.targets
+    console.table(f"\n{demo.data}: {targets:,} words of test users nobody trained on", score.COLUMNS, [score.row(row) for row in scored.values()])
+    console.say(verdict)
+    console.heading(f"Report: {path}")
+    console.say(
+        f"Try next:\n  fedboard predict {last} 'i will see you'\n  fedboard evaluate {last} --data {demo.data} --predictions predictions.jsonl"
+        f"\n  fedboard train --out runs/longer --rounds 600"
+    )
+    return trained
+
+
+def _rounds_with_devices(demo: Demo, run: Run, bundle: Path, users: corpus.Corpus) -> dict:
+    """Serve, let the devices take part in every round, and keep the last checkpoint and the rounds' reports. What was measured on the way."""
+    trusted = trusted_keys(None)
+    counts = role_counts(demo.devices)
+    goal = counts[Role.FINISHES] + counts[Role.UNPLUGGED]
+    rules = Rules(
+        report_goal=goal,
+        over_selection=1.0,  # every able device is waited for, so the same seed always counts the same devices
+        min_reports=max(1, counts[Role.FINISHES] // 2),
+        rounds=demo.device_rounds,
+        selection_s=300,
+        reporting_s=300,
+        retry_s=0.3,
+    )
+    settings = ServerSettings(demo.seed, rules, Policy(min_examples=min(10, demo.min_examples)))
+    folder = run.path / "server"
+    folder.mkdir()
+    write_whole(run.path / "server.toml", config.to_toml(settings).encode())
+    homes = devices.create_population(
+        run.path / "devices", bundle, trusted, users.train, demo.devices, demo.device_rounds, demo.min_examples, demo.seed
+    )
+    children: list[subprocess.Popen] = []
+    try:
+        server = child_process.start(
+            _command("serve", "--dir", folder, "--bundle", bundle, "--config", run.path / "server.toml", "--port", "0"), run.path / "server.log"
+        )
+        children.append(server)
+        url = _address(server, folder, run.path / "server.log")
+        console.say(f"server at {url}; {goal} of {len(homes)} devices are able to join each round, the others are refused for a cause")
+        hosts = [homes[i :: demo.processes] for i in range(demo.processes)]
+        for i, own in enumerate(hosts):
+            command = _command(
+                "device", "run", *own, "--server", url, "--rounds", demo.device_rounds, "--outcomes", run.path / "outcomes.jsonl", "--json"
+            )
+            children.append(child_process.start(command, run.path / f"devices-{i}.log", {"OMP_NUM_THREADS": "1"}))
+        reports = _watch(demo, url, server, children[1:], run)
+        memory = {"server": _peak_mb(server.pid)}
+    finally:
+        for child in children:
+            child_process.end(child)
+    for i in range(len(hosts)):
+        memory[f"device process {i + 1} ({len(hosts[i])} devices)"] = json.loads((run.path / f"devices-{i}.log").read_text())["peak_memory_mb"]
+    write_whole(run.path / "rounds.json", config.to_json(reports))
+    write_whole(run.checkpoints / "after.safetensors", weights.to_bytes(newest_checkpoint(folder)))
+    counted = sum(round.counted for round in reports.rounds)
+    uploaded = sum(round.uploaded for round in reports.rounds)
+    per_upload = sum(round.bytes_up for round in reports.rounds) // max(uploaded, 1)
+    refused = {}
+    for name, number in itertools.chain.from_iterable((*round.refused.items(), *round.dropped.items()) for round in reports.rounds):
+        refused[name] = refused.get(name, 0) + number
+    console.say(
+        f"{counted} updates counted, {per_upload:,} bytes each; refused or dropped: {', '.join(f'{n} {name}' for name, n in refused.items())}"
+    )
+    return {"memory_mb": {name: round(value, 1) for name, value in memory.items()}, "bytes_per_upload": per_upload}
+
+
+def _watch(demo: Demo, url: str, server: subprocess.Popen, hosts: list[subprocess.Popen], run: Run) -> RoundReports:
+    """Wait until every device process is done, showing rounds as they are committed."""
+    with http(url) as send, console.progress("device rounds", demo.device_rounds) as advance:
+        while True:
+            running = [host for host in hosts if host.poll() is None]
+            reports = calls.rounds(persistent(send))
+            committed = [round for round in reports.rounds if round.phase == "committed"]
+            last = committed[-1] if committed else None
+            note = f"round {last.round}: {last.checked_in} checked in, {last.assigned} assigned, {last.counted} counted" if last else ""
+            advance(len(committed), note)
+            for i, host in enumerate(hosts):
+                if host.poll() not in (None, 0):
+                    raise RunError(
+                        f"device process {i + 1}", f"ended with code {host.poll()}: {_last_line(run.path / f'devices-{i}.log')}", "see that log"
+                    )
+            if server.poll() is not None:
+                raise RunError("server", f"ended with code {server.poll()}: {_last_line(run.path / 'server.log')}", "see server.log in the run")
+            if not running:
+                return reports
+            time.sleep(0.3)
+
+
+def _scored(demo: Demo, run: Run, bundle: Path) -> dict[str, score.Scored]:
+    """Every system's accuracy, two processes at a time: `fedboard evaluate` on each."""
+    targets = {**{name: name for name in score.BASELINES}, "before": run.best, "after": run.checkpoints / "after.safetensors", "shipped": bundle}
+    names = list(targets)
+    shares = [names[0::2], names[1::2]]
+    run.evaluations.mkdir(exist_ok=True)
+    children = []
+    try:
+        for i, share in enumerate(shares):
+            titles = itertools.chain.from_iterable(("--name", TITLES.get(name, score.TITLES.get(name, name))) for name in share)
+            files = itertools.chain.from_iterable(("--out", run.evaluations / f"{name}.json") for name in share)
+            command = _command("evaluate", *(targets[name] for name in share), "--data", demo.data, "--tokenizer", run.tokenizer, *titles, *files)
+            children.append(child_process.start([*command, "--seed", str(demo.seed)], run.path / f"evaluate-{i}.log", {"OMP_NUM_THREADS": "1"}))
+        with console.progress("systems scored", len(names)) as advance:
+            while True:
+                done = sum((run.evaluations / f"{name}.json").is_file() for name in names)
+                advance(done, "")
+                for i, child in enumerate(children):
+                    if child.poll() not in (None, 0):
+                        raise RunError("evaluation", _last_line(run.path / f"evaluate-{i}.log"), "see that log in the run")
+                if all(child.poll() == 0 for child in children):
+                    break
+                time.sleep(0.5)
+    finally:
+        for child in children:
+            child_process.end(child)
+    return {name: score.read(run.evaluations / f"{name}.json") for name in names}
+
+
+def _suggestions(first: Path, last: Path) -> list[dict]:
+    """What the strip shows before and after the device rounds."""
+    from device_runtime.predictor import Predictor
+
+    before, after = (Predictor(bundles.open_verified(path, trusted_keys(None))) for path in (first, last))
+    return [
+        {
+            "context": context,
+            "prefix": prefix,
+            "before": [[s.word, s.probability] for s in before.suggest(context, prefix)],
+            "after": [[s.word, s.probability] for s in after.suggest(context, prefix)],
+        }
+        for context, prefix in SUGGESTIONS
+    ]
+
+
+def _verdict(scored: dict[str, score.Scored], demo: Demo) -> str:
+    """Whether the network beats the bigram on top-1, by how much, and if not, why."""
+    network, bigram = scored["after"].summary.top1, scored["kn2"].summary.top1
+    apart = 100 * abs(network - bigram)
+    if network > bigram:
+        return f"The network's top-1 is {apart:.1f} points above the Kneser-Ney bigram's."
+    return (
+        f"The network's top-1 is {apart:.1f} points below the Kneser-Ney bigram's: {demo.rounds} rounds of {demo.cohort} clients are too few for "
+        f"it to catch up with counts over all the text at once; try more --rounds."
+    )
+
+
+def _command(*words: object) -> list[str]:
+    return [sys.executable, "-m", "fedboard.cli", *map(str, words)]
+
+
+def _address(server: subprocess.Popen, folder: Path, log: Path) -> str:
+    deadline = time.monotonic() + START_S
+    while time.monotonic() < deadline and server.poll() is None:
+        if (folder / ADDRESS).is_file():
+            return (folder / ADDRESS).read_text().strip()
+        time.sleep(0.1)
+    raise RunError("server", f"did not start: {_last_line(log)}", "see server.log in the run")
+
+
+def _last_line(log: Path) -> str:
+    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    return lines[-1].strip() if lines else "it said nothing"
+
+
+def _peak_mb(pid: int) -> float:
+    """Peak resident memory of a process, from the kernel."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) / 1024
+    return float("nan")

@@ -1,0 +1,100 @@
+"""The device stage: typing logs of corpus users -> device folders, and turns of several devices in one process without TensorFlow."""
+
+import json
+import resource
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from device_runtime.bundle import Bundle
+from device_runtime.errors import CorpusError, RunError
+from fedboard import console
+from model.corpus import Users
+
+BLOCKED = ("tensorflow", "tensorflow_federated")
+
+
+def block_tensorflow() -> None:
+    """Make every later import of TensorFlow an ImportError: a phone has none, so nothing a device runs may need it.
+
+    Raises RunError if it is loaded already.
+    """
+    if loaded := [name for name in BLOCKED if sys.modules.get(name) is not None]:
+        raise RunError("device", f"{', '.join(loaded)} is loaded in this process", "run devices in a process of their own")
+    for name in BLOCKED:
+        sys.modules[name] = None  # type: ignore[assignment]
+
+
+def choose(users: Users, count: int, least: int, seed: int) -> list[str]:
+    """`count` users with at least `least` utterances each, drawn by seed. Raises CorpusError if there are fewer."""
+    able = [user for user, utterances in users.items() if len(utterances) >= least]
+    if len(able) < count:
+        raise CorpusError("devices", f"{len(able)} train users have {least} utterances or more, expected {count}", "ask for fewer --devices")
+    return [able[i] for i in sorted(np.random.default_rng([seed, 2]).permutation(len(able))[:count])]
+
+
+def create(
+    folder: Path, bundle: Bundle, trusted: frozenset[str], users: Users, names: Sequence[str], traces: Sequence[Path | None], seed: int
+) -> list[Path]:
+    """One device folder a user, `device-000` and so on, each with that user's messages in its typing log."""
+    from device_runtime.home import DeviceConfig, Home
+
+    homes = []
+    for index, (name, trace) in enumerate(zip(names, traces, strict=True)):
+        settings = DeviceConfig(
+            bundle=str(bundle.path.resolve()),
+            trusted=tuple(sorted(trusted)),
+            conditions=None if trace is None else str(trace.resolve()),
+            seed=seed + index,
+        )
+        typed = [(utterance.text, float(i)) for i, utterance in enumerate(users[name])]
+        homes.append(Home.create(folder / f"device-{index:03d}", settings, typed).folder)
+    return homes
+
+
+def create_population(
+    folder: Path, bundle: Path, trusted: frozenset[str], users: Users, count: int, rounds: int, least: int, seed: int
+) -> list[Path]:
+    """`count` devices of train users, with traces in which some are kept from training in every round, each for its own cause."""
+    from device_runtime.bundle import open_verified
+    from fleet.population import roles, traces_from_roles
+
+    opened = open_verified(bundle, trusted)
+    names = choose(users, count, least, seed)
+    traces = traces_from_roles(roles(count, rounds, seed), folder / "traces")
+    return create(folder, opened, trusted, users, names, list(traces), seed)
+
+
+def run(folders: Sequence[Path], url: str, rounds: int, outcomes: Path | None) -> dict[str, float]:
+    """Turns of the devices in `folders` over HTTP; a JSON line for each goes to `outcomes` and to the console. What it came to.
+
+    The caller blocks TensorFlow first. Raises ServerError if the server cannot be reached, and whatever is wrong with a device's folder.
+    """
+    from device_runtime import participate
+    from device_runtime.home import Home
+    from device_runtime.transport import http
+
+    homes = [Home.open(folder) for folder in folders]
+    totals = {"turns": 0, "counted": 0, "bytes_up": 0, "bytes_down": 0}
+    with ExitStack() as stack:
+        send = stack.enter_context(http(url))
+        lines = stack.enter_context(open(outcomes, "a")) if outcomes else None
+
+        def note(home: Home, outcome: participate.Outcome) -> None:
+            totals["turns"] += 1
+            totals["counted"] += outcome.status is participate.Status.COUNTED
+            totals["bytes_up"] += outcome.bytes_up
+            totals["bytes_down"] += outcome.bytes_down
+            if lines:
+                print(json.dumps({"device": home.folder.name, **asdict(outcome)}), file=lines, flush=True)
+            losses = "" if outcome.loss_after is None else f", loss {outcome.loss_before:.3f} -> {outcome.loss_after:.3f}"
+            round_number = "" if outcome.round is None else f" in round {outcome.round}"
+            console.say(f"{home.folder.name}: {outcome.status}{round_number}{f' ({outcome.cause})' if outcome.cause else ''}{losses}")
+
+        seen = participate.run(homes, send, rounds, note)
+    peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {"devices": len(homes), "rounds": seen, **totals, "peak_memory_mb": peak_mb}

@@ -1,0 +1,167 @@
+"""A run's folder: what stands where, and how a target named on the command line is found in it."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from device_runtime import config, signing, weights
+from device_runtime.errors import CheckpointError, RunError
+from device_runtime.text import Vocabulary
+from model.recipe import Recipe
+
+KEYS = Path(os.environ.get("FEDBOARD_KEYS", "runs/keys"))
+
+
+@dataclass(frozen=True)
+class Run:
+    """Paths of one run. `Settings` in config.toml mark a folder as ours, so that only such a folder is ever replaced."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.toml"
+
+    @property
+    def tokenizer(self) -> Path:
+        return self.path / "tokenizer.model"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def last(self) -> Path:
+        return self.checkpoints / "last.safetensors"
+
+    @property
+    def best(self) -> Path:
+        return self.checkpoints / "best.safetensors"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.csv"
+
+    @property
+    def evaluations(self) -> Path:
+        return self.path / "evaluations"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report.html"
+
+    def settings(self) -> "Settings":
+        return config.from_toml(Settings, self.config)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """config.toml of a run: enough to do it again."""
+
+    data: str
+    recipe: Recipe
+
+
+def create(path: Path, settings: Settings, replace: bool) -> Run:
+    """An empty run folder with its config. An older run there is removed only if `replace`; anything else there is an error.
+
+    Raises RunError if the folder is taken or cannot be written.
+    """
+    run = Run(Path(path))
+    try:
+        if run.path.exists() and any(run.path.iterdir()):
+            if not run.config.is_file():
+                raise RunError(run.path, "holds files that are not a Fedboard run", "choose another folder")
+            if not replace:
+                raise RunError(run.path, "holds an earlier run", "choose another folder, or pass --overwrite")
+            clear(run)
+        run.path.mkdir(parents=True, exist_ok=True)
+        write_whole(run.config, config.to_toml(settings).encode())
+        run.checkpoints.mkdir(exist_ok=True)
+    except OSError as error:
+        raise RunError(run.path, f"cannot be written ({error.strerror})", "choose a folder you may write to") from None
+    return run
+
+
+def clear(run: Run) -> None:
+    """Remove a run's files; the config goes last, so that an interrupted removal still leaves a folder known as ours."""
+    for entry in sorted(run.path.iterdir(), key=lambda entry: entry == run.config):
+        shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_bytes(data)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def writable(path: Path) -> Iterator[Path]:
+    """A path whose folder exists; an operating system's refusal inside the block becomes a RunError."""
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        yield Path(path)
+    except OSError as error:
+        raise RunError(path, f"cannot be written ({error.strerror})", "choose a place you may write to") from None
+
+
+def checkpoint_of(target: Path) -> Path:
+    """The checkpoint file a target means: itself, or the best (else the last) of a run's folder."""
+    target = Path(target)
+    if target.is_dir():
+        found = [path for path in (Run(target).best, Run(target).last) if path.is_file()]
+        if not found:
+            raise CheckpointError(target, "has no checkpoints/best.safetensors", "give a run of `fedboard train`, a bundle, or a .safetensors file")
+        return found[0]
+    if not target.is_file():
+        raise CheckpointError(target, "no such file or folder", "give a run, a bundle, a .safetensors file, or a baseline's name")
+    return target
+
+
+def run_of(target: Path) -> Run | None:
+    """The run a target belongs to: the folder itself, or the one whose checkpoints/ holds the file; None if there is none."""
+    target = Path(target)
+    return next((run for run in (Run(target), Run(target.parent.parent)) if run.config.is_file()), None)
+
+
+def vocabulary_of(checkpoint: Path, given: Path | None = None) -> Vocabulary:
+    """The vocabulary of a checkpoint file: the one given, else tokenizer.model in its folder or the one above."""
+    if given is not None:
+        return Vocabulary.read(given)
+    for folder in (checkpoint.parent, checkpoint.parent.parent):
+        if (folder / "tokenizer.model").is_file():
+            return Vocabulary.read(folder / "tokenizer.model")
+    raise CheckpointError(checkpoint, "no tokenizer.model beside it or one folder up", "pass --tokenizer FILE")
+
+
+def require_fit(checkpoint: weights.Checkpoint, vocabulary: Vocabulary, where: object) -> None:
+    """Raises CheckpointError if the checkpoint was trained with another vocabulary."""
+    if checkpoint.tokenizer != vocabulary.hash:
+        raise CheckpointError(where, "was trained with another vocabulary than the tokenizer given", "pass the tokenizer.model of its run")
+
+
+def trusted_keys(trust: list[Path] | None) -> frozenset[str]:
+    """Public keys whose bundles may be opened: the files given, else our own signing key's."""
+    paths = trust or [KEYS / "signing.pub"]
+    try:
+        return frozenset(path.read_text().strip() for path in paths)
+    except OSError as error:
+        raise RunError(paths[0], f"no trusted public key ({error.strerror})", "pass the bundle maker's key with --trust FILE") from None
+
+
+def signing_key(path: Path | None):
+    """The private key bundles are signed with, made on first use; its public half is kept beside it as `<name>.pub`."""
+    path = path or KEYS / "signing.key"
+    key = signing.load_or_create(path)
+    with writable(path.with_suffix(".pub")) as public:
+        if not public.is_file() or public.read_text().strip() != signing.public_hex(key):
+            write_whole(public, signing.public_hex(key).encode() + b"\n")
+    return key
