@@ -63,19 +63,19 @@ def to_json(value: Any) -> bytes:
 
 def to_toml(value: Any) -> str:
     """A dataclass as TOML: plain fields first, then one table per nested dataclass. None is left out: it is the default."""
-    lines, tables = [], []
-    for key, item in asdict(value).items():
-        if isinstance(item, dict):
-            tables.append(f"\n[{key}]\n" + "".join(f"{name} = {_toml(sub)}\n" for name, sub in item.items() if sub is not None))
-        elif item is not None:
-            lines.append(f"{key} = {_toml(item)}\n")
-    return "".join(lines) + "".join(tables)
+    return _table(asdict(value), "")
+
+
+def _table(table: dict[str, Any], name: str) -> str:
+    plain = "".join(f"{key} = {_toml(item)}\n" for key, item in table.items() if item is not None and not isinstance(item, dict))
+    inner = [(f"{name}.{key}" if name else key, item) for key, item in table.items() if isinstance(item, dict)]
+    return plain + "".join(f"\n[{path}]\n{_table(item, path)}" for path, item in inner)
 
 
 def _toml(value: Any) -> str:
     if isinstance(value, list | tuple):
         return "[" + ", ".join(_toml(item) for item in value) + "]"
-    return json.dumps(value)  # TOML writes these booleans, numbers and basic strings as JSON does
+    return json.dumps(value, ensure_ascii=False)  # TOML writes these booleans, numbers and basic strings as JSON does
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:

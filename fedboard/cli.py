@@ -92,8 +92,8 @@ def data_stats(data: Annotated[str, typer.Argument(help="`chitchat` or a corpus 
 @app.command()
 def train(
     out: Annotated[Path, typer.Option(help="Run folder to write, such as runs/mine.")],
-    data: Data = "chitchat",
-    config: Annotated[Path | None, typer.Option(help="TOML file of a recipe; the options below go over it.")] = None,
+    data: Annotated[str | None, typer.Option(help="`chitchat` (default), or a directory made by `fedboard data import`.")] = None,
+    config: Annotated[Path | None, typer.Option(help="TOML file such as a run's config.toml; the other options go over it.")] = None,
     rounds: Annotated[int | None, typer.Option(help="Rounds of federated training.")] = None,
     cohort: Annotated[int | None, typer.Option(help="Clients a round.")] = None,
     size: Annotated[str | None, typer.Option(help="Network: tiny, small or gboard.")] = None,
@@ -105,12 +105,11 @@ def train(
     from device_runtime.config import from_toml
     from fedboard.run import Settings
     from fedboard.train import train as run
-    from model.recipe import Recipe
 
-    recipe = from_toml(Recipe, config) if config else Recipe()
+    settings = from_toml(Settings, config) if config else Settings()
     given = {"rounds": rounds, "cohort": cohort, "size": size, "vocabulary": vocabulary, "seed": seed}
-    recipe = replace(recipe, **{name: value for name, value in given.items() if value is not None})
-    done = run(Settings(data, recipe), out, overwrite)
+    recipe = replace(settings.recipe, **{name: value for name, value in given.items() if value is not None})
+    done = run(Settings(data or settings.data, recipe), out, overwrite)
     console.say(f"best checkpoint: {done.best}\nnext: fedboard export {out}")
 
 
@@ -315,7 +314,7 @@ def demo(
     data: Data = "chitchat",
     size: Annotated[str, typer.Option(help="Network: tiny, small or gboard.")] = "small",
     vocabulary: Annotated[int, typer.Option(help="Words of the vocabulary.")] = 5000,
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds of simulated training.")] = 200,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds of simulated training.")] = 120,
     cohort: Annotated[int, typer.Option(min=1, help="Clients a round of it.")] = 20,
     device_rounds: Annotated[int, typer.Option(min=1, help="Rounds over HTTP with the devices.")] = 6,
     devices: Annotated[int, typer.Option(min=5, help="Devices.")] = 24,

@@ -51,7 +51,8 @@ def progress(label: str, total: int) -> Iterator[Advance]:
 
 def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     """A table whose first column is text and whose others are numbers."""
-    shown = Table(title=title, title_justify="left")
+    say(title)
+    shown = Table()
     for i, column in enumerate(columns):
         shown.add_column(column, justify="left" if i == 0 else "right", no_wrap=True)
     for row in rows:

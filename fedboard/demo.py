@@ -15,8 +15,9 @@ from device_runtime import calls, config, weights
 from device_runtime.errors import RunError
 from device_runtime.transport import http, persistent
 from device_runtime.wire import Plan, RoundReports
-from fedboard import console, devices, report, score
+from fedboard import console, devices, score
 from fedboard.export import export
+from fedboard.report import build
 from fedboard.run import Run, Settings, trusted_keys, write_whole
 from fedboard.serve import ADDRESS, ServerSettings, newest_checkpoint
 from fedboard.train import train
@@ -49,7 +50,7 @@ class Demo:
     data: str = "chitchat"
     size: str = "small"
     vocabulary: int = 5000
-    rounds: int = 200
+    rounds: int = 120
     cohort: int = 20
     device_rounds: int = 6
     devices: int = 24
@@ -118,7 +119,7 @@ def run(demo: Demo) -> Run:
     sizes = {name: file.bytes for name, file in manifest.files.items()}
     summary = {"seconds": clock.seconds, "sizes": sizes, "seed": demo.seed, "devices": demo.devices, "processes": demo.processes, "verdict": verdict}
     write_whole(trained.path / "summary.json", json.dumps({**summary, **measured}).encode())
-    path = report.build(trained)
+    path = build(trained)
     targets = scored["after"].summary.targets
     console.table(f"\n{demo.data}: {targets:,} words of test users nobody trained on", score.COLUMNS, [score.row(row) for row in scored.values()])
     console.say(verdict)

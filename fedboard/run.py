@@ -4,7 +4,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from device_runtime import config, signing, weights
@@ -61,8 +61,8 @@ class Run:
 class Settings:
     """config.toml of a run: enough to do it again."""
 
-    data: str
-    recipe: Recipe
+    data: str = "chitchat"
+    recipe: Recipe = field(default_factory=Recipe)
 
 
 def create(path: Path, settings: Settings, replace: bool) -> Run:

@@ -13,15 +13,15 @@ SCHEDULES = ("constant", "cosine")
 class Recipe:
     size: str = "small"  # of the network: tiny, small, gboard
     vocabulary: int = 5000  # words beside special ids and classes
-    rounds: int = 200
+    rounds: int = 120
     cohort: int = 20  # clients a round
     algorithm: str = "fedadam"  # Reddi et al. 2020, arXiv:2003.00295
-    server_learning_rate: float = 0.01
+    server_learning_rate: float = 0.03
     schedule: str = "cosine"  # of both learning rates over the rounds, down to a twentieth
     seed: int = 0
     evaluate_every: int = 20  # rounds
     evaluate_users: int = 137  # validation users of a quick look, and
-    evaluate_utterances: int = 20  # newest utterances of each
+    evaluate_utterances: int = 10  # newest utterances of each
     plan: Plan = field(default_factory=lambda: Plan(learning_rate=0.5, max_rows=64))  # a client's local work
 
     def __post_init__(self):

@@ -108,7 +108,7 @@ def learning_process(initial: Weights, recipe: Recipe) -> tff.learning.templates
 
     optimizers = tff.learning.optimizers
     server = (
-        optimizers.build_adam(recipe.server_learning_rate, beta_1=0.9, beta_2=0.99, epsilon=float(os.environ.get("EPS","1e-5")))
+        optimizers.build_adam(recipe.server_learning_rate, beta_1=0.9, beta_2=0.99, epsilon=1e-5)
         if recipe.algorithm == "fedadam"
         else optimizers.build_sgdm(recipe.server_learning_rate)
     )

@@ -1,0 +1,195 @@
+import contextlib
+import socket
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from hypothesis import given
+from hypothesis import strategies as st
+
+from device_runtime import transport
+from device_runtime.calls import signed
+from device_runtime.errors import ServerError
+from device_runtime.transport import Interrupted, Meter, Reply, Unreachable, http, persistent
+
+BLOB = bytes(range(256)) * 40  # 10,240 bytes
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Sends BLOB, by Range too, and breaks off as the server's list of `cuts` says: so many bytes of the next reply, or None for all of it."""
+
+    protocol_version = "HTTP/1.1"
+
+    def answer(self):
+        body = self.rfile.read(int(self.headers.get("content-length") or 0))
+        self.server.seen.append((self.command, dict(self.headers.items()), body))
+        start = int(self.headers.get("range", "bytes=0-").removeprefix("bytes=").removesuffix("-")) if self.server.ranges else 0
+        cut = self.server.cuts.pop(0) if self.server.cuts else None
+        if cut == "silent":
+            self.close_connection = True
+            return
+        self.send_response(206 if start else 200)
+        self.send_header("Content-Length", str(len(BLOB) - start))
+        if start:
+            self.send_header("Content-Range", f"bytes {start}-{len(BLOB) - 1}/{len(BLOB)}")
+        self.end_headers()
+        self.wfile.write(BLOB[start:][:cut])
+        self.close_connection = cut is not None
+
+    do_GET = do_PUT = do_POST = answer
+
+    def log_message(self, *_):
+        pass
+
+
+@contextlib.contextmanager
+def server(*cuts, ranges=True, port=0):
+    listening = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+    listening.cuts, listening.ranges, listening.seen = list(cuts), ranges, []
+    listening.url = f"http://127.0.0.1:{listening.server_address[1]}"
+    thread = threading.Thread(target=listening.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield listening
+    finally:
+        listening.shutdown()
+        listening.server_close()
+        thread.join()
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def test_a_request_and_its_reply_travel_as_they_are():
+    with server() as listening, http(listening.url) as send:
+        reply = send("PUT", "/v1/x", b"\x00\xff", {"fedboard-device": "abc"})
+        assert (reply.status, reply.body) == (200, BLOB)
+        assert reply.headers["content-length"] == str(len(BLOB))
+        method, headers, body = listening.seen[0]
+        assert (method, body, headers["fedboard-device"]) == ("PUT", b"\x00\xff", "abc")
+        assert headers["accept-encoding"] == "identity"
+
+
+def test_a_server_that_is_not_there_is_one_clear_line():
+    port = free_port()
+    with http(f"http://127.0.0.1:{port}") as send, pytest.raises(Unreachable, match=rf"GET http://127\.0\.0\.1:{port}/v1/rounds: no connection"):
+        send("GET", "/v1/rounds", b"", {})
+
+
+@pytest.mark.parametrize("url", ["nonsense", "ftp://host", "http://", "http://host:port", ""])
+def test_what_is_no_address_is_refused_at_once(url):
+    with pytest.raises(ServerError, match="address"), http(url):
+        pass
+
+
+def test_a_request_without_connection_is_repeated_after_each_pause_then_given_up():
+    pauses = []
+    with http(f"http://127.0.0.1:{free_port()}") as send:
+        patient = persistent(send, pauses_s=(0.5, 1.0, 2.0), sleep=pauses.append)
+        for method in ("GET", "PUT", "POST"):
+            with pytest.raises(Unreachable):
+                patient(method, "/v1/x", b"", {})
+    assert pauses == [0.5, 1.0, 2.0] * 3
+
+
+def test_a_request_waits_for_a_server_that_starts_late():
+    port = free_port()
+    with contextlib.ExitStack() as late, http(f"http://127.0.0.1:{port}") as send:
+        reply = persistent(send, sleep=lambda _: late.enter_context(server(port=port)))("POST", "/v1/x", b"", {})
+    assert reply.body == BLOB
+
+
+def test_a_broken_download_goes_on_where_it_stopped():
+    with server(1000, 500) as listening, http(listening.url) as send:
+        meter = Meter(send)
+        reply = persistent(meter, sleep=lambda _: None)("GET", "/v1/blobs/x", b"", {})
+    assert (reply.status, reply.body) == (200, BLOB)
+    assert [headers.get("range") for _, headers, _ in listening.seen] == [None, "bytes=1000-", "bytes=1500-"]
+    assert meter.down == len(BLOB)
+
+
+def test_a_download_starts_over_where_ranges_are_not_known():
+    with server(1000, ranges=False) as listening, http(listening.url) as send:
+        meter = Meter(send)
+        reply = persistent(meter, sleep=lambda _: None)("GET", "/v1/blobs/x", b"", {})
+    assert reply.body == BLOB
+    assert meter.down == 1000 + len(BLOB)
+
+
+def test_a_download_that_always_breaks_is_given_up():
+    with (
+        server(*["silent"] * 9) as listening,
+        http(listening.url) as send,
+        pytest.raises(Interrupted, match="no whole reply came"),
+    ):
+        persistent(send, pauses_s=(0.0, 0.0), sleep=lambda _: None)("GET", "/v1/blobs/x", b"", {})
+    assert len(listening.seen) == 3
+
+
+def test_a_download_that_never_gets_any_further_is_given_up():
+    with server(*[1000] * 9, ranges=False) as listening, http(listening.url) as send, pytest.raises(Interrupted):
+        persistent(send, pauses_s=(0.0, 0.0), sleep=lambda _: None)("GET", "/v1/blobs/x", b"", {})
+    assert len(listening.seen) == 3  # the first piece starts the pauses anew, later ones bring nothing
+
+
+@given(cuts=st.lists(st.integers(0, 40), max_size=12))
+def test_however_a_download_breaks_the_bytes_are_those_of_the_blob(cuts):
+    blob, cuts = bytes(range(100)), iter(cuts)
+
+    def send(method, path, body, headers):
+        start = int(headers.get("range", "bytes=0-")[6:-1])
+        reply = Reply(206, {"content-range": f"bytes {start}-99/100"}, blob[start:]) if start else Reply(200, {}, blob)
+        cut = next(cuts, None)
+        if cut is not None and cut < len(reply.body):
+            raise Interrupted("GET", "broke", "try again", Reply(reply.status, reply.headers, reply.body[:cut]))
+        return reply
+
+    reply = persistent(send, pauses_s=(0.0,) * 12, sleep=lambda _: None)("GET", "/", b"", {})
+    assert (reply.status, reply.body) == (200, blob)
+
+
+@pytest.mark.parametrize("method", ["PUT", "POST"])
+def test_a_lost_reply_is_asked_for_again_with_the_same_bytes(method):
+    with server("silent") as listening, http(listening.url) as send:
+        meter = Meter(send)
+        assert persistent(meter, sleep=lambda _: None)(method, "/v1/x", b"update", {}).status == 200
+    assert [body for _, _, body in listening.seen] == [b"update", b"update"]
+    assert meter.up == 2 * len(b"update")
+
+
+def test_every_attempt_is_signed_anew():
+    key = Ed25519PrivateKey.generate()
+    with server("silent", "silent") as listening, http(listening.url) as send:
+        persistent(signed(send, key, "abc"), sleep=lambda _: None)("PUT", "/v1/x", b"update", {})
+    assert len({headers["fedboard-nonce"] for _, headers, _ in listening.seen}) == 3
+    assert {headers["fedboard-device"] for _, headers, _ in listening.seen} == {"abc"}
+
+
+def test_an_endless_reply_is_cut_off(monkeypatch):
+    monkeypatch.setattr(transport, "MAX_REPLY_BYTES", 5000)
+    with server() as listening, http(listening.url) as send, pytest.raises(ServerError, match="expected at most 5000 bytes, found more"):
+        send("GET", "/v1/x", b"", {})
+
+
+def test_what_does_not_speak_http_is_one_clear_line():
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def greet():
+            connection, _ = listening.accept()
+            with connection:
+                connection.recv(1000)
+                connection.sendall(b"220 mail server ready\r\n")
+
+        thread = threading.Thread(target=greet)
+        thread.start()
+        with http(f"http://127.0.0.1:{listening.getsockname()[1]}") as send, pytest.raises(ServerError, match="no whole reply came"):
+            send("GET", "/v1/rounds", b"", {})
+        thread.join()
+
+
+def test_no_body_shows_in_the_text_of_a_reply():
+    assert "secret" not in repr(Reply(200, {}, b"secret"))

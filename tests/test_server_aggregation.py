@@ -1,0 +1,146 @@
+"""Aggregation: the running sum, its mean, the server's step, and which updates may not enter."""
+
+from dataclasses import replace
+from functools import reduce
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from device_runtime import quantize
+from device_runtime.errors import ConfigError, UpdateError
+from device_runtime.wire import Cause, Plan
+from server import aggregation
+from server.aggregation import ServerStep, Sum
+from tests.toy_server import DIMENSION, PLAN, SHAPES, WEIGHTS, delta
+
+SEED = 11
+BLOCK = quantize.BLOCK
+
+
+def update_of(vector: np.ndarray, examples: int = 1, bits: int = 8, seed: int = 0) -> quantize.Update:
+    rng = np.random.default_rng(seed)
+    return quantize.decode(quantize.encode(vector.astype(np.float32), 1, SEED, SHAPES, bits, examples, rng))
+
+
+def summed(updates: list[quantize.Update], max_weight: int = 100) -> Sum:
+    return reduce(lambda sum, update: aggregation.add(sum, update, max_weight), updates, aggregation.empty(DIMENSION))
+
+
+def checked(update: quantize.Update, plan: Plan = PLAN) -> Cause | None:
+    return aggregation.check(update, 1, SEED, SHAPES, DIMENSION, plan)
+
+
+def test_the_examples_of_an_update_travel_in_its_header():
+    assert update_of(delta(1), examples=123).examples == 123
+    with pytest.raises(ValueError, match="examples"):
+        update_of(delta(1), examples=0)
+    sent = quantize.encode(delta(1), 1, SEED, SHAPES, 8, 1, np.random.default_rng(0))
+    assert sent[12:16] == b"\x01\0\0\0"
+    with pytest.raises(UpdateError, match="at least 1 example"):
+        quantize.decode(sent[:12] + b"\0\0\0\0" + sent[16:])
+
+
+def test_an_update_counts_by_its_examples():
+    ones = quantize.Update(1, SEED, SHAPES, 8, 3, DIMENSION, 1.0, 0.0, np.zeros(BLOCK, np.uint16))  # every rotated value is 1
+    fives = replace(ones, low=5.0, examples=1)
+    sum = summed([ones, fives])
+    assert (sum.weight, sum.count) == (4, 2)
+    assert (sum.total == (3 * 1 + 1 * 5) * 2**32).all()
+    np.testing.assert_allclose(aggregation.mean(sum, SEED, DIMENSION), quantize.unrotate(np.full(BLOCK, 2.0), SEED, DIMENSION))
+
+
+def test_an_update_counts_by_no_more_than_the_largest_weight():
+    assert summed([update_of(delta(1), examples=2**32 - 1)], max_weight=40).weight == 40
+
+
+def test_the_mean_of_updates_is_the_mean_of_the_deltas_within_the_rounding_step():
+    deltas = [delta(number) for number in range(20)]
+    updates = [update_of(vector, bits=16, seed=number) for number, vector in enumerate(deltas)]
+    found = aggregation.mean(summed(updates), SEED, DIMENSION)
+    # each rotated value is within one step, so the vector is within step * sqrt(BLOCK)
+    assert np.linalg.norm(found - np.mean(deltas, axis=0)) <= max(update.step for update in updates) * np.sqrt(BLOCK)
+
+
+@settings(max_examples=25)
+@given(st.permutations(range(6)), st.integers(1, 16))
+def test_the_order_of_arrival_cannot_change_a_bit(order, bits):
+    updates = [update_of(delta(number), examples=number + 1, bits=bits, seed=number) for number in range(6)]
+    first, second = summed(updates), summed([updates[i] for i in order])
+    assert first.total.tobytes() == second.total.tobytes()
+    assert aggregation.mean(first, SEED, DIMENSION).tobytes() == aggregation.mean(second, SEED, DIMENSION).tobytes()
+
+
+def test_adding_leaves_the_sum_it_started_from_alone():
+    before = summed([update_of(delta(1))])
+    kept = before.total.copy()
+    aggregation.add(before, update_of(delta(2)), 1)
+    assert (before.total == kept).all()
+
+
+def test_the_largest_sum_that_is_allowed_does_not_overflow():
+    most = aggregation.capacity(PLAN, DIMENSION)
+    limit = aggregation.largest_norm(PLAN, DIMENSION, aggregation.largest_step(PLAN, DIMENSION))
+    spike = quantize.Update(1, SEED, SHAPES, 8, most, DIMENSION, -limit, 0.0, np.zeros(BLOCK, np.uint16))
+    assert (summed([spike], max_weight=most).total < 0).all()
+    assert (most + 2) * limit * 2**32 >= 2**63  # and the bound is tight
+
+
+@given(st.integers(0, 1000), st.integers(1, 16), st.floats(0.001, 1.0), st.booleans())
+@settings(max_examples=50)
+def test_an_honest_update_is_never_refused(seed, bits, norm, spiky):
+    vector = np.eye(DIMENSION)[seed % DIMENSION] if spiky else delta(seed)
+    clipped = quantize.clip({"all": (vector * (norm / np.linalg.norm(vector))).astype(np.float32)}, PLAN.clipping_norm)["all"]
+    plan = replace(PLAN, bits=bits)
+    assert checked(update_of(clipped, bits=bits, seed=seed), plan) is None
+
+
+def test_an_update_of_another_round_rotation_network_or_width_is_named():
+    good = update_of(delta(1))
+    assert checked(good) is None
+    assert checked(replace(good, round=2)) is Cause.WRONG_ROUND
+    assert checked(replace(good, seed=SEED + 1)) is Cause.WRONG_ROUND
+    assert checked(replace(good, shapes="0" * 64)) is Cause.WRONG_SHAPES
+    assert checked(replace(good, dimension=DIMENSION + 1)) is Cause.WRONG_SHAPES
+    assert checked(update_of(delta(1), bits=4)) is Cause.NOT_AN_UPDATE
+
+
+def test_an_update_beyond_the_clipping_norm_is_refused():
+    assert checked(update_of(delta(1) * 1.9)) is None  # norm 0.95 of 1
+    assert checked(update_of(delta(1) * 2.5)) is Cause.NORM_TOO_LARGE
+
+
+def test_a_coarse_scale_does_not_buy_a_larger_norm():
+    coarse = replace(update_of(delta(1)), low=-500.0, step=1000.0)  # one step excuses an error of 64,000
+    assert checked(coarse) is Cause.NORM_TOO_LARGE
+    assert checked(replace(coarse, low=3e38, step=3e38)) is Cause.NORM_TOO_LARGE
+
+
+def test_fedavg_adds_the_mean_delta():
+    change = np.arange(DIMENSION, dtype=np.float64)
+    after, velocity = aggregation.apply(ServerStep(), WEIGHTS, None, change)
+    assert velocity is None
+    np.testing.assert_array_equal(after["embedding"], WEIGHTS["embedding"] + np.arange(30, dtype=np.float32).reshape(10, 3))
+    np.testing.assert_array_equal(after["units"], WEIGHTS["units"] + np.arange(30, 50, dtype=np.float32).reshape(4, 5))
+    assert all(array.dtype == np.float32 for array in after.values())
+
+
+def test_fedavgm_goes_on_in_the_direction_of_the_steps_before():
+    step = ServerStep(learning_rate=0.5, momentum=0.5)
+    first, velocity = aggregation.apply(step, WEIGHTS, None, np.full(DIMENSION, 1.0))
+    np.testing.assert_allclose(first["units"] - WEIGHTS["units"], 0.5)  # 0.5 * 1
+    second, velocity = aggregation.apply(step, first, velocity, np.full(DIMENSION, 1.0))
+    np.testing.assert_allclose(second["units"] - first["units"], 0.75)  # 0.5 * (0.5 * 1 + 1)
+    np.testing.assert_allclose(velocity["units"], 1.5)
+
+
+@pytest.mark.parametrize("changed", [{"learning_rate": 0.0}, {"learning_rate": float("inf")}, {"momentum": 1.0}, {"momentum": -0.1}])
+def test_a_step_that_cannot_converge_is_refused(changed):
+    with pytest.raises(ConfigError):
+        ServerStep(**changed)
+
+
+@pytest.mark.parametrize(("value", "fits"), [(65504.0, True), (-65520.0, False), (np.inf, False), (np.nan, False)])
+def test_weights_that_float16_cannot_hold_are_recognised(value, fits):
+    assert aggregation.fits_float16({"w": np.array([0, value], np.float32)}) is fits

@@ -1,0 +1,553 @@
+"""The coordinator: whole rounds by plain calls, and what it remembers when it is closed, or dies, in the middle of one."""
+
+import itertools
+import shutil
+import struct
+from contextlib import contextmanager
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from device_runtime import quantize, signing, weights
+from device_runtime.errors import CheckpointError, ConfigError, RunError
+from device_runtime.weights import Checkpoint
+from device_runtime.wire import Abandon, Ack, Assignment, Cause, Enrolment, Reject
+from server.aggregation import ServerStep
+from server.blobs import Blobs
+from server.coordinator import NONCE_LIFE_S, Coordinator, Refused, create_task, has_task, open_folder
+from server.eligibility import Policy
+from server.rounds import Rules
+from server.store import Store
+from tests.toy_server import PLAN, READY, SHAPES, TOKENIZER, WEIGHTS, check_in, delta, encoded, enrolled, key, new, reopened, stored
+
+RULES = Rules(report_goal=2, over_selection=1.5, rounds=2, retry_s=60)  # a cohort of 3
+
+
+@pytest.fixture
+def coordinator(tmp_path):
+    opened = new(tmp_path / "server", RULES)
+    yield opened
+    opened.close()
+
+
+def assigned(coordinator: Coordinator, devices: list[str], now: float = 1.0) -> list[Assignment]:
+    found = [coordinator.check_in(device, READY, now) for device in devices]
+    assert all(isinstance(answer, Assignment) for answer in found), found
+    return found
+
+
+def causes(coordinator: Coordinator, *calls) -> list[Cause]:
+    """The cause each call is refused for."""
+    found = []
+    for call in calls:
+        with pytest.raises(Refused) as caught:
+            call()
+        found.append(caught.value.cause)
+    return found
+
+
+# one round
+
+
+def test_a_round_turns_the_mean_of_the_updates_into_the_next_checkpoint(coordinator):
+    devices = enrolled(coordinator, 2)
+    works = assigned(coordinator, devices)
+    answers = [
+        coordinator.update(device, work.assignment, encoded(work, i), 2.0) for i, (device, work) in enumerate(zip(devices, works, strict=True))
+    ]
+    assert all(answer.counted for answer in answers)
+    made = stored(coordinator, coordinator.checkpoint.sha)
+    first = coordinator.reports(2.0).rounds[0]
+    assert (made.round, made.tokenizer, first.phase, first.checkpoint) == (1, TOKENIZER, "committed", coordinator.checkpoint.sha)
+    moved = weights.flatten(made.weights) - weights.flatten(WEIGHTS)
+    np.testing.assert_allclose(moved, (delta(0) + delta(1)) / 2, atol=0.02)  # 8 bits
+    half = stored(coordinator, coordinator.checkpoint.half)
+    assert half == replace(made, weights=half.weights)
+    assert all((half.weights[name] == array.astype(np.float16)).all() for name, array in made.weights.items())
+
+
+def test_all_devices_of_a_round_get_the_same_work_and_the_next_round_other_work(coordinator):
+    devices = enrolled(coordinator, 2)
+    first = assigned(coordinator, devices)
+    assert replace(first[0], assignment="") == replace(first[1], assignment="")
+    assert first[0].assignment != first[1].assignment
+    for number, (device, work) in enumerate(zip(devices, first, strict=True)):
+        coordinator.update(device, work.assignment, encoded(work, number), 2.0)
+    later = assigned(coordinator, devices, 3.0)[0]
+    assert (later.round, later.plan, later.shapes) == (2, first[0].plan, first[0].shapes)
+    assert later.checkpoint != first[0].checkpoint
+    assert later.rotation_seed != first[0].rotation_seed
+
+
+def test_a_refused_check_in_names_its_cause_and_a_retry_time_near_the_rule(coordinator):
+    device = enrolled(coordinator, 1)[0]
+    answers = [coordinator.check_in(device, check_in(charging=False), 1.0) for _ in range(50)]
+    assert {answer.cause for answer in answers} == {Cause.NOT_CHARGING}
+    retries = [answer.retry_in_s for answer in answers]
+    assert 48 <= min(retries) < 55 < 65 < max(retries) <= 72
+
+
+def test_a_lost_reply_to_a_check_in_is_given_again_with_the_time_that_is_left(coordinator):
+    device = enrolled(coordinator, 1)[0]
+    first = coordinator.check_in(device, READY, 10.0)
+    assert coordinator.check_in(device, READY, 25.0) == replace(first, deadline_s=first.deadline_s - 15)
+
+
+def test_the_funnel_of_a_round_adds_up(coordinator):
+    a, b, c, d, e = enrolled(coordinator, 5)
+    assert coordinator.check_in(e, check_in(unmetered=None), 1.0).cause is Cause.METERED_NETWORK
+    assert coordinator.check_in(a, check_in(idle=False), 1.0).cause is Cause.IN_USE  # and ready a little later
+    works = assigned(coordinator, [a, b, c])
+    assert coordinator.check_in(d, READY, 1.0).cause is Cause.ROUND_FULL
+    half = coordinator.blob(a, works[0].checkpoint, 1.0)
+    plan = coordinator.blob(b, works[1].plan, 1.0)
+    body = encoded(works[0], 0, examples=300)
+    coordinator.update(a, works[0].assignment, body, 2.0)
+    coordinator.abandon(b, works[1].assignment, Abandon(Cause.CONDITION_LOST), 3.0)
+    coordinator.update(c, works[2].assignment, encoded(works[2], 2, examples=20), 4.0)
+    report = coordinator.reports(9.0).rounds[0]
+    assert (report.checked_in, report.assigned, report.downloaded, report.uploaded, report.counted) == (5, 3, 1, 2, 2)
+    assert report.refused == {"metered_network": 1, "round_full": 1}
+    assert report.dropped == {"condition_lost": 1}
+    assert report.examples == 320
+    assert (report.bytes_up, report.bytes_down) == (2 * len(body), len(half) + len(plan))
+    assert report.seconds == 4.0
+
+
+def test_a_device_that_was_counted_waits_for_a_later_round(coordinator):
+    device = enrolled(coordinator, 1)[0]
+    work = assigned(coordinator, [device])[0]
+    coordinator.update(device, work.assignment, encoded(work, 0), 2.0)
+    assert coordinator.check_in(device, READY, 3.0).cause is Cause.REPORTED_RECENTLY
+
+
+def test_a_device_that_gave_up_gets_no_second_assignment_in_the_round(coordinator):
+    device = enrolled(coordinator, 1)[0]
+    work = assigned(coordinator, [device])[0]
+    for cause in (Cause.TRAINING_FAILED, Cause.IN_USE):
+        assert not coordinator.abandon(device, work.assignment, Abandon(cause), 2.0).counted
+    assert coordinator.reports(2.0).rounds[0].dropped == {"training_failed": 1}
+    assert coordinator.check_in(device, READY, 3.0).cause is Cause.ALREADY_ASSIGNED
+    assert causes(coordinator, lambda: coordinator.update(device, work.assignment, encoded(work, 0), 3.0)) == [Cause.ABANDONED]
+
+
+def test_a_late_report_is_told_that_the_round_is_closed_and_changes_nothing(coordinator):
+    devices = enrolled(coordinator, 3)
+    works = assigned(coordinator, devices)
+    for number in (0, 1):
+        coordinator.update(devices[number], works[number].assignment, encoded(works[number], number), 2.0)
+    before = coordinator.checkpoint
+    answer = coordinator.update(devices[2], works[2].assignment, encoded(works[2], 2), 3.0)
+    assert isinstance(answer, Reject)
+    assert (answer.cause, coordinator.checkpoint) == (Cause.ROUND_CLOSED, before)
+    report = coordinator.reports(3.0).rounds[0]
+    assert (report.counted, report.uploaded, report.dropped) == (2, 3, {"round_closed": 1})
+
+
+def test_devices_that_never_report_time_out_and_a_late_one_of_them_is_counted_as_late(tmp_path):
+    coordinator = new(tmp_path, replace(RULES, reporting_s=100, selection_s=10))
+    devices = enrolled(coordinator, 3)
+    works = assigned(coordinator, devices)
+    coordinator.update(devices[0], works[0].assignment, encoded(works[0], 0), 2.0)
+    coordinator.tick(101.0)
+    report = coordinator.reports(101.0).rounds[0]
+    assert (report.phase, report.counted, report.dropped) == ("committed", 1, {"timed_out": 2})
+    assert coordinator.update(devices[1], works[1].assignment, encoded(works[1], 1), 102.0).cause is Cause.ROUND_CLOSED
+    assert coordinator.reports(102.0).rounds[0].dropped == {"round_closed": 1, "timed_out": 1}
+    coordinator.close()
+
+
+def test_an_abandoned_round_keeps_the_checkpoint_and_uses_up_its_number(tmp_path):
+    coordinator = new(tmp_path, replace(RULES, reporting_s=100, selection_s=10))
+    before = coordinator.checkpoint
+    device = enrolled(coordinator, 1)[0]
+    assigned(coordinator, [device])
+    coordinator.tick(101.0)
+    first, second = coordinator.reports(101.0).rounds
+    assert (first.phase, first.checkpoint, second.round, second.phase) == ("abandoned", "", 2, "selecting")
+    assert coordinator.checkpoint == before
+    assert assigned(coordinator, [device], 102.0)[0].round == 2
+    coordinator.close()
+
+
+def test_the_task_ends_after_its_rounds(coordinator):
+    devices = enrolled(coordinator, 2)
+    for _ in range(2):
+        assert not coordinator.finished
+        for number, (device, work) in enumerate(zip(devices, assigned(coordinator, devices), strict=True)):
+            coordinator.update(device, work.assignment, encoded(work, number), 2.0)
+    assert coordinator.finished
+    assert coordinator.check_in(devices[0], READY, 3.0).cause is Cause.NO_ROUND
+    assert [report.phase for report in coordinator.reports(3.0).rounds] == ["committed"] * 2
+
+
+def test_rounds_are_numbered_from_the_checkpoint_the_task_began_with(tmp_path):
+    store, blobs = open_folder(tmp_path)
+    create_task(store, blobs, Checkpoint(WEIGHTS, 300, "", TOKENIZER), PLAN, RULES, Policy(), ServerStep(), 0.0, seed=1)
+    coordinator = Coordinator(store, blobs)
+    assert assigned(coordinator, enrolled(coordinator, 1))[0].round == 301
+    coordinator.close()
+
+
+def test_momentum_goes_on_after_a_restart(tmp_path):
+    coordinator = new(tmp_path, RULES, step=ServerStep(momentum=0.9))
+    devices = enrolled(coordinator, 2)
+    for _ in range(2):
+        before = stored(coordinator, coordinator.checkpoint.sha).weights
+        for device, work in zip(devices, assigned(coordinator, devices), strict=True):
+            coordinator.update(device, work.assignment, encoded(work, 1), 2.0)
+        moved = weights.flatten(weights.subtract(stored(coordinator, coordinator.checkpoint.sha).weights, before))
+        coordinator.close()
+        coordinator = reopened(tmp_path)
+    np.testing.assert_allclose(moved, 1.9 * delta(1), atol=0.04)  # 0.9 * the first mean and the second, both delta(1)
+    coordinator.close()
+
+
+def test_a_step_into_weights_that_cannot_travel_abandons_the_round(tmp_path):
+    coordinator = new(tmp_path, RULES, step=ServerStep(learning_rate=1e6))
+    devices = enrolled(coordinator, 2)
+    for device, work in zip(devices, assigned(coordinator, devices), strict=True):
+        assert coordinator.update(device, work.assignment, encoded(work, 1), 2.0).counted
+    assert [report.phase for report in coordinator.reports(3.0).rounds] == ["abandoned", "selecting"]
+    coordinator.close()
+
+
+# updates that must not count
+
+
+def refused_bodies(work: Assignment) -> dict[Cause, list[bytes]]:
+    good = encoded(work, 0)
+    head = bytearray(good)
+    struct.pack_into("<f", head, quantize.HEADER_BYTES - 8, float("nan"))
+    rng = np.random.default_rng(0)
+    fields = {"round": work.round, "seed": work.rotation_seed, "shapes": work.shapes, "bits": PLAN.bits, "examples": 20, "rng": rng}
+    return {
+        Cause.NOT_AN_UPDATE: [
+            b"",
+            good[:-1],
+            good + b"\0",
+            b"not an update",
+            bytes(head),  # its scale is not a number
+            quantize.encode(delta(0), **{**fields, "bits": 4}),
+        ],
+        Cause.WRONG_ROUND: [quantize.encode(delta(0), **{**fields, **changed}) for changed in ({"round": 9}, {"seed": 1})],
+        Cause.WRONG_SHAPES: [quantize.encode(delta(0), **{**fields, "shapes": "0" * 64}), quantize.encode(delta(0, 51), **fields)],
+        Cause.NORM_TOO_LARGE: [quantize.encode(delta(0) * 100, **fields)],
+    }
+
+
+def test_an_update_that_breaks_a_rule_is_named_counted_and_leaves_the_sum_as_it_was_to_the_bit(tmp_path):
+    coordinator = new(tmp_path, Rules(report_goal=2, over_selection=20, rounds=2))
+    honest, *others = enrolled(coordinator, 20)
+    work = assigned(coordinator, [honest])[0]
+    coordinator.update(honest, work.assignment, encoded(work, 0), 2.0)
+
+    def on_disk() -> bytes:
+        with coordinator._store.transaction() as rows:
+            return rows.sum(1).total.tobytes()
+
+    before, devices, expected = on_disk(), iter(others), {}
+    for cause, bodies in refused_bodies(work).items():
+        for body in bodies:
+            device = next(devices)
+            mine = assigned(coordinator, [device])[0].assignment
+
+            def send(device=device, mine=mine, body=body) -> None:
+                coordinator.update(device, mine, body, 2.0)
+
+            assert causes(coordinator, send, send) == [cause] * 2
+            expected[cause.value] = expected.get(cause.value, 0) + 1
+            assert on_disk() == coordinator._sum.total.tobytes() == before
+    report = coordinator.reports(3.0).rounds[0]
+    assert report.dropped == dict(sorted(expected.items()))
+    assert (report.counted, report.examples) == (1, 20)
+    coordinator.close()
+
+
+def test_after_a_refused_update_no_other_is_taken(coordinator):
+    device = enrolled(coordinator, 1)[0]
+    work = assigned(coordinator, [device])[0]
+    found = causes(
+        coordinator,
+        lambda: coordinator.update(device, work.assignment, b"rubbish", 2.0),
+        lambda: coordinator.update(device, work.assignment, encoded(work, 0), 2.0),
+    )
+    assert found == [Cause.NOT_AN_UPDATE, Cause.DIFFERENT_UPDATE]
+
+
+def test_the_same_update_twice_counts_once_and_another_one_is_refused(coordinator):
+    devices = enrolled(coordinator, 2)
+    works = assigned(coordinator, devices)
+
+    def send(body: bytes) -> Ack | Reject:
+        return coordinator.update(devices[0], works[0].assignment, body, 2.0)
+
+    assert [send(encoded(works[0], 0)).counted for _ in range(3)] == [True] * 3
+    assert causes(coordinator, lambda: send(encoded(works[0], 1))) == [Cause.DIFFERENT_UPDATE]
+    assert coordinator.abandon(devices[0], works[0].assignment, Abandon(Cause.TIMED_OUT), 2.0).counted
+    report = coordinator.reports(3.0).rounds[0]
+    assert (report.counted, report.examples, report.phase) == (1, 20, "selecting")
+    coordinator.update(devices[1], works[1].assignment, encoded(works[1], 1), 3.0)
+    assert send(encoded(works[0], 0)).counted  # also when the round is over
+    assert coordinator.reports(3.0).rounds[0].counted == 2
+
+
+def test_somebody_elses_assignment_is_unknown_and_stays_open(coordinator):
+    owner, thief = enrolled(coordinator, 2)
+    work = assigned(coordinator, [owner])[0]
+    assert (
+        causes(
+            coordinator,
+            lambda: coordinator.update(thief, work.assignment, encoded(work, 1), 2.0),
+            lambda: coordinator.abandon(thief, work.assignment, Abandon(Cause.IN_USE), 2.0),
+            lambda: coordinator.update(owner, "0" * 32, encoded(work, 1), 2.0),
+            lambda: coordinator.update(owner, "'; --", encoded(work, 1), 2.0),
+        )
+        == [Cause.UNKNOWN_ASSIGNMENT] * 4
+    )
+    assert coordinator.update(owner, work.assignment, encoded(work, 0), 2.0).counted
+
+
+def test_a_device_cannot_name_any_cause_it_likes_when_it_gives_up(coordinator):
+    device = enrolled(coordinator, 1)[0]
+    work = assigned(coordinator, [device])[0]
+    assert causes(coordinator, lambda: coordinator.abandon(device, work.assignment, Abandon(Cause.NORM_TOO_LARGE), 2.0)) == [Cause.MALFORMED]
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (3, 2, 1, 0), (2, 0, 3, 1)])
+def test_the_order_of_reports_cannot_change_a_bit_of_the_checkpoint(tmp_path, order):
+    def result(sequence) -> str:
+        coordinator = new(tmp_path / "".join(map(str, sequence)), Rules(report_goal=4))
+        devices = enrolled(coordinator, 4)
+        works = assigned(coordinator, devices)
+        for number in sequence:
+            coordinator.update(devices[number], works[number].assignment, encoded(works[number], number, examples=number + 1), 2.0)
+        coordinator.close()
+        return coordinator.checkpoint.sha
+
+    assert result(order) == result((1, 0, 2, 3))
+
+
+# devices
+
+
+def test_the_same_key_always_gets_the_same_name(coordinator):
+    public = signing.public_hex(key(3))
+    first = coordinator.enrol(Enrolment(public), 0.0)
+    assert first == coordinator.enrol(Enrolment(public), 9.0)
+    assert first.device == weights.digest(bytes.fromhex(public))[:16]
+    assert (
+        causes(coordinator, *(lambda text=text: coordinator.enrol(Enrolment(text), 0.0) for text in ("", "zz" * 32, public.upper())))
+        == [Cause.MALFORMED] * 3
+    )
+
+
+def test_only_a_fresh_signature_of_an_enrolled_device_is_accepted(coordinator):
+    device, other = enrolled(coordinator, 2)
+    nonce = "ab" * 16
+    message = signing.request_message("POST", "/v1/check-in", b"{}", nonce)
+    signature = key(0).sign(message)
+    assert causes(
+        coordinator,
+        lambda: coordinator.authenticate("0" * 16, nonce, signature, message, 0.0),
+        lambda: coordinator.authenticate(other, nonce, signature, message, 0.0),
+        lambda: coordinator.authenticate(device, nonce, signature, message + b"!", 0.0),
+        lambda: coordinator.authenticate(device, "short", signature, message, 0.0),
+    ) == [Cause.UNKNOWN_DEVICE, Cause.BAD_SIGNATURE, Cause.BAD_SIGNATURE, Cause.BAD_SIGNATURE]
+    coordinator.authenticate(device, nonce, signature, message, 0.0)  # the refused attempts have not used the nonce up
+    assert causes(coordinator, lambda: coordinator.authenticate(device, nonce, signature, message, NONCE_LIFE_S)) == [Cause.REPLAYED]
+
+
+def test_work_needs_an_enrolled_device(coordinator):
+    assert causes(coordinator, lambda: coordinator.check_in("0" * 16, READY, 0.0)) == [Cause.UNKNOWN_DEVICE]
+
+
+def test_an_unknown_blob_is_refused(coordinator):
+    device = enrolled(coordinator, 1)[0]
+    assert causes(coordinator, lambda: coordinator.blob(device, "0" * 64, 0.0)) == [Cause.UNKNOWN_BLOB]
+
+
+def test_a_download_in_parts_is_complete_with_its_last_byte(coordinator):
+    device = enrolled(coordinator, 1)[0]
+    work = assigned(coordinator, [device])[0]
+    size = coordinator.blob_size(work.checkpoint)
+    first = coordinator.blob(device, work.checkpoint, 1.0, 0, 100)
+    assert coordinator.reports(1.0).rounds[0].downloaded == 0
+    rest = coordinator.blob(device, work.checkpoint, 1.0, 100)
+    assert weights.digest(first + rest) == work.checkpoint
+    report = coordinator.reports(1.0).rounds[0]
+    assert (report.downloaded, report.bytes_down) == (1, size)
+
+
+# tasks
+
+
+def test_a_folder_holds_one_task(coordinator, tmp_path):
+    with pytest.raises(RunError, match="already holds one"):
+        create_task(coordinator._store, coordinator._blobs, Checkpoint(WEIGHTS, 0, "", TOKENIZER), PLAN, RULES, Policy(), ServerStep(), 0.0)
+    store, blobs = open_folder(tmp_path / "empty")
+    with pytest.raises(RunError, match="holds none"):
+        Coordinator(store, blobs)
+    store.close()
+
+
+def test_a_task_that_could_overflow_or_cannot_travel_is_refused_before_anything_is_written(tmp_path):
+    store, blobs = open_folder(tmp_path)
+    rules = Rules(report_goal=1000, max_weight=10**8)
+    with pytest.raises(ConfigError, match="max_weight"):
+        create_task(store, blobs, Checkpoint(WEIGHTS, 0, "", TOKENIZER), PLAN, rules, Policy(), ServerStep(), 0.0)
+    with pytest.raises(CheckpointError, match="float16"):
+        create_task(store, blobs, Checkpoint({"w": np.full(4, 1e6, np.float32)}), PLAN, RULES, Policy(), ServerStep(), 0.0)
+    assert list((tmp_path / "blobs").iterdir()) == []
+    store.close()
+
+
+def test_without_a_seed_two_tasks_rotate_differently(tmp_path):
+    seeds = set()
+    for name in ("a", "b"):
+        store, blobs = open_folder(tmp_path / name)
+        create_task(store, blobs, Checkpoint(WEIGHTS, 0, "", TOKENIZER), PLAN, RULES, Policy(), ServerStep(), 0.0)
+        coordinator = Coordinator(store, blobs)
+        seeds.add(assigned(coordinator, enrolled(coordinator, 1))[0].rotation_seed)
+        coordinator.close()
+    assert len(seeds) == 2
+
+
+# restarts and crashes
+
+
+def played(folder, restart_before: int = -1) -> str:
+    """Two rounds of two devices in `folder`, restarted before one of their eight calls; the last checkpoint."""
+    coordinator, call = new(folder, RULES), itertools.count()
+    devices = enrolled(coordinator, 2)
+    for _ in range(2):
+        works = []
+        for device in devices:
+            coordinator = restarted(coordinator, folder) if next(call) == restart_before else coordinator
+            works += assigned(coordinator, [device])
+        for number, (device, work) in enumerate(zip(devices, works, strict=True)):
+            coordinator = restarted(coordinator, folder) if next(call) == restart_before else coordinator
+            assert coordinator.update(device, work.assignment, encoded(work, number), 2.0).counted
+    coordinator.close()
+    assert coordinator.finished
+    return coordinator.checkpoint.sha
+
+
+def restarted(coordinator: Coordinator, folder) -> Coordinator:
+    coordinator.close()
+    return reopened(folder)
+
+
+def test_a_restart_between_or_inside_rounds_does_not_change_the_result(tmp_path):
+    results = {played(tmp_path / str(call), restart_before=call) for call in range(-1, 8)}
+    assert len(results) == 1
+
+
+class Crash(Exception):
+    """Stands for the end of the process."""
+
+
+class Fate:
+    """Ends the process at its `last` step."""
+
+    def __init__(self, last: int):
+        self.left = last
+
+    def step(self) -> None:
+        self.left -= 1
+        if self.left == 0:
+            raise Crash
+
+
+class MortalStore(Store):
+    def __init__(self, database, fate: Fate):
+        self.fate = fate
+        super().__init__(database)
+
+    @contextmanager
+    def transaction(self):
+        with super().transaction() as rows:
+            yield rows
+            self.fate.step()  # before it is on disk
+        self.fate.step()  # on disk, but nobody has heard of it
+
+
+class MortalBlobs(Blobs):
+    def __init__(self, folder, fate: Fate):
+        self.fate = fate
+        super().__init__(folder)
+
+    def put(self, data: bytes) -> str:
+        self.fate.step()
+        name = super().put(data)
+        self.fate.step()
+        return name
+
+
+def survives(folder, dies_at: int) -> tuple[str, bool]:
+    """A round of two devices that repeat what was not answered; the server dies once. Its last checkpoint, and whether it did die."""
+    fate = Fate(dies_at)
+    coordinator = None
+
+    def persistently(call):
+        nonlocal coordinator
+        while True:
+            try:
+                if coordinator is None:
+                    store = MortalStore(folder / "server.sqlite", fate)
+                    coordinator = Coordinator(store, MortalBlobs(folder / "blobs", fate), np.random.default_rng(0))
+                return call(coordinator)
+            except Crash:
+                (store if coordinator is None else coordinator).close()
+                coordinator = None
+
+    devices = persistently(lambda server: enrolled(server, 2))
+    for index, device in enumerate(devices):
+
+        def turn(server: Coordinator, index=index, device=device) -> None:
+            work = server.check_in(device, READY, 1.0)
+            if isinstance(work, Assignment) and work.round == 1:
+                assert server.update(device, work.assignment, encoded(work, index), 1.0).counted
+
+        persistently(turn)
+    persistently(lambda server: server.tick(1.0))
+    reports = persistently(lambda server: server.reports(1.0).rounds)
+    sha = coordinator.checkpoint.sha
+    coordinator.close()
+    assert [(report.phase, report.counted, report.examples) for report in reports] == [("committed", 2, 40), ("selecting", 0, 0)]
+    return sha, fate.left <= 0
+
+
+def test_a_crash_at_any_write_loses_nothing_acknowledged_and_counts_nothing_twice(tmp_path):
+    new(tmp_path / "template", RULES).close()
+    results = set()
+    for dies_at in itertools.count(1):
+        shutil.copytree(tmp_path / "template", tmp_path / str(dies_at))
+        sha, died = survives(tmp_path / str(dies_at), dies_at)
+        results.add(sha)
+        if not died:
+            break
+    assert dies_at > 20
+    assert len(results) == 1  # the last run is one without a crash
+
+
+def test_a_crash_while_a_task_is_made_leaves_no_half_of_it(tmp_path):
+    for dies_at in itertools.count(1):
+        folder, fate = tmp_path / str(dies_at), Fate(dies_at)
+        task = (Checkpoint(WEIGHTS, 0, "", TOKENIZER), PLAN, RULES, Policy(), ServerStep(), 0.0, 7)
+        store, blobs = MortalStore(folder / "server.sqlite", fate), MortalBlobs(folder / "blobs", fate)
+        try:
+            create_task(store, blobs, *task)
+        except Crash:
+            assert fate.left == 0
+        store.close()
+        store, blobs = open_folder(folder)
+        if not has_task(store):
+            create_task(store, blobs, *task)
+        coordinator = Coordinator(store, blobs)
+        assert assigned(coordinator, enrolled(coordinator, 1))[0].shapes == SHAPES
+        coordinator.close()
+        if fate.left > 0:
+            break
+    assert dies_at > 8

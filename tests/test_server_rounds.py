@@ -1,0 +1,143 @@
+"""Rounds: what an event makes of a round."""
+
+from functools import reduce
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from device_runtime.errors import ConfigError
+from server.rounds import OPEN, Admitted, Dropped, Event, Phase, Reported, RoundState, Rules, Tick, advance
+
+
+def play(rules: Rules, *events: Event) -> RoundState:
+    return reduce(lambda state, event: advance(state, event, rules), events, RoundState(1))
+
+
+def test_round_commits_at_the_report_goal_and_ignores_stragglers():
+    rules = Rules(report_goal=2, over_selection=1.5)  # a cohort of 3
+    state = play(rules, *map(Admitted, "abc"), Reported("a"), Reported("b"), Reported("c"))
+    assert state.phase is Phase.COMMITTED
+    assert state.reported == {"a", "b"}
+
+
+def test_cohort_is_the_goal_times_the_over_selection_rounded_up():
+    assert Rules(report_goal=100).cohort == 130
+    assert Rules(report_goal=3, over_selection=1.1).cohort == 4
+
+
+def test_half_the_goal_is_the_fewest_reports_unless_the_rules_say_otherwise():
+    assert [Rules(report_goal=goal).fewest for goal in (1, 2, 5, 100)] == [1, 1, 2, 50]
+    assert Rules(report_goal=5, min_reports=5).fewest == 5
+
+
+def test_a_full_cohort_ends_selection():
+    rules = Rules(report_goal=2, over_selection=1.5)
+    assert play(rules, *map(Admitted, "ab")).phase is Phase.SELECTING
+    full = play(rules, *map(Admitted, "abc"))
+    assert full.phase is Phase.REPORTING
+    assert advance(full, Admitted("d"), rules) == full
+
+
+def test_the_place_of_a_device_that_drops_out_during_selection_is_free_again():
+    rules = Rules(report_goal=2, over_selection=1.0)
+    state = play(rules, Admitted("a"), Dropped("a"), Admitted("b"))
+    assert state.phase is Phase.SELECTING
+    assert advance(state, Admitted("c"), rules).phase is Phase.REPORTING
+
+
+def test_a_round_that_nobody_has_joined_waits():
+    state = play(Rules(report_goal=2, selection_s=10), Tick(1e9))
+    assert state == RoundState(1)
+
+
+def test_selection_ends_after_its_window_with_fewer_than_the_cohort():
+    rules = Rules(report_goal=4, min_reports=2, selection_s=10)
+    state = play(rules, Admitted("a", at=5), Admitted("b", at=6), Tick(14.9))
+    assert state.phase is Phase.SELECTING
+    assert advance(state, Tick(15), rules).phase is Phase.REPORTING
+
+
+def test_selection_with_too_few_devices_abandons_the_round_at_its_end():
+    rules = Rules(report_goal=4, min_reports=2, selection_s=10)
+    assert play(rules, Admitted("a", at=5), Tick(15)).phase is Phase.ABANDONED
+
+
+def test_round_commits_at_the_deadline_with_the_minimum_of_reports():
+    rules = Rules(report_goal=4, over_selection=1.0, min_reports=2, reporting_s=100)
+    state = play(rules, *(Admitted(client, at=1) for client in "abcd"), Reported("a", at=2), Reported("b", at=3), Tick(100.9))
+    assert state.phase is Phase.REPORTING
+    assert advance(state, Tick(101), rules).phase is Phase.COMMITTED
+
+
+def test_round_is_abandoned_at_the_deadline_with_fewer():
+    rules = Rules(report_goal=4, over_selection=1.0, min_reports=2, reporting_s=100)
+    state = play(rules, *(Admitted(client, at=1) for client in "abcd"), Reported("a", at=2), Tick(101))
+    assert state.phase is Phase.ABANDONED
+
+
+def test_no_device_loses_a_second_of_the_time_it_was_promised():
+    rules = Rules(report_goal=2, over_selection=1.0, min_reports=1, selection_s=1000, reporting_s=100)
+    state = play(rules, Admitted("a", at=0), Admitted("b", at=90), Reported("b", at=189.9))
+    assert (state.phase, state.waiting) == (Phase.REPORTING, {"a"})
+    assert advance(state, Reported("b", at=189.95), rules).phase is Phase.REPORTING
+
+
+def test_a_report_that_arrives_after_the_deadline_is_late_even_before_the_next_tick():
+    rules = Rules(report_goal=2, over_selection=1.0, min_reports=1, reporting_s=100)
+    state = play(rules, Admitted("a", at=0), Admitted("b", at=0), Reported("a", at=1), Reported("b", at=100))
+    assert (state.phase, state.reported) == (Phase.COMMITTED, {"a"})
+
+
+def test_round_commits_early_when_nobody_is_left_to_wait_for():
+    rules = Rules(report_goal=3, over_selection=1.0, min_reports=2)
+    state = play(rules, *map(Admitted, "abc"), Reported("a"), Reported("b"))
+    assert state.phase is Phase.REPORTING
+    assert advance(state, Dropped("c"), rules).phase is Phase.COMMITTED
+
+
+def test_round_is_abandoned_as_soon_as_no_report_to_come_can_help_it():
+    rules = Rules(report_goal=3, over_selection=1.0, min_reports=2)
+    assert play(rules, *map(Admitted, "abc"), Dropped("a"), Dropped("b")).phase is Phase.ABANDONED
+
+
+def test_everybody_reporting_does_not_commit_while_others_may_still_join():
+    rules = Rules(report_goal=3, min_reports=1, selection_s=10)
+    state = play(rules, Admitted("a", at=0), Reported("a", at=1))
+    assert state.phase is Phase.SELECTING
+    assert advance(state, Tick(10), rules).phase is Phase.COMMITTED
+
+
+def test_events_of_devices_that_are_not_waited_for_change_nothing():
+    rules = Rules(report_goal=3, over_selection=1.0)
+    state = play(rules, *map(Admitted, "abc"), Reported("a"), Dropped("b"))
+    for event in (Reported("x"), Dropped("x"), Reported("a"), Dropped("a"), Reported("b"), Dropped("b"), Admitted("b")):
+        assert advance(state, event, rules) == state
+
+
+@pytest.mark.parametrize(
+    "changed", [{"report_goal": 0}, {"over_selection": 0.9}, {"min_reports": 0}, {"report_goal": 2, "min_reports": 3}, {"retry_s": float("nan")}]
+)
+def test_rules_no_round_could_follow_are_refused(changed):
+    with pytest.raises(ConfigError):
+        Rules(**changed)
+
+
+clients, times = st.sampled_from("abcdefg"), st.floats(0, 300)
+events = st.one_of(st.builds(kind, clients, times) for kind in (Admitted, Reported, Dropped)) | st.builds(Tick, times)
+
+
+@given(st.lists(events, max_size=60), st.integers(1, 4))
+def test_whatever_happens_a_round_keeps_its_promises(history, goal):
+    rules = Rules(report_goal=goal, over_selection=1.5, selection_s=50, reporting_s=100)
+    state = RoundState(1)
+    for event in sorted(history, key=lambda event: event.at):
+        after = advance(state, event, rules)
+        assert after.reported | after.dropped <= after.admitted
+        assert not after.reported & after.dropped
+        assert len(after.staying) <= rules.cohort
+        assert len(after.reported) <= goal
+        assert state.phase in OPEN or after == state
+        assert after.phase is not Phase.COMMITTED or len(after.reported) >= rules.fewest
+        state = after
+    assert advance(state, Tick(500), rules).phase not in OPEN or not state.admitted

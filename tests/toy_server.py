@@ -1,0 +1,74 @@
+"""A toy task for the server's tests: fifty weights, tiny rules, and devices that make updates without training."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from device_runtime import quantize, signing, weights
+from device_runtime.weights import Checkpoint
+from device_runtime.wire import Assignment, CheckIn, Conditions, Enrolment, Plan
+from server.aggregation import ServerStep
+from server.coordinator import Coordinator, create_task, open_folder
+from server.eligibility import Policy
+from server.rounds import Rules
+
+TOKENIZER = "70" * 32
+WEIGHTS = {"embedding": np.linspace(-1, 1, 30, dtype=np.float32).reshape(10, 3), "units": np.full((4, 5), 0.5, np.float32)}
+SHAPES = weights.shapes_hash(WEIGHTS)
+DIMENSION = 50
+PLAN = Plan(clipping_norm=1.0, bits=8)
+READY = CheckIn(Conditions(charging=True, unmetered=True, idle=True), examples=20, tokenizer=TOKENIZER)
+
+
+def new(
+    folder: Path,
+    rules: Rules,
+    plan: Plan = PLAN,
+    policy: Policy | None = None,
+    step: ServerStep | None = None,
+    values: weights.Weights = WEIGHTS,
+) -> Coordinator:
+    """A coordinator with a new task, at second 0."""
+    store, blobs = open_folder(folder)
+    create_task(store, blobs, Checkpoint(values, 0, "", TOKENIZER), plan, rules, policy or Policy(), step or ServerStep(), now=0.0, seed=7)
+    return Coordinator(store, blobs, np.random.default_rng(0))
+
+
+def reopened(folder: Path) -> Coordinator:
+    return Coordinator(*open_folder(folder), np.random.default_rng(0))
+
+
+def key(number: int) -> Ed25519PrivateKey:
+    """The same key for the same number."""
+    return Ed25519PrivateKey.from_private_bytes(number.to_bytes(32, "big"))
+
+
+def enrolled(coordinator: Coordinator, count: int) -> list[str]:
+    """Names of `count` devices."""
+    return [coordinator.enrol(Enrolment(signing.public_hex(key(number))), 0.0).device for number in range(count)]
+
+
+def delta(number: int, dimension: int = DIMENSION) -> np.ndarray:
+    """What device `number` would have learnt, within the clipping norm."""
+    found = np.random.default_rng(number).normal(0, 1, dimension).astype(np.float32)
+    return found * np.float32(0.5 / np.linalg.norm(found))
+
+
+def encoded(assignment: Assignment, number: int, examples: int = 20, bits: int = PLAN.bits) -> bytes:
+    """The update of device `number`: the same bytes for the same round."""
+    rng = np.random.default_rng([number, assignment.round])
+    return quantize.encode(delta(number), assignment.round, assignment.rotation_seed, assignment.shapes, bits, examples, rng)
+
+
+def stored(coordinator: Coordinator, sha: str) -> Checkpoint:
+    """A checkpoint out of the coordinator's blobs."""
+    device = enrolled(coordinator, 1)[0]
+    return weights.from_bytes(coordinator.blob(device, sha, 0.0))
+
+
+def check_in(**changes: object) -> CheckIn:
+    """READY with some fields changed; conditions by their names."""
+    conditions = {name: changes.pop(name) for name in ("charging", "unmetered", "idle") if name in changes}
+    return replace(READY, conditions=replace(READY.conditions, **conditions), **changes)
