@@ -139,10 +139,9 @@ def export(
 @bundle_app.command("verify")
 def bundle_verify(path: Annotated[Path, typer.Argument(help="Bundle folder.")], trust: Trust = None, as_json: Json = False) -> None:
     """Check signature, sizes, hashes and vocabulary of a bundle, as a device does before it opens one."""
-    from device_runtime.bundle import open_verified
-    from fedboard.run import trusted_keys
+    from fedboard.run import open_bundle
 
-    manifest = open_verified(path, trusted_keys(trust)).manifest
+    manifest = open_bundle(path, trust).manifest
     if as_json:
         return emit(asdict(manifest))
     console.table(f"{path}: whole, and signed by a trusted key", ["file", "bytes"], [[n, f"{f.bytes:,}"] for n, f in manifest.files.items()])
@@ -203,12 +202,11 @@ def predict(
     as_json: Json = False,
 ) -> None:
     """Suggest the next word, or complete a typed prefix. Without TEXT: a small keyboard on standard input."""
-    from device_runtime.bundle import open_verified
     from device_runtime.predictor import Predictor
     from fedboard import keyboard
-    from fedboard.run import trusted_keys
+    from fedboard.run import open_bundle
 
-    predictor = Predictor(open_verified(bundle, trusted_keys(trust)))
+    predictor = Predictor(open_bundle(bundle, trust))
     if text is None:
         if sys.stdin.isatty():
             console.say(keyboard.HELP)
@@ -229,13 +227,12 @@ def serve(
     trust: Trust = None,
 ) -> None:
     """Run the server: check-in, rounds, aggregation. State survives a restart."""
-    from device_runtime.bundle import open_verified
     from device_runtime.config import from_toml
     from fedboard import serve as stage
-    from fedboard.run import trusted_keys
+    from fedboard.run import open_bundle
 
     settings = from_toml(stage.ServerSettings, config) if config else stage.ServerSettings()
-    opened = open_verified(bundle, trusted_keys(trust)) if bundle else None
+    opened = open_bundle(bundle, trust) if bundle else None
     stage.serve(dir, opened, settings, host, port, time.time())
 
 

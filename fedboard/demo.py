@@ -104,8 +104,8 @@ def run(demo: Demo) -> Run:
     with clock.stage(
         4,
         "Real rounds with devices",
-        f"A server on this machine, and {demo.devices} devices in {demo.processes} processes that cannot import TensorFlow. Each holds the encrypted\n"
-        "typing log of one train user. Only devices that charge, are on WiFi and idle may train; they upload 8-bit changes, never text.",
+        f"A server on this machine, and {demo.devices} devices in {demo.processes} processes that cannot import TensorFlow. Each holds the\n"
+        "encrypted typing log of one train user. Only devices that charge, are on WiFi and idle may train; they upload 8-bit changes, never text.",
     ):
         measured = _rounds_with_devices(demo, trained, first, users)
     with clock.stage(5, "The better keyboard", "The checkpoint of the last round is exported again: this is the file a keyboard ships."):
@@ -167,7 +167,7 @@ def _rounds_with_devices(demo: Demo, run: Run, bundle: Path, users: corpus.Corpu
             )
             children.append(child_process.start(command, run.path / f"devices-{i}.log", {"OMP_NUM_THREADS": "1"}))
         reports = _watch(demo, url, server, children[1:], run)
-        memory = {"server": _peak_mb(server.pid)}
+        memory = {"server": child_process.peak_memory_mb(server.pid)}
     finally:
         for child in children:
             child_process.end(child)
@@ -282,11 +282,3 @@ def _address(server: subprocess.Popen, folder: Path, log: Path) -> str:
 def _last_line(log: Path) -> str:
     lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
     return lines[-1].strip() if lines else "it said nothing"
-
-
-def _peak_mb(pid: int) -> float:
-    """Peak resident memory of a process, from the kernel."""
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) / 1024
-    return float("nan")

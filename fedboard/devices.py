@@ -1,7 +1,7 @@
 """The device stage: typing logs of corpus users -> device folders, and turns of several devices in one process without TensorFlow."""
 
 import json
-import resource
+import os
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -13,6 +13,7 @@ import numpy as np
 from device_runtime.bundle import Bundle
 from device_runtime.errors import CorpusError, RunError
 from fedboard import console
+from model import child_process
 from model.corpus import Users
 
 BLOCKED = ("tensorflow", "tensorflow_federated")
@@ -96,5 +97,4 @@ def run(folders: Sequence[Path], url: str, rounds: int, outcomes: Path | None) -
             console.say(f"{home.folder.name}: {outcome.status}{round_number}{f' ({outcome.cause})' if outcome.cause else ''}{losses}")
 
         seen = participate.run(homes, send, rounds, note)
-    peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"devices": len(homes), "rounds": seen, **totals, "peak_memory_mb": peak_mb}
+    return {"devices": len(homes), "rounds": seen, **totals, "peak_memory_mb": child_process.peak_memory_mb(os.getpid())}

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from device_runtime import config, signing, weights
+from device_runtime.bundle import Bundle, open_verified
 from device_runtime.errors import CheckpointError, RunError
 from device_runtime.text import Vocabulary
 from model.recipe import Recipe
@@ -155,6 +156,11 @@ def trusted_keys(trust: list[Path] | None) -> frozenset[str]:
         return frozenset(path.read_text().strip() for path in paths)
     except OSError as error:
         raise RunError(paths[0], f"no trusted public key ({error.strerror})", "pass the bundle maker's key with --trust FILE") from None
+
+
+def open_bundle(path: Path, trust: list[Path] | None) -> Bundle:
+    """The verified bundle at `path`. A missing folder is said before a missing key."""
+    return open_verified(path, trusted_keys(trust) if Path(path).is_dir() else frozenset())
 
 
 def signing_key(path: Path | None):

@@ -91,13 +91,14 @@ def read(path: Path) -> Scored:
 
 
 def row(scored: Scored) -> list[str]:
-    """The cells of one system: name, top-1 with interval, top-3 with interval, perplexity, keystroke saving."""
+    """The cells of one system, in the order of COLUMNS."""
     s = scored.summary
     return [scored.name, _share(s.top1, s.top1_interval), _share(s.top3, s.top3_interval), f"{s.perplexity:.0f}", f"{s.keystroke_saving:.1%}"]
 
 
-COLUMNS = ["system", "top-1 % [95 %]", "top-3 % [95 %]", "perplexity", "keystrokes saved"]
+COLUMNS = ["system", "top-1 %", "top-3 %", "perplexity", "keys saved"]
 
 
 def _share(value: float, interval: tuple[float, float]) -> str:
-    return f"{100 * value:.1f} [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"
+    """Per cent, with half the width of its 95 % interval."""
+    return f"{100 * value:.1f} ±{50 * (interval[1] - interval[0]):.1f}"

@@ -40,6 +40,14 @@ def end(child: subprocess.Popen, patience_s: float = 10.0) -> int:
     return child.wait()
 
 
+def peak_memory_mb(pid: int) -> float:
+    """Peak resident memory of a process since it became its command. (getrusage would count the parent it was forked from.)"""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) / 1024
+    return float("nan")
+
+
 def _become(parent: int, command: list[str]) -> None:
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it died before the request to be told

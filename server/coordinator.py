@@ -93,7 +93,7 @@ def create_task(
     task = Task(plan, rules, policy, step, checkpoint.tokenizer, weights.shapes_hash(values), dimension, seed)
     blobs.put(task.plan_bytes)
     stored = _put_checkpoint(blobs, checkpoint)
-    with store.transaction() as rows:
+    with store.transaction(durable=True) as rows:
         rows.add_task(task)
         rows.add_checkpoint(stored)
         rows.open_round(checkpoint.round + 1, stored.sha, now)
@@ -134,7 +134,7 @@ class Coordinator:
         if not _HEX_64.fullmatch(key):
             raise Refused(Cause.MALFORMED, "public_key: expected 32 bytes in lower-case hexadecimal")
         device = digest(bytes.fromhex(key))[:16]
-        with self._lock, self._store.transaction() as rows:
+        with self._lock, self._store.transaction(durable=True) as rows:
             rows.enrol(device, key, now)
         return Enrolled(device)
 
@@ -192,7 +192,7 @@ class Coordinator:
         with self._lock:
             self._tick(now)
             state, total, answer = self._round, self._sum, None
-            with self._store.transaction() as rows:
+            with self._store.transaction(durable=True) as rows:
                 found = rows.assignment(assignment) or found
                 rows.note_upload(assignment, len(body))
                 if found.status is not Status.OPEN:
@@ -329,7 +329,7 @@ class Coordinator:
         if made is None:
             state = replace(state, phase=Phase.ABANDONED)
         base = made or self._checkpoint
-        with self._store.transaction() as rows:
+        with self._store.transaction(durable=True) as rows:
             if made is not None:
                 rows.add_checkpoint(made)
             late = Cause.TIMED_OUT if is_over(state, now, rules) else Cause.ROUND_CLOSED

@@ -1,10 +1,11 @@
 """Durable state: devices, rounds, the ledger of assignments and the sum of the open round, in one database.
 
-SQLite by default (write-ahead log, every commit on disk before it returns); any SQLAlchemy URL works. The tables are made and changed by the
-alembic migrations beside this file. What must hold together is written in one `transaction`.
+SQLite by default (write-ahead log); any SQLAlchemy URL works. The tables are made and changed by the alembic migrations beside this file.
+What must hold together is written in one `transaction`. A killed process loses none that has ended; a power cut none that was `durable`.
 """
 
 import fcntl
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -152,7 +153,7 @@ class Store:
         if url.get_backend_name() == "sqlite":
             self._lock_file = _locked(Path(where))
             sa.event.listen(self._engine, "connect", _prepare_sqlite)
-            sa.event.listen(self._engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
+            sa.event.listen(self._engine, "begin", _begin_sqlite)
         try:
             self._migrate()
         except (sa.exc.DBAPIError, alembic.util.CommandError) as error:
@@ -161,9 +162,9 @@ class Store:
             raise RunError(where, f"cannot be used as the server's database ({reason})", "give a new folder, or a newer Fedboard") from None
 
     @contextmanager
-    def transaction(self) -> Iterator["Rows"]:
-        """All that is written inside is on disk together when the block ends, or not at all if it raises."""
-        with self._engine.begin() as connection:
+    def transaction(self, durable: bool = False) -> Iterator["Rows"]:
+        """All that is written inside holds together when the block ends, or not at all if it raises; if durable, the disk has it."""
+        with self._engine.connect() as connection, connection.execution_options(durable=durable).begin():
             yield Rows(connection)
 
     def close(self) -> None:
@@ -184,22 +185,21 @@ class Rows:
 
     def __init__(self, connection: sa.Connection):
         self._connection = connection
-        self._insert: Any = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}[connection.dialect.name]
 
     # devices
 
     def enrol(self, device: str, public_key: str, now: float) -> None:
         row = {"device": device, "public_key": public_key, "enrolled_at": now}
-        self._connection.execute(self._insert(devices).values(row).on_conflict_do_nothing())
+        self._put(devices, row)
 
     def device(self, device: str) -> Device | None:
-        row = self._connection.execute(sa.select(devices.c.public_key, devices.c.last_counted).where(devices.c.device == device)).one_or_none()
+        row = self._connection.execute(_DEVICE_BY_NAME, {"device": device}).one_or_none()
         return None if row is None else Device(*row)
 
     def note_nonce(self, device: str, nonce: str, now: float) -> bool:
         """False if the device used it before."""
         row = {"device": device, "nonce": nonce, "seen_at": now}
-        return self._connection.execute(self._insert(nonces).values(row).on_conflict_do_nothing()).rowcount == 1
+        return self._put(nonces, row) == 1
 
     def forget_nonces(self, before: float) -> None:
         self._connection.execute(nonces.delete().where(nonces.c.seen_at < before))
@@ -267,22 +267,18 @@ class Rows:
 
     def note_check_in(self, round: int, device: str, outcome: str) -> None:
         """One outcome for each device and round: the first refusal, or ASSIGNED once it is assigned."""
-        statement = self._insert(check_ins).values(round=round, device=device, outcome=outcome)
-        if outcome == ASSIGNED:
-            statement = statement.on_conflict_do_update(index_elements=["round", "device"], set_={"outcome": ASSIGNED})
-        else:
-            statement = statement.on_conflict_do_nothing()
-        self._connection.execute(statement)
+        row = {"round": round, "device": device, "outcome": outcome}
+        self._put(check_ins, row, replaced=("outcome",) if outcome == ASSIGNED else ())
 
     def assign(self, assignment: str, round: int, device: str, now: float) -> None:
         row = {"assignment": assignment, "round": round, "device": device, "admitted_at": now, "status": Status.OPEN.value}
-        self._connection.execute(assignments.insert().values(**row, examples=0, bytes_up=0, downloaded=False))
+        self._connection.execute(assignments.insert(), {**row, "examples": 0, "bytes_up": 0, "downloaded": False})
 
     def assignment(self, assignment: str) -> StoredAssignment | None:
-        return self._assignment(assignments.c.assignment == assignment)
+        return self._assignment(_ASSIGNMENT_BY_NAME, {"assignment": assignment})
 
     def assignment_of(self, device: str, round: int) -> StoredAssignment | None:
-        return self._assignment((assignments.c.device == device) & (assignments.c.round == round))
+        return self._assignment(_ASSIGNMENT_BY_DEVICE, {"device": device, "round": round})
 
     def settle(self, assignment: str, status: Status, cause: Cause | None = None, update_hash: str | None = None, examples: int = 0) -> None:
         changed = {"status": status.value, "cause": cause and cause.value, "update_hash": update_hash, "examples": examples}
@@ -309,9 +305,9 @@ class Rows:
     # the sum of the open round
 
     def save_sum(self, round: int, sum: Sum) -> None:
-        row = {"total": sum.total.astype("<i8", copy=False).tobytes(), "weight": sum.weight, "count": sum.count}
-        statement = self._insert(sums).values(round=round, **row)
-        self._connection.execute(statement.on_conflict_do_update(index_elements=["round"], set_=row))
+        total = sum.total.astype("<i8", copy=False).tobytes()
+        row = {"round": round, "total": total, "weight": sum.weight, "count": sum.count}
+        self._put(sums, row, replaced=("total", "weight", "count"))
 
     def sum(self, round: int) -> Sum | None:
         """None before the first counted update."""
@@ -361,13 +357,33 @@ class Rows:
             found.setdefault(number, {})[value] = count
         return found
 
-    def _assignment(self, condition: sa.ColumnElement[bool]) -> StoredAssignment | None:
-        columns = assignments.c
-        query = sa.select(columns.assignment, columns.round, columns.device, columns.admitted_at, columns.status, columns.cause, columns.update_hash)
-        row = self._connection.execute(query.where(condition)).one_or_none()
+    def _assignment(self, query: sa.Select[Any], key: dict[str, Any]) -> StoredAssignment | None:
+        row = self._connection.execute(query, key).one_or_none()
         if row is None:
             return None
-        return StoredAssignment(*row[:4], Status(row.status), row.cause and Cause(row.cause), row.update_hash)
+        name, number, device, admitted_at, status, cause, update_hash = row
+        return StoredAssignment(name, number, device, admitted_at, Status(status), cause and Cause(cause), update_hash)
+
+    def _put(self, table: sa.Table, row: dict[str, Any], replaced: tuple[str, ...] = ()) -> int:
+        """Insert a row; where one of its key stands already, change the columns `replaced` and no other. Returns the rows written, 0 or 1."""
+        return self._connection.execute(_upsert(self._connection.dialect.name, table, replaced), row).rowcount
+
+
+# built once: building a statement takes longer than running it
+
+_DEVICE_BY_NAME = sa.select(devices.c.public_key, devices.c.last_counted).where(devices.c.device == sa.bindparam("device"))
+_ASSIGNMENT = sa.select(*(assignments.c[name] for name in ("assignment", "round", "device", "admitted_at", "status", "cause", "update_hash")))
+_ASSIGNMENT_BY_NAME = _ASSIGNMENT.where(assignments.c.assignment == sa.bindparam("assignment"))
+_ASSIGNMENT_BY_DEVICE = _ASSIGNMENT.where(assignments.c.device == sa.bindparam("device"), assignments.c.round == sa.bindparam("round"))
+
+
+@functools.cache
+def _upsert(dialect: str, table: sa.Table, replaced: tuple[str, ...]) -> Any:
+    insert: Any = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}[dialect]
+    statement = insert(table)
+    if not replaced:
+        return statement.on_conflict_do_nothing()
+    return statement.on_conflict_do_update(index_elements=list(table.primary_key), set_={name: statement.excluded[name] for name in replaced})
 
 
 def _locked(database: Path) -> Any:
@@ -387,5 +403,12 @@ def _locked(database: Path) -> Any:
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:
     connection.isolation_level = None  # SQLAlchemy begins and ends the transactions, tables included
-    for setting in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
+    for setting in ("journal_mode = WAL", "foreign_keys = ON"):
         connection.execute(f"PRAGMA {setting}")
+
+
+def _begin_sqlite(connection: sa.Connection) -> None:
+    # FULL waits for the disk, about a millisecond: worth it for an acknowledged update, not for a check-in
+    level = "FULL" if connection.get_execution_options().get("durable", True) else "NORMAL"
+    connection.exec_driver_sql(f"PRAGMA synchronous = {level}")
+    connection.exec_driver_sql("BEGIN IMMEDIATE")

@@ -182,6 +182,23 @@ def test_the_task_ends_after_its_rounds(coordinator):
     assert [report.phase for report in coordinator.reports(3.0).rounds] == ["committed"] * 2
 
 
+def test_what_comes_after_the_task_has_ended_changes_nothing(tmp_path):
+    coordinator = new(tmp_path, replace(RULES, rounds=1))
+    devices = enrolled(coordinator, 3)
+    works = assigned(coordinator, devices)
+    for number in (0, 1):
+        coordinator.update(devices[number], works[number].assignment, encoded(works[number], number), 2.0)
+    before = coordinator.checkpoint
+    for opened in (coordinator, None):
+        opened = opened or restarted(coordinator, tmp_path)
+        assert opened.update(devices[0], works[0].assignment, encoded(works[0], 0), 3.0).counted
+        assert opened.update(devices[2], works[2].assignment, encoded(works[2], 2), 3.0).cause is Cause.ROUND_CLOSED
+        assert not opened.abandon(devices[2], works[2].assignment, Abandon(Cause.IN_USE), 3.0).counted
+        opened.tick(1e9)
+        assert (opened.finished, opened.checkpoint, len(opened.reports(1e9).rounds)) == (True, before, 1)
+    opened.close()
+
+
 def test_rounds_are_numbered_from_the_checkpoint_the_task_began_with(tmp_path):
     store, blobs = open_folder(tmp_path)
     create_task(store, blobs, Checkpoint(WEIGHTS, 300, "", TOKENIZER), PLAN, RULES, Policy(), ServerStep(), 0.0, seed=1)
@@ -466,8 +483,8 @@ class MortalStore(Store):
         super().__init__(database)
 
     @contextmanager
-    def transaction(self):
-        with super().transaction() as rows:
+    def transaction(self, durable: bool = False):
+        with super().transaction(durable) as rows:
             yield rows
             self.fate.step()  # before it is on disk
         self.fate.step()  # on disk, but nobody has heard of it

@@ -1,0 +1,46 @@
+SHELL      := /bin/bash
+PY         ?= python3
+UV_VERSION ?= 0.13.9
+TOOLS      := .tools
+UV         := $(TOOLS)/bin/uv
+EXTRAS     ?= --extra device --extra server --extra simulation --extra data --extra report
+ARGS       ?=
+export UV_PROJECT_ENVIRONMENT := .venv
+export UV_PYTHON_DOWNLOADS    := never
+export UV_NO_PROGRESS         := $(if $(CI),1,0)
+export TF_CPP_MIN_LOG_LEVEL   ?= 3
+RUN        := $(UV) run --locked --no-sync --
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint lock requirements clean distclean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+
+$(UV): Makefile
+	@$(PY) -c 'import sys; sys.exit(0 if sys.version_info[:2] == (3, 11) else "fedboard: expected Python 3.11 (TensorFlow Federated has no wheel for others), found %s; try: make PY=python3.11" % sys.version.split()[0])'
+	@$(PY) -c 'import ensurepip, venv' 2>/dev/null || { echo "fedboard: expected the venv module of $(PY), found none; on Debian or Ubuntu: apt-get install python3-venv" >&2; exit 1; }
+	@test -x $(TOOLS)/bin/python || $(PY) -m venv $(TOOLS)
+	@$(TOOLS)/bin/python -m pip install -q --disable-pip-version-check 'uv==$(UV_VERSION)' </dev/null
+	@touch $@
+
+.venv/.synced: pyproject.toml uv.lock $(UV)
+	@$(UV) sync --locked $(EXTRAS) --group dev --python $(PY) </dev/null
+	@touch $@
+
+setup: .venv/.synced ## create .venv with everything (once)
+demo: setup ## chat logs -> federated training -> TFLite -> server and devices -> report (options: ARGS="--rounds 300")
+	@$(RUN) fedboard demo $(ARGS) </dev/null
+test: setup ## run the test suite
+	@$(RUN) pytest -q $(ARGS) </dev/null
+lint: setup ## ruff
+	@$(RUN) ruff check . && $(RUN) ruff format --check .
+lock: $(UV) ## re-resolve uv.lock, and requirements.txt from it
+	@$(UV) lock
+	@$(MAKE) --no-print-directory requirements
+requirements: $(UV) ## export requirements.txt for people without uv
+	@$(UV) export -q --locked $(EXTRAS) --no-dev --no-emit-project --no-hashes --no-header -o requirements.txt
+clean: ## remove caches
+	@rm -rf .pytest_cache .ruff_cache .mypy_cache .hypothesis
+distclean: clean ## remove the environments as well
+	@rm -rf .venv $(TOOLS)

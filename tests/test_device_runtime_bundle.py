@@ -1,0 +1,76 @@
+import shutil
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from device_runtime import bundle
+from device_runtime.errors import BundleError
+
+
+@pytest.fixture(scope="module")
+def copy(tiny_bundle, tmp_path_factory):
+    return shutil.copytree(tiny_bundle.path, tmp_path_factory.mktemp("copy") / "bundle")
+
+
+def test_a_whole_bundle_opens_and_knows_where_it_came_from(tiny_bundle, tiny_vocabulary, tiny_plan):
+    assert tiny_bundle.manifest.lineage.corpus == "tiny"
+    assert tiny_bundle.vocabulary.hash == tiny_vocabulary.hash
+    assert tiny_bundle.plan == tiny_plan
+    assert {path.name for path in tiny_bundle.path.iterdir()} == {*bundle.FILES, bundle.MANIFEST, bundle.SIGNATURE}
+
+
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(name=st.sampled_from((*bundle.FILES, bundle.MANIFEST, bundle.SIGNATURE)), place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
+def test_one_flipped_bit_anywhere_is_refused(copy, trusted, name, place, bit):
+    path = copy / name
+    whole = path.read_bytes()
+    i = int(place * len(whole))
+    if name == bundle.SIGNATURE and whole[i : i + 1] in b"\n":
+        return  # a line end may be another white space
+    try:
+        path.write_bytes(whole[:i] + bytes([whole[i] ^ (1 << bit)]) + whole[i + 1 :])
+        with pytest.raises(BundleError):
+            bundle.open_verified(copy, trusted)
+    finally:
+        path.write_bytes(whole)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(name=st.sampled_from((*bundle.FILES, bundle.MANIFEST)), keep=st.floats(0, 1, exclude_max=True))
+def test_a_file_cut_anywhere_is_refused_before_it_is_opened(copy, trusted, name, keep):
+    path = copy / name
+    whole = path.read_bytes()
+    try:
+        path.write_bytes(whole[: int(keep * len(whole))])
+        with pytest.raises(BundleError):
+            bundle.open_verified(copy, trusted)
+    finally:
+        path.write_bytes(whole)
+
+
+@pytest.mark.parametrize("name", (*bundle.FILES, bundle.MANIFEST, bundle.SIGNATURE))
+def test_a_missing_file_is_named(copy, trusted, name):
+    whole = (copy / name).read_bytes()
+    (copy / name).unlink()
+    try:
+        with pytest.raises(BundleError, match=name):
+            bundle.open_verified(copy, trusted)
+    finally:
+        (copy / name).write_bytes(whole)
+
+
+def test_a_bundle_of_a_stranger_is_refused(tiny_bundle):
+    with pytest.raises(BundleError, match="not trusted"):
+        bundle.open_verified(tiny_bundle.path, frozenset({"ab" * 32}))
+
+
+def test_a_signed_vocabulary_of_another_size_is_refused(tmp_path, tiny_bundle, tiny_corpus, signing_key, trusted):
+    from model import corpus, vocabulary
+
+    other = vocabulary.build(corpus.token_lists(tiny_corpus.train), 10)
+    content = {**tiny_bundle.content, bundle.TOKENIZER: other.model}
+    manifest = bundle.Manifest(**{**tiny_bundle.manifest.__dict__, "files": bundle.describe(content)})
+    bundle.write(tmp_path / "mixed", manifest, content, signing_key)
+    with pytest.raises(BundleError, match=f"scores {len(tiny_bundle.vocabulary)} ids but the vocabulary has {len(other)}"):
+        bundle.open_verified(tmp_path / "mixed", trusted)

@@ -1,0 +1,66 @@
+import tomllib
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from device_runtime import config
+from device_runtime.errors import ConfigError
+from device_runtime.wire import Abandon, Cause, CheckIn, Conditions
+
+
+@dataclass(frozen=True)
+class Inner:
+    rate: float = 0.5
+    names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Outer:
+    count: int
+    note: str | None = None
+    on: bool = False
+    inner: Inner = field(default_factory=Inner)
+
+
+def test_a_table_becomes_a_dataclass_and_a_whole_number_may_stand_for_a_float():
+    assert config.from_table(Outer, {"count": 2, "inner": {"rate": 1}}, "x") == Outer(2, inner=Inner(1.0))
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ({"count": 1, "cuont": 2}, "x.cuont: unknown key"),
+        ({}, "x.count: missing"),
+        ({"count": True}, "x.count: expected int, found bool True"),
+        ({"count": 1, "inner": {"rate": "fast"}}, "x.inner.rate: expected float"),
+        ({"count": 1, "inner": {"names": [1]}}, r"x.inner.names\[0\]: expected str"),
+        ([], "x: expected a table"),
+    ],
+)
+def test_what_is_wrong_is_named_with_its_place(table, message):
+    with pytest.raises(ConfigError, match=message):
+        config.from_table(Outer, table, "x")
+
+
+@given(
+    st.builds(Outer, st.integers(-(2**40), 2**40), st.none() | st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"])), st.booleans())
+)
+def test_toml_and_json_bring_back_what_was_written(value):
+    assert config.from_table(Outer, tomllib.loads(config.to_toml(value)), "x") == value
+    assert config.from_json(Outer, config.to_json(value), "x") == value
+
+
+def test_messages_survive_the_wire_and_causes_are_checked():
+    message = CheckIn(Conditions(True, None, False), 12, "ab")
+    assert config.from_json(CheckIn, config.to_json(message), "x") == message
+    assert config.from_json(Abandon, b'{"cause":"condition_lost"}', "x").cause is Cause.CONDITION_LOST
+    with pytest.raises(ConfigError, match="expected one of"):
+        config.from_json(Abandon, b'{"cause":"boredom"}', "x")
+
+
+@given(st.binary(max_size=60))
+def test_bytes_that_are_no_message_are_a_config_error(data):
+    with pytest.raises(ConfigError):
+        config.from_json(CheckIn, data, "x")

@@ -1,0 +1,90 @@
+import contextlib
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from device_runtime import quantize
+from device_runtime.errors import UpdateError
+
+SHAPES = "ab" * 32
+
+
+def vector(seed: int, size: int, scale: float = 1.0) -> np.ndarray:
+    return (scale * np.random.default_rng(seed).standard_normal(size)).astype(np.float32)
+
+
+def test_rounding_to_two_values_by_hand():
+    codes, low, step = quantize.quantize(np.array([-1, 3], np.float32), 1, np.random.default_rng(0))
+    assert (codes.tolist(), low, step) == ([0, 1], -1.0, 4.0)
+
+
+def test_a_constant_vector_has_step_zero_and_survives():
+    data = quantize.encode(np.zeros(5, np.float32), 1, 2, SHAPES, 8, rng=np.random.default_rng(0), examples=1)
+    update = quantize.decode(data)
+    assert update.step == 0
+    assert (quantize.values(update) == 0).all()
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 999), size=st.integers(1, 9000), bits=st.integers(1, 16), scale=st.floats(1e-6, 1e3))
+def test_what_is_decoded_lies_within_one_step_and_every_field_survives(seed, size, bits, scale):
+    exact = vector(seed, size, scale)
+    data = quantize.encode(exact, 7, seed, SHAPES, bits, rng=np.random.default_rng(seed), examples=21)
+    update = quantize.decode(data)
+    assert (update.round, update.seed, update.shapes, update.bits, update.dimension, update.examples) == (7, seed, SHAPES, bits, size, 21)
+    assert len(data) == quantize.encoded_bytes(size, bits)
+    rotated = quantize.rotate(exact, seed)
+    assert np.abs(quantize.values(update) - rotated).max() <= update.step * (1 + 1e-4) + 1e-6 * scale
+
+
+def test_random_rounding_is_unbiased():
+    exact = vector(1, 50)
+    draws = [np.dot([1.0, s[2]], [[s[1]] * 50, s[0]]) for s in (quantize.quantize(exact, 2, np.random.default_rng(i)) for i in range(4000))]
+    step = (exact.max() - exact.min()) / 3
+    np.testing.assert_allclose(np.mean(draws, axis=0), exact, atol=5 * step / 2 / np.sqrt(4000))
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 2**53), size=st.integers(1, 9000))
+def test_rotation_keeps_the_norm_and_can_be_undone(seed, size):
+    exact = vector(3, size)
+    rotated = quantize.rotate(exact, seed)
+    assert np.linalg.norm(rotated) == pytest.approx(np.linalg.norm(exact), rel=1e-4)
+    np.testing.assert_allclose(quantize.unrotate(rotated, seed, size), exact, atol=1e-4)
+
+
+def test_rotating_a_sum_is_summing_what_was_rotated():
+    a, b = vector(1, 5000), vector(2, 5000)
+    np.testing.assert_allclose(quantize.rotate(a + b, 9), quantize.rotate(a, 9) + quantize.rotate(b, 9), atol=1e-4)
+
+
+def test_clipping_by_hand():
+    clipped = quantize.clip({"a": np.array([3.0], np.float32), "b": np.array([4.0], np.float32)}, 1.0)
+    assert (clipped["a"][0], clipped["b"][0]) == (pytest.approx(0.6), pytest.approx(0.8))
+    small = {"a": np.array([0.3], np.float32)}
+    assert quantize.clip(small, 1.0)["a"] == small["a"]
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.binary(max_size=200), at=st.integers(0, 71), byte=st.integers(0, 255))
+def test_bytes_of_strangers_are_refused_by_name(data, at, byte):
+    right = bytearray(quantize.encode(vector(0, 3), 1, 2, SHAPES, 1, rng=np.random.default_rng(0), examples=1))
+    for found in (data, bytes(right[:-1]), bytes(right[: at % quantize.HEADER_BYTES])):
+        with pytest.raises(UpdateError):
+            quantize.decode(found)
+    right[at % quantize.HEADER_BYTES] = byte
+    with contextlib.suppress(UpdateError):
+        assert len(quantize.decode(bytes(right)).codes) == quantize.BLOCK
+
+
+@pytest.mark.parametrize("bits", [0, 17])
+def test_bits_outside_one_to_sixteen_are_refused(bits):
+    with pytest.raises(ValueError, match="1 to 16"):
+        quantize.quantize(np.zeros(2, np.float32), bits, np.random.default_rng(0))
+
+
+def test_a_value_that_is_not_finite_is_refused():
+    with pytest.raises(ValueError, match="not finite"):
+        quantize.quantize(np.array([np.nan], np.float32), 8, np.random.default_rng(0))

@@ -1,0 +1,119 @@
+"""Bad input on the command line: one clear line, an exit code that is not 0, nothing half-written."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def fedboard(*words: object, cwd: Path) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-m", "fedboard.cli", *map(str, words)], cwd=cwd, capture_output=True, text=True, timeout=120)
+
+
+def refused(done: subprocess.CompletedProcess, *parts: str) -> None:
+    assert done.returncode == 1, done.stdout + done.stderr
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1, done.stderr
+    for part in parts:
+        assert part in lines[0]
+
+
+def jsonl(path: Path, rows: list[dict]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_import_of_a_missing_an_empty_and_a_wordless_file(tmp_path):
+    refused(fedboard("data", "import", "none.jsonl", "--out", "d", cwd=tmp_path), "none.jsonl")
+    refused(fedboard("data", "import", jsonl(tmp_path / "empty.jsonl", []), "--out", "d", cwd=tmp_path), "empty.jsonl")
+    rows = [{"user": "a", "text": ""}, {"text": "no user"}]
+    refused(fedboard("data", "import", jsonl(tmp_path / "void.jsonl", rows), "--out", "d", cwd=tmp_path), "void.jsonl")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["empty.jsonl", "void.jsonl"]
+
+
+def test_import_of_too_few_users_to_split_says_how_many_there_are(tmp_path):
+    rows = [{"user": "only me", "text": f"hello number {i} of many"} for i in range(50)]
+    refused(fedboard("data", "import", jsonl(tmp_path / "one.jsonl", rows), "--out", "d", cwd=tmp_path), "1 user")
+    assert not (tmp_path / "d").exists()
+
+
+def test_training_on_an_unknown_corpus_or_with_an_unknown_setting_writes_nothing(tmp_path):
+    refused(fedboard("train", "--data", "nowhere", "--out", "runs/x", cwd=tmp_path), "nowhere")
+    (tmp_path / "c.toml").write_text("[recipe]\nround = 3\n")
+    refused(fedboard("train", "--config", "c.toml", "--out", "runs/x", cwd=tmp_path), "recipe.round", "unknown key")
+    refused(fedboard("train", "--size", "huge", "--out", "runs/x", cwd=tmp_path), "tiny, small, gboard")
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("command", [["train"], ["demo", "--rounds", "1"]])
+def test_a_folder_of_somebody_else_is_not_touched(tmp_path, corpus_file, command):
+    assert fedboard("data", "import", corpus_file, "--out", "chat", cwd=tmp_path).returncode == 0
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "cat.jpg").write_bytes(b"meow")
+    small = ["--min-examples", "20"] if command[0] == "demo" else []
+    refused(fedboard(*command, *small, "--data", "chat", "--out", "photos", cwd=tmp_path), "photos", "not a Fedboard run")
+    assert [p.name for p in (tmp_path / "photos").iterdir()] == ["cat.jpg"]
+
+
+def test_an_output_folder_that_cannot_be_written_is_named(tmp_path, corpus_file):
+    (tmp_path / "file").write_text("in the way")
+    assert fedboard("data", "import", corpus_file, "--out", "chat", cwd=tmp_path).returncode == 0
+    refused(fedboard("train", "--data", "chat", "--out", "file/run", cwd=tmp_path), "file/run", "cannot be written")
+
+
+def test_a_damaged_checkpoint_and_an_unknown_target_are_refused(tmp_path):
+    (tmp_path / "x.safetensors").write_bytes(b"\xff" * 100)
+    refused(fedboard("export", "x.safetensors", cwd=tmp_path), "x.safetensors")
+    refused(fedboard("evaluate", "kn9", cwd=tmp_path), "kn9", "unigram")
+    refused(fedboard("predict", "nothing", "hi", cwd=tmp_path), "nothing")
+    refused(fedboard("report", "nothing", cwd=tmp_path), "nothing")
+    refused(fedboard("device", "run", "nothing", "--server", "http://127.0.0.1:9", cwd=tmp_path), "nothing")
+
+
+def test_an_option_that_does_not_exist_is_a_usage_error(tmp_path):
+    done = fedboard("train", "--roundz", "3", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "--roundz" in done.stderr
+
+
+COMMANDS = ["", "demo", "doctor", "train", "export", "evaluate", "predict", "serve", "report"]
+COMMANDS += ["data import", "data stats", "bundle verify", "device create", "device run"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(tmp_path, command):
+    done = fedboard(*command.split(), "--help", cwd=tmp_path)
+    assert done.returncode == 0
+    assert "Usage" in done.stdout
+
+
+def make(tmp_path: Path, python: str) -> subprocess.CompletedProcess:
+    """`make setup` of a fresh copy of the Makefile with another python3."""
+    (tmp_path / "Makefile").write_text((ROOT / "Makefile").read_text())
+    for name in ("pyproject.toml", "uv.lock"):
+        (tmp_path / name).write_text("")
+    fake = tmp_path / "fake-python"
+    fake.write_text(python)
+    fake.chmod(0o755)
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "UV_"))}
+    return subprocess.run(["make", "setup", f"PY={fake}"], cwd=tmp_path, capture_output=True, text=True, env=environment, timeout=60)
+
+
+def test_make_with_another_python_says_which_is_needed(tmp_path):
+    done = make(tmp_path, f"#!/bin/sh\nshift\nexec {sys.executable} -c \"import sys; sys.version_info = (3, 12, 1); sys.version = '3.12.1 x'; $1\"\n")
+    assert done.returncode != 0
+    assert "expected Python 3.11" in done.stderr
+    assert "found 3.12.1" in done.stderr
+    assert not (tmp_path / ".tools").exists()
+
+
+def test_make_without_the_venv_module_says_what_to_install(tmp_path):
+    done = make(tmp_path, f'#!/bin/sh\ncase "$2" in *ensurepip*) exit 1;; esac\nexec {sys.executable} "$@"\n')
+    assert done.returncode != 0
+    assert "python3-venv" in done.stderr
+    assert not (tmp_path / ".tools").exists()

@@ -1,0 +1,85 @@
+"""The import table of the rooms: who may import whom, and what must never be loaded where."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+ROOMS = ("device_runtime", "model", "server", "conversion", "fleet", "fedboard")
+CONTRACTS = {"config", "errors", "quantize", "signing", "text", "weights", "wire"}
+ALLOWED = {
+    "device_runtime": {},
+    "server": {"device_runtime": CONTRACTS},
+    "model": {"device_runtime": CONTRACTS | {"examples", "metrics"}},
+    "conversion": {"device_runtime": None, "model": None},
+    "fleet": {"device_runtime": None, "server": None},
+    "fedboard": dict.fromkeys(ROOMS),
+}
+OUTSIDE = {  # packages that only some files of a room may import
+    "tensorflow": {"model/training.py", "model/simulation.py", "conversion/export.py", "conversion/parity.py"},
+    "tensorflow_federated": {"model/simulation.py", "model/worker.py", "fedboard/train.py"},
+    "tflite_runtime": {"device_runtime/interpreter.py"},
+    "sentencepiece": {"device_runtime/text.py", "model/vocabulary.py"},
+    "fastapi": {"server/endpoint.py"},
+    "sqlalchemy": {"server/store.py", "server/coordinator.py", "server/migrations/env.py", "server/migrations/versions/0001_first_tables.py"},
+    "obstore": {"server/blobs.py"},
+}
+
+
+def imports(path: Path) -> set[str]:
+    """Every module a file names in an import, `from a import b` as a.b."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def files(room: str) -> list[Path]:
+    return sorted((ROOT / room).rglob("*.py"))
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_imports_only_from_the_rooms_below_it(room):
+    for path in files(room):
+        for module in imports(path):
+            other, _, rest = module.partition(".")
+            if other not in ROOMS or other == room:
+                continue
+            assert other in ALLOWED[room], f"{path.relative_to(ROOT)} imports {module}"
+            modules = ALLOWED[room][other]
+            assert modules is None or rest.split(".")[0] in modules, f"{path.relative_to(ROOT)} imports {module}"
+
+
+@pytest.mark.parametrize("package", OUTSIDE)
+def test_heavy_packages_are_imported_where_the_table_says(package):
+    users = {str(path.relative_to(ROOT)) for room in ROOMS for path in files(room) if package in {name.split(".")[0] for name in imports(path)}}
+    assert users <= OUTSIDE[package] | {"fedboard/doctor.py"}
+
+
+def test_init_files_are_empty():
+    assert [path for room in ROOMS for path in files(room) if path.name == "__init__.py" and path.read_text()] == []
+
+
+DEVICE = "import device_runtime.participate, device_runtime.predictor, device_runtime.finetune"
+HELP = "import sys; sys.argv = ['fedboard', '--help']; import fedboard.cli; fedboard.cli.app(standalone_mode=False)"
+EVALUATE = "import fedboard.score, conversion.scoring"
+
+
+@pytest.mark.parametrize("code", [DEVICE, HELP, EVALUATE], ids=["device", "help", "evaluate"])
+def test_neither_tensorflow_nor_a_web_framework_is_loaded(code):
+    check = "import sys; loaded = {'tensorflow', 'tensorflow_federated', 'fastapi', 'sqlalchemy'} & set(sys.modules); assert not loaded, loaded"
+    done = subprocess.run([sys.executable, "-c", f"{code}\n{check}"], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+
+
+def test_devices_run_where_tensorflow_cannot_be_imported():
+    code = f"from fedboard.devices import block_tensorflow; block_tensorflow(); {DEVICE}\nimport tensorflow"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode != 0
+    assert "import of tensorflow halted" in done.stderr
