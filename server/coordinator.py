@@ -323,7 +323,7 @@ class Coordinator:
     def _end_if_over(self, now: float) -> None:
         """End a round that has committed or was abandoned, and open the next. Tried again at the next call if it fails."""
         state, rules = self._round, self.task.rules
-        if state.phase in OPEN:
+        if self.finished or state.phase in OPEN:
             return
         made = self._make_checkpoint() if state.phase is Phase.COMMITTED else None
         if made is None:
