@@ -68,20 +68,8 @@ def shapes_hash(weights: Weights) -> str:
     return digest(json.dumps([[name, list(array.shape)] for name, array in sorted(weights.items())]).encode())
 
 
-def require_same_shapes(weights: Weights, expected: Weights, where: object) -> None:
-    """Raises CheckpointError naming the first array that differs."""
-    for name in sorted(weights.keys() | expected.keys()):
-        found, wanted = (None if name not in side else side[name].shape for side in (weights, expected))
-        if found != wanted:
-            raise CheckpointError(where, f"{name}: expected shape {wanted}, found {found}", "use a checkpoint of this network size")
-
-
 def subtract(left: Weights, right: Weights) -> Weights:
     return {name: left[name] - right[name] for name in left}
-
-
-def add(left: Weights, right: Weights) -> Weights:
-    return {name: left[name] + right[name] for name in left}
 
 
 def norm(weights: Weights) -> float:

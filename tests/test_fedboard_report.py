@@ -1,0 +1,80 @@
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from device_runtime import config
+from device_runtime.errors import RunError
+from device_runtime.metrics import Counts
+from device_runtime.wire import RoundReport, RoundReports
+from fedboard import report, score
+from fedboard.run import Run, Settings
+from model.evaluation import Evaluation, summarise
+
+SECTIONS = {"metrics.csv": "training", "evaluations": "systems", "rounds.json": "funnel", "suggestions.json": "suggestions", "summary.json": "cost"}
+
+
+def scored(name: str, kind: str, top1: int) -> score.Scored:
+    users = {f"u{i}": Counts(targets=40, top1=top1 + i % 5, top3=top1 + 8, in_vocabulary=38, nll=200.0, letters=200, keys=120) for i in range(12)}
+    total = sum(users.values(), Counts())
+    shares = {user: counts.top1 / counts.targets for user, counts in users.items()}
+    return score.Scored(name, kind, summarise(Evaluation(users, total), np.random.default_rng(0)), shares)
+
+
+@pytest.fixture
+def run(tmp_path) -> Run:
+    """A run's folder with every part."""
+    made = Run(tmp_path / "run")
+    made.evaluations.mkdir(parents=True)
+    made.config.write_text(config.to_toml(Settings()))
+    made.metrics.write_text(
+        "round,loss,targets,seconds,top1,top3,perplexity\n1,5.5,100,1.0,0.05,0.1,600\n2,5.0,100,1.0,,,\n3,4.5,100,1.0,0.12,0.2,200\n"
+    )
+    for stem, kind, top1 in (("kn2", "baseline", 5), ("before", "checkpoint", 6), ("after", "checkpoint", 7), ("shipped", "bundle", 7)):
+        (made.evaluations / f"{stem}.json").write_text(score.to_json(scored(f"{stem} <model>", kind, top1)))
+    rounds = RoundReport(4, "committed", 3, 6, {"in_use": 2}, 4, 4, 3, 3, {"condition_lost": 1}, 90, 3000, 8000, 2.5, "ab")
+    (made.path / "rounds.json").write_bytes(config.to_json(RoundReports((rounds,))))
+    strip = [["you", 0.5], ["it", 0.2], ["<b>", 0.1]]
+    (made.path / "suggestions.json").write_text(json.dumps([{"context": "see <i>", "prefix": "", "before": strip, "after": strip}]))
+    totals = {"seconds": {"Corpus": 4.0}, "sizes": {"predict.tflite": 434656}, "bytes_per_upload": 1000, "verdict": "It is better."}
+    (made.path / "summary.json").write_text(json.dumps(totals))
+    return made
+
+
+def test_every_part_of_the_folder_has_its_section_and_the_page_stands_by_itself(run):
+    page = report.build(run).read_text()
+    for section in SECTIONS.values():
+        assert f'id="{section}"' in page
+    assert "It is better." in page
+    assert "condition lost" in page
+    assert "http://" not in page.replace("http://www.w3.org", "")
+    assert "https://" not in page
+    assert "<script" not in page
+
+
+@pytest.mark.parametrize(("part", "section"), SECTIONS.items())
+def test_a_missing_part_leaves_the_rest_standing(run, part, section):
+    path = run.path / part
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    page = report.build(run).read_text()
+    assert f'id="{section}"' not in page
+    assert all(f'id="{other}"' in page for other in SECTIONS.values() if other != section)
+
+
+def test_text_is_escaped_and_the_same_folder_gives_the_same_bytes(run):
+    first = report.build(run).read_bytes()
+    assert b"kn2 &lt;model&gt;" in first
+    assert b"&lt;b&gt;" in first
+    assert b"see <i>" not in first
+    assert report.build(run).read_bytes() == first
+
+
+@pytest.mark.parametrize("part", ["rounds.json", "suggestions.json", "summary.json", "evaluations/kn2.json", "metrics.csv"])
+def test_a_damaged_part_is_named_and_an_older_report_stays(run, part):
+    report.build(run)
+    before = run.report.read_bytes()
+    (run.path / part).write_text("{broken\n{broken\n")
+    with pytest.raises(RunError, match=part.rpartition("/")[2]):
+        report.build(run)
+    assert run.report.read_bytes() == before
