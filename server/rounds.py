@@ -135,7 +135,7 @@ def _settle(state: RoundState, now: float, rules: Rules) -> RoundState:
         return replace(state, phase=Phase.COMMITTED)
     if state.phase is Phase.SELECTING:
         window_over = state.first_admitted is not None and now >= state.first_admitted + rules.selection_s
-        if len(state.staying) < rules.cohort and not window_over:
+        if len(state.admitted) < rules.cohort and not window_over:  # who drops out is not replaced: over-selection allows for them
             return state
         state = replace(state, phase=Phase.REPORTING)
     if len(state.staying) < rules.fewest:

@@ -39,11 +39,11 @@ def test_a_full_cohort_ends_selection():
     assert advance(full, Admitted("d"), rules) == full
 
 
-def test_the_place_of_a_device_that_drops_out_during_selection_is_free_again():
-    rules = Rules(report_goal=2, over_selection=1.0)
+def test_a_device_that_drops_out_during_selection_is_not_replaced():
+    rules = Rules(report_goal=2, over_selection=1.0)  # a cohort of 2, of which one report is enough in the end
     state = play(rules, Admitted("a"), Dropped("a"), Admitted("b"))
-    assert state.phase is Phase.SELECTING
-    assert advance(state, Admitted("c"), rules).phase is Phase.REPORTING
+    assert state.phase is Phase.REPORTING
+    assert play(rules, Admitted("a"), Dropped("a"), Admitted("b"), Reported("b")).phase is Phase.COMMITTED
 
 
 def test_a_round_that_nobody_has_joined_waits():
