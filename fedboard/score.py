@@ -96,7 +96,7 @@ def row(scored: Scored) -> list[str]:
     return [scored.name, _share(s.top1, s.top1_interval), _share(s.top3, s.top3_interval), f"{s.perplexity:.0f}", f"{s.keystroke_saving:.1%}"]
 
 
-COLUMNS = ["system", "top-1 %", "top-3 %", "perplexity", "keys saved"]
+COLUMNS = ["system", "top-1 %", "top-3 %", "ppl", "keys saved"]
 
 
 def _share(value: float, interval: tuple[float, float]) -> str:
