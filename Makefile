@@ -12,7 +12,7 @@ export TF_CPP_MIN_LOG_LEVEL   ?= 3
 RUN        := $(UV) run --locked --no-sync --
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint lock requirements clean distclean
+.PHONY: help setup demo test lint bench-simulation bench-memory lock requirements clean distclean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -35,6 +35,10 @@ test: setup ## run the test suite
 	@$(RUN) pytest -q $(ARGS) </dev/null
 lint: setup ## ruff
 	@$(RUN) ruff check . && $(RUN) ruff format --check .
+bench-simulation: setup ## speed of simulated training beside plain TFF, pfl and FedJAX (builds their environments; half an hour)
+	@$(RUN) python benchmarks/simulation_speed.py $(ARGS) </dev/null
+bench-memory: setup ## memory of 1,000 simulated rounds
+	@$(RUN) python benchmarks/simulation_memory.py $(ARGS) </dev/null
 lock: $(UV) ## re-resolve uv.lock, and requirements.txt from it
 	@$(UV) lock
 	@$(MAKE) --no-print-directory requirements

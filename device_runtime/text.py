@@ -1,14 +1,17 @@
 """Text rules: what a token is, and the vocabulary that turns tokens into ids. Protocol nwp-v1, steps 1 and 5.
 
 Ids 0 to 3 are pad, bos, eos and oov; 4 to 12 are the classes (punctuation, numbers, links and so on); words follow, most frequent first.
-Only words are ever suggested, so `first_word` splits every score vector into what may be shown and what may not.
+Only words are ever suggested, so `FIRST_WORD` splits every score vector into what may be shown and what may not.
+
+A vocabulary may hold pieces instead: those a word starts with follow the classes, then the inner ones a word goes on with, so that any word is
+spelled. A vocabulary of words is the case without inner pieces.
 """
 
 import hashlib
 import re
 import unicodedata
 from collections.abc import Iterable
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import sentencepiece
@@ -20,6 +23,7 @@ SPECIALS = ("<pad>", "<s>", "</s>", "<unk>")
 CLASSES = (".", ",", "?", "!", "...", "<sym>", "<num>", "<url>", "<anon>")
 FIRST_WORD = len(SPECIALS) + len(CLASSES)
 _SPACE = "\u2581"  # SentencePiece marks the start of a word with this character
+_SPELLINGS = 1 << 17  # words whose pieces are remembered
 
 _TOKEN = re.compile(
     r"""(?P<anon><[a-z\#]+>)
@@ -64,11 +68,15 @@ def is_word(token: str) -> bool:
 
 
 class Vocabulary:
-    """Tokens and their ids, read from a SentencePiece `.model`. Built by `model.vocabulary`."""
+    """Tokens and their ids, read from a SentencePiece `.model`, which says by itself whether it holds words or pieces. Built by `model.vocabulary`.
+
+    `tokens` are the texts of all ids, without SentencePiece's mark; ids from `first_inner` on go on within a word.
+    """
 
     def __init__(self, model: bytes, where: object = "tokenizer.model"):
-        """Raises VocabularyError if the bytes are not a SentencePiece word model with our special ids and classes."""
+        """Raises VocabularyError if the bytes are not a SentencePiece model with our special ids, classes and order."""
         self.model = model
+        self._where = where
         processor = sentencepiece.SentencePieceProcessor()
         try:
             processor.LoadFromSerializedProto(model)
@@ -79,9 +87,16 @@ class Vocabulary:
         if pieces[:FIRST_WORD] != expected:
             raise VocabularyError(where, f"expected the pieces {' '.join(expected)} first, found {' '.join(pieces[:FIRST_WORD])}",
                                   "give the tokenizer.model written by `fedboard train`")  # fmt: skip
+        inner = [not piece.startswith(_SPACE) for piece in pieces[FIRST_WORD:]]
+        if inner != sorted(inner):
+            raise VocabularyError(where, "expected all pieces that start a word before those that go on within one, found them mixed",
+                                  "give the tokenizer.model written by `fedboard train`")  # fmt: skip
+        self.first_inner = len(pieces) - sum(inner)
         self.tokens = [*pieces[: len(SPECIALS)], *(piece.removeprefix(_SPACE) for piece in pieces[len(SPECIALS) :])]
         self.log_unigram = [processor.get_score(i) for i in range(len(pieces))]
-        self._ids = {token: i for i, token in enumerate(self.tokens) if i >= len(SPECIALS)}
+        whole = FIRST_WORD if self.of_pieces else len(pieces)  # a piece that looks like a whole word may still be the worse spelling of it
+        self._ids = {token: i for i, token in enumerate(self.tokens[:whole]) if i >= len(SPECIALS)}
+        self._processor = processor
 
     @classmethod
     def read(cls, path: Path) -> "Vocabulary":
@@ -94,16 +109,37 @@ class Vocabulary:
     def __len__(self) -> int:
         return len(self.tokens)
 
+    @property
+    def of_pieces(self) -> bool:
+        """Whether a word may take several ids."""
+        return self.first_inner < len(self.tokens)
+
+    def require_words(self, purpose: str) -> None:
+        """Raises VocabularyError if words are spelled in pieces, which `purpose` cannot use."""
+        if self.of_pieces:
+            raise VocabularyError(self._where, f"holds pieces of words, but {purpose} needs whole words", 'train with tokenizer = "words"')
+
     @cached_property
     def hash(self) -> str:
         """SHA-256 of the model file: what a bundle and a round name it by."""
         return hashlib.sha256(self.model).hexdigest()
 
     def id(self, token: str) -> int:
-        return self._ids.get(token, OOV)
+        """The id of a token that has one of its own, else OOV."""
+        spelling = self.spelling(token)
+        return spelling[0] if len(spelling) == 1 else OOV
+
+    @lru_cache(_SPELLINGS)  # noqa: B019  (vocabularies are few and live as long as the program)
+    def spelling(self, token: str) -> tuple[int, ...]:
+        """The ids of one token: its own, or the pieces of its best segmentation; OOV stands for what is unknown."""
+        if self.of_pieces and token not in self._ids:
+            return tuple(self._processor.encode(token))
+        return (self._ids.get(token, OOV),)
 
     def ids(self, tokens: Iterable[str]) -> list[int]:
-        """The id of each token; unknown words are OOV."""
+        """The ids of tokens, one each in a vocabulary of words; unknown words are OOV."""
+        if self.of_pieces:
+            return [i for token in tokens for i in self.spelling(token)]
         return [self._ids.get(token, OOV) for token in tokens]
 
     def encode(self, text: str) -> list[int]:
@@ -112,6 +148,7 @@ class Vocabulary:
 
     @cached_property
     def alphabetical(self) -> tuple[list[str], list[int]]:
-        """Words in alphabetical order and their ids: words with one prefix stand side by side."""
+        """Words in alphabetical order and their ids: words with one prefix stand side by side. Raises VocabularyError for a vocabulary of pieces."""
+        self.require_words("a list of all words")
         words = sorted((word, i) for i, word in enumerate(self.tokens) if i >= FIRST_WORD)
         return [word for word, _ in words], [i for _, i in words]

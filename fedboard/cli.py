@@ -21,7 +21,7 @@ app.add_typer(data_app, name="data")
 app.add_typer(bundle_app, name="bundle")
 app.add_typer(device_app, name="device")
 
-Data = Annotated[str, typer.Option("--data", help="`chitchat`, or a directory made by `fedboard data import`.")]
+Data = Annotated[str, typer.Option("--data", help="`chitchat`, `stackoverflow`, `shakespeare`, or a directory made by `fedboard data import`.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 Trust = Annotated[list[Path] | None, typer.Option(help="Public key file of a bundle's maker; by default our own, runs/keys/signing.pub.")]
 Seed = Annotated[int, typer.Option(help="Repeats the run.")]
@@ -74,43 +74,88 @@ def data_import(
 
 
 @data_app.command("stats")
-def data_stats(data: Annotated[str, typer.Argument(help="`chitchat` or a corpus directory.")] = "chitchat", as_json: Json = False) -> None:
-    """Users, utterances and words by split, and how unevenly they are spread."""
+def data_stats(
+    data: Annotated[str, typer.Argument(help="`chitchat`, a corpus directory, `stackoverflow` or `shakespeare`.")] = "chitchat",
+    as_json: Json = False,
+) -> None:
+    """Users, utterances and words by split, and how unevenly they are spread.
+
+    `stackoverflow` and `shakespeare` are fetched once by TFF into the folder that FEDBOARD_CACHE names (by default ~/.tff). Of StackOverflow only
+    1,000 users of each split are read.
+    """
     from model import corpus
 
     found = corpus.stats(corpus.load(data))
     if as_json:
         return emit(asdict(found))
+    if found.most:
+        console.say(f"read at most {found.most:,} users of each split, of {found.users}")
     rows = [[name, *(f"{n:,}" for n in asdict(getattr(found, name)).values())] for name in ("train", "validation", "test", "total")]
     console.table(f"{found.name} by protocol nwp-v1", ["split", "users", "utterances", "words"], rows)
     console.say(
         f"median user: {found.median_words:,.0f} words in {found.median_utterances:,.0f} utterances; distinct words: {found.distinct_words:,}"
     )
-    console.say(f"the ten largest users typed {found.largest_ten:.0%} of all words; left out: {found.dropped}")
+    console.say(f"the ten largest users typed {found.largest_ten:.0%} of all words; left out: {found.dropped or 'not counted'}")
 
 
 @app.command()
 def train(
     out: Annotated[Path, typer.Option(help="Run folder to write, such as runs/mine.")],
-    data: Annotated[str | None, typer.Option(help="`chitchat` (default), or a directory made by `fedboard data import`.")] = None,
-    config: Annotated[Path | None, typer.Option(help="TOML file such as a run's config.toml; the other options go over it.")] = None,
+    data: Annotated[str | None, typer.Option(help="`chitchat` (default), `stackoverflow`, `shakespeare`, or a corpus directory.")] = None,
+    config: Annotated[Path | None, typer.Option(help="TOML file such as configs/tiny.toml or a run's config.toml; other options go over it.")] = None,
     rounds: Annotated[int | None, typer.Option(help="Rounds of federated training.")] = None,
     cohort: Annotated[int | None, typer.Option(help="Clients a round.")] = None,
     size: Annotated[str | None, typer.Option(help="Network: tiny, small or gboard.")] = None,
-    vocabulary: Annotated[int | None, typer.Option(help="Words of the vocabulary.")] = None,
+    vocabulary: Annotated[int | None, typer.Option(help="Words (or pieces) of the vocabulary.")] = None,
+    tokenizer: Annotated[str | None, typer.Option(help="`words` or SentencePiece `unigram` pieces.")] = None,
     seed: Annotated[int | None, typer.Option(help="Repeats the run.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder, after its last saved round.")] = False,
     overwrite: Annotated[bool, typer.Option(help="Replace an earlier run in the folder.")] = False,
+    central: Annotated[bool, typer.Option("--central", help="Train with all text in one place instead: the ceiling.")] = False,
+    init: Annotated[Path | None, typer.Option(help="Run or checkpoint whose weights and tokenizer training starts from.")] = None,
+    workers: Annotated[str | None, typer.Option(help="TFF workers on other machines, host:port,host:port. See docs/scale-out.md.")] = None,
+    round_deadline: Annotated[float | None, typer.Option(help="Seconds a round may take before the run stops (resumable).")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a round and nothing else.")] = False,
 ) -> None:
-    """Train the next-word network by federated averaging, simulated in TFF."""
+    """Train the next-word network by federated averaging, simulated in TFF. Ctrl-C finishes the round and saves it; a second one leaves."""
     from device_runtime.config import from_toml
+    from fedboard import train as stage
     from fedboard.run import Settings
-    from fedboard.train import train as run
 
-    settings = from_toml(Settings, config) if config else Settings()
-    given = {"rounds": rounds, "cohort": cohort, "size": size, "vocabulary": vocabulary, "seed": seed}
-    recipe = replace(settings.recipe, **{name: value for name, value in given.items() if value is not None})
-    done = run(Settings(data or settings.data, recipe), out, overwrite)
-    console.say(f"best checkpoint: {done.best}\nnext: fedboard export {out}")
+    if as_json:
+        console.quiet()
+    fixed = {"--config": config, "--data": data, "--seed": seed, "--cohort": cohort, "--size": size, "--vocabulary": vocabulary, "--init": init}
+    if resume:
+        if given := [name for name, value in {**fixed, "--tokenizer": tokenizer}.items() if value is not None] + ["--overwrite"] * overwrite:
+            raise RunError("--resume", f"goes on with the run as it was, found {', '.join(given)}", "leave them out, or start a new run")
+        settings = stage.resumed(out, rounds)
+    else:
+        settings = from_toml(Settings, config) if config else Settings()
+        given = {"rounds": rounds, "cohort": cohort, "size": size, "vocabulary": vocabulary, "tokenizer": tokenizer, "seed": seed}
+        recipe = replace(settings.recipe, **{name: value for name, value in given.items() if value is not None})
+        settings = Settings(data or settings.data, recipe)
+    if central and (resume or workers):
+        raise RunError("--central", "trains in one go, in this process", "leave out --resume and --workers")
+    send = emit if as_json else None
+    if central:
+        done = stage.train_centrally(settings, out, overwrite, init=init, emit=send)
+    else:
+        addresses = tuple(workers.split(",")) if workers else ()
+        done = stage.train(settings, out, overwrite, None, resume, init, addresses, round_deadline, send)
+    console.say(f"best checkpoint: {done.best}\nnext: fedboard evaluate {out}; fedboard export {out}")
+
+
+@app.command()
+def worker(
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on; close it to strangers: it runs whatever graph it is sent.")],
+    threads: Annotated[int | None, typer.Option(min=1, help="Clients trained at once; by default one per core.")] = None,
+) -> None:
+    """Train clients for `fedboard train --workers` on another machine. Runs until Ctrl-C. See docs/scale-out.md."""
+    import os
+
+    from model.worker import serve as run
+
+    run(port, threads or len(os.sched_getaffinity(0)), console.say)
 
 
 @app.command()
@@ -159,38 +204,57 @@ def evaluate(
     vocabulary: Annotated[int, typer.Option(help="Words, for a baseline without --tokenizer.")] = 10_000,
     name: Annotated[list[str] | None, typer.Option(help="What to call a target in the table; once for each, in order.")] = None,
     out: Annotated[list[Path] | None, typer.Option(help="JSON file for a target's result; once for each, in order.")] = None,
+    full: Annotated[bool, typer.Option("--full", help="Print every measure of the protocol (--json always has them all).")] = False,
+    paired: Annotated[bool, typer.Option("--paired", help="Also compare two targets user by user: the second minus the first.")] = False,
     seed: Seed = 0,
     trust: Trust = None,
     as_json: Json = False,
 ) -> None:
-    """Score next-word accuracy on held-out users by protocol nwp-v1. Loads no TensorFlow."""
+    """Score next-word accuracy on held-out users by protocol nwp-v1. Loads no TensorFlow but for TFF's own corpora."""
     from fedboard import score
     from fedboard.run import trusted_keys, writable, write_whole
     from model import corpus
 
     if predictions and len(targets) > 1:
         raise RunError("--predictions", f"holds one target, found {len(targets)}", "evaluate them one by one")
+    if paired and len(targets) != 2:
+        raise RunError("--paired", f"compares two targets, found {len(targets)}", "name exactly two")
     for option, given in (("--name", name), ("--out", out)):
         if given and len(given) != len(targets):
             raise RunError(option, f"expected {len(targets)} of them, found {len(given)}", "give one for each target")
     if as_json:
         console.quiet()
     found = corpus.load(data)
-    results = []
+    measured, results = [], []
     for i, target in enumerate(targets):
         with console.progress(f"scoring {target}", 1000) as advance:
-            scored = score.score(
-                target, found, split, lambda: trusted_keys(trust), tokenizer, vocabulary, seed, name[i] if name else "", predictions,
+            sums = score.measure(
+                target, found, split, lambda: trusted_keys(trust), tokenizer, vocabulary, name[i] if name else "", predictions,
                 lambda done, total, advance=advance: advance(round(1000 * done / total)),
             )  # fmt: skip
+        scored = score.scored(sums, seed)
         if out:
             with writable(out[i]) as path:
                 write_whole(path, score.to_json(scored).encode())
+        measured.append(sums)
         results.append(scored)
+    difference = score.compare(*measured, seed) if paired else None
+    if as_json and difference:
+        return emit({"systems": [asdict(scored) for scored in results], "second_minus_first": asdict(difference)})
     if as_json:
         return emit([asdict(scored) for scored in results] if len(results) > 1 else asdict(results[0]))
     summary = results[0].summary
-    console.table(f"{data}, {split} users: {summary.users} users, {summary.targets:,} words", score.COLUMNS, [score.row(row) for row in results])
+    title = f"{data}, {split} users: {summary.users} users, {summary.targets:,} words"
+    if full:
+        for columns, rows in score.full_tables(results):
+            console.table(title, columns, rows)
+    else:
+        console.table(title, score.COLUMNS, [score.row(row) for row in results])
+    if difference:
+        first, second = (scored.name for scored in results)
+        for table in score.difference_tables(first, second, difference):
+            console.table(*table)
+        console.say(score.sentence(first, second, difference))
 
 
 @app.command()

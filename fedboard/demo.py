@@ -92,7 +92,7 @@ def run(demo: Demo) -> Run:
         devices.choose(users.train, demo.devices, demo.min_examples, demo.seed)  # too few users show now, not after training
         for name in corpus.SPLITS:
             split = users.split(name)
-            console.say(f"  {name}: {len(split):,} users, {sum(map(len, split.values())):,} messages")
+            console.say(f"  {name}: {len(split):,} users, {sum(map(len, corpus.sample(split, users.most).values())):,} messages")
     with clock.stage(
         2,
         "Federated training, simulated",

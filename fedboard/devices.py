@@ -13,7 +13,7 @@ import numpy as np
 from device_runtime.bundle import Bundle
 from device_runtime.errors import CorpusError, RunError
 from fedboard import console
-from model import child_process
+from model import child_process, corpus
 from model.corpus import Users
 
 BLOCKED = ("tensorflow", "tensorflow_federated")
@@ -32,7 +32,7 @@ def block_tensorflow() -> None:
 
 def choose(users: Users, count: int, least: int, seed: int) -> list[str]:
     """`count` users with at least `least` utterances each, drawn by seed. Raises CorpusError if there are fewer."""
-    able = [user for user, utterances in users.items() if len(utterances) >= least]
+    able = [user for user, utterances in corpus.sample(users, 2000).items() if len(utterances) >= least]
     if len(able) < count:
         raise CorpusError("devices", f"{len(able)} train users have {least} utterances or more, expected {count}", "ask for fewer --devices")
     return [able[i] for i in sorted(np.random.default_rng([seed, 2]).permutation(len(able))[:count])]

@@ -1,6 +1,8 @@
-"""The evaluation stage: a target by name -> its accuracy by protocol nwp-v1, as a table and as JSON."""
+"""The evaluation stage: a target by name -> its accuracy by protocol nwp-v1, and two targets -> their difference; as tables and as JSON."""
 
 import json
+import math
+import textwrap
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +20,15 @@ TITLES = {"unigram": "unigram", "kn2": "Kneser-Ney 2-gram", "kn3": "Kneser-Ney 3
 
 
 @dataclass(frozen=True)
+class Measured:
+    """A target and its sums per user: what rows and differences are made of."""
+
+    name: str
+    kind: str  # checkpoint, bundle or baseline
+    evaluation: evaluation.Evaluation
+
+
+@dataclass(frozen=True)
 class Scored:
     """One row of the table."""
 
@@ -27,24 +38,23 @@ class Scored:
     users: dict[str, float]  # top-1 recall of each user with enough targets
 
 
-def score(
+def measure(
     target: str,
     found: corpus.Corpus,
     split: str,
     trusted: Callable[[], frozenset[str]],
     tokenizer: Path | None = None,
     words: int = vocabulary.SIZE,
-    seed: int = 0,
     name: str = "",
     predictions: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
-) -> Scored:
-    """Score a checkpoint, run, bundle or baseline on one split. Loads no TensorFlow.
+) -> Measured:
+    """Score a checkpoint, run, bundle or baseline on one split. Loads no TensorFlow but for TFF's own corpora.
 
     Raises the error of whatever the target turns out to be, before anything is written.
     """
     kind, engine, known = _engine(target, found, trusted, tokenizer, words)
-    users = found.split(split)
+    users = corpus.sample(found.split(split), found.most)
 
     def run(on_prediction: Callable[[evaluation.Prediction], None] | None) -> evaluation.Evaluation:
         return evaluation.evaluate(engine, users, known, progress=progress, on_prediction=on_prediction)
@@ -54,16 +64,31 @@ def score(
     else:
         with evaluation.predictions_file(predictions) as write:
             result = run(write)
-    per_user = {user: evaluation.recall(counts, "top1") for user, counts in result.users.items() if counts.targets >= 20}
-    return Scored(name or TITLES.get(target, target), kind, evaluation.summarise(result, np.random.default_rng(seed)), per_user)
+    return Measured(name or TITLES.get(target, target), kind, result)
+
+
+def scored(measured: Measured, seed: int = 0) -> Scored:
+    """The numbers people compare; the seed draws the intervals."""
+    per_user = {
+        user: evaluation.recall(counts, "top1") for user, counts in measured.evaluation.users.items() if counts.targets >= evaluation.MACRO_TARGETS
+    }
+    return Scored(measured.name, measured.kind, evaluation.summarise(measured.evaluation, np.random.default_rng(seed)), per_user)
+
+
+def compare(first: Measured, second: Measured, seed: int = 0) -> evaluation.Comparison:
+    """The second minus the first, user by user; the seed draws the intervals. Raises RunError if they did not score the same targets."""
+    try:
+        return evaluation.compare(second.evaluation, first.evaluation, np.random.default_rng(seed))
+    except ValueError as error:
+        raise RunError("--paired", f"{first.name} and {second.name} cannot be compared ({error})", "score both on one corpus and split") from None
 
 
 def _engine(
     target: str, found: corpus.Corpus, trusted: Callable[[], frozenset[str]], tokenizer: Path | None, words: int
 ) -> tuple[str, evaluation.Engine, Vocabulary]:
     if target in BASELINES:
-        known = Vocabulary.read(tokenizer) if tokenizer else vocabulary.build(corpus.token_lists(found.train), words)
-        sequences = [known.ids(tokens) for tokens in corpus.token_lists(found.train)]
+        known = Vocabulary.read(tokenizer) if tokenizer else vocabulary.build(corpus.token_lists(found.train, found.most), words)
+        sequences = [known.ids(tokens) for tokens in corpus.token_lists(found.train, found.most)]
         return "baseline", evaluation.ngram_engine(ngram.train(sequences, BASELINES[target], len(known))), known
     if (Path(target) / bundle.MANIFEST).is_file():
         from conversion.scoring import bundle_engine
@@ -93,12 +118,93 @@ def read(path: Path) -> Scored:
 def row(scored: Scored) -> list[str]:
     """The cells of one system, in the order of COLUMNS."""
     s = scored.summary
-    return [scored.name, _share(s.top1, s.top1_interval), _share(s.top3, s.top3_interval), f"{s.perplexity:.0f}", f"{s.keystroke_saving:.1%}"]
+    return [scored.name, _share(s.top1, s.top1_interval), _share(s.top3, s.top3_interval), _number(s.perplexity), f"{s.keystroke_saving:.1%}"]
 
 
 COLUMNS = ["system", "top-1 %", "top-3 %", "ppl", "keys saved"]
 
 
+def full_tables(systems: list[Scored]) -> list[tuple[list[str], list[list[str]]]]:
+    """Every measure of the protocol, one row each, with a column per system: columns and rows of as many tables as 80 columns need."""
+    return [_full_table(systems[start : start + BESIDE]) for start in range(0, len(systems), BESIDE)]
+
+
+BESIDE = 4  # systems in one full table
+LABEL, GAP, WIDTH = 24, 3, 80  # the longest label, between two columns, the whole table with 2 on each side
+
+
+def _full_table(systems: list[Scored]) -> tuple[list[str], list[list[str]]]:
+    widest = (WIDTH - 4 - LABEL) // len(systems) - GAP
+    headings = ["\n".join(textwrap.wrap(system.name, widest)) for system in systems]
+    summaries = [system.summary for system in systems]
+    rows: list[tuple[str, Callable[[evaluation.Summary], str]]] = [
+        ("top-1 %", lambda s: _share(s.top1, s.top1_interval)),
+        ("top-3 %", lambda s: _share(s.top3, s.top3_interval)),
+        ("keys saved %", lambda s: _percent(s.keystroke_saving)),
+        ("perplexity", lambda s: _number(s.perplexity)),
+        ("OOV rate %", lambda s: _percent(s.oov_rate)),
+        ("in vocabulary, top-1 %", lambda s: _percent(s.in_vocabulary_top1)),
+        ("in vocabulary, top-3 %", lambda s: _percent(s.in_vocabulary_top3)),
+        ("first word, top-1 %", lambda s: _percent(s.first_word_top1)),
+        ("punctuation too, top-1 %", lambda s: _percent(s.with_punctuation_top1)),
+        ("punctuation too, top-3 %", lambda s: _percent(s.with_punctuation_top3)),
+    ]
+    for which, field in (("top-1", "macro_top1"), ("top-3", "macro_top3")):
+        for i, part in enumerate(SPREAD):
+            rows.append((f"users' {which} %, {part}", lambda s, field=field, i=i: _percent(getattr(s, field)[i])))
+    return ["measure", *headings], [[label, *map(cell, summaries)] for label, cell in rows]
+
+
+SPREAD = ["mean", "p10", "p50", "p90"]
+MEASURES = {"top-1": "top1", "top-3": "top3", "keys saved": "keystroke_saving"}
+
+
+def difference_tables(first: str, second: str, found: evaluation.Comparison) -> list[tuple[str, list[str], list[list[str]]]]:
+    """Title, columns and rows, in points: the difference over all words with its interval and the users it gains or loses; then how it is spread
+    over users, if any has enough words."""
+    gains = [(label, getattr(found, field)) for label, field in MEASURES.items()]
+    whole = [
+        [label, _points(gain.change), f"{_points(gain.interval[0])} to {_points(gain.interval[1])}", f"{gain.gained}", f"{gain.lost}", f"{gain.same}"]
+        for label, gain in gains
+    ]
+    tables = [(f"{second} minus {first}, all words, in points", ["measure", "points", "95 % interval", "users gaining", "losing", "within 1"], whole)]
+    if found.users:
+        title = f"the same over users with {evaluation.MACRO_TARGETS} or more words: {found.users} users"
+        tables.append((title, ["measure", *SPREAD], [[label, *map(_points, gain.by_user)] for label, gain in gains]))
+    return tables
+
+
+def sentence(first: str, second: str, found: evaluation.Comparison) -> str:
+    """The top-1 difference in plain words, from the side of the better system; no winner if the interval holds 0."""
+    gain, (low, high) = found.top1, found.top1.interval
+    if low <= 0 <= high:
+        said = f"No clear difference in top-1: {second} minus {first} is {_points(gain.change)} points ({_points(low)} to {_points(high)})"
+        return said + _users(found.users, second, gain.gained, gain.lost)
+    sign, better, gained, lost = (1, second, gain.gained, gain.lost) if low > 0 else (-1, first, gain.lost, gain.gained)
+    low, high = sorted((sign * low, sign * high))
+    said = f"{better} is better by {_percent(sign * gain.change)} points of top-1 ({_percent(low)} to {_percent(high)})"
+    return said + _users(found.users, "it", gained, lost)
+
+
+def _users(users: int, system: str, gained: int, lost: int) -> str:
+    if not users:
+        return "."
+    return f"; {100 * gained / users:.0f} % of users gain more than a point with {system}, {100 * lost / users:.0f} % lose more than one."
+
+
 def _share(value: float, interval: tuple[float, float]) -> str:
     """Per cent, with half the width of its 95 % interval."""
-    return f"{100 * value:.1f} ±{50 * (interval[1] - interval[0]):.1f}"
+    return f"{_percent(value)} ±{50 * (interval[1] - interval[0]):.1f}"
+
+
+def _percent(value: float) -> str:
+    return "–" if math.isnan(value) else f"{100 * value:.1f}"
+
+
+def _number(value: float) -> str:
+    return "–" if math.isnan(value) else f"{value:.0f}"
+
+
+def _points(value: float) -> str:
+    """A difference of shares in points, with its sign; what rounds to nothing has none."""
+    return f"{100 * value:+.1f}" if abs(value) >= 0.0005 else "0.0"

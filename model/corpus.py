@@ -1,11 +1,13 @@
 """Corpora: what people typed, cleaned and split by user. Protocol nwp-v1, steps 2 to 4.
 
 `load` reads the built-in corpus or a directory that `import_file` wrote; both end in the same preparation, so they are scored alike.
+TFF's own corpora, in `tff_corpora.py`, keep the rules for text and bring their own splits; their users are read when they are asked for.
 """
 
 import csv
 import hashlib
 import importlib.util
+import itertools
 import json
 import math
 import os
@@ -14,9 +16,10 @@ import statistics
 import sys
 import tempfile
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -25,6 +28,7 @@ from device_runtime.errors import ConfigError, CorpusError
 from device_runtime.text import is_word, tokenise
 
 SPLITS = ("train", "validation", "test")
+TFF_CORPORA = ("stackoverflow", "shakespeare")
 EXTENSIONS = (".jsonl", ".csv", ".parquet")
 FORMAT = "fedboard-corpus-1"
 LONG = 8  # tokens from which an utterance seen in train would be recited rather than predicted
@@ -43,19 +47,47 @@ class Utterance:
     time: float | None = None
 
 
-Users = dict[str, list[Utterance]]  # user -> utterances in time order; users in alphabetical order
+Users = Mapping[str, Sequence[Utterance]]  # user -> utterances in time order; users in alphabetical order
+
+
+class LazyUsers(Mapping[str, Sequence[Utterance]]):
+    """Users whose names are known and whose utterances are read each time they are asked for; the last `keep` users read are remembered.
+
+    `len`, `in` and iteration over names read nothing. `items` and `values` read one user after the other, so a loop over all holds one at a time.
+    Cleaning happens on reading: unlike in a dict, a user can turn out to have no utterance left.
+    """
+
+    def __init__(self, names: Iterable[str], read: Callable[[str], Sequence[Utterance]], keep: int = 0):
+        """read is given one of the names; what it raises reaches whoever asked."""
+        self._names = dict.fromkeys(names)
+        self._read = lru_cache(keep)(read)
+
+    def __getitem__(self, name: str) -> Sequence[Utterance]:
+        if name not in self._names:
+            raise KeyError(name)
+        return self._read(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names  # Mapping's own would read the user
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """A cleaned corpus, split by user. `digest` is the SHA-256 of the file it was read from."""
+    """A cleaned corpus, split by user. `digest` is the SHA-256 of the file it was read from; TFF's file is too large: of the users' names."""
 
     name: str
     digest: str
     train: Users
     validation: Users
     test: Users
-    dropped: dict[str, int] = field(default_factory=dict)  # reason -> utterances left out by cleaning
+    dropped: dict[str, int] | None = field(default_factory=dict)  # reason -> utterances left out by cleaning; None: cleaned on reading, not counted
+    most: int | None = None  # users of a split that vocabulary, statistics and scores are taken from, by `sample`; None: all
 
     def split(self, name: str) -> Users:
         """Raises CorpusError for a name that is not a split."""
@@ -73,9 +105,11 @@ class Size:
 
 @dataclass(frozen=True)
 class Stats:
-    """What `fedboard data stats` prints."""
+    """What `fedboard data stats` prints. Of a corpus with a `most`, everything but `users` is about that many users of each split."""
 
     name: str
+    users: dict[str, int]  # of each split, read or not
+    most: int | None  # users of a split that were read at most; None: all
     total: Size
     train: Size
     validation: Size
@@ -84,7 +118,7 @@ class Stats:
     median_utterances: float
     distinct_words: int
     largest_ten: float  # share of all words that the ten users with most words typed, 0..1
-    dropped: dict[str, int]
+    dropped: dict[str, int] | None  # None: not counted
 
 
 @dataclass(frozen=True)
@@ -123,15 +157,18 @@ class _Manifest:
 # --- reading -----------------------------------------------------------------------------------------------------------------------------
 
 
-def load(name: str | Path) -> Corpus:
-    """The corpus `chitchat` (1,315 people, 258k chat messages) or a directory written by `import_file`.
+def load(name: str | Path, cache: str | Path | None = None) -> Corpus:
+    """The corpus `chitchat` (1,315 people, 258k chat messages), a directory written by `import_file`, or TFF's `stackoverflow` or `shakespeare`.
 
-    Raises CorpusError for another name, an altered directory, or too few users to fill every split.
+    TFF's are fetched once into the folder `cache`: by default $FEDBOARD_CACHE, or ~/.tff as in TFF itself. They cost the import of TFF (20 s).
+    Raises CorpusError for another name, an altered directory or file, too few users to fill every split, or no network where one is needed.
     """
     if str(name) == "chitchat":
         return _chitchat()
-    if str(name) in ("stackoverflow", "shakespeare"):
-        raise CorpusError(name, "TFF's own corpora are not readable here yet", "use `chitchat`, or `fedboard data import FILE --out DIR`")
+    if str(name) in TFF_CORPORA:
+        from model import tff_corpora
+
+        return tff_corpora.load(str(name), cache)
     path = Path(name)
     if path.is_file():
         raise CorpusError(path, "is a file, expected `chitchat` or a corpus directory", f"run `fedboard data import {path} --out DIR` first")
@@ -156,7 +193,7 @@ def prepare(name: str, digest: str, rows: Iterable[tuple[str, str, float | None]
             continue
         if user not in home:
             home[user] = splits[split_of(user)]
-        home[user][user].append(Utterance(text, tuple(map(sys.intern, tokens)), time))  # one object a word: chitchat takes 240 MB, not 380
+        home[user][user].append(_utterance(text, tokens, time))
     recited = {utterance.tokens for utterances in splits["train"].values() for utterance in utterances if len(utterance.tokens) >= LONG}
     for split in SPLITS[1:]:
         for user, utterances in list(splits[split].items()):
@@ -168,6 +205,16 @@ def prepare(name: str, digest: str, rows: Iterable[tuple[str, str, float | None]
     _require_users(name, len(home), {split: len(users) for split, users in splits.items()})
     ordered = {split: {user: _in_time_order(users[user]) for user in sorted(users)} for split, users in splits.items()}
     return Corpus(name, digest, ordered["train"], ordered["validation"], ordered["test"], dict(dropped))
+
+
+def cleaned(rows: Iterable[tuple[str, float | None]]) -> tuple[Utterance, ...]:
+    """One user's rows (text, time) without those that are `unfit`, in time order as in `prepare`."""
+    tokenised = ((text, tokenise(text), time) for text, time in rows)
+    return tuple(_in_time_order([_utterance(text, tokens, time) for text, tokens, time in tokenised if not unfit(tokens)]))
+
+
+def _utterance(text: str, tokens: list[str], time: float | None) -> Utterance:
+    return Utterance(text, tuple(map(sys.intern, tokens)), time)  # one object a word: chitchat takes 240 MB, not 380
 
 
 def unfit(tokens: list[str]) -> str:
@@ -185,28 +232,47 @@ def split_of(user: str) -> str:
     return "test" if slot < 20 else "validation" if slot < 30 else "train"
 
 
-def token_lists(users: Users) -> Iterator[tuple[str, ...]]:
-    """The tokens of every utterance of these users, one user after the other."""
-    return (utterance.tokens for utterances in users.values() for utterance in utterances)
+def sample(users: Users, most: int | None) -> Users:
+    """At most `most` of these users, evenly spaced in the order of their names, so the same ones each time; None: all. Reads nothing."""
+    if most is None or len(users) <= most:
+        return users
+    names = list(users)
+    return only(users, (names[i * len(names) // most] for i in range(most)))
+
+
+def only(users: Users, names: Iterable[str]) -> Users:
+    """The users of these names, read from `users` when they are asked for."""
+    return LazyUsers(names, users.__getitem__)
+
+
+def token_lists(users: Users, most: int | None = None) -> Iterator[tuple[str, ...]]:
+    """The tokens of every utterance of these users (of a `sample` of at most `most`), one user after the other."""
+    return (utterance.tokens for utterances in sample(users, most).values() for utterance in utterances)
 
 
 def stats(corpus: Corpus) -> Stats:
-    """Users, utterances and words by split, and how unevenly they are spread."""
+    """Users, utterances and words by split, and how unevenly they are spread; of at most `corpus.most` users of each split.
+
+    Raises CorpusError if cleaning leaves no utterance of them.
+    """
     words: Counter[str] = Counter()
-    per_user: dict[str, list[int]] = {}
+    counts: dict[str, list[tuple[int, int]]] = {}  # split -> words and utterances of each user
     for split in SPLITS:
-        per_user[split] = []
-        for utterances in corpus.split(split).values():
-            own = Counter(token for utterance in utterances for token in utterance.tokens if is_word(token))
-            per_user[split].append(own.total())
-            words.update(own)
-    sizes = {split: Size(len(per_user[split]), sum(map(len, corpus.split(split).values())), sum(per_user[split])) for split in SPLITS}
+        counts[split] = []
+        for utterances in sample(corpus.split(split), corpus.most).values():
+            if utterances:
+                own = Counter(token for utterance in utterances for token in utterance.tokens if is_word(token))
+                counts[split].append((own.total(), len(utterances)))
+                words.update(own)
+    everyone = sorted(itertools.chain.from_iterable(counts.values()), reverse=True)
+    if not everyone:
+        raise CorpusError(corpus.name, "no utterance is left after cleaning", "give rows with a user and a text of words")
+    sizes = {split: Size(len(own), sum(n for _, n in own), sum(n for n, _ in own)) for split, own in counts.items()}
     total = Size(*(sum(getattr(size, name) for size in sizes.values()) for name in ("users", "utterances", "words")))
-    everyone = sorted((count for counts in per_user.values() for count in counts), reverse=True)
-    utterances_per_user = [len(utterances) for split in SPLITS for utterances in corpus.split(split).values()]
     return Stats(
-        corpus.name, total, **sizes, median_words=statistics.median(everyone), median_utterances=statistics.median(utterances_per_user),
-        distinct_words=len(words), largest_ten=sum(everyone[:10]) / total.words, dropped=corpus.dropped,
+        corpus.name, {split: len(corpus.split(split)) for split in SPLITS}, corpus.most, total, **sizes,
+        median_words=statistics.median(n for n, _ in everyone), median_utterances=statistics.median(n for _, n in everyone),
+        distinct_words=len(words), largest_ten=sum(n for n, _ in everyone[:10]) / total.words, dropped=corpus.dropped,
     )  # fmt: skip
 
 

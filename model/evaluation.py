@@ -1,7 +1,7 @@
 """Next-word accuracy of any system on held-out users. Protocol nwp-v1, steps 6 to 10 (base protocol: no history).
 
-A system is an engine: it reads sequences of ids and gives, for every position, the log-probabilities of the next id. Contexts never cross
-utterances. All sums are kept per user, so intervals and comparisons are over users.
+A system is an engine: it reads sequences of ids and gives, for every position, the log-probabilities of the next id. A network of pieces is a
+decoder instead, which gives whole words. Contexts never cross utterances. All sums are kept per user, so intervals and comparisons are over users.
 """
 
 import json
@@ -16,12 +16,25 @@ from typing import Protocol
 import numpy as np
 
 from device_runtime.errors import RunError
-from device_runtime.metrics import STRIP, Counts, interval, keystroke_saving, keystrokes, macro, oov_rate, perplexity, recall, top_words
+from device_runtime.metrics import (
+    MACRO_TARGETS,
+    STRIP,
+    Counts,
+    interval,
+    keystroke_saving,
+    keystrokes,
+    macro,
+    oov_rate,
+    perplexity,
+    recall,
+    top_words,
+)
 from device_runtime.text import BOS, FIRST_WORD, OOV, SPECIALS, Vocabulary, is_word
 from device_runtime.weights import Weights
 from model.corpus import Users
 from model.network import forward, log_probs
 from model.ngram import NGram
+from model.pieces import Decoder
 
 LAST = 200  # utterances scored of each user
 BLOCK = 4096  # utterances given to an engine at once
@@ -78,7 +91,35 @@ class Summary:
     macro_top3: tuple[float, float, float, float]
 
 
+@dataclass(frozen=True)
+class Gain:
+    """What one measure gains from one system to another, as a difference of shares, -1..1. Users with fewer than MACRO_TARGETS targets count in the
+    first two numbers only."""
+
+    change: float  # over all targets
+    interval: tuple[float, float]  # 95 % over users, the same ones drawn for both systems
+    gained: int  # users, by more than a point
+    lost: int  # likewise
+    same: int  # users within a point
+    by_user: tuple[float, float, float, float] | None  # mean, p10, p50, p90 of the users' own differences; None without such users
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One system minus another on the same users and targets."""
+
+    users: int  # with MACRO_TARGETS targets or more
+    top1: Gain
+    top3: Gain
+    keystroke_saving: Gain
+
+
 # --- engines -----------------------------------------------------------------------------------------------------------------------------
+
+
+def engine_of(weights: Weights, vocabulary: Vocabulary) -> Engine | Decoder:
+    """The network as whatever its vocabulary asks for."""
+    return Decoder(weights, vocabulary) if vocabulary.of_pieces else network_engine(weights)
 
 
 def network_engine(weights: Weights) -> Engine:
@@ -127,7 +168,7 @@ def _chunks(positions: int, vocabulary_size: int) -> Iterator[tuple[int, int]]:
 
 
 def evaluate(
-    engine: Engine,
+    engine: Engine | Decoder,
     users: Users,
     vocabulary: Vocabulary,
     last: int = LAST,
@@ -135,35 +176,34 @@ def evaluate(
     progress: Callable[[int, int], None] | None = None,
     on_prediction: Callable[[Prediction], None] | None = None,
 ) -> Evaluation:
-    """Score an engine on the last `last` utterances of each user (of the first `max_users`, for a quick look).
+    """Score an engine or decoder on the last `last` utterances of each user (of the first `max_users`, for a quick look).
 
     progress is called with (positions done, all positions); on_prediction once for each word target, users and utterances in order.
-    Raises ValueError if the engine's vocabulary or number of positions is not that of the corpus.
+    Raises ValueError if the engine's vocabulary or number of positions is not that of the corpus, or a vocabulary of pieces comes without a decoder.
     """
-    chosen = dict(islice(users.items(), max_users))
-    scored = [(i, utterance.tokens) for i, utterances in enumerate(chosen.values()) for utterance in utterances[-last:]]
+    if vocabulary.of_pieces and not isinstance(engine, Decoder):
+        raise ValueError("a vocabulary of pieces is scored by a decoder, which gives whole words")
+    names, scored = [], []  # users are read one at a time and not kept
+    for i, (name, own) in enumerate(islice(users.items(), max_users)):
+        names.append(name)
+        scored += [(i, utterance.tokens) for utterance in own[-last:]]
     everything = sum(len(tokens) for _, tokens in scored)
-    names = list(chosen)
     sums = np.zeros((len(names), len(_FIELDS)))
     done = 0
     for first in range(0, len(scored), BLOCK):
-        targets = _targets(scored[first : first + BLOCK], vocabulary)
+        targets = _targets(scored[first : first + BLOCK])
         start = 0
-        for chunk in engine(targets.sequences):
-            end = start + len(chunk)
-            if chunk.shape[1] != len(vocabulary) or end > len(targets.ids):
-                raise ValueError(f"expected up to {len(targets.ids) - start} positions of {len(vocabulary)} ids, the engine gave {chunk.shape}")
-            marks, best = _marks(chunk, targets, start, vocabulary)
+        for said in _decoded(engine, targets) if isinstance(engine, Decoder) else _said(engine, targets, vocabulary):
+            end = start + len(said.own)
+            marks = _marks(said, targets, start)
             for column, values in enumerate(marks):
                 sums[:, column] += np.bincount(targets.user[start:end], values, len(names))
             if on_prediction:
-                for prediction in _predictions(marks, best, targets, start, names, vocabulary):
+                for prediction in _predictions(marks, said, targets, start, names):
                     on_prediction(prediction)
             start = end
             if progress:
                 progress(done + start, everything)
-        if start != len(targets.ids):
-            raise ValueError(f"expected {len(targets.ids)} positions, the engine gave {start}")
         done += start
     counts = {name: _counts(row) for name, row in zip(names, sums, strict=True)}
     return Evaluation(counts, sum(counts.values(), Counts()))
@@ -174,69 +214,118 @@ _FIELDS = [field.name for field in fields(Counts)]
 
 @dataclass(frozen=True)
 class _Targets:
-    """Every token of a block of utterances, one after the other, and the sequences an engine reads to predict them."""
+    """Every token of a block of utterances, one after the other."""
 
-    sequences: list[list[int]]
+    utterances: list[tuple[str, ...]]
     tokens: list[str]
-    ids: np.ndarray  # int [n]
     user: np.ndarray  # int [n], index of the user
     place: np.ndarray  # int [n], tokens before it in its utterance
     is_word: np.ndarray  # bool [n]
 
 
-def _targets(block: list[tuple[int, tuple[str, ...]]], vocabulary: Vocabulary) -> _Targets:
-    ids = [vocabulary.ids(tokens) for _, tokens in block]
-    lengths = [len(tokens) for _, tokens in block]
-    tokens = [token for _, tokens in block for token in tokens]
+@dataclass(frozen=True)
+class _Said:
+    """What a system says at some positions, and how the targets stand there."""
+
+    strip: list[tuple[str, ...]]  # the three likeliest words, best first
+    known: np.ndarray  # bool [n], whether the target is in the vocabulary, as an id or spelled
+    own: np.ndarray  # float [n], log-probability of the target, if known
+    hits: np.ndarray  # bool [n, 3], which word of the strip is the target
+    words_ahead: np.ndarray  # int [n], words of the strip likelier than the target, if that is a class
+    classes_ahead: np.ndarray  # int [n], classes likelier than the target
+    keys: np.ndarray  # int [n], keystrokes for the target, if a word
+
+
+def _targets(block: list[tuple[int, tuple[str, ...]]]) -> _Targets:
+    utterances = [utterance for _, utterance in block]
+    lengths = [len(utterance) for utterance in utterances]
+    tokens = [token for utterance in utterances for token in utterance]
     return _Targets(
-        sequences=[[BOS, *own[:-1]] for own in ids],
-        tokens=tokens,
-        ids=np.array([i for own in ids for i in own], np.int64),
+        utterances,
+        tokens,
         user=np.repeat([user for user, _ in block], lengths),
         place=np.concatenate([np.arange(length) for length in lengths]),
         is_word=np.array([is_word(token) for token in tokens]),
     )
 
 
-def _marks(scores: np.ndarray, targets: _Targets, start: int, vocabulary: Vocabulary) -> tuple[np.ndarray, np.ndarray]:
-    """What each position adds to the sums, float64 [fields of Counts, n], and the strip's words there, int [n, 3]."""
-    here = slice(start, start + len(scores))
-    ids, word, words = targets.ids[here], targets.is_word[here], targets.tokens[here]
-    known, first = word & (ids != OOV), targets.place[here] == 0
-    rows = np.arange(len(ids))
-    own = scores[rows, ids]
-    best = top_words(scores)
-    hits = best == ids[:, None]
-    shown = hits.any(axis=1)
-    keys = keystrokes(scores, words, np.where(word, ids, OOV), shown, vocabulary)
+def _said(engine: Engine, targets: _Targets, vocabulary: Vocabulary) -> Iterator[_Said]:
+    """What an engine says. Raises ValueError if its vocabulary or number of positions is another."""
+    spelled = [vocabulary.ids(utterance) for utterance in targets.utterances]
+    every = np.array([i for own in spelled for i in own], np.int64)
+    start = 0
+    for scores in engine([[BOS, *own[:-1]] for own in spelled]):
+        end = start + len(scores)
+        if scores.shape[1] != len(vocabulary) or end > len(every):
+            raise ValueError(f"expected up to {len(every) - start} positions of {len(vocabulary)} ids, the engine gave {scores.shape}")
+        ids, word = every[start:end], targets.is_word[start:end]
+        rows = np.arange(len(ids))
+        own = scores[rows, ids]
+        best = top_words(scores)
+        hits = best == ids[:, None]
+        yield _Said(
+            strip=[tuple(vocabulary.tokens[i] for i in row) for row in best.tolist()],
+            known=ids != OOV,
+            own=own,
+            hits=hits,
+            words_ahead=(scores[rows[:, None], best] > own[:, None]).sum(axis=1),
+            classes_ahead=(scores[:, len(SPECIALS) : FIRST_WORD] > own[:, None]).sum(axis=1),
+            keys=keystrokes(scores, targets.tokens[start:end], np.where(word, ids, OOV), hits.any(axis=1), vocabulary),
+        )
+        start = end
+    if start != len(every):
+        raise ValueError(f"expected {len(every)} positions, the engine gave {start}")
+
+
+def _decoded(decoder: Decoder, targets: _Targets) -> Iterator[_Said]:
+    """What a decoder says."""
+    start = 0
+    for offers in decoder.offers(targets.utterances):
+        tokens = targets.tokens[start : start + len(offers.own)]
+        strip = [tuple(word for word, _ in words) for words in offers.strip]
+        yield _Said(
+            strip=strip,
+            known=offers.known,
+            own=offers.own,
+            hits=np.array([[words[i : i + 1] == (token,) for i in range(STRIP)] for token, words in zip(tokens, strip, strict=True)]),
+            words_ahead=np.array([sum(score > own for _, score in words) for words, own in zip(offers.strip, offers.own, strict=True)]),
+            classes_ahead=(offers.classes > offers.own[:, None]).sum(axis=1),
+            keys=offers.keys,
+        )
+        start += len(tokens)
+
+
+def _marks(said: _Said, targets: _Targets, start: int) -> np.ndarray:
+    """What each position adds to the sums, float64 [fields of Counts, n]."""
+    here = slice(start, start + len(said.own))
+    word, words = targets.is_word[here], targets.tokens[here]
+    known, first = word & said.known, targets.place[here] == 0
+    shown = said.hits.any(axis=1)
     # with punctuation: how many words and classes come before the target; three or more words ahead are a miss whatever their number
-    words_ahead = np.where(word, np.where(shown, hits.argmax(axis=1), STRIP), (scores[rows[:, None], best] > own[:, None]).sum(axis=1))
-    ahead = words_ahead + (scores[:, len(SPECIALS) : FIRST_WORD] > own[:, None]).sum(axis=1)
-    scorable = ids != OOV
+    words_ahead = np.where(word, np.where(shown, said.hits.argmax(axis=1), STRIP), said.words_ahead)
+    ahead = words_ahead + said.classes_ahead
     marks = {
         "targets": word,
-        "top1": hits[:, 0],
+        "top1": said.hits[:, 0],
         "top3": shown,
         "in_vocabulary": known,
-        "nll": np.where(known, -own, 0),
+        "nll": np.where(known, -said.own, 0),
         "letters": np.where(word, [len(token) + 1 for token in words], 0),
-        "keys": np.where(word, keys, 0),
+        "keys": np.where(word, said.keys, 0),
         "first": word & first,
-        "first_top1": hits[:, 0] & first,
-        "tokens": np.ones(len(ids)),
-        "tokens_top1": scorable & (ahead < 1),
-        "tokens_top3": scorable & (ahead < STRIP),
+        "first_top1": said.hits[:, 0] & first,
+        "tokens": np.ones(len(word)),
+        "tokens_top1": said.known & (ahead < 1),
+        "tokens_top3": said.known & (ahead < STRIP),
     }
-    return np.array([marks[name] for name in _FIELDS], np.float64), best
+    return np.array([marks[name] for name in _FIELDS], np.float64)
 
 
 def _counts(row: np.ndarray) -> Counts:
     return Counts(*(float(value) if name == "nll" else int(value) for name, value in zip(_FIELDS, row, strict=True)))  # type: ignore[arg-type]
 
 
-def _predictions(
-    marks: np.ndarray, best: np.ndarray, targets: _Targets, start: int, names: list[str], vocabulary: Vocabulary
-) -> Iterator[Prediction]:
+def _predictions(marks: np.ndarray, said: _Said, targets: _Targets, start: int, names: list[str]) -> Iterator[Prediction]:
     mark = dict(zip(_FIELDS, marks, strict=True))
     for row in np.flatnonzero(mark["targets"]):
         i = start + row
@@ -245,7 +334,7 @@ def _predictions(
             user=names[targets.user[i]],
             context=tuple(targets.tokens[i - targets.place[i] : i]),
             target=targets.tokens[i],
-            top3=tuple(vocabulary.tokens[word] for word in best[row]),
+            top3=said.strip[row],
             keys=int(mark["keys"][row]),
             logp=float(-mark["nll"][row]) if known else None,
             in_vocab=known,
@@ -297,15 +386,43 @@ def summarise(evaluation: Evaluation, rng: np.random.Generator) -> Summary:
     )
 
 
-def difference(left: Evaluation, right: Evaluation, which: str, rng: np.random.Generator, draws: int = 1000) -> tuple[float, float, float]:
-    """Recall (`top1` or `top3`) of left minus right over all targets, and its 95 % interval: the same users are drawn for both.
+def compare(left: Evaluation, right: Evaluation, rng: np.random.Generator) -> Comparison:
+    """Left minus right in the three measures people compare; rng draws the bootstrap.
 
     Raises ValueError if they did not score the same targets.
     """
-    if {user: counts.targets for user, counts in left.users.items()} != {user: counts.targets for user, counts in right.users.items()}:
+    gains = {which: _gain(left, right, which, rng) for which in ("top1", "top3", "keystroke_saving")}
+    return Comparison(users=sum(counts.targets >= MACRO_TARGETS for counts in left.users.values()), **gains)
+
+
+def _gain(left: Evaluation, right: Evaluation, which: str, rng: np.random.Generator) -> Gain:
+    change, low, high = difference(left, right, which, rng)
+    gains, wholes = _gains(left, right, which)
+    enough = np.array([counts.targets >= MACRO_TARGETS for counts in left.users.values()])
+    gains, wholes = gains[enough], wholes[enough]
+    gained, lost = (np.count_nonzero(100 * way > wholes) for way in (gains, -gains))  # in whole numbers: a share of 0.01 is not exact
+    own = gains / wholes
+    by_user = tuple(map(float, (own.mean(), *np.percentile(own, [10, 50, 90])))) if len(own) else None
+    return Gain(change, (low, high), gained, lost, len(own) - gained - lost, by_user)  # type: ignore[arg-type]
+
+
+def difference(left: Evaluation, right: Evaluation, which: str, rng: np.random.Generator, draws: int = 1000) -> tuple[float, float, float]:
+    """Recall (`top1` or `top3`) or `keystroke_saving` of left minus right over all targets, and its 95 % interval: the same users are drawn for both.
+
+    Raises ValueError if they did not score the same targets.
+    """
+    gains, wholes = _gains(left, right, which)
+    drawn = rng.multinomial(len(gains), np.full(len(gains), 1 / len(gains)), draws)  # [draws, users]
+    low, high = np.percentile((drawn @ gains) / (drawn @ wholes), [2.5, 97.5])
+    return float(gains.sum() / wholes.sum()), float(low), float(high)
+
+
+def _gains(left: Evaluation, right: Evaluation, which: str) -> tuple[np.ndarray, np.ndarray]:
+    """Of each user: hits (or spared keys) left has more than right, and the targets (or letters) they are a share of; int [users] both."""
+    scored = [{user: (counts.targets, counts.letters) for user, counts in each.users.items()} for each in (left, right)]
+    if scored[0] != scored[1]:
         raise ValueError("two evaluations are compared on the same users and targets only")
-    targets = np.array([counts.targets for counts in left.users.values()])
-    gains = np.array([getattr(left.users[user], which) - getattr(right.users[user], which) for user in left.users])
-    drawn = rng.multinomial(len(targets), np.full(len(targets), 1 / len(targets)), draws)  # [draws, users]
-    low, high = np.percentile((drawn @ gains) / (drawn @ targets), [2.5, 97.5])
-    return float(gains.sum() / targets.sum()), float(low), float(high)
+    pairs = [(counts, right.users[user]) for user, counts in left.users.items()]
+    if which == "keystroke_saving":
+        return np.array([other.keys - own.keys for own, other in pairs]), np.array([own.letters for own, _ in pairs])
+    return np.array([getattr(own, which) - getattr(other, which) for own, other in pairs]), np.array([own.targets for own, _ in pairs])

@@ -64,19 +64,27 @@ def parameters(weights: Weights) -> int:
 
 def forward(weights: Weights, inputs: np.ndarray) -> np.ndarray:
     """Hidden states after each token: int [rows, time] -> float32 [rows, time, embedding]."""
-    size = size_of(weights)
-    scale = np.float32(np.sqrt(size.embedding))
-    hidden = np.zeros((len(inputs), size.embedding), np.float32)
-    cell = np.zeros((len(inputs), size.units), np.float32)
-    states = np.empty((*inputs.shape, size.embedding), np.float32)
+    hidden, cell = start(weights, len(inputs))
+    states = np.empty((*inputs.shape, hidden.shape[1]), np.float32)
     for time in range(inputs.shape[1]):
-        x = weights["embedding"][inputs[:, time]] * scale
-        gates = x @ weights["input_kernel"].T + hidden @ weights["recurrent_kernel"].T + weights["cell_bias"]
-        i, o, g = np.split(gates, 3, axis=1)
-        cell += _sigmoid(i) * (np.tanh(g) - cell)
-        hidden = (_sigmoid(o) * np.tanh(cell)) @ weights["projection"].T
+        hidden, cell = step(weights, inputs[:, time], hidden, cell)
         states[:, time] = hidden
     return states
+
+
+def start(weights: Weights, rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """Hidden, float32 [rows, embedding], and cell, float32 [rows, units], before the first token."""
+    size = size_of(weights)
+    return np.zeros((rows, size.embedding), np.float32), np.zeros((rows, size.units), np.float32)
+
+
+def step(weights: Weights, tokens: np.ndarray, hidden: np.ndarray, cell: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """One token further, int [rows]: hidden and cell after it."""
+    x = weights["embedding"][tokens] * np.float32(np.sqrt(hidden.shape[1]))
+    gates = x @ weights["input_kernel"].T + hidden @ weights["recurrent_kernel"].T + weights["cell_bias"]
+    i, o, g = np.split(gates, 3, axis=1)
+    cell = cell + _sigmoid(i) * (np.tanh(g) - cell)
+    return (_sigmoid(o) * np.tanh(cell)) @ weights["projection"].T, cell
 
 
 def log_probs(weights: Weights, hidden: np.ndarray) -> np.ndarray:

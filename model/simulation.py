@@ -1,10 +1,14 @@
-"""Federated training in TFF: clients' rows, cohorts and rounds -> checkpoints. The local step is `training.py`'s, the one devices run."""
+"""Federated training in TFF: cohorts of clients -> rounds -> global weights. The local step is `packed.py`, twin of the one devices run.
+
+A learning process composed of TFF's own parts: its distributor, its aggregators, its server optimizers; only the client's work is ours.
+"""
 
 import os
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -13,15 +17,22 @@ import tensorflow as tf
 import tensorflow_federated as tff
 
 from device_runtime.errors import CheckpointError
-from device_runtime.examples import rows
-from device_runtime.text import Vocabulary
 from device_runtime.weights import Weights
-from device_runtime.wire import Plan
-from model import training
-from model.corpus import Users
-from model.recipe import Recipe
+from model import aggregators, cohorts, packed
+from model.clients import batches
+from model.recipe import Recipe, Schedule, Server
 
-FINAL_SHARE = 0.05  # of the learning rates at the end of a cosine schedule
+EXPLODED = 100.0  # a run has diverged when the global weights' norm is this many times the first one's
+
+
+@dataclass(frozen=True)
+class State:
+    """Everything a round needs from the one before: saved whole, it lets a run go on as if nothing had happened."""
+
+    round: int  # rounds done
+    learning: Any  # TFF's LearningAlgorithmState
+    sampler: cohorts.Sampler
+    average: tuple[np.ndarray, ...]  # running mean of the global weights, in the order of their names
 
 
 @dataclass(frozen=True)
@@ -31,116 +42,193 @@ class Round:
     number: int  # 1 is the first
     loss: float  # mean over the cohort's targets, while they trained
     clients: int
+    dropped: int  # clients left out because their update was not finite
     targets: int
+    step: float  # L2 norm of what the round changed in the global weights
     seconds: float
-    weights: Weights  # of the global model after it
+    weights: Weights  # global, after the round; their running mean if the recipe averages
+    state: State
 
 
-def clients(users: Users, vocabulary: Vocabulary, plan: Plan) -> list[np.ndarray]:
-    """Each user's newest rows, int32 [at most plan.max_rows, plan.length + 1]."""
-    return [rows((vocabulary.ids(utterance.tokens) for utterance in utterances), plan.length)[-plan.max_rows :] for utterances in users.values()]
+class Training:
+    """A learning process for one network and recipe, and the population it draws cohorts from."""
+
+    def __init__(self, initial: Weights, population: Sequence[np.ndarray], recipe: Recipe):
+        self._initial, self._population, self._recipe = initial, population, recipe
+        self._names = sorted(initial)
+        self._process = learning_process(initial, recipe)
+        self._limit = EXPLODED * _norm(initial.values())
+
+    def start(self) -> State:
+        """Before the first round. Raises ConfigError if the population is too small for the cohort."""
+        sampler = cohorts.start(len(self._population), self._recipe.cohort, self._recipe.min_separation)
+        return State(0, self._process.initialize(), sampler, tuple(self._initial[name] for name in self._names))
+
+    def next(self, state: State) -> Round:
+        """One round. The same state gives the same round, to the bit, unless noise for privacy is drawn.
+
+        Raises CheckpointError if the global weights diverge; the round and the norm are named.
+        """
+        recipe, started = self._recipe, time.monotonic()
+        chosen, sampler = cohorts.draw(state.sampler, recipe.cohort, recipe.sampling, recipe.min_separation, recipe.seed)
+        number = sampler.round
+        data = [
+            [batches(self._population[i], recipe.plan, recipe.client, np.random.default_rng([recipe.seed, 2, number, int(i)]))]  # one element
+            for i in chosen
+        ]
+        result = self._process.next(state.learning, data)
+        before, after = ([np.asarray(array) for array in self._process.get_model_weights(of).trainable] for of in (state.learning, result.state))
+        norm = _norm(after)
+        if not norm < self._limit:  # also true for nan
+            raise CheckpointError(
+                f"round {number}",
+                f"training diverges: the norm of the global weights went from {_norm(before):.3g} to {norm:.3g}",
+                "lower the learning rates",
+            )
+        decay = min(recipe.server.averaging, number / (number + 9))  # early means forget the first weights quickly
+        average = tuple(np.float32(decay) * mean + np.float32(1 - decay) * array for mean, array in zip(state.average, after, strict=True))
+        weights = dict(zip(self._names, average if recipe.server.averaging else after, strict=True))
+        measured = result.metrics["client_work"]
+        return Round(
+            number,
+            float(measured["losses"]) / max(float(measured["targets"]), 1.0),
+            len(chosen),
+            int(measured["dropped"]),
+            int(measured["targets"]),
+            _norm(new - old for new, old in zip(after, before, strict=True)),
+            time.monotonic() - started,
+            weights,
+            State(number, result.state, sampler, average),
+        )
 
 
-def cohorts(population: int, size: int, rng: np.random.Generator) -> Iterator[list[int]]:
-    """Endless cohorts in shuffled passes: nobody trains twice before everybody trained once."""
-    waiting: list[int] = []
-    while True:
-        while len(waiting) < size:
-            waiting += [int(i) for i in rng.permutation(population) if i not in waiting[-size:] or population <= size]
-        yield waiting[:size]
-        waiting = waiting[size:]
+def to_values(state: State) -> list:
+    """A state as a flat list of arrays: what TFF's program state manager can keep (dictionaries it cannot, with current typing_extensions)."""
+    return [np.int64(state.round), state.sampler.waiting, state.sampler.last, *state.average, *tf.nest.flatten(state.learning)]
 
 
-def functional_model(initial: Weights, plan: Plan) -> tff.learning.models.FunctionalModel:
-    """The network as TFF wants it: plain functions of tensors. An example is one row, so clients weigh by their rows."""
-    names = sorted(initial)
-
-    @tf.function
-    def predict_on_batch(model_weights, x, training=True):
-        @tf.custom_gradient
-        def loss_of(*arrays: tf.Tensor):
-            found = training_step(dict(zip(names, arrays, strict=True)), x)
-            loss, targets, gradients = found
-            return (loss, targets), lambda d_loss, _: [d_loss * gradients[name] for name in names]
-
-        loss, targets = loss_of(*model_weights[0])
-        return tf.zeros([tf.shape(x)[0]]), loss, targets
-
-    def training_step(weights: training.Tensors, x: tf.Tensor) -> tuple:
-        return training.loss_and_gradients(weights, x, plan.length, compact=True)
-
-    def loss_fn(output, label, sample_weight=None):
-        return output[1]
-
-    @tf.function
-    def start_metrics():
-        return OrderedDict(loss=tf.zeros([]), targets=tf.zeros([]))
-
-    @tf.function
-    def update_metrics(state, labels, batch_output, sample_weight=None):
-        _, loss, targets = batch_output.predictions
-        return OrderedDict(loss=state["loss"] + loss * targets, targets=state["targets"] + targets)
-
-    @tf.function
-    def finish_metrics(state):
-        return OrderedDict(loss=tf.math.divide_no_nan(state["loss"], state["targets"]), targets=state["targets"])
-
-    spec = tf.TensorSpec([None, plan.length + 1], tf.int32)
-    return tff.learning.models.FunctionalModel(
-        initial_weights=(tuple(initial[name] for name in names), ()),
-        predict_on_batch_fn=predict_on_batch,
-        loss_fn=loss_fn,
-        metrics_fns=(start_metrics, update_metrics, finish_metrics),
-        input_spec=(spec, spec),
+def from_values(values: list, like: State) -> State:
+    """The inverse of `to_values`; `like` is any state of the same training, such as the first."""
+    number, waiting, last, *rest = values
+    size = len(like.average)
+    return State(
+        int(number),
+        tf.nest.pack_sequence_as(like.learning, rest[size:]),
+        cohorts.Sampler(int(number), waiting, last),
+        tuple(rest[:size]),
     )
+
+
+def train(initial: Weights, population: Sequence[np.ndarray], recipe: Recipe) -> Iterator[Round]:
+    """The recipe's rounds from the first, on whatever context TFF has (`worker.running`)."""
+    training = Training(initial, population, recipe)
+    state = training.start()
+    for _ in range(recipe.rounds):
+        done = training.next(state)
+        state = done.state
+        yield done
 
 
 def learning_process(initial: Weights, recipe: Recipe) -> tff.learning.templates.LearningProcess:
-    """FedAvg or FedAdam by TFF's own builder, both learning rates on the recipe's schedule."""
-
-    def at(rate: float) -> Callable[[tf.Tensor], tf.Tensor]:
-        def rate_at(round_number: tf.Tensor) -> tf.Tensor:
-            done = tf.minimum(tf.cast(round_number, tf.float32) / recipe.rounds, 1.0)
-            share = FINAL_SHARE + (1 - FINAL_SHARE) * 0.5 * (1 + tf.cos(np.pi * done)) if recipe.schedule == "cosine" else tf.ones([])
-            return tf.cast(rate * share, tf.float32)
-
-        return rate_at
-
-    optimizers = tff.learning.optimizers
-    server = (
-        optimizers.build_adam(recipe.server_learning_rate, beta_1=0.9, beta_2=0.99, epsilon=1e-5)
-        if recipe.algorithm == "fedadam"
-        else optimizers.build_sgdm(recipe.server_learning_rate)
-    )
-    return tff.learning.algorithms.build_weighted_fed_avg_with_optimizer_schedule(
-        functional_model(initial, recipe.plan),
-        client_learning_rate_fn=at(recipe.plan.learning_rate),
-        client_optimizer_fn=optimizers.build_sgdm,
-        server_optimizer_fn=optimizers.schedule_learning_rate(server, at(recipe.server_learning_rate)),
-    )
-
-
-def train(initial: Weights, population: list[np.ndarray], recipe: Recipe) -> Iterator[Round]:
-    """Federated rounds on clients' rows, one `Round` each; runs on whatever context TFF has (`worker.running`).
-
-    Raises CheckpointError if the global weights stop being finite.
-    """
-    process = learning_process(initial, recipe)
-    state = process.initialize()
-    rng = np.random.default_rng([recipe.seed, 1])
+    """Broadcast, local training, aggregation, server step."""
     names = sorted(initial)
-    for number, cohort in zip(range(1, recipe.rounds + 1), cohorts(len(population), recipe.cohort, rng), strict=False):
-        started = time.monotonic()
-        result = process.next(state, [_dataset(population[i], recipe.plan, rng) for i in cohort])
-        state = result.state
-        arrays = process.get_model_weights(state).trainable
-        weights = {name: np.asarray(array) for name, array in zip(names, arrays, strict=True)}
-        if not all(np.isfinite(array).all() for array in weights.values()):
-            raise CheckpointError(f"round {number}", "the global weights are not finite any more", "lower the learning rates")
-        measured = result.metrics["client_work"]["train"]
-        yield Round(number, float(measured["loss"]), len(cohort), int(measured["targets"]), time.monotonic() - started, weights)
+
+    @tff.tensorflow.computation
+    def first_weights():
+        return tff.learning.models.ModelWeights(tuple(tf.constant(initial[name]) for name in names), ())
+
+    weights_type = first_weights.type_signature.result
+    aggregator, weighs = aggregators.build(
+        encoded=recipe.encoded,
+        bits=recipe.plan.bits,
+        clipping_norm=recipe.plan.clipping_norm,
+        seed=recipe.seed,
+        mechanism=recipe.privacy.mechanism,
+        noise_multiplier=recipe.privacy.noise_multiplier,
+        privacy_clipping_norm=recipe.privacy.clipping_norm,
+        clients_per_round=recipe.cohort,
+        shapes=[initial[name].shape for name in names],
+    )
+    if not weighs:
+        aggregator = tff.aggregators.as_weighted_aggregator(aggregator)
+    server = recipe.server
+    optimizer = tff.learning.optimizers.schedule_learning_rate(_optimizer(server), _rate(server.learning_rate, server.schedule, recipe.rounds))
+    return tff.learning.templates.compose_learning_process(
+        first_weights,
+        tff.learning.templates.build_broadcast_process(weights_type),
+        client_work(weights_type, names, recipe),
+        aggregator.create(weights_type.trainable, tff.TensorType(np.float32)),
+        tff.learning.templates.build_apply_optimizer_finalizer(optimizer, weights_type),
+    )
 
 
-def _dataset(examples: np.ndarray, plan: Plan, rng: np.random.Generator) -> tf.data.Dataset:
-    shuffled = np.concatenate([examples[rng.permutation(len(examples))] for _ in range(plan.epochs)])
-    return tf.data.Dataset.from_tensor_slices((shuffled, shuffled)).batch(plan.batch_size)
+def client_work(weights_type: tff.Type, names: Sequence[str], recipe: Recipe) -> tff.learning.templates.ClientWorkProcess:
+    """A client trains on its batches and returns received minus trained weights: the server steps down that slope.
+
+    An update that is not finite counts as nothing and is reported as dropped. Client data is a sequence of one element, all its batches.
+    """
+    plan, client = recipe.plan, recipe.client
+    data_type = tff.SequenceType(tff.TensorType(np.int32, [None, plan.batch_size, plan.length + 1]))
+    rate_at = _rate(plan.learning_rate, client.schedule, recipe.rounds)
+
+    @tff.tensorflow.computation(np.int32, weights_type, data_type)
+    def train_client(done, received, data):
+        steps = data.get_single_element()
+        start = dict(zip(names, received.trainable, strict=True))
+        seed = tf.stack([done, tf.reduce_sum(steps)])  # of dropout: no two clients or rounds draw alike, a repeated round does
+        after, losses, targets = packed.train(start, steps, rate_at(done), client.momentum, client.proximal, client.dropout, seed)
+        delta = tuple(start[name] - after[name] for name in names)
+        finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(array)) for array in delta]) & tf.math.is_finite(losses)
+        delta = tuple(tf.where(finite, array, tf.zeros_like(array)) for array in delta)
+        kept = tf.cast(finite, tf.float32)
+        rows = tf.reduce_sum(tf.cast(tf.not_equal(steps[:, :, 0], 0), tf.float32)) / plan.epochs
+        weight = {
+            "rows": rows,
+            "tokens": targets / plan.epochs,
+            "capped": tf.minimum(targets / plan.epochs, client.weight_cap),
+            "uniform": tf.cast(rows > 0, tf.float32),
+        }[client.weighting]
+        losses = tf.where(finite, losses, 0.0)
+        return (
+            tff.learning.templates.ClientResult(delta, weight * kept),
+            OrderedDict(losses=losses, targets=targets * kept, dropped=1.0 - kept),
+        )
+
+    @tff.tensorflow.computation(np.int32)
+    def one_more(done):
+        return done + 1
+
+    @tff.federated_computation
+    def initialize():
+        return tff.federated_value(0, tff.SERVER)
+
+    @tff.federated_computation(
+        tff.FederatedType(np.int32, tff.SERVER), tff.FederatedType(weights_type, tff.CLIENTS), tff.FederatedType(data_type, tff.CLIENTS)
+    )
+    def next_fn(done, weights, data):
+        result, measured = tff.federated_map(train_client, (tff.federated_broadcast(done), weights, data))
+        return tff.templates.MeasuredProcessOutput(tff.federated_map(one_more, done), result, tff.federated_sum(measured))
+
+    return tff.learning.templates.ClientWorkProcess(initialize, next_fn)
+
+
+def _optimizer(server: Server) -> tff.learning.optimizers.Optimizer:
+    optimizers = tff.learning.optimizers
+    rate = server.learning_rate
+    if server.algorithm == "fedadam":
+        return optimizers.build_adam(rate, beta_1=server.momentum, beta_2=server.beta_2, epsilon=server.epsilon)
+    if server.algorithm == "fedyogi":
+        return optimizers.build_yogi(rate, beta_1=server.momentum, beta_2=server.beta_2, epsilon=server.epsilon)
+    if server.algorithm == "fedadagrad":
+        return optimizers.build_adagrad(rate, epsilon=server.epsilon)
+    return optimizers.build_sgdm(rate, momentum=server.momentum if server.algorithm == "fedavgm" else None)
+
+
+def _rate(full: float, schedule: Schedule, rounds: int):
+    """The rate of a round, given how many are done: one table, looked up."""
+    table = np.float32(full) * np.array(schedule.shares(rounds), np.float32)
+    return lambda done: tf.gather(tf.constant(table), tf.minimum(tf.cast(done, tf.int32), rounds - 1))
+
+
+def _norm(arrays) -> float:
+    return float(np.sqrt(sum(np.square(array, dtype=np.float64).sum() for array in arrays)))

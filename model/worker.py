@@ -1,98 +1,371 @@
-"""TFF's worker process, started, watched and ended by us.
+"""TFF's worker processes, here or on other machines: started, watched, waited for and ended by us.
 
 TFF's own local context starts the same binary but leaves it running when Python exits. A computation whose worker dies is retried by TFF until a
-worker answers on the same port again, so the watch starts a new one there; the computation then completes as if nothing had happened.
+worker answers on the same port again, for ever; so whoever started it starts it again there, and the computation completes as if nothing had
+happened. What cannot be mended ends in a RunError: a worker of ours that keeps dying, or a round that misses its deadline.
+TFF and gRPC are imported by the functions that compute; `serve` needs neither.
 """
 
+import asyncio
 import contextlib
+import functools
+import importlib.util
 import os
+import re
+import signal
 import socket
+import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-
-import grpc
-import tensorflow_federated as tff
 
 from device_runtime.errors import RunError
 from model import child_process
 
-_BINARY = Path(tff.__file__).parent / "data" / "worker_binary"
-_UNLIMITED = [(f"grpc.max_{way}_message_length", -1) for way in ("send", "receive")]
+_Result = TypeVar("_Result")
+_ADDRESS = re.compile(r"([A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\]):([0-9]{1,5})")
 _START_S = 30.0
+_PROBE_S = 3.0
+_PAUSE_S = 1.0  # before a worker is started again, so that one that cannot live does not keep a core busy
+_CHANNEL = [
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.enable_http_proxy", 0),  # workers are on this machine or on a network of ours
+    ("grpc.initial_reconnect_backoff_ms", 200),
+    ("grpc.max_reconnect_backoff_ms", 1000),  # gRPC's own two minutes would outlast most deadlines
+    # A host that lost its power closes no connection. Pings more often than every five minutes are refused by the worker, as by any gRPC server.
+    ("grpc.keepalive_time_ms", 320_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+]
 
 
 @contextlib.contextmanager
-def running(threads: int, log: Path | None = None, restarts: int = 3) -> Iterator["Worker"]:
-    """A worker that TFF computations run on inside the `with` block, training up to `threads` clients at once.
+def running(threads: int, log: Path | None = None, restarts: int = 3) -> Iterator["LocalWorker"]:
+    """A worker of this machine that TFF computations run on inside the `with` block, training up to `threads` clients at once.
 
-    Raises RunError if it does not start. The binary listens without encryption or a password on a port of every interface, as TFF's own
-    context does; keep the machine behind a firewall while it trains.
+    It is started again when it dies, at most `restarts` times; after that every computation, also one that is waiting, raises RunError, as does a
+    worker that does not start. The binary listens without encryption or a password on a port of every interface, as TFF's own context does; keep
+    the machine behind a firewall while it trains.
     """
-    worker = Worker(threads, log, restarts)
+    worker = LocalWorker(threads, log, restarts)
     try:
-        worker.await_ready()
-        tff.framework.set_default_context(worker.context())
+        worker.await_start()
+        worker.become_default()
         yield worker
     finally:
         worker.close()
 
 
-class Worker:
-    """The process, its port, and the thread that starts it again if it dies."""
+@contextlib.contextmanager
+def remote(addresses: list[str], patience_s: float = _START_S) -> Iterator["Workers"]:
+    """Workers of other machines (`serve`, one per `host:port`) that TFF computations run on inside the `with` block, the clients split over them.
+
+    A computation must end in aggregations that merge, as sums and means do. Its result is that of one worker up to the rounding of sums.
+    Raises RunError for an address that is none, and for workers that do not answer within `patience_s` seconds.
+    """
+    found = checked(addresses)
+    if missing := silent(found, patience_s):
+        raise RunError(
+            f"worker {', '.join(missing)}",
+            f"does not answer within {patience_s:g} s",
+            f"start it with {_commands(missing)}, and let this machine through its firewall",
+        )
+    workers = Workers(found)
+    try:
+        workers.become_default()
+        yield workers
+    finally:
+        workers.close()
+
+
+def checked(addresses: list[str]) -> list[str]:
+    """The addresses without surrounding blanks, each `host:port` or `[IPv6]:port`. Raises RunError for none, a wrong or a repeated one."""
+    found = [address.strip() for address in addresses]
+    wrong = [address for address in found if not (match := _ADDRESS.fullmatch(address)) or not 0 < int(match[2]) < 65536]
+    if wrong or not found:
+        problem = f"expected host:port, found {', '.join(map(repr, wrong)) or 'nothing'}"
+        raise RunError("--workers", problem, "write them like 10.0.0.2:9000,10.0.0.3:9000")
+    if repeated := sorted({address for address in found if found.count(address) > 1}):
+        raise RunError("--workers", f"{', '.join(repeated)} is named twice", "name each worker once")
+    return found
+
+
+def silent(addresses: list[str], patience_s: float) -> list[str]:
+    """Those where no worker answers within `patience_s` seconds, asked all at once.
+
+    To answer is to speak HTTP/2: the near end of an SSH tunnel accepts connections also when nobody is at the far end.
+    """
+    import grpc
+
+    # a pool of its own: otherwise gRPC would show a connection that is already open, and perhaps dead
+    channels = [grpc.insecure_channel(address, [*_CHANNEL, ("grpc.use_local_subchannel_pool", 1)]) for address in addresses]
+    until = time.monotonic() + patience_s
+    asked = [grpc.channel_ready_future(channel) for channel in channels]
+    missing = [address for address, answer in zip(addresses, asked, strict=True) if not _in_time(answer, until - time.monotonic())]
+    for channel in channels:
+        channel.close()
+    return missing
+
+
+class Workers:
+    """Where computations run: connections to workers, and the reason why no computation can be finished any more, once there is one."""
+
+    def __init__(self, addresses: list[str]):
+        import grpc
+
+        self.addresses = addresses
+        self.failure: RunError | None = None
+        self._lock = threading.Lock()
+        self._channels = [grpc.insecure_channel(address, _CHANNEL) for address in addresses]
+
+    def call(self, compute: Callable[[], _Result], seconds: float | None = None, what: str = "round") -> _Result:
+        """What `compute` returns; it calls TFF. After `seconds`, if given, it is stopped and the connections are closed for good.
+
+        Raises RunError, headed by `what`, that names the workers that do not answer; and whatever `compute` raises for reasons of its own.
+        """
+        if seconds is None:
+            return compute()
+        finished = threading.Event()
+        timer = threading.Timer(seconds, self._stop, (what, seconds, finished))
+        timer.daemon = True
+        timer.start()
+        try:
+            return compute()
+        finally:
+            with self._lock:
+                finished.set()
+            timer.cancel()
+
+    def become_default(self) -> None:
+        """Computations called from this thread run here from now on (TFF keeps one context per thread)."""
+        import tensorflow_federated as tff
+
+        compiled = functools.cache(tff.backends.native.desugar_and_transform_to_native)
+        compiling = threading.Lock()
+
+        def compile_once(computation: object) -> object:
+            with compiling:  # once for all workers, not once for each
+                return compiled(computation)
+
+        parts = {
+            "compiler_fn": compile_once,
+            "transform_args": tff.tensorflow.transform_args,
+            "transform_result": tff.tensorflow.transform_result,
+        }
+        executors = map(self._executor_of, self.addresses, self._channels)
+        factories = [tff.framework.ResourceManagingExecutorFactory(executor) for executor in executors]
+        if len(factories) == 1:
+            context = tff.framework.SyncExecutionContext(factories[0], **parts)
+        else:
+            contexts = [_on_a_loop_of_its_own(tff.framework.AsyncExecutionContext(factory, **parts)) for factory in factories]
+            context = tff.backends.native.create_mergeable_comp_execution_context(contexts)
+        workers = self
+
+        class UntilFailure(tff.framework.SyncContext):
+            def invoke(self, computation: object, argument: object) -> object:
+                if workers.failure:
+                    raise workers.failure
+                try:
+                    return context.invoke(computation, argument)
+                except Exception as error:  # a closed connection shows in many ways
+                    if workers.failure and error is not workers.failure:
+                        raise workers.failure from error
+                    raise
+
+        tff.framework.set_default_context(UntilFailure())
+
+    def close(self) -> None:
+        self._fail(RunError("TFF worker", "was ended", "compute inside the `with` block"))
+        self._disconnect()
+
+    def _executor_of(self, address: str, channel) -> Callable:
+        import tensorflow_federated as tff
+
+        stub = tff.framework.RemoteExecutorGrpcStub(channel)
+
+        def executor(cardinalities: dict) -> tff.framework.RemoteExecutor:
+            # TFF asks here before it tries again. Waiting for the worker here spares its own waits, which grow to half a minute,
+            # and an error that is not gRPC's ends the computation.
+            while not self.failure and silent([address], 0.5):
+                pass
+            if self.failure:
+                raise self.failure
+            cardinalities.setdefault(tff.CLIENTS, 0)
+            remote_executor = tff.framework.RemoteExecutor(stub)
+            remote_executor.set_cardinalities(cardinalities)
+            return remote_executor
+
+        return executor
+
+    def _stop(self, what: str, seconds: float, finished: threading.Event) -> None:
+        missing = silent(self.addresses, _PROBE_S)
+        with self._lock:
+            if finished.is_set():
+                return
+            self.failure = self.failure or self._overdue(what, seconds, missing)
+        self._disconnect()
+
+    def _overdue(self, what: str, seconds: float, missing: list[str]) -> RunError:
+        if missing:
+            remedy = f"start it again with {_commands(missing)}, then go on with --resume"
+            return RunError(what, f"no answer from worker {', '.join(missing)} within {seconds:g} s", remedy)
+        return RunError(what, f"not done within {seconds:g} s, though every worker answers", "raise --round-deadline, then go on with --resume")
+
+    def _fail(self, reason: RunError) -> None:
+        with self._lock:
+            self.failure = self.failure or reason
+
+    def _disconnect(self) -> None:
+        for channel in self._channels:
+            channel.close()  # ends the calls that are under way
+
+
+class LocalWorker(Workers):
+    """A worker process of ours, its port, and the thread that starts it again if it dies."""
 
     def __init__(self, threads: int, log: Path | None, restarts: int):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
+        super().__init__([f"127.0.0.1:{self.port}"])
         self._threads, self._log, self._restarts = threads, log, restarts
         self._closing = threading.Event()
-        self.process = self._start()
-        self._channel = grpc.insecure_channel(f"127.0.0.1:{self.port}", _UNLIMITED)
+        self.process = _start(self.port, threads, log)
         self._watch = threading.Thread(target=self._keep_alive, daemon=True)
         self._watch.start()
 
-    def context(self) -> "tff.framework.SyncExecutionContext":
-        stub = tff.framework.RemoteExecutorGrpcStub(self._channel)
-
-        def executor(cardinalities: dict) -> tff.framework.RemoteExecutor:
-            cardinalities.setdefault(tff.CLIENTS, 0)
-            remote = tff.framework.RemoteExecutor(stub)
-            remote.set_cardinalities(cardinalities)
-            return remote
-
-        return tff.framework.SyncExecutionContext(
-            executor_fn=tff.framework.ResourceManagingExecutorFactory(executor),
-            compiler_fn=tff.backends.native.desugar_and_transform_to_native,
-            transform_args=tff.tensorflow.transform_args,
-            transform_result=tff.tensorflow.transform_result,
-        )
-
-    def await_ready(self) -> None:
+    def await_start(self) -> None:
         deadline = time.monotonic() + _START_S
-        while time.monotonic() < deadline and self.process.poll() is None:
-            with socket.socket() as probe:
-                probe.settimeout(0.2)
-                if probe.connect_ex(("127.0.0.1", self.port)) == 0:
-                    return
-            time.sleep(0.05)
-        raise RunError("TFF worker", f"did not start within {_START_S:.0f} s (exit code {self.process.poll()})", "run `fedboard doctor`")
+        while not self.failure and time.monotonic() < deadline:
+            if not silent(self.addresses, 0.5):
+                return
+        raise self.failure or RunError("TFF worker", f"does not answer within {_START_S:g} s", "run `fedboard doctor`")
 
     def close(self) -> None:
         self._closing.set()
         self._watch.join()
         child_process.end(self.process)
-        self._channel.close()
-
-    def _start(self):
-        command = [str(_BINARY), f"--port={self.port}", f"--max_concurrent_computation_calls={self._threads}"]
-        return child_process.start(command, self._log, {"TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": str(self._threads)})
+        super().close()
 
     def _keep_alive(self) -> None:
-        while not self._closing.wait(0.5):
-            if self.process.poll() is not None and self._restarts > 0:
-                self._restarts -= 1
-                self.process = self._start()
+        deaths = 0
+        while not self._closing.wait(0.2):
+            if self.process.poll() is None:
+                continue
+            deaths += 1
+            if deaths > self._restarts:
+                last = f"{', the last time' if deaths > 1 else ''} {_ending(self.process.returncode)}"
+                log = f"see {self._log}, " if self._log else ""
+                remedy = f"{log}free some memory or train fewer clients at once, then go on with --resume; `fedboard doctor` checks the machine"
+                self._fail(RunError("TFF worker", f"ended {deaths} time{'s' * (deaths > 1)}{last}", remedy))
+                return
+            self.process = _start(self.port, self._threads, self._log)
+
+    def _overdue(self, what: str, seconds: float, missing: list[str]) -> RunError:
+        state = "the TFF worker of this machine does not answer" if missing else "the worker answers"
+        return RunError(what, f"not done within {seconds:g} s, {state}", "raise --round-deadline, then go on with --resume")
+
+
+def serve(port: int, threads: int, on_event: Callable[[str], None], log: Path | None = None) -> None:
+    """Run a worker on `port` in the foreground for training on another machine, up to `threads` clients at once; ends on SIGTERM or Ctrl-C.
+
+    A worker that dies is started again on the same port. on_event is told in a line what happens; the worker's own output goes to `log`, or nowhere.
+    Call it from the main thread. Raises RunError if the port is taken or the worker does not start. Whoever reaches the port may run any graph
+    on this machine: see docs/scale-out.md.
+    """
+    _require_free(port)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    listened = False
+    try:
+        while True:
+            process = _start(port, threads, log)
+            try:
+                if _listens(process, port):
+                    listened = True
+                    on_event(f"listening on port {port}, {threads} client{'s' * (threads != 1)} at once")
+                elif not listened:
+                    problem = f"{_ending(child_process.end(process))} before it listened on port {port}"
+                    raise RunError("TFF worker", problem, "run `fedboard doctor`")
+                process.wait()
+            finally:
+                ended = _ending(child_process.end(process))
+            on_event(f"the worker ended {ended}; starting it again on port {port}")
+            time.sleep(_PAUSE_S)
+    except KeyboardInterrupt:
+        on_event("ended")
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _start(port: int, threads: int, log: Path | None) -> subprocess.Popen:
+    found = importlib.util.find_spec("tensorflow_federated")  # finds it without the twenty seconds of importing it
+    if found is None:
+        raise RunError("TFF worker", "TensorFlow Federated is not installed", "install the `simulation` extra")
+    binary = Path(found.submodule_search_locations[0]) / "data" / "worker_binary"
+    command = [str(binary), f"--port={port}", f"--max_concurrent_computation_calls={threads}"]
+    return child_process.start(command, log, {"TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": str(threads)})
+
+
+def _require_free(port: int) -> None:
+    # Two workers on one port would both start and share its connections, as gRPC asks the kernel for SO_REUSEPORT.
+    with socket.socket() as free:
+        free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a worker that ended a minute ago is no obstacle
+        try:
+            free.bind(("", port))
+        except (OSError, OverflowError) as error:
+            raise RunError(f"port {port}", f"cannot be listened on ({getattr(error, 'strerror', None) or error})", "choose another --port") from None
+
+
+def _listens(process: subprocess.Popen, port: int) -> bool:
+    deadline = time.monotonic() + _START_S
+    while time.monotonic() < deadline and process.poll() is None:
+        with socket.socket() as probe:
+            probe.settimeout(0.2)
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return True
+        time.sleep(0.05)
+    return False
+
+
+def _in_time(answer, patience_s: float) -> bool:
+    import grpc
+
+    try:
+        answer.result(patience_s)
+        return True
+    except grpc.FutureTimeoutError:
+        return False
+    finally:
+        answer.cancel()
+
+
+def _on_a_loop_of_its_own(context):
+    """A TFF context that leaves other contexts time: its executor blocks the event loop it runs on, so workers that share one take turns."""
+    import tensorflow_federated as tff
+
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, daemon=True).start()
+
+    class Apart(tff.framework.AsyncContext):
+        async def invoke(self, computation: object, argument: object) -> object:
+            try:
+                return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(context.invoke(computation, argument), loop))
+            except Exception:
+                # TFF raises what the first worker raised; asyncio would print what the others did
+                asyncio.get_running_loop().set_exception_handler(lambda *_: None)
+                raise
+
+    return Apart()
+
+
+def _commands(addresses: list[str]) -> str:
+    """`fedboard worker --port 9000` on 10.0.0.2, and so on."""
+    return ", ".join(f"`fedboard worker --port {port}` on {host}" for host, _, port in (address.rpartition(":") for address in addresses))
+
+
+def _ending(code: int) -> str:
+    return f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"

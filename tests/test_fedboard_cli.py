@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from device_runtime import weights
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -73,6 +75,37 @@ def test_a_damaged_checkpoint_and_an_unknown_target_are_refused(tmp_path):
     refused(fedboard("predict", "nothing", "hi", cwd=tmp_path), "nothing")
     refused(fedboard("report", "nothing", cwd=tmp_path), "nothing")
     refused(fedboard("device", "run", "nothing", "--server", "http://127.0.0.1:9", cwd=tmp_path), "nothing")
+
+
+def test_two_systems_of_any_kind_are_compared_by_user(tmp_path, corpus_file, tiny_checkpoint, tiny_vocabulary):
+    assert fedboard("data", "import", corpus_file, "--out", "chat", cwd=tmp_path).returncode == 0
+    (tmp_path / "new.safetensors").write_bytes(weights.to_bytes(tiny_checkpoint))
+    (tmp_path / "tokenizer.model").write_bytes(tiny_vocabulary.model)
+    words = ["evaluate", "new.safetensors", "kn3", "--data", "chat", "--paired"]
+    done = fedboard(*words, "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    untrained, trigram = found["systems"]
+    assert (untrained["kind"], trigram["kind"]) == ("checkpoint", "baseline")
+    assert untrained["summary"]["targets"] == trigram["summary"]["targets"]
+    difference = found["second_minus_first"]
+    assert difference["users"] == untrained["summary"]["users"] == len(untrained["users"])  # all of them typed 20 words or more
+    for which in ("top1", "top3", "keystroke_saving"):
+        assert difference[which]["change"] == pytest.approx(trigram["summary"][which] - untrained["summary"][which])
+    own = [trigram["users"][user] - share for user, share in untrained["users"].items()]
+    assert difference["top1"]["by_user"][0] == pytest.approx(sum(own) / len(own))
+    assert difference["top1"]["gained"] == sum(gain > 0.01 for gain in own) > 0
+    shown = fedboard(*words, "--full", cwd=tmp_path).stdout
+    points = 100 * difference["top1"]["change"]
+    assert "Kneser-Ney 3-gram minus new.safetensors" in shown
+    assert f"Kneser-Ney 3-gram is better by {points:.1f} points of top-1" in shown
+    assert "OOV rate %" in shown
+    assert "…" not in shown
+
+
+def test_a_comparison_of_other_than_two_systems_is_refused(tmp_path):
+    refused(fedboard("evaluate", "kn2", "--paired", cwd=tmp_path), "--paired", "two targets, found 1")
+    refused(fedboard("evaluate", "kn2", "kn3", "kn4", "--paired", cwd=tmp_path), "--paired", "two targets, found 3")
 
 
 def test_an_option_that_does_not_exist_is_a_usage_error(tmp_path):

@@ -2,7 +2,9 @@
 
 import contextlib
 import csv
+import itertools
 import json
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta, timezone
 
 import polars
@@ -11,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from device_runtime.errors import CorpusError
-from model.corpus import SPLITS, Utterance, import_file, load, prepare, seconds, split_of, stats, token_lists
+from model.corpus import SPLITS, LazyUsers, Utterance, cleaned, import_file, load, only, prepare, sample, seconds, split_of, stats, token_lists
 from model.vocabulary import build
 
 TRAIN, VALIDATION, TEST = "user0", "user26", "user13"  # where their names fall
@@ -130,6 +132,86 @@ def test_stats_count_users_words_and_the_share_of_the_largest():
 def test_an_unknown_split_is_refused():
     with pytest.raises(CorpusError, match="expected a split, one of train, validation, test, found 'dev'"):
         corpus().split("dev")
+
+
+# --- users read when they are asked for ---
+
+
+def lazy(names, keep=0):
+    """Users who say their name, and the list of those who were read."""
+    read = []
+
+    def say(name):
+        read.append(name)
+        return cleaned([(name, None)])
+
+    return LazyUsers(names, say, keep), read
+
+
+def test_naming_counting_and_finding_users_reads_nobody():
+    users, read = lazy(["ann", "bob", "cid"])
+    assert (len(users), list(users), "bob" in users, "dan" in users, users.get("dan")) == (3, ["ann", "bob", "cid"], True, False, None)
+    assert list(sample(users, 2)) == ["ann", "bob"]
+    assert read == []
+
+
+def test_a_loop_over_users_reads_them_one_by_one():
+    users, read = lazy(["ann", "bob", "cid"])
+    assert next(iter(users.items())) == ("ann", (Utterance("ann", ("ann",)),))
+    assert read == ["ann"]
+    assert list(itertools.islice(token_lists(users), 2)) == [("ann",), ("bob",)]
+    assert read == ["ann", "ann", "bob"]
+
+
+def test_the_users_asked_for_last_are_remembered():
+    users, read = lazy(["ann", "bob", "cid"], keep=2)
+    for name in ("ann", "bob", "ann", "cid", "ann", "bob"):
+        assert texts(users[name]) == [name]
+    assert read == ["ann", "bob", "cid", "bob"]
+
+
+def test_an_unknown_user_is_a_key_error_and_is_not_looked_for():
+    users, read = lazy(["ann"])
+    with pytest.raises(KeyError):
+        users["bob"]
+    assert read == []
+
+
+def test_users_narrowed_by_name_share_what_is_remembered():
+    users, read = lazy(["ann", "bob", "cid"], keep=2)
+    some = only(users, ["cid", "ann"])
+    assert (list(some), texts(some["ann"]), texts(users["ann"]), "bob" in some) == (["cid", "ann"], ["ann"], ["ann"], False)
+    assert read == ["ann"]
+
+
+def test_vocabulary_and_stats_of_a_large_corpus_read_a_few_users_of_each_split():
+    users, read = lazy([f"user{i}" for i in range(9)])
+    found = replace(corpus(), train=users, validation=users, test=users, dropped=None, most=2)
+    counted = stats(found)
+    assert read == ["user0", "user4"] * 3
+    assert (counted.users, counted.most) == ({"train": 9, "validation": 9, "test": 9}, 2)
+    assert (counted.train.users, counted.total.words, counted.distinct_words, counted.dropped) == (2, 6, 2, None)
+    assert list(token_lists(users, most=3)) == [("user0",), ("user3",), ("user6",)]
+
+
+def test_users_of_whom_cleaning_leaves_nothing_do_not_count_in_stats():
+    silent, _ = lazy(["1", "2"])
+    assert stats(replace(corpus(), test=silent)).test.users == 0
+    with pytest.raises(CorpusError, match=r"^toy: no utterance is left after cleaning"):
+        stats(replace(corpus(), train=silent, validation=silent, test=silent))
+
+
+@given(st.integers(1, 60), st.integers(1, 60))
+def test_a_sample_is_spread_evenly_and_never_larger_than_asked(users, most):
+    found = [int(name) for name in sample({f"{i:02d}": [] for i in range(users)}, most)]
+    even = {users // len(found), -(-users // len(found))}
+    assert (len(found), found[0]) == (min(users, most), 0)
+    assert {later - earlier for earlier, later in itertools.pairwise([*found, users])} <= even
+
+
+def test_a_sample_of_everybody_is_the_users_themselves():
+    users = corpus().train
+    assert sample(users, None) is sample(users, 1) is users
 
 
 # --- importing ---
@@ -267,9 +349,6 @@ def test_a_name_that_is_no_corpus_is_told_what_to_use(tmp_path):
         load(tmp_path / "nothing")
     with pytest.raises(CorpusError, match=r"is a file.*run `fedboard data import .*log\.jsonl --out DIR` first"):
         load(write_jsonl(tmp_path / "log.jsonl", ROWS))
-    for name in ("stackoverflow", "shakespeare"):
-        with pytest.raises(CorpusError, match=f"^{name}: .*; use `chitchat`, or `fedboard data import"):
-            load(name)
 
 
 @pytest.mark.parametrize(

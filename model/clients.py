@@ -1,0 +1,51 @@
+"""Clients: users' utterances -> the batches one participation trains on. Read one client at a time, when it is drawn."""
+
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+
+import numpy as np
+
+from device_runtime.examples import rows
+from device_runtime.text import PAD, Vocabulary
+from device_runtime.wire import Plan
+from model.corpus import Utterance
+from model.recipe import Client
+
+KEPT = 1024  # clients whose rows are kept in memory, the last ones drawn
+
+
+class Clients(Sequence):
+    """Every user's rows, int32 [rows, length + 1], oldest first, made when asked for."""
+
+    def __init__(self, users: Mapping[str, Sequence[Utterance]], vocabulary: Vocabulary, length: int):
+        self._users, self._names = users, list(users)
+        self._rows = lru_cache(KEPT)(lambda name: rows((vocabulary.ids(utterance.tokens) for utterance in users[name]), length))
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __getitem__(self, i: int) -> np.ndarray:  # type: ignore[override]
+        return self._rows(self._names[i])
+
+
+def batches(examples: np.ndarray, plan: Plan, client: Client, rng: np.random.Generator) -> np.ndarray:
+    """What one participation trains on: int32 [steps, batch_size, length + 1], every epoch in a new random order.
+
+    The plan's max_rows and the client's max_tokens cap it. Rows of a batch are sorted, longest first, and the last batch of an epoch is filled
+    with empty rows: neither changes the mean gradient, and packed training needs both. No rows give no steps.
+    """
+    chosen = rng.permutation(len(examples)) if client.rows == "sampled" else np.arange(len(examples))[::-1]
+    chosen = chosen[: plan.max_rows]
+    lengths = (examples[:, 1:] != PAD).sum(axis=1)
+    if client.max_tokens:
+        chosen = chosen[: max(1, np.searchsorted(np.cumsum(lengths[chosen]), client.max_tokens, side="right"))]
+    steps = -(-len(chosen) // plan.batch_size)
+    epochs = []
+    for _ in range(plan.epochs):
+        order = np.full(steps * plan.batch_size, -1)
+        order[: len(chosen)] = rng.permutation(chosen)
+        order = order.reshape(steps, plan.batch_size)
+        longest_first = np.argsort(-np.where(order < 0, 0, lengths[order]), axis=1, kind="stable")
+        order = np.take_along_axis(order, longest_first, axis=1)
+        epochs.append(np.where(order[..., None] < 0, PAD, examples[order]).astype(np.int32))
+    return np.concatenate(epochs)

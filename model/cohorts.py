@@ -1,0 +1,56 @@
+"""Cohorts: which clients train in a round. Pure functions of a seed and a small state that is saved with the run."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from device_runtime.errors import ConfigError
+
+NEVER = -(1 << 30)  # the last round of a client that has not trained yet
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """What must be remembered between two rounds."""
+
+    round: int  # rounds drawn so far
+    waiting: np.ndarray  # int32 [n], clients still to train in this pass, in order; empty for uniform sampling
+    last: np.ndarray  # int32 [population], the round each client trained in last
+
+
+def start(population: int, cohort: int, min_separation: int = 1) -> Sampler:
+    """Raises ConfigError if the population cannot fill every cohort with clients that are far enough from their last round."""
+    if population < cohort * min_separation:
+        raise ConfigError(
+            "cohort",
+            f"{cohort} clients a round, each {min_separation} rounds apart, need {cohort * min_separation}; the corpus has {population} train users",
+            "lower --cohort or min_separation",
+        )
+    return Sampler(0, np.zeros(0, np.int32), np.full(population, NEVER, np.int32))
+
+
+def draw(sampler: Sampler, cohort: int, sampling: str, min_separation: int, seed: int) -> tuple[np.ndarray, Sampler]:
+    """The next round's clients, int32 [cohort], all different, and the sampler after it.
+
+    A client that trained in round r may train again in round r + min_separation at the earliest, the definition of matrix mechanisms
+    (Choquette-Choo et al. 2023, arXiv:2306.08153). `shuffled` goes through random orders of all clients. `uniform` draws from all clients that
+    are far enough from their last round.
+    """
+    number = sampler.round + 1
+    rng = np.random.default_rng([seed, 1, number])
+    ready = number - sampler.last >= min_separation
+    waiting = sampler.waiting
+    if sampling == "uniform":
+        chosen = rng.choice(np.flatnonzero(ready), cohort, replace=False)
+    else:
+        chosen = waiting[ready[waiting]][:cohort]
+        waiting = waiting[~np.isin(waiting, chosen)]
+        if len(chosen) < cohort:  # a new pass, behind those who are left over from this one
+            fresh = rng.permutation(len(sampler.last)).astype(np.int32)
+            eligible = fresh[ready[fresh] & ~np.isin(fresh, np.concatenate([chosen, waiting]))]
+            more = eligible[: cohort - len(chosen)]
+            waiting = np.concatenate([waiting, fresh[~np.isin(fresh, np.concatenate([more, waiting]))]])  # each at most once
+            chosen = np.concatenate([chosen, more])
+    last = sampler.last.copy()
+    last[chosen] = number
+    return chosen.astype(np.int32), Sampler(number, waiting.astype(np.int32), last)

@@ -1,0 +1,82 @@
+"""The sums of the benchmarks: what a token costs, how memory grows, how runs become a row of the table."""
+
+import math
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from benchmarks import simulation_memory, simulation_speed
+from benchmarks.peers import common
+from benchmarks.simulation_speed import Run
+
+
+def run(seconds=(1.0, 2.0), tokens=(100, 100), first_s=5.0, peak_mb=300.0) -> Run:
+    return Run(seconds, seconds, tokens, first_s, peak_mb, 5.5, {})
+
+
+def toy_work() -> common.Work:
+    """Two rounds of two clients with 1, 2, 1 and 1 rows."""
+    rows = np.array([[1, 5, 2], [1, 6, 2], [1, 7, 0], [1, 8, 2], [1, 9, 0]], np.int32)
+    return common.Work(2, 2, 8, 0.5, 0, np.array([0, 1, 3, 4, 5]), rows, np.array([0, 2, 5]), rows, rows[:1], {"bias": np.ones(3, np.float32)})
+
+
+def test_a_token_costs_six_operations_for_each_weight_of_a_matrix_and_none_for_a_bias():
+    weights = {"embedding": np.zeros((5, 2)), "projection": np.zeros((2, 3)), "output_bias": np.zeros(5)}
+    assert simulation_speed.flop_per_token(weights) == 6 * (5 * 2 + 2 * 3)
+
+
+def test_memory_that_grows_two_megabytes_a_look_grows_four_a_hundred_rounds():
+    rounds = [50, 100, 150, 200, 250]
+    assert simulation_memory.slope(rounds, [900.0, 500.0, 300.0, 302.0, 304.0]) == pytest.approx(4.0)  # before round 100 anything may happen
+
+
+def test_memory_seen_once_after_settling_has_no_slope():
+    assert math.isnan(simulation_memory.slope([50, 100, 150], [1.0, 1.0, 1.0]))
+
+
+def test_a_peer_is_compared_with_ours_round_by_round():
+    ours, peer = run(seconds=(1.0, 2.0, 4.0), tokens=(100,) * 3), run(seconds=(2.0, 6.0, 16.0), tokens=(100,) * 3)
+    row = simulation_speed.row("peer", [peer], [ours], floor=50.0)
+    assert row.ours_over == pytest.approx(3.0)  # 2, 3 and 4 times as fast
+    assert row.per_cpu_s == pytest.approx(100 / 6)
+    assert row.per_cpu_s_range == (pytest.approx(100 / 16), pytest.approx(50.0))
+    assert row.of_floor == pytest.approx(1 / 3)
+
+
+def test_a_peer_without_ours_has_no_ratio_and_the_table_leaves_it_out():
+    row = simulation_speed.row("peer", [run(peak_mb=300.0), run(peak_mb=400.0)], [], floor=100.0)
+    assert row.ours_over is None
+    assert row.peak_mb == 400.0
+    assert " x" not in simulation_speed.show([row])
+
+
+def test_work_comes_back_from_its_file_as_it_went_in(tmp_path):
+    common.write(toy_work(), tmp_path / "work.npz")
+    back = common.read(tmp_path / "work.npz")
+    assert (back.cohort, back.rounds, back.learning_rate) == (2, 2, 0.5)
+    np.testing.assert_array_equal(back.weights["bias"], np.ones(3))
+    np.testing.assert_array_equal(back.rows, toy_work().rows)
+
+
+def test_a_round_has_the_rows_of_its_own_clients_and_their_targets():
+    work = toy_work()
+    assert [len(rows) for number in range(2) for rows in work.round(number)] == [1, 2, 1, 1]
+    assert [work.tokens(number) for number in range(2)] == [2 + 3, 2 + 1]
+    assert [len(rows) for rows in work.population()] == [2, 3]
+
+
+def test_what_a_process_costs_includes_its_children():
+    busy = "import time; kept = bytearray(30_000_000)\nwhile time.process_time() < 0.2: pass\nprint('spent', flush=True); input()"
+    child = subprocess.Popen([sys.executable, "-c", busy], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        child.stdout.readline()
+        assert child.pid in common.tree(os.getpid())
+        assert common.cpu_seconds([child.pid]) >= 0.15
+        assert common.resident_mb([child.pid]) > 28
+        assert common.cpu_seconds(common.tree(os.getpid())) > common.cpu_seconds([os.getpid()])
+    finally:
+        child.communicate(b"\n")
+    assert common.resident_mb([child.pid]) == 0

@@ -1,0 +1,68 @@
+"""Cohorts: who trains in which round."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from device_runtime.errors import ConfigError
+from model import cohorts
+
+
+def drawn(population: int, cohort: int, sampling: str = "shuffled", min_separation: int = 1, seed: int = 0, rounds: int = 12) -> list[list[int]]:
+    sampler, found = cohorts.start(population, cohort, min_separation), []
+    for _ in range(rounds):
+        chosen, sampler = cohorts.draw(sampler, cohort, sampling, min_separation, seed)
+        found.append(chosen.tolist())
+    return found
+
+
+def test_shuffled_cohorts_are_passes_in_which_nobody_trains_twice():
+    found = drawn(10, 5)
+    for i in range(0, 12, 2):
+        assert sorted(found[i] + found[i + 1]) == list(range(10))
+
+
+def test_a_cohort_that_does_not_divide_the_population_crosses_passes():
+    found = drawn(7, 3, rounds=70)
+    assert all(len(set(cohort)) == 3 for cohort in found)
+    counts = np.bincount(np.concatenate(found))
+    assert counts.max() - counts.min() <= 2
+
+
+@given(st.integers(1, 6), st.integers(1, 4), st.integers(0, 9), st.sampled_from(["shuffled", "uniform"]), st.integers(0, 2**31 - 1))
+def test_no_client_trains_again_before_the_minimum_separation(cohort, separation, spare, sampling, seed):
+    found = drawn(cohort * separation + spare, cohort, sampling, separation, seed)
+    last: dict[int, int] = {}
+    for number, chosen in enumerate(found):
+        assert len(set(chosen)) == cohort
+        for client in chosen:
+            assert number - last.get(client, -100) >= separation
+            last[client] = number
+
+
+def test_uniform_cohorts_reach_every_client_alike():
+    counts = np.bincount(np.concatenate(drawn(10, 5, "uniform", rounds=2000)))
+    assert counts.sum() == 10_000
+    assert np.abs(counts - 1000).max() < 130  # 4 standard deviations of a binomial
+
+
+def test_a_sampler_goes_on_from_its_state_and_a_seed_repeats_it():
+    sampler = cohorts.start(20, 4)
+    for _ in range(3):
+        _, sampler = cohorts.draw(sampler, 4, "shuffled", 1, 5)
+    again = cohorts.Sampler(sampler.round, sampler.waiting.copy(), sampler.last.copy())
+    assert cohorts.draw(again, 4, "shuffled", 1, 5)[0].tolist() == drawn(20, 4, seed=5)[3]
+    assert drawn(20, 4, seed=5) != drawn(20, 4, seed=6)
+
+
+def test_drawing_leaves_the_state_it_was_given_alone():
+    sampler = cohorts.start(6, 2)
+    cohorts.draw(sampler, 2, "shuffled", 1, 0)
+    assert sampler.round == 0
+    assert (sampler.last == cohorts.NEVER).all()
+
+
+def test_a_population_that_cannot_keep_the_separation_is_refused():
+    with pytest.raises(ConfigError, match="need 12; the corpus has 11"):
+        cohorts.start(11, 4, 3)
