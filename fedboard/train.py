@@ -21,7 +21,7 @@ from device_runtime.errors import CheckpointError, RunError
 from device_runtime.text import Vocabulary
 from fedboard import console
 from fedboard.run import Run, Settings, checkpoint_of, create, require_fit, vocabulary_of, write_whole
-from model import cohorts, corpus, evaluation, network, vocabulary
+from model import cohorts, corpus, evaluation, network, vocabulary, worker
 from model.clients import Clients
 from model.recipe import Recipe
 
@@ -53,11 +53,13 @@ def train(
     state saved, if Ctrl-C ended it.
     """
     recipe = settings.recipe
+    if workers:
+        worker.checked(list(workers))
     users = users or corpus.load(settings.data)
     cohorts.start(len(users.train), recipe.cohort, recipe.min_separation)  # refuses a population that is too small
     found, run, words, initial = prepare(settings, out, overwrite, users, resume, init)
 
-    from model import simulation, worker  # TensorFlow and TFF: some twenty seconds
+    from model import simulation  # TensorFlow and TFF: some twenty seconds
 
     population = Clients(found.train, words, recipe.plan.length)
     where = worker.remote(list(workers)) if workers else worker.running(_cores(), restarts=3)
@@ -65,7 +67,7 @@ def train(
         curves, stop = _Curves(run), stack.enter_context(_finish_on_interrupt())
         on = stack.enter_context(where)
         training = simulation.Training(initial, population, recipe)
-        state = on.call(training.start, deadline_s)
+        state = on.call(training.start, deadline_s, "start")
         states, best = _States(run.checkpoints / "state"), Best()
         if resume and (saved := states.load([*simulation.to_values(state), best.top1, best.parent])):
             *values, top1, parent = saved
@@ -74,7 +76,7 @@ def train(
         advance = stack.enter_context(console.progress("training", recipe.rounds))
         seen = ""
         while state.round < recipe.rounds and not stop.is_set():
-            done = on.call(lambda state=state: training.next(state), deadline_s)
+            done = on.call(lambda state=state: training.next(state), deadline_s, f"round {state.round + 1}")
             state = done.state
             measured = {"loss": done.loss, "targets": done.targets, "dropped": done.dropped, "step": done.step, "seconds": done.seconds}
             if is_due(done.number, recipe.evaluate_every, recipe.rounds) or done.number == 1:

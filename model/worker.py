@@ -94,8 +94,8 @@ def checked(addresses: list[str]) -> list[str]:
     return found
 
 
-def silent(addresses: list[str], patience_s: float) -> list[str]:
-    """Those where no worker answers within `patience_s` seconds, asked all at once.
+def silent(addresses: list[str], patience_s: float, given_up: Callable[[], object] = lambda: None) -> list[str]:
+    """Those where no worker answers within `patience_s` seconds, or before `given_up` returns something true; asked all at once.
 
     To answer is to speak HTTP/2: the near end of an SSH tunnel accepts connections also when nobody is at the far end.
     """
@@ -105,7 +105,7 @@ def silent(addresses: list[str], patience_s: float) -> list[str]:
     channels = [grpc.insecure_channel(address, [*_CHANNEL, ("grpc.use_local_subchannel_pool", 1)]) for address in addresses]
     until = time.monotonic() + patience_s
     asked = [grpc.channel_ready_future(channel) for channel in channels]
-    missing = [address for address, answer in zip(addresses, asked, strict=True) if not _in_time(answer, until - time.monotonic())]
+    missing = [address for address, answer in zip(addresses, asked, strict=True) if not _in_time(answer, until, given_up)]
     for channel in channels:
         channel.close()
     return missing
@@ -190,7 +190,7 @@ class Workers:
         def executor(cardinalities: dict) -> tff.framework.RemoteExecutor:
             # TFF asks here before it tries again. Waiting for the worker here spares its own waits, which grow to half a minute,
             # and an error that is not gRPC's ends the computation.
-            while not self.failure and silent([address], 0.5):
+            while silent([address], _START_S, lambda: self.failure) and not self.failure:
                 pass
             if self.failure:
                 raise self.failure
@@ -239,11 +239,8 @@ class LocalWorker(Workers):
         self._watch.start()
 
     def await_start(self) -> None:
-        deadline = time.monotonic() + _START_S
-        while not self.failure and time.monotonic() < deadline:
-            if not silent(self.addresses, 0.5):
-                return
-        raise self.failure or RunError("TFF worker", f"does not answer within {_START_S:g} s", "run `fedboard doctor`")
+        if silent(self.addresses, _START_S, lambda: self.failure):
+            raise self.failure or RunError("TFF worker", f"does not answer within {_START_S:g} s", "run `fedboard doctor`")
 
     def close(self) -> None:
         self._closing.set()
@@ -331,13 +328,16 @@ def _listens(process: subprocess.Popen, port: int) -> bool:
     return False
 
 
-def _in_time(answer, patience_s: float) -> bool:
+def _in_time(answer, until: float, given_up: Callable[[], object]) -> bool:
     import grpc
 
     try:
-        answer.result(patience_s)
-        return True
-    except grpc.FutureTimeoutError:
+        while not given_up():
+            with contextlib.suppress(grpc.FutureTimeoutError):
+                answer.result(min(0.2, until - time.monotonic()))
+                return True
+            if time.monotonic() >= until:
+                return False
         return False
     finally:
         answer.cancel()
