@@ -114,7 +114,7 @@ def train(
     central: Annotated[bool, typer.Option("--central", help="Train with all text in one place instead: the ceiling.")] = False,
     init: Annotated[Path | None, typer.Option(help="Run or checkpoint whose weights and tokenizer training starts from.")] = None,
     workers: Annotated[str | None, typer.Option(help="TFF workers on other machines, host:port,host:port. See docs/scale-out.md.")] = None,
-    round_deadline: Annotated[float | None, typer.Option(help="Seconds a round may take before the run stops (resumable); set it with --workers.")] = None,
+    round_deadline: Annotated[float | None, typer.Option(help="Seconds a round may take; then the run stops, resumable.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a round and nothing else.")] = False,
 ) -> None:
     """Train the next-word network by federated averaging, simulated in TFF. Ctrl-C finishes the round and saves it; a second one leaves."""
