@@ -29,8 +29,9 @@ def package(
     """Export, measure, sign and write a bundle; returns its manifest.
 
     examples are rows (int32 [n, plan.length + 1]) to measure parity on. Raises BundleError, and writes nothing, if the vocabulary does not fit
-    the checkpoint or the graphs do not agree with the network.
+    the checkpoint or the graphs do not agree with the network; VocabularyError for a vocabulary of pieces.
     """
+    vocabulary.require_words("a bundle")  # its `predict` graph ranks ids, not words
     arrays = checkpoint.weights
     size = network.size_of(arrays)
     if checkpoint.tokenizer != vocabulary.hash or len(vocabulary) != len(arrays["embedding"]):

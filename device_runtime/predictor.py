@@ -21,6 +21,8 @@ class Predictor:
     """Remembers the network's state after the last context, so that typing on costs one step a word. One per thread."""
 
     def __init__(self, bundle: Bundle):
+        """Raises VocabularyError for a bundle of pieces, which this cannot join to words."""
+        bundle.vocabulary.require_words("the strip of a device")
         self.vocabulary = bundle.vocabulary
         self._graph = Graph(bundle.predict_graph)
         self._widths = bundle.manifest.embedding, bundle.manifest.units

@@ -85,9 +85,10 @@ def compare(first: Measured, second: Measured, seed: int = 0) -> evaluation.Comp
 
 def _engine(
     target: str, found: corpus.Corpus, trusted: Callable[[], frozenset[str]], tokenizer: Path | None, words: int
-) -> tuple[str, evaluation.Engine, Vocabulary]:
+) -> tuple[str, evaluation.Engine | evaluation.Decoder, Vocabulary]:
     if target in BASELINES:
         known = Vocabulary.read(tokenizer) if tokenizer else vocabulary.build(corpus.token_lists(found.train, found.most), words)
+        known.require_words("a baseline")
         sequences = [known.ids(tokens) for tokens in corpus.token_lists(found.train, found.most)]
         return "baseline", evaluation.ngram_engine(ngram.train(sequences, BASELINES[target], len(known))), known
     if (Path(target) / bundle.MANIFEST).is_file():
@@ -100,7 +101,7 @@ def _engine(
     path = checkpoint_of(Path(target))
     checkpoint, known = weights.read(path), vocabulary_of(path, tokenizer)
     require_fit(checkpoint, known, path)
-    return "checkpoint", evaluation.network_engine(checkpoint.weights), known
+    return "checkpoint", evaluation.engine_of(checkpoint.weights, known), known
 
 
 def to_json(scored: Scored) -> str:
@@ -118,10 +119,17 @@ def read(path: Path) -> Scored:
 def row(scored: Scored) -> list[str]:
     """The cells of one system, in the order of COLUMNS."""
     s = scored.summary
-    return [scored.name, _share(s.top1, s.top1_interval), _share(s.top3, s.top3_interval), _number(s.perplexity), f"{s.keystroke_saving:.1%}"]
+    return [scored.name, _share(s.top1, s.top1_interval), _share(s.top3, s.top3_interval), _perplexity(s), f"{s.keystroke_saving:.1%}"]
 
 
 COLUMNS = ["system", "top-1 %", "top-3 %", "ppl", "keys saved"]
+
+
+def footnote(systems: list[Scored]) -> str:
+    """What the star at a perplexity means; empty if none has one."""
+    if not any(system.summary.open_vocabulary for system in systems):
+        return ""
+    return "* of all words, spelled in pieces; without a star, of known words only. Perplexities compare at equal vocabulary only."
 
 
 def full_tables(systems: list[Scored]) -> list[tuple[list[str], list[list[str]]]]:
@@ -141,7 +149,7 @@ def _full_table(systems: list[Scored]) -> tuple[list[str], list[list[str]]]:
         ("top-1 %", lambda s: _share(s.top1, s.top1_interval)),
         ("top-3 %", lambda s: _share(s.top3, s.top3_interval)),
         ("keys saved %", lambda s: _percent(s.keystroke_saving)),
-        ("perplexity", lambda s: _number(s.perplexity)),
+        ("perplexity", _perplexity),
         ("OOV rate %", lambda s: _percent(s.oov_rate)),
         ("in vocabulary, top-1 %", lambda s: _percent(s.in_vocabulary_top1)),
         ("in vocabulary, top-3 %", lambda s: _percent(s.in_vocabulary_top3)),
@@ -201,8 +209,9 @@ def _percent(value: float) -> str:
     return "–" if math.isnan(value) else f"{100 * value:.1f}"
 
 
-def _number(value: float) -> str:
-    return "–" if math.isnan(value) else f"{value:.0f}"
+def _perplexity(summary: evaluation.Summary) -> str:
+    """Starred over an open vocabulary: see `footnote`."""
+    return "–" if math.isnan(summary.perplexity) else f"{summary.perplexity:.0f}" + "*" * summary.open_vocabulary
 
 
 def _points(value: float) -> str:

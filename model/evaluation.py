@@ -67,6 +67,7 @@ class Evaluation:
 
     users: dict[str, Counts]
     total: Counts
+    open_vocabulary: bool = False  # every word can be spelled
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ class Summary:
     top1_interval: tuple[float, float]
     top3: float
     top3_interval: tuple[float, float]
-    perplexity: float  # in-vocabulary word targets; compare only at equal vocabulary
+    perplexity: float  # in-vocabulary word targets, which are all of an open vocabulary; compare only at equal vocabulary
     keystroke_saving: float
     oov_rate: float
     in_vocabulary_top1: float
@@ -89,6 +90,7 @@ class Summary:
     with_punctuation_top3: float
     macro_top1: tuple[float, float, float, float]
     macro_top3: tuple[float, float, float, float]
+    open_vocabulary: bool = False  # words are spelled in pieces: none is unknown because it is rare
 
 
 @dataclass(frozen=True)
@@ -206,7 +208,7 @@ def evaluate(
                 progress(done + start, everything)
         done += start
     counts = {name: _counts(row) for name, row in zip(names, sums, strict=True)}
-    return Evaluation(counts, sum(counts.values(), Counts()))
+    return Evaluation(counts, sum(counts.values(), Counts()), vocabulary.of_pieces)
 
 
 _FIELDS = [field.name for field in fields(Counts)]
@@ -383,6 +385,7 @@ def summarise(evaluation: Evaluation, rng: np.random.Generator) -> Summary:
         with_punctuation_top3=share("tokens_top3", "tokens"),
         macro_top1=macro(users, "top1"),
         macro_top3=macro(users, "top3"),
+        open_vocabulary=evaluation.open_vocabulary,
     )
 
 

@@ -9,7 +9,8 @@ than every open path; the width only bounds what one search may cost. A best seg
 at once.
 """
 
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from heapq import heappop, heappush
@@ -47,13 +48,9 @@ class Decoder:
         """`width` is how many paths one search may follow: the more, the surer. Also decodes a vocabulary of words, where no path goes on."""
         self._weights, self._vocabulary, self._width = weights, vocabulary, width
         self._read_path = lru_cache(PATHS)(self._text)
-        self._fitting = lru_cache(PATHS)(self._fit)
         self._inner = vocabulary.first_inner
-        starts = range(FIRST_WORD, self._inner)
-        self._pieces = (
-            np.array([i for i in starts if self._read_path((i,))], np.int64),
-            np.arange(self._inner, len(vocabulary)),
-        )  # those that start a word, without a worse spelling of another; those within one
+        starts = [i for i in range(FIRST_WORD, self._inner) if self._read_path((i,))]  # without those that are a worse spelling of what they read
+        self._fitting = (_Index(starts, vocabulary.tokens).fitting, _Index(range(self._inner, len(vocabulary)), vocabulary.tokens).fitting)
 
     def offers(self, utterances: Sequence[Sequence[str]]) -> Iterator[Offers]:
         """Score each token after the tokens before it in its utterance; all tokens in order, in chunks of whole utterances."""
@@ -154,8 +151,7 @@ class Decoder:
     def _open(self, search: "_Search", path: Path, bound: float, scores: np.ndarray, state: int) -> bool:
         """Open the likeliest paths one piece longer than `path`, whose log-probability is `bound`; whether there is any."""
         text = self._read_path(path)[0] if path else ""  # type: ignore[index]
-        rest = search.prefix[len(text) :]
-        ids = self._fitting(rest, bool(path))
+        ids = self._fitting[bool(path)](search.prefix[len(text) :])
         found = bound + scores[ids]
         good = np.flatnonzero(found > search.limit)
         if len(good) > search.left:
@@ -168,20 +164,29 @@ class Decoder:
                 opened = True
         return opened
 
-    def _fit(self, rest: str, inner: bool) -> np.ndarray:
-        """Ids of pieces that agree with the letters still to match: one goes on from the other."""
-        ids = self._pieces[inner]
-        if not rest:
-            return ids
-        tokens = self._vocabulary.tokens
-        return np.array([i for i in ids.tolist() if tokens[i].startswith(rest) or rest.startswith(tokens[i])], np.int64)
-
     def _text(self, path: Path) -> tuple[str, bool] | None:
         """How a path reads, and whether that is a word; None if it is not the best segmentation of what it reads."""
         text = "".join(self._vocabulary.tokens[i] for i in path)
         if text and self._vocabulary.spelling(text) != path:
             return None
         return text, bool(text) and tokenise(text) == [text]
+
+
+class _Index:
+    """Pieces by the letters they begin with."""
+
+    def __init__(self, ids: Iterable[int], tokens: Sequence[str]):
+        self._ids = {tokens[i]: i for i in ids}
+        self._beginning: dict[str, list[int]] = defaultdict(list)
+        for token, i in self._ids.items():
+            for end in range(len(token) + 1):
+                self._beginning[token[:end]].append(i)
+        self.fitting = lru_cache(PATHS)(self._fitting)
+
+    def _fitting(self, rest: str) -> np.ndarray:
+        """Ids of pieces that agree with the letters a word must go on with: one begins with the other."""
+        shorter = (rest[:end] for end in range(len(rest)))
+        return np.array([*self._beginning.get(rest, ()), *(self._ids[text] for text in shorter if text in self._ids)], np.int64)
 
 
 @dataclass(slots=True)

@@ -1,9 +1,12 @@
 import numpy as np
 import pytest
 
+from device_runtime.bundle import TOKENIZER, Bundle
+from device_runtime.errors import VocabularyError
 from device_runtime.predictor import Predictor
 from device_runtime.text import is_word
 from model import network
+from model.vocabulary import build_unigram
 
 
 @pytest.fixture(scope="module")
@@ -35,3 +38,10 @@ def test_a_prefix_gives_the_words_that_start_so_and_their_shares_sum_to_one(pred
 def test_typing_on_gives_what_starting_anew_gives(predictor, tiny_bundle):
     for context in ("", "i", "i will", "i will see", "you like", "i will see qwertz my"):
         assert predictor.suggest(context) == Predictor(tiny_bundle).suggest(context)
+
+
+def test_a_bundle_of_pieces_is_refused_before_its_graph_is_opened(tiny_bundle):
+    pieces = build_unigram([["the", "cat"]], size=40)
+    bundle = Bundle(tiny_bundle.path, tiny_bundle.manifest, {TOKENIZER: pieces.model})  # no graph
+    with pytest.raises(VocabularyError, match="the strip of a device needs whole words"):
+        Predictor(bundle)

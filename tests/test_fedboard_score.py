@@ -6,11 +6,14 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from device_runtime.errors import RunError
+from device_runtime import weights
+from device_runtime.errors import RunError, VocabularyError
 from device_runtime.metrics import Counts
 from fedboard import console, score
 from fedboard.score import Measured
+from model import corpus, network
 from model.evaluation import Comparison, Evaluation, Gain
+from model.vocabulary import build_unigram
 
 HUNDRED = Counts(targets=100, top1=20, top3=30, in_vocabulary=80, nll=80 * math.log(50), letters=500, keys=250, first=10, first_top1=1, tokens=120,
                  tokens_top1=36, tokens_top3=60)  # fmt: skip
@@ -134,3 +137,37 @@ def test_a_user_of_few_words_has_no_recall_of_their_own():
     found = score.scored(measured("A", HUNDRED, Counts(targets=19, top1=19, letters=19), Counts(targets=20, top1=2, letters=50)))
     assert found.users == {"user0": 0.2, "user2": 0.1}
     assert found.summary.top1 == 41 / 139
+
+
+@pytest.fixture(scope="module")
+def run_of_pieces(tmp_path_factory, tiny_corpus):
+    """A run's folder whose words are spelled in pieces; its network is as it was drawn."""
+    folder = tmp_path_factory.mktemp("pieces")
+    pieces = build_unigram(corpus.token_lists(tiny_corpus.train), 60)
+    drawn = network.initial_weights(network.SIZES["tiny"], pieces, np.random.default_rng(0))
+    (folder / "tokenizer.model").write_bytes(pieces.model)
+    (folder / "checkpoints").mkdir()
+    (folder / "checkpoints" / "best.safetensors").write_bytes(weights.to_bytes(weights.Checkpoint(drawn, tokenizer=pieces.hash)))
+    return folder
+
+
+def test_a_run_of_pieces_is_scored_on_the_same_words_as_a_baseline_and_compared_with_it(run_of_pieces, tiny_corpus, tmp_path):
+    def measure(target, **options):
+        return score.measure(str(target), tiny_corpus, "test", frozenset, words=20, **options)
+
+    pieces, words = measure(run_of_pieces, predictions=tmp_path / "p.jsonl"), measure("kn2")
+    assert pieces.evaluation.total.targets == words.evaluation.total.targets == len((tmp_path / "p.jsonl").read_text().splitlines())
+    assert (pieces.evaluation.total.letters, pieces.evaluation.total.tokens) == (words.evaluation.total.letters, words.evaluation.total.tokens)
+    assert score.compare(words, pieces).top1.change == pytest.approx(
+        (pieces.evaluation.total.top1 - words.evaluation.total.top1) / words.evaluation.total.targets
+    )
+    found, other = score.scored(pieces), score.scored(words)
+    assert found.summary.oov_rate == 0 < other.summary.oov_rate
+    assert score.row(found)[3].endswith("*") and not score.row(other)[3].endswith("*")
+    assert score.footnote([found, other]).startswith("* of all words, spelled in pieces")
+    assert score.footnote([other]) == ""
+
+
+def test_a_baseline_over_pieces_is_refused(run_of_pieces, tiny_corpus):
+    with pytest.raises(VocabularyError, match="a baseline needs whole words"):
+        score.measure("kn2", tiny_corpus, "test", frozenset, tokenizer=run_of_pieces / "tokenizer.model")

@@ -5,14 +5,16 @@ from collections import Counter
 
 import pytest
 import sentencepiece
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from device_runtime.errors import VocabularyError
-from device_runtime.text import BOS, CLASSES, EOS, FIRST_WORD, OOV, PAD, SPECIALS, tokenise
-from model.vocabulary import NEVER, build
+from device_runtime.text import BOS, CLASSES, EOS, FIRST_WORD, OOV, PAD, SPECIALS, is_word, tokenise
+from model.vocabulary import ALPHABET, NEVER, build, build_unigram
 
 UTTERANCES = [("i", "see", "you", "."), ("you", "see", "<num>"), ("you", "!")]
+TALK = [*UTTERANCES, ("i", "don't", "see", "the", "2day", "show"), ("you", "don't", "..."), ("2day", "you", "show"), ("show", "2day")] * 20
+PIECES = build_unigram(TALK, size=len(ALPHABET) + 6)
 
 
 def test_specials_and_classes_come_first_then_words_by_count_and_alphabet():
@@ -72,3 +74,72 @@ def test_any_text_gives_a_vocabulary_or_a_clear_error(utterances):
 def test_a_size_below_one_is_refused():
     with pytest.raises(VocabularyError, match="at least 1, found 0"):
         build(UTTERANCES, size=0)
+
+
+# --- pieces ------------------------------------------------------------------------------------------------------------------------------
+
+
+def test_pieces_that_start_words_come_before_inner_ones_and_the_alphabet_is_among_them():
+    assert PIECES.tokens[:FIRST_WORD] == [*SPECIALS, *CLASSES]
+    starts, inner = PIECES.tokens[FIRST_WORD : PIECES.first_inner], PIECES.tokens[PIECES.first_inner :]
+    assert {"", "you", "see"} <= set(starts)  # frequent words are pieces, and a bare start lets any letter follow
+    assert set("abcdefghijklmnopqrstuvwxyz0123456789'") <= set(inner)
+    assert len(starts) + len(inner) == len(ALPHABET) + 6
+
+
+def test_a_small_corpus_gives_fewer_pieces_and_a_small_size_the_best_of_them():
+    assert build_unigram(TALK, size=1000).model == PIECES.model  # these utterances have no more
+    fewer = build_unigram(TALK, size=len(ALPHABET) + 2)
+    assert len(fewer) == FIRST_WORD + len(ALPHABET) + 2
+    assert set(fewer.tokens) < set(PIECES.tokens)
+
+
+def test_an_apostrophe_or_digit_does_not_cut_a_frequent_word():
+    assert len(PIECES.spelling("don't")) == len(PIECES.spelling("2day")) == 1
+
+
+def test_scores_of_pieces_are_smoothed_log_unigram_probabilities_of_the_targets():
+    targets = Counter(i for tokens in TALK for i in PIECES.ids(tokens)) + Counter({EOS: len(TALK)})
+    possible = [i for i in range(len(PIECES)) if i not in (PAD, BOS)]
+    total = math.log(sum(targets.values()) + len(possible))
+    assert [PIECES.log_unigram[i] for i in possible] == pytest.approx([math.log(targets[i] + 1) - total for i in possible], abs=1e-5)
+    assert PIECES.log_unigram[PAD] == PIECES.log_unigram[BOS] == NEVER
+
+
+def test_the_same_utterances_in_any_order_give_the_same_pieces():
+    assert build_unigram(reversed(TALK), size=len(ALPHABET) + 6).model == PIECES.model
+    assert build_unigram(TALK, size=len(ALPHABET) + 4).hash != PIECES.hash
+
+
+WORDS = ["see", "you", "don't", "2day", "aardvark", "rock'n'roll", "a", "z9"]
+
+
+@given(st.lists(st.sampled_from([*WORDS, *CLASSES])))
+def test_plain_sentencepiece_encodes_tokenised_text_to_our_pieces(tokens):
+    plain = sentencepiece.SentencePieceProcessor(model_proto=PIECES.model)
+    assert plain.encode(" ".join(tokens)) == PIECES.ids(tokens)
+    assert plain.decode(PIECES.ids(tokens)) == " ".join(tokens)
+
+
+def test_plain_sentencepiece_knows_the_special_ids_of_pieces():
+    plain = sentencepiece.SentencePieceProcessor(model_proto=PIECES.model)
+    assert (plain.pad_id(), plain.bos_id(), plain.eos_id(), plain.unk_id()) == (PAD, BOS, EOS, OOV)
+    assert plain.is_control(PAD) and plain.is_control(BOS) and plain.is_control(EOS) and plain.is_unknown(OOV)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.text(max_size=40).map(tokenise), max_size=8), st.integers(len(ALPHABET), 60))
+def test_any_text_gives_pieces_that_spell_it_or_a_clear_error(utterances, size):
+    tokens = [token for utterance in utterances for token in utterance]
+    if any(map(is_word, tokens)):
+        found = build_unigram(utterances, size)
+        assert len(found) <= FIRST_WORD + size
+        assert OOV not in found.ids(tokens)
+    else:
+        with pytest.raises(VocabularyError, match="the utterances have no word"):
+            build_unigram(utterances, size)
+
+
+def test_fewer_pieces_than_the_alphabet_are_refused():
+    with pytest.raises(VocabularyError, match="at least 38 pieces, found 37"):
+        build_unigram(TALK, size=37)

@@ -150,7 +150,7 @@ def test_ctrl_c_while_training_ends_every_process_and_the_next_run_starts_cleanl
         child = subprocess.Popen([*command, "--rounds", "5000", "--out", "runs/cut"], cwd=place, stdout=log, stderr=log, start_new_session=True)
     try:
         deadline = time.monotonic() + 120
-        while "round 1:" not in (place / "train.txt").read_text():
+        while "1: validation" not in (place / "train.txt").read_text():
             assert child.poll() is None and time.monotonic() < deadline, (place / "train.txt").read_text()
             time.sleep(0.2)
         os.killpg(child.pid, signal.SIGINT)
