@@ -1,8 +1,8 @@
 """Aggregators: how TFF brings the cohort's deltas together. The plain mean, the mean of updates encoded as devices encode them, or a private mean.
 
 `Encoded` repeats `device_runtime.quantize` in TensorFlow operations: clip -> rotate -> round at random to b bits, and as on the server one inverse
-rotation of the weighted mean. It draws other random numbers than the device, of the same distribution. Every draw follows from the seed, the round
-and the client's own delta, so a resumed run repeats bit for bit.
+rotation of the weighted mean. The rotation is the device's own, sign for sign; the rounding draws other random numbers of the same distribution.
+Every draw follows from the seed, the round and the client's own delta, so a resumed run repeats bit for bit.
 """
 
 import functools
@@ -100,95 +100,133 @@ class Encoded(tff.aggregators.WeightedAggregationFactory):
             raise ConfigError("plan.clipping_norm", f"expected a positive number, found {self.clipping_norm}", "correct it")
 
     def create(self, value_type: tff.Type, weight_type: tff.Type) -> tff.templates.AggregationProcess:
-        """value_type: a tuple of float32 tensors, in order of their names; weight_type: a scalar."""
-        shapes = [tuple(kind.shape) for kind in value_type]
-        sizes = [math.prod(shape) for shape in shapes]
-        dimension = sum(sizes)
-        upload = quantize.encoded_bytes(dimension, self.bits)
+        """value_type: float32 tensors, as a tuple in order of their names or a dict by name; weight_type: a scalar."""
+        like = tff.types.type_to_tf_tensor_specs(value_type)
+        dimension = sum(spec.shape.num_elements() for spec in tf.nest.flatten(like))
 
-        @tff.tensorflow.computation(np.int32, value_type, weight_type)
-        def encode(done, delta, weight):
-            vector = tf.concat([tf.reshape(array, [-1]) for array in tf.nest.flatten(delta)], axis=0)
-            norm = tf.norm(vector)
-            clipped = vector * tf.minimum(1.0, self.clipping_norm / tf.maximum(norm, 1e-30))
-            rotated = rotate(clipped, self._round_seed(done))
-            own = tf.reduce_sum(tf.bitcast(vector, tf.int32))  # the client's draws follow from its delta: no two alike, a repeated one is
-            values = round_at_random(rotated, self.bits, tf.stack([self.seed * 2 + 1, own + done]))
+        @tff.tensorflow.computation(np.int32)
+        def draw_signs(done):
+            return signs(self.seed, done + 1, dimension)
+
+        @tff.tensorflow.computation(value_type, weight_type, draw_signs.type_signature.result, np.int32)
+        def encode_at_client(delta, weight, signs, done):
+            vector = tf.concat([tf.reshape(array, [-1]) for array in tf.nest.flatten(delta)], axis=0)  # nest sorts a dict by its names
+            weight = tf.cast(weight, tf.float32)
+            clipped, norm = clip(vector, self.clipping_norm)
             counts = tf.cast(weight > 0, tf.float32)
-            return (
-                values * weight,
-                weight,
-                OrderedDict(clients=counts, clipped=counts * tf.cast(norm > self.clipping_norm, tf.float32), norms=counts * norm),
-            )
-
-        @tff.tensorflow.computation(np.int32, encode.type_signature.result[0], weight_type)
-        def decode(done, total, weight):
-            mean = unrotate(tf.math.divide_no_nan(total, weight), self._round_seed(done), dimension)
-            arrays = [tf.reshape(part, shape) for part, shape in zip(tf.split(mean, sizes), shapes, strict=True)]
-            return tuple(arrays)
-
-        @tff.tensorflow.computation(encode.type_signature.result[2])
-        def measure(sums):
-            clients = sums["clients"]
             return OrderedDict(
-                clipped=tf.math.divide_no_nan(sums["clipped"], clients),
-                norm=tf.math.divide_no_nan(sums["norms"], clients),
-                upload_bytes=tf.constant(upload, tf.int64),
+                values=weight * encode(clipped, signs, self.bits, rounding_seed(self.seed, done + 1, vector)),
+                weight=weight,
+                clients=counts,
+                clipped=counts * tf.cast(norm > self.clipping_norm, tf.float32),
+                norm=counts * tf.cast(norm, tf.float32),
             )
+
+        @tff.tensorflow.computation(encode_at_client.type_signature.result, draw_signs.type_signature.result)
+        def mean_at_server(total, signs):
+            vector = unrotate(tf.math.divide_no_nan(total["values"], total["weight"]), signs, dimension)
+            sizes = [spec.shape.num_elements() for spec in tf.nest.flatten(like)]
+            arrays = [tf.reshape(part, spec.shape) for part, spec in zip(tf.split(vector, sizes), tf.nest.flatten(like), strict=True)]
+            measured = OrderedDict(
+                clipped=tf.math.divide_no_nan(total["clipped"], total["clients"]),
+                norm=tf.math.divide_no_nan(total["norm"], total["clients"]),
+                upload_bytes=tf.constant(quantize.encoded_bytes(dimension, self.bits), tf.int64),
+            )
+            return tf.nest.pack_sequence_as(like, arrays), measured
 
         @tff.tensorflow.computation(np.int32)
         def one_more(done):
             return done + 1
 
-        @tff.federated_computation
-        def initialize():
+        @tff.federated_computation()
+        def start():
             return tff.federated_value(0, tff.SERVER)
 
         @tff.federated_computation(
-            tff.FederatedType(np.int32, tff.SERVER), tff.FederatedType(value_type, tff.CLIENTS), tff.FederatedType(weight_type, tff.CLIENTS)
+            start.type_signature.result, tff.FederatedType(value_type, tff.CLIENTS), tff.FederatedType(weight_type, tff.CLIENTS)
         )
-        def next_fn(done, value, weight):
-            encoded, weights, measured = tff.federated_map(encode, (tff.federated_broadcast(done), value, weight))
-            mean = tff.federated_map(decode, (done, tff.federated_sum(encoded), tff.federated_sum(weights)))
-            measurements = tff.federated_map(measure, tff.federated_sum(measured))
-            return tff.templates.MeasuredProcessOutput(tff.federated_map(one_more, done), mean, measurements)
+        def next_round(done, delta, weight):
+            signs_at_server = tff.federated_map(draw_signs, done)  # once a round, not once a client
+            sent = tff.federated_broadcast(signs_at_server), tff.federated_broadcast(done)
+            total = tff.federated_sum(tff.federated_map(encode_at_client, (delta, weight, *sent)))
+            mean, measured = tff.federated_map(mean_at_server, (total, signs_at_server))
+            return tff.templates.MeasuredProcessOutput(tff.federated_map(one_more, done), mean, measured)
 
-        return tff.templates.AggregationProcess(initialize, next_fn)
-
-    def _round_seed(self, done: tf.Tensor) -> tf.Tensor:
-        return tf.stack([self.seed * 2, done])
+        return tff.templates.AggregationProcess(start, next_round)
 
 
-def rotate(vector: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-    """Randomised Hadamard rotation by blocks: float32 [n] -> float32 [padded(n)]. Keeps the L2 norm. seed is int32 [2]."""
-    size = quantize.padded(vector.shape[0])
-    return _hadamard(tf.pad(vector, [[0, size - vector.shape[0]]]) * _signs(seed, size))
+def rotation_key(seed: int, number: int) -> int:
+    """The seed by which `quantize.rotate` rotates as round `number` does here: its two 64-bit halves are the round and the seed."""
+    return number << 64 | seed
 
 
-def unrotate(vector: tf.Tensor, seed: tf.Tensor, dimension: int) -> tf.Tensor:
-    """The inverse of `rotate`: float32 [padded(dimension)] -> float32 [dimension]."""
-    return (_hadamard(vector) * _signs(seed, vector.shape[0]))[:dimension]
+def signs(seed: int, number: tf.Tensor, dimension: int) -> tf.Tensor:
+    """The signs of a round's rotation, int8 [padded dimension] of 1 and -1: those NumPy draws from Philox keyed by `rotation_key`.
 
-
-def round_at_random(vector: tf.Tensor, bits: int, seed: tf.Tensor) -> tf.Tensor:
-    """Each value rounded to one of 2 ** bits evenly spaced ones between the smallest and the largest, without bias. seed is int32 [2].
-
-    Twin of `device_runtime.quantize.quantize` and `values`. A constant vector stays as it is.
+    Source: Philox4x64-10 of Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"; each byte of its stream gives one sign.
     """
-    low, high = tf.reduce_min(vector), tf.reduce_max(vector)
-    step = (high - low) / (2**bits - 1)
-    position = tf.math.divide_no_nan(vector - low, step)
-    codes = tf.clip_by_value(tf.floor(position + tf.random.stateless_uniform(tf.shape(vector), seed)), 0.0, 2.0**bits - 1)
-    return low + step * codes
+    size = quantize.padded(dimension)
+    counter = tf.cast(tf.range(1, size // 32 + 1), tf.uint64)  # a block is 4 words of 8 bytes
+    words = [counter, *[tf.zeros_like(counter)] * 3]
+    keys = [_uint64(seed), tf.cast(number, tf.uint64)]
+    for _ in range(10):
+        (high_0, low_0), (high_1, low_1) = _multiply(words[0], 0xD2E7470EE14C6C93), _multiply(words[2], 0xCA5A826395121157)
+        words = [high_1 ^ words[1] ^ keys[0], low_1, high_0 ^ words[3] ^ keys[1], low_0]
+        keys = [keys[0] + _uint64(0x9E3779B97F4A7C15), keys[1] + _uint64(0xBB67AE8584CAA73B)]
+    stream = tf.reshape(tf.bitcast(tf.stack(words, axis=1), tf.uint8), [size])
+    return 1 - 2 * tf.cast(tf.bitwise.right_shift(stream, tf.constant(7, tf.uint8)), tf.int8)
 
 
-def _signs(seed: tf.Tensor, count: int) -> tf.Tensor:
-    return tf.cast(1 - 2 * tf.random.stateless_uniform([count], seed, 0, 2, tf.int32), tf.float32)
+def clip(vector: tf.Tensor, clipping_norm: float) -> tuple[tf.Tensor, tf.Tensor]:
+    """The vector, float32 [n], scaled down to at most `clipping_norm`, and its L2 norm before that, float64."""
+    norm = tf.norm(tf.cast(vector, tf.float64))
+    return vector * tf.cast(clipping_norm / tf.maximum(norm, clipping_norm), tf.float32), norm
+
+
+def rotate(vector: tf.Tensor, signs: tf.Tensor) -> tf.Tensor:
+    """`quantize.rotate`: float32 [n] -> float32 [padded(n)]."""
+    padding = quantize.padded(vector.shape[0]) - vector.shape[0]
+    return _hadamard(tf.pad(vector, [[0, padding]]) * tf.cast(signs, tf.float32))
+
+
+def unrotate(vector: tf.Tensor, signs: tf.Tensor, dimension: int) -> tf.Tensor:
+    """`quantize.unrotate`: float32 [padded(dimension)] -> float32 [dimension]."""
+    return (_hadamard(vector) * tf.cast(signs, tf.float32))[:dimension]
+
+
+def encode(vector: tf.Tensor, signs: tf.Tensor, bits: int, seed: tf.Tensor) -> tf.Tensor:
+    """`quantize.encode` and `quantize.values` in one: a clipped float32 [n] -> the rotated values the server reads, float32 [padded(n)].
+
+    seed: int64 [2], of the rounding.
+    """
+    rotated = tf.cast(rotate(vector, signs), tf.float64)
+    low, levels = tf.reduce_min(rotated), 2**bits - 1
+    step = tf.cast(tf.cast((tf.reduce_max(rotated) - low) / levels, tf.float32), tf.float64)  # it travels as float32
+    draw = tf.random.stateless_uniform(rotated.shape, seed, alg="philox")
+    codes = tf.floor(tf.math.divide_no_nan(rotated - low, step) + tf.cast(draw, tf.float64))
+    return tf.cast(low + step * tf.minimum(codes, levels), tf.float32)
+
+
+def rounding_seed(seed: int, number: tf.Tensor, delta: tf.Tensor) -> tf.Tensor:
+    """int64 [2] from the run's seed, the round and the bits of the client's delta: who else trains, and in what order, changes nothing."""
+    fingerprint = tf.reduce_sum(tf.bitcast(delta, tf.int32))  # wraps around
+    return tf.random.fold_in(tf.stack([tf.constant(seed, tf.int64), tf.cast(number, tf.int64)]), tf.cast(fingerprint, tf.int64))
 
 
 def _hadamard(vector: tf.Tensor) -> tf.Tensor:
-    """Orthonormal Walsh-Hadamard transform of each block; its own inverse. A block of 64 x 64 is transformed along both sides: two products."""
-    square = tf.reshape(vector, [-1, _SIDE, _SIDE])
-    hadamard = tf.constant(_HADAMARD)
-    turned = tf.tensordot(tf.tensordot(square, hadamard, [[2], [0]]), hadamard, [[1], [0]])  # [blocks, column, row]
-    return tf.reshape(tf.transpose(turned, [0, 2, 1]), [-1]) / math.sqrt(quantize.BLOCK)
+    """Orthonormal Walsh-Hadamard transform of each block. The matrix of 4096 is the Kronecker product of two of 64: two fast matrix products."""
+    blocks = tf.reshape(vector, [-1, _SIDE, _SIDE])
+    return tf.reshape(tf.matmul(_HADAMARD, tf.matmul(blocks, _HADAMARD)) / _SIDE, [-1])
+
+
+def _multiply(words: tf.Tensor, factor: int) -> tuple[tf.Tensor, tf.Tensor]:
+    """Upper and lower 64 bits of the products, uint64 [n] each."""
+    mask, half = _uint64(2**32 - 1), _uint64(32)
+    upper, lower = tf.bitwise.right_shift(words, half), words & mask
+    middle = upper * _uint64(factor & 0xFFFFFFFF) + tf.bitwise.right_shift(lower * _uint64(factor & 0xFFFFFFFF), half)  # cannot overflow
+    carry = lower * _uint64(factor >> 32) + (middle & mask)
+    return upper * _uint64(factor >> 32) + tf.bitwise.right_shift(middle, half) + tf.bitwise.right_shift(carry, half), words * _uint64(factor)
+
+
+def _uint64(number: int) -> tf.Tensor:
+    return tf.constant(number, tf.uint64)

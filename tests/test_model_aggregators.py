@@ -1,4 +1,4 @@
-"""Aggregators in TFF: the device's encoding by the same distribution, and privacy's clip and noise."""
+"""Aggregators in TFF: the device's encoding with its very rotation, and privacy's clip and noise."""
 
 import numpy as np
 import pytest
@@ -78,30 +78,77 @@ def test_rounding_repeats_by_seed_and_differs_by_round(aggregators):
     assert not (flat(first.result) == flat(built.next(first.state, client, [1.0]).result)).all()
 
 
-@pytest.mark.parametrize("bits", [2, 4, 8])
-def test_the_error_has_the_distribution_of_the_devices_own_encoding(aggregators, bits):
-    """200 clients with the same direction but slightly different lengths, so that each draws anew: mean and spread of the error, against numpy's."""
-    from model.aggregators import rotate, round_at_random, unrotate
+@pytest.mark.parametrize(("seed", "round", "size"), [(0, 1, 1), (3, 7, 5000), (2**62 + 11, 120, 4097)])
+def test_a_round_has_the_rotation_numpy_makes_from_its_key(aggregators, seed, round, size):
+    vector, key = np.random.default_rng(1).standard_normal(size, np.float32), aggregators.rotation_key(seed, round)
+    signs = aggregators.signs(seed, round, size)
+    theirs = quantize.rotate(vector, key)
+    np.testing.assert_allclose(aggregators.rotate(vector, signs), theirs, atol=1e-5)
+    np.testing.assert_allclose(aggregators.unrotate(theirs, signs, size), vector, atol=1e-5)
 
-    rng = np.random.default_rng(1)
-    vector = rng.normal(size=5000).astype(np.float32)
-    ours, theirs = [], []
-    for draw in range(40):
-        turned = rotate(vector, np.array([9, draw], np.int32))
-        assert float(np.linalg.norm(turned)) == pytest.approx(float(np.linalg.norm(vector)), rel=1e-5)
-        np.testing.assert_allclose(unrotate(turned, np.array([9, draw], np.int32), 5000), vector, atol=1e-5)
-        rounded = round_at_random(turned, bits, np.array([8, draw], np.int32))
-        step = float(np.ptp(turned)) / (2**bits - 1)
-        assert np.abs(rounded - turned).max() <= step * 1.001
-        ours.append(unrotate(rounded, np.array([9, draw], np.int32), 5000) - vector)
-        update = quantize.decode(quantize.encode(vector, 1, draw, "00" * 32, bits, 1, rng))
-        theirs.append(quantize.unrotate(quantize.values(update), draw, 5000) - vector)
-    ours, theirs = np.array(ours), np.array(theirs)
-    spread = theirs.std()
-    assert ours.std() == pytest.approx(spread, rel=0.05)
-    assert np.percentile(ours, [1, 10, 90, 99]) == pytest.approx(np.percentile(theirs, [1, 10, 90, 99]), abs=0.08 * spread)
-    assert abs(ours.mean()) < 5 * spread / np.sqrt(ours.size)  # unbiased
-    assert np.abs(ours.mean(axis=0)).max() < 6 * spread / np.sqrt(len(ours))  # in every value
+
+@pytest.mark.parametrize("bits", [1, 4, 8])
+def test_values_are_rounded_as_the_device_rounds_them(aggregators, bits):
+    """One rotation, 100 roundings: the same lowest value and step, every value one of its two neighbours, up as often as its fraction says."""
+    vector, draws = np.random.default_rng(1).standard_normal(3000, np.float32), 100
+    signs, rotated = aggregators.signs(3, 7, 3000), quantize.rotate(vector, aggregators.rotation_key(3, 7))
+    _, low, step = quantize.quantize(rotated, bits, np.random.default_rng(0))
+    values = np.array([aggregators.encode(vector, signs, bits, np.array([1, draw])) for draw in range(draws)], np.float64)
+    position, codes = (rotated - np.float64(low)) / step, np.rint((values - low) / step)
+    assert values == pytest.approx(low + step * codes, abs=2e-5)
+    assert np.abs(codes - position).max() < 1 + 1e-4
+    fraction, ups = position % 1, codes.mean(axis=0) - np.floor(position)
+    sure = (fraction < 1e-3) | (fraction > 1 - 1e-3)  # float rounding may put these on either side
+    deviation = np.sqrt(fraction * (1 - fraction) / draws)
+    assert np.abs(ups - fraction)[~sure].max() < 6 * deviation[~sure].max()  # 4096 values: 6 deviations are a chance of one in 100,000
+    assert np.mean(((ups - fraction)[~sure] / deviation[~sure]) ** 2) == pytest.approx(1, abs=0.12)  # Bernoulli's own spread, no more and no less
+
+
+def test_a_delta_that_rotates_to_one_constant_survives(aggregators):
+    first = np.zeros(7, np.float32)
+    first[0] = 3.0
+    signs = aggregators.signs(3, 1, 7)
+    rounded = aggregators.encode(first, signs, 1, np.array([1, 2]))
+    assert np.unique(rounded).size == 1
+    assert np.asarray(aggregators.unrotate(rounded, signs, 7)).tolist() == first.tolist()
+
+
+def test_a_client_adds_the_same_to_the_sum_whoever_else_trains(aggregators):
+    built = process(aggregators, SHAPES, encoded=True, bits=1)
+    one, two = delta(1, -2, 3, 0, 0.5, 0, 2), delta(0, 4, -1, 1, 1, 1, 1)
+    alone = [flat(built.next(built.initialize(), [client], [1.0]).result) for client in (one, two)]
+    assert flat(built.next(built.initialize(), [two, one], [1.0, 3.0]).result) == pytest.approx((3 * alone[0] + alone[1]) / 4, abs=1e-4)
+
+
+def test_a_client_of_weight_zero_is_not_measured(aggregators):
+    built = process(aggregators, SHAPES, encoded=True, bits=16, clipping_norm=1.0)
+    done = built.next(built.initialize(), [delta(3, 4, 0, 0, 0, 0, 0), delta(*[0.0] * 7)], [2.0, 0.0])
+    assert (float(done.measurements["clipped"]), float(done.measurements["norm"])) == (1.0, 5.0)
+    assert flat(done.result) == pytest.approx([0.6, 0.8, 0, 0, 0, 0, 0], abs=1e-3)
+
+
+def test_a_gigantic_finite_delta_is_clipped_and_not_dropped(aggregators):
+    done = (built := process(aggregators, SHAPES, encoded=True, bits=16, clipping_norm=5.0)).next
+    assert flat(done(built.initialize(), [delta(3e30, 4e30, 0, 0, 0, 0, 0)], [1.0]).result) == pytest.approx([3, 4, 0, 0, 0, 0, 0], abs=1e-2)
+
+
+def test_an_adaptive_norm_falls_while_nobody_is_clipped(aggregators):
+    """Both clients stay under the norm: it shrinks by exp(0.2 x (0.5 - 1)) a round towards their median."""
+    built = process(aggregators, SHAPES, mechanism="gaussian-adaptive", privacy_clipping_norm=5.0)
+    done = built.next(built.initialize(), [delta(1, 0, 0, 0, 0, 0, 0), delta(0, 0, 1, 0, 0, 0, 0)], [1.0, 1.0])
+    assert flat(done.result) == pytest.approx([0.5, 0, 0.5, 0, 0, 0, 0], abs=1e-6)
+    assert float(done.measurements["dp_query_metrics"]["clip"]) == pytest.approx(5 * np.exp(-0.1), rel=1e-5)
+
+
+def test_noise_differs_by_array_and_by_round_and_only_the_trees_repeats(aggregators):
+    shapes, client = [(5000,), (5000,)], [(np.zeros(5000, np.float32),) * 2] * 2
+    for mechanism in ("gaussian", "tree"):
+        built = process(aggregators, shapes, mechanism=mechanism, noise_multiplier=1.0)
+        first = built.next(built.initialize(), client, [1.0, 1.0])
+        later, again = built.next(first.state, client, [1.0, 1.0]), built.next(built.initialize(), client, [1.0, 1.0])
+        assert abs(np.corrcoef(*map(np.asarray, first.result))[0, 1]) < 0.1
+        assert not (flat(first.result) == flat(later.result)).any()
+        assert (flat(first.result) == flat(again.result)).all() == (mechanism == "tree")
 
 
 @pytest.mark.parametrize("mechanism", ["gaussian", "tree"])
