@@ -1,25 +1,30 @@
-"""Whether federated simulation keeps its memory: resident MB of Python and of TFF's worker over many rounds, and the slope of each.
+"""Whether federated training keeps its memory: resident MB of `fedboard train` and of its TFF worker over many rounds, and the slope of each.
 
 python benchmarks/simulation_memory.py --rounds 1000 --json memory.json
+python benchmarks/simulation_memory.py --rounds 300 --size gboard
 """
 
 import argparse
 import json
-import os
+import math
+import subprocess
+import sys
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from benchmarks.peers.common import resident_mb
-from device_runtime import examples
+from device_runtime import config
 from device_runtime.wire import Plan
-from model import corpus, network, vocabulary
+from fedboard.run import Settings
+from model import child_process
 from model.recipe import Recipe
 
 SETTLED = 100  # rounds after which memory should stay: caches and allocators have filled by then
-WORDS = 500
+WORDS = {"tiny": 500, "small": 2_000, "gboard": 10_000}
 
 
 def slope(rounds: Sequence[int], megabytes: Sequence[float], after: int = SETTLED) -> float:
@@ -30,42 +35,58 @@ def slope(rounds: Sequence[int], megabytes: Sequence[float], after: int = SETTLE
     return float(np.polyfit(*zip(*kept, strict=True), 1)[0] * 100)
 
 
+def looks(process: subprocess.Popen, events: Path, every: int, rounds: int) -> Iterator[tuple[int, float, float]]:
+    """Round, MB of Python, MB of the worker, every so many rounds of a run that writes an event a round; not the last, after which both may be gone.
+
+    MB are the least seen since the look before: what stays between rounds, without what a round takes and gives back.
+    Raises RuntimeError if the run ends early.
+    """
+    for number in range(every, rounds, every):
+        least = (math.inf, math.inf)
+        while (done := events.read_bytes().count(b'{"round"')) < number:
+            if process.poll() is not None:
+                raise RuntimeError(f"training ended with {process.returncode} after round {done}")
+            if done > number - every:  # this stretch has begun
+                children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+                now = (resident_mb([process.pid]), resident_mb([int(child) for child in children]))
+                least = tuple(map(min, least, now))
+            time.sleep(0.02)
+        yield number, *least
+
+
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=1000)
-    parser.add_argument("--every", type=int, default=50, help="rounds between two looks")
+    parser.add_argument("--size", choices=sorted(WORDS), default="tiny", help="network; what a round leaves behind may depend on it")
+    parser.add_argument("--every", type=int, default=25, help="rounds between two looks")
     parser.add_argument("--cohort", type=int, default=8, help="clients a round")
-    parser.add_argument("--threads", type=int, default=1, help="clients that train at once")
     parser.add_argument("--json", type=Path, help="write every look here")
     return parser.parse_args()
 
 
 def main() -> None:
     found = arguments()
-    recipe = Recipe(size="tiny", vocabulary=WORDS, rounds=found.rounds, cohort=found.cohort, plan=Plan(learning_rate=0.1, max_rows=16))
-    users = corpus.load("chitchat").train
-    words = vocabulary.build(corpus.token_lists(users), WORDS)
-    made = (examples.rows((words.ids(utterance.tokens) for utterance in utterances), recipe.plan.length) for utterances in users.values())
-    population = [rows for rows in made if len(rows)]
-    initial = network.initial_weights(network.size_named(recipe.size), words, np.random.default_rng(0))
-
-    from model import simulation, worker  # TensorFlow and TFF: some twenty seconds
-
-    looks: dict[str, list[float]] = {"round": [], "seconds": [], "python": [], "worker": []}
-    print(f"{'round':>6}  {'seconds':>7}  {'Python MB':>9}  {'worker MB':>9}", flush=True)
-    started = time.monotonic()
-    with worker.running(found.threads) as running:
-        for done in simulation.train(initial, population, recipe):
-            if done.number % found.every == 0:
-                row = (done.number, time.monotonic() - started, resident_mb([os.getpid()]), resident_mb([running.process.pid]))
-                for values, value in zip(looks.values(), row, strict=True):
-                    values.append(value)
-                print("{:>6}  {:>7.0f}  {:>9.1f}  {:>9.1f}".format(*row), flush=True)
-    slopes = {process: slope(looks["round"], looks[process]) for process in ("python", "worker")}
+    plan = Plan(learning_rate=0.1, max_rows=16)
+    recipe = Recipe(size=found.size, vocabulary=WORDS[found.size], rounds=found.rounds, cohort=found.cohort, evaluate_every=100, plan=plan)
+    seen: list[tuple[int, float, float]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        settings, events = Path(folder) / "settings.toml", Path(folder) / "events.jsonl"
+        settings.write_text(config.to_toml(Settings(recipe=recipe)))
+        command = [sys.executable, "-m", "fedboard.cli", "train", "--config", str(settings), "--out", str(Path(folder) / "run"), "--json"]
+        print(f"{'round':>6}  {'Python MB':>9}  {'worker MB':>9}", flush=True)
+        process = child_process.start(command, events)
+        try:
+            for row in looks(process, events, found.every, found.rounds):
+                seen.append(row)
+                print("{:>6}  {:>9.1f}  {:>9.1f}".format(*row), flush=True)
+        finally:
+            child_process.end(process)
+    rounds, python, worker = (list(column) for column in zip(*seen, strict=True))
+    slopes = {"python": slope(rounds, python), "worker": slope(rounds, worker)}
     print(f"MB per 100 rounds after round {SETTLED}: Python {slopes['python']:+.2f}, worker {slopes['worker']:+.2f}")
     if found.json:
-        settings = {"rounds": found.rounds, "cohort": found.cohort, "threads": found.threads, "size": recipe.size, "vocabulary": len(words)}
-        found.json.write_text(json.dumps({"settings": settings, "looks": looks, "mb_per_100_rounds": slopes}, indent=1))
+        ran = {"rounds": found.rounds, "cohort": found.cohort, "size": recipe.size, "vocabulary": recipe.vocabulary}
+        found.json.write_text(json.dumps({"settings": ran, "looks": seen, "mb_per_100_rounds": slopes}, indent=1))
 
 
 if __name__ == "__main__":

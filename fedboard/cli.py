@@ -103,11 +103,12 @@ def train(
     out: Annotated[Path, typer.Option(help="Run folder to write, such as runs/mine.")],
     data: Annotated[str | None, typer.Option(help="`chitchat` (default), `stackoverflow`, `shakespeare`, or a corpus directory.")] = None,
     config: Annotated[Path | None, typer.Option(help="TOML file such as configs/tiny.toml or a run's config.toml; other options go over it.")] = None,
-    rounds: Annotated[int | None, typer.Option(help="Rounds of federated training.")] = None,
+    rounds: Annotated[int | None, typer.Option(help="Rounds; with --resume a new end, which schedules are stretched to.")] = None,
     cohort: Annotated[int | None, typer.Option(help="Clients a round.")] = None,
     size: Annotated[str | None, typer.Option(help="Network: tiny, small or gboard.")] = None,
     vocabulary: Annotated[int | None, typer.Option(help="Words (or pieces) of the vocabulary.")] = None,
     tokenizer: Annotated[str | None, typer.Option(help="`words` or SentencePiece `unigram` pieces.")] = None,
+    bits: Annotated[int | None, typer.Option(min=1, max=16, help="Encode updates as devices do, in so many bits a value.")] = None,
     seed: Annotated[int | None, typer.Option(help="Repeats the run.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder, after its last saved round.")] = False,
     overwrite: Annotated[bool, typer.Option(help="Replace an earlier run in the folder.")] = False,
@@ -124,24 +125,33 @@ def train(
 
     if as_json:
         console.quiet()
-    fixed = {"--config": config, "--data": data, "--seed": seed, "--cohort": cohort, "--size": size, "--vocabulary": vocabulary, "--init": init}
+    fixed = {
+        "--config": config,
+        "--data": data,
+        "--seed": seed,
+        "--cohort": cohort,
+        "--size": size,
+        "--vocabulary": vocabulary,
+        "--tokenizer": tokenizer,
+        "--bits": bits,
+        "--init": init,
+    }
     if resume:
-        if given := [name for name, value in {**fixed, "--tokenizer": tokenizer}.items() if value is not None] + ["--overwrite"] * overwrite:
+        given = [name for name, value in fixed.items() if value is not None] + ["--overwrite"] * overwrite + ["--central"] * central
+        if given:
             raise RunError("--resume", f"goes on with the run as it was, found {', '.join(given)}", "leave them out, or start a new run")
         settings = stage.resumed(out, rounds)
     else:
         settings = from_toml(Settings, config) if config else Settings()
         given = {"rounds": rounds, "cohort": cohort, "size": size, "vocabulary": vocabulary, "tokenizer": tokenizer, "seed": seed}
         recipe = replace(settings.recipe, **{name: value for name, value in given.items() if value is not None})
-        settings = Settings(data or settings.data, recipe)
-    if central and (resume or workers):
-        raise RunError("--central", "trains in one go, in this process", "leave out --resume and --workers")
-    send = emit if as_json else None
-    if central:
-        done = stage.train_centrally(settings, out, overwrite, init=init, emit=send)
-    else:
-        addresses = tuple(workers.split(",")) if workers else ()
-        done = stage.train(settings, out, overwrite, None, resume, init, addresses, round_deadline, send)
+        if bits is not None:
+            recipe = replace(recipe, encoded=True, plan=replace(recipe.plan, bits=bits))
+        settings = Settings(data or settings.data, str(init) if init else settings.init, central or settings.central, recipe)
+    if settings.central and (workers or bits is not None):
+        raise RunError("--central", "trains in this process, and sends no updates", "leave out --workers and --bits")
+    addresses = tuple(workers.split(",")) if workers else ()
+    done = stage.train(settings, out, overwrite, None, resume, addresses, round_deadline, emit if as_json else None)
     console.say(f"best checkpoint: {done.best}\nnext: fedboard evaluate {out}; fedboard export {out}")
 
 
@@ -250,6 +260,8 @@ def evaluate(
             console.table(title, columns, rows)
     else:
         console.table(title, score.COLUMNS, [score.row(row) for row in results])
+    if note := score.footnote(results):
+        console.say(note)
     if difference:
         first, second = (scored.name for scored in results)
         for table in score.difference_tables(first, second, difference):

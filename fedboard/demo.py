@@ -98,7 +98,7 @@ def run(demo: Demo) -> Run:
         "Federated training, simulated",
         f"{demo.rounds} rounds in TensorFlow Federated: {demo.cohort} clients a round train on their own messages, only their changes are averaged.",
     ):
-        trained = train(Settings(demo.data, recipe), demo.out, overwrite=True, users=users)
+        trained = train(Settings(demo.data, recipe=recipe), demo.out, overwrite=True, users=users)
     with clock.stage(3, "Bundle for phones", "The network becomes two TFLite files: one that trains on the phone, one (int8) that predicts. Signed."):
         _, first = export(trained.path, trained.path / "bundle-simulation", learning_rate=DEVICE_RATE, users=users)
     with clock.stage(

@@ -35,6 +35,15 @@ class Run:
         return self.path / "checkpoints"
 
     @property
+    def first(self) -> Path:
+        return self.checkpoints / "first.safetensors"
+
+    @property
+    def state(self) -> Path:
+        """Saved program states, from which --resume goes on."""
+        return self.checkpoints / "state"
+
+    @property
     def last(self) -> Path:
         return self.checkpoints / "last.safetensors"
 
@@ -63,6 +72,8 @@ class Settings:
     """config.toml of a run: enough to do it again."""
 
     data: str = "chitchat"
+    init: str = ""  # run or checkpoint whose weights and tokenizer training starts from
+    central: bool = False  # whether all text is in one place
     recipe: Recipe = field(default_factory=Recipe)
 
 
@@ -71,13 +82,10 @@ def create(path: Path, settings: Settings, replace: bool) -> Run:
 
     Raises RunError if the folder is taken or cannot be written.
     """
+    require_free(path, replace)
     run = Run(Path(path))
     try:
-        if run.path.exists() and any(run.path.iterdir()):
-            if not run.config.is_file():
-                raise RunError(run.path, "holds files that are not a Fedboard run", "choose another folder")
-            if not replace:
-                raise RunError(run.path, "holds an earlier run", "choose another folder, or pass --overwrite")
+        if run.config.is_file():
             clear(run)
         run.path.mkdir(parents=True, exist_ok=True)
         write_whole(run.config, config.to_toml(settings).encode())
@@ -85,6 +93,19 @@ def create(path: Path, settings: Settings, replace: bool) -> Run:
     except OSError as error:
         raise RunError(run.path, f"cannot be written ({error.strerror})", "choose a folder you may write to") from None
     return run
+
+
+def require_free(path: Path, replace: bool) -> None:
+    """Raises RunError if a run cannot go to this folder because of what is in it."""
+    run = Run(Path(path))
+    try:
+        taken = run.path.exists() and any(run.path.iterdir())
+    except OSError as error:
+        raise RunError(run.path, f"cannot be read ({error.strerror})", "choose another folder") from None
+    if taken and not run.config.is_file():
+        raise RunError(run.path, "holds files that are not a Fedboard run", "choose another folder")
+    if taken and not replace:
+        raise RunError(run.path, "holds an earlier run", "choose another folder, or pass --overwrite")
 
 
 def clear(run: Run) -> None:

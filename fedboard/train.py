@@ -6,13 +6,16 @@ resumed ends with the same bytes as one that was not: what was written after the
 
 import asyncio
 import contextlib
+import ctypes
+import gc
 import os
 import shutil
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -20,7 +23,7 @@ from device_runtime import config, weights
 from device_runtime.errors import CheckpointError, RunError
 from device_runtime.text import Vocabulary
 from fedboard import console
-from fedboard.run import Run, Settings, checkpoint_of, create, require_fit, vocabulary_of, write_whole
+from fedboard.run import Run, Settings, checkpoint_of, create, require_fit, require_free, vocabulary_of, write_whole
 from model import cohorts, corpus, evaluation, network, vocabulary, worker
 from model.clients import Clients
 from model.recipe import Recipe
@@ -33,6 +36,9 @@ class Best:
     top1: float = -1.0
     parent: str = ""  # digest of the checkpoint evaluated last
 
+    def values(self) -> list:
+        return [np.float64(self.top1), self.parent]
+
 
 def train(
     settings: Settings,
@@ -40,132 +46,117 @@ def train(
     overwrite: bool = False,
     users: corpus.Corpus | None = None,
     resume: bool = False,
-    init: Path | None = None,
     workers: tuple[str, ...] = (),
     deadline_s: float | None = None,
     emit=None,
 ) -> Run:
     """Train by `settings.recipe` and write the run's folder. Files appear whole, after each evaluation.
 
-    resume goes on from the folder's last saved state, or from the start if there is none; init takes first weights and tokenizer from a
-    checkpoint; workers are addresses of TFF workers on other machines; emit is called with a dict after every round.
-    Raises CorpusError, ConfigError or RunError before anything is written, CheckpointError if training diverges, and KeyboardInterrupt, the
-    state saved, if Ctrl-C ended it.
+    A central run trains with all text in one place, the ceiling of what rounds can reach; its looks stand where rounds would. resume goes on from
+    the folder's last saved state, or from the start if there is none; workers are addresses of TFF workers on other machines; emit is called with a
+    dict after every round.
+    Raises CorpusError, ConfigError, CheckpointError or RunError before anything is written, CheckpointError if training diverges, and
+    KeyboardInterrupt, the state saved, if Ctrl-C ended it.
     """
     recipe = settings.recipe
     if workers:
         worker.checked(list(workers))
     users = users or corpus.load(settings.data)
-    cohorts.start(len(users.train), recipe.cohort, recipe.min_separation)  # refuses a population that is too small
-    found, run, words, initial = prepare(settings, out, overwrite, users, resume, init)
+    if not settings.central:
+        cohorts.start(len(users.train), recipe.cohort, recipe.min_separation)  # refuses a population that is too small
+    if not resume:
+        require_free(out, overwrite)
+    words, first = beginning(settings, Run(Path(out)), users, resume)
+    console.say(f"network `{recipe.size}`: {network.parameters(first.weights):,} parameters, vocabulary of {len(words):,} ids")
+    if recipe.encoded and recipe.plan.bits < 8 and recipe.server.algorithm in ("fedadam", "fedyogi", "fedadagrad"):
+        console.say(f"{recipe.plan.bits} bits suit fedavgm better than {recipe.server.algorithm}, which scales their noise up: docs/results.md")
 
-    from model import simulation  # TensorFlow and TFF: some twenty seconds
+    from model import central, simulation  # TensorFlow and TFF: some twenty seconds
 
-    population = Clients(found.train, words, recipe.plan.length)
-    where = worker.remote(list(workers)) if workers else worker.running(_cores(), restarts=3)
+    population = Clients(users.train, words, recipe.plan.length)
+    trainer = central if settings.central else simulation
+    look_every, save_every = (1, 1) if settings.central else (recipe.evaluate_every, recipe.save_every)
     with contextlib.ExitStack() as stack:
-        curves, stop = _Curves(run), stack.enter_context(_finish_on_interrupt())
-        on = stack.enter_context(where)
-        training = simulation.Training(initial, population, recipe)
-        state = on.call(training.start, deadline_s, "start")
-        states, best = _States(run.checkpoints / "state"), Best()
-        if resume and (saved := states.load([*simulation.to_values(state), best.top1, best.parent])):
+        stop, loop = stack.enter_context(_finish_on_interrupt()), stack.enter_context(asyncio.Runner())
+        call = stack.enter_context(_computing(settings.central, workers, deadline_s))
+        training = trainer.Training(first.weights, population, recipe, **({"machines": len(workers)} if workers else {}))
+        state = call(training.start, "start")
+        run = Run(Path(out)) if resume else create(out, settings, overwrite)
+        states, best = _States(run.state, loop.run), Best()
+        saved = states.load([*trainer.to_values(state), *best.values()])  # before anything is written: it may be damaged
+        _write_beginning(run, settings, words, first)
+        curves = _Curves(run, loop.run)
+        if saved:
             *values, top1, parent = saved
-            state, best = simulation.from_values(values, state), Best(float(top1), parent.decode())
+            state, best = trainer.from_values(values, state), Best(float(top1), parent.decode())
             console.say(f"going on after round {state.round}")
-        advance = stack.enter_context(console.progress("training", recipe.rounds))
+        advance = stack.enter_context(console.progress("training", training.rounds))
+        stack.enter_context(_quick_collections())
         seen = ""
-        while state.round < recipe.rounds and not stop.is_set():
-            done = on.call(lambda state=state: training.next(state), deadline_s, f"round {state.round + 1}")
-            state = done.state
-            measured = {"loss": done.loss, "targets": done.targets, "dropped": done.dropped, "step": done.step, "seconds": done.seconds}
-            if is_due(done.number, recipe.evaluate_every, recipe.rounds) or done.number == 1:
-                looked, best = look(run, done.weights, done.number, found, words, recipe, best)
+        while state.round < training.rounds and not stop.is_set():
+            done = call(lambda state=state: training.next(state), f"round {state.round + 1}")
+            gc.collect()  # TFF leaves a round's weights behind in cycles, and among so many objects Python would not look for them soon
+            state, measured = done.state, done.measured()
+            if is_due(done.number, look_every, training.rounds) or done.number == 1:
+                looked, best = look(run, done.weights, done.number, users, words, recipe, best)
                 seen = f", top-1 {looked['top1']:.1%}"
                 measured |= looked
             curves.release(done.number, measured)
-            if is_due(done.number, recipe.save_every, recipe.rounds) or stop.is_set():
-                states.save([*simulation.to_values(state), best.top1, best.parent], state.round)
+            if is_due(done.number, save_every, training.rounds) or stop.is_set():
+                states.save([*trainer.to_values(state), *best.values()], state.round)
             if emit:
-                emit({"round": done.number, "rounds": recipe.rounds, **measured})
-            if done.dropped:
-                console.say(f"  round {done.number}: {done.dropped} of {done.clients} clients dropped, their updates were not finite")
+                emit({"round": done.number, "rounds": training.rounds, **measured})
+            if measured.get("dropped"):
+                console.say(f"  round {done.number}: {measured['dropped']} of {recipe.cohort} clients dropped, their updates were not finite")
             advance(done.number, f"loss {done.loss:.2f}{seen}, {done.targets / max(done.seconds, 1e-9):,.0f} tokens/s")
-    if state.round < recipe.rounds:
+        states.save([*trainer.to_values(state), *best.values()], state.round)  # if Ctrl-C came after the round's own
+    if state.round < training.rounds:
         console.say(f"stopped after round {state.round}; `fedboard train --out {run.path} --resume` goes on")
         raise KeyboardInterrupt
     return run
 
 
-def train_centrally(
-    settings: Settings, out: Path, overwrite: bool = False, users: corpus.Corpus | None = None, init: Path | None = None, emit=None
-) -> Run:
-    """The same network trained with all train users' text in one place: the ceiling. Writes the same folder; a look stands where a round would."""
-    recipe = settings.recipe
-    found, run, words, initial = prepare(settings, out, overwrite, users, False, init)
+def beginning(settings: Settings, run: Run, users: corpus.Corpus, resume: bool) -> tuple[Vocabulary, weights.Checkpoint]:
+    """Vocabulary and first weights: the run's own if it is resumed, those of `settings.init`, or new ones. Writes nothing.
 
-    from model import central  # TensorFlow
-
-    best = Best()
-    curves = _Curves(run)
-    with console.progress("training centrally", central.LOOKS) as advance:
-        for done in central.train(initial, Clients(found.train, words, recipe.plan.length), recipe):
-            looked, best = look(run, done.weights, done.number, found, words, recipe, best)
-            measured = {"loss": done.loss, "targets": done.targets, "seconds": done.seconds, **looked}
-            curves.release(done.number, measured)
-            if emit:
-                emit({"look": done.number, **measured})
-            advance(done.number, f"loss {done.loss:.2f}, top-1 {looked['top1']:.1%}, {done.targets / max(done.seconds, 1e-9):,.0f} tokens/s")
-    return run
-
-
-def prepare(
-    settings: Settings, out: Path, overwrite: bool, users: corpus.Corpus | None, resume: bool, init: Path | None
-) -> tuple[corpus.Corpus, Run, Vocabulary, weights.Weights]:
-    """Corpus, run folder, vocabulary and first weights. Everything that can be refused is refused before the folder is written."""
+    Raises CheckpointError if what it starts from is missing or of another size, ConfigError for a size that is none.
+    """
     recipe = settings.recipe
     size = network.size_named(recipe.size)
-    found = users or corpus.load(settings.data)
-    run = Run(Path(out))
-    rng = np.random.default_rng([recipe.seed, 0])
-    start = None
-    if init:
-        path = checkpoint_of(init)
-        start, words = weights.read(path), vocabulary_of(path)
-        require_fit(start, words, path)
-        if network.size_of(start.weights) != size:
+    if (resume and run.first.is_file()) or settings.init:
+        path = run.first if resume and run.first.is_file() else checkpoint_of(Path(settings.init))
+        first, words = weights.read(path), vocabulary_of(path)
+        require_fit(first, words, path)
+        if network.size_of(first.weights) != size:
             raise CheckpointError(path, f"holds a network of another size than `{recipe.size}`", "pass its --size")
-    elif resume and run.tokenizer.is_file():
-        words = Vocabulary.read(run.tokenizer)
-    elif recipe.tokenizer == "unigram":
-        words = vocabulary.build_unigram(corpus.token_lists(found.train, found.most), recipe.vocabulary)
-    else:
-        words = vocabulary.build(corpus.token_lists(found.train, found.most), recipe.vocabulary)
-    if resume:
-        if not run.config.is_file():
-            raise RunError(run.path, "holds no run to go on with", "leave out --resume, or name its folder")
-        run.checkpoints.mkdir(exist_ok=True)
-    else:
-        run = create(out, settings, overwrite)
-    write_whole(run.config, config.to_toml(settings).encode())
-    write_whole(run.tokenizer, words.model)
-    if init or (resume and (run.checkpoints / "first.safetensors").is_file()):
-        first = start or weights.read(run.checkpoints / "first.safetensors")
-        initial = first.weights
-        write_whole(run.checkpoints / "first.safetensors", weights.to_bytes(first))
-    else:
-        initial = network.initial_weights(size, words, rng)
-    console.say(f"network `{recipe.size}`: {network.parameters(initial):,} parameters, vocabulary of {len(words):,} ids")
-    return found, run, words, initial
+        return words, first
+    tokens = corpus.token_lists(users.train, users.most)
+    words = (vocabulary.build_unigram if recipe.tokenizer == "unigram" else vocabulary.build)(tokens, recipe.vocabulary)
+    return words, weights.Checkpoint(network.initial_weights(size, words, np.random.default_rng([recipe.seed, 0])), tokenizer=words.hash)
 
 
 def resumed(out: Path, rounds: int | None) -> Settings:
-    """The settings of the run in a folder, with more rounds if asked. Raises RunError if there is no run."""
+    """The settings of the run in a folder, with more rounds if asked. Raises RunError if there is no run, or it has done more rounds than asked."""
     run = Run(Path(out))
     if not run.config.is_file():
         raise RunError(run.path, "holds no run to go on with", "leave out --resume, or name its folder")
     settings = run.settings()
-    return replace(settings, recipe=replace(settings.recipe, rounds=rounds)) if rounds else settings
+    if rounds is None:
+        return settings
+    if settings.central:
+        raise RunError("--rounds", "a central run has none", "leave it out")
+    done = max((int(number) for saved in run.state.glob(f"{STATE}*") if (number := saved.name.removeprefix(STATE)).isdigit()), default=0)
+    if done > rounds:
+        raise RunError("--rounds", f"expected {done} or more, which the run has done, found {rounds}", "raise it")
+    return replace(settings, recipe=replace(settings.recipe, rounds=rounds))
+
+
+def _write_beginning(run: Run, settings: Settings, words: Vocabulary, first: weights.Checkpoint) -> None:
+    """What a run is from its first moment; the weights go last, so that where they are, the rest is."""
+    run.checkpoints.mkdir(exist_ok=True)
+    write_whole(run.config, config.to_toml(settings).encode())
+    write_whole(run.tokenizer, words.model)
+    write_whole(run.first, weights.to_bytes(first))
 
 
 def look(
@@ -173,7 +164,7 @@ def look(
 ) -> tuple[dict[str, float], Best]:
     """Score weights on validation users and write them as the last checkpoint, and as the best if they are."""
     total = evaluation.evaluate(
-        evaluation.network_engine(found_weights), found.validation, words, recipe.evaluate_utterances, recipe.evaluate_users
+        evaluation.engine_of(found_weights, words), found.validation, words, recipe.evaluate_utterances, recipe.evaluate_users
     ).total
     measured = {"top1": evaluation.recall(total, "top1"), "top3": evaluation.recall(total, "top3"), "perplexity": evaluation.perplexity(total)}
     checkpoint = weights.to_bytes(weights.Checkpoint(found_weights, number, best.parent, words.hash))
@@ -184,36 +175,58 @@ def look(
     return measured, Best(max(best.top1, measured["top1"]), weights.digest(checkpoint))
 
 
+@contextlib.contextmanager
+def _computing(centrally: bool, workers: tuple[str, ...], deadline_s: float | None) -> Iterator[Callable[[Callable, str], Any]]:
+    """A function that calls another one where training is computed, and names it if it misses the deadline."""
+    if centrally:
+        yield lambda compute, what: compute()
+        return
+    with worker.remote(list(workers)) if workers else worker.running(_cores(), restarts=3) as on:
+        yield lambda compute, what: on.call(compute, deadline_s, what)
+
+
 def is_due(number: int, every: int, rounds: int) -> bool:
     return number % every == 0 or number == rounds
+
+
+STATE = "program_state_"  # what TFF calls a saved state, before its round
 
 
 class _States:
     """Saved program states, the last two, in TFF's own format; a state half written when the process was killed is not one."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, run: Callable[[Coroutine], Any]):
         import tensorflow_federated as tff
 
         for leftover in folder.glob("*_temp*"):
             shutil.rmtree(leftover)
-        self._manager = tff.program.FileProgramStateManager(folder, keep_total=2, keep_first=False)
+        self._folder, self._run = folder, run
+        self._manager = tff.program.FileProgramStateManager(folder, STATE, keep_total=2, keep_first=False)
 
     def save(self, values: list, version: int) -> None:
-        if version not in (asyncio.run(self._manager.get_versions()) or []):
-            asyncio.run(self._manager.save(values, version))
+        if version not in (self._run(self._manager.get_versions()) or []):
+            self._run(self._manager.save(values, version))
+            _return_freed_memory()
 
     def load(self, like: list) -> list | None:
-        """The newest state, or None."""
-        versions = asyncio.run(self._manager.get_versions())
-        return asyncio.run(self._manager.load(versions[-1], like)) if versions else None
+        """The newest state, or None. Raises CheckpointError for one that is damaged or of another training."""
+        versions = self._run(self._manager.get_versions())
+        if not versions:
+            return None
+        try:
+            return self._run(self._manager.load(versions[-1], like))
+        except Exception as error:  # TensorFlow's errors have no base of their own
+            remedy = "remove it to go on from the one before"
+            raise CheckpointError(self._folder / f"{STATE}{versions[-1]}", f"cannot be read ({type(error).__name__})", remedy) from error
 
 
 class _Curves:
     """metrics.csv and TensorBoard, by TFF's own release managers. A round released again replaces what followed it."""
 
-    def __init__(self, run: Run):
+    def __init__(self, run: Run, wait: Callable[[Coroutine], Any]):
         import tensorflow_federated as tff
 
+        self._wait = wait
         self._managers = [
             tff.program.CSVFileReleaseManager(run.metrics, key_fieldname="round"),
             tff.program.TensorBoardReleaseManager(run.path / "tensorboard"),
@@ -224,7 +237,24 @@ class _Curves:
             for manager in self._managers:
                 await manager.release(measured, number)
 
-        asyncio.run(both())
+        self._wait(both())
+
+
+def _return_freed_memory() -> None:
+    """Hand the system what was freed: glibc keeps it for each thread that freed it, and a state is saved by several."""
+    with contextlib.suppress(OSError, AttributeError):  # another C library, which has no such function
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+@contextlib.contextmanager
+def _quick_collections() -> Iterator[None]:
+    """Spare the garbage collector what is there already: TensorFlow's objects are so many that looking through them takes a second."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 @contextlib.contextmanager

@@ -34,16 +34,13 @@ def build(
     clients_per_round: int,
     shapes: Sequence[Sequence[int]],
 ) -> tuple[tff.aggregators.AggregationFactory, bool]:
-    """The aggregator a recipe asks for, and whether it weighs clients.
+    """The aggregator a recipe asks for, and whether it weighs clients. A private mean is never encoded.
 
     bits and clipping_norm are the plan's, used when the updates are encoded; the other norm is the private mechanism's, `none` for no mechanism.
     shapes are those of the weights in order of their names, the order in which clients hand over their deltas, as a tuple.
-    Raises ConfigError for values no device or mechanism takes, or when both encoding and privacy are wanted.
+    Raises ConfigError for values no device or mechanism takes.
     """
     if mechanism != "none":
-        if encoded:
-            # rounding can raise a norm over the clip the noise is measured by; the guarantee would be another one than stated
-            raise ConfigError("encoded", f"encoded updates have no privacy guarantee, found mechanism {mechanism!r}", "choose one of the two")
         return private(mechanism, noise_multiplier, privacy_clipping_norm, clients_per_round, shapes, seed), False
     if encoded:
         return Encoded(clipping_norm, bits, seed), True

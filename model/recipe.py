@@ -103,7 +103,7 @@ class Privacy:
 class Central:
     """Training the same network with all text in one place: the ceiling of what federated rounds can reach. Adam with a cosine schedule."""
 
-    passes: float = 6.0  # over the train users' rows
+    passes: float = 7.0  # over the train users' rows
     batch_size: int = 64  # rows of a step
     learning_rate: float = 0.002
     final: float = 0.02  # share of the rate at the end
@@ -143,8 +143,16 @@ class Recipe:
         _one_of("sampling", self.sampling, SAMPLINGS)
         for name in ("vocabulary", "rounds", "cohort", "min_separation", "evaluate_every", "evaluate_users", "evaluate_utterances", "save_every"):
             _at_least(name, getattr(self, name), 1)
+        _at_least("seed", self.seed, 0)
+        for name in ("batch_size", "length", "epochs", "max_rows"):
+            _at_least(f"plan.{name}", getattr(self.plan, name), 1)
         if self.server.algorithm == "fedprox" and self.client.proximal == 0:
             raise ConfigError("client.proximal", "fedprox needs a pull above 0", "set it, such as 0.01")
+        if self.encoded and not 1 <= self.plan.bits <= 16:
+            raise ConfigError("plan.bits", f"expected 1 to 16, found {self.plan.bits}", "correct it")
+        if self.encoded and self.privacy.mechanism != "none":
+            # rounding can raise a norm over the clip the noise is measured by; the guarantee would be another one than stated
+            raise ConfigError("encoded", f"has no privacy guarantee, found mechanism {self.privacy.mechanism!r}", "choose one of them")
         if self.privacy.mechanism != "none" and self.client.weighting != "uniform":
             raise ConfigError("client.weighting", f"privacy counts every client once, found {self.client.weighting!r}", "set it to `uniform`")
 

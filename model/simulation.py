@@ -48,12 +48,19 @@ class Round:
     seconds: float
     weights: Weights  # global, after the round; their running mean if the recipe averages
     state: State
+    encoding: dict[str, float]  # of encoded updates: share clipped, mean norm before that, bytes of one upload
+
+    def measured(self) -> dict[str, float]:
+        """What is worth a place in the curves of a run."""
+        return {"loss": self.loss, "targets": self.targets, "dropped": self.dropped, "step": self.step, "seconds": self.seconds, **self.encoding}
 
 
 class Training:
     """A learning process for one network and recipe, and the population it draws cohorts from."""
 
-    def __init__(self, initial: Weights, population: Sequence[np.ndarray], recipe: Recipe):
+    def __init__(self, initial: Weights, population: Sequence[np.ndarray], recipe: Recipe, machines: int = 1):
+        """machines: among how many workers the context splits a cohort."""
+        self.rounds, self._machines = recipe.rounds, machines
         self._initial, self._population, self._recipe = initial, population, recipe
         self._names = sorted(initial)
         self._process = learning_process(initial, recipe)
@@ -67,7 +74,7 @@ class Training:
     def next(self, state: State) -> Round:
         """One round. The same state gives the same round, to the bit, unless noise for privacy is drawn.
 
-        Raises CheckpointError if the global weights diverge; the round and the norm are named.
+        Raises CheckpointError if the global weights diverge, or every client's do; the round and the norm are named.
         """
         recipe, started = self._recipe, time.monotonic()
         chosen, sampler = cohorts.draw(state.sampler, recipe.cohort, recipe.sampling, recipe.min_separation, recipe.seed)
@@ -76,9 +83,16 @@ class Training:
             [batches(self._population[i], recipe.plan, recipe.client, np.random.default_rng([recipe.seed, 2, number, int(i)]))]  # one element
             for i in chosen
         ]
-        result = self._process.next(state.learning, data)
+        result = self._process.next(state.learning, dealt(data, self._machines))
         before, after = ([np.asarray(array) for array in self._process.get_model_weights(of).trainable] for of in (state.learning, result.state))
-        norm = _norm(after)
+        norm, measured = _norm(after), result.metrics["client_work"]
+        dropped = int(measured["dropped"])
+        if dropped == len(chosen):
+            raise CheckpointError(
+                f"round {number}",
+                f"training diverges: no client's update is finite, from global weights of norm {_norm(before):.3g}",
+                "lower the learning rates",
+            )
         if not norm < self._limit:  # also true for nan
             raise CheckpointError(
                 f"round {number}",
@@ -88,18 +102,25 @@ class Training:
         decay = min(recipe.server.averaging, number / (number + 9))  # early means forget the first weights quickly
         average = tuple(np.float32(decay) * mean + np.float32(1 - decay) * array for mean, array in zip(state.average, after, strict=True))
         weights = dict(zip(self._names, average if recipe.server.averaging else after, strict=True))
-        measured = result.metrics["client_work"]
         return Round(
             number,
             float(measured["losses"]) / max(float(measured["targets"]), 1.0),
             len(chosen),
-            int(measured["dropped"]),
+            dropped,
             int(measured["targets"]),
             _norm(new - old for new, old in zip(after, before, strict=True)),
             time.monotonic() - started,
             weights,
             State(number, result.state, sampler, average),
+            {name: float(value) for name, value in result.metrics["aggregator"].items()} if recipe.encoded else {},
         )
+
+
+def dealt(data: list[list[np.ndarray]], machines: int) -> list[list[np.ndarray]]:
+    """A cohort's data in the order in which they should be trained on: a long one begun last would keep the other cores waiting, so the longest come
+    first; TFF splits the list where it stands, so each machine's share comes after the other, dealt like cards."""
+    longest_first = sorted(data, key=lambda own: -len(own[0]))
+    return [one for machine in range(machines) for one in longest_first[machine::machines]]
 
 
 def to_values(state: State) -> list:
@@ -178,7 +199,7 @@ def client_work(weights_type: tff.Type, names: Sequence[str], recipe: Recipe) ->
         seed = tf.stack([done, tf.reduce_sum(steps)])  # of dropout: no two clients or rounds draw alike, a repeated round does
         after, losses, targets = packed.train(start, steps, rate_at(done), client.momentum, client.proximal, client.dropout, seed)
         delta = tuple(start[name] - after[name] for name in names)
-        finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(array)) for array in delta]) & tf.math.is_finite(losses)
+        finite = tf.math.is_finite(tf.linalg.global_norm(delta)) & tf.math.is_finite(losses)  # a finite norm: no weighted sum overflows
         delta = tuple(tf.where(finite, array, tf.zeros_like(array)) for array in delta)
         kept = tf.cast(finite, tf.float32)
         rows = tf.reduce_sum(tf.cast(tf.not_equal(steps[:, :, 0], 0), tf.float32)) / plan.epochs

@@ -37,6 +37,13 @@ def test_memory_seen_once_after_settling_has_no_slope():
     assert math.isnan(simulation_memory.slope([50, 100, 150], [1.0, 1.0, 1.0]))
 
 
+def test_memory_of_a_run_that_ends_early_is_not_reported(tmp_path):
+    (tmp_path / "events.jsonl").write_text('{"round": 1}\n{"round": 2}\n')
+    process = subprocess.Popen([sys.executable, "-c", "import sys; sys.exit(3)"])
+    with pytest.raises(RuntimeError, match="training ended with 3 after round 2"):
+        list(simulation_memory.looks(process, tmp_path / "events.jsonl", 5, 20))
+
+
 def test_a_peer_is_compared_with_ours_round_by_round():
     ours, peer = run(seconds=(1.0, 2.0, 4.0), tokens=(100,) * 3), run(seconds=(2.0, 6.0, 16.0), tokens=(100,) * 3)
     row = simulation_speed.row("peer", [peer], [ours], floor=50.0)

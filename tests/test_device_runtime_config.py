@@ -37,6 +37,7 @@ def test_a_table_becomes_a_dataclass_and_a_whole_number_may_stand_for_a_float():
         ({"count": 1, "inner": {"rate": "fast"}}, "x.inner.rate: expected float"),
         ({"count": 1, "inner": {"names": [1]}}, r"x.inner.names\[0\]: expected str"),
         ([], "x: expected a table"),
+        ({"a\nb\x1b[31m\ud800": 1}, r"x.a\\nb\\x1b\[31m\\ud800: unknown key"),
     ],
 )
 def test_what_is_wrong_is_named_with_its_place(table, message):

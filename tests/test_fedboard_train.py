@@ -1,17 +1,22 @@
 """The training stage as people run it: real processes, killed and resumed, interrupted, started from another run."""
 
+import asyncio
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from device_runtime import weights
-from fedboard.run import Run
+from device_runtime.errors import CheckpointError, RunError
+from fedboard.run import Run, create
 
 RECIPE = """
 [recipe]
@@ -64,7 +69,7 @@ def wait_for(path, child: subprocess.Popen) -> None:
 
 @pytest.fixture(scope="module")
 def uninterrupted(folder) -> Run:
-    return trained(folder, "--config", "c.toml", "--data", "corpus", "--json", out="whole")
+    return trained(folder, "--config", "c.toml", "--data", "corpus", "--bits", "8", "--json", out="whole")
 
 
 def rounds_of(run: Run) -> list[dict]:
@@ -72,16 +77,23 @@ def rounds_of(run: Run) -> list[dict]:
         return [{key: row[key] for key in ("round", "loss", "top1")} for row in csv.DictReader(file)]
 
 
-def test_a_run_killed_twice_and_resumed_ends_with_the_same_bytes(folder, uninterrupted):
+def test_a_run_ended_three_times_and_resumed_ends_with_the_same_bytes(folder, uninterrupted):
+    """Killed before the first saved state, killed after a later one, and left by a second Ctrl-C."""
     run = Run(folder / "killed")
-    child = started(folder, "--config", "c.toml", "--data", "corpus", out="killed")
-    wait_for(run.checkpoints / "state" / "program_state_3", child)
-    child.send_signal(signal.SIGKILL)
-    child.wait()
-    child = started(folder, "--resume", out="killed")
-    wait_for(run.checkpoints / "state" / "program_state_9", child)
-    child.send_signal(signal.SIGKILL)
-    child.wait()
+    state = run.checkpoints / "state"
+    arguments = ["--config", "c.toml", "--data", "corpus", "--bits", "8"]
+    for seen, signals in (
+        (run.last, [signal.SIGKILL]),
+        (state / "program_state_6", [signal.SIGKILL]),
+        (state / "program_state_9", [signal.SIGINT] * 2),
+    ):
+        child = started(folder, *arguments, out="killed")
+        wait_for(seen, child)
+        for one in signals:
+            child.send_signal(one)
+            time.sleep(0.1)
+        assert child.wait(60) in (-signal.SIGKILL, 130)
+        arguments = ["--resume"]
     trained(folder, "--resume", out="killed")
     assert run.last.read_bytes() == uninterrupted.last.read_bytes()
     assert run.best.read_bytes() == uninterrupted.best.read_bytes()
@@ -91,7 +103,7 @@ def test_a_run_killed_twice_and_resumed_ends_with_the_same_bytes(folder, uninter
 
 def test_ctrl_c_finishes_the_round_and_the_run_goes_on_from_it(folder, uninterrupted):
     run = Run(folder / "interrupted")
-    child = started(folder, "--config", "c.toml", "--data", "corpus", out="interrupted")
+    child = started(folder, "--config", "c.toml", "--data", "corpus", "--bits", "8", out="interrupted")
     wait_for(run.last, child)
     child.send_signal(signal.SIGINT)
     assert child.wait(60) == 130
@@ -105,11 +117,16 @@ def test_ctrl_c_finishes_the_round_and_the_run_goes_on_from_it(folder, uninterru
 def test_json_gives_one_event_a_round(folder, uninterrupted):
     events = [json.loads(line) for line in (folder / "whole.log").read_text().splitlines()]
     assert [event["round"] for event in events] == list(range(1, 13))
-    assert all(event["targets"] > 0 and event["dropped"] == 0 for event in events)
+    assert all(event["targets"] > 0 and event["dropped"] == 0 and event["upload_bytes"] > 0 for event in events)
     assert [event["round"] for event in events if "top1" in event] == [1, 4, 8, 12]
 
 
-def test_central_training_and_a_start_from_another_run(folder, uninterrupted):
+def test_bits_encode_the_updates_as_devices_do(uninterrupted):
+    recipe = uninterrupted.settings().recipe
+    assert (recipe.encoded, recipe.plan.bits) == (True, 8)
+
+
+def test_central_training_starts_from_another_run_and_goes_on_after_a_kill(folder, uninterrupted):
     central = trained(folder, "--config", "c.toml", "--data", "corpus", "--central", "--init", "whole", out="central")
     first, last = weights.read(uninterrupted.best), weights.read(central.best)
     assert last.tokenizer == first.tokenizer
@@ -118,14 +135,67 @@ def test_central_training_and_a_start_from_another_run(folder, uninterrupted):
     assert losses[0] < float(rounds_of(uninterrupted)[0]["loss"]) - 0.2  # it started where the other run ended
     assert losses[-1] < losses[0]
 
+    again = Run(folder / "again")
+    child = started(folder, "--config", "c.toml", "--data", "corpus", "--central", "--init", "whole", out="again")
+    wait_for(again.checkpoints / "state" / "program_state_5", child)
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    trained(folder, "--resume", out="again")
+    assert again.last.read_bytes() == central.last.read_bytes()
+    assert again.best.read_bytes() == central.best.read_bytes()
+    assert rounds_of(again) == rounds_of(central)
+
+
+def test_a_network_of_pieces_trains_from_the_command_line(folder):
+    arguments = ["--config", "c.toml", "--data", "corpus", "--tokenizer", "unigram", "--vocabulary", "60", "--rounds", "2"]
+    run = trained(folder, *arguments, out="pieces")
+    assert [float(row["top1"]) >= 0 for row in rounds_of(run)] == [True, True]
+
+
+def test_a_run_killed_before_its_first_weights_were_written_still_starts_from_another_run(folder, uninterrupted, tiny_corpus):
+    from fedboard import train as stage
+
+    settings = replace(uninterrupted.settings(), init=str(uninterrupted.path))
+    run = create(folder / "hardly", settings, replace=False)
+    words, first = stage.beginning(run.settings(), run, tiny_corpus, resume=True)
+    expected = weights.read(uninterrupted.best)
+    assert words.hash == expected.tokenizer
+    assert all((first.weights[name] == array).all() for name, array in expected.weights.items())
+
+
+def test_a_damaged_saved_state_is_named_and_the_one_before_still_serves(tmp_path):
+    from fedboard import train as stage
+
+    with asyncio.Runner() as loop:
+        states = stage._States(tmp_path, loop.run)
+        for number in (10, 20):
+            states.save([np.full(1000, number, np.float32)], number)
+        (damaged,) = (tmp_path / "program_state_20").rglob("variables.data*")
+        os.truncate(damaged, 100)
+        with pytest.raises(CheckpointError, match=r"program_state_20: cannot be read .*remove it to go on from the one before"):
+            states.load([np.zeros(1000, np.float32)])
+        shutil.rmtree(tmp_path / "program_state_20")
+        assert states.load([np.zeros(1000, np.float32)])[0][0] == 10
+
+
+def test_a_run_is_not_resumed_to_fewer_rounds_than_it_has_done(folder, uninterrupted):
+    from fedboard import train as stage
+
+    assert stage.resumed(uninterrupted.path, 20).recipe.rounds == 20
+    with pytest.raises(RunError, match="expected 12 or more, which the run has done, found 11"):
+        stage.resumed(uninterrupted.path, 11)
+
 
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
         (["--resume", "--out", "nowhere"], "nowhere: holds no run to go on with"),
         (["--resume", "--out", "whole", "--seed", "1"], "goes on with the run as it was, found --seed"),
-        (["--central", "--resume", "--out", "whole"], "trains in one go"),
+        (["--central", "--resume", "--out", "whole"], "found --central"),
+        (["--central", "--bits", "4", "--out", "x"], "sends no updates"),
         (["--out", "x", "--init", "nowhere.safetensors"], "no such file or folder"),
+        (["--out", "x", "--seed", "-1"], "expected at least 0, found -1"),
+        (["--out", "whole", "--overwrite", "--data", "corpus", "--size", "tiny", "--cohort", "4", "--workers", "127.0.0.1:9"], "127.0.0.1:9"),
         (["--out", "x", "--data", "corpus", "--cohort", "400", "--size", "tiny"], "need 400; the corpus has"),
     ],
 )

@@ -1,10 +1,15 @@
 """Recipes: schedules by hand, and what they refuse."""
 
+from pathlib import Path
+
 import pytest
 
 from device_runtime.config import from_table, from_toml, to_toml
 from device_runtime.errors import ConfigError
+from fedboard.run import Settings
 from model.recipe import Recipe, Schedule
+
+CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.toml"))
 
 
 def shares(rounds: int, **how) -> list[float]:
@@ -32,6 +37,10 @@ def test_a_warm_up_rises_linearly_before_any_schedule():
         ({"sampling": "poisson"}, "expected one of shuffled, uniform"),
         ({"server": {"schedule": {"kind": "linear"}}}, "expected one of constant, cosine, inverse_sqrt, step"),
         ({"privacy": {"mechanism": "gaussian"}}, "privacy counts every client once"),
+        ({"encoded": True, "plan": {"bits": 17}}, "expected 1 to 16, found 17"),
+        ({"encoded": True, "privacy": {"mechanism": "tree"}}, "encoded: has no privacy guarantee, found mechanism 'tree'"),
+        ({"plan": {"batch_size": 0}}, "plan.batch_size: expected at least 1, found 0"),
+        ({"seed": -1}, "seed: expected at least 0, found -1"),
         ({"cohort": 0}, "expected at least 1, found 0"),
         ({"cohrot": 5}, "unknown key"),
     ],
@@ -45,3 +54,8 @@ def test_a_recipe_survives_its_file(tmp_path):
     recipe = Recipe(cohort=7, sampling="uniform")
     (tmp_path / "r.toml").write_text(to_toml(recipe))
     assert from_toml(Recipe, tmp_path / "r.toml") == recipe
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_every_configuration_of_the_project_can_be_read(path):
+    assert from_toml(Settings, path).data == "chitchat"

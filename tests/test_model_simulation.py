@@ -10,7 +10,7 @@ import pytest
 from device_runtime.errors import CheckpointError, ConfigError
 from device_runtime.interpreter import Graph
 from model import network
-from model.recipe import ALGORITHMS, Client, Recipe, Schedule, Server
+from model.recipe import ALGORITHMS, Client, Privacy, Recipe, Schedule, Server
 
 CONSTANT = Schedule("constant")
 
@@ -84,13 +84,17 @@ def test_every_algorithm_lowers_the_loss(simulation, recipe, tiny_checkpoint, ti
     assert rounds[-1].loss < rounds[0].loss - 0.02
 
 
-def test_a_state_saved_and_loaded_by_tff_goes_on_to_the_same_bits(simulation, recipe, tiny_checkpoint, tiny_rows, tmp_path):
+PRIVATE = {"privacy": Privacy("tree", 0.1), "client": Client(weighting="uniform", schedule=CONSTANT)}
+
+
+@pytest.mark.parametrize("how", [{"encoded": True}, PRIVATE], ids=["encoded", "private"])
+def test_a_state_saved_and_loaded_by_tff_goes_on_to_the_same_bits(simulation, recipe, tiny_checkpoint, tiny_rows, tmp_path, how):
     import asyncio
 
     import tensorflow_federated as tff
 
     population = [tiny_rows[i : i + 12] for i in range(0, 120, 12)]
-    longer = replace(recipe, rounds=4, cohort=3, server=Server("fedadam", 0.02, averaging=0.5))
+    longer = replace(recipe, rounds=4, cohort=3, min_separation=2, server=Server("fedadam", 0.02, averaging=0.5), **how)
     training = simulation.Training(tiny_checkpoint.weights, population, longer)
     two = training.next(training.next(training.start()).state)
     manager = tff.program.FileProgramStateManager(tmp_path)
@@ -99,17 +103,22 @@ def test_a_state_saved_and_loaded_by_tff_goes_on_to_the_same_bits(simulation, re
     loaded = simulation.from_values(asyncio.run(manager.load(2, simulation.to_values(two.state))), again.start())
     expected, found = training.next(two.state), again.next(loaded)
     assert found.number == 3
+    np.testing.assert_array_equal(found.state.sampler.last, expected.state.sampler.last)
     assert found.loss == expected.loss
     assert same(found.weights, expected.weights)
     assert same(again.next(found.state).weights, training.next(expected.state).weights)
 
 
 def test_weighting_decides_what_a_client_counts_by(simulation, recipe, tiny_checkpoint, tiny_rows):
-    """Two clients, one of 4 rows and one of 1: the mean lies 4:1, or in the middle."""
+    """Two clients, one of 4 rows and one of 1: the mean lies 4:1, in the middle, or as their targets do, which a cap may cut."""
+    tokens = [np.count_nonzero(rows[:, 1:]) for rows in (tiny_rows[:4], tiny_rows[10:11])]
     population = [tiny_rows[:4], tiny_rows[10:11]]
     alone = [next(simulation.train(tiny_checkpoint.weights, [rows, rows], recipe)).weights["projection"] for rows in population]
-    for weighting, share in (("rows", 4 / 5), ("uniform", 1 / 2)):
-        chosen = replace(recipe, client=Client(weighting=weighting, schedule=CONSTANT))
+    cap = tokens[1] + 2.0
+    assert tokens[1] < cap < tokens[0]
+    shares = {"rows": 4 / 5, "uniform": 1 / 2, "tokens": tokens[0] / sum(tokens), "capped": cap / (cap + tokens[1])}
+    for weighting, share in shares.items():
+        chosen = replace(recipe, client=Client(weighting=weighting, weight_cap=cap, schedule=CONSTANT))
         (done,) = simulation.train(tiny_checkpoint.weights, population, chosen)
         np.testing.assert_allclose(done.weights["projection"], share * alone[0] + (1 - share) * alone[1], atol=1e-6)
 
@@ -122,16 +131,88 @@ def test_a_client_without_any_row_changes_nothing(simulation, recipe, tiny_check
 
 
 def test_a_client_whose_training_diverges_does_not_spoil_the_round(simulation, recipe, tiny_checkpoint, tiny_rows):
+    """A rate at which one batch survives and the next one overflows: of two clients only the one of a single batch counts."""
+    wild = replace(recipe, plan=replace(recipe.plan, learning_rate=1e18))
+    good, bad = tiny_rows[:4], np.tile(tiny_rows[:4], (5, 1))
+    (done,) = simulation.train(tiny_checkpoint.weights, [good, bad], replace(wild, server=Server("fedavg", 1e-18, schedule=CONSTANT)))
+    (alone,) = simulation.train(tiny_checkpoint.weights, [good, good], replace(wild, server=Server("fedavg", 1e-18, schedule=CONSTANT)))
+    assert (done.clients, done.dropped) == (2, 1)
+    assert (alone.clients, alone.dropped) == (2, 0)
+    for name, array in alone.weights.items():
+        np.testing.assert_allclose(done.weights[name], array, atol=1e-6)
+
+
+def test_a_round_in_which_every_client_diverges_stops_the_run(simulation, recipe, tiny_checkpoint, tiny_rows):
     wild = replace(recipe, plan=replace(recipe.plan, learning_rate=1e38))
-    (done,) = simulation.train(tiny_checkpoint.weights, [np.tile(tiny_rows[:4], (3, 1))] * 2, wild)
-    assert done.dropped == 2
-    assert same(done.weights, tiny_checkpoint.weights)
+    with pytest.raises(CheckpointError, match=r"round 1: training diverges: no client's update is finite, from global weights of norm \d"):
+        list(simulation.train(tiny_checkpoint.weights, [np.tile(tiny_rows[:4], (3, 1))] * 2, wild))
+
+
+def test_encoded_updates_are_clipped_and_rounded_before_they_are_averaged(simulation, recipe, tiny_checkpoint, tiny_rows):
+    """Clipped to a norm of 0.01, two clients move the weights by no more than that and the rounding; 16 bits go as far as no encoding."""
+    population = [tiny_rows[:4], tiny_rows[10:14]]
+    (plain,) = simulation.train(tiny_checkpoint.weights, population, recipe)
+    (fine,) = simulation.train(tiny_checkpoint.weights, population, replace(recipe, encoded=True, plan=replace(recipe.plan, bits=16)))
+    short = replace(recipe, encoded=True, plan=replace(recipe.plan, clipping_norm=0.01))
+    (clipped,) = simulation.train(tiny_checkpoint.weights, population, short)
+    assert fine.step == pytest.approx(plain.step, rel=1e-3)
+    assert not same(fine.weights, plain.weights)
+    assert clipped.step < 0.011 < plain.step
+    assert (fine.encoding["clipped"], clipped.encoding["clipped"]) == (0.0, 1.0)
+    assert fine.encoding["upload_bytes"] == pytest.approx(2 * clipped.encoding["upload_bytes"], rel=0.01)
+    assert plain.encoding == {}
+
+
+def test_a_schedule_sets_the_rate_of_its_round(simulation, recipe, tiny_checkpoint, tiny_rows):
+    """A warm-up of one round gives half of the rate in the first: on devices and on the server."""
+    population, warm = [tiny_rows[:4], tiny_rows[10:14]], Schedule("constant", warm_up=1)
+    (whole,) = simulation.train(tiny_checkpoint.weights, population, recipe)
+    (half,) = simulation.train(tiny_checkpoint.weights, population, replace(recipe, client=Client(schedule=warm)))
+    (slow,) = simulation.train(tiny_checkpoint.weights, population, replace(recipe, server=Server("fedavg", 1.0, schedule=warm)))
+    assert half.step == pytest.approx(whole.step / 2, rel=1e-4)  # one batch each: a step is linear in the rate
+    assert slow.step == pytest.approx(whole.step / 2, rel=1e-4)
+
+
+def test_server_optimizers_follow_their_formulas():
+    """Two steps from 1 down the mean deltas 0.5 and -0.25, at rate 0.1, by the formulas of the papers as TFF has them."""
+    import tensorflow as tf
+
+    from model import simulation
+
+    def moved(server: Server) -> list[float]:
+        optimizer, at = simulation._optimizer(server), tf.constant(1.0)
+        state, seen = optimizer.initialize(tf.TensorSpec([])), []
+        for delta in (0.5, -0.25):
+            state, at = optimizer.next(state, at, tf.constant(delta))
+            seen.append(float(at))
+        return seen
+
+    assert moved(Server("fedavg", 0.1)) == pytest.approx([0.95, 0.975])
+    assert moved(Server("fedprox", 0.1)) == pytest.approx([0.95, 0.975])
+    assert moved(Server("fedavgm", 0.1, momentum=0.9)) == pytest.approx([0.95, 0.95 - 0.1 * (0.9 * 0.5 - 0.25)])
+    accumulated = 0.1 + 0.5**2  # TFF starts with 0.1
+    first = 1 - 0.1 * 0.5 / accumulated**0.5
+    assert moved(Server("fedadagrad", 0.1, epsilon=0.0)) == pytest.approx([first, first + 0.1 * 0.25 / (accumulated + 0.25**2) ** 0.5])
+    mean = 0.9 * 0.05 - 0.1 * 0.25
+    rates = [0.1 * (1 - 0.8**n) ** 0.5 / (1 - 0.9**n) for n in (1, 2)]
+    first = 1 - rates[0] * 0.05 / 0.05**0.5
+    adam, yogi = (Server(name, 0.1, momentum=0.9, beta_2=0.8, epsilon=0.0) for name in ("fedadam", "fedyogi"))
+    assert moved(adam) == pytest.approx([first, first - rates[1] * mean / (0.8 * 0.05 + 0.2 * 0.0625) ** 0.5])
+    assert moved(yogi) == pytest.approx([first, first - rates[1] * mean / (0.05 + 0.2 * 0.0625) ** 0.5], abs=1e-4)  # TFF starts with 1e-6
 
 
 def test_a_run_that_diverges_stops_with_the_round_and_the_norm(simulation, recipe, tiny_checkpoint, tiny_rows):
     wild = replace(recipe, rounds=3, server=Server("fedavg", 1e6, schedule=CONSTANT))
     with pytest.raises(CheckpointError, match=r"round \d: training diverges: the norm of the global weights went from .* to"):
         list(simulation.train(tiny_checkpoint.weights, [tiny_rows[:8]] * 2, wild))
+
+
+def test_the_longest_work_comes_first_and_is_shared_out_among_machines():
+    from model.simulation import dealt
+
+    data = [[np.zeros((steps, 8, 7), np.int32)] for steps in (1, 5, 3, 4, 2)]
+    assert [len(own) for (own,) in dealt(data, 1)] == [5, 4, 3, 2, 1]
+    assert [len(own) for (own,) in dealt(data, 2)] == [5, 3, 1, 4, 2]
 
 
 def test_a_population_too_small_for_the_cohort_is_refused(simulation, recipe, tiny_checkpoint, tiny_rows):

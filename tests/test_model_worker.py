@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from device_runtime.errors import RunError
 from model import child_process, worker
+from model.recipe import Client, Privacy, Recipe
 
 CLIENTS = [1.0, 10.0, 100.0, 1000.0, 10000.0]  # 11111 is every client counted once
 SERVE = """
@@ -249,6 +250,28 @@ def test_a_remote_worker_that_is_killed_at_work_and_started_again_changes_nothin
         total, mean = workers.call(lambda: gate.sum_and_mean(CLIENTS), 120)
     assert total == 11111
     assert mean == pytest.approx(101010101 / 11111, rel=1e-6)  # weighted by themselves
+
+
+PRIVATE = {"privacy": Privacy("tree", 0.1), "client": Client(weighting="uniform")}
+
+
+@pytest.mark.parametrize("how", [{"encoded": True}, PRIVATE], ids=["encoded", "private"])
+def test_rounds_split_over_two_workers_are_those_of_one_machine_to_rounding(serve, tiny_checkpoint, tiny_rows, tiny_plan, how):
+    """One of the two is killed between the rounds."""
+    from model import simulation
+
+    recipe = Recipe("tiny", vocabulary=40, rounds=2, cohort=3, plan=tiny_plan, **how)
+    population = [tiny_rows[i : i + 8] for i in range(0, 48, 8)]
+    with worker.running(2):
+        *_, expected = simulation.train(tiny_checkpoint.weights, population, recipe)
+    served = [serve().listened(), serve().listened()]
+    with worker.remote([one.address for one in served]):
+        rounds = simulation.train(tiny_checkpoint.weights, population, recipe)
+        next(rounds)
+        os.kill(served[0].worker(), signal.SIGKILL)
+        found = next(rounds)
+    for name, array in expected.weights.items():
+        np.testing.assert_allclose(found.weights[name], array, atol=1e-5)
 
 
 def test_a_remote_worker_that_stays_away_ends_the_round_at_its_deadline_by_name(serve, gate):
