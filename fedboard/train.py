@@ -6,7 +6,6 @@ resumed ends with the same bytes as one that was not: what was written after the
 
 import asyncio
 import contextlib
-import ctypes
 import gc
 import os
 import shutil
@@ -204,9 +203,11 @@ class _States:
         self._manager = tff.program.FileProgramStateManager(folder, STATE, keep_total=2, keep_first=False)
 
     def save(self, values: list, version: int) -> None:
+        from model.simulation import release_memory
+
         if version not in (self._run(self._manager.get_versions()) or []):
             self._run(self._manager.save(values, version))
-            _return_memory()
+            release_memory()
 
     def load(self, like: list) -> list | None:
         """The newest state, or None. Raises CheckpointError for one that is damaged or of another training."""
@@ -238,17 +239,6 @@ class _Curves:
                 await manager.release(measured, number)
 
         self._wait(both())
-
-
-def _return_memory() -> None:
-    """Give up what saving a state leaves behind: TensorFlow traces five new functions for each and keeps them ready to be called again (0.2 MB),
-    and glibc keeps what was freed for the thread that freed it.
-    """
-    from tensorflow.python.eager import context  # the public way, Keras's clear_session, also resets graphs that TFF is building
-
-    context.context().clear_kernel_cache()
-    with contextlib.suppress(OSError, AttributeError):  # another C library, which has no such function
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 @contextlib.contextmanager
