@@ -11,7 +11,7 @@ from device_runtime.wire import Plan
 from model.corpus import Utterance
 from model.recipe import Client
 
-KEPT = 1024  # clients whose rows are kept in memory, the last ones drawn
+KEPT = 256  # clients whose rows are kept in memory, the last ones drawn (about 20 kB each; making them again takes a millisecond)
 
 
 class Clients(Sequence):

@@ -185,9 +185,11 @@ class Workers:
     def _executor_of(self, address: str, channel) -> Callable:
         import tensorflow_federated as tff
 
+        from model.executor import Executor
+
         stub = tff.framework.RemoteExecutorGrpcStub(channel)
 
-        def executor(cardinalities: dict) -> tff.framework.RemoteExecutor:
+        def executor(cardinalities: dict) -> Executor:
             # TFF asks here before it tries again. Waiting for the worker here spares its own waits, which grow to half a minute,
             # and an error that is not gRPC's ends the computation.
             while silent([address], _START_S, lambda: self.failure) and not self.failure:
@@ -195,7 +197,7 @@ class Workers:
             if self.failure:
                 raise self.failure
             cardinalities.setdefault(tff.CLIENTS, 0)
-            remote_executor = tff.framework.RemoteExecutor(stub)
+            remote_executor = Executor(stub)
             remote_executor.set_cardinalities(cardinalities)
             return remote_executor
 

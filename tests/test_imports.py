@@ -24,7 +24,7 @@ OUTSIDE = {  # packages that only some files of a room may import
         *("conversion/export.py", "conversion/parity.py"),
     },
     "tensorflow_federated": {
-        *(f"model/{name}.py" for name in ("central", "simulation", "aggregators", "worker", "tff_corpora")),
+        *(f"model/{name}.py" for name in ("central", "simulation", "aggregators", "executor", "worker", "tff_corpora")),
         "fedboard/train.py",
     },
     "tflite_runtime": {"device_runtime/interpreter.py"},
