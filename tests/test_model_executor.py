@@ -10,7 +10,13 @@ from tensorflow_federated.proto.v0 import executor_pb2
 from model.executor import write
 
 leaves = st.sampled_from([np.float32(0.5), np.int64(-3), np.zeros(0, np.float32), np.arange(6, dtype=np.float32).reshape(2, 3)])
-structures = st.recursive(leaves, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text("abc", min_size=1, max_size=2), inner, max_size=3))
+
+
+def containers(inner: st.SearchStrategy) -> st.SearchStrategy:
+    return st.lists(inner, max_size=3) | st.dictionaries(st.text("abc", min_size=1, max_size=2), inner, max_size=3)
+
+
+structures = st.recursive(leaves, containers)
 
 
 def type_of(value) -> tff.Type:
