@@ -23,7 +23,7 @@ from device_runtime.errors import CheckpointError, RunError
 from device_runtime.text import Vocabulary
 from fedboard import console
 from fedboard.run import Run, Settings, checkpoint_of, create, require_fit, require_free, vocabulary_of, write_whole
-from model import cohorts, corpus, evaluation, network, vocabulary, worker
+from model import cohorts, corpus, evaluation, memory, network, vocabulary, worker
 from model.clients import Clients
 from model.recipe import Recipe
 
@@ -70,6 +70,8 @@ def train(
     if recipe.encoded and recipe.plan.bits < 8 and recipe.server.algorithm in ("fedadam", "fedyogi", "fedadagrad"):
         console.say(f"{recipe.plan.bits} bits suit fedavgm better than {recipe.server.algorithm}, which scales their noise up: docs/results.md")
 
+    if not settings.central:
+        memory.use_one_heap()  # before TensorFlow starts its threads
     from model import central, simulation  # TensorFlow and TFF: some twenty seconds
 
     population = Clients(users.train, words, recipe.plan.length)

@@ -3,8 +3,6 @@
 A learning process composed of TFF's own parts: its distributor, its aggregators, its server optimizers; only the client's work is ours.
 """
 
-import contextlib
-import ctypes
 import os
 import time
 from collections import OrderedDict
@@ -21,7 +19,7 @@ from tensorflow.python.eager import context
 
 from device_runtime.errors import CheckpointError
 from device_runtime.weights import Weights
-from model import aggregators, cohorts, packed
+from model import aggregators, cohorts, memory, packed
 from model.clients import batches
 from model.recipe import Recipe, Schedule, Server
 
@@ -145,11 +143,10 @@ def from_values(values: list, like: State) -> State:
 
 def release_memory() -> None:
     """Give up what saving a state leaves behind: TensorFlow traces five new functions for each and keeps them ready to be called again (0.2 MB),
-    and glibc keeps what was freed for the thread that freed it.
+    and glibc keeps what was freed.
     """
     context.context().clear_kernel_cache()  # the public way, Keras's clear_session, also resets graphs that TFF is building
-    with contextlib.suppress(OSError, AttributeError):  # another C library, which has no such function
-        ctypes.CDLL(None).malloc_trim(0)
+    memory.trim()
 
 
 def train(initial: Weights, population: Sequence[np.ndarray], recipe: Recipe) -> Iterator[Round]:

@@ -24,22 +24,13 @@ from typing import TypeVar
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from device_runtime.errors import RunError
-from model import child_process
+from model import child_process, memory
 
 _Result = TypeVar("_Result")
 _ADDRESS = re.compile(r"([A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\]):([0-9]{1,5})")
 _START_S = 30.0
 _PROBE_S = 3.0
 _PAUSE_S = 1.0  # before a worker is started again, so that one that cannot live does not keep a core busy
-# Each client's tensors are freed before the next one's are made. glibc would return the larger ones to the kernel every time and fetch them again
-# page by page, 25,000 page faults a round at 1.4M parameters, and threads that do so wait for each other. These keep them, in few large pages.
-_ALLOCATION = {
-    "MALLOC_ARENA_MAX": "1",
-    "MALLOC_MMAP_THRESHOLD_": str(32 << 20),  # the most that glibc accepts
-    "MALLOC_TRIM_THRESHOLD_": str(512 << 20),
-    "MALLOC_TOP_PAD_": str(32 << 20),
-    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
-}
 _CHANNEL = [
     ("grpc.max_send_message_length", -1),
     ("grpc.max_receive_message_length", -1),
@@ -315,7 +306,7 @@ def _start(port: int, threads: int, log: Path | None) -> subprocess.Popen:
         raise RunError("TFF worker", "TensorFlow Federated is not installed", "install the `simulation` extra")
     binary = Path(found.submodule_search_locations[0]) / "data" / "worker_binary"
     command = [str(binary), f"--port={port}", f"--max_concurrent_computation_calls={threads}"]
-    return child_process.start(command, log, {**_ALLOCATION, "TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": str(threads)})
+    return child_process.start(command, log, {**memory.WORKER, "TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": str(threads)})
 
 
 def _require_free(port: int) -> None:
