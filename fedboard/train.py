@@ -70,8 +70,8 @@ def train(
     if recipe.encoded and recipe.plan.bits < 8 and recipe.server.algorithm in ("fedadam", "fedyogi", "fedadagrad"):
         console.say(f"{recipe.plan.bits} bits suit fedavgm better than {recipe.server.algorithm}, which scales their noise up: docs/results.md")
 
-    if not settings.central:
-        memory.use_one_heap()  # before TensorFlow starts its threads
+    if not settings.central:  # which trains in this process, in many threads
+        memory.use_one_heap()  # before TensorFlow starts its own
     from model import central, simulation  # TensorFlow and TFF: some twenty seconds
 
     population = Clients(users.train, words, recipe.plan.length)

@@ -6,9 +6,7 @@ from tensorflow_federated.python.core.impl.executors.remote_executor import Remo
 
 
 class Executor(tff.framework.RemoteExecutor):
-    """TFF builds a message from the inside out and copies what is inside into each level: a tenth of a second for the state of FedAdam at 1.4M
-    parameters, while all cores wait. Here the message is built where it stays.
-    """
+    """TFF builds a message from the inside out and copies what is inside into each level, while all cores wait. Here it is built where it stays."""
 
     async def create_value(self, value: object, type_spec: tff.Type | None = None) -> RemoteValue:
         if not isinstance(type_spec, tff.FederatedType) or not type_spec.all_equal:

@@ -4,7 +4,7 @@ import contextlib
 import ctypes
 
 # Each client's tensors are freed before the next one's are made. glibc would return the larger ones to the kernel every time and fetch them again
-# page by page, 25,000 page faults a round at 1.4M parameters, and threads that do so wait for each other. These keep them, in few large pages.
+# page by page, and threads that do so wait for each other. These keep them, in few large pages.
 WORKER = {
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_THRESHOLD_": str(32 << 20),  # the most that glibc accepts
