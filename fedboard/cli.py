@@ -1,7 +1,6 @@
 """The command line: thin commands over the stages. Nothing heavy is imported before the command that needs it."""
 
 import contextlib
-import json
 import sys
 import time
 from dataclasses import asdict, replace
@@ -11,20 +10,14 @@ from typing import Annotated
 import typer
 
 from device_runtime.errors import FedboardError, RunError
-from fedboard import console
+from fedboard import bundle_commands, console, device_commands
+from fedboard.options import Data, Json, Seed, Trust, emit
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Keyboard prediction by federated learning.")
 data_app = typer.Typer(no_args_is_help=True, help="Corpora: import your own, look at one.")
-bundle_app = typer.Typer(no_args_is_help=True, help="Bundles: what a device installs.")
-device_app = typer.Typer(no_args_is_help=True, help="Devices: simulated phones with typing logs.")
 app.add_typer(data_app, name="data")
-app.add_typer(bundle_app, name="bundle")
-app.add_typer(device_app, name="device")
-
-Data = Annotated[str, typer.Option("--data", help="`chitchat`, `stackoverflow`, `shakespeare`, or a directory made by `fedboard data import`.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
-Trust = Annotated[list[Path] | None, typer.Option(help="Public key file of a bundle's maker; by default our own, runs/keys/signing.pub.")]
-Seed = Annotated[int, typer.Option(help="Repeats the run.")]
+app.add_typer(bundle_commands.app, name="bundle")
+app.add_typer(device_commands.app, name="device")
 
 
 def main() -> None:
@@ -45,12 +38,6 @@ def main() -> None:
         error.show()
         code = 2
     sys.exit(code or 0)
-
-
-def emit(value: object) -> None:
-    """One JSON object on standard output, whatever the console is told."""
-    sys.stdout.write(json.dumps(value) + "\n")
-    sys.stdout.flush()
 
 
 @data_app.command("import")
@@ -191,19 +178,6 @@ def export(
     console.say(f"next: fedboard bundle verify {path}; fedboard predict {path} 'i will see you'")
 
 
-@bundle_app.command("verify")
-def bundle_verify(path: Annotated[Path, typer.Argument(help="Bundle folder.")], trust: Trust = None, as_json: Json = False) -> None:
-    """Check signature, sizes, hashes and vocabulary of a bundle, as a device does before it opens one."""
-    from fedboard.run import open_bundle
-
-    manifest = open_bundle(path, trust).manifest
-    if as_json:
-        return emit(asdict(manifest))
-    console.table(f"{path}: whole, and signed by a trusted key", ["file", "bytes"], [[n, f"{f.bytes:,}"] for n, f in manifest.files.items()])
-    line = manifest.lineage
-    console.say(f"network `{manifest.network}`, {manifest.vocabulary:,} ids; corpus {line.corpus}, round {line.round}; privacy {line.privacy}")
-
-
 @app.command()
 def evaluate(
     targets: Annotated[list[str], typer.Argument(help="Runs, .safetensors checkpoints, bundles, or unigram, kn2, kn3, kn4.")],
@@ -310,46 +284,6 @@ def serve(
     settings = from_toml(stage.ServerSettings, config) if config else stage.ServerSettings()
     opened = open_bundle(bundle, trust) if bundle else None
     stage.serve(dir, opened, settings, host, port, time.time())
-
-
-@device_app.command("create")
-def device_create(
-    folder: Annotated[Path, typer.Argument(help="Where the devices' folders go.")],
-    bundle: Annotated[Path, typer.Option(help="Bundle they install.")],
-    data: Data = "chitchat",
-    count: Annotated[int, typer.Option(help="Devices, each with the typing log of one train user.")] = 24,
-    rounds: Annotated[int, typer.Option(help="Rounds their simulated conditions are drawn for.")] = 6,
-    min_examples: Annotated[int, typer.Option(help="Fewest messages of a user.")] = 40,
-    seed: Seed = 0,
-    trust: Trust = None,
-) -> None:
-    """Make simulated phones: typing log, key, installed bundle, and a trace of when each is charging, on WiFi and idle."""
-    from fedboard import devices
-    from fedboard.run import trusted_keys
-    from model import corpus
-
-    made = devices.create_population(folder, bundle, trusted_keys(trust), corpus.load(data).train, count, rounds, min_examples, seed)
-    console.say(f"{len(made)} devices in {folder}\nnext: fedboard device run {folder}/device-* --server URL --rounds {rounds}")
-
-
-@device_app.command("run")
-def device_run(
-    homes: Annotated[list[Path], typer.Argument(help="Folders of devices; they take turns in this process.")],
-    server: Annotated[str, typer.Option(help="Address of the server, such as http://127.0.0.1:8000.")],
-    rounds: Annotated[int, typer.Option(help="Rounds to take part in.")] = 1,
-    outcomes: Annotated[Path | None, typer.Option(help="Append one JSON line per turn.")] = None,
-    as_json: Json = False,
-) -> None:
-    """Let devices check in, fine-tune and upload. TensorFlow cannot be imported in this process."""
-    from fedboard import devices
-
-    devices.block_tensorflow()
-    if as_json:
-        console.quiet()
-    totals = devices.run(homes, server, rounds, outcomes)
-    if as_json:
-        return emit(totals)
-    console.say(f"{totals['counted']} updates counted, {totals['bytes_up']:,} bytes up, peak memory {totals['peak_memory_mb']:.0f} MB")
 
 
 @app.command()

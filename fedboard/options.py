@@ -1,0 +1,19 @@
+"""What several commands share: their common options, and how they print one JSON object."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Data = Annotated[str, typer.Option("--data", help="`chitchat`, `stackoverflow`, `shakespeare`, or a directory made by `fedboard data import`.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+Trust = Annotated[list[Path] | None, typer.Option(help="Public key file of a bundle's maker; by default our own, runs/keys/signing.pub.")]
+Seed = Annotated[int, typer.Option(help="Repeats the run.")]
+
+
+def emit(value: object) -> None:
+    """One JSON object on standard output, whatever the console is told."""
+    sys.stdout.write(json.dumps(value) + "\n")
+    sys.stdout.flush()
