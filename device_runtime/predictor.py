@@ -1,7 +1,9 @@
 """Suggestions: a bundle and what was typed -> the likeliest words with probabilities."""
 
 from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -9,6 +11,9 @@ from device_runtime.bundle import Bundle
 from device_runtime.interpreter import Graph
 from device_runtime.metrics import STRIP, top_words
 from device_runtime.text import normalise
+from device_runtime.weights import Weights
+
+KEPT = 32  # tokens whose states are kept: so far one can go back without starting anew
 
 
 @dataclass(frozen=True)
@@ -17,18 +22,41 @@ class Suggestion:
     probability: float  # of this word next; with a prefix, among the words that start so
 
 
-class Predictor:
-    """Remembers the network's state after the last context, so that typing on costs one step a word. One per thread."""
+def centred(best_first: Sequence[Any]) -> list[Any]:
+    """A strip as it is shown, the best in the centre.
 
-    def __init__(self, bundle: Bundle):
-        """Raises VocabularyError for a bundle of pieces, which this cannot join to words."""
+    >>> centred(["best", "second", "third"])
+    ['second', 'best', 'third']
+    """
+    return [*best_first[1::2][::-1], *best_first[::2]]
+
+
+@dataclass(frozen=True)
+class _Read:
+    """Where the network stands after a token."""
+
+    token: int
+    state: dict[str, np.ndarray]
+    log_probs: np.ndarray  # float32 [vocabulary], of the next
+
+
+class Predictor:
+    """Remembers the states along the last context: a key within a word costs no step, a new word one, a deleted one none. One per thread."""
+
+    def __init__(self, bundle: Bundle, weights: Weights | None = None, own: None = None, blocked: frozenset[str] = frozenset()):
+        """Personal float `weights` take the place of the bundle's. Words of `blocked` and of the bundle's own list are never suggested.
+
+        Raises VocabularyError for a bundle of pieces, which this cannot join to words.
+        """
         bundle.vocabulary.require_words("the strip of a device")
         self.vocabulary = bundle.vocabulary
-        self._graph = Graph(bundle.predict_graph)
+        self._weights = weights
+        self._graph = Graph(bundle.predict_graph if weights is None else bundle.train_graph)
         self._widths = bundle.manifest.embedding, bundle.manifest.units
-        self._ids: list[int] = []
-        self._state = self.start(1)
-        self._log_probs = np.empty(0, np.float32)
+        self._blocked = {normalise(word) for word in blocked | getattr(bundle, "blocked", frozenset())}
+        self._blocked_ids = [i for i, token in enumerate(self.vocabulary.tokens) if token in self._blocked]
+        self._before: list[int] = []  # tokens whose states were let go
+        self._read: list[_Read] = []
 
     def start(self, rows: int) -> dict[str, np.ndarray]:
         """The state before the first token, for `rows` texts at once."""
@@ -37,28 +65,42 @@ class Predictor:
 
     def step(self, tokens: np.ndarray, state: dict[str, np.ndarray]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """One token further: int32 [rows] -> log-probabilities of the next, float32 [rows, vocabulary], and the state after it."""
-        result = self._graph.run("predict", token=tokens, **state)
+        if self._weights is None:
+            result = self._graph.run("predict", token=tokens, **state)
+        else:  # this signature takes one text
+            rows = [{name: array[i : i + 1] for name, array in state.items()} for i in range(len(tokens))]
+            results = [self._graph.run("step", token=tokens[i : i + 1], **row, **self._weights) for i, row in enumerate(rows)]
+            result = {name: np.concatenate([each[name] for each in results]) for name in results[0]}
         return result["log_probs"], {"hidden": result["hidden"], "cell": result["cell"]}
 
     def suggest(self, context: str, prefix: str = "", k: int = STRIP) -> list[Suggestion]:
         """The k likeliest words after `context`, best first; only those that start with `prefix`, if given. Punctuation is never suggested."""
-        log_probs = self._after(self.vocabulary.encode(context))
+        log_probs = self._after(self.vocabulary.encode(context)).copy()
+        log_probs[self._blocked_ids] = -np.inf
         if not prefix:
             best = top_words(log_probs[None], k)[0]
-            return [Suggestion(self.vocabulary.tokens[i], float(np.exp(log_probs[i]))) for i in best]
+            return [Suggestion(self.vocabulary.tokens[i], float(np.exp(log_probs[i]))) for i in best if np.isfinite(log_probs[i])]
         prefix = normalise(prefix)
         words, ids = self.vocabulary.alphabetical
         start, end = bisect_left(words, prefix), bisect_left(words, prefix + "\uffff")
         found = log_probs[ids[start:end]]
         total = np.exp(found).sum()
-        return [Suggestion(words[start + i], float(np.exp(found[i]) / total)) for i in np.argsort(-found, kind="stable")[:k]]
+        order = [i for i in np.argsort(-found, kind="stable")[:k] if np.isfinite(found[i])]
+        return [Suggestion(words[start + i], float(np.exp(found[i]) / total)) for i in order]
 
     def _after(self, ids: list[int]) -> np.ndarray:
-        """Log-probabilities after a context, float32 [vocabulary]; reuses the state if the context only grew."""
-        if self._ids != ids[: len(self._ids)]:
-            self._ids, self._state = [], self.start(1)
-        for token in ids[len(self._ids) :]:
-            log_probs, self._state = self.step(np.array([token], np.int32), self._state)
-            self._log_probs = log_probs[0]
-        self._ids = ids
-        return self._log_probs
+        """Log-probabilities after a context, float32 [vocabulary]; steps only over what the states kept do not cover."""
+        gone = len(self._before)
+        pairs = enumerate(zip((read.token for read in self._read), ids[gone:], strict=False))
+        same = next((i for i, (kept, token) in pairs if kept != token), min(len(self._read), len(ids) - gone))
+        if same <= 0 or ids[:gone] != self._before:
+            gone = same = 0
+            self._before = []
+        del self._read[same:]
+        for token in ids[gone + same :]:
+            state = self._read[-1].state if self._read else self.start(1)
+            log_probs, state = self.step(np.array([token], np.int32), state)
+            self._read.append(_Read(token, state, log_probs[0]))
+            if len(self._read) > KEPT:
+                self._before.append(self._read.pop(0).token)
+        return self._read[-1].log_probs

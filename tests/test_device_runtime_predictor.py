@@ -1,9 +1,11 @@
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from device_runtime.bundle import TOKENIZER, Bundle
 from device_runtime.errors import VocabularyError
-from device_runtime.predictor import Predictor
+from device_runtime.predictor import KEPT, Predictor, centred
 from device_runtime.text import is_word
 from model import network
 from model.vocabulary import build_unigram
@@ -38,6 +40,81 @@ def test_a_prefix_gives_the_words_that_start_so_and_their_shares_sum_to_one(pred
 def test_typing_on_gives_what_starting_anew_gives(predictor, tiny_bundle):
     for context in ("", "i", "i will", "i will see", "you like", "i will see qwertz my"):
         assert predictor.suggest(context) == Predictor(tiny_bundle).suggest(context)
+
+
+@pytest.fixture
+def counted(tiny_bundle):
+    """A predictor and the tokens it stepped over."""
+    predictor, stepped = Predictor(tiny_bundle), []
+    step = predictor.step
+    predictor.step = lambda tokens, state: stepped.extend(tokens.tolist()) or step(tokens, state)
+    return predictor, stepped
+
+
+def test_a_key_within_a_word_costs_no_step_a_finished_word_one_and_a_deleted_word_none(counted):
+    predictor, stepped = counted
+    for context, prefix, steps in [
+        ("", "", 1),
+        ("", "i", 0),
+        ("i ", "", 1),
+        ("i ", "w", 0),
+        ("i ", "wi", 0),
+        ("i will ", "", 1),
+        ("i will see ", "", 1),
+        ("i will ", "se", 0),
+        ("i ", "", 0),
+        ("i like ", "", 1),
+        ("", "", 0),
+        ("you ", "", 1),
+    ]:
+        stepped.clear()
+        predictor.suggest(context, prefix)
+        assert len(stepped) == steps, (context, prefix)
+
+
+def test_going_back_further_than_states_are_kept_starts_anew_and_says_the_same(counted, tiny_bundle):
+    predictor, stepped = counted
+    words = ["i", "will", "see", "my", "dog"] * 12
+    assert len(words) > KEPT
+    predictor.suggest(" ".join(words))
+    for length in (len(words) - 1, 40, 30, 20, 1, 0):
+        assert predictor.suggest(" ".join(words[:length])) == Predictor(tiny_bundle).suggest(" ".join(words[:length]))
+    stepped.clear()
+    predictor.suggest(" ".join(words))
+    assert len(stepped) == len(words)
+
+
+@settings(max_examples=25, deadline=None)
+@given(edits=st.lists(st.tuples(st.integers(0, 45), st.lists(st.sampled_from(["i", "will", "see", "xqz", "my", "!"]), max_size=5)), max_size=8))
+def test_however_one_types_and_deletes_the_strip_is_that_of_the_text(edits, predictor, tiny_bundle):
+    typed = []
+    for deleted, added in edits:
+        typed = [*typed[: max(len(typed) - deleted, 0)], *added]
+        predictor.suggest(" ".join(typed))
+    assert predictor.suggest(" ".join(typed)) == Predictor(tiny_bundle).suggest(" ".join(typed))
+
+
+def test_personal_weights_take_the_place_of_the_bundles(tiny_bundle, predictor):
+    weights = {name: array.copy() for name, array in tiny_bundle.checkpoint.weights.items()}
+    same = Predictor(tiny_bundle, weights)
+    for here, there in zip(same.suggest("i will see"), predictor.suggest("i will see"), strict=True):
+        assert here.probability == pytest.approx(there.probability, rel=0.1)
+    weights["output_bias"][tiny_bundle.vocabulary.id("tomorrow")] += 20
+    assert Predictor(tiny_bundle, weights).suggest("i will see")[0].word == "tomorrow"
+
+
+def test_a_blocked_word_is_suggested_neither_next_nor_as_a_completion(tiny_bundle, predictor):
+    best = predictor.suggest("i will see")[0].word
+    careful = Predictor(tiny_bundle, blocked=frozenset({best.upper()}))
+    assert [s.word for s in careful.suggest("i will see")][:2] == [s.word for s in predictor.suggest("i will see")][1:]
+    assert best in {s.word for s in predictor.suggest("i will see", best)}
+    assert best not in {s.word for s in careful.suggest("i will see", best)}
+    assert Predictor(tiny_bundle, blocked=frozenset(tiny_bundle.vocabulary.tokens)).suggest("i") == []
+
+
+@pytest.mark.parametrize(("best_first", "shown"), [("", ""), ("a", "a"), ("ab", "ba"), ("abc", "bac"), ("abcde", "dbace")])
+def test_the_best_stands_in_the_centre_of_the_strip(best_first, shown):
+    assert centred(list(best_first)) == list(shown)
 
 
 def test_a_bundle_of_pieces_is_refused_before_its_graph_is_opened(tiny_bundle):
