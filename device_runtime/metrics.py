@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-from device_runtime.text import FIRST_WORD, OOV, Vocabulary
+from device_runtime.text import FIRST_WORD, OOV
 
 STRIP = 3  # suggestions shown
 MACRO_TARGETS = 20  # a user with fewer targets is left out of the mean over users
@@ -52,16 +52,23 @@ def top_words(log_probs: np.ndarray, k: int = STRIP) -> np.ndarray:
     return found + FIRST_WORD
 
 
-def keystrokes(log_probs: np.ndarray, words: Sequence[str], ids: np.ndarray, shown: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:
+def blocked_ids(words: Sequence[str], blocked: frozenset[str]) -> list[int]:
+    """Ids of the words that must not be suggested."""
+    return [i for i, word in enumerate(words) if word in blocked] if blocked else []
+
+
+def keystrokes(
+    log_probs: np.ndarray, words: Sequence[str], ids: np.ndarray, shown: np.ndarray, alphabetical: tuple[list[str], list[int]]
+) -> np.ndarray:
     """Keystrokes for one word after each context: letters typed until the strip shows it and one to accept; all letters and a space if it never does.
 
     log_probs is float [n, vocabulary]; words, ids (OOV if unknown) and shown (whether the strip offers the word before its first letter) have n.
+    alphabetical are all words that may be offered and their ids, as `Vocabulary.alphabetical` gives them.
     Completions are the three likeliest words with the typed prefix; ties go to the more frequent word.
     """
     keys = np.where(shown, 1, [len(word) + 1 for word in words])
     own = log_probs[np.arange(len(ids)), ids]
-    alphabet = vocabulary.alphabetical[0]
-    order = np.array(vocabulary.alphabetical[1])
+    alphabet, order = alphabetical[0], np.array(alphabetical[1])
     waiting = np.flatnonzero(~shown & (ids != OOV)).tolist()
     typed = 0
     while waiting:

@@ -9,8 +9,9 @@ import numpy as np
 
 from device_runtime.bundle import Bundle
 from device_runtime.interpreter import Graph
-from device_runtime.metrics import STRIP, top_words
-from device_runtime.text import normalise
+from device_runtime.metrics import STRIP, blocked_ids, top_words
+from device_runtime.own_words import OwnWords
+from device_runtime.text import BOS, normalise, tokenise
 from device_runtime.weights import Weights
 
 KEPT = 32  # tokens whose states are kept: so far one can go back without starting anew
@@ -43,8 +44,9 @@ class _Read:
 class Predictor:
     """Remembers the states along the last context: a key within a word costs no step, a new word one, a deleted one none. One per thread."""
 
-    def __init__(self, bundle: Bundle, weights: Weights | None = None, own: None = None, blocked: frozenset[str] = frozenset()):
-        """Personal float `weights` take the place of the bundle's. Words of `blocked` and of the bundle's own list are never suggested.
+    def __init__(self, bundle: Bundle, weights: Weights | None = None, own: OwnWords | None = None, blocked: frozenset[str] = frozenset()):
+        """Personal float `weights` take the place of the bundle's. The user's `own` words are mixed in while they are ahead of the network alone.
+        Words of `blocked` and of the bundle's own list are never suggested.
 
         Raises VocabularyError for a bundle of pieces, which this cannot join to words.
         """
@@ -53,8 +55,9 @@ class Predictor:
         self._weights = weights
         self._graph = Graph(bundle.predict_graph if weights is None else bundle.train_graph)
         self._widths = bundle.manifest.embedding, bundle.manifest.units
-        self._blocked = {normalise(word) for word in blocked | getattr(bundle, "blocked", frozenset())}
-        self._blocked_ids = [i for i, token in enumerate(self.vocabulary.tokens) if token in self._blocked]
+        self.own = own
+        self._blocked = frozenset(normalise(word) for word in blocked | getattr(bundle, "blocked", frozenset()))
+        self._mixed: tuple[object, np.ndarray] = None, np.empty(0)  # of which context, and its scores
         self._before: list[int] = []  # tokens whose states were let go
         self._read: list[_Read] = []
 
@@ -75,18 +78,39 @@ class Predictor:
 
     def suggest(self, context: str, prefix: str = "", k: int = STRIP) -> list[Suggestion]:
         """The k likeliest words after `context`, best first; only those that start with `prefix`, if given. Punctuation is never suggested."""
-        log_probs = self._after(self.vocabulary.encode(context)).copy()
-        log_probs[self._blocked_ids] = -np.inf
+        scores, words = self._scores(tokenise(context))
         if not prefix:
-            best = top_words(log_probs[None], k)[0]
-            return [Suggestion(self.vocabulary.tokens[i], float(np.exp(log_probs[i]))) for i in best if np.isfinite(log_probs[i])]
+            best = top_words(scores[None], k)[0]
+            return [Suggestion(words[i], float(np.exp(scores[i]))) for i in best if np.isfinite(scores[i])]
         prefix = normalise(prefix)
-        words, ids = self.vocabulary.alphabetical
-        start, end = bisect_left(words, prefix), bisect_left(words, prefix + "\uffff")
-        found = log_probs[ids[start:end]]
+        alphabet, ids = self.own.alphabetical if self.own else self.vocabulary.alphabetical
+        candidates = np.array(ids[bisect_left(alphabet, prefix) : bisect_left(alphabet, prefix + "\uffff")], np.int64)
+        found = scores[candidates]
         total = np.exp(found).sum()
-        order = [i for i in np.argsort(-found, kind="stable")[:k] if np.isfinite(found[i])]
-        return [Suggestion(words[start + i], float(np.exp(found[i]) / total)) for i in order]
+        order = np.lexsort((candidates, -found))[:k]  # ties go to the more frequent word
+        return [Suggestion(words[candidates[i]], float(np.exp(found[i]) / total)) for i in order if np.isfinite(found[i])]
+
+    def typed(self, message: str) -> None:
+        """Learn from a message that was sent: the own words are judged on it, then it is counted among them. Nothing without own words."""
+        tokens = tokenise(message)
+        if self.own is None or not tokens:
+            return
+        ids = self.vocabulary.ids(tokens)
+        self.own.hold_back(tokens, np.array([self._after([BOS, *ids[:place]]) for place in range(len(ids))]))
+        self.own.add(tokens)
+
+    def _scores(self, tokens: list[str]) -> tuple[np.ndarray, list[str]]:
+        """Log-probabilities of all words after these tokens, those of blocked ones minus infinity; and the words of all ids."""
+        words = self.own.words if self.own else self.vocabulary.tokens
+        asked = (tokens, self.own.changes if self.own else 0)
+        if self._mixed[0] != asked:
+            scores = self._after([BOS, *self.vocabulary.ids(tokens)])
+            if self.own:
+                scores = self.own.mix(scores, tokens) if self.own.serves else self.own.extended(scores)
+            scores = scores.copy()
+            scores[blocked_ids(words, self._blocked)] = -np.inf
+            self._mixed = asked, scores
+        return self._mixed[1], words
 
     def _after(self, ids: list[int]) -> np.ndarray:
         """Log-probabilities after a context, float32 [vocabulary]; steps only over what the states kept do not cover."""

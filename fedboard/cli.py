@@ -180,7 +180,10 @@ def export(
 
 @app.command()
 def evaluate(
-    targets: Annotated[list[str], typer.Argument(help="Runs, .safetensors checkpoints, bundles, or unigram, kn2, kn3, kn4.")],
+    targets: Annotated[
+        list[str],
+        typer.Argument(help="Runs, .safetensors checkpoints, bundles, or unigram, kn2, kn3, kn4. TARGET+own: mixed with each user's own words."),
+    ],
     data: Data = "chitchat",
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
     predictions: Annotated[Path | None, typer.Option(help="Write one JSON line per target position (one target only).")] = None,
@@ -189,6 +192,9 @@ def evaluate(
     name: Annotated[list[str] | None, typer.Option(help="What to call a target in the table; once for each, in order.")] = None,
     out: Annotated[list[Path] | None, typer.Option(help="JSON file for a target's result; once for each, in order.")] = None,
     full: Annotated[bool, typer.Option("--full", help="Print every measure of the protocol (--json always has them all).")] = False,
+    personal: Annotated[
+        bool, typer.Option("--personal", help="Score users with 40 messages or more on their newer half, the older one is history.")
+    ] = False,
     paired: Annotated[bool, typer.Option("--paired", help="Also compare two targets user by user: the second minus the first.")] = False,
     seed: Seed = 0,
     trust: Trust = None,
@@ -215,6 +221,7 @@ def evaluate(
             sums = score.measure(
                 target, found, split, lambda: trusted_keys(trust), tokenizer, vocabulary, name[i] if name else "", predictions,
                 lambda done, total, advance=advance: advance(round(1000 * done / total)),
+                personal,
             )  # fmt: skip
         scored = score.scored(sums, seed)
         if out:
@@ -234,6 +241,9 @@ def evaluate(
             console.table(title, columns, rows)
     else:
         console.table(title, score.COLUMNS, [score.row(row) for row in results])
+    for sums in measured:
+        if sums.served is not None:
+            console.say(f"{sums.name}: own words mixed in for {sums.served} of {summary.users} users; for the others they were not ahead")
     if note := score.footnote(results):
         console.say(note)
     if difference:

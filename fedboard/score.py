@@ -11,10 +11,12 @@ import numpy as np
 
 from device_runtime import bundle, config, weights
 from device_runtime.errors import ConfigError, RunError
+from device_runtime.metrics import blocked_ids
 from device_runtime.text import Vocabulary
 from fedboard.run import checkpoint_of, require_fit, vocabulary_of
 from model import corpus, evaluation, ngram, vocabulary
 
+OWN = "+own"  # after a target: with the user's own words
 BASELINES = {"unigram": 1, "kn2": 2, "kn3": 3, "kn4": 4}
 TITLES = {"unigram": "unigram", "kn2": "Kneser-Ney 2-gram", "kn3": "Kneser-Ney 3-gram", "kn4": "Kneser-Ney 4-gram"}
 
@@ -26,6 +28,7 @@ class Measured:
     name: str
     kind: str  # checkpoint, bundle or baseline
     evaluation: evaluation.Evaluation
+    served: int | None = None  # users who saw their own words mixed in; None without own words
 
 
 @dataclass(frozen=True)
@@ -48,23 +51,35 @@ def measure(
     name: str = "",
     predictions: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
+    personal: bool = False,
 ) -> Measured:
     """Score a checkpoint, run, bundle or baseline on one split. Loads no TensorFlow but for TFF's own corpora.
 
     Raises the error of whatever the target turns out to be, before anything is written.
     """
-    kind, engine, known = _engine(target, found, trusted, tokenizer, words)
+    plain = target.removesuffix(OWN)
+    kind, engine, known, blocked = _engine(plain, found, trusted, tokenizer, words)
     users = corpus.sample(found.split(split), found.most)
+    if plain != target:
+        known.require_words("own words")
 
-    def run(on_prediction: Callable[[evaluation.Prediction], None] | None) -> evaluation.Evaluation:
-        return evaluation.evaluate(engine, users, known, progress=progress, on_prediction=on_prediction)
+    def run(on_prediction: Callable[[evaluation.Prediction], None] | None) -> tuple[evaluation.Evaluation, int | None]:
+        if plain != target:
+            from conversion import strip
+
+            life = strip.evaluate(engine, users, known, blocked, personal, progress, on_prediction)
+            return life.evaluation, life.served
+        ids = blocked_ids(known.tokens, blocked)
+        return evaluation.evaluate(engine, users, known, progress=progress, on_prediction=on_prediction, blocked=ids, personal=personal), None
 
     if predictions is None:
-        result = run(None)
+        result, served = run(None)
     else:
         with evaluation.predictions_file(predictions) as write:
-            result = run(write)
-    return Measured(name or TITLES.get(target, target), kind, result)
+            result, served = run(write)
+    if not result.total.targets:
+        raise RunError(split, "no word to score", f"give users with {evaluation.PERSONAL} utterances or more" if personal else "give another corpus")
+    return Measured(name or TITLES.get(plain, plain) + (" + own words" if plain != target else ""), kind, result, served)
 
 
 def scored(measured: Measured, seed: int = 0) -> Scored:
@@ -85,23 +100,23 @@ def compare(first: Measured, second: Measured, seed: int = 0) -> evaluation.Comp
 
 def _engine(
     target: str, found: corpus.Corpus, trusted: Callable[[], frozenset[str]], tokenizer: Path | None, words: int
-) -> tuple[str, evaluation.Engine | evaluation.Decoder, Vocabulary]:
+) -> tuple[str, evaluation.Engine | evaluation.Decoder, Vocabulary, frozenset[str]]:
     if target in BASELINES:
         known = Vocabulary.read(tokenizer) if tokenizer else vocabulary.build(corpus.token_lists(found.train, found.most), words)
         known.require_words("a baseline")
         sequences = [known.ids(tokens) for tokens in corpus.token_lists(found.train, found.most)]
-        return "baseline", evaluation.ngram_engine(ngram.train(sequences, BASELINES[target], len(known))), known
+        return "baseline", evaluation.ngram_engine(ngram.train(sequences, BASELINES[target], len(known))), known, frozenset()
     if (Path(target) / bundle.MANIFEST).is_file():
         from conversion.scoring import bundle_engine
 
         opened = bundle.open_verified(Path(target), trusted())
-        return "bundle", bundle_engine(opened), opened.vocabulary
+        return "bundle", bundle_engine(opened), opened.vocabulary, getattr(opened, "blocked", frozenset())
     if not Path(target).exists():
         raise RunError(target, "no such run, bundle, checkpoint or baseline", f"give a path, or one of {', '.join(BASELINES)}")
     path = checkpoint_of(Path(target))
     checkpoint, known = weights.read(path), vocabulary_of(path, tokenizer)
     require_fit(checkpoint, known, path)
-    return "checkpoint", evaluation.engine_of(checkpoint.weights, known), known
+    return "checkpoint", evaluation.engine_of(checkpoint.weights, known), known, frozenset()
 
 
 def to_json(scored: Scored) -> str:

@@ -31,12 +31,13 @@ from device_runtime.metrics import (
 )
 from device_runtime.text import BOS, FIRST_WORD, OOV, SPECIALS, Vocabulary, is_word
 from device_runtime.weights import Weights
-from model.corpus import Users
+from model.corpus import Users, Utterance
 from model.network import forward, log_probs
 from model.ngram import NGram
 from model.pieces import Decoder
 
 LAST = 200  # utterances scored of each user
+PERSONAL = 40  # utterances of a user of the personal protocol
 BLOCK = 4096  # utterances given to an engine at once
 CHUNK = 1 << 23  # log-probabilities held at once by our engines: 32 MB
 BATCH = 128  # sequences of like length the network reads side by side
@@ -177,45 +178,75 @@ def evaluate(
     max_users: int | None = None,
     progress: Callable[[int, int], None] | None = None,
     on_prediction: Callable[[Prediction], None] | None = None,
+    blocked: Sequence[int] = (),
+    personal: bool = False,
 ) -> Evaluation:
-    """Score an engine or decoder on the last `last` utterances of each user (of the first `max_users`, for a quick look).
+    """Score an engine or decoder on the last `last` utterances of each user (of the first `max_users`, for a quick look), as `scored_of` says.
 
-    progress is called with (positions done, all positions); on_prediction once for each word target, users and utterances in order.
+    progress is called with (positions done, all positions); on_prediction once for each word target, users and utterances in order;
+    blocked are ids that are never suggested.
     Raises ValueError if the engine's vocabulary or number of positions is not that of the corpus, or a vocabulary of pieces comes without a decoder.
     """
     if vocabulary.of_pieces and not isinstance(engine, Decoder):
         raise ValueError("a vocabulary of pieces is scored by a decoder, which gives whole words")
     names, scored = [], []  # users are read one at a time and not kept
-    for i, (name, own) in enumerate(islice(users.items(), max_users)):
-        names.append(name)
-        scored += [(i, utterance.tokens) for utterance in own[-last:]]
+    for name, own in islice(users.items(), max_users):
+        if newest := scored_of(own, personal, last):
+            scored += [(len(names), utterance.tokens) for utterance in own[-newest:]]
+            names.append(name)
     everything = sum(len(tokens) for _, tokens in scored)
-    sums = np.zeros((len(names), len(_FIELDS)))
+    tally = Tally(names, vocabulary.of_pieces)
     done = 0
     for first in range(0, len(scored), BLOCK):
-        targets = _targets(scored[first : first + BLOCK])
+        targets = targets_of(scored[first : first + BLOCK])
         start = 0
-        for said in _decoded(engine, targets) if isinstance(engine, Decoder) else _said(engine, targets, vocabulary):
-            end = start + len(said.own)
-            marks = _marks(said, targets, start)
-            for column, values in enumerate(marks):
-                sums[:, column] += np.bincount(targets.user[start:end], values, len(names))
-            if on_prediction:
-                for prediction in _predictions(marks, said, targets, start, names):
-                    on_prediction(prediction)
-            start = end
+        for found in _decoded(engine, targets) if isinstance(engine, Decoder) else _said(engine, targets, vocabulary, blocked):
+            tally.add(found, targets, start, on_prediction)
+            start += len(found.own)
             if progress:
                 progress(done + start, everything)
         done += start
-    counts = {name: _counts(row) for name, row in zip(names, sums, strict=True)}
-    return Evaluation(counts, sum(counts.values(), Counts()), vocabulary.of_pieces)
+    return tally.evaluation()
 
 
-_FIELDS = [field.name for field in fields(Counts)]
+def scored_of(utterances: Sequence[Utterance], personal: bool = False, last: int = LAST) -> int:
+    """How many of a user's last utterances are scored; the earlier ones are history.
+
+    In the base protocol at most `last`; in the personal one also at most half, and none of a user with fewer than PERSONAL.
+    """
+    if personal:
+        return min(last, len(utterances) // 2) if len(utterances) >= PERSONAL else 0
+    return min(last, len(utterances))
+
+
+class Tally:
+    """Adds up what a system says at its targets, user by user."""
+
+    def __init__(self, names: list[str], open_vocabulary: bool = False):
+        self._names = names
+        self._open_vocabulary = open_vocabulary
+        self._sums = np.zeros((len(names), len(FIELDS)))
+
+    def add(self, found: "Said", targets: "Targets", start: int, on_prediction: Callable[[Prediction], None] | None = None) -> None:
+        """Count what was said at the targets from `start` on."""
+        marks = marks_of(found, targets, start)
+        user = targets.user[start : start + len(found.own)]
+        for column, values in enumerate(marks):
+            self._sums[:, column] += np.bincount(user, values, len(self._names))
+        if on_prediction:
+            for prediction in _predictions(marks, found, targets, start, self._names):
+                on_prediction(prediction)
+
+    def evaluation(self) -> Evaluation:
+        counts = {name: counts_of(row) for name, row in zip(self._names, self._sums, strict=True)}
+        return Evaluation(counts, sum(counts.values(), Counts()), self._open_vocabulary)
+
+
+FIELDS = [field.name for field in fields(Counts)]
 
 
 @dataclass(frozen=True)
-class _Targets:
+class Targets:
     """Every token of a block of utterances, one after the other."""
 
     utterances: list[tuple[str, ...]]
@@ -226,7 +257,7 @@ class _Targets:
 
 
 @dataclass(frozen=True)
-class _Said:
+class Said:
     """What a system says at some positions, and how the targets stand there."""
 
     strip: list[tuple[str, ...]]  # the three likeliest words, best first
@@ -238,11 +269,11 @@ class _Said:
     keys: np.ndarray  # int [n], keystrokes for the target, if a word
 
 
-def _targets(block: list[tuple[int, tuple[str, ...]]]) -> _Targets:
+def targets_of(block: list[tuple[int, tuple[str, ...]]]) -> Targets:
     utterances = [utterance for _, utterance in block]
     lengths = [len(utterance) for utterance in utterances]
     tokens = [token for utterance in utterances for token in utterance]
-    return _Targets(
+    return Targets(
         utterances,
         tokens,
         user=np.repeat([user for user, _ in block], lengths),
@@ -251,7 +282,7 @@ def _targets(block: list[tuple[int, tuple[str, ...]]]) -> _Targets:
     )
 
 
-def _said(engine: Engine, targets: _Targets, vocabulary: Vocabulary) -> Iterator[_Said]:
+def _said(engine: Engine, targets: Targets, vocabulary: Vocabulary, blocked: Sequence[int]) -> Iterator[Said]:
     """What an engine says. Raises ValueError if its vocabulary or number of positions is another."""
     spelled = [vocabulary.ids(utterance) for utterance in targets.utterances]
     every = np.array([i for own in spelled for i in own], np.int64)
@@ -260,32 +291,54 @@ def _said(engine: Engine, targets: _Targets, vocabulary: Vocabulary) -> Iterator
         end = start + len(scores)
         if scores.shape[1] != len(vocabulary) or end > len(every):
             raise ValueError(f"expected up to {len(every) - start} positions of {len(vocabulary)} ids, the engine gave {scores.shape}")
-        ids, word = every[start:end], targets.is_word[start:end]
-        rows = np.arange(len(ids))
-        own = scores[rows, ids]
-        best = top_words(scores)
-        hits = best == ids[:, None]
-        yield _Said(
-            strip=[tuple(vocabulary.tokens[i] for i in row) for row in best.tolist()],
-            known=ids != OOV,
-            own=own,
-            hits=hits,
-            words_ahead=(scores[rows[:, None], best] > own[:, None]).sum(axis=1),
-            classes_ahead=(scores[:, len(SPECIALS) : FIRST_WORD] > own[:, None]).sum(axis=1),
-            keys=keystrokes(scores, targets.tokens[start:end], np.where(word, ids, OOV), hits.any(axis=1), vocabulary),
-        )
+        here = slice(start, end)
+        yield said(scores, every[here], targets.tokens[here], targets.is_word[here], vocabulary.tokens, vocabulary.alphabetical, blocked)
         start = end
     if start != len(every):
         raise ValueError(f"expected {len(every)} positions, the engine gave {start}")
 
 
-def _decoded(decoder: Decoder, targets: _Targets) -> Iterator[_Said]:
+def said(
+    scores: np.ndarray,
+    ids: np.ndarray,
+    tokens: Sequence[str],
+    word: np.ndarray,
+    words: Sequence[str],
+    alphabetical: tuple[list[str], list[int]],
+    blocked: Sequence[int] = (),
+) -> Said:
+    """What log-probabilities (float [n, words]) say about n targets: their ids (OOV if unknown), tokens, and which of them are words.
+
+    words and alphabetical are those of all ids; blocked are ids that are never suggested.
+    """
+    rows = np.arange(len(ids))
+    own = scores[rows, ids]
+    if len(blocked):
+        scores = scores.copy()
+        scores[:, blocked] = -np.inf
+    best = top_words(scores)
+    hits = best == ids[:, None]
+    if len(blocked):
+        hits &= scores[rows[:, None], best] > -np.inf
+    offered = np.where(word & ~np.isin(ids, blocked), ids, OOV)  # a blocked word is typed in full
+    return Said(
+        strip=[tuple(words[i] for i in row) for row in best.tolist()],
+        known=ids != OOV,
+        own=own,
+        hits=hits,
+        words_ahead=(scores[rows[:, None], best] > own[:, None]).sum(axis=1),
+        classes_ahead=(scores[:, len(SPECIALS) : FIRST_WORD] > own[:, None]).sum(axis=1),
+        keys=keystrokes(scores, tokens, offered, hits.any(axis=1), alphabetical),
+    )
+
+
+def _decoded(decoder: Decoder, targets: Targets) -> Iterator[Said]:
     """What a decoder says."""
     start = 0
     for offers in decoder.offers(targets.utterances):
         tokens = targets.tokens[start : start + len(offers.own)]
         strip = [tuple(word for word, _ in words) for words in offers.strip]
-        yield _Said(
+        yield Said(
             strip=strip,
             known=offers.known,
             own=offers.own,
@@ -297,7 +350,7 @@ def _decoded(decoder: Decoder, targets: _Targets) -> Iterator[_Said]:
         start += len(tokens)
 
 
-def _marks(said: _Said, targets: _Targets, start: int) -> np.ndarray:
+def marks_of(said: Said, targets: Targets, start: int) -> np.ndarray:
     """What each position adds to the sums, float64 [fields of Counts, n]."""
     here = slice(start, start + len(said.own))
     word, words = targets.is_word[here], targets.tokens[here]
@@ -320,15 +373,15 @@ def _marks(said: _Said, targets: _Targets, start: int) -> np.ndarray:
         "tokens_top1": said.known & (ahead < 1),
         "tokens_top3": said.known & (ahead < STRIP),
     }
-    return np.array([marks[name] for name in _FIELDS], np.float64)
+    return np.array([marks[name] for name in FIELDS], np.float64)
 
 
-def _counts(row: np.ndarray) -> Counts:
-    return Counts(*(float(value) if name == "nll" else int(value) for name, value in zip(_FIELDS, row, strict=True)))  # type: ignore[arg-type]
+def counts_of(row: np.ndarray) -> Counts:
+    return Counts(*(float(value) if name == "nll" else int(value) for name, value in zip(FIELDS, row, strict=True)))  # type: ignore[arg-type]
 
 
-def _predictions(marks: np.ndarray, said: _Said, targets: _Targets, start: int, names: list[str]) -> Iterator[Prediction]:
-    mark = dict(zip(_FIELDS, marks, strict=True))
+def _predictions(marks: np.ndarray, said: Said, targets: Targets, start: int, names: list[str]) -> Iterator[Prediction]:
+    mark = dict(zip(FIELDS, marks, strict=True))
     for row in np.flatnonzero(mark["targets"]):
         i = start + row
         known = bool(mark["in_vocabulary"][row])

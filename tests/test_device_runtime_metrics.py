@@ -36,7 +36,7 @@ def scores(**by_word: float) -> np.ndarray:
 
 def keys(word: str, row: np.ndarray) -> int:
     ids = np.array(VOCABULARY.ids([word]))
-    return int(keystrokes(row, [word], ids, (top_words(row) == ids).any(axis=1), VOCABULARY)[0])
+    return int(keystrokes(row, [word], ids, (top_words(row) == ids).any(axis=1), VOCABULARY.alphabetical)[0])
 
 
 def test_suggestions_skip_specials_and_classes_however_likely():
@@ -88,7 +88,7 @@ def test_keystrokes_of_a_batch_are_those_of_the_definition(values):
     ids = np.array(VOCABULARY.ids(WORDS))
     batch = np.repeat(row, len(WORDS), axis=0)
     shown = (top_words(batch) == ids[:, None]).any(axis=1)
-    assert keystrokes(batch, WORDS, ids, shown, VOCABULARY).tolist() == [by_the_definition(word, row) for word in WORDS]
+    assert keystrokes(batch, WORDS, ids, shown, VOCABULARY.alphabetical).tolist() == [by_the_definition(word, row) for word in WORDS]
 
 
 def test_an_unknown_word_is_not_counted_as_in_the_vocabulary():

@@ -1,0 +1,83 @@
+"""The strip in life: the network mixed with each user's own words, scored while the user types. The mixing is the device's own code.
+
+Before each message the device knows all that the same user typed before it, and nothing of anybody else's. Positions and measures are those of
+protocol nwp-v1, so the result compares with any other system's, user by user. Loads no TensorFlow.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+import numpy as np
+
+from device_runtime.metrics import blocked_ids
+from device_runtime.own_words import OwnWords
+from device_runtime.text import BOS, Vocabulary
+from model.corpus import Users
+from model.evaluation import Engine, Evaluation, Prediction, Tally, said, scored_of, targets_of
+
+BLOCK = 256  # messages of one user given to an engine at once
+
+
+@dataclass(frozen=True)
+class Life:
+    """An evaluation, and to how many users the mix was served."""
+
+    evaluation: Evaluation
+    served: int  # users who saw the mix in at least one scored message
+    behind: int  # of them, those who saw it while it was behind on their held-back messages: always 0
+
+
+def evaluate(
+    engine: Engine,
+    users: Users,
+    vocabulary: Vocabulary,
+    blocked: frozenset[str] = frozenset(),
+    personal: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+    on_prediction: Callable[[Prediction], None] | None = None,
+) -> Life:
+    """Score the strip on each user's scored utterances, the earlier ones being history.
+
+    progress is called with (utterances done, all utterances). Raises VocabularyError for a vocabulary of pieces.
+    """
+    users = {name: own for name, own in users.items() if scored_of(own, personal)}
+    tally = Tally(list(users))
+    done, everything = 0, sum(map(len, users.values()))
+    served = behind = 0
+    for user, utterances in enumerate(users.values()):
+        own = OwnWords(vocabulary)
+        history = len(utterances) - scored_of(utterances, personal)
+        saw = lost = False
+        for place, (tokens, scores) in enumerate(_scored(engine, [utterance.tokens for utterance in utterances], vocabulary)):
+            trust = own.trust
+            ids, words, alphabetical = np.array(own.ids(tokens)), own.words, own.alphabetical
+            alone = own.extended(scores) if place >= history and not trust.serves else None
+            mixed = own.hold_back(tokens, scores)
+            if place >= history:
+                saw, lost = saw or trust.serves, lost or (trust.serves and trust.nats <= 0)
+                targets = targets_of([(user, tokens)])
+                found = said(mixed if alone is None else alone, ids, tokens, targets.is_word, words, alphabetical, blocked_ids(words, blocked))
+                found = replace(found, known=found.known & (ids < len(vocabulary)))  # perplexity compares at equal vocabulary
+                tally.add(found, targets, 0, on_prediction)
+            own.add(tokens)
+            done += 1
+            if progress:
+                progress(done, everything)
+        served += saw
+        behind += lost
+    return Life(tally.evaluation(), served, behind)
+
+
+def _scored(engine: Engine, messages: Sequence[Sequence[str]], vocabulary: Vocabulary) -> Iterator[tuple[Sequence[str], np.ndarray]]:
+    """Each message with the network's log-probabilities before each of its tokens, float32 [tokens, vocabulary]."""
+    for start in range(0, len(messages), BLOCK):
+        block = messages[start : start + BLOCK]
+        ends = np.cumsum([0, *map(len, block)])
+        chunks = engine([[BOS, *vocabulary.ids(tokens)[:-1]] for tokens in block])
+        rest = np.empty((0, len(vocabulary)), np.float32)
+        for tokens, (first, last) in zip(block, pairwise(ends), strict=True):
+            while len(rest) < last - first:
+                rest = np.concatenate([rest, next(chunks)])
+            yield tokens, rest[: last - first]
+            rest = rest[last - first :]

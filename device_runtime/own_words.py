@@ -1,0 +1,232 @@
+"""The user's own words: n-grams of what one user typed lately, mixed with the network as far as they were right before.
+
+Every message is scored before it is counted, so each is held back once and none is wasted. From these scores the user's trust is learned: how
+much weight n-grams of each length deserve after contexts seen so many times. The mix is served only while it is ahead of the network alone.
+Counts live in memory and are built anew from the typing log; only the trust, numbers without words, is worth keeping.
+Sources: Jelinek and Mercer 1980 (weights by bucket, estimated by expectation maximisation on held-out text); Dempster et al. 1977.
+"""
+
+from bisect import bisect_left, insort
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from device_runtime.text import BOS, EOS, FIRST_WORD, OOV, PAD, Vocabulary, is_word
+
+ORDERS = 4  # contexts of 0 to 3 tokens
+BUCKETS = (1, 2, 3, 5, 9, 17, 33, 65, 129)  # how often a context was seen: at least so many times
+PRIOR = (  # weights before anything is known of a user: those of the validation users of chitchat, estimated together
+    (0.002,) * 9,
+    (0.03, 0.03, 0.02, 0.02, 0.015, 0.015, 0.01, 0.005, 0.005),
+    (0.05, 0.05, 0.05, 0.05, 0.02, 0.02, 0.01, 0.01, 0.01),
+    (0.08, 0.07, 0.07, 0.07, 0.04, 0.04, 0.01, 0.01, 0.01),
+)
+PRIOR_COUNT = 20.0  # targets the prior is worth, in each bucket
+MEMORY = 500.0  # targets a bucket's weight remembers
+MARGIN = 2.0  # nats the mix must be ahead on held-back messages to be served
+FADED = 0.01  # uses of a new word whose messages dropped out
+LAST = 1e-12  # what one use of a new word is worth while the mix is not served
+MOST_TOKENS = 20_000  # of the newest messages are counted; older ones drop out
+
+
+@dataclass(frozen=True)
+class Trust:
+    """What was learned about the own words of one user. Numbers only."""
+
+    won: tuple[tuple[float, ...], ...] = tuple(tuple(PRIOR_COUNT * weight for weight in weights) for weights in PRIOR)
+    seen: tuple[tuple[float, ...], ...] = ((PRIOR_COUNT,) * len(BUCKETS),) * ORDERS
+    nats: float = 0.0  # what the mix was ahead of the network, all held-back words together
+    hits: int = 0  # first suggestions it got right more than the network
+    words: int = 0  # held-back words so far
+
+    @property
+    def serves(self) -> bool:
+        """Whether the mix is ahead on the user's own held-back messages: by a margin in nats, and in no fewer first suggestions."""
+        return self.nats > MARGIN and self.hits >= 0
+
+
+class OwnWords:
+    """Remembers what one user typed as counts, and what they are worth. Ids past the vocabulary are words it lacks, in order of first use."""
+
+    def __init__(self, vocabulary: Vocabulary, trust: Trust = Trust()):
+        """Raises VocabularyError for a vocabulary of pieces."""
+        vocabulary.require_words("a count of own words")
+        self._vocabulary = vocabulary
+        self._won, self._seen = np.array(trust.won), np.array(trust.seen)
+        self._nats, self._hits, self._words = trust.nats, trust.hits, trust.words
+        self._new: dict[str, int] = {}  # words the vocabulary lacks
+        self.words = list(vocabulary.tokens)  # of all ids
+        self._alphabetical: tuple[list[str], list[int]] | None = None
+        self._messages: deque[list[int]] = deque()
+        self._tokens = 0
+        self._unigrams = np.zeros(len(vocabulary))
+        self._after: dict[tuple[int, ...], dict[int, int]] = {}  # context of 1 to 3 ids -> how often each id followed
+        self.changes = 0  # rises whenever `mix` may answer otherwise
+
+    @property
+    def trust(self) -> Trust:
+        """What was learned so far: give it to the next OwnWords of the same user."""
+        return Trust(tuple(map(tuple, self._won.tolist())), tuple(map(tuple, self._seen.tolist())), self._nats, self._hits, self._words)
+
+    @property
+    def serves(self) -> bool:
+        return self.trust.serves
+
+    @property
+    def alphabetical(self) -> tuple[list[str], list[int]]:
+        """All words in alphabetical order and their ids, those the vocabulary lacks included."""
+        return self._vocabulary.alphabetical if self._alphabetical is None else self._alphabetical
+
+    def ids(self, tokens: Sequence[str]) -> list[int]:
+        """Ids of tokens; OOV only for a word the user never typed and the vocabulary lacks."""
+        return [self._new.get(token, OOV) if i == OOV else i for token, i in zip(tokens, self._vocabulary.ids(tokens), strict=True)]
+
+    def add(self, tokens: Sequence[str]) -> None:
+        """Count one message; the oldest ones drop out when there are too many."""
+        for token, i in zip(tokens, self._vocabulary.ids(tokens), strict=True):
+            if i == OOV and token not in self._new:
+                self._learn_word(token)
+        ids = self.ids(tokens)
+        self._messages.append(ids)
+        self._tokens += len(ids)
+        self._count(ids, 1)
+        while self._tokens > MOST_TOKENS and len(self._messages) > 1:
+            oldest = self._messages.popleft()
+            self._tokens -= len(oldest)
+            self._count(oldest, -1)
+        self.changes += 1
+
+    def hold_back(self, tokens: Sequence[str], log_probs: np.ndarray) -> np.ndarray:
+        """Learn from a message before it is counted. log_probs, float32 [tokens, vocabulary], are the network's before each token.
+
+        Returns the mix at these places, as `mix` does.
+        """
+        ids = self.ids(tokens)
+        mixed = np.empty((len(ids), len(self.words)), np.float32)
+        for place, target in enumerate(ids):
+            context = self._context(ids[:place])
+            base, steps = self._base(log_probs[place]), self._steps(context)
+            after = self._climb(base.copy(), steps)
+            mixed[place] = np.log(after)
+            if is_word(tokens[place]):
+                self._judge(base, after, target)
+                self._learn(float(base[target]), steps, target)
+        self.changes += 1
+        return mixed
+
+    def mix(self, log_probs: np.ndarray, tokens: Sequence[str]) -> np.ndarray:
+        """The network's log-probabilities after `tokens`, float32 [vocabulary], mixed with the own words: float32 [words]."""
+        steps = self._steps(self._context(self.ids(tokens)))
+        return np.log(self._climb(self._base(log_probs), steps)).astype(np.float32)
+
+    def extended(self, log_probs: np.ndarray) -> np.ndarray:
+        """The network alone over the same words, float32 [..., vocabulary] -> [..., words]: new words come last, so they complete only what
+        no known word does."""
+        size = log_probs.shape[-1]
+        wide = np.empty((*log_probs.shape[:-1], len(self.words)), np.float32)
+        wide[..., :size] = log_probs
+        wide[..., size:] = np.log(LAST * np.maximum(self._unigrams[size:], FADED))
+        return wide
+
+    # --- counting ------------------------------------------------------------------------------------------------------------------------
+
+    def _learn_word(self, word: str) -> None:
+        if self._alphabetical is None:
+            known, ids = self._vocabulary.alphabetical
+            self._alphabetical = list(known), list(ids)
+        self._new[word] = len(self.words)
+        self.words.append(word)
+        self._unigrams = np.append(self._unigrams, 0.0)
+        if is_word(word):
+            at = bisect_left(self._alphabetical[0], word)
+            insort(self._alphabetical[0], word)
+            self._alphabetical[1].insert(at, self._new[word])
+
+    def _count(self, ids: Sequence[int], by: int) -> None:
+        for place, following in enumerate([*ids, EOS]):
+            if following >= FIRST_WORD:
+                self._unigrams[following] += by
+            context = self._context(ids[:place])
+            for length in range(1, ORDERS):
+                key = context[-length:]
+                counts = self._after.setdefault(key, {})
+                counts[following] = counts.get(following, 0) + by
+                if not counts[following]:
+                    del counts[following]
+                if not counts:
+                    del self._after[key]
+
+    @staticmethod
+    def _context(ids: Sequence[int]) -> tuple[int, ...]:
+        """The last three ids, the sentence start among them."""
+        return (PAD, PAD, BOS, *ids[-3:])[-3:]
+
+    # --- mixing --------------------------------------------------------------------------------------------------------------------------
+
+    def _base(self, log_probs: np.ndarray) -> np.ndarray:
+        """The network's probabilities over all words: new ones share what it gives to unknown words, one part stays for words never typed."""
+        size = len(log_probs)
+        base = np.empty(len(self.words))
+        np.exp(log_probs, out=base[:size])
+        own = np.maximum(self._unigrams[size:], FADED)
+        share = base[OOV] / (own.sum() + 1)
+        base[size:] = share * own
+        base[OOV] = share
+        return base
+
+    def _steps(self, context: tuple[int, ...]) -> list[tuple[int, int, float, np.ndarray, np.ndarray]]:
+        """For each length of context that was seen: order, bucket, weight, the ids that followed and their shares. Shortest first."""
+        steps = []
+        total = self._unigrams.sum()
+        if total:
+            ids = np.flatnonzero(self._unigrams)
+            steps.append(self._step(0, int(total), ids, self._unigrams[ids] / total))
+        for order in range(1, ORDERS):
+            if counts := self._after.get(context[-order:]):
+                ids = np.fromiter(counts, np.int64, len(counts))
+                times = np.fromiter(counts.values(), float, len(counts))
+                steps.append(self._step(order, int(times.sum()), ids, times / times.sum()))
+        return steps
+
+    def _step(self, order: int, times: int, ids: np.ndarray, shares: np.ndarray) -> tuple[int, int, float, np.ndarray, np.ndarray]:
+        bucket = int(np.searchsorted(BUCKETS, times, side="right")) - 1
+        return order, bucket, float(self._won[order, bucket] / self._seen[order, bucket]), ids, shares
+
+    @staticmethod
+    def _climb(probabilities: np.ndarray, steps: list) -> np.ndarray:
+        for _, _, weight, ids, shares in steps:
+            probabilities *= 1 - weight
+            probabilities[ids] += weight * shares
+        return probabilities
+
+    # --- learning ------------------------------------------------------------------------------------------------------------------------
+
+    def _judge(self, base: np.ndarray, mixed: np.ndarray, target: int) -> None:
+        self._words += 1
+        self._nats += float(np.log(mixed[target]) - np.log(base[target]))
+        if target != OOV:
+            self._hits += int(_first(mixed, target)) - int(_first(base, target))
+
+    def _learn(self, probability: float, steps: list, target: int) -> None:
+        """One step of expectation maximisation: how much of the target's probability each length of context brought."""
+        brought = []
+        for order, bucket, weight, ids, shares in steps:
+            own = weight * float(shares[ids == target].sum())
+            probability = (1 - weight) * probability + own
+            brought.append((order, bucket, own / probability))
+        reached = 1.0  # that no longer context brought it
+        for order, bucket, part in reversed(brought):
+            if self._seen[order, bucket] > MEMORY:
+                keep = MEMORY / self._seen[order, bucket]
+                self._won[order, bucket] *= keep
+                self._seen[order, bucket] *= keep
+            self._won[order, bucket] += reached * part
+            self._seen[order, bucket] += reached
+            reached *= 1 - part
+
+
+def _first(probabilities: np.ndarray, target: int) -> bool:
+    """Whether `target` is the first suggestion."""
+    return int(probabilities[FIRST_WORD:].argmax()) + FIRST_WORD == target
