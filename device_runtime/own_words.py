@@ -104,10 +104,9 @@ class OwnWords:
         Returns the mix at these places, as `mix` does.
         """
         ids = self.ids(tokens)
+        places = [(self._base(log_probs[place]), self._steps(self._context(ids[:place]))) for place in range(len(ids))]  # none learns from another
         mixed = np.empty((len(ids), len(self.words)), np.float32)
-        for place, target in enumerate(ids):
-            context = self._context(ids[:place])
-            base, steps = self._base(log_probs[place]), self._steps(context)
+        for place, (target, (base, steps)) in enumerate(zip(ids, places, strict=True)):
             after = self._climb(base.copy(), steps)
             mixed[place] = np.log(after)
             if is_word(tokens[place]):
