@@ -129,6 +129,10 @@ class Home:
     def keep_name(self, name: str) -> None:
         _write(self.folder / NAME, f"{name}\n".encode())
 
+    def keep(self, name: str, data: bytes) -> None:
+        """Write a small file of its own, whole or not at all."""
+        _write(self.folder / name, data)
+
     def note(self, contribution: Contribution) -> None:
         """Write one line of the ledger, or write it anew: a round and the time of a turn name a line."""
         with self._ledger() as ledger:

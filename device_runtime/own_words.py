@@ -9,10 +9,12 @@ Sources: Jelinek and Mercer 1980 (weights by bucket, estimated by expectation ma
 from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from device_runtime.config import from_json
+from device_runtime.errors import ConfigError
 from device_runtime.text import BOS, EOS, FIRST_WORD, OOV, PAD, Vocabulary, is_word
 
 ORDERS = 4  # contexts of 0 to 3 tokens
@@ -45,6 +47,18 @@ class Trust:
     def serves(self) -> bool:
         """Whether the mix is ahead on the user's own held-back messages: by a margin in nats, and in no fewer first suggestions."""
         return self.nats > MARGIN and self.hits >= 0
+
+
+def read_trust(data: bytes, where: object) -> Trust:
+    """What `config.to_json` wrote of a trust. Raises ConfigError for anything else."""
+    trust = from_json(Trust, data, str(where))
+    won, seen = ([np.array(row) for row in table] for table in (trust.won, trust.seen))
+    shapes = {row.shape for row in (*won, *seen)}
+    if (len(won), len(seen)) != (ORDERS, ORDERS) or shapes != {(len(BUCKETS),)}:
+        raise ConfigError(where, f"expected {ORDERS} rows of {len(BUCKETS)} numbers, found others", "remove the file: it is learned again")
+    if not np.isfinite([*won, *seen]).all() or not np.isfinite(trust.nats) or (np.array(seen) <= 0).any() or (np.array(won) < 0).any():
+        raise ConfigError(where, "holds numbers that are no counts", "remove the file: it is learned again")
+    return replace(trust, won=tuple(tuple(min(w, s) for w, s in zip(*rows, strict=True)) for rows in zip(trust.won, trust.seen, strict=True)))
 
 
 class OwnWords:

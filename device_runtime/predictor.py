@@ -90,13 +90,17 @@ class Predictor:
         order = np.lexsort((candidates, -found))[:k]  # ties go to the more frequent word
         return [Suggestion(words[candidates[i]], float(np.exp(found[i]) / total)) for i in order if np.isfinite(found[i])]
 
-    def typed(self, message: str) -> None:
-        """Learn from a message that was sent: the own words are judged on it, then it is counted among them. Nothing without own words."""
+    def typed(self, message: str, judged: bool = True) -> None:
+        """Learn from a message that was sent: the own words are judged on it, then it is counted among them. Nothing without own words.
+
+        Messages read back from the typing log, whose verdict was kept, need not be judged again: that saves their steps.
+        """
         tokens = tokenise(message)
         if self.own is None or not tokens:
             return
-        ids = self.vocabulary.ids(tokens)
-        self.own.hold_back(tokens, np.array([self._after([BOS, *ids[:place]]) for place in range(len(ids))]))
+        if judged:
+            ids = self.vocabulary.ids(tokens)
+            self.own.hold_back(tokens, np.array([self._after([BOS, *ids[:place]]) for place in range(len(ids))]))
         self.own.add(tokens)
 
     def _scores(self, tokens: list[str]) -> tuple[np.ndarray, list[str]]:

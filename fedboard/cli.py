@@ -277,6 +277,25 @@ def predict(
     console.say("\n".join(f"{s.probability:6.1%}  {s.word}" for s in strip) or "no word of the vocabulary starts so")
 
 
+@app.command("keyboard")
+def live_keyboard(
+    bundle: Annotated[Path, typer.Argument(help="Bundle folder.")],
+    home: Annotated[Path | None, typer.Option(help="Device whose typing log is used; made on first use. By default one of your own.")] = None,
+    incognito: Annotated[bool, typer.Option("--incognito", help="Begin with recording off; Ctrl-P turns it on and off.")] = False,
+    no_log: Annotated[bool, typer.Option("--no-log", help="Use no typing log at all: nothing is read, nothing recorded.")] = False,
+    trust: Trust = None,
+) -> None:
+    """A keyboard in the terminal: the strip of three follows each key, learns from what you send, and counts the keys it saves."""
+    from fedboard import keyboard
+    from fedboard.run import open_bundle
+
+    if home and no_log:
+        raise RunError("--no-log", "uses no typing log, found --home", "leave out one of them")
+    opened = open_bundle(bundle, trust)
+    device = None if no_log else keyboard.home_of(home or keyboard.default_home(), opened)
+    keyboard.live(opened, device, incognito)
+
+
 @app.command()
 def serve(
     dir: Annotated[Path, typer.Option(help="The server's folder: its database and blobs.")],

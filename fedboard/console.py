@@ -39,12 +39,13 @@ def progress(label: str, total: int) -> Iterator[Advance]:
             yield lambda done, note="": bar.update(task, completed=done, note=note)
         return
     started = shown = time.monotonic()
+    ended = False
 
     def line(done: int, note: str = "") -> None:
-        nonlocal shown
+        nonlocal shown, ended
         now = time.monotonic()
-        if now - shown >= PLAIN_EVERY_S or done == total:
-            shown = now
+        if now - shown >= PLAIN_EVERY_S or (done == total and not ended):  # the end is said once
+            shown, ended = now, done == total
             say(f"{label}: {done}/{total} after {now - started:.0f} s {note}")
 
     yield line

@@ -1,7 +1,15 @@
-"""The keyboard on the command line: suggestions for one text, or for each line read from standard input."""
+"""The keyboard on the command line: suggestions for one text, for each line of standard input, or key by key in a terminal (`live`)."""
 
+import os
+import time
 from collections.abc import Iterable
+from pathlib import Path
 
+from device_runtime import config
+from device_runtime.bundle import Bundle
+from device_runtime.errors import ConfigError
+from device_runtime.home import DeviceConfig, Home
+from device_runtime.own_words import OwnWords, Trust, read_trust
 from device_runtime.predictor import Predictor, Suggestion
 from fedboard import console
 
@@ -40,3 +48,53 @@ def converse(predictor: Predictor, lines: Iterable[str]) -> None:
         typed = accept(typed, strip[chosen - 1].word) if 0 < chosen <= len(strip) else line
         strip = predictor.suggest(*split(typed))
         console.say(f"[dim]{typed}|[/]  {show(strip)}")
+
+
+LEARNED_FROM = 200  # newest messages the trust is learned from, where none was kept
+TRUST = "own_words.json"  # numbers, no words
+
+
+def default_home() -> Path:
+    """Where the live keyboard keeps its typing log if no device is named."""
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "fedboard" / "keyboard"
+
+
+def home_of(folder: Path, bundle: Bundle) -> Home:
+    """The device in `folder`, made there on first use with this bundle. Raises RunError or ConfigError for a folder that is none."""
+    if not Path(folder).exists():
+        trusted = (bundle.path.joinpath("manifest.sig").read_text().split()[0],)
+        return Home.create(folder, DeviceConfig(bundle=str(bundle.path.resolve()), trusted=trusted))
+    return Home.open(folder)
+
+
+def live(bundle: Bundle, home: Home | None, incognito: bool = False) -> None:
+    """The live keyboard until it is left. Messages enter the home's typing log and own words; without a home nothing is recorded."""
+    from fedboard import live_keyboard
+
+    own = OwnWords(bundle.vocabulary, _trust(home))
+    predictor = Predictor(bundle, own=own)
+    if home:
+        with home.typing_log() as log:
+            messages = log.read(log.count())
+        judged_from = len(messages) - LEARNED_FROM if own.trust == Trust() else len(messages)
+        for place, message in enumerate(messages):
+            predictor.typed(message, judged=place >= judged_from)
+
+    def record(message: str) -> None:
+        if home:
+            with home.typing_log() as log:
+                log.append(message, time.time())
+            predictor.typed(message)
+
+    done = live_keyboard.run(predictor.suggest, record, incognito)
+    if home:
+        home.keep(TRUST, config.to_json(own.trust))
+    console.say(f"{done.messages} messages, {done.keys} keys pressed, {done.saved:.1%} of keystrokes saved")
+
+
+def _trust(home: Home | None) -> Trust:
+    path = home.folder / TRUST if home else None
+    try:
+        return read_trust(path.read_bytes(), path) if path and path.is_file() else Trust()
+    except ConfigError:
+        return Trust()  # learned again from the newest messages

@@ -114,7 +114,7 @@ def test_an_option_that_does_not_exist_is_a_usage_error(tmp_path):
     assert "--roundz" in done.stderr
 
 
-COMMANDS = ["", "demo", "doctor", "train", "export", "evaluate", "predict", "serve", "report", "worker"]
+COMMANDS = ["", "demo", "doctor", "train", "export", "evaluate", "predict", "keyboard", "serve", "report", "worker"]
 COMMANDS += ["data import", "data stats", "bundle verify", "device create", "device run"]
 
 
