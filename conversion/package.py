@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from conversion import export, parity
+from conversion import export
+from conversion.gate import Gate, measure
 from device_runtime import bundle, config, weights
 from device_runtime.errors import BundleError
 from device_runtime.examples import batches
@@ -14,6 +15,7 @@ from device_runtime.wire import Plan
 from model import network
 
 PARITY_STEPS = 50
+DEFAULT_BLOCKED = Path(__file__).with_name("blocked.txt")  # words no keyboard should put into a mouth
 
 
 def package(
@@ -25,11 +27,15 @@ def package(
     corpus: str,
     key: Ed25519PrivateKey,
     steps: int = PARITY_STEPS,
-) -> bundle.Manifest:
-    """Export, measure, sign and write a bundle; returns its manifest.
+    release: int | None = None,
+    blocked: frozenset[str] | None = None,
+    privacy: str = bundle.NO_PRIVACY,
+) -> tuple[bundle.Manifest, Gate]:
+    """Export, measure, sign and write a bundle; returns its manifest and what was measured.
 
-    examples are rows (int32 [n, plan.length + 1]) to measure parity on. Raises BundleError, and writes nothing, if the vocabulary does not fit
-    the checkpoint or the graphs do not agree with the network; VocabularyError for a vocabulary of pieces.
+    examples are rows (int32 [n, plan.length + 1]) of real text to measure on; release is the checkpoint's round by default; blocked are words
+    never suggested, by default our own list. Raises BundleError, and writes nothing, if the vocabulary does not fit the checkpoint or the quality
+    gate does not let the graphs pass; VocabularyError for a vocabulary of pieces.
     """
     vocabulary.require_words("a bundle")  # its `predict` graph ranks ids, not words
     arrays = checkpoint.weights
@@ -39,9 +45,9 @@ def package(
             path, f"the model scores {len(arrays['embedding'])} ids but the vocabulary has {len(vocabulary)}", "package both from one run"
         )
     train, predict = export.train_graph(arrays, plan), export.predict_graph(arrays)
-    found = parity.measure(train, predict, arrays, _parity_batches(examples, plan, steps), plan)
+    found = measure(train, predict, arrays, examples, _parity_batches(examples, plan, steps), plan)
     if found.problems:
-        raise BundleError(path, "; ".join(found.problems), "the exported graphs are not shipped: report this with the checkpoint")
+        raise BundleError(path, "not signed: " + "; ".join(found.problems), "train or export again; if the graphs differ from TensorFlow, report it")
     encoded = weights.to_bytes(checkpoint)
     content = {
         bundle.TRAIN: train,
@@ -50,10 +56,11 @@ def package(
         bundle.CHECKPOINT: weights.to_bytes(checkpoint, np.float16),  # as it travels
         bundle.PLAN: config.to_json(plan),
     }
+    if words := sorted(_default_blocked() if blocked is None else blocked):
+        content[bundle.BLOCKED] = "".join(f"{word}\n" for word in words).encode()
     name = next((name for name, known in network.SIZES.items() if known == size), "own")
-    lineage = bundle.Lineage(corpus, checkpoint.round, weights.digest(encoded))
-    gate = {"parity_steps": float(found.steps), "parity_weights": found.weights, "parity_loss": found.loss}
-    gate |= {"int8_same_best_word": found.int8_top1, "int8_extra_nats": found.int8_nats}
+    lineage = bundle.Lineage(corpus, checkpoint.round, weights.digest(encoded), privacy)
+    gate = found.manifest
     content[bundle.CARD] = _card(name, size, vocabulary, lineage, gate, content).encode()
     manifest = bundle.Manifest(
         network=name,
@@ -65,9 +72,14 @@ def package(
         lineage=lineage,
         files=bundle.describe(content),
         gate=gate,
+        release=checkpoint.round if release is None else release,
     )
     bundle.write(path, manifest, content, key)
-    return manifest
+    return manifest, found
+
+
+def _default_blocked() -> frozenset[str]:
+    return frozenset(DEFAULT_BLOCKED.read_text().split())
 
 
 def _parity_batches(examples: np.ndarray, plan: Plan, steps: int) -> list[np.ndarray]:
@@ -76,17 +88,24 @@ def _parity_batches(examples: np.ndarray, plan: Plan, steps: int) -> list[np.nda
     return [batch for batch, _ in zip(batches(examples, plan.batch_size, epochs, rng), range(steps), strict=False)]
 
 
+def figure(value: float) -> str:
+    """Whole numbers in full, others to three digits."""
+    return f"{value:,.0f}" if value == int(value) else f"{value:.3g}"
+
+
 def _card(
     name: str, size: network.NetworkSize, vocabulary: Vocabulary, lineage: bundle.Lineage, gate: dict[str, float], content: dict[str, bytes]
 ) -> str:
     """MODEL_CARD.md with the front matter model hubs read."""
     files = "".join(f"| `{file}` | {len(data):,} |\n" for file, data in sorted(content.items()))
-    figures = "".join(f"| {key} | {value:.3g} |\n" for key, value in sorted(gate.items()))
+    figures = "".join(f"| {key} | {figure(value)} |\n" for key, value in sorted(gate.items()))
     return f"""---
 language: en
 license: apache-2.0
 library_name: tflite
+pipeline_tag: text-generation
 tags: [next-word-prediction, federated-learning, on-device, keyboard]
+datasets: [{lineage.corpus}]
 ---
 # Next-word model `{name}`
 

@@ -3,12 +3,15 @@
 A bundle is a directory: manifest.json, manifest.sig (Ed25519 over the manifest's bytes), and the files the manifest lists with size and SHA-256.
 """
 
+import json
 import os
 import shutil
 from dataclasses import dataclass, field
 from functools import cached_property
+from importlib import metadata
 from pathlib import Path
 
+import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from device_runtime import config, signing, weights
@@ -16,7 +19,7 @@ from device_runtime.errors import BundleError, ConfigError
 from device_runtime.text import Vocabulary
 from device_runtime.wire import Plan
 
-FORMAT = 1
+FORMAT = 2
 TRAIN, PREDICT, TOKENIZER, CHECKPOINT, PLAN, CARD = (
     "train.tflite",
     "predict.tflite",
@@ -25,8 +28,11 @@ TRAIN, PREDICT, TOKENIZER, CHECKPOINT, PLAN, CARD = (
     "plan.json",
     "MODEL_CARD.md",
 )
+BLOCKED = "blocked.txt"
 FILES = (TRAIN, PREDICT, TOKENIZER, CHECKPOINT, PLAN, CARD)
+OPTIONAL = (BLOCKED,)
 MANIFEST, SIGNATURE = "manifest.json", "manifest.sig"
+NO_PRIVACY = "none: no noise was added and updates were not securely aggregated"
 EXPORT_AGAIN = "make it again with `fedboard export`"
 
 
@@ -43,7 +49,7 @@ class Lineage:
     corpus: str
     round: int
     checkpoint: str  # SHA-256 of the float32 checkpoint that was exported
-    privacy: str = "none: no noise was added and updates were not securely aggregated"
+    privacy: str = NO_PRIVACY
 
 
 @dataclass(frozen=True)
@@ -57,7 +63,8 @@ class Manifest:
     lineage: Lineage
     files: dict[str, File]
     gate: dict[str, float] = field(default_factory=dict)  # what was measured before signing
-    minimum_runtime: str = "tflite 2.14"
+    release: int = 0  # a device never goes back to a lower one
+    minimum_runtime: str = "2.14.0"  # version of tflite-runtime; every ai-edge-litert is newer
     format: int = FORMAT
 
 
@@ -78,6 +85,11 @@ class Bundle:
         return self.content[PREDICT]
 
     @cached_property
+    def blocked(self) -> frozenset[str]:
+        """Words never suggested."""
+        return frozenset(self.content.get(BLOCKED, b"").decode("utf-8", "replace").split())
+
+    @cached_property
     def vocabulary(self) -> Vocabulary:
         return Vocabulary(self.content[TOKENIZER], self.path / TOKENIZER)
 
@@ -88,6 +100,47 @@ class Bundle:
     @cached_property
     def plan(self) -> Plan:
         return config.from_json(Plan, self.content[PLAN], str(self.path / PLAN))
+
+
+@dataclass(frozen=True)
+class Difference:
+    """What differs between two bundles, old before new."""
+
+    fields: dict[str, tuple[str, str]]  # of the manifest, as JSON; nested ones by their dotted name
+    files: dict[str, tuple[int | None, int | None]]  # bytes of those that differ; None where there is none
+    words_added: tuple[str, ...]
+    words_removed: tuple[str, ...]
+    weights: float | None  # L2 distance of the checkpoints; None if their shapes differ
+    weights_changed: float  # share of values that differ
+
+
+def difference(old: Bundle, new: Bundle) -> Difference:
+    """Compare two verified bundles."""
+    before, after = (_flat(json.loads(config.to_json(each.manifest))) for each in (old, new))
+    fields = {name: (before.get(name, "-"), after.get(name, "-")) for name in sorted({*before, *after}) if before.get(name) != after.get(name)}
+    names = sorted({*old.content, *new.content})
+    sizes = {name: tuple(len(each.content[name]) if name in each.content else None for each in (old, new)) for name in names}
+    had, has = old.vocabulary.tokens, new.vocabulary.tokens
+    known, still = set(had), set(has)
+    apart, changed = None, 1.0
+    if old.manifest.shapes == new.manifest.shapes:
+        moved = weights.subtract(new.checkpoint.weights, old.checkpoint.weights)
+        apart, changed = weights.norm(moved), float(np.mean(weights.flatten(moved) != 0))
+    return Difference(
+        {name: pair for name, pair in fields.items() if not name.startswith("files.")},
+        {name: sizes[name] for name in names if old.content.get(name) != new.content.get(name)},  # type: ignore[misc]
+        tuple(word for word in has if word not in known),
+        tuple(word for word in had if word not in still),
+        apart,
+        changed,
+    )
+
+
+def _flat(table: dict, prefix: str = "") -> dict[str, str]:
+    flat: dict[str, str] = {}
+    for name, value in table.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: json.dumps(value)}
+    return flat
 
 
 def describe(content: dict[str, bytes]) -> dict[str, File]:
@@ -136,21 +189,15 @@ def open_verified(path: Path, trusted: frozenset[str]) -> Bundle:
     if signer not in trusted:
         raise BundleError(path / SIGNATURE, f"signed by a key that is not trusted ({signer[:16]!r})", "pass the maker's public key with --trust")
     try:
-        valid = signing.verified(signer, encoded, bytes.fromhex(signature))
+        raw = bytes.fromhex(signature)
+        valid = raw.hex() == signature and signing.verified(signer, encoded, raw)  # one spelling only
     except ValueError:
         valid = False
     if not valid:
         raise BundleError(path / MANIFEST, "altered: its signature does not match", EXPORT_AGAIN)
-    try:
-        manifest = config.from_json(Manifest, encoded, str(path / MANIFEST))
-    except ConfigError as error:
-        raise BundleError(path / MANIFEST, f"not a manifest of format {FORMAT} ({error})", "update Fedboard or export again") from None
-    if manifest.format != FORMAT:
-        raise BundleError(path / MANIFEST, f"expected format {FORMAT}, found {manifest.format}", "update Fedboard or export again")
-    if missing := sorted(set(FILES) - manifest.files.keys()):
-        raise BundleError(path / MANIFEST, f"does not list {', '.join(missing)}", EXPORT_AGAIN)
+    manifest = _manifest(encoded, path / MANIFEST)
     content = {}
-    for name in FILES:
+    for name in sorted(manifest.files):
         data, expected = _read(path / name), manifest.files[name]
         if len(data) != expected.bytes:
             raise BundleError(path / name, f"expected {expected.bytes} bytes, found {len(data)}", EXPORT_AGAIN)
@@ -164,6 +211,44 @@ def open_verified(path: Path, trusted: frozenset[str]) -> Bundle:
     if weights.shapes_hash(bundle.checkpoint.weights) != manifest.shapes:
         raise BundleError(path / CHECKPOINT, "its arrays are not the shapes the graphs were made for", "package both from one run")
     return bundle
+
+
+def _manifest(encoded: bytes, where: Path) -> Manifest:
+    """A signed manifest, if this runtime can use what it describes."""
+    try:
+        table = json.loads(encoded)
+        found = table.get("format") if isinstance(table, dict) else None
+        if found != FORMAT:
+            raise BundleError(where, f"expected format {FORMAT}, found {found!r}", "update Fedboard or export again")
+        manifest = config.from_json(Manifest, encoded, str(where))
+    except (ValueError, RecursionError, ConfigError) as error:
+        raise BundleError(where, f"not a manifest of format {FORMAT} ({error})", "update Fedboard or export again") from None
+    if missing := sorted(set(FILES) - manifest.files.keys()):
+        raise BundleError(where, f"does not list {', '.join(missing)}", EXPORT_AGAIN)
+    if unknown := sorted(manifest.files.keys() - {*FILES, *OPTIONAL}):
+        raise BundleError(where, f"lists {unknown[0]!r}, which no bundle of format {FORMAT} has", EXPORT_AGAIN)
+    needed, installed = _numbers(manifest.minimum_runtime), interpreter_version()
+    if needed is None:
+        raise BundleError(where, f"expected a version such as 2.14.0 as minimum_runtime, found {manifest.minimum_runtime!r}", EXPORT_AGAIN)
+    if installed is not None and needed > installed:
+        found = ".".join(map(str, installed))
+        raise BundleError(
+            where, f"needs tflite-runtime {manifest.minimum_runtime} or later, found {found}", "update the runtime, or keep the bundle you have"
+        )
+    return manifest
+
+
+def interpreter_version() -> tuple[int, ...] | None:
+    """The version of the installed tflite-runtime; None without it, as on a server, or where ai-edge-litert takes its place."""
+    try:
+        return _numbers(metadata.version("tflite-runtime"))
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _numbers(version: str) -> tuple[int, ...] | None:
+    parts = version.split(".")
+    return tuple(map(int, parts)) if all(part.isascii() and part.isdigit() for part in parts) else None
 
 
 def _read(path: Path) -> bytes:

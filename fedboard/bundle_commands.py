@@ -23,3 +23,61 @@ def bundle_verify(path: Annotated[Path, typer.Argument(help="Bundle folder.")], 
     console.table(f"{path}: whole, and signed by a trusted key", ["file", "bytes"], [[n, f"{f.bytes:,}"] for n, f in manifest.files.items()])
     line = manifest.lineage
     console.say(f"network `{manifest.network}`, {manifest.vocabulary:,} ids; corpus {line.corpus}, round {line.round}; privacy {line.privacy}")
+
+
+@app.command("show")
+def bundle_show(path: Annotated[Path, typer.Argument(help="Bundle folder.")], trust: Trust = None, as_json: Json = False) -> None:
+    """What a bundle is: network, vocabulary, where it comes from, what was measured before it was signed."""
+    from fedboard.run import open_bundle
+
+    opened = open_bundle(path, trust)
+    manifest, plan = opened.manifest, opened.plan
+    if as_json:
+        return emit({**asdict(manifest), "plan": asdict(plan), "blocked": len(opened.blocked)})
+    line = manifest.lineage
+    console.say(f"{path}: release {manifest.release} of network `{manifest.network}` ({manifest.units} units, embedding {manifest.embedding})")
+    console.say(f"{manifest.vocabulary:,} ids, {len(opened.blocked)} words never suggested; needs tflite-runtime {manifest.minimum_runtime} or later")
+    console.say(f"from {line.corpus}, round {line.round}, checkpoint {line.checkpoint[:16]}; privacy {line.privacy}")
+    console.say(
+        f"a device trains {plan.epochs} epoch at rate {plan.learning_rate:g}, clips at {plan.clipping_norm:g}, uploads {plan.bits} bits a value"
+    )
+    console.table("files", ["file", "bytes"], [[name, f"{file.bytes:,}"] for name, file in manifest.files.items()])
+    console.table(
+        "measured before signing",
+        ["figure", "value"],
+        [[name, f"{value:,.0f}" if value == int(value) else f"{value:.3g}"] for name, value in manifest.gate.items()],
+    )
+
+
+@app.command("diff")
+def bundle_diff(
+    old: Annotated[Path, typer.Argument(help="Bundle folder.")],
+    new: Annotated[Path, typer.Argument(help="Bundle folder.")],
+    trust: Trust = None,
+    as_json: Json = False,
+) -> None:
+    """What differs between two bundles: fields of the manifest, files, words, and how far the weights moved."""
+    from device_runtime.bundle import difference
+    from fedboard.run import open_bundle
+
+    found = difference(open_bundle(old, trust), open_bundle(new, trust))
+    if as_json:
+        return emit(asdict(found))
+    if not (found.fields or found.files):
+        return console.say(f"{old} and {new} are the same")
+    console.table(f"{old} and {new}", ["field", "old", "new"], [[name, *map(str, pair)] for name, pair in found.fields.items()])
+    console.table("files that differ", ["file", "old bytes", "new bytes"], [[name, *map(_bytes, pair)] for name, pair in found.files.items()])
+    console.say(
+        f"words: {len(found.words_added):,} added, {len(found.words_removed):,} removed" + _few(found.words_added) + _few(found.words_removed)
+    )
+    if found.weights is None:
+        return console.say("weights: of other shapes")
+    console.say(f"weights: L2 distance {found.weights:.4g}, {found.weights_changed:.1%} of the values as sent differ")
+
+
+def _bytes(size: int | None) -> str:
+    return "-" if size is None else f"{size:,}"
+
+
+def _few(words: tuple[str, ...]) -> str:
+    return f" ({', '.join(words[:5])}{', ...' if len(words) > 5 else ''})" if words else ""

@@ -165,17 +165,22 @@ def export(
     learning_rate: Annotated[float, typer.Option(help="Of local training on devices.")] = 0.1,
     clipping_norm: Annotated[float, typer.Option(help="Largest L2 norm of a device's delta.")] = 10.0,
     bits: Annotated[int, typer.Option(help="Of one value of an upload, 1 to 16.")] = 8,
+    release: Annotated[int | None, typer.Option(min=0, help="Devices never go back to a lower one; by default the checkpoint's round.")] = None,
+    blocked: Annotated[Path | None, typer.Option(help="Words never suggested, one a line; by default a list of offensive ones.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Export train.tflite and int8 predict.tflite, check them against TensorFlow, and write a signed bundle."""
+    """Export train.tflite and int8 predict.tflite, put them through the quality gate, and write a signed bundle."""
     from fedboard.export import export as run
 
     if as_json:
         console.quiet()
-    manifest, path = run(target, out, data, tokenizer, key, learning_rate, clipping_norm, bits)
+    manifest, path = run(target, out, data, tokenizer, key, learning_rate, clipping_norm, bits, release=release, blocked=blocked)
     if as_json:
         return emit({"bundle": str(path), **asdict(manifest)})
     console.say(f"next: fedboard bundle verify {path}; fedboard predict {path} 'i will see you'")
+
+
+bundle_commands.app.command("build")(export)  # by the name of what comes out
 
 
 @app.command()
@@ -255,7 +260,7 @@ def evaluate(
 
 @app.command()
 def predict(
-    bundle: Annotated[Path, typer.Argument(help="Bundle folder.")],
+    bundle: Annotated[Path | None, typer.Argument(help="Bundle folder; by default the repository's bundles/reference.")] = None,
     text: Annotated[str | None, typer.Argument(help="What was typed; without it, lines are read from standard input.")] = None,
     prefix: Annotated[str, typer.Option(help="Letters of the next word typed so far.")] = "",
     trust: Trust = None,
@@ -279,7 +284,7 @@ def predict(
 
 @app.command("keyboard")
 def live_keyboard(
-    bundle: Annotated[Path, typer.Argument(help="Bundle folder.")],
+    bundle: Annotated[Path | None, typer.Argument(help="Bundle folder; by default the repository's bundles/reference.")] = None,
     home: Annotated[Path | None, typer.Option(help="Device whose typing log is used; made on first use. By default one of your own.")] = None,
     incognito: Annotated[bool, typer.Option("--incognito", help="Begin with recording off; Ctrl-P turns it on and off.")] = False,
     no_log: Annotated[bool, typer.Option("--no-log", help="Use no typing log at all: nothing is read, nothing recorded.")] = False,

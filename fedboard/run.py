@@ -179,8 +179,15 @@ def trusted_keys(trust: list[Path] | None) -> frozenset[str]:
         raise RunError(paths[0], f"no trusted public key ({error.strerror})", "pass the bundle maker's key with --trust FILE") from None
 
 
-def open_bundle(path: Path, trust: list[Path] | None) -> Bundle:
-    """The verified bundle at `path`. A missing folder is said before a missing key."""
+REFERENCE = Path(__file__).parents[1] / "bundles" / "reference"  # with its maker's public key beside it, reference.pub
+
+
+def open_bundle(path: Path | None, trust: list[Path] | None) -> Bundle:
+    """The verified bundle at `path`, or the repository's reference bundle. A missing folder is said before a missing key."""
+    if path is None or Path(path).resolve() == REFERENCE:
+        if not REFERENCE.is_dir():
+            raise RunError("bundle", "none was named, and only a checkout of the repository has a reference bundle", "name a bundle's folder")
+        return open_verified(REFERENCE, trusted_keys(trust or [REFERENCE.with_suffix(".pub")]))
     return open_verified(path, trusted_keys(trust) if Path(path).is_dir() else frozenset())
 
 

@@ -3,7 +3,7 @@ import shutil
 import numpy as np
 import pytest
 
-from conversion import export, parity
+from conversion import export, gate, parity
 from conversion.package import package
 from conversion.scoring import bundle_engine
 from device_runtime import bundle
@@ -46,8 +46,8 @@ def test_parity_sees_a_wrong_gradient(monkeypatch, tiny_checkpoint, tiny_plan, f
 
     monkeypatch.setattr(training, "loss_and_gradients", wrong)
     graph = export.train_graph(tiny_checkpoint.weights, tiny_plan)
-    found = parity.Parity(50, *parity.training_difference(graph, tiny_checkpoint.weights, fifty, tiny_plan), 1.0, 0.0)
-    assert found.problems
+    apart = parity.training_difference(graph, tiny_checkpoint.weights, fifty, tiny_plan)
+    assert gate.Gate(50, *apart, parity.Int8(100, 1.0, 0.0, 0.0, 0.1), 1000, 0.1).problems
 
 
 def test_loss_is_the_same_in_numpy_and_in_the_graph(tiny_bundle, tiny_checkpoint, fifty):
