@@ -12,7 +12,7 @@ export TF_CPP_MIN_LOG_LEVEL   ?= 3
 RUN        := $(UV) run --locked --no-sync --
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench-simulation bench-memory lock requirements clean distclean
+.PHONY: help setup demo test lint reference bench-simulation bench-memory lock requirements clean distclean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -35,6 +35,9 @@ test: setup ## run the test suite
 	@$(RUN) pytest -q $(ARGS) </dev/null
 lint: setup ## ruff
 	@$(RUN) ruff check . && $(RUN) ruff format --check .
+reference: setup ## train and export the reference bundle again, into runs/reference (a quarter of an hour)
+	@$(RUN) fedboard train --config configs/gboard.toml --seed 0 --out runs/reference $(ARGS) </dev/null
+	@$(RUN) fedboard export runs/reference </dev/null
 bench-simulation: setup ## speed of simulated training beside plain TFF, pfl and FedJAX (builds their environments; half an hour)
 	@$(RUN) python benchmarks/simulation_speed.py $(ARGS) </dev/null
 bench-memory: setup ## memory of 1,000 simulated rounds
