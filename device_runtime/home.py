@@ -3,6 +3,7 @@
     device.toml            who it trusts, which bundle it installed, where its conditions come from
     device.key             its private key: signs its requests
     typing_log.sqlite      what was typed, sealed; typing_log.key beside it
+    own_words.json         how far the user's own words are trusted: numbers, no words
     ledger.sqlite          what it contributed, round by round; never any text
     device.name            the name the server enrolled it under
     checkpoint/            the last checkpoint it fetched, named by its SHA-256
@@ -26,10 +27,13 @@ from device_runtime.bundle import Bundle, open_verified
 from device_runtime.conditions import Source, trace_source, unknown
 from device_runtime.errors import RunError
 from device_runtime.typing_log import Retention, TypingLog
+from device_runtime.typing_log import wipe as wipe_log
 from device_runtime.weights import digest
 
 CONFIG, KEY, NAME = "device.toml", "device.key", "device.name"
 TYPING_LOG, LEDGER, CHECKPOINT = "typing_log.sqlite", "ledger.sqlite", "checkpoint"
+OWN_WORDS = "own_words.json"
+LEARNED = (OWN_WORDS,)  # files learned from what was typed
 
 
 @dataclass(frozen=True)
@@ -133,6 +137,20 @@ class Home:
         """Write a small file of its own, whole or not at all."""
         _write(self.folder / name, data)
 
+    def wipe(self, everything: bool = False) -> None:
+        """Remove what was typed and all that was learned from it; with `everything`, ledger, key and the folder itself too.
+
+        May be done again after a crash: the key of the typing log goes first, and without it nothing typed can be read.
+        """
+        with self._removing():
+            wipe_log(self.folder / TYPING_LOG)
+            for name in LEARNED:
+                (self.folder / name).unlink(missing_ok=True)
+            if everything:
+                for path in sorted(self.folder.iterdir(), key=lambda path: path.name == CONFIG):  # the config last: until then this is a home
+                    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+                self.folder.rmdir()
+
     def note(self, contribution: Contribution) -> None:
         """Write one line of the ledger, or write it anew: a round and the time of a turn name a line."""
         with self._ledger() as ledger:
@@ -143,6 +161,15 @@ class Home:
         with self._ledger() as ledger:
             rows = ledger.execute("SELECT * FROM contributions ORDER BY at, round").fetchall()
         return [Contribution(*row) for row in rows]
+
+    @contextlib.contextmanager
+    def _removing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise RunError(
+                self.folder, f"cannot be wiped whole ({error.strerror})", "give yourself the right to write there, and wipe again"
+            ) from None
 
     def _cached(self, sha256: str) -> Path:
         return self.folder / CHECKPOINT / f"{sha256}.safetensors"

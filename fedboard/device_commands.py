@@ -1,5 +1,8 @@
 """`fedboard device ...`: phones, real or simulated. Thin commands; nothing heavy is imported before the command that needs it."""
 
+import sys
+import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +12,10 @@ from fedboard import console
 from fedboard.options import Data, Json, Seed, Trust, emit
 
 app = typer.Typer(no_args_is_help=True, help="Devices: phones with typing logs.")
+log_app = typer.Typer(no_args_is_help=True, help="The typing log of a device. It takes text in and gives none out.")
+app.add_typer(log_app, name="log")
+
+HomeFolder = Annotated[Path, typer.Argument(metavar="HOME", help="Folder of the device.")]
 
 
 @app.command("create")
@@ -49,3 +56,65 @@ def device_run(
     if as_json:
         return emit(totals)
     console.say(f"{totals['counted']} updates counted, {totals['bytes_up']:,} bytes up, peak memory {totals['peak_memory_mb']:.0f} MB")
+
+
+@app.command("status")
+def device_status(folder: HomeFolder, as_json: Json = False) -> None:
+    """How a device stands: bundle, messages waiting, whether it may train now and why not, what it contributed."""
+    from device_runtime.home import Home
+    from fedboard import device_words
+
+    home = Home.open(folder)
+    found = device_words.status(home, time.time() if home.config.conditions is None else 0.0)
+    if as_json:
+        return emit(asdict(found))
+    for line in device_words.status_lines(found):
+        console.say(line)
+
+
+@app.command("ledger")
+def device_ledger(folder: HomeFolder, as_json: Json = False) -> None:
+    """What this device contributed: when, to which round, of how many examples, in how many bytes, and what did not count and why."""
+    from device_runtime.home import Home
+    from fedboard import device_words
+
+    lines = Home.open(folder).contributions()
+    if as_json:
+        return emit([asdict(line) for line in lines])
+    for line in device_words.ledger_lines(lines):
+        console.say(line)
+
+
+@log_app.command("add")
+def device_log_add(
+    folder: HomeFolder,
+    text: Annotated[str | None, typer.Argument(help="One message; without it, each line of standard input is one.")] = None,
+    private: Annotated[bool, typer.Option("--private", help="As a password field or incognito: it is not recorded.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Record what was typed, encrypted. Says how many messages were recorded, never what they hold."""
+    from device_runtime.home import Home
+
+    messages = [text] if text is not None else [line.rstrip("\r\n") for line in sys.stdin]
+    with Home.open(folder).typing_log() as log:
+        recorded = 0 if private else log.append_many([(message, time.time()) for message in messages])
+        waiting = log.count()
+    if as_json:
+        return emit({"recorded": recorded, "messages": waiting})
+    console.say(f"{recorded} recorded, {len(messages) - recorded} left out; {waiting:,} messages in the log")
+
+
+@app.command("wipe")
+def device_wipe(
+    folder: HomeFolder,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    everything: Annotated[bool, typer.Option("--everything", help="Remove ledger, key and the device itself too.")] = False,
+) -> None:
+    """Remove what was typed and all that was learned from it. What was already sent cannot be taken back: see `fedboard device ledger`."""
+    from device_runtime.home import Home
+
+    home = Home.open(folder)
+    if not yes:
+        typer.confirm(f"Remove {'all of' if everything else 'what was typed on'} {folder}?", abort=True, err=True)
+    home.wipe(everything)
+    console.say(f"{folder}: removed" if everything else f"{folder}: what was typed and what was learned from it is gone; the ledger is kept")

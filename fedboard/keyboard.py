@@ -8,7 +8,7 @@ from pathlib import Path
 from device_runtime import config
 from device_runtime.bundle import Bundle
 from device_runtime.errors import ConfigError
-from device_runtime.home import DeviceConfig, Home
+from device_runtime.home import OWN_WORDS, DeviceConfig, Home
 from device_runtime.own_words import OwnWords, Trust, read_trust
 from device_runtime.predictor import Predictor, Suggestion
 from fedboard import console
@@ -51,7 +51,6 @@ def converse(predictor: Predictor, lines: Iterable[str]) -> None:
 
 
 LEARNED_FROM = 200  # newest messages the trust is learned from, where none was kept
-TRUST = "own_words.json"  # numbers, no words
 
 
 def default_home() -> Path:
@@ -88,12 +87,12 @@ def live(bundle: Bundle, home: Home | None, incognito: bool = False) -> None:
 
     done = live_keyboard.run(predictor.suggest, record, incognito)
     if home:
-        home.keep(TRUST, config.to_json(own.trust))
+        home.keep(OWN_WORDS, config.to_json(own.trust))
     console.say(f"{done.messages} messages, {done.keys} keys pressed, {done.saved:.1%} of keystrokes saved")
 
 
 def _trust(home: Home | None) -> Trust:
-    path = home.folder / TRUST if home else None
+    path = home.folder / OWN_WORDS if home else None
     try:
         return read_trust(path.read_bytes(), path) if path and path.is_file() else Trust()
     except ConfigError:

@@ -115,7 +115,20 @@ def test_an_option_that_does_not_exist_is_a_usage_error(tmp_path):
 
 
 COMMANDS = ["", "demo", "doctor", "train", "export", "evaluate", "predict", "keyboard", "serve", "report", "worker"]
-COMMANDS += ["data import", "data stats", "bundle verify", "bundle show", "bundle diff", "bundle build", "device create", "device run"]
+COMMANDS += [
+    "data import",
+    "data stats",
+    "bundle verify",
+    "bundle show",
+    "bundle diff",
+    "bundle build",
+    "device create",
+    "device run",
+    "device status",
+    "device ledger",
+    "device log add",
+    "device wipe",
+]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

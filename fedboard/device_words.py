@@ -1,0 +1,105 @@
+"""What a device says of itself, in words: how it stands, and what it contributed. Never anything typed."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from device_runtime.errors import BundleError
+from device_runtime.home import Contribution, Home
+from device_runtime.wire import Cause, Conditions, forbidden_by
+
+DAY_S = 86_400.0
+SENDING = "sending"  # the line was written before the update left, and no outcome followed
+
+CAUSES = {
+    Cause.CONDITION_LOST: "the device was unplugged, left WiFi or was picked up",
+    Cause.TRAINING_FAILED: "training did not get better",
+    Cause.ROUND_CLOSED: "the round was closed",
+    Cause.TIMED_OUT: "the deadline had passed",
+}
+
+
+@dataclass(frozen=True)
+class Status:
+    """How a device stands."""
+
+    folder: str
+    name: str | None  # enrolled as
+    bundle: str  # what it serves, or why it cannot
+    messages: int
+    max_age_days: float
+    max_bytes: int
+    conditions: Conditions
+    forbidden: str | None  # the first condition that forbids training
+    contributions: int  # lines of the ledger that counted
+    bytes_up: int
+
+
+def status(home: Home, now: float) -> Status:
+    """Read a device at `now`, in seconds of its own clock."""
+    try:
+        manifest = home.bundle().manifest
+        bundle = f"network `{manifest.network}`, release {manifest.release}, round {manifest.lineage.round}"
+    except BundleError as error:
+        bundle = f"none usable: {error}"
+    with home.typing_log() as log:
+        messages = log.count()
+    conditions = home.conditions(now)
+    lines = home.contributions()
+    kept = home.config.typing_log
+    return Status(
+        str(home.folder),
+        home.name,
+        bundle,
+        messages,
+        kept.max_age_s / DAY_S,
+        kept.max_bytes,
+        conditions,
+        forbidden_by(conditions),
+        sum(line.outcome == "counted" for line in lines),
+        sum(line.bytes_up for line in lines),
+    )
+
+
+def status_lines(found: Status) -> list[str]:
+    """The status as sentences."""
+    signals = {"charging": found.conditions.charging, "on an unmetered network": found.conditions.unmetered, "idle": found.conditions.idle}
+    said = ", ".join(f"{name}: {'unknown' if value is None else 'yes' if value else 'no'}" for name, value in signals.items())
+    trains = "it may train now" if found.forbidden is None else f"it does not train now ({found.forbidden}; unknown counts as no)"
+    return [
+        f"device {found.folder}, {f'enrolled as {found.name}' if found.name else 'not enrolled yet'}",
+        f"bundle: {found.bundle}",
+        f"typing log: {found.messages:,} messages, encrypted, kept {found.max_age_days:g} days and at most {found.max_bytes:,} bytes",
+        f"conditions: {said}; {trains}",
+        f"contributed {found.contributions} times, {found.bytes_up:,} bytes sent in all",
+    ]
+
+
+def ledger_lines(lines: Sequence[Contribution]) -> list[str]:
+    """One sentence for each line of the ledger, and what they come to."""
+    if not lines:
+        return ["This device contributed nothing so far."]
+    counted = [line for line in lines if line.outcome == "counted"]
+    total = f"In all {len(counted)} updates counted, of {sum(line.examples for line in counted):,} examples"
+    return [
+        *map(_sentence, lines),
+        f"{total}; {sum(line.bytes_up for line in lines):,} bytes sent, {sum(line.bytes_down for line in lines):,} received.",
+    ]
+
+
+def _sentence(line: Contribution) -> str:
+    cause = CAUSES.get(line.cause, line.cause.replace("_", " "))  # type: ignore[call-overload]
+    became = {
+        "counted": f"an update of {line.examples:,} examples was counted",
+        SENDING: f"an update of {line.examples:,} examples may have left: no answer came",
+        "abandoned": f"the work was given back and nothing learned was sent: {cause}",
+        "not_counted": f"an update of {line.examples:,} examples was sent and not counted: {cause}",
+    }.get(line.outcome, line.outcome)
+    return f"{moment(line.at)}, round {line.round}: {became} ({line.bytes_up:,} bytes sent, {line.bytes_down:,} received)"
+
+
+def moment(at: float) -> str:
+    """Local date and time; for the clock of a simulated device, which starts at 0, the day and hour of its trace."""
+    if at < 1000 * DAY_S:
+        return f"simulated day {int(at // DAY_S)}, {time.strftime('%H:%M', time.gmtime(at))}"
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(at))

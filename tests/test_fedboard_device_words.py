@@ -1,0 +1,89 @@
+import subprocess
+import sys
+
+import pytest
+
+from device_runtime.home import Contribution, DeviceConfig, Home
+from device_runtime.wire import Conditions
+from fedboard.device_words import Status, ledger_lines, status, status_lines
+
+DAY = 86_400.0
+
+
+def fedboard(*words: object, typed: str = "") -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-m", "fedboard.cli", "device", *map(str, words)], input=typed, capture_output=True, text=True)
+
+
+@pytest.fixture
+def home(tmp_path, tiny_bundle, trusted):
+    return Home.create(tmp_path / "phone", DeviceConfig(str(tiny_bundle.path), tuple(trusted)), [("hello zebracorn", 1.0)])
+
+
+def test_the_ledger_in_words():
+    lines = [
+        Contribution(3, 3 * DAY + 600, "counted", "", 12, 1000, 3000),
+        Contribution(4, 4 * DAY, "abandoned", "condition_lost", 12, 40, 3000),
+        Contribution(5, 5 * DAY, "not_counted", "round_closed", 9, 1000, 0),
+        Contribution(6, 6 * DAY, "sending", "", 9, 0, 0),
+    ]
+    assert ledger_lines(lines) == [
+        "simulated day 3, 00:10, round 3: an update of 12 examples was counted (1,000 bytes sent, 3,000 received)",
+        "simulated day 4, 00:00, round 4: the work was given back and nothing learned was sent: the device was unplugged, left WiFi or was picked up "
+        "(40 bytes sent, 3,000 received)",
+        "simulated day 5, 00:00, round 5: an update of 9 examples was sent and not counted: the round was closed (1,000 bytes sent, 0 received)",
+        "simulated day 6, 00:00, round 6: an update of 9 examples may have left: no answer came (0 bytes sent, 0 received)",
+        "In all 1 updates counted, of 12 examples; 2,040 bytes sent, 6,000 received.",
+    ]
+    assert ledger_lines([]) == ["This device contributed nothing so far."]
+
+
+def test_a_device_that_knows_nothing_of_its_conditions_says_why_it_does_not_train(home):
+    found = status(home, 0.0)
+    assert (found.messages, found.forbidden, found.name) == (1, "not_charging", None)
+    said = "\n".join(status_lines(found))
+    assert "charging: unknown" in said
+    assert "it does not train now (not_charging; unknown counts as no)" in said
+    assert "network `tiny`, release 0" in said
+
+
+def test_a_device_that_may_train_says_so():
+    able = Status("phone", "d1", "b", 1, 90, 10, Conditions(True, True, True), None, 0, 0)
+    assert "idle: yes; it may train now" in status_lines(able)[3]
+
+
+def test_a_device_whose_bundle_is_gone_still_tells_how_it_stands(tmp_path):
+    alone = Home.create(tmp_path / "alone", DeviceConfig("nowhere", ("ab" * 32,)))
+    assert status(alone, 0.0).bundle.startswith("none usable: ")
+
+
+def test_what_is_added_is_counted_and_never_shown(home):
+    done = fedboard("log", "add", home.folder, typed="one okapi\n\ntwo okapi\n")
+    assert done.stdout == "2 recorded, 1 left out; 3 messages in the log\n"
+    assert fedboard("log", "add", home.folder, "my password okapi", "--private").stdout == "0 recorded, 1 left out; 3 messages in the log\n"
+    said = fedboard("status", home.folder).stdout + fedboard("ledger", home.folder).stdout + fedboard("status", home.folder, "--json").stdout
+    assert "3 messages" in said
+    assert not any(word in said for word in ("okapi", "zebracorn"))
+
+
+def test_a_wipe_asks_first_and_leaves_the_ledger(home):
+    home.note(Contribution(1, 0.0, "counted", "", 5, 10, 20))
+    home.keep("own_words.json", b"{}")
+    refused = fedboard("wipe", home.folder, typed="n\n")
+    assert refused.returncode != 0
+    with home.typing_log() as log:
+        assert log.count() == 1
+    assert fedboard("wipe", home.folder, typed="y\n").returncode == 0
+    assert not (home.folder / "typing_log.sqlite").exists()
+    assert not (home.folder / "own_words.json").exists()
+    assert len(Home.open(home.folder).contributions()) == 1
+
+
+def test_a_wipe_of_everything_leaves_nothing(home, tmp_path):
+    assert fedboard("wipe", home.folder, "--yes", "--everything").returncode == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_is_no_device_is_named(tmp_path):
+    done = fedboard("status", tmp_path)
+    assert done.returncode == 1
+    assert "device.toml" in done.stderr
