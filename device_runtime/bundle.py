@@ -1,11 +1,15 @@
 """The bundle: what a device installs, and the only way in. Nothing is parsed before signature, sizes and hashes agree.
 
-A bundle is a directory: manifest.json, manifest.sig (Ed25519 over the manifest's bytes), and the files the manifest lists with size and SHA-256.
+A bundle is a directory, or one zip of it: manifest.json, manifest.sig (Ed25519 over the manifest's bytes), and the files the manifest lists with size
+and SHA-256.
 """
 
+import io
 import json
 import os
 import shutil
+import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import metadata
@@ -32,6 +36,7 @@ BLOCKED = "blocked.txt"
 FILES = (TRAIN, PREDICT, TOKENIZER, CHECKPOINT, PLAN, CARD)
 OPTIONAL = (BLOCKED,)
 MANIFEST, SIGNATURE = "manifest.json", "manifest.sig"
+MANIFEST_BYTES = 1 << 20  # more is no manifest of ours
 NO_PRIVACY = "none: no noise was added and updates were not securely aggregated"
 EXPORT_AGAIN = "make it again with `fedboard export`"
 
@@ -75,6 +80,8 @@ class Bundle:
     path: Path
     manifest: Manifest
     content: dict[str, bytes]
+    encoded: bytes = b""  # the manifest as it was signed
+    signature: bytes = b""
 
     @property
     def train_graph(self) -> bytes:
@@ -162,13 +169,15 @@ def write(path: Path, manifest: Manifest, content: dict[str, bytes], key: Ed2551
         path.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
-        for name, data in content.items():
+        signature = f"{signing.public_hex(key)}\n{key.sign(encoded).hex()}\n".encode()
+        for name, data in {**content, MANIFEST: encoded, SIGNATURE: signature}.items():
             (temporary / name).write_bytes(data)
-        (temporary / MANIFEST).write_bytes(encoded)
-        (temporary / SIGNATURE).write_text(f"{signing.public_hex(key)}\n{key.sign(encoded).hex()}\n")
+            flush(temporary / name)
+        flush(temporary)
         if path.exists():
             os.replace(path, old)
         os.replace(temporary, path)
+        flush(path.parent)
     except OSError as error:
         raise BundleError(path, f"cannot be written ({error.strerror})", "choose a folder you may write to") from None
     finally:
@@ -176,16 +185,77 @@ def write(path: Path, manifest: Manifest, content: dict[str, bytes], key: Ed2551
         shutil.rmtree(old, ignore_errors=True)
 
 
+def write_zip(bundle: Bundle, path: Path) -> None:
+    """A verified bundle as one file, uncompressed, whole or not at all: equal bundles have equal bytes. Raises BundleError if it cannot be."""
+    path = Path(path)
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_STORED) as archive:
+        for name, data in sorted({**bundle.content, MANIFEST: bundle.encoded, SIGNATURE: bundle.signature}.items()):
+            entry = zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))
+            entry.external_attr, entry.create_system = 0o100644 << 16, 3
+            archive.writestr(entry, data)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(packed.getvalue())
+        flush(temporary)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise BundleError(path, f"cannot be written ({error.strerror})", "choose a file you may write") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def flush(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def open_verified(path: Path, trusted: frozenset[str]) -> Bundle:
-    """The bundle at `path`, if it was signed by a trusted key (public, hexadecimal) and is complete and unaltered.
+    """The bundle at `path`, a folder or a zip, if it was signed by a trusted key (public, hexadecimal) and is complete and unaltered.
 
     Raises BundleError naming the first thing that is wrong. No file is parsed, and no graph opened, before its hash was checked.
     """
     path = Path(path)
+    if path.is_file():
+        return _from_zip(path, trusted)
     if not path.is_dir():
-        raise BundleError(path, "is not a bundle folder", "give the folder that holds manifest.json")
-    encoded = _read(path / MANIFEST)
-    signer, _, signature = _read(path / SIGNATURE).decode("ascii", "replace").strip().partition("\n")
+        raise BundleError(path, "is not a bundle folder", "give the folder that holds manifest.json, or a zip of it")
+    return _verified(path, trusted, lambda name, most: _read(path / name, most))
+
+
+def _from_zip(path: Path, trusted: frozenset[str]) -> Bundle:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+            known = {MANIFEST, SIGNATURE, *FILES, *OPTIONAL}
+            for number, entry in enumerate(entries):
+                if entry.filename not in known or entry.filename in {other.filename for other in entries[:number]}:
+                    raise BundleError(path, f"holds {entry.filename!r}, which no bundle of format {FORMAT} has there", EXPORT_AGAIN)
+                if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1:
+                    raise BundleError(path, f"{entry.filename} is compressed or locked, expected it stored", EXPORT_AGAIN)
+            sizes = {entry.filename: entry.file_size for entry in entries}
+
+            def read(name: str, most: int) -> bytes:
+                if name not in sizes:
+                    raise BundleError(path / name, "cannot be read (it is not in the zip)", EXPORT_AGAIN)
+                if sizes[name] > most:
+                    raise BundleError(path / name, f"expected {most} bytes, found {sizes[name]}", EXPORT_AGAIN)
+                return archive.read(name)
+
+            return _verified(path, trusted, read)
+    except (OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError) as error:
+        raise BundleError(path, f"is neither a bundle folder nor a whole zip of one ({error})", EXPORT_AGAIN) from None
+
+
+def _verified(path: Path, trusted: frozenset[str], read: Callable[[str, int], bytes]) -> Bundle:
+    """The bundle whose files `read(name, most bytes)` gives."""
+    encoded, signed = read(MANIFEST, MANIFEST_BYTES), read(SIGNATURE, MANIFEST_BYTES)
+    signer, _, signature = signed.decode("ascii", "replace").strip().partition("\n")
     if signer not in trusted:
         raise BundleError(path / SIGNATURE, f"signed by a key that is not trusted ({signer[:16]!r})", "pass the maker's public key with --trust")
     try:
@@ -198,13 +268,14 @@ def open_verified(path: Path, trusted: frozenset[str]) -> Bundle:
     manifest = _manifest(encoded, path / MANIFEST)
     content = {}
     for name in sorted(manifest.files):
-        data, expected = _read(path / name), manifest.files[name]
+        expected = manifest.files[name]
+        data = read(name, expected.bytes)
         if len(data) != expected.bytes:
             raise BundleError(path / name, f"expected {expected.bytes} bytes, found {len(data)}", EXPORT_AGAIN)
         if weights.digest(data) != expected.sha256:
             raise BundleError(path / name, "altered: its SHA-256 is not the manifest's", EXPORT_AGAIN)
         content[name] = data
-    bundle = Bundle(path, manifest, content)
+    bundle = Bundle(path, manifest, content, encoded, signed)
     if len(bundle.vocabulary) != manifest.vocabulary or bundle.vocabulary.hash != manifest.tokenizer:
         raise BundleError(path / MANIFEST, f"the model scores {manifest.vocabulary} ids but the vocabulary has {len(bundle.vocabulary)}",
                           "package both from one run")  # fmt: skip
@@ -251,8 +322,10 @@ def _numbers(version: str) -> tuple[int, ...] | None:
     return tuple(map(int, parts)) if all(part.isascii() and part.isdigit() for part in parts) else None
 
 
-def _read(path: Path) -> bytes:
+def _read(path: Path, most: int) -> bytes:
     try:
+        if (size := path.stat().st_size) > most:
+            raise BundleError(path, f"expected {most} bytes, found {size}", EXPORT_AGAIN)
         return path.read_bytes()
     except OSError as error:
         raise BundleError(path, f"cannot be read ({error.strerror})", EXPORT_AGAIN) from None

@@ -1,5 +1,6 @@
 """Local fine-tuning: checkpoint and examples -> delta, by the `train` signature of the bundle's graph. Nothing is kept in the graph."""
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -12,52 +13,78 @@ from device_runtime.wire import Cause, Plan
 
 
 @dataclass(frozen=True)
+class Progress:
+    """Where interrupted training stands: what it needs to go on as if nothing had happened."""
+
+    weights: Weights
+    batches: int  # done so far
+    loss_before: float  # mean over the examples before the first batch, nats
+
+
+@dataclass(frozen=True)
 class FineTuned:
     """What local training made of the server's weights."""
 
     delta: Weights  # client minus server; all zero when stopped
     batches: int
-    loss_before: float  # mean over the examples, nats
+    loss_before: float  # mean over the examples, nats; NaN if it was stopped before that was known
     loss_after: float
     stopped: Cause | None = None  # why it ended early, if it did
+    progress: Progress | None = None  # where to go on, if a condition was lost
 
 
 def finetune(
-    graph: bytes, weights: Weights, examples: np.ndarray, plan: Plan, rng: np.random.Generator, may_continue: Callable[[], bool] = lambda: True
+    graph: bytes,
+    weights: Weights,
+    examples: np.ndarray,
+    plan: Plan,
+    rng: np.random.Generator,
+    may_continue: Callable[[], bool] = lambda: True,
+    start: Progress | None = None,
 ) -> FineTuned:
     """Local SGD by the plan on rows (int32 [n, plan.length + 1]).
 
-    `may_continue` is asked before every batch: work stops within one batch of a condition being lost. A loss that is not finite, or one that
-    ends higher than twice where it began, stops the work too: such a delta is never sent.
+    `may_continue` is asked before every batch, those of the loss before and after included: work stops within one batch of a condition being lost.
+    Given the progress it left, the same examples and an equal rng, a later call ends with the same bits. A loss that is not finite, or one that ends
+    higher than twice where it began, stops the work too: such a delta is never sent.
     """
     train = Graph(graph)
-    before = _loss(train, weights, examples, plan)
-    local, done = weights, 0
-    stopped = None if np.isfinite(before) else Cause.TRAINING_FAILED
-    if stopped is None:
-        for batch in batches(examples, plan.batch_size, plan.epochs, rng):
-            if not may_continue():
-                stopped = Cause.CONDITION_LOST
-                break
-            result = train.run("train", rows=batch, learning_rate=np.float32(plan.learning_rate), **local)
-            if not np.isfinite(result["loss"]):
-                stopped = Cause.TRAINING_FAILED
-                break
-            local = {name: result[name] for name in weights}
-            done += 1
-    after = before if stopped else _loss(train, local, examples, plan)
+    before = start.loss_before if start else _loss(train, weights, examples, plan, may_continue)
+    if before is None:
+        return _stopped(Cause.CONDITION_LOST, weights)
+    if not np.isfinite(before):
+        return _stopped(Cause.TRAINING_FAILED, weights, before=before)
+    local, done = (start.weights, start.batches) if start else (weights, 0)
+    lost = False
+    for batch in itertools.islice(batches(examples, plan.batch_size, plan.epochs, rng), done, None):
+        lost = not may_continue()
+        if lost:
+            break
+        result = train.run("train", rows=batch, learning_rate=np.float32(plan.learning_rate), **local)
+        if not np.isfinite(result["loss"]):
+            return _stopped(Cause.TRAINING_FAILED, weights, done, before)
+        local = {name: result[name] for name in weights}
+        done += 1
+    after = None if lost else _loss(train, local, examples, plan, may_continue)
+    if after is None:
+        return _stopped(Cause.CONDITION_LOST, weights, done, before, Progress(local, done, before))
     delta = subtract(local, weights)
-    if stopped is None and not (after < 2 * before and all(np.isfinite(array).all() for array in delta.values())):
-        stopped = Cause.TRAINING_FAILED
-    if stopped is not None:
-        delta = {name: np.zeros_like(array) for name, array in weights.items()}
-    return FineTuned(delta, done, before, after, stopped)
+    if not (after < 2 * before and all(np.isfinite(array).all() for array in delta.values())):
+        return _stopped(Cause.TRAINING_FAILED, weights, done, before)
+    return FineTuned(delta, done, before, after)
 
 
-def _loss(graph: Graph, weights: Weights, examples: np.ndarray, plan: Plan, most: int = 8) -> float:
-    """Mean loss over at most `most` batches of the examples, taken in order."""
+def _stopped(cause: Cause, weights: Weights, done: int = 0, before: float = float("nan"), progress: Progress | None = None) -> FineTuned:
+    zero = {name: np.zeros_like(array) for name, array in weights.items()}
+    return FineTuned(zero, done, before, before, cause, progress)
+
+
+def _loss(graph: Graph, weights: Weights, examples: np.ndarray, plan: Plan, may_continue: Callable[[], bool], most: int = 8) -> float | None:
+    """Mean loss over at most `most` batches of the examples, taken in order; None if a condition was lost meanwhile."""
     total = count = 0.0
     for start in range(0, min(len(examples), most * plan.batch_size), plan.batch_size):
+        if not may_continue():
+            return None
         batch = np.zeros((plan.batch_size, plan.length + 1), np.int32)
         chosen = examples[start : start + plan.batch_size]
         batch[: len(chosen)] = chosen

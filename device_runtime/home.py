@@ -4,6 +4,11 @@
     device.key             its private key: signs its requests
     typing_log.sqlite      what was typed, sealed; typing_log.key beside it
     own_words.json         how far the user's own words are trusted: numbers, no words
+    unfinished             a half-done epoch that waits for the next window, sealed
+    personal.json          whether the user's own weights are served, and why; personal.sealed beside it, the weights
+    last_key               when a key was pressed last: its time, no content
+    schedule.json          when it may check in again
+    bundles/               the bundles it installed, if none is used in place
     ledger.sqlite          what it contributed, round by round; never any text
     device.name            the name the server enrolled it under
     checkpoint/            the last checkpoint it fetched, named by its SHA-256
@@ -12,6 +17,7 @@ All but the bundle is its own: removing the folder removes the device.
 """
 
 import contextlib
+import fcntl
 import os
 import shutil
 import sqlite3
@@ -22,28 +28,38 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from device_runtime import config, signing
+from device_runtime import config, installed, keystore, sensors, signing
 from device_runtime.bundle import Bundle, open_verified
 from device_runtime.conditions import Source, trace_source, unknown
 from device_runtime.errors import RunError
+from device_runtime.keystore import KeyStore
+from device_runtime.sensors import LAST_KEY
 from device_runtime.typing_log import Retention, TypingLog
 from device_runtime.typing_log import wipe as wipe_log
 from device_runtime.weights import digest
 
 CONFIG, KEY, NAME = "device.toml", "device.key", "device.name"
 TYPING_LOG, LEDGER, CHECKPOINT = "typing_log.sqlite", "ledger.sqlite", "checkpoint"
-OWN_WORDS = "own_words.json"
-LEARNED = (OWN_WORDS,)  # files learned from what was typed
+OWN_WORDS, UNFINISHED = "own_words.json", "unfinished"
+PERSONAL, PERSONAL_WEIGHTS = "personal.json", "personal.sealed"
+SCHEDULE, BUNDLES, LOCK = "schedule.json", "bundles", "lock"
+LEARNED = (OWN_WORDS, UNFINISHED, PERSONAL, PERSONAL_WEIGHTS, LAST_KEY)  # files learned from what was typed
 
 
 @dataclass(frozen=True)
 class DeviceConfig:
     """device.toml. Paths that are not absolute start in the device's home."""
 
-    bundle: str  # folder of the bundle it installed
     trusted: tuple[str, ...]  # public keys whose bundles it accepts, hexadecimal
-    conditions: str | None = None  # trace of a simulated device; None: conditions are unknown, so it never trains
-    seed: int | None = None  # of a simulated device's randomness; None: the operating system's
+    bundle: str | None = None  # folder of a bundle it uses in place; None: the one installed in its home
+    server: str | None = None  # address it checks in at
+    conditions: str | None = None  # `linux`, `termux`, or the trace of a simulated device; None: unknown, so it never trains
+    stated: tuple[str, ...] = ()  # conditions its owner vouches for where no sensor tells
+    seed: int | None = None  # of a simulated device's randomness; None: its own key's, another for every assignment
+    spread_s: float = 60.0  # the first check-in of a process comes somewhere in it
+    keeps_work: bool = True  # a half-done epoch waits for the next window; else it is given back at once
+    personal: bool = True  # the user's own weights are tried while it may train
+    key_store: str = keystore.FILE  # where the typing log's key lies
     typing_log: Retention = field(default_factory=Retention)
 
 
@@ -67,10 +83,11 @@ class Home:
     key: Ed25519PrivateKey = field(repr=False)
 
     @classmethod
-    def create(cls, folder: Path, settings: DeviceConfig, typed: Iterable[tuple[str, float]] = ()) -> "Home":
+    def create(cls, folder: Path, settings: DeviceConfig, typed: Iterable[tuple[str, float]] = (), bundle: Path | None = None) -> "Home":
         """A new device in `folder`, with a fresh key and a typing log that holds `typed` (text and time in seconds). Whole or not at all.
 
-        Raises RunError if the folder is there already or cannot be written.
+        The bundle at `bundle` is installed in it, if given. Raises RunError if the folder is there already or cannot be written, BundleError for a
+        bundle it does not trust.
         """
         folder, typed = Path(folder), list(typed)  # first: an error of whoever gives them is not one of the folder
         if folder.exists():
@@ -80,8 +97,11 @@ class Home:
             temporary.mkdir(parents=True)
             (temporary / CONFIG).write_text(config.to_toml(settings))
             signing.load_or_create(temporary / KEY)
-            with TypingLog(temporary / TYPING_LOG, settings.typing_log) as log:
+            key_store = _key_store(temporary if settings.key_store == keystore.FILE else folder, settings)  # a file moves with the folder
+            with TypingLog(temporary / TYPING_LOG, settings.typing_log, key_store) as log:
                 log.append_many(typed)
+            if bundle is not None:
+                installed.install(temporary / BUNDLES, bundle, frozenset(settings.trusted))
             os.replace(temporary, folder)
         except OSError as error:
             raise RunError(folder, f"cannot be written ({error.strerror})", "choose a folder you may write to") from None
@@ -98,22 +118,42 @@ class Home:
 
     def typing_log(self) -> TypingLog:
         """Its typing log, open: use it in a `with`."""
-        return TypingLog(self.folder / TYPING_LOG, self.config.typing_log)
+        return TypingLog(self.folder / TYPING_LOG, self.config.typing_log, _key_store(self.folder, self.config))
 
     def bundle(self) -> Bundle:
-        """The installed bundle, verified. Raises BundleError."""
-        return open_verified(self.folder / self.config.bundle, frozenset(self.config.trusted))
+        """The bundle it uses, verified: the current one, or the last good one if that is damaged. Raises BundleError."""
+        trusted = frozenset(self.config.trusted)
+        if self.config.bundle is None:
+            return installed.current(self.folder / BUNDLES, trusted).bundle
+        return open_verified(self.folder / self.config.bundle, trusted)
+
+    def install(self, source: Path) -> Bundle:
+        """Make the bundle at `source` the one it uses. Raises BundleError, and keeps the bundle it has, for one it does not trust or an older one."""
+        return installed.install(self.folder / BUNDLES, source, frozenset(self.config.trusted))
+
+    @property
+    def simulated(self) -> bool:
+        """Whether it was made for a simulation, enrolled nowhere: it lives on the clock of its trace."""
+        return self.config.conditions is not None and self.config.conditions not in sensors.KINDS and self.config.server is None
 
     @cached_property
     def conditions(self) -> Source:
         """Where its conditions come from. Raises ConfigError for a trace that cannot be read."""
-        return unknown if self.config.conditions is None else trace_source(self.folder / self.config.conditions)
+        kind = self.config.conditions
+        if kind is None:
+            return unknown
+        return sensors.named(kind, self.folder, self.config.stated) if kind in sensors.KINDS else trace_source(self.folder / kind)
 
-    def cached_checkpoint(self, sha256: str) -> bytes | None:
-        """The checkpoint of that hash if it is the last one kept and still whole, else None."""
-        path = self._cached(sha256)
-        data = path.read_bytes() if path.is_file() else b""
-        return data if digest(data) == sha256 else None
+    def held_checkpoint(self) -> str | None:
+        """SHA-256 of the checkpoint it kept last, None if there is none or it is damaged."""
+        data = self.checkpoint()
+        return None if data is None else digest(data)
+
+    def checkpoint(self) -> bytes | None:
+        """The bytes of the checkpoint it kept last, if they are still whole."""
+        kept = sorted((self.folder / CHECKPOINT).glob("*.safetensors"))
+        data = kept[0].read_bytes() if kept else b""
+        return data if kept and digest(data) == kept[0].stem else None
 
     def keep_checkpoint(self, sha256: str, data: bytes) -> None:
         """Keep this checkpoint, and only this one."""
@@ -137,15 +177,34 @@ class Home:
         """Write a small file of its own, whole or not at all."""
         _write(self.folder / name, data)
 
+    def kept(self, name: str) -> bytes | None:
+        """A small file of its own, None if there is none."""
+        path = self.folder / name
+        return path.read_bytes() if path.is_file() else None
+
+    def drop(self, *names: str) -> None:
+        """Remove small files of its own."""
+        for name in names:
+            (self.folder / name).unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """While this lasts no other process takes turns of this device. Raises RunError if one does now."""
+        with open(self.folder / LOCK, "a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise RunError(self.folder, "another process runs this device", "end that one first") from None
+            yield
+
     def wipe(self, everything: bool = False) -> None:
         """Remove what was typed and all that was learned from it; with `everything`, ledger, key and the folder itself too.
 
         May be done again after a crash: the key of the typing log goes first, and without it nothing typed can be read.
         """
         with self._removing():
-            wipe_log(self.folder / TYPING_LOG)
-            for name in LEARNED:
-                (self.folder / name).unlink(missing_ok=True)
+            wipe_log(self.folder / TYPING_LOG, _key_store(self.folder, self.config))
+            self.drop(*LEARNED)
             if everything:
                 for path in sorted(self.folder.iterdir(), key=lambda path: path.name == CONFIG):  # the config last: until then this is a home
                     shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
@@ -185,9 +244,16 @@ class Home:
             raise RunError(self.folder / LEDGER, f"cannot be used as a ledger ({error})", "move the file away to start a new ledger") from None
 
 
+def _key_store(folder: Path, settings: DeviceConfig) -> KeyStore:
+    return keystore.named(settings.key_store, folder / TYPING_LOG)
+
+
 def _write(path: Path, data: bytes) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(data)
+    with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(temporary, path)
 
 

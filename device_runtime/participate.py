@@ -1,5 +1,6 @@
 """Participation: one turn of a device with the server, from check-in to counted update, and the days of several devices in one process."""
 
+import contextlib
 import itertools
 import time
 from collections.abc import Callable, Sequence
@@ -9,19 +10,22 @@ from functools import partial
 
 import numpy as np
 
-from device_runtime import calls, examples, quantize, text, weights
-from device_runtime.bundle import Bundle
+from device_runtime import calls, difference, examples, quantize, text, unfinished, weights
+from device_runtime.bundle import CHECKPOINT, Bundle
 from device_runtime.config import from_json
-from device_runtime.errors import BundleError, ConfigError, ServerError
-from device_runtime.finetune import FineTuned, finetune
-from device_runtime.home import Contribution, Home
-from device_runtime.transport import Meter, Send, persistent
+from device_runtime.errors import BundleError, CheckpointError, ConfigError, ServerError
+from device_runtime.finetune import FineTuned, Progress, finetune
+from device_runtime.home import UNFINISHED, Contribution, Home
+from device_runtime.transport import Interrupted, Meter, Send, Unreachable, persistent
+from device_runtime.typing_log import Record, TypingLog
+from device_runtime.unfinished import Unfinished, Work
 from device_runtime.weights import Checkpoint, Weights
 from device_runtime.wire import Ack, Assignment, Cause, CheckIn, Enrolled, Plan, Reject, RoundReport, forbidden_by
 
 DAY_S = 86_400.0
 BATCH_S = 60.0  # virtual seconds between two looks at the conditions of a simulated device
 OPEN = ("selecting", "reporting")  # phases of a round that still waits for someone
+MAY_COME_BACK = (Cause.NOT_CHARGING, Cause.METERED_NETWORK, Cause.IN_USE)  # refusals that say nothing of the round
 
 Trainer = Callable[..., FineTuned]  # the signature of `finetune.finetune`
 
@@ -32,6 +36,7 @@ class Status(StrEnum):
     COUNTED = "counted"
     REFUSED = "refused"  # no work at check-in
     ABANDONED = "abandoned"  # the device gave its assignment back
+    PAUSED = "paused"  # a condition was lost: the work waits on the device for its next window
     NOT_COUNTED = "not_counted"  # the server did not take the update
 
 
@@ -53,12 +58,24 @@ class Outcome:
 
 
 class Turn:
-    """One device's turn: check in, then do the work it was assigned. `now` is its clock; conditions are read at its times."""
+    """One device's turn: check in, then do the work it was assigned. `now` is its clock; conditions are read at its times.
 
-    def __init__(self, home: Home, send: Send, now: Callable[[], float], train: Trainer = finetune, sleep: Callable[[float], None] = time.sleep):
+    `may_go_on` is asked with the conditions before every batch: a process that must end says no.
+    """
+
+    def __init__(
+        self,
+        home: Home,
+        send: Send,
+        now: Callable[[], float],
+        train: Trainer = finetune,
+        sleep: Callable[[float], None] = time.sleep,
+        may_go_on: Callable[[], bool] = lambda: True,
+    ):
         self.home = home
         self._now = now
         self._train = train
+        self._may_go_on = may_go_on
         self._meter = Meter(send)
         self._sleep = sleep
         self._began = now()
@@ -68,13 +85,17 @@ class Turn:
         bundle = self.home.bundle()
         with self.home.typing_log() as log:
             log.expire(self._began)
-            message = CheckIn(self.home.conditions(self._began), log.count(), bundle.manifest.tokenizer)
+            waiting = log.count(usable=True)
+        held = self.home.held_checkpoint() or bundle.manifest.files[CHECKPOINT].sha256
+        message = CheckIn(self.home.conditions(self._began), waiting, bundle.manifest.tokenizer, holds=held)
         name = self.home.name or self._enrol().device
         answer = calls.check_in(self._line(name), message)
         if isinstance(answer, Reject) and answer.cause is Cause.UNKNOWN_DEVICE:  # a server that began anew knows nobody
             name = self._enrol().device
             answer = calls.check_in(self._line(name), message)
         if isinstance(answer, Reject):
+            if answer.cause not in MAY_COME_BACK:  # the round that half-done work was for stands no more
+                self.home.drop(UNFINISHED)
             return self._outcome(Status.REFUSED, answer.cause, answer.retry_in_s)
         self._assignment, self._send = answer, self._line(name)
         return None
@@ -82,28 +103,77 @@ class Turn:
     def work(self) -> Outcome:
         """Fetch, fine-tune, encode and hand in what `check_in` was assigned; give it back if a condition is lost or training fails."""
         assignment, bundle = self._assignment, self.home.bundle()
-        plan, checkpoint = self._plan(assignment), self._checkpoint(assignment)
+        plan, checkpoint = self._plan(assignment), self._checkpoint(assignment, bundle)
         if not _fits(assignment, plan, checkpoint, bundle):
             self._give_back(Cause.TRAINING_FAILED)
             raise BundleError(bundle.path, "the work this server assigns does not fit its graphs", "install the bundle the server was started with")
-        rows = self._rows(bundle.vocabulary, plan)
+        with self.home.typing_log() as log:
+            work, rows, start = self._resumed(log, bundle.vocabulary, plan) or self._begun(log, bundle.vocabulary, plan)
         if not len(rows):  # what is waiting holds no token
             return self._give_back(Cause.TRAINING_FAILED)
-        rng = np.random.default_rng(None if self.home.config.seed is None else [self.home.config.seed, assignment.round])
-        tuned = self._train(bundle.train_graph, checkpoint.weights, rows, plan, rng, self._may_train)
-        stopped = tuned.stopped or (None if self._may_train() else Cause.CONDITION_LOST)  # an upload needs the conditions too
-        if stopped is not None:
-            return self._give_back(stopped, len(rows), tuned)
+        rng = self._rng()
+        tuned = self._train(bundle.train_graph, checkpoint.weights, rows, plan, rng, self._may_train, start)
+        if tuned.stopped is Cause.TRAINING_FAILED:
+            return self._give_back(tuned.stopped, len(rows), tuned)
+        if tuned.stopped is not None or not self._may_train():  # an upload needs the conditions too
+            return self._interrupted(work, len(rows), tuned, checkpoint.weights)
         update = encode(tuned.delta, assignment, plan, len(rows), rng)
+        with self.home.typing_log() as log:
+            log.mark_used(work.records)
         self._note("sending", "", len(rows))  # before the update leaves: the ledger never says less than what left
-        answer = calls.upload(self._send, assignment.assignment, update)
+        try:
+            answer = calls.upload(self._send, assignment.assignment, update)
+        except (Unreachable, Interrupted):
+            self._keep(work, tuned, checkpoint.weights)
+            raise
+        self.home.drop(UNFINISHED)
         if isinstance(answer, Ack) and answer.counted:
             return self._outcome(Status.COUNTED, None, answer.retry_in_s, len(rows), tuned)
         cause = answer.cause if isinstance(answer, Reject) else Cause.ROUND_CLOSED
         return self._outcome(Status.NOT_COUNTED, cause, answer.retry_in_s, len(rows), tuned)
 
+    def _begun(self, log: TypingLog, vocabulary: text.Vocabulary, plan: Plan) -> tuple[Work, np.ndarray, Progress | None]:
+        """New work on the newest messages that may still be used."""
+        self.home.drop(UNFINISHED)
+        used, rows = rows_of(log.records(plan.max_rows, usable=True), vocabulary, plan)  # a message fills at least one row
+        until = self._began + self._assignment.deadline_s
+        return Work(self._assignment.assignment, self._assignment.round, until, used, _hash(rows)), rows, None
+
+    def _resumed(self, log: TypingLog, vocabulary: text.Vocabulary, plan: Plan) -> tuple[Work, np.ndarray, Progress] | None:
+        """The half-done work of this very assignment, if all its messages are still there; else None."""
+        data = self.home.kept(UNFINISHED)
+        found = None if data is None else unfinished.unseal(data, log)
+        if found is None or found.work.assignment != self._assignment.assignment:
+            return None
+        _, rows = rows_of(log.records_of(found.work.records), vocabulary, plan)
+        return (found.work, rows, found.progress) if _hash(rows) == found.work.rows else None
+
+    def _interrupted(self, work: Work, rows: int, tuned: FineTuned, global_weights: Weights) -> Outcome:
+        """A condition was lost: the work is kept for the next window, or given back by a device that keeps none."""
+        if not self.home.config.keeps_work:
+            return self._give_back(Cause.CONDITION_LOST, rows, tuned)
+        self._keep(work, tuned, global_weights)
+        cause = forbidden_by(self.home.conditions(self._now())) or Cause.CONDITION_LOST
+        return self._outcome(Status.PAUSED, cause, 0.0, rows, tuned)
+
+    def _keep(self, work: Work, tuned: FineTuned, global_weights: Weights) -> None:
+        progress = tuned.progress
+        if progress is None and tuned.stopped is None:  # trained to the end: only the upload is missing
+            local = {name: global_weights[name] + tuned.delta[name] for name in global_weights}
+            progress = Progress(local, tuned.batches, tuned.loss_before)
+        if progress is not None:
+            with self.home.typing_log() as log:
+                self.home.keep(UNFINISHED, unfinished.seal(Unfinished(work, progress), log))
+
+    def _rng(self) -> np.random.Generator:
+        """The randomness of this assignment: the same whenever the work is done again, and nobody else's to foretell."""
+        if self.home.config.seed is not None:
+            return np.random.default_rng([self.home.config.seed, self._assignment.round])
+        secret = weights.digest(self.home.key.private_bytes_raw() + self._assignment.assignment.encode())
+        return np.random.default_rng(int(secret, 16))
+
     def _may_train(self) -> bool:
-        return forbidden_by(self.home.conditions(self._now())) is None
+        return self._may_go_on() and forbidden_by(self.home.conditions(self._now())) is None
 
     def _enrol(self) -> Enrolled:
         enrolled = calls.enrol(persistent(self._meter, sleep=self._sleep), self.home.key)
@@ -119,19 +189,19 @@ class Turn:
         except ConfigError as error:
             raise ServerError("plan", f"cannot be read ({error})", "start the server with a plan of this version") from None
 
-    def _checkpoint(self, assignment: Assignment) -> Checkpoint:
-        data = self.home.cached_checkpoint(assignment.checkpoint)
-        if data is None:
+    def _checkpoint(self, assignment: Assignment, bundle: Bundle) -> Checkpoint:
+        """The assigned checkpoint: kept, in the bundle, made of the one it holds and a difference, or fetched whole."""
+        held = self.home.checkpoint() or bundle.content[CHECKPOINT]
+        if weights.digest(held) == assignment.checkpoint:
+            return weights.from_bytes(held, "assigned checkpoint")
+        data = None
+        if assignment.difference is not None:
+            with contextlib.suppress(CheckpointError):  # of another checkpoint than it holds by now
+                data = difference.apply(held, calls.fetch(self._send, assignment.difference))
+        if data is None or weights.digest(data) != assignment.checkpoint:
             data = calls.fetch(self._send, assignment.checkpoint)
-            self.home.keep_checkpoint(assignment.checkpoint, data)
+        self.home.keep_checkpoint(assignment.checkpoint, data)
         return weights.from_bytes(data, "assigned checkpoint")
-
-    def _rows(self, vocabulary: text.Vocabulary, plan: Plan) -> np.ndarray:
-        """The newest rows, at most `plan.max_rows`: int32 [rows, length + 1]."""
-        with self.home.typing_log() as log:
-            typed = log.read(plan.max_rows)  # an utterance fills at least one row
-        utterances = [vocabulary.ids(tokens) for tokens in map(text.tokenise, typed) if tokens]
-        return examples.rows(utterances, plan.length)[-plan.max_rows :]
 
     def _give_back(self, cause: Cause, rows: int = 0, tuned: FineTuned | None = None) -> Outcome:
         answer = calls.abandon(self._send, self._assignment.assignment, cause)
@@ -147,8 +217,8 @@ class Turn:
             retry_in_s,
             rows,
             tuned.batches if tuned else 0,
-            tuned.loss_before if tuned else None,
-            tuned.loss_after if tuned else None,
+            _finite(tuned.loss_before) if tuned else None,
+            _finite(tuned.loss_after) if tuned else None,
             self._meter.up,
             self._meter.down,
             self._now() - self._began,
@@ -183,7 +253,7 @@ def run(
         first, newest = _first_and_newest(send, sleep)
         outcomes, working = [], []
         for home in homes:
-            turn = Turn(home, send, _clock(home, DAY_S * (newest.round - first.round)), train, sleep)
+            turn = Turn(home, send, clock(home, DAY_S * (newest.round - first.round)), train, sleep)
             refused = turn.check_in()
             if refused is None:
                 working.append(turn)
@@ -202,6 +272,19 @@ def run(
     return seen
 
 
+def rows_of(records: Sequence[Record], vocabulary: text.Vocabulary, plan: Plan) -> tuple[tuple[int, ...], np.ndarray]:
+    """The newest rows of messages, at most `plan.max_rows`: int32 [rows, length + 1], and the numbers of the messages they come from."""
+    ids = [vocabulary.ids(text.tokenise(record.text)) for record in records]
+    each = [(record.id, examples.rows([own], plan.length)) for record, own in zip(records, ids, strict=True) if own]
+    first, count = len(each), 0
+    while first > 0 and count < plan.max_rows:
+        first -= 1
+        count += len(each[first][1])
+    chosen = each[first:]
+    rows = np.concatenate([examples.rows([], plan.length), *(own for _, own in chosen)])
+    return tuple(number for number, _ in chosen), rows[-plan.max_rows :]
+
+
 def encode(delta: Weights, assignment: Assignment, plan: Plan, rows: int, rng: np.random.Generator) -> bytes:
     """The update of an assignment: the delta clipped, rotated and quantized as its round asks, with the rows it was trained on as its weight."""
     vector = weights.flatten(quantize.clip(delta, plan.clipping_norm))
@@ -213,8 +296,17 @@ def ticking(start: float, step_s: float = BATCH_S) -> Callable[[], float]:
     return partial(next, itertools.count(start, step_s))
 
 
-def _clock(home: Home, night: float) -> Callable[[], float]:
-    return time.time if home.config.conditions is None else ticking(night)
+def clock(home: Home, night: float = 0.0) -> Callable[[], float]:
+    """The clock a device lives by: the real one, or that of its trace from `night` on, in seconds."""
+    return ticking(night) if home.simulated else time.time
+
+
+def _hash(rows: np.ndarray) -> str:
+    return weights.digest(rows.tobytes())
+
+
+def _finite(loss: float) -> float | None:
+    return loss if np.isfinite(loss) else None
 
 
 def _first_and_newest(send: Send, sleep: Callable[[float], None]) -> tuple[RoundReport, RoundReport]:

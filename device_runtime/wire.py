@@ -91,6 +91,7 @@ class CheckIn:
     examples: int  # typed utterances waiting on the device
     tokenizer: str  # SHA-256 of the vocabulary in the device's bundle
     version: int = VERSION
+    holds: str = ""  # SHA-256 of the float16 checkpoint it has: a newer one can travel as a difference
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,7 @@ class Assignment:
     shapes: str  # `weights.shapes_hash` of the network
     rotation_seed: int  # of the round: every update of a round is rotated alike
     deadline_s: float  # seconds from now until the report is too late
+    difference: str | None = None  # SHA-256 of the checkpoint as a difference from the one the device holds, where that is smaller
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from device_runtime.errors import RunError
 from fedboard import console
 from fedboard.options import Data, Json, Seed, Trust, emit
 
@@ -38,24 +39,95 @@ def device_create(
     console.say(f"{len(made)} devices in {folder}\nnext: fedboard device run {folder}/device-* --server URL --rounds {rounds}")
 
 
-@app.command("run")
-def device_run(
-    homes: Annotated[list[Path], typer.Argument(help="Folders of devices; they take turns in this process.")],
-    server: Annotated[str, typer.Option(help="Address of the server, such as http://127.0.0.1:8000.")],
-    rounds: Annotated[int, typer.Option(help="Rounds to take part in.")] = 1,
-    outcomes: Annotated[Path | None, typer.Option(help="Append one JSON line per turn.")] = None,
+@app.command("enrol")
+def device_enrol(
+    folder: HomeFolder,
+    server: Annotated[str, typer.Option(help="Address of the server it checks in at.")],
+    bundle: Annotated[Path | None, typer.Option(help="Bundle to install: a folder or a zip. Needed for a new device.")] = None,
+    conditions: Annotated[str, typer.Option(help="Where its conditions come from: `linux`, `termux`, or a trace file.")] = "linux",
+    stated: Annotated[
+        list[str] | None, typer.Option(help="A condition you vouch for where no sensor tells: charging, unmetered or idle. May be given again.")
+    ] = None,
+    key_store: Annotated[str, typer.Option(help="Where the typing log's key lies: `file`, or `system` for the system's keystore.")] = "file",
+    trust: Trust = None,
     as_json: Json = False,
 ) -> None:
-    """Let devices check in, fine-tune and upload. TensorFlow cannot be imported in this process."""
+    """Make this machine a device: folder, key, installed bundle; and make its key known to the server. May be done again."""
+    from device_runtime.home import DeviceConfig
+    from fedboard import devices
+    from fedboard.run import trusted_keys
+
+    if bundle is None and not folder.exists():
+        raise RunError(folder, "no device there yet, and no bundle to install", "pass --bundle BUNDLE")
+    settings = None
+    if not folder.exists():
+        source = conditions if conditions in ("linux", "termux") else str(Path(conditions).resolve())
+        keys = tuple(sorted(trusted_keys(trust)))
+        settings = DeviceConfig(trusted=keys, server=server, conditions=source, stated=tuple(stated or ()), key_store=key_store)
+    name = devices.enrol(folder, settings, bundle, server)
+    if as_json:
+        return emit({"device": name, "home": str(folder), "server": server})
+    console.say(f"{folder} is enrolled at {server} as {name}\nnext: fedboard device run {folder}, or fedboard device status {folder}")
+
+
+@app.command("install")
+def device_install(
+    folder: HomeFolder, bundle: Annotated[Path, typer.Argument(help="Bundle folder or zip, of a maker this device trusts.")], as_json: Json = False
+) -> None:
+    """Install a newer bundle: verified first, swapped in whole. The one before is kept; an older release is refused."""
+    from device_runtime.home import Home
+
+    found = Home.open(folder).install(bundle).manifest
+    if as_json:
+        return emit({"release": found.release, "network": found.network, "round": found.lineage.round})
+    console.say(f"{folder} uses release {found.release} of network `{found.network}`, round {found.lineage.round}")
+
+
+@app.command("run")
+def device_run(
+    homes: Annotated[list[Path], typer.Argument(help="Folder of a device; with --rounds also of several, which take turns in this process.")],
+    server: Annotated[str | None, typer.Option(help="Address of the server; by default the one it was enrolled at.")] = None,
+    once: Annotated[bool, typer.Option("--once", help="One turn, if a condition and the retry window allow it.")] = False,
+    rounds: Annotated[int | None, typer.Option(min=1, help="So many rounds, whatever the retry windows: for simulated devices.")] = None,
+    outcomes: Annotated[Path | None, typer.Option(help="Append one JSON line per turn (with --rounds).")] = None,
+    as_json: Json = False,
+) -> None:
+    """Check in, fine-tune and upload: until it is ended, once, or for some rounds. TensorFlow cannot be imported in this process."""
     from fedboard import devices
 
     devices.block_tensorflow()
     if as_json:
         console.quiet()
-    totals = devices.run(homes, server, rounds, outcomes)
+    if rounds is not None:
+        totals = devices.run(homes, devices.server_of(homes[0], server), rounds, outcomes)
+        if as_json:
+            return emit(totals)
+        return console.say(f"{totals['counted']} updates counted, {totals['bytes_up']:,} bytes up, peak memory {totals['peak_memory_mb']:.0f} MB")
+    if len(homes) > 1:
+        raise RunError("device run", f"expected one device, found {len(homes)}", "run each in a process of its own, or pass --rounds")
+    if not once:
+        return devices.stay(homes[0], server)
+    found = devices.once(homes[0], server)
     if as_json:
-        return emit(totals)
-    console.say(f"{totals['counted']} updates counted, {totals['bytes_up']:,} bytes up, peak memory {totals['peak_memory_mb']:.0f} MB")
+        return emit(found)
+    console.say(f"{homes[0]}: {devices.sentence(found)}")
+
+
+@app.command("personalise")
+def device_personalise(folder: HomeFolder, as_json: Json = False) -> None:
+    """Train the user's own weights now, or judge them again, if enough was typed. Nothing leaves the device; the daemon does this by itself."""
+    from device_runtime import personal
+    from device_runtime.home import Home
+    from fedboard import device_words, devices
+
+    devices.block_tensorflow()
+    home = Home.open(folder)
+    with home.alone():
+        personal.update(home, home.bundle(), time.time(), lambda: True)
+    found = personal.verdict(home)
+    if as_json:
+        return emit(None if found is None else asdict(found))
+    console.say(device_words.personal_line(found))
 
 
 @app.command("status")
@@ -65,7 +137,7 @@ def device_status(folder: HomeFolder, as_json: Json = False) -> None:
     from fedboard import device_words
 
     home = Home.open(folder)
-    found = device_words.status(home, time.time() if home.config.conditions is None else 0.0)
+    found = device_words.status(home, 0.0 if home.simulated else time.time())
     if as_json:
         return emit(asdict(found))
     for line in device_words.status_lines(found):

@@ -4,8 +4,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from device_runtime import daemon, personal, unfinished
 from device_runtime.errors import BundleError
-from device_runtime.home import Contribution, Home
+from device_runtime.home import UNFINISHED, Contribution, Home
 from device_runtime.wire import Cause, Conditions, forbidden_by
 
 DAY_S = 86_400.0
@@ -27,12 +28,16 @@ class Status:
     name: str | None  # enrolled as
     bundle: str  # what it serves, or why it cannot
     messages: int
+    used_up: int  # of them, those that contributed as often as they may
     max_age_days: float
     max_bytes: int
     conditions: Conditions
     forbidden: str | None  # the first condition that forbids training
     contributions: int  # lines of the ledger that counted
     bytes_up: int
+    personal: personal.Verdict | None  # what became of the user's own weights
+    half_done: tuple[int, float] | None  # round and last second of work that waits for its next window
+    check_in_in_s: float
 
 
 def status(home: Home, now: float) -> Status:
@@ -43,7 +48,9 @@ def status(home: Home, now: float) -> Status:
     except BundleError as error:
         bundle = f"none usable: {error}"
     with home.typing_log() as log:
-        messages = log.count()
+        messages, used_up = log.count(), log.count() - log.count(usable=True)
+        waiting = home.kept(UNFINISHED)
+        found = None if waiting is None else unfinished.unseal(waiting, log)
     conditions = home.conditions(now)
     lines = home.contributions()
     kept = home.config.typing_log
@@ -52,12 +59,16 @@ def status(home: Home, now: float) -> Status:
         home.name,
         bundle,
         messages,
+        used_up,
         kept.max_age_s / DAY_S,
         kept.max_bytes,
         conditions,
         forbidden_by(conditions),
         sum(line.outcome == "counted" for line in lines),
         sum(line.bytes_up for line in lines),
+        personal.verdict(home),
+        None if found is None else (found.work.round, found.work.until),
+        daemon.read_schedule(home).due_in(now),
     )
 
 
@@ -69,10 +80,24 @@ def status_lines(found: Status) -> list[str]:
     return [
         f"device {found.folder}, {f'enrolled as {found.name}' if found.name else 'not enrolled yet'}",
         f"bundle: {found.bundle}",
-        f"typing log: {found.messages:,} messages, encrypted, kept {found.max_age_days:g} days and at most {found.max_bytes:,} bytes",
+        f"typing log: {found.messages:,} messages, encrypted, kept {found.max_age_days:g} days and at most {found.max_bytes:,} bytes"
+        + (f"; {found.used_up:,} contributed as often as they may" if found.used_up else ""),
         f"conditions: {said}; {trains}",
         f"contributed {found.contributions} times, {found.bytes_up:,} bytes sent in all",
+        personal_line(found.personal),
+        *([f"half-done work for round {found.half_done[0]} waits until {moment(found.half_done[1])}"] if found.half_done else []),
+        *([f"may check in again in {found.check_in_in_s:.0f} s"] if found.check_in_in_s else []),
     ]
+
+
+def personal_line(found: personal.Verdict | None) -> str:
+    """What became of the user's own weights, in a sentence."""
+    if found is None:
+        return f"personal weights: none yet; they are tried from {personal.LEAST_MESSAGES} messages on"
+    judged = found.judged
+    figures = f"{judged.nats:+.1f} nats (±{judged.error:.1f}) and {judged.hits:+d} first suggestions on {judged.words:,} held-back words"
+    became = "served" if found.serves else "rolled back: ahead no more" if found.rolled_back else "not served: not surely ahead"
+    return f"personal weights: {became}; {figures}, trained on {found.messages:,} messages, judged {moment(found.at)}"
 
 
 def ledger_lines(lines: Sequence[Contribution]) -> list[str]:
@@ -92,6 +117,7 @@ def _sentence(line: Contribution) -> str:
     became = {
         "counted": f"an update of {line.examples:,} examples was counted",
         SENDING: f"an update of {line.examples:,} examples may have left: no answer came",
+        "paused": f"the work was interrupted and waits for the next window: {cause}",
         "abandoned": f"the work was given back and nothing learned was sent: {cause}",
         "not_counted": f"an update of {line.examples:,} examples was sent and not counted: {cause}",
     }.get(line.outcome, line.outcome)

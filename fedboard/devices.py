@@ -1,12 +1,17 @@
 """The device stage: typing logs of corpus users -> device folders, and turns of several devices in one process without TensorFlow."""
 
 import json
+import logging
 import os
+import signal
 import sys
+import threading
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 
@@ -51,6 +56,7 @@ def create(
             trusted=tuple(sorted(trusted)),
             conditions=None if trace is None else str(trace.resolve()),
             seed=seed + index,
+            keeps_work=False,  # a simulated night ends with its round
         )
         typed = [(utterance.text, float(i)) for i, utterance in enumerate(users[name])]
         homes.append(Home.create(folder / f"device-{index:03d}", settings, typed).folder)
@@ -92,9 +98,75 @@ def run(folders: Sequence[Path], url: str, rounds: int, outcomes: Path | None) -
             totals["bytes_down"] += outcome.bytes_down
             if lines:
                 print(json.dumps({"device": home.folder.name, **asdict(outcome)}), file=lines, flush=True)
-            losses = "" if outcome.loss_after is None else f", loss {outcome.loss_before:.3f} -> {outcome.loss_after:.3f}"
-            round_number = "" if outcome.round is None else f" in round {outcome.round}"
-            console.say(f"{home.folder.name}: {outcome.status}{round_number}{f' ({outcome.cause})' if outcome.cause else ''}{losses}")
+            console.say(f"{home.folder.name}: {sentence(outcome)}")
 
         seen = participate.run(homes, send, rounds, note)
     return {"devices": len(homes), "rounds": seen, **totals, "peak_memory_mb": child_process.peak_memory_mb(os.getpid())}
+
+
+def sentence(outcome: Any) -> str:
+    """What came of a turn."""
+    if isinstance(outcome, dict):
+        if outcome["status"] == "not_asked":
+            return f"the server was not asked ({outcome['cause']}); look again in {outcome['retry_in_s']:.0f} s"
+        return sentence(SimpleNamespace(**outcome))
+    losses = "" if outcome.loss_after is None else f", loss {outcome.loss_before:.3f} -> {outcome.loss_after:.3f}"
+    round_number = "" if outcome.round is None else f" in round {outcome.round}"
+    return f"{outcome.status}{round_number}{f' ({outcome.cause})' if outcome.cause else ''}{losses}"
+
+
+def enrol(folder: Path, settings: Any, bundle: Path | None, url: str) -> str:
+    """Make the device in `folder` if there is none, and its key known to its server. The name it got.
+
+    Raises ServerError, and keeps the device for another try, if the server does not answer.
+    """
+    from device_runtime import calls
+    from device_runtime.home import Home
+    from device_runtime.transport import http, persistent
+
+    home = Home.open(folder) if folder.exists() else Home.create(folder, settings, bundle=bundle)
+    if home.config.server != url:
+        raise RunError(folder, f"belongs to {home.config.server}, not to {url}", "change `server` in its device.toml, or choose another folder")
+    with http(url) as send:
+        name = calls.enrol(persistent(send), home.key).device
+    home.keep_name(name)
+    return name
+
+
+def once(folder: Path, url: str | None) -> dict[str, Any]:
+    """One polite turn: nothing is asked of the server while a condition forbids it, or before its retry window is open."""
+    from device_runtime.daemon import Daemon
+    from device_runtime.home import Home
+    from device_runtime.transport import http
+
+    home = Home.open(folder)
+    with home.alone(), http(server_of(folder, url)) as send:
+        return Daemon(home, send).once()
+
+
+def stay(folder: Path, url: str | None) -> None:
+    """Run the device until SIGTERM or SIGINT: work stops within one batch, and what is half done is kept."""
+    from device_runtime.daemon import Daemon
+    from device_runtime.home import Home
+    from device_runtime.transport import http
+
+    home, ending = Home.open(folder), threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: ending.set())
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    with home.alone(), http(server_of(folder, url)) as send:
+        daemon = Daemon(home, send, may_go_on=lambda: not ending.is_set(), sleep=ending.wait)
+        daemon.spread()
+        while not ending.is_set():
+            ending.wait(daemon.step())
+
+
+def server_of(folder: Path, url: str | None) -> str:
+    """The address given, else the one the device was enrolled at."""
+    from device_runtime.home import Home
+
+    found = url or Home.open(folder).config.server
+    if found is None:
+        raise RunError(folder, "no server is named in its device.toml", "pass --server URL")
+    return found

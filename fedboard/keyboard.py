@@ -5,12 +5,13 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from device_runtime import config
+from device_runtime import config, personal
 from device_runtime.bundle import Bundle
 from device_runtime.errors import ConfigError
 from device_runtime.home import OWN_WORDS, DeviceConfig, Home
 from device_runtime.own_words import OwnWords, Trust, read_trust
 from device_runtime.predictor import Predictor, Suggestion
+from device_runtime.sensors import note_key
 from fedboard import console
 
 HELP = "Type a line: it ends in a space -> next words; in letters -> completions. 1, 2 or 3 accepts a suggestion, an empty line starts anew."
@@ -71,7 +72,7 @@ def live(bundle: Bundle, home: Home | None, incognito: bool = False) -> None:
     from fedboard import live_keyboard
 
     own = OwnWords(bundle.vocabulary, _trust(home))
-    predictor = Predictor(bundle, own=own)
+    predictor = Predictor(bundle, personal.served(home, bundle) if home else None, own)
     if home:
         with home.typing_log() as log:
             messages = log.read(log.count())
@@ -85,7 +86,11 @@ def live(bundle: Bundle, home: Home | None, incognito: bool = False) -> None:
                 log.append(message, time.time())
             predictor.typed(message)
 
-    done = live_keyboard.run(predictor.suggest, record, incognito)
+    def pressed() -> None:
+        if home:
+            note_key(home.folder, time.time())
+
+    done = live_keyboard.run(predictor.suggest, record, incognito, on_key=pressed)
     if home:
         home.keep(OWN_WORDS, config.to_json(own.trust))
     console.say(f"{done.messages} messages, {done.keys} keys pressed, {done.saved:.1%} of keystrokes saved")

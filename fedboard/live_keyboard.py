@@ -152,9 +152,16 @@ def screen(session: Session, strip: Sequence[str], width: int) -> list[str]:
 
 
 def run(
-    suggest: Callable[[str, str], Sequence[Suggestion]], on_message: Callable[[str], None], incognito: bool = False, stdin: int = 0, stdout: int = 1
+    suggest: Callable[[str, str], Sequence[Suggestion]],
+    on_message: Callable[[str], None],
+    incognito: bool = False,
+    stdin: int = 0,
+    stdout: int = 1,
+    on_key: Callable[[], None] = lambda: None,
 ) -> Session:
     """Show the keyboard until it is left. `suggest` gives words for a context and a prefix; `on_message` gets what was sent, unless it is private.
+
+    `on_key` is told that keys were pressed, and not which.
 
     The terminal is given back as it was however this ends, SIGTERM included. Raises RunError if there is no terminal.
     """
@@ -175,6 +182,7 @@ def run(
             data = os.read(stdin, 4096)
             if not data:
                 break
+            on_key()
             found, pending = keys(pending + decoder.decode(data))
             for key in found:
                 session = press(session, key, strip)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from device_runtime import quantize, signing, weights
+from device_runtime import difference, quantize, signing, weights
 from device_runtime.errors import CheckpointError, RunError, UpdateError
 from device_runtime.weights import Checkpoint, Weights, digest
 from device_runtime.wire import Abandon, Ack, Assignment, Cause, CheckIn, Enrolled, Enrolment, Plan, Reject, RoundReports
@@ -28,6 +28,8 @@ from server.task import Task, rotation_seed
 log = logging.getLogger("fedboard.server")
 
 NONCE_LIFE_S = 30 * 86_400.0  # how long a nonce is remembered; a request older than that can be replayed once
+DIFFERENCES = 8  # newest checkpoints a newer one is also offered as a difference from
+SMALLER = 0.75  # a difference is offered if it has at most this share of the checkpoint's bytes
 ABANDON_CAUSES = (Cause.CONDITION_LOST, Cause.TRAINING_FAILED, Cause.TIMED_OUT, Cause.NOT_CHARGING, Cause.METERED_NETWORK, Cause.IN_USE)
 STATUS = {
     Cause.MALFORMED: 400,
@@ -121,6 +123,7 @@ class Coordinator:
             self._checkpoint = rows.newest_checkpoint()
             self._round = rows.newest_round()
             self._sum = rows.sum(self._round.round) or aggregation.empty(task.dimension)
+        self._differences: dict[str, str | None] = {}  # checkpoint held -> the blob that makes the newest of it, None if it is not worth it
         self.finished = self._round.phase not in OPEN  # whether the task has all the rounds it wants
 
     @property
@@ -151,6 +154,12 @@ class Coordinator:
 
     def check_in(self, device: str, check_in: CheckIn, now: float) -> Assignment | Reject:
         """Work for a device that may join the round, at once. A device that has open work gets the same again: its reply was lost."""
+        answer = self._checked_in(device, check_in, now)
+        if isinstance(answer, Assignment) and check_in.holds != answer.checkpoint:
+            return replace(answer, difference=self._difference(check_in.holds, answer.checkpoint))
+        return answer
+
+    def _checked_in(self, device: str, check_in: CheckIn, now: float) -> Assignment | Reject:
         with self._lock:
             self._tick(now)
             state = self._round
@@ -249,8 +258,9 @@ class Coordinator:
         data = self._blobs.part(name, start, end)
         with self._lock:
             self._tick(now)
+            given = self._checkpoint.half if name in self._differences.values() else name
             with self._store.transaction() as rows:
-                rows.note_download(device, name, len(data), complete=end == size)
+                rows.note_download(device, given, len(data), complete=end == size)
         return data
 
     def reports(self, now: float) -> RoundReports:
@@ -307,6 +317,24 @@ class Coordinator:
             deadline_s=max(0.0, admitted_at + self.task.rules.reporting_s - now),
         )
 
+    def _difference(self, held: str, wanted: str) -> str | None:
+        """The blob that makes the checkpoint `wanted` of the one a device holds; None if it is not one of the newest, or saves too little.
+
+        Worked out once a pair, outside the lock; two that do it at once keep the same blob.
+        """
+        with self._lock, self._store.transaction() as rows:
+            if wanted != self._checkpoint.half or held not in rows.newest_halves(DIFFERENCES):
+                return None
+            if held in self._differences:
+                return self._differences[held]
+        old, new = self._blobs.get(held), self._blobs.get(wanted)
+        found = difference.encode(old, new)
+        name = self._blobs.put(found) if len(found) <= SMALLER * len(new) else None
+        with self._lock:
+            if wanted == self._checkpoint.half:
+                self._differences[held] = name
+        return name
+
     def _retry(self) -> float:
         return round(self.task.rules.retry_s * float(self._rng.uniform(0.8, 1.2)), 3)
 
@@ -339,6 +367,8 @@ class Coordinator:
             if not finished:
                 rows.open_round(state.round + 1, base.sha, now)
         log.info("round %d %s: %d of %d reports counted", state.round, state.phase, len(state.reported), len(state.admitted))
+        if base.half != self._checkpoint.half:
+            self._differences = {}
         self._checkpoint, self._sum, self.finished = base, aggregation.empty(self.task.dimension), finished
         if not finished:
             self._round = RoundState(state.round + 1)

@@ -223,6 +223,11 @@ class Rows:
         query = sa.select(columns.sha, columns.round, columns.half, columns.velocity).order_by(columns.round.desc()).limit(1)
         return StoredCheckpoint(*self._connection.execute(query).one())
 
+    def newest_halves(self, count: int) -> list[str]:
+        """The newest checkpoints as devices get them."""
+        query = sa.select(checkpoints.c.half).order_by(checkpoints.c.round.desc()).limit(count)
+        return list(self._connection.execute(query).scalars())
+
     # rounds
 
     def open_round(self, round: int, base: str, now: float) -> None:

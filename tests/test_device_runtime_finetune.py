@@ -1,4 +1,3 @@
-import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -11,9 +10,10 @@ from device_runtime.wire import Cause
 
 @pytest.fixture
 def tune(tiny_bundle, tiny_checkpoint, tiny_rows, tiny_plan):
-    def run(may_continue=lambda: True, values=None, **plan):
+    def run(may_continue=lambda: True, values=None, start=None, **plan):
         rng = np.random.default_rng(5)
-        return finetune(tiny_bundle.train_graph, values or tiny_checkpoint.weights, tiny_rows[:16], replace(tiny_plan, **plan), rng, may_continue)
+        values = values or tiny_checkpoint.weights
+        return finetune(tiny_bundle.train_graph, values, tiny_rows[:16], replace(tiny_plan, **plan), rng, may_continue, start)
 
     return run
 
@@ -31,11 +31,37 @@ def test_the_same_seed_gives_the_same_delta_to_the_bit(tune):
     assert (weights.flatten(first.delta) == weights.flatten(second.delta)).all()
 
 
+def looks(count: int):
+    """A condition that holds for so many looks."""
+    return iter([True] * count + [False]).__next__
+
+
+LOSS = 16 // 4  # batches, and looks, of the loss before the first batch
+
+
 def test_work_stops_before_the_batch_in_which_a_condition_is_lost_and_sends_nothing(tune):
-    looks = itertools.chain([True, True], itertools.repeat(False))
-    tuned = tune(lambda: next(looks))
+    tuned = tune(looks(LOSS + 2))  # a further look would raise StopIteration
     assert (tuned.stopped, tuned.batches) == (Cause.CONDITION_LOST, 2)
     assert weights.norm(tuned.delta) == 0
+
+
+@pytest.mark.parametrize("held", range(LOSS + 2 * 4 + LOSS))
+def test_work_interrupted_anywhere_and_gone_on_with_ends_with_the_same_bits(tune, held):
+    whole = tune(epochs=2)
+    first = tune(looks(held), epochs=2)
+    assert first.stopped is Cause.CONDITION_LOST
+    assert first.batches == min(max(held - LOSS, 0), 8)
+    then = tune(start=first.progress, epochs=2)
+    assert (then.stopped, then.batches, then.loss_before, then.loss_after) == (None, 8, whole.loss_before, whole.loss_after)
+    assert (weights.flatten(then.delta) == weights.flatten(whole.delta)).all()
+
+
+def test_work_may_be_interrupted_again_and_again(tune):
+    progress = None
+    for _ in range(8):
+        progress = tune(looks(1 if progress else LOSS + 1), start=progress, epochs=2).progress
+    assert progress.batches == 8
+    assert (weights.flatten(tune(start=progress, epochs=2).delta) == weights.flatten(tune(epochs=2).delta)).all()
 
 
 @pytest.mark.parametrize("rate", [1e6, float("nan"), float("inf")])

@@ -53,19 +53,18 @@ def test_the_trace_is_found_from_the_home_and_without_one_conditions_are_unknown
     home = Home.create(tmp_path / "phone", SETTINGS)
     (tmp_path / "phone" / "trace.tsv").write_text("0\twifi\n")
     assert home.conditions(1.0) == Conditions(unmetered=True)
-    plain = Home.create(tmp_path / "other", DeviceConfig("bundle", ()))
+    plain = Home.create(tmp_path / "other", DeviceConfig((), "bundle"))
     assert plain.conditions(1.0) == Conditions()
 
 
 def test_only_the_last_checkpoint_is_kept(tmp_path):
     home = Home.create(tmp_path / "phone", SETTINGS)
     first, second = b"first", b"second"
-    assert home.cached_checkpoint(digest(first)) is None
+    assert home.held_checkpoint() is None
     home.keep_checkpoint(digest(first), first)
-    assert home.cached_checkpoint(digest(first)) == first
+    assert (home.checkpoint(), home.held_checkpoint()) == (first, digest(first))
     home.keep_checkpoint(digest(second), second)
-    assert home.cached_checkpoint(digest(first)) is None
-    assert home.cached_checkpoint(digest(second)) == second
+    assert home.checkpoint() == second
     assert len(list((tmp_path / "phone" / "checkpoint").iterdir())) == 1
 
 
@@ -74,7 +73,7 @@ def test_a_damaged_checkpoint_counts_as_none(tmp_path, damage):
     home = Home.create(tmp_path / "phone", SETTINGS)
     home.keep_checkpoint(digest(b"second"), b"second")
     next((tmp_path / "phone" / "checkpoint").iterdir()).write_bytes(damage)
-    assert home.cached_checkpoint(digest(b"second")) is None
+    assert home.checkpoint() is None
 
 
 def test_the_ledger_keeps_one_line_a_turn(tmp_path):

@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 
 from device_runtime import weights
-from device_runtime.home import DeviceConfig, Home
+from device_runtime.finetune import finetune
+from device_runtime.home import LEARNED, UNFINISHED, DeviceConfig, Home
 from device_runtime.participate import Status, take_turn, ticking
-from device_runtime.transport import Interrupted
+from device_runtime.transport import Interrupted, Unreachable
+from device_runtime.typing_log import Retention
 from device_runtime.wire import Cause
 from fleet.simulate import asgi
 from server.aggregation import ServerStep
@@ -46,18 +48,20 @@ def device(tmp_path, tiny_bundle, trusted):
     """Makes a device whose conditions follow a trace."""
     numbers = itertools.count()
 
-    def make(trace: str | None = ABLE, messages: int = 20) -> Home:
+    def make(trace: str | None = ABLE, messages: int = 20, **settings) -> Home:
         number = next(numbers)
         if trace is not None:
             (tmp_path / f"{number}.tsv").write_text(trace)
-        settings = DeviceConfig(str(tiny_bundle.path), tuple(trusted), None if trace is None else str(tmp_path / f"{number}.tsv"), seed=number)
-        return Home.create(tmp_path / f"device-{number}", settings, [(f"{SECRET} number {i}", float(i)) for i in range(messages)])
+        conditions = None if trace is None else str(tmp_path / f"{number}.tsv")
+        settings = {"bundle": str(tiny_bundle.path), "conditions": conditions, "seed": number, **settings}
+        typed = [(f"{SECRET} number {i}", float(i)) for i in range(messages)]
+        return Home.create(tmp_path / f"device-{number}", DeviceConfig(tuple(trusted), **settings), typed)
 
     return make
 
 
-def turn(home, send):
-    return take_turn(home, send, ticking(0.0), sleep=lambda s: None)
+def turn(home, send, at=0.0, train=finetune):
+    return take_turn(home, send, ticking(at), train, sleep=lambda s: None)
 
 
 def test_a_whole_turn_counts_and_moves_the_global_weights_towards_the_device(server, device, tiny_bundle):
@@ -93,8 +97,8 @@ def test_too_few_messages_are_refused(server, device):
     assert turn(device(messages=4), server).cause is Cause.TOO_FEW_EXAMPLES
 
 
-def test_a_device_unplugged_while_it_trains_gives_its_work_back_and_uploads_nothing(server, device):
-    outcome = turn(device(ABLE + "90\tbattery_charged_off\n"), server)
+def test_a_device_that_keeps_no_work_gives_its_work_back_and_uploads_nothing(server, device):
+    outcome = turn(device(ABLE + "90\tbattery_charged_off\n", keeps_work=False), server)
     assert (outcome.status, outcome.cause) == (Status.ABANDONED, Cause.CONDITION_LOST)
     assert not any(method == "PUT" for method, *_ in server.sent)
     assert server.coordinator.reports(0.0).rounds[0].dropped == {"condition_lost": 1}
@@ -113,12 +117,44 @@ def test_a_lost_reply_to_the_upload_is_asked_for_again_and_counts_once(server, d
     assert server.coordinator.reports(0.0).rounds[0].counted == 1
 
 
-def test_a_damaged_cached_checkpoint_is_fetched_again(server, device, tiny_bundle):
+def downloads(send) -> list[str]:
+    return [path for method, path, _, _ in send.sent if method == "GET" and "/blobs/" in path]
+
+
+def test_the_checkpoint_of_the_bundle_is_not_fetched_again(server, device):
+    assert turn(device(), server).status is Status.COUNTED
+    assert len(downloads(server)) == 1  # the plan
+
+
+def test_a_damaged_kept_checkpoint_is_not_used(server, device):
     home = device()
-    name = weights.digest(weights.to_bytes(tiny_bundle.checkpoint, np.float16))
-    home.keep_checkpoint(name, b"damaged")
-    assert home.cached_checkpoint(name) is None
+    home.keep_checkpoint("ab" * 32, b"damaged")
+    assert home.checkpoint() is None
     assert turn(home, server).status is Status.COUNTED
+
+
+def test_a_newer_checkpoint_travels_as_a_difference_from_the_one_the_device_holds(tmp_path, device, tiny_bundle):
+    store, blobs = open_folder(tmp_path / "server")
+    rules = Rules(report_goal=1, over_selection=1.0, rounds=3)
+    create_task(store, blobs, tiny_bundle.checkpoint, tiny_bundle.plan, rules, Policy(min_examples=5), ServerStep(0.01), 0.0, seed=1)
+    coordinator, sizes = Coordinator(store, blobs, np.random.default_rng(0)), []
+    first, second = device(), device()
+    with asgi(app(coordinator, itertools.count(1.0).__next__)) as way:
+
+        def send(method, path, body, headers):
+            reply = way(method, path, body, headers)
+            if method == "GET" and "/blobs/" in path:
+                sizes.append(len(reply.body))
+            return reply
+
+        assert turn(first, send).status is Status.COUNTED
+        del sizes[:]
+        assert turn(second, send).status is Status.COUNTED
+    whole = len(weights.to_bytes(tiny_bundle.checkpoint, np.float16))
+    assert len(sizes) == 2  # plan and difference
+    assert sizes[1] <= 0.75 * whole
+    assert [report.downloaded for report in coordinator.reports(0.0).rounds][:2] == [0, 1]
+    coordinator.close()
 
 
 def test_nothing_typed_is_in_any_request_nor_in_any_file_of_the_device(server, device):
@@ -131,3 +167,176 @@ def test_nothing_typed_is_in_any_request_nor_in_any_file_of_the_device(server, d
     for path in home.folder.rglob("*"):
         with contextlib.suppress(IsADirectoryError):
             assert not any(word in path.read_bytes() for word in words), path
+
+
+# --- work that is interrupted --------------------------------------------------------------------------------------------------------------
+
+UNPLUGGED = ABLE + "420\tbattery_charged_off\n"  # a look each minute: after the loss and two batches
+PLUGGED = UNPLUGGED + "1000\tbattery_charged_on\n"
+
+
+def uploads(send) -> list[bytes]:
+    return [body for method, _, body, _ in send.sent if method == "PUT"]
+
+
+class Trained:
+    """`finetune`, and how many batches it did in each call."""
+
+    def __init__(self):
+        self.batches = []
+
+    def __call__(self, graph, values, rows, plan, rng, may_continue, start):
+        tuned = finetune(graph, values, rows, plan, rng, may_continue, start)
+        self.batches.append(tuned.batches - (start.batches if start else 0))
+        return tuned
+
+
+def test_half_done_work_waits_for_the_next_window_and_is_gone_on_with(server, device):
+    home, train = device(PLUGGED), Trained()
+    first = turn(home, server, train=train)
+    assert (first.status, first.cause) == (Status.PAUSED, Cause.NOT_CHARGING)
+    assert 0 < first.batches < 4
+    assert uploads(server) == []
+    assert turn(home, server, 500.0, train).cause is Cause.NOT_CHARGING  # still unplugged: the work goes on waiting
+    assert turn(home, server, 1000.0, train).status is Status.COUNTED
+    assert train.batches == [first.batches, 4 - first.batches]  # 16 rows in batches of 4
+    assert home.kept(UNFINISHED) is None
+    assert [line.outcome for line in home.contributions()] == ["paused", "counted"]
+
+
+def test_an_interruption_does_not_change_a_byte_of_the_upload(server, device, tmp_path, tiny_bundle):
+    home, twin = device(PLUGGED), device(seed=0)
+    assert turn(home, server).status is Status.PAUSED
+    assert turn(home, server, 1000.0).status is Status.COUNTED
+    store, blobs = open_folder(tmp_path / "other")
+    rules = Rules(report_goal=1, over_selection=1.0, rounds=1)
+    create_task(store, blobs, tiny_bundle.checkpoint, tiny_bundle.plan, rules, Policy(min_examples=5), ServerStep(), 0.0, seed=1)
+    coordinator, alone = Coordinator(store, blobs, np.random.default_rng(0)), []
+    with asgi(app(coordinator, itertools.count(1.0).__next__)) as way:
+
+        def send(method, path, body, headers):
+            if method == "PUT":
+                alone.append(body)
+            return way(method, path, body, headers)
+
+        assert turn(twin, send).status is Status.COUNTED
+    coordinator.close()
+    assert uploads(server) == alone
+
+
+def test_half_done_work_lies_sealed(server, device, tiny_checkpoint):
+    home = device(UNPLUGGED)
+    turn(home, server)
+    kept = home.kept(UNFINISHED)
+    assert len(kept) > 4 * sum(array.size for array in tiny_checkpoint.weights.values())
+    for word in (b"embedding", b"assignment", b"loss_before", SECRET.encode()):
+        assert word not in kept
+
+
+def test_half_done_work_is_thrown_away_when_its_round_stands_no_more(server, device):
+    home, train = device(PLUGGED), Trained()
+    first = turn(home, server, train=train)
+    server.coordinator.tick(10_000.0)  # past the deadline of the round
+    then = turn(home, server, 1000.0, train)
+    assert (then.status, then.round) == (Status.COUNTED, first.round + 1)
+    assert train.batches[1] == 4
+
+
+def test_half_done_work_is_thrown_away_when_the_server_has_no_work_left(server, device):
+    home = device(PLUGGED)
+    turn(home, server)
+    server.coordinator.tick(10_000.0)
+    assert turn(device(), server).status is Status.COUNTED
+    assert turn(home, server, 1000.0).cause is Cause.NO_ROUND
+    assert home.kept(UNFINISHED) is None
+
+
+def test_a_message_forgotten_meanwhile_takes_the_half_done_work_with_it(server, device):
+    home, train = device(PLUGGED), Trained()
+    turn(home, server, train=train)
+    with home.typing_log() as log:
+        log.forget("number 19")
+    assert turn(home, server, 1000.0, train).status is Status.COUNTED
+    assert train.batches[1] == 4  # from the start, on the messages before it
+
+
+def test_damaged_half_done_work_is_begun_anew(server, device):
+    home, train = device(PLUGGED), Trained()
+    turn(home, server, train=train)
+    home.keep(UNFINISHED, home.kept(UNFINISHED)[:-1])
+    assert turn(home, server, 1000.0, train).status is Status.COUNTED
+    assert train.batches[1] == 4
+
+
+def test_an_update_that_found_no_network_is_kept_and_sent_later_without_training_again(server, device):
+    home, train = device(), Trained()
+
+    def offline(method, path, body, headers):
+        if method == "PUT":
+            raise Unreachable(path, "no connection", "try again")
+        return server(method, path, body, headers)
+
+    with pytest.raises(Unreachable):
+        turn(home, offline, train=train)
+    assert turn(home, server, 1000.0, train).status is Status.COUNTED
+    assert train.batches == [4, 0]
+
+
+class Died(Exception):
+    pass
+
+
+def test_a_device_that_died_before_its_upload_left_makes_the_same_bytes_again(server, device):
+    home, made = device(seed=None), []
+
+    def dying(method, path, body, headers):
+        if method == "PUT":
+            made.append(body)
+            raise Died
+        return server(method, path, body, headers)
+
+    with pytest.raises(Died):
+        turn(home, dying)
+    assert turn(home, server, 60.0).status is Status.COUNTED
+    assert uploads(server) == made
+
+
+def test_a_device_that_died_before_it_heard_of_its_upload_counts_once_and_its_ledger_says_that_it_may_have_left(server, device):
+    home = device()
+
+    def dying(method, path, body, headers):
+        reply = server(method, path, body, headers)
+        if method == "PUT":
+            raise Died
+        return reply
+
+    with pytest.raises(Died):
+        turn(home, dying)
+    assert [line.outcome for line in home.contributions()] == ["sending"]
+    assert turn(home, server, 60.0).cause is Cause.NO_ROUND  # the only round has committed, with this update
+    assert server.coordinator.reports(0.0).rounds[0].counted == len(uploads(server)) == 1
+
+
+# --- how often a message may be used -----------------------------------------------------------------------------------------------------
+
+
+def test_a_message_is_used_up_after_as_many_uploads_as_it_may_contribute_to(server, device):
+    home = device(typing_log=Retention(max_uses=1))
+    assert turn(home, server).status is Status.COUNTED
+    with home.typing_log() as log:
+        assert (log.count(), log.count(usable=True)) == (20, 12)  # the upload took 16 rows, two of each message
+        assert [record.text for record in log.records(3, usable=True)] == [f"{SECRET} number {i}" for i in (9, 10, 11)]
+
+
+def test_work_given_back_uses_nothing_up(server, device):
+    home = device(UNPLUGGED, keeps_work=False, typing_log=Retention(max_uses=1))
+    assert turn(home, server).status is Status.ABANDONED
+    with home.typing_log() as log:
+        assert log.count(usable=True) == 20
+
+
+def test_a_wipe_takes_half_done_work_with_it(server, device):
+    home = device(UNPLUGGED)
+    turn(home, server)
+    home.wipe()
+    assert [name for name in LEARNED if (home.folder / name).exists()] == []

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from device_runtime.errors import TypingLogError
-from device_runtime.typing_log import Retention, TypingLog, key_path, wipe
+from device_runtime.typing_log import Retention, TypingLog, wipe
 
 SECRET = "meet me behind the old mill"
 
@@ -19,7 +19,7 @@ def path(tmp_path):
 
 def files(path):
     """Every byte the log keeps on disk, its key aside."""
-    return b"".join(file.read_bytes() for file in path.parent.iterdir() if file != key_path(path))
+    return b"".join(file.read_bytes() for file in path.parent.iterdir() if file != path.with_suffix(".key"))
 
 
 def test_the_newest_records_come_back_oldest_first(path):
@@ -69,7 +69,7 @@ def test_log_and_key_are_readable_by_their_owner_only(path):
         log.append("hello", 1.0)
         for file in path.parent.iterdir():
             assert stat.S_IMODE(file.stat().st_mode) == 0o600, file.name
-    assert key_path(path).stat().st_size == 32
+    assert path.with_suffix(".key").stat().st_size == 32
 
 
 def test_nothing_of_a_batch_is_recorded_when_one_record_fails(path):
@@ -118,13 +118,13 @@ def test_swapped_records_are_refused(path):
 def test_another_key_is_refused_when_the_log_is_opened(path):
     with TypingLog(path) as log:
         log.append(SECRET, 1.0)
-    key_path(path).write_bytes(os.urandom(32))
+    path.with_suffix(".key").write_bytes(os.urandom(32))
     with pytest.raises(TypingLogError, match="belongs to another typing log"):
         TypingLog(path)
-    key_path(path).write_bytes(b"short")
+    path.with_suffix(".key").write_bytes(b"short")
     with pytest.raises(TypingLogError, match="expected a key of 32 bytes, found 5"):
         TypingLog(path)
-    key_path(path).unlink()
+    path.with_suffix(".key").unlink()
     with pytest.raises(TypingLogError, match="missing"):
         TypingLog(path)
 
@@ -148,7 +148,7 @@ def test_a_log_of_a_later_version_is_refused(path):
     with sqlite3.connect(path) as db:
         db.execute("PRAGMA user_version = 9")
     db.close()
-    with pytest.raises(TypingLogError, match="expected format version 1, found 9"):
+    with pytest.raises(TypingLogError, match="expected format version 2, found 9"):
         TypingLog(path)
 
 
@@ -182,12 +182,12 @@ def test_what_expired_leaves_no_bytes_behind(path):
 def test_wipe_leaves_nothing_and_the_log_can_be_used_anew(path):
     log = TypingLog(path)
     log.append(SECRET, 1.0)
-    old_key = key_path(path).read_bytes()
+    old_key = path.with_suffix(".key").read_bytes()
     log.wipe()
     assert list(path.parent.iterdir()) == []
     with TypingLog(path) as log:
         assert log.count() == 0
-        assert key_path(path).read_bytes() != old_key
+        assert path.with_suffix(".key").read_bytes() != old_key
 
 
 def test_a_log_that_cannot_be_opened_can_be_wiped(path):
@@ -207,4 +207,4 @@ def test_nothing_typed_shows_in_the_text_of_the_log_object(path):
     with TypingLog(path) as log:
         log.append(SECRET, 1.0)
         assert "mill" not in repr(log) + str(vars(log))
-        assert key_path(path).read_bytes().hex() not in repr(log) + str(vars(log))
+        assert path.with_suffix(".key").read_bytes().hex() not in repr(log) + str(vars(log))

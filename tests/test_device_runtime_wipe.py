@@ -34,7 +34,7 @@ def uploads(tmp_path, tiny_bundle, trusted, lives) -> list[bytes]:
             return way(method, path, body, headers)
 
         for number, live in enumerate(lives):
-            settings = DeviceConfig(str(tiny_bundle.path), tuple(trusted), str(tmp_path / "able.tsv"), seed=7)
+            settings = DeviceConfig(tuple(trusted), str(tiny_bundle.path), conditions=str(tmp_path / "able.tsv"), seed=7)
             home = Home.create(tmp_path / f"device-{number}", settings)
             live(home)
             assert take_turn(home, send, ticking(200.0), sleep=lambda s: None).status is Status.COUNTED

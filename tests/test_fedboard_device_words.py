@@ -16,7 +16,7 @@ def fedboard(*words: object, typed: str = "") -> subprocess.CompletedProcess:
 
 @pytest.fixture
 def home(tmp_path, tiny_bundle, trusted):
-    return Home.create(tmp_path / "phone", DeviceConfig(str(tiny_bundle.path), tuple(trusted)), [("hello zebracorn", 1.0)])
+    return Home.create(tmp_path / "phone", DeviceConfig(tuple(trusted), str(tiny_bundle.path)), [("hello zebracorn", 1.0)])
 
 
 def test_the_ledger_in_words():
@@ -47,12 +47,12 @@ def test_a_device_that_knows_nothing_of_its_conditions_says_why_it_does_not_trai
 
 
 def test_a_device_that_may_train_says_so():
-    able = Status("phone", "d1", "b", 1, 90, 10, Conditions(True, True, True), None, 0, 0)
+    able = Status("phone", "d1", "b", 1, 0, 90, 10, Conditions(True, True, True), None, 0, 0, None, None, 0.0)
     assert "idle: yes; it may train now" in status_lines(able)[3]
 
 
 def test_a_device_whose_bundle_is_gone_still_tells_how_it_stands(tmp_path):
-    alone = Home.create(tmp_path / "alone", DeviceConfig("nowhere", ("ab" * 32,)))
+    alone = Home.create(tmp_path / "alone", DeviceConfig(("ab" * 32,), "nowhere"))
     assert status(alone, 0.0).bundle.startswith("none usable: ")
 
 

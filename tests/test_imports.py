@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 ROOMS = ("device_runtime", "model", "server", "conversion", "fleet", "fedboard")
-CONTRACTS = {"config", "errors", "quantize", "signing", "text", "weights", "wire"}
+CONTRACTS = {"config", "difference", "errors", "quantize", "signing", "text", "weights", "wire"}
 ALLOWED = {
     "device_runtime": {},
     "server": {"device_runtime": CONTRACTS},

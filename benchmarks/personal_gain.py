@@ -1,0 +1,69 @@
+"""What the user's own weights are worth: everybody's network and each user's fine-tuned one, gated as on a phone, by the personal protocol.
+
+python benchmarks/personal_gain.py [BUNDLE] --split test
+"""
+
+import argparse
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from device_runtime import personal
+from device_runtime.errors import FedboardError
+from device_runtime.metrics import Counts, blocked_ids
+from fedboard import console
+from fedboard.run import open_bundle
+from model import corpus, evaluation
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("bundle", nargs="?", type=Path, help="by default the reference bundle")
+    parser.add_argument("--data", default="chitchat")
+    parser.add_argument("--split", default="test", choices=("validation", "test"))
+    parser.add_argument("--users", type=int, help="only so many")
+    parser.add_argument("--epochs", type=int, default=personal.EPOCHS)
+    parser.add_argument("--rate", type=float, default=personal.RATE)
+    asked = parser.parse_args()
+    bundle = open_bundle(asked.bundle, None)
+    everybodys, known = bundle.checkpoint.weights, bundle.vocabulary
+    users = {name: own for name, own in corpus.load(asked.data).split(asked.split).items() if evaluation.scored_of(own, personal=True)}
+    users = dict(list(users.items())[: asked.users])
+    blocked = blocked_ids(known.tokens, bundle.blocked)
+    alone, gated, always = {}, {}, {}
+    served = harmed = 0
+    with console.progress("users", len(users)) as advance:
+        for number, (name, own) in enumerate(users.items()):
+
+            def score(weights, name=name, own=own):
+                return evaluation.evaluate(evaluation.engine_of(weights, known), {name: own}, known, blocked=blocked, personal=True).users[name]
+
+            history = own[: -evaluation.scored_of(own, personal=True)]
+            messages = [known.ids(utterance.tokens) for utterance in history]
+            to_train, held = personal.split(messages)
+            graph, rng = bundle.train_graph, np.random.default_rng(number)
+            tuned = personal.train(graph, everybodys, to_train, bundle.plan, rng, epochs=asked.epochs, rate=asked.rate)
+            judged = personal.Judged() if tuned is None else personal.judge(graph, everybodys, tuned, held)
+            alone[name] = score(everybodys)
+            always[name] = alone[name] if tuned is None else score(tuned)
+            gated[name] = always[name] if judged.ahead else alone[name]
+            served += judged.ahead
+            harmed += judged.ahead and judged.nats <= 0
+            advance(number + 1, f"{served} served")
+    results = [evaluation.Evaluation(counts, sum(counts.values(), Counts())) for counts in (alone, gated, always)]
+    rng = np.random.default_rng(0)
+    for title, found in zip(("everybody's", "own, gated", "own, always"), results, strict=True):
+        said = evaluation.summarise(found, rng)
+        print(f"{title:<12} top-1 {said.top1:.2%}  top-3 {said.top3:.2%}  ppl {said.perplexity:.1f}  keys saved {said.keystroke_saving:.2%}")
+    for title, found in zip(("gated", "always"), results[1:], strict=True):
+        print(title, asdict(evaluation.compare(found, results[0], rng).top1))
+    print(f"served to {served} of {len(users)} users, to {harmed} of them while behind on their own held-back messages")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except FedboardError as error:
+        sys.exit(str(error))

@@ -1,0 +1,162 @@
+"""The daemon: lives on a device, waits politely, and takes a turn when the device may train and the server's retry window is open.
+
+It asks the server nothing while a condition forbids training. Retry windows are kept across restarts, errors back off, and every wait has jitter, so
+that a fleet that was switched on at once, or lost its server, does not come back at once. Its log lines hold rounds, counts and causes; never text.
+"""
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from device_runtime import config, personal
+from device_runtime.errors import ConfigError, FedboardError
+from device_runtime.home import SCHEDULE, Home
+from device_runtime.participate import Outcome, Status, Turn
+from device_runtime.transport import Send
+from device_runtime.wire import forbidden_by
+
+log = logging.getLogger("fedboard.device")
+
+LOOK_S = 60.0  # between two looks at conditions that forbid training
+LEAST_S, MOST_S = 60.0, 4 * 3600.0  # of a wait; the longest after errors
+PAUSE_S = 10.0  # before half-done work is gone on with
+JITTER = 0.2  # a wait is longer by up to this share, never shorter than the server asked
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """When the device may check in again."""
+
+    asked_at: float = 0.0  # seconds of its clock
+    wait_s: float = 0.0
+    errors: int = 0  # turns in a row that the server could not be asked
+
+    def due_in(self, now: float) -> float:
+        """Seconds from now; never more than the wait itself, should the clock have gone back."""
+        return min(max(self.asked_at + self.wait_s - now, 0.0), self.wait_s)
+
+
+def after(outcome: Outcome, now: float, rng: np.random.Generator) -> Schedule:
+    """The schedule after a turn: the server's window, with jitter. Work that waits for a condition is gone on with as soon as it is back."""
+    wait = PAUSE_S if outcome.status is Status.PAUSED else max(outcome.retry_in_s, LEAST_S)
+    return Schedule(now, wait * (1 + float(rng.uniform(0, JITTER))))
+
+
+def after_error(schedule: Schedule, now: float, rng: np.random.Generator) -> Schedule:
+    """Twice the wait with every error in a row; the whole of it is drawn anew, so that devices spread."""
+    errors = schedule.errors + 1
+    longest = min(LEAST_S * 2.0 ** min(errors, 16), MOST_S)
+    return Schedule(now, float(rng.uniform(longest / 2, longest)), errors)
+
+
+def read_schedule(home: Home) -> Schedule:
+    """The one kept; a damaged file lets the device check in, as a new one would."""
+    data = home.kept(SCHEDULE)
+    try:
+        return Schedule() if data is None else config.from_json(Schedule, data, SCHEDULE)
+    except ConfigError:
+        return Schedule()
+
+
+class Daemon:
+    """Remembers the schedule and what was said last. `step` does what can be done now and gives the seconds until there may be more."""
+
+    def __init__(
+        self,
+        home: Home,
+        send: Send,
+        now: Callable[[], float] = time.time,
+        may_go_on: Callable[[], bool] = lambda: True,
+        rng: np.random.Generator | None = None,
+        sleep: Callable[[float], object] = time.sleep,
+    ):
+        self.home, self._send, self._now, self._may_go_on, self._sleep = home, send, now, may_go_on, sleep
+        self._rng = np.random.default_rng() if rng is None else rng
+        self._said = ""
+        self.schedule = read_schedule(home)
+
+    def spread(self) -> None:
+        """Put the first check-in of this process somewhere in `spread_s`, but not before the retry window kept is open."""
+        due = max(self.schedule.due_in(self._now()), float(self._rng.uniform(0, self.home.config.spread_s)))
+        self.schedule = Schedule(self._now(), due, self.schedule.errors)
+
+    def step(self) -> float:
+        """Do what is due and allowed. An error is said in one line and waited out: a server comes back, a bundle is installed anew."""
+        due = self.schedule.due_in(self._now())
+        try:
+            cause = self.forbidden()
+            if cause is not None:
+                self._say(f"not training: {cause}")
+                return LOOK_S * (1 + float(self._rng.uniform(0, JITTER)))
+            if self.home.config.personal:
+                self.personalise()
+            if due > 0:
+                self._say("may train, and waits for its retry window")
+                return min(due, LOOK_S)
+            outcome = self.turn()
+        except FedboardError as error:
+            self._plan(after_error(self.schedule, self._now(), self._rng))
+            self._said = ""
+            log.warning("%s; again in %.0f s", error, self.schedule.wait_s)
+        else:
+            self._plan(after(outcome, self._now(), self._rng))
+            self._tell(outcome)
+        return self.schedule.due_in(self._now())
+
+    def once(self) -> dict[str, object]:
+        """One turn if it is due and allowed: the outcome's fields, or why there was none and when to try again. Errors are raised."""
+        due, cause = self.schedule.due_in(self._now()), self.forbidden()
+        if cause is not None:
+            return {"status": "not_asked", "cause": cause, "retry_in_s": LOOK_S}
+        if self.home.config.personal:
+            self.personalise()
+        if due > 0:
+            return {"status": "not_asked", "cause": "retry_window", "retry_in_s": due}
+        try:
+            outcome = self.turn()
+        except FedboardError:
+            self._plan(after_error(self.schedule, self._now(), self._rng))
+            raise
+        self._plan(after(outcome, self._now(), self._rng))
+        return asdict(outcome)
+
+    def forbidden(self) -> str | None:
+        """The first condition that forbids training now."""
+        cause = forbidden_by(self.home.conditions(self._now()))
+        return None if cause is None else cause.value
+
+    def turn(self) -> Outcome:
+        """One turn, whatever the schedule says. Raises ServerError, BundleError or TypingLogError."""
+        turn = Turn(self.home, self._send, self._now, sleep=self._sleep, may_go_on=self._may_go_on)
+        return turn.check_in() or turn.work()
+
+    def personalise(self) -> personal.Verdict | None:
+        """Train or judge the personal weights if enough was typed since."""
+        found = personal.update(self.home, self.home.bundle(), self._now(), self._may_train)
+        if found is not None:
+            became = "served" if found.serves else "rolled back" if found.rolled_back else "not served"
+            log.info("personal weights %s: %+.1f nats on %d held-back words", became, found.judged.nats, found.judged.words)
+        return found
+
+    def _may_train(self) -> bool:
+        return self._may_go_on() and self.forbidden() is None
+
+    def _plan(self, schedule: Schedule) -> None:
+        self.schedule = schedule
+        self.home.keep(SCHEDULE, config.to_json(schedule))
+
+    def _tell(self, outcome: Outcome) -> None:
+        self._said = ""
+        round_ = "" if outcome.round is None else f" in round {outcome.round}"
+        cause = "" if outcome.cause is None else f" ({outcome.cause.value})"
+        log.info("%s%s%s: %d examples, %d batches, %d bytes up, %d down; again in %.0f s", outcome.status.value, round_, cause,
+                 outcome.examples, outcome.batches, outcome.bytes_up, outcome.bytes_down, self.schedule.wait_s)  # fmt: skip
+
+    def _say(self, line: str) -> None:
+        """A line of the log, unless it is the last one again."""
+        if line != self._said:
+            log.info(line)
+        self._said = line

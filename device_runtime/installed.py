@@ -1,0 +1,118 @@
+"""The bundles installed on one device: the one it uses, and the last good one to fall back on.
+
+    bundles/<SHA-256 of the manifest>/    a bundle, written whole before it gets this name
+    bundles/current.json                  which one is used, which one was before, and the highest release there ever was
+
+A new bundle is verified where it comes from, copied, verified again, and only then pointed at: power lost at any step leaves one whole bundle.
+"""
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from device_runtime import config
+from device_runtime.bundle import MANIFEST, SIGNATURE, Bundle, flush, open_verified
+from device_runtime.errors import BundleError, ConfigError
+from device_runtime.weights import digest
+
+POINTER = "current.json"
+INSTALL = "install a bundle: fedboard device install HOME BUNDLE"
+
+
+@dataclass(frozen=True)
+class Pointer:
+    current: str  # folder names
+    before: str = ""  # the last good one
+    release: int = 0  # the highest ever installed: a device never goes back to a lower one
+
+
+@dataclass(frozen=True)
+class Installed:
+    bundle: Bundle
+    problem: str | None = None  # why it is not the one that was installed last
+
+
+def install(folder: Path, source: Path, trusted: frozenset[str]) -> Bundle:
+    """Make the bundle at `source`, a folder or a zip, the one that is used. The same one again changes nothing.
+
+    Raises BundleError, and changes nothing, for a bundle that is not whole and trusted, or of a lower release than there was.
+    """
+    folder = Path(folder)
+    offered = open_verified(source, trusted)
+    pointer = _pointer(folder)
+    if pointer is not None and offered.manifest.release < pointer.release:
+        found = f"release {offered.manifest.release} is older than release {pointer.release}, which this device had"
+        raise BundleError(source, found, "install a later release: a device never goes back")
+    name = digest(offered.encoded)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _sweep(folder, pointer)
+        if not _whole(folder / name, trusted):
+            _copy(offered, folder, name)
+        before = pointer.before if pointer is not None and pointer.current == name else pointer.current if pointer else ""
+        if pointer is None or pointer.current != name:
+            _point(folder, Pointer(name, before, offered.manifest.release))
+        _sweep(folder, _pointer(folder))
+    except OSError as error:
+        raise BundleError(folder, f"cannot be written ({error.strerror})", "make room or give yourself the right to write there") from None
+    return open_verified(folder / name, trusted)
+
+
+def current(folder: Path, trusted: frozenset[str]) -> Installed:
+    """The bundle that is used: the one installed last, or the one before while that is damaged. Raises BundleError if neither is whole."""
+    pointer = _pointer(Path(folder))
+    if pointer is None:
+        raise BundleError(folder, "no bundle is installed", INSTALL)
+    try:
+        return Installed(open_verified(Path(folder) / pointer.current, trusted))
+    except BundleError as error:
+        if not pointer.before:
+            raise
+        return Installed(open_verified(Path(folder) / pointer.before, trusted), str(error))
+
+
+def _pointer(folder: Path) -> Pointer | None:
+    path = folder / POINTER
+    try:
+        return config.from_json(Pointer, path.read_bytes(), str(path))
+    except FileNotFoundError:
+        return None
+    except (OSError, ConfigError) as error:
+        raise BundleError(path, f"cannot be read ({error})", f"remove {folder} and {INSTALL}") from None
+
+
+def _point(folder: Path, pointer: Pointer) -> None:
+    temporary = folder / f".{POINTER}"
+    temporary.write_bytes(config.to_json(pointer))
+    flush(temporary)
+    os.replace(temporary, folder / POINTER)
+    flush(folder)
+
+
+def _copy(bundle: Bundle, folder: Path, name: str) -> None:
+    temporary = folder / f".{name}"
+    temporary.mkdir()
+    for file, data in {**bundle.content, MANIFEST: bundle.encoded, SIGNATURE: bundle.signature}.items():
+        (temporary / file).write_bytes(data)
+        flush(temporary / file)
+    flush(temporary)
+    shutil.rmtree(folder / name, ignore_errors=True)  # a damaged one of the same name
+    os.replace(temporary, folder / name)
+    flush(folder)
+
+
+def _whole(path: Path, trusted: frozenset[str]) -> bool:
+    try:
+        open_verified(path, trusted)
+    except BundleError:
+        return False
+    return True
+
+
+def _sweep(folder: Path, pointer: Pointer | None) -> None:
+    """Remove what is no longer used, and what a killed process left."""
+    kept = {POINTER, *((pointer.current, pointer.before) if pointer else ())}
+    for path in folder.iterdir():
+        if path.name not in kept:
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)

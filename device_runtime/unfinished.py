@@ -1,0 +1,51 @@
+"""Unfinished work: a half-done epoch kept for the next window, sealed under the typing log's key because it was learned from typed text.
+
+The messages themselves are not kept, only their numbers in the typing log: one that was forgotten meanwhile takes the work with it.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+
+from device_runtime import config, weights
+from device_runtime.errors import CheckpointError, ConfigError, TypingLogError
+from device_runtime.finetune import Progress
+from device_runtime.typing_log import TypingLog
+from device_runtime.weights import Checkpoint
+
+PURPOSE = "unfinished work"
+
+
+@dataclass(frozen=True)
+class Work:
+    """Which work it is, and on what."""
+
+    assignment: str
+    round: int
+    until: float  # seconds of the device's clock: after it the round waits for nobody
+    records: tuple[int, ...]  # messages trained on, by their numbers in the typing log
+    rows: str  # SHA-256 of the rows they gave
+    batches: int = 0
+    loss_before: float = 0.0
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    work: Work
+    progress: Progress
+
+
+def seal(unfinished: Unfinished, log: TypingLog) -> bytes:
+    """As a file of the device."""
+    progress = unfinished.progress
+    head = {**asdict(unfinished.work), "batches": progress.batches, "loss_before": progress.loss_before}
+    return log.seal(json.dumps(head).encode() + b"\n" + weights.to_bytes(Checkpoint(progress.weights, unfinished.work.round)), PURPOSE)
+
+
+def unseal(data: bytes, log: TypingLog) -> Unfinished | None:
+    """What `seal` wrote; None for anything else: then the work begins anew."""
+    try:
+        head, _, arrays = log.unseal(data, PURPOSE).partition(b"\n")
+        work = config.from_json(Work, head, PURPOSE)
+        return Unfinished(work, Progress(weights.from_bytes(arrays, PURPOSE).weights, work.batches, work.loss_before))
+    except (TypingLogError, ConfigError, CheckpointError):
+        return None

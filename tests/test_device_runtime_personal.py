@@ -1,0 +1,148 @@
+"""The user's own weights: served to whom they help, thrown away or rolled back where they do not, and gone with a wipe."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from device_runtime import config, personal
+from device_runtime.home import OWN_WORDS, PERSONAL, PERSONAL_WEIGHTS, DeviceConfig, Home
+from device_runtime.personal import Judged
+from device_runtime.predictor import Predictor
+from device_runtime.weights import Checkpoint, digest, to_bytes
+
+HABIT = ["you can hear her tomorrow", "we like what they said", "i want to call my dog"]
+OTHER = ["they do not know the new house", "you will see it"]
+
+
+@pytest.fixture
+def phone(tmp_path, tiny_bundle, trusted):
+    home = Home.create(tmp_path / "phone", DeviceConfig(tuple(trusted), str(tiny_bundle.path), seed=1))
+
+    def types(messages: list[str], times: int) -> Home:
+        with home.typing_log() as log:
+            log.append_many([(text, float(log.count() + i)) for i, text in enumerate(messages * times)])
+        return home
+
+    return types
+
+
+def update(home, bundle, may_continue=lambda: True):
+    return personal.update(home, bundle, 1000.0, may_continue)
+
+
+def test_the_newest_fifth_is_held_back():
+    trained, held = personal.split(list(range(50)))
+    assert (len(trained), held) == (40, list(range(40, 50)))
+    assert len(personal.split(list(range(5000)))[1]) == personal.MOST_HELD
+
+
+def test_what_is_surely_ahead_is_served():
+    assert Judged(words=50, nats=9.0, error=3.0, hits=0).ahead
+    assert not Judged(words=50, nats=1.9, error=0.1, hits=5).ahead  # too little
+    assert not Judged(words=50, nats=9.0, error=9.5, hits=5).ahead  # by chance
+    assert not Judged(words=50, nats=9.0, error=3.0, hits=-1).ahead  # fewer first suggestions right
+    assert not Judged().ahead
+
+
+def test_a_user_with_habits_is_served_weights_that_are_better_for_them(phone, tiny_bundle):
+    home = phone(HABIT, 20)
+    verdict = update(home, tiny_bundle)
+    assert verdict.serves
+    assert verdict.messages == 48
+    assert verdict.judged.nats > personal.MARGIN
+    own = personal.served(home, tiny_bundle)
+    mine, everybodys = (Predictor(tiny_bundle, weights) for weights in (own, None))
+    chance = [{s.word: s.probability for s in each.suggest("you can", k=40)}["hear"] for each in (mine, everybodys)]
+    assert chance[0] > chance[1]
+
+
+def test_a_user_who_typed_little_is_not_tried(phone, tiny_bundle):
+    home = phone(HABIT, 13)
+    assert update(home, tiny_bundle) is None
+    assert personal.verdict(home) is None
+
+
+def test_weights_that_do_not_help_are_thrown_away(phone, tiny_bundle):
+    home = phone(HABIT, 20)
+    phone(OTHER, 8)  # what is held back is nothing like what was typed before
+    verdict = update(home, tiny_bundle)
+    assert not verdict.serves
+    assert not verdict.judged.ahead
+    assert home.kept(PERSONAL_WEIGHTS) is None
+    assert personal.served(home, tiny_bundle) is None
+
+
+def test_nothing_is_done_again_until_enough_is_typed_and_then_what_falls_behind_is_rolled_back(phone, tiny_bundle):
+    home = phone(HABIT, 20)
+    first = update(home, tiny_bundle)
+    assert update(home, tiny_bundle) is None
+    spoil(home, first, tiny_bundle)
+    phone(OTHER, 5)
+    home.keep(OWN_WORDS, b"{}")
+    again = update(home, tiny_bundle)
+    assert (again.serves, again.rolled_back, again.trained_to) == (False, True, first.trained_to)
+    assert again.judged.nats < personal.MARGIN
+    assert home.kept(PERSONAL_WEIGHTS) is None
+    assert home.kept(OWN_WORDS) is None  # the mix has to win against everybody's weights anew
+    assert personal.served(home, tiny_bundle) is None
+
+
+def spoil(home: Home, verdict: personal.Verdict, bundle) -> None:
+    """Weights that were served once, and by now are worse than everybody's."""
+    weights = bundle.checkpoint.weights
+    worse = {**weights, "output_bias": weights["output_bias"][::-1].copy()}
+    with home.typing_log() as log:
+        sealed = log.seal(to_bytes(Checkpoint(worse), np.float16), personal.PURPOSE)
+    home.keep(PERSONAL_WEIGHTS, sealed)
+    home.keep(PERSONAL, config.to_json(replace(verdict, weights=digest(sealed))))
+
+
+def test_after_many_new_messages_it_is_tried_anew(phone, tiny_bundle):
+    home = phone(HABIT, 20)
+    first = update(home, tiny_bundle)
+    phone(HABIT, 10)
+    second = update(home, tiny_bundle)
+    assert second.messages == 72
+    assert second.weights != first.weights
+
+
+def test_work_that_has_to_stop_changes_nothing(phone, tiny_bundle):
+    home = phone(HABIT, 20)
+    for held in (0, 3, 20, 40):
+        looks = iter([True] * held)
+        assert update(home, tiny_bundle, lambda looks=looks: next(looks, False)) is None
+        assert personal.verdict(home) is None
+        assert home.kept(PERSONAL_WEIGHTS) is None
+
+
+def test_the_weights_lie_sealed_and_damaged_ones_are_not_served(phone, tiny_bundle):
+    home = phone(HABIT, 20)
+    update(home, tiny_bundle)
+    sealed = home.kept(PERSONAL_WEIGHTS)
+    assert b"embedding" not in sealed
+    home.keep(PERSONAL_WEIGHTS, sealed[:-1] + bytes([sealed[-1] ^ 1]))
+    assert personal.served(home, tiny_bundle) is None
+    home.drop(PERSONAL_WEIGHTS)
+    assert personal.served(home, tiny_bundle) is None
+
+
+def test_a_wipe_takes_them_and_they_serve_no_other_bundle(phone, tiny_bundle):
+    home = phone(HABIT, 20)
+    update(home, tiny_bundle)
+    files = {**tiny_bundle.manifest.files, "checkpoint.safetensors": replace(tiny_bundle.manifest.files["checkpoint.safetensors"], sha256="ab" * 32)}
+    assert personal.served(home, replace(tiny_bundle, manifest=replace(tiny_bundle.manifest, files=files))) is None
+    home.wipe()
+    assert personal.verdict(home) is None
+    assert personal.served(home, tiny_bundle) is None
+
+
+def test_judging_compares_word_by_word(tiny_bundle, tiny_checkpoint):
+    weights = tiny_bundle.checkpoint.weights
+    ids = [tiny_bundle.vocabulary.ids(text.split()) for text in HABIT]
+    same = personal.judge(tiny_bundle.train_graph, weights, weights, ids)
+    assert (same.words, same.nats, same.hits, same.error) == (5 + 5 + 6, 0.0, 0, 0.0)
+    likelier = {**weights, "output_bias": weights["output_bias"] + np.eye(len(weights["output_bias"]), dtype=np.float32)[ids[0][0]]}
+    more = personal.judge(tiny_bundle.train_graph, weights, likelier, [ids[0][:1]])
+    assert (more.words, more.error) == (1, more.nats)
+    assert 0 < more.nats < 1

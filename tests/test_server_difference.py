@@ -1,0 +1,89 @@
+"""Checkpoints travel down as differences from what a device holds, where that is smaller."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from device_runtime import difference, quantize
+from device_runtime.weights import digest
+from server.coordinator import DIFFERENCES, SMALLER
+from server.rounds import Rules
+from tests import toy_server
+from tests.toy_server import READY, encoded, enrolled, new, reopened
+
+LARGE = {"embedding": np.random.default_rng(0).normal(0, 0.1, (400, 16)).astype(np.float32)}
+RULES = Rules(report_goal=1, over_selection=1.0)
+
+
+def large(folder):
+    coordinator = new(folder, RULES, values=LARGE)
+    return coordinator, enrolled(coordinator, 12)
+
+
+def commit(coordinator, device: str, now: float) -> str:
+    """One round: a small step of every weight. The checkpoint the device had for it."""
+    work = coordinator.check_in(device, READY, now)
+    vector = np.random.default_rng(int(now)).normal(0, 1e-4, LARGE["embedding"].size).astype(np.float32)
+    body = quantize.encode(vector, work.round, work.rotation_seed, work.shapes, 8, 20, np.random.default_rng(1))
+    assert coordinator.update(device, work.assignment, body, now).counted
+    return work.checkpoint
+
+
+def test_a_device_that_holds_an_older_checkpoint_is_offered_the_difference(tmp_path):
+    coordinator, devices = large(tmp_path)
+    held = commit(coordinator, devices[0], 1.0)
+    work = coordinator.check_in(devices[1], replace(READY, holds=held), 2.0)
+    old, change = coordinator.blob(devices[1], held, 3.0), coordinator.blob(devices[1], work.difference, 3.0)
+    assert digest(difference.apply(old, change)) == work.checkpoint
+    assert len(change) <= SMALLER * len(old)
+    assert coordinator.reports(4.0).rounds[1].downloaded == 1
+    coordinator.close()
+
+
+def test_whoever_holds_nothing_the_newest_or_a_stranger_s_checkpoint_is_offered_none(tmp_path):
+    coordinator, devices = large(tmp_path)
+    commit(coordinator, devices[0], 1.0)
+    newest = coordinator.checkpoint.half
+    for held in ("", newest, "ab" * 32, "no hash at all", "\x00" * 64):
+        assert coordinator.check_in(devices[1], replace(READY, holds=held), 2.0).difference is None
+    coordinator.close()
+
+
+def test_a_checkpoint_of_long_ago_is_sent_whole(tmp_path):
+    coordinator, devices = large(tmp_path)
+    held = commit(coordinator, devices[0], 1.0)
+    for number in range(1, DIFFERENCES):
+        commit(coordinator, devices[number], 1.0 + number)
+    assert coordinator.check_in(devices[9], replace(READY, holds=held), 50.0).difference is None
+    coordinator.close()
+
+
+def test_a_difference_that_saves_little_is_not_offered(tmp_path):
+    coordinator, devices = large(tmp_path)
+    work = coordinator.check_in(devices[0], READY, 1.0)
+    vector = np.random.default_rng(1).normal(0, 0.01, LARGE["embedding"].size).astype(np.float32)  # every weight becomes another
+    body = quantize.encode(vector, work.round, work.rotation_seed, work.shapes, 8, 20, np.random.default_rng(1))
+    assert coordinator.update(devices[0], work.assignment, body, 1.0).counted
+    found = coordinator.check_in(devices[1], replace(READY, holds=work.checkpoint), 2.0).difference
+    whole = len(coordinator.blob(devices[1], work.checkpoint, 2.0))
+    assert found is None or len(coordinator.blob(devices[1], found, 2.0)) <= SMALLER * whole
+    coordinator.close()
+
+
+def test_after_a_restart_the_same_difference_is_offered(tmp_path):
+    coordinator, devices = large(tmp_path)
+    held = commit(coordinator, devices[0], 1.0)
+    before = coordinator.check_in(devices[1], replace(READY, holds=held), 2.0)
+    coordinator.close()
+    coordinator = reopened(tmp_path)
+    assert coordinator.check_in(devices[1], replace(READY, holds=held), 3.0).difference == before.difference
+    coordinator.close()
+
+
+def test_the_toy_s_own_rounds_still_take_whole_checkpoints(tmp_path):
+    coordinator = new(tmp_path, RULES)
+    device = enrolled(coordinator, 1)[0]
+    work = coordinator.check_in(device, READY, 1.0)
+    assert coordinator.update(device, work.assignment, encoded(work, 1), 1.0).counted
+    assert toy_server.stored(coordinator, coordinator.checkpoint.half).round == 1
+    coordinator.close()
