@@ -185,7 +185,8 @@ class Home:
     def drop(self, *names: str) -> None:
         """Remove small files of its own."""
         for name in names:
-            (self.folder / name).unlink(missing_ok=True)
+            for path in (self.folder / name, self.folder / f".{name}"):  # the second from a process that was killed while it wrote
+                path.unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
@@ -249,7 +250,7 @@ def _key_store(folder: Path, settings: DeviceConfig) -> KeyStore:
 
 
 def _write(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}")  # always the same: what a killed process left is written over
     with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
         file.write(data)
         file.flush()
