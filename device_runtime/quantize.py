@@ -1,8 +1,12 @@
 """Update encoding: clip -> rotate -> round at random to b bits -> pack, and back. One definition for device, server and simulation.
 
 Rotation is the randomised Walsh-Hadamard transform in blocks: random signs, then an orthonormal Hadamard matrix. It spreads every value over
-its block, so one scale fits all of them, and it is linear, so the server sums rotated vectors and rotates back once a round.
-Sources: Suresh et al. 2017, arXiv:1611.00429 (rotation, stochastic k-level quantization).
+its block, so one scale fits the block, and it is linear, so the server sums rotated vectors and rotates back once a round. Each block has a scale of
+its own: most of a delta lies in few blocks, and the others are spared its noise.
+
+An update, little-endian: magic "FBUP", version uint16, bits uint16, round uint32, examples uint32, dimension uint32, rotation seed uint64, shapes
+hash of 32 bytes; for each block low and step, float32; then the codes of all blocks, `bits` each, most significant bit first, without gaps.
+Sources: Suresh et al. 2017, arXiv:1611.00429 (rotation, stochastic k-level quantization); Alistarh et al. 2017, arXiv:1610.02132 (a scale a bucket).
 """
 
 import struct
@@ -14,15 +18,16 @@ from device_runtime.errors import UpdateError
 from device_runtime.weights import Weights
 
 BLOCK = 4096  # values rotated together; the last block of a vector is padded with zeros
-MAGIC, VERSION = b"FBUP", 1
-_HEADER = struct.Struct("<4sHHIIIQ32sff")  # magic, version, bits, round, examples, dimension, seed, shapes hash, low, step
+MAGIC, VERSION = b"FBUP", 2
+_HEADER = struct.Struct("<4sHHIIIQ32s")  # magic, version, bits, round, examples, dimension, seed, shapes hash
 HEADER_BYTES = _HEADER.size
+SCALE_BYTES = 8  # of one block
 SEND_AGAIN = "encode the update again with this round's plan"
 
 
 @dataclass(frozen=True)
 class Update:
-    """One encoded delta: `low + step * codes` is its rotated vector, within one step of the exact one."""
+    """One encoded delta: in each block `low + step * codes` is its rotated vector, within one step of the exact one."""
 
     round: int
     seed: int  # of the round's rotation
@@ -30,8 +35,8 @@ class Update:
     bits: int
     examples: int  # the update counts by them, at least 1
     dimension: int  # values before padding
-    low: float
-    step: float
+    low: np.ndarray  # float32 [blocks]
+    step: np.ndarray  # float32 [blocks], at least 0
     codes: np.ndarray  # uint16 [padded dimension], each under 2 ** bits
 
 
@@ -59,47 +64,49 @@ def unrotate(vector: np.ndarray, seed: int, dimension: int) -> np.ndarray:
     return (_hadamard(vector) * _signs(seed, len(vector)))[:dimension]
 
 
-def quantize(vector: np.ndarray, bits: int, rng: np.random.Generator) -> tuple[np.ndarray, float, float]:
-    """Round each value at random to one of 2 ** bits evenly spaced values, without bias.
+def quantize(blocks: np.ndarray, bits: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Round each value at random to one of the 2 ** bits evenly spaced values of its block, without bias.
 
-    vector is float32 [n] and finite. Returns codes (uint16 [n]), low and step: low + step * codes is within one step of vector, and its
-    expectation is vector. A constant vector has step 0. Raises ValueError for bits outside 1..16 or a value that is not finite.
+    blocks is float32 [blocks, n] and finite. Returns codes (uint16 [blocks, n]), low and step (float32 [blocks]): low + step * codes is within one
+    step of the exact value, its expectation is that value, and its variance at most step ** 2 / 4. A constant block has step 0.
+    Raises ValueError for bits outside 1..16 or a value that is not finite.
     """
     if not 1 <= bits <= 16:
         raise ValueError(f"bits must be 1 to 16, found {bits}")
-    if not np.isfinite(vector).all():
+    if not np.isfinite(blocks).all():
         raise ValueError("the vector has values that are not finite")
-    low, high = np.float32(vector.min()), np.float32(vector.max())
-    step = np.float32((np.float64(high) - np.float64(low)) / (2**bits - 1))
-    if step == 0:
-        return np.zeros(len(vector), np.uint16), float(low), 0.0
-    position = (vector.astype(np.float64) - low) / step
-    codes = np.floor(position + rng.random(len(vector)))  # up with probability equal to the fraction
-    return np.clip(codes, 0, 2**bits - 1).astype(np.uint16), float(low), float(step)
+    low, high = blocks.min(axis=1), blocks.max(axis=1)
+    step = ((high.astype(np.float64) - low) / (2**bits - 1)).astype(np.float32)
+    divisor = np.where(step > 0, step, 1).astype(np.float64)
+    position = (blocks.astype(np.float64) - low[:, None]) / divisor[:, None]
+    codes = np.floor(position + rng.random(blocks.shape))  # up with probability equal to the fraction
+    codes[step == 0] = 0
+    return np.clip(codes, 0, 2**bits - 1).astype(np.uint16), low, step
 
 
 def values(update: Update) -> np.ndarray:
     """The rotated vector an update stands for, float64 [padded dimension]."""
-    return np.float64(update.low) + np.float64(update.step) * update.codes
+    codes = update.codes.reshape(len(update.low), BLOCK)
+    return (update.low.astype(np.float64)[:, None] + update.step.astype(np.float64)[:, None] * codes).reshape(-1)
 
 
 def encode(vector: np.ndarray, round: int, seed: int, shapes: str, bits: int, examples: int, rng: np.random.Generator) -> bytes:
-    """A clipped delta (flat float32 vector) as the bytes a device uploads: header, then codes packed at `bits` each.
+    """A clipped delta (flat float32 vector) as the bytes a device uploads: header, scales, then codes packed at `bits` each.
 
     Raises ValueError for examples under 1, bits outside 1..16 or a value that is not finite.
     """
     if examples < 1:
         raise ValueError(f"an update counts by its examples: expected at least 1, found {examples}")
-    codes, low, step = quantize(rotate(vector, seed), bits, rng)
-    header = _HEADER.pack(MAGIC, VERSION, bits, round, examples, len(vector), seed, bytes.fromhex(shapes), low, step)
-    return header + pack(codes, bits)
+    codes, low, step = quantize(rotate(vector, seed).reshape(-1, BLOCK), bits, rng)
+    header = _HEADER.pack(MAGIC, VERSION, bits, round, examples, len(vector), seed, bytes.fromhex(shapes))
+    return header + np.stack([low, step], axis=1).astype("<f4").tobytes() + pack(codes.reshape(-1), bits)
 
 
 def decode(data: bytes) -> Update:
     """Read what `encode` wrote. Raises UpdateError for anything else; nothing is allocated before the lengths agree."""
     if len(data) < HEADER_BYTES:
         raise UpdateError("update", f"expected a header of {HEADER_BYTES} bytes, found {len(data)} bytes", SEND_AGAIN)
-    magic, version, bits, round, examples, dimension, seed, shapes, low, step = _HEADER.unpack_from(data)
+    magic, version, bits, round, examples, dimension, seed, shapes = _HEADER.unpack_from(data)
     if (magic, version) != (MAGIC, VERSION):
         raise UpdateError("update", f"expected format {MAGIC!r} version {VERSION}, found {magic!r} version {version}", SEND_AGAIN)
     if not 1 <= bits <= 16:
@@ -108,14 +115,18 @@ def decode(data: bytes) -> Update:
         raise UpdateError("update", f"expected {encoded_bytes(dimension, bits)} bytes, found {len(data)}", SEND_AGAIN)
     if examples < 1:
         raise UpdateError("update", "expected at least 1 example, found 0", SEND_AGAIN)
-    if not (np.isfinite(low) and np.isfinite(step) and step >= 0):
-        raise UpdateError("update", "the scale is not finite", SEND_AGAIN)
-    return Update(round, seed, shapes.hex(), bits, examples, dimension, low, step, unpack(data[HEADER_BYTES:], bits, padded(dimension)))
+    blocks = padded(dimension) // BLOCK
+    low, step = np.frombuffer(data, "<f4", 2 * blocks, HEADER_BYTES).reshape(blocks, 2).T.astype(np.float32)
+    if not (np.isfinite(low).all() and np.isfinite(step).all() and (step >= 0).all()):
+        raise UpdateError("update", "a scale is not finite, or negative", SEND_AGAIN)
+    codes = unpack(data[HEADER_BYTES + SCALE_BYTES * blocks :], bits, padded(dimension))
+    return Update(round, seed, shapes.hex(), bits, examples, dimension, low, step, codes)
 
 
 def encoded_bytes(dimension: int, bits: int) -> int:
     """Bytes of an encoded update of `dimension` values: what one device uploads."""
-    return HEADER_BYTES + padded(dimension) * bits // 8  # a block of 4096 codes is whole bytes at any width
+    blocks = padded(dimension) // BLOCK
+    return HEADER_BYTES + blocks * (SCALE_BYTES + BLOCK * bits // 8)  # a block of 4096 codes is whole bytes at any width
 
 
 def pack(codes: np.ndarray, bits: int) -> bytes:

@@ -75,6 +75,23 @@ def bundle_diff(
     console.say(f"weights: L2 distance {found.weights:.4g}, {found.weights_changed:.1%} of the values as sent differ")
 
 
+@app.command("zip")
+def bundle_zip(
+    path: Annotated[Path, typer.Argument(help="Bundle folder.")],
+    out: Annotated[Path, typer.Argument(help="File to write, such as bundle.zip.")],
+    trust: Trust = None,
+    as_json: Json = False,
+) -> None:
+    """A bundle as one file, for a download. The same bundle gives the same bytes; every command takes either."""
+    from device_runtime.bundle import write_zip
+    from fedboard.run import open_bundle
+
+    write_zip(open_bundle(path, trust), out)
+    if as_json:
+        return emit({"zip": str(out), "bytes": out.stat().st_size})
+    console.say(f"{out}: {out.stat().st_size:,} bytes")
+
+
 def _bytes(size: int | None) -> str:
     return "-" if size is None else f"{size:,}"
 

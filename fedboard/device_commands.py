@@ -176,6 +176,32 @@ def device_log_add(
     console.say(f"{recorded} recorded, {len(messages) - recorded} left out; {waiting:,} messages in the log")
 
 
+@log_app.command("forget")
+def device_log_forget(
+    folder: HomeFolder,
+    words: Annotated[str | None, typer.Argument(help="Messages in which these words stand side by side.")] = None,
+    last_hours: Annotated[float | None, typer.Option(min=0, help="Messages of the last hours instead.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Remove some messages, and what was learned from the log with them. Says how many, never what they held."""
+    from device_runtime.home import LEARNED, Home
+
+    if (words is None or not words.strip()) == (last_hours is None):
+        raise RunError("device log forget", "expected words or --last-hours, one of them", "say which messages to remove")
+    home = Home.open(folder)
+    if not yes:
+        typer.confirm(f"Remove these messages from {folder}?", abort=True, err=True)
+    with home.typing_log() as log:
+        removed = log.forget(words) if last_hours is None else log.forget_since(time.time() - 3600 * last_hours)
+        left = log.count()
+    if removed:
+        home.drop(*LEARNED)  # learned from all messages: it is learned again from those that are left
+    if as_json:
+        return emit({"removed": removed, "messages": left})
+    console.say(f"{removed} removed; {left:,} messages in the log")
+
+
 @app.command("wipe")
 def device_wipe(
     folder: HomeFolder,

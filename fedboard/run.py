@@ -188,7 +188,7 @@ def open_bundle(path: Path | None, trust: list[Path] | None) -> Bundle:
         if not REFERENCE.is_dir():
             raise RunError("bundle", "none was named, and only a checkout of the repository has a reference bundle", "name a bundle's folder")
         return open_verified(REFERENCE, trusted_keys(trust or [REFERENCE.with_suffix(".pub")]))
-    return open_verified(path, trusted_keys(trust) if Path(path).is_dir() else frozenset())
+    return open_verified(path, trusted_keys(trust) if Path(path).exists() else frozenset())
 
 
 def signing_key(path: Path | None):

@@ -196,12 +196,12 @@ def encode(vector: tf.Tensor, signs: tf.Tensor, bits: int, seed: tf.Tensor) -> t
 
     seed: int64 [2], of the rounding.
     """
-    rotated = tf.cast(rotate(vector, signs), tf.float64)
-    low, levels = tf.reduce_min(rotated), 2**bits - 1
-    step = tf.cast(tf.cast((tf.reduce_max(rotated) - low) / levels, tf.float32), tf.float64)  # it travels as float32
+    rotated = tf.reshape(tf.cast(rotate(vector, signs), tf.float64), [-1, quantize.BLOCK])
+    low, levels = tf.reduce_min(rotated, axis=1, keepdims=True), 2**bits - 1
+    step = tf.cast(tf.cast((tf.reduce_max(rotated, axis=1, keepdims=True) - low) / levels, tf.float32), tf.float64)  # it travels as float32
     draw = tf.random.stateless_uniform(rotated.shape, seed, alg="philox")
     codes = tf.floor(tf.math.divide_no_nan(rotated - low, step) + tf.cast(draw, tf.float64))
-    return tf.cast(low + step * tf.minimum(codes, levels), tf.float32)
+    return tf.cast(tf.reshape(low + step * tf.minimum(codes, levels), [-1]), tf.float32)
 
 
 def rounding_seed(seed: int, number: tf.Tensor, delta: tf.Tensor) -> tf.Tensor:

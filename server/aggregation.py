@@ -44,18 +44,19 @@ def empty(dimension: int) -> Sum:
     return Sum(np.zeros(quantize.padded(dimension), np.int64))
 
 
-def largest_norm(plan: Plan, dimension: int, step: float) -> float:
-    """The L2 norm of a decoded update that an honest device cannot exceed.
+def largest_norm(plan: Plan, steps: float) -> float:
+    """The L2 norm of a decoded update that an honest device cannot exceed. `steps` is the L2 norm of its blocks' steps.
 
-    It clipped its delta to the plan's norm; rounding then moved each of the padded values by at most one `step` of its scale.
+    It clipped its delta to the plan's norm; rounding then moved each of the values of a block by at most one step of it.
     """
-    return plan.clipping_norm * _FLOAT32_SLACK + step * float(np.sqrt(quantize.padded(dimension)))
+    return plan.clipping_norm * _FLOAT32_SLACK + steps * float(np.sqrt(quantize.BLOCK))
 
 
-def largest_step(plan: Plan, dimension: int) -> float:
-    """The step of a scale that an honest device exceeds once in a thousand million updates.
+def largest_steps(plan: Plan, dimension: int) -> float:
+    """The L2 norm of the blocks' steps that an honest device exceeds once in a thousand million updates.
 
-    Random signs spread a block of norm c over its values: each is beyond c * sqrt(2 log(2 / p) / BLOCK) with a chance under p (Hoeffding).
+    Random signs spread a block of norm c over its values: each is beyond c * sqrt(2 log(2 / p) / BLOCK) with a chance under p (Hoeffding). So a
+    block's step is within a share of its norm, and all blocks' norms together are within the clipping norm.
     """
     values = quantize.padded(dimension)
     peak = plan.clipping_norm * _FLOAT32_SLACK * np.sqrt(2 * np.log(2 * values / 1e-9) / quantize.BLOCK)
@@ -64,7 +65,7 @@ def largest_step(plan: Plan, dimension: int) -> float:
 
 def capacity(plan: Plan, dimension: int) -> int:
     """The total weight one Sum can hold: no value of a checked update exceeds its norm, so below this no int64 can overflow."""
-    return int((2**63 - 1) / (SCALE * largest_norm(plan, dimension, largest_step(plan, dimension))))
+    return int((2**63 - 1) / (SCALE * largest_norm(plan, largest_steps(plan, dimension))))
 
 
 def check(update: quantize.Update, round: int, seed: int, shapes: str, dimension: int, plan: Plan) -> Cause | None:
@@ -75,9 +76,9 @@ def check(update: quantize.Update, round: int, seed: int, shapes: str, dimension
         return Cause.WRONG_SHAPES
     if update.bits != plan.bits:
         return Cause.NOT_AN_UPDATE
-    # without a bound on the step a device could buy itself any norm with a coarse scale
-    norm = float(np.linalg.norm(quantize.values(update)))
-    if update.step > largest_step(plan, dimension) or not norm <= largest_norm(plan, dimension, update.step):
+    # without a bound on the steps a device could buy itself any norm with a coarse scale
+    norm, steps = (float(np.linalg.norm(each)) for each in (quantize.values(update), update.step.astype(np.float64)))
+    if steps > largest_steps(plan, dimension) or not norm <= largest_norm(plan, steps):
         return Cause.NORM_TOO_LARGE
     return None
 

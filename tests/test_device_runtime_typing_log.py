@@ -1,9 +1,10 @@
+import contextlib
 import os
 import sqlite3
 import stat
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from device_runtime.errors import TypingLogError
@@ -208,3 +209,100 @@ def test_nothing_typed_shows_in_the_text_of_the_log_object(path):
         log.append(SECRET, 1.0)
         assert "mill" not in repr(log) + str(vars(log))
         assert path.with_suffix(".key").read_bytes().hex() not in repr(log) + str(vars(log))
+
+
+def test_only_messages_that_were_used_less_than_the_cap_are_usable(path):
+    with TypingLog(path, Retention(max_uses=2)) as log:
+        log.append_many([("one", 1.0), ("two", 2.0), ("three", 3.0)])
+        log.mark_used([1, 2])
+        log.mark_used([2])
+        assert [record.text for record in log.records(9, usable=True)] == ["one", "three"]
+        assert [record.id for record in log.records(1, usable=True)] == [3]
+        assert (log.count(), log.count(usable=True)) == (3, 2)
+        assert [record.text for record in log.records_of([3, 7, 2])] == ["three", "two"]
+    with TypingLog(path, Retention(max_uses=3)) as log:
+        assert log.count(usable=True) == 3
+
+
+def test_a_record_shows_no_text_in_a_traceback(path):
+    with TypingLog(path) as log:
+        log.append("a secret", 1.0)
+        assert "secret" not in repr(log.records(1))
+
+
+FOUR = ["see the Cat", "cat", "the cats", "a dog"]
+
+
+@pytest.mark.parametrize(
+    ("words", "left"),
+    [("cat", ["the cats", "a dog"]), ("The  CAT", ["cat", "the cats", "a dog"]), ("at", FOUR), ("", FOUR), (".*", FOUR)],
+)
+def test_whole_words_are_forgotten_in_any_case(path, words, left):
+    with TypingLog(path) as log:
+        log.append_many([(text, float(i)) for i, text in enumerate(FOUR)])
+        removed = log.forget(words)
+        assert log.read(9) == left
+        assert removed == 4 - log.count()
+
+
+def test_the_newest_messages_can_be_forgotten_by_time(path):
+    with TypingLog(path) as log:
+        log.append_many([("one", 1.0), ("two", 2.0), ("three", 3.0)])
+        assert log.forget_since(2.0) == 2
+        assert log.read(9) == ["one"]
+
+
+def test_what_is_forgotten_is_in_no_file_any_more(path):
+    with TypingLog(path) as log:
+        log.append_many([("one", 1.0), ("two", 2.0)])
+        (sealed,) = log._db.execute("SELECT sealed FROM records WHERE id = 2").fetchone()
+        assert sealed in files(path)
+        log.forget("two")
+        assert sealed not in files(path)
+
+
+def test_other_data_is_sealed_under_the_key_of_the_log_for_one_purpose(path):
+    with TypingLog(path) as log:
+        sealed = log.seal(b"weights", "personal weights")
+        assert b"weights" not in sealed
+        assert log.unseal(sealed, "personal weights") == b"weights"
+        for data, purpose in ((sealed, "unfinished work"), (sealed[:-1], "personal weights"), (b"", "personal weights")):
+            with pytest.raises(TypingLogError, match="altered, or sealed with another key"):
+                log.unseal(data, purpose)
+        log.wipe()
+    with TypingLog(path) as log, pytest.raises(TypingLogError):
+        log.unseal(sealed, "personal weights")
+
+
+def test_a_log_of_version_1_keeps_its_messages_as_never_used(path):
+    with TypingLog(path) as log:
+        log.append_many([("one", 1.0), ("two", 2.0)])
+        log._db.execute("ALTER TABLE records DROP COLUMN uses")  # all that version 2 added
+        log._db.execute("PRAGMA user_version = 1")
+    with TypingLog(path, Retention(max_uses=1)) as log:
+        assert log.read(9) == ["one", "two"]
+        assert log.count(usable=True) == 2
+        assert log._version() == 2
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_a_damaged_log_gives_its_messages_or_a_typing_log_error(tmp_path_factory, data):
+    path = tmp_path_factory.mktemp("damaged") / "typing_log.sqlite"
+    with TypingLog(path) as log:
+        log.append_many([(f"message {i}", float(i)) for i in range(20)])
+    whole = bytearray(path.read_bytes())
+    how = data.draw(st.sampled_from(["flip", "cut", "overwrite"]))
+    at = data.draw(st.integers(0, len(whole) - 1))
+    if how == "flip":
+        whole[at] ^= 1 << data.draw(st.integers(0, 7))
+    elif how == "cut":
+        del whole[at:]
+    else:
+        noise = data.draw(st.binary(min_size=1, max_size=400))
+        whole[at : at + len(noise)] = noise
+    path.write_bytes(whole)
+    with contextlib.suppress(TypingLogError), TypingLog(path) as log:
+        assert set(log.read(99)) <= {f"message {i}" for i in range(20)}
+        log.count(usable=True)
+        log.forget("message 3")

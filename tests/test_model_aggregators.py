@@ -89,12 +89,14 @@ def test_a_round_has_the_rotation_numpy_makes_from_its_key(aggregators, seed, ro
 
 @pytest.mark.parametrize("bits", [1, 4, 8])
 def test_values_are_rounded_as_the_device_rounds_them(aggregators, bits):
-    """One rotation, 100 roundings: the same lowest value and step, every value one of its two neighbours, up as often as its fraction says."""
-    vector, draws = np.random.default_rng(1).standard_normal(3000, np.float32), 100
-    signs, rotated = aggregators.signs(3, 7, 3000), quantize.rotate(vector, aggregators.rotation_key(3, 7))
-    _, low, step = quantize.quantize(rotated, bits, np.random.default_rng(0))
+    """One rotation, 100 roundings: the same scales of blocks, every value one of its two neighbours, up as often as its fraction says."""
+    vector, draws = np.random.default_rng(1).standard_normal(5000, np.float32), 100
+    vector[quantize.BLOCK :] *= 0.01  # a block of another size
+    signs, rotated = aggregators.signs(3, 7, 5000), quantize.rotate(vector, aggregators.rotation_key(3, 7))
+    _, low, step = quantize.quantize(rotated.reshape(-1, quantize.BLOCK), bits, np.random.default_rng(0))
+    low, step = (np.repeat(each.astype(np.float64), quantize.BLOCK) for each in (low, step))
     values = np.array([aggregators.encode(vector, signs, bits, np.array([1, draw])) for draw in range(draws)], np.float64)
-    position, codes = (rotated - np.float64(low)) / step, np.rint((values - low) / step)
+    position, codes = (rotated - low) / step, np.rint((values - low) / step)
     assert values == pytest.approx(low + step * codes, abs=2e-5)
     assert np.abs(codes - position).max() < 1 + 1e-4
     fraction, ups = position % 1, codes.mean(axis=0) - np.floor(position)

@@ -43,8 +43,8 @@ def test_the_examples_of_an_update_travel_in_its_header():
 
 
 def test_an_update_counts_by_its_examples():
-    ones = quantize.Update(1, SEED, SHAPES, 8, 3, DIMENSION, 1.0, 0.0, np.zeros(BLOCK, np.uint16))  # every rotated value is 1
-    fives = replace(ones, low=5.0, examples=1)
+    ones = quantize.Update(1, SEED, SHAPES, 8, 3, DIMENSION, one(1.0), one(0.0), np.zeros(BLOCK, np.uint16))  # every rotated value is 1
+    fives = replace(ones, low=one(5.0), examples=1)
     sum = summed([ones, fives])
     assert (sum.weight, sum.count) == (4, 2)
     assert (sum.total == (3 * 1 + 1 * 5) * 2**32).all()
@@ -60,7 +60,7 @@ def test_the_mean_of_updates_is_the_mean_of_the_deltas_within_the_rounding_step(
     updates = [update_of(vector, bits=16, seed=number) for number, vector in enumerate(deltas)]
     found = aggregation.mean(summed(updates), SEED, DIMENSION)
     # each rotated value is within one step, so the vector is within step * sqrt(BLOCK)
-    assert np.linalg.norm(found - np.mean(deltas, axis=0)) <= max(update.step for update in updates) * np.sqrt(BLOCK)
+    assert np.linalg.norm(found - np.mean(deltas, axis=0)) <= max(float(update.step[0]) for update in updates) * np.sqrt(BLOCK)
 
 
 @settings(max_examples=25)
@@ -81,8 +81,8 @@ def test_adding_leaves_the_sum_it_started_from_alone():
 
 def test_the_largest_sum_that_is_allowed_does_not_overflow():
     most = aggregation.capacity(PLAN, DIMENSION)
-    limit = aggregation.largest_norm(PLAN, DIMENSION, aggregation.largest_step(PLAN, DIMENSION))
-    spike = quantize.Update(1, SEED, SHAPES, 8, most, DIMENSION, -limit, 0.0, np.zeros(BLOCK, np.uint16))
+    limit = aggregation.largest_norm(PLAN, aggregation.largest_steps(PLAN, DIMENSION))
+    spike = quantize.Update(1, SEED, SHAPES, 8, most, DIMENSION, np.array([-limit]), np.array([0.0]), np.zeros(BLOCK, np.uint16))
     assert (summed([spike], max_weight=most).total < 0).all()
     assert (most + 2) * limit * 2**32 >= 2**63  # and the bound is tight
 
@@ -111,10 +111,23 @@ def test_an_update_beyond_the_clipping_norm_is_refused():
     assert checked(update_of(delta(1) * 2.5)) is Cause.NORM_TOO_LARGE
 
 
+def one(value: float) -> np.ndarray:
+    return np.array([value], np.float32)
+
+
+def test_many_blocks_of_the_largest_step_do_not_buy_a_larger_norm():
+    dimension, plan = 4 * BLOCK, replace(PLAN, bits=1)
+    step = np.full(4, aggregation.largest_steps(plan, dimension) * 0.9, np.float32)  # each alone would pass
+    spread = quantize.Update(1, SEED, SHAPES, 1, 1, dimension, -step / 2, step, np.ones(dimension, np.uint16))
+    assert aggregation.check(spread, 1, SEED, SHAPES, dimension, plan) is Cause.NORM_TOO_LARGE
+    alone = replace(spread, low=spread.low * [1, 0, 0, 0], step=step * np.array([1, 0, 0, 0], np.float32))
+    assert aggregation.check(alone, 1, SEED, SHAPES, dimension, plan) is None
+
+
 def test_a_coarse_scale_does_not_buy_a_larger_norm():
-    coarse = replace(update_of(delta(1)), low=-500.0, step=1000.0)  # one step excuses an error of 64,000
+    coarse = replace(update_of(delta(1)), low=one(-500.0), step=one(1000.0))  # one step excuses an error of 64,000
     assert checked(coarse) is Cause.NORM_TOO_LARGE
-    assert checked(replace(coarse, low=3e38, step=3e38)) is Cause.NORM_TOO_LARGE
+    assert checked(replace(coarse, low=one(3e38), step=one(3e38))) is Cause.NORM_TOO_LARGE
 
 
 def test_fedavg_adds_the_mean_delta():
