@@ -12,7 +12,7 @@ export TF_CPP_MIN_LOG_LEVEL   ?= 3
 RUN        := $(UV) run --locked --no-sync --
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint reference bench-simulation bench-memory lock requirements clean distclean
+.PHONY: help setup demo test lint reference bench-simulation bench-memory fuzz lock requirements clean distclean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -42,6 +42,11 @@ bench-simulation: setup ## speed of simulated training beside plain TFF, pfl and
 	@$(RUN) python benchmarks/simulation_speed.py $(ARGS) </dev/null
 bench-memory: setup ## memory of 1,000 simulated rounds
 	@$(RUN) python benchmarks/simulation_memory.py $(ARGS) </dev/null
+fuzz: setup ## fuzz every reader of foreign bytes, SECONDS_EACH seconds each (60)
+	@$(UV) sync -q --locked $(EXTRAS) --group dev --group fuzz --python $(PY) </dev/null
+	@for reader in manifest zip checkpoint update difference typing_log unfinished schedule trace; do \
+	  echo "== $$reader"; $(RUN) python fuzz/readers.py $$reader -max_total_time=$(or $(SECONDS_EACH),60) -print_final_stats=1 2>&1 </dev/null | \
+	    grep -E "number_of_executed_units|Uncaught|Error|ERROR|crash-" ; test $${PIPESTATUS[0]} -eq 0 || exit 1; done
 lock: $(UV) ## re-resolve uv.lock, and requirements.txt from it
 	@$(UV) lock
 	@$(MAKE) --no-print-directory requirements

@@ -213,7 +213,7 @@ class TypingLog:
     def _open(self, sealed: bytes, number: int, at: float) -> bytes:
         try:
             return self._box.decrypt(sealed[:NONCE_BYTES], sealed[NONCE_BYTES:], _identity(number, at))
-        except (InvalidTag, ValueError, TypeError):
+        except (InvalidTag, ValueError, TypeError, struct.error):  # a damaged page gives values of any type
             what = f"record {number} was altered or sealed with another key" if number else "the key beside it belongs to another typing log"
             raise TypingLogError(self.path, what, f"put the right key back, or {START_ANEW}") from None
 
@@ -232,7 +232,7 @@ class TypingLog:
     def _errors(self) -> Iterator[None]:
         try:
             yield
-        except (OSError, sqlite3.Error, OverflowError) as error:
+        except (OSError, sqlite3.Error, OverflowError, UnicodeDecodeError) as error:  # the last two from damaged pages
             reason = error.strerror if isinstance(error, OSError) else error
             raise TypingLogError(self.path, f"cannot be used as a typing log ({reason})", f"check the folder, or {START_ANEW}") from None
 

@@ -1,5 +1,6 @@
 import contextlib
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -81,3 +82,7 @@ def test_a_stream_that_would_fill_the_memory_is_stopped():
     fields[4:] = [len(bomb), 0]
     with pytest.raises(CheckpointError, match="of another length"):
         difference.apply(OLD, head.pack(*fields) + bomb)
+
+
+def test_a_difference_of_an_earlier_version_can_still_be_applied():
+    assert difference.apply(OLD, (Path(__file__).parent / "golden" / "difference.bin").read_bytes()) == NEW
