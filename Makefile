@@ -12,7 +12,7 @@ export TF_CPP_MIN_LOG_LEVEL   ?= 3
 RUN        := $(UV) run --locked --no-sync --
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint reference bench-simulation bench-memory fuzz lock requirements clean distclean
+.PHONY: help setup demo test lint reference bench-simulation bench-memory bench-device device-env fuzz lock requirements clean distclean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -42,6 +42,13 @@ bench-simulation: setup ## speed of simulated training beside plain TFF, pfl and
 	@$(RUN) python benchmarks/simulation_speed.py $(ARGS) </dev/null
 bench-memory: setup ## memory of 1,000 simulated rounds
 	@$(RUN) python benchmarks/simulation_memory.py $(ARGS) </dev/null
+bench-device: setup ## what a device's suggestions, memory, training and uploads cost, beside their bars (three minutes)
+	@$(RUN) python -m benchmarks.device $(ARGS) </dev/null
+device-env: $(UV) ## build .device-env, all a device needs, print its size and resolve it for 64-bit ARM
+	@UV_PROJECT_ENVIRONMENT=.device-env $(UV) sync -q --locked --extra device --no-dev --python $(PY) </dev/null
+	@.device-env/bin/python -c 'import device_runtime.participate, device_runtime.predictor' && .device-env/bin/fedboard --help >/dev/null
+	@$(UV) pip compile -q --python-platform aarch64-manylinux_2_35 --python-version 3.11 --extra device pyproject.toml >/dev/null </dev/null
+	@du -sm .device-env | sed 's/\t.*/ MB; resolved for aarch64 as well/'
 fuzz: setup ## fuzz every reader of foreign bytes, SECONDS_EACH seconds each (60)
 	@$(UV) sync -q --locked $(EXTRAS) --group dev --group fuzz --python $(PY) </dev/null
 	@for reader in manifest zip checkpoint update difference typing_log unfinished schedule trace; do \
@@ -55,4 +62,4 @@ requirements: $(UV) ## export requirements.txt for people without uv
 clean: ## remove caches
 	@rm -rf .pytest_cache .ruff_cache .mypy_cache .hypothesis
 distclean: clean ## remove the environments as well
-	@rm -rf .venv $(TOOLS)
+	@rm -rf .venv .device-env $(TOOLS)

@@ -279,7 +279,7 @@ def _verified(path: Path, trusted: frozenset[str], read: Callable[[str, int], by
     if len(bundle.vocabulary) != manifest.vocabulary or bundle.vocabulary.hash != manifest.tokenizer:
         raise BundleError(path / MANIFEST, f"the model scores {manifest.vocabulary} ids but the vocabulary has {len(bundle.vocabulary)}",
                           "package both from one run")  # fmt: skip
-    if weights.shapes_hash(bundle.checkpoint.weights) != manifest.shapes:
+    if weights.shapes_in(content[CHECKPOINT], path / CHECKPOINT) != manifest.shapes:
         raise BundleError(path / CHECKPOINT, "its arrays are not the shapes the graphs were made for", "package both from one run")
     return bundle
 

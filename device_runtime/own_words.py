@@ -2,13 +2,14 @@
 
 Every message is scored before it is counted, so each is held back once and none is wasted. From these scores the user's trust is learned: how
 much weight n-grams of each length deserve after contexts seen so many times. The mix is served only while it is ahead of the network alone.
-Counts live in memory and are built anew from the typing log; only the trust, numbers without words, is worth keeping.
+What was typed lives in memory as a row of ids, in which n-grams are counted when they are asked for: a table of them would take a hundred times
+the room. It is built anew from the typing log; only the trust, numbers without words, is worth keeping.
 Sources: Jelinek and Mercer 1980 (weights by bucket, estimated by expectation maximisation on held-out text); Dempster et al. 1977.
 """
 
 from bisect import bisect_left, insort
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -31,6 +32,7 @@ MARGIN = 2.0  # nats the mix must be ahead on held-back messages to be served
 FADED = 0.01  # uses of a new word whose messages dropped out
 LAST = 1e-12  # what one use of a new word is worth while the mix is not served
 MOST_TOKENS = 20_000  # of the newest messages are counted; older ones drop out
+START = (PAD, PAD, BOS)  # what stands before a message
 
 
 @dataclass(frozen=True)
@@ -73,10 +75,11 @@ class OwnWords:
         self._new: dict[str, int] = {}  # words the vocabulary lacks
         self.words = list(vocabulary.tokens)  # of all ids
         self._alphabetical: tuple[list[str], list[int]] | None = None
-        self._messages: deque[list[int]] = deque()
+        self._lengths: deque[int] = deque()  # of the messages counted, in tokens
         self._tokens = 0
+        self._row = np.empty(0, np.int32)  # pad, pad, bos, the message, eos; and so on, and room to grow
+        self._begin = self._end = 0  # of what counts in it
         self._unigrams = np.zeros(len(vocabulary))
-        self._after: dict[tuple[int, ...], dict[int, int]] = {}  # context of 1 to 3 ids -> how often each id followed
         self.changes = 0  # rises whenever `mix` may answer otherwise
 
     @property
@@ -102,14 +105,22 @@ class OwnWords:
         for token, i in zip(tokens, self._vocabulary.ids(tokens), strict=True):
             if i == OOV and token not in self._new:
                 self._learn_word(token)
-        ids = self.ids(tokens)
-        self._messages.append(ids)
-        self._tokens += len(ids)
+        ids = np.array([*START, *self.ids(tokens), EOS], np.int32)
+        if self._end + len(ids) > len(self._row):
+            kept = self._row[self._begin : self._end]
+            self._row = np.concatenate([kept, np.empty(len(kept) + len(ids), np.int32)])
+            self._begin, self._end = 0, len(kept)
+        self._row[self._end : self._end + len(ids)] = ids
+        self._end += len(ids)
+        self._lengths.append(len(tokens))
+        self._tokens += len(tokens)
         self._count(ids, 1)
-        while self._tokens > MOST_TOKENS and len(self._messages) > 1:
-            oldest = self._messages.popleft()
-            self._tokens -= len(oldest)
-            self._count(oldest, -1)
+        while self._tokens > MOST_TOKENS and len(self._lengths) > 1:
+            oldest = self._lengths.popleft()
+            self._tokens -= oldest
+            after = self._begin + len(START) + oldest + 1
+            self._count(self._row[self._begin : after], -1)
+            self._begin = after
         self.changes += 1
 
     def hold_back(self, tokens: Sequence[str], log_probs: np.ndarray) -> np.ndarray:
@@ -118,9 +129,10 @@ class OwnWords:
         Returns the mix at these places, as `mix` does.
         """
         ids = self.ids(tokens)
-        places = [(self._base(log_probs[place]), self._steps(self._context(ids[:place]))) for place in range(len(ids))]  # none learns from another
+        places = [self._steps(self._context(ids[:place])) for place in range(len(ids))]  # none learns from another
         mixed = np.empty((len(ids), len(self.words)), np.float32)
-        for place, (target, (base, steps)) in enumerate(zip(ids, places, strict=True)):
+        for place, (target, steps) in enumerate(zip(ids, places, strict=True)):
+            base = self._base(log_probs[place])
             after = self._climb(base.copy(), steps)
             mixed[place] = np.log(after)
             if is_word(tokens[place]):
@@ -157,24 +169,24 @@ class OwnWords:
             insort(self._alphabetical[0], word)
             self._alphabetical[1].insert(at, self._new[word])
 
-    def _count(self, ids: Sequence[int], by: int) -> None:
-        for place, following in enumerate([*ids, EOS]):
-            if following >= FIRST_WORD:
-                self._unigrams[following] += by
-            context = self._context(ids[:place])
-            for length in range(1, ORDERS):
-                key = context[-length:]
-                counts = self._after.setdefault(key, {})
-                counts[following] = counts.get(following, 0) + by
-                if not counts[following]:
-                    del counts[following]
-                if not counts:
-                    del self._after[key]
+    def _count(self, ids: np.ndarray, by: int) -> None:
+        np.add.at(self._unigrams, ids[ids >= FIRST_WORD], by)
+
+    def _following(self, context: tuple[int, ...]) -> Iterator[np.ndarray]:
+        """The ids that followed the last 1, 2 and 3 ids of a context, each time they did; ends with the first length that never occurred."""
+        row = self._row[self._begin : self._end]
+        places = np.flatnonzero(row == context[-1])
+        for length in range(1, ORDERS):
+            if length > 1:
+                places = places[row[places - (length - 1)] == context[-length]]
+            if not len(places):
+                return
+            yield row[places + 1]
 
     @staticmethod
     def _context(ids: Sequence[int]) -> tuple[int, ...]:
         """The last three ids, the sentence start among them."""
-        return (PAD, PAD, BOS, *ids[-3:])[-3:]
+        return (*START, *ids[-3:])[-3:]
 
     # --- mixing --------------------------------------------------------------------------------------------------------------------------
 
@@ -196,11 +208,9 @@ class OwnWords:
         if total:
             ids = np.flatnonzero(self._unigrams)
             steps.append(self._step(0, int(total), ids, self._unigrams[ids] / total))
-        for order in range(1, ORDERS):
-            if counts := self._after.get(context[-order:]):
-                ids = np.fromiter(counts, np.int64, len(counts))
-                times = np.fromiter(counts.values(), float, len(counts))
-                steps.append(self._step(order, int(times.sum()), ids, times / times.sum()))
+        for order, following in enumerate(self._following(context), 1):
+            ids, times = np.unique(following, return_counts=True)
+            steps.append(self._step(order, len(following), ids, times / len(following)))
         return steps
 
     def _step(self, order: int, times: int, ids: np.ndarray, shares: np.ndarray) -> tuple[int, int, float, np.ndarray, np.ndarray]:

@@ -57,6 +57,7 @@ class Predictor:
         self._widths = bundle.manifest.embedding, bundle.manifest.units
         self.own = own
         self._blocked = frozenset(normalise(word) for word in blocked | getattr(bundle, "blocked", frozenset()))
+        self._never = blocked_ids(self.vocabulary.tokens, self._blocked)
         self._mixed: tuple[object, np.ndarray] = None, np.empty(0)  # of which context, and its scores
         self._before: list[int] = []  # tokens whose states were let go
         self._read: list[_Read] = []
@@ -112,7 +113,8 @@ class Predictor:
             if self.own:
                 scores = self.own.mix(scores, tokens) if self.own.serves else self.own.extended(scores)
             scores = scores.copy()
-            scores[blocked_ids(words, self._blocked)] = -np.inf
+            known = len(self.vocabulary)
+            scores[self._never + [known + i for i in blocked_ids(words[known:], self._blocked)]] = -np.inf
             self._mixed = asked, scores
         return self._mixed[1], words
 

@@ -68,6 +68,19 @@ def shapes_hash(weights: Weights) -> str:
     return digest(json.dumps([[name, list(array.shape)] for name, array in sorted(weights.items())]).encode())
 
 
+def shapes_in(data: bytes, where: object = "checkpoint") -> str:
+    """`shapes_hash` of a checkpoint file, from its header alone: no array is read.
+
+    Raises CheckpointError for a file without such a header.
+    """
+    try:
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        shapes = [[name, entry["shape"]] for name, entry in sorted(header.items()) if name != "__metadata__"]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(where, f"not a Fedboard checkpoint ({type(error).__name__})", SAVE_AGAIN) from None
+    return digest(json.dumps(shapes).encode())
+
+
 def subtract(left: Weights, right: Weights) -> Weights:
     return {name: left[name] - right[name] for name in left}
 

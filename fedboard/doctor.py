@@ -56,7 +56,11 @@ def package(name: str, version: str) -> Check:
 
 def worker_binary(folder: Path | None = None) -> Check:
     """TFF's worker, beside the package."""
-    folder = folder or Path(importlib.metadata.distribution("tensorflow-federated").locate_file("tensorflow_federated")) / "data"
+    if folder is None:
+        try:
+            folder = Path(importlib.metadata.distribution("tensorflow-federated").locate_file("tensorflow_federated")) / "data"
+        except importlib.metadata.PackageNotFoundError:  # a phone's environment
+            return Check("TFF worker", False, "not installed", REINSTALL)
     path = Path(folder) / "worker_binary"
     ok = path.is_file() and os.access(path, os.X_OK)
     return Check("TFF worker", ok, "executable" if ok else f"no executable worker_binary in {folder.name}/", REINSTALL)

@@ -8,9 +8,10 @@ import sys
 import numpy as np
 import pytest
 
-from benchmarks import simulation_memory, simulation_speed
+from benchmarks import device, device_process, simulation_memory, simulation_speed
 from benchmarks.peers import common
 from benchmarks.simulation_speed import Run
+from model import corpus
 
 
 def run(seconds=(1.0, 2.0), tokens=(100, 100), first_s=5.0, peak_mb=300.0) -> Run:
@@ -87,3 +88,46 @@ def test_what_a_process_costs_includes_its_children():
     finally:
         child.communicate(b"\n")
     assert common.resident_mb([child.pid]) == 0
+
+
+def test_the_strip_is_asked_for_before_each_key_with_the_letters_typed_so_far():
+    assert device_process.keys("i'm ok") == [("", ""), ("", "i"), ("", "i'"), ("", "i'm"), ("i'm ", ""), ("i'm ", "o")]
+
+
+def test_a_step_costs_six_operations_for_each_weight_of_a_matrix_at_each_place():
+    weights = {"embedding": np.zeros((5, 2)), "projection": np.zeros((2, 3)), "output_bias": np.zeros(5)}
+    assert device_process.step_flop(weights, batch=4, length=6) == 6 * (5 * 2 + 2 * 3) * 4 * 6
+
+
+def test_the_products_of_a_step_have_the_operations_that_are_counted(monkeypatch):
+    class Counted(np.ndarray):
+        done = 0
+
+        def __matmul__(self, other):
+            Counted.done += 2 * self.shape[0] * self.shape[1] * other.shape[1]
+            return np.asarray(self) @ np.asarray(other)
+
+    shapes = {"embedding": (7, 2), "input_kernel": (9, 2), "recurrent_kernel": (9, 2), "projection": (2, 3)}
+    weights = {name: np.ones(shape, np.float32) for name, shape in shapes.items()}
+    random = np.random.default_rng
+    monkeypatch.setattr(
+        np.random, "default_rng", lambda seed: type("R", (), {"random": lambda _, *asked: random(seed).random(*asked).view(Counted)})()
+    )
+    device_process.products(weights, batch=4, length=6)()
+    assert Counted.done == device_process.step_flop(weights, batch=4, length=6)
+
+
+def test_the_devices_benchmarks_run_from_end_to_end(tiny_bundle, trusted, corpus_file, tmp_path):
+    key, data = tmp_path / "maker.pub", tmp_path / "data"
+    key.write_text(next(iter(trusted)))
+    corpus.import_file(corpus_file, data)
+    options = ["--bundle", str(tiny_bundle.path), "--trust", str(key), "--data", str(data), "--people", "1", "--repeats", "2"]
+    figures = device.main([*options, "--only", "typing,predicting,finetuning,step,sizes"])
+    assert all(figure.value > 0 for figure in figures)
+    assert {"memory, predicting: peak", "train step, tflite-runtime: times the floor", "upload, 8 bits"} <= {figure.name for figure in figures}
+
+
+def test_a_figure_above_its_bar_is_called_missed():
+    assert device.Figure("memory", 71.0, "MB", 70.0).verdict == "MISSED"
+    assert device.Figure("memory", 70.0, "MB", 70.0).verdict == "met"
+    assert "MISSED" in device.show([device.Figure("memory", 71.0, "MB", 70.0)])

@@ -133,3 +133,18 @@ def test_learning_by_hand():
     part = weight / ((1 - weight) * below + weight)
     assert own.trust.won[-1][0] == pytest.approx(PRIOR_COUNT * weight + part)
     assert own.trust.seen[-1][0] == PRIOR_COUNT + 1
+
+
+@settings(max_examples=100, deadline=None)
+@given(messages=st.lists(st.lists(st.sampled_from(["the", "cat", "sat", "dog", "."]), min_size=1, max_size=5), min_size=1, max_size=40))
+def test_whatever_dropped_out_counts_as_never_typed(messages):
+    kept = next(messages[n:] for n in range(len(messages)) if sum(map(len, messages[n:])) <= 8 or n == len(messages) - 1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("device_runtime.own_words.MOST_TOKENS", 8)
+        all_of_them, newest = OwnWords(VOCABULARY), OwnWords(VOCABULARY)
+        for message in messages:
+            all_of_them.add(message)
+    for message in kept:
+        newest.add(message)
+    for context in ([], ["the"], ["the", "cat"], messages[-1]):
+        np.testing.assert_array_equal(all_of_them.mix(EVEN, context), newest.mix(EVEN, context))

@@ -59,3 +59,15 @@ def test_values_that_are_not_finite_are_refused_by_name():
 def test_other_shapes_have_another_hash():
     assert weights.shapes_hash(TWO) == weights.shapes_hash(dict(reversed(TWO.items())))
     assert weights.shapes_hash(TWO) != weights.shapes_hash({**TWO, "b": np.zeros(2)})
+
+
+def test_the_shapes_of_a_file_are_read_without_its_arrays():
+    for dtype in (np.float32, np.float16):
+        assert weights.shapes_in(weights.to_bytes(weights.Checkpoint(TWO), dtype)) == weights.shapes_hash(TWO)
+
+
+@settings(max_examples=100, deadline=None)
+@given(header=st.binary(max_size=60) | st.sampled_from([b"[]", b'{"a": 1}', b'{"a": {}}', b"[" * 99_999]))
+def test_a_header_of_strangers_is_a_checkpoint_error(header):
+    with contextlib.suppress(CheckpointError):
+        weights.shapes_in(len(header).to_bytes(8, "little") + header)

@@ -1,0 +1,249 @@
+"""One measurement of `device.py` in a process of its own: what a phone runs and nothing else. Reads its task as JSON from standard input.
+
+Only `device_runtime` is imported, so that memory is a device's. Every time is taken twice: by the clock on the wall and by the CPU time of this
+thread, which other processes on the machine disturb less.
+"""
+
+import json
+import re
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+MB = 1024 * 1024
+READ_BYTES = 64 * MB  # far more than any cache holds
+GEMM_SIZE = 512
+PREFIX = re.compile(r"[\w']*$")  # letters of the word that is being typed
+SURE = {"nats": 1000.0, "hits": 1000}  # a trust that serves the mix to everybody, which costs most
+
+
+def status_mb(field: str) -> float:
+    """A field of /proc/self/status, in MB of 2 ** 20 bytes."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field + ":"))
+    return int(line.split()[1]) / 1024
+
+
+def timed(work: Callable[[], Any]) -> tuple[float, float]:
+    """Milliseconds of wall and of CPU time."""
+    wall, cpu = time.perf_counter(), time.thread_time()
+    work()
+    return 1000 * (time.perf_counter() - wall), 1000 * (time.thread_time() - cpu)
+
+
+def spread(times: list[tuple[float, float]]) -> dict[str, dict[str, float]]:
+    """Percentiles of wall and CPU milliseconds."""
+    columns = np.array(times).T
+    return {
+        clock: dict(zip(("p50", "p99", "most"), map(float, np.percentile(column, [50, 99, 100])), strict=True))
+        for clock, column in zip(("wall_ms", "cpu_ms"), columns, strict=True)
+    }
+
+
+def keys(message: str) -> list[tuple[str, str]]:
+    """Context and prefix before each key of a message.
+
+    >>> keys("hi u")
+    [('', ''), ('', 'h'), ('', 'hi'), ('hi ', '')]
+    """
+    typed = (message[:end] for end in range(len(message)))
+    return [(text[: place.start()], place.group()) for text in typed for place in [PREFIX.search(text)] if place]
+
+
+def opened(task: dict):
+    from device_runtime.bundle import open_verified
+
+    return open_verified(Path(task["bundle"]), frozenset(task["trusted"]))
+
+
+def own_words(bundle, history: list[str]):
+    """The words of a user whose own words are served."""
+    from device_runtime.own_words import OwnWords, Trust
+    from device_runtime.text import tokenise
+
+    own = OwnWords(bundle.vocabulary, Trust(**SURE))
+    for message in history:
+        own.add(tokenise(message))
+    return own
+
+
+def typing(task: dict) -> dict:
+    """Every suggestion of users who type their messages key by key, the message learned when it is sent."""
+    from device_runtime.predictor import Predictor
+
+    bundle = opened(task)
+    personal = bundle.checkpoint.weights if task["personal"] else None
+    every, word, sent = [], [], []
+    first = None
+    for user in task["users"]:
+        began = time.perf_counter()
+        predictor = Predictor(bundle, personal, own_words(bundle, user["earlier"]) if task["own"] else None)
+        predictor.suggest("")
+        first = first or 1000 * (time.perf_counter() - began)
+        for message in user["typed"]:
+            for context, prefix in keys(message):
+                found = timed(lambda context=context, prefix=prefix, predictor=predictor: predictor.suggest(context, prefix))
+                every.append(found)
+                if not prefix:
+                    word.append(found)
+            sent.append(timed(lambda message=message, predictor=predictor: predictor.typed(message)))
+    read = weight_bytes(bundle, 4 if task["personal"] else 1)
+    speed = read_speed(task["repeats"])
+    return {
+        "keys": len(every),
+        "suggestion": spread(every),
+        "new_word": spread(word),
+        "sent": spread(sent),
+        "first_ms": first,
+        "bytes_read": read,
+        "read_gb_s": speed,
+        "floor_ms": 1000 * read / speed / 1e9,
+    }
+
+
+def weight_bytes(bundle, width: int) -> int:
+    """Bytes of weights one step reads: matrices of `width` bytes a value, biases of four."""
+    manifest = bundle.manifest
+    embedding, units, vocabulary = manifest.embedding, manifest.units, manifest.vocabulary
+    return width * (vocabulary * embedding + 2 * 3 * units * embedding + units * embedding) + 4 * (vocabulary + 3 * units)
+
+
+def read_speed(repeats: int) -> float:
+    """GB/s (of 10 ** 9 bytes) at which this core reads memory: the fastest of some sums of squares over 64 MB."""
+    array = np.ones(READ_BYTES // 4, np.float32)
+    best = min(timed(lambda: np.dot(array, array))[1] for _ in range(max(repeats, 3)))
+    return READ_BYTES / best / 1e6
+
+
+def predicting(task: dict) -> dict:
+    """Memory of a process that only predicts: with `own`, as many words of a user's own as are ever counted."""
+    from device_runtime.predictor import Predictor
+
+    bundle = opened(task)
+    predictor = Predictor(bundle, own=own_words(bundle, task["history"]) if task["own"] else None)
+    for message in task["messages"]:
+        for context, prefix in keys(message):
+            predictor.suggest(context, prefix)
+        predictor.typed(message)
+    return {"peak_mb": status_mb("VmHWM"), "now_mb": status_mb("VmRSS")}
+
+
+def finetuning(task: dict) -> dict:
+    """Memory and time of a turn's work: open the bundle, read the typing log, train on the newest rows, encode the update."""
+    import device_runtime.participate as participate
+    from device_runtime import examples, text, weights
+    from device_runtime.bundle import CHECKPOINT
+    from device_runtime.typing_log import TypingLog
+    from device_runtime.wire import Assignment
+
+    with tempfile.TemporaryDirectory() as folder:
+        with TypingLog(Path(folder) / "typing_log.sqlite") as log:
+            log.append_many([(message, float(at)) for at, message in enumerate(task["messages"])])
+            typed = log.read(len(task["messages"]))
+        bundle = opened(task)
+        plan = bundle.plan
+        checkpoint = weights.from_bytes(bundle.content[CHECKPOINT])
+        rows = examples.rows([bundle.vocabulary.ids(tokens) for tokens in map(text.tokenise, typed) if tokens], plan.length)[-plan.max_rows :]
+        rng = np.random.default_rng(0)
+        before = status_mb("VmRSS")
+        cpu = time.process_time()
+        tuned = participate.finetune(bundle.train_graph, checkpoint.weights, rows, plan, rng)
+        trained = time.process_time() - cpu
+        asked = Assignment("a", 1, plan="", checkpoint="", shapes=bundle.manifest.shapes, rotation_seed=1, deadline_s=0)
+        cpu = time.process_time()
+        update = participate.encode(tuned.delta, asked, plan, len(rows), rng)
+        return {
+            "rows": len(rows),
+            "batches": tuned.batches,
+            "stopped": tuned.stopped,
+            "loss": [tuned.loss_before, tuned.loss_after],
+            "train_cpu_s": trained,
+            "encode_cpu_s": time.process_time() - cpu,
+            "upload_bytes": len(update),
+            "before_mb": before,
+            "peak_mb": status_mb("VmHWM"),
+        }
+
+
+def step(task: dict) -> dict:
+    """One train step beside its matrix products alone, in turns: milliseconds of CPU time, medians."""
+    if task["litert"]:
+        sys.modules["tflite_runtime"] = None  # as if it were not installed: then the other interpreter is taken
+        sys.path.append(task["litert"])
+    from device_runtime import interpreter
+
+    bundle = opened(task)
+    plan, weights = bundle.plan, bundle.checkpoint.weights
+    rng = np.random.default_rng(0)
+    rows = rng.integers(4, len(weights["output_bias"]), (plan.batch_size, plan.length + 1)).astype(np.int32)
+    graph, rate = interpreter.Graph(bundle.train_graph), np.float32(plan.learning_rate)
+    square = rng.random((GEMM_SIZE, GEMM_SIZE), np.float32)
+    work = {
+        "train": lambda: graph.run("train", rows=rows, learning_rate=rate, **weights),
+        "square": lambda: square @ square,
+        "products": products(weights, plan.batch_size, plan.length),
+    }
+    times: dict[str, list] = {name: [] for name in work}
+    for repeat in range(task["repeats"] + 2):
+        for name, run in work.items():
+            found = timed(run)
+            if repeat >= 2:  # the first calls prepare memory
+                times[name].append(found)
+    found = {name: spread(each) for name, each in times.items()}
+    flop = step_flop(weights, plan.batch_size, plan.length)
+    speed = 2 * GEMM_SIZE**3 / found["square"]["cpu_ms"]["p50"] / 1e6  # GFLOP/s
+    floor = flop / speed / 1e6
+    return {
+        "interpreter": interpreter.Interpreter.__module__.partition(".")[0],
+        "train": found["train"],
+        "flop": flop,
+        "gflop_s": speed,
+        "floor_ms": floor,
+        "over_floor": found["train"]["cpu_ms"]["p50"] / floor,
+        "products_ms": found["products"]["cpu_ms"]["p50"],
+        "over_products": found["train"]["cpu_ms"]["p50"] / found["products"]["cpu_ms"]["p50"],
+    }
+
+
+def step_flop(weights: dict[str, np.ndarray], batch: int, length: int) -> int:
+    """Operations of the matrix products of one step: 6 for each weight of a matrix at each of batch x length places, padding among them."""
+    return 6 * sum(array.size for array in weights.values() if array.ndim == 2) * batch * length
+
+
+def products(weights: dict[str, np.ndarray], batch: int, length: int) -> Callable[[], None]:
+    """The same products in numpy, in the shapes in which a step must do them: time by time through the recurrence, all at once elsewhere."""
+    rng = np.random.default_rng(0)
+    table, kernel, projection = weights["embedding"], weights["recurrent_kernel"], weights["projection"]
+    (vocabulary, embedding), units = table.shape, projection.shape[1]
+    all_hidden, all_scores, all_gates, all_cells = (
+        rng.random((batch * length, n), np.float32) for n in (embedding, vocabulary, 3 * units, units)
+    )  # [batch * length, n]
+    hidden, gates, cells = all_hidden[:batch], all_gates[:batch], all_cells[:batch]
+
+    def run() -> None:
+        all_hidden @ weights["input_kernel"].T
+        for _ in range(length):
+            hidden @ kernel.T
+            cells @ projection.T
+        all_hidden @ table.T
+        all_scores @ table
+        all_scores.T @ all_hidden
+        for _ in range(length):
+            hidden @ projection
+            gates @ kernel
+        all_gates @ weights["input_kernel"]
+        all_gates.T @ all_hidden  # of the input kernel
+        all_gates.T @ all_hidden  # of the recurrent kernel
+        all_hidden.T @ all_cells
+
+    return run
+
+
+MEASURES = {measure.__name__: measure for measure in (typing, predicting, finetuning, step)}
+
+if __name__ == "__main__":
+    print(json.dumps(MEASURES[sys.argv[1]](json.load(sys.stdin))))
