@@ -152,8 +152,9 @@ class Daemon:
         self._said = ""
         round_ = "" if outcome.round is None else f" in round {outcome.round}"
         cause = "" if outcome.cause is None else f" ({outcome.cause.value})"
-        log.info("%s%s%s: %d examples, %d batches, %d bytes up, %d down; again in %.0f s", outcome.status.value, round_, cause,
-                 outcome.examples, outcome.batches, outcome.bytes_up, outcome.bytes_down, self.schedule.wait_s)  # fmt: skip
+        loss = "" if outcome.loss_after is None else f", loss {outcome.loss_before:.2f} to {outcome.loss_after:.2f}"
+        log.info("%s%s%s: %d examples, %d batches%s, %d bytes up, %d down; again in %.0f s", outcome.status.value, round_, cause,
+                 outcome.examples, outcome.batches, loss, outcome.bytes_up, outcome.bytes_down, self.schedule.wait_s)  # fmt: skip
 
     def _say(self, line: str) -> None:
         """A line of the log, unless it is the last one again."""
