@@ -104,6 +104,34 @@ def device_log_add(
     console.say(f"{recorded} recorded, {len(messages) - recorded} left out; {waiting:,} messages in the log")
 
 
+@log_app.command("forget")
+def device_log_forget(
+    folder: HomeFolder,
+    words: Annotated[str | None, typer.Argument(help="Every message with these words side by side goes. Without them they are asked for.")] = None,
+    last_hours: Annotated[float | None, typer.Option(min=0.0, help="What was typed in the last so many hours goes instead.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Remove some of what was typed. Says how many messages went, never what they held. What was learned of it goes with `fedboard device wipe`."""
+    from device_runtime.errors import RunError
+    from device_runtime.home import Home
+
+    if words is not None and last_hours is not None:
+        raise RunError("log forget", "expected words or --last-hours, found both", "leave out one of them")
+    home = Home.open(folder)
+    if words is None and last_hours is None:
+        words = typer.prompt("Words to forget", err=True)  # asked for, they stay out of the shell's history
+    if not yes:
+        which = "with these words" if last_hours is None else f"of the last {last_hours:g} hours"
+        typer.confirm(f"Remove every message {which} from {folder}?", abort=True, err=True)
+    with home.typing_log() as log:
+        removed = log.forget(words or "") if last_hours is None else log.forget_since(time.time() - last_hours * 3600.0)
+        waiting = log.count()
+    if as_json:
+        return emit({"removed": removed, "messages": waiting})
+    console.say(f"{removed:,} removed; {waiting:,} messages in the log")
+
+
 @app.command("wipe")
 def device_wipe(
     folder: HomeFolder,

@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from device_runtime.errors import TypingLogError
-from device_runtime.typing_log import Retention, TypingLog, key_path, wipe
+from device_runtime.keystore import key_path
+from device_runtime.typing_log import Retention, TypingLog, wipe
 
 SECRET = "meet me behind the old mill"
 
@@ -148,7 +149,7 @@ def test_a_log_of_a_later_version_is_refused(path):
     with sqlite3.connect(path) as db:
         db.execute("PRAGMA user_version = 9")
     db.close()
-    with pytest.raises(TypingLogError, match="expected format version 1, found 9"):
+    with pytest.raises(TypingLogError, match="expected format version 2, found 9"):
         TypingLog(path)
 
 
