@@ -32,7 +32,6 @@ from device_runtime import config, installed, keystore, sensors, signing
 from device_runtime.bundle import Bundle, open_verified
 from device_runtime.conditions import Source, trace_source, unknown
 from device_runtime.errors import RunError
-from device_runtime.keystore import KeyStore
 from device_runtime.sensors import LAST_KEY
 from device_runtime.typing_log import Retention, TypingLog
 from device_runtime.typing_log import wipe as wipe_log
@@ -97,8 +96,7 @@ class Home:
             temporary.mkdir(parents=True)
             (temporary / CONFIG).write_text(config.to_toml(settings))
             signing.load_or_create(temporary / KEY)
-            key_store = _key_store(temporary if settings.key_store == keystore.FILE else folder, settings)  # a file moves with the folder
-            with TypingLog(temporary / TYPING_LOG, settings.typing_log, key_store) as log:
+            with TypingLog(temporary / TYPING_LOG, settings.typing_log, settings.key_store) as log:
                 log.append_many(typed)
             if bundle is not None:
                 installed.install(temporary / BUNDLES, bundle, frozenset(settings.trusted))
@@ -118,7 +116,7 @@ class Home:
 
     def typing_log(self) -> TypingLog:
         """Its typing log, open: use it in a `with`."""
-        return TypingLog(self.folder / TYPING_LOG, self.config.typing_log, _key_store(self.folder, self.config))
+        return TypingLog(self.folder / TYPING_LOG, self.config.typing_log, self.config.key_store)
 
     def bundle(self) -> Bundle:
         """The bundle it uses, verified: the current one, or the last good one if that is damaged. Raises BundleError."""
@@ -204,7 +202,7 @@ class Home:
         May be done again after a crash: the key of the typing log goes first, and without it nothing typed can be read.
         """
         with self._removing():
-            wipe_log(self.folder / TYPING_LOG, _key_store(self.folder, self.config))
+            wipe_log(self.folder / TYPING_LOG)
             self.drop(*LEARNED)
             if everything:
                 for path in sorted(self.folder.iterdir(), key=lambda path: path.name == CONFIG):  # the config last: until then this is a home
@@ -243,10 +241,6 @@ class Home:
                 yield ledger
         except sqlite3.Error as error:
             raise RunError(self.folder / LEDGER, f"cannot be used as a ledger ({error})", "move the file away to start a new ledger") from None
-
-
-def _key_store(folder: Path, settings: DeviceConfig) -> KeyStore:
-    return keystore.named(settings.key_store, folder / TYPING_LOG)
 
 
 def _write(path: Path, data: bytes) -> None:

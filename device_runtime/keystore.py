@@ -1,115 +1,183 @@
-"""Where the key of a typing log lies: in a file beside it that only its owner can read, or in the system's keystore.
+"""Where the key of a typing log lives: in a file beside the log that only its owner can read, or in the system's keystore.
 
-The system's keystore is whatever `keyring` finds: Secret Service or KWallet on a Linux desktop. There is no falling back from it to a file.
+The system's keystore is Secret Service or KWallet, through the `keyring` library (extra `keystore`). It is never replaced by anything weaker: where
+there is none, or only one that keeps keys as plain text, the log is not opened.
 """
 
 import contextlib
 import os
 import stat
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
-from device_runtime.errors import ConfigError, RunError
+from device_runtime.errors import ConfigError, RunError, TypingLogError
 
 FILE, SYSTEM = "file", "system"
-SERVICE = "fedboard typing log"
-INSTALL = 'install `fedboard[keystore]` and log in to a desktop with a keystore, or use key_store = "file"'
+SERVICE = "fedboard typing log"  # what the entries of the system's keystore are named
+_NAME = "the system's keystore"
+_REMEDY = 'install `fedboard[keystore]` and unlock Secret Service or KWallet, or use key_store = "file"'
+_RECOMMENDED = 1  # from this priority on `keyring` recommends a backend; what keeps plain text or nothing at all stands below
 
 
 class KeyStore(Protocol):
-    """One key."""
-
-    where: str  # for errors
+    """One key. Raises OSError, TypingLogError or RunError where it cannot be reached."""
 
     def load(self) -> bytes | None:
-        """The key, None if there is none. Raises RunError if the store cannot be used or is open to others."""
-        ...
+        """The key, None if there is none."""
 
     def store(self, key: bytes) -> None:
-        """Keep the key, whole, before this returns."""
-        ...
+        """Keep this key in place of any other; durable when it returns."""
 
     def remove(self) -> None:
-        """Forget the key. None to forget is no error."""
-        ...
+        """Forget the key; nothing to forget is no error."""
 
 
 def named(name: str, log: Path) -> KeyStore:
-    """The key store of the typing log at `log`. Raises ConfigError for an unknown name."""
-    if name == FILE:
-        return FileStore(Path(log).with_suffix(".key"))
-    if name == SYSTEM:
-        return SystemStore(log)
-    raise ConfigError("key_store", f"expected {FILE} or {SYSTEM}, found {name!r}", "name one of them")
+    """The key store of that name ("file" or "system") for the typing log at `log`. Raises ConfigError for an unknown name."""
+    stores = {FILE: FileKey, SYSTEM: SystemKey}
+    if name not in stores:
+        raise ConfigError("key_store", f"expected one of {', '.join(stores)}, found {name!r:.40}", "correct it")
+    return stores[name](key_path(log))
 
 
-class FileStore:
-    """A file of mode 0600."""
+def holding(log: Path) -> KeyStore:
+    """The key store that holds the key of the typing log at `log`, as its key file tells: where there is none, one without a key."""
+    system = SystemKey(key_path(log))
+    try:
+        return FileKey(system.path) if system.entry() is None else system
+    except TypingLogError:  # it is a key, or damaged
+        return FileKey(system.path)
 
-    def __init__(self, path: Path):
-        self.path = Path(path)
-        self.where = str(path)
+
+def key_path(log: Path) -> Path:
+    """The file that holds the key of a typing log, or the name of its entry in the system's keystore."""
+    return Path(log).with_suffix(".key")
+
+
+@dataclass(frozen=True)
+class FileKey:
+    """A key in a file that only its owner can read."""
+
+    path: Path
 
     def load(self) -> bytes | None:
         try:
             with open(self.path, "rb") as file:
-                if stat.S_IMODE(os.fstat(file.fileno()).st_mode) & 0o077:
-                    raise RunError(self.path, "others than its owner can read this key", f"chmod 600 {self.path}")
+                mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+                if mode & 0o077:
+                    raise TypingLogError(self.path, f"expected a key only its owner can read, found mode {mode:o}", f"chmod 600 {self.path}")
                 return file.read()
         except FileNotFoundError:
             return None
 
     def store(self, key: bytes) -> None:
-        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}")
-        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-            file.write(key)
-            file.flush()
-            os.fsync(file.fileno())  # records without their key are lost
-        os.replace(temporary, self.path)
+        _write(self.path, key)
 
     def remove(self) -> None:
-        self.path.unlink(missing_ok=True)
+        _remove(self.path)
 
 
-class SystemStore:
-    """An entry of the system's keystore, named by the log's path."""
+@dataclass(frozen=True)
+class SystemKey:
+    """A key in the system's keystore. The file holds only the name of its entry, made at random, so that a device's folder can be moved."""
 
-    def __init__(self, log: Path):
-        self._entry = str(Path(log).absolute())
-        self.where = "the system's keystore"
+    path: Path
 
     def load(self) -> bytes | None:
-        with self._errors():
-            found = self._keyring().get_password(SERVICE, self._entry)
+        name = self.entry()
+        if name is None:
+            return None
+        backend = _system()
+        with _refusals():
+            found = backend.get_password(SERVICE, name)
+        try:
             return None if found is None else bytes.fromhex(found)
+        except ValueError:
+            raise TypingLogError(f"entry {name} of {SERVICE!r}", "expected a key in hexadecimal, found something else", "put it back") from None
 
     def store(self, key: bytes) -> None:
-        with self._errors():
-            self._keyring().set_password(SERVICE, self._entry, key.hex())
+        name = self.entry() or str(uuid.uuid4())
+        backend = _system()
+        _write(self.path, name.encode())  # before the entry: whatever happens next, a wipe finds it
+        with _refusals():
+            backend.set_password(SERVICE, name, key.hex())
+            kept = backend.get_password(SERVICE, name) == key.hex()
+        if not kept:
+            raise RunError(_NAME, "did not keep the key of a typing log", 'use key_store = "file"')
 
     def remove(self) -> None:
-        with self._errors():
-            keyring = self._keyring()
-            if keyring.get_password(SERVICE, self._entry) is not None:
-                keyring.delete_password(SERVICE, self._entry)
+        name = self.entry()
+        if name is not None:
+            backend = _system()
+            with _refusals():
+                if backend.get_password(SERVICE, name) is not None:
+                    backend.delete_password(SERVICE, name)
+        _remove(self.path)
 
-    def _keyring(self):
+    def entry(self) -> str | None:
+        """The name of its entry, None if there is none. Raises TypingLogError for a file that holds no such name, such as a key."""
         try:
-            import keyring
-            from keyring.backends import fail, null
-        except ImportError:
-            raise RunError(self.where, "cannot be used: the library keyring is not installed", INSTALL) from None
+            name = self.path.read_bytes()
+        except FileNotFoundError:
+            return None
+        try:
+            return str(uuid.UUID(name.decode()))
+        except ValueError:  # its text would quote the file, and that may be a key
+            remedy = 'use key_store = "file" if it is the key'
+            raise TypingLogError(self.path, "expected the name of an entry of the system's keystore, found something else", remedy) from None
+
+
+def _system() -> Any:
+    """The backend of the system's keystore. Raises RunError if there is none, or it does not keep secrets."""
+    try:
+        import keyring
+        from keyring.backends.chainer import ChainerBackend
+    except ImportError:
+        raise RunError(_NAME, "expected the keyring library, found none", _REMEDY) from None
+    with _refusals():
         backend = keyring.get_keyring()
-        usable = [each for each in getattr(backend, "backends", [backend]) if not isinstance(each, fail.Keyring | null.Keyring)]
-        if not usable:
-            raise RunError(self.where, "there is none on this machine", INSTALL)
-        return keyring
+        if isinstance(backend, ChainerBackend):  # several at once, the best first
+            backend = next(iter(backend.backends), backend)
+        usable = backend.priority >= _RECOMMENDED
+    if not usable:
+        raise RunError(_NAME, f"expected one that keeps secrets, found {type(backend).__module__}.{type(backend).__name__}", _REMEDY)
+    return backend
 
-    @contextlib.contextmanager
-    def _errors(self):
-        try:
-            yield
-        except (RunError, ImportError):
-            raise
-        except Exception as error:  # each backend has errors of its own
-            raise RunError(self.where, f"cannot be used ({type(error).__name__})", INSTALL) from None
+
+@contextlib.contextmanager
+def _refusals() -> Iterator[None]:
+    """Whatever the system's keystore raises, as RunError: each backend has errors of its own, and their text is not ours to show."""
+    try:
+        yield
+    except Exception as error:
+        raise RunError(_NAME, f"refused ({type(error).__name__})", _REMEDY) from None
+
+
+def _write(path: Path, data: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())  # records without their key are lost
+    os.replace(temporary, path)
+    _sync(path.parent)
+
+
+def _remove(path: Path) -> None:
+    path.unlink(missing_ok=True)
+    for unfinished in path.parent.glob(f".{path.name}.*"):
+        unfinished.unlink(missing_ok=True)
+    if path.parent.exists():
+        _sync(path.parent)
+
+
+def _sync(folder: Path) -> None:
+    """Make the names in a folder durable: a key that was removed must not come back with the power."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,7 +1,8 @@
 """The typing log: what was typed on this device, sealed record by record. Its text never leaves the device.
 
-Each record is sealed with AES-256-GCM (NIST SP 800-38D) under a key that `keystore` keeps. The number and the time of a record are authenticated
-with it, so records cannot be altered, swapped or moved in time unnoticed. Beside each stands how often it was used in an upload.
+Each record is sealed with AES-256-GCM (NIST SP 800-38D) under a key that lives where `keystore` says. The number and the time of a record are
+authenticated with it, so records cannot be altered, swapped or moved in time unnoticed. Other files learned from what was typed can be sealed under
+the same key, so that wiping the log ends them too.
 """
 
 import contextlib
@@ -17,30 +18,31 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from device_runtime import keystore
-from device_runtime.errors import RunError, TypingLogError
-from device_runtime.keystore import KeyStore
+from device_runtime.errors import TypingLogError
 from device_runtime.text import normalise
 
-VERSION = 2
+VERSION = 2  # version 1 counted no uses
 NONCE_BYTES = 12
 KEY_BYTES = 32
-_EVER = 2**62  # more uses than any record has
-_USES = "ALTER TABLE records ADD COLUMN uses INTEGER NOT NULL DEFAULT 0"
 START_ANEW = "wipe this typing log to start anew"
+_ANY_USES = (1 << 63) - 1
+_WORD = re.compile(r"[^\W_]+")
 _PROBE = b"fedboard-typing-log-v1"  # sealed in every log: a wrong key shows when the log is opened, not at the first read
 
 
 @dataclass(frozen=True)
 class Retention:
-    """What `TypingLog.expire` keeps, and how often a message may be used."""
+    """What `TypingLog.expire` keeps."""
 
     max_age_s: float = 90 * 86_400.0
     max_bytes: int = 4 << 20  # of sealed records
-    max_uses: int = 30  # uploads one message may contribute to; then it is kept, and no upload reads it
+    max_uses: int = 30  # uploads one message may contribute to; then it is kept, shown to no training
 
 
 @dataclass(frozen=True)
 class Record:
+    """One message, and the number it keeps as long as it is there."""
+
     id: int
     text: str = field(repr=False)
 
@@ -48,15 +50,14 @@ class Record:
 class TypingLog:
     """Append, read and expire what was typed. Several processes may hold one log open; each write is whole or not at all."""
 
-    def __init__(self, path: Path, retention: Retention = Retention(), key_store: KeyStore | None = None):
-        """Open the log at `path`; log and key are made on first use. By default the key is a file beside it.
+    def __init__(self, path: Path, retention: Retention = Retention(), key_store: str = keystore.FILE):
+        """Open the log at `path`, its key in the key store of that name. Both are made on first use; an older version is brought up to date.
 
-        Raises TypingLogError for another file or a key that does not fit, RunError if the key store cannot be used. A log of version 1 becomes one of
-        version 2, whole or not at all.
+        Raises TypingLogError for another file or a key that does not fit, ConfigError for an unknown key store, RunError for one that is not usable.
         """
         self.path = Path(path)
         self.retention = retention
-        self._key_store = key_store or keystore.named(keystore.FILE, self.path)
+        keys = keystore.named(key_store, self.path)
         with self._errors():
             self.path.parent.mkdir(parents=True, exist_ok=True)
             os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))
@@ -64,11 +65,11 @@ class TypingLog:
         try:
             with self._errors():
                 self._db.execute("PRAGMA journal_mode = WAL")
-                self._db.execute("PRAGMA synchronous = NORMAL")
                 self._db.execute("PRAGMA secure_delete = ON")
+                self._db.execute("PRAGMA synchronous = NORMAL")
             with self._transaction():  # one process at a time decides whether this log is new
-                self._box = self._first_use() if self._version() == 0 else self._unlock()
-        except (TypingLogError, RunError):
+                self._box = self._first_use(keys) if self._version() == 0 else self._unlock(keys)
+        except BaseException:
             self._db.close()
             raise
 
@@ -81,9 +82,11 @@ class TypingLog:
         typed = [(text, at) for text, at in records if text.strip()]  # first: an error of whoever gives them is not one of the log
         with self._transaction():
             last = self._db.execute("SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = 'records'").fetchone()[0]
+            if not isinstance(last, int) or not 0 <= last < 1 << 62:
+                raise TypingLogError(self.path, "the numbers of its records were altered", START_ANEW)
             for number, (text, at) in enumerate(typed, start=last + 1):
                 # surrogatepass: an error about a lone surrogate would quote the text
-                sealed = self._seal(text.encode("utf-8", "surrogatepass"), number, at)
+                sealed = self._seal(text.encode("utf-8", "surrogatepass"), _identity(number, at))
                 self._db.execute("INSERT INTO records (id, at, sealed) VALUES (?, ?, ?)", (number, at, sealed))
         return len(typed)
 
@@ -92,66 +95,72 @@ class TypingLog:
         return [record.text for record in self.records(newest)]
 
     def records(self, newest: int, usable: bool = False) -> list[Record]:
-        """The `newest` latest records, oldest of them first; with `usable` only those that an upload may still use."""
-        most = self.retention.max_uses if usable else _EVER
-        query = "SELECT id, at, sealed FROM records WHERE uses < ? ORDER BY at DESC, id DESC LIMIT ?"
-        with self._errors():
-            found = self._db.execute(query, (most, max(newest, 0))).fetchall()
-        return self._opened(reversed(found))
+        """The `newest` latest records, oldest of them first; with `usable` only those below the cap of uses. Raises as `read`."""
+        found = self._rows(
+            "SELECT id, at, sealed FROM records WHERE uses < ? ORDER BY at DESC, id DESC LIMIT ?", (self._below(usable), max(newest, 0))
+        )
+        return [self._record(*row) for row in reversed(found)]
 
     def records_of(self, ids: Sequence[int]) -> list[Record]:
-        """The records with these numbers, in this order; one that is gone is left out."""
-        with self._errors():
-            rows = (self._db.execute("SELECT id, at, sealed FROM records WHERE id = ?", (number,)).fetchone() for number in ids)
-            found = [row for row in rows if row is not None]
-        return self._opened(found)
+        """The records of these numbers that are still there, in this order. Raises as `read`."""
+        return [self._record(*row) for number in ids for row in self._rows("SELECT id, at, sealed FROM records WHERE id = ?", (number,))]
 
     def count(self, usable: bool = False) -> int:
-        """How many records there are; with `usable` only those that an upload may still use."""
-        with self._errors():
-            return self._db.execute("SELECT count(*) FROM records WHERE uses < ?", (self.retention.max_uses if usable else _EVER,)).fetchone()[0]
+        """How many records there are; with `usable` only those below the cap of uses."""
+        return self._rows("SELECT count(*) FROM records WHERE uses < ?", (self._below(usable),))[0][0]
+
+    def used_up(self) -> int:
+        """How many records contributed to as many uploads as they may."""
+        return self.count() - self.count(usable=True)
 
     def mark_used(self, ids: Sequence[int]) -> None:
-        """Count one more use of each of these records, on disk before this returns: call it before an upload leaves."""
+        """Count one more use of each of these records, those gone aside. Durable when it returns: call it before an update leaves."""
         with self._errors():
-            self._db.execute("PRAGMA synchronous = FULL")
-        try:
-            with self._transaction():
-                self._db.executemany("UPDATE records SET uses = uses + 1 WHERE id = ?", [(number,) for number in ids])
-        finally:
-            with self._errors():
+            self._db.execute("PRAGMA synchronous = FULL")  # the journal reaches the disk before the transaction counts as done
+            try:
+                with self._transaction():
+                    self._db.executemany("UPDATE records SET uses = uses + 1 WHERE id = ?", [(number,) for number in sorted(set(ids))])
+            finally:
                 self._db.execute("PRAGMA synchronous = NORMAL")
-
-    def forget(self, words: str) -> int:
-        """Remove every record in which these words stand side by side, in whatever case and spacing. The number removed."""
-        found = [record.id for record in self.records(self.count()) if _holds(record.text, words)]
-        return self._remove("id = ?", [(number,) for number in found])
-
-    def forget_since(self, at: float) -> int:
-        """Remove every record of `at` (seconds) and later. The number removed."""
-        return self._remove("at >= ?", [(at,)])
-
-    def seal(self, data: bytes, purpose: str) -> bytes:
-        """Seal other data learned from what was typed under the log's key: it can be read as long as the log can."""
-        nonce = os.urandom(NONCE_BYTES)
-        return nonce + self._box.encrypt(nonce, data, purpose.encode())
-
-    def unseal(self, data: bytes, purpose: str) -> bytes:
-        """What was sealed for this purpose. Raises TypingLogError if it was altered, or sealed for another or with another key."""
-        try:
-            return self._box.decrypt(data[:NONCE_BYTES], data[NONCE_BYTES:], purpose.encode())
-        except (InvalidTag, ValueError):
-            raise TypingLogError(self.path, f"{purpose}: altered, or sealed with another key", "remove it: it is made again") from None
 
     def expire(self, now: float) -> int:
         """Remove records older than the retention's age, then the oldest ones over its bytes. The number removed."""
         over = "SELECT id FROM (SELECT id, sum(length(sealed)) OVER (ORDER BY at DESC, id DESC) AS kept FROM records) WHERE kept > ?"
-        return self._remove("at < ?", [(now - self.retention.max_age_s,)]) + self._remove(f"id IN ({over})", [(self.retention.max_bytes,)])
+        return self._remove(
+            ("DELETE FROM records WHERE at < ?", (now - self.retention.max_age_s,)),
+            (f"DELETE FROM records WHERE id IN ({over})", (self.retention.max_bytes,)),
+        )
+
+    def forget(self, containing: str) -> int:
+        """Remove every record that holds these words side by side, whatever their case and what stands between them. The number removed.
+
+        Numbers, links and addresses count as the words they are made of. Where there is no word, the very signs are looked for. Raises as `read`.
+        """
+        with self._transaction():
+            every = self._db.execute("SELECT id, at, sealed FROM records").fetchall()
+            ids = [number for number, at, sealed in every if contains(self._record(number, at, sealed).text, containing)]
+            self._db.executemany("DELETE FROM records WHERE id = ?", [(number,) for number in ids])
+        return self._gone(len(ids))
+
+    def forget_since(self, at: float) -> int:
+        """Remove every record typed at `at` (seconds) or later. The number removed."""
+        return self._remove(("DELETE FROM records WHERE at >= ?", (at,)))
+
+    def seal(self, data: bytes, purpose: str) -> bytes:
+        """Seal other data learned from what was typed under the key of this log: it can be read as long as the log is not wiped."""
+        return self._seal(data, _purpose(purpose))
+
+    def unseal(self, data: bytes, purpose: str) -> bytes:
+        """What was sealed for this purpose. Raises TypingLogError if it was altered, sealed for another purpose or under another key."""
+        opened = self._unsealed(data, _purpose(purpose))
+        if opened is None:
+            raise TypingLogError(self.path, f"sealed data for {purpose!r} was altered or sealed with another key", "remove it, to have it made anew")
+        return opened
 
     def wipe(self) -> None:
-        """Remove every record, the log and its key. The log is closed."""
+        """Remove every record, the log and its key. The log is closed. Raises as the function `wipe`."""
         self.close()
-        wipe(self.path, self._key_store)
+        wipe(self.path)
 
     def close(self) -> None:
         self._db.close()
@@ -162,60 +171,76 @@ class TypingLog:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _remove(self, where: str, values: Sequence[tuple]) -> int:
+    def _version(self) -> int:
+        return self._db.execute("PRAGMA user_version").fetchone()[0]
+
+    def _first_use(self, keys: keystore.KeyStore) -> AESGCM:
+        if self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+            raise TypingLogError(self.path, "expected a typing log, found another database", "give another path")
+        self._db.execute("CREATE TABLE records (id INTEGER PRIMARY KEY AUTOINCREMENT, at REAL NOT NULL, sealed BLOB NOT NULL)")
+        self._db.execute("CREATE INDEX records_by_time ON records (at)")
+        self._db.execute("CREATE TABLE probe (sealed BLOB NOT NULL)")
+        self._count_uses()
+        key = AESGCM.generate_key(bit_length=8 * KEY_BYTES)
+        keys.store(key)
+        self._box = AESGCM(key)
+        self._db.execute("INSERT INTO probe VALUES (?)", (self._seal(_PROBE, _identity(0, 0.0)),))
+        return self._box
+
+    def _unlock(self, keys: keystore.KeyStore) -> AESGCM:
+        if self._version() not in (1, VERSION):
+            raise TypingLogError(self.path, f"expected format version {VERSION}, found {self._version()}", START_ANEW)
+        key = keys.load()
+        if key is None:
+            raise TypingLogError(self.path, "the key of this typing log is missing", f"put it back where key_store says, or {START_ANEW}")
+        if len(key) != KEY_BYTES:
+            raise TypingLogError(self.path, f"expected a key of {KEY_BYTES} bytes, found {len(key)}", f"put the right key back, or {START_ANEW}")
+        self._box = AESGCM(key)
+        probe = self._db.execute("SELECT sealed FROM probe").fetchone()
+        if self._unsealed(probe[0] if probe else b"", _identity(0, 0.0)) != _PROBE:
+            raise TypingLogError(self.path, "its key belongs to another typing log", f"put the right key back, or {START_ANEW}")
+        if self._version() == 1:
+            self._count_uses()
+        return self._box
+
+    def _count_uses(self) -> None:
+        self._db.execute("ALTER TABLE records ADD COLUMN uses INTEGER NOT NULL DEFAULT 0")
+        self._db.execute(f"PRAGMA user_version = {VERSION}")
+
+    def _below(self, usable: bool) -> int:
+        return self.retention.max_uses if usable else _ANY_USES
+
+    def _rows(self, query: str, values: tuple) -> list[tuple]:
+        with self._errors():
+            return self._db.execute(query, values).fetchall()
+
+    def _remove(self, *deletions: tuple[str, tuple]) -> int:
         with self._transaction():
-            removed = sum(self._db.execute(f"DELETE FROM records WHERE {where}", each).rowcount for each in values)
+            removed = sum(self._db.execute(query, values).rowcount for query, values in deletions)
+        return self._gone(removed)
+
+    def _gone(self, removed: int) -> int:
         if removed:
             with self._errors():
                 self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # old pages in the journal still hold what was removed
         return removed
 
-    def _opened(self, rows: Iterable[tuple]) -> list[Record]:
-        return [Record(number, self._open(sealed, number, at).decode("utf-8", "surrogatepass")) for number, at, sealed in rows]
+    def _record(self, number: int, at: float, sealed: bytes) -> Record:
+        opened = self._unsealed(sealed, _identity(number, at))
+        if opened is None:
+            raise TypingLogError(self.path, f"record {number} was altered or sealed with another key", f"put the right key back, or {START_ANEW}")
+        return Record(number, opened.decode("utf-8", "surrogatepass"))
 
-    def _version(self) -> int:
-        return self._db.execute("PRAGMA user_version").fetchone()[0]
-
-    def _first_use(self) -> AESGCM:
-        if self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
-            raise TypingLogError(self.path, "expected a typing log, found another database", "give another path")
-        self._db.execute("CREATE TABLE records (id INTEGER PRIMARY KEY AUTOINCREMENT, at REAL NOT NULL, sealed BLOB NOT NULL)")
-        self._db.execute(_USES)
-        self._db.execute("CREATE INDEX records_by_time ON records (at)")
-        self._db.execute("CREATE TABLE probe (sealed BLOB NOT NULL)")
-        self._db.execute(f"PRAGMA user_version = {VERSION}")
-        key = AESGCM.generate_key(bit_length=8 * KEY_BYTES)
-        self._key_store.store(key)
-        self._box = AESGCM(key)
-        self._db.execute("INSERT INTO probe VALUES (?)", (self._seal(_PROBE, 0, 0.0),))
-        return self._box
-
-    def _unlock(self) -> AESGCM:
-        if self._version() not in (1, VERSION):
-            raise TypingLogError(self.path, f"expected format version {VERSION}, found {self._version()}", START_ANEW)
-        key, where = self._key_store.load(), self._key_store.where
-        if key is None:
-            raise TypingLogError(where, "the key of this typing log is missing", f"put it back, or {START_ANEW}")
-        if len(key) != KEY_BYTES:
-            raise TypingLogError(where, f"expected a key of {KEY_BYTES} bytes, found {len(key)}", f"put the right key back, or {START_ANEW}")
-        self._box = AESGCM(key)
-        probe = self._db.execute("SELECT sealed FROM probe").fetchone()
-        self._open(probe[0] if probe else b"", 0, 0.0)
-        if self._version() == 1:
-            self._db.execute(_USES)
-            self._db.execute(f"PRAGMA user_version = {VERSION}")
-        return self._box
-
-    def _seal(self, text: bytes, number: int, at: float) -> bytes:
+    def _seal(self, data: bytes, bound: bytes) -> bytes:
         nonce = os.urandom(NONCE_BYTES)
-        return nonce + self._box.encrypt(nonce, text, _identity(number, at))
+        return nonce + self._box.encrypt(nonce, data, bound)
 
-    def _open(self, sealed: bytes, number: int, at: float) -> bytes:
+    def _unsealed(self, sealed: bytes, bound: bytes) -> bytes | None:
+        """None if it was altered, bound to something else or sealed with another key."""
         try:
-            return self._box.decrypt(sealed[:NONCE_BYTES], sealed[NONCE_BYTES:], _identity(number, at))
-        except (InvalidTag, ValueError, TypeError, struct.error):  # a damaged page gives values of any type
-            what = f"record {number} was altered or sealed with another key" if number else "the key beside it belongs to another typing log"
-            raise TypingLogError(self.path, what, f"put the right key back, or {START_ANEW}") from None
+            return self._box.decrypt(sealed[:NONCE_BYTES], sealed[NONCE_BYTES:], bound)
+        except (InvalidTag, ValueError, TypeError):  # a damaged database gives values of any type
+            return None
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -223,40 +248,61 @@ class TypingLog:
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 yield
+                self._db.execute("COMMIT")
             except BaseException:
-                self._db.execute("ROLLBACK")
+                if self._db.in_transaction:  # SQLite ends it by itself when the disk is full or the file damaged
+                    self._db.execute("ROLLBACK")
                 raise
-            self._db.execute("COMMIT")
 
     @contextlib.contextmanager
     def _errors(self) -> Iterator[None]:
         try:
             yield
-        except (OSError, sqlite3.Error, OverflowError, UnicodeDecodeError) as error:  # the last two from damaged pages
-            reason = error.strerror if isinstance(error, OSError) else error
+        except (OSError, sqlite3.Error, MemoryError) as error:
+            reason = error.strerror if isinstance(error, OSError) else str(error) or "out of memory"
             raise TypingLogError(self.path, f"cannot be used as a typing log ({reason})", f"check the folder, or {START_ANEW}") from None
 
 
-def wipe(path: Path, key_store: KeyStore | None = None) -> None:
-    """Remove a typing log and its key, also one that cannot be opened any more. Nothing to remove is no error."""
+def wipe(path: Path) -> None:
+    """Remove a typing log and its key, wherever that is; also a log that cannot be opened any more. Nothing to remove is no error.
+
+    The key goes first: without it nothing below can be read, whatever happens next. Raises RunError, once the log is gone, if the key is in the
+    system's keystore and cannot be removed from it now.
+    """
     path = Path(path)
-    (key_store or keystore.named(keystore.FILE, path)).remove()  # first: without it nothing below can be read, whatever happens next
+    try:
+        keystore.holding(path).remove()
+    finally:
+        _remove_log(path)
+
+
+def contains(typed: str, words: str) -> bool:
+    """Whether `typed` holds `words` side by side, as `TypingLog.forget` has it."""
+    wanted, found = (" ".join(_WORD.findall(normalise(part))) for part in (words, typed))
+    if not wanted:
+        signs = normalise(words).strip()
+        return bool(signs) and signs in normalise(typed)
+    if wanted.isascii():
+        return f" {wanted} " in f" {found} "
+    return wanted in found  # of other scripts some write no space between words
+
+
+def _remove_log(path: Path) -> None:
     if path.exists():
         db = sqlite3.connect(path, timeout=30, isolation_level=None)
-        with contextlib.closing(db), contextlib.suppress(sqlite3.Error):  # a damaged file cannot be emptied, only removed
+        with contextlib.closing(db), contextlib.suppress(sqlite3.Error, MemoryError):  # a damaged file cannot be emptied, only removed
             db.execute("PRAGMA secure_delete = ON")
             db.execute("DELETE FROM records")
             db.execute("VACUUM")
             db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-    for suffix in ("", "-wal", "-shm"):
+    for suffix in ("", "-wal", "-shm", "-journal"):
         path.with_name(path.name + suffix).unlink(missing_ok=True)
 
 
-def _holds(text: str, words: str) -> bool:
-    """Whether whole words, at least one, stand in a text."""
-    text, words = (" ".join(normalise(each).split()) for each in (text, words))
-    return bool(words) and re.search(rf"(?<!\w){re.escape(words)}(?!\w)", text) is not None
-
-
 def _identity(number: int, at: float) -> bytes:
-    return struct.pack("<qd", number, at)
+    """What a record's text is bound to. A time that is none, as a damaged database may give, fits no record."""
+    return struct.pack("<qd", number, at) if isinstance(at, int | float) else b""
+
+
+def _purpose(purpose: str) -> bytes:
+    return b"fedboard-sealed-file:" + purpose.encode()  # longer than the identity of any record

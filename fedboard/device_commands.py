@@ -179,27 +179,30 @@ def device_log_add(
 @log_app.command("forget")
 def device_log_forget(
     folder: HomeFolder,
-    words: Annotated[str | None, typer.Argument(help="Messages in which these words stand side by side.")] = None,
-    last_hours: Annotated[float | None, typer.Option(min=0, help="Messages of the last hours instead.")] = None,
+    words: Annotated[str | None, typer.Argument(help="Every message with these words side by side goes. Without them they are asked for.")] = None,
+    last_hours: Annotated[float | None, typer.Option(min=0.0, help="What was typed in the last so many hours goes instead.")] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Remove some messages, and what was learned from the log with them. Says how many, never what they held."""
+    """Remove some of what was typed, and what was learned from it on this device. Says how many messages went, never what they held."""
     from device_runtime.home import LEARNED, Home
 
-    if (words is None or not words.strip()) == (last_hours is None):
-        raise RunError("device log forget", "expected words or --last-hours, one of them", "say which messages to remove")
+    if words is not None and last_hours is not None:
+        raise RunError("log forget", "expected words or --last-hours, found both", "leave out one of them")
     home = Home.open(folder)
+    if words is None and last_hours is None:
+        words = typer.prompt("Words to forget", err=True)  # asked for, they stay out of the shell's history
     if not yes:
-        typer.confirm(f"Remove these messages from {folder}?", abort=True, err=True)
+        which = "with these words" if last_hours is None else f"of the last {last_hours:g} hours"
+        typer.confirm(f"Remove every message {which} from {folder}?", abort=True, err=True)
     with home.typing_log() as log:
-        removed = log.forget(words) if last_hours is None else log.forget_since(time.time() - 3600 * last_hours)
-        left = log.count()
+        removed = log.forget(words or "") if last_hours is None else log.forget_since(time.time() - last_hours * 3600.0)
+        waiting = log.count()
     if removed:
         home.drop(*LEARNED)  # learned from all messages: it is learned again from those that are left
     if as_json:
-        return emit({"removed": removed, "messages": left})
-    console.say(f"{removed} removed; {left:,} messages in the log")
+        return emit({"removed": removed, "messages": waiting})
+    console.say(f"{removed:,} removed; {waiting:,} messages in the log")
 
 
 @app.command("wipe")

@@ -1,13 +1,22 @@
 import contextlib
+import itertools
 import os
+import shutil
+import signal
 import sqlite3
 import stat
+import struct
+import sys
+import traceback
+from collections.abc import Callable
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from device_runtime.errors import TypingLogError
+from device_runtime.keystore import key_path
 from device_runtime.typing_log import Retention, TypingLog, wipe
 
 SECRET = "meet me behind the old mill"
@@ -20,7 +29,7 @@ def path(tmp_path):
 
 def files(path):
     """Every byte the log keeps on disk, its key aside."""
-    return b"".join(file.read_bytes() for file in path.parent.iterdir() if file != path.with_suffix(".key"))
+    return b"".join(file.read_bytes() for file in path.parent.iterdir() if file != key_path(path))
 
 
 def test_the_newest_records_come_back_oldest_first(path):
@@ -70,7 +79,7 @@ def test_log_and_key_are_readable_by_their_owner_only(path):
         log.append("hello", 1.0)
         for file in path.parent.iterdir():
             assert stat.S_IMODE(file.stat().st_mode) == 0o600, file.name
-    assert path.with_suffix(".key").stat().st_size == 32
+    assert key_path(path).stat().st_size == 32
 
 
 def test_nothing_of_a_batch_is_recorded_when_one_record_fails(path):
@@ -93,7 +102,10 @@ def test_two_open_logs_see_each_others_records(path):
         assert keyboard.read(10) == trainer.read(10) == ["one", "two"]
 
 
-@pytest.mark.parametrize("change", ["sealed = zeroblob(40)", "at = at + 1", "id = id + 10", "sealed = x''"])
+DAMAGES = ["sealed = zeroblob(40)", "sealed = x''", "sealed = 'text'", "sealed = 5", "at = at + 1", "at = 'text'", "at = x'00'", "id = id + 10"]
+
+
+@pytest.mark.parametrize("change", DAMAGES)
 def test_an_altered_record_is_refused_by_number_without_its_text(path, change):
     with TypingLog(path) as log:
         log.append(SECRET, 1.0)
@@ -116,16 +128,38 @@ def test_swapped_records_are_refused(path):
             log.read(2)
 
 
+@pytest.mark.parametrize("damage", ["UPDATE records SET at = CAST(x'ff' AS TEXT)", "DROP TABLE records", "UPDATE sqlite_sequence SET seq = 'many'"])
+def test_a_damaged_table_is_one_clear_line(path, damage):
+    with TypingLog(path) as log:
+        log.append(SECRET, 1.0)
+    with sqlite3.connect(path) as db:
+        db.execute(damage)
+    db.close()
+    with TypingLog(path) as log, pytest.raises(TypingLogError):
+        log.read(1)
+        log.append("more", 2.0)
+
+
+@pytest.mark.parametrize("damage", ["DELETE FROM probe", "UPDATE probe SET sealed = 7", "DROP TABLE probe", "PRAGMA user_version = 1"])
+def test_a_damaged_log_is_refused_when_it_is_opened(path, damage):
+    TypingLog(path).close()
+    with sqlite3.connect(path) as db:
+        db.execute(damage)
+    db.close()
+    with pytest.raises(TypingLogError):
+        TypingLog(path)
+
+
 def test_another_key_is_refused_when_the_log_is_opened(path):
     with TypingLog(path) as log:
         log.append(SECRET, 1.0)
-    path.with_suffix(".key").write_bytes(os.urandom(32))
+    key_path(path).write_bytes(os.urandom(32))
     with pytest.raises(TypingLogError, match="belongs to another typing log"):
         TypingLog(path)
-    path.with_suffix(".key").write_bytes(b"short")
+    key_path(path).write_bytes(b"short")
     with pytest.raises(TypingLogError, match="expected a key of 32 bytes, found 5"):
         TypingLog(path)
-    path.with_suffix(".key").unlink()
+    key_path(path).unlink()
     with pytest.raises(TypingLogError, match="missing"):
         TypingLog(path)
 
@@ -183,12 +217,12 @@ def test_what_expired_leaves_no_bytes_behind(path):
 def test_wipe_leaves_nothing_and_the_log_can_be_used_anew(path):
     log = TypingLog(path)
     log.append(SECRET, 1.0)
-    old_key = path.with_suffix(".key").read_bytes()
+    old_key = key_path(path).read_bytes()
     log.wipe()
     assert list(path.parent.iterdir()) == []
     with TypingLog(path) as log:
         assert log.count() == 0
-        assert path.with_suffix(".key").read_bytes() != old_key
+        assert key_path(path).read_bytes() != old_key
 
 
 def test_a_log_that_cannot_be_opened_can_be_wiped(path):
@@ -208,101 +242,368 @@ def test_nothing_typed_shows_in_the_text_of_the_log_object(path):
     with TypingLog(path) as log:
         log.append(SECRET, 1.0)
         assert "mill" not in repr(log) + str(vars(log))
-        assert path.with_suffix(".key").read_bytes().hex() not in repr(log) + str(vars(log))
+        assert key_path(path).read_bytes().hex() not in repr(log) + str(vars(log))
 
 
-def test_only_messages_that_were_used_less_than_the_cap_are_usable(path):
-    with TypingLog(path, Retention(max_uses=2)) as log:
-        log.append_many([("one", 1.0), ("two", 2.0), ("three", 3.0)])
-        log.mark_used([1, 2])
-        log.mark_used([2])
-        assert [record.text for record in log.records(9, usable=True)] == ["one", "three"]
-        assert [record.id for record in log.records(1, usable=True)] == [3]
-        assert (log.count(), log.count(usable=True)) == (3, 2)
-        assert [record.text for record in log.records_of([3, 7, 2])] == ["three", "two"]
-    with TypingLog(path, Retention(max_uses=3)) as log:
-        assert log.count(usable=True) == 3
-
-
-def test_a_record_shows_no_text_in_a_traceback(path):
+def test_a_record_keeps_its_number_and_shows_no_text(path):
     with TypingLog(path) as log:
-        log.append("a secret", 1.0)
-        assert "secret" not in repr(log.records(1))
+        log.append_many([("one", 1.0), ("three", 3.0), ("two", 2.0)])
+        assert [(record.id, record.text) for record in log.records(2)] == [(3, "two"), (2, "three")]
+        assert repr(log.records(1)) == "[Record(id=2)]"
+        assert [record.text for record in log.records_of([2, 9, 1])] == ["three", "one"]  # there is no record 9
+        assert log.records_of([]) == []
 
 
-FOUR = ["see the Cat", "cat", "the cats", "a dog"]
+def test_a_message_that_contributed_as_often_as_it_may_is_kept_and_no_longer_usable(path):
+    with TypingLog(path, Retention(max_uses=2)) as log:
+        log.append_many([("one", 1.0), ("two", 2.0)])
+        log.mark_used([1, 2, 2, 9])  # a number given twice is one use, and one that is gone none
+        assert log.count(usable=True) == 2
+        log.mark_used([1])
+        assert [record.text for record in log.records(10, usable=True)] == ["two"]
+        assert (log.count(), log.count(usable=True), log.used_up()) == (2, 1, 1)
+        assert log.read(10) == ["one", "two"]
+
+
+def test_the_newest_usable_records_are_looked_for_beyond_those_used_up(path):
+    with TypingLog(path, Retention(max_uses=1)) as log:
+        log.append_many([("one", 1.0), ("two", 2.0), ("three", 3.0)])
+        log.mark_used([3])
+        assert [record.text for record in log.records(2, usable=True)] == ["one", "two"]
+
+
+def test_uses_survive_closing_the_log_and_the_cap_may_change(path):
+    with TypingLog(path, Retention(max_uses=1)) as log:
+        log.append("one", 1.0)
+        log.mark_used([1])
+    with TypingLog(path, Retention(max_uses=2)) as log:
+        assert log.used_up() == 0
+        log.mark_used([1])
+        assert log.used_up() == 1
+
+
+def test_a_use_reaches_the_disk_before_it_counts_as_marked(path):
+    said = []
+    with TypingLog(path) as log:
+        log.append("one", 1.0)
+        log._db.set_trace_callback(said.append)
+        log.mark_used([1])
+        log._db.set_trace_callback(None)
+    assert said == [
+        "PRAGMA synchronous = FULL",
+        "BEGIN IMMEDIATE",
+        "UPDATE records SET uses = uses + 1 WHERE id = 1",
+        "COMMIT",
+        "PRAGMA synchronous = NORMAL",
+    ]
 
 
 @pytest.mark.parametrize(
-    ("words", "left"),
-    [("cat", ["the cats", "a dog"]), ("The  CAT", ["cat", "the cats", "a dog"]), ("at", FOUR), ("", FOUR), (".*", FOUR)],
+    ("typed", "words", "held"),
+    [
+        ("Meet me behind the OLD mill!", "old mill", True),
+        ("the old, old mill", "Old  Mill", True),
+        ("the old\nmill", "old mill", True),
+        ("the old-mill", "old mill", True),
+        ("the mill is old", "old mill", False),
+        ("the goldmill", "old mill", False),
+        ("older mills", "old mill", False),
+        ("call 555-1234 now", "555 1234", True),
+        ("call 555-1235 now", "555-1234", False),
+        ("write to ann@example.org", "ann@example.org", True),
+        ("I can\u2019t say", "can't", True),
+        ("\uff2f\uff2c\uff24 mill", "old", True),  # full-width letters
+        ("встретимся у мельницы", "мельниц", True),  # in other scripts anywhere: some write no space between words
+        ("so :-) funny", ":-)", True),
+        ("anything", "", False),
+        ("anything", "  ", False),
+    ],
 )
-def test_whole_words_are_forgotten_in_any_case(path, words, left):
+def test_which_messages_hold_the_words_to_forget(path, typed, words, held):
     with TypingLog(path) as log:
-        log.append_many([(text, float(i)) for i, text in enumerate(FOUR)])
-        removed = log.forget(words)
-        assert log.read(9) == left
-        assert removed == 4 - log.count()
+        log.append(typed, 1.0)
+        assert log.forget(words) == int(held)
+        assert log.read(1) == ([] if held else [typed])
 
 
-def test_the_newest_messages_can_be_forgotten_by_time(path):
+def test_what_was_forgotten_leaves_no_bytes_behind(path):
     with TypingLog(path) as log:
-        log.append_many([("one", 1.0), ("two", 2.0), ("three", 3.0)])
+        log.append_many([("hello", 0.0), (SECRET, 1.0), ("goodbye", 2.0), (SECRET.upper(), 3.0)])
+        with sqlite3.connect(path) as db:
+            sealed = [row[0] for row in db.execute("SELECT sealed FROM records WHERE id IN (2, 4)")]
+        db.close()
+        assert all(record in files(path) for record in sealed)
+        assert log.forget("old mill") == 2
+        assert not any(record in files(path) for record in sealed)
+        assert log.read(10) == ["hello", "goodbye"]
+        assert log.forget("old mill") == 0
+
+
+def test_the_last_hour_can_be_forgotten(path):
+    with TypingLog(path) as log:
+        log.append_many([("before", 1.0), ("then", 2.0), ("after", 3.0)])
         assert log.forget_since(2.0) == 2
-        assert log.read(9) == ["one"]
+        assert log.read(10) == ["before"]
 
 
-def test_what_is_forgotten_is_in_no_file_any_more(path):
+def test_other_data_is_sealed_for_its_purpose_and_ends_with_the_log(path):
     with TypingLog(path) as log:
-        log.append_many([("one", 1.0), ("two", 2.0)])
-        (sealed,) = log._db.execute("SELECT sealed FROM records WHERE id = 2").fetchone()
-        assert sealed in files(path)
-        log.forget("two")
-        assert sealed not in files(path)
-
-
-def test_other_data_is_sealed_under_the_key_of_the_log_for_one_purpose(path):
+        sealed = log.seal(SECRET.encode(), "personal weights")
+        assert b"mill" not in sealed
+        assert log.seal(SECRET.encode(), "personal weights") != sealed  # a nonce of its own each time
     with TypingLog(path) as log:
-        sealed = log.seal(b"weights", "personal weights")
-        assert b"weights" not in sealed
-        assert log.unseal(sealed, "personal weights") == b"weights"
-        for data, purpose in ((sealed, "unfinished work"), (sealed[:-1], "personal weights"), (b"", "personal weights")):
-            with pytest.raises(TypingLogError, match="altered, or sealed with another key"):
+        assert log.unseal(sealed, "personal weights") == SECRET.encode()
+        altered = sealed[:-1] + bytes([sealed[-1] ^ 1])
+        for data, purpose in [(sealed, "half-done training"), (altered, "personal weights"), (b"", "personal weights"), (b"short", "")]:
+            with pytest.raises(TypingLogError, match="altered"):
                 log.unseal(data, purpose)
         log.wipe()
-    with TypingLog(path) as log, pytest.raises(TypingLogError):
+    with TypingLog(path) as log, pytest.raises(TypingLogError, match="another key"):
         log.unseal(sealed, "personal weights")
 
 
-def test_a_log_of_version_1_keeps_its_messages_as_never_used(path):
+def test_a_record_is_no_sealed_data_and_sealed_data_no_record(path):
     with TypingLog(path) as log:
-        log.append_many([("one", 1.0), ("two", 2.0)])
-        log._db.execute("ALTER TABLE records DROP COLUMN uses")  # all that version 2 added
-        log._db.execute("PRAGMA user_version = 1")
+        log.append(SECRET, 1.0)
+        with sqlite3.connect(path) as db:
+            (record,) = db.execute("SELECT sealed FROM records").fetchone()
+            db.execute("UPDATE records SET sealed = ?", (log.seal(b"hello", ""),))
+        db.close()
+        with pytest.raises(TypingLogError):
+            log.unseal(record, "")
+        with pytest.raises(TypingLogError):
+            log.read(1)
+
+
+def write_version_1(path, typed):
+    """A log as version 1 wrote it, statement by statement."""
+    box = AESGCM(key := AESGCM.generate_key(256))
+    key_path(path).write_bytes(key)
+    key_path(path).chmod(0o600)
+
+    def seal(text, number, at):
+        nonce = os.urandom(12)
+        return nonce + box.encrypt(nonce, text, struct.pack("<qd", number, at))
+
+    with contextlib.closing(sqlite3.connect(path)) as db, db:
+        db.execute("PRAGMA journal_mode = WAL")
+        db.execute("CREATE TABLE records (id INTEGER PRIMARY KEY AUTOINCREMENT, at REAL NOT NULL, sealed BLOB NOT NULL)")
+        db.execute("CREATE INDEX records_by_time ON records (at)")
+        db.execute("CREATE TABLE probe (sealed BLOB NOT NULL)")
+        db.execute("PRAGMA user_version = 1")
+        db.execute("INSERT INTO probe VALUES (?)", (seal(b"fedboard-typing-log-v1", 0, 0.0),))
+        for number, (text, at) in enumerate(typed, start=1):
+            db.execute("INSERT INTO records VALUES (?, ?, ?)", (number, at, seal(text.encode(), number, at)))
+
+
+def test_a_log_of_version_1_is_brought_up_to_date_and_loses_nothing(path):
+    write_version_1(path, [("one", 1.0), ("two", 2.0)])
+    for _ in range(2):  # the second time it is one of version 2
+        with TypingLog(path, Retention(max_uses=1)) as log:
+            assert log.read(10) == ["one", "two"]
+            assert log.used_up() == 0
     with TypingLog(path, Retention(max_uses=1)) as log:
-        assert log.read(9) == ["one", "two"]
-        assert log.count(usable=True) == 2
-        assert log._version() == 2
+        assert log.append("three", 3.0)
+        log.mark_used([1])
+        assert [record.text for record in log.records(10, usable=True)] == ["two", "three"]
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.data())
-def test_a_damaged_log_gives_its_messages_or_a_typing_log_error(tmp_path_factory, data):
-    path = tmp_path_factory.mktemp("damaged") / "typing_log.sqlite"
+def test_a_log_of_version_1_whose_key_does_not_fit_is_left_as_it_is(path):
+    write_version_1(path, [("one", 1.0)])
+    key = key_path(path).read_bytes()
+    key_path(path).write_bytes(os.urandom(32))
+    with pytest.raises(TypingLogError, match="another typing log"):
+        TypingLog(path)
+    key_path(path).write_bytes(key)
     with TypingLog(path) as log:
-        log.append_many([(f"message {i}", float(i)) for i in range(20)])
-    whole = bytearray(path.read_bytes())
-    how = data.draw(st.sampled_from(["flip", "cut", "overwrite"]))
-    at = data.draw(st.integers(0, len(whole) - 1))
-    if how == "flip":
-        whole[at] ^= 1 << data.draw(st.integers(0, 7))
-    elif how == "cut":
-        del whole[at:]
-    else:
-        noise = data.draw(st.binary(min_size=1, max_size=400))
-        whole[at : at + len(noise)] = noise
-    path.write_bytes(whole)
-    with contextlib.suppress(TypingLogError), TypingLog(path) as log:
-        assert set(log.read(99)) <= {f"message {i}" for i in range(20)}
-        log.count(usable=True)
-        log.forget("message 3")
+        assert log.read(10) == ["one"]
+
+
+def killed_at(step: int, operate: Callable[[], object]) -> bool:
+    """Run `operate` in a child process that is killed before its `step`-th SQL statement or file operation: False if it had fewer and finished."""
+    child = os.fork()
+    if child == 0:
+        left = step
+
+        def count(*_):
+            nonlocal left
+            left -= 1
+            if not left:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        def connect(*values, plain=sqlite3.connect, **options):
+            db = plain(*values, **options)
+            db.set_trace_callback(count)  # statements raise no audit event
+            return db
+
+        sqlite3.connect = connect
+        sys.addaudithook(lambda event, _: count() if event in ("open", "sqlite3.connect") or event.startswith("os.") else None)
+        try:
+            operate()
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0
+    return os.WIFSIGNALED(status)
+
+
+TYPED = [("zero", 0.0), ("one", 1.0), (SECRET, 2.0)]
+KEPT = Retention(max_age_s=10.0, max_uses=1)
+
+
+def write_log(path):
+    with TypingLog(path, KEPT) as log:
+        log.append_many(TYPED)
+
+
+def using(operate):
+    def opened(path):
+        with TypingLog(path, KEPT) as log:
+            operate(log)
+
+    return opened
+
+
+def held(path):
+    """What a log holds, and what of it is usable."""
+    with TypingLog(path, KEPT) as log:
+        return log.read(10), [record.id for record in log.records(10, usable=True)]
+
+
+OPERATIONS = {
+    "first use": (lambda path: None, write_log),
+    "append": (write_log, using(lambda log: log.append_many([("more", 3.0), ("and more", 4.0)]))),
+    "mark used": (write_log, using(lambda log: log.mark_used([1, 3]))),
+    "expire": (write_log, using(lambda log: log.expire(now=11.5))),
+    "forget": (write_log, using(lambda log: log.forget("old mill"))),
+    "forget since": (write_log, using(lambda log: log.forget_since(1.0))),
+    "migrate": (lambda path: write_version_1(path, TYPED), using(lambda log: None)),
+}
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_killed_at_any_step_an_operation_is_done_whole_or_not_at_all(tmp_path, name):
+    before, operate = OPERATIONS[name]
+    (start := tmp_path / "start").mkdir()
+    before(start / "log.sqlite")
+    shutil.copytree(start, tmp_path / "unharmed")
+    old = held(tmp_path / "unharmed" / "log.sqlite")
+    operate(tmp_path / "unharmed" / "log.sqlite")
+    new = held(tmp_path / "unharmed" / "log.sqlite")
+    found = []
+    for step in itertools.count(1):
+        shutil.copytree(start, folder := tmp_path / str(step))
+        killed = killed_at(step, lambda: operate(folder / "log.sqlite"))
+        found.append(held(folder / "log.sqlite"))
+        assert found[-1] in (old, new)
+        wipe(folder / "log.sqlite")
+        assert list(folder.iterdir()) == []
+        if not killed:
+            break
+    assert step > 8
+    assert (found[0], found[-1]) == (old, new)
+    assert found == sorted(found, key=lambda state: state == new)  # once done it is not undone
+
+
+def test_killed_at_any_step_a_wipe_that_began_leaves_nothing_to_read(tmp_path):
+    (start := tmp_path / "start").mkdir()
+    write_log(start / "log.sqlite")
+    key = key_path(start / "log.sqlite").read_bytes()
+    began = []
+    for step in itertools.count(1):
+        shutil.copytree(start, folder := tmp_path / str(step))
+        path = folder / "log.sqlite"
+        killed = killed_at(step, lambda: wipe(path))  # noqa: B023
+        began.append(any(not (folder / file.name).exists() or (folder / file.name).read_bytes() != file.read_bytes() for file in start.iterdir()))
+        if began[-1]:
+            assert not any(key in file.read_bytes() for file in folder.iterdir())
+            if path.exists() and path.stat().st_size:
+                with pytest.raises(TypingLogError, match="key of this typing log is missing"):
+                    TypingLog(path)
+        wipe(path)
+        assert list(folder.iterdir()) == []
+        if not killed:
+            break
+    assert began == sorted(began) and began.count(True) > 5
+
+
+def test_a_journal_cut_off_anywhere_holds_the_last_operation_whole_or_not_at_all(tmp_path):
+    """As after a power loss: the operations were in the write-ahead log only, and its end did not reach the disk."""
+    (start := tmp_path / "start").mkdir()
+    with TypingLog(start / "log.sqlite", KEPT) as log:
+        log.append("one", 1.0)
+        log.append_many([("two", 2.0), ("three", 3.0)])
+        log.mark_used([2])
+        shutil.copytree(start, tmp_path / "cut")
+    cut, states = tmp_path / "cut" / "log.sqlite", [([], []), (["one"], [1]), (["one", "two", "three"], [1, 2, 3]), (["one", "two", "three"], [1, 3])]
+    journal = (tmp_path / "cut" / "log.sqlite-wal").read_bytes()
+    found = []
+    for length in [*range(0, len(journal), len(journal) // 60), len(journal)]:
+        shutil.copytree(tmp_path / "cut", folder := tmp_path / str(length))
+        with open(folder / f"{cut.name}-wal", "r+b") as file:
+            file.truncate(length)
+        found.append(states.index(held(folder / cut.name)))
+    assert found == sorted(found) and set(found) == {0, 1, 2, 3}
+
+
+@pytest.fixture(scope="module")
+def whole_log(tmp_path_factory):
+    """The files of a log, some of its records in the journal only."""
+    folder = tmp_path_factory.mktemp("whole")
+    path = folder / "log.sqlite"
+    with TypingLog(path) as log:
+        log.append_many([(f"number {i}", float(i)) for i in range(200)])  # several pages
+    with TypingLog(path) as log:
+        log.append_many(TYPED)
+        log.mark_used([1])
+        return {file.name: file.read_bytes() for file in folder.iterdir() if not file.name.endswith("-shm")}
+
+
+@st.composite
+def damages(draw):
+    """(file, place from 0 to 1, what is written there; None: it is cut off there)."""
+    name = draw(st.sampled_from(["log.sqlite", "log.sqlite", "log.sqlite-wal", "log.key"]))
+    return name, draw(st.one_of(st.just(0.0), st.floats(0, 1), st.floats(0, 0.01))), draw(st.none() | st.binary(min_size=1, max_size=200))
+
+
+@given(damage=st.lists(damages(), min_size=1, max_size=4))
+@settings(max_examples=150, deadline=None)
+def test_a_damaged_log_gives_what_was_typed_or_one_error(whole_log, tmp_path_factory, damage):
+    folder = tmp_path_factory.mktemp("damaged")
+    damaged = dict(whole_log)
+    for name, place, data in damage:
+        whole = damaged[name]
+        at = int(place * len(whole))
+        damaged[name] = whole[:at] if data is None else whole[:at] + data + whole[at + len(data) :]
+    for name, data in damaged.items():
+        (folder / name).write_bytes(data)
+    (folder / "log.key").chmod(0o600)
+    typed = {f"number {i}" for i in range(200)} | {text for text, _ in TYPED}
+    with contextlib.suppress(TypingLogError), TypingLog(folder / "log.sqlite") as log:
+        for use in (
+            lambda: log.read(1000),
+            lambda: [record.text for record in log.records(1000, usable=True)],
+            lambda: [record.text for record in log.records_of([1, 201])],
+            lambda: log.count(usable=True) and log.used_up() and [],
+            lambda: log.mark_used([1, 2]) or [],
+            lambda: log.append("number 1", 5.0) and [],
+            lambda: log.forget("number 3") and [],
+            lambda: log.expire(90 * 86_400.0 + 3.0) and [],
+        ):
+            with contextlib.suppress(TypingLogError):
+                assert set(use() or []) <= typed
+    wipe(folder / "log.sqlite")
+    assert list(folder.iterdir()) == []
+
+
+@given(key=st.binary(max_size=64))
+@settings(max_examples=25, deadline=None)
+def test_no_other_key_opens_a_log(whole_log, tmp_path_factory, key):
+    folder = tmp_path_factory.mktemp("key")
+    for name, data in (whole_log | {"log.key": key}).items():
+        (folder / name).write_bytes(data)
+    (folder / "log.key").chmod(0o600)
+    with pytest.raises(TypingLogError, match=r"expected a key of 32 bytes|belongs to another typing log"):
+        TypingLog(folder / "log.sqlite")

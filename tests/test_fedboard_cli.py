@@ -127,6 +127,7 @@ COMMANDS += [
     "device status",
     "device ledger",
     "device log add",
+    "device log forget",
     "device wipe",
 ]
 

@@ -87,19 +87,3 @@ def test_a_folder_that_is_no_device_is_named(tmp_path):
     done = fedboard("status", tmp_path)
     assert done.returncode == 1
     assert "device.toml" in done.stderr
-
-
-def test_some_messages_are_forgotten_and_what_was_learned_with_them(home):
-    home.keep("own_words.json", b"{}")
-    with home.typing_log() as log:
-        log.append_many([("see the OKAPI  tomorrow", 2.0), ("okapis", 3.0)])
-    assert "expected words or --last-hours" in fedboard("log", "forget", home.folder, "--yes").stderr
-    assert "expected words or --last-hours" in fedboard("log", "forget", home.folder, " ", "--yes").stderr
-    done = fedboard("log", "forget", home.folder, "the okapi", typed="n\n")
-    assert done.returncode != 0
-    done = fedboard("log", "forget", home.folder, "the okapi", "--yes")
-    assert done.stdout == "1 removed; 2 messages in the log\n"
-    assert home.kept("own_words.json") is None
-    assert '"removed": 0' in fedboard("log", "forget", home.folder, "--last-hours", "1", "--yes", "--json").stdout
-    with home.typing_log() as log:
-        assert log.read(5) == ["hello zebracorn", "okapis"]
