@@ -8,7 +8,7 @@ import contextlib
 import os
 import stat
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -37,7 +37,7 @@ class KeyStore(Protocol):
 
 def named(name: str, log: Path) -> KeyStore:
     """The key store of that name ("file" or "system") for the typing log at `log`. Raises ConfigError for an unknown name."""
-    stores = {FILE: FileKey, SYSTEM: SystemKey}
+    stores: dict[str, Callable[[Path], KeyStore]] = {FILE: FileKey, SYSTEM: SystemKey}
     if name not in stores:
         raise ConfigError("key_store", f"expected one of {', '.join(stores)}, found {name!r:.40}", "correct it")
     return stores[name](key_path(log))
