@@ -202,8 +202,10 @@ class Home:
         May be done again after a crash: the key of the typing log goes first, and without it nothing typed can be read.
         """
         with self._removing():
-            wipe_log(self.folder / TYPING_LOG)
-            self.drop(*LEARNED)
+            try:
+                wipe_log(self.folder / TYPING_LOG)
+            finally:  # also when the system's keystore does not give its key up now
+                self.drop(*LEARNED)
             if everything:
                 for path in sorted(self.folder.iterdir(), key=lambda path: path.name == CONFIG):  # the config last: until then this is a home
                     shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()

@@ -1,4 +1,4 @@
-"""A device killed at any step: its log, its bundle and its half-done turn are whole, and nothing is counted twice."""
+"""A device killed at any step of an install or a turn: its bundle is whole, and nothing is counted twice. The log has its own kills."""
 
 import shutil
 import threading
@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 
 from device_runtime import bundle, installed
-from device_runtime.errors import TypingLogError
 from device_runtime.home import UNFINISHED, DeviceConfig, Home
 from device_runtime.participate import Status, take_turn
 from device_runtime.transport import http
-from device_runtime.typing_log import Retention, TypingLog, wipe
+from device_runtime.typing_log import Retention
 from server.aggregation import ServerStep
 from server.coordinator import Coordinator, create_task, open_folder
 from server.eligibility import Policy
@@ -21,100 +20,6 @@ from server.endpoint import app, bind
 from server.endpoint import server as uvicorn_server
 from server.rounds import Rules
 from tests.kill_points import every_kill
-
-OLD = ["hello there", "how are you"]
-
-
-@pytest.fixture
-def log(tmp_path):
-    """Gives the log anew for every kill: two messages."""
-    path = tmp_path / "phone" / "typing_log.sqlite"
-
-    def prepare():
-        shutil.rmtree(path.parent, ignore_errors=True)
-        with TypingLog(path) as made:
-            made.append_many([(text, float(i)) for i, text in enumerate(OLD)])
-
-    prepare.path = path
-    return prepare
-
-
-def read(path) -> list[str]:
-    with TypingLog(path) as log:
-        return log.read(10)
-
-
-def test_an_append_is_whole_or_not_at_all(log):
-    found = set()
-
-    def act():
-        with TypingLog(log.path) as opened:
-            opened.append_many([("a third", 3.0), ("a fourth", 4.0)])
-
-    steps = every_kill(log, act, lambda: found.add(tuple(read(log.path))))
-    assert steps > 5
-    assert found == {tuple(OLD), (*OLD, "a third", "a fourth")}
-
-
-def test_a_use_is_counted_for_all_messages_of_an_upload_or_for_none(log):
-    found = set()
-
-    def act():
-        with TypingLog(log.path) as opened:
-            opened.mark_used([1, 2])
-
-    def check():
-        with TypingLog(log.path, Retention(max_uses=1)) as opened:
-            found.add(opened.count(usable=True))
-
-    assert every_kill(log, act, check) > 5
-    assert found == {2, 0}
-
-
-def test_what_is_forgotten_is_gone_whole_or_still_there(log):
-    found = set()
-
-    def act():
-        with TypingLog(log.path) as opened:
-            assert opened.forget("hello THERE") == 1
-
-    assert every_kill(log, act, lambda: found.add(tuple(read(log.path)))) > 5
-    assert found == {tuple(OLD), (OLD[1],)}
-
-
-def test_a_wipe_that_has_begun_leaves_nothing_readable_and_can_be_done_again(tmp_path, log):
-    begun = 0
-
-    def act():
-        wipe(log.path)
-
-    def check():
-        nonlocal begun
-        if not log.path.with_suffix(".key").exists():
-            begun += 1
-            if log.path.exists():
-                with pytest.raises(TypingLogError, match="missing"):
-                    TypingLog(log.path)
-        else:
-            assert read(log.path) == OLD
-        wipe(log.path)
-        assert list(log.path.parent.iterdir()) == []
-
-    steps = every_kill(log, act, check)
-    assert begun >= steps - 1  # the key goes in the first step
-
-
-def test_a_log_of_version_1_is_made_anew_whole_or_stays(log):
-    def prepare():
-        log()
-        with TypingLog(log.path) as opened:  # as the code of version 1 left it
-            opened._db.execute("ALTER TABLE records DROP COLUMN uses")
-            opened._db.execute("PRAGMA user_version = 1")
-
-    assert every_kill(prepare, lambda: TypingLog(log.path).close(), lambda: read(log.path) == OLD or pytest.fail("lost")) > 3
-    prepare()
-    with TypingLog(log.path) as opened:
-        assert opened.count(usable=True) == 2
 
 
 def test_power_lost_at_any_step_of_an_install_leaves_one_whole_bundle(tmp_path, tiny_bundle, signing_key, trusted):
