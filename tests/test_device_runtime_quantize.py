@@ -1,4 +1,6 @@
 import contextlib
+import struct
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -41,12 +43,15 @@ def test_what_is_decoded_lies_within_one_step_and_every_field_survives(seed, siz
     assert (error <= update.step * (1 + 1e-4) + 1e-6 * scale).all()
 
 
-def test_random_rounding_is_unbiased():
-    exact = vector(1, 50)
-    rounded = (quantize.quantize(exact[None], 2, np.random.default_rng(i)) for i in range(4000))
-    draws = [low[0] + step[0] * codes[0] for codes, low, step in rounded]
-    step = (exact.max() - exact.min()) / 3
-    np.testing.assert_allclose(np.mean(draws, axis=0), exact, atol=5 * step / 2 / np.sqrt(4000))
+@pytest.mark.parametrize("bits", range(1, 17))
+def test_random_rounding_is_unbiased_in_every_block_at_every_width(bits):
+    """4,000 draws of a value have a mean within 5 deviations of it; the deviation of one is at most half a step of its block."""
+    exact, draws = np.stack([vector(1, 20), vector(2, 20, 0.01)]), 4000
+    many = np.repeat(exact, draws, axis=0)  # [blocks * draws, 20]
+    codes, low, step = quantize.quantize(many, bits, np.random.default_rng(bits))
+    mean = (low.astype(np.float64)[:, None] + step.astype(np.float64)[:, None] * codes).reshape(2, draws, 20).mean(axis=1)
+    allowed = 5 * step[::draws] / 2 / np.sqrt(draws) + 1e-6 * np.abs(exact).max(axis=1)  # a step travels as float32
+    assert (np.abs(mean - exact).max(axis=1) <= allowed).all()
 
 
 @settings(max_examples=20, deadline=None)
@@ -118,6 +123,25 @@ def test_the_expected_error_is_at_most_half_a_step_a_value(seed, bits):
     error = np.square(quantize.values(update) - quantize.rotate(exact, seed)).reshape(-1, quantize.BLOCK).mean(axis=1)
     assert (error <= 0.3 * np.square(update.step, dtype=np.float64) + 1e-12).all()
     assert update.step[1:].max() < 0.01 * update.step[0]  # a block of little is spared the noise of a large one
+
+
+@pytest.mark.parametrize(("at", "value"), [(0, np.nan), (0, -np.inf), (4, np.inf), (4, np.nan), (4, -1e-30)])
+@pytest.mark.parametrize("block", [0, 1])
+def test_a_scale_of_any_block_that_is_not_finite_or_negative_is_refused(block, at, value):
+    data = bytearray(quantize.encode(vector(0, 5000), 1, 2, SHAPES, 4, 1, np.random.default_rng(0)))
+    struct.pack_into("<f", data, quantize.HEADER_BYTES + block * quantize.SCALE_BYTES + at, value)
+    with pytest.raises(UpdateError, match="a scale is not finite, or negative"):
+        quantize.decode(bytes(data))
+
+
+def test_a_header_that_promises_more_values_than_follow_allocates_nothing():
+    data = bytearray(quantize.encode(vector(0, 3), 1, 2, SHAPES, 16, 1, np.random.default_rng(0)))
+    struct.pack_into("<I", data, 16, 2**32 - 1)  # the dimension: four thousand million values, eight gigabytes of codes
+    tracemalloc.start()
+    with pytest.raises(UpdateError, match="bytes, found"):
+        quantize.decode(bytes(data))
+    assert tracemalloc.get_traced_memory()[1] < 100_000
+    tracemalloc.stop()
 
 
 def test_an_update_of_version_1_is_refused_by_its_version():

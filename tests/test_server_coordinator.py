@@ -236,7 +236,7 @@ def test_a_step_into_weights_that_cannot_travel_abandons_the_round(tmp_path):
 def refused_bodies(work: Assignment) -> dict[Cause, list[bytes]]:
     good = encoded(work, 0)
     head = bytearray(good)
-    struct.pack_into("<f", head, quantize.HEADER_BYTES - 8, float("nan"))
+    struct.pack_into("<f", head, quantize.HEADER_BYTES, float("nan"))
     rng = np.random.default_rng(0)
     fields = {"round": work.round, "seed": work.rotation_seed, "shapes": work.shapes, "bits": PLAN.bits, "examples": 20, "rng": rng}
     return {
