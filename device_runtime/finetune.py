@@ -30,7 +30,7 @@ class FineTuned:
     loss_before: float  # mean over the examples, nats; NaN if it was stopped before that was known
     loss_after: float
     stopped: Cause | None = None  # why it ended early, if it did
-    progress: Progress | None = None  # where to go on, if a condition was lost
+    progress: Progress | None = None  # where to go on, if a condition or the upload is lost
 
 
 def finetune(
@@ -71,7 +71,7 @@ def finetune(
     delta = subtract(local, weights)
     if not (after < 2 * before and all(np.isfinite(array).all() for array in delta.values())):
         return _stopped(Cause.TRAINING_FAILED, weights, done, before)
-    return FineTuned(delta, done, before, after)
+    return FineTuned(delta, done, before, after, progress=Progress(local, done, before))
 
 
 def _stopped(cause: Cause, weights: Weights, done: int = 0, before: float = float("nan"), progress: Progress | None = None) -> FineTuned:

@@ -116,7 +116,7 @@ class Turn:
         if tuned.stopped is Cause.TRAINING_FAILED:
             return self._give_back(tuned.stopped, len(rows), tuned)
         if tuned.stopped is not None or not self._may_train():  # an upload needs the conditions too
-            return self._interrupted(work, len(rows), tuned, checkpoint.weights)
+            return self._interrupted(work, len(rows), tuned)
         update = encode(tuned.delta, assignment, plan, len(rows), rng)
         with self.home.typing_log() as log:
             log.mark_used(work.records)
@@ -124,7 +124,7 @@ class Turn:
         try:
             answer = calls.upload(self._send, assignment.assignment, update)
         except (Unreachable, Interrupted):
-            self._keep(work, tuned, checkpoint.weights)
+            self._keep(work, tuned)
             raise
         self.home.drop(UNFINISHED)
         if isinstance(answer, Ack) and answer.counted:
@@ -148,22 +148,18 @@ class Turn:
         _, rows = rows_of(log.records_of(found.work.records), vocabulary, plan)
         return (found.work, rows, found.progress) if _hash(rows) == found.work.rows else None
 
-    def _interrupted(self, work: Work, rows: int, tuned: FineTuned, global_weights: Weights) -> Outcome:
+    def _interrupted(self, work: Work, rows: int, tuned: FineTuned) -> Outcome:
         """A condition was lost: the work is kept for the next window, or given back by a device that keeps none."""
         if not self.home.config.keeps_work:
             return self._give_back(Cause.CONDITION_LOST, rows, tuned)
-        self._keep(work, tuned, global_weights)
+        self._keep(work, tuned)
         cause = forbidden_by(self.home.conditions(self._now())) or Cause.CONDITION_LOST
         return self._outcome(Status.PAUSED, cause, 0.0, rows, tuned)
 
-    def _keep(self, work: Work, tuned: FineTuned, global_weights: Weights) -> None:
-        progress = tuned.progress
-        if progress is None and tuned.stopped is None:  # trained to the end: only the upload is missing
-            local = {name: global_weights[name] + tuned.delta[name] for name in global_weights}
-            progress = Progress(local, tuned.batches, tuned.loss_before)
-        if progress is not None:
+    def _keep(self, work: Work, tuned: FineTuned) -> None:
+        if tuned.progress is not None:
             with self.home.typing_log() as log:
-                self.home.keep(UNFINISHED, unfinished.seal(Unfinished(work, progress), log))
+                self.home.keep(UNFINISHED, unfinished.seal(Unfinished(work, tuned.progress), log))
 
     def _rng(self) -> np.random.Generator:
         """The randomness of this assignment: the same whenever the work is done again, and nobody else's to foretell."""

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -48,3 +49,18 @@ def test_ai_edge_litert_loads_the_same_files_and_computes_the_same(tiny_bundle, 
     np.testing.assert_allclose(theirs["embedding"], trained["embedding"], atol=1e-5)
     np.testing.assert_allclose(theirs["log_probs"], said["log_probs"], atol=0.02)  # int8 kernels differ in how they round activations
     np.testing.assert_allclose(theirs["hidden"], said["hidden"], atol=0.02)
+
+
+def test_a_graph_turns_away_every_other_thread(tiny_bundle, inputs):
+    graph, raised = Graph(tiny_bundle.predict_graph), []
+
+    def use():
+        try:
+            graph.run("predict", **{name: array for name, array in inputs.items() if name != "rows"})
+        except RuntimeError as error:
+            raised.append(str(error))
+
+    other = threading.Thread(target=use)
+    other.start()
+    other.join()
+    assert "belongs to the thread it was made in" in raised[0]

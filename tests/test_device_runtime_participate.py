@@ -1,6 +1,7 @@
 """A device's turn against the real coordinator behind the real app, with the real bundle and tflite-runtime."""
 
 import contextlib
+import gc
 import itertools
 
 import numpy as np
@@ -9,7 +10,8 @@ import pytest
 from device_runtime import weights
 from device_runtime.finetune import finetune
 from device_runtime.home import LEARNED, UNFINISHED, DeviceConfig, Home
-from device_runtime.participate import Status, take_turn, ticking
+from device_runtime.interpreter import Graph
+from device_runtime.participate import Status, Turn, take_turn, ticking
 from device_runtime.transport import Interrupted, Unreachable
 from device_runtime.typing_log import Retention
 from device_runtime.wire import Cause
@@ -224,6 +226,25 @@ def test_an_interruption_does_not_change_a_byte_of_the_upload(server, device, tm
     assert uploads(server) == alone
 
 
+def test_a_process_that_must_end_keeps_its_work_within_one_batch(server, device):
+    home, looks = device(), iter([True] * 6)
+    ended = Turn(home, server, ticking(0.0), sleep=lambda s: None, may_go_on=lambda: next(looks, False))
+    assert ended.check_in() is None
+    outcome = ended.work()
+    assert (outcome.status, outcome.cause, outcome.batches) == (Status.PAUSED, Cause.CONDITION_LOST, 2)  # four looks were for the loss before
+    assert turn(home, server, 1000.0).status is Status.COUNTED
+
+
+def test_interrupted_work_frees_its_interpreter_and_leaves_no_temporary_file(server, device):
+    home = device(UNPLUGGED)
+    gc.collect()
+    before = sum(isinstance(found, Graph) for found in gc.get_objects())
+    assert turn(home, server).status is Status.PAUSED
+    gc.collect()
+    assert sum(isinstance(found, Graph) for found in gc.get_objects()) == before
+    assert [path.name for path in home.folder.rglob(".*")] == []
+
+
 def test_half_done_work_lies_sealed(server, device, tiny_checkpoint):
     home = device(UNPLUGGED)
     turn(home, server)
@@ -269,10 +290,11 @@ def test_damaged_half_done_work_is_begun_anew(server, device):
 
 
 def test_an_update_that_found_no_network_is_kept_and_sent_later_without_training_again(server, device):
-    home, train = device(), Trained()
+    home, train, made = device(), Trained(), []
 
     def offline(method, path, body, headers):
         if method == "PUT":
+            made.append(body)
             raise Unreachable(path, "no connection", "try again")
         return server(method, path, body, headers)
 
@@ -280,6 +302,7 @@ def test_an_update_that_found_no_network_is_kept_and_sent_later_without_training
         turn(home, offline, train=train)
     assert turn(home, server, 1000.0, train).status is Status.COUNTED
     assert train.batches == [4, 0]
+    assert {*made, *uploads(server)} == {made[0]}  # every try, now and later, is of the same bytes
 
 
 class Died(Exception):
