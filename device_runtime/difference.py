@@ -1,7 +1,8 @@
 """A checkpoint as the difference from another: what travels down to a device that holds an older one. Nothing is lost.
 
 Values near each other have neighbouring bit patterns, so float16 bits are read as whole numbers that rise with the value, subtracted, folded so that
-small differences of either sign are small, and cut into bit planes' bytes, which are entropy-coded apart: most changes fit the lower byte.
+small differences of either sign are small, and cut into bit planes' bytes, which are entropy-coded apart: most changes fit the lower byte. How far a
+value moves in these numbers follows from its size, which both sides know, so values of one exponent stand together.
 
     magic "FBDF", version uint16, SHA-256 of the old file, SHA-256 of the new one, length of the first zlib stream uint32, of the second uint32,
     all little-endian; then three zlib streams: the header of the new file, the lower bytes, the upper bytes
@@ -17,7 +18,7 @@ import safetensors.numpy
 from device_runtime.errors import CheckpointError
 from device_runtime.weights import digest
 
-MAGIC, VERSION = b"FBDF", 1
+MAGIC, VERSION = b"FBDF", 2
 _HEAD = struct.Struct("<4sH32s32sII")
 FETCH_WHOLE = "fetch the whole checkpoint"
 MOST_HEADER = 1 << 16  # bytes of a safetensors header of ours
@@ -28,7 +29,7 @@ def encode(old: bytes, new: bytes) -> bytes:
     before, after = _values(old, "old checkpoint"), _values(new, "new checkpoint")
     if len(before) != len(after):
         raise CheckpointError("difference", f"one checkpoint has {len(before)} values, the other {len(after)}", FETCH_WHOLE)
-    folded = _fold(_ordered(after) - _ordered(before))
+    folded = _fold(_ordered(after) - _ordered(before))[_by_exponent(before)]
     start = len(new) - 2 * len(after)
     header, low, high = (_pack(part) for part in (new[:start], (folded & 255).astype(np.uint8).tobytes(), (folded >> 8).astype(np.uint8).tobytes()))
     head = _HEAD.pack(MAGIC, VERSION, bytes.fromhex(digest(old)), bytes.fromhex(digest(new)), len(header), len(low))
@@ -49,7 +50,8 @@ def apply(old: bytes, difference: bytes) -> bytes:
     header = _unpack(difference[_HEAD.size : at], MOST_HEADER)
     low = _unpack(difference[at : at + low_bytes], len(before), exactly=True)
     high = _unpack(difference[at + low_bytes :], len(before), exactly=True)
-    folded = np.frombuffer(low, np.uint8).astype(np.uint16) | np.frombuffer(high, np.uint8).astype(np.uint16) << 8
+    folded = np.empty(len(before), np.uint16)
+    folded[_by_exponent(before)] = np.frombuffer(low, np.uint8).astype(np.uint16) | np.frombuffer(high, np.uint8).astype(np.uint16) << 8
     new = header + _bits(_ordered(before) + _unfold(folded)).tobytes()
     if digest(new) != new_hash.hex():
         raise CheckpointError("difference", "damaged: what it makes has another SHA-256 than it names", FETCH_WHOLE)
@@ -75,6 +77,11 @@ def _ordered(bits: np.ndarray) -> np.ndarray:
 
 def _bits(ordered: np.ndarray) -> np.ndarray:
     return np.where(ordered >> 15, ordered & 0x7FFF, ~ordered).astype("<u2")
+
+
+def _by_exponent(bits: np.ndarray) -> np.ndarray:
+    """The order in which changes travel: by the exponent of the old value, smallest first, then as in the file. int64 [n]."""
+    return np.argsort(bits >> 10 & 31, kind="stable")
 
 
 def _fold(change: np.ndarray) -> np.ndarray:

@@ -48,6 +48,14 @@ def test_small_changes_cost_less_than_half():
     assert len(difference.encode(old, new)) < len(new) / 2
 
 
+def test_changes_travel_by_the_exponent_of_the_old_value_then_as_in_the_file():
+    old, new = file([1.0, 0.25, -0.25, 1.5]), file([1.0 + 2**-10, 0.25, -0.25 - 2**-12, 1.5 + 2**-9])
+    made, head = difference.encode(old, new), difference._HEAD
+    header, low = head.unpack_from(made)[4:]
+    start = head.size + header
+    assert list(zlib.decompress(made[start : start + low])) == [0, 1, 2, 4]  # 0.25 stays, -0.25 one down, 1.0 one up, 1.5 two up
+
+
 def test_a_difference_from_another_checkpoint_is_refused_by_name():
     with pytest.raises(CheckpointError, match="another checkpoint than the one held"):
         difference.apply(NEW, difference.encode(OLD, NEW))
@@ -84,5 +92,12 @@ def test_a_stream_that_would_fill_the_memory_is_stopped():
         difference.apply(OLD, head.pack(*fields) + bomb)
 
 
-def test_a_difference_of_an_earlier_version_can_still_be_applied():
+def test_a_difference_of_another_version_is_refused_by_its_version():
+    made = bytearray(difference.encode(OLD, NEW))
+    made[4] = 1
+    with pytest.raises(CheckpointError, match=r"version 2, found .* version 1"):
+        difference.apply(OLD, bytes(made))
+
+
+def test_the_golden_difference_can_still_be_applied():
     assert difference.apply(OLD, (Path(__file__).parent / "golden" / "difference.bin").read_bytes()) == NEW
