@@ -18,7 +18,7 @@ import safetensors.numpy
 from device_runtime.errors import CheckpointError
 from device_runtime.weights import digest
 
-MAGIC, VERSION = b"FBDF", 2
+MAGIC, VERSION = b"FBDF", 1
 _HEAD = struct.Struct("<4sH32s32sII")
 FETCH_WHOLE = "fetch the whole checkpoint"
 MOST_HEADER = 1 << 16  # bytes of a safetensors header of ours
