@@ -20,6 +20,15 @@ app.add_typer(bundle_commands.app, name="bundle")
 app.add_typer(device_commands.app, name="device")
 
 
+OURS = ("device_runtime", "model", "server", "conversion", "fleet", "fedboard")
+EXTRAS = {
+    "device": ("tflite_runtime", "httpx"),
+    "server": ("fastapi", "uvicorn", "pydantic", "sqlalchemy", "alembic", "obstore", "prometheus_client"),
+    "report": ("matplotlib", "jinja2"),
+    "data": ("polars",),
+}
+
+
 def main() -> None:
     """Run a command: exit code 0 on success, 1 with one clear line on bad input, 130 on Ctrl-C."""
     try:
@@ -31,6 +40,14 @@ def main() -> None:
         console.errors.print("interrupted")
         code = 130
     except BrokenPipeError:
+        code = 1
+    except ModuleNotFoundError as error:  # a smaller installation, such as a device's
+        package = (error.name or "").split(".")[0]
+        if package in OURS:
+            raise
+        extra = next((extra for extra, packages in EXTRAS.items() if package in packages), "simulation")
+        said = f"fedboard: expected the package {package} for this command, found none; install fedboard[{extra}]"
+        console.errors.print(said, style="red", markup=False, soft_wrap=True)
         code = 1
     except Exception as error:  # click's own usage errors
         if not hasattr(error, "show"):
@@ -284,19 +301,20 @@ def predict(
 
 @app.command("keyboard")
 def live_keyboard(
-    bundle: Annotated[Path | None, typer.Argument(help="Bundle folder; by default the repository's bundles/reference.")] = None,
+    bundle: Annotated[Path | None, typer.Argument(help="Bundle; by default the one of --home, else the repository's bundles/reference.")] = None,
     home: Annotated[Path | None, typer.Option(help="Device whose typing log is used; made on first use. By default one of your own.")] = None,
     incognito: Annotated[bool, typer.Option("--incognito", help="Begin with recording off; Ctrl-P turns it on and off.")] = False,
     no_log: Annotated[bool, typer.Option("--no-log", help="Use no typing log at all: nothing is read, nothing recorded.")] = False,
     trust: Trust = None,
 ) -> None:
     """A keyboard in the terminal: the strip of three follows each key, learns from what you send, and counts the keys it saves."""
+    from device_runtime.home import Home
     from fedboard import keyboard
     from fedboard.run import open_bundle
 
     if home and no_log:
         raise RunError("--no-log", "uses no typing log, found --home", "leave out one of them")
-    opened = open_bundle(bundle, trust)
+    opened = Home.open(home).bundle() if home and home.exists() and bundle is None else open_bundle(bundle, trust)
     device = None if no_log else keyboard.home_of(home or keyboard.default_home(), opened)
     keyboard.live(opened, device, incognito)
 

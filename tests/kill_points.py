@@ -7,6 +7,7 @@ import os
 import signal
 import sqlite3
 import sys
+import time
 import traceback
 from collections.abc import Callable
 
@@ -21,12 +22,26 @@ def every_kill(prepare: Callable[[], None], act: Callable[[], object], check: Ca
         child = os.fork()
         if child == 0:
             _act_and_die(act, number)
-        _, status = os.waitpid(child, 0)
+        status = _ended(child)
         check()
         if not os.WIFSIGNALED(status):
             assert os.WEXITSTATUS(status) == 0, "the act failed by itself"
             return number - 1
     raise AssertionError(f"more than {most} steps")
+
+
+def _ended(child: int, within_s: float = 60.0) -> int:
+    """The status a child ends with; one that hangs is ended and fails the test."""
+    end = time.monotonic() + within_s
+    while True:
+        found, status = os.waitpid(child, os.WNOHANG)
+        if found:
+            return status
+        if time.monotonic() > end:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            raise AssertionError(f"the act did not end within {within_s:.0f} s")
+        time.sleep(0.002)
 
 
 def _act_and_die(act: Callable[[], object], number: int) -> None:

@@ -128,6 +128,10 @@ COMMANDS += [
     "device ledger",
     "device log add",
     "device log forget",
+    "device enrol",
+    "device install",
+    "device personalise",
+    "bundle zip",
     "device wipe",
 ]
 
@@ -164,3 +168,12 @@ def test_make_without_the_venv_module_says_what_to_install(tmp_path):
     assert done.returncode != 0
     assert "python3-venv" in done.stderr
     assert not (tmp_path / ".tools").exists()
+
+
+def test_a_command_whose_packages_are_not_installed_names_the_extra(tmp_path):
+    code = "import sys; sys.modules['fastapi'] = None; sys.argv = ['fedboard', 'serve', '--dir', 'server']; import fedboard.cli; fedboard.cli.main()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (
+        1,
+        "fedboard: expected the package fastapi for this command, found none; install fedboard[server]\n",
+    )
