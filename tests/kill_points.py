@@ -1,74 +1,189 @@
-"""Ends a process at its n-th step on disk, for n = 1, 2, ... until it gets through: what each leaves is what a crash there would leave.
+"""Kill a piece of work at its first step, at its second, and so on until it finishes, and look at what it leaves each time.
 
-A step is a file opened for writing, renamed or removed, a folder made or removed, or an SQL statement: all that Python's audit hooks and SQLite tell.
+A step is what the work does to its folder: open a file for writing, flush one, rename, remove, make or remove a folder, change a mode, connect to
+SQLite, or one SQL statement. The process kills itself with SIGKILL as the step begins. A loss of power takes more than the process: with
+`unsynced_lost`, half of every file that was written and not flushed with `os.fsync` is cut off, as a disk may do. (What SQLite writes is its own
+affair: its files are left alone. Names are never lost: a folder that was not flushed does not show.)
+
+The work is a script with a function `work(folder)`. It is read once, in a process of its own that forks for every try: its imports cost once.
 """
 
+import json
 import os
+import shutil
 import signal
 import sqlite3
+import subprocess
 import sys
-import time
-import traceback
 from collections.abc import Callable
+from pathlib import Path
 
-CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.utime", "os.chmod", "sqlite3.connect"}
+ROOT = Path(__file__).parents[1]
+
+
+def every_kill_point(
+    script: str, folder: Path, prepare: Callable[[Path], None], check: Callable[[Path], None], unsynced_lost: bool = True, most: int = 2000
+) -> int:
+    """Make `folder` anew with `prepare`, run the script's work(folder) in a child killed at step n, and `check(folder)`; for n = 1, 2, ...
+
+    Ends after the first child that finishes, which is checked too. The number of steps it was killed at. AssertionError if the work raises, or if
+    a check does, naming the step.
+    """
+    with subprocess.Popen([sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT) as stage:
+        try:
+            for n in range(1, most):
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir(parents=True)
+                prepare(folder)
+                told = {"script": script, "folder": str(folder.resolve()), "n": n, "unsynced_lost": unsynced_lost}
+                answer = json.loads(_asked(stage, told))
+                assert answer["how"] != "failed", f"at step {n} the work failed; its own words are on standard error"
+                try:
+                    check(folder)
+                except Exception as error:
+                    raise AssertionError(f"killed at step {n}, {answer['step']}: {error}") from error
+                if answer["how"] == "finished":
+                    return n - 1
+        finally:
+            stage.stdin.close()
+    raise AssertionError(f"the work did not finish in {most} steps")
+
+
+def _asked(stage: subprocess.Popen, told: dict) -> str:
+    stage.stdin.write(json.dumps(told) + "\n")
+    stage.stdin.flush()
+    return stage.stdout.readline() or '{"how": "failed", "step": ""}'
+
+
+# What follows runs in the stage, and in the children it forks.
+
+STEPS = {  # audit event -> which of its arguments are paths, each with the argument that holds its folder's descriptor
+    "os.rename": ((0, 2), (1, 3)),
+    "os.link": ((0, 2), (1, 3)),
+    "os.symlink": ((1, 2),),
+    "os.remove": ((0, 1),),
+    "os.mkdir": ((0, 2),),
+    "os.rmdir": ((0, 1),),
+    "os.chmod": ((0, 2),),
+    "os.truncate": ((0, None),),
+    "sqlite3.connect": ((0, None),),
+}
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 
 
-def every_kill(prepare: Callable[[], None], act: Callable[[], object], check: Callable[[], object], most: int = 500) -> int:
-    """Prepare, let a child process act and kill it at its n-th step, then check; for every n. The number of steps."""
-    for number in range(1, most):
-        prepare()
+class Killer:
+    """Counts the steps of this process, and kills it at the n-th."""
+
+    def __init__(self, folder: str, n: int, unsynced_lost: bool, report: int):
+        self.folder, self.left, self.unsynced_lost = folder, n, unsynced_lost
+        self.report = report  # descriptor that is told which step it was
+        self.unsynced: set[str] = set()
+        self.busy = False
+        os.fsync = self._flushing(os.fsync)
+        os.fdatasync = self._flushing(os.fdatasync)
+        sqlite3.connect = self._traced(sqlite3.connect)
+        sys.addaudithook(self.hook)
+
+    def hook(self, event: str, arguments: tuple) -> None:
+        if self.busy:
+            return
+        if event == "open":
+            path, _, flags = arguments
+            if isinstance(flags, int) and flags & WRITING and (path := self.inside(path)):
+                self.step(f"open {path}")
+                self.unsynced.add(path)
+        elif event in STEPS:
+            paths = [self.inside(arguments[i], -1 if j is None else arguments[j]) for i, j in STEPS[event]]
+            if any(paths):
+                self.step(f"{event} {' '.join(filter(None, paths))}")
+                if event == "os.rename":
+                    self.renamed(*paths)
+
+    def inside(self, path: object, descriptor: int = -1) -> str | None:
+        """The path, if it is in the folder."""
+        if not isinstance(path, str | bytes | os.PathLike):
+            return None
+        start = os.readlink(f"/proc/self/fd/{descriptor}") if descriptor >= 0 else os.getcwd()
+        found = os.path.normpath(os.path.join(start, os.fsdecode(path)))
+        return found if found.startswith(self.folder + "/") else None
+
+    def renamed(self, old: str | None, new: str | None) -> None:
+        """Files that were not flushed are not flushed by another name."""
+        for path in [path for path in self.unsynced if old and new and (path == old or path.startswith(old + "/"))]:
+            self.unsynced.discard(path)
+            self.unsynced.add(new + path.removeprefix(old))
+
+    def _flushing(self, flush: Callable[[int], None]) -> Callable[[int], None]:
+        def flush_and_note(file) -> None:
+            number = file if isinstance(file, int) else file.fileno()
+            path = os.readlink(f"/proc/self/fd/{number}")
+            if path.startswith(self.folder):
+                self.step(f"flush {path}")
+            flush(number)
+            self.unsynced.discard(path)
+
+        return flush_and_note
+
+    def _traced(self, connect: Callable[..., sqlite3.Connection]) -> Callable[..., sqlite3.Connection]:
+        def connect_and_trace(database, *arguments, **options) -> sqlite3.Connection:
+            connection = connect(database, *arguments, **options)
+            if self.inside(database):
+                connection.set_trace_callback(lambda statement: self.step(f"SQL {statement.split(' ', 1)[0]}"))
+            return connection
+
+        return connect_and_trace
+
+    def step(self, what: str) -> None:
+        self.left -= 1
+        if self.left:
+            return
+        self.busy = True
+        for path in self.unsynced if self.unsynced_lost else ():
+            if os.path.isfile(path) and not _is_of_sqlite(path):
+                os.truncate(path, os.path.getsize(path) // 2)
+        os.write(self.report, what.encode())
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _is_of_sqlite(path: str) -> bool:
+    with open(path, "rb") as file:
+        return file.read(16) == b"SQLite format 3\0" or path.endswith(("-wal", "-shm", "-journal"))
+
+
+def _stage() -> None:
+    scripts: dict[str, dict] = {}
+    sys.path.insert(0, str(ROOT))
+    for line in sys.stdin:
+        told = json.loads(line)
+        if told["script"] not in scripts:
+            scripts[told["script"]] = {}
+            exec(compile(told["script"], "work", "exec"), scripts[told["script"]])
+        here, there = os.pipe()
         child = os.fork()
-        if child == 0:
-            _act_and_die(act, number)
-        status = _ended(child)
-        check()
-        if not os.WIFSIGNALED(status):
-            assert os.WEXITSTATUS(status) == 0, "the act failed by itself"
-            return number - 1
-    raise AssertionError(f"more than {most} steps")
+        if not child:
+            os.close(here)
+            _child(scripts[told["script"]]["work"], told, there)
+        os.close(there)
+        _, status = os.waitpid(child, 0)
+        with os.fdopen(here) as said:
+            step = said.read()
+        how = "killed" if os.WIFSIGNALED(status) else "failed" if status else "finished"
+        print(json.dumps({"how": how, "step": step}), flush=True)
 
 
-def _ended(child: int, within_s: float = 60.0) -> int:
-    """The status a child ends with; one that hangs is ended and fails the test."""
-    end = time.monotonic() + within_s
-    while True:
-        found, status = os.waitpid(child, os.WNOHANG)
-        if found:
-            return status
-        if time.monotonic() > end:
-            os.kill(child, signal.SIGKILL)
-            os.waitpid(child, 0)
-            raise AssertionError(f"the act did not end within {within_s:.0f} s")
-        time.sleep(0.002)
-
-
-def _act_and_die(act: Callable[[], object], number: int) -> None:
-    left = number
-
-    def step(*_: object) -> None:
-        nonlocal left
-        left -= 1
-        if left == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    def hook(event: str, arguments: tuple) -> None:
-        if event in CHANGES or (event == "open" and isinstance(arguments[2], int) and arguments[2] & WRITING):
-            step()
-
-    connect = sqlite3.connect
-
-    def traced(*arguments: object, **named: object) -> sqlite3.Connection:
-        connection = connect(*arguments, **named)
-        connection.set_trace_callback(step)
-        return connection
-
+def _child(work: Callable[[Path], None], told: dict, report: int) -> None:
+    status = 1
     try:
-        sqlite3.connect = traced  # in this child only
-        sys.addaudithook(hook)
-        act()
+        os.dup2(2, 1)  # the stage's own standard output is for its answers
+        killer = Killer(told["folder"], told["n"], told["unsynced_lost"], report)
+        work(Path(told["folder"]))
+        killer.busy = True
+        status = 0
     except BaseException:
-        traceback.print_exc()
-        os._exit(1)
-    os._exit(0)
+        sys.excepthook(*sys.exc_info())
+    finally:
+        os._exit(status)
+
+
+if __name__ == "__main__":
+    _stage()

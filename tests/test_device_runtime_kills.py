@@ -1,6 +1,5 @@
 """A device killed at any step of an install or a turn: its bundle is whole, and nothing is counted twice. The log has its own kills."""
 
-import shutil
 import subprocess
 import sys
 import time
@@ -12,20 +11,24 @@ from device_runtime import bundle, calls, installed
 from device_runtime.home import UNFINISHED, DeviceConfig, Home
 from device_runtime.participate import Status, take_turn
 from device_runtime.transport import http
-from device_runtime.typing_log import Retention
-from tests.kill_points import every_kill
+from tests.kill_points import every_kill_point
 
 
 def test_power_lost_at_any_step_of_an_install_leaves_one_whole_bundle(tmp_path, tiny_bundle, signing_key, trusted):
-    folder, newer = tmp_path / "bundles", tmp_path / "newer"
+    newer, found = tmp_path / "newer", set()
     bundle.write(newer, replace(tiny_bundle.manifest, release=7), tiny_bundle.content, signing_key)
-    found = set()
+    script = f"""
+from pathlib import Path
+from device_runtime import installed
 
-    def prepare():
-        shutil.rmtree(folder, ignore_errors=True)
+def work(folder):
+    installed.install(folder, Path({str(newer)!r}), frozenset({set(trusted)!r}))
+"""
+
+    def prepare(folder):
         installed.install(folder, tiny_bundle.path, trusted)
 
-    def check():
+    def check(folder):
         now = installed.current(folder, trusted)
         assert now.problem is None
         found.add(now.bundle.manifest.release)
@@ -33,7 +36,7 @@ def test_power_lost_at_any_step_of_an_install_leaves_one_whole_bundle(tmp_path, 
         assert installed.current(folder, trusted).bundle.manifest.release == 7
         assert len(list(folder.iterdir())) == 3  # the two bundles and the pointer: nothing is left over
 
-    assert every_kill(prepare, lambda: installed.install(folder, newer, trusted), check) > 10
+    assert every_kill_point(script, tmp_path / "bundles", prepare, check) > 20
     assert found == {0, 7}
 
 
@@ -59,26 +62,33 @@ def address(tmp_path, tiny_bundle, trusted):
 
 def test_a_device_killed_at_any_step_of_a_turn_takes_it_again_and_counts_once_a_round(address, tmp_path, tiny_bundle, trusted):
     (tmp_path / "able.tsv").write_text("0\tbattery_charged_on\n0\twifi\n0\tscreen_off\n")
-    kept = Retention(max_uses=1000)
-    settings = DeviceConfig(tuple(trusted), str(tiny_bundle.path), address, str(tmp_path / "able.tsv"), typing_log=kept)
-    home = Home.create(tmp_path / "phone", settings, [(f"i will see you {i}", 0.0 + i) for i in range(12)])
+    settings = DeviceConfig(tuple(trusted), str(tiny_bundle.path), address, str(tmp_path / "able.tsv"))
+    script = f"""
+from device_runtime.home import Home
+from device_runtime.participate import take_turn
+from device_runtime.transport import http
 
-    def turn():
+def work(folder):
+    with http({address!r}) as send:
+        take_turn(Home.open(folder / "phone"), send, lambda: 10.0)
+"""
+
+    def prepare(folder):
+        Home.create(folder / "phone", settings, [(f"i will see you {i}", float(i)) for i in range(12)])
+
+    def check(folder):
+        home = Home.open(folder / "phone")
         with http(address) as send:
-            return take_turn(Home.open(home.folder), send, lambda: 10.0)
-
-    def check():
-        assert turn().status is Status.COUNTED
+            assert take_turn(home, send, lambda: 10.0).status is Status.COUNTED
+        with home.typing_log() as log:
+            assert log.count() == 12
         assert home.kept(UNFINISHED) is None
+        assert [path.name for path in home.folder.rglob(".*")] == []  # what a killed process was writing is written over
 
-    check()  # all that is imported on the way is, before the first fork
-    steps = every_kill(lambda: None, turn, check)
+    steps = every_kill_point(script, tmp_path / "device", prepare, check)
     assert steps > 20
     with http(address) as send:
         reports = calls.rounds(send).rounds
-    assert {report.counted for report in reports if report.phase == "committed"} == {1}
-    committed = sum(report.phase == "committed" for report in reports)
-    assert steps + 2 <= committed <= 2 * (steps + 1) + 1  # each check counted one, and so did the acts that got as far as the upload
-    with home.typing_log() as log:
-        assert log.count() == 12
-    assert [path.name for path in home.folder.rglob(".*")] == []  # what a killed process was writing is written over
+    committed = [report for report in reports if report.phase == "committed"]
+    assert {report.counted for report in committed} == {1}
+    assert steps + 1 <= len(committed) <= 2 * (steps + 1)  # each check counted one, and so did each turn that got as far as the upload
