@@ -32,6 +32,7 @@ from device_runtime import config, installed, keystore, sensors, signing
 from device_runtime.bundle import Bundle, open_verified
 from device_runtime.conditions import Source, trace_source, unknown
 from device_runtime.errors import RunError
+from device_runtime.installed import Installed
 from device_runtime.sensors import LAST_KEY
 from device_runtime.typing_log import Retention, TypingLog
 from device_runtime.typing_log import wipe as wipe_log
@@ -120,10 +121,14 @@ class Home:
 
     def bundle(self) -> Bundle:
         """The bundle it uses, verified: the current one, or the last good one if that is damaged. Raises BundleError."""
+        return self.installed().bundle
+
+    def installed(self) -> Installed:
+        """The same, and why it is not the one installed last. Raises BundleError."""
         trusted = frozenset(self.config.trusted)
         if self.config.bundle is None:
-            return installed.current(self.folder / BUNDLES, trusted).bundle
-        return open_verified(self.folder / self.config.bundle, trusted)
+            return installed.current(self.folder / BUNDLES, trusted)
+        return Installed(open_verified(self.folder / self.config.bundle, trusted))
 
     def install(self, source: Path) -> Bundle:
         """Make the bundle at `source` the one it uses. Raises BundleError, and keeps the bundle it has, for one it does not trust or an older one."""

@@ -43,14 +43,17 @@ class Status:
 def status(home: Home, now: float) -> Status:
     """Read a device at `now`, in seconds of its own clock."""
     try:
-        manifest = home.bundle().manifest
+        found = home.installed()
+        manifest = found.bundle.manifest
         bundle = f"network `{manifest.network}`, release {manifest.release}, round {manifest.lineage.round}"
+        if found.problem:
+            bundle += f", the last good one: {found.problem}"
     except BundleError as error:
         bundle = f"none usable: {error}"
     with home.typing_log() as log:
         messages, used_up = log.count(), log.count() - log.count(usable=True)
         waiting = home.kept(UNFINISHED)
-        found = None if waiting is None else unfinished.unseal(waiting, log)
+        half_done = None if waiting is None else unfinished.unseal(waiting, log)
     conditions = home.conditions(now)
     lines = home.contributions()
     kept = home.config.typing_log
@@ -67,7 +70,7 @@ def status(home: Home, now: float) -> Status:
         sum(line.outcome == "counted" for line in lines),
         sum(line.bytes_up for line in lines),
         personal.verdict(home),
-        None if found is None else (found.work.round, found.work.until),
+        None if half_done is None else (half_done.work.round, half_done.work.until),
         daemon.read_schedule(home).due_in(now),
     )
 

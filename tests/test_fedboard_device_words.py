@@ -1,8 +1,10 @@
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
+from device_runtime import bundle
 from device_runtime.home import Contribution, DeviceConfig, Home
 from device_runtime.wire import Conditions
 from fedboard.device_words import Status, ledger_lines, status, status_lines
@@ -87,3 +89,15 @@ def test_a_folder_that_is_no_device_is_named(tmp_path):
     done = fedboard("status", tmp_path)
     assert done.returncode == 1
     assert "device.toml" in done.stderr
+
+
+def test_a_device_that_fell_back_on_its_last_good_bundle_says_so_and_why(tmp_path, tiny_bundle, signing_key, trusted):
+    for release in (1, 2):
+        bundle.write(tmp_path / str(release), replace(tiny_bundle.manifest, release=release), tiny_bundle.content, signing_key)
+    home = Home.create(tmp_path / "phone", DeviceConfig(tuple(trusted)), bundle=tmp_path / "1")
+    newest = home.install(tmp_path / "2")
+    (newest.path / "plan.json").write_bytes(b"{}")
+    said = status(home, 0.0).bundle
+    assert "release 1" in said
+    assert "the last good one" in said
+    assert "plan.json: expected" in said
