@@ -319,7 +319,7 @@ def interpreter_version() -> tuple[int, ...] | None:
 
 def _numbers(version: str) -> tuple[int, ...] | None:
     parts = version.split(".")
-    return tuple(map(int, parts)) if all(part.isascii() and part.isdigit() for part in parts) else None
+    return tuple(map(int, parts)) if all(part.isascii() and part.isdigit() and len(part) < 10 for part in parts) else None
 
 
 def _read(path: Path, most: int) -> bytes:

@@ -258,6 +258,8 @@ class TypingLog:
     def _errors(self) -> Iterator[None]:
         try:
             yield
+        except UnicodeDecodeError:  # SQLite's message quotes a damaged file
+            raise TypingLogError(self.path, "cannot be used as a typing log (damaged)", f"check the folder, or {START_ANEW}") from None
         except (OSError, sqlite3.Error, MemoryError) as error:
             reason = error.strerror if isinstance(error, OSError) else str(error) or "out of memory"
             raise TypingLogError(self.path, f"cannot be used as a typing log ({reason})", f"check the folder, or {START_ANEW}") from None

@@ -35,20 +35,25 @@ def to_bytes(checkpoint: Checkpoint, dtype: type = np.float32) -> bytes:
 def from_bytes(data: bytes, where: object = "checkpoint") -> Checkpoint:
     """Read a checkpoint; float16 arrays come back as float32.
 
-    Raises CheckpointError for a damaged file, a file of other origin, or a value that is not finite.
+    Raises CheckpointError for a damaged file, a file of other origin, arrays of other types, or a value that is not finite.
     """
     try:
         arrays = safetensors.numpy.load(data)
-        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-        meta = json.loads(header["__metadata__"]["fedboard"])
-        weights = {name: array.astype(np.float32) for name, array in sorted(arrays.items())}
-        checkpoint = Checkpoint(weights, int(meta["round"]), str(meta["parent"]), str(meta["tokenizer"]))
-    except (safetensors.SafetensorError, ValueError, KeyError, TypeError, OverflowError) as error:
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")], object_pairs_hook=_table)
+        meta = json.loads(header["__metadata__"]["fedboard"], object_pairs_hook=_table)
+        round, parent, tokenizer = meta["round"], meta["parent"], meta["tokenizer"]
+        if (type(round), type(parent), type(tokenizer)) != (int, str, str) or not 0 <= round < 1 << 32:
+            raise ValueError("metadata of other types")
+    except (safetensors.SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(where, f"not a Fedboard checkpoint ({type(error).__name__})", SAVE_AGAIN) from None
+    for name, array in arrays.items():
+        if array.dtype not in (np.float32, np.float16):
+            raise CheckpointError(where, f"{name} is of type {array.dtype}, expected float32 or float16", SAVE_AGAIN)
+    weights = {name: array.astype(np.float32) for name, array in sorted(arrays.items())}
     for name, array in weights.items():
         if not np.isfinite(array).all():
             raise CheckpointError(where, f"{name} has values that are not finite", SAVE_AGAIN)
-    return checkpoint
+    return Checkpoint(weights, round, parent, tokenizer)
 
 
 def read(path: Path) -> Checkpoint:
@@ -56,6 +61,13 @@ def read(path: Path) -> Checkpoint:
         return from_bytes(Path(path).read_bytes(), path)
     except OSError as error:
         raise CheckpointError(path, f"cannot be read ({error.strerror})", SAVE_AGAIN) from None
+
+
+def _table(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    table = dict(pairs)
+    if len(table) != len(pairs):  # another reader might take the other one
+        raise ValueError("a name is there twice")
+    return table
 
 
 def digest(data: bytes) -> str:
