@@ -60,8 +60,18 @@ def install(folder: Path, source: Path, trusted: frozenset[str]) -> Bundle:
 
 
 def current(folder: Path, trusted: frozenset[str]) -> Installed:
-    """The bundle that is used: the one installed last, or the one before while that is damaged. Raises BundleError if neither is whole."""
-    pointer = _pointer(Path(folder))
+    """The bundle that is used: the one installed last, or the one before while that is damaged. Raises BundleError if neither is whole.
+
+    While the pointer itself is damaged it is the whole bundle of the highest release.
+    """
+    try:
+        pointer = _pointer(Path(folder))
+    except BundleError as error:
+        whole = [path for path in sorted(Path(folder).iterdir()) if path.is_dir() and _whole(path, trusted)]
+        if not whole:
+            raise
+        found = [open_verified(path, trusted) for path in whole]
+        return Installed(max(found, key=lambda bundle: bundle.manifest.release), str(error))
     if pointer is None:
         raise BundleError(folder, "no bundle is installed", INSTALL)
     try:
@@ -79,7 +89,7 @@ def _pointer(folder: Path) -> Pointer | None:
     except FileNotFoundError:
         return None
     except (OSError, ConfigError) as error:
-        raise BundleError(path, f"cannot be read ({error})", f"remove {folder} and {INSTALL}") from None
+        raise BundleError(path, f"cannot be read ({error})", f"remove this file and {INSTALL}") from None
 
 
 def _point(folder: Path, pointer: Pointer) -> None:

@@ -71,6 +71,17 @@ def test_a_damaged_bundle_is_not_used_but_the_last_good_one_and_the_reason_is_to
     assert used(folder, trusted) == 2
 
 
+def test_while_the_pointer_is_damaged_the_highest_release_is_used_and_nothing_is_installed(folder, release, trusted):
+    for number in (1, 2):
+        installed.install(folder, release(number), trusted)
+    (folder / installed.POINTER).write_bytes(b"\xff")
+    now = installed.current(folder, trusted)
+    assert (now.bundle.manifest.release, "current.json: cannot be read" in now.problem) == (2, True)
+    with pytest.raises(BundleError, match=r"current\.json: cannot be read"):  # it knew the highest release there ever was
+        installed.install(folder, release(1), trusted)
+    assert used(folder, trusted) == 2
+
+
 def test_a_stranger_s_or_a_broken_bundle_changes_nothing(folder, release, trusted, tmp_path):
     installed.install(folder, release(1), trusted)
     broken = shutil.copytree(release(2), tmp_path / "broken")
