@@ -4,6 +4,7 @@
 """
 
 import argparse
+import importlib.util
 import json
 import os
 import subprocess
@@ -52,7 +53,7 @@ class Bench:
     core: int
     people: int  # users who type
     repeats: int
-    litert: str  # folder with ai-edge-litert, if it is not installed
+    litert: str  # folder with ai-edge-litert; empty: it is not measured
     data: str
     trust: tuple[str, ...]  # files
 
@@ -110,6 +111,12 @@ def finetuning(bench: Bench) -> Iterator[Figure]:
     note = f"{found['rows']} rows, {found['batches']} batches, loss {before:.2f} to {after:.2f}; {found['before_mb']:.1f} before training"
     yield Figure("memory, a whole turn: peak", found["peak_mb"], "MB", 180.0, None, note)
     yield Figure("  its training", found["train_cpu_s"], "s CPU", None, None, f"encoding {found['encode_cpu_s']:.2f}")
+
+
+def _litert() -> str:
+    """The folder in which ai-edge-litert is installed; empty without it."""
+    found = importlib.util.find_spec("ai_edge_litert")
+    return "" if found is None or found.origin is None else str(Path(found.origin).parents[1])
 
 
 def step(bench: Bench) -> Iterator[Figure]:
@@ -179,7 +186,7 @@ def main(arguments: Sequence[str] | None = None) -> list[Figure]:
     parser.add_argument("--only", default=",".join(PARTS), help=f"some of {','.join(PARTS)}")
     parser.add_argument("--people", type=int, default=40, help="test users who type")
     parser.add_argument("--repeats", type=int, default=40)
-    parser.add_argument("--litert", default="", help="folder with ai-edge-litert (`pip install --no-deps --target FOLDER ai-edge-litert`)")
+    parser.add_argument("--litert", default=_litert(), help="folder with ai-edge-litert; by default where it is installed")
     parser.add_argument("--json", action="store_true")
     found = parser.parse_args(arguments)
     opened = open_bundle(found.bundle, found.trust)
