@@ -4,12 +4,13 @@ A bundle is a directory, or one zip of it: manifest.json, manifest.sig (Ed25519 
 and SHA-256.
 """
 
+import contextlib
 import io
 import json
 import os
 import shutil
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import metadata
@@ -18,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from device_runtime import config, signing, weights
+from device_runtime import config, durable, signing, weights
 from device_runtime.errors import BundleError, ConfigError
 from device_runtime.text import Vocabulary
 from device_runtime.wire import Plan
@@ -172,12 +173,12 @@ def write(path: Path, manifest: Manifest, content: dict[str, bytes], key: Ed2551
         signature = f"{signing.public_hex(key)}\n{key.sign(encoded).hex()}\n".encode()
         for name, data in {**content, MANIFEST: encoded, SIGNATURE: signature}.items():
             (temporary / name).write_bytes(data)
-            flush(temporary / name)
-        flush(temporary)
+            durable.flush(temporary / name)
+        durable.flush(temporary)
         if path.exists():
             os.replace(path, old)
         os.replace(temporary, path)
-        flush(path.parent)
+        durable.flush(path.parent)
     except OSError as error:
         raise BundleError(path, f"cannot be written ({error.strerror})", "choose a folder you may write to") from None
     finally:
@@ -194,25 +195,11 @@ def write_zip(bundle: Bundle, path: Path) -> None:
             entry = zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))
             entry.external_attr, entry.create_system = 0o100644 << 16, 3
             archive.writestr(entry, data)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(packed.getvalue())
-        flush(temporary)
-        os.replace(temporary, path)
+        durable.write(path, packed.getvalue(), mode=0o644)
     except OSError as error:
         raise BundleError(path, f"cannot be written ({error.strerror})", "choose a file you may write") from None
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def flush(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def open_verified(path: Path, trusted: frozenset[str]) -> Bundle:
@@ -229,25 +216,34 @@ def open_verified(path: Path, trusted: frozenset[str]) -> Bundle:
 
 
 def _from_zip(path: Path, trusted: frozenset[str]) -> Bundle:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
-            known = {MANIFEST, SIGNATURE, *FILES, *OPTIONAL}
-            for number, entry in enumerate(entries):
-                if entry.filename not in known or entry.filename in {other.filename for other in entries[:number]}:
-                    raise BundleError(path, f"holds {entry.filename!r}, which no bundle of format {FORMAT} has there", EXPORT_AGAIN)
-                if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1:
-                    raise BundleError(path, f"{entry.filename} is compressed or locked, expected it stored", EXPORT_AGAIN)
-            sizes = {entry.filename: entry.file_size for entry in entries}
+    known = {MANIFEST, SIGNATURE, *FILES, *OPTIONAL}
+    with contextlib.ExitStack() as stack:
+        with _zip_errors(path):
+            archive = stack.enter_context(zipfile.ZipFile(path))
+        entries: dict[str, zipfile.ZipInfo] = {}
+        for entry in archive.infolist():
+            if entry.filename not in known or entry.filename in entries:
+                raise BundleError(path, f"holds {entry.filename!r}, which no bundle of format {FORMAT} has there", EXPORT_AGAIN)
+            if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1:
+                raise BundleError(path, f"{entry.filename} is compressed or locked, expected it stored", EXPORT_AGAIN)
+            entries[entry.filename] = entry
 
-            def read(name: str, most: int) -> bytes:
-                if name not in sizes:
-                    raise BundleError(path / name, "cannot be read (it is not in the zip)", EXPORT_AGAIN)
-                if sizes[name] > most:
-                    raise BundleError(path / name, f"expected {most} bytes, found {sizes[name]}", EXPORT_AGAIN)
+        def read(name: str, most: int) -> bytes:
+            if name not in entries:
+                raise BundleError(path / name, "cannot be read (it is not in the zip)", EXPORT_AGAIN)
+            if entries[name].file_size > most:
+                raise BundleError(path / name, f"expected {most} bytes, found {entries[name].file_size}", EXPORT_AGAIN)
+            with _zip_errors(path):
                 return archive.read(name)
 
-            return _verified(path, trusted, read)
+        return _verified(path, trusted, read)
+
+
+@contextlib.contextmanager
+def _zip_errors(path: Path) -> Iterator[None]:
+    """Whatever zipfile raises at a damaged file: its own errors, and those of what it reads out of one."""
+    try:
+        yield
     except (OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError) as error:
         raise BundleError(path, f"is neither a bundle folder nor a whole zip of one ({error})", EXPORT_AGAIN) from None
 

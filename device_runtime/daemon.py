@@ -7,7 +7,7 @@ that a fleet that was switched on at once, or lost its server, does not come bac
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -37,6 +37,15 @@ class Schedule:
     def due_in(self, now: float) -> float:
         """Seconds from now; never more than the wait itself, should the clock have gone back."""
         return min(max(self.asked_at + self.wait_s - now, 0.0), self.wait_s)
+
+
+@dataclass(frozen=True)
+class NotAsked:
+    """No turn was taken: the server heard nothing."""
+
+    cause: str  # a condition, or `retry_window`
+    retry_in_s: float
+    status: str = "not_asked"
 
 
 def after(outcome: Outcome, now: float, rng: np.random.Generator) -> Schedule:
@@ -91,11 +100,10 @@ class Daemon:
             if cause is not None:
                 self._say(f"not training: {cause}")
                 return LOOK_S * (1 + float(self._rng.uniform(0, JITTER)))
-            if self.home.config.personal:
-                self.personalise()
             if due > 0:
                 self._say("may train, and waits for its retry window")
                 return min(due, LOOK_S)
+            self.personalise()  # once a window: it reads the bundle and the whole log to see whether enough was typed
             outcome = self.turn()
         except FedboardError as error:
             self._plan(after_error(self.schedule, self._now(), self._rng))
@@ -106,22 +114,21 @@ class Daemon:
             self._tell(outcome)
         return self.schedule.due_in(self._now())
 
-    def once(self) -> dict[str, object]:
-        """One turn if it is due and allowed: the outcome's fields, or why there was none and when to try again. Errors are raised."""
+    def once(self) -> Outcome | NotAsked:
+        """One turn if it is due and allowed, or why there was none. Errors are raised."""
         due, cause = self.schedule.due_in(self._now()), self.forbidden()
         if cause is not None:
-            return {"status": "not_asked", "cause": cause, "retry_in_s": LOOK_S}
-        if self.home.config.personal:
-            self.personalise()
+            return NotAsked(cause, LOOK_S)
         if due > 0:
-            return {"status": "not_asked", "cause": "retry_window", "retry_in_s": due}
+            return NotAsked("retry_window", due)
         try:
+            self.personalise()
             outcome = self.turn()
         except FedboardError:
             self._plan(after_error(self.schedule, self._now(), self._rng))
             raise
         self._plan(after(outcome, self._now(), self._rng))
-        return asdict(outcome)
+        return outcome
 
     def forbidden(self) -> str | None:
         """The first condition that forbids training now."""
@@ -134,7 +141,9 @@ class Daemon:
         return turn.check_in() or turn.work()
 
     def personalise(self) -> personal.Verdict | None:
-        """Train or judge the personal weights if enough was typed since."""
+        """Train or judge the personal weights if enough was typed since, and the owner wants any."""
+        if not self.home.config.personal:
+            return None
         found = personal.update(self.home, self.home.bundle(), self._now(), self._may_train)
         if found is not None:
             became = "served" if found.serves else "rolled back" if found.rolled_back else "not served"

@@ -28,7 +28,7 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from device_runtime import config, installed, keystore, sensors, signing
+from device_runtime import config, durable, installed, keystore, sensors, signing
 from device_runtime.bundle import Bundle, open_verified
 from device_runtime.conditions import Source, trace_source, unknown
 from device_runtime.errors import RunError
@@ -162,7 +162,7 @@ class Home:
         """Keep this checkpoint, and only this one."""
         path = self._cached(sha256)
         path.parent.mkdir(exist_ok=True)
-        _write(path, data)
+        durable.write(path, data)
         for other in path.parent.iterdir():
             if other != path:
                 other.unlink(missing_ok=True)
@@ -174,11 +174,11 @@ class Home:
         return path.read_text().strip() if path.is_file() else None
 
     def keep_name(self, name: str) -> None:
-        _write(self.folder / NAME, f"{name}\n".encode())
+        durable.write(self.folder / NAME, f"{name}\n".encode())
 
     def keep(self, name: str, data: bytes) -> None:
         """Write a small file of its own, whole or not at all."""
-        _write(self.folder / name, data)
+        durable.write(self.folder / name, data)
 
     def kept(self, name: str) -> bytes | None:
         """A small file of its own, None if there is none."""
@@ -248,15 +248,6 @@ class Home:
                 yield ledger
         except sqlite3.Error as error:
             raise RunError(self.folder / LEDGER, f"cannot be used as a ledger ({error})", "move the file away to start a new ledger") from None
-
-
-def _write(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f".{path.name}")  # always the same: what a killed process left is written over
-    with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 _SQL = {int: "INTEGER", float: "REAL", str: "TEXT"}

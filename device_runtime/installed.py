@@ -11,8 +11,8 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from device_runtime import config
-from device_runtime.bundle import MANIFEST, SIGNATURE, Bundle, flush, open_verified
+from device_runtime import config, durable
+from device_runtime.bundle import MANIFEST, SIGNATURE, Bundle, open_verified
 from device_runtime.errors import BundleError, ConfigError
 from device_runtime.weights import digest
 
@@ -50,9 +50,10 @@ def install(folder: Path, source: Path, trusted: frozenset[str]) -> Bundle:
         _sweep(folder, pointer)
         if not _whole(folder / name, trusted):
             _copy(offered, folder, name)
-        before = pointer.before if pointer is not None and pointer.current == name else pointer.current if pointer else ""
         if pointer is None or pointer.current != name:
-            _point(folder, Pointer(name, before, offered.manifest.release))
+            earlier = (pointer.current, pointer.before) if pointer else ()
+            good = next((each for each in earlier if each not in ("", name) and _whole(folder / each, trusted)), "")
+            durable.write(folder / POINTER, config.to_json(Pointer(name, good, offered.manifest.release)))
         _sweep(folder, _pointer(folder))
     except OSError as error:
         raise BundleError(folder, f"cannot be written ({error.strerror})", "make room or give yourself the right to write there") from None
@@ -92,24 +93,16 @@ def _pointer(folder: Path) -> Pointer | None:
         raise BundleError(path, f"cannot be read ({error})", f"remove this file and {INSTALL}") from None
 
 
-def _point(folder: Path, pointer: Pointer) -> None:
-    temporary = folder / f".{POINTER}"
-    temporary.write_bytes(config.to_json(pointer))
-    flush(temporary)
-    os.replace(temporary, folder / POINTER)
-    flush(folder)
-
-
 def _copy(bundle: Bundle, folder: Path, name: str) -> None:
     temporary = folder / f".{name}"
     temporary.mkdir()
     for file, data in {**bundle.content, MANIFEST: bundle.encoded, SIGNATURE: bundle.signature}.items():
         (temporary / file).write_bytes(data)
-        flush(temporary / file)
-    flush(temporary)
+        durable.flush(temporary / file)
+    durable.flush(temporary)
     shutil.rmtree(folder / name, ignore_errors=True)  # a damaged one of the same name
     os.replace(temporary, folder / name)
-    flush(folder)
+    durable.flush(folder)
 
 
 def _whole(path: Path, trusted: frozenset[str]) -> bool:

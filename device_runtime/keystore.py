@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from device_runtime import durable
 from device_runtime.errors import ConfigError, RunError, TypingLogError
 
 FILE, SYSTEM = "file", "system"
@@ -74,7 +75,7 @@ class FileKey:
             return None
 
     def store(self, key: bytes) -> None:
-        _write(self.path, key)
+        durable.write(self.path, key)  # on disk first: records without their key are lost
 
     def remove(self) -> None:
         _remove(self.path)
@@ -101,7 +102,7 @@ class SystemKey:
     def store(self, key: bytes) -> None:
         name = self.entry() or str(uuid.uuid4())
         backend = _system()
-        _write(self.path, name.encode())  # before the entry: whatever happens next, a wipe finds it
+        durable.write(self.path, name.encode())  # before the entry: whatever happens next, a wipe finds it
         with _refusals():
             backend.set_password(SERVICE, name, key.hex())
             kept = backend.get_password(SERVICE, name) == key.hex()
@@ -156,28 +157,8 @@ def _refusals() -> Iterator[None]:
         raise RunError(_NAME, f"refused ({type(error).__name__})", _REMEDY) from None
 
 
-def _write(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())  # records without their key are lost
-    os.replace(temporary, path)
-    _sync(path.parent)
-
-
 def _remove(path: Path) -> None:
     path.unlink(missing_ok=True)
-    for unfinished in path.parent.glob(f".{path.name}.*"):
-        unfinished.unlink(missing_ok=True)
+    path.with_name(f".{path.name}").unlink(missing_ok=True)  # of a process that was killed while it wrote
     if path.parent.exists():
-        _sync(path.parent)
-
-
-def _sync(folder: Path) -> None:
-    """Make the names in a folder durable: a key that was removed must not come back with the power."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        durable.flush(path.parent)  # a key that was removed must not come back with the power

@@ -109,7 +109,7 @@ def device_run(
         return devices.stay(homes[0], server)
     found = devices.once(homes[0], server)
     if as_json:
-        return emit(found)
+        return emit(asdict(found))
     console.say(f"{homes[0]}: {devices.sentence(found)}")
 
 

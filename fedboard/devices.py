@@ -10,8 +10,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,6 +19,10 @@ from device_runtime.errors import CorpusError, RunError
 from fedboard import console
 from model import child_process, corpus
 from model.corpus import Users
+
+if TYPE_CHECKING:
+    from device_runtime.daemon import NotAsked
+    from device_runtime.participate import Outcome
 
 BLOCKED = ("tensorflow", "tensorflow_federated")
 
@@ -104,12 +107,12 @@ def run(folders: Sequence[Path], url: str, rounds: int, outcomes: Path | None) -
     return {"devices": len(homes), "rounds": seen, **totals, "peak_memory_mb": child_process.peak_memory_mb(os.getpid())}
 
 
-def sentence(outcome: Any) -> str:
+def sentence(outcome: "Outcome | NotAsked") -> str:
     """What came of a turn."""
-    if isinstance(outcome, dict):
-        if outcome["status"] == "not_asked":
-            return f"the server was not asked ({outcome['cause']}); look again in {outcome['retry_in_s']:.0f} s"
-        return sentence(SimpleNamespace(**outcome))
+    from device_runtime.daemon import NotAsked
+
+    if isinstance(outcome, NotAsked):
+        return f"the server was not asked ({outcome.cause}); look again in {outcome.retry_in_s:.0f} s"
     losses = "" if outcome.loss_after is None else f", loss {outcome.loss_before:.3f} -> {outcome.loss_after:.3f}"
     round_number = "" if outcome.round is None else f" in round {outcome.round}"
     return f"{outcome.status}{round_number}{f' ({outcome.cause})' if outcome.cause else ''}{losses}"
@@ -133,7 +136,7 @@ def enrol(folder: Path, settings: Any, bundle: Path | None, url: str) -> str:
     return name
 
 
-def once(folder: Path, url: str | None) -> dict[str, Any]:
+def once(folder: Path, url: str | None) -> "Outcome | NotAsked":
     """One polite turn: nothing is asked of the server while a condition forbids it, or before its retry window is open."""
     from device_runtime.daemon import Daemon
     from device_runtime.home import Home

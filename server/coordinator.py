@@ -115,6 +115,7 @@ class Coordinator:
         self._store, self._blobs = store, blobs
         self._rng = np.random.default_rng() if rng is None else rng
         self._lock = threading.Lock()
+        self._working_out = threading.Lock()  # of a difference; taken before `_lock`
         with store.transaction() as rows:
             task = rows.task()
             if task is None:
@@ -320,8 +321,12 @@ class Coordinator:
     def _difference(self, held: str, wanted: str) -> str | None:
         """The blob that makes the checkpoint `wanted` of the one a device holds; None if it is not one of the newest, or saves too little.
 
-        Worked out once a pair, outside the lock; two that do it at once keep the same blob.
+        Worked out once a pair, without keeping others from the round: of many devices that hold the same, one does and the others wait for it.
         """
+        with self._working_out:
+            return self._worked_out(held, wanted)
+
+    def _worked_out(self, held: str, wanted: str) -> str | None:
         with self._lock, self._store.transaction() as rows:
             if wanted != self._checkpoint.half or held not in rows.newest_halves(DIFFERENCES):
                 return None

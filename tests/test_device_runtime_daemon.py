@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from device_runtime import daemon
-from device_runtime.daemon import Daemon, Schedule, after, after_error, read_schedule
+from device_runtime.daemon import Daemon, NotAsked, Schedule, after, after_error, read_schedule
 from device_runtime.errors import ServerError
 from device_runtime.home import SCHEDULE, DeviceConfig, Home
 from device_runtime.participate import Outcome, Status
@@ -113,7 +113,7 @@ def test_the_server_is_not_asked_while_a_condition_forbids_training_and_the_reas
         waits = [resident.step() for _ in range(3)]
     assert all(daemon.LOOK_S <= wait <= daemon.LOOK_S * 1.2 for wait in waits)
     assert [record.message for record in caplog.records] == ["not training: metered_network"]
-    assert resident.once() == {"status": "not_asked", "cause": "metered_network", "retry_in_s": daemon.LOOK_S}
+    assert resident.once() == NotAsked("metered_network", daemon.LOOK_S)
 
 
 def test_a_server_that_is_away_is_waited_for_and_the_wait_is_on_disk(home, caplog):

@@ -71,6 +71,15 @@ def test_a_damaged_bundle_is_not_used_but_the_last_good_one_and_the_reason_is_to
     assert used(folder, trusted) == 2
 
 
+def test_a_damaged_bundle_does_not_take_the_place_of_the_last_good_one(folder, release, trusted):
+    for number in (1, 2):
+        installed.install(folder, release(number), trusted)
+    (installed.current(folder, trusted).bundle.path / "plan.json").write_bytes(b"damaged")
+    installed.install(folder, release(3), trusted)
+    (installed.current(folder, trusted).bundle.path / "plan.json").write_bytes(b"damaged")
+    assert installed.current(folder, trusted).bundle.manifest.release == 1
+
+
 def test_while_the_pointer_is_damaged_the_highest_release_is_used_and_nothing_is_installed(folder, release, trusted):
     for number in (1, 2):
         installed.install(folder, release(number), trusted)

@@ -1,5 +1,6 @@
 """Checkpoints travel down as differences from what a device holds, where that is smaller."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -86,4 +87,15 @@ def test_the_toy_s_own_rounds_still_take_whole_checkpoints(tmp_path):
     work = coordinator.check_in(device, READY, 1.0)
     assert coordinator.update(device, work.assignment, encoded(work, 1), 1.0).counted
     assert toy_server.stored(coordinator, coordinator.checkpoint.half).round == 1
+    coordinator.close()
+
+
+def test_of_many_devices_that_hold_the_same_one_works_the_difference_out(tmp_path, monkeypatch):
+    coordinator, devices = large(tmp_path)
+    held = commit(coordinator, devices[0], 1.0)
+    made, encode = [], difference.encode
+    monkeypatch.setattr(difference, "encode", lambda old, new: made.append(1) or encode(old, new))
+    with ThreadPoolExecutor(8) as pool:
+        names = set(pool.map(lambda _: coordinator._difference(held, coordinator.checkpoint.half), range(8)))
+    assert (len(names), len(made)) == (1, 1)
     coordinator.close()

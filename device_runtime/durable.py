@@ -1,0 +1,27 @@
+"""Durable: a file is written whole or not at all, and is on disk when the call returns."""
+
+import os
+from pathlib import Path
+
+PRIVATE = 0o600  # only its owner reads it
+
+
+def write(path: Path, data: bytes, mode: int = PRIVATE) -> None:
+    """Write a file in place of any other of its name. Raises OSError, and leaves the old one, if it cannot be written."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}")  # always the same: what a killed process left is written over
+    with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    flush(path.parent)
+
+
+def flush(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
