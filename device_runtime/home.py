@@ -63,6 +63,14 @@ class DeviceConfig:
     typing_log: Retention = field(default_factory=Retention)
 
 
+def conditions_of(folder: Path, settings: DeviceConfig) -> Source:
+    """Where the conditions of a device in `folder` come from. Raises ConfigError for a trace that cannot be read, or a signal that is none."""
+    kind = settings.conditions
+    if kind in sensors.KINDS:
+        return sensors.named(kind, folder, settings.stated)
+    return sensors.stated(unknown if kind is None else trace_source(folder / kind), settings.stated)
+
+
 @dataclass(frozen=True)
 class Contribution:
     """One line of the ledger: what a round took from this device, or why it took nothing."""
@@ -142,10 +150,7 @@ class Home:
     @cached_property
     def conditions(self) -> Source:
         """Where its conditions come from. Raises ConfigError for a trace that cannot be read."""
-        kind = self.config.conditions
-        if kind is None:
-            return unknown
-        return sensors.named(kind, self.folder, self.config.stated) if kind in sensors.KINDS else trace_source(self.folder / kind)
+        return conditions_of(self.folder, self.config)
 
     def held_checkpoint(self) -> str | None:
         """SHA-256 of the checkpoint it kept last, None if there is none or it is damaged."""

@@ -138,10 +138,10 @@ def update(home: Home, bundle: Bundle, now: float, may_continue: Callable[[], bo
         last = None  # another bundle: what grew from the old one is no use
     with home.typing_log() as log:
         records = sorted(log.records(log.count()), key=lambda record: record.id)
-        if not records or len(records) < LEAST_MESSAGES:
+        if len(records) < LEAST_MESSAGES:
             return None
         newer = [record for record in records if last is None or record.id > last.judged_to]
-        if last is None or sum(record.id > last.trained_to for record in records) >= NEW_MESSAGES + _held(records):
+        if last is None or sum(record.id > last.trained_to for record in records) >= NEW_MESSAGES + len(split(records)[1]):
             found = _try(home, bundle, log, records, now, may_continue)
         elif last.serves and len(newer) >= JUDGED_AGAIN:
             found = _judge_again(home, bundle, log, records, last, now, may_continue)
@@ -150,10 +150,6 @@ def update(home: Home, bundle: Bundle, now: float, may_continue: Callable[[], bo
     if found is not None:
         _keep(home, found, last)
     return found
-
-
-def _held(records: Sequence[Record]) -> int:
-    return len(split(records)[1])
 
 
 def _try(home: Home, bundle: Bundle, log: TypingLog, records: Sequence[Record], now: float, may_continue: Callable[[], bool]) -> Verdict | None:

@@ -3,8 +3,7 @@
 The messages themselves are not kept, only their numbers in the typing log: one that was forgotten meanwhile takes the work with it.
 """
 
-import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from device_runtime import config, weights
 from device_runtime.errors import CheckpointError, ConfigError, TypingLogError
@@ -24,8 +23,6 @@ class Work:
     until: float  # seconds of the device's clock: after it the round waits for nobody
     records: tuple[int, ...]  # messages trained on, by their numbers in the typing log
     rows: str  # SHA-256 of the rows they gave
-    batches: int = 0
-    loss_before: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -34,18 +31,27 @@ class Unfinished:
     progress: Progress
 
 
+@dataclass(frozen=True)
+class _Head:
+    """The first line of the file, before the weights: all the rest."""
+
+    work: Work
+    batches: int
+    loss_before: float
+
+
 def seal(unfinished: Unfinished, log: TypingLog) -> bytes:
     """As a file of the device."""
     progress = unfinished.progress
-    head = {**asdict(unfinished.work), "batches": progress.batches, "loss_before": progress.loss_before}
-    return log.seal(json.dumps(head).encode() + b"\n" + weights.to_bytes(Checkpoint(progress.weights, unfinished.work.round)), PURPOSE)
+    head = config.to_json(_Head(unfinished.work, progress.batches, progress.loss_before))
+    return log.seal(head + b"\n" + weights.to_bytes(Checkpoint(progress.weights, unfinished.work.round)), PURPOSE)
 
 
 def unseal(data: bytes, log: TypingLog) -> Unfinished | None:
     """What `seal` wrote; None for anything else: then the work begins anew."""
     try:
-        head, _, arrays = log.unseal(data, PURPOSE).partition(b"\n")
-        work = config.from_json(Work, head, PURPOSE)
-        return Unfinished(work, Progress(weights.from_bytes(arrays, PURPOSE).weights, work.batches, work.loss_before))
+        line, _, arrays = log.unseal(data, PURPOSE).partition(b"\n")
+        head = config.from_json(_Head, line, PURPOSE)
+        return Unfinished(head.work, Progress(weights.from_bytes(arrays, PURPOSE).weights, head.batches, head.loss_before))
     except (TypingLogError, ConfigError, CheckpointError):
         return None

@@ -124,15 +124,18 @@ def enrol(folder: Path, settings: Any, bundle: Path | None, url: str) -> str:
     Raises ServerError, and keeps the device for another try, if the server does not answer.
     """
     from device_runtime import calls
-    from device_runtime.home import Home
+    from device_runtime.home import Home, conditions_of
     from device_runtime.transport import http, persistent
 
-    home = Home.open(folder) if folder.exists() else Home.create(folder, settings, bundle=bundle)
-    if home.config.server != url:
-        raise RunError(folder, f"belongs to {home.config.server}, not to {url}", "change `server` in its device.toml, or choose another folder")
-    with http(url) as send:
+    with http(url) as send:  # first: an address that is none, or conditions that cannot be read, make no device
+        if not folder.exists():
+            conditions_of(folder, settings)
+            Home.create(folder, settings, bundle=bundle)
+        home = Home.open(folder)
+        if home.config.server != url:
+            raise RunError(folder, f"belongs to {home.config.server}, not to {url}", "change `server` in its device.toml, or choose another folder")
         name = calls.enrol(persistent(send), home.key).device
-    home.keep_name(name)
+        home.keep_name(name)
     return name
 
 

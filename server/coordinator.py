@@ -185,7 +185,7 @@ class Coordinator:
                 name = secrets.token_hex(16)
                 state = advance(state, Admitted(device, now), self.task.rules)
                 rows.note_check_in(state.round, device, ASSIGNED)
-                rows.assign(name, state.round, device, now)
+                rows.assign(name, state.round, device, now, holds=check_in.holds == self._checkpoint.half)
                 rows.save_round(state)
             self._round = state
             return self._assignment(name, now, now)

@@ -275,9 +275,10 @@ class Rows:
         row = {"round": round, "device": device, "outcome": outcome}
         self._put(check_ins, row, replaced=("outcome",) if outcome == ASSIGNED else ())
 
-    def assign(self, assignment: str, round: int, device: str, now: float) -> None:
+    def assign(self, assignment: str, round: int, device: str, now: float, holds: bool = False) -> None:
+        """Give a device work. `holds`: it has the round's checkpoint already, and counts as having downloaded it."""
         row = {"assignment": assignment, "round": round, "device": device, "admitted_at": now, "status": Status.OPEN.value}
-        self._connection.execute(assignments.insert(), {**row, "examples": 0, "bytes_up": 0, "downloaded": False})
+        self._connection.execute(assignments.insert(), {**row, "examples": 0, "bytes_up": 0, "downloaded": holds})
 
     def assignment(self, assignment: str) -> StoredAssignment | None:
         return self._assignment(_ASSIGNMENT_BY_NAME, {"assignment": assignment})

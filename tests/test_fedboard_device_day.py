@@ -1,7 +1,6 @@
 """A device's day as its owner lives it: real commands, a real server process, a real daemon."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -91,7 +90,14 @@ def test_a_server_that_cannot_be_reached_is_one_clear_line_and_the_device_stays_
 def test_a_new_device_needs_a_bundle_and_sources_of_conditions_that_exist(world, tmp_path):
     assert "no bundle to install" in fedboard("device", "enrol", tmp_path / "phone", "--server", "http://127.0.0.1:9", code=1)
     assert not (tmp_path / "phone").exists()
-    assert os.listdir(tmp_path).count("phone") == 0
+    for more, said in (
+        (["--conditions", tmp_path / "none.tsv"], "none.tsv: cannot be read"),
+        (["--stated", "weather"], "expected some of charging, unmetered, idle"),
+        (["--server", "nonsense"], "not the address of a server"),
+        (["--key-store", "cloud"], "expected one of file, system"),
+    ):
+        assert said in fedboard("device", "enrol", tmp_path / "phone", *world, *more, code=1)
+        assert not (tmp_path / "phone").exists()
 
 
 def test_an_older_bundle_is_refused_and_the_device_goes_on_with_the_one_it_has(world, tmp_path, tiny_bundle, signing_key):

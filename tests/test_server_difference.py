@@ -50,6 +50,14 @@ def test_whoever_holds_nothing_the_newest_or_a_stranger_s_checkpoint_is_offered_
     coordinator.close()
 
 
+def test_a_device_that_holds_the_round_s_checkpoint_counts_as_having_downloaded_it(tmp_path):
+    coordinator, devices = large(tmp_path)
+    coordinator.check_in(devices[0], replace(READY, holds=coordinator.checkpoint.half), 1.0)
+    report = coordinator.reports(1.0).rounds[0]
+    assert (report.assigned, report.downloaded, report.bytes_down) == (1, 1, 0)
+    coordinator.close()
+
+
 def test_a_checkpoint_of_long_ago_is_sent_whole(tmp_path):
     coordinator, devices = large(tmp_path)
     held = commit(coordinator, devices[0], 1.0)
