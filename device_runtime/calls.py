@@ -8,28 +8,30 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from device_runtime.config import from_json, to_json
 from device_runtime.errors import ConfigError, ServerError
-from device_runtime.signing import public_hex, sign_request
+from device_runtime.signing import name_of, public_hex, sign_request
 from device_runtime.transport import CHECK_ADDRESS, Reply, Send
 from device_runtime.weights import digest
-from device_runtime.wire import Abandon, Ack, Assignment, Cause, CheckIn, Enrolled, Enrolment, Problem, Reject, RoundReports
+from device_runtime.wire import Abandon, Ack, Assignment, Cause, CheckIn, Enrolled, Enrolment, Problem, Reject, RoundReports, Scores
 
 T = TypeVar("T")
 JSON = {"content-type": "application/json"}
 BINARY = {"content-type": "application/octet-stream"}
 
 
-def signed(send: Send, key: Ed25519PrivateKey, device: str) -> Send:
-    """`send` with every request signed by `device`, each time anew: a signature is taken once."""
+def signed(send: Send, key: Ed25519PrivateKey, device: str, task: str = "", round: int = 0) -> Send:
+    """`send` with every request signed by `device`, each time anew: a signature is taken once. `task` and `round` are those of its assignment."""
 
     def send_signed(method: str, path: str, body: bytes, headers: Mapping[str, str]) -> Reply:
-        return send(method, path, body, {**headers, **sign_request(key, device, method, path, body)})
+        return send(method, path, body, {**headers, **sign_request(key, device, method, path, body, task, round)})
 
     return send_signed
 
 
-def enrol(send: Send, key: Ed25519PrivateKey) -> Enrolled:
-    """Make the key known to the server. Unsigned; the same key always gets the same name."""
-    return _ours(Enrolled, "POST /v1/devices", send("POST", "/v1/devices", to_json(Enrolment(public_hex(key))), JSON))
+def enrol(send: Send, key: Ed25519PrivateKey, code: str = "") -> Enrolled:
+    """Make the key known to the server, with a code if it asks for one. The same key always gets the same name."""
+    public = public_hex(key)
+    reply = signed(send, key, name_of(public))("POST", "/v1/devices", to_json(Enrolment(public, code)), JSON)
+    return _ours(Enrolled, "POST /v1/devices", reply)
 
 
 def check_in(send: Send, message: CheckIn) -> Assignment | Reject:
@@ -52,6 +54,11 @@ def upload(send: Send, assignment: str, update: bytes) -> Ack | Reject:
     """Hand in the encoded update of an assignment. The same bytes may be handed in again."""
     path = f"/v1/assignments/{assignment}/update"
     return _ours_or_refusal(Ack, "PUT update", send("PUT", path, update, BINARY))
+
+
+def report_scores(send: Send, assignment: str, scores: Scores) -> Ack | Reject:
+    """Hand in the scores of an evaluation. The same scores may be handed in again."""
+    return _ours_or_refusal(Ack, "PUT scores", send("PUT", f"/v1/assignments/{assignment}/scores", to_json(scores), JSON))
 
 
 def abandon(send: Send, assignment: str, cause: Cause) -> Ack | Reject:

@@ -41,13 +41,28 @@ def verified(public: str, message: bytes, signature: bytes) -> bool:
     return True
 
 
-def request_message(method: str, path: str, body: bytes, nonce: str) -> bytes:
-    """What a device signs of a request: a changed method, path, body or nonce breaks the signature."""
-    return "\n".join(("fedboard-request-v1", method.upper(), path, digest(body), nonce)).encode()
+def name_of(public_key: str) -> str:
+    """The name of the device that holds a key (hexadecimal): the start of the key's SHA-256."""
+    return digest(bytes.fromhex(public_key))[:16]
 
 
-def sign_request(key: Ed25519PrivateKey, device: str, method: str, path: str, body: bytes) -> dict[str, str]:
-    """The headers that prove a request comes from `device`."""
-    nonce = os.urandom(16).hex()
-    signature = key.sign(request_message(method, path, body, nonce))
-    return {"fedboard-device": device, "fedboard-nonce": nonce, "fedboard-signature": base64.b64encode(signature).decode()}
+def request_message(method: str, path: str, body_digest: str, task: str, round: int | str, nonce: str) -> bytes:
+    """What a device signs of a request: a changed method, path, body, task, round or nonce breaks the signature."""
+    return "\n".join(("fedboard-request-v2", method.upper(), path, body_digest, task, str(round), nonce)).encode()
+
+
+def sign_request(key: Ed25519PrivateKey, device: str, method: str, path: str, body: bytes, task: str = "", round: int = 0) -> dict[str, str]:
+    """The headers that prove a request comes from `device`. `task` and `round` are those of the assignment it is about, if it is about one.
+
+    The body's SHA-256 is a header of its own (RFC 9530), so that a server can refuse a stranger before it reads what he sends.
+    """
+    nonce, hashed = os.urandom(16).hex(), digest(body)
+    signature = key.sign(request_message(method, path, hashed, task, round, nonce))
+    return {
+        "fedboard-device": device,
+        "fedboard-task": task,
+        "fedboard-round": str(round),
+        "fedboard-nonce": nonce,
+        "fedboard-signature": base64.b64encode(signature).decode(),
+        "content-digest": f"sha-256=:{base64.b64encode(bytes.fromhex(hashed)).decode()}:",
+    }

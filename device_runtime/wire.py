@@ -5,16 +5,18 @@ No message has a field that could carry typed text. Blobs (plan, checkpoint) are
     POST /v1/devices                        Enrolment            -> Enrolled
     POST /v1/check-in                       CheckIn              -> Assignment | Reject
     GET  /v1/blobs/{sha256}                                      -> bytes
-    PUT  /v1/assignments/{id}/update        encoded update       -> Ack | Reject
+    PUT  /v1/assignments/{id}/update        encoded update       -> Ack | Reject     a training task's report
+    PUT  /v1/assignments/{id}/scores        Scores               -> Ack | Reject     an evaluation task's report
     POST /v1/assignments/{id}/abandon       Abandon              -> Ack
-    GET  /v1/rounds                                              -> RoundReports
-All but the first and last are signed: `signing.sign_request`. Every refusal is a Reject or a Problem with a named cause.
+    GET  /v1/rounds?task=NAME                                    -> RoundReports
+All but the last are signed by the device: `signing.sign_request`. Every refusal is a Reject or a Problem with a named cause.
+What only the operator may ask for is in `server/operator.py`.
 """
 
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-VERSION = 1
+VERSION = 2
 
 
 class Cause(StrEnum):
@@ -30,7 +32,18 @@ class Cause(StrEnum):
     ROUND_FULL = "round_full"
     ALREADY_ASSIGNED = "already_assigned"
     NO_ROUND = "no_round"
-    ROUND_CLOSED = "round_closed"
+    TASK_PAUSED = "task_paused"
+    # the task's policy
+    TOO_NEW = "too_new"  # enrolled too recently to be trusted with a first participation
+    PARTICIPATED_ENOUGH = "participated_enough"
+    OTHER_DEVICE_CLASS = "other_device_class"
+    OUTDATED_RUNTIME = "outdated_runtime"
+    OUTDATED_BUNDLE = "outdated_bundle"
+    # a report that came when it was no longer needed
+    ROUND_CLOSED = "round_closed"  # ended by the operator, or with too few
+    SURPLUS = "surplus"  # the round had its reports already
+    LATE = "late"  # the deadline had passed
+    STALE = "stale"  # too many rounds behind, in a buffered task
     # an assignment that brought nothing
     CONDITION_LOST = "condition_lost"
     TRAINING_FAILED = "training_failed"
@@ -51,6 +64,13 @@ class Cause(StrEnum):
     WRONG_SHAPES = "wrong_shapes"
     NORM_TOO_LARGE = "norm_too_large"
     DIFFERENT_UPDATE = "different_update"
+    NOT_SCORES = "not_scores"
+    BAD_CODE = "bad_code"  # enrolment without a code that may still be used
+    NOT_THE_OPERATOR = "not_the_operator"
+    TOO_MANY_REQUESTS = "too_many_requests"
+    TOO_SLOW = "too_slow"  # the body did not come in time
+    UNKNOWN_TASK = "unknown_task"
+    WRONG_STATE = "wrong_state"  # of a task, for what the operator asked
 
 
 @dataclass(frozen=True)
@@ -66,9 +86,19 @@ class Plan:
     bits: int = 8  # of one value of the upload
 
 
+class Kind(StrEnum):
+    """What a task asks of a device."""
+
+    TRAINING = "training"  # fine-tune a checkpoint, report the update
+    EVALUATION = "evaluation"  # score a checkpoint on held-back messages, report sums
+
+
 @dataclass(frozen=True)
 class Enrolment:
+    """Signed with the key it makes known, as whoever holds it will be: `signing.name_of` it."""
+
     public_key: str  # Ed25519, hexadecimal
+    code: str = ""  # used once; not needed where the operator lets every device in
 
 
 @dataclass(frozen=True)
@@ -92,6 +122,10 @@ class CheckIn:
     tokenizer: str  # SHA-256 of the vocabulary in the device's bundle
     version: int = VERSION
     holds: str = ""  # SHA-256 of the float16 checkpoint it has: a newer one can travel as a difference
+    population: str = "default"  # whose tasks it works for
+    runtime: int = 0  # `bundle.RUNTIME` it runs
+    release: int = 0  # of its bundle
+    device_class: str = ""  # coarse and chosen by its maker, such as "low"; never a model name
 
 
 @dataclass(frozen=True)
@@ -104,6 +138,9 @@ class Assignment:
     rotation_seed: int  # of the round: every update of a round is rotated alike
     deadline_s: float  # seconds from now until the report is too late
     difference: str | None = None  # SHA-256 of the checkpoint as a difference from the one the device holds, where that is smaller
+    task: str = "default"  # by name
+    kind: Kind = Kind.TRAINING
+    min_separation: int = 1  # rounds of the task between two reports of one device; the device holds the server to it
 
 
 @dataclass(frozen=True)
@@ -125,6 +162,16 @@ class Ack:
 @dataclass(frozen=True)
 class Abandon:
     cause: Cause
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Sums over the target words of a device's held-back messages: what an evaluation reports, and all it reports."""
+
+    targets: int
+    top1: int  # targets that were the best word
+    top3: int  # targets among the three best
+    loss: float  # nats, summed
 
 
 @dataclass(frozen=True)
@@ -154,6 +201,12 @@ class RoundReport:
     bytes_down: int = 0
     seconds: float = 0.0
     checkpoint: str = ""  # SHA-256 of the checkpoint the round made (float32)
+    task: str = "default"
+    kind: Kind = Kind.TRAINING
+    base: str = ""  # SHA-256 of the checkpoint the round gave to its devices (float32)
+    base_round: int = 0  # the round that made it
+    scores: Scores | None = None  # of an evaluation: sums over its devices
+    opened_at: float = 0.0  # seconds since 1970
 
 
 @dataclass(frozen=True)
