@@ -123,7 +123,7 @@ class CheckIn:
     version: int = VERSION
     holds: str = ""  # SHA-256 of the float16 checkpoint it has: a newer one can travel as a difference
     population: str = "default"  # whose tasks it works for
-    runtime: int = 0  # `bundle.RUNTIME` it runs
+    runtime: str = ""  # version of its interpreter, such as "2.14.0"
     release: int = 0  # of its bundle
     device_class: str = ""  # coarse and chosen by its maker, such as "low"; never a model name
 
