@@ -71,6 +71,7 @@ class Cause(StrEnum):
     TOO_SLOW = "too_slow"  # the body did not come in time
     UNKNOWN_TASK = "unknown_task"
     WRONG_STATE = "wrong_state"  # of a task, for what the operator asked
+    UNAVAILABLE = "unavailable"  # the server cannot write just now
 
 
 @dataclass(frozen=True)

@@ -108,3 +108,18 @@ def apply(step: ServerStep, before: Weights, velocity: Weights | None, delta: np
 def fits_float16(values: Weights) -> bool:
     """Whether devices can be sent these weights: all finite as float16."""
     return all(bool((np.abs(array) <= np.finfo(np.float16).max).all()) for array in values.values())
+
+
+def staleness_weight(staleness, exponent=0.5):
+    return (1 + staleness) ** -exponent
+
+
+def add_all(sum, updates):
+    for u, w, f in updates:
+        share = np.rint(quantize.values(u) * (w * f * SCALE)).astype(np.int64)
+        sum = Sum(sum.total + share, sum.weight + w, sum.count + 1)
+    return sum
+
+
+def total(parts):
+    return Sum(np.sum([p.total for p in parts], axis=0), __builtins__["sum"](p.weight for p in parts), __builtins__["sum"](p.count for p in parts))

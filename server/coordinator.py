@@ -1,54 +1,79 @@
-"""The coordinator: message and time -> reply. The only object that remembers; everything it remembers is in its store.
+"""The coordinator: requests and time -> answers. The only object that remembers; everything it remembers is in its store.
 
-An update is checked, added to the round's sum and written to the ledger in one transaction before it is acknowledged. A round's end is one
-transaction too: its checkpoint (already a blob), the fate of every assignment, the next round. Between two calls nothing exists in memory only.
+Requests are answered in groups: each group is one transaction, so what an answer acknowledges is on disk before the answer is given, and a hundred
+devices cost one wait for the disk. An update is checked, added to the round's sum and written to the ledger in that transaction. The answers do not
+depend on how requests are grouped. A round's end is a transaction of its own: its checkpoint (already a blob) and the next round. Several replicas
+may share a PostgreSQL store: each has a sum of its own in every round, and whoever sees the round's end first adds them up.
 """
 
 import logging
 import re
 import secrets
 import threading
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from device_runtime import difference, quantize, signing, weights
-from device_runtime.errors import CheckpointError, RunError, UpdateError
+from device_runtime import config, difference, quantize, signing, weights
+from device_runtime.errors import CheckpointError, ConfigError, RunError, UpdateError
 from device_runtime.weights import Checkpoint, Weights, digest
-from device_runtime.wire import Abandon, Ack, Assignment, Cause, CheckIn, Enrolled, Enrolment, Plan, Reject, RoundReports
-from server import aggregation
-from server.aggregation import ServerStep
+from device_runtime.wire import Abandon, Ack, Assignment, Cause, CheckIn, Enrolled, Enrolment, Kind, Plan, Reject, RoundReports, Scores
+from server import aggregation, pacing
+from server.aggregation import ServerStep, Sum
 from server.blobs import Blobs
 from server.eligibility import Policy, decide
-from server.rounds import OPEN, Admitted, Dropped, Phase, Reported, RoundState, Rules, Tick, advance, is_over
-from server.store import ASSIGNED, Rows, Status, Store, StoredAssignment, StoredCheckpoint
-from server.task import Task, rotation_seed
+from server.ledger import Ledger, refused_late
+from server.rounds import OPEN, Admitted, Dropped, Phase, Reported, RoundState, Rules, Tick, advance, following, is_over
+from server.store import Rows, Status, Store, StoredAssignment, StoredCheckpoint, StoredRound, StoredTask, loss_units
+from server.task import State, Task, rotation_seed
 
 log = logging.getLogger("fedboard.server")
 
 NONCE_LIFE_S = 30 * 86_400.0  # how long a nonce is remembered; a request older than that can be replayed once
 DIFFERENCES = 8  # newest checkpoints a newer one is also offered as a difference from
+DIFFERENCES_KEPT = 256  # pairs whose difference is remembered
 SMALLER = 0.75  # a difference is offered if it has at most this share of the checkpoint's bytes
-ABANDON_CAUSES = (Cause.CONDITION_LOST, Cause.TRAINING_FAILED, Cause.TIMED_OUT, Cause.NOT_CHARGING, Cause.METERED_NETWORK, Cause.IN_USE)
+POPULATION_S = 60.0  # how long the number of enrolled devices may be out of date
+NATS_A_TARGET = 100.0  # more is no loss of a target word: its probability would be under e ** -100
+ABANDON_CAUSES = (
+    Cause.CONDITION_LOST,
+    Cause.TRAINING_FAILED,
+    Cause.TIMED_OUT,
+    Cause.NOT_CHARGING,
+    Cause.METERED_NETWORK,
+    Cause.IN_USE,
+    Cause.TOO_FEW_EXAMPLES,
+    Cause.REPORTED_RECENTLY,
+)
 STATUS = {
     Cause.MALFORMED: 400,
     Cause.UNKNOWN_DEVICE: 401,
     Cause.BAD_SIGNATURE: 401,
+    Cause.NOT_THE_OPERATOR: 401,
+    Cause.BAD_CODE: 403,
     Cause.UNKNOWN_BLOB: 404,
     Cause.UNKNOWN_ASSIGNMENT: 404,
+    Cause.UNKNOWN_TASK: 404,
+    Cause.TOO_SLOW: 408,
     Cause.REPLAYED: 409,
     Cause.DIFFERENT_UPDATE: 409,
+    Cause.WRONG_STATE: 409,
     Cause.ABANDONED: 410,
     Cause.TOO_LARGE: 413,
     Cause.NOT_AN_UPDATE: 422,
+    Cause.NOT_SCORES: 422,
     Cause.WRONG_ROUND: 422,
     Cause.WRONG_SHAPES: 422,
     Cause.NORM_TOO_LARGE: 422,
+    Cause.TOO_MANY_REQUESTS: 429,
+    Cause.UNAVAILABLE: 503,
 }  # HTTP, for each cause a request can be refused for
 _WHY = {
     Cause.NOT_AN_UPDATE: "the body is not an update in the encoding and bits of the plan",
-    Cause.WRONG_ROUND: "the update was encoded for another round or rotation",
+    Cause.NOT_SCORES: "the body does not hold sums that this plan's held-back messages could have",
+    Cause.WRONG_ROUND: "the update was encoded, or the request signed, for another task, round or rotation",
     Cause.WRONG_SHAPES: "the update belongs to a network of other shapes",
     Cause.NORM_TOO_LARGE: "the update is larger than the plan's clipping norm allows",
 }
@@ -63,10 +88,61 @@ class Refused(Exception):
         self.cause, self.detail, self.status = cause, detail, STATUS[cause]
 
 
-def open_folder(folder: Path) -> tuple[Store, Blobs]:
-    """The database and the blobs of a server's folder, made on first use. Raises RunError if it cannot be used, or is used by another server."""
-    blobs = Blobs(Path(folder) / "blobs")
-    return Store(Path(folder) / "server.sqlite"), blobs
+# What devices ask. `nonce` is None where no signature was needed; `task` and `round` are those the device signed for, "" and 0 if for none.
+
+
+@dataclass(frozen=True)
+class CheckingIn:
+    device: str
+    check_in: CheckIn
+    nonce: str | None = None
+
+
+@dataclass(frozen=True)
+class Reporting:
+    """An encoded update, or the bytes of Scores."""
+
+    device: str
+    assignment: str
+    body: bytes
+    kind: Kind = Kind.TRAINING
+    nonce: str | None = None
+    signed_for: tuple[str, int] | None = None
+    body_digest: str | None = None  # SHA-256 that was signed
+
+
+@dataclass(frozen=True)
+class Abandoning:
+    device: str
+    assignment: str
+    cause: Cause
+    nonce: str | None = None
+    signed_for: tuple[str, int] | None = None
+
+
+@dataclass(frozen=True)
+class Fetching:
+    """So many bytes of a blob are about to be sent, with its last or without."""
+
+    device: str
+    blob: str
+    size: int
+    complete: bool
+    nonce: str | None = None
+    signed_for: tuple[str, int] | None = None
+
+
+Request = CheckingIn | Reporting | Abandoning | Fetching
+Answer = Assignment | Reject | Ack | Refused | None
+
+
+def open_folder(folder: Path, database: str = "", blobs: str = "") -> tuple[Store, Blobs]:
+    """The database and the blobs of a server: in its folder, made on first use, or where their addresses say.
+
+    Raises RunError if they cannot be used, or the folder is used by another server.
+    """
+    kept = Blobs(Path(folder) / "blobs") if not blobs else Blobs.open(blobs)
+    return Store(database or Path(folder) / "server.sqlite"), kept
 
 
 def create_task(
@@ -79,322 +155,636 @@ def create_task(
     step: ServerStep,
     now: float,
     seed: int | None = None,
+    name: str = "default",
+    population: str = "default",
 ) -> Task:
-    """Keep a new task and open its first round, numbered one after the checkpoint's.
+    """Keep a new training task and open its first round, numbered one after the checkpoint's.
 
     Without a seed the rotations cannot be foretold; with one, the same updates make the same checkpoints.
-    Raises RunError if the store already holds a task, CheckpointError for weights that do not fit float16, ConfigError for rules a sum cannot hold.
+    Raises RunError if there is a task of that name, CheckpointError for weights that do not fit float16, ConfigError for rules a sum cannot hold.
     """
-    if has_task(store):
-        raise RunError("task", "this folder already holds one", "start the server to go on with it, or give a new folder")
     values = checkpoint.weights
     if not aggregation.fits_float16(values):
         raise CheckpointError("checkpoint", "it has values too large for float16, as which it would travel", "train again with a smaller rate")
     dimension = sum(array.size for array in values.values())
     seed = secrets.randbits(63) if seed is None else seed
-    task = Task(plan, rules, policy, step, checkpoint.tokenizer, weights.shapes_hash(values), dimension, seed)
+    task = Task(plan, rules, policy, step, checkpoint.tokenizer, weights.shapes_hash(values), dimension, seed, name, population)
     blobs.put(task.plan_bytes)
-    stored = _put_checkpoint(blobs, checkpoint)
+    stored = replace(_put_checkpoint(blobs, checkpoint), made_at=now)
     with store.transaction(durable=True) as rows:
-        rows.add_task(task)
-        rows.add_checkpoint(stored)
-        rows.open_round(checkpoint.round + 1, stored.sha, now)
+        _add_task(rows, task, now)
+        rows.add_checkpoint(name, stored)
+        rows.open_round(name, RoundState(checkpoint.round + 1), stored, now)
+    return task
+
+
+def create_evaluation(
+    store: Store, blobs: Blobs, evaluates: str, plan: Plan, rules: Rules, policy: Policy, now: float, name: str, seed: int | None = None
+) -> Task:
+    """Keep a new task that scores the newest checkpoints of the training task `evaluates` on its devices' held-back messages.
+
+    Raises RunError if there is no such training task, or one of the new name.
+    """
+    with store.transaction(durable=True) as rows:
+        trained = next((stored.task for stored in rows.tasks() if stored.task.name == evaluates and stored.task.kind is Kind.TRAINING), None)
+        if trained is None:
+            raise RunError(f"task {evaluates}", "expected a training task to evaluate, found none of that name", "see `fedboard task list`")
+        seed = secrets.randbits(63) if seed is None else seed
+        shared = trained.tokenizer, trained.shapes, trained.dimension
+        task = Task(plan, rules, policy, ServerStep(), *shared, seed, name, trained.population, Kind.EVALUATION, evaluates)
+        blobs.put(task.plan_bytes)
+        current = rows.current(evaluates)
+        assert current is not None  # a training task has a checkpoint from its first moment
+        _add_task(rows, task, now)
+        rows.open_round(name, RoundState(1), current, now)
     return task
 
 
 def has_task(store: Store) -> bool:
-    with store.transaction() as rows:
-        return rows.task() is not None
+    with store.reading() as rows:
+        return bool(rows.tasks())
 
 
 class Coordinator:
-    """Goes on with the task in `store`, where it stood. `now` is in seconds, of one clock that does not run backwards. Thread-safe."""
+    """Goes on with the tasks in `store`, where they stood. `now` is in seconds, of one clock that does not run backwards. Thread-safe."""
 
-    def __init__(self, store: Store, blobs: Blobs, rng: np.random.Generator | None = None):
-        """`rng` spreads the retry times. Raises RunError if there is no task yet."""
-        self._store, self._blobs = store, blobs
+    def __init__(self, store: Store, blobs: Blobs, rng: np.random.Generator | None = None, replica: str | None = None, codes_needed: bool = False):
+        """`rng` spreads the retry times; `replica` names this server among those that share the store. `codes_needed`: to enrol."""
+        self.store, self.blobs = store, blobs
+        self.replica = replica if replica is not None else secrets.token_hex(8) if store.shared else ""
+        self.codes_needed = codes_needed
         self._rng = np.random.default_rng() if rng is None else rng
         self._lock = threading.Lock()
-        self._working_out = threading.Lock()  # of a difference; taken before `_lock`
-        with store.transaction() as rows:
-            task = rows.task()
-            if task is None:
-                raise RunError("task", "this folder holds none", "create one first")
-            self.task = task
-            self._checkpoint = rows.newest_checkpoint()
-            self._round = rows.newest_round()
-            self._sum = rows.sum(self._round.round) or aggregation.empty(task.dimension)
-        self._differences: dict[str, str | None] = {}  # checkpoint held -> the blob that makes the newest of it, None if it is not worth it
-        self.finished = self._round.phase not in OPEN  # whether the task has all the rounds it wants
+        self._working_out = threading.Lock()  # of a difference
+        self._sums: dict[tuple[str, int], Sum] = {}  # what this replica has counted of the open rounds
+        self._differences: dict[tuple[str, str], str | None] = {}  # checkpoints held, wanted -> the blob that makes one of the other, if worth it
+        self._population, self._population_at = 1, -np.inf
 
-    @property
-    def checkpoint(self) -> StoredCheckpoint:
-        """The newest one."""
-        return self._checkpoint
+    # what devices ask
 
     def enrol(self, enrolment: Enrolment, now: float) -> Enrolled:
-        """Give a public key its name; the same key gets the same name. Refused if it is not a key."""
+        """Give a public key its name; the same key gets the same name. Refused if it is not a key, or its code does not let it in."""
         key = enrolment.public_key
         if not _HEX_64.fullmatch(key):
             raise Refused(Cause.MALFORMED, "public_key: expected 32 bytes in lower-case hexadecimal")
-        device = digest(bytes.fromhex(key))[:16]
-        with self._lock, self._store.transaction(durable=True) as rows:
-            rows.enrol(device, key, now)
+        device = signing.name_of(key)
+        with self._lock, self.store.transaction(durable=True) as rows:
+            if rows.public_key(device) is None:
+                self._use_code(rows, enrolment.code, device, key, now)
         return Enrolled(device)
 
-    def authenticate(self, device: str, nonce: str, signature: bytes, message: bytes, now: float) -> None:
-        """Refused unless `device` is enrolled, signed `message` (`signing.request_message`) and never used the nonce before."""
-        with self._lock, self._store.transaction() as rows:
-            known = rows.device(device) if _HEX_16.fullmatch(device) else None
-            if known is None:
-                raise Refused(Cause.UNKNOWN_DEVICE, "the device is not enrolled")
-            if not _HEX_32.fullmatch(nonce) or not signing.verified(known.public_key, message, signature):
-                raise Refused(Cause.BAD_SIGNATURE, "the signature does not fit the device, the request or the nonce")
-            if not rows.note_nonce(device, nonce, now):
-                raise Refused(Cause.REPLAYED, "this request has been made before")
+    def public_key(self, device: str) -> str | None:
+        """The key of an enrolled device, hexadecimal."""
+        if not _HEX_16.fullmatch(device):
+            return None
+        with self.store.reading() as rows:
+            return rows.public_key(device)
+
+    def handle(self, requests: Sequence[Request], now: float) -> list[Answer]:
+        """The answer to each request, as if they had come one after the other. What an answer acknowledges is on disk when this returns."""
+        judged = self._judge_all(requests)
+        answers: list[Answer] = []
+        with self._lock:
+            while True:
+                answers += self._group(requests[len(answers) :], judged[len(answers) :], now)
+                if len(answers) == len(requests):
+                    return answers
 
     def check_in(self, device: str, check_in: CheckIn, now: float) -> Assignment | Reject:
-        """Work for a device that may join the round, at once. A device that has open work gets the same again: its reply was lost."""
-        answer = self._checked_in(device, check_in, now)
-        if isinstance(answer, Assignment) and check_in.holds != answer.checkpoint:
-            return replace(answer, difference=self._difference(check_in.holds, answer.checkpoint))
-        return answer
-
-    def _checked_in(self, device: str, check_in: CheckIn, now: float) -> Assignment | Reject:
-        with self._lock:
-            self._tick(now)
-            state = self._round
-            with self._store.transaction() as rows:
-                known = rows.device(device)
-                if known is None:
-                    raise Refused(Cause.UNKNOWN_DEVICE, "the device is not enrolled")
-                if self.finished:
-                    return Reject(Cause.NO_ROUND, self._retry())
-                cause = decide(check_in, known.last_counted, state.round, self.task.tokenizer, self.task.policy)
-                if cause is None and device in state.waiting:
-                    assigned = rows.assignment_of(device, state.round)
-                    assert assigned is not None  # admitted and assigned are one transaction
-                    return self._assignment(assigned.assignment, assigned.admitted_at, now)
-                if cause is None and device in state.admitted:
-                    cause = Cause.ALREADY_ASSIGNED
-                if cause is None and state.phase is not Phase.SELECTING:
-                    cause = Cause.ROUND_FULL
-                if cause is not None:
-                    rows.note_check_in(state.round, device, cause.value)
-                    return Reject(cause, self._retry())
-                name = secrets.token_hex(16)
-                state = advance(state, Admitted(device, now), self.task.rules)
-                rows.note_check_in(state.round, device, ASSIGNED)
-                rows.assign(name, state.round, device, now, holds=check_in.holds == self._checkpoint.half)
-                rows.save_round(state)
-            self._round = state
-            return self._assignment(name, now, now)
+        """Work for a device that may join a round, at once. A device that has open work gets the same again: its reply was lost."""
+        answer = self._only(CheckingIn(device, check_in), now)
+        assert isinstance(answer, Assignment | Reject)
+        return self.with_difference(answer, check_in.holds) if isinstance(answer, Assignment) else answer
 
     def update(self, device: str, assignment: str, body: bytes, now: float) -> Ack | Reject:
         """Count an encoded update. The Ack means that it is on disk in the round's sum; the same body again gets the same Ack.
 
-        A report after the round's end is rejected (ROUND_CLOSED). Refused: UNKNOWN_ASSIGNMENT also for somebody else's, DIFFERENT_UPDATE for
-        a second body, ABANDONED, and whatever `aggregation.check` finds; such an update ends the assignment.
+        A report after the round's end is rejected (SURPLUS, LATE, STALE or ROUND_CLOSED). Refused: UNKNOWN_ASSIGNMENT also for somebody else's,
+        DIFFERENT_UPDATE for a second body, ABANDONED, and whatever `aggregation.check` finds; such an update ends the assignment.
         """
-        found = self._owned(device, assignment)
-        judged = self._judge(body, found) if found.status is Status.OPEN else None  # most of the work, outside the lock
-        name = digest(body)
-        with self._lock:
-            self._tick(now)
-            state, total, answer = self._round, self._sum, None
-            with self._store.transaction(durable=True) as rows:
-                found = rows.assignment(assignment) or found
-                rows.note_upload(assignment, len(body))
-                if found.status is not Status.OPEN:
-                    answer = self._again(found, name, rows)
-                elif isinstance(judged, quantize.Update):
-                    total = aggregation.add(total, judged, self.task.rules.max_weight)
-                    state = advance(state, Reported(device, now), self.task.rules)
-                    rows.settle(assignment, Status.COUNTED, update_hash=name, examples=judged.examples)
-                    rows.note_counted(device, state.round)
-                    rows.save_sum(state.round, total)
-                    answer = Ack(True, self._retry())
-                else:
-                    assert isinstance(judged, Cause)  # an assignment that is open now was open before
-                    state = advance(state, Dropped(device, now), self.task.rules)
-                    rows.settle(assignment, Status.REFUSED, judged, name)
-                    answer = _refusal(judged)
-                rows.save_round(state)
-            self._round, self._sum = state, total
-            self._end_if_over(now)
-        if isinstance(answer, Refused):
-            raise answer
+        answer = self._only(Reporting(device, assignment, body), now)
+        assert isinstance(answer, Ack | Reject)
+        return answer
+
+    def scores(self, device: str, assignment: str, body: bytes, now: float) -> Ack | Reject:
+        """Count the Scores (as JSON) of an evaluation, under the rules of `update`."""
+        answer = self._only(Reporting(device, assignment, body, Kind.EVALUATION), now)
+        assert isinstance(answer, Ack | Reject)
         return answer
 
     def abandon(self, device: str, assignment: str, abandon: Abandon, now: float) -> Ack:
-        """Note that no update will come. An update that already counts stays counted."""
-        if abandon.cause not in ABANDON_CAUSES:
-            raise Refused(Cause.MALFORMED, f"cause: expected one of {', '.join(ABANDON_CAUSES)}")
-        self._owned(device, assignment)
-        with self._lock:
-            self._tick(now)
-            with self._store.transaction() as rows:
-                found = rows.assignment(assignment)
-                assert found is not None  # assignments are never deleted
-                if found.status is not Status.OPEN:
-                    return Ack(found.status is Status.COUNTED, self._retry())
-                state = advance(self._round, Dropped(device, now), self.task.rules)
-                rows.settle(assignment, Status.ABANDONED, abandon.cause)
-                rows.save_round(state)
-            self._round = state
-            self._end_if_over(now)
-            return Ack(False, self._retry())
+        """Note that no report will come. One that already counts stays counted."""
+        answer = self._only(Abandoning(device, assignment, abandon.cause), now)
+        assert isinstance(answer, Ack)
+        return answer
+
+    def blob(self, device: str, name: str, now: float, start: int = 0, end: int | None = None, signed_for: tuple[str, int] | None = None) -> bytes:
+        """A blob, or its bytes from `start` up to `end` (not included), counted in the round it was asked for. Refused if there is none."""
+        size = self.blob_size(name)
+        end = size if end is None else min(end, size)
+        data = self.blobs.part(name, start, end)
+        self._only(Fetching(device, name, len(data), end == size, None, signed_for), now)
+        return bytes(data)
 
     def blob_size(self, name: str) -> int:
         """Bytes of a blob. Refused if there is none."""
-        size = self._blobs.size(name)
+        size = self.blobs.size(name)
         if size is None:
             raise Refused(Cause.UNKNOWN_BLOB, "there is no blob of that SHA-256")
         return size
 
-    def blob(self, device: str, name: str, now: float, start: int = 0, end: int | None = None) -> bytes:
-        """A blob, or its bytes from `start` up to `end` (not included), counted in the device's round. Refused if there is none."""
-        size = self.blob_size(name)
-        end = size if end is None else min(end, size)
-        data = self._blobs.part(name, start, end)
-        with self._lock:
-            self._tick(now)
-            given = self._checkpoint.half if name in self._differences.values() else name
-            with self._store.transaction() as rows:
-                rows.note_download(device, given, len(data), complete=end == size)
-        return data
+    def with_difference(self, answer: Assignment, holds: str) -> Assignment:
+        """An assignment with the difference from the checkpoint a device holds, if there is one that is worth it.
 
-    def reports(self, now: float) -> RoundReports:
-        """The funnel of every round so far, oldest first."""
-        with self._lock:
-            self._tick(now)
-            with self._store.transaction() as rows:
-                return RoundReports(rows.reports(self.task.rules.report_goal, now))
+        Worked out once a pair, without keeping others from the round: of many devices that hold the same, one does and the others wait for it.
+        """
+        if not _HEX_64.fullmatch(holds) or holds == answer.checkpoint:
+            return answer
+        if (holds, answer.checkpoint) not in self._differences:
+            with self._working_out:
+                self._work_out(answer.task, holds, answer.checkpoint)
+        return replace(answer, difference=self._differences.get((holds, answer.checkpoint)))
+
+    # time
 
     def tick(self, now: float) -> None:
         """Let time pass: a window may be over."""
         with self._lock:
-            self._tick(now)
+            if self._is_due(now):
+                self._group([], [], now)
+            if now >= self._population_at + POPULATION_S:
+                with self.store.reading() as rows:
+                    self._population, self._population_at = rows.count_devices(), now
+
+    def probe(self) -> None:
+        """Raises what the store or the blobs raise if they cannot be used."""
+        with self.store.reading() as rows:
+            tasks = rows.tasks()
+        if tasks:
+            self.blobs.size(tasks[0].task.plan_hash)
 
     def close(self) -> None:
         """Close the store. Nothing is lost without it."""
         with self._lock:
-            self._store.close()
+            self.store.close()
 
-    def _owned(self, device: str, assignment: str) -> StoredAssignment:
-        with self._lock, self._store.transaction() as rows:
-            found = rows.assignment(assignment) if _HEX_32.fullmatch(assignment) else None
-        if found is None or found.device != device:
-            raise Refused(Cause.UNKNOWN_ASSIGNMENT, "this device has no such assignment")
+    # what operators ask
+
+    def tasks(self) -> list[StoredTask]:
+        """Oldest first."""
+        with self.store.reading() as rows:
+            return rows.tasks()
+
+    def reports(self, now: float, task: str | None = None, most: int | None = None) -> RoundReports:
+        """The funnel of every round of a task so far (by default of the oldest one), oldest first. Refused if there is none of that name."""
+        with self.store.reading() as rows:
+            found = [stored.task for stored in rows.tasks() if task in (None, stored.task.name)]
+            if not found:
+                if task is None:
+                    return RoundReports()
+                raise Refused(Cause.UNKNOWN_TASK, "there is no task of that name")
+            return RoundReports(rows.reports(found[0], now, most))
+
+    def checkpoint(self, task: str = "default") -> StoredCheckpoint:
+        """What a training task goes on from. Refused if there is no such task."""
+        with self.store.reading() as rows:
+            found = rows.current(task)
+        if found is None:
+            raise Refused(Cause.UNKNOWN_TASK, "there is no training task of that name")
         return found
 
-    def _judge(self, body: bytes, found: StoredAssignment) -> quantize.Update | Cause:
-        try:
-            update = quantize.decode(body)
-        except UpdateError:
-            return Cause.NOT_AN_UPDATE
-        task, seed = self.task, rotation_seed(self.task, found.round)
-        return aggregation.check(update, found.round, seed, task.shapes, task.dimension, task.plan) or update
+    def blobs_of(self, task: str, sha: str) -> StoredCheckpoint | None:
+        """A checkpoint of a task, by the SHA-256 of either of its forms; None if it has no such."""
+        with self.store.reading() as rows:
+            return rows.checkpoint(task, sha)
 
-    def _again(self, found: StoredAssignment, name: str, rows: Rows) -> Ack | Reject | Refused:
-        """The answer to an update for an assignment that is no longer open."""
-        if found.status is Status.ABANDONED:
+    def finished(self, task: str = "default") -> bool:
+        """Whether the task has all the rounds it wants."""
+        return any(stored.task.name == task and stored.state is State.FINISHED for stored in self.tasks())
+
+    def pause(self, task: str, now: float) -> None:
+        """Admit nobody any more; whoever is at work may still report. Refused unless the task is running."""
+        self._set_state(task, State.RUNNING, State.PAUSED)
+
+    def resume(self, task: str, now: float) -> None:
+        """Admit devices again. Refused unless the task is paused."""
+        self._set_state(task, State.PAUSED, State.RUNNING)
+
+    def roll_back(self, task: str, to: str | int, now: float) -> StoredCheckpoint:
+        """Go on from an earlier checkpoint (its SHA-256 or round): the open round ends without one, the next starts from there.
+
+        Refused for a task or checkpoint that is not there, and for a finished task.
+        """
+        with self._lock:
+            with self.store.transaction(durable=True) as rows:
+                stored = self._stored(rows, task)
+                if stored.task.kind is not Kind.TRAINING or stored.state is State.FINISHED:
+                    raise Refused(Cause.WRONG_STATE, "only a training task that is not finished can go back")
+                found = rows.checkpoint_of_round(task, to) if isinstance(to, int) else rows.checkpoint(task, to)
+                if found is None:
+                    raise Refused(Cause.UNKNOWN_BLOB, "the task has no such checkpoint")
+                state = replace(rows.open_rounds()[task].state, phase=Phase.ABANDONED)
+                rows.close_round(task, state, None, Cause.ROUND_CLOSED, now, all_rounds=True)
+                rows.open_round(task, RoundState(state.round + 1), found, now)
+            self._sums.pop((task, state.round), None)
+        return found
+
+    def create_codes(self, count: int, life_s: float, now: float) -> list[str]:
+        """New enrolment codes, each good for one device. Only their hashes are kept."""
+        made = [secrets.token_hex(16) for _ in range(count)]
+        with self._lock, self.store.transaction(durable=True) as rows:
+            rows.add_codes([digest(code.encode()) for code in made], now + life_s)
+        return made
+
+    def locked(self) -> threading.Lock:
+        """Held while the store is written: for what is created beside the coordinator's own work."""
+        return self._lock
+
+    # one group
+
+    def _only(self, request: Request, now: float) -> Answer:
+        answer = self.handle([request], now)[0]
+        if isinstance(answer, Refused):
+            raise answer
+        return answer
+
+    def _group(self, requests: Sequence[Request], judged: Sequence["Judged | None"], now: float) -> list[Answer]:
+        """Answers to the first of the requests, at most until a round is over; such a round is closed, and the next opened, before this returns."""
+        nonces = [(each.device, each.nonce) for each in requests if each.nonce is not None]
+        devices = [each.device for each in requests if _HEX_16.fullmatch(each.device)]
+        names = [each.assignment for each in requests if isinstance(each, Reporting | Abandoning)]
+        acknowledging = any(isinstance(each, Reporting) for each in requests)
+        answers: list[Answer] = []
+        counted: dict[tuple[str, int], list[tuple[quantize.Update, int, float]]] = {}
+        with self.store.transaction(durable=acknowledging) as rows:
+            ledger = Ledger(rows, now, devices, names, nonces)
+            self._drop_overdue(rows, ledger)
+            if not ledger.over:
+                for request, found in zip(requests, judged, strict=True):
+                    answers.append(self._answer(request, found, ledger, rows, counted))
+                    if ledger.over:
+                        break
+            added = {key: self._add(rows, key, updates, ledger) for key, updates in counted.items()}
+            for key, total in added.items():
+                rows.save_sum(*key, self.replica, total)
+            ledger.write()
+        self._sums |= added
+        for each in ledger.over:
+            self._end(ledger.tasks[each.task].task, each, now)
+        return answers
+
+    def _answer(self, request: Request, judged: "Judged | None", ledger: Ledger, rows: Rows, counted: dict) -> Answer:
+        if request.device not in ledger.enrolled_at:
+            return Refused(Cause.UNKNOWN_DEVICE, "the device is not enrolled")
+        if judged is not None and not judged.genuine:
+            return Refused(Cause.BAD_SIGNATURE, "the body is not the one that was signed")
+        if request.nonce is not None and not ledger.is_new(request.device, request.nonce):
+            return Refused(Cause.REPLAYED, "this request has been made before")
+        if isinstance(request, CheckingIn):
+            return self._checked_in(request, ledger, rows)
+        if isinstance(request, Fetching):
+            return self._fetched(request, ledger, rows)
+        work = ledger.assignments.get(request.assignment)
+        if work is None or work.device != request.device:
+            return Refused(Cause.UNKNOWN_ASSIGNMENT, "this device has no such assignment")
+        if request.signed_for is not None and request.signed_for != (work.task, work.round):
+            return _refusal(Cause.WRONG_ROUND)
+        if isinstance(request, Abandoning):
+            return self._abandoned(request, work, ledger)
+        assert judged is not None  # of every report
+        return self._reported(request, work, judged, ledger, counted)
+
+    def _checked_in(self, request: CheckingIn, ledger: Ledger, rows: Rows) -> Assignment | Reject:
+        device, check_in, now = request.device, request.check_in, ledger.now
+        causes: list[tuple[Task, Cause]] = []
+        able: list[Task] = []
+        for stored in ledger.tasks.values():
+            task = stored.task
+            if task.population != check_in.population:
+                continue
+            cause, work = self._why_not(stored, device, check_in, ledger, rows)
+            if work is not None:
+                return self._assignment(task, work, ledger)
+            if cause is None:
+                able.append(task)
+                continue
+            causes.append((task, cause))
+        if able:  # the task that has the smallest share of the devices it wants
+            task = min(able, key=lambda each: ledger.rounds[each.name].state.admitted / each.rules.cohort)
+            self._give_newest(task, ledger, rows)
+            round = ledger.rounds[task.name]
+            ledger.tell(task.name, Admitted(now))
+            return self._assignment(task, ledger.assign(device, task.name, holds=check_in.holds == round.half), ledger)
+        for task, cause in causes:
+            if task.name in ledger.rounds:
+                ledger.note_check_in(device, task.name, cause.value)
+        if not causes:
+            return Reject(Cause.NO_ROUND, self._retry(Cause.NO_ROUND, Rules(), now))
+        task, cause = next(((task, cause) for task, cause in causes if cause not in pacing.PERMANENT), causes[0])
+        return Reject(cause, self._retry(cause, task.rules, now))
+
+    def _why_not(
+        self, stored: StoredTask, device: str, check_in: CheckIn, ledger: Ledger, rows: Rows
+    ) -> tuple[Cause | None, StoredAssignment | None]:
+        """Why a task has no new work for a device, or None; and the work the device has been given already, if it may go on with it."""
+        task = stored.task
+        if stored.state is State.FINISHED or task.name not in ledger.rounds:
+            return Cause.NO_ROUND, None
+        round, work = ledger.rounds[task.name], ledger.work(device, task.name)
+        cause = decide(check_in, ledger.history(device, task.name), round.state.round, task.tokenizer, task.policy, ledger.now)
+        if cause is None and work is not None:
+            return Cause.ALREADY_ASSIGNED, work if work.status is Status.OPEN else None
+        if cause is None and stored.state is State.PAUSED:
+            cause = Cause.TASK_PAUSED
+        if cause is None and advance(round.state, Admitted(ledger.now), task.rules).admitted == round.state.admitted:
+            cause = Cause.ROUND_FULL
+        if cause is None and task.kind is Kind.EVALUATION and round.state.admitted == 0:
+            newest = rows.current(task.evaluates)
+            if newest is not None and newest.sha == rows.last_base(task.name):
+                cause = Cause.ROUND_FULL  # that checkpoint has been scored
+        return cause, None
+
+    def _give_newest(self, task: Task, ledger: Ledger, rows: Rows) -> None:
+        """Let an evaluation that nobody has joined yet score the newest checkpoint."""
+        round = ledger.rounds[task.name]
+        if task.kind is Kind.EVALUATION and round.state.admitted == 0:
+            newest = rows.current(task.evaluates)
+            assert newest is not None  # a training task has a checkpoint from its first moment
+            ledger.save(replace(round, base=newest.sha, base_round=newest.round, half=newest.half))
+
+    def _reported(self, request: Reporting, work: StoredAssignment, judged: "Judged", ledger: Ledger, counted: dict) -> Answer:
+        task, name, now = ledger.tasks[work.task].task, judged.name, ledger.now
+        ledger.count(work, bytes_up=len(request.body), uploaded=int(not work.uploaded))
+        work = replace(work, uploaded=True)
+        if work.status is not Status.OPEN:
+            return self._again(work, name, task, ledger)
+        round = ledger.rounds[task.name].state
+        value = judged.value
+        if value is None:  # assigned a moment ago
+            value = _judge(request.body, request.kind, task, work.round)
+        if isinstance(value, Cause):
+            ledger.settle(work, status=Status.REFUSED, cause=value, update_hash=name)
+            ledger.tell(task.name, Dropped(now))
+            return _refusal(value)
+        if round.round - work.round > task.rules.max_staleness:
+            ledger.settle(work, status=Status.CLOSED, cause=Cause.STALE, update_hash=name)
+            ledger.tell(task.name, Dropped(now))
+            return Reject(Cause.STALE, self._retry(Cause.STALE, task.rules, now))
+        participation = ledger.history(work.device, task.name)
+        if participation.last_counted is not None and round.round - participation.last_counted < task.policy.min_separation:
+            # only in a buffered task: the device has been counted in this very round by an older assignment
+            ledger.settle(work, status=Status.CLOSED, cause=Cause.REPORTED_RECENTLY, update_hash=name)
+            ledger.tell(task.name, Dropped(now))
+            return Reject(Cause.REPORTED_RECENTLY, self._retry(Cause.REPORTED_RECENTLY, task.rules, now))
+        ledger.participated(work.device, task.name)
+        ledger.settle(work, status=Status.COUNTED, update_hash=name, counted_in=round.round)
+        if isinstance(value, Scores):
+            sums = {"targets": value.targets, "top1": value.top1, "top3": value.top3, "loss": loss_units(value.loss)}
+            ledger.count(work, round.round, **sums)
+        else:
+            weight = min(value.examples, task.rules.max_weight)
+            factor = aggregation.staleness_weight(round.round - work.round, task.rules.staleness_exponent)
+            counted.setdefault((task.name, round.round), []).append((value, weight, factor))
+            ledger.count(work, round.round, examples=value.examples)
+        taken = ledger.tell(task.name, Reported(now))
+        assert taken, "an open assignment is one the round waits for"
+        return Ack(True, self._retry(None, task.rules, now))
+
+    def _again(self, work: StoredAssignment, name: str, task: Task, ledger: Ledger) -> Answer:
+        """The answer to a report for an assignment that is no longer open."""
+        if work.status is Status.CLOSED:
+            cause = refused_late(work.cause)
+            ledger.settle(ledger.assignments[work.assignment], uploaded=True, cause=cause, update_hash=name)
+            return Reject(cause, self._retry(cause, task.rules, ledger.now))
+        ledger.settle(ledger.assignments[work.assignment], uploaded=True)
+        if work.status is Status.ABANDONED:
             return Refused(Cause.ABANDONED, "the device has abandoned this assignment")
-        if found.status is Status.CLOSED:
-            rows.settle(found.assignment, Status.CLOSED, Cause.ROUND_CLOSED, name)
-            return Reject(Cause.ROUND_CLOSED, self._retry())
-        if found.update_hash != name:
-            return Refused(Cause.DIFFERENT_UPDATE, "this assignment has another update already")
-        return Ack(True, self._retry()) if found.cause is None else _refusal(found.cause)
+        if work.update_hash != name:
+            return Refused(Cause.DIFFERENT_UPDATE, "this assignment has another report already")
+        return Ack(True, self._retry(None, task.rules, ledger.now)) if work.cause is None else _refusal(work.cause)
 
-    def _assignment(self, name: str, admitted_at: float, now: float) -> Assignment:
+    def _abandoned(self, request: Abandoning, work: StoredAssignment, ledger: Ledger) -> Answer:
+        if request.cause not in ABANDON_CAUSES:
+            return Refused(Cause.MALFORMED, f"cause: expected one of {', '.join(ABANDON_CAUSES)}")
+        retry = self._retry(request.cause, ledger.tasks[work.task].task.rules, ledger.now)
+        if work.status is not Status.OPEN:
+            return Ack(work.status is Status.COUNTED, retry)
+        ledger.settle(work, status=Status.ABANDONED, cause=request.cause)
+        ledger.tell(work.task, Dropped(ledger.now))
+        return Ack(False, retry)
+
+    def _fetched(self, request: Fetching, ledger: Ledger, rows: Rows) -> None:
+        """Count bytes in the round they are for, and the first time all of its checkpoint went to the device."""
+        mine = [
+            each for each in ledger.assignments.values() if (each.task, each.round, each.device) == (*(request.signed_for or ("", 0)), request.device)
+        ]
+        for work in mine:
+            ledger.count(work, bytes_down=request.size)
+            round = ledger.rounds.get(work.task)
+            wanted = round.half if round is not None and round.state.round == work.round else None
+            given = {wanted, *(name for (_, made), name in list(self._differences.items()) if made == wanted)} - {None}
+            if request.complete and request.blob in given and not work.downloaded:
+                ledger.count(work, downloaded=1)
+                ledger.settle(work, downloaded=True)
+
+    def _drop_overdue(self, rows: Rows, ledger: Ledger) -> None:
+        """A buffered round never ends for want of a device: one that takes too long is dropped by itself."""
+        for name, round in list(ledger.rounds.items()):
+            rules = ledger.tasks[name].task.rules
+            if rules.buffered and round.state.phase in OPEN and round.state.waiting:
+                for work in rows.overdue(name, ledger.now - rules.reporting_s):
+                    ledger.settle(ledger.assignments.get(work.assignment, work), status=Status.CLOSED, cause=Cause.TIMED_OUT)
+                    ledger.tell(name, Dropped(ledger.now))
+
+    def _assignment(self, task: Task, work: StoredAssignment, ledger: Ledger) -> Assignment:
+        round = ledger.rounds[task.name]
         return Assignment(
-            assignment=name,
-            round=self._round.round,
-            plan=self.task.plan_hash,
-            checkpoint=self._checkpoint.half,
-            shapes=self.task.shapes,
-            rotation_seed=rotation_seed(self.task, self._round.round),
-            deadline_s=max(0.0, admitted_at + self.task.rules.reporting_s - now),
+            assignment=work.assignment,
+            round=work.round,
+            plan=task.plan_hash,
+            checkpoint=round.half,
+            shapes=task.shapes,
+            rotation_seed=rotation_seed(task, work.round),
+            deadline_s=max(0.0, work.admitted_at + task.rules.reporting_s - ledger.now),
+            task=task.name,
+            kind=task.kind,
+            min_separation=task.policy.min_separation,
         )
 
-    def _difference(self, held: str, wanted: str) -> str | None:
-        """The blob that makes the checkpoint `wanted` of the one a device holds; None if it is not one of the newest, or saves too little.
+    def _retry(self, cause: Cause | None, rules: Rules, now: float) -> float:
+        return pacing.retry_in_s(cause, rules, self._population, now, self._rng)
 
-        Worked out once a pair, without keeping others from the round: of many devices that hold the same, one does and the others wait for it.
-        """
-        with self._working_out:
-            return self._worked_out(held, wanted)
+    # updates
 
-    def _worked_out(self, held: str, wanted: str) -> str | None:
-        with self._lock, self._store.transaction() as rows:
-            if wanted != self._checkpoint.half or held not in rows.newest_halves(DIFFERENCES):
-                return None
-            if held in self._differences:
-                return self._differences[held]
-        old, new = self._blobs.get(held), self._blobs.get(wanted)
-        found = difference.encode(old, new)
-        name = self._blobs.put(found) if len(found) <= SMALLER * len(new) else None
-        with self._lock:
-            if wanted == self._checkpoint.half:
-                self._differences[held] = name
-        return name
+    def _judge_all(self, requests: Sequence[Request]) -> list["Judged | None"]:
+        """What each report holds, or why it must not be counted: most of the work, outside the lock and the transaction."""
+        names = [each.assignment for each in requests if isinstance(each, Reporting)]
+        if not names:
+            return [None] * len(requests)
+        with self.store.reading() as rows:
+            works, tasks = rows.assignments(sorted(set(names))), {stored.task.name: stored.task for stored in rows.tasks()}
+        judged: list[Judged | None] = []
+        for each in requests:
+            if not isinstance(each, Reporting):
+                judged.append(None)
+                continue
+            hashed, work = digest(each.body), works.get(each.assignment)
+            value = None
+            if work is not None and work.status is Status.OPEN and work.device == each.device:
+                value = _judge(each.body, each.kind, tasks[work.task], work.round)
+            judged.append(Judged(hashed, each.body_digest in (None, hashed), value))
+        return judged
 
-    def _retry(self) -> float:
-        return round(self.task.rules.retry_s * float(self._rng.uniform(0.8, 1.2)), 3)
+    def _add(self, rows: Rows, key: tuple[str, int], updates: list[tuple[quantize.Update, int, float]], ledger: Ledger) -> Sum:
+        """This replica's sum of a round with these updates in it."""
+        total = self._sums.get(key)
+        if total is None:
+            mine = rows.sums(*key, self.replica)
+            total = mine[0] if mine else aggregation.empty(ledger.tasks[key[0]].task.dimension)
+        return aggregation.add_all(total, updates)
 
-    def _tick(self, now: float) -> None:
-        if self.finished:
-            return
-        state = advance(self._round, Tick(now), self.task.rules)
-        if state != self._round:
-            with self._store.transaction() as rows:
-                rows.save_round(state)
-            self._round = state
-        self._end_if_over(now)
+    # the end of a round
 
-    def _end_if_over(self, now: float) -> None:
-        """End a round that has committed or was abandoned, and open the next. Tried again at the next call if it fails."""
-        state, rules = self._round, self.task.rules
-        if self.finished or state.phase in OPEN:
-            return
-        made = self._make_checkpoint() if state.phase is Phase.COMMITTED else None
-        if made is None:
+    def _is_due(self, now: float) -> bool:
+        """Whether time alone changes something."""
+        with self.store.reading() as rows:
+            tasks = {stored.task.name: stored.task for stored in rows.tasks()}
+            for name, round in rows.open_rounds().items():
+                rules = tasks[name].rules
+                if round.state.phase not in OPEN or advance(round.state, Tick(now), rules) != round.state:
+                    return True
+                if rules.buffered and round.state.waiting and rows.overdue(name, now - rules.reporting_s):
+                    return True
+        return False
+
+    def _end(self, task: Task, round: StoredRound, now: float) -> None:
+        """Close a round that has committed or was abandoned, and open the next. If this fails, or the process dies, the next group does it."""
+        state, rules = round.state, task.rules
+        made = self._make_checkpoint(task, round, now) if state.phase is Phase.COMMITTED and task.kind is Kind.TRAINING else None
+        if made is None and task.kind is Kind.TRAINING:
             state = replace(state, phase=Phase.ABANDONED)
-        base = made or self._checkpoint
-        with self._store.transaction(durable=True) as rows:
+        with self.store.transaction(durable=True) as rows:
+            found = rows.open_rounds().get(task.name)
+            if found is None or found.state.round != state.round:
+                return  # another replica has closed it
             if made is not None:
-                rows.add_checkpoint(made)
-            late = Cause.TIMED_OUT if is_over(state, now, rules) else Cause.ROUND_CLOSED
-            rows.close_round(state, None if made is None else made.sha, late, now)
+                rows.add_checkpoint(task.name, made)
+            finished = 0 < rules.rounds <= rows.committed(task.name) + (state.phase is Phase.COMMITTED)
+            ends = Cause.ROUND_CLOSED if state.phase is Phase.ABANDONED else Cause.SURPLUS
+            late = Cause.TIMED_OUT if not rules.buffered and is_over(state, now, rules) else ends
+            rows.close_round(task.name, state, made and made.sha, None if rules.buffered and not finished else late, now, all_rounds=finished)
             rows.forget_nonces(now - NONCE_LIFE_S)
-            finished = 0 < rules.rounds <= rows.committed()
-            if not finished:
-                rows.open_round(state.round + 1, base.sha, now)
-        log.info("round %d %s: %d of %d reports counted", state.round, state.phase, len(state.reported), len(state.admitted))
-        if base.half != self._checkpoint.half:
-            self._differences = {}
-        self._checkpoint, self._sum, self.finished = base, aggregation.empty(self.task.dimension), finished
-        if not finished:
-            self._round = RoundState(state.round + 1)
+            if finished:
+                rows.set_state(task.name, State.FINISHED)
+            else:
+                base = made or StoredCheckpoint(round.base, round.base_round, round.half)
+                rows.open_round(task.name, following(state, rules), base, now)
+        self._sums.pop((task.name, state.round), None)
+        self.store.tidy()
+        log.info("round closed", extra={"task": task.name, "round": state.round, "phase": str(state.phase), "counted": state.reported})
 
-    def _make_checkpoint(self) -> StoredCheckpoint | None:
+    def _make_checkpoint(self, task: Task, round: StoredRound, now: float) -> StoredCheckpoint | None:
         """The round's checkpoint, kept as blobs; None if the step has led to weights that cannot travel.
 
         The deltas are relative to the float16 copy the devices got; they are added to the exact one, which so never loses its low bits.
         """
-        before, number = self._checkpoint, self._round.round
-        velocity = weights.from_bytes(self._blobs.get(before.velocity)).weights if before.velocity else None
-        delta = aggregation.mean(self._sum, rotation_seed(self.task, number), self.task.dimension)
-        after, velocity = aggregation.apply(self.task.step, weights.from_bytes(self._blobs.get(before.sha)).weights, velocity, delta)
+        number = round.state.round
+        with self.store.reading() as rows:
+            parts, before = rows.sums(task.name, number), rows.checkpoint(task.name, round.base)
+        assert before is not None  # rounds start from checkpoints of their task
+        moments = weights.from_bytes(self.blobs.get(before.moments)).weights if before.moments else None
+        delta = aggregation.mean(aggregation.total(parts), rotation_seed(task, number), task.dimension)
+        after, moments = aggregation.apply(task.step, weights.from_bytes(self.blobs.get(before.sha)).weights, moments, delta)
         if not aggregation.fits_float16(after):
-            log.warning("round %d abandoned: its weights are too large for float16; lower the learning rate", number)
+            log.warning("round abandoned: its weights are too large for float16; lower the learning rate", extra={"task": task.name, "round": number})
             return None
-        return _put_checkpoint(self._blobs, Checkpoint(after, number, before.sha, self.task.tokenizer), velocity)
+        made = _put_checkpoint(self.blobs, Checkpoint(after, number, before.sha, task.tokenizer), moments)
+        return replace(made, parent=before.sha, made_at=now)
+
+    # operators
+
+    def _set_state(self, task: str, before: State, after: State) -> None:
+        with self._lock, self.store.transaction(durable=True) as rows:
+            found = self._stored(rows, task).state
+            if found is not before:
+                raise Refused(Cause.WRONG_STATE, f"expected a {before} task, found a {found} one")
+            rows.set_state(task, after)
+
+    def _stored(self, rows: Rows, task: str) -> StoredTask:
+        found = next((stored for stored in rows.tasks() if stored.task.name == task), None)
+        if found is None:
+            raise Refused(Cause.UNKNOWN_TASK, "there is no task of that name")
+        return found
+
+    def _use_code(self, rows: Rows, code: str, device: str, key: str, now: float) -> None:
+        """Enrol a new device, by its code where one is needed. A code lets in one device, again and again if its answer was lost."""
+        hashed = digest(code.encode())
+        if self.codes_needed:
+            found = rows.code(hashed)
+            if found is None or found.expires_at < now or found.device not in (None, device):
+                raise Refused(Cause.BAD_CODE, "an enrolment code is needed that has not been used and has not expired")
+        rows.enrol(device, key, now)
+        if self.codes_needed:
+            rows.use_code(hashed, device)
+        self._population += 1
+
+    def _work_out(self, task: str, held: str, wanted: str) -> None:
+        """Find the blob that makes the checkpoint `wanted` of `held`; None if that is not one of the newest of its task, or saves too little."""
+        if (held, wanted) in self._differences:
+            return
+        with self.store.reading() as rows:
+            evaluates = next((stored.task.evaluates for stored in rows.tasks() if stored.task.name == task), "")
+            newest = [each.half for each in rows.checkpoints(evaluates or task, DIFFERENCES)]
+        if held not in newest:
+            return
+        old, new = self.blobs.get(held), self.blobs.get(wanted)
+        found = difference.encode(old, new)
+        while len(self._differences) >= DIFFERENCES_KEPT:
+            self._differences.pop(next(iter(self._differences)))
+        self._differences[held, wanted] = self.blobs.put(found) if len(found) <= SMALLER * len(new) else None
 
 
-def _put_checkpoint(blobs: Blobs, checkpoint: Checkpoint, velocity: Weights | None = None) -> StoredCheckpoint:
-    moving = "" if velocity is None else blobs.put(weights.to_bytes(replace(checkpoint, weights=velocity)))
+@dataclass(frozen=True)
+class Judged:
+    """What can be said of a report without the ledger."""
+
+    name: str  # SHA-256 of its body
+    genuine: bool  # the body is the one that was signed
+    value: quantize.Update | Scores | Cause | None  # what it holds, or why it must not be counted; None for work not known to be open
+
+
+def _judge(body: bytes, kind: Kind, task: Task, round: int) -> quantize.Update | Scores | Cause:
+    """A report as values, or why it must not be counted. Decides by the report and the task alone."""
+    if kind is not task.kind:
+        return Cause.NOT_AN_UPDATE if kind is Kind.TRAINING else Cause.NOT_SCORES
+    if kind is Kind.EVALUATION:
+        return _scores(body, task.plan)
+    try:
+        update = quantize.decode(body)
+    except UpdateError:
+        return Cause.NOT_AN_UPDATE
+    return aggregation.check(update, round, rotation_seed(task, round), task.shapes, task.dimension, task.plan) or update
+
+
+def _scores(body: bytes, plan: Plan) -> Scores | Cause:
+    try:
+        scores = config.from_json(Scores, body, "Scores")
+    except ConfigError:
+        return Cause.NOT_SCORES
+    ordered = 0 <= scores.top1 <= scores.top3 <= scores.targets
+    if not (ordered and 1 <= scores.targets <= plan.max_rows * plan.length and 0 <= scores.loss <= NATS_A_TARGET * scores.targets):
+        return Cause.NOT_SCORES
+    return scores
+
+
+def _add_task(rows: Rows, task: Task, now: float) -> None:
+    if any(stored.task.name == task.name for stored in rows.tasks()):
+        raise RunError(f"task {task.name}", "there is one of that name already", "choose another name, or go on with that one")
+    rows.add_task(task, now)
+
+
+def _put_checkpoint(blobs: Blobs, checkpoint: Checkpoint, moments: Weights | None = None) -> StoredCheckpoint:
+    moving = "" if moments is None else blobs.put(weights.to_bytes(replace(checkpoint, weights=moments)))
     half = blobs.put(weights.to_bytes(checkpoint, dtype=np.float16))
     return StoredCheckpoint(blobs.put(weights.to_bytes(checkpoint)), checkpoint.round, half, moving)
 

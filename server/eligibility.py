@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from device_runtime import separation
 from device_runtime.errors import ConfigError
 from device_runtime.wire import VERSION, Cause, CheckIn, forbidden_by
 
@@ -10,25 +11,60 @@ from device_runtime.wire import VERSION, Cause, CheckIn, forbidden_by
 class Policy:
     min_examples: int = 10  # typed utterances waiting on the device
     min_separation: int = 1  # rounds: a device counted in round t may join round t + min_separation at the earliest
+    max_participations: int = 0  # rounds one device is counted in at most; 0 = no limit
+    trust_s: float = 0.0  # from enrolment to the first round: a device that lost its history comes back as a new one, and waits as long
+    min_runtime: str = ""  # version of the device's interpreter, such as "2.14.0"
+    min_release: int = 0  # of the device's bundle
+    device_classes: tuple[str, ...] = ()  # those that may join; none named: all
 
     def __post_init__(self) -> None:
-        if self.min_separation < 1:
-            raise ConfigError("policy.min_separation", f"expected at least 1, found {self.min_separation}", "correct it")
+        for field, value, least in (
+            ("min_examples", self.min_examples, 0),
+            ("min_separation", self.min_separation, 1),
+            ("max_participations", self.max_participations, 0),
+            ("trust_s", self.trust_s, 0),
+            ("min_release", self.min_release, 0),
+        ):
+            if not value >= least:
+                raise ConfigError(f"policy.{field}", f"expected at least {least}, found {value}", "correct it")
+        if self.min_runtime and _numbers(self.min_runtime) is None:
+            raise ConfigError("policy.min_runtime", f"expected a version such as 2.14.0, found {self.min_runtime!r}", "correct it")
 
 
-def decide(check_in: CheckIn, last_counted: int | None, round: int, tokenizer: str, policy: Policy) -> Cause | None:
-    """The first cause that keeps the device out of `round`, or None if it may join.
+@dataclass(frozen=True)
+class History:
+    """What the ledger holds of a device: since when it is enrolled, and where one task has counted it."""
 
-    last_counted is the last round that counted this device; tokenizer the SHA-256 of the vocabulary the task trains.
-    """
+    enrolled_at: float
+    last_counted: int | None = None  # round
+    counted: int = 0  # rounds
+
+
+def decide(check_in: CheckIn, history: History, round: int, tokenizer: str, policy: Policy, now: float) -> Cause | None:
+    """The first cause that keeps the device out of `round`, or None if it may join. `tokenizer` is the SHA-256 of the task's vocabulary."""
     if check_in.version != VERSION:
         return Cause.UNSUPPORTED_VERSION
     if check_in.tokenizer != tokenizer:
         return Cause.WRONG_MODEL
+    if policy.min_runtime and not (_numbers(check_in.runtime) or ()) >= (_numbers(policy.min_runtime) or ()):
+        return Cause.OUTDATED_RUNTIME
+    if check_in.release < policy.min_release:
+        return Cause.OUTDATED_BUNDLE
+    if policy.device_classes and check_in.device_class not in policy.device_classes:
+        return Cause.OTHER_DEVICE_CLASS
     if (forbidden := forbidden_by(check_in.conditions)) is not None:
         return forbidden
     if check_in.examples < policy.min_examples:
         return Cause.TOO_FEW_EXAMPLES
-    if last_counted is not None and round - last_counted < policy.min_separation:
+    if now < history.enrolled_at + policy.trust_s:
+        return Cause.TOO_NEW
+    if policy.max_participations and history.counted >= policy.max_participations:
+        return Cause.PARTICIPATED_ENOUGH
+    if not separation.may_join(round, history.last_counted, policy.min_separation):
         return Cause.REPORTED_RECENTLY
     return None
+
+
+def _numbers(version: str) -> tuple[int, ...] | None:
+    parts = version.split(".")
+    return tuple(map(int, parts)) if all(part.isascii() and part.isdigit() and len(part) < 10 for part in parts) else None

@@ -1,41 +1,46 @@
-"""HTTP in front of the coordinator. It checks sizes and signatures, turns bytes into messages and back, and decides nothing else.
+"""HTTP in front of the coordinator. It checks sizes, signatures and tokens, turns bytes into messages and back, and decides nothing else.
 
 Messages are parsed by the table rules of `device_runtime.config`, so an unknown key or a wrong type is refused here as everywhere.
-Bodies, keys and headers never reach a log line.
+Bodies, keys, tokens and headers never reach a log line.
 """
 
 import asyncio
-import base64
-import binascii
 import contextlib
+import functools
 import logging
 import re
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
-from dataclasses import dataclass
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import prometheus_client
 import uvicorn
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from fastapi import FastAPI, Request, Response
-from fastapi.openapi.utils import get_openapi
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
-from pydantic import TypeAdapter
+from sqlalchemy.exc import DBAPIError
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from device_runtime import config, quantize, signing
-from device_runtime.errors import ConfigError, RunError
-from device_runtime.wire import Abandon, Ack, Assignment, Cause, CheckIn, Enrolled, Enrolment, Problem, Reject, RoundReports
-from server.coordinator import ABANDON_CAUSES, Coordinator, Refused
-from server.rounds import Phase
+from device_runtime.errors import ConfigError, FedboardError, RunError
+from device_runtime.wire import Abandon, Ack, Assignment, Cause, CheckIn, Enrolled, Enrolment, Kind, Problem, Reject, RoundReports, Scores
+from server import access, openapi, operators
+from server.access import Buckets, Limits, Proof
+from server.coordinator import Abandoning, Answer, CheckingIn, Coordinator, Fetching, Refused, Reporting
+from server.coordinator import Request as Asked
+from server.groups import Groups
+from server.metrics import Metrics
 
 log = logging.getLogger("fedboard.server")
 T = TypeVar("T")
 
-MESSAGE_BYTES = 16_384  # largest JSON body
+MESSAGE_BYTES = 16_384  # largest JSON body of a device
+CHECKPOINT_BYTES = 256 << 20  # largest body of an operator
+KEYS_KEPT = 100_000  # public keys in memory
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 
 
@@ -44,10 +49,19 @@ class Health:
     status: str = "ok"
 
 
+@dataclass(frozen=True)
+class Access:
+    """Who is let in to what. The token is the operator's; nobody is one without it."""
+
+    token: str = field(default="", repr=False)
+    open_to_readers: bool = True  # pages and reports need no token: for a server that only this machine reaches
+    limits: Limits = field(default_factory=Limits)
+
+
 def bind(host: str, port: int) -> socket.socket:
     """A socket for `serve`; port 0 takes a free one. Raises RunError if the port is taken or the host is not of this machine."""
     try:
-        sock = socket.create_server((host, port))
+        sock = socket.create_server((host, port), backlog=2048, family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise RunError(f"{host}:{port}", f"cannot be listened on ({reason})", "give another --port, or 0 for a free one") from None
@@ -56,152 +70,446 @@ def bind(host: str, port: int) -> socket.socket:
     return sock
 
 
-def serve(app: FastAPI, sock: socket.socket) -> None:
-    """Answer on a bound socket until SIGINT or SIGTERM; requests under way are finished first."""
-    server(app).run(sockets=[sock])
+def serve(app: FastAPI, sock: socket.socket, **options: Any) -> None:
+    """Answer on a bound socket until SIGINT or SIGTERM; requests under way are finished first. Options are uvicorn's, such as ssl_certfile."""
+    server(app, **options).run(sockets=[sock])
 
 
-def server(app: FastAPI) -> uvicorn.Server:
+def server(app: FastAPI, **options: Any) -> uvicorn.Server:
     """The same for a caller that ends it by `should_exit`."""
-    return uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, server_header=False, lifespan="on", timeout_graceful_shutdown=10))
+    settings = {"log_config": None, "access_log": False, "server_header": False, "lifespan": "on", "timeout_graceful_shutdown": 10}
+    return uvicorn.Server(uvicorn.Config(app, **{**settings, "proxy_headers": False, **options}))
 
 
-def app(coordinator: Coordinator, clock: Callable[[], float] = time.time, tick_s: float = 1.0) -> FastAPI:
-    """The routes of `device_runtime.wire`, with /healthz and /metrics. `clock` gives the seconds the coordinator is told."""
-    refusals = prometheus_client.Counter("fedboard_refused_requests", "Requests answered with a Problem.", ["cause"], registry=None)
-    registry = prometheus_client.CollectorRegistry()
-    registry.register(refusals)
-    registry.register(_Rounds(coordinator, clock))
-    update_bytes = quantize.encoded_bytes(coordinator.task.dimension, coordinator.task.plan.bits)
+def app(coordinator: Coordinator, clock: Callable[[], float] = time.time, tick_s: float = 1.0, access_: Access | None = None) -> FastAPI:
+    """The routes of `device_runtime.wire` and `server.operators`, with /healthz, /readyz, /metrics and the page at /.
 
-    @contextlib.asynccontextmanager
-    async def ticking(_: FastAPI) -> AsyncIterator[None]:
-        ticks = asyncio.create_task(_tick_for_ever(coordinator, clock, tick_s))
-        yield
-        ticks.cancel()
+    `clock` gives the seconds the coordinator is told.
+    """
+    return _Service(coordinator, clock, tick_s, access_ or Access()).app()
 
-    api = FastAPI(title="Fedboard", version="1", lifespan=ticking, docs_url=None, redoc_url=None)
 
-    def refusal(refused: Refused) -> Response:
-        refusals.labels(refused.cause.value).inc()
-        return _problem(refused.status, refused.cause, refused.detail)
+class _Service:
+    """What the routes share."""
 
-    @api.exception_handler(Refused)
-    async def refuse(_: Request, refused: Refused) -> Response:
-        return refusal(refused)
+    def __init__(self, coordinator: Coordinator, clock: Callable[[], float], tick_s: float, allowed: Access):
+        self.coordinator, self.clock, self.tick_s, self.allowed = coordinator, clock, tick_s, allowed
+        self.started_at = clock()
+        self.metrics = Metrics(coordinator, clock)
+        limits = allowed.limits
+        self.groups: Groups[Asked, Answer] = Groups(lambda asked: coordinator.handle(asked, clock()))
+        self.of_devices = Buckets(limits.device_burst, limits.device_per_s)
+        self.of_addresses = Buckets(limits.address_burst, limits.address_per_s)
+        self.room = _Room(limits.bodies_bytes)
+        self.keys: OrderedDict[str, Ed25519PublicKey] = OrderedDict()
+        self.update_bytes: dict[str, int] = {}  # largest report by task
+        self.ready = True
 
-    @api.exception_handler(HTTPException)
-    async def refuse_route(_: Request, error: HTTPException) -> Response:
-        return _problem(error.status_code, Cause.MALFORMED, error.detail, error.headers)
+    def app(self) -> FastAPI:
+        @contextlib.asynccontextmanager
+        async def ticking(_: FastAPI) -> AsyncIterator[None]:
+            ticks = asyncio.create_task(self.tick_for_ever())
+            yield
+            ticks.cancel()
 
-    @api.exception_handler(ClientDisconnect)
-    async def forget(_: Request, __: ClientDisconnect) -> Response:
-        return _problem(400, Cause.MALFORMED, "the connection ended inside the body")  # nobody reads it: a phone that lost its network is no error
+        api = FastAPI(title="Fedboard", version="2", lifespan=ticking, docs_url=None, redoc_url=None)
+        api.add_exception_handler(Refused, self.refuse)
+        api.add_exception_handler(HTTPException, self.refuse_route)
+        api.add_exception_handler(ClientDisconnect, self.forget)
+        api.add_exception_handler(DBAPIError, self.unavailable)
+        api.add_exception_handler(FedboardError, self.unavailable)
+        for method, path, route, documented in (
+            ("POST", "/v1/devices", self.enrol, _documented(Enrolled, 400, 401, 403, 408, 413, 429, 503, body=Enrolment, is_signed=True)),
+            ("POST", "/v1/check-in", self.check_in, _documented(Assignment | Reject, *SIGNED, 400, body=CheckIn, is_signed=True)),
+            ("GET", "/v1/blobs/{sha256}", self.blob, _documented(None, *SIGNED, 404, 416, parameter="sha256", is_signed=True)),
+            (
+                "PUT",
+                "/v1/assignments/{assignment}/update",
+                self.update,
+                _documented(Ack | Reject, *SIGNED, 400, 404, 410, 422, body=bytes, parameter="assignment", is_signed=True),
+            ),
+            (
+                "PUT",
+                "/v1/assignments/{assignment}/scores",
+                self.scores,
+                _documented(Ack | Reject, *SIGNED, 400, 404, 410, 422, body=Scores, parameter="assignment", is_signed=True),
+            ),
+            (
+                "POST",
+                "/v1/assignments/{assignment}/abandon",
+                self.abandon,
+                _documented(Ack, *SIGNED, 400, 404, 422, body=Abandon, parameter="assignment", is_signed=True),
+            ),
+            ("GET", "/v1/rounds", self.rounds, _documented(RoundReports, 401, 404, 429, 503, is_operators=True)),
+            ("PUT", "/v1/checkpoints", self.put_checkpoint, _operators(operators.Stored, 400, 413, body=bytes)),
+            ("POST", "/v1/tasks", self.create_task, _operators(operators.TaskReport, 400, 404, 409, 413, body=operators.NewTask)),
+            ("GET", "/v1/tasks", self.tasks, _operators(operators.TaskReports)),
+            ("GET", "/v1/tasks/{name}", self.task, _operators(operators.TaskReport, 404, parameter="name")),
+            ("POST", "/v1/tasks/{name}/pause", self.pause, _operators(operators.TaskReport, 404, 409, parameter="name")),
+            ("POST", "/v1/tasks/{name}/resume", self.resume, _operators(operators.TaskReport, 404, 409, parameter="name")),
+            (
+                "POST",
+                "/v1/tasks/{name}/rollback",
+                self.roll_back,
+                _operators(operators.TaskReport, 400, 404, 409, 413, body=operators.Rollback, parameter="name"),
+            ),
+            ("GET", "/v1/tasks/{name}/checkpoints/{sha256}", self.checkpoint, _operators(None, 404, 416, parameter="name", second="sha256")),
+            ("POST", "/v1/codes", self.codes, _operators(operators.Codes, 400, 413, body=operators.NewCodes)),
+            ("GET", "/healthz", self.healthz, _documented(Health)),
+            ("GET", "/readyz", self.readyz, _documented(Health, 503)),
+            ("GET", "/metrics", self.metrics_text, {"response_class": Response, **_METRICS}),
+        ):
+            api.add_api_route(path, route, methods=[method], **documented)
+        api.openapi = functools.partial(openapi.document, api)  # type: ignore[method-assign]
+        api.add_middleware(_Observed, service=self)
+        return api
 
-    async def signed(request: Request, limit: int, answer: Callable[[str, bytes, float], Response]) -> Response:
-        """`answer(device, body, now)` once the signature holds, in a thread: the coordinator may wait for its lock or the disk."""
-        body = await _body(request, limit)
+    # devices
 
-        def work() -> Response:
-            device, now = request.headers.get("fedboard-device", ""), clock()
-            coordinator.authenticate(device, *_proof(request, body), now)
-            return answer(device, body, now)
+    async def enrol(self, request: Request) -> Response:
+        self.address_may(request)
+        body = await self.body(request, MESSAGE_BYTES)
+        enrolment = _parsed(Enrolment, body)
+        key = access.public_key(enrolment.public_key) if re.fullmatch("[0-9a-f]{64}", enrolment.public_key) else None
+        if key is None:
+            raise Refused(Cause.MALFORMED, "public_key: expected an Ed25519 key, 32 bytes in lower-case hexadecimal")
+        proof = access.proof(request.headers)
+        named = proof is not None and proof.device == signing.name_of(enrolment.public_key) and proof.body_digest == signing.digest(body)
+        if proof is None or not named or not access.is_signed(key, proof, request.method, _path(request)):
+            raise Refused(Cause.BAD_SIGNATURE, "the enrolment is not signed with the key it names")
+        return _json(await run_in_threadpool(self.coordinator.enrol, enrolment, self.clock()))
 
-        return await run_in_threadpool(work)
+    async def check_in(self, request: Request) -> Response:
+        proof = await self.proven(request, MESSAGE_BYTES)
+        message = _parsed(CheckIn, await self.signed_body(request, proof, MESSAGE_BYTES))
+        answer = await self.answer(CheckingIn(proof.device, message, proof.nonce))
+        if isinstance(answer, Assignment) and message.holds and message.holds != answer.checkpoint:
+            answer = await run_in_threadpool(self.coordinator.with_difference, answer, message.holds)
+        return _json(answer)
 
-    @api.post("/v1/devices", **_documented(Enrolled, 400, 413, body=Enrolment))
-    async def enrol(request: Request) -> Response:
-        enrolment = _parsed(Enrolment, await _body(request, MESSAGE_BYTES))
-        return _json(await run_in_threadpool(coordinator.enrol, enrolment, clock()))
-
-    @api.post("/v1/check-in", **_documented(Assignment | Reject, 400, 401, 409, 413, body=CheckIn, is_signed=True))
-    async def check_in(request: Request) -> Response:
-        def answer(device: str, body: bytes, now: float) -> Response:
-            return _json(coordinator.check_in(device, _parsed(CheckIn, body), now))
-
-        return await signed(request, MESSAGE_BYTES, answer)
-
-    @api.get("/v1/blobs/{sha256}", **_documented(None, 401, 404, 409, 413, 416, parameter="sha256", is_signed=True))
-    async def blob(request: Request) -> Response:
+    async def blob(self, request: Request) -> Response:
+        proof = await self.proven(request, 0)
+        await self.signed_body(request, proof, 0)
         name = request.path_params["sha256"]
 
-        def answer(device: str, _: bytes, now: float) -> Response:
-            size = coordinator.blob_size(name)
-            headers = {"etag": f'"{name}"', "cache-control": "public, max-age=31536000, immutable", "accept-ranges": "bytes"}
-            if headers["etag"] in _tags(request.headers.get("if-none-match", "")):
-                return Response(status_code=304, headers=headers)
-            window = _window(request, headers["etag"], size)
-            if window is None:
-                data = coordinator.blob(device, name, now)
-                return Response(data, 200, headers, "application/octet-stream")
-            start, end = window
-            if start >= end:
-                return _problem(416, Cause.MALFORMED, f"the blob has {size} bytes", {"content-range": f"bytes */{size}"})
-            headers["content-range"] = f"bytes {start}-{end - 1}/{size}"
-            return Response(coordinator.blob(device, name, now, start, end), 206, headers, "application/octet-stream")
+        async def taken(size: int, complete: bool) -> None:
+            await self.answer(Fetching(proof.device, name, size, complete, proof.nonce, proof.signed_for))
 
-        return await signed(request, 0, answer)
+        return await self.blob_answer(request, name, taken)
 
-    @api.put(
-        "/v1/assignments/{assignment}/update",
-        **_documented(Ack | Reject, 401, 404, 409, 410, 413, 422, body=bytes, parameter="assignment", is_signed=True),
-    )
-    async def update(request: Request) -> Response:
-        def answer(device: str, body: bytes, now: float) -> Response:
-            return _json(coordinator.update(device, request.path_params["assignment"], body, now))
+    async def update(self, request: Request) -> Response:
+        return await self.report(request, Kind.TRAINING)
 
-        return await signed(request, update_bytes, answer)
+    async def scores(self, request: Request) -> Response:
+        return await self.report(request, Kind.EVALUATION)
 
-    @api.post(
-        "/v1/assignments/{assignment}/abandon", **_documented(Ack, 400, 401, 404, 409, 413, body=Abandon, parameter="assignment", is_signed=True)
-    )
-    async def abandon(request: Request) -> Response:
-        def answer(device: str, body: bytes, now: float) -> Response:
-            return _json(coordinator.abandon(device, request.path_params["assignment"], _parsed(Abandon, body), now))
+    async def report(self, request: Request, kind: Kind) -> Response:
+        limit = await self.largest_update() if kind is Kind.TRAINING else MESSAGE_BYTES
+        proof = await self.proven(request, limit)
+        length = _content_length(request)
+        async with self.room.of(limit if length is None else length, self.allowed.limits.body_s):
+            # the hash of a body this large is checked by the coordinator's thread, which needs it anyway
+            body = await self.body(request, limit)
+            asked = Reporting(proof.device, request.path_params["assignment"], body, kind, proof.nonce, proof.signed_for, proof.body_digest)
+            return _json(await self.answer(asked, len(body)))
 
-        return await signed(request, MESSAGE_BYTES, answer)
+    async def abandon(self, request: Request) -> Response:
+        proof = await self.proven(request, MESSAGE_BYTES)
+        message = _parsed(Abandon, await self.signed_body(request, proof, MESSAGE_BYTES))
+        return _json(await self.answer(Abandoning(proof.device, request.path_params["assignment"], message.cause, proof.nonce, proof.signed_for)))
 
-    @api.get("/v1/rounds", **_documented(RoundReports))
-    async def rounds() -> Response:
-        return _json(await run_in_threadpool(coordinator.reports, clock()))
+    # reports and operators
 
-    @api.get("/healthz", **_documented(Health))
-    async def healthz() -> Response:
-        await run_in_threadpool(coordinator.tick, clock())  # a coordinator that cannot write is not healthy
+    async def rounds(self, request: Request) -> Response:
+        proof = access.proof(request.headers)
+        if proof is not None and proof.device:
+            await self.proven(request, 0)  # a device may see what becomes of its rounds
+        else:
+            self.may_read(request)
+        task = request.query_params.get("task")
+        return _json(await run_in_threadpool(self.coordinator.reports, self.clock(), task))
+
+    async def put_checkpoint(self, request: Request) -> Response:
+        self.may_act(request)
+        data = await self.body(request, CHECKPOINT_BYTES)
+        return _json(await run_in_threadpool(operators.put_checkpoint, self.coordinator, data))
+
+    async def create_task(self, request: Request) -> Response:
+        self.may_act(request)
+        new = _parsed(operators.NewTask, await self.body(request, MESSAGE_BYTES))
+        await run_in_threadpool(operators.create, self.coordinator, new, self.clock())
+        self.update_bytes = {}
+        return await self.changed(request, "created", new.name)
+
+    async def tasks(self, request: Request) -> Response:
+        self.may_read(request)
+        return _json(await run_in_threadpool(operators.reports, self.coordinator))
+
+    async def task(self, request: Request) -> Response:
+        self.may_read(request)
+        return _json(await run_in_threadpool(operators.report, self.coordinator, request.path_params["name"]))
+
+    async def pause(self, request: Request) -> Response:
+        self.may_act(request)
+        await run_in_threadpool(self.coordinator.pause, request.path_params["name"], self.clock())
+        return await self.changed(request, "paused", request.path_params["name"])
+
+    async def resume(self, request: Request) -> Response:
+        self.may_act(request)
+        await run_in_threadpool(self.coordinator.resume, request.path_params["name"], self.clock())
+        return await self.changed(request, "resumed", request.path_params["name"])
+
+    async def roll_back(self, request: Request) -> Response:
+        self.may_act(request)
+        message = _parsed(operators.Rollback, await self.body(request, MESSAGE_BYTES))
+        await run_in_threadpool(operators.roll_back, self.coordinator, request.path_params["name"], message, self.clock())
+        return await self.changed(request, "rolled back", request.path_params["name"])
+
+    async def changed(self, request: Request, what: str, task: str) -> Response:
+        report = await run_in_threadpool(operators.report, self.coordinator, task)
+        log.info("task %s", what, extra={"task": task, "round": report.round})
+        return _json(report)
+
+    async def checkpoint(self, request: Request) -> Response:
+        self.may_read(request)
+        task, sha = request.path_params["name"], request.path_params["sha256"]
+        if await run_in_threadpool(self.coordinator.blobs_of, task, sha) is None:
+            raise Refused(Cause.UNKNOWN_BLOB, "the task has no such checkpoint")
+        return await self.blob_answer(request, sha, None)
+
+    async def codes(self, request: Request) -> Response:
+        self.may_act(request)
+        message = _parsed(operators.NewCodes, await self.body(request, MESSAGE_BYTES) or b"{}")
+        made = await run_in_threadpool(operators.make_codes, self.coordinator, message, self.clock())
+        log.info("enrolment codes made", extra={"count": len(made.codes)})
+        return _json(made)
+
+    async def healthz(self) -> Response:
         return _json(Health())
 
-    @api.get("/metrics", response_class=Response, responses={200: {"content": {prometheus_client.CONTENT_TYPE_LATEST: {}}}})
-    async def metrics() -> Response:
-        text = await run_in_threadpool(prometheus_client.generate_latest, registry)
+    async def readyz(self) -> Response:
+        """Ready while the store can be written."""
+        try:
+            await run_in_threadpool(self.coordinator.probe)
+        except (DBAPIError, FedboardError):
+            return _problem(503, Cause.UNAVAILABLE, "the database or the blobs cannot be used", {"retry-after": "10"})
+        return _json(Health())
+
+    async def metrics_text(self, request: Request) -> Response:
+        self.may_read(request)
+        text = await run_in_threadpool(self.metrics.text)
         return Response(text, headers={"content-type": prometheus_client.CONTENT_TYPE_LATEST})
 
-    api.openapi = lambda: _openapi(api)  # type: ignore[method-assign]
-    return api
+    # who may
 
+    async def proven(self, request: Request, limit: int) -> Proof:
+        """The proof of a signed request, before its body is read. Refused unless an enrolled device signed it, and not too often."""
+        length = _content_length(request)
+        if length is not None and length > limit:
+            raise _too_large(limit)
+        self.address_may(request)
+        headers = request.headers
+        key = await self.key(headers.get("fedboard-device", ""))
+        proof = access.proof(headers)
+        if proof is None or not access.is_signed(key, proof, request.method, _path(request)):
+            raise Refused(Cause.BAD_SIGNATURE, "the signature does not fit the device, the request, its body, task, round or nonce")
+        self.not_too_often(self.of_devices.wait_s(proof.device, self.clock()))
+        return proof
 
-async def _tick_for_ever(coordinator: Coordinator, clock: Callable[[], float], every_s: float) -> None:
-    while True:
-        await asyncio.sleep(every_s)
+    async def key(self, device: str) -> Ed25519PublicKey:
+        found = self.keys.get(device)
+        if found is None:
+            public = await run_in_threadpool(self.coordinator.public_key, device)
+            found = access.public_key(public) if public else None
+            if found is None:
+                raise Refused(Cause.UNKNOWN_DEVICE, "the device is not enrolled")
+            self.keys[device] = found
+            if len(self.keys) > KEYS_KEPT:
+                self.keys.popitem(last=False)
+        return found
+
+    def address_may(self, request: Request) -> None:
+        address = request.client.host if request.client else ""
+        if not access.is_loopback(address):
+            self.not_too_often(self.of_addresses.wait_s(address, self.clock()))
+
+    def not_too_often(self, wait_s: float) -> None:
+        if wait_s:
+            raise TooOften(wait_s)
+
+    def may_act(self, request: Request) -> None:
+        """Refused unless the request carries the operator's token."""
+        self.address_may(request)
+        if not self.allowed.token or not access.is_token(request.headers, self.allowed.token):
+            raise Refused(Cause.NOT_THE_OPERATOR, "expected the operator's token, as a bearer or as a password")
+
+    def may_read(self, request: Request) -> None:
+        if not self.allowed.open_to_readers:
+            self.may_act(request)
+
+    # bodies and answers
+
+    async def body(self, request: Request, limit: int) -> bytes:
+        """The body, refused as soon as it is known to be longer than `limit` bytes, coded, or too slow."""
+        length, limits = _content_length(request), self.allowed.limits
+        if length is not None and length > limit:
+            raise _too_large(limit)
+        if request.headers.get("content-encoding", "identity").lower() != "identity":
+            raise Refused(Cause.MALFORMED, "content-encoding: expected a body as it is")
+        body = bytearray()
         try:
-            await run_in_threadpool(coordinator.tick, clock())
-        except Exception:  # a full disk may have room again: the next tick tries the same
-            log.exception("the round could not go on")
+            async with asyncio.timeout(limits.body_s + limit / limits.least_bytes_per_s):
+                async for piece in request.stream():
+                    body += piece
+                    if len(body) > limit:
+                        raise _too_large(limit)
+        except TimeoutError:
+            raise Refused(Cause.TOO_SLOW, "the body did not come in time") from None
+        return bytes(body)
+
+    async def signed_body(self, request: Request, proof: Proof, limit: int) -> bytes:
+        body = await self.body(request, limit)
+        if signing.digest(body) != proof.body_digest:
+            raise Refused(Cause.BAD_SIGNATURE, "the body is not the one that was signed")
+        return body
+
+    async def largest_update(self) -> int:
+        if not self.update_bytes:
+            tasks = await run_in_threadpool(self.coordinator.tasks)
+            self.update_bytes = {stored.task.name: quantize.encoded_bytes(stored.task.dimension, stored.task.plan.bits) for stored in tasks}
+        return max(self.update_bytes.values(), default=MESSAGE_BYTES)
+
+    async def answer(self, asked: Asked, size: int = 0) -> Answer:
+        found = await self.groups.answer(asked, size)
+        if isinstance(found, Refused):
+            raise found
+        return found
+
+    async def blob_answer(self, request: Request, name: str, taken: Callable[[int, bool], Any] | None) -> Response:
+        """A blob or a part of it, once `taken(bytes, whether the last is among them)` has let it go. RFC 9110, sections 13 and 14."""
+        size = await run_in_threadpool(self.coordinator.blob_size, name)
+        headers = {"etag": f'"{name}"', "cache-control": "private, max-age=31536000, immutable", "accept-ranges": "bytes"}
+
+        async def let_go(count: int, complete: bool) -> None:
+            if taken is not None:
+                await taken(count, complete)
+
+        if headers["etag"] in _tags(request.headers.get("if-none-match", "")):
+            await let_go(0, False)
+            return Response(status_code=304, headers=headers)
+        start, end = _window(request, headers["etag"], size) or (0, size)
+        if start >= end and size:
+            await let_go(0, False)
+            return _problem(416, Cause.MALFORMED, f"the blob has {size} bytes", {"content-range": f"bytes */{size}"})
+        await let_go(end - start, end == size)
+        data = await run_in_threadpool(self.coordinator.blobs.part, name, start, end)
+        status = 200
+        if _window(request, headers["etag"], size) is not None:
+            status, headers["content-range"] = 206, f"bytes {start}-{end - 1}/{size}"
+        return Response(data, status, headers, "application/octet-stream")
+
+    async def refuse(self, _: Request, refused: Any) -> Response:
+        self.count(refused.cause)
+        headers = {}
+        if isinstance(refused, TooOften):
+            headers["retry-after"] = str(max(1, round(refused.wait_s)))
+        return _problem(refused.status, refused.cause, refused.detail, headers)
+
+    async def refuse_route(self, _: Request, error: Any) -> Response:
+        return _problem(error.status_code, Cause.MALFORMED, error.detail, error.headers)
+
+    async def forget(self, _: Request, __: Any) -> Response:
+        return _problem(400, Cause.MALFORMED, "the connection ended inside the body")  # nobody reads it: a phone that lost its network is no error
+
+    async def unavailable(self, _: Request, error: Any) -> Response:
+        """The database or the blobs failed. Nothing was acknowledged, so the device asks again."""
+        self.count(Cause.UNAVAILABLE)
+        log.error("the store cannot be used", extra={"error": type(error).__name__})
+        return _problem(503, Cause.UNAVAILABLE, "the server cannot keep anything just now; try again later", {"retry-after": "30"})
+
+    def count(self, cause: Cause) -> None:
+        self.metrics.refused[cause.value] = self.metrics.refused.get(cause.value, 0) + 1
+
+    async def tick_for_ever(self) -> None:
+        while True:
+            await asyncio.sleep(self.tick_s)
+            try:
+                await run_in_threadpool(self.coordinator.tick, self.clock())
+            except Exception as error:  # a full disk may have room again: the next tick tries the same
+                log.exception("the rounds could not go on", extra={"error": type(error).__name__})
+
+
+class TooOften(Refused):
+    def __init__(self, wait_s: float):
+        super().__init__(Cause.TOO_MANY_REQUESTS, f"ask again in {max(1, round(wait_s))} s")
+        self.wait_s = wait_s
+
+
+class _Room:
+    """Bytes of bodies in memory at once: who finds none waits, and is asked to come back if that takes too long."""
+
+    def __init__(self, most: int):
+        self._left = self._most = most
+        self._freed = asyncio.Condition()
+
+    @contextlib.asynccontextmanager
+    async def of(self, size: int, at_most_s: float) -> AsyncIterator[None]:
+        size = min(size, self._most)
+        try:
+            async with asyncio.timeout(at_most_s), self._freed:
+                await self._freed.wait_for(lambda: self._left >= size)
+                self._left -= size
+        except TimeoutError:
+            raise Refused(Cause.UNAVAILABLE, "too many bodies at once") from None
+        try:
+            yield
+        finally:
+            self._left += size
+            async with self._freed:
+                self._freed.notify_all()
+
+
+class _Observed:
+    """Times every request. ASGI, so that a body streams through it."""
+
+    def __init__(self, app: Any, service: _Service):
+        self._app, self._metrics = app, service.metrics
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        began, status = time.perf_counter(), 500
+
+        async def observing(message: Mapping[str, Any]) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, observing)
+        finally:
+            seconds, route = time.perf_counter() - began, scope.get("route")
+            path = getattr(route, "path", "other")  # with its parameters by name: the log holds no device's work
+            self._metrics.answered(path, status, seconds)
+            told = {"method": scope["method"], "route": path, "status": status, "ms": round(1000 * seconds, 1)}
+            log.log(logging.ERROR if status >= 500 else logging.DEBUG, "request", extra=told)
 
 
 # requests
 
 
-async def _body(request: Request, limit: int) -> bytes:
-    """The body, refused as soon as it is known to be longer than `limit` bytes."""
-    too_large = Refused(Cause.TOO_LARGE, f"expected a body of at most {limit} bytes")
-    if int(request.headers.get("content-length", 0)) > limit:
-        raise too_large
-    body = bytearray()
-    async for piece in request.stream():
-        body += piece
-        if len(body) > limit:
-            raise too_large
-    return bytes(body)
+def _content_length(request: Request) -> int | None:
+    given = request.headers.get("content-length")
+    if given is None:
+        return None
+    if not (given.isascii() and given.isdigit() and len(given) < 19):
+        raise Refused(Cause.MALFORMED, "content-length: expected a number")
+    return int(given)
+
+
+def _too_large(limit: int) -> Refused:
+    return Refused(Cause.TOO_LARGE, f"expected a body of at most {limit} bytes")
 
 
 def _parsed(kind: type[T], body: bytes) -> T:
@@ -211,15 +519,9 @@ def _parsed(kind: type[T], body: bytes) -> T:
         raise Refused(Cause.MALFORMED, str(error)) from None
 
 
-def _proof(request: Request, body: bytes) -> tuple[str, bytes, bytes]:
-    """Nonce, signature and the message it should sign. Refused if the signature is missing or not base64."""
-    nonce = request.headers.get("fedboard-nonce", "")
-    try:
-        signature = base64.b64decode(request.headers.get("fedboard-signature", ""), validate=True)
-    except (binascii.Error, ValueError):
-        raise Refused(Cause.BAD_SIGNATURE, "fedboard-signature: expected base64") from None
-    path = request.scope["raw_path"].decode("ascii", "replace")  # as sent: an escaped path must not pass for the plain one
-    return nonce, signature, signing.request_message(request.method, path, body, nonce)
+def _path(request: Request) -> str:
+    """As sent, without the query: an escaped path must not pass for the plain one."""
+    return request.scope["raw_path"].decode("ascii", "replace")
 
 
 def _tags(header: str) -> Iterable[str]:
@@ -248,76 +550,15 @@ def _json(message: Any, status: int = 200, headers: Any = None) -> Response:
 
 def _problem(status: int, cause: Cause, detail: str, headers: Any = None) -> Response:
     if status == 401:
-        headers = {"www-authenticate": "Fedboard-Signature"}
+        scheme = 'Basic realm="Fedboard operator"' if cause is Cause.NOT_THE_OPERATOR else "Fedboard-Signature"
+        headers = {**(headers or {}), "www-authenticate": scheme}
     return _json(Problem(cause, detail), status, headers)
 
 
-class _Rounds:
-    """Numbers of /metrics that the store keeps: they survive a restart."""
-
-    def __init__(self, coordinator: Coordinator, clock: Callable[[], float]):
-        self._coordinator, self._clock = coordinator, clock
-
-    def collect(self) -> Iterable[Any]:
-        reports = self._coordinator.reports(self._clock()).rounds
-        phases = GaugeMetricFamily("fedboard_rounds", "Rounds by phase.", labels=["phase"])
-        for phase in Phase:
-            phases.add_metric([phase.value], sum(report.phase == phase for report in reports))
-        yield phases
-        funnel = CounterMetricFamily("fedboard_devices", "Devices and rounds by the step of the funnel they reached.", labels=["step"])
-        for step in ("checked_in", "assigned", "downloaded", "uploaded", "counted"):
-            funnel.add_metric([step], sum(getattr(report, step) for report in reports))
-        yield funnel
-        lost = CounterMetricFamily("fedboard_devices_lost", "Devices and rounds refused or dropped, by cause.", labels=["step", "cause"])
-        for step in ("refused", "dropped"):
-            for cause in sorted({cause for report in reports for cause in getattr(report, step)}):
-                lost.add_metric([step, cause], sum(getattr(report, step).get(cause, 0) for report in reports))
-        yield lost
-        body = CounterMetricFamily("fedboard_body_bytes", "Bytes of updates (up) and blobs (down).", labels=["direction"])
-        body.add_metric(["up"], sum(report.bytes_up for report in reports))
-        body.add_metric(["down"], sum(report.bytes_down for report in reports))
-        yield body
-        yield CounterMetricFamily("fedboard_examples", "Examples of the counted updates.", value=sum(report.examples for report in reports))
+SIGNED = (401, 408, 409, 413, 429, 503)  # any signed request may be answered so
+_METRICS = {"responses": {200: {"content": {prometheus_client.CONTENT_TYPE_LATEST: {}}}, 401: {"model": Problem}, 429: {"model": Problem}}}
+_documented = openapi.documented
 
 
-# the OpenAPI document
-
-_SHARED = "#/components/schemas/{model}"
-_REQUESTS = (Enrolment, CheckIn, Abandon)
-_SIGNATURE = ("fedboard-device", "fedboard-nonce", "fedboard-signature")
-
-
-def _documented(answer: Any, *problems: int, body: Any = None, parameter: str | None = None, is_signed: bool = False) -> dict[str, Any]:
-    """What one route takes and answers, for `api.get` and its like. The answer None stands for a blob."""
-    responses: dict[int | str, Any] = {status: {"model": Problem} for status in problems}
-    binary = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
-    if answer is None:
-        responses |= {200: {"content": binary}, 206: {"content": binary, "description": "The bytes asked for"}}
-        responses |= {304: {"description": "The device has it already"}}
-    else:
-        responses[200] = {"model": answer}
-    extra: dict[str, Any] = {}
-    if body is bytes:
-        extra["requestBody"] = {"required": True, "content": binary}
-    elif body is not None:
-        extra["requestBody"] = {"required": True, "content": {"application/json": {"schema": {"$ref": _SHARED.format(model=body.__name__)}}}}
-    if parameter is not None:
-        extra["parameters"] = [{"name": parameter, "in": "path", "required": True, "schema": {"type": "string"}}]
-    if is_signed:
-        extra["security"] = [{name: [] for name in _SIGNATURE}]
-    return {"response_class": Response, "responses": responses, "openapi_extra": extra}
-
-
-def _openapi(api: FastAPI) -> dict[str, Any]:
-    if api.openapi_schema is None:
-        document = get_openapi(title=api.title, version=api.version, routes=api.routes)
-        _, shared = TypeAdapter.json_schemas([(kind, "validation", TypeAdapter(kind)) for kind in _REQUESTS], ref_template=_SHARED)
-        for name, schema in shared["$defs"].items():
-            if "properties" in schema:
-                schema["additionalProperties"] = False
-            document["components"]["schemas"].setdefault(name, schema)
-        document["components"]["schemas"]["Enrolment"]["properties"]["public_key"]["pattern"] = "^[0-9a-f]{64}$"
-        document["components"]["schemas"]["Abandon"]["properties"]["cause"] = {"enum": [cause.value for cause in ABANDON_CAUSES]}
-        document["components"]["securitySchemes"] = {name: {"type": "apiKey", "in": "header", "name": name} for name in _SIGNATURE}
-        api.openapi_schema = document
-    return api.openapi_schema
+def _operators(answer: Any, *problems: int, **options: Any) -> dict[str, Any]:
+    return _documented(answer, 401, 429, 503, *problems, is_operators=True, **options)

@@ -1,12 +1,14 @@
-"""Durable state: devices, rounds, the ledger of assignments and the sum of the open round, in one database.
+"""Durable state: devices, tasks, rounds, the ledger of assignments and the sums of the open rounds, in one database.
 
-SQLite by default (write-ahead log); any SQLAlchemy URL works. The tables are made and changed by the alembic migrations beside this file.
-What must hold together is written in one `transaction`. A killed process loses none that has ended; a power cut none that was `durable`.
+SQLite by default (write-ahead log), used by one server; PostgreSQL by its URL for several replicas that share it. The tables are made and changed by
+the alembic migrations beside this file. What must hold together is written in one `transaction`. A killed process loses none that has ended; a power
+cut none that was `durable`. Statements take whole groups: a transaction costs the same for one device and for a hundred.
 """
 
 import fcntl
 import functools
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
@@ -22,15 +24,17 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from device_runtime import config
 from device_runtime.errors import RunError
-from device_runtime.wire import Cause, RoundReport
+from device_runtime.wire import Cause, RoundReport, Scores
 from server.aggregation import Sum
 from server.rounds import OPEN, Phase, RoundState
-from server.task import Task
+from server.task import State, Task
 
 metadata = sa.MetaData()
 _SHA = sa.String(64)
 _DEVICE = sa.String(16)
+_TASK = sa.String(64)
 _ROUND = sa.BigInteger
+_LOSS_UNITS = 2**30  # of one nat: losses are added up in whole units, so that their sum does not depend on the order
 
 devices = sa.Table(
     "devices",
@@ -38,7 +42,13 @@ devices = sa.Table(
     sa.Column("device", _DEVICE, primary_key=True),
     sa.Column("public_key", sa.String(64), nullable=False),
     sa.Column("enrolled_at", sa.Float, nullable=False),
-    sa.Column("last_counted", _ROUND),
+)
+codes = sa.Table(
+    "codes",
+    metadata,
+    sa.Column("code", _SHA, primary_key=True),  # its SHA-256
+    sa.Column("expires_at", sa.Float, nullable=False),
+    sa.Column("device", _DEVICE, sa.ForeignKey("devices.device")),  # that has used it
 )
 nonces = sa.Table(
     "nonces",
@@ -47,60 +57,104 @@ nonces = sa.Table(
     sa.Column("nonce", sa.String(32), primary_key=True),
     sa.Column("seen_at", sa.Float, nullable=False, index=True),
 )
-tasks = sa.Table("tasks", metadata, sa.Column("id", sa.Integer, primary_key=True), sa.Column("body", sa.Text, nullable=False))
+tasks = sa.Table(
+    "tasks",
+    metadata,
+    sa.Column("task", _TASK, primary_key=True),
+    sa.Column("state", sa.String(16), nullable=False),
+    sa.Column("created_at", sa.Float, nullable=False),
+    sa.Column("body", sa.Text, nullable=False),
+)
 checkpoints = sa.Table(
     "checkpoints",
     metadata,
+    sa.Column("task", _TASK, sa.ForeignKey("tasks.task"), primary_key=True),
     sa.Column("sha", _SHA, primary_key=True),
-    sa.Column("round", _ROUND, nullable=False, unique=True),
+    sa.Column("round", _ROUND, nullable=False),
+    sa.Column("parent", _SHA, nullable=False),
     sa.Column("half", _SHA, nullable=False),
-    sa.Column("velocity", _SHA, nullable=False),
+    sa.Column("moments", _SHA, nullable=False),
+    sa.Column("made_at", sa.Float, nullable=False),
+    sa.UniqueConstraint("task", "round"),
 )
 rounds = sa.Table(
     "rounds",
     metadata,
+    sa.Column("task", _TASK, sa.ForeignKey("tasks.task"), primary_key=True),
     sa.Column("round", _ROUND, primary_key=True, autoincrement=False),
     sa.Column("phase", sa.String(16), nullable=False),
-    sa.Column("base", _SHA, sa.ForeignKey("checkpoints.sha"), nullable=False),
-    sa.Column("made", _SHA, sa.ForeignKey("checkpoints.sha")),
+    sa.Column("base", _SHA, nullable=False),
+    sa.Column("base_round", _ROUND, nullable=False),
+    sa.Column("half", _SHA, nullable=False),  # of the base
+    sa.Column("made", _SHA),
     sa.Column("opened_at", sa.Float, nullable=False),
     sa.Column("first_admitted", sa.Float),
     sa.Column("last_admitted", sa.Float),
     sa.Column("closed_at", sa.Float),
-    sa.Column("bytes_down", sa.BigInteger, nullable=False),
+    *(sa.Column(name, sa.BigInteger, nullable=False, server_default="0") for name in ("admitted", "reported", "dropped")),
+    *(sa.Column(name, sa.BigInteger, nullable=False, server_default="0") for name in ("assigned", "downloaded", "uploaded", "examples")),
+    *(sa.Column(name, sa.BigInteger, nullable=False, server_default="0") for name in ("bytes_up", "bytes_down")),
+    *(sa.Column(name, sa.BigInteger, nullable=False, server_default="0") for name in ("targets", "top1", "top3", "loss")),
 )
-check_ins = sa.Table(
+outcomes = sa.Table(  # devices refused at check-in, or dropped after it, by cause
+    "outcomes",
+    metadata,
+    sa.Column("task", _TASK, primary_key=True),
+    sa.Column("round", _ROUND, primary_key=True, autoincrement=False),
+    sa.Column("step", sa.String(16), primary_key=True),
+    sa.Column("cause", sa.String(32), primary_key=True),
+    sa.Column("count", sa.BigInteger, nullable=False),
+    sa.ForeignKeyConstraint(("task", "round"), ("rounds.task", "rounds.round")),
+)
+check_ins = sa.Table(  # of the open rounds only: who asked when is nobody's business afterwards
     "check_ins",
     metadata,
-    sa.Column("round", _ROUND, sa.ForeignKey("rounds.round"), primary_key=True),
     sa.Column("device", _DEVICE, sa.ForeignKey("devices.device"), primary_key=True),
+    sa.Column("task", _TASK, sa.ForeignKey("tasks.task"), primary_key=True),
     sa.Column("outcome", sa.String(32), nullable=False),
 )
 assignments = sa.Table(
     "assignments",
     metadata,
     sa.Column("assignment", sa.String(32), primary_key=True),
-    sa.Column("round", _ROUND, sa.ForeignKey("rounds.round"), nullable=False),
+    sa.Column("task", _TASK, nullable=False),
+    sa.Column("round", _ROUND, nullable=False),
     sa.Column("device", _DEVICE, sa.ForeignKey("devices.device"), nullable=False, index=True),
     sa.Column("admitted_at", sa.Float, nullable=False),
     sa.Column("status", sa.String(16), nullable=False),
     sa.Column("cause", sa.String(32)),
     sa.Column("update_hash", _SHA),
-    sa.Column("examples", sa.BigInteger, nullable=False),
-    sa.Column("bytes_up", sa.BigInteger, nullable=False),
     sa.Column("downloaded", sa.Boolean, nullable=False),
-    sa.UniqueConstraint("round", "device"),
+    sa.Column("uploaded", sa.Boolean, nullable=False),
+    sa.Column("counted_in", _ROUND),  # the round; of a buffered task it may be a later one
+    sa.UniqueConstraint("task", "round", "device"),
+    sa.ForeignKeyConstraint(("task", "round"), ("rounds.task", "rounds.round")),
 )
-sums = sa.Table(
+participations = sa.Table(  # what an accountant needs of each device, and all that is kept for ever
+    "participations",
+    metadata,
+    sa.Column("device", _DEVICE, sa.ForeignKey("devices.device"), primary_key=True),
+    sa.Column("task", _TASK, sa.ForeignKey("tasks.task"), primary_key=True),
+    sa.Column("last_counted", _ROUND, nullable=False),
+    sa.Column("counted", sa.BigInteger, nullable=False),
+    sa.Column("smallest_separation", _ROUND),
+)
+sums = sa.Table(  # what each replica has counted of an open round
     "sums",
     metadata,
-    sa.Column("round", _ROUND, sa.ForeignKey("rounds.round"), primary_key=True),
+    sa.Column("task", _TASK, primary_key=True),
+    sa.Column("round", _ROUND, primary_key=True, autoincrement=False),
+    sa.Column("replica", sa.String(32), primary_key=True),
     sa.Column("total", sa.LargeBinary, nullable=False),
     sa.Column("weight", sa.BigInteger, nullable=False),
     sa.Column("count", sa.BigInteger, nullable=False),
+    sa.ForeignKeyConstraint(("task", "round"), ("rounds.task", "rounds.round")),
 )
 
 ASSIGNED = "assigned"  # the outcome of a check-in that was not refused
+REFUSED, DROPPED = "refused", "dropped"  # steps of `outcomes`
+COUNTS = ("assigned", "downloaded", "uploaded", "examples", "bytes_up", "bytes_down", "targets", "top1", "top3", "loss")  # of a round, added to
+_ADVISORY_LOCK = 0xFEDB0A2D  # one writing transaction at a time on a PostgreSQL database
 
 
 class Status(StrEnum):
@@ -110,13 +164,14 @@ class Status(StrEnum):
     COUNTED = "counted"
     REFUSED = "refused"  # its update broke a rule
     ABANDONED = "abandoned"  # by the device
-    CLOSED = "closed"  # the round ended without it
+    CLOSED = "closed"  # the round ended without it, or it came too late
 
 
 @dataclass(frozen=True)
-class Device:
-    public_key: str
-    last_counted: int | None  # round
+class StoredTask:
+    task: Task
+    state: State
+    created_at: float
 
 
 @dataclass(frozen=True)
@@ -126,31 +181,71 @@ class StoredCheckpoint:
     sha: str  # float32, what the server goes on from
     round: int
     half: str  # float16, what devices get
-    velocity: str = ""  # momentum of the server's step, if it has any
+    moments: str = ""  # state of the server's optimizer, if it has any
+    parent: str = ""
+    made_at: float = 0.0
+
+
+@dataclass(frozen=True)
+class StoredRound:
+    """A round that has not been closed: what it gives to devices, and how far it is."""
+
+    task: str
+    state: RoundState
+    base: str  # sha of the checkpoint
+    base_round: int
+    half: str  # of the base
+
+    @property
+    def key(self) -> tuple[str, int]:
+        return self.task, self.state.round
 
 
 @dataclass(frozen=True)
 class StoredAssignment:
     assignment: str
+    task: str
     round: int
     device: str
     admitted_at: float
-    status: Status
-    cause: Cause | None
-    update_hash: str | None
+    status: Status = Status.OPEN
+    cause: Cause | None = None
+    update_hash: str | None = None
+    downloaded: bool = False
+    uploaded: bool = False
+    counted_in: int | None = None
+
+
+@dataclass(frozen=True)
+class Participation:
+    """One device in one task."""
+
+    last_counted: int
+    counted: int
+    smallest_separation: int | None = None  # rounds; None before the second
+
+
+@dataclass(frozen=True)
+class StoredCode:
+    expires_at: float
+    device: str | None
 
 
 class Store:
-    """One database, used by one server at a time."""
+    """One database. An SQLite file belongs to one server at a time; PostgreSQL is shared."""
 
     def __init__(self, database: Path | str):
         """Open an SQLite file, or any database by its URL, and bring its tables up to date. Raises RunError if it cannot be used."""
-        url = sa.URL.create("sqlite", database=str(database)) if isinstance(database, Path) else sa.make_url(database)
-        where = url.database or url.render_as_string()
-        # errors carry no parameters: an update or a key must not end in a log
-        self._engine = sa.create_engine(url, hide_parameters=True)
+        try:
+            url = sa.URL.create("sqlite", database=str(database)) if isinstance(database, Path) else sa.make_url(database)
+            # errors carry no parameters: an update or a key must not end in a log
+            self._engine = sa.create_engine(url, hide_parameters=True, **_ENGINE.get(url.get_backend_name(), {}))
+        except sa.exc.ArgumentError:
+            raise RunError("database", "expected an address such as postgresql+psycopg://host/name, found another", "correct it") from None
+        self.name = {"sqlite": "SQLite", "postgresql": "PostgreSQL"}.get(url.get_backend_name(), url.get_backend_name())
+        where = url.database if self.shared is False else url.set(password=None).render_as_string()
         self._lock_file = None
-        if url.get_backend_name() == "sqlite":
+        if not self.shared:
             self._lock_file = _locked(Path(where))
             sa.event.listen(self._engine, "connect", _prepare_sqlite)
             sa.event.listen(self._engine, "begin", _begin_sqlite)
@@ -159,13 +254,37 @@ class Store:
         except (sa.exc.DBAPIError, alembic.util.CommandError) as error:
             self.close()
             reason = str(getattr(error, "orig", error)).splitlines()[0]
-            raise RunError(where, f"cannot be used as the server's database ({reason})", "give a new folder, or a newer Fedboard") from None
+            raise RunError(where, f"cannot be used as the server's database ({reason})", "give another one, or a newer Fedboard") from None
+
+    @property
+    def shared(self) -> bool:
+        """Whether other servers may be using the same database."""
+        return self.name != "SQLite"
 
     @contextmanager
     def transaction(self, durable: bool = False) -> Iterator["Rows"]:
-        """All that is written inside holds together when the block ends, or not at all if it raises; if durable, the disk has it."""
+        """All that is written inside holds together when the block ends, or not at all if it raises; if durable, the disk has it.
+
+        One at a time, of all servers that share the database.
+        """
         with self._engine.connect() as connection, connection.execution_options(durable=durable).begin():
+            if self.shared:
+                connection.execute(sa.text("SELECT pg_advisory_xact_lock(:key)"), {"key": _ADVISORY_LOCK})
+                if not durable:
+                    connection.execute(sa.text("SET LOCAL synchronous_commit = off"))
             yield Rows(connection)
+
+    @contextmanager
+    def reading(self) -> Iterator["Rows"]:
+        """What the last transaction left, without waiting for the one under way."""
+        with self._engine.connect() as connection, connection.execution_options(reading=True).begin():
+            yield Rows(connection)
+
+    def tidy(self) -> None:
+        """Let go of what older versions of a file hold: sums that have been replaced are not kept."""
+        if not self.shared:
+            with self._engine.connect() as connection:
+                connection.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def close(self) -> None:
         self._engine.dispose()
@@ -176,6 +295,8 @@ class Store:
         settings = alembic.config.Config()
         settings.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
         with self._engine.begin() as connection:
+            if self.shared:
+                connection.execute(sa.text("SELECT pg_advisory_xact_lock(:key)"), {"key": _ADVISORY_LOCK})
             settings.attributes["connection"] = connection
             alembic.command.upgrade(settings, "head")
 
@@ -186,210 +307,340 @@ class Rows:
     def __init__(self, connection: sa.Connection):
         self._connection = connection
 
-    # devices
+    # devices, their codes and nonces
 
     def enrol(self, device: str, public_key: str, now: float) -> None:
-        row = {"device": device, "public_key": public_key, "enrolled_at": now}
-        self._put(devices, row)
+        self._put(devices, [{"device": device, "public_key": public_key, "enrolled_at": now}])
 
-    def device(self, device: str) -> Device | None:
-        row = self._connection.execute(_DEVICE_BY_NAME, {"device": device}).one_or_none()
-        return None if row is None else Device(*row)
+    def public_key(self, device: str) -> str | None:
+        return self._connection.execute(_PUBLIC_KEY, {"device": device}).scalar_one_or_none()
 
-    def note_nonce(self, device: str, nonce: str, now: float) -> bool:
-        """False if the device used it before."""
-        row = {"device": device, "nonce": nonce, "seen_at": now}
-        return self._put(nonces, row) == 1
+    def enrolled_at(self, names: Iterable[str]) -> dict[str, float]:
+        """Of those of the devices that are enrolled."""
+        return {device: at for device, at in self._connection.execute(_ENROLLED_AT, {"devices": list(names)})}
+
+    def count_devices(self) -> int:
+        return self._connection.execute(sa.select(sa.func.count()).select_from(devices)).scalar_one()
+
+    def add_codes(self, hashes: Iterable[str], expires_at: float) -> None:
+        self._connection.execute(codes.insert(), [{"code": name, "expires_at": expires_at} for name in hashes])
+
+    def code(self, hashed: str) -> StoredCode | None:
+        row = self._connection.execute(sa.select(codes.c.expires_at, codes.c.device).where(codes.c.code == hashed)).one_or_none()
+        return None if row is None else StoredCode(*row)
+
+    def use_code(self, hashed: str, device: str) -> None:
+        self._connection.execute(codes.update().where(codes.c.code == hashed).values(device=device))
+
+    def seen(self, used: Iterable[tuple[str, str]]) -> set[tuple[str, str]]:
+        """Those of the (device, nonce) that were noted before."""
+        asked = set(used)
+        found = self._connection.execute(_NONCES, {"nonces": [nonce for _, nonce in asked]})
+        return {(device, nonce) for device, nonce in found if (device, nonce) in asked}
+
+    def note_nonces(self, used: Iterable[tuple[str, str]], now: float) -> None:
+        self._many(_INSERT_NONCE, [{"device": device, "nonce": nonce, "seen_at": now} for device, nonce in used])
 
     def forget_nonces(self, before: float) -> None:
         self._connection.execute(nonces.delete().where(nonces.c.seen_at < before))
 
-    # the task and its checkpoints
+    # tasks and their checkpoints
 
-    def add_task(self, task: Task) -> None:
-        self._connection.execute(tasks.insert().values(id=1, body=config.to_json(task).decode()))
+    def add_task(self, task: Task, now: float) -> None:
+        row = {"task": task.name, "state": State.RUNNING.value, "created_at": now, "body": config.to_json(task).decode()}
+        self._connection.execute(tasks.insert(), row)
 
-    def task(self) -> Task | None:
-        """Raises ConfigError for a task of an unknown version."""
-        body = self._connection.execute(sa.select(tasks.c.body)).scalar_one_or_none()
-        return None if body is None else config.from_json(Task, body.encode(), "task")
+    def tasks(self) -> list[StoredTask]:
+        """Oldest first. Raises ConfigError for a task of an unknown version."""
+        return [StoredTask(_task(body), State(state), created_at) for body, state, created_at in self._connection.execute(_TASKS)]
 
-    def add_checkpoint(self, checkpoint: StoredCheckpoint) -> None:
-        row = {"sha": checkpoint.sha, "round": checkpoint.round, "half": checkpoint.half, "velocity": checkpoint.velocity}
-        self._connection.execute(checkpoints.insert().values(row))
+    def set_state(self, task: str, state: State) -> None:
+        self._connection.execute(tasks.update().where(tasks.c.task == task).values(state=state.value))
 
-    def newest_checkpoint(self) -> StoredCheckpoint:
-        columns = checkpoints.c
-        query = sa.select(columns.sha, columns.round, columns.half, columns.velocity).order_by(columns.round.desc()).limit(1)
-        return StoredCheckpoint(*self._connection.execute(query).one())
+    def add_checkpoint(self, task: str, checkpoint: StoredCheckpoint) -> None:
+        names = ("sha", "round", "parent", "half", "moments", "made_at")
+        self._put(checkpoints, [{"task": task, **{name: getattr(checkpoint, name) for name in names}}])
 
-    def newest_halves(self, count: int) -> list[str]:
-        """The newest checkpoints as devices get them."""
-        query = sa.select(checkpoints.c.half).order_by(checkpoints.c.round.desc()).limit(count)
-        return list(self._connection.execute(query).scalars())
+    def checkpoint(self, task: str, sha: str) -> StoredCheckpoint | None:
+        row = self._connection.execute(_CHECKPOINT.where(checkpoints.c.task == task, checkpoints.c.sha == sha)).one_or_none()
+        return None if row is None else StoredCheckpoint(*row)
+
+    def checkpoint_of_round(self, task: str, round: int) -> StoredCheckpoint | None:
+        row = self._connection.execute(_CHECKPOINT.where(checkpoints.c.task == task, checkpoints.c.round == round)).one_or_none()
+        return None if row is None else StoredCheckpoint(*row)
+
+    def checkpoints(self, task: str, most: int) -> list[StoredCheckpoint]:
+        """The newest ones, newest first."""
+        query = _CHECKPOINT.where(checkpoints.c.task == task).order_by(checkpoints.c.round.desc()).limit(most)
+        return [StoredCheckpoint(*row) for row in self._connection.execute(query)]
+
+    def current(self, task: str) -> StoredCheckpoint | None:
+        """The checkpoint a training task goes on from, or ended with."""
+        columns = rounds.c
+        query = sa.select(sa.func.coalesce(columns.made, columns.base)).where(columns.task == task).order_by(columns.round.desc()).limit(1)
+        sha = self._connection.execute(query).scalar_one_or_none()
+        return None if sha is None else self.checkpoint(task, sha)
 
     # rounds
 
-    def open_round(self, round: int, base: str, now: float) -> None:
-        row = {"round": round, "phase": Phase.SELECTING.value, "base": base, "opened_at": now, "bytes_down": 0}
-        self._connection.execute(rounds.insert().values(row))
+    def open_round(self, task: str, state: RoundState, base: StoredCheckpoint, now: float) -> None:
+        row = {"task": task, "base": base.sha, "base_round": base.round, "half": base.half, "opened_at": now, **_columns(state)}
+        self._connection.execute(rounds.insert(), row)
 
-    def save_round(self, state: RoundState) -> None:
-        """Keep how far an open round is. Its end is written by `close_round`, together with its checkpoint."""
-        if state.phase in OPEN:
-            changed = {"phase": state.phase.value, "first_admitted": state.first_admitted, "last_admitted": state.last_admitted}
-            self._connection.execute(rounds.update().where(rounds.c.round == state.round).values(changed))
+    def open_rounds(self) -> dict[str, StoredRound]:
+        """The round of each task that has not been closed; it may be over already."""
+        found = {}
+        for task, number, phase, admitted, reported, dropped, first, last, base, base_round, half in self._connection.execute(_OPEN_ROUNDS):
+            state = RoundState(number, Phase(phase), admitted, reported, dropped, first, last)
+            found[task] = StoredRound(task, state, base, base_round, half)
+        return found
 
-    def close_round(self, state: RoundState, made: str | None, cause: Cause, now: float) -> None:
-        """End a round; its open assignments are dropped for `cause` and its sum is removed."""
-        changed = {"phase": state.phase.value, "made": made, "closed_at": now}
-        self._connection.execute(rounds.update().where(rounds.c.round == state.round).values(changed))
-        left = (assignments.c.round == state.round) & (assignments.c.status == Status.OPEN.value)
-        self._connection.execute(assignments.update().where(left).values(status=Status.CLOSED.value, cause=cause.value))
-        self._connection.execute(sums.delete().where(sums.c.round == state.round))
+    def save_rounds(self, changed: Iterable[StoredRound]) -> None:
+        """Keep how far rounds are, and what they give: an evaluation takes its checkpoint when the first device joins."""
+        rows = [
+            {"at_task": each.task, "at_round": each.state.round, "base": each.base, "base_round": each.base_round, "half": each.half}
+            | {name: value for name, value in _columns(each.state).items() if name != "round"}
+            for each in changed
+        ]
+        self._many(_SAVE_ROUND, rows)
 
-    def newest_round(self) -> RoundState:
-        """The last round opened, with the devices in it."""
-        columns = rounds.c
-        query = sa.select(columns.round, columns.phase, columns.first_admitted, columns.last_admitted).order_by(columns.round.desc()).limit(1)
-        number, phase, first, last = self._connection.execute(query).one()
-        members = self._connection.execute(sa.select(assignments.c.device, assignments.c.status).where(assignments.c.round == number)).all()
-        return RoundState(
-            number,
-            Phase(phase),
-            admitted=frozenset(device for device, _ in members),
-            reported=frozenset(device for device, status in members if status == Status.COUNTED),
-            dropped=frozenset(device for device, status in members if status in (Status.REFUSED, Status.ABANDONED)),
-            first_admitted=first,
-            last_admitted=last,
-        )
+    def add_counts(self, counts: Mapping[tuple[str, int], Mapping[str, int]]) -> None:
+        """Add to the COUNTS of rounds, by (task, round)."""
+        rows = [
+            {"at_task": task, "at_round": number, **{f"more_{name}": more.get(name, 0) for name in COUNTS}} for (task, number), more in counts.items()
+        ]
+        self._many(_ADD_COUNTS, rows)
 
-    def committed(self) -> int:
+    def add_outcomes(self, counts: Mapping[tuple[str, int, str, str], int]) -> None:
+        """Add to the devices by (task, round, step, cause)."""
+        rows = [dict(zip(("task", "round", "step", "cause", "count"), (*key, more), strict=True)) for key, more in counts.items() if more]
+        self._many(_add_outcome(self._connection.dialect.name), rows)
+
+    def close_round(self, task: str, state: RoundState, made: str | None, cause: Cause | None, now: float, all_rounds: bool = False) -> None:
+        """End a round and remove its sums. Its open assignments are dropped for `cause`, or stay open if that is None; `all_rounds`: also those
+        of the rounds before it."""
+        at = (rounds.c.task == task) & (rounds.c.round == state.round)
+        self._connection.execute(rounds.update().where(at).values(phase=state.phase.value, made=made, closed_at=now))
+        if cause is not None:
+            left = (assignments.c.task == task) & (assignments.c.status == Status.OPEN.value)
+            if not all_rounds:
+                left &= assignments.c.round == state.round
+            query = sa.select(assignments.c.round, sa.func.count()).where(left).group_by(assignments.c.round)
+            self.add_outcomes({(task, number, DROPPED, cause.value): count for number, count in self._connection.execute(query).all()})
+            self._connection.execute(assignments.update().where(left).values(status=Status.CLOSED.value, cause=cause.value))
+        self._connection.execute(check_ins.delete().where(check_ins.c.task == task))
+        self._connection.execute(sums.delete().where(sums.c.task == task, sums.c.round == state.round))
+
+    def committed(self, task: str) -> int:
         """Rounds committed so far."""
-        return self._connection.execute(sa.select(sa.func.count()).where(rounds.c.phase == Phase.COMMITTED.value)).scalar_one()
+        query = sa.select(sa.func.count()).where(rounds.c.task == task, rounds.c.phase == Phase.COMMITTED.value, rounds.c.closed_at.is_not(None))
+        return self._connection.execute(query).scalar_one()
+
+    def last_base(self, task: str) -> str | None:
+        """The checkpoint of the last committed round."""
+        query = sa.select(rounds.c.base).where(rounds.c.task == task, rounds.c.phase == Phase.COMMITTED.value)
+        return self._connection.execute(query.order_by(rounds.c.round.desc()).limit(1)).scalar_one_or_none()
 
     # check-ins and assignments
 
-    def note_check_in(self, round: int, device: str, outcome: str) -> None:
-        """One outcome for each device and round: the first refusal, or ASSIGNED once it is assigned."""
-        row = {"round": round, "device": device, "outcome": outcome}
-        self._put(check_ins, row, replaced=("outcome",) if outcome == ASSIGNED else ())
+    def outcomes_of(self, names: Iterable[str]) -> dict[tuple[str, str], str]:
+        """By (device, task): what came of the check-in to its open round."""
+        return {(device, task): outcome for device, task, outcome in self._connection.execute(_CHECK_INS, {"devices": list(names)})}
 
-    def assign(self, assignment: str, round: int, device: str, now: float, holds: bool = False) -> None:
-        """Give a device work. `holds`: it has the round's checkpoint already, and counts as having downloaded it."""
-        row = {"assignment": assignment, "round": round, "device": device, "admitted_at": now, "status": Status.OPEN.value}
-        self._connection.execute(assignments.insert(), {**row, "examples": 0, "bytes_up": 0, "downloaded": holds})
+    def note_check_ins(self, changed: Mapping[tuple[str, str], str]) -> None:
+        rows = [{"device": device, "task": task, "outcome": outcome} for (device, task), outcome in changed.items()]
+        self._put(check_ins, rows, replaced=("outcome",))
 
-    def assignment(self, assignment: str) -> StoredAssignment | None:
-        return self._assignment(_ASSIGNMENT_BY_NAME, {"assignment": assignment})
+    def assignments(self, names: Iterable[str]) -> dict[str, StoredAssignment]:
+        return {row[0]: _assignment(row) for row in self._connection.execute(_ASSIGNMENTS, {"assignments": list(names)})}
 
-    def assignment_of(self, device: str, round: int) -> StoredAssignment | None:
-        return self._assignment(_ASSIGNMENT_BY_DEVICE, {"device": device, "round": round})
+    def work_of(self, names: Iterable[str]) -> list[StoredAssignment]:
+        """The assignments of devices that are open, or of a round that has not been closed."""
+        return [_assignment(row) for row in self._connection.execute(_WORK, {"devices": list(names)})]
 
-    def settle(self, assignment: str, status: Status, cause: Cause | None = None, update_hash: str | None = None, examples: int = 0) -> None:
-        changed = {"status": status.value, "cause": cause and cause.value, "update_hash": update_hash, "examples": examples}
-        self._connection.execute(assignments.update().where(assignments.c.assignment == assignment).values(changed))
+    def overdue(self, task: str, before: float) -> list[StoredAssignment]:
+        """Open assignments of a task from before some time."""
+        at = (assignments.c.task == task) & (assignments.c.status == Status.OPEN.value) & (assignments.c.admitted_at <= before)
+        return [_assignment(row) for row in self._connection.execute(_ASSIGNMENT.where(at).order_by(assignments.c.assignment))]
 
-    def note_counted(self, device: str, round: int) -> None:
-        self._connection.execute(devices.update().where(devices.c.device == device).values(last_counted=round))
+    def save_assignments(self, changed: Iterable[StoredAssignment]) -> None:
+        rows = [
+            {
+                **{name: getattr(each, name) for name in _ASSIGNMENT_COLUMNS},
+                "status": each.status.value,
+                "cause": each.cause and each.cause.value,
+            }
+            for each in changed
+        ]
+        self._put(assignments, rows, replaced=("status", "cause", "update_hash", "downloaded", "uploaded", "counted_in"))
 
-    def note_upload(self, assignment: str, size: int) -> None:
-        more = {"bytes_up": assignments.c.bytes_up + size}
-        self._connection.execute(assignments.update().where(assignments.c.assignment == assignment).values(more))
+    def participations(self, names: Iterable[str]) -> dict[tuple[str, str], Participation]:
+        """By (device, task)."""
+        found = self._connection.execute(_PARTICIPATIONS, {"devices": list(names)})
+        return {(device, task): Participation(*values) for device, task, *values in found}
 
-    def note_download(self, device: str, blob: str, size: int, complete: bool) -> None:
-        """Count bytes served in the round of the device's last assignment, or in the newest round if it has none."""
-        last = sa.select(assignments.c.assignment, assignments.c.round).where(assignments.c.device == device)
-        row = self._connection.execute(last.order_by(assignments.c.round.desc()).limit(1)).one_or_none()
-        number = sa.select(sa.func.max(rounds.c.round)).scalar_subquery() if row is None else row.round
-        self._connection.execute(rounds.update().where(rounds.c.round == number).values(bytes_down=rounds.c.bytes_down + size))
-        if row is not None and complete:
-            given = sa.select(checkpoints.c.half).join(rounds, rounds.c.base == checkpoints.c.sha).where(rounds.c.round == row.round)
-            mine = (assignments.c.assignment == row.assignment) & (given.scalar_subquery() == blob)
-            self._connection.execute(assignments.update().where(mine).values(downloaded=True))
+    def save_participations(self, changed: Mapping[tuple[str, str], Participation]) -> None:
+        names = ("last_counted", "counted", "smallest_separation")
+        rows = [{"device": device, "task": task, **{name: getattr(each, name) for name in names}} for (device, task), each in changed.items()]
+        self._put(participations, rows, replaced=names)
 
-    # the sum of the open round
+    def participation(self, task: str) -> tuple[int, int | None]:
+        """The most rounds of a task one device was counted in, and the smallest separation of two of them."""
+        columns = participations.c
+        query = sa.select(sa.func.coalesce(sa.func.max(columns.counted), 0), sa.func.min(columns.smallest_separation)).where(columns.task == task)
+        most, smallest = self._connection.execute(query).one()
+        return most, smallest
 
-    def save_sum(self, round: int, sum: Sum) -> None:
+    # the sums of the open rounds
+
+    def save_sum(self, task: str, round: int, replica: str, sum: Sum) -> None:
         total = sum.total.astype("<i8", copy=False).tobytes()
-        row = {"round": round, "total": total, "weight": sum.weight, "count": sum.count}
-        self._put(sums, row, replaced=("total", "weight", "count"))
+        row = {"task": task, "round": round, "replica": replica, "total": total, "weight": sum.weight, "count": sum.count}
+        self._put(sums, [row], replaced=("total", "weight", "count"))
 
-    def sum(self, round: int) -> Sum | None:
-        """None before the first counted update."""
-        row = self._connection.execute(sa.select(sums.c.total, sums.c.weight, sums.c.count).where(sums.c.round == round)).one_or_none()
-        return None if row is None else Sum(np.frombuffer(row[0], "<i8").astype(np.int64, copy=False), row[1], row[2])
+    def sums(self, task: str, round: int, replica: str | None = None) -> list[Sum]:
+        """What the replicas (or one of them) have counted of a round."""
+        query = sa.select(sums.c.total, sums.c.weight, sums.c.count).where(sums.c.task == task, sums.c.round == round).order_by(sums.c.replica)
+        if replica is not None:
+            query = query.where(sums.c.replica == replica)
+        return [
+            Sum(np.frombuffer(total, "<i8").astype(np.int64, copy=False), weight, count) for total, weight, count in self._connection.execute(query)
+        ]
 
     # reports
 
-    def reports(self, goal: int, now: float) -> tuple[RoundReport, ...]:
-        """Every round so far, oldest first."""
-        outcomes = self._counts(check_ins.c.round, check_ins.c.outcome)
-        dropped = self._counts(assignments.c.round, assignments.c.cause)
-        columns = assignments.c
-        query = sa.select(
-            columns.round,
-            sa.func.count(),
-            sa.func.sum(sa.case((columns.downloaded, 1), else_=0)),
-            sa.func.sum(sa.case((columns.bytes_up > 0, 1), else_=0)),
-            sa.func.sum(sa.case((columns.status == Status.COUNTED.value, 1), else_=0)),
-            sa.func.sum(columns.examples),
-            sa.func.sum(columns.bytes_up),
-        ).group_by(columns.round)
-        names = ("assigned", "downloaded", "uploaded", "counted", "examples", "bytes_up")
-        totals = {number: dict(zip(names, map(int, values), strict=True)) for number, *values in self._connection.execute(query)}
-        return tuple(
-            RoundReport(
-                round=row.round,
-                phase=row.phase,
-                goal=goal,
-                checked_in=sum(outcomes.get(row.round, {}).values()),
-                refused={cause: count for cause, count in outcomes.get(row.round, {}).items() if cause != ASSIGNED},
-                dropped=dropped.get(row.round, {}),
-                bytes_down=row.bytes_down,
-                seconds=(now if row.closed_at is None else row.closed_at) - row.opened_at,
-                checkpoint=row.made or "",
-                **totals.get(row.round, {}),
-            )
-            for row in self._connection.execute(sa.select(rounds).order_by(rounds.c.round))
-        )
+    def reports(self, task: Task, now: float, most: int | None = None) -> tuple[RoundReport, ...]:
+        """The newest rounds of a task (by default all), oldest first."""
+        columns = rounds.c
+        query = sa.select(rounds).where(columns.task == task.name).order_by(columns.round.desc())
+        found = list(self._connection.execute(query if most is None else query.limit(most)))[::-1]
+        if not found:
+            return ()
+        by_cause: dict[tuple[int, str], Counter[str]] = {}
+        counted = sa.select(outcomes).where(outcomes.c.task == task.name, outcomes.c.round >= found[0].round, outcomes.c.count > 0)
+        for row in self._connection.execute(counted.order_by(outcomes.c.cause)):
+            by_cause.setdefault((row.round, row.step), Counter())[row.cause] = row.count
+        return tuple(_report(task, row, by_cause, now) for row in found)
 
-    def _counts(self, round: sa.Column[int], name: sa.Column[str]) -> dict[int, dict[str, int]]:
-        """Rows of each round by the value of one column, in its order; rows without a value are left out."""
-        found: dict[int, dict[str, int]] = {}
-        for number, value, count in self._connection.execute(
-            sa.select(round, name, sa.func.count()).where(name.is_not(None)).group_by(round, name).order_by(name)
+    def totals(self) -> dict[str, dict[str, dict[str, int]]]:
+        """By task and phase: rounds, and what their COUNTS and counted reports add up to."""
+        names = ("assigned", "downloaded", "uploaded", "examples", "bytes_up", "bytes_down")
+        added = [sa.func.sum(rounds.c[name]) for name in ("reported", *names)]
+        found: dict[str, dict[str, dict[str, int]]] = {}
+        for task, phase, *values in self._connection.execute(
+            sa.select(rounds.c.task, rounds.c.phase, sa.func.count(), *added).group_by(rounds.c.task, rounds.c.phase)
         ):
-            found.setdefault(number, {})[value] = count
+            found.setdefault(task, {})[phase] = dict(zip(("rounds", "counted", *names), map(int, values), strict=True))
         return found
 
-    def _assignment(self, query: sa.Select[Any], key: dict[str, Any]) -> StoredAssignment | None:
-        row = self._connection.execute(query, key).one_or_none()
-        if row is None:
-            return None
-        name, number, device, admitted_at, status, cause, update_hash = row
-        return StoredAssignment(name, number, device, admitted_at, Status(status), cause and Cause(cause), update_hash)
+    def causes(self) -> dict[tuple[str, str, str], int]:
+        """Devices and rounds by (task, step, cause)."""
+        columns = outcomes.c
+        query = sa.select(columns.task, columns.step, columns.cause, sa.func.sum(columns.count)).group_by(columns.task, columns.step, columns.cause)
+        return {(task, step, cause): int(count) for task, step, cause, count in self._connection.execute(query)}
 
-    def _put(self, table: sa.Table, row: dict[str, Any], replaced: tuple[str, ...] = ()) -> int:
-        """Insert a row; where one of its key stands already, change the columns `replaced` and no other. Returns the rows written, 0 or 1."""
-        return self._connection.execute(_upsert(self._connection.dialect.name, table, replaced), row).rowcount
+    def _many(self, statement: Any, rows: Sequence[dict[str, Any]]) -> None:
+        if rows:
+            self._connection.execute(statement, rows)
+
+    def _put(self, table: sa.Table, rows: Sequence[dict[str, Any]], replaced: tuple[str, ...] = ()) -> None:
+        """Insert rows; where one of its key stands already, change the columns `replaced` and no other."""
+        self._many(_upsert(self._connection.dialect.name, table, replaced), rows)
 
 
 # built once: building a statement takes longer than running it
 
-_DEVICE_BY_NAME = sa.select(devices.c.public_key, devices.c.last_counted).where(devices.c.device == sa.bindparam("device"))
-_ASSIGNMENT = sa.select(*(assignments.c[name] for name in ("assignment", "round", "device", "admitted_at", "status", "cause", "update_hash")))
-_ASSIGNMENT_BY_NAME = _ASSIGNMENT.where(assignments.c.assignment == sa.bindparam("assignment"))
-_ASSIGNMENT_BY_DEVICE = _ASSIGNMENT.where(assignments.c.device == sa.bindparam("device"), assignments.c.round == sa.bindparam("round"))
+
+def _any_of(name: str) -> sa.BindParameter[Any]:
+    return sa.bindparam(name, expanding=True)
+
+
+_ASSIGNMENT_COLUMNS = tuple(StoredAssignment.__dataclass_fields__)
+_PUBLIC_KEY = sa.select(devices.c.public_key).where(devices.c.device == sa.bindparam("device"))
+_ENROLLED_AT = sa.select(devices.c.device, devices.c.enrolled_at).where(devices.c.device.in_(_any_of("devices")))
+_NONCES = sa.select(nonces.c.device, nonces.c.nonce).where(nonces.c.nonce.in_(_any_of("nonces")))
+_INSERT_NONCE = nonces.insert()
+_TASKS = sa.select(tasks.c.body, tasks.c.state, tasks.c.created_at).order_by(tasks.c.created_at, tasks.c.task)
+_CHECKPOINT = sa.select(*(checkpoints.c[name] for name in ("sha", "round", "half", "moments", "parent", "made_at")))
+_STATE = ("round", "phase", "admitted", "reported", "dropped", "first_admitted", "last_admitted")
+_OPEN_ROUNDS = sa.select(rounds.c.task, *(rounds.c[name] for name in (*_STATE, "base", "base_round", "half"))).where(rounds.c.closed_at.is_(None))
+_AT_ROUND = (rounds.c.task == sa.bindparam("at_task")) & (rounds.c.round == sa.bindparam("at_round"))
+_SAVE_ROUND = rounds.update().where(_AT_ROUND).values({name: sa.bindparam(name) for name in (*_STATE[1:], "base", "base_round", "half")})
+_ADD_COUNTS = rounds.update().where(_AT_ROUND).values({name: rounds.c[name] + sa.bindparam(f"more_{name}") for name in COUNTS})
+_CHECK_INS = sa.select(check_ins.c.device, check_ins.c.task, check_ins.c.outcome).where(check_ins.c.device.in_(_any_of("devices")))
+_ASSIGNMENT = sa.select(*(assignments.c[name] for name in _ASSIGNMENT_COLUMNS))
+_ASSIGNMENTS = _ASSIGNMENT.where(assignments.c.assignment.in_(_any_of("assignments")))
+_WORK = (
+    _ASSIGNMENT.join(rounds, (rounds.c.task == assignments.c.task) & (rounds.c.round == assignments.c.round))
+    .where(assignments.c.device.in_(_any_of("devices")))
+    .where(rounds.c.closed_at.is_(None) | (assignments.c.status == Status.OPEN.value))
+    .order_by(assignments.c.assignment)
+)
+_PARTICIPATIONS = sa.select(*(participations.c[name] for name in ("device", "task", "last_counted", "counted", "smallest_separation"))).where(
+    participations.c.device.in_(_any_of("devices"))
+)
+_INSERTS: dict[str, Any] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
+_ENGINE: dict[str, dict[str, Any]] = {"postgresql": {"pool_pre_ping": True, "pool_size": 4, "connect_args": {"connect_timeout": 5}}}
 
 
 @functools.cache
 def _upsert(dialect: str, table: sa.Table, replaced: tuple[str, ...]) -> Any:
-    insert: Any = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}[dialect]
-    statement = insert(table)
+    statement = _INSERTS[dialect](table)
     if not replaced:
         return statement.on_conflict_do_nothing()
     return statement.on_conflict_do_update(index_elements=list(table.primary_key), set_={name: statement.excluded[name] for name in replaced})
+
+
+@functools.cache
+def _add_outcome(dialect: str) -> Any:
+    statement = _INSERTS[dialect](outcomes)
+    return statement.on_conflict_do_update(index_elements=list(outcomes.primary_key), set_={"count": outcomes.c.count + statement.excluded.count})
+
+
+@functools.lru_cache(maxsize=256)
+def _task(body: str) -> Task:
+    return config.from_json(Task, body.encode(), "task")
+
+
+def _columns(state: RoundState) -> dict[str, Any]:
+    return {name: getattr(state, name) for name in _STATE} | {"phase": state.phase.value}
+
+
+def _assignment(row: Any) -> StoredAssignment:
+    name, task, number, device, admitted_at, status, cause, *rest = row
+    return StoredAssignment(name, task, number, device, admitted_at, Status(status), cause and Cause(cause), *rest)
+
+
+def _report(task: Task, row: Any, by_cause: Mapping[tuple[int, str], Counter[str]], now: float) -> RoundReport:
+    refused, dropped = (dict(by_cause.get((row.round, step), {})) for step in (REFUSED, DROPPED))
+    return RoundReport(
+        round=row.round,
+        phase=row.phase if row.closed_at is not None or row.phase in OPEN else Phase.REPORTING.value,
+        goal=task.rules.report_goal,
+        checked_in=row.assigned + sum(refused.values()),
+        refused=refused,
+        assigned=row.assigned,
+        downloaded=row.downloaded,
+        uploaded=row.uploaded,
+        counted=row.reported,
+        dropped=dropped,
+        examples=row.examples,
+        bytes_up=row.bytes_up,
+        bytes_down=row.bytes_down,
+        seconds=(now if row.closed_at is None else row.closed_at) - row.opened_at,
+        checkpoint=row.made or "",
+        task=task.name,
+        kind=task.kind,
+        base=row.base,
+        base_round=row.base_round,
+        scores=Scores(row.targets, row.top1, row.top3, row.loss / _LOSS_UNITS) if row.targets else None,
+        opened_at=row.opened_at,
+    )
+
+
+def loss_units(nats: float) -> int:
+    """A loss as `rounds.loss` adds it up."""
+    return round(nats * _LOSS_UNITS)
 
 
 def _locked(database: Path) -> Any:
@@ -409,12 +660,16 @@ def _locked(database: Path) -> Any:
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:
     connection.isolation_level = None  # SQLAlchemy begins and ends the transactions, tables included
-    for setting in ("journal_mode = WAL", "foreign_keys = ON"):
+    for setting in ("journal_mode = WAL", "foreign_keys = ON", "secure_delete = ON"):  # what is deleted is overwritten
         connection.execute(f"PRAGMA {setting}")
 
 
 def _begin_sqlite(connection: sa.Connection) -> None:
+    options = connection.get_execution_options()
+    if options.get("reading"):
+        connection.exec_driver_sql("BEGIN")
+        return
     # FULL waits for the disk, about a millisecond: worth it for an acknowledged update, not for a check-in
-    level = "FULL" if connection.get_execution_options().get("durable", True) else "NORMAL"
+    level = "FULL" if options.get("durable", True) else "NORMAL"
     connection.exec_driver_sql(f"PRAGMA synchronous = {level}")
     connection.exec_driver_sql("BEGIN IMMEDIATE")

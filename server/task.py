@@ -1,16 +1,28 @@
-"""A task: what the server wants done with a model. Fixed when it is created, kept with the rounds."""
+"""A task: what the server wants done with a model. Fixed when it is created, kept with its rounds."""
 
 import hashlib
+import re
 from dataclasses import dataclass
+from enum import StrEnum
 
 from device_runtime import config
 from device_runtime.errors import ConfigError
 from device_runtime.weights import digest
-from device_runtime.wire import Plan
+from device_runtime.wire import Kind, Plan
 from server import aggregation
 from server.aggregation import ServerStep
 from server.eligibility import Policy
 from server.rounds import Rules
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+
+
+class State(StrEnum):
+    """What a task is doing."""
+
+    RUNNING = "running"
+    PAUSED = "paused"  # by the operator: admits nobody, still counts who is at work
+    FINISHED = "finished"  # it has all the rounds it wanted
 
 
 @dataclass(frozen=True)
@@ -23,8 +35,20 @@ class Task:
     shapes: str  # `weights.shapes_hash` of the network
     dimension: int  # values of the network
     seed: int  # of everything random in a result
+    name: str = "default"
+    population: str = "default"
+    kind: Kind = Kind.TRAINING
+    evaluates: str = ""  # the training task whose newest checkpoint an evaluation task scores
 
     def __post_init__(self) -> None:
+        for field in ("name", "population"):
+            if not _NAME.fullmatch(getattr(self, field)):
+                found = f"expected a-z, 0-9, '.', '_' and '-', at most 64, found {getattr(self, field)[:80]!r}"
+                raise ConfigError(f"task.{field}", found, "choose another")
+        if (self.kind is Kind.EVALUATION) != bool(self.evaluates):
+            raise ConfigError("task.evaluates", f"expected for an evaluation task and no other, found {self.evaluates!r}", "name a training task")
+        if self.kind is Kind.EVALUATION and self.rules.buffered:
+            raise ConfigError("rules.mode", "expected synchronous for an evaluation task, found buffered", "remove it")
         most = aggregation.capacity(self.plan, self.dimension)
         if self.rules.report_goal * self.rules.max_weight > most:
             found = f"report goal {self.rules.report_goal} x largest weight {self.rules.max_weight}"
@@ -40,6 +64,15 @@ class Task:
 
 
 def rotation_seed(task: Task, round: int) -> int:
-    """Seed of a round's rotation: the same for all its devices, another in every round. 53 bits: any JSON reader keeps them."""
-    named = f"fedboard-rotation-v1 {task.seed} {round}".encode()
+    """Seed of a round's rotation: the same for all its devices, another in every round. 53 bits: any JSON reader keeps them.
+
+    A buffered task keeps one: reports of several rounds add up in one sum.
+    """
+    named = f"fedboard-rotation-v1 {task.seed} {0 if task.rules.buffered else round}".encode()
     return int.from_bytes(hashlib.sha256(named).digest()[:8]) >> 11
+
+
+def assignment_name(task: Task, round: int, device: str) -> str:
+    """The name of a device's work in a round, 32 hexadecimal digits: known beforehand to whoever knows the task's seed, so a server that died
+    gives the same again."""
+    return digest(f"fedboard-assignment-v1 {task.seed} {task.name} {round} {device}".encode())[:32]

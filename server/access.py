@@ -1,0 +1,154 @@
+"""Access: who may ask. Devices prove themselves by signatures, operators by a token; both, and strangers, only so often."""
+
+import base64
+import binascii
+import hmac
+import ipaddress
+import os
+import re
+import secrets
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+from device_runtime import durable, signing
+from device_runtime.errors import ConfigError, RunError
+
+TOKEN_FILE = "operator.token"  # in the server's folder, readable by its owner only
+_NONCE = re.compile(r"[0-9a-f]{32}")
+_ROUND = re.compile(r"0|[1-9][0-9]{0,17}")
+_DIGEST = re.compile(r"sha-256=:([A-Za-z0-9+/]{43}=):")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How often one device and one address may ask: so many at once, and so many a second after that. 0 = no limit."""
+
+    device_burst: int = 120
+    device_per_s: float = 2.0
+    address_burst: int = 2000
+    address_per_s: float = 200.0  # of addresses other than this machine's own: many phones can share one
+    body_s: float = 30.0  # a body takes at most this long
+    least_bytes_per_s: float = 10_000.0  # and this much longer for every so many bytes of it
+    bodies_bytes: int = 256 << 20  # of all bodies in memory at once
+
+    def __post_init__(self) -> None:
+        for name in self.__dataclass_fields__:
+            least = 1 if name in ("body_s", "least_bytes_per_s", "bodies_bytes") else 0
+            if not getattr(self, name) >= least:
+                raise ConfigError(f"limits.{name}", f"expected at least {least}, found {getattr(self, name)}", "correct it")
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What a signed request says of itself. The body is not read yet: its hash stands for it."""
+
+    device: str
+    nonce: str
+    signature: bytes
+    body_digest: str  # SHA-256, hexadecimal
+    task: str
+    round: int
+
+    @property
+    def signed_for(self) -> tuple[str, int]:
+        return self.task, self.round
+
+
+def proof(headers: Mapping[str, str]) -> Proof | None:
+    """The proof in a request's headers, or None if one is missing or malformed."""
+    digest, number = _DIGEST.fullmatch(headers.get("content-digest", "")), headers.get("fedboard-round", "")
+    nonce = headers.get("fedboard-nonce", "")
+    if digest is None or not _ROUND.fullmatch(number) or not _NONCE.fullmatch(nonce):
+        return None
+    try:
+        signature = base64.b64decode(headers.get("fedboard-signature", ""), validate=True)
+        hashed = base64.b64decode(digest[1], validate=True).hex()
+    except (binascii.Error, ValueError):
+        return None
+    return Proof(headers.get("fedboard-device", ""), nonce, signature, hashed, headers.get("fedboard-task", ""), int(number))
+
+
+def is_signed(key: Ed25519PublicKey, proof: Proof, method: str, path: str) -> bool:
+    """Whether the holder of `key` signed this request."""
+    try:
+        key.verify(proof.signature, signing.request_message(method, path, proof.body_digest, proof.task, proof.round, proof.nonce))
+    except InvalidSignature:
+        return False
+    return True
+
+
+def public_key(hexadecimal: str) -> Ed25519PublicKey | None:
+    """A key as enrolled; None for bytes that are no key."""
+    try:
+        return Ed25519PublicKey.from_public_bytes(bytes.fromhex(hexadecimal))
+    except ValueError:
+        return None
+
+
+def is_token(headers: Mapping[str, str], token: str) -> bool:
+    """Whether a request carries the operator's token: as a bearer, or as the password of any user, which is what a browser can send."""
+    kind, _, given = headers.get("authorization", "").partition(" ")
+    if kind.lower() == "basic":
+        try:
+            given = base64.b64decode(given, validate=True).decode().partition(":")[2]
+        except (binascii.Error, ValueError):
+            return False
+    elif kind.lower() != "bearer":
+        return False
+    return hmac.compare_digest(given.encode(), token.encode())
+
+
+def token(folder: Path, given: str | None = None) -> str:
+    """The operator's token: the one given, or the one in the folder, made on first use. Raises RunError if it cannot be read or is too short."""
+    path = Path(folder) / TOKEN_FILE
+    if not given:
+        try:
+            if not path.exists():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                durable.write(path, f"{secrets.token_urlsafe(32)}\n".encode(), mode=0o600)
+            given = path.read_text().strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise RunError(path, f"cannot be used ({getattr(error, 'strerror', None) or error})", "give a folder that can be written") from None
+    if len(given) < 16:
+        raise RunError(path, f"expected a token of at least 16 characters, found {len(given)}", "remove it to have a new one made")
+    return given
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address reaches this machine only."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+class Buckets:
+    """Token buckets by key, at most `most` of them: `burst` at once, `per_s` a second after that. Source: the token bucket of RFC 2697's kind."""
+
+    def __init__(self, burst: int, per_s: float, most: int = 100_000):
+        self._burst, self._per_s, self._most = burst, per_s, most
+        self._left: OrderedDict[str, tuple[float, float]] = OrderedDict()  # tokens left, at which time; the least recently used first
+
+    def wait_s(self, key: str, now: float) -> float:
+        """Take a token: 0.0; or the seconds until there is one."""
+        if not self._burst:
+            return 0.0
+        left, at = self._left.pop(key, (float(self._burst), now))
+        left = min(self._burst, left + max(0.0, now - at) * self._per_s)
+        taken = left >= 1
+        self._left[key] = (left - taken, now)
+        if len(self._left) > self._most:
+            self._left.popitem(last=False)
+        return 0.0 if taken else (1 - left) / self._per_s if self._per_s else 60.0
+
+
+def is_private(path: Path) -> bool:
+    """Whether a file is its owner's alone."""
+    return not os.stat(path).st_mode & 0o077

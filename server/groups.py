@@ -1,0 +1,53 @@
+"""Groups: requests that arrive while the disk is busy are answered together. One worker thread; as many requests as come in one transaction."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Generic, TypeVar
+
+Q = TypeVar("Q")
+A = TypeVar("A")
+
+
+class Groups(Generic[Q, A]):
+    """`handle` answers a list of requests at once. A group is what came while the one before it was under way, at most `most` and `most_bytes`."""
+
+    def __init__(self, handle: Callable[[Sequence[Q]], Sequence[A]], most: int = 256, most_bytes: int = 64 << 20):
+        self._handle, self._most, self._most_bytes = handle, most, most_bytes
+        self._waiting: list[tuple[Q, int, asyncio.Future[A]]] = []
+        self._draining: asyncio.Task[None] | None = None
+        self._worker = ThreadPoolExecutor(1, "coordinator")
+
+    async def answer(self, request: Q, size: int = 0) -> A:
+        """The answer to one request, of so many bytes. Raises what `handle` raised for its group."""
+        future: asyncio.Future[A] = asyncio.get_running_loop().create_future()
+        self._waiting.append((request, size, future))
+        if self._draining is None:
+            self._draining = asyncio.create_task(self._drain())
+        return await future
+
+    async def _drain(self) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            while self._waiting:
+                group = self._next()
+                try:
+                    answers = await loop.run_in_executor(self._worker, self._handle, [request for request, _, _ in group])
+                except Exception as error:
+                    for _, _, future in group:
+                        if not future.done():
+                            future.set_exception(error)
+                else:
+                    for (_, _, future), answer in zip(group, answers, strict=True):
+                        if not future.done():  # a device that hung up is not waited for
+                            future.set_result(answer)
+        finally:
+            self._draining = None
+
+    def _next(self) -> list[tuple[Q, int, "asyncio.Future[A]"]]:
+        count, size = 0, 0
+        while count < len(self._waiting) and count < self._most and (not count or size + self._waiting[count][1] <= self._most_bytes):
+            size += self._waiting[count][1]
+            count += 1
+        group, self._waiting = self._waiting[:count], self._waiting[count:]
+        return group

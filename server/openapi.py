@@ -1,0 +1,65 @@
+"""The OpenAPI document: what each route takes and answers, every status listed."""
+
+from typing import Any
+
+from fastapi import FastAPI, Response
+from fastapi.openapi.utils import get_openapi
+from pydantic import TypeAdapter
+
+from device_runtime.wire import Abandon, CheckIn, Enrolment, Problem, Scores
+from server import operators
+from server.coordinator import ABANDON_CAUSES
+
+_SHARED = "#/components/schemas/{model}"
+_REQUESTS = (Enrolment, CheckIn, Abandon, Scores, operators.NewTask, operators.Rollback, operators.NewCodes)
+_SIGNATURE = ("content-digest", "fedboard-device", "fedboard-task", "fedboard-round", "fedboard-nonce", "fedboard-signature")
+
+
+def documented(
+    answer: Any,
+    *problems: int,
+    body: Any = None,
+    parameter: str | None = None,
+    second: str | None = None,
+    is_signed: bool = False,
+    is_operators: bool = False,
+) -> dict[str, Any]:
+    """What one route takes and answers, for `add_api_route`. The answer None stands for a blob."""
+    responses: dict[int | str, Any] = {status: {"model": Problem} for status in sorted(problems)}
+    binary = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
+    if answer is None:
+        responses |= {200: {"content": binary}, 206: {"content": binary, "description": "The bytes asked for"}}
+        responses |= {304: {"description": "The device has it already"}}
+    else:
+        responses[200] = {"model": answer}
+    extra: dict[str, Any] = {}
+    if body is bytes:
+        extra["requestBody"] = {"required": True, "content": binary}
+    elif body is not None:
+        extra["requestBody"] = {"required": True, "content": {"application/json": {"schema": {"$ref": _SHARED.format(model=body.__name__)}}}}
+    if parameter is not None:
+        names = (parameter, *(() if second is None else (second,)))
+        extra["parameters"] = [{"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in names]
+    if is_signed:
+        extra["security"] = [{name: [] for name in _SIGNATURE}]
+    elif is_operators:
+        extra["security"] = [{"token": []}, {"password": []}]
+    return {"response_class": Response, "responses": responses, "openapi_extra": extra}
+
+
+def document(api: FastAPI) -> dict[str, Any]:
+    if api.openapi_schema is None:
+        found = get_openapi(title=api.title, version=api.version, routes=api.routes)
+        schemas = found["components"]["schemas"]
+        _, shared = TypeAdapter.json_schemas([(kind, "validation", TypeAdapter(kind)) for kind in _REQUESTS], ref_template=_SHARED)
+        for name, schema in shared["$defs"].items():
+            if "properties" in schema:
+                schema["additionalProperties"] = False
+            schemas.setdefault(name, schema)
+        schemas["Enrolment"]["properties"]["public_key"]["pattern"] = "^[0-9a-f]{64}$"
+        schemas["Abandon"]["properties"]["cause"] = {"enum": [cause.value for cause in ABANDON_CAUSES]}
+        schemes: dict[str, Any] = {name: {"type": "apiKey", "in": "header", "name": name} for name in _SIGNATURE}
+        schemes |= {"token": {"type": "http", "scheme": "bearer"}, "password": {"type": "http", "scheme": "basic"}}
+        found["components"]["securitySchemes"] = schemes
+        api.openapi_schema = found
+    return api.openapi_schema

@@ -1,0 +1,42 @@
+"""Pace steering: when a device that got no work checks in again. Reads no clock and no store.
+
+A small population meets: within the 20 % that a retry may be off, devices are drawn towards common instants, so that enough are there at once to fill
+a round. A large one is spread: its devices come back over a time long enough for all of them at the rate the server wants, also when all ask at once
+after an outage. Source: Bonawitz et al. 2019, arXiv:1902.01046, section 2.3 (pace steering).
+"""
+
+import math
+
+import numpy as np
+
+from device_runtime.wire import Cause
+from server.rounds import Rules
+
+JITTER = 0.2  # share of the retry time it may be off
+SCATTER = 0.02  # share of it by which devices that meet are scattered
+PERMANENT = (
+    Cause.UNSUPPORTED_VERSION,
+    Cause.WRONG_MODEL,
+    Cause.OUTDATED_RUNTIME,
+    Cause.OUTDATED_BUNDLE,
+    Cause.OTHER_DEVICE_CLASS,
+    Cause.PARTICIPATED_ENOUGH,
+    Cause.NO_ROUND,
+    Cause.TASK_PAUSED,
+)  # nothing that passes by itself within minutes
+
+
+def retry_in_s(cause: Cause | None, rules: Rules, population: int, now: float, rng: np.random.Generator) -> float:
+    """Seconds until a device of a population of so many checks in again. `cause` is what it was refused for, None if it was counted.
+
+    Within 20 % of the rules' time, unless the population is too large to come at `check_ins_per_s` in that: then it starts there and lasts longer.
+    """
+    base = rules.permanent_retry_s if cause in PERMANENT else rules.retry_s
+    low, high = (1 - JITTER) * base, (1 + JITTER) * base
+    if population <= rules.check_ins_per_s * 2 * SCATTER * base:
+        meeting = round((now + base) / base) * base - now if base else 0.0
+        found = meeting + base * float(rng.uniform(-SCATTER, SCATTER))
+        found = min(max(found, low), high)
+    else:
+        found = float(rng.uniform(low, max(high, low + population / rules.check_ins_per_s)))
+    return math.floor(1000 * found) / 1000
