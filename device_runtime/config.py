@@ -1,5 +1,6 @@
 """Tables and messages: a TOML or JSON table becomes a frozen dataclass; an unknown key or a wrong type is an error."""
 
+import functools
 import json
 import tomllib
 import types
@@ -22,16 +23,17 @@ def from_table(kind: type[T], table: Any, where: str) -> T:
     """
     if not isinstance(table, dict):
         raise ConfigError(where, f"expected a table, found {_name(table)}", "write `key = value` pairs")
-    hints = typing.get_type_hints(kind)
-    known = {field.name: field for field in fields(kind)}  # type: ignore[arg-type]
+    known = _fields(kind)
     for key in table:
         if key not in known:
             raise ConfigError(f"{where}.{key}", f"unknown key, expected one of {', '.join(sorted(known))}", "remove or rename it")
     values = {}
-    for name, field in known.items():
+    for name, (hint, is_needed) in known.items():
         if name in table:
-            values[name] = _convert(hints[name], table[name], f"{where}.{name}")
-        elif field.default is MISSING and field.default_factory is MISSING:
+            value = table[name]
+            # most fields: nothing to convert, and no name to build for an error
+            values[name] = value if type(value) is hint else _convert(hint, value, f"{where}.{name}")
+        elif is_needed:
             raise ConfigError(f"{where}.{name}", "missing", "add it")
     return kind(**values)
 
@@ -76,6 +78,13 @@ def _toml(value: Any) -> str:
     if isinstance(value, list | tuple):
         return "[" + ", ".join(_toml(item) for item in value) + "]"
     return json.dumps(value, ensure_ascii=False)  # TOML writes these booleans, numbers and basic strings as JSON does
+
+
+@functools.cache
+def _fields(kind: type) -> dict[str, tuple[Any, bool]]:
+    """The type of each field of a dataclass, and whether it must be given: working them out takes longer than reading a message."""
+    hints = typing.get_type_hints(kind)
+    return {field.name: (hints[field.name], field.default is MISSING and field.default_factory is MISSING) for field in fields(kind)}
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:

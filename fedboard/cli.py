@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from device_runtime.errors import FedboardError, RunError
-from fedboard import bundle_commands, console, device_commands
+from fedboard import bundle_commands, console, device_commands, task_commands
 from fedboard.options import Data, Json, Seed, Trust, emit
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Keyboard prediction by federated learning.")
@@ -18,6 +18,8 @@ data_app = typer.Typer(no_args_is_help=True, help="Corpora: import your own, loo
 app.add_typer(data_app, name="data")
 app.add_typer(bundle_commands.app, name="bundle")
 app.add_typer(device_commands.app, name="device")
+app.add_typer(task_commands.app, name="task")
+app.command("codes")(task_commands.codes)
 
 
 OURS = ("device_runtime", "model", "server", "conversion", "fleet", "fedboard")
@@ -321,21 +323,22 @@ def live_keyboard(
 
 @app.command()
 def serve(
-    dir: Annotated[Path, typer.Option(help="The server's folder: its database and blobs.")],
-    bundle: Annotated[Path | None, typer.Option(help="Bundle to start a task from; not needed to go on with one.")] = None,
-    config: Annotated[Path | None, typer.Option(help="TOML file with [rules], [policy] and [step].")] = None,
+    dir: Annotated[Path, typer.Option(help="The server's folder: its database and blobs, its address and its operator's token.")],
+    bundle: Annotated[Path | None, typer.Option(help="Bundle to start a task from, if the server has none; see also `fedboard task create`.")] = None,
+    config: Annotated[Path | None, typer.Option(help="server.toml; see docs/operations.md.")] = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free one, written to DIR/address.")] = 8000,
+    insecure: Annotated[bool, typer.Option("--insecure", help="Listen for other machines without TLS: behind a proxy that has it.")] = False,
     trust: Trust = None,
 ) -> None:
-    """Run the server: check-in, rounds, aggregation. State survives a restart."""
+    """Run the server: check-in, rounds, aggregation, a page to watch. State survives a restart, and kill -9."""
     from device_runtime.config import from_toml
     from fedboard import serve as stage
     from fedboard.run import open_bundle
 
     settings = from_toml(stage.ServerSettings, config) if config else stage.ServerSettings()
     opened = open_bundle(bundle, trust) if bundle else None
-    stage.serve(dir, opened, settings, host, port, time.time())
+    stage.serve(dir, opened, settings, host, port, time.time(), insecure)
 
 
 @app.command()

@@ -1,50 +1,100 @@
-"""The server stage: a bundle and a folder -> a running service."""
+"""The server stage: a folder, or a database and a store of blobs, -> a running service."""
 
+import os
+import ssl
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from device_runtime import weights
 from device_runtime.bundle import Bundle
-from device_runtime.errors import RunError
+from device_runtime.errors import ConfigError, RunError
 from fedboard import console
 from fedboard.run import writable, write_whole
+from server.access import Limits
 from server.aggregation import ServerStep
 from server.eligibility import Policy
 from server.rounds import Rules
 
 ADDRESS = "address"  # file in the server's folder that holds its URL once it listens
+DATABASE, BLOBS, TOKEN = "FEDBOARD_DATABASE", "FEDBOARD_BLOBS", "FEDBOARD_OPERATOR_TOKEN"  # environment: secrets stay out of files and commands
+ENROLMENT = ("", "open", "code")
+
+
+@dataclass(frozen=True)
+class Storage:
+    """Where state lies; by default in the server's folder. The environment's FEDBOARD_DATABASE and FEDBOARD_BLOBS come first."""
+
+    database: str = ""  # SQLAlchemy URL, such as postgresql+psycopg://fedboard@db/fedboard
+    blobs: str = ""  # s3://bucket/prefix
+
+
+@dataclass(frozen=True)
+class Doors:
+    """Who is let in."""
+
+    enrolment: str = ""  # `open`: every device; `code`: with a code of `fedboard codes`. By default open only to this machine
+    readers: str = ""  # `open`: pages, reports and metrics need no token; `token`: they do. By default open only to this machine
+    behind_proxy: str = ""  # addresses of the proxies whose X-Forwarded-For is believed, separated by commas
+
+    def __post_init__(self) -> None:
+        for name, allowed in (("enrolment", ENROLMENT), ("readers", ("", "open", "token"))):
+            if getattr(self, name) not in allowed:
+                expected = " or ".join(filter(None, allowed))
+                raise ConfigError(f"access.{name}", f"expected {expected}, found {getattr(self, name)!r}", "correct it")
+
+
+@dataclass(frozen=True)
+class Tls:
+    certificate: str = ""  # file, PEM, with those between it and the root
+    key: str = ""
 
 
 @dataclass(frozen=True)
 class ServerSettings:
-    """server.toml: the rules of a task."""
+    """server.toml. [rules], [policy], [step] and seed are those of the task that --bundle starts."""
 
     seed: int | None = None  # None: the operating system's randomness
     rules: Rules = field(default_factory=Rules)
     policy: Policy = field(default_factory=Policy)
     step: ServerStep = field(default_factory=ServerStep)
+    storage: Storage = field(default_factory=Storage)
+    access: Doors = field(default_factory=Doors)
+    limits: Limits = field(default_factory=Limits)
+    tls: Tls = field(default_factory=Tls)
 
 
-def serve(folder: Path, bundle: Bundle | None, settings: ServerSettings, host: str, port: int, now: float) -> None:
-    """Serve until stopped. A folder that holds a task goes on with it; an empty one needs a bundle to start from."""
+def serve(folder: Path, bundle: Bundle | None, settings: ServerSettings, host: str, port: int, now: float, insecure: bool = False) -> None:
+    """Serve until stopped. A server that has tasks goes on with them; one that has none starts one from a bundle, or waits for one to be made."""
+    from server import access, logs
     from server.coordinator import Coordinator, create_task, has_task, open_folder
-    from server.endpoint import app, bind
+    from server.endpoint import Access, app, bind
     from server.endpoint import serve as run
 
+    local, tls = access.is_loopback(host), _tls(settings.tls)
+    if not (local or tls or insecure):
+        raise RunError(f"--host {host}", "other machines could read along", "set [tls] certificate and key, or pass --insecure behind a TLS proxy")
     with bind(host, port) as sock:
         with writable(folder / ADDRESS) as address:
             address.unlink(missing_ok=True)
-        store, blobs = open_folder(folder)
+        token = access.token(folder, os.environ.get(TOKEN))
+        store, blobs = open_folder(folder, os.environ.get(DATABASE) or settings.storage.database, os.environ.get(BLOBS) or settings.storage.blobs)
         if has_task(store):
-            console.say("going on with the task in this folder")
-        elif bundle is None:
-            raise RunError(folder, "holds no task yet", "pass --bundle to start one")
-        else:
+            console.say("going on with the tasks of this server")
+        elif bundle is not None:
             create_task(store, blobs, bundle.checkpoint, bundle.plan, settings.rules, settings.policy, settings.step, now, settings.seed)
-        url = f"http://{host if ':' not in host else f'[{host}]'}:{sock.getsockname()[1]}"
-        console.say(f"listening on {url}")
+        else:
+            console.say(f"no task yet; start one: fedboard task create default --bundle BUNDLE --dir {folder}")
+        reachable = "127.0.0.1" if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
+        url = f"{'https' if tls else 'http'}://{reachable}:{sock.getsockname()[1]}"
+        readers = settings.access.readers == "open" or (local and not settings.access.readers)
+        coordinator = Coordinator(store, blobs, codes_needed=settings.access.enrolment == "code" or not (local or settings.access.enrolment))
+        console.say(
+            f"listening on {url}; open it in a browser to watch" + ("" if readers else f" (password: the token in {folder / access.TOKEN_FILE})")
+        )
         write_whole(address, f"{url}\n".encode())
-        run(app(Coordinator(store, blobs)), sock)
+        logs.begin()
+        proxies = {"proxy_headers": True, "forwarded_allow_ips": settings.access.behind_proxy} if settings.access.behind_proxy else {}
+        run(app(coordinator, access_=Access(token, readers, settings.limits)), sock, **tls, **proxies)
 
 
 def newest_checkpoint(folder: Path) -> weights.Checkpoint:
@@ -52,5 +102,19 @@ def newest_checkpoint(folder: Path) -> weights.Checkpoint:
     from server.coordinator import Coordinator, open_folder
 
     store, blobs = open_folder(folder)
-    stored = Coordinator(store, blobs).checkpoint
-    return weights.from_bytes(blobs.get(stored.sha), folder)
+    try:
+        return weights.from_bytes(blobs.get(Coordinator(store, blobs).checkpoint().sha), folder)
+    finally:
+        store.close()
+
+
+def _tls(settings: Tls) -> dict[str, str]:
+    """Uvicorn's options for it. Raises RunError for a certificate or key that cannot be used."""
+    if not settings.certificate:
+        return {}
+    try:
+        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(settings.certificate, settings.key or None)
+    except (OSError, ssl.SSLError) as error:
+        where = settings.key or settings.certificate
+        raise RunError(where, f"the certificate and its key cannot be used ({getattr(error, 'strerror', None) or error})", "see [tls]") from None
+    return {"ssl_certfile": settings.certificate, "ssl_keyfile": settings.key or settings.certificate}

@@ -2,6 +2,7 @@
 
 import base64
 import binascii
+import functools
 import hmac
 import ipaddress
 import os
@@ -12,8 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+import nacl.bindings
+import nacl.exceptions
 
 from device_runtime import durable, signing
 from device_runtime.errors import ConfigError, RunError
@@ -67,27 +68,22 @@ def proof(headers: Mapping[str, str]) -> Proof | None:
         return None
     try:
         signature = base64.b64decode(headers.get("fedboard-signature", ""), validate=True)
+        if len(signature) != nacl.bindings.crypto_sign_BYTES:
+            return None
         hashed = base64.b64decode(digest[1], validate=True).hex()
     except (binascii.Error, ValueError):
         return None
     return Proof(headers.get("fedboard-device", ""), nonce, signature, hashed, headers.get("fedboard-task", ""), int(number))
 
 
-def is_signed(key: Ed25519PublicKey, proof: Proof, method: str, path: str) -> bool:
-    """Whether the holder of `key` signed this request."""
+def is_signed(key: bytes, proof: Proof, method: str, path: str) -> bool:
+    """Whether the holder of the Ed25519 `key` signed this request. By libsodium: OpenSSL, which devices sign with, verifies half as fast."""
+    message = signing.request_message(method, path, proof.body_digest, proof.task, proof.round, proof.nonce)
     try:
-        key.verify(proof.signature, signing.request_message(method, path, proof.body_digest, proof.task, proof.round, proof.nonce))
-    except InvalidSignature:
+        nacl.bindings.crypto_sign_open(proof.signature + message, key)
+    except nacl.exceptions.BadSignatureError:
         return False
     return True
-
-
-def public_key(hexadecimal: str) -> Ed25519PublicKey | None:
-    """A key as enrolled; None for bytes that are no key."""
-    try:
-        return Ed25519PublicKey.from_public_bytes(bytes.fromhex(hexadecimal))
-    except ValueError:
-        return None
 
 
 def is_token(headers: Mapping[str, str], token: str) -> bool:
@@ -119,6 +115,7 @@ def token(folder: Path, given: str | None = None) -> str:
     return given
 
 
+@functools.lru_cache(maxsize=10_000)
 def is_loopback(host: str) -> bool:
     """Whether an address reaches this machine only."""
     if host == "localhost":

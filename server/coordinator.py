@@ -179,7 +179,7 @@ def create_task(
 
 
 def create_evaluation(
-    store: Store, blobs: Blobs, evaluates: str, plan: Plan, rules: Rules, policy: Policy, now: float, name: str, seed: int | None = None
+    store: Store, blobs: Blobs, evaluates: str, plan: Plan | None, rules: Rules, policy: Policy, now: float, name: str, seed: int | None = None
 ) -> Task:
     """Keep a new task that scores the newest checkpoints of the training task `evaluates` on its devices' held-back messages.
 
@@ -191,7 +191,7 @@ def create_evaluation(
             raise RunError(f"task {evaluates}", "expected a training task to evaluate, found none of that name", "see `fedboard task list`")
         seed = secrets.randbits(63) if seed is None else seed
         shared = trained.tokenizer, trained.shapes, trained.dimension
-        task = Task(plan, rules, policy, ServerStep(), *shared, seed, name, trained.population, Kind.EVALUATION, evaluates)
+        task = Task(plan or trained.plan, rules, policy, ServerStep(), *shared, seed, name, trained.population, Kind.EVALUATION, evaluates)
         blobs.put(task.plan_bytes)
         current = rows.current(evaluates)
         assert current is not None  # a training task has a checkpoint from its first moment

@@ -57,6 +57,8 @@ def document(api: FastAPI) -> dict[str, Any]:
                 schema["additionalProperties"] = False
             schemas.setdefault(name, schema)
         schemas["Enrolment"]["properties"]["public_key"]["pattern"] = "^[0-9a-f]{64}$"
+        schemas["NewCodes"]["properties"]["count"] |= {"minimum": 1, "maximum": operators.MOST_CODES}
+        schemas["NewCodes"]["properties"]["life_s"] |= {"exclusiveMinimum": 0, "maximum": 366 * operators.DAY_S}
         schemas["Abandon"]["properties"]["cause"] = {"enum": [cause.value for cause in ABANDON_CAUSES]}
         schemes: dict[str, Any] = {name: {"type": "apiKey", "in": "header", "name": name} for name in _SIGNATURE}
         schemes |= {"token": {"type": "http", "scheme": "bearer"}, "password": {"type": "http", "scheme": "basic"}}

@@ -26,7 +26,7 @@ from server.task import State
 
 MOST_CODES = 10_000  # at once
 DAY_S = 86_400.0
-_ROUND = re.compile(r"[0-9]{1,18}")
+_ROUND = re.compile(r"[0-9]{1,9}")
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Stored:
 class NewTask:
     """A training task starts from a checkpoint that was put before; an evaluation task names the training task it evaluates."""
 
-    plan: Plan
+    plan: Plan | None = None  # of an evaluation task: by default that of the training task
     name: str = "default"
     population: str = "default"
     kind: Kind = Kind.TRAINING
@@ -93,20 +93,20 @@ class TaskReports:
 
 def create(coordinator: Coordinator, new: NewTask, now: float) -> StoredTask:
     """Make a task. Refused with a named cause, and nothing is made, if the message does not hold together."""
-    arguments = (new.plan, new.rules, new.policy)
     try:
         with coordinator.locked():
             if new.kind is Kind.EVALUATION:
-                create_evaluation(coordinator.store, coordinator.blobs, new.evaluates, *arguments, now, new.name, new.seed)
+                create_evaluation(coordinator.store, coordinator.blobs, new.evaluates, new.plan, new.rules, new.policy, now, new.name, new.seed)
             else:
+                if new.plan is None:
+                    raise Refused(Cause.MALFORMED, "plan: expected for a training task")
                 if new.evaluates:
                     raise Refused(Cause.MALFORMED, "evaluates: expected for an evaluation task only")
                 if coordinator.blobs.size(new.checkpoint) is None:
                     raise Refused(Cause.UNKNOWN_BLOB, "checkpoint: there is none of that SHA-256; put it first")
                 checkpoint = weights.from_bytes(coordinator.blobs.get(new.checkpoint), "checkpoint")
-                create_task(
-                    coordinator.store, coordinator.blobs, checkpoint, *arguments, new.step, now, new.seed, new.name, new.population
-                )  # fmt: skip
+                state = coordinator.store, coordinator.blobs
+                create_task(*state, checkpoint, new.plan, new.rules, new.policy, new.step, now, new.seed, new.name, new.population)
     except (ConfigError, CheckpointError) as error:
         raise Refused(Cause.MALFORMED, str(error)) from None
     except RunError as error:

@@ -1,6 +1,9 @@
-"""The store: tables, transactions, and what an unusable database is told as."""
+"""The store: tables, transactions, a database of the first version, and what an unusable one is told as."""
 
 import sqlite3
+import zipfile
+from dataclasses import replace
+from pathlib import Path
 
 import alembic.autogenerate
 import alembic.migration
@@ -8,20 +11,32 @@ import numpy as np
 import pytest
 import sqlalchemy as sa
 
+from device_runtime import weights
 from device_runtime.errors import RunError
-from device_runtime.wire import Cause
-from server.aggregation import Sum
-from server.rounds import Phase, RoundState
-from server.store import Status, Store, StoredCheckpoint, metadata
+from device_runtime.wire import Cause, Kind
+from server.aggregation import ServerStep, Sum
+from server.coordinator import Coordinator, open_folder
+from server.eligibility import Policy
+from server.ledger import Ledger
+from server.rounds import Phase, RoundState, Rules
+from server.store import Participation, Status, Store, StoredAssignment, StoredCheckpoint, metadata
+from server.task import State, Task
+from tests.toy_server import PLAN, READY, SHAPES, TOKENIZER, delta, encoded, enrolled, stored
+
+GOLDEN = Path(__file__).parent / "golden"
+TASK = Task(PLAN, Rules(report_goal=2), Policy(), ServerStep(), TOKENIZER, SHAPES, 50, seed=7)
+BASE = StoredCheckpoint("c" * 64, 0, "h" * 64)
+DEVICE = "d" * 16
 
 
 @pytest.fixture
 def store(tmp_path):
     opened = Store(tmp_path / "server.sqlite")
     with opened.transaction() as rows:
-        rows.enrol("d" * 16, "00" * 32, 0.0)
-        rows.add_checkpoint(StoredCheckpoint("c" * 64, 0, "h" * 64))
-        rows.open_round(1, "c" * 64, 0.0)
+        rows.enrol(DEVICE, "00" * 32, 0.0)
+        rows.add_task(TASK, 0.0)
+        rows.add_checkpoint("default", BASE)
+        rows.open_round("default", RoundState(1), BASE, 0.0)
     yield opened
     opened.close()
 
@@ -32,69 +47,130 @@ def test_the_migrations_make_the_tables_the_code_uses(tmp_path):
     with engine.connect() as connection:
         context = alembic.migration.MigrationContext.configure(connection, opts={"compare_type": True})
         assert alembic.autogenerate.compare_metadata(context, metadata) == []
-        assert context.get_current_revision() == "0001"
+        assert context.get_current_revision() == "0002"
     engine.dispose()
+
+
+def test_a_server_of_the_first_tables_goes_on_where_it_stood(tmp_path):
+    """It was made by the server of that time: a round committed with two of three reports, and a second one with one report so far."""
+    zipfile.ZipFile(GOLDEN / "server-0001.zip").extractall(tmp_path)
+    coordinator = Coordinator(*open_folder(tmp_path))
+    first, second = coordinator.reports(8.0).rounds
+    assert (first.phase, first.checked_in, first.refused, first.assigned, first.downloaded) == ("committed", 4, {"round_full": 1}, 3, 1)
+    assert (first.uploaded, first.counted, first.dropped, first.bytes_up) == (3, 2, {"round_closed": 1}, 12_492)
+    assert (second.phase, second.checked_in, second.refused, second.dropped) == ("selecting", 3, {"not_charging": 1}, {"condition_lost": 1})
+    assert (second.counted, second.examples, second.base) == (1, 20, first.checkpoint)
+    device = enrolled(coordinator, 1)[0]
+    work = coordinator.check_in(device, READY, 9.0)
+    assert work.round == 2
+    assert coordinator.update(device, work.assignment, encoded(work, 0), 9.0).counted
+    done = coordinator.reports(9.0).rounds[1]
+    assert (done.phase, done.counted, done.checkpoint) == ("committed", 2, coordinator.checkpoint().sha)
+    with coordinator.store.reading() as rows:
+        assert rows.participation("default") == (2, 1)
+    moved = weights.flatten(stored(coordinator, done.checkpoint).weights) - weights.flatten(stored(coordinator, first.checkpoint).weights)
+    np.testing.assert_allclose(moved, (delta(2) + delta(0)) / 2, atol=0.02)  # what the old server had counted is half of the mean
+    coordinator.close()
 
 
 def test_a_transaction_that_raises_leaves_nothing(store):
     with pytest.raises(ZeroDivisionError), store.transaction() as rows:
-        rows.assign("a" * 32, 1, "d" * 16, 0.0)
-        rows.save_sum(1, Sum(np.ones(8, np.int64), 1, 1))
+        rows.save_assignments([StoredAssignment("a" * 32, "default", 1, DEVICE, 0.0)])
+        rows.save_sum("default", 1, "", Sum(np.ones(8, np.int64), 1, 1))
         raise ZeroDivisionError
-    with store.transaction() as rows:
-        assert (rows.assignment("a" * 32), rows.sum(1)) == (None, None)
+    with store.reading() as rows:
+        assert (rows.assignments(["a" * 32]), rows.sums("default", 1)) == ({}, [])
 
 
 def test_an_assignment_needs_an_enrolled_device_and_happens_once_a_round(store):
-    with pytest.raises(sa.exc.IntegrityError), store.transaction() as rows:
-        rows.assign("a" * 32, 1, "e" * 16, 0.0)
-    with pytest.raises(sa.exc.IntegrityError), store.transaction() as rows:
-        rows.assign("a" * 32, 1, "d" * 16, 0.0)
-        rows.assign("b" * 32, 1, "d" * 16, 0.0)
+    for first, second in (("e" * 16, "f" * 16), (DEVICE, DEVICE)):
+        with pytest.raises(sa.exc.IntegrityError), store.transaction() as rows:
+            rows.save_assignments([StoredAssignment("a" * 32, "default", 1, first, 0.0)])
+            rows.save_assignments([StoredAssignment("b" * 32, "default", 1, second, 0.0)])
 
 
-def test_a_round_comes_back_with_its_devices_and_its_sum(store):
-    state = RoundState(1, Phase.REPORTING, frozenset({"d" * 16}), frozenset({"d" * 16}), frozenset(), 3.0, 4.0)
+def test_a_round_comes_back_as_it_was_with_the_sums_of_all_replicas(store):
+    state = RoundState(1, Phase.REPORTING, 3, 1, 1, 3.0, 4.0)
     total = Sum(np.array([-(2**62), 0, 2**62], np.int64), 5, 1)
     with store.transaction() as rows:
-        rows.assign("a" * 32, 1, "d" * 16, 3.0)
-        rows.settle("a" * 32, Status.COUNTED, update_hash="f" * 64, examples=5)
-        rows.save_round(state)
-        rows.save_sum(1, total)
+        (opened,) = rows.open_rounds().values()
+        rows.save_rounds([replace(opened, state=state)])
+        for replica in ("", "b", ""):
+            rows.save_sum("default", 1, replica, total)
+    with store.reading() as rows:
+        assert rows.open_rounds()["default"].state == state
+        assert [(each.total.tolist(), each.weight, each.count) for each in rows.sums("default", 1)] == [(total.total.tolist(), 5, 1)] * 2
+        assert len(rows.sums("default", 1, "b")) == 1
+
+
+def test_a_closed_round_keeps_its_funnel_and_lets_go_of_sums_and_of_who_checked_in(store):
     with store.transaction() as rows:
-        assert rows.newest_round() == state
-        found = rows.sum(1)
-    assert (found.total.tolist(), found.weight, found.count) == (total.total.tolist(), 5, 1)
+        rows.note_check_ins({(DEVICE, "default"): "in_use"})
+        rows.add_outcomes({("default", 1, "refused", "in_use"): 1})
+        rows.save_sum("default", 1, "", Sum(np.ones(8, np.int64), 1, 1))
+        rows.save_assignments([StoredAssignment("a" * 32, "default", 1, DEVICE, 0.0)])
+        rows.close_round("default", RoundState(1, Phase.ABANDONED, 1), None, Cause.TIMED_OUT, 9.0)
+        assert (rows.sums("default", 1), rows.outcomes_of([DEVICE]), rows.open_rounds()) == ([], {}, {})
+        (report,) = rows.reports(TASK, 20.0)
+        assert (report.phase, report.refused, report.dropped, report.seconds) == ("abandoned", {"in_use": 1}, {"timed_out": 1}, 9.0)
+        assert rows.assignments(["a" * 32])["a" * 32].status is Status.CLOSED
 
 
-def test_the_end_of_a_round_is_not_written_before_its_checkpoint(store):
+def test_a_round_that_is_over_and_not_closed_yet_still_shows_as_reporting(store):
     with store.transaction() as rows:
-        rows.save_round(RoundState(1, Phase.COMMITTED))
-        assert rows.newest_round().phase is Phase.SELECTING
-        rows.close_round(RoundState(1, Phase.COMMITTED), "c" * 64, Cause.ROUND_CLOSED, 9.0)
-        assert rows.newest_round().phase is Phase.COMMITTED
+        (opened,) = rows.open_rounds().values()
+        rows.save_rounds([replace(opened, state=RoundState(1, Phase.COMMITTED, 2, 2))])
+        assert (rows.reports(TASK, 1.0)[0].phase, rows.committed("default")) == ("reporting", 0)
 
 
-def test_a_nonce_is_new_once(store):
+def test_a_nonce_is_new_once_for_each_device_and_forgotten_after_its_time(store):
     with store.transaction() as rows:
-        assert [rows.note_nonce("d" * 16, nonce, 5.0) for nonce in ("x", "y", "x")] == [True, True, False]
+        rows.enrol("e" * 16, "11" * 32, 0.0)
+        rows.note_nonces([(DEVICE, "x"), (DEVICE, "y")], 5.0)
+        assert rows.seen([(DEVICE, "x"), (DEVICE, "z"), ("e" * 16, "x")]) == {(DEVICE, "x")}
         rows.forget_nonces(5.1)
-        assert rows.note_nonce("d" * 16, "x", 6.0)
+        assert rows.seen([(DEVICE, "x")]) == set()
 
 
 def test_a_check_in_is_remembered_by_its_first_refusal_until_it_is_assigned(store):
-    def outcome() -> dict[str, int]:
-        report = rows.reports(1, 0.0)[0]
-        return {"checked_in": report.checked_in, **report.refused}
+    def told(*outcomes: str) -> dict[str, int]:
+        with store.transaction() as rows:
+            ledger = Ledger(rows, 1.0, [DEVICE])
+            for outcome in outcomes:
+                ledger.note_check_in(DEVICE, "default", outcome)
+            ledger.write()
+            return rows.reports(TASK, 0.0)[0].refused
 
+    assert told("in_use", "not_charging") == {"in_use": 1}
+    assert told("assigned") == {}
+    assert told("round_full") == {}
+
+
+def test_participations_keep_the_count_and_the_smallest_separation(store):
+    for number, expected in ((1, Participation(1, 1)), (6, Participation(6, 2, 5)), (8, Participation(8, 3, 2)), (20, Participation(20, 4, 2))):
+        with store.transaction() as rows:
+            (opened,) = rows.open_rounds().values()
+            if number > 1:
+                rows.close_round("default", opened.state, None, Cause.SURPLUS, 0.0)
+                rows.open_round("default", RoundState(number), BASE, 0.0)
+            ledger = Ledger(rows, 1.0, [DEVICE])
+            ledger.participated(DEVICE, "default")
+            ledger.write()
+            assert rows.participations([DEVICE]) == {(DEVICE, "default"): expected}
+    with store.reading() as rows:
+        assert rows.participation("default") == (4, 2)
+
+
+def test_tasks_come_back_oldest_first_with_their_state(store):
+    scored = Task(PLAN, Rules(), Policy(), ServerStep(), TOKENIZER, SHAPES, 50, 1, "scores", kind=Kind.EVALUATION, evaluates="default")
     with store.transaction() as rows:
-        rows.note_check_in(1, "d" * 16, "in_use")
-        rows.note_check_in(1, "d" * 16, "not_charging")
-        assert outcome() == {"checked_in": 1, "in_use": 1}
-        rows.note_check_in(1, "d" * 16, "assigned")
-        assert outcome() == {"checked_in": 1}
-        rows.note_check_in(1, "d" * 16, "round_full")
-        assert outcome() == {"checked_in": 1}
+        rows.add_task(scored, 5.0)
+        rows.set_state("default", State.PAUSED)
+    with store.reading() as rows:
+        assert [(each.task, each.state, each.created_at) for each in rows.tasks()] == [
+            (TASK, State.PAUSED, 0.0),
+            (scored, State.RUNNING, 5.0),
+        ]
 
 
 def test_one_server_uses_a_folder_at_a_time(store, tmp_path):
@@ -121,5 +197,5 @@ def test_a_database_of_a_newer_version_is_left_alone(tmp_path):
 
 def test_a_database_error_does_not_show_what_was_written(store):
     with pytest.raises(sa.exc.IntegrityError) as caught, store.transaction() as rows:
-        rows.assign("a" * 32, 1, "feedfacefeedface", 0.0)
+        rows.save_assignments([StoredAssignment("a" * 32, "default", 1, "feedfacefeedface", 0.0)])
     assert "feedface" not in str(caught.value)

@@ -1,0 +1,329 @@
+"""The server's benchmarks over loopback, one server process each: signed check-ins beside a bare FastAPI endpoint, counted updates beside reading and
+discarding the same bodies, downloads beside a file response, a thousand devices at once, and memory over ten thousand updates.
+
+.venv/bin/python -m benchmarks.server [--updates 10000] [--devices 1000]
+"""
+
+import argparse
+import asyncio
+import contextlib
+import itertools
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import psutil
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from device_runtime import config, quantize, signing
+from device_runtime.weights import Checkpoint
+from device_runtime.wire import Assignment, CheckIn, Conditions, Enrolment, Plan
+from server.aggregation import ServerStep
+from server.coordinator import CheckingIn, Coordinator, create_task, open_folder
+from server.eligibility import Policy
+from server.rounds import Rules
+
+ROOT = Path(__file__).parents[1]
+TOKENIZER = "70" * 32
+READY = CheckIn(Conditions(True, True, True), examples=50, tokenizer=TOKENIZER)
+PARAMETERS = 1_421_766  # of the size gboard
+
+
+@dataclass(frozen=True)
+class Device:
+    key: Ed25519PrivateKey
+    name: str
+
+    def request(self, method: str, path: str, body: bytes, task: str = "", round: int = 0) -> bytes:
+        signed = signing.sign_request(self.key, self.name, method, path, body, task, round)
+        lines = [f"{method} {path} HTTP/1.1", "host: bench", f"content-length: {len(body)}", "content-type: application/json"]
+        return "\r\n".join([*lines, *(f"{name}: {value}" for name, value in signed.items())]).encode() + b"\r\n\r\n" + body
+
+
+class Connection(asyncio.Protocol):
+    """Sends requests one after the other; each when the answer to the one before is whole."""
+
+    def __init__(self, requests: Iterator[bytes], done: asyncio.Future):
+        self.requests, self.done = requests, done
+        self.statuses: dict[int, int] = {}
+        self.latencies: list[float] = []
+        self.received = 0
+        self._buffer = bytearray()
+        self._left = 0
+
+    def connection_made(self, transport) -> None:
+        self.transport = transport
+        self._next()
+
+    def _next(self) -> None:
+        request = next(self.requests, None)
+        if request is None:
+            self.transport.close()
+            if not self.done.done():
+                self.done.set_result(None)
+            return
+        self._sent = time.perf_counter()
+        self.transport.write(request)
+
+    def data_received(self, data: bytes) -> None:
+        self.received += len(data)
+        if self._left:
+            self._left -= len(data)
+            if self._left <= 0:
+                self._answered()
+            return
+        self._buffer += data
+        end = self._buffer.find(b"\r\n\r\n")
+        if end < 0:
+            return
+        head = bytes(self._buffer[:end]).lower()
+        length = int(head.split(b"content-length: ", 1)[1].split(b"\r\n", 1)[0]) if b"content-length: " in head else 0
+        self._status = int(head[9:12])
+        self._left = length - (len(self._buffer) - end - 4)
+        self._buffer.clear()
+        if self._left <= 0:
+            self._answered()
+
+    def _answered(self) -> None:
+        self._left = 0
+        self.statuses[self._status] = self.statuses.get(self._status, 0) + 1
+        self.latencies.append(time.perf_counter() - self._sent)
+        self._next()
+
+    def connection_lost(self, error) -> None:
+        if not self.done.done():
+            self.done.set_exception(error or ConnectionError("the server closed the connection"))
+
+
+@dataclass(frozen=True)
+class Load:
+    per_s: float
+    statuses: dict[int, int]
+    p99_ms: float
+    received: int
+    cpu_s: float  # of the server
+
+
+async def _load(port: int, connections: Sequence[Iterator[bytes]]) -> tuple[list[Connection], float]:
+    loop = asyncio.get_running_loop()
+    opened, began = [], time.perf_counter()
+    for requests in connections:
+        done = loop.create_future()
+        _, protocol = await loop.create_connection(lambda requests=requests, done=done: Connection(requests, done), "127.0.0.1", port)
+        opened.append(protocol)
+    await asyncio.gather(*(protocol.done for protocol in opened))
+    return opened, time.perf_counter() - began
+
+
+def load(server: "Server", requests: Sequence[bytes], connections: int) -> Load:
+    """All requests, over so many connections."""
+    shared = iter(requests)  # whoever is free takes the next
+    before = server.cpu_s()
+    opened, seconds = asyncio.run(_load(server.port, [shared] * connections))
+    statuses: dict[int, int] = {}
+    for protocol in opened:
+        for status, count in protocol.statuses.items():
+            statuses[status] = statuses.get(status, 0) + count
+    latencies = sorted(itertools.chain.from_iterable(protocol.latencies for protocol in opened))
+    p99 = 1000 * latencies[int(0.99 * (len(latencies) - 1))]
+    return Load(len(requests) / seconds, statuses, p99, sum(protocol.received for protocol in opened), server.cpu_s() - before)
+
+
+class Server:
+    def __init__(self, process: subprocess.Popen, port: int):
+        self.process, self.port = process, port
+
+    def cpu_s(self) -> float:
+        times = psutil.Process(self.process.pid).cpu_times()
+        return times.user + times.system
+
+    def memory_mb(self) -> float:
+        return psutil.Process(self.process.pid).memory_info().rss / 2**20
+
+
+@contextlib.contextmanager
+def running(kind: str, folder: Path) -> Iterator[Server]:
+    command = [sys.executable, "-m", "benchmarks.server_process", kind, str(folder)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            yield Server(process, int(process.stdout.readline()))
+        finally:
+            process.terminate()
+            process.wait()
+
+
+def population(coordinator: Coordinator, count: int) -> list[Device]:
+    made = []
+    for number in range(count):
+        key = Ed25519PrivateKey.from_private_bytes((number + 1).to_bytes(32, "big"))
+        public = signing.public_hex(key)
+        coordinator.enrol(Enrolment(public), 0.0)
+        made.append(Device(key, signing.name_of(public)))
+    return made
+
+
+def new(folder: Path, rules: Rules, plan: Plan, devices: int, parameters: int = 50) -> tuple[Coordinator, list[Device]]:
+    store, blobs = open_folder(folder)
+    weights = {"weights": np.zeros(parameters, np.float32)}
+    create_task(store, blobs, Checkpoint(weights, 0, "", TOKENIZER), plan, rules, Policy(), ServerStep(), time.time(), seed=1)
+    coordinator = Coordinator(store, blobs)
+    return coordinator, population(coordinator, devices)
+
+
+def ratio(name: str, ours: Callable[[], Load], theirs: Callable[[], Load], unit: str, bar: float, repeats: int) -> None:
+    """The two side by side, several times, alternating; the median of the ratios."""
+    pairs = []
+    for _ in range(repeats):
+        theirs_now, ours_now = theirs(), ours()
+        for each in (ours_now, theirs_now):
+            if set(each.statuses) - {200}:
+                raise SystemExit(f"{name}: expected answers 200, found {each.statuses}")
+        pairs.append((ours_now, theirs_now))
+        print(f"  ours {ours_now.per_s:8.0f} {unit}, p99 {ours_now.p99_ms:6.1f} ms, server {ours_now.cpu_s:5.2f} CPU s;"
+              f" bare {theirs_now.per_s:8.0f} {unit}, p99 {theirs_now.p99_ms:6.1f} ms, server {theirs_now.cpu_s:5.2f} CPU s", flush=True)  # fmt: skip
+    found = statistics.median(ours_now.per_s / theirs_now.per_s for ours_now, theirs_now in pairs)
+    print(f"{name}: {found:.2f} of the bare rate (bar {bar}): {'met' if found >= bar else 'MISSED'}", flush=True)
+
+
+def check_ins(folder: Path, count: int, repeats: int, connections: int) -> None:
+    for name, goal in (("check-ins, round full", 1), ("check-ins, assigned", 10**6)):
+        place = folder / str(goal)
+        rules = Rules(report_goal=goal, over_selection=1.0, max_weight=1, selection_s=1e6, reporting_s=1e6)
+        coordinator, devices = new(place, rules, Plan(clipping_norm=1.0), count + 1)
+        coordinator.handle([CheckingIn(devices[0].name, READY)], time.time())  # fills a round of one
+        coordinator.close()
+        body = config.to_json(READY)
+        with running("fedboard", place) as ours, running("bare", place) as theirs:
+            once = [device.request("POST", "/v1/check-in", body) for device in devices[1:]]
+            load(theirs, once[:200], connections)
+            batches = [[device.request("POST", "/v1/check-in", body) for device in devices[1:]] for _ in range(repeats + 1)]
+            load(ours, batches.pop(), connections)
+            ratio(name, lambda ours=ours, batches=batches: load(ours, batches.pop(), connections),
+                  lambda theirs=theirs, once=once: load(theirs, once, connections), "a second", 0.5, repeats)  # fmt: skip
+
+
+def updates(folder: Path, count: int, repeats: int, connections: int) -> None:
+    rules = Rules(report_goal=10**6, over_selection=1.0, max_weight=1, selection_s=1e6, reporting_s=1e6)
+    plan = Plan(clipping_norm=1.0, bits=8)
+    each = count // repeats
+    coordinator, devices = new(folder, rules, plan, each * repeats, PARAMETERS)
+    works = coordinator.handle([CheckingIn(device.name, READY) for device in devices], time.time())
+    coordinator.close()
+    first = works[0]
+    assert isinstance(first, Assignment)
+    rng = np.random.default_rng(0)
+    delta = rng.standard_normal(PARAMETERS).astype(np.float32)
+    delta *= np.float32(0.5 / np.linalg.norm(delta))
+    body = quantize.encode(delta, first.round, first.rotation_seed, first.shapes, 8, 20, rng)
+    print(f"  an update has {len(body):,} bytes")
+    with running("fedboard", folder) as ours, running("bare", folder) as theirs:
+        pairs = iter(zip(devices, works, strict=True))
+
+        def signed() -> Iterator[bytes]:
+            for device, work in itertools.islice(pairs, each):
+                yield device.request("PUT", f"/v1/assignments/{work.assignment}/update", body, work.task, work.round)
+
+        memory = [ours.memory_mb()]
+
+        def count_ours() -> Load:
+            found = load_lazily(ours, signed(), each, connections)
+            memory.append(ours.memory_mb())
+            return found
+
+        discarded = devices[0].request("PUT", f"/v1/assignments/{first.assignment}/update", body)
+        ratio("counted updates", count_ours, lambda: load_lazily(theirs, itertools.repeat(discarded, each), each, connections),
+              "a second", 0.5, repeats)  # fmt: skip
+        slope = (memory[-1] - memory[1]) / (each * (repeats - 1)) * 1000 if repeats > 1 else float("nan")
+        print(f"memory of the server: {memory[0]:.0f} MB before, {', '.join(f'{mb:.0f}' for mb in memory[1:])} MB after each {each:,} updates"
+              f" ({slope:+.1f} MB per 1,000); one accumulator has {8 * quantize.padded(PARAMETERS) / 2**20:.0f} MB")  # fmt: skip
+
+
+def load_lazily(server: Server, requests: Iterator[bytes], count: int, connections: int) -> Load:
+    """As `load`, but requests are signed as they are sent: ten thousand bodies do not fit into memory."""
+    before = server.cpu_s()
+    opened, seconds = asyncio.run(_load(server.port, [iter(requests)] * connections))
+    statuses: dict[int, int] = {}
+    for protocol in opened:
+        for status, times in protocol.statuses.items():
+            statuses[status] = statuses.get(status, 0) + times
+    latencies = sorted(itertools.chain.from_iterable(protocol.latencies for protocol in opened))
+    p99 = 1000 * latencies[int(0.99 * (len(latencies) - 1))]
+    return Load(count / seconds, statuses, p99, sum(protocol.received for protocol in opened), server.cpu_s() - before)
+
+
+def downloads(folder: Path, count: int, repeats: int, connections: int) -> None:
+    coordinator, devices = new(folder, Rules(), Plan(clipping_norm=1.0), count * (repeats + 1), PARAMETERS)
+    half = coordinator.checkpoint().half
+    coordinator.close()
+    path, taken = f"/v1/blobs/{half}", iter(devices)
+    with running("fedboard", folder) as ours, running("bare", folder) as theirs:
+        plain = devices[0].request("GET", path, b"")
+        load(ours, [device.request("GET", path, b"") for device in itertools.islice(taken, count)], connections)
+        ratio("downloads of a checkpoint beside FileResponse",
+              lambda: load(ours, [device.request("GET", path, b"") for device in itertools.islice(taken, count)], connections),
+              lambda: load(theirs, [plain] * count, connections), "a second", 1.0, repeats)  # fmt: skip
+
+
+def crowd(folder: Path, devices: int) -> None:
+    """So many devices at once, each over a connection of its own: check-in, checkpoint, update."""
+    rules = Rules(report_goal=devices, over_selection=1.0, max_weight=1, selection_s=1e6, reporting_s=1e6)
+    coordinator, members = new(folder, rules, Plan(clipping_norm=1.0), devices, PARAMETERS)
+    works = coordinator.handle([CheckingIn(device.name, READY) for device in members], time.time())
+    coordinator.close()
+    first = works[0]
+    rng = np.random.default_rng(0)
+    delta = rng.standard_normal(PARAMETERS).astype(np.float32) * np.float32(0.5 / np.sqrt(PARAMETERS))
+    body = quantize.encode(delta, first.round, first.rotation_seed, first.shapes, 8, 20, rng)
+    message = config.to_json(replace(READY, holds=first.checkpoint))
+    with running("fedboard", folder) as server:
+
+        def day(device: Device, work: Assignment) -> Iterator[bytes]:
+            yield device.request("POST", "/v1/check-in", message)
+            yield device.request("GET", f"/v1/blobs/{work.checkpoint}", b"", work.task, work.round)
+            yield device.request("PUT", f"/v1/assignments/{work.assignment}/update", body, work.task, work.round)
+
+        opened, seconds = asyncio.run(_load(server.port, [day(*pair) for pair in zip(members, works, strict=True)]))
+        statuses = {}
+        for protocol in opened:
+            for status, count in protocol.statuses.items():
+                statuses[status] = statuses.get(status, 0) + count
+        print(f"{devices:,} devices at once: answers {statuses} in {seconds:.1f} s, server at {server.memory_mb():.0f} MB")
+    reopened = Coordinator(*open_folder(folder))
+    report = reopened.reports(time.time()).rounds[0]
+    print(f"  round {report.round}: {report.phase}, {report.counted:,} of {report.goal:,} counted")
+    reopened.close()
+    if set(statuses) != {200} or report.counted != devices:
+        raise SystemExit("expected every answer 200 and every update counted")
+
+
+def main() -> None:
+    asked = argparse.ArgumentParser(description=__doc__)
+    asked.add_argument("--check-ins", type=int, default=4000)
+    asked.add_argument("--updates", type=int, default=10_000)
+    asked.add_argument("--downloads", type=int, default=500)
+    asked.add_argument("--devices", type=int, default=1000)
+    asked.add_argument("--repeats", type=int, default=5)
+    asked.add_argument("--connections", type=int, default=32)
+    asked.add_argument("--only", default="check-ins,updates,downloads,crowd")
+    given = asked.parse_args()
+    only = given.only.split(",")
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        if "check-ins" in only:
+            check_ins(folder / "check-ins", given.check_ins, given.repeats, given.connections)
+        if "updates" in only:
+            updates(folder / "updates", given.updates, given.repeats, given.connections)
+        if "downloads" in only:
+            downloads(folder / "downloads", given.downloads, given.repeats, given.connections)
+        if "crowd" in only:
+            crowd(folder / "crowd", given.devices)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,34 @@
+"""Logs: one JSON object a line on standard error, for machines that collect them. No body, key, token, text or device goes into one."""
+
+import json
+import logging
+import sys
+from typing import Any, TextIO
+
+FIELDS = ("task", "round", "phase", "counted", "method", "route", "status", "ms", "count", "error")  # what a line may hold beside its message
+
+
+class Lines(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        found: dict[str, Any] = {"time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z"), "level": record.levelname.lower()}
+        found["event"] = record.getMessage()
+        found |= {name: getattr(record, name) for name in FIELDS if hasattr(record, name)}
+        if record.exc_info and record.exc_info[0]:
+            trace = record.exc_info[2]
+            while trace is not None and trace.tb_next is not None:
+                trace = trace.tb_next
+            # where it happened, not what it said: a database's words can hold what was written
+            found["raised"] = record.exc_info[0].__name__
+            if trace is not None:
+                found["at"] = f"{trace.tb_frame.f_code.co_filename.rsplit('/', 1)[-1]}:{trace.tb_lineno}"
+        return json.dumps(found)
+
+
+def begin(stream: TextIO | None = None, level: int = logging.INFO) -> None:
+    """Write the server's lines, and uvicorn's warnings, to a stream."""
+    handler = logging.StreamHandler(stream or sys.stderr)
+    handler.setFormatter(Lines())
+    for name, least in (("fedboard.server", level), ("uvicorn.error", logging.WARNING)):
+        logger = logging.getLogger(name)
+        logger.handlers, logger.propagate = [handler], False
+        logger.setLevel(least)

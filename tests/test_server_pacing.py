@@ -1,0 +1,54 @@
+"""Pace steering: a few devices meet, many are spread, and nobody stampedes after an outage."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from device_runtime.wire import Cause
+from server.pacing import PERMANENT, retry_in_s
+from server.rounds import Rules
+
+RULES = Rules()  # a quarter of an hour, four hours, a hundred check-ins a second
+
+
+@given(st.sampled_from([None, *Cause]), st.floats(0, 2e9), st.integers(1, 10**4), st.integers(0, 2**32))
+def test_a_device_comes_back_within_a_fifth_of_the_time_the_rules_name(cause, now, population, seed):
+    found = retry_in_s(cause, RULES, population, now, np.random.default_rng(seed))
+    base = 14_400 if cause in PERMANENT else 900
+    assert 0.8 * base - 0.001 <= found <= 1.2 * base
+
+
+def test_what_will_not_pass_by_itself_waits_for_hours():
+    rng = np.random.default_rng(0)
+    assert 11_520 <= retry_in_s(Cause.WRONG_MODEL, RULES, 50, 0.0, rng) <= 17_280
+    assert 720 <= retry_in_s(Cause.ROUND_FULL, RULES, 50, 0.0, rng) <= 1080
+    assert 720 <= retry_in_s(None, RULES, 50, 0.0, rng) <= 1080
+
+
+def test_fifty_devices_that_start_at_any_time_meet_within_a_minute_after_a_few_retries():
+    rng = np.random.default_rng(1)
+    times = rng.uniform(0, 900, 50)  # seconds of their first check-ins
+    for _ in range(4):
+        times = np.array([now + retry_in_s(Cause.ROUND_FULL, RULES, 50, now, rng) for now in times])
+    phases = (times + 450) % 900
+    assert phases.max() - phases.min() <= 60
+
+
+def test_ten_million_devices_that_all_ask_at_once_come_back_no_faster_than_the_server_wants():
+    rng = np.random.default_rng(2)
+    share = 10_000  # of ten million: each of these stands for a thousand
+    times = np.array([retry_in_s(Cause.UNAVAILABLE, RULES, 10_000_000, 0.0, rng) for _ in range(share)])
+    assert times.min() >= 720
+    busiest = max(Counter((times // 1000).astype(int)).values()) * 1000 / 1000  # check-ins a second, over the busiest thousand seconds of a sample
+    assert busiest <= 1.35 * RULES.check_ins_per_s
+    assert times.max() - times.min() == pytest.approx(100_000, rel=0.01)  # ten million at a hundred a second
+
+
+def test_devices_that_were_together_once_are_not_together_again_when_they_are_many():
+    rng = np.random.default_rng(3)
+    times = np.array([retry_in_s(Cause.ROUND_FULL, RULES, 20_000, 0.0, rng) for _ in range(20_000)])
+    seconds = Counter(times.astype(int))
+    assert max(seconds.values()) <= 1.8 * 20_000 / 360  # spread over 720 to 1080 s: 56 a second and what chance adds
