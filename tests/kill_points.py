@@ -1,7 +1,7 @@
 """Kill a piece of work at its first step, at its second, and so on until it finishes, and look at what it leaves each time.
 
 A step is what the work does to its folder: open a file for writing, flush one, rename, remove, make or remove a folder, change a mode, connect to
-SQLite, or one SQL statement. The process kills itself with SIGKILL as the step begins. A loss of power takes more than the process: with
+SQLite, or one SQL statement that writes. The process kills itself with SIGKILL as the step begins. A loss of power takes more than the process: with
 `unsynced_lost`, half of every file that was written and not flushed with `os.fsync` is cut off, as a disk may do. (What SQLite writes is its own
 affair: its files are left alone. Names are never lost: a folder that was not flushed does not show.)
 
@@ -13,6 +13,7 @@ import os
 import shutil
 import signal
 import sqlite3
+import sqlite3.dbapi2
 import subprocess
 import sys
 from collections.abc import Callable
@@ -68,6 +69,8 @@ STEPS = {  # audit event -> which of its arguments are paths, each with the argu
     "os.truncate": ((0, None),),
     "sqlite3.connect": ((0, None),),
 }
+READING = ("SELECT", "PRAGMA", "--")  # what changes nothing
+SAID = "kill_points.step"  # the work may name steps that Python does not see: sys.audit(SAID, "what is about to happen")
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 
 
@@ -81,7 +84,7 @@ class Killer:
         self.busy = False
         os.fsync = self._flushing(os.fsync)
         os.fdatasync = self._flushing(os.fdatasync)
-        sqlite3.connect = self._traced(sqlite3.connect)
+        sqlite3.connect = sqlite3.dbapi2.connect = self._traced(sqlite3.connect)  # SQLAlchemy knows it by the second name
         sys.addaudithook(self.hook)
 
     def hook(self, event: str, arguments: tuple) -> None:
@@ -92,6 +95,8 @@ class Killer:
             if isinstance(flags, int) and flags & WRITING and (path := self.inside(path)):
                 self.step(f"open {path}")
                 self.unsynced.add(path)
+        elif event == SAID:
+            self.step(arguments[0])
         elif event in STEPS:
             paths = [self.inside(arguments[i], -1 if j is None else arguments[j]) for i, j in STEPS[event]]
             if any(paths):
@@ -128,7 +133,7 @@ class Killer:
         def connect_and_trace(database, *arguments, **options) -> sqlite3.Connection:
             connection = connect(database, *arguments, **options)
             if self.inside(database):
-                connection.set_trace_callback(lambda statement: self.step(f"SQL {statement.split(' ', 1)[0]}"))
+                connection.set_trace_callback(lambda statement: statement.startswith(READING) or self.step(f"SQL {statement.split(' ', 1)[0]}"))
             return connection
 
         return connect_and_trace
