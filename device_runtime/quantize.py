@@ -37,7 +37,7 @@ class Update:
     dimension: int  # values before padding
     low: np.ndarray  # float32 [blocks]
     step: np.ndarray  # float32 [blocks], at least 0
-    codes: np.ndarray  # uint16 [padded dimension], each under 2 ** bits
+    codes: np.ndarray  # uint16 (of 8 bits uint8) [padded dimension], each under 2 ** bits
 
 
 def clip(delta: Weights, clipping_norm: float) -> Weights:
@@ -119,7 +119,7 @@ def decode(data: bytes) -> Update:
     low, step = np.frombuffer(data, "<f4", 2 * blocks, HEADER_BYTES).reshape(blocks, 2).T.astype(np.float32)
     if not (np.isfinite(low).all() and np.isfinite(step).all() and (step >= 0).all()):
         raise UpdateError("update", "a scale is not finite, or negative", SEND_AGAIN)
-    codes = unpack(data[HEADER_BYTES + SCALE_BYTES * blocks :], bits, padded(dimension))
+    codes = unpack(memoryview(data)[HEADER_BYTES + SCALE_BYTES * blocks :], bits, padded(dimension))
     return Update(round, seed, shapes.hex(), bits, examples, dimension, low, step, codes)
 
 
@@ -137,11 +137,13 @@ def pack(codes: np.ndarray, bits: int) -> bytes:
     return np.packbits(wide[:, 16 - bits :].reshape(-1)).tobytes()
 
 
-def unpack(data: bytes, bits: int, count: int) -> np.ndarray:
-    """The inverse of `pack`: uint16 [count]."""
+def unpack(data: bytes | memoryview, bits: int, count: int) -> np.ndarray:
+    """The inverse of `pack`: uint16 [count]; of 8 bits uint8, the bytes as they came."""
     raw = np.frombuffer(data, np.uint8)
-    if bits in (8, 16):
-        return raw.view(">u2" if bits == 16 else np.uint8).astype(np.uint16)
+    if bits == 8:
+        return raw
+    if bits == 16:
+        return raw.view(">u2").astype(np.uint16)
     narrow = np.unpackbits(raw, count=count * bits).reshape(count, bits)
     wide = np.zeros((count, 16), np.uint8)
     wide[:, 16 - bits :] = narrow

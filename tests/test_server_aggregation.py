@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from device_runtime import quantize
+from device_runtime import quantize, weights
 from device_runtime.errors import ConfigError, UpdateError
 from device_runtime.wire import Cause, Plan
 from server import aggregation
@@ -47,7 +47,7 @@ def test_an_update_counts_by_its_examples():
     fives = replace(ones, low=one(5.0), examples=1)
     sum = summed([ones, fives])
     assert (sum.weight, sum.count) == (4, 2)
-    assert (sum.total == (3 * 1 + 1 * 5) * 2**32).all()
+    assert (sum.total == (3 * 1 + 1 * 5) * 2**36).all()
     np.testing.assert_allclose(aggregation.mean(sum, SEED, DIMENSION), quantize.unrotate(np.full(BLOCK, 2.0), SEED, DIMENSION))
 
 
@@ -84,7 +84,7 @@ def test_the_largest_sum_that_is_allowed_does_not_overflow():
     limit = aggregation.largest_norm(PLAN, aggregation.largest_steps(PLAN, DIMENSION))
     spike = quantize.Update(1, SEED, SHAPES, 8, most, DIMENSION, np.array([-limit]), np.array([0.0]), np.zeros(BLOCK, np.uint16))
     assert (summed([spike], max_weight=most).total < 0).all()
-    assert (most + 2) * limit * 2**32 >= 2**63  # and the bound is tight
+    assert (most + 2) * (limit * 2**36 + 2**15 + 1) >= 2**63  # and the bound is tight
 
 
 @given(st.integers(0, 1000), st.integers(1, 16), st.floats(0.001, 1.0), st.booleans())
@@ -145,10 +145,61 @@ def test_fedavgm_goes_on_in_the_direction_of_the_steps_before():
     np.testing.assert_allclose(first["units"] - WEIGHTS["units"], 0.5)  # 0.5 * 1
     second, velocity = aggregation.apply(step, first, velocity, np.full(DIMENSION, 1.0))
     np.testing.assert_allclose(second["units"] - first["units"], 0.75)  # 0.5 * (0.5 * 1 + 1)
-    np.testing.assert_allclose(velocity["units"], 1.5)
+    np.testing.assert_allclose(velocity["momentum/units"], 1.5)
 
 
-@pytest.mark.parametrize("changed", [{"learning_rate": 0.0}, {"learning_rate": float("inf")}, {"momentum": 1.0}, {"momentum": -0.1}])
+def test_momentum_kept_by_an_older_server_goes_on():
+    step, older = ServerStep(learning_rate=0.5, momentum=0.5), {name: np.ones_like(array) for name, array in WEIGHTS.items()}
+    after, moments = aggregation.apply(step, WEIGHTS, older, np.full(DIMENSION, 1.0))
+    np.testing.assert_allclose(moments["momentum/units"], 1.5)
+    np.testing.assert_allclose(after["units"] - WEIGHTS["units"], 0.75)
+
+
+def test_the_first_step_of_fedadam_goes_by_its_rate_whatever_the_size_of_the_delta():
+    step = ServerStep(learning_rate=0.25, algorithm="fedadam", epsilon=1e-12)
+    after, moments = aggregation.apply(step, WEIGHTS, None, np.linspace(-1, 3, DIMENSION) + 0.01)
+    np.testing.assert_allclose(np.abs(weights.flatten(after) - weights.flatten(WEIGHTS)), 0.25, rtol=1e-4)  # bias is corrected
+    assert moments["steps"].tolist() == [1.0]
+
+
+def test_a_late_update_moves_the_mean_by_a_share_and_counts_fully_in_what_it_is_divided_by():
+    assert [aggregation.staleness_weight(behind) for behind in (0, 3, 8)] == [1.0, 0.5, pytest.approx(1 / 3)]
+    assert aggregation.staleness_weight(3, exponent=0.0) == 1.0
+    update = update_of(delta(1), bits=16)
+    fresh, late = (aggregation.add_all(aggregation.empty(DIMENSION), [(update, 4, share)]) for share in (1.0, 0.5))
+    assert (fresh.weight, late.weight) == (4, 4)
+    np.testing.assert_allclose(aggregation.mean(late, SEED, DIMENSION), 0.5 * aggregation.mean(fresh, SEED, DIMENSION), atol=1e-6)
+
+
+@given(st.integers(1, 16), st.integers(1, 1000), st.integers(0, 99))
+@settings(max_examples=30)
+def test_the_sum_is_the_weighted_value_within_half_a_unit_and_half_a_unit_a_code(bits, weight, seed):
+    update = update_of(delta(seed), bits=bits, seed=seed)
+    found = aggregation.add_all(aggregation.empty(DIMENSION), [(update, weight, 1.0)]).total
+    exact = quantize.values(update) * weight * 2.0**36
+    assert (np.abs(found - exact) <= 0.5 + 0.5 * update.codes + 1e-15 * np.abs(exact)).all()
+
+
+def test_what_several_replicas_have_counted_adds_up_to_what_one_would_have():
+    updates = [(update_of(delta(number), seed=number), number + 1, 1.0) for number in range(5)]
+    one = aggregation.add_all(aggregation.empty(DIMENSION), updates)
+    parts = [aggregation.add_all(aggregation.empty(DIMENSION), part) for part in (updates[3:], updates[:2], updates[2:3])]
+    together = aggregation.total(parts)
+    assert (together.total.tobytes(), together.weight, together.count) == (one.total.tobytes(), one.weight, one.count)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"learning_rate": 0.0},
+        {"learning_rate": float("inf")},
+        {"momentum": 1.0},
+        {"momentum": -0.1},
+        {"algorithm": "sgd"},
+        {"beta_2": 1.0},
+        {"epsilon": 0.0},
+    ],
+)
 def test_a_step_that_cannot_converge_is_refused(changed):
     with pytest.raises(ConfigError):
         ServerStep(**changed)
