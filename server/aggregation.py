@@ -15,6 +15,7 @@ from device_runtime.weights import Weights
 from device_runtime.wire import Cause, Plan
 
 SCALE = 2**36  # fixed point: one unit is 2 ** -36 of a weighted value
+EXACT = 2.0**53  # float64 holds every whole number below it
 CHUNK = 16  # blocks worked on at a time: 65,536 values of 8 bytes stay in a core's own cache
 ALGORITHMS = ("fedavg", "fedavgm", "fedadam", "fedyogi")
 _FLOAT32_SLACK = 1.001  # devices clip and rotate in float32
@@ -131,18 +132,18 @@ def add_all(sum: Sum, updates: Sequence[Weighted]) -> Sum:
     update (share under 1) moves the mean by its share of its delta, and still counts fully in what the mean is divided by.
     """
     total = sum.total.reshape(-1, quantize.BLOCK).copy()
-    scratch = np.empty((CHUNK, quantize.BLOCK), np.int64)
-    scaled = [
-        (update.codes.reshape(-1, quantize.BLOCK), *(_units(each, weight * share) for each in (update.step, update.low)))
-        for update, weight, share in updates
-    ]
-    for start in range(0, len(total), CHUNK):
-        part = slice(start, min(start + CHUNK, len(total)))
-        into, values = total[part], scratch[: part.stop - start]
-        for codes, step, low in scaled:
-            np.multiply(codes[part], step[part], out=values, dtype=np.int64, casting="unsafe")
-            values += low[part]
-            into += values
+    together: list[tuple[np.ndarray, np.ndarray]] = []  # codes and steps of updates whose products add up exactly in float64
+    reach, lows = np.zeros(len(total)), np.zeros(len(total), np.int64)  # the most they can add up to, and what they start from, by block
+    for update, weight, share in updates:
+        step = _units(update.step, weight * share)
+        lows += _units(update.low, weight * share)
+        mine = step * (2.0**update.bits - 1)
+        if together and (reach + mine).max() >= EXACT:
+            _add(total, together, np.zeros_like(lows))
+            together, reach = [], np.zeros(len(total))
+        together.append((update.codes.reshape(total.shape), step))
+        reach += mine
+    _add(total, together, lows, np.float64 if reach.max(initial=0.0) < EXACT else np.int64)
     more = [weight for _, weight, _ in updates]
     return Sum(total.reshape(-1), sum.weight + int(np.sum(more, dtype=np.int64)), sum.count + len(more))
 
@@ -199,19 +200,36 @@ def fits_float16(values: Weights) -> bool:
 
 
 def _units(values: np.ndarray, weight: float) -> np.ndarray:
-    """Values of blocks, times a weight, in units: int64 [blocks, 1]."""
-    return np.rint(values.astype(np.float64) * (weight * SCALE)).astype(np.int64)[:, None]
+    """Values of blocks, times a weight, in units: int64 [blocks]."""
+    return np.rint(values.astype(np.float64) * (weight * SCALE)).astype(np.int64)
+
+
+def _add(total: np.ndarray, updates: Sequence[tuple[np.ndarray, np.ndarray]], low: np.ndarray, kind: type = np.float64) -> None:
+    """Add code * step of every update, and low, to the total, in place. Float64 holds whole numbers up to EXACT, and takes half as long."""
+    product, added = (np.empty((CHUNK, quantize.BLOCK), kind) for _ in range(2))
+    for start in range(0, len(total), CHUNK):
+        part = slice(start, min(start + CHUNK, len(total)))
+        product_now, added_now = (each[: part.stop - start] for each in (product, added))
+        added_now[:] = 0
+        for codes, step in updates:
+            np.copyto(product_now, codes[part], casting="unsafe")
+            product_now *= step[part, None].astype(kind)
+            added_now += product_now
+        total[part] += added_now.astype(np.int64)
+        total[part] += low[part, None]
 
 
 def _norm(update: quantize.Update) -> float:
-    """The L2 norm of the rotated vector an update stands for."""
-    codes, low, step = update.codes.reshape(-1, quantize.BLOCK), update.low.astype(np.float32)[:, None], update.step.astype(np.float32)[:, None]
-    scratch, squares = np.empty((CHUNK, quantize.BLOCK), np.float32), 0.0
+    """The L2 norm of the rotated vector an update stands for: of each block low^2 n + 2 low step (sum of codes) + step^2 (sum of their squares)."""
+    codes, low, step = update.codes.reshape(-1, quantize.BLOCK), update.low.astype(np.float64), update.step.astype(np.float64)
+    first, second = np.empty((2, len(codes)))
+    scratch, ones = np.empty((CHUNK, quantize.BLOCK), np.float32), np.ones((quantize.BLOCK, 1), np.float32)
+    for start in range(0, len(codes), CHUNK):
+        part = slice(start, min(start + CHUNK, len(codes)))
+        values = scratch[: part.stop - start, None]
+        np.copyto(values[:, 0], codes[part], casting="unsafe")
+        # row by row: over a whole chunk the library would start threads
+        first[part] = np.matmul(values, ones)[:, 0, 0]
+        second[part] = np.matmul(values, values.transpose(0, 2, 1))[:, 0, 0]
     with np.errstate(over="ignore", invalid="ignore"):  # a hostile scale: infinite, or no number, and so not within any bound
-        for start in range(0, len(codes), CHUNK):
-            part = slice(start, min(start + CHUNK, len(codes)))
-            values = scratch[: part.stop - start]
-            np.multiply(codes[part], step[part], out=values, dtype=np.float32, casting="unsafe")
-            values += low[part]
-            squares += float(np.einsum("ij,ij->i", values, values).sum(dtype=np.float64))
-    return float(np.sqrt(squares))
+        return float(np.sqrt(np.sum(quantize.BLOCK * low**2 + 2 * low * step * first + step**2 * second)))

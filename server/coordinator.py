@@ -104,7 +104,7 @@ class Reporting:
 
     device: str
     assignment: str
-    body: bytes
+    body: bytes | bytearray
     kind: Kind = Kind.TRAINING
     nonce: str | None = None
     signed_for: tuple[str, int] | None = None
@@ -216,6 +216,7 @@ class Coordinator:
         self._rng = np.random.default_rng() if rng is None else rng
         self._lock = threading.Lock()
         self._working_out = threading.Lock()  # of a difference
+        self._tasks: dict[str, Task] = {}
         self._sums: dict[tuple[str, int], Sum] = {}  # what this replica has counted of the open rounds
         self._differences: dict[tuple[str, str], str | None] = {}  # checkpoints held, wanted -> the blob that makes one of the other, if worth it
         self._population, self._population_at = 1, -np.inf
@@ -240,9 +241,26 @@ class Coordinator:
         with self.store.reading() as rows:
             return rows.public_key(device)
 
-    def handle(self, requests: Sequence[Request], now: float) -> list[Answer]:
-        """The answer to each request, as if they had come one after the other. What an answer acknowledges is on disk when this returns."""
-        judged = self._judge_all(requests)
+    def judge(self, report: "Reporting") -> "Judged":
+        """What can be said of a report before its turn: most of the work. Any thread may do it, while others are answered."""
+        hashed = digest(report.body)
+        if report.signed_for is not None:
+            name, number = report.signed_for
+        else:
+            with self.store.reading() as rows:
+                work = rows.assignments([report.assignment]).get(report.assignment)
+            name, number = ("", 0) if work is None else (work.task, work.round)
+        task, genuine = self._task(name), report.body_digest in (None, hashed)
+        value = _judge(report.body, report.kind, task, number) if task is not None and genuine else None
+        return Judged(hashed, genuine, name, number, value)
+
+    def handle(self, requests: Sequence[Request], now: float, judged: "Sequence[Judged | None] | None" = None) -> list[Answer]:
+        """The answer to each request, as if they had come one after the other. What an answer acknowledges is on disk when this returns.
+
+        `judged` has what `judge` said of each report; by default it is asked here.
+        """
+        if judged is None:
+            judged = [self.judge(each) if isinstance(each, Reporting) else None for each in requests]
         answers: list[Answer] = []
         with self._lock:
             while True:
@@ -519,8 +537,8 @@ class Coordinator:
         if work.status is not Status.OPEN:
             return self._again(work, name, task, ledger)
         round = ledger.rounds[task.name].state
-        value = judged.value
-        if value is None:  # assigned a moment ago
+        value = judged.value if (judged.task, judged.round) == (work.task, work.round) else None
+        if value is None:  # judged as part of other work, or before it was assigned
             value = _judge(request.body, request.kind, task, work.round)
         if isinstance(value, Cause):
             ledger.settle(work, status=Status.REFUSED, cause=value, update_hash=name)
@@ -616,24 +634,11 @@ class Coordinator:
 
     # updates
 
-    def _judge_all(self, requests: Sequence[Request]) -> list["Judged | None"]:
-        """What each report holds, or why it must not be counted: most of the work, outside the lock and the transaction."""
-        names = [each.assignment for each in requests if isinstance(each, Reporting)]
-        if not names:
-            return [None] * len(requests)
-        with self.store.reading() as rows:
-            works, tasks = rows.assignments(sorted(set(names))), {stored.task.name: stored.task for stored in rows.tasks()}
-        judged: list[Judged | None] = []
-        for each in requests:
-            if not isinstance(each, Reporting):
-                judged.append(None)
-                continue
-            hashed, work = digest(each.body), works.get(each.assignment)
-            value = None
-            if work is not None and work.status is Status.OPEN and work.device == each.device:
-                value = _judge(each.body, each.kind, tasks[work.task], work.round)
-            judged.append(Judged(hashed, each.body_digest in (None, hashed), value))
-        return judged
+    def _task(self, name: str) -> Task | None:
+        """A task by its name. Tasks do not change, so each is read once."""
+        if name not in self._tasks:
+            self._tasks = {stored.task.name: stored.task for stored in self.tasks()}
+        return self._tasks.get(name)
 
     def _add(self, rows: Rows, key: tuple[str, int], updates: list[tuple[quantize.Update, int, float]], ledger: Ledger) -> Sum:
         """This replica's sum of a round with these updates in it."""
@@ -750,10 +755,12 @@ class Judged:
 
     name: str  # SHA-256 of its body
     genuine: bool  # the body is the one that was signed
-    value: quantize.Update | Scores | Cause | None  # what it holds, or why it must not be counted; None for work not known to be open
+    task: str  # that it was judged for
+    round: int
+    value: quantize.Update | Scores | Cause | None  # what it holds, or why it must not be counted; None for an unknown task
 
 
-def _judge(body: bytes, kind: Kind, task: Task, round: int) -> quantize.Update | Scores | Cause:
+def _judge(body: bytes | bytearray, kind: Kind, task: Task, round: int) -> quantize.Update | Scores | Cause:
     """A report as values, or why it must not be counted. Decides by the report and the task alone."""
     if kind is not task.kind:
         return Cause.NOT_AN_UPDATE if kind is Kind.TRAINING else Cause.NOT_SCORES
@@ -766,7 +773,7 @@ def _judge(body: bytes, kind: Kind, task: Task, round: int) -> quantize.Update |
     return aggregation.check(update, round, rotation_seed(task, round), task.shapes, task.dimension, task.plan) or update
 
 
-def _scores(body: bytes, plan: Plan) -> Scores | Cause:
+def _scores(body: bytes | bytearray, plan: Plan) -> Scores | Cause:
     try:
         scores = config.from_json(Scores, body, "Scores")
     except ConfigError:

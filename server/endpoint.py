@@ -13,6 +13,7 @@ import socket
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -30,7 +31,7 @@ from device_runtime.errors import ConfigError, FedboardError, RunError
 from device_runtime.wire import Abandon, Ack, Assignment, Cause, CheckIn, Enrolled, Enrolment, Kind, Problem, Reject, RoundReports, Scores
 from server import access, openapi, operators
 from server.access import Buckets, Limits, Proof
-from server.coordinator import Abandoning, Answer, CheckingIn, Coordinator, Fetching, Refused, Reporting
+from server.coordinator import Abandoning, Answer, CheckingIn, Coordinator, Fetching, Judged, Refused, Reporting
 from server.coordinator import Request as Asked
 from server.groups import Groups
 from server.metrics import Metrics
@@ -41,6 +42,7 @@ T = TypeVar("T")
 CHECK_IN = "/v1/check-in"
 MESSAGE_BYTES = 16_384  # largest JSON body of a device
 CHECKPOINT_BYTES = 256 << 20  # largest body of an operator
+JUDGES = 2  # threads
 KEYS_KEPT = 100_000  # public keys in memory
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 
@@ -99,6 +101,7 @@ class _Service:
         self.metrics = Metrics(coordinator, clock)
         limits = allowed.limits
         self.groups: Groups[_Signed, Answer] = Groups(self.handle)
+        self.judges = ThreadPoolExecutor(JUDGES, "judge")  # hashing and adding up let go of the interpreter: other cores do them
         self.of_devices = Buckets(limits.device_burst, limits.device_per_s)
         self.of_addresses = Buckets(limits.address_burst, limits.address_per_s)
         self.room = _Room(limits.bodies_bytes)
@@ -217,6 +220,7 @@ class _Service:
             # the hash of a body this large is checked by the coordinator's thread, which needs it anyway
             body = await self.body(request, limit)
             asked = Reporting(proof.device, request.path_params["assignment"], body, kind, proof.nonce, proof.signed_for, proof.body_digest)
+            signed.judged = await asyncio.get_running_loop().run_in_executor(self.judges, self.coordinator.judge, asked)
             return _json(await self.answer(signed, asked, len(body)))
 
     async def abandon(self, request: Request) -> Response:
@@ -341,7 +345,8 @@ class _Service:
                 good.append(place)
             except Refused as refused:
                 answers[place] = refused
-        for place, answer in zip(good, self.coordinator.handle([group[place].asked for place in good], now), strict=True):
+        asked, judged = [group[place].asked for place in good], [group[place].judged for place in good]
+        for place, answer in zip(good, self.coordinator.handle(asked, now, judged), strict=True):
             answers[place] = answer
         return answers
 
@@ -377,25 +382,26 @@ class _Service:
 
     # bodies and answers
 
-    async def body(self, request: Request, limit: int) -> bytes:
+    async def body(self, request: Request, limit: int) -> bytes | bytearray:
         """The body, refused as soon as it is known to be longer than `limit` bytes, coded, or too slow."""
         length, limits = _content_length(request), self.allowed.limits
         if length is not None and length > limit:
             raise _too_large(limit)
         if request.headers.get("content-encoding", "identity").lower() != "identity":
             raise Refused(Cause.MALFORMED, "content-encoding: expected a body as it is")
-        body = bytearray()
+        body, size = bytearray(length or 0), 0  # one piece of memory for a body whose length is told
         try:
             async with asyncio.timeout(limits.body_s + limit / limits.least_bytes_per_s):
                 async for piece in request.stream():
-                    body += piece
-                    if len(body) > limit:
+                    size += len(piece)
+                    if size > limit:
                         raise _too_large(limit)
+                    body[size - len(piece) : size] = piece
         except TimeoutError:
             raise Refused(Cause.TOO_SLOW, "the body did not come in time") from None
-        return bytes(body)
+        return body if size == len(body) else body[:size]
 
-    async def signed_body(self, request: Request, proof: Proof, limit: int) -> bytes:
+    async def signed_body(self, request: Request, proof: Proof, limit: int) -> bytes | bytearray:
         body = await self.body(request, limit)
         if signing.digest(body) != proof.body_digest:
             raise Refused(Cause.BAD_SIGNATURE, "the body is not the one that was signed")
@@ -487,6 +493,7 @@ class _Signed:
     proof: Proof
     key: bytes
     asked: Asked | None = None
+    judged: Judged | None = None  # of a report
     is_verified: bool = False
 
 

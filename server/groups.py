@@ -16,7 +16,7 @@ A = TypeVar("A")
 class Groups(Generic[Q, A]):
     """`handle` answers a list of requests at once. A group is what came while the one before it was under way, at most `most` and `most_bytes`."""
 
-    def __init__(self, handle: Callable[[Sequence[Q]], Sequence[A]], most: int = 256, most_bytes: int = 64 << 20, wait_s: float = 0.004):
+    def __init__(self, handle: Callable[[Sequence[Q]], Sequence[A]], most: int = 256, most_bytes: int = 128 << 20, wait_s: float = 0.004):
         self._handle, self._most, self._most_bytes, self._wait_s = handle, most, most_bytes, wait_s
         self._together = 1.0  # requests of the last groups, about
         self._waiting: list[tuple[Q, int, asyncio.Future[A]]] = []
