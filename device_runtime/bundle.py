@@ -305,6 +305,11 @@ def _manifest(encoded: bytes, where: Path) -> Manifest:
     return manifest
 
 
+def runtime_version() -> str:
+    """What a device says of its interpreter when it checks in; empty where that is unknown."""
+    return ".".join(map(str, interpreter_version() or ()))
+
+
 def interpreter_version() -> tuple[int, ...] | None:
     """The version of the installed tflite-runtime; None without it, as on a server, or where ai-edge-litert takes its place."""
     try:

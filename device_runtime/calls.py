@@ -67,14 +67,14 @@ def abandon(send: Send, assignment: str, cause: Cause) -> Ack | Reject:
     return _ours_or_refusal(Ack, "POST abandon", send("POST", path, to_json(Abandon(cause)), JSON))
 
 
-def rounds(send: Send) -> RoundReports:
-    """What became of every round so far, oldest first. Unsigned."""
-    return _ours(RoundReports, "GET /v1/rounds", send("GET", "/v1/rounds", b"", {}))
+def rounds(send: Send, task: str | None = None) -> RoundReports:
+    """What became of every round of a task so far (by default of the server's oldest), oldest first. Other machines must sign it."""
+    return _ours(RoundReports, "GET /v1/rounds", send("GET", f"/v1/rounds?task={task}" if task else "/v1/rounds", b"", {}))
 
 
 def _ours_or_refusal(kind: type[T], where: str, reply: Reply) -> T | Reject:
-    if 400 <= reply.status < 500:
-        return Reject(_ours(Problem, where, reply, reply.status).cause, retry_in_s=0.0)
+    if 400 <= reply.status < 500 or (reply.status == 503 and _has_cause(reply.body)):
+        return Reject(_ours(Problem, where, reply, reply.status).cause, _retry_after(reply))
     return _ours(Reject if reply.status == 200 and _has_cause(reply.body) else kind, where, reply)
 
 
@@ -85,6 +85,12 @@ def _ours(kind: type[T], where: str, reply: Reply, status: int = 200) -> T:
         return from_json(kind, reply.body, kind.__name__)
     except ConfigError as error:
         raise ServerError(where, f"the answer is not one of ours ({error})", CHECK_ADDRESS) from None
+
+
+def _retry_after(reply: Reply) -> float:
+    """Seconds the server wants to be left alone. RFC 9110, section 10.2.3; a date is taken for none."""
+    given = reply.headers.get("retry-after", "")
+    return float(given) if given.isascii() and given.isdigit() and len(given) < 7 else 0.0
 
 
 def _has_cause(body: bytes) -> bool:

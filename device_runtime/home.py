@@ -22,7 +22,7 @@ import os
 import shutil
 import sqlite3
 from collections.abc import Iterable, Iterator
-from dataclasses import astuple, dataclass, field, fields
+from dataclasses import MISSING, Field, astuple, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 
@@ -37,12 +37,14 @@ from device_runtime.sensors import LAST_KEY
 from device_runtime.typing_log import Retention, TypingLog
 from device_runtime.typing_log import wipe as wipe_log
 from device_runtime.weights import digest
+from device_runtime.wire import Kind
 
 CONFIG, KEY, NAME = "device.toml", "device.key", "device.name"
 TYPING_LOG, LEDGER, CHECKPOINT = "typing_log.sqlite", "ledger.sqlite", "checkpoint"
 OWN_WORDS, UNFINISHED = "own_words.json", "unfinished"
 PERSONAL, PERSONAL_WEIGHTS = "personal.json", "personal.sealed"
 SCHEDULE, BUNDLES, LOCK = "schedule.json", "bundles", "lock"
+SENT = ("counted", "not_counted", "sending")  # outcomes after which an update has left the device, or may have
 LEARNED = (OWN_WORDS, UNFINISHED, PERSONAL, PERSONAL_WEIGHTS, LAST_KEY)  # files learned from what was typed
 
 
@@ -60,6 +62,8 @@ class DeviceConfig:
     keeps_work: bool = True  # a half-done epoch waits for the next window; else it is given back at once
     personal: bool = True  # the user's own weights are tried while it may train
     key_store: str = keystore.FILE  # where the typing log's key lies
+    population: str = "default"  # whose tasks it works for
+    device_class: str = ""  # coarse, such as "low"; never a model's name
     typing_log: Retention = field(default_factory=Retention)
 
 
@@ -79,9 +83,12 @@ class Contribution:
     at: float  # seconds; when the turn began
     outcome: str
     cause: str  # empty when it counted
-    examples: int
+    examples: int  # trained on; words scored, of an evaluation
     bytes_up: int
     bytes_down: int
+    task: str = "default"
+    kind: str = Kind.TRAINING.value
+    assignment: str = ""  # its name
 
 
 @dataclass(frozen=True)
@@ -224,13 +231,18 @@ class Home:
     def note(self, contribution: Contribution) -> None:
         """Write one line of the ledger, or write it anew: a round and the time of a turn name a line."""
         with self._ledger() as ledger:
-            ledger.execute("INSERT OR REPLACE INTO contributions VALUES (?, ?, ?, ?, ?, ?, ?)", astuple(contribution))
+            ledger.execute(f"INSERT OR REPLACE INTO contributions VALUES ({', '.join('?' * len(fields(Contribution)))})", astuple(contribution))
 
     def contributions(self) -> list[Contribution]:
         """The whole ledger, oldest first."""
         with self._ledger() as ledger:
             rows = ledger.execute("SELECT * FROM contributions ORDER BY at, round").fetchall()
         return [Contribution(*row) for row in rows]
+
+    def last_sent(self, task: str, but: str) -> int | None:
+        """The last round of a task for which an update left this device, or may have; `but` not counting that assignment."""
+        sent = (line for line in self.contributions() if line.outcome in SENT and line.kind == Kind.TRAINING)
+        return max((line.round for line in sent if line.task == task and line.assignment != but), default=None)
 
     @contextlib.contextmanager
     def _removing(self) -> Iterator[None]:
@@ -246,13 +258,22 @@ class Home:
 
     @contextlib.contextmanager
     def _ledger(self) -> Iterator[sqlite3.Connection]:
-        columns = ", ".join(f"{column.name} {_SQL[column.type]} NOT NULL" for column in fields(Contribution))
+        columns = ", ".join(_column(column) for column in fields(Contribution))
         try:
             with contextlib.closing(sqlite3.connect(self.folder / LEDGER, timeout=30)) as ledger, ledger:
                 ledger.execute(f"CREATE TABLE IF NOT EXISTS contributions ({columns}, PRIMARY KEY (round, at))")
+                has = {row[1] for row in ledger.execute("PRAGMA table_info(contributions)")}
+                for column in fields(Contribution):
+                    if column.name not in has:  # a ledger from before there were tasks
+                        ledger.execute(f"ALTER TABLE contributions ADD COLUMN {_column(column)}")
                 yield ledger
         except sqlite3.Error as error:
             raise RunError(self.folder / LEDGER, f"cannot be used as a ledger ({error})", "move the file away to start a new ledger") from None
 
 
 _SQL = {int: "INTEGER", float: "REAL", str: "TEXT"}
+
+
+def _column(column: Field) -> str:
+    default = "" if column.default is MISSING else f" DEFAULT '{column.default}'"
+    return f"{column.name} {_SQL[column.type]} NOT NULL{default}"

@@ -10,8 +10,8 @@ from functools import partial
 
 import numpy as np
 
-from device_runtime import calls, difference, examples, quantize, text, unfinished, weights
-from device_runtime.bundle import CHECKPOINT, Bundle
+from device_runtime import calls, difference, examples, quantize, scoring, separation, text, unfinished, weights
+from device_runtime.bundle import CHECKPOINT, Bundle, runtime_version
 from device_runtime.config import from_json
 from device_runtime.errors import BundleError, CheckpointError, ConfigError, ServerError
 from device_runtime.finetune import FineTuned, Progress, finetune
@@ -20,7 +20,7 @@ from device_runtime.transport import Interrupted, Meter, Send, Unreachable, pers
 from device_runtime.typing_log import Record, TypingLog
 from device_runtime.unfinished import Unfinished, Work
 from device_runtime.weights import Checkpoint, Weights
-from device_runtime.wire import Ack, Assignment, Cause, CheckIn, Enrolled, Plan, Reject, RoundReport, forbidden_by
+from device_runtime.wire import Ack, Assignment, Cause, CheckIn, Enrolled, Kind, Plan, Reject, RoundReport, forbidden_by
 
 DAY_S = 86_400.0
 BATCH_S = 60.0  # virtual seconds between two looks at the conditions of a simulated device
@@ -55,6 +55,7 @@ class Outcome:
     bytes_up: int = 0
     bytes_down: int = 0
     seconds: float = 0.0
+    kind: Kind = Kind.TRAINING  # of an evaluation `examples` are words scored
 
 
 class Turn:
@@ -87,7 +88,17 @@ class Turn:
             log.expire(self._began)
             waiting = log.count(usable=True)
         held = self.home.held_checkpoint() or bundle.manifest.files[CHECKPOINT].sha256
-        message = CheckIn(self.home.conditions(self._began), waiting, bundle.manifest.tokenizer, holds=held)
+        settings, manifest = self.home.config, bundle.manifest
+        message = CheckIn(
+            self.home.conditions(self._began),
+            waiting,
+            manifest.tokenizer,
+            holds=held,
+            population=settings.population,
+            runtime=runtime_version(),
+            release=manifest.release,
+            device_class=settings.device_class,
+        )
         name = self.home.name or self._enrol().device
         answer = calls.check_in(self._line(name), message)
         if isinstance(answer, Reject) and answer.cause is Cause.UNKNOWN_DEVICE:  # a server that began anew knows nobody
@@ -97,16 +108,24 @@ class Turn:
             if answer.cause not in MAY_COME_BACK:  # the round that half-done work was for stands no more
                 self.home.drop(UNFINISHED)
             return self._outcome(Status.REFUSED, answer.cause, answer.retry_in_s)
-        self._assignment, self._send = answer, self._line(name)
+        self._assignment, self._send = answer, self._line(name, answer)
         return None
 
     def work(self) -> Outcome:
-        """Fetch, fine-tune, encode and hand in what `check_in` was assigned; give it back if a condition is lost or training fails."""
+        """Fetch, fine-tune, encode and hand in what `check_in` was assigned; give it back if a condition is lost or training fails.
+
+        An evaluation is scored and handed in. A round too near the last this device sent an update for is given back: the server should know better.
+        """
         assignment, bundle = self._assignment, self.home.bundle()
+        last = self.home.last_sent(assignment.task, but=assignment.assignment) if assignment.kind is Kind.TRAINING else None
+        if not separation.may_join(assignment.round, last, max(1, assignment.min_separation)):
+            return self._give_back(Cause.REPORTED_RECENTLY)
         plan, checkpoint = self._plan(assignment), self._checkpoint(assignment, bundle)
         if not _fits(assignment, plan, checkpoint, bundle):
             self._give_back(Cause.TRAINING_FAILED)
             raise BundleError(bundle.path, "the work this server assigns does not fit its graphs", "install the bundle the server was started with")
+        if assignment.kind is Kind.EVALUATION:
+            return self._score(bundle, plan, checkpoint)
         with self.home.typing_log() as log:
             work, rows, start = self._resumed(log, bundle.vocabulary, plan) or self._begun(log, bundle.vocabulary, plan)
         if not len(rows):  # what is waiting holds no token
@@ -132,10 +151,27 @@ class Turn:
         cause = answer.cause if isinstance(answer, Reject) else Cause.ROUND_CLOSED
         return self._outcome(Status.NOT_COUNTED, cause, answer.retry_in_s, len(rows), tuned)
 
+    def _score(self, bundle: Bundle, plan: Plan, checkpoint: Checkpoint) -> Outcome:
+        """Score the assigned checkpoint on the newest messages held back from training. Nothing is kept of it when a condition is lost."""
+        with self.home.typing_log() as log:
+            held = scoring.held_back(log.records(scoring.ONE_IN * plan.max_rows), log.count())[-plan.max_rows :]
+        messages = [bundle.vocabulary.ids(text.tokenise(record.text))[: plan.length] for record in held]
+        scores = scoring.score(bundle.train_graph, checkpoint.weights, messages, self._may_train)
+        if scores is None:
+            return self._give_back(Cause.CONDITION_LOST)
+        if not scores.targets:
+            return self._give_back(Cause.TOO_FEW_EXAMPLES)
+        self._note("sending", "", scores.targets)
+        answer = calls.report_scores(self._send, self._assignment.assignment, scores)
+        counted = isinstance(answer, Ack) and answer.counted
+        cause = None if counted else answer.cause if isinstance(answer, Reject) else Cause.ROUND_CLOSED
+        return self._outcome(Status.COUNTED if counted else Status.NOT_COUNTED, cause, answer.retry_in_s, scores.targets)
+
     def _begun(self, log: TypingLog, vocabulary: text.Vocabulary, plan: Plan) -> tuple[Work, np.ndarray, Progress | None]:
         """New work on the newest messages that may still be used."""
         self.home.drop(UNFINISHED)
-        used, rows = rows_of(log.records(plan.max_rows, usable=True), vocabulary, plan)  # a message fills at least one row
+        messages = scoring.trained_on(log.records(2 * plan.max_rows, usable=True), log.count())
+        used, rows = rows_of(messages[-plan.max_rows :], vocabulary, plan)  # a message fills at least one row
         until = self._began + self._assignment.deadline_s
         return Work(self._assignment.assignment, self._assignment.round, until, used, _hash(rows)), rows, None
 
@@ -176,8 +212,10 @@ class Turn:
         self.home.keep_name(enrolled.device)
         return enrolled
 
-    def _line(self, name: str) -> Send:
-        return persistent(calls.signed(self._meter, self.home.key, name), sleep=self._sleep)
+    def _line(self, name: str, about: Assignment | None = None) -> Send:
+        """The way to the server, signed; `about` an assignment, for its task and round."""
+        named = ("", 0) if about is None else (about.task, about.round)
+        return persistent(calls.signed(self._meter, self.home.key, name, *named), sleep=self._sleep)
 
     def _plan(self, assignment: Assignment) -> Plan:
         try:
@@ -218,10 +256,12 @@ class Turn:
             self._meter.up,
             self._meter.down,
             self._now() - self._began,
+            Kind.TRAINING if status is Status.REFUSED else self._assignment.kind,
         )
 
     def _note(self, outcome: str, cause: str, rows: int) -> None:
-        line = Contribution(self._assignment.round, self._began, outcome, cause, rows, self._meter.up, self._meter.down)
+        work, meter = self._assignment, self._meter
+        line = Contribution(work.round, self._began, outcome, cause, rows, meter.up, meter.down, work.task, work.kind.value, work.assignment)
         self.home.note(line)
 
 

@@ -18,7 +18,8 @@ from device_runtime.finetune import finetune
 from device_runtime.home import OWN_WORDS, PERSONAL, PERSONAL_WEIGHTS, Home
 from device_runtime.interpreter import Graph
 from device_runtime.metrics import top_words
-from device_runtime.text import BOS, FIRST_WORD, OOV, Vocabulary
+from device_runtime.scoring import log_probs
+from device_runtime.text import FIRST_WORD, OOV, Vocabulary
 from device_runtime.typing_log import Record, TypingLog
 from device_runtime.weights import Checkpoint, Weights
 from device_runtime.wire import Plan
@@ -94,7 +95,7 @@ def judge(
         targets = [(place, target) for place, target in enumerate(ids) if target >= FIRST_WORD and target != OOV]
         if not targets:
             continue
-        ours, theirs = (_log_probs(step, which, ids) for which in (personal, everybodys))
+        ours, theirs = (log_probs(step, which, ids) for which in (personal, everybodys))
         places, wanted = (np.array(column) for column in zip(*targets, strict=True))
         gains.append(float((ours[places, wanted] - theirs[places, wanted]).sum()))
         hits += int((top_words(ours[places], 1)[:, 0] == wanted).sum()) - int((top_words(theirs[places], 1)[:, 0] == wanted).sum())
@@ -208,17 +209,3 @@ def _ids(records: Sequence[Record], vocabulary: Vocabulary) -> list[list[int]]:
 
 def _base(bundle: Bundle) -> str:
     return bundle.manifest.files[CHECKPOINT].sha256
-
-
-def _log_probs(graph: Graph, which: Weights, ids: Sequence[int]) -> np.ndarray:
-    """Before each of the ids, float32 [ids, vocabulary]."""
-    state = {
-        "hidden": np.zeros((1, which["embedding"].shape[1]), np.float32),
-        "cell": np.zeros((1, which["projection"].shape[1]), np.float32),
-    }
-    found = []
-    for token in [BOS, *ids[:-1]]:
-        result = graph.run("step", token=np.array([token], np.int32), **state, **which)
-        state = {"hidden": result["hidden"], "cell": result["cell"]}
-        found.append(result["log_probs"][0])
-    return np.array(found)

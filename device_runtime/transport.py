@@ -5,6 +5,8 @@ because the server takes each signature once.
 """
 
 import contextlib
+import os
+import ssl
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -54,8 +56,12 @@ def http(url: str) -> Iterator[Send]:
         raise ServerError(url, f"not an address ({error})", GIVE_ADDRESS) from None
     if address.scheme not in ("http", "https") or not address.host:
         raise ServerError(url, "not the address of a server", GIVE_ADDRESS)
+    try:
+        trusted = ssl.create_default_context(cafile=os.environ.get("SSL_CERT_FILE") or None)
+    except OSError as error:
+        raise ServerError("SSL_CERT_FILE", f"cannot be read ({error.strerror})", "name a file of certificates, PEM") from None
     # a proxy from the environment cannot lead to this very machine
-    client = httpx.Client(base_url=address, timeout=httpx.Timeout(TIMEOUT_S, connect=5.0), trust_env=address.host not in LOOPBACK)
+    client = httpx.Client(base_url=address, timeout=httpx.Timeout(TIMEOUT_S, connect=5.0), verify=trusted, trust_env=address.host not in LOOPBACK)
 
     def send(method: str, path: str, body: bytes, headers: Mapping[str, str]) -> Reply:
         where, partial = f"{method} {url.rstrip('/')}{path}", None
@@ -72,6 +78,8 @@ def http(url: str) -> Iterator[Send]:
                     partial = Reply(response.status_code, dict(response.headers), b"".join(pieces))
                 return partial
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+            if "CERTIFICATE_VERIFY_FAILED" in str(error):
+                raise ServerError(where, f"its certificate is not trusted ({_reason(error)})", "set SSL_CERT_FILE to that of its issuer") from None
             raise Unreachable(where, f"no connection ({str(error) or type(error).__name__})", CHECK_ADDRESS) from None
         except (httpx.TimeoutException, httpx.NetworkError, httpx.RemoteProtocolError) as error:
             raise Interrupted(where, f"no whole reply came ({str(error) or type(error).__name__})", CHECK_ADDRESS, partial) from None
@@ -127,6 +135,10 @@ class Meter:
         self.up += len(body)
         self.down += len(reply.body)
         return reply
+
+
+def _reason(error: Exception) -> str:
+    return str(error).partition("certificate verify failed: ")[2].partition(" (_ssl")[0] or "not verified"
 
 
 def _extended(have: bytes, partial: Reply) -> bytes:

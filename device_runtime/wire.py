@@ -169,9 +169,10 @@ class Abandon:
 class Scores:
     """Sums over the target words of a device's held-back messages: what an evaluation reports, and all it reports."""
 
-    targets: int
+    targets: int  # words; one outside of the vocabulary is a miss
     top1: int  # targets that were the best word
     top3: int  # targets among the three best
+    in_vocabulary: int  # targets of the vocabulary: the loss is over them
     loss: float  # nats, summed
 
 

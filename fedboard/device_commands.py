@@ -49,6 +49,9 @@ def device_enrol(
         list[str] | None, typer.Option(help="A condition you vouch for where no sensor tells: charging, unmetered or idle. May be given again.")
     ] = None,
     key_store: Annotated[str, typer.Option(help="Where the typing log's key lies: `file`, or `system` for the system's keystore.")] = "file",
+    population: Annotated[str, typer.Option(help="Whose tasks it works for.")] = "default",
+    device_class: Annotated[str, typer.Option(help="A coarse class the operator can name in a task's policy, such as `low`.")] = "",
+    code_file: Annotated[Path | None, typer.Option(help="File with the enrolment code, if the server asks for one; or set FEDBOARD_CODE.")] = None,
     trust: Trust = None,
     as_json: Json = False,
 ) -> None:
@@ -63,8 +66,10 @@ def device_enrol(
     if not folder.exists():
         source = conditions if conditions in ("linux", "termux") else str(Path(conditions).resolve())
         keys = tuple(sorted(trusted_keys(trust)))
-        settings = DeviceConfig(trusted=keys, server=server, conditions=source, stated=tuple(stated or ()), key_store=key_store)
-    name = devices.enrol(folder, settings, bundle, server)
+        settings = DeviceConfig(
+            keys, None, server, source, tuple(stated or ()), key_store=key_store, population=population, device_class=device_class
+        )  # fmt: skip
+    name = devices.enrol(folder, settings, bundle, server, devices.code(code_file))
     if as_json:
         return emit({"device": name, "home": str(folder), "server": server})
     console.say(f"{folder} is enrolled at {server} as {name}\nnext: fedboard device run {folder}, or fedboard device status {folder}")

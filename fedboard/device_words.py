@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from device_runtime import daemon, personal, unfinished
 from device_runtime.errors import BundleError
 from device_runtime.home import UNFINISHED, Contribution, Home
-from device_runtime.wire import Cause, Conditions, forbidden_by
+from device_runtime.wire import Cause, Conditions, Kind, forbidden_by
 
 DAY_S = 86_400.0
 SENDING = "sending"  # the line was written before the update left, and no outcome followed
@@ -17,6 +17,19 @@ CAUSES = {
     Cause.TRAINING_FAILED: "training did not get better",
     Cause.ROUND_CLOSED: "the round was closed",
     Cause.TIMED_OUT: "the deadline had passed",
+    Cause.SURPLUS: "the round had enough without it",
+    Cause.LATE: "it came after the deadline",
+    Cause.STALE: "it was too many rounds behind",
+    Cause.REPORTED_RECENTLY: "its last report was too few rounds ago",
+    Cause.TOO_FEW_EXAMPLES: "too little was typed",
+    Cause.TOO_NEW: "it is enrolled too recently",
+    Cause.PARTICIPATED_ENOUGH: "it took part as often as the task allows",
+    Cause.OTHER_DEVICE_CLASS: "the task is for other classes of devices",
+    Cause.OUTDATED_RUNTIME: "its runtime is too old for the task",
+    Cause.OUTDATED_BUNDLE: "its bundle is too old for the task",
+    Cause.TASK_PAUSED: "the task is paused",
+    Cause.TOO_MANY_REQUESTS: "it asked too often",
+    Cause.UNAVAILABLE: "the server could not keep anything",
 }
 
 
@@ -107,7 +120,7 @@ def ledger_lines(lines: Sequence[Contribution]) -> list[str]:
     """One sentence for each line of the ledger, and what they come to."""
     if not lines:
         return ["This device contributed nothing so far."]
-    counted = [line for line in lines if line.outcome == "counted"]
+    counted = [line for line in lines if line.outcome == "counted" and line.kind == Kind.TRAINING]
     total = f"In all {len(counted)} updates counted, of {sum(line.examples for line in counted):,} examples"
     return [
         *map(_sentence, lines),
@@ -116,6 +129,8 @@ def ledger_lines(lines: Sequence[Contribution]) -> list[str]:
 
 
 def _sentence(line: Contribution) -> str:
+    if line.kind == Kind.EVALUATION:
+        return _evaluation(line)
     cause = CAUSES.get(line.cause, line.cause.replace("_", " "))  # type: ignore[call-overload]
     became = {
         "counted": f"an update of {line.examples:,} examples was counted",
@@ -125,6 +140,17 @@ def _sentence(line: Contribution) -> str:
         "not_counted": f"an update of {line.examples:,} examples was sent and not counted: {cause}",
     }.get(line.outcome, line.outcome)
     return f"{moment(line.at)}, round {line.round}: {became} ({line.bytes_up:,} bytes sent, {line.bytes_down:,} received)"
+
+
+def _evaluation(line: Contribution) -> str:
+    cause = CAUSES.get(line.cause, line.cause.replace("_", " "))  # type: ignore[call-overload]
+    became = {
+        "counted": f"a checkpoint was scored on {line.examples:,} held-back words; only sums were sent, and counted",
+        SENDING: f"a checkpoint was scored on {line.examples:,} held-back words, and the sums may have left: no answer came",
+        "abandoned": f"an evaluation was given back and nothing was sent: {cause}",
+        "not_counted": f"a checkpoint was scored on {line.examples:,} held-back words; only sums were sent, and not counted: {cause}",
+    }.get(line.outcome, line.outcome)
+    return f"{moment(line.at)}, round {line.round} of {line.task}: {became} ({line.bytes_up:,} bytes sent, {line.bytes_down:,} received)"
 
 
 def moment(at: float) -> str:

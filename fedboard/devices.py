@@ -118,10 +118,10 @@ def sentence(outcome: "Outcome | NotAsked") -> str:
     return f"{outcome.status}{round_number}{f' ({outcome.cause})' if outcome.cause else ''}{losses}"
 
 
-def enrol(folder: Path, settings: Any, bundle: Path | None, url: str) -> str:
-    """Make the device in `folder` if there is none, and its key known to its server. The name it got.
+def enrol(folder: Path, settings: Any, bundle: Path | None, url: str, code: str = "") -> str:
+    """Make the device in `folder` if there is none, and its key known to its server, with a code if that asks for one. The name it got.
 
-    Raises ServerError, and keeps the device for another try, if the server does not answer.
+    Raises ServerError, and keeps the device for another try, if the server does not answer or does not take the code.
     """
     from device_runtime import calls
     from device_runtime.home import Home, conditions_of
@@ -134,9 +134,19 @@ def enrol(folder: Path, settings: Any, bundle: Path | None, url: str) -> str:
         home = Home.open(folder)
         if home.config.server != url:
             raise RunError(folder, f"belongs to {home.config.server}, not to {url}", "change `server` in its device.toml, or choose another folder")
-        name = calls.enrol(persistent(send), home.key).device
+        name = calls.enrol(persistent(send), home.key, code).device
         home.keep_name(name)
     return name
+
+
+def code(file: Path | None) -> str:
+    """The enrolment code: in a file or in FEDBOARD_CODE, where other users of the machine do not see it. Raises RunError for a file without one."""
+    if file is None:
+        return os.environ.get("FEDBOARD_CODE", "")
+    try:
+        return file.read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise RunError(file, f"cannot be read ({getattr(error, 'strerror', None) or error})", "give the file with the enrolment code") from None
 
 
 def once(folder: Path, url: str | None) -> "Outcome | NotAsked":

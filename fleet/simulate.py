@@ -118,12 +118,14 @@ class _Phone:
     def __init__(self, device: Device, source: conditions.Source, fleet: _Fleet):
         self.device, self._source, self._fleet = device, source, fleet
         self.check_ins = self.counted = 0
-        key = Ed25519PrivateKey.from_private_bytes(hashlib.sha256(f"fedboard-fleet {fleet.seed} {device.index}".encode()).digest())
-        self._send = calls.signed(fleet.send, key, calls.enrol(fleet.send, key).device)
+        self._key = Ed25519PrivateKey.from_private_bytes(hashlib.sha256(f"fedboard-fleet {fleet.seed} {device.index}".encode()).digest())
+        self._name = calls.enrol(fleet.send, self._key).device
+        self._send = calls.signed(fleet.send, self._key, self._name)  # about an assignment, once it has one
 
     def check_in(self) -> None:
         now, rows = self._fleet.clock.now(), self._fleet.rows(self.device)
-        answer = calls.check_in(self._send, CheckIn(self._source(now), len(rows), self._fleet.tokenizer))
+        self._send = calls.signed(self._fleet.send, self._key, self._name)
+        answer = calls.check_in(self._send, CheckIn(self._source(now), len(rows), self._fleet.tokenizer, device_class=self.device.kind))
         self.check_ins += 1
         if isinstance(answer, Assignment):
             self._start(answer, rows)
@@ -134,6 +136,7 @@ class _Phone:
 
     def _start(self, assignment: Assignment, rows: np.ndarray) -> None:
         now, device = self._fleet.clock.now(), self.device
+        self._send = calls.signed(self._fleet.send, self._key, self._name, assignment.task, assignment.round)
         plan = config.from_json(Plan, calls.fetch(self._send, assignment.plan), "plan")
         data = calls.fetch(self._send, assignment.checkpoint)
         checkpoint = self._fleet.checkpoint(assignment.checkpoint, data)

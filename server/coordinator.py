@@ -557,7 +557,8 @@ class Coordinator:
         ledger.participated(work.device, task.name)
         ledger.settle(work, status=Status.COUNTED, update_hash=name, counted_in=round.round)
         if isinstance(value, Scores):
-            sums = {"targets": value.targets, "top1": value.top1, "top3": value.top3, "loss": loss_units(value.loss)}
+            sums = {"targets": value.targets, "top1": value.top1, "top3": value.top3, "in_vocabulary": value.in_vocabulary}
+            sums["loss"] = loss_units(value.loss)
             ledger.count(work, round.round, **sums)
         else:
             weight = min(value.examples, task.rules.max_weight)
@@ -778,8 +779,8 @@ def _scores(body: bytes | bytearray, plan: Plan) -> Scores | Cause:
         scores = config.from_json(Scores, body, "Scores")
     except ConfigError:
         return Cause.NOT_SCORES
-    ordered = 0 <= scores.top1 <= scores.top3 <= scores.targets
-    if not (ordered and 1 <= scores.targets <= plan.max_rows * plan.length and 0 <= scores.loss <= NATS_A_TARGET * scores.targets):
+    ordered = 0 <= scores.top1 <= scores.top3 <= scores.in_vocabulary <= scores.targets
+    if not (ordered and 1 <= scores.targets <= plan.max_rows * plan.length and 0 <= scores.loss <= NATS_A_TARGET * scores.in_vocabulary):
         return Cause.NOT_SCORES
     return scores
 

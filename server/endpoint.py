@@ -21,7 +21,6 @@ import prometheus_client
 import uvicorn
 from fastapi import FastAPI, Request, Response
 from fastapi.routing import APIRoute
-from sqlalchemy.exc import DBAPIError
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -35,6 +34,7 @@ from server.coordinator import Abandoning, Answer, CheckingIn, Coordinator, Fetc
 from server.coordinator import Request as Asked
 from server.groups import Groups
 from server.metrics import Metrics
+from server.store import Unusable
 
 log = logging.getLogger("fedboard.server")
 T = TypeVar("T")
@@ -111,7 +111,7 @@ class _Service:
             (Refused, self.refuse),
             (HTTPException, self.refuse_route),
             (ClientDisconnect, self.forget),
-            (DBAPIError, self.unavailable),
+            (Unusable, self.unavailable),
             (FedboardError, self.unavailable),
         )
 
@@ -303,7 +303,7 @@ class _Service:
         """Ready while the store can be written."""
         try:
             await run_in_threadpool(self.coordinator.probe)
-        except (DBAPIError, FedboardError):
+        except (Unusable, FedboardError):
             return _problem(503, Cause.UNAVAILABLE, "the database or the blobs cannot be used", {"retry-after": "10"})
         return _json(Health())
 

@@ -98,12 +98,23 @@ def test_whatever_a_server_answers_it_is_a_message_or_a_server_error(status, bod
             assert "\n" not in str(error)
 
 
-def test_a_signature_binds_method_path_body_and_nonce():
+def test_a_signature_binds_method_path_body_task_round_and_nonce():
     key, seen = Ed25519PrivateKey.generate(), []
-    send = calls.signed(lambda *request: seen.append(request) or Reply(200), key, "d1")
+    send = calls.signed(lambda *request: seen.append(request) or Reply(200), key, "d1", "default", 7)
     send("PUT", "/v1/x", b"body", {"content-type": "text/plain"})
     _, _, _, headers = seen[0]
-    signature = base64.b64decode(headers["fedboard-signature"])
-    assert headers["content-type"] == "text/plain"
-    assert verified(public_hex(key), request_message("PUT", "/v1/x", b"body", headers["fedboard-nonce"]), signature)
-    assert not verified(public_hex(key), request_message("PUT", "/v1/x", b"bodi", headers["fedboard-nonce"]), signature)
+    signature, hashed = base64.b64decode(headers["fedboard-signature"]), digest(b"body")
+    assert (headers["content-type"], headers["fedboard-task"], headers["fedboard-round"]) == ("text/plain", "default", "7")
+    assert headers["content-digest"] == f"sha-256=:{base64.b64encode(bytes.fromhex(hashed)).decode()}:"
+    signed = ["PUT", "/v1/x", hashed, "default", 7, headers["fedboard-nonce"]]
+    assert verified(public_hex(key), request_message(*signed), signature)
+    for place, other in enumerate(("POST", "/v1/y", digest(b"bodi"), "other", 8, "0" * 32)):
+        assert not verified(public_hex(key), request_message(*signed[:place], other, *signed[place + 1 :]), signature)
+
+
+@pytest.mark.parametrize(("status", "cause"), [(429, Cause.TOO_MANY_REQUESTS), (503, Cause.UNAVAILABLE)])
+def test_a_server_that_wants_to_be_left_alone_says_for_how_long(status, cause):
+    problem = to_json(Problem(cause, "later"))
+    for said, seconds in (("17", 17.0), ("Wed, 21 Oct 2026 07:28:00 GMT", 0.0), ("-3", 0.0)):
+        send = lambda *_, said=said: Reply(status, {"retry-after": said}, problem)  # noqa: E731
+        assert calls.upload(send, "a1", b"update") == Reject(cause, seconds)

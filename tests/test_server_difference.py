@@ -34,7 +34,7 @@ def test_a_device_that_holds_an_older_checkpoint_is_offered_the_difference(tmp_p
     coordinator, devices = large(tmp_path)
     held = commit(coordinator, devices[0], 1.0)
     work = coordinator.check_in(devices[1], replace(READY, holds=held), 2.0)
-    old, change = coordinator.blob(devices[1], held, 3.0), coordinator.blob(devices[1], work.difference, 3.0)
+    old, change = (coordinator.blob(devices[1], name, 3.0, signed_for=("default", 2)) for name in (held, work.difference))
     assert digest(difference.apply(old, change)) == work.checkpoint
     assert len(change) <= SMALLER * len(old)
     assert coordinator.reports(4.0).rounds[1].downloaded == 1
@@ -44,7 +44,7 @@ def test_a_device_that_holds_an_older_checkpoint_is_offered_the_difference(tmp_p
 def test_whoever_holds_nothing_the_newest_or_a_stranger_s_checkpoint_is_offered_none(tmp_path):
     coordinator, devices = large(tmp_path)
     commit(coordinator, devices[0], 1.0)
-    newest = coordinator.checkpoint.half
+    newest = coordinator.checkpoint().half
     for held in ("", newest, "ab" * 32, "no hash at all", "\x00" * 64):
         assert coordinator.check_in(devices[1], replace(READY, holds=held), 2.0).difference is None
     coordinator.close()
@@ -52,7 +52,7 @@ def test_whoever_holds_nothing_the_newest_or_a_stranger_s_checkpoint_is_offered_
 
 def test_a_device_that_holds_the_round_s_checkpoint_counts_as_having_downloaded_it(tmp_path):
     coordinator, devices = large(tmp_path)
-    coordinator.check_in(devices[0], replace(READY, holds=coordinator.checkpoint.half), 1.0)
+    coordinator.check_in(devices[0], replace(READY, holds=coordinator.checkpoint().half), 1.0)
     report = coordinator.reports(1.0).rounds[0]
     assert (report.assigned, report.downloaded, report.bytes_down) == (1, 1, 0)
     coordinator.close()
@@ -94,16 +94,16 @@ def test_the_toy_s_own_rounds_still_take_whole_checkpoints(tmp_path):
     device = enrolled(coordinator, 1)[0]
     work = coordinator.check_in(device, READY, 1.0)
     assert coordinator.update(device, work.assignment, encoded(work, 1), 1.0).counted
-    assert toy_server.stored(coordinator, coordinator.checkpoint.half).round == 1
+    assert toy_server.stored(coordinator, coordinator.checkpoint().half).round == 1
     coordinator.close()
 
 
 def test_of_many_devices_that_hold_the_same_one_works_the_difference_out(tmp_path, monkeypatch):
     coordinator, devices = large(tmp_path)
     held = commit(coordinator, devices[0], 1.0)
-    made, encode = [], difference.encode
+    work, made, encode = coordinator.check_in(devices[1], READY, 2.0), [], difference.encode
     monkeypatch.setattr(difference, "encode", lambda old, new: made.append(1) or encode(old, new))
     with ThreadPoolExecutor(8) as pool:
-        names = set(pool.map(lambda _: coordinator._difference(held, coordinator.checkpoint.half), range(8)))
+        names = set(pool.map(lambda _: coordinator.with_difference(work, held).difference, range(8)))
     assert (len(names), len(made)) == (1, 1)
     coordinator.close()

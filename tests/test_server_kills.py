@@ -53,7 +53,7 @@ def work(folder: Path) -> None:
             if not isinstance(given, Assignment):
                 continue
             if given.kind is Kind.EVALUATION:
-                yield Reporting(device, given.assignment, config.to_json(Scores(10, 2, 3, 40.0 + number)), Kind.EVALUATION)
+                yield Reporting(device, given.assignment, config.to_json(Scores(10, 2, 3, 10, 40.0 + number)), Kind.EVALUATION)
             elif number == 1:
                 yield Abandoning(device, given.assignment, Cause.IN_USE)
             elif number == 2 and now == 2.0:

@@ -19,7 +19,8 @@ from server.coordinator import Coordinator, open_folder
 from server.eligibility import Policy
 from server.ledger import Ledger
 from server.rounds import Phase, RoundState, Rules
-from server.store import Participation, Status, Store, StoredAssignment, StoredCheckpoint, metadata
+from server.store import Participation, Status, Store, StoredAssignment, StoredCheckpoint
+from server.tables import metadata
 from server.task import State, Task
 from tests.toy_server import PLAN, READY, SHAPES, TOKENIZER, delta, encoded, enrolled, stored
 

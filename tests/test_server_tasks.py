@@ -39,8 +39,8 @@ def add_evaluation(coordinator: Coordinator, rules: Rules = ONE, name: str = "sc
     create_evaluation(coordinator.store, coordinator.blobs, "default", None, rules, Policy(), 1.0, name, seed=9)
 
 
-def scored(targets: int, top1: int, top3: int, loss: float) -> bytes:
-    return config.to_json(Scores(targets, top1, top3, loss))
+def scored(targets: int, top1: int, top3: int, loss: float, in_vocabulary: int | None = None) -> bytes:
+    return config.to_json(Scores(targets, top1, top3, targets if in_vocabulary is None else in_vocabulary, loss))
 
 
 def cause_of(call) -> Cause:
@@ -146,7 +146,7 @@ def test_an_evaluation_scores_the_newest_checkpoint_once_and_its_sums_stand_besi
     assert coordinator.scores(devices[2], other.assignment, scored(50, 5, 10, 250.25), 3.0).counted
     (report, _) = coordinator.reports(4.0, "scores").rounds
     assert (report.phase, report.base, report.base_round, report.checkpoint) == ("committed", made.sha, 1, "")
-    assert report.scores == Scores(150, 25, 43, 730.75)
+    assert report.scores == Scores(150, 25, 43, 150, 730.75)
 
 
 def test_a_checkpoint_that_has_been_scored_is_not_scored_again(tmp_path):
@@ -170,9 +170,11 @@ NONSENSE = [
     scored(10, -1, 2, 20.0),
     scored(10, 1, 2, -0.5),
     scored(10, 1, 2, 1e9),
+    scored(10, 1, 2, 20.0, in_vocabulary=11),
+    scored(10, 1, 2, 20.0, in_vocabulary=1),
     scored(PLAN.max_rows * PLAN.length + 1, 0, 0, 0.0),
-    json.dumps({"targets": 10, "top1": 1, "top3": 2, "loss": float("nan")}).encode(),
-    json.dumps({"targets": 10, "top1": 1, "top3": 2, "loss": 1.0, "typed": "hello"}).encode(),
+    json.dumps({"targets": 10, "top1": 1, "top3": 2, "in_vocabulary": 10, "loss": float("nan")}).encode(),
+    json.dumps({"targets": 10, "top1": 1, "top3": 2, "in_vocabulary": 10, "loss": 1.0, "typed": "hello"}).encode(),
 ]
 
 

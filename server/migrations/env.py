@@ -2,7 +2,7 @@
 
 from alembic import context
 
-from server.store import metadata
+from server.tables import metadata
 
 context.configure(connection=context.config.attributes["connection"], target_metadata=metadata)
 with context.begin_transaction():

@@ -65,6 +65,7 @@ def _create() -> None:
         sa.UniqueConstraint("task", "round"),
     )
     counts = ("admitted", "reported", "dropped", "assigned", "downloaded", "uploaded", "examples", "bytes_up", "bytes_down")
+    scores = ("targets", "top1", "top3", "in_vocabulary", "loss")
     op.create_table(
         "rounds",
         sa.Column("task", sa.String(64), sa.ForeignKey("tasks.task"), primary_key=True),
@@ -78,7 +79,7 @@ def _create() -> None:
         sa.Column("first_admitted", sa.Float),
         sa.Column("last_admitted", sa.Float),
         sa.Column("closed_at", sa.Float),
-        *(sa.Column(name, sa.BigInteger, nullable=False, server_default="0") for name in (*counts, "targets", "top1", "top3", "loss")),
+        *(sa.Column(name, sa.BigInteger, nullable=False, server_default="0") for name in (*counts, *scores)),
     )
     op.create_table(
         "outcomes",

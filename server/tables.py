@@ -1,0 +1,123 @@
+"""The tables of a server's database, as the newest migration leaves them."""
+
+import sqlalchemy as sa
+
+metadata = sa.MetaData()
+_SHA = sa.String(64)
+_DEVICE = sa.String(16)
+_TASK = sa.String(64)
+_ROUND = sa.BigInteger
+devices = sa.Table(
+    "devices",
+    metadata,
+    sa.Column("device", _DEVICE, primary_key=True),
+    sa.Column("public_key", sa.String(64), nullable=False),
+    sa.Column("enrolled_at", sa.Float, nullable=False),
+)
+codes = sa.Table(
+    "codes",
+    metadata,
+    sa.Column("code", _SHA, primary_key=True),  # its SHA-256
+    sa.Column("expires_at", sa.Float, nullable=False),
+    sa.Column("device", _DEVICE, sa.ForeignKey("devices.device")),  # that has used it
+)
+nonces = sa.Table(
+    "nonces",
+    metadata,
+    sa.Column("device", _DEVICE, sa.ForeignKey("devices.device"), primary_key=True),
+    sa.Column("nonce", sa.String(32), primary_key=True),
+    sa.Column("seen_at", sa.Float, nullable=False, index=True),
+)
+tasks = sa.Table(
+    "tasks",
+    metadata,
+    sa.Column("task", _TASK, primary_key=True),
+    sa.Column("state", sa.String(16), nullable=False),
+    sa.Column("created_at", sa.Float, nullable=False),
+    sa.Column("body", sa.Text, nullable=False),
+)
+checkpoints = sa.Table(
+    "checkpoints",
+    metadata,
+    sa.Column("task", _TASK, sa.ForeignKey("tasks.task"), primary_key=True),
+    sa.Column("sha", _SHA, primary_key=True),
+    sa.Column("round", _ROUND, nullable=False),
+    sa.Column("parent", _SHA, nullable=False),
+    sa.Column("half", _SHA, nullable=False),
+    sa.Column("moments", _SHA, nullable=False),
+    sa.Column("made_at", sa.Float, nullable=False),
+    sa.UniqueConstraint("task", "round"),
+)
+rounds = sa.Table(
+    "rounds",
+    metadata,
+    sa.Column("task", _TASK, sa.ForeignKey("tasks.task"), primary_key=True),
+    sa.Column("round", _ROUND, primary_key=True, autoincrement=False),
+    sa.Column("phase", sa.String(16), nullable=False),
+    sa.Column("base", _SHA, nullable=False),
+    sa.Column("base_round", _ROUND, nullable=False),
+    sa.Column("half", _SHA, nullable=False),  # of the base
+    sa.Column("made", _SHA),
+    sa.Column("opened_at", sa.Float, nullable=False),
+    sa.Column("first_admitted", sa.Float),
+    sa.Column("last_admitted", sa.Float),
+    sa.Column("closed_at", sa.Float),
+    *(sa.Column(name, sa.BigInteger, nullable=False, server_default="0") for name in ("admitted", "reported", "dropped")),
+    *(sa.Column(name, sa.BigInteger, nullable=False, server_default="0") for name in ("assigned", "downloaded", "uploaded", "examples")),
+    *(sa.Column(name, sa.BigInteger, nullable=False, server_default="0") for name in ("bytes_up", "bytes_down")),
+    *(sa.Column(name, sa.BigInteger, nullable=False, server_default="0") for name in ("targets", "top1", "top3", "in_vocabulary", "loss")),
+)
+outcomes = sa.Table(  # devices refused at check-in, or dropped after it, by cause
+    "outcomes",
+    metadata,
+    sa.Column("task", _TASK, primary_key=True),
+    sa.Column("round", _ROUND, primary_key=True, autoincrement=False),
+    sa.Column("step", sa.String(16), primary_key=True),
+    sa.Column("cause", sa.String(32), primary_key=True),
+    sa.Column("count", sa.BigInteger, nullable=False),
+    sa.ForeignKeyConstraint(("task", "round"), ("rounds.task", "rounds.round")),
+)
+check_ins = sa.Table(  # of the open rounds only: who asked when is nobody's business afterwards
+    "check_ins",
+    metadata,
+    sa.Column("device", _DEVICE, sa.ForeignKey("devices.device"), primary_key=True),
+    sa.Column("task", _TASK, sa.ForeignKey("tasks.task"), primary_key=True),
+    sa.Column("outcome", sa.String(32), nullable=False),
+)
+assignments = sa.Table(
+    "assignments",
+    metadata,
+    sa.Column("assignment", sa.String(32), primary_key=True),
+    sa.Column("task", _TASK, nullable=False),
+    sa.Column("round", _ROUND, nullable=False),
+    sa.Column("device", _DEVICE, sa.ForeignKey("devices.device"), nullable=False, index=True),
+    sa.Column("admitted_at", sa.Float, nullable=False),
+    sa.Column("status", sa.String(16), nullable=False),
+    sa.Column("cause", sa.String(32)),
+    sa.Column("update_hash", _SHA),
+    sa.Column("downloaded", sa.Boolean, nullable=False),
+    sa.Column("uploaded", sa.Boolean, nullable=False),
+    sa.Column("counted_in", _ROUND),  # the round; of a buffered task it may be a later one
+    sa.UniqueConstraint("task", "round", "device"),
+    sa.ForeignKeyConstraint(("task", "round"), ("rounds.task", "rounds.round")),
+)
+participations = sa.Table(  # what an accountant needs of each device, and all that is kept for ever
+    "participations",
+    metadata,
+    sa.Column("device", _DEVICE, sa.ForeignKey("devices.device"), primary_key=True),
+    sa.Column("task", _TASK, sa.ForeignKey("tasks.task"), primary_key=True),
+    sa.Column("last_counted", _ROUND, nullable=False),
+    sa.Column("counted", sa.BigInteger, nullable=False),
+    sa.Column("smallest_separation", _ROUND),
+)
+sums = sa.Table(  # what each replica has counted of an open round
+    "sums",
+    metadata,
+    sa.Column("task", _TASK, primary_key=True),
+    sa.Column("round", _ROUND, primary_key=True, autoincrement=False),
+    sa.Column("replica", sa.String(32), primary_key=True),
+    sa.Column("total", sa.LargeBinary, nullable=False),
+    sa.Column("weight", sa.BigInteger, nullable=False),
+    sa.Column("count", sa.BigInteger, nullable=False),
+    sa.ForeignKeyConstraint(("task", "round"), ("rounds.task", "rounds.round")),
+)
