@@ -1,69 +1,135 @@
-"""Blobs: immutable bytes named by their SHA-256, in a folder."""
+"""Blobs: immutable bytes named by their SHA-256, in a folder or in an S3-compatible store. Those asked for often are kept in memory."""
 
 import os
 import re
+import threading
+from collections import OrderedDict
+from datetime import timedelta
 from pathlib import Path
 
 import obstore
-from obstore.exceptions import AlreadyExistsError
-from obstore.store import LocalStore
+from obstore.exceptions import AlreadyExistsError, BaseError
+from obstore.store import LocalStore, from_url
 
+from device_runtime import durable
 from device_runtime.errors import RunError
 from device_runtime.weights import digest
 
+HOT_BYTES = 64 << 20  # of blobs in memory: every device of a round fetches the same checkpoint
+PATIENCE = timedelta(seconds=10)  # with a store that does not answer
 _NAME = re.compile(r"[0-9a-f]{64}")
 
 
 class Blobs:
-    """Whoever knows a blob's name knows its content, so a blob is never changed and may be cached for ever."""
+    """Whoever knows a blob's name knows its content, so a blob is never changed and may be cached for ever. Thread-safe."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, hot_bytes: int = HOT_BYTES):
         """Raises RunError if the folder cannot be made."""
-        self._folder = Path(folder)
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
+            Path(folder).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise RunError(folder, f"cannot be made ({error.strerror})", "give a folder that can be written") from None
-        self._store = LocalStore(self._folder)
+        self._set(str(folder), LocalStore(Path(folder)), Path(folder), hot_bytes)
+
+    @classmethod
+    def open(cls, address: str, hot_bytes: int = HOT_BYTES) -> "Blobs":
+        """Blobs at an address such as s3://bucket/prefix; keys, region and endpoint come from the AWS_ variables of the environment.
+
+        Raises RunError if there is no such bucket, or it cannot be reached or written with those keys.
+        """
+        if not address.startswith("s3://"):
+            raise RunError(address, "expected an address such as s3://bucket/prefix", "correct it, or leave it out to use the server's folder")
+        found = cls.__new__(cls)
+        retry = {"max_retries": 2, "retry_timeout": PATIENCE}
+        plain = os.environ.get("AWS_ALLOW_HTTP", "").lower() == "true"  # not read by the store once it is given options of its client
+        try:
+            options = {"timeout": PATIENCE, "connect_timeout": timedelta(seconds=3), "allow_http": plain}
+            store = from_url(address, client_options=options, retry_config=retry)
+        except (BaseError, ValueError) as error:
+            raise RunError(address, f"cannot be used ({_reason(error)})", "set AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_REGION") from None
+        found._set(address, store, None, hot_bytes)
+        found.put(b"fedboard")  # now rather than at the end of a round
+        return found
+
+    def _set(self, where: str, store: object, folder: Path | None, hot_bytes: int) -> None:
+        self._where, self._store, self._folder, self._hot_bytes = where, store, folder, hot_bytes
+        self._hot: OrderedDict[str, bytes] = OrderedDict()
+        self._lock = threading.Lock()
 
     def put(self, data: bytes) -> str:
-        """Keep `data`, whole or not at all, on disk before this returns. Returns its name."""
+        """Keep `data`, whole or not at all, on disk before this returns. Returns its name. Raises RunError if it cannot be kept."""
         name = digest(data)
         try:
-            obstore.put(self._store, name, data, mode="create", use_multipart=False)
-        except AlreadyExistsError:
-            if digest(self._bytes(name)) != name:  # a power cut can leave a name without its content
-                obstore.put(self._store, name, data, mode="overwrite", use_multipart=False)
-        for path in (self._folder / name, self._folder):
-            descriptor = os.open(path, os.O_RDONLY)
             try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+                obstore.put(self._store, name, data, mode="create", use_multipart=False)
+            except AlreadyExistsError:
+                if digest(self._bytes(name)) != name:  # a power cut can leave a name without its content
+                    obstore.put(self._store, name, data, mode="overwrite", use_multipart=False)
+            if self._folder is not None:
+                durable.flush(self._folder / name)
+                durable.flush(self._folder)
+        except (BaseError, OSError) as error:
+            raise RunError(self._where, f"cannot keep a blob ({_reason(error)})", "see that it is there, has room and may be written") from None
         return name
 
     def size(self, name: str) -> int | None:
-        """Bytes of a blob, or None if there is none of that name."""
+        """Bytes of a blob, or None if there is none of that name. Raises RunError if the store does not answer."""
         if not _NAME.fullmatch(name):
             return None
+        if (hot := self._warm(name)) is not None:
+            return len(hot)
         try:
             return obstore.head(self._store, name)["size"]
         except FileNotFoundError:
             return None
+        except BaseError as error:
+            raise RunError(self._where, f"cannot be read ({_reason(error)})", "see that it is there and may be read") from None
 
     def get(self, name: str) -> bytes:
-        """A whole blob. Raises RunError if it is missing or its bytes are not those it was named by."""
+        """A whole blob. Raises RunError if it is missing, or its bytes are not those it was named by."""
+        if (hot := self._warm(name)) is not None:
+            return hot
         try:
             data = self._bytes(name)
         except FileNotFoundError:
-            raise RunError(self._folder / name, "missing", "restore the server's folder from a backup") from None
+            raise RunError(f"{self._where}/{name}", "missing", "restore the blobs from a backup") from None
+        except BaseError as error:
+            raise RunError(self._where, f"cannot be read ({_reason(error)})", "see that it is there and may be read") from None
         if digest(data) != name:
-            raise RunError(self._folder / name, "damaged: its bytes do not match its name", "restore the server's folder from a backup")
+            raise RunError(f"{self._where}/{name}", "damaged: its bytes do not match its name", "restore the blobs from a backup")
+        with self._lock:
+            self._hot[name] = data
+            while sum(map(len, self._hot.values())) > self._hot_bytes:
+                self._hot.popitem(last=False)
         return data
 
-    def part(self, name: str, start: int, end: int) -> bytes:
-        """Bytes start up to end (not included) of a blob whose `size` is known."""
-        return bytes(obstore.get_range(self._store, name, start=start, end=end)) if end > start else b""
+    def part(self, name: str, start: int, end: int) -> bytes | memoryview:
+        """Bytes start up to end (not included) of a blob whose `size` is known. Raises as `get`: what is damaged is not passed on."""
+        data = self.get(name)
+        return data if (start, end) == (0, len(data)) else memoryview(data)[start:end]
+
+    def delete(self, name: str) -> None:
+        """Let go of a blob; of none, if there is none."""
+        with self._lock:
+            self._hot.pop(name, None)
+        try:
+            obstore.delete(self._store, name)
+        except FileNotFoundError:
+            pass
+        except BaseError as error:
+            raise RunError(self._where, f"cannot be written ({_reason(error)})", "see that it is there and may be written") from None
+
+    def _warm(self, name: str) -> bytes | None:
+        with self._lock:
+            data = self._hot.get(name)
+            if data is not None:
+                self._hot.move_to_end(name)
+            return data
 
     def _bytes(self, name: str) -> bytes:
         return bytes(obstore.get(self._store, name).bytes())
+
+
+def _reason(error: Exception) -> str:
+    """What a store says of itself, without what it was asked with: the kind of error, and its first words if those are of the system."""
+    return error.strerror or type(error).__name__ if isinstance(error, OSError) else type(error).__name__
