@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 import prometheus_client
 import uvicorn
 from fastapi import FastAPI, Request, Response
+from fastapi.responses import HTMLResponse
 from fastapi.routing import APIRoute
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
@@ -28,7 +29,7 @@ from starlette.requests import ClientDisconnect
 from device_runtime import config, quantize, signing
 from device_runtime.errors import ConfigError, FedboardError, RunError
 from device_runtime.wire import Abandon, Ack, Assignment, Cause, CheckIn, Enrolled, Enrolment, Kind, Problem, Reject, RoundReports, Scores
-from server import access, openapi, operators
+from server import access, dashboard, openapi, operators, overview
 from server.access import Buckets, Limits, Proof
 from server.coordinator import Abandoning, Answer, CheckingIn, Coordinator, Fetching, Judged, Refused, Reporting
 from server.coordinator import Request as Asked
@@ -163,6 +164,7 @@ class _Service:
             ),
             ("GET", "/v1/tasks/{name}/checkpoints/{sha256}", self.checkpoint, _operators(None, 404, 416, parameter="name", second="sha256")),
             ("POST", "/v1/codes", self.codes, _operators(operators.Codes, 400, 413, body=operators.NewCodes)),
+            ("GET", "/", self.page, {"response_class": HTMLResponse, "responses": _READING}),
             ("GET", "/healthz", self.healthz, _documented(Health)),
             ("GET", "/readyz", self.readyz, _documented(Health, 503)),
             ("GET", "/metrics", self.metrics_text, {"response_class": Response, **_METRICS}),
@@ -311,6 +313,22 @@ class _Service:
         self.may_read(request)
         text = await run_in_threadpool(self.metrics.text)
         return Response(text, headers={"content-type": prometheus_client.CONTENT_TYPE_LATEST})
+
+    async def page(self, request: Request) -> Response:
+        """The operator's page."""
+        self.may_read(request)
+
+        def made() -> dashboard.Page:
+            return dashboard.page(overview.read(self.coordinator, self.clock(), self.started_at, self.metrics.refused))
+
+        found = await run_in_threadpool(made)
+        headers = {
+            "content-security-policy": found.policy,
+            "cache-control": "no-store",
+            "x-content-type-options": "nosniff",
+            "referrer-policy": "no-referrer",
+        }
+        return HTMLResponse(found.html, headers=headers)
 
     # who may
 
@@ -629,7 +647,8 @@ def _problem(status: int, cause: Cause, detail: str, headers: Any = None) -> Res
 
 
 SIGNED = (401, 408, 409, 413, 429, 503)  # any signed request may be answered so
-_METRICS = {"responses": {200: {"content": {prometheus_client.CONTENT_TYPE_LATEST: {}}}, 401: {"model": Problem}, 429: {"model": Problem}}}
+_READING = {401: {"model": Problem}, 429: {"model": Problem}, 503: {"model": Problem}}
+_METRICS = {"responses": {200: {"content": {prometheus_client.CONTENT_TYPE_LATEST: {}}}, **_READING}}
 _documented = openapi.documented
 
 

@@ -7,6 +7,7 @@ import prometheus_client
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
 from server.coordinator import Coordinator
+from server.overview import NO_PLACE
 from server.rounds import Phase
 
 LATENCIES_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
@@ -65,7 +66,7 @@ class _Stored:
             refused = {cause: count for (task, step, cause), count in causes.items() if (task, step) == (name, "refused")}
             reached = {
                 "checked_in": added["assigned"] + sum(refused.values()),
-                "eligible": added["assigned"] + sum(count for cause, count in refused.items() if cause in NOT_THE_DEVICE),
+                "eligible": added["assigned"] + sum(count for cause, count in refused.items() if cause in NO_PLACE),
                 **added,
             }
             for step in STEPS:
@@ -78,6 +79,3 @@ class _Stored:
         for (task, step, cause), count in sorted(causes.items()):
             lost.add_metric([task, step, cause], count)
         yield from (states, rounds, funnel, body, examples, lost, epsilon, most)
-
-
-NOT_THE_DEVICE = ("round_full", "already_assigned", "task_paused", "no_round")  # refusals of devices that might have joined

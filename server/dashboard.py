@@ -1,0 +1,199 @@
+"""The operator's page: an overview -> HTML. Rendered here, with no build step and nothing from elsewhere; plots are drawn as SVG.
+
+The page's one script fetches the page again every few seconds and puts its main part in place. What may run is named by hash in the policy.
+"""
+
+import base64
+import functools
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import jinja2
+from markupsafe import Markup
+
+from device_runtime.wire import RoundReport
+from server.overview import Overview, TaskView, eligible
+
+REFRESH_S = 5
+FOLDER = Path(__file__).parent / "templates"
+WORDS = {  # causes, for someone new
+    "not_charging": "not on a charger",
+    "metered_network": "not on an unmetered network",
+    "in_use": "in use, or not known to be idle",
+    "too_few_examples": "too little typed so far",
+    "reported_recently": "counted too few rounds ago",
+    "round_full": "the round has all the devices it wants",
+    "already_assigned": "has had its turn in this round",
+    "no_round": "the task has all its rounds",
+    "task_paused": "the task is paused",
+    "too_new": "enrolled too recently",
+    "participated_enough": "took part as often as allowed",
+    "other_device_class": "of another class of devices",
+    "outdated_runtime": "its runtime is too old",
+    "outdated_bundle": "its bundle is too old",
+    "unsupported_version": "speaks another version of the protocol",
+    "wrong_model": "has another vocabulary",
+    "round_closed": "the round was closed by the operator, or had too few",
+    "surplus": "the round had its reports already",
+    "late": "came after the deadline",
+    "stale": "too many rounds behind",
+    "condition_lost": "unplugged, off WiFi or picked up",
+    "training_failed": "training did not get better",
+    "timed_out": "not heard of before the deadline",
+    "not_an_update": "sent something that is no update",
+    "not_scores": "sent scores nobody can have",
+    "wrong_round": "encoded for another round",
+    "wrong_shapes": "of another network",
+    "norm_too_large": "larger than the clipping norm",
+}
+
+
+@dataclass(frozen=True)
+class Page:
+    html: str
+    policy: str  # Content-Security-Policy
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a plot: its name, its class for the colour, and its points."""
+
+    name: str
+    kind: str
+    points: tuple[tuple[float, float], ...]
+
+
+def page(overview: Overview) -> Page:
+    template, style, script = _templates()
+    html = template.render(overview=overview, style=Markup(style), script=Markup(script))
+    hashes = (base64.b64encode(hashlib.sha256(part.encode()).digest()).decode() for part in (style, script))
+    style_hash, script_hash = hashes
+    policy = (
+        f"default-src 'none'; style-src 'sha256-{style_hash}'; script-src 'sha256-{script_hash}'; connect-src 'self'; img-src data:; base-uri 'none'"
+    )
+    return Page(html, f"{policy}; form-action 'none'; frame-ancestors 'none'")
+
+
+def funnel(report: RoundReport) -> list[tuple[str, int, str]]:
+    """The steps of a round: name, devices, and what it means."""
+    return [
+        ("checked in", report.checked_in, "devices that asked for work"),
+        ("eligible", eligible(report), "charging, on an unmetered network, idle, and allowed by the task"),
+        ("assigned", report.assigned, "given work"),
+        ("downloaded", report.downloaded, "have the checkpoint"),
+        ("uploaded", report.uploaded, "trained, and sent a report"),
+        ("counted", report.counted, "in the round's sum"),
+    ]
+
+
+def plot(title: str, lines: Sequence[Line], unit: str = "", width: int = 460, height: int = 170) -> Markup:
+    """A line plot as SVG: labelled ticks, a dot at the end of each line, and a title for who cannot see it."""
+    points = [point for line in lines for point in line.points if all(map(math.isfinite, point))]
+    if not points:
+        return Markup('<p class="empty">no figures yet</p>')
+    left, right, top, bottom = 44, 12, 10, 24
+    xs, ys = _ticks([x for x, _ in points], 5, whole=True), _ticks([y for _, y in points], 4)
+    (x0, x1), (y0, y1) = (xs[0], xs[-1]), (ys[0], ys[-1])
+
+    def at(x: float, y: float) -> tuple[float, float]:
+        across = (x - x0) / (x1 - x0) if x1 > x0 else 0.5
+        up = (y - y0) / (y1 - y0) if y1 > y0 else 0.5
+        return round(left + across * (width - left - right), 1), round(height - bottom - up * (height - top - bottom), 1)
+
+    parts = [Markup('<svg viewBox="0 0 {} {}" role="img" class="plot"><title>{}</title>').format(width, height, title)]
+    for y in ys:
+        _, v = at(x0, y)
+        parts.append(Markup('<line class="grid" x1="{}" x2="{}" y1="{}" y2="{}"/>').format(left, width - right, v, v))
+        parts.append(Markup('<text class="tick end" x="{}" y="{}">{}</text>').format(left - 6, v + 4, _number(y)))
+    for x in xs:
+        u, _ = at(x, y0)
+        parts.append(Markup('<text class="tick mid" x="{}" y="{}">{}</text>').format(u, height - 6, _number(x)))
+    for line in lines:
+        where = [at(*point) for point in line.points if all(map(math.isfinite, point))]
+        if where:
+            path = " ".join(f"{u},{v}" for u, v in where)
+            parts.append(Markup('<polyline class="line {}" points="{}"/>').format(line.kind, path))
+            parts.append(Markup('<circle class="dot {}" cx="{}" cy="{}" r="3"/>').format(line.kind, *where[-1]))
+    parts.append(Markup("</svg>"))
+    names = Markup(" ").join(
+        Markup('<span class="key {}">{} <b>{}{}</b></span>').format(line.kind, line.name, _number(line.points[-1][1]), unit)
+        for line in lines
+        if line.points
+    )
+    return Markup("<figure><figcaption>{} {}</figcaption>{}</figure>").format(title, names, Markup("").join(parts))
+
+
+def plots(task: TaskView) -> list[Markup]:
+    """What a task's figures look like over its rounds."""
+    done = [report for report in task.reports if report.phase in ("committed", "abandoned")]
+    found: list[Markup] = []
+    if not done and not task.scores:
+        return found
+    if task.kind == "training":
+        top1, top3 = (tuple((float(score.round), getattr(score, name)) for score in task.scores) for name in ("top1", "top3"))
+        found.append(plot("accuracy on held-back words, %", [Line("top-1", "a", top1), Line("top-3", "b", top3)], " %"))
+        found.append(plot("loss, nats a word", [Line("loss", "c", tuple((float(score.round), score.loss) for score in task.scores))]))
+    counted = tuple((float(report.round), float(report.counted)) for report in done)
+    assigned = tuple((float(report.round), float(report.assigned)) for report in done)
+    found.append(plot("devices a round", [Line("assigned", "b", assigned), Line("counted", "a", counted)]))
+    found.append(plot("minutes a round", [Line("minutes", "c", tuple((float(report.round), report.seconds / 60) for report in done))]))
+    return found
+
+
+def size(count: float) -> str:
+    """Bytes for people."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+def span(seconds: float) -> str:
+    """A time for people: two units at most."""
+    minutes, seconds = divmod(round(max(0.0, seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    parts = [(days, "d"), (hours, "h"), (minutes, "min"), (seconds, "s")]
+    first = next((i for i, (count, _) in enumerate(parts) if count), 3)
+    return " ".join(f"{count} {unit}" for count, unit in parts[first : first + 2] if count or first == 3)
+
+
+def moment(at: float) -> str:
+    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M")
+
+
+def share(count: float, most: float) -> float:
+    """Per cent, 0 to 100."""
+    return round(100 * min(1.0, count / most), 1) if most else 0.0
+
+
+@functools.cache
+def _templates() -> tuple[jinja2.Template, str, str]:
+    found = jinja2.Environment(loader=jinja2.FileSystemLoader(FOLDER), autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    found.filters |= {"size": size, "span": span, "moment": moment}
+    found.globals |= {"funnel": funnel, "plots": plots, "share": share, "words": WORDS, "refresh": REFRESH_S}
+    style, script = ((FOLDER / name).read_text().strip() for name in ("dashboard.css", "dashboard.js"))
+    return found.get_template("dashboard.html.j2"), style, script
+
+
+def _ticks(values: Sequence[float], about: int, whole: bool = False) -> list[float]:
+    """Round numbers that span the values."""
+    low, high = min(values), max(values)
+    if high == low:
+        high = low + 1
+    rough = (high - low) / about
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough)
+    if whole:
+        step = max(1.0, step)
+    first = math.floor(low / step)
+    return [step * k for k in range(first, math.ceil(high / step) + 1)]
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 100 or value == round(value) else f"{value:.3g}"

@@ -1,0 +1,132 @@
+"""What the operator's page shows of a server, as plain values read in one go."""
+
+from collections import Counter
+from dataclasses import dataclass
+
+from device_runtime.wire import Cause, Kind, RoundReport
+from server.coordinator import Coordinator
+from server.store import Rows, StoredTask
+
+ROUNDS = 200  # of a task, newest
+CHECKPOINTS = 20
+# refusals of devices that might have joined: the round or the task had no place for them
+NO_PLACE = (Cause.ROUND_FULL, Cause.ALREADY_ASSIGNED, Cause.TASK_PAUSED, Cause.NO_ROUND)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    sha: str
+    round: int
+    parent: str
+    made_at: float
+    current: bool
+
+
+@dataclass(frozen=True)
+class Participation:
+    """What the ledger holds for an accountant. No noise is added by this server, so no epsilon is claimed."""
+
+    rounds: int  # committed
+    most: int  # rounds of the device that was counted most often
+    smallest_separation: int | None  # rounds between two of one device
+
+
+@dataclass(frozen=True)
+class Score:
+    """One evaluation, at the round of the training task that made the checkpoint."""
+
+    round: int
+    top1: float  # per cent
+    top3: float
+    loss: float  # nats a word of the vocabulary
+    words: int
+
+
+@dataclass(frozen=True)
+class TaskView:
+    name: str
+    population: str
+    kind: str
+    state: str
+    evaluates: str
+    algorithm: str
+    mode: str
+    goal: int
+    cohort: int
+    fewest: int
+    reports: tuple[RoundReport, ...]  # oldest first
+    checkpoints: tuple[Checkpoint, ...]  # newest first
+    scores: tuple[Score, ...]  # of the tasks that evaluate this one
+    participation: Participation
+
+    @property
+    def live(self) -> RoundReport | None:
+        """The round under way."""
+        return self.reports[-1] if self.reports and self.reports[-1].phase in ("selecting", "reporting") else None
+
+    @property
+    def outcomes(self) -> Counter[str]:
+        """Rounds by phase."""
+        return Counter(report.phase for report in self.reports)
+
+    def causes(self, step: str) -> list[tuple[str, int]]:
+        """Devices `refused` or `dropped` in the rounds shown, by cause, the most frequent first."""
+        found: Counter[str] = Counter()
+        for report in self.reports:
+            found.update(getattr(report, step))
+        return found.most_common()
+
+
+@dataclass(frozen=True)
+class Overview:
+    now: float
+    started_at: float
+    database: str
+    devices: int
+    refused_requests: tuple[tuple[str, int], ...]
+    tasks: tuple[TaskView, ...]
+
+
+def read(coordinator: Coordinator, now: float, started_at: float, refused: dict[str, int]) -> Overview:
+    with coordinator.store.reading() as rows:
+        stored = rows.tasks()
+        reports = {each.task.name: rows.reports(each.task, now, ROUNDS) for each in stored}
+        tasks = tuple(_task(rows, each, stored, reports) for each in stored)
+        return Overview(now, started_at, coordinator.store.name, rows.count_devices(), tuple(sorted(refused.items())), tasks)
+
+
+def eligible(report: RoundReport) -> int:
+    """Devices of a round that might have joined it: those assigned, and those there was no place for."""
+    return report.assigned + sum(count for cause, count in report.refused.items() if cause in NO_PLACE)
+
+
+def _task(rows: Rows, stored: StoredTask, others: list[StoredTask], reports: dict[str, tuple[RoundReport, ...]]) -> TaskView:
+    task, rules = stored.task, stored.task.rules
+    current = rows.current(task.name) if task.kind is Kind.TRAINING else None
+    kept = rows.checkpoints(task.name, CHECKPOINTS)
+    most, smallest = rows.participation(task.name)
+    evaluations = [report for other in others if other.task.evaluates == task.name for report in reports[other.task.name]]
+    return TaskView(
+        task.name,
+        task.population,
+        task.kind.value,
+        stored.state.value,
+        task.evaluates,
+        task.step.algorithm,
+        rules.mode.value,
+        rules.report_goal,
+        rules.cohort,
+        rules.fewest,
+        reports[task.name],
+        tuple(Checkpoint(each.sha, each.round, each.parent, each.made_at, current is not None and each.sha == current.sha) for each in kept),
+        tuple(sorted(filter(None, map(_score, evaluations)), key=lambda score: score.round)),
+        Participation(rows.committed(task.name), most, smallest),
+    )
+
+
+def _score(report: RoundReport) -> Score | None:
+    found = report.scores
+    if found is None or report.phase != "committed":
+        return None
+    loss = found.loss / found.in_vocabulary if found.in_vocabulary else float("nan")
+    return Score(report.base_round, 100 * found.top1 / found.targets, 100 * found.top3 / found.targets, loss, found.targets)
