@@ -246,7 +246,7 @@ class _Service:
     async def put_checkpoint(self, request: Request) -> Response:
         self.may_act(request)
         data = await self.body(request, CHECKPOINT_BYTES)
-        return _json(await run_in_threadpool(operators.put_checkpoint, self.coordinator, data))
+        return _json(await run_in_threadpool(operators.put_checkpoint, self.coordinator, bytes(data)))
 
     async def create_task(self, request: Request) -> Response:
         self.may_act(request)

@@ -56,10 +56,10 @@ class Device:
 
 
 @contextlib.contextmanager
-def running(coordinator: Coordinator, **options: object):
+def running(coordinator: Coordinator, tls: dict[str, str] | None = None, **options: object):
     """The URL of a uvicorn in this process."""
     sock = endpoint.bind("127.0.0.1", 0)
-    server = endpoint.server(endpoint.app(coordinator, **options))
+    server = endpoint.server(endpoint.app(coordinator, **options), **(tls or {}))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]})
     thread.start()
     try:
