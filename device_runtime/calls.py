@@ -106,4 +106,5 @@ def _unexpected(where: str, reply: Reply) -> ServerError:
         problem = from_json(Problem, reply.body, "Problem")
     except ConfigError:
         return ServerError(where, f"expected status 200, found {reply.status}", CHECK_ADDRESS)
-    return ServerError(where, f"refused with {reply.status} {problem.cause}: {problem.detail}", "see that cause in the server's /v1/rounds")
+    remedy = "ask its operator for a code" if problem.cause is Cause.BAD_CODE else "see that cause on the server's page"
+    return ServerError(where, f"refused with {reply.status} {problem.cause}: {problem.detail}", remedy)

@@ -1,0 +1,174 @@
+"""Scoring and separation: what an evaluation reports, which messages are held back for it, and how near two reports of a device may be."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from device_runtime import scoring, text
+from device_runtime.interpreter import Graph
+from device_runtime.participate import Status
+from device_runtime.separation import may_join, most_participations
+from device_runtime.typing_log import Record
+from device_runtime.wire import Assignment, Cause, Kind
+from server.coordinator import create_evaluation
+from server.eligibility import Policy
+from server.rounds import Rules
+from tests.test_device_runtime_participate import ABLE, device, server, turn  # noqa: F401
+
+LOST_LATER = "0\tbattery_charged_on\n0\twifi\n0\tscreen_off\n130\tbattery_charged_off\n"
+
+
+# which messages
+
+
+def test_one_message_in_ten_is_held_back_for_good_and_none_is_both():
+    records = [Record(number, "hello") for number in range(1, 101)]
+    held, trained = scoring.held_back(records, 100), scoring.trained_on(records, 100)
+    assert [record.id for record in held] == [10, 20, 30, 40, 50, 60, 70, 80, 90, 100]
+    assert sorted(record.id for record in (*held, *trained)) == list(range(1, 101))
+    assert scoring.held_back(records[:60], 60) == held[:6]  # what was typed later changes nothing
+
+
+def test_a_device_with_few_messages_trains_on_all_of_them():
+    records = [Record(number, "hello") for number in range(1, 40)]
+    assert (scoring.held_back(records, 39), scoring.trained_on(records, 39)) == ([], records)
+
+
+# the sums
+
+
+def test_scores_are_those_of_the_words_as_they_would_be_typed(tiny_bundle):
+    vocabulary, values = tiny_bundle.vocabulary, tiny_bundle.checkpoint.weights
+    ids = vocabulary.ids(text.tokenise("i will see my dog unheardofword"))
+    scores = scoring.score(tiny_bundle.train_graph, values, [ids])
+    table = scoring.log_probs(Graph(tiny_bundle.train_graph), values, ids)
+    words = [(place, word) for place, word in enumerate(ids) if word >= text.FIRST_WORD]
+    assert (scores.targets, scores.in_vocabulary) == (6, 5)
+    assert scores.loss == pytest.approx(-sum(float(table[place, word]) for place, word in words), rel=1e-5)
+    best = [np.argsort(-table[place, text.FIRST_WORD :], kind="stable")[:3] + text.FIRST_WORD for place, _ in words]
+    assert scores.top1 == sum(top[0] == word for top, (_, word) in zip(best, words, strict=True))
+    assert scores.top3 == sum(word in top for top, (_, word) in zip(best, words, strict=True))
+    assert scoring.score(tiny_bundle.train_graph, values, [ids, ids]).targets == 12
+    assert scoring.score(tiny_bundle.train_graph, values, []) == scoring.Scores(0, 0, 0, 0, 0.0)
+    assert scoring.score(tiny_bundle.train_graph, values, [ids], may_continue=lambda: False) is None
+
+
+# a turn
+
+
+def evaluating(server, rules: Rules | None = None) -> None:  # noqa: F811
+    coordinator = server.coordinator
+    coordinator.pause("default", 1.0)
+    create_evaluation(
+        coordinator.store, coordinator.blobs, "default", None, rules or Rules(report_goal=1, over_selection=1.0), Policy(), 1.0, "scores"
+    )
+
+
+def test_an_evaluation_sends_sums_of_held_back_messages_and_nothing_else(server, device):  # noqa: F811
+    evaluating(server)
+    home = device(messages=50)
+    outcome = turn(home, server)
+    assert (outcome.status, outcome.kind, outcome.cause) == (Status.COUNTED, Kind.EVALUATION, None)
+    (report, _) = server.coordinator.reports(0.0, "scores").rounds
+    assert (report.phase, report.scores.targets, outcome.examples) == ("committed", outcome.examples, outcome.examples)
+    assert report.scores.top1 <= report.scores.top3 <= report.scores.in_vocabulary <= report.scores.targets
+    bodies = [body for _, path, body, _ in server.sent if "/scores" in path]
+    assert len(bodies) == 1 and b"zebracorn" not in b"".join(body for _, _, body, _ in server.sent)
+    (line,) = home.contributions()
+    assert (line.kind, line.task, line.outcome) == ("evaluation", "scores", "counted")
+    with home.typing_log() as log:
+        assert log.used_up() == 0
+        assert all(record.id % 10 == 0 for record in scoring.held_back(log.records(100), log.count()))
+
+
+def test_a_device_with_nothing_held_back_gives_an_evaluation_back(server, device):  # noqa: F811
+    evaluating(server)
+    outcome = turn(device(messages=20), server)
+    assert (outcome.status, outcome.cause) == (Status.ABANDONED, Cause.TOO_FEW_EXAMPLES)
+
+
+def test_an_evaluation_stops_when_a_condition_is_lost(server, device):  # noqa: F811
+    evaluating(server)
+    outcome = turn(device(LOST_LATER, messages=60), server)
+    assert (outcome.status, outcome.cause) == (Status.ABANDONED, Cause.CONDITION_LOST)
+    assert [path for _, path, _, _ in server.sent if "/scores" in path] == []
+
+
+def test_training_never_sees_what_is_held_back(server, device):  # noqa: F811
+    home, seen = device(messages=50), []
+
+    def train(graph, weights, rows, *arguments):
+        seen.append(len(rows))
+        from device_runtime.finetune import finetune
+
+        return finetune(graph, weights, rows, *arguments)
+
+    assert turn(home, server, train=train).status is Status.COUNTED
+    with home.typing_log() as log:
+        used = {number for number, uses in log._rows("SELECT id, uses FROM records", ()) if uses}
+    assert used and not any(number % 10 == 0 for number in used)
+
+
+# separation, on the device
+
+
+def test_a_server_that_asks_too_soon_gets_nothing_from_the_device(server, device):  # noqa: F811
+    home = device()
+    assert turn(home, server).status is Status.COUNTED
+    asked = []
+
+    def eager(method, path, body, headers):
+        """The server, but it hands out round 2 at once and says that three rounds must lie between."""
+        from device_runtime.config import from_json, to_json
+        from device_runtime.transport import Reply
+
+        reply = server(method, path, body, headers)
+        if path == "/v1/check-in":
+            work = from_json(Assignment, first, "work")
+            return Reply(200, {}, to_json(replace(work, assignment="f" * 32, round=2, min_separation=3)))
+        asked.append(path)
+        return Reply(200, {}, b'{"counted": false, "retry_in_s": 60.0}') if path.endswith("/abandon") else reply
+
+    from tests.toy_server import READY
+
+    first = _assignment_of(server, home, READY)
+    outcome = turn(home, eager)
+    assert (outcome.status, outcome.cause) == (Status.ABANDONED, Cause.REPORTED_RECENTLY)
+    assert not any(path.endswith("/update") for path in asked)
+
+
+def _assignment_of(server, home, _) -> bytes:  # noqa: F811
+    from device_runtime.config import to_json
+
+    with server.coordinator.store.reading() as rows:
+        task = rows.tasks()[0].task
+        half = rows.checkpoints("default", 1)[0].half
+    return to_json(Assignment("f" * 32, 2, task.plan_hash, half, task.shapes, 1, 600.0))
+
+
+# separation, the definition
+
+
+@pytest.mark.parametrize(
+    ("round", "last", "apart", "may"), [(8, 5, 3, True), (7, 5, 3, False), (5, 5, 1, False), (6, 5, 1, True), (1, None, 9, True)]
+)
+def test_a_device_may_join_as_soon_as_so_many_rounds_lie_between(round, last, apart, may):
+    assert may_join(round, last, apart) is may
+
+
+@given(st.integers(0, 40), st.integers(1, 12), st.data())
+def test_no_schedule_that_keeps_the_separation_has_more_participations_than_an_accountant_assumes(rounds, apart, data):
+    taken, last = 0, None
+    wants = data.draw(st.lists(st.booleans(), min_size=rounds, max_size=rounds))
+    for round, wanted in enumerate(wants):
+        if wanted and may_join(round, last, apart):
+            taken, last = taken + 1, round
+    assert taken <= most_participations(rounds, apart)
+    greedy, last = 0, None
+    for round in range(rounds):
+        if may_join(round, last, apart):
+            greedy, last = greedy + 1, round
+    assert greedy == most_participations(rounds, apart)  # and one schedule has as many

@@ -1,0 +1,176 @@
+"""`fedboard serve` with no configuration, and what an operator does with it from the command line. Real processes."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+from device_runtime.config import from_toml
+from device_runtime.errors import ConfigError, RunError
+from device_runtime.home import Home
+from fedboard import serve as stage
+from fedboard.cli import main
+
+ABLE = "0\tbattery_charged_on\n0\twifi\n0\tscreen_off\n"
+
+
+@pytest.fixture
+def fedboard(capfd, monkeypatch):
+    """Run a command in this process: what it prints, or with `fails` the one line it ends with."""
+
+    def run(*words: object, fails: bool = False, **environment: str) -> str:
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        capfd.readouterr()
+        monkeypatch.setattr(sys, "argv", ["fedboard", *map(str, words)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        found = capfd.readouterr()
+        assert ended.value.code == (1 if fails else 0), found
+        if fails:
+            (line,) = found.err.strip().splitlines()
+            return line
+        return found.out
+
+    return run
+
+
+class Running:
+    """A server process in a folder, and its log."""
+
+    def __init__(self, folder: Path, *options: object):
+        self.folder, self.log = folder, folder.with_name(f"{folder.name}.log")
+        (folder / stage.ADDRESS).unlink(missing_ok=True)
+        command = [sys.executable, "-m", "fedboard.cli", "serve", "--dir", str(folder), "--port", "0", *map(str, options)]
+        with open(self.log, "a") as log:
+            self.process = subprocess.Popen(command, stdout=log, stderr=log)
+        end = time.monotonic() + 60
+        while not (folder / stage.ADDRESS).is_file() or not self._answers():
+            assert time.monotonic() < end and self.process.poll() is None, self.log.read_text()
+            time.sleep(0.05)
+        self.url = (folder / stage.ADDRESS).read_text().strip()
+
+    def _answers(self) -> bool:
+        try:
+            return httpx.get((self.folder / stage.ADDRESS).read_text().strip() + "/readyz").status_code == 200
+        except (httpx.TransportError, OSError):
+            return False
+
+    def end(self, how: int = signal.SIGTERM) -> None:
+        self.process.send_signal(how)
+        self.process.wait(timeout=30)
+
+
+@pytest.fixture
+def running(tmp_path):
+    started: list[Running] = []
+
+    def start(*options: object, name: str = "server") -> Running:
+        (tmp_path / name).mkdir(exist_ok=True)
+        started.append(Running(tmp_path / name, *options))
+        return started[-1]
+
+    yield start
+    for server in started:
+        if server.process.poll() is None:
+            server.end()
+
+
+def test_a_server_without_any_configuration_is_given_tasks_and_devices_and_goes_on_after_kill_9(
+    running, fedboard, monkeypatch, tmp_path, tiny_bundle, trusted
+):
+    (tmp_path / "maker.pub").write_text(next(iter(trusted)))
+    (tmp_path / "able.tsv").write_text(ABLE)
+    (tmp_path / "task.toml").write_text("[rules]\nreport_goal = 1\nover_selection = 1.0\n[policy]\nmin_examples = 5\n")
+    server, where = running(), ("--dir", tmp_path / "server")
+    assert "No task yet" in httpx.get(server.url).text
+    trust = ("--trust", tmp_path / "maker.pub")
+    start = ("--bundle", tiny_bundle.path, "--config", tmp_path / "task.toml", *trust)
+    made = json.loads(fedboard("task", "create", "words", *start, *where, "--json"))
+    assert (made["name"], made["state"], made["checkpoint_round"]) == ("words", "running", tiny_bundle.checkpoint.round)
+    fedboard("task", "create", "scores", "--evaluates", "words", *where)
+    phone = ("--server", server.url, "--bundle", tiny_bundle.path, "--conditions", tmp_path / "able.tsv", *trust)
+    fedboard("device", "enrol", tmp_path / "phone", *phone)
+    with Home.open(tmp_path / "phone").typing_log() as log:
+        log.append_many([(f"i will see you number {i}", time.time()) for i in range(12)])
+    turn = [sys.executable, "-m", "fedboard.cli", "device", "run", str(tmp_path / "phone"), "--once", "--json"]
+    assert '"counted"' in subprocess.run(turn, capture_output=True, text=True, timeout=120, check=True).stdout
+    fedboard("task", "pause", "scores", *where)
+    server.end(signal.SIGKILL)
+    again = running()
+    tasks = {task["name"]: task for task in json.loads(fedboard("task", "list", *where, "--json"))}
+    assert (tasks["scores"]["state"], tasks["words"]["state"]) == ("paused", "running")
+    assert "going on with the tasks of this server" in again.log.read_text()
+    fedboard("task", "resume", "scores", *where)
+    back = json.loads(fedboard("task", "rollback", "words", "--to", tiny_bundle.checkpoint.round, *where, "--json"))
+    assert back["checkpoint_round"] == tiny_bundle.checkpoint.round
+    shown = fedboard("task", "show", "words", *where)
+    assert "abandoned" in shown and "checkpoint" in shown
+    (code,) = fedboard("codes", *where).split()
+    assert len(code) == 32
+    log = again.log.read_text()
+    events = [json.loads(line)["event"] for line in log.splitlines() if line.startswith("{")]
+    assert {"task created", "task paused", "task resumed", "task rolled back", "enrolment codes made"} <= set(events)
+    token = (tmp_path / "server" / "operator.token").read_text().strip()
+    assert not any(secret in log for secret in (token, code, "number 1"))
+
+
+def test_what_an_operator_gets_wrong_is_one_clear_line(running, fedboard, tmp_path):
+    def error(*words: object, **environment: str) -> str:
+        return fedboard(*words, fails=True, **environment)
+
+    where = ("--dir", tmp_path / "server")
+    assert "start the server first" in error("task", "list", *where)
+    server = running()
+    assert "unknown_task" in error("task", "show", "nothing", *where)
+    assert "expected a training task" in error("task", "create", "x", "--evaluates", "nothing", *where)
+    assert "expected one of them" in error("task", "create", "x", *where)
+    assert "expected one of them" in error("task", "list")
+    assert "token is needed" in error("task", "list", "--server", server.url)
+    assert "not_the_operator" in error("task", "pause", "x", "--server", server.url, FEDBOARD_OPERATOR_TOKEN="a token of another server")
+    assert "another server is using this folder" in error("serve", *where, "--port", 0)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--host", "0.0.0.0"), "other machines could read along"),
+        (("--config", "limits.toml"), "limits.body_s"),
+        (("--config", "enrolment.toml"), "access.enrolment: expected open or code"),
+        (("--config", "tls.toml"), "certificate and its key cannot be used"),
+        (("--config", "database.toml"), "cannot be used as the server's database"),
+        (("--config", "blobs.toml"), "expected an address such as s3://bucket/prefix"),
+    ],
+)
+def test_a_server_that_cannot_be_started_as_asked_says_why_in_one_line(tmp_path, monkeypatch, words, said):
+    monkeypatch.chdir(tmp_path)
+    for name, content in {
+        "limits": "[limits]\nbody_s = 0\n",
+        "enrolment": '[access]\nenrolment = "everyone"\n',
+        "tls": '[tls]\ncertificate = "nothing.pem"\n',
+        "database": f'[storage]\ndatabase = "postgresql+psycopg://fedboard:hunter2@/fedboard?host={tmp_path}"\n',
+        "blobs": '[storage]\nblobs = "ftp://bucket"\n',
+    }.items():
+        (tmp_path / f"{name}.toml").write_text(content)
+    host = words[1] if words[0] == "--host" else "127.0.0.1"
+    with pytest.raises((RunError, ConfigError)) as caught:
+        settings = from_toml(stage.ServerSettings, Path(words[1])) if words[0] == "--config" else stage.ServerSettings()
+        stage.serve(tmp_path / "server", None, settings, host, 0, 0.0)
+    assert said in str(caught.value)
+    assert "hunter2" not in str(caught.value)
+
+
+def test_on_an_address_others_reach_devices_need_codes_and_readers_the_token(running, fedboard, tmp_path):
+    server = running("--host", "0.0.0.0", "--insecure")
+    assert httpx.get(server.url + "/").status_code == 401
+    token = (tmp_path / "server" / "operator.token").read_text().strip()
+    assert httpx.get(server.url + "/", auth=("operator", token)).status_code == 200
+    phone = ("device", "enrol", tmp_path / "phone", "--server", server.url, "--bundle", "bundles/reference", "--trust", "bundles/reference.pub")
+    assert "bad_code" in fedboard(*phone, fails=True)
+    (tmp_path / "code").write_text(fedboard("codes", "--dir", tmp_path / "server"))
+    fedboard("device", "enrol", tmp_path / "phone", "--server", server.url, "--code-file", tmp_path / "code")
