@@ -12,7 +12,7 @@ export TF_CPP_MIN_LOG_LEVEL   ?= 3
 RUN        := $(UV) run --locked --no-sync --
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint reference bench-simulation bench-memory bench-device device-env fuzz lock requirements clean distclean
+.PHONY: help setup demo test lint reference bench-simulation bench-memory bench-device bench-server device-env fuzz lock requirements clean distclean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -49,9 +49,11 @@ device-env: $(UV) ## build .device-env, all a device needs, print its size and r
 	@.device-env/bin/python -c 'import device_runtime.participate, device_runtime.predictor' && .device-env/bin/fedboard --help >/dev/null
 	@$(UV) pip compile -q --python-platform aarch64-manylinux_2_35 --python-version 3.11 --extra device pyproject.toml >/dev/null </dev/null
 	@du -sm .device-env | sed 's/\t.*/ MB; resolved for aarch64 as well/'
+bench-server: setup ## what the server's check-ins, updates and downloads cost beside a bare FastAPI; a thousand devices; memory (five minutes)
+	@$(RUN) python -m benchmarks.server $(ARGS) </dev/null
 fuzz: setup ## fuzz every reader of foreign bytes, SECONDS_EACH seconds each (60)
 	@$(UV) sync -q --locked $(EXTRAS) --group dev --group fuzz --python $(PY) </dev/null
-	@for reader in manifest zip checkpoint update difference typing_log unfinished schedule trace; do \
+	@for reader in manifest zip checkpoint update difference typing_log unfinished schedule trace messages proof window counted settings; do \
 	  echo "== $$reader"; $(RUN) python fuzz/readers.py $$reader -max_total_time=$(or $(SECONDS_EACH),60) -print_final_stats=1 2>&1 </dev/null | \
 	    grep -E "number_of_executed_units|Uncaught|Error|ERROR|crash-" ; test $${PIPESTATUS[0]} -eq 0 || exit 1; done
 lock: $(UV) ## re-resolve uv.lock, and requirements.txt from it

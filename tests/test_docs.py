@@ -4,11 +4,16 @@ import re
 from dataclasses import fields
 from pathlib import Path
 
-from device_runtime import bundle, difference, quantize
+from device_runtime import bundle, config, difference, quantize
 from device_runtime.home import DeviceConfig
 from device_runtime.interpreter import Graph
 from device_runtime.typing_log import Retention
-from device_runtime.wire import Plan
+from device_runtime.wire import Cause, Plan
+from fedboard.serve import ServerSettings
+from server.coordinator import STATUS
+from server.metrics import Metrics
+from server.rounds import Rules
+from tests import toy_server
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -38,6 +43,30 @@ def test_the_bundle_format_has_the_sizes_and_versions_of_the_code():
     assert f"of each block of {quantize.BLOCK} values" in text
     assert f"Magic `{difference.MAGIC.decode()}`, version {difference.VERSION}" in text
     assert f"| 70 - {difference._HEAD.size - 1} |" in text
+
+
+def test_the_server_s_configuration_file_shows_every_setting_with_its_default():
+    path = DOCS.parent / "configs" / "server.toml"
+    assert config.from_toml(ServerSettings, path) == ServerSettings()
+    for table in fields(ServerSettings):
+        if table.name != "seed":
+            section = path.read_text().partition(f"[{table.name}]")[2].partition("\n[")[0]
+            assert [field.name for field in fields(getattr(ServerSettings(), table.name)) if not re.search(rf"\b{field.name} =", section)] == []
+
+
+def test_the_operations_page_names_metrics_that_are_there(tmp_path):
+    coordinator = toy_server.new(tmp_path, Rules())
+    text = Metrics(coordinator, lambda: 1.0).text().decode()
+    coordinator.close()
+    named_there = set(re.findall(r"fedboard_\w+", (DOCS / "operations.md").read_text()))
+    assert {name for name in named_there if name.removesuffix("_bucket").removesuffix("_total") not in text} == set()
+
+
+def test_every_cause_a_server_can_name_has_words_for_whoever_watches():
+    from server.dashboard import WORDS
+
+    funnel = {cause for cause in Cause if cause not in STATUS} | {Cause.NOT_AN_UPDATE, Cause.NOT_SCORES, Cause.WRONG_ROUND, Cause.WRONG_SHAPES}
+    assert {cause.value for cause in funnel | {Cause.NORM_TOO_LARGE}} <= WORDS.keys()
 
 
 def test_the_device_page_names_what_its_owner_may_set():
