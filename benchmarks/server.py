@@ -25,8 +25,9 @@ from device_runtime import config, quantize, signing
 from device_runtime.weights import Checkpoint
 from device_runtime.wire import Assignment, CheckIn, Conditions, Enrolment, Plan
 from server.aggregation import ServerStep
-from server.coordinator import CheckingIn, Coordinator, create_task, open_folder
+from server.coordinator import Coordinator, create_task, open_folder
 from server.eligibility import Policy
+from server.requests import CheckingIn
 from server.rounds import Rules
 
 ROOT = Path(__file__).parents[1]

@@ -17,7 +17,7 @@ with atheris.instrument_imports(include=["device_runtime", "server", "fedboard",
     from device_runtime.typing_log import TypingLog
     from device_runtime.wire import Abandon, CheckIn, Enrolment, Plan, Scores
     from fedboard.serve import ServerSettings
-    from server import access, aggregation, coordinator, endpoint, operators
+    from server import access, aggregation, endpoint, judging, operators
 
 import numpy as np
 
@@ -84,7 +84,7 @@ def messages(data: bytes) -> None:
     for kind in (CheckIn, Enrolment, Abandon, Scores, operators.NewTask, operators.Rollback, operators.NewCodes):
         with contextlib.suppress(FedboardError):
             assert config.from_json(kind, config.to_json(config.from_json(kind, data, "message")), "message")
-    found = coordinator._scores(data, PLAN)
+    found = judging.scores_of(data, PLAN)
     assert isinstance(found, str) or 0 <= found.top1 <= found.top3 <= found.in_vocabulary <= found.targets <= PLAN.max_rows * PLAN.length
 
 

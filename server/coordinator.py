@@ -11,20 +11,32 @@ import re
 import secrets
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from device_runtime import config, difference, quantize, signing, weights
-from device_runtime.errors import CheckpointError, ConfigError, RunError, UpdateError
+from device_runtime import difference, quantize, signing, weights
+from device_runtime.errors import CheckpointError, RunError
 from device_runtime.weights import Checkpoint, Weights, digest
 from device_runtime.wire import Abandon, Ack, Assignment, Cause, CheckIn, Enrolled, Enrolment, Kind, Plan, Reject, RoundReports, Scores
 from server import aggregation, pacing
 from server.aggregation import ServerStep, Sum
 from server.blobs import Blobs
 from server.eligibility import Policy, decide
+from server.judging import Judged, judge
 from server.ledger import Ledger, refused_late
+from server.requests import (
+    ABANDON_CAUSES,
+    Abandoning,
+    Answer,
+    CheckingIn,
+    Fetching,
+    Refused,
+    Reporting,
+    Request,
+    refusal,
+)
 from server.rounds import OPEN, Admitted, Dropped, Phase, Reported, RoundState, Rules, Tick, advance, following, is_over
 from server.store import Rows, Status, Store, StoredAssignment, StoredCheckpoint, StoredRound, StoredTask, loss_units
 from server.task import State, Task, rotation_seed
@@ -37,103 +49,7 @@ DIFFERENCES_KEPT = 256  # pairs whose difference is remembered
 SMALLER = 0.75  # a difference is offered if it has at most this share of the checkpoint's bytes
 POPULATION_S = 60.0  # how long the number of enrolled devices may be out of date
 NATS_A_TARGET = 100.0  # more is no loss of a target word: its probability would be under e ** -100
-ABANDON_CAUSES = (
-    Cause.CONDITION_LOST,
-    Cause.TRAINING_FAILED,
-    Cause.TIMED_OUT,
-    Cause.NOT_CHARGING,
-    Cause.METERED_NETWORK,
-    Cause.IN_USE,
-    Cause.TOO_FEW_EXAMPLES,
-    Cause.REPORTED_RECENTLY,
-)
-STATUS = {
-    Cause.MALFORMED: 400,
-    Cause.UNKNOWN_DEVICE: 401,
-    Cause.BAD_SIGNATURE: 401,
-    Cause.NOT_THE_OPERATOR: 401,
-    Cause.BAD_CODE: 403,
-    Cause.UNKNOWN_BLOB: 404,
-    Cause.UNKNOWN_ASSIGNMENT: 404,
-    Cause.UNKNOWN_TASK: 404,
-    Cause.TOO_SLOW: 408,
-    Cause.REPLAYED: 409,
-    Cause.DIFFERENT_UPDATE: 409,
-    Cause.WRONG_STATE: 409,
-    Cause.ABANDONED: 410,
-    Cause.TOO_LARGE: 413,
-    Cause.NOT_AN_UPDATE: 422,
-    Cause.NOT_SCORES: 422,
-    Cause.WRONG_ROUND: 422,
-    Cause.WRONG_SHAPES: 422,
-    Cause.NORM_TOO_LARGE: 422,
-    Cause.TOO_MANY_REQUESTS: 429,
-    Cause.UNAVAILABLE: 503,
-}  # HTTP, for each cause a request can be refused for
-_WHY = {
-    Cause.NOT_AN_UPDATE: "the body is not an update in the encoding and bits of the plan",
-    Cause.NOT_SCORES: "the body does not hold sums that this plan's held-back messages could have",
-    Cause.WRONG_ROUND: "the update was encoded, or the request signed, for another task, round or rotation",
-    Cause.WRONG_SHAPES: "the update belongs to a network of other shapes",
-    Cause.NORM_TOO_LARGE: "the update is larger than the plan's clipping norm allows",
-}
 _HEX_16, _HEX_32, _HEX_64 = (re.compile(f"[0-9a-f]{{{length}}}") for length in (16, 32, 64))
-
-
-class Refused(Exception):
-    """A request that breaks a rule. The endpoint answers with a Problem; nothing has changed but the ledger."""
-
-    def __init__(self, cause: Cause, detail: str):
-        super().__init__(detail)
-        self.cause, self.detail, self.status = cause, detail, STATUS[cause]
-
-
-# What devices ask. `nonce` is None where no signature was needed; `task` and `round` are those the device signed for, "" and 0 if for none.
-
-
-@dataclass(frozen=True)
-class CheckingIn:
-    device: str
-    check_in: CheckIn
-    nonce: str | None = None
-
-
-@dataclass(frozen=True)
-class Reporting:
-    """An encoded update, or the bytes of Scores."""
-
-    device: str
-    assignment: str
-    body: bytes | bytearray
-    kind: Kind = Kind.TRAINING
-    nonce: str | None = None
-    signed_for: tuple[str, int] | None = None
-    body_digest: str | None = None  # SHA-256 that was signed
-
-
-@dataclass(frozen=True)
-class Abandoning:
-    device: str
-    assignment: str
-    cause: Cause
-    nonce: str | None = None
-    signed_for: tuple[str, int] | None = None
-
-
-@dataclass(frozen=True)
-class Fetching:
-    """So many bytes of a blob are about to be sent, with its last or without."""
-
-    device: str
-    blob: str
-    size: int
-    complete: bool
-    nonce: str | None = None
-    signed_for: tuple[str, int] | None = None
-
-
-Request = CheckingIn | Reporting | Abandoning | Fetching
-Answer = Assignment | Reject | Ack | Refused | None
 
 
 def open_folder(folder: Path, database: str = "", blobs: str = "") -> tuple[Store, Blobs]:
@@ -251,7 +167,7 @@ class Coordinator:
                 work = rows.assignments([report.assignment]).get(report.assignment)
             name, number = ("", 0) if work is None else (work.task, work.round)
         task, genuine = self._task(name), report.body_digest in (None, hashed)
-        value = _judge(report.body, report.kind, task, number) if task is not None and genuine else None
+        value = judge(report.body, report.kind, task, number) if task is not None and genuine else None
         return Judged(hashed, genuine, name, number, value)
 
     def handle(self, requests: Sequence[Request], now: float, judged: "Sequence[Judged | None] | None" = None) -> list[Answer]:
@@ -466,7 +382,7 @@ class Coordinator:
         if work is None or work.device != request.device:
             return Refused(Cause.UNKNOWN_ASSIGNMENT, "this device has no such assignment")
         if request.signed_for is not None and request.signed_for != (work.task, work.round):
-            return _refusal(Cause.WRONG_ROUND)
+            return refusal(Cause.WRONG_ROUND)
         if isinstance(request, Abandoning):
             return self._abandoned(request, work, ledger)
         assert judged is not None  # of every report
@@ -539,11 +455,11 @@ class Coordinator:
         round = ledger.rounds[task.name].state
         value = judged.value if (judged.task, judged.round) == (work.task, work.round) else None
         if value is None:  # judged as part of other work, or before it was assigned
-            value = _judge(request.body, request.kind, task, work.round)
+            value = judge(request.body, request.kind, task, work.round)
         if isinstance(value, Cause):
             ledger.settle(work, status=Status.REFUSED, cause=value, update_hash=name)
             ledger.tell(task.name, Dropped(now))
-            return _refusal(value)
+            return refusal(value)
         if round.round - work.round > task.rules.max_staleness:
             ledger.settle(work, status=Status.CLOSED, cause=Cause.STALE, update_hash=name)
             ledger.tell(task.name, Dropped(now))
@@ -580,7 +496,7 @@ class Coordinator:
             return Refused(Cause.ABANDONED, "the device has abandoned this assignment")
         if work.update_hash != name:
             return Refused(Cause.DIFFERENT_UPDATE, "this assignment has another report already")
-        return Ack(True, self._retry(None, task.rules, ledger.now)) if work.cause is None else _refusal(work.cause)
+        return Ack(True, self._retry(None, task.rules, ledger.now)) if work.cause is None else refusal(work.cause)
 
     def _abandoned(self, request: Abandoning, work: StoredAssignment, ledger: Ledger) -> Answer:
         if request.cause not in ABANDON_CAUSES:
@@ -750,41 +666,6 @@ class Coordinator:
         self._differences[held, wanted] = self.blobs.put(found) if len(found) <= SMALLER * len(new) else None
 
 
-@dataclass(frozen=True)
-class Judged:
-    """What can be said of a report without the ledger."""
-
-    name: str  # SHA-256 of its body
-    genuine: bool  # the body is the one that was signed
-    task: str  # that it was judged for
-    round: int
-    value: quantize.Update | Scores | Cause | None  # what it holds, or why it must not be counted; None for an unknown task
-
-
-def _judge(body: bytes | bytearray, kind: Kind, task: Task, round: int) -> quantize.Update | Scores | Cause:
-    """A report as values, or why it must not be counted. Decides by the report and the task alone."""
-    if kind is not task.kind:
-        return Cause.NOT_AN_UPDATE if kind is Kind.TRAINING else Cause.NOT_SCORES
-    if kind is Kind.EVALUATION:
-        return _scores(body, task.plan)
-    try:
-        update = quantize.decode(body)
-    except UpdateError:
-        return Cause.NOT_AN_UPDATE
-    return aggregation.check(update, round, rotation_seed(task, round), task.shapes, task.dimension, task.plan) or update
-
-
-def _scores(body: bytes | bytearray, plan: Plan) -> Scores | Cause:
-    try:
-        scores = config.from_json(Scores, body, "Scores")
-    except ConfigError:
-        return Cause.NOT_SCORES
-    ordered = 0 <= scores.top1 <= scores.top3 <= scores.in_vocabulary <= scores.targets
-    if not (ordered and 1 <= scores.targets <= plan.max_rows * plan.length and 0 <= scores.loss <= NATS_A_TARGET * scores.in_vocabulary):
-        return Cause.NOT_SCORES
-    return scores
-
-
 def _add_task(rows: Rows, task: Task, now: float) -> None:
     if any(stored.task.name == task.name for stored in rows.tasks()):
         raise RunError(f"task {task.name}", "there is one of that name already", "choose another name, or go on with that one")
@@ -795,7 +676,3 @@ def _put_checkpoint(blobs: Blobs, checkpoint: Checkpoint, moments: Weights | Non
     moving = "" if moments is None else blobs.put(weights.to_bytes(replace(checkpoint, weights=moments)))
     half = blobs.put(weights.to_bytes(checkpoint, dtype=np.float16))
     return StoredCheckpoint(blobs.put(weights.to_bytes(checkpoint)), checkpoint.round, half, moving)
-
-
-def _refusal(cause: Cause) -> Refused:
-    return Refused(cause, _WHY[cause])

@@ -31,10 +31,12 @@ from device_runtime.errors import ConfigError, FedboardError, RunError
 from device_runtime.wire import Abandon, Ack, Assignment, Cause, CheckIn, Enrolled, Enrolment, Kind, Problem, Reject, RoundReports, Scores
 from server import access, dashboard, openapi, operators, overview
 from server.access import Buckets, Limits, Proof
-from server.coordinator import Abandoning, Answer, CheckingIn, Coordinator, Fetching, Judged, Refused, Reporting
-from server.coordinator import Request as Asked
+from server.coordinator import Coordinator
 from server.groups import Groups
+from server.judging import Judged
 from server.metrics import Metrics
+from server.requests import Abandoning, Answer, CheckingIn, Fetching, Refused, Reporting
+from server.requests import Request as Asked
 from server.store import Unusable
 
 log = logging.getLogger("fedboard.server")

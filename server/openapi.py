@@ -8,7 +8,7 @@ from pydantic import TypeAdapter
 
 from device_runtime.wire import Abandon, CheckIn, Enrolment, Problem, Scores
 from server import operators
-from server.coordinator import ABANDON_CAUSES
+from server.requests import ABANDON_CAUSES
 
 _SHARED = "#/components/schemas/{model}"
 _REQUESTS = (Enrolment, CheckIn, Abandon, Scores, operators.NewTask, operators.Rollback, operators.NewCodes)

@@ -18,8 +18,9 @@ from device_runtime import weights
 from device_runtime.errors import CheckpointError, ConfigError, RunError
 from device_runtime.wire import Cause, Kind, Plan
 from server.aggregation import ServerStep
-from server.coordinator import Coordinator, Refused, create_evaluation, create_task
+from server.coordinator import Coordinator, create_evaluation, create_task
 from server.eligibility import Policy
+from server.requests import Refused
 from server.rounds import Rules
 from server.store import StoredTask
 from server.task import State

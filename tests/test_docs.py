@@ -10,8 +10,8 @@ from device_runtime.interpreter import Graph
 from device_runtime.typing_log import Retention
 from device_runtime.wire import Cause, Plan
 from fedboard.serve import ServerSettings
-from server.coordinator import STATUS
 from server.metrics import Metrics
+from server.requests import STATUS
 from server.rounds import Rules
 from tests import toy_server
 

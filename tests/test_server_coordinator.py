@@ -15,8 +15,9 @@ from device_runtime.weights import Checkpoint
 from device_runtime.wire import Abandon, Ack, Assignment, Cause, Enrolment, Reject
 from server.aggregation import ServerStep
 from server.blobs import Blobs
-from server.coordinator import NONCE_LIFE_S, CheckingIn, Coordinator, Refused, create_task, has_task, open_folder
+from server.coordinator import NONCE_LIFE_S, Coordinator, create_task, has_task, open_folder
 from server.eligibility import Policy
+from server.requests import CheckingIn, Refused
 from server.rounds import Rules
 from server.store import Store
 from tests.toy_server import PLAN, READY, SHAPES, TOKENIZER, WEIGHTS, check_in, delta, encoded, enrolled, key, new, reopened, stored

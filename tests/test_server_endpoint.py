@@ -349,7 +349,7 @@ class Signed(requests.auth.AuthBase):
         return request
 
 
-TAKE_NOTHING = ("GET /v1/tasks", "GET /healthz", "GET /readyz", "GET /metrics", "GET /v1/rounds")
+TAKE_NOTHING = ("GET /", "GET /v1/tasks", "GET /healthz", "GET /readyz", "GET /metrics", "GET /v1/rounds")
 # a file of a format; rules that must fit each other; a schema takes 14.0 for a whole number
 BEYOND_A_SCHEMA = ("PUT /v1/checkpoints", "POST /v1/tasks", "POST /v1/codes")
 SIGNED = ("/v1/devices", "/v1/check-in", "/v1/blobs/", "/v1/assignments/")
@@ -385,5 +385,5 @@ def spoken_of() -> set[str]:
     """Every route the device's and the operator's modules speak of, and the four of the service itself."""
     spoken = (wire.__doc__ + operators.__doc__).replace("?task=NAME", "").replace("{id}", "{assignment}").splitlines()
     found = {" ".join(line.split()[:2]) for line in spoken if line.split()[:1] in (["GET"], ["PUT"], ["POST"])}
-    found |= {"POST /v1/tasks/{name}/resume", "GET /healthz", "GET /readyz", "GET /metrics"}
+    found |= {"GET /", "POST /v1/tasks/{name}/resume", "GET /healthz", "GET /readyz", "GET /metrics"}
     return found

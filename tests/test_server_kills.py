@@ -17,7 +17,8 @@ from pathlib import Path
 import obstore
 from device_runtime import config
 from device_runtime.wire import Assignment, Cause, Kind, Scores
-from server.coordinator import Abandoning, CheckingIn, Refused, Reporting, create_evaluation
+from server.coordinator import create_evaluation
+from server.requests import Abandoning, CheckingIn, Refused, Reporting
 from server.eligibility import Policy
 from server.rounds import Rules
 from tests.toy_server import READY, encoded, enrolled, reopened

@@ -18,8 +18,9 @@ from device_runtime.errors import RunError
 from device_runtime.wire import Cause
 from server.aggregation import ServerStep
 from server.blobs import Blobs
-from server.coordinator import CheckingIn, Coordinator, Reporting, create_task
+from server.coordinator import Coordinator, create_task
 from server.eligibility import Policy
+from server.requests import CheckingIn, Reporting
 from server.rounds import Rules
 from server.store import Store
 from tests import postgres, s3, toy_server

@@ -13,8 +13,9 @@ from device_runtime.errors import RunError
 from device_runtime.weights import Checkpoint
 from device_runtime.wire import Abandon, Ack, Assignment, Cause, Enrolment, Kind, Reject, Scores
 from server.aggregation import ServerStep
-from server.coordinator import Abandoning, CheckingIn, Coordinator, Refused, Reporting, create_evaluation, create_task, open_folder
+from server.coordinator import Coordinator, create_evaluation, create_task, open_folder
 from server.eligibility import Policy
+from server.requests import Abandoning, CheckingIn, Refused, Reporting
 from server.rounds import Mode, Rules
 from server.task import State
 from tests.toy_server import PLAN, READY, TOKENIZER, WEIGHTS, check_in, delta, encoded, enrolled, key, new, stored

@@ -1,0 +1,47 @@
+"""Judging: what a report holds, or why it must not be counted. Decides by the report and the task alone; reads no store."""
+
+from dataclasses import dataclass
+
+from device_runtime import config, quantize
+from device_runtime.errors import ConfigError, UpdateError
+from device_runtime.wire import Cause, Kind, Plan, Scores
+from server import aggregation
+from server.task import Task, rotation_seed
+
+NATS_A_TARGET = 100.0  # more is no loss of a target word: its probability would be under e ** -100
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What can be said of a report without the ledger."""
+
+    name: str  # SHA-256 of its body
+    genuine: bool  # the body is the one that was signed
+    task: str  # that it was judged for
+    round: int
+    value: quantize.Update | Scores | Cause | None  # what it holds, or why it must not be counted; None for an unknown task
+
+
+def judge(body: bytes | bytearray, kind: Kind, task: Task, round: int) -> quantize.Update | Scores | Cause:
+    """A report as values, or why it must not be counted. Decides by the report and the task alone."""
+    if kind is not task.kind:
+        return Cause.NOT_AN_UPDATE if kind is Kind.TRAINING else Cause.NOT_SCORES
+    if kind is Kind.EVALUATION:
+        return scores_of(body, task.plan)
+    try:
+        update = quantize.decode(body)
+    except UpdateError:
+        return Cause.NOT_AN_UPDATE
+    return aggregation.check(update, round, rotation_seed(task, round), task.shapes, task.dimension, task.plan) or update
+
+
+def scores_of(body: bytes | bytearray, plan: Plan) -> Scores | Cause:
+    """The Scores in a body, if held-back messages under this plan could have them."""
+    try:
+        scores = config.from_json(Scores, body, "Scores")
+    except ConfigError:
+        return Cause.NOT_SCORES
+    ordered = 0 <= scores.top1 <= scores.top3 <= scores.in_vocabulary <= scores.targets
+    if not (ordered and 1 <= scores.targets <= plan.max_rows * plan.length and 0 <= scores.loss <= NATS_A_TARGET * scores.in_vocabulary):
+        return Cause.NOT_SCORES
+    return scores
