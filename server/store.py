@@ -27,7 +27,7 @@ from device_runtime.errors import RunError
 from device_runtime.wire import Cause, RoundReport, Scores
 from server.aggregation import Sum
 from server.rounds import OPEN, Phase, RoundState
-from server.tables import assignments, check_ins, checkpoints, codes, devices, nonces, outcomes, participations, rounds, sums, tasks
+from server.tables import REVISION, assignments, check_ins, checkpoints, codes, devices, nonces, outcomes, participations, rounds, sums, tasks
 from server.task import State, Task
 
 Unusable = sa.exc.SQLAlchemyError  # what any use of a store raises while its database cannot be used
@@ -190,6 +190,9 @@ class Store:
         with self._engine.begin() as connection:
             if self.shared:
                 connection.execute(sa.text("SELECT pg_advisory_xact_lock(:key)"), {"key": _ADVISORY_LOCK})
+            if sa.inspect(connection).has_table("alembic_version"):
+                if connection.execute(sa.text("SELECT version_num FROM alembic_version")).scalars().all() == [REVISION]:
+                    return  # looking through the migrations takes longer than all else
             settings.attributes["connection"] = connection
             alembic.command.upgrade(settings, "head")
 

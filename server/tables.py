@@ -2,6 +2,8 @@
 
 import sqlalchemy as sa
 
+REVISION = "0002"  # of the newest migration
+
 metadata = sa.MetaData()
 _SHA = sa.String(64)
 _DEVICE = sa.String(16)

@@ -20,7 +20,7 @@ from server.eligibility import Policy
 from server.ledger import Ledger
 from server.rounds import Phase, RoundState, Rules
 from server.store import Participation, Status, Store, StoredAssignment, StoredCheckpoint
-from server.tables import metadata
+from server.tables import REVISION, metadata
 from server.task import State, Task
 from tests.toy_server import PLAN, READY, SHAPES, TOKENIZER, delta, encoded, enrolled, stored
 
@@ -48,7 +48,7 @@ def test_the_migrations_make_the_tables_the_code_uses(tmp_path):
     with engine.connect() as connection:
         context = alembic.migration.MigrationContext.configure(connection, opts={"compare_type": True})
         assert alembic.autogenerate.compare_metadata(context, metadata) == []
-        assert context.get_current_revision() == "0002"
+        assert context.get_current_revision() == REVISION
     engine.dispose()
 
 
