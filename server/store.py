@@ -190,9 +190,9 @@ class Store:
         with self._engine.begin() as connection:
             if self.shared:
                 connection.execute(sa.text("SELECT pg_advisory_xact_lock(:key)"), {"key": _ADVISORY_LOCK})
-            if sa.inspect(connection).has_table("alembic_version"):
-                if connection.execute(sa.text("SELECT version_num FROM alembic_version")).scalars().all() == [REVISION]:
-                    return  # looking through the migrations takes longer than all else
+            has = sa.text("SELECT version_num FROM alembic_version")
+            if sa.inspect(connection).has_table("alembic_version") and connection.execute(has).scalars().all() == [REVISION]:
+                return  # looking through the migrations takes longer than all else
             settings.attributes["connection"] = connection
             alembic.command.upgrade(settings, "head")
 
