@@ -39,6 +39,9 @@ class Blobs:
         """
         if not address.startswith("s3://"):
             raise RunError(address, "expected an address such as s3://bucket/prefix", "correct it, or leave it out to use the server's folder")
+        # without keys the store would ask the machine's cloud for some, and wait for an answer where there is none
+        if not any(os.environ.get(name) for name in ("AWS_ACCESS_KEY_ID", "AWS_METADATA_ENDPOINT", "AWS_WEB_IDENTITY_TOKEN_FILE")):
+            raise RunError(address, "its keys are needed, found none", "set AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_REGION")
         found = cls.__new__(cls)
         retry = {"max_retries": 2, "retry_timeout": PATIENCE}
         plain = os.environ.get("AWS_ALLOW_HTTP", "").lower() == "true"  # not read by the store once it is given options of its client

@@ -102,6 +102,13 @@ def test_a_bucket_that_cannot_be_used_is_one_clear_line_without_the_keys(bucket,
     assert [secret for secret in s3.KEYS.values() if secret in str(caught.value) and secret != "us-east-1"] == []
 
 
+def test_without_keys_nobody_is_asked_for_any(monkeypatch):
+    for name in (*s3.KEYS, "AWS_METADATA_ENDPOINT", "AWS_WEB_IDENTITY_TOKEN_FILE"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(RunError, match="keys are needed"):
+        Blobs.open("s3://fedboard/x")
+
+
 def test_a_store_that_does_not_answer_is_given_up_on_within_seconds(monkeypatch):
     for name, value in s3.environment("http://127.0.0.1:9").items():
         monkeypatch.setenv(name, value)
