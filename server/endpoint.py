@@ -29,7 +29,7 @@ from starlette.requests import ClientDisconnect
 from device_runtime import config, quantize, signing
 from device_runtime.errors import ConfigError, FedboardError, RunError
 from device_runtime.wire import Abandon, Ack, Assignment, Cause, CheckIn, Enrolled, Enrolment, Kind, Problem, Reject, RoundReports, Scores
-from server import access, dashboard, openapi, operators, overview
+from server import access, dashboard, memory, openapi, operators, overview
 from server.access import Buckets, Limits, Proof
 from server.coordinator import Coordinator
 from server.groups import Groups
@@ -78,6 +78,7 @@ def bind(host: str, port: int) -> socket.socket:
 
 def serve(app: FastAPI, sock: socket.socket, **options: Any) -> None:
     """Answer on a bound socket until SIGINT or SIGTERM; requests under way are finished first. Options are uvicorn's, such as ssl_certfile."""
+    memory.give_back_large_blocks()
     server(app, **options).run(sockets=[sock])
 
 
@@ -220,9 +221,9 @@ class _Service:
         proof = signed.proof
         self.verify(signed)  # before a body this large is read
         length = _content_length(request)
-        async with self.room.of(limit if length is None else length, self.allowed.limits.body_s):
-            # the hash of a body this large is checked by the coordinator's thread, which needs it anyway
-            body = await self.body(request, limit)
+        async with self.room.of(limit if length is None else length, self.allowed.limits.body_s) as buffer:
+            # the hash of a body this large is checked where it is judged, which needs it anyway
+            body = await self.body(request, limit, buffer)
             asked = Reporting(proof.device, request.path_params["assignment"], body, kind, proof.nonce, proof.signed_for, proof.body_digest)
             signed.judged = await asyncio.get_running_loop().run_in_executor(self.judges, self.coordinator.judge, asked)
             return _json(await self.answer(signed, asked, len(body)))
@@ -402,14 +403,14 @@ class _Service:
 
     # bodies and answers
 
-    async def body(self, request: Request, limit: int) -> bytes | bytearray:
-        """The body, refused as soon as it is known to be longer than `limit` bytes, coded, or too slow."""
+    async def body(self, request: Request, limit: int, into: bytearray | None = None) -> bytes | bytearray:
+        """The body, in `into` if it has its length; refused as soon as it is known to be longer than `limit` bytes, coded, or too slow."""
         length, limits = _content_length(request), self.allowed.limits
         if length is not None and length > limit:
             raise _too_large(limit)
         if request.headers.get("content-encoding", "identity").lower() != "identity":
             raise Refused(Cause.MALFORMED, "content-encoding: expected a body as it is")
-        body, size = bytearray(length or 0), 0  # one piece of memory for a body whose length is told
+        body, size = into if into is not None and len(into) == length else bytearray(length or 0), 0  # one piece of memory if its length is told
         try:
             async with asyncio.timeout(limits.body_s + limit / limits.least_bytes_per_s):
                 async for piece in request.stream():
@@ -531,14 +532,16 @@ class TooOften(Refused):
 
 
 class _Room:
-    """Bytes of bodies in memory at once: who finds none waits, and is asked to come back if that takes too long."""
+    """Bytes of bodies in memory at once: who finds none waits, and is asked to come back if that takes too long. Most bodies have one length, so
+    their memory is used again."""
 
     def __init__(self, most: int):
         self._left = self._most = most
         self._freed = asyncio.Condition()
+        self._spare: list[bytearray] = []
 
     @contextlib.asynccontextmanager
-    async def of(self, size: int, at_most_s: float) -> AsyncIterator[None]:
+    async def of(self, size: int, at_most_s: float) -> AsyncIterator[bytearray]:
         size = min(size, self._most)
         try:
             async with asyncio.timeout(at_most_s), self._freed:
@@ -546,8 +549,13 @@ class _Room:
                 self._left -= size
         except TimeoutError:
             raise Refused(Cause.UNAVAILABLE, "too many bodies at once") from None
+        buffer = self._spare.pop() if self._spare and len(self._spare[-1]) == size else bytearray(size)
         try:
-            yield
+            yield buffer
+            if not self._spare or len(self._spare[-1]) == size:  # answered: nobody looks at it any more
+                self._spare.append(buffer)
+            else:
+                self._spare = [buffer]
         finally:
             self._left += size
             async with self._freed:
