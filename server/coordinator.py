@@ -10,7 +10,8 @@ import logging
 import re
 import secrets
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -350,7 +351,7 @@ class Coordinator:
         acknowledging = any(isinstance(each, Reporting) for each in requests)
         answers: list[Answer] = []
         counted: dict[tuple[str, int], list[tuple[quantize.Update, int, float]]] = {}
-        with self.store.transaction(durable=acknowledging) as rows:
+        with self._forgetting_sums(), self.store.transaction(durable=acknowledging) as rows:
             ledger = Ledger(rows, now, devices, names, nonces)
             self._drop_overdue(rows, ledger)
             if not ledger.over:
@@ -366,6 +367,15 @@ class Coordinator:
         for each in ledger.over:
             self._end(ledger.tasks[each.task].task, each, now)
         return answers
+
+    @contextmanager
+    def _forgetting_sums(self) -> Iterator[None]:
+        """If a transaction fails, nobody knows whether it held: sums are read again from the store, which does."""
+        try:
+            yield
+        except BaseException:
+            self._sums.clear()
+            raise
 
     def _answer(self, request: Request, judged: "Judged | None", ledger: Ledger, rows: Rows, counted: dict) -> Answer:
         if request.device not in ledger.enrolled_at:
@@ -398,7 +408,7 @@ class Coordinator:
                 continue
             cause, work = self._why_not(stored, device, check_in, ledger, rows)
             if work is not None:
-                return self._assignment(task, work, ledger)
+                return self._assignment(task, work, ledger, rows)
             if cause is None:
                 able.append(task)
                 continue
@@ -408,7 +418,7 @@ class Coordinator:
             self._give_newest(task, ledger, rows)
             round = ledger.rounds[task.name]
             ledger.tell(task.name, Admitted(now))
-            return self._assignment(task, ledger.assign(device, task.name, holds=check_in.holds == round.half), ledger)
+            return self._assignment(task, ledger.assign(device, task.name, holds=check_in.holds == round.half), ledger, rows)
         for task, cause in causes:
             if task.name in ledger.rounds:
                 ledger.note_check_in(device, task.name, cause.value)
@@ -531,13 +541,14 @@ class Coordinator:
                     ledger.settle(ledger.assignments.get(work.assignment, work), status=Status.CLOSED, cause=Cause.TIMED_OUT)
                     ledger.tell(name, Dropped(ledger.now))
 
-    def _assignment(self, task: Task, work: StoredAssignment, ledger: Ledger) -> Assignment:
+    def _assignment(self, task: Task, work: StoredAssignment, ledger: Ledger, rows: Rows) -> Assignment:
         round = ledger.rounds[task.name]
+        half = round.half if work.round == round.state.round else rows.half_of(task.name, work.round)
         return Assignment(
             assignment=work.assignment,
             round=work.round,
             plan=task.plan_hash,
-            checkpoint=round.half,
+            checkpoint=half,
             shapes=task.shapes,
             rotation_seed=rotation_seed(task, work.round),
             deadline_s=max(0.0, work.admitted_at + task.rules.reporting_s - ledger.now),
@@ -614,6 +625,8 @@ class Coordinator:
         with self.store.reading() as rows:
             parts, before = rows.sums(task.name, number), rows.checkpoint(task.name, round.base)
         assert before is not None  # rounds start from checkpoints of their task
+        if not parts:
+            return None  # another replica has just closed it
         moments = weights.from_bytes(self.blobs.get(before.moments)).weights if before.moments else None
         delta = aggregation.mean(aggregation.total(parts), rotation_seed(task, number), task.dimension)
         after, moments = aggregation.apply(task.step, weights.from_bytes(self.blobs.get(before.sha)).weights, moments, delta)

@@ -327,6 +327,10 @@ class Rows:
         self._connection.execute(check_ins.delete().where(check_ins.c.task == task))
         self._connection.execute(sums.delete().where(sums.c.task == task, sums.c.round == state.round))
 
+    def half_of(self, task: str, round: int) -> str:
+        """The float16 checkpoint a round gave to its devices."""
+        return self._connection.execute(sa.select(rounds.c.half).where(rounds.c.task == task, rounds.c.round == round)).scalar_one()
+
     def committed(self, task: str) -> int:
         """Rounds committed so far."""
         query = sa.select(sa.func.count()).where(rounds.c.task == task, rounds.c.phase == Phase.COMMITTED.value, rounds.c.closed_at.is_not(None))

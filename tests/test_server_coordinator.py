@@ -543,6 +543,33 @@ def test_a_crash_at_any_write_loses_nothing_acknowledged_and_counts_nothing_twic
     assert len(results) == 1  # the last run is one without a crash
 
 
+@pytest.mark.parametrize("was_kept", [True, False])
+def test_a_commit_nobody_knows_the_fate_of_loses_no_update_of_a_server_that_goes_on(tmp_path, monkeypatch, was_kept):
+    coordinator = new(tmp_path, Rules(report_goal=3, over_selection=1.0))
+    devices = enrolled(coordinator, 3)
+    works = assigned(coordinator, devices)
+    coordinator.update(devices[0], works[0].assignment, encoded(works[0], 0), 2.0)
+    transaction = coordinator.store.transaction
+
+    @contextmanager
+    def breaking(durable: bool = False):
+        with transaction(durable) as rows:
+            yield rows
+            if not was_kept:
+                raise Crash
+        raise Crash
+
+    monkeypatch.setattr(coordinator.store, "transaction", breaking)
+    with pytest.raises(Crash):
+        coordinator.update(devices[1], works[1].assignment, encoded(works[1], 1), 2.0)
+    monkeypatch.setattr(coordinator.store, "transaction", transaction)
+    for number in (1, 2):  # the device that got no answer asks again
+        assert coordinator.update(devices[number], works[number].assignment, encoded(works[number], number), 3.0).counted
+    moved = weights.flatten(stored(coordinator, coordinator.checkpoint().sha).weights) - weights.flatten(WEIGHTS)
+    np.testing.assert_allclose(moved, (delta(0) + delta(1) + delta(2)) / 3, atol=0.02)
+    coordinator.close()
+
+
 def test_a_crash_while_a_task_is_made_leaves_no_half_of_it(tmp_path):
     for dies_at in itertools.count(1):
         folder, fate = tmp_path / str(dies_at), Fate(dies_at)

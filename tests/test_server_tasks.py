@@ -237,6 +237,17 @@ def test_a_report_too_many_rounds_behind_is_told_so_and_counted_as_stale(tmp_pat
     coordinator.close()
 
 
+def test_a_device_whose_reply_was_lost_gets_the_checkpoint_of_its_own_round_again(tmp_path):
+    coordinator = new(tmp_path, BUFFERED)
+    devices = enrolled(coordinator, 3)
+    works = [coordinator.check_in(device, READY, 1.0) for device in devices]
+    for number in (0, 1):
+        coordinator.update(devices[number], works[number].assignment, encoded(works[number], number), 2.0)
+    again = coordinator.check_in(devices[2], READY, 3.0)
+    assert (again.assignment, again.round, again.checkpoint) == (works[2].assignment, 1, works[2].checkpoint)
+    coordinator.close()
+
+
 def test_a_buffered_task_lets_go_of_a_device_that_takes_too_long_and_admits_another(tmp_path):
     coordinator = new(tmp_path, replace(BUFFERED, over_selection=1.0))  # two at work at once
     a, b, c = enrolled(coordinator, 3)
