@@ -8,7 +8,7 @@ from typing import Any
 from device_runtime.wire import Cause
 from server.eligibility import History
 from server.rounds import OPEN, Event, Tick, advance
-from server.store import ASSIGNED, DROPPED, REFUSED, Participation, Rows, StoredAssignment, StoredRound
+from server.store import ASSIGNED, DROPPED, REFUSED, Participation, Rows, Status, StoredAssignment, StoredRound
 from server.task import assignment_name
 
 
@@ -26,6 +26,9 @@ class Ledger:
         if names:
             self.assignments |= {each.assignment: each for each in rows.work_of(names)}
             self._participations, self._outcomes = rows.participations(names), rows.outcomes_of(names)
+        self._works: dict[tuple[str, str], list[str]] = {}  # names of assignments by device and task
+        for each in self.assignments.values():
+            self._works.setdefault((each.device, each.task), []).append(each.assignment)
         self._new_nonces: list[tuple[str, str]] = []
         self._changed_rounds: dict[str, StoredRound] = {}
         self._changed_assignments: dict[str, StoredAssignment] = {}
@@ -55,10 +58,13 @@ class Ledger:
 
     def work(self, device: str, task: str) -> StoredAssignment | None:
         """The device's assignment in the open round of a task, or an open one of a round before it."""
-        mine = [each for each in self.assignments.values() if (each.device, each.task) == (device, task)]
-        return next((each for each in mine if each.status == "open"), None) or next(
-            (each for each in mine if each.round == self.rounds[task].state.round), None
-        )
+        mine = self.works(device, task)
+        still_open = next((each for each in mine if each.status is Status.OPEN), None)
+        return still_open or next((each for each in mine if each.round == self.rounds[task].state.round), None)
+
+    def works(self, device: str, task: str) -> list[StoredAssignment]:
+        """Those of a device's assignments in a task that were read or given."""
+        return [self.assignments[name] for name in self._works.get((device, task), ())]
 
     def tell(self, task: str, event: Event) -> bool:
         """Let an event happen to the open round of a task; whether more than time has passed."""
@@ -78,6 +84,7 @@ class Ledger:
         work = StoredAssignment(name, task, number, device, self.now, downloaded=holds)
         self.count(work, assigned=1, downloaded=int(holds))
         self.note_check_in(device, task, ASSIGNED)
+        self._works.setdefault((device, task), []).append(name)
         self.settle(work)
         return work
 
