@@ -520,10 +520,8 @@ class Coordinator:
 
     def _fetched(self, request: Fetching, ledger: Ledger, rows: Rows) -> None:
         """Count bytes in the round they are for, and the first time all of its checkpoint went to the device."""
-        mine = [
-            each for each in ledger.assignments.values() if (each.task, each.round, each.device) == (*(request.signed_for or ("", 0)), request.device)
-        ]
-        for work in mine:
+        task, number = request.signed_for or ("", 0)
+        for work in [each for each in ledger.works(request.device, task) if each.round == number]:
             ledger.count(work, bytes_down=request.size)
             round = ledger.rounds.get(work.task)
             wanted = round.half if round is not None and round.state.round == work.round else None
