@@ -123,17 +123,26 @@ async def _load(port: int, connections: Sequence[Iterator[bytes]]) -> tuple[list
 
 
 def load(server: "Server", requests: Sequence[bytes], connections: int) -> Load:
-    """All requests, over so many connections."""
-    shared = iter(requests)  # whoever is free takes the next
+    """All requests, over so many connections: whoever is free takes the next."""
+    return load_lazily(server, iter(requests), len(requests), connections)
+
+
+def load_lazily(server: "Server", requests: Iterator[bytes], count: int, connections: int) -> Load:
+    """As `load`, but requests are signed as they are sent: ten thousand bodies do not fit into memory."""
     before = server.cpu_s()
-    opened, seconds = asyncio.run(_load(server.port, [shared] * connections))
-    statuses: dict[int, int] = {}
+    opened, seconds = asyncio.run(_load(server.port, [iter(requests)] * connections))
+    latencies = sorted(itertools.chain.from_iterable(protocol.latencies for protocol in opened))
+    received = sum(protocol.received for protocol in opened)
+    return Load(count / seconds, _statuses(opened), 1000 * latencies[int(0.99 * (len(latencies) - 1))], received, server.cpu_s() - before)
+
+
+def _statuses(opened: Sequence[Connection]) -> dict[int, int]:
+    """Answers by status."""
+    found: dict[int, int] = {}
     for protocol in opened:
         for status, count in protocol.statuses.items():
-            statuses[status] = statuses.get(status, 0) + count
-    latencies = sorted(itertools.chain.from_iterable(protocol.latencies for protocol in opened))
-    p99 = 1000 * latencies[int(0.99 * (len(latencies) - 1))]
-    return Load(len(requests) / seconds, statuses, p99, sum(protocol.received for protocol in opened), server.cpu_s() - before)
+            found[status] = found.get(status, 0) + count
+    return found
 
 
 class Server:
@@ -245,19 +254,6 @@ def updates(folder: Path, count: int, repeats: int, connections: int) -> None:
               f" ({slope:+.1f} MB per 1,000); one accumulator has {8 * quantize.padded(PARAMETERS) / 2**20:.0f} MB")  # fmt: skip
 
 
-def load_lazily(server: Server, requests: Iterator[bytes], count: int, connections: int) -> Load:
-    """As `load`, but requests are signed as they are sent: ten thousand bodies do not fit into memory."""
-    before = server.cpu_s()
-    opened, seconds = asyncio.run(_load(server.port, [iter(requests)] * connections))
-    statuses: dict[int, int] = {}
-    for protocol in opened:
-        for status, times in protocol.statuses.items():
-            statuses[status] = statuses.get(status, 0) + times
-    latencies = sorted(itertools.chain.from_iterable(protocol.latencies for protocol in opened))
-    p99 = 1000 * latencies[int(0.99 * (len(latencies) - 1))]
-    return Load(count / seconds, statuses, p99, sum(protocol.received for protocol in opened), server.cpu_s() - before)
-
-
 def downloads(folder: Path, count: int, repeats: int, connections: int) -> None:
     coordinator, devices = new(folder, Rules(), Plan(clipping_norm=1.0), count * (repeats + 1), PARAMETERS)
     half = coordinator.checkpoint().half
@@ -290,10 +286,7 @@ def crowd(folder: Path, devices: int) -> None:
             yield device.request("PUT", f"/v1/assignments/{work.assignment}/update", body, work.task, work.round)
 
         opened, seconds = asyncio.run(_load(server.port, [day(*pair) for pair in zip(members, works, strict=True)]))
-        statuses = {}
-        for protocol in opened:
-            for status, count in protocol.statuses.items():
-                statuses[status] = statuses.get(status, 0) + count
+        statuses = _statuses(opened)
         print(f"{devices:,} devices at once: answers {statuses} in {seconds:.1f} s, server at {server.memory_mb():.0f} MB")
     reopened = Coordinator(*open_folder(folder))
     report = reopened.reports(time.time()).rounds[0]
