@@ -9,7 +9,7 @@ from device_runtime.errors import ConfigError
 from fedboard.run import Settings
 from model.recipe import Recipe, Schedule
 
-CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.toml"))
+CONFIGS = sorted(path for path in (Path(__file__).parents[1] / "configs").glob("*.toml") if path.name != "server.toml")  # of training
 
 
 def shares(rounds: int, **how) -> list[float]:
