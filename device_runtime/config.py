@@ -60,7 +60,7 @@ def from_toml(kind: type[T], path: Path) -> T:
 
 def to_json(value: Any) -> bytes:
     """A dataclass (or plain value) as canonical JSON: sorted keys, no spaces, so equal values have equal bytes."""
-    return json.dumps(asdict(value) if is_dataclass(value) else value, sort_keys=True, separators=(",", ":")).encode()
+    return _CANONICAL.encode(_plain(value)).encode()
 
 
 def to_toml(value: Any) -> str:
@@ -78,6 +78,18 @@ def _toml(value: Any) -> str:
     if isinstance(value, list | tuple):
         return "[" + ", ".join(_toml(item) for item in value) + "]"
     return json.dumps(value, ensure_ascii=False)  # TOML writes these booleans, numbers and basic strings as JSON does
+
+
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
+
+
+def _plain(value: Any) -> Any:
+    """Dataclasses inside as tables. (`asdict` copies all else as well, which takes longer than writing it.)"""
+    if is_dataclass(value):
+        return {name: _plain(item) for name, item in vars(value).items()}
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 @functools.cache

@@ -341,7 +341,7 @@ class _Service:
         if length is not None and length > limit:
             raise _too_large(limit)
         self.address_may(request)
-        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in request.scope["headers"]}
+        headers = _headers(request)
         key, proof = await self.key(headers.get("fedboard-device", "")), access.proof(headers)
         if proof is None:
             raise _bad_signature()
@@ -408,7 +408,7 @@ class _Service:
         length, limits = _content_length(request), self.allowed.limits
         if length is not None and length > limit:
             raise _too_large(limit)
-        if request.headers.get("content-encoding", "identity").lower() != "identity":
+        if _headers(request).get("content-encoding", "identity").lower() != "identity":
             raise Refused(Cause.MALFORMED, "content-encoding: expected a body as it is")
         body, size = into if into is not None and len(into) == length else bytearray(length or 0), 0  # one piece of memory if its length is told
         try:
@@ -596,8 +596,17 @@ class _Observed:
 # requests
 
 
+def _headers(request: Request) -> dict[str, str]:
+    """The headers by name; Starlette's own look through all of them at every question."""
+    found = request.scope.get("fedboard.headers")
+    if found is None:
+        found = {name.decode("latin-1"): value.decode("latin-1") for name, value in request.scope["headers"]}
+        request.scope["fedboard.headers"] = found
+    return found
+
+
 def _content_length(request: Request) -> int | None:
-    given = request.headers.get("content-length")
+    given = _headers(request).get("content-length")
     if given is None:
         return None
     if not (given.isascii() and given.isdigit() and len(given) < 19):

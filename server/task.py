@@ -1,5 +1,6 @@
 """A task: what the server wants done with a model. Fixed when it is created, kept with its rounds."""
 
+import functools
 import hashlib
 import re
 from dataclasses import dataclass
@@ -60,7 +61,12 @@ class Task:
 
     @property
     def plan_hash(self) -> str:
-        return digest(self.plan_bytes)
+        return _hash_of(self.plan)
+
+
+@functools.lru_cache(maxsize=64)
+def _hash_of(plan: Plan) -> str:
+    return digest(config.to_json(plan))
 
 
 def rotation_seed(task: Task, round: int) -> int:
@@ -68,8 +74,12 @@ def rotation_seed(task: Task, round: int) -> int:
 
     A buffered task keeps one: reports of several rounds add up in one sum.
     """
-    named = f"fedboard-rotation-v1 {task.seed} {0 if task.rules.buffered else round}".encode()
-    return int.from_bytes(hashlib.sha256(named).digest()[:8]) >> 11
+    return _rotation(task.seed, 0 if task.rules.buffered else round)
+
+
+@functools.lru_cache(maxsize=256)
+def _rotation(seed: int, round: int) -> int:
+    return int.from_bytes(hashlib.sha256(f"fedboard-rotation-v1 {seed} {round}".encode()).digest()[:8]) >> 11
 
 
 def assignment_name(task: Task, round: int, device: str) -> str:
