@@ -564,7 +564,7 @@ def _locked(database: Path) -> Any:
 def _prepare_sqlite(connection: Any, _record: Any) -> None:
     connection.isolation_level = None  # SQLAlchemy begins and ends the transactions, tables included
     # what is deleted is overwritten, where that costs no more writing; each of many connections keeps half a megabyte of pages
-    for setting in ("journal_mode = WAL", "foreign_keys = ON", "secure_delete = FAST", "cache_size = -512"):
+    for setting in ("journal_mode = WAL", "foreign_keys = ON", "secure_delete = FAST", "cache_size = -512", "wal_autocheckpoint = 16384"):
         connection.execute(f"PRAGMA {setting}")
 
 
