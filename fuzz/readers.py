@@ -104,10 +104,9 @@ def window(data: bytes) -> None:
 
 def counted(data: bytes) -> None:
     found = quantize.decode(data)
-    cause = aggregation.check(found, found.round, found.seed, found.shapes, found.dimension, PLAN)
+    cause = aggregation.check(found, found.round, found.seed, found.shapes, 3, PLAN)
     if cause is None:
-        most = aggregation.capacity(PLAN, found.dimension)
-        total = aggregation.add(aggregation.empty(found.dimension), found, most)
+        total = aggregation.add(aggregation.empty(3), found, aggregation.capacity(PLAN, 3))
         assert np.abs(total.total.astype(np.float64)).max() < 2.0**63 * 0.9999
 
 
