@@ -37,7 +37,7 @@ class Update:
     dimension: int  # values before padding
     low: np.ndarray  # float32 [blocks]
     step: np.ndarray  # float32 [blocks], at least 0
-    codes: np.ndarray  # uint16 (of 8 bits uint8) [padded dimension], each under 2 ** bits
+    codes: np.ndarray  # uint16 (of 1, 2, 4 and 8 bits uint8) [padded dimension], each under 2 ** bits
 
 
 def clip(delta: Weights, clipping_norm: float) -> Weights:
@@ -138,10 +138,15 @@ def pack(codes: np.ndarray, bits: int) -> bytes:
 
 
 def unpack(data: bytes | memoryview, bits: int, count: int) -> np.ndarray:
-    """The inverse of `pack`: uint16 [count]; of 8 bits uint8, the bytes as they came."""
+    """The inverse of `pack`: uint16 [count]; of 1, 2, 4 and 8 bits uint8, of 8 the bytes as they came."""
     raw = np.frombuffer(data, np.uint8)
     if bits == 8:
         return raw
+    if 8 % bits == 0:  # no code lies across two bytes
+        codes = np.empty((len(raw), 8 // bits), np.uint8)
+        for place in range(8 // bits):
+            codes[:, place] = raw >> (8 - bits * (place + 1)) & (2**bits - 1)
+        return codes.reshape(-1)[:count]
     if bits == 16:
         return raw.view(">u2").astype(np.uint16)
     narrow = np.unpackbits(raw, count=count * bits).reshape(count, bits)

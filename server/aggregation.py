@@ -139,11 +139,11 @@ def add_all(sum: Sum, updates: Sequence[Weighted]) -> Sum:
         lows += _units(update.low, weight * share)
         mine = step * (2.0**update.bits - 1)
         if together and (reach + mine).max() >= EXACT:
-            _add(total, together, np.zeros_like(lows))
+            _add(total, together, np.zeros_like(lows), reach.max())
             together, reach = [], np.zeros(len(total))
         together.append((update.codes.reshape(total.shape), step))
         reach += mine
-    _add(total, together, lows, np.float64 if reach.max(initial=0.0) < EXACT else np.int64)
+    _add(total, together, lows, reach.max(initial=0.0))
     more = [weight for _, weight, _ in updates]
     return Sum(total.reshape(-1), sum.weight + int(np.sum(more, dtype=np.int64)), sum.count + len(more))
 
@@ -204,8 +204,12 @@ def _units(values: np.ndarray, weight: float) -> np.ndarray:
     return np.rint(values.astype(np.float64) * (weight * SCALE)).astype(np.int64)
 
 
-def _add(total: np.ndarray, updates: Sequence[tuple[np.ndarray, np.ndarray]], low: np.ndarray, kind: type = np.float64) -> None:
-    """Add code * step of every update, and low, to the total, in place. Float64 holds whole numbers up to EXACT, and takes half as long."""
+def _add(total: np.ndarray, updates: Sequence[tuple[np.ndarray, np.ndarray]], low: np.ndarray, reach: float) -> None:
+    """Add code * step of every update, and low, to the total, in place. No product, nor a sum of them, is over `reach`.
+
+    Float64 holds whole numbers up to EXACT, and takes half as long. One update of a large weight can be beyond that alone.
+    """
+    kind = np.float64 if reach < EXACT else np.int64
     product, added = (np.empty((CHUNK, quantize.BLOCK), kind) for _ in range(2))
     for start in range(0, len(total), CHUNK):
         part = slice(start, min(start + CHUNK, len(total)))

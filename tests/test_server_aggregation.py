@@ -180,6 +180,15 @@ def test_the_sum_is_the_weighted_value_within_half_a_unit_and_half_a_unit_a_code
     assert (np.abs(found - exact) <= 0.5 + 0.5 * update.codes + 1e-15 * np.abs(exact)).all()
 
 
+@pytest.mark.parametrize("weight", [1, 10**6, 10**7, 3 * 10**7])  # from ten million on, one update alone is beyond what float64 holds exactly
+def test_how_updates_are_grouped_cannot_change_a_bit_however_much_they_weigh(weight):
+    updates = [(update_of(delta(number), seed=number), weight + number, 1.0) for number in range(3)]
+    assert sum(each for _, each, _ in updates) <= aggregation.capacity(PLAN, DIMENSION)
+    together = aggregation.add_all(aggregation.empty(DIMENSION), updates)
+    alone = reduce(lambda total, update: aggregation.add_all(total, [update]), updates, aggregation.empty(DIMENSION))
+    assert together.total.tobytes() == alone.total.tobytes()
+
+
 def test_what_several_replicas_have_counted_adds_up_to_what_one_would_have():
     updates = [(update_of(delta(number), seed=number), number + 1, 1.0) for number in range(5)]
     one = aggregation.add_all(aggregation.empty(DIMENSION), updates)
