@@ -1,4 +1,5 @@
-"""The device's benchmarks: a suggestion, a process that predicts, one that fine-tunes, a train step, sizes, and what int8 costs; each beside its bar.
+"""The device's benchmarks: a suggestion, a process that predicts, one that fine-tunes, a train
+step, sizes, and what int8 costs; each beside its bar.
 
 .venv/bin/python -m benchmarks.device
 """
@@ -23,7 +24,12 @@ from model import corpus
 
 ROOT = Path(__file__).parents[1]
 TYPED = 5  # newest messages of a user that are typed key by key; the earlier ones are history
-KINDS = {"network": {}, "own words": {"own": True}, "personal weights": {"personal": True}, "both": {"own": True, "personal": True}}
+KINDS = {
+    "network": {},
+    "own words": {"own": True},
+    "personal weights": {"personal": True},
+    "both": {"own": True, "personal": True},
+}
 
 
 @dataclass(frozen=True)
@@ -58,15 +64,36 @@ class Bench:
     trust: tuple[str, ...]  # files
 
     def measure(self, name: str, **task: object) -> dict:
-        """Run one measurement of `device_process.py` on one core, with one thread. Raises RuntimeError with what it said if it fails."""
-        task = {"bundle": str(self.folder), "trusted": self.trusted, "repeats": self.repeats, **task}
+        """Run one measurement of `device_process.py` on one core, with one thread. Raises
+        RuntimeError with what it said if it fails.
+        """
+        task = {
+            "bundle": str(self.folder),
+            "trusted": self.trusted,
+            "repeats": self.repeats,
+            **task,
+        }
         one_thread = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
         done = subprocess.run(
-            ["taskset", "-c", str(self.core), sys.executable, "-m", "benchmarks.device_process", name],
-            input=json.dumps(task), capture_output=True, text=True, cwd=ROOT, env={**os.environ, **one_thread},
-        )  # fmt: skip
+            [
+                "taskset",
+                "-c",
+                str(self.core),
+                sys.executable,
+                "-m",
+                "benchmarks.device_process",
+                name,
+            ],
+            input=json.dumps(task),
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+            env={**os.environ, **one_thread},
+        )
         if done.returncode:
-            raise RuntimeError(f"measuring `{name}` ended with {done.returncode}: {done.stderr.strip()[-500:]}")
+            raise RuntimeError(
+                f"measuring `{name}` ended with {done.returncode}: {done.stderr.strip()[-500:]}"
+            )
         return json.loads(done.stdout.splitlines()[-1])
 
     def messages(self) -> Iterator[str]:
@@ -75,19 +102,50 @@ class Bench:
 
 def typing(bench: Bench) -> Iterator[Figure]:
     """Every suggestion while test users type their newest messages."""
-    chosen = [utterances for utterances in bench.users.values() if len(utterances) > TYPED][: bench.people]
-    users = [{"earlier": [each.text for each in own[:-TYPED]], "typed": [each.text for each in own[-TYPED:]]} for own in chosen]
+    chosen = [utterances for utterances in bench.users.values() if len(utterances) > TYPED][
+        : bench.people
+    ]
+    users = [
+        {
+            "earlier": [each.text for each in own[:-TYPED]],
+            "typed": [each.text for each in own[-TYPED:]],
+        }
+        for own in chosen
+    ]
     for kind, settings in KINDS.items():
-        found = bench.measure("typing", users=users, **{"own": False, "personal": False, **settings})
-        cpu, wall, floor = found["suggestion"]["cpu_ms"], found["suggestion"]["wall_ms"], found["floor_ms"]
-        note = f"{found['keys']:,} keys; wall {wall['p99']:.2f}, longest {cpu['most']:.1f} (wall {wall['most']:.1f}); median {cpu['p50']:.3f}"
-        yield Figure(f"suggestion, {kind}: p99", cpu["p99"], "ms CPU", 5.0, cpu["p99"] / floor, note)
+        found = bench.measure(
+            "typing", users=users, **{"own": False, "personal": False, **settings}
+        )
+        cpu, wall, floor = (
+            found["suggestion"]["cpu_ms"],
+            found["suggestion"]["wall_ms"],
+            found["floor_ms"],
+        )
+        note = (
+            f"{found['keys']:,} keys; wall {wall['p99']:.2f}, longest {cpu['most']:.1f} (wall "
+            f"{wall['most']:.1f}); median {cpu['p50']:.3f}"
+        )
+        yield Figure(
+            f"suggestion, {kind}: p99", cpu["p99"], "ms CPU", 5.0, cpu["p99"] / floor, note
+        )
         new = found["new_word"]["cpu_ms"]
-        read = f"floor {floor:.3f} ms = {found['bytes_read'] / 1e6:.2f} MB of weights at {found['read_gb_s']:.1f} GB/s"
+        read = (
+            f"floor {floor:.3f} ms = {found['bytes_read'] / 1e6:.2f} MB of weights at "
+            f"{found['read_gb_s']:.1f} GB/s"
+        )
         note = f"{read}; first after opening {found['first_ms']:.1f} (wall)"
-        yield Figure("  of a new word: median", new["p50"], "ms CPU", None, new["p50"] / floor, note)
+        yield Figure(
+            "  of a new word: median", new["p50"], "ms CPU", None, new["p50"] / floor, note
+        )
         sent = found["sent"]["cpu_ms"]
-        yield Figure("  a message sent: p99", sent["p99"], "ms CPU", None, None, f"median {sent['p50']:.2f}; the strip does not wait for it")
+        yield Figure(
+            "  a message sent: p99",
+            sent["p99"],
+            "ms CPU",
+            None,
+            None,
+            f"median {sent['p50']:.2f}; the strip does not wait for it",
+        )
 
 
 def predicting(bench: Bench) -> Iterator[Figure]:
@@ -99,18 +157,40 @@ def predicting(bench: Bench) -> Iterator[Figure]:
         tokens += len(utterance.tokens)
         if tokens > MOST_TOKENS:
             break
-    for name, own in (("predicting", False), (f"predicting, {min(tokens, MOST_TOKENS):,} own tokens", True)):
+    for name, own in (
+        ("predicting", False),
+        (f"predicting, {min(tokens, MOST_TOKENS):,} own tokens", True),
+    ):
         found = bench.measure("predicting", messages=typed, own=own, history=history)
-        yield Figure(f"memory, {name}: peak", found["peak_mb"], "MB", 70.0, None, f"{found['now_mb']:.1f} at the end")
+        yield Figure(
+            f"memory, {name}: peak",
+            found["peak_mb"],
+            "MB",
+            70.0,
+            None,
+            f"{found['now_mb']:.1f} at the end",
+        )
 
 
 def finetuning(bench: Bench) -> Iterator[Figure]:
     """Memory of the work of one turn, from typing log to encoded update."""
-    found = bench.measure("finetuning", messages=list(islice(bench.messages(), 2 * bench.bundle.plan.max_rows)))
+    found = bench.measure(
+        "finetuning", messages=list(islice(bench.messages(), 2 * bench.bundle.plan.max_rows))
+    )
     before, after = found["loss"]
-    note = f"{found['rows']} rows, {found['batches']} batches, loss {before:.2f} to {after:.2f}; {found['before_mb']:.1f} before training"
+    note = (
+        f"{found['rows']} rows, {found['batches']} batches, loss {before:.2f} to {after:.2f}; "
+        f"{found['before_mb']:.1f} before training"
+    )
     yield Figure("memory, a whole turn: peak", found["peak_mb"], "MB", 180.0, None, note)
-    yield Figure("  its training", found["train_cpu_s"], "s CPU", None, None, f"encoding {found['encode_cpu_s']:.2f}")
+    yield Figure(
+        "  its training",
+        found["train_cpu_s"],
+        "s CPU",
+        None,
+        None,
+        f"encoding {found['encode_cpu_s']:.2f}",
+    )
 
 
 def _litert() -> str:
@@ -121,14 +201,30 @@ def _litert() -> str:
 
 def step(bench: Bench) -> Iterator[Figure]:
     """A train step against its matrix products alone."""
-    for engine, most, folder in (("tflite-runtime", 3.0, None), ("ai-edge-litert", 2.0, bench.litert)):
+    for engine, most, folder in (
+        ("tflite-runtime", 3.0, None),
+        ("ai-edge-litert", 2.0, bench.litert),
+    ):
         if folder == "":
             continue
         found = bench.measure("step", litert=folder)
         cpu, wall = found["train"]["cpu_ms"], found["train"]["wall_ms"]
-        floor = f"floor {found['floor_ms']:.1f} ms = {found['flop'] / 1e9:.2f} GFLOP at {found['gflop_s']:.0f} GFLOP/s"
-        note = f"{cpu['p50']:.1f} ms CPU (wall {wall['p50']:.1f}); {floor}; {found['over_products']:.2f} times numpy's products in its shapes"
-        yield Figure(f"train step, {engine}: times the floor", found["over_floor"], "x", most, found["over_floor"], note)
+        floor = (
+            f"floor {found['floor_ms']:.1f} ms = {found['flop'] / 1e9:.2f} GFLOP at "
+            f"{found['gflop_s']:.0f} GFLOP/s"
+        )
+        note = (
+            f"{cpu['p50']:.1f} ms CPU (wall {wall['p50']:.1f}); {floor}; "
+            f"{found['over_products']:.2f} times numpy's products in its shapes"
+        )
+        yield Figure(
+            f"train step, {engine}: times the floor",
+            found["over_floor"],
+            "x",
+            most,
+            found["over_floor"],
+            note,
+        )
 
 
 def sizes(bench: Bench) -> Iterator[Figure]:
@@ -136,23 +232,51 @@ def sizes(bench: Bench) -> Iterator[Figure]:
     files = bench.bundle.manifest.files
     yield Figure("predict.tflite", files[bundle.PREDICT].bytes / 1e6, "MB", 1.5)
     values = sum(array.size for array in bench.bundle.checkpoint.weights.values())
-    yield Figure("checkpoint, float16", files[bundle.CHECKPOINT].bytes / 1e6, "MB", None, None, f"{values:,} values")
-    yield Figure("graph and checkpoint", (files[bundle.PREDICT].bytes + files[bundle.CHECKPOINT].bytes) / 1e6, "MB", 4.5)
+    yield Figure(
+        "checkpoint, float16",
+        files[bundle.CHECKPOINT].bytes / 1e6,
+        "MB",
+        None,
+        None,
+        f"{values:,} values",
+    )
+    yield Figure(
+        "graph and checkpoint",
+        (files[bundle.PREDICT].bytes + files[bundle.CHECKPOINT].bytes) / 1e6,
+        "MB",
+        4.5,
+    )
     yield Figure("upload, 8 bits", quantize.encoded_bytes(values, 8) / 1e6, "MB", 1.45)
     yield Figure("upload, 4 bits", quantize.encoded_bytes(values, 4) / 1e6, "MB")
 
 
 def int8(bench: Bench) -> Iterator[Figure]:
-    """Top-1 of the shipped int8 graph and of the float checkpoint on all test positions, paired by user: `fedboard evaluate`."""
-    with tempfile.TemporaryDirectory() as folder:  # a tokenizer belongs to a bare checkpoint's run, not to a bundle's
+    """Top-1 of the shipped int8 graph and of the float checkpoint on all test positions, paired by
+    user: `fedboard evaluate`.
+    """
+    with (
+        tempfile.TemporaryDirectory() as folder
+    ):  # a tokenizer belongs to a bare checkpoint's run, not to a bundle's
         tokenizer = Path(folder) / bundle.TOKENIZER
         tokenizer.write_bytes(bench.bundle.content[bundle.TOKENIZER])
         targets = [str(bench.folder / bundle.CHECKPOINT), str(bench.folder)]
-        options = ["--paired", "--json", "--data", bench.data, "--tokenizer", str(tokenizer), *chain(*(("--trust", key) for key in bench.trust))]
+        options = [
+            "--paired",
+            "--json",
+            "--data",
+            bench.data,
+            "--tokenizer",
+            str(tokenizer),
+            *chain(*(("--trust", key) for key in bench.trust)),
+        ]
         command = [sys.executable, "-m", "fedboard.cli", "evaluate", *targets, *options]
-        done = subprocess.run(["taskset", "-c", str(bench.core), *command], capture_output=True, text=True, cwd=ROOT)
+        done = subprocess.run(
+            ["taskset", "-c", str(bench.core), *command], capture_output=True, text=True, cwd=ROOT
+        )
     if done.returncode:
-        raise RuntimeError(f"`fedboard evaluate` ended with {done.returncode}: {done.stderr.strip()[-500:]}")
+        raise RuntimeError(
+            f"`fedboard evaluate` ended with {done.returncode}: {done.stderr.strip()[-500:]}"
+        )
     found = json.loads(done.stdout)
     change, words = found["second_minus_first"]["top1"], found["systems"][0]["summary"]["targets"]
     low, high = (100 * value for value in change["interval"])
@@ -169,37 +293,70 @@ def show(figures: Sequence[Figure]) -> str:
     """The table, as text."""
     rows = [("figure", "value", "", "bar", "", "of floor", "")]
     for row in figures:
-        bar, floor = "" if row.bar is None else f"{row.bar:g}", "" if row.of_floor is None else f"{row.of_floor:.1f} x"
+        bar, floor = (
+            "" if row.bar is None else f"{row.bar:g}",
+            "" if row.of_floor is None else f"{row.of_floor:.1f} x",
+        )
         rows.append((row.name, f"{row.value:.3f}", row.unit, bar, row.verdict, floor, row.note))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     numbers = (1, 3, 5)  # columns aligned to the right
-    aligned = [[cell.rjust(w) if i in numbers else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))] for row in rows]
+    aligned = [
+        [
+            cell.rjust(w) if i in numbers else cell.ljust(w)
+            for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        ]
+        for row in rows
+    ]
     return "\n".join("  ".join(row).rstrip() for row in aligned)
 
 
 def main(arguments: Sequence[str] | None = None) -> list[Figure]:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--bundle", type=Path, default=REFERENCE, help="a signed bundle; by default the repository's")
-    parser.add_argument("--trust", type=Path, action="append", help="public key of the bundle's maker")
+    parser.add_argument(
+        "--bundle",
+        type=Path,
+        default=REFERENCE,
+        help="a signed bundle; by default the repository's",
+    )
+    parser.add_argument(
+        "--trust", type=Path, action="append", help="public key of the bundle's maker"
+    )
     parser.add_argument("--data", default="chitchat")
     parser.add_argument("--core", type=int, default=0)
     parser.add_argument("--only", default=",".join(PARTS), help=f"some of {','.join(PARTS)}")
     parser.add_argument("--people", type=int, default=40, help="test users who type")
     parser.add_argument("--repeats", type=int, default=40)
-    parser.add_argument("--litert", default=_litert(), help="folder with ai-edge-litert; by default where it is installed")
+    parser.add_argument(
+        "--litert",
+        default=_litert(),
+        help="folder with ai-edge-litert; by default where it is installed",
+    )
     parser.add_argument("--json", action="store_true")
     found = parser.parse_args(arguments)
     opened = open_bundle(found.bundle, found.trust)
     trust = found.trust or ([REFERENCE.with_suffix(".pub")] if found.bundle == REFERENCE else [])
     bench = Bench(
-        found.bundle.resolve(), tuple(trusted_keys(trust)), opened, corpus.load(found.data).test, found.core, found.people, found.repeats,
-        str(found.litert), found.data, tuple(str(path.resolve()) for path in trust),
-    )  # fmt: skip
+        found.bundle.resolve(),
+        tuple(trusted_keys(trust)),
+        opened,
+        corpus.load(found.data).test,
+        found.core,
+        found.people,
+        found.repeats,
+        str(found.litert),
+        found.data,
+        tuple(str(path.resolve()) for path in trust),
+    )
     figures = []
     for name in found.only.split(","):
         print(f"measuring {name}", file=sys.stderr, flush=True)
         figures += PARTS[name](bench)
-    print(json.dumps([asdict(row) | {"verdict": row.verdict} for row in figures]) if found.json else show(figures), flush=True)
+    print(
+        json.dumps([asdict(row) | {"verdict": row.verdict} for row in figures])
+        if found.json
+        else show(figures),
+        flush=True,
+    )
     return figures
 
 

@@ -1,7 +1,9 @@
-"""One measurement of `device.py` in a process of its own: what a phone runs and nothing else. Reads its task as JSON from standard input.
+"""One measurement of `device.py` in a process of its own: what a phone runs and nothing else. Reads
+its task as JSON from standard input.
 
-Only `device_runtime` is imported, so that memory is a device's. Every time is taken twice: by the clock on the wall and by the CPU time of this
-thread, which other processes on the machine disturb less.
+Only `device_runtime` is imported, so that memory is a device's. Every time is taken twice: by the
+clock on the wall and by the CPU time of this thread, which other processes on the machine disturb
+less.
 """
 
 import json
@@ -24,7 +26,11 @@ SURE = {"nats": 1000.0, "hits": 1000}  # a trust that serves the mix to everybod
 
 def status_mb(field: str) -> float:
     """A field of /proc/self/status, in MB of 2 ** 20 bytes."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field + ":"))
+    line = next(
+        line
+        for line in Path("/proc/self/status").read_text().splitlines()
+        if line.startswith(field + ":")
+    )
     return int(line.split()[1]) / 1024
 
 
@@ -39,7 +45,13 @@ def spread(times: list[tuple[float, float]]) -> dict[str, dict[str, float]]:
     """Percentiles of wall and CPU milliseconds."""
     columns = np.array(times).T
     return {
-        clock: dict(zip(("p50", "p99", "most"), map(float, np.percentile(column, [50, 99, 100])), strict=True))
+        clock: dict(
+            zip(
+                ("p50", "p99", "most"),
+                map(float, np.percentile(column, [50, 99, 100])),
+                strict=True,
+            )
+        )
         for clock, column in zip(("wall_ms", "cpu_ms"), columns, strict=True)
     }
 
@@ -51,7 +63,12 @@ def keys(message: str) -> list[tuple[str, str]]:
     [('', ''), ('', 'h'), ('', 'hi'), ('hi ', '')]
     """
     typed = (message[:end] for end in range(len(message)))
-    return [(text[: place.start()], place.group()) for text in typed for place in [PREFIX.search(text)] if place]
+    return [
+        (text[: place.start()], place.group())
+        for text in typed
+        for place in [PREFIX.search(text)]
+        if place
+    ]
 
 
 def opened(task: dict):
@@ -72,7 +89,9 @@ def own_words(bundle, history: list[str]):
 
 
 def typing(task: dict) -> dict:
-    """Every suggestion of users who type their messages key by key, the message learned when it is sent."""
+    """Every suggestion of users who type their messages key by key, the message learned when it is
+    sent.
+    """
     from device_runtime.predictor import Predictor
 
     bundle = opened(task)
@@ -81,16 +100,24 @@ def typing(task: dict) -> dict:
     first = None
     for user in task["users"]:
         began = time.perf_counter()
-        predictor = Predictor(bundle, personal, own_words(bundle, user["earlier"]) if task["own"] else None)
+        predictor = Predictor(
+            bundle, personal, own_words(bundle, user["earlier"]) if task["own"] else None
+        )
         predictor.suggest("")
         first = first or 1000 * (time.perf_counter() - began)
         for message in user["typed"]:
             for context, prefix in keys(message):
-                found = timed(lambda context=context, prefix=prefix, predictor=predictor: predictor.suggest(context, prefix))
+                found = timed(
+                    lambda context=context, prefix=prefix, predictor=predictor: predictor.suggest(
+                        context, prefix
+                    )
+                )
                 every.append(found)
                 if not prefix:
                     word.append(found)
-            sent.append(timed(lambda message=message, predictor=predictor: predictor.typed(message)))
+            sent.append(
+                timed(lambda message=message, predictor=predictor: predictor.typed(message))
+            )
     read = weight_bytes(bundle, 4 if task["personal"] else 1)
     speed = read_speed(task["repeats"])
     return {
@@ -109,18 +136,24 @@ def weight_bytes(bundle, width: int) -> int:
     """Bytes of weights one step reads: matrices of `width` bytes a value, biases of four."""
     manifest = bundle.manifest
     embedding, units, vocabulary = manifest.embedding, manifest.units, manifest.vocabulary
-    return width * (vocabulary * embedding + 2 * 3 * units * embedding + units * embedding) + 4 * (vocabulary + 3 * units)
+    return width * (vocabulary * embedding + 2 * 3 * units * embedding + units * embedding) + 4 * (
+        vocabulary + 3 * units
+    )
 
 
 def read_speed(repeats: int) -> float:
-    """GB/s (of 10 ** 9 bytes) at which this core reads memory: the fastest of some sums of squares over 64 MB."""
+    """GB/s (of 10 ** 9 bytes) at which this core reads memory: the fastest of some sums of squares
+    over 64 MB.
+    """
     array = np.ones(READ_BYTES // 4, np.float32)
     best = min(timed(lambda: np.dot(array, array))[1] for _ in range(max(repeats, 3)))
     return READ_BYTES / best / 1e6
 
 
 def predicting(task: dict) -> dict:
-    """Memory of a process that only predicts: with `own`, as many words of a user's own as are ever counted."""
+    """Memory of a process that only predicts: with `own`, as many words of a user's own as are ever
+    counted.
+    """
     from device_runtime.predictor import Predictor
 
     bundle = opened(task)
@@ -133,7 +166,9 @@ def predicting(task: dict) -> dict:
 
 
 def finetuning(task: dict) -> dict:
-    """Memory and time of a turn's work: open the bundle, read the typing log, train on the newest rows, encode the update."""
+    """Memory and time of a turn's work: open the bundle, read the typing log, train on the newest
+    rows, encode the update.
+    """
     import device_runtime.participate as participate
     from device_runtime import examples, text, weights
     from device_runtime.bundle import CHECKPOINT
@@ -147,13 +182,24 @@ def finetuning(task: dict) -> dict:
         bundle = opened(task)
         plan = bundle.plan
         checkpoint = weights.from_bytes(bundle.content[CHECKPOINT])
-        rows = examples.rows([bundle.vocabulary.ids(tokens) for tokens in map(text.tokenise, typed) if tokens], plan.length)[-plan.max_rows :]
+        rows = examples.rows(
+            [bundle.vocabulary.ids(tokens) for tokens in map(text.tokenise, typed) if tokens],
+            plan.length,
+        )[-plan.max_rows :]
         rng = np.random.default_rng(0)
         before = status_mb("VmRSS")
         cpu = time.process_time()
         tuned = participate.finetune(bundle.train_graph, checkpoint.weights, rows, plan, rng)
         trained = time.process_time() - cpu
-        asked = Assignment("a", 1, plan="", checkpoint="", shapes=bundle.manifest.shapes, rotation_seed=1, deadline_s=0)
+        asked = Assignment(
+            "a",
+            1,
+            plan="",
+            checkpoint="",
+            shapes=bundle.manifest.shapes,
+            rotation_seed=1,
+            deadline_s=0,
+        )
         cpu = time.process_time()
         update = participate.encode(tuned.delta, asked, plan, len(rows), rng)
         return {
@@ -170,16 +216,22 @@ def finetuning(task: dict) -> dict:
 
 
 def step(task: dict) -> dict:
-    """One train step beside its matrix products alone, in turns: milliseconds of CPU time, medians."""
+    """One train step beside its matrix products alone, in turns: milliseconds of CPU time,
+    medians.
+    """
     if task["litert"]:
-        sys.modules["tflite_runtime"] = None  # as if it were not installed: then the other interpreter is taken
+        sys.modules["tflite_runtime"] = (
+            None  # as if it were not installed: then the other interpreter is taken
+        )
         sys.path.append(task["litert"])
     from device_runtime import interpreter
 
     bundle = opened(task)
     plan, weights = bundle.plan, bundle.checkpoint.weights
     rng = np.random.default_rng(0)
-    rows = rng.integers(4, len(weights["output_bias"]), (plan.batch_size, plan.length + 1)).astype(np.int32)
+    rows = rng.integers(4, len(weights["output_bias"]), (plan.batch_size, plan.length + 1)).astype(
+        np.int32
+    )
     graph, rate = interpreter.Graph(bundle.train_graph), np.float32(plan.learning_rate)
     square = rng.random((GEMM_SIZE, GEMM_SIZE), np.float32)
     work = {
@@ -210,17 +262,26 @@ def step(task: dict) -> dict:
 
 
 def step_flop(weights: dict[str, np.ndarray], batch: int, length: int) -> int:
-    """Operations of the matrix products of one step: 6 for each weight of a matrix at each of batch x length places, padding among them."""
+    """Operations of the matrix products of one step: 6 for each weight of a matrix at each of batch
+    x length places, padding among them.
+    """
     return 6 * sum(array.size for array in weights.values() if array.ndim == 2) * batch * length
 
 
 def products(weights: dict[str, np.ndarray], batch: int, length: int) -> Callable[[], None]:
-    """The same products in numpy, in the shapes in which a step must do them: time by time through the recurrence, all at once elsewhere."""
+    """The same products in numpy, in the shapes in which a step must do them: time by time through
+    the recurrence, all at once elsewhere.
+    """
     rng = np.random.default_rng(0)
-    table, kernel, projection = weights["embedding"], weights["recurrent_kernel"], weights["projection"]
+    table, kernel, projection = (
+        weights["embedding"],
+        weights["recurrent_kernel"],
+        weights["projection"],
+    )
     (vocabulary, embedding), units = table.shape, projection.shape[1]
     all_hidden, all_scores, all_gates, all_cells = (
-        rng.random((batch * length, n), np.float32) for n in (embedding, vocabulary, 3 * units, units)
+        rng.random((batch * length, n), np.float32)
+        for n in (embedding, vocabulary, 3 * units, units)
     )  # [batch * length, n]
     hidden, gates, cells = all_hidden[:batch], all_gates[:batch], all_cells[:batch]
 

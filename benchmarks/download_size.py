@@ -1,4 +1,5 @@
-"""What a device downloads: the whole checkpoint, or its difference from one some rounds older. Real rounds of fine-tuning on train users.
+"""What a device downloads: the whole checkpoint, or its difference from one some rounds older. Real
+rounds of fine-tuning on train users.
 
 python benchmarks/download_size.py [BUNDLE] --rounds 10
 """
@@ -28,7 +29,9 @@ def main() -> None:
     parser.add_argument("bundle", nargs="?", type=Path, help="by default the reference bundle")
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--clients", type=int, default=20, help="of a round")
-    parser.add_argument("--momentum", type=float, default=0.0, help="of the server's step (FedAvgM)")
+    parser.add_argument(
+        "--momentum", type=float, default=0.0, help="of the server's step (FedAvgM)"
+    )
     asked = parser.parse_args()
     bundle, rng = open_bundle(asked.bundle, None), np.random.default_rng(0)
     users = [own for own in corpus.load("chitchat").train.values() if len(own) >= 20]
@@ -38,11 +41,23 @@ def main() -> None:
         for number in range(asked.rounds):
             given, total, weight = weights.from_bytes(travelled[-1]).weights, 0.0, 0
             for user in rng.choice(len(users), asked.clients, replace=False):
-                own = rows((bundle.vocabulary.ids(utterance.tokens) for utterance in users[user]), plan.length)[-ROWS:]
-                total = total + len(own) * weights.flatten(finetune(bundle.train_graph, given, own, plan, rng).delta).astype(np.float64)
+                own = rows(
+                    (bundle.vocabulary.ids(utterance.tokens) for utterance in users[user]),
+                    plan.length,
+                )[-ROWS:]
+                total = total + len(own) * weights.flatten(
+                    finetune(bundle.train_graph, given, own, plan, rng).delta
+                ).astype(np.float64)
                 weight += len(own)
-            exact, velocity = apply(ServerStep(1.0, asked.momentum), exact, velocity, total / weight)
-            after = Checkpoint(exact, bundle.checkpoint.round + number + 1, weights.digest(travelled[-1]), bundle.checkpoint.tokenizer)
+            exact, velocity = apply(
+                ServerStep(1.0, asked.momentum), exact, velocity, total / weight
+            )
+            after = Checkpoint(
+                exact,
+                bundle.checkpoint.round + number + 1,
+                weights.digest(travelled[-1]),
+                bundle.checkpoint.tokenizer,
+            )
             travelled.append(weights.to_bytes(after, np.float16))
             advance(number + 1, "")
     print(f"whole checkpoint: {len(travelled[-1]):,} bytes as float16")
@@ -53,7 +68,10 @@ def main() -> None:
         made = difference.encode(old, new)
         between = time.perf_counter()
         assert difference.apply(old, made) == new
-        print(f"{apart:>12} {len(made):>10,} {len(made) / len(new):>12.1%} {between - began:>8.2f} {time.perf_counter() - between:>8.2f}")
+        print(
+            f"{apart:>12} {len(made):>10,} {len(made) / len(new):>12.1%} {between - began:>8.2f} "
+            f"{time.perf_counter() - between:>8.2f}"
+        )
 
 
 if __name__ == "__main__":

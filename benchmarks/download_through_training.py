@@ -1,4 +1,5 @@
-"""What a device downloads early, midway and late in a training: the difference from the checkpoint of some rounds before, of the whole one's size.
+"""What a device downloads early, midway and late in a training: the difference from the checkpoint
+of some rounds before, of the whole one's size.
 
 python benchmarks/download_through_training.py configs/four-bits.toml --bits 4 > sizes.txt
 """
@@ -27,13 +28,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("config", type=Path)
     parser.add_argument("--bits", type=int, help="encode updates as devices do")
-    parser.add_argument("--grids", type=int, nargs="*", default=[4096, 1024], help="also: weights rounded to multiples of one in so many")
+    parser.add_argument(
+        "--grids",
+        type=int,
+        nargs="*",
+        default=[4096, 1024],
+        help="also: weights rounded to multiples of one in so many",
+    )
     parser.add_argument("--stop", type=int, default=ENDS[-1], help="after this round")
     asked = parser.parse_args()
     settings = from_toml(Settings, asked.config)
     if asked.bits:
         recipe = settings.recipe
-        settings = replace(settings, recipe=replace(recipe, encoded=True, plan=replace(recipe.plan, bits=asked.bits)))
+        settings = replace(
+            settings,
+            recipe=replace(recipe, encoded=True, plan=replace(recipe.plan, bits=asked.bits)),
+        )
     from fedboard.train import beginning
     from model import simulation
 
@@ -41,7 +51,9 @@ def main() -> None:
     words, first = beginning(settings, Run(Path()), users, False)
     wanted, kept = {end - apart for end in ENDS for apart in (0, *APART)}, {}
     with worker.running(len(os.sched_getaffinity(0))):
-        for done in simulation.train(first.weights, Clients(users.train, words, settings.recipe.plan.length), settings.recipe):
+        for done in simulation.train(
+            first.weights, Clients(users.train, words, settings.recipe.plan.length), settings.recipe
+        ):
             if done.number in wanted:
                 kept[done.number] = done.weights
             if done.number in ENDS:
@@ -57,13 +69,22 @@ def show(end: int, kept: dict[int, Weights], grids: list[int]) -> None:
             old, new = (travelling(kept[number], number, grid) for number in (end - apart, end))
             made = difference.encode(old, new)
             assert difference.apply(old, made) == new
-            shares.append(f"{'on a grid of 1/' + format(grid) if grid else 'exact'} {len(made):,} ({len(made) / len(new):.1%})")
+            shares.append(
+                f"{'on a grid of 1/' + format(grid) if grid else 'exact'} {len(made):,} "
+                f"({len(made) / len(new):.1%})"
+            )
         print(f"round {end - apart} -> {end}, {apart} apart: {', '.join(shares)}", flush=True)
 
 
 def travelling(exact: Weights, number: int, grid: int) -> bytes:
-    """The file a device gets; with a grid, weights rounded to its multiples first, as float16 holds them."""
-    rounded = {name: np.rint(array * grid) / grid + 0.0 for name, array in exact.items()} if grid else exact  # + 0.0: no negative zeros
+    """The file a device gets; with a grid, weights rounded to its multiples first, as float16 holds
+    them.
+    """
+    rounded = (
+        {name: np.rint(array * grid) / grid + 0.0 for name, array in exact.items()}
+        if grid
+        else exact
+    )  # + 0.0: no negative zeros
     return weights.to_bytes(Checkpoint(rounded, number), np.float16)
 
 

@@ -1,4 +1,6 @@
-"""The peers' environments: built once with the project's uv, then used again. Our own peer and plain TFF run in the environment this runs in."""
+"""The peers' environments: built once with the project's uv, then used again. Our own peer and
+plain TFF run in the environment this runs in.
+"""
 
 import os
 import subprocess
@@ -11,19 +13,34 @@ PACKAGES = {"pfl": ["torch==2.13.0", "pfl==0.6.0"], "fedjax": ["jax==0.10.2", "f
 
 
 def python(name: str) -> Path:
-    """The interpreter of an environment, built if it is not there yet or was built from other packages.
+    """The interpreter of an environment, built if it is not there yet or was built from other
+    packages.
 
     Raises CalledProcessError if uv cannot build it.
     """
     folder, wanted = FOLDER / name, "\n".join(PACKAGES[name])
     stamp = folder / "packages.txt"
     if not stamp.exists() or stamp.read_text() != wanted:
-        print(f"building the environment of {name}: {' '.join(PACKAGES[name])}", file=sys.stderr, flush=True)
-        uv = [str(ROOT / ".tools/bin/uv"), "--no-config", "--quiet"]  # the project's own overrides would pin an old JAX
+        print(
+            f"building the environment of {name}: {' '.join(PACKAGES[name])}",
+            file=sys.stderr,
+            flush=True,
+        )
+        uv = [
+            str(ROOT / ".tools/bin/uv"),
+            "--no-config",
+            "--quiet",
+        ]  # the project's own overrides would pin an old JAX
         variables = dict(os.environ)
         if "PIP_FIND_LINKS" in variables:  # a machine that tells pip where its wheels are
             variables.setdefault("UV_FIND_LINKS", variables["PIP_FIND_LINKS"])
-        subprocess.run([*uv, "venv", "--clear", "--python", sys.executable, str(folder)], check=True)
-        subprocess.run([*uv, "pip", "install", "--python", str(folder / "bin/python"), *PACKAGES[name]], check=True, env=variables)
+        subprocess.run(
+            [*uv, "venv", "--clear", "--python", sys.executable, str(folder)], check=True
+        )
+        subprocess.run(
+            [*uv, "pip", "install", "--python", str(folder / "bin/python"), *PACKAGES[name]],
+            check=True,
+            env=variables,
+        )
         stamp.write_text(wanted)
     return folder / "bin" / "python"

@@ -1,4 +1,5 @@
-"""What the user's own weights are worth: everybody's network and each user's fine-tuned one, gated as on a phone, by the personal protocol.
+"""What the user's own weights are worth: everybody's network and each user's fine-tuned one, gated
+as on a phone, by the personal protocol.
 
 python benchmarks/personal_gain.py [BUNDLE] --split test
 """
@@ -29,7 +30,11 @@ def main() -> None:
     asked = parser.parse_args()
     bundle = open_bundle(asked.bundle, None)
     everybodys, known = bundle.checkpoint.weights, bundle.vocabulary
-    users = {name: own for name, own in corpus.load(asked.data).split(asked.split).items() if evaluation.scored_of(own, personal=True)}
+    users = {
+        name: own
+        for name, own in corpus.load(asked.data).split(asked.split).items()
+        if evaluation.scored_of(own, personal=True)
+    }
     users = dict(list(users.items())[: asked.users])
     blocked = blocked_ids(known.tokens, bundle.blocked)
     alone, gated, always = {}, {}, {}
@@ -38,28 +43,49 @@ def main() -> None:
         for number, (name, own) in enumerate(users.items()):
 
             def score(weights, name=name, own=own):
-                return evaluation.evaluate(evaluation.engine_of(weights, known), {name: own}, known, blocked=blocked, personal=True).users[name]
+                return evaluation.evaluate(
+                    evaluation.engine_of(weights, known),
+                    {name: own},
+                    known,
+                    blocked=blocked,
+                    personal=True,
+                ).users[name]
 
             history = own[: -evaluation.scored_of(own, personal=True)]
             messages = [known.ids(utterance.tokens) for utterance in history]
             to_train, held = personal.split(messages)
             graph, rng = bundle.train_graph, np.random.default_rng(number)
-            tuned = personal.train(graph, everybodys, to_train, bundle.plan, rng, epochs=asked.epochs, rate=asked.rate)
-            judged = personal.Judged() if tuned is None else personal.judge(graph, everybodys, tuned, held)
+            tuned = personal.train(
+                graph, everybodys, to_train, bundle.plan, rng, epochs=asked.epochs, rate=asked.rate
+            )
+            judged = (
+                personal.Judged()
+                if tuned is None
+                else personal.judge(graph, everybodys, tuned, held)
+            )
             alone[name] = score(everybodys)
             always[name] = alone[name] if tuned is None else score(tuned)
             gated[name] = always[name] if judged.ahead else alone[name]
             served += judged.ahead
             harmed += judged.ahead and judged.nats <= 0
             advance(number + 1, f"{served} served")
-    results = [evaluation.Evaluation(counts, sum(counts.values(), Counts())) for counts in (alone, gated, always)]
+    results = [
+        evaluation.Evaluation(counts, sum(counts.values(), Counts()))
+        for counts in (alone, gated, always)
+    ]
     rng = np.random.default_rng(0)
     for title, found in zip(("everybody's", "own, gated", "own, always"), results, strict=True):
         said = evaluation.summarise(found, rng)
-        print(f"{title:<12} top-1 {said.top1:.2%}  top-3 {said.top3:.2%}  ppl {said.perplexity:.1f}  keys saved {said.keystroke_saving:.2%}")
+        print(
+            f"{title:<12} top-1 {said.top1:.2%}  top-3 {said.top3:.2%}  ppl {said.perplexity:.1f} "
+            f" keys saved {said.keystroke_saving:.2%}"
+        )
     for title, found in zip(("gated", "always"), results[1:], strict=True):
         print(title, asdict(evaluation.compare(found, results[0], rng).top1))
-    print(f"served to {served} of {len(users)} users, to {harmed} of them while behind on their own held-back messages")
+    print(
+        f"served to {served} of {len(users)} users, to {harmed} of them while behind on their own "
+        "held-back messages"
+    )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Recall on validation users by round, of several runs in one picture.
 
-python benchmarks/recall_plot.py runs/s1 runs/s2 --level "all text in one place=21.7" --out docs/recall.png
+python benchmarks/recall_plot.py runs/s1 runs/s2 --level "all text in one place=21.7" --out
+docs/recall.png
 """
 
 import argparse
@@ -27,7 +28,9 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("runs", nargs="+", type=Path, help="folders of `fedboard train`")
-    parser.add_argument("--level", action="append", type=level, default=[], help="a line across, NAME=PERCENT")
+    parser.add_argument(
+        "--level", action="append", type=level, default=[], help="a line across, NAME=PERCENT"
+    )
     parser.add_argument("--out", type=Path, required=True, help="PNG to write")
     found = parser.parse_args()
     figure, axes = pyplot.subplots(figsize=(8, 3.6), dpi=150, layout="constrained")
@@ -47,7 +50,13 @@ def main() -> None:
     for name, share in found.level:
         axes.axhline(share, color=LEVEL, linewidth=1.4, linestyle="--")
         axes.annotate(
-            f"{name}: {share:.1f} %", (1, share), (0, 4), xycoords=("axes fraction", "data"), textcoords="offset points", ha="right", color=LEVEL
+            f"{name}: {share:.1f} %",
+            (1, share),
+            (0, 4),
+            xycoords=("axes fraction", "data"),
+            textcoords="offset points",
+            ha="right",
+            color=LEVEL,
         )
     axes.set_xlabel("round of 20 clients", color=SOFT)
     axes.set_ylabel("top-1 on validation users, %", color=SOFT)

@@ -1,5 +1,6 @@
-"""The server's benchmarks over loopback, one server process each: signed check-ins beside a bare FastAPI endpoint, counted updates beside reading and
-discarding the same bodies, downloads beside a file response, a thousand devices at once, and memory over ten thousand updates.
+"""The server's benchmarks over loopback, one server process each: signed check-ins beside a bare
+FastAPI endpoint, counted updates beside reading and discarding the same bodies, downloads beside a
+file response, a thousand devices at once, and memory over ten thousand updates.
 
 .venv/bin/python -m benchmarks.server [--updates 10000] [--devices 1000]
 """
@@ -43,8 +44,17 @@ class Device:
 
     def request(self, method: str, path: str, body: bytes, task: str = "", round: int = 0) -> bytes:
         signed = signing.sign_request(self.key, self.name, method, path, body, task, round)
-        lines = [f"{method} {path} HTTP/1.1", "host: bench", f"content-length: {len(body)}", "content-type: application/json"]
-        return "\r\n".join([*lines, *(f"{name}: {value}" for name, value in signed.items())]).encode() + b"\r\n\r\n" + body
+        lines = [
+            f"{method} {path} HTTP/1.1",
+            "host: bench",
+            f"content-length: {len(body)}",
+            "content-type: application/json",
+        ]
+        return (
+            "\r\n".join([*lines, *(f"{name}: {value}" for name, value in signed.items())]).encode()
+            + b"\r\n\r\n"
+            + body
+        )
 
 
 class Connection(asyncio.Protocol):
@@ -84,7 +94,11 @@ class Connection(asyncio.Protocol):
         if end < 0:
             return
         head = bytes(self._buffer[:end]).lower()
-        length = int(head.split(b"content-length: ", 1)[1].split(b"\r\n", 1)[0]) if b"content-length: " in head else 0
+        length = (
+            int(head.split(b"content-length: ", 1)[1].split(b"\r\n", 1)[0])
+            if b"content-length: " in head
+            else 0
+        )
         self._status = int(head[9:12])
         self._left = length - (len(self._buffer) - end - 4)
         self._buffer.clear()
@@ -111,12 +125,16 @@ class Load:
     cpu_s: float  # of the server
 
 
-async def _load(port: int, connections: Sequence[Iterator[bytes]]) -> tuple[list[Connection], float]:
+async def _load(
+    port: int, connections: Sequence[Iterator[bytes]]
+) -> tuple[list[Connection], float]:
     loop = asyncio.get_running_loop()
     opened, began = [], time.perf_counter()
     for requests in connections:
         done = loop.create_future()
-        _, protocol = await loop.create_connection(lambda requests=requests, done=done: Connection(requests, done), "127.0.0.1", port)
+        _, protocol = await loop.create_connection(
+            lambda requests=requests, done=done: Connection(requests, done), "127.0.0.1", port
+        )
         opened.append(protocol)
     await asyncio.gather(*(protocol.done for protocol in opened))
     return opened, time.perf_counter() - began
@@ -128,12 +146,20 @@ def load(server: "Server", requests: Sequence[bytes], connections: int) -> Load:
 
 
 def load_lazily(server: "Server", requests: Iterator[bytes], count: int, connections: int) -> Load:
-    """As `load`, but requests are signed as they are sent: ten thousand bodies do not fit into memory."""
+    """As `load`, but requests are signed as they are sent: ten thousand bodies do not fit into
+    memory.
+    """
     before = server.cpu_s()
     opened, seconds = asyncio.run(_load(server.port, [iter(requests)] * connections))
     latencies = sorted(itertools.chain.from_iterable(protocol.latencies for protocol in opened))
     received = sum(protocol.received for protocol in opened)
-    return Load(count / seconds, _statuses(opened), 1000 * latencies[int(0.99 * (len(latencies) - 1))], received, server.cpu_s() - before)
+    return Load(
+        count / seconds,
+        _statuses(opened),
+        1000 * latencies[int(0.99 * (len(latencies) - 1))],
+        received,
+        server.cpu_s() - before,
+    )
 
 
 def _statuses(opened: Sequence[Connection]) -> dict[int, int]:
@@ -178,15 +204,34 @@ def population(coordinator: Coordinator, count: int) -> list[Device]:
     return made
 
 
-def new(folder: Path, rules: Rules, plan: Plan, devices: int, parameters: int = 50) -> tuple[Coordinator, list[Device]]:
+def new(
+    folder: Path, rules: Rules, plan: Plan, devices: int, parameters: int = 50
+) -> tuple[Coordinator, list[Device]]:
     store, blobs = open_folder(folder)
     weights = {"weights": np.zeros(parameters, np.float32)}
-    create_task(store, blobs, Checkpoint(weights, 0, "", TOKENIZER), plan, rules, Policy(), ServerStep(), time.time(), seed=1)
+    create_task(
+        store,
+        blobs,
+        Checkpoint(weights, 0, "", TOKENIZER),
+        plan,
+        rules,
+        Policy(),
+        ServerStep(),
+        time.time(),
+        seed=1,
+    )
     coordinator = Coordinator(store, blobs)
     return coordinator, population(coordinator, devices)
 
 
-def ratio(name: str, ours: Callable[[], Load], theirs: Callable[[], Load], unit: str, bar: float, repeats: int) -> None:
+def ratio(
+    name: str,
+    ours: Callable[[], Load],
+    theirs: Callable[[], Load],
+    unit: str,
+    bar: float,
+    repeats: int,
+) -> None:
     """The two side by side, several times, alternating; the median of the ratios."""
     pairs = []
     for _ in range(repeats):
@@ -195,31 +240,54 @@ def ratio(name: str, ours: Callable[[], Load], theirs: Callable[[], Load], unit:
             if set(each.statuses) - {200}:
                 raise SystemExit(f"{name}: expected answers 200, found {each.statuses}")
         pairs.append((ours_now, theirs_now))
-        print(f"  ours {ours_now.per_s:8.0f} {unit}, p99 {ours_now.p99_ms:6.1f} ms, server {ours_now.cpu_s:5.2f} CPU s;"
-              f" bare {theirs_now.per_s:8.0f} {unit}, p99 {theirs_now.p99_ms:6.1f} ms, server {theirs_now.cpu_s:5.2f} CPU s", flush=True)  # fmt: skip
+        print(
+            f"  ours {ours_now.per_s:8.0f} {unit}, p99 {ours_now.p99_ms:6.1f} ms, server "
+            f"{ours_now.cpu_s:5.2f} CPU s;"
+            f" bare {theirs_now.per_s:8.0f} {unit}, p99 {theirs_now.p99_ms:6.1f} ms, server "
+            f"{theirs_now.cpu_s:5.2f} CPU s",
+            flush=True,
+        )
     found = statistics.median(ours_now.per_s / theirs_now.per_s for ours_now, theirs_now in pairs)
-    print(f"{name}: {found:.2f} of the bare rate (bar {bar}): {'met' if found >= bar else 'MISSED'}", flush=True)
+    print(
+        f"{name}: {found:.2f} of the bare rate (bar {bar}): {'met' if found >= bar else 'MISSED'}",
+        flush=True,
+    )
 
 
 def check_ins(folder: Path, count: int, repeats: int, connections: int) -> None:
     for name, goal in (("check-ins, round full", 1), ("check-ins, assigned", 10**6)):
         place = folder / str(goal)
-        rules = Rules(report_goal=goal, over_selection=1.0, max_weight=1, selection_s=1e6, reporting_s=1e6)
+        rules = Rules(
+            report_goal=goal, over_selection=1.0, max_weight=1, selection_s=1e6, reporting_s=1e6
+        )
         coordinator, devices = new(place, rules, Plan(clipping_norm=1.0), count + 1)
-        coordinator.handle([CheckingIn(devices[0].name, READY)], time.time())  # fills a round of one
+        coordinator.handle(
+            [CheckingIn(devices[0].name, READY)], time.time()
+        )  # fills a round of one
         coordinator.close()
         body = config.to_json(READY)
         with running("fedboard", place) as ours, running("bare", place) as theirs:
             once = [device.request("POST", "/v1/check-in", body) for device in devices[1:]]
             load(theirs, once[:200], connections)
-            batches = [[device.request("POST", "/v1/check-in", body) for device in devices[1:]] for _ in range(repeats + 1)]
+            batches = [
+                [device.request("POST", "/v1/check-in", body) for device in devices[1:]]
+                for _ in range(repeats + 1)
+            ]
             load(ours, batches.pop(), connections)
-            ratio(name, lambda ours=ours, batches=batches: load(ours, batches.pop(), connections),
-                  lambda theirs=theirs, once=once: load(theirs, once, connections), "a second", 0.5, repeats)  # fmt: skip
+            ratio(
+                name,
+                lambda ours=ours, batches=batches: load(ours, batches.pop(), connections),
+                lambda theirs=theirs, once=once: load(theirs, once, connections),
+                "a second",
+                0.5,
+                repeats,
+            )
 
 
 def updates(folder: Path, count: int, repeats: int, connections: int) -> None:
-    rules = Rules(report_goal=10**6, over_selection=1.0, max_weight=1, selection_s=1e6, reporting_s=1e6)
+    rules = Rules(
+        report_goal=10**6, over_selection=1.0, max_weight=1, selection_s=1e6, reporting_s=1e6
+    )
     plan = Plan(clipping_norm=1.0, bits=8)
     each = count // repeats
     coordinator, devices = new(folder, rules, plan, each * repeats, PARAMETERS)
@@ -237,7 +305,9 @@ def updates(folder: Path, count: int, repeats: int, connections: int) -> None:
 
         def signed() -> Iterator[bytes]:
             for device, work in itertools.islice(pairs, each):
-                yield device.request("PUT", f"/v1/assignments/{work.assignment}/update", body, work.task, work.round)
+                yield device.request(
+                    "PUT", f"/v1/assignments/{work.assignment}/update", body, work.task, work.round
+                )
 
         memory = [ours.memory_mb()]
 
@@ -247,35 +317,68 @@ def updates(folder: Path, count: int, repeats: int, connections: int) -> None:
             return found
 
         discarded = devices[0].request("PUT", f"/v1/assignments/{first.assignment}/update", body)
-        ratio("counted updates", count_ours, lambda: load_lazily(theirs, itertools.repeat(discarded, each), each, connections),
-              "a second", 0.5, repeats)  # fmt: skip
-        slope = (memory[-1] - memory[1]) / (each * (repeats - 1)) * 1000 if repeats > 1 else float("nan")
-        print(f"memory of the server: {memory[0]:.0f} MB before, {', '.join(f'{mb:.0f}' for mb in memory[1:])} MB after each {each:,} updates"
-              f" ({slope:+.1f} MB per 1,000); one accumulator has {8 * quantize.padded(PARAMETERS) / 2**20:.0f} MB")  # fmt: skip
+        ratio(
+            "counted updates",
+            count_ours,
+            lambda: load_lazily(theirs, itertools.repeat(discarded, each), each, connections),
+            "a second",
+            0.5,
+            repeats,
+        )
+        slope = (
+            (memory[-1] - memory[1]) / (each * (repeats - 1)) * 1000
+            if repeats > 1
+            else float("nan")
+        )
+        print(
+            f"memory of the server: {memory[0]:.0f} MB before, "
+            f"{', '.join(f'{mb:.0f}' for mb in memory[1:])} MB after each {each:,} updates"
+            f" ({slope:+.1f} MB per 1,000); one accumulator has "
+            f"{8 * quantize.padded(PARAMETERS) / 2**20:.0f} MB"
+        )
 
 
 def downloads(folder: Path, count: int, repeats: int, connections: int) -> None:
-    coordinator, devices = new(folder, Rules(), Plan(clipping_norm=1.0), count * (repeats + 1), PARAMETERS)
+    coordinator, devices = new(
+        folder, Rules(), Plan(clipping_norm=1.0), count * (repeats + 1), PARAMETERS
+    )
     half = coordinator.checkpoint().half
     coordinator.close()
     path, taken = f"/v1/blobs/{half}", iter(devices)
     with running("fedboard", folder) as ours, running("bare", folder) as theirs:
         plain = devices[0].request("GET", path, b"")
-        load(ours, [device.request("GET", path, b"") for device in itertools.islice(taken, count)], connections)
-        ratio("downloads of a checkpoint beside FileResponse",
-              lambda: load(ours, [device.request("GET", path, b"") for device in itertools.islice(taken, count)], connections),
-              lambda: load(theirs, [plain] * count, connections), "a second", 1.0, repeats)  # fmt: skip
+        load(
+            ours,
+            [device.request("GET", path, b"") for device in itertools.islice(taken, count)],
+            connections,
+        )
+        ratio(
+            "downloads of a checkpoint beside FileResponse",
+            lambda: load(
+                ours,
+                [device.request("GET", path, b"") for device in itertools.islice(taken, count)],
+                connections,
+            ),
+            lambda: load(theirs, [plain] * count, connections),
+            "a second",
+            1.0,
+            repeats,
+        )
 
 
 def crowd(folder: Path, devices: int) -> None:
     """So many devices at once, each over a connection of its own: check-in, checkpoint, update."""
-    rules = Rules(report_goal=devices, over_selection=1.0, max_weight=1, selection_s=1e6, reporting_s=1e6)
+    rules = Rules(
+        report_goal=devices, over_selection=1.0, max_weight=1, selection_s=1e6, reporting_s=1e6
+    )
     coordinator, members = new(folder, rules, Plan(clipping_norm=1.0), devices, PARAMETERS)
     works = coordinator.handle([CheckingIn(device.name, READY) for device in members], time.time())
     coordinator.close()
     first = works[0]
     rng = np.random.default_rng(0)
-    delta = rng.standard_normal(PARAMETERS).astype(np.float32) * np.float32(0.5 / np.sqrt(PARAMETERS))
+    delta = rng.standard_normal(PARAMETERS).astype(np.float32) * np.float32(
+        0.5 / np.sqrt(PARAMETERS)
+    )
     body = quantize.encode(delta, first.round, first.rotation_seed, first.shapes, 8, 20, rng)
     message = config.to_json(replace(READY, holds=first.checkpoint))
     with running("fedboard", folder) as server:
@@ -283,11 +386,18 @@ def crowd(folder: Path, devices: int) -> None:
         def day(device: Device, work: Assignment) -> Iterator[bytes]:
             yield device.request("POST", "/v1/check-in", message)
             yield device.request("GET", f"/v1/blobs/{work.checkpoint}", b"", work.task, work.round)
-            yield device.request("PUT", f"/v1/assignments/{work.assignment}/update", body, work.task, work.round)
+            yield device.request(
+                "PUT", f"/v1/assignments/{work.assignment}/update", body, work.task, work.round
+            )
 
-        opened, seconds = asyncio.run(_load(server.port, [day(*pair) for pair in zip(members, works, strict=True)]))
+        opened, seconds = asyncio.run(
+            _load(server.port, [day(*pair) for pair in zip(members, works, strict=True)])
+        )
         statuses = _statuses(opened)
-        print(f"{devices:,} devices at once: answers {statuses} in {seconds:.1f} s, server at {server.memory_mb():.0f} MB")
+        print(
+            f"{devices:,} devices at once: answers {statuses} in {seconds:.1f} s, server at "
+            f"{server.memory_mb():.0f} MB"
+        )
     reopened = Coordinator(*open_folder(folder))
     report = reopened.reports(time.time()).rounds[0]
     print(f"  round {report.round}: {report.phase}, {report.counted:,} of {report.goal:,} counted")

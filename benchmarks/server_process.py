@@ -1,4 +1,5 @@
-"""One server of a benchmark, in a process of its own: Fedboard's, or what it is compared with. Prints its port, then serves until it is ended.
+"""One server of a benchmark, in a process of its own: Fedboard's, or what it is compared with.
+Prints its port, then serves until it is ended.
 
 python -m benchmarks.server_process KIND FOLDER, KIND one of fedboard, bare
 """
@@ -42,7 +43,9 @@ class Refusal(BaseModel):
 
 
 def bare(folder: Path) -> FastAPI:
-    """An endpoint that parses a check-in and answers, one that reads a body and throws it away, and a file."""
+    """An endpoint that parses a check-in and answers, one that reads a body and throws it away, and
+    a file.
+    """
     api = FastAPI()
 
     @api.post("/v1/check-in")

@@ -1,4 +1,5 @@
-"""Whether federated training keeps its memory: resident MB of `fedboard train` and of its TFF worker over many rounds, and the slope of each.
+"""Whether federated training keeps its memory: resident MB of `fedboard train` and of its TFF
+worker over many rounds, and the slope of each.
 
 python benchmarks/simulation_memory.py --rounds 1000 --json memory.json
 python benchmarks/simulation_memory.py --rounds 300 --size gboard
@@ -28,18 +29,25 @@ WORDS = {"tiny": 500, "small": 2_000, "gboard": 10_000}
 
 
 def slope(rounds: Sequence[int], megabytes: Sequence[float], after: int = SETTLED) -> float:
-    """Least-squares MB per 100 rounds, over the looks after the given round; nan for fewer than two."""
-    kept = [(number, found) for number, found in zip(rounds, megabytes, strict=True) if number > after]
+    """Least-squares MB per 100 rounds, over the looks after the given round; nan for fewer than
+    two.
+    """
+    kept = [
+        (number, found) for number, found in zip(rounds, megabytes, strict=True) if number > after
+    ]
     if len(kept) < 2:
         return float("nan")
     return float(np.polyfit(*zip(*kept, strict=True), 1)[0] * 100)
 
 
-def looks(process: subprocess.Popen, events: Path, every: int, rounds: int) -> Iterator[tuple[int, float, float]]:
-    """Round, MB of Python, MB of the worker, every so many rounds of a run that writes an event a round; not the last, after which both may be gone.
+def looks(
+    process: subprocess.Popen, events: Path, every: int, rounds: int
+) -> Iterator[tuple[int, float, float]]:
+    """Round, MB of Python, MB of the worker, every so many rounds of a run that writes an event a
+    round; not the last, after which both may be gone.
 
-    MB are the least seen since the look before: what stays between rounds, without what a round takes and gives back.
-    Raises RuntimeError if the run ends early.
+    MB are the least seen since the look before: what stays between rounds, without what a round
+    takes and gives back. Raises RuntimeError if the run ends early.
     """
     for number in range(every, rounds, every):
         least = (math.inf, math.inf)
@@ -47,7 +55,9 @@ def looks(process: subprocess.Popen, events: Path, every: int, rounds: int) -> I
             if process.poll() is not None:
                 raise RuntimeError(f"training ended with {process.returncode} after round {done}")
             if done > number - every:  # this stretch has begun
-                children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+                children = (
+                    Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+                )
                 now = (resident_mb([process.pid]), resident_mb([int(child) for child in children]))
                 least = tuple(map(min, least, now))
             time.sleep(0.02)
@@ -57,7 +67,12 @@ def looks(process: subprocess.Popen, events: Path, every: int, rounds: int) -> I
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=1000)
-    parser.add_argument("--size", choices=sorted(WORDS), default="tiny", help="network; what a round leaves behind may depend on it")
+    parser.add_argument(
+        "--size",
+        choices=sorted(WORDS),
+        default="tiny",
+        help="network; what a round leaves behind may depend on it",
+    )
     parser.add_argument("--every", type=int, default=25, help="rounds between two looks")
     parser.add_argument("--cohort", type=int, default=8, help="clients a round")
     parser.add_argument("--json", type=Path, help="write every look here")
@@ -67,12 +82,29 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     found = arguments()
     plan = Plan(learning_rate=0.1, max_rows=16)
-    recipe = Recipe(size=found.size, vocabulary=WORDS[found.size], rounds=found.rounds, cohort=found.cohort, evaluate_every=100, plan=plan)
+    recipe = Recipe(
+        size=found.size,
+        vocabulary=WORDS[found.size],
+        rounds=found.rounds,
+        cohort=found.cohort,
+        evaluate_every=100,
+        plan=plan,
+    )
     seen: list[tuple[int, float, float]] = []
     with tempfile.TemporaryDirectory() as folder:
         settings, events = Path(folder) / "settings.toml", Path(folder) / "events.jsonl"
         settings.write_text(config.to_toml(Settings(recipe=recipe)))
-        command = [sys.executable, "-m", "fedboard.cli", "train", "--config", str(settings), "--out", str(Path(folder) / "run"), "--json"]
+        command = [
+            sys.executable,
+            "-m",
+            "fedboard.cli",
+            "train",
+            "--config",
+            str(settings),
+            "--out",
+            str(Path(folder) / "run"),
+            "--json",
+        ]
         print(f"{'round':>6}  {'Python MB':>9}  {'worker MB':>9}", flush=True)
         process = child_process.start(command, events)
         try:
@@ -83,10 +115,20 @@ def main() -> None:
             child_process.end(process)
     rounds, python, worker = (list(column) for column in zip(*seen, strict=True))
     slopes = {"python": slope(rounds, python), "worker": slope(rounds, worker)}
-    print(f"MB per 100 rounds after round {SETTLED}: Python {slopes['python']:+.2f}, worker {slopes['worker']:+.2f}")
+    print(
+        f"MB per 100 rounds after round {SETTLED}: Python {slopes['python']:+.2f}, worker "
+        f"{slopes['worker']:+.2f}"
+    )
     if found.json:
-        ran = {"rounds": found.rounds, "cohort": found.cohort, "size": recipe.size, "vocabulary": recipe.vocabulary}
-        found.json.write_text(json.dumps({"settings": ran, "looks": seen, "mb_per_100_rounds": slopes}, indent=1))
+        ran = {
+            "rounds": found.rounds,
+            "cohort": found.cohort,
+            "size": recipe.size,
+            "vocabulary": recipe.vocabulary,
+        }
+        found.json.write_text(
+            json.dumps({"settings": ran, "looks": seen, "mb_per_100_rounds": slopes}, indent=1)
+        )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""How long a network takes for three suggestions: words read off one softmax, pieces joined to words by beam search. One context at a time.
+"""How long a network takes for three suggestions: words read off one softmax, pieces joined to
+words by beam search. One context at a time.
 
 taskset -c 0 python benchmarks/suggestion_latency.py runs/words runs/unigram-8k
 """
@@ -33,7 +34,9 @@ def suggest(found: weights.Weights, vocabulary: Vocabulary):
         return lambda context: [word for word, _ in decoder.best([context])[0]]
 
     def strip(context):
-        hidden = network.forward(found, np.array([[BOS, *vocabulary.ids(context)]], np.int32))[0, -1:]
+        hidden = network.forward(found, np.array([[BOS, *vocabulary.ids(context)]], np.int32))[
+            0, -1:
+        ]
         scores = evaluation.log_probs(found, hidden)[0, FIRST_WORD:]
         return [vocabulary.tokens[FIRST_WORD + i] for i in np.argsort(-scores)[:3]]
 
@@ -60,7 +63,11 @@ def main() -> None:
             seconds.append(time.perf_counter() - began)
         pieces = sum(len(vocabulary.ids(context)) for context in asked) / sum(map(len, asked))
         median, most = (1000 * np.quantile(seconds, share) for share in (0.5, 0.95))
-        print(f"{path.parent.parent!s:<28} {network.parameters(read):>10,} {pieces:>13.2f} {median:>9.2f} {most:>8.2f}", flush=True)
+        print(
+            f"{path.parent.parent!s:<28} {network.parameters(read):>10,} {pieces:>13.2f} "
+            f"{median:>9.2f} {most:>8.2f}",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

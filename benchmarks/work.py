@@ -1,6 +1,8 @@
-"""The work of the speed benchmark: the built-in corpus -> which clients train in which round, on which rows, in which order.
+"""The work of the speed benchmark: the built-in corpus -> which clients train in which round, on
+which rows, in which order.
 
-Cohorts and batches come from the project's own pure functions, so the project's simulation and every peer do the same sums.
+Cohorts and batches come from the project's own pure functions, so the project's simulation and
+every peer do the same sums.
 """
 
 import numpy as np
@@ -38,19 +40,37 @@ def build(cohort: int, rounds: int, seed: int = 0) -> Work:
     words = vocabulary.build(corpus.token_lists(found.train), VOCABULARY)
 
     def rows(users: corpus.Users, most: int) -> list[np.ndarray]:
-        made = (examples.rows((words.ids(utterance.tokens) for utterance in utterances), numbers.plan.length) for utterances in users.values())
+        made = (
+            examples.rows(
+                (words.ids(utterance.tokens) for utterance in utterances), numbers.plan.length
+            )
+            for utterances in users.values()
+        )
         return [one[-most:] for one in made if len(one)]
 
     population = rows(found.train, numbers.plan.max_rows)
     participations, sampler = [], cohorts.start(len(population), cohort)
     for number in range(1, rounds + 1):
-        chosen, sampler = cohorts.draw(sampler, cohort, numbers.sampling, numbers.min_separation, seed)
+        chosen, sampler = cohorts.draw(
+            sampler, cohort, numbers.sampling, numbers.min_separation, seed
+        )
         for i in chosen:
-            drawn = batches(population[i], numbers.plan, numbers.client, np.random.default_rng([seed, 2, number, int(i)]))
+            drawn = batches(
+                population[i],
+                numbers.plan,
+                numbers.client,
+                np.random.default_rng([seed, 2, number, int(i)]),
+            )
             flat = drawn.reshape(-1, drawn.shape[-1])
-            participations.append(flat[flat[:, 0] != 0])  # the last batch is filled with empty rows, which are nobody's work
-    held_out = np.concatenate(rows(dict(list(found.validation.items())[:HELD_OUT_USERS]), HELD_OUT_ROWS))
-    weights = network.initial_weights(network.size_named(SIZE), words, np.random.default_rng([seed, 0]))
+            participations.append(
+                flat[flat[:, 0] != 0]
+            )  # the last batch is filled with empty rows, which are nobody's work
+    held_out = np.concatenate(
+        rows(dict(list(found.validation.items())[:HELD_OUT_USERS]), HELD_OUT_ROWS)
+    )
+    weights = network.initial_weights(
+        network.size_named(SIZE), words, np.random.default_rng([seed, 0])
+    )
     return Work(
         *(cohort, rounds, numbers.plan.batch_size, numbers.plan.learning_rate, seed),
         *(*_stacked(participations), *_stacked(population), held_out, weights),

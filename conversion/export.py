@@ -1,4 +1,6 @@
-"""Export: weights -> `train.tflite` (pure functions, weights passed in) and `predict.tflite` (weights baked in, dynamic-range int8)."""
+"""Export: weights -> `train.tflite` (pure functions, weights passed in) and `predict.tflite`
+(weights baked in, dynamic-range int8).
+"""
 
 import os
 import tempfile
@@ -16,13 +18,18 @@ from model.network import size_of
 
 
 def train_graph(weights: Weights, plan: Plan) -> bytes:
-    """The functions a device fine-tunes with, built-in operations only; no weights in the file, so it serves every round.
+    """The functions a device fine-tunes with, built-in operations only; no weights in the file, so
+    it serves every round.
 
-    train(rows, learning_rate, weights...) -> new weights..., loss, targets;  evaluate(rows, weights...) -> loss, targets;
-    step(token, hidden, cell, weights...) -> log_probs, hidden, cell. rows is int32 [plan.batch_size, plan.length + 1].
+    train(rows, learning_rate, weights...) -> new weights..., loss, targets;  evaluate(rows,
+    weights...) -> loss, targets; step(token, hidden, cell, weights...) -> log_probs, hidden, cell.
+    rows is int32 [plan.batch_size, plan.length + 1].
     """
     size = size_of(weights)
-    arrays = {name: tf.TensorSpec(array.shape, tf.float32, name=name) for name, array in sorted(weights.items())}
+    arrays = {
+        name: tf.TensorSpec(array.shape, tf.float32, name=name)
+        for name, array in sorted(weights.items())
+    }
     rows = tf.TensorSpec([plan.batch_size, plan.length + 1], tf.int32, name="rows")
 
     class Functions(tf.Module):
@@ -37,7 +44,9 @@ def train_graph(weights: Weights, plan: Plan) -> bytes:
             return {"loss": loss, "targets": targets}
 
         @tf.function
-        def step(self, token: tf.Tensor, hidden: tf.Tensor, cell: tf.Tensor, **weights: tf.Tensor) -> dict:
+        def step(
+            self, token: tf.Tensor, hidden: tf.Tensor, cell: tf.Tensor, **weights: tf.Tensor
+        ) -> dict:
             logits, hidden, cell = training.step(weights, token, hidden, cell)
             return {"log_probs": tf.nn.log_softmax(logits), "hidden": hidden, "cell": cell}
 
@@ -45,7 +54,11 @@ def train_graph(weights: Weights, plan: Plan) -> bytes:
     return _convert(
         module,
         {
-            "train": module.train.get_concrete_function(rows=rows, learning_rate=tf.TensorSpec([], tf.float32, name="learning_rate"), **arrays),
+            "train": module.train.get_concrete_function(
+                rows=rows,
+                learning_rate=tf.TensorSpec([], tf.float32, name="learning_rate"),
+                **arrays,
+            ),
             "evaluate": module.evaluate.get_concrete_function(rows=rows, **arrays),
             "step": module.step.get_concrete_function(
                 token=tf.TensorSpec([1], tf.int32, name="token"),
@@ -58,10 +71,12 @@ def train_graph(weights: Weights, plan: Plan) -> bytes:
 
 
 def predict_graph(weights: Weights, quantized: bool = True) -> bytes:
-    """predict(token, hidden, cell) -> log_probs, top_ids, top_log_probs, hidden, cell, for any number of texts at once.
+    """predict(token, hidden, cell) -> log_probs, top_ids, top_log_probs, hidden, cell, for any
+    number of texts at once.
 
-    token is int32 [n]; top_ids are the likeliest words (never punctuation), best first. Matrices are int8 with one scale each unless
-    `quantized` is False, which exists to measure what int8 costs.
+    token is int32 [n]; top_ids are the likeliest words (never punctuation), best first. Matrices
+    are int8 with one scale each unless `quantized` is False, which exists to measure what int8
+    costs.
     """
     size = size_of(weights)
     constants = {name: tf.constant(array) for name, array in weights.items()}
@@ -72,7 +87,13 @@ def predict_graph(weights: Weights, quantized: bool = True) -> bytes:
             logits, hidden, cell = training.step(constants, token, hidden, cell)
             log_probs = tf.nn.log_softmax(logits)
             top_log_probs, top_ids = tf.math.top_k(log_probs[:, FIRST_WORD:], STRIP)
-            return {"log_probs": log_probs, "top_ids": top_ids + FIRST_WORD, "top_log_probs": top_log_probs, "hidden": hidden, "cell": cell}
+            return {
+                "log_probs": log_probs,
+                "top_ids": top_ids + FIRST_WORD,
+                "top_log_probs": top_log_probs,
+                "hidden": hidden,
+                "cell": cell,
+            }
 
     module = Functions()
     function = module.predict.get_concrete_function(
@@ -86,7 +107,9 @@ def predict_graph(weights: Weights, quantized: bool = True) -> bytes:
 def _convert(module: tf.Module, signatures: dict, quantized: bool = False) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         tf.saved_model.save(module, folder, signatures=signatures)
-        converter = tf.lite.TFLiteConverter.from_saved_model(folder, signature_keys=sorted(signatures))
+        converter = tf.lite.TFLiteConverter.from_saved_model(
+            folder, signature_keys=sorted(signatures)
+        )
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
         if quantized:
             converter.optimizations = [tf.lite.Optimize.DEFAULT]

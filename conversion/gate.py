@@ -1,7 +1,8 @@
-"""The quality gate: what is measured before a bundle is signed, and the limits it must keep. A bundle that breaks one is not signed.
+"""The quality gate: what is measured before a bundle is signed, and the limits it must keep. A
+bundle that breaks one is not signed.
 
-Every figure but one goes into the manifest. The time of a step does not, since the same inputs must give the same bytes: there the limit stands
-alone, which says that it was kept.
+Every figure but one goes into the manifest. The time of a step does not, since the same inputs must
+give the same bytes: there the limit stands alone, which says that it was kept.
 """
 
 import time
@@ -17,7 +18,9 @@ from device_runtime.wire import Plan
 WEIGHTS_APART = 1e-4  # largest difference of any weight from GradientTape's after the steps
 LOSS_APART = 1e-4  # nats, in any step
 TOP1_LOST = 0.2  # points of top-1 recall int8 may cost
-SURE = 1.645  # standard errors: more than TOP1_LOST is refused when 95 % sure, so few positions refuse nothing by chance
+# standard errors: more than TOP1_LOST is refused when 95 % sure, so few positions refuse nothing by
+# chance
+SURE = 1.645
 EXTRA_NATS = 0.02  # int8's loss above that of float
 PREDICT_BYTES = 1_500_000
 STEP_MS = 5.0  # median of one step on the machine that packages
@@ -51,31 +54,83 @@ class Gate:
 
     @property
     def problems(self) -> list[str]:
-        """What is out of bounds, in words; empty if the bundle may be signed. A figure that is not a number breaks its limit."""
+        """What is out of bounds, in words; empty if the bundle may be signed. A figure that is not
+        a number breaks its limit.
+        """
         lost = self.int8.top1_lost - SURE * self.int8.top1_error
         limits = [
-            (self.weights_apart, WEIGHTS_APART, f"weights differ by {self.weights_apart:.1e} from TensorFlow's after {self.steps} steps", "1e-04"),
-            (self.loss_apart, LOSS_APART, f"losses differ by {self.loss_apart:.1e} nats from TensorFlow's", "1e-04"),
-            (lost, TOP1_LOST, f"int8 loses {self.int8.top1_lost:.2f} points of top-1 on {self.int8.positions:,} words", f"{TOP1_LOST}"),
-            (self.int8.nats, EXTRA_NATS, f"int8 costs {self.int8.nats:.3f} nats a word", f"{EXTRA_NATS}"),
-            (self.predict_bytes, PREDICT_BYTES, f"predict.tflite has {self.predict_bytes:,} bytes", f"{PREDICT_BYTES:,}"),
+            (
+                self.weights_apart,
+                WEIGHTS_APART,
+                f"weights differ by {self.weights_apart:.1e} from TensorFlow's after {self.steps} "
+                "steps",
+                "1e-04",
+            ),
+            (
+                self.loss_apart,
+                LOSS_APART,
+                f"losses differ by {self.loss_apart:.1e} nats from TensorFlow's",
+                "1e-04",
+            ),
+            (
+                lost,
+                TOP1_LOST,
+                f"int8 loses {self.int8.top1_lost:.2f} points of top-1 on {self.int8.positions:,} "
+                "words",
+                f"{TOP1_LOST}",
+            ),
+            (
+                self.int8.nats,
+                EXTRA_NATS,
+                f"int8 costs {self.int8.nats:.3f} nats a word",
+                f"{EXTRA_NATS}",
+            ),
+            (
+                self.predict_bytes,
+                PREDICT_BYTES,
+                f"predict.tflite has {self.predict_bytes:,} bytes",
+                f"{PREDICT_BYTES:,}",
+            ),
             (self.step_ms, STEP_MS, f"a step takes {self.step_ms:.1f} ms", f"{STEP_MS:.0f} ms"),
         ]
-        return [f"{found}, expected at most {limit}" for figure, most, found, limit in limits if not figure <= most]
+        return [
+            f"{found}, expected at most {limit}"
+            for figure, most, found, limit in limits
+            if not figure <= most
+        ]
 
 
-def measure(train: bytes, predict: bytes, weights: Weights, examples: np.ndarray, batches: list[np.ndarray], plan: Plan) -> Gate:
-    """Measure both graphs: `batches` (int32 [plan.batch_size, plan.length + 1]) train in both worlds, `examples` (rows of real text) score int8."""
+def measure(
+    train: bytes,
+    predict: bytes,
+    weights: Weights,
+    examples: np.ndarray,
+    batches: list[np.ndarray],
+    plan: Plan,
+) -> Gate:
+    """Measure both graphs: `batches` (int32 [plan.batch_size, plan.length + 1]) train in both
+    worlds, `examples` (rows of real text) score int8.
+    """
     weights_apart, loss_apart = parity.training_difference(train, weights, batches, plan)
     int8 = parity.int8_difference(predict, weights, examples)
-    return Gate(len(batches), weights_apart, loss_apart, int8, len(predict), median_step_ms(predict, weights, examples))
+    return Gate(
+        len(batches),
+        weights_apart,
+        loss_apart,
+        int8,
+        len(predict),
+        median_step_ms(predict, weights, examples),
+    )
 
 
 def median_step_ms(predict: bytes, weights: Weights, examples: np.ndarray) -> float:
     """Milliseconds of one step of one text."""
     graph = Graph(predict)
     units = weights["projection"].shape[1]
-    state = {"hidden": np.zeros((1, weights["embedding"].shape[1]), np.float32), "cell": np.zeros((1, units), np.float32)}
+    state = {
+        "hidden": np.zeros((1, weights["embedding"].shape[1]), np.float32),
+        "cell": np.zeros((1, units), np.float32),
+    }
     tokens = np.resize(examples[:, 0], STEPS_TIMED).astype(np.int32)
     seconds = []
     for token in tokens:

@@ -1,4 +1,6 @@
-"""Package: a checkpoint, its vocabulary and a plan -> a signed bundle, once the graphs were shown to agree with the network."""
+"""Package: a checkpoint, its vocabulary and a plan -> a signed bundle, once the graphs were shown
+to agree with the network.
+"""
 
 from pathlib import Path
 
@@ -15,7 +17,9 @@ from device_runtime.wire import Plan
 from model import network
 
 PARITY_STEPS = 50
-DEFAULT_BLOCKED = Path(__file__).with_name("blocked.txt")  # words no keyboard should put into a mouth
+DEFAULT_BLOCKED = Path(__file__).with_name(
+    "blocked.txt"
+)  # words no keyboard should put into a mouth
 
 
 def package(
@@ -33,21 +37,29 @@ def package(
 ) -> tuple[bundle.Manifest, Gate]:
     """Export, measure, sign and write a bundle; returns its manifest and what was measured.
 
-    examples are rows (int32 [n, plan.length + 1]) of real text to measure on; release is the checkpoint's round by default; blocked are words
-    never suggested, by default our own list. Raises BundleError, and writes nothing, if the vocabulary does not fit the checkpoint or the quality
-    gate does not let the graphs pass; VocabularyError for a vocabulary of pieces.
+    examples are rows (int32 [n, plan.length + 1]) of real text to measure on; release is the
+    checkpoint's round by default; blocked are words never suggested, by default our own list.
+    Raises BundleError, and writes nothing, if the vocabulary does not fit the checkpoint or the
+    quality gate does not let the graphs pass; VocabularyError for a vocabulary of pieces.
     """
     vocabulary.require_words("a bundle")  # its `predict` graph ranks ids, not words
     arrays = checkpoint.weights
     size = network.size_of(arrays)
     if checkpoint.tokenizer != vocabulary.hash or len(vocabulary) != len(arrays["embedding"]):
         raise BundleError(
-            path, f"the model scores {len(arrays['embedding'])} ids but the vocabulary has {len(vocabulary)}", "package both from one run"
+            path,
+            f"the model scores {len(arrays['embedding'])} ids but the vocabulary has "
+            f"{len(vocabulary)}",
+            "package both from one run",
         )
     train, predict = export.train_graph(arrays, plan), export.predict_graph(arrays)
     found = measure(train, predict, arrays, examples, _parity_batches(examples, plan, steps), plan)
     if found.problems:
-        raise BundleError(path, "not signed: " + "; ".join(found.problems), "train or export again; if the graphs differ from TensorFlow, report it")
+        raise BundleError(
+            path,
+            "not signed: " + "; ".join(found.problems),
+            "train or export again; if the graphs differ from TensorFlow, report it",
+        )
     encoded = weights.to_bytes(checkpoint)
     content = {
         bundle.TRAIN: train,
@@ -85,7 +97,12 @@ def _default_blocked() -> frozenset[str]:
 def _parity_batches(examples: np.ndarray, plan: Plan, steps: int) -> list[np.ndarray]:
     rng = np.random.default_rng(0)
     epochs = -(-steps * plan.batch_size // len(examples)) + 1
-    return [batch for batch, _ in zip(batches(examples, plan.batch_size, epochs, rng), range(steps), strict=False)]
+    return [
+        batch
+        for batch, _ in zip(
+            batches(examples, plan.batch_size, epochs, rng), range(steps), strict=False
+        )
+    ]
 
 
 def figure(value: float) -> str:
@@ -94,7 +111,12 @@ def figure(value: float) -> str:
 
 
 def _card(
-    name: str, size: network.NetworkSize, vocabulary: Vocabulary, lineage: bundle.Lineage, gate: dict[str, float], content: dict[str, bytes]
+    name: str,
+    size: network.NetworkSize,
+    vocabulary: Vocabulary,
+    lineage: bundle.Lineage,
+    gate: dict[str, float],
+    content: dict[str, bytes],
 ) -> str:
     """MODEL_CARD.md with the front matter model hubs read."""
     files = "".join(f"| `{file}` | {len(data):,} |\n" for file, data in sorted(content.items()))
@@ -109,8 +131,10 @@ datasets: [{lineage.corpus}]
 ---
 # Next-word model `{name}`
 
-CIFG-LSTM ({size.units} units, embedding {size.embedding}, {len(vocabulary):,} ids), trained by federated averaging.
-Corpus: {lineage.corpus}. Round: {lineage.round}. Checkpoint: `{lineage.checkpoint}`. Privacy: {lineage.privacy}.
+CIFG-LSTM ({size.units} units, embedding {size.embedding}, {len(vocabulary):,} ids), \
+trained by federated averaging.
+Corpus: {lineage.corpus}. Round: {lineage.round}. Checkpoint: `{lineage.checkpoint}`. \
+Privacy: {lineage.privacy}.
 
 | file | bytes |
 |---|---|
@@ -118,5 +142,6 @@ Corpus: {lineage.corpus}. Round: {lineage.round}. Checkpoint: `{lineage.checkpoi
 | measured before signing | |
 |---|---|
 {figures}
-Intended use: suggestions on a keyboard. It repeats what its corpus taught it, including what is rude or wrong.
+Intended use: suggestions on a keyboard. It repeats what its corpus taught it, \
+including what is rude or wrong.
 """

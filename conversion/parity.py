@@ -1,4 +1,6 @@
-"""Parity: how far the exported graphs are from what the network computes. `gate` says how far they may be."""
+"""Parity: how far the exported graphs are from what the network computes. `gate` says how far they
+may be.
+"""
 
 from dataclasses import dataclass
 
@@ -26,8 +28,12 @@ class Int8:
     top1_error: float  # its standard error, points
 
 
-def training_difference(train: bytes, weights: Weights, batches: list[np.ndarray], plan: Plan) -> tuple[float, float]:
-    """Largest difference of weights and of losses between the graph's hand-written gradients and `tf.GradientTape`, step by step."""
+def training_difference(
+    train: bytes, weights: Weights, batches: list[np.ndarray], plan: Plan
+) -> tuple[float, float]:
+    """Largest difference of weights and of losses between the graph's hand-written gradients and
+    `tf.GradientTape`, step by step.
+    """
     graph, rate = Graph(train), np.float32(plan.learning_rate)
     ours = weights
     theirs = {name: tf.constant(array) for name, array in weights.items()}
@@ -41,29 +47,47 @@ def training_difference(train: bytes, weights: Weights, batches: list[np.ndarray
 
 
 def int8_difference(predict: bytes, weights: Weights, rows: np.ndarray) -> Int8:
-    """Score the words of rows (int32 [n, length + 1]) by the int8 graph and by the float network, ROWS at a time."""
+    """Score the words of rows (int32 [n, length + 1]) by the int8 graph and by the float network,
+    ROWS at a time.
+    """
     graph = Graph(predict)
     same, extra, lost = [], [], []
     for block in (rows[start : start + ROWS] for start in range(0, len(rows), ROWS)):
         states = network.forward(weights, block[:, :-1])
-        state = {"hidden": np.zeros_like(states[:, 0]), "cell": np.zeros((len(block), network.size_of(weights).units), np.float32)}
+        state = {
+            "hidden": np.zeros_like(states[:, 0]),
+            "cell": np.zeros((len(block), network.size_of(weights).units), np.float32),
+        }
         for time in range(block.shape[1] - 1):
             result = graph.run("predict", token=block[:, time], **state)
             state = {"hidden": result["hidden"], "cell": result["cell"]}
             words = np.flatnonzero(block[:, time + 1] >= FIRST_WORD)
-            exact, found, targets = network.log_probs(weights, states[words, time]), result["log_probs"][words], block[words, time + 1]
+            exact, found, targets = (
+                network.log_probs(weights, states[words, time]),
+                result["log_probs"][words],
+                block[words, time + 1],
+            )
             best, best_found = top_words(exact, 1)[:, 0], top_words(found, 1)[:, 0]
             same.append(best == best_found)
             lost.append((best == targets).astype(int) - (best_found == targets))
-            extra.append(exact[np.arange(len(words)), targets] - found[np.arange(len(words)), targets])
+            extra.append(
+                exact[np.arange(len(words)), targets] - found[np.arange(len(words)), targets]
+            )
     same, extra, lost = np.concatenate(same), np.concatenate(extra), np.concatenate(lost)
     count = max(len(lost), 1)
-    return Int8(len(lost), float(same.sum() / count), float(extra.sum() / count), 100 * float(lost.sum() / count),
-                100 * float(np.sqrt((np.square(lost).sum() + 1) / count / count)))  # fmt: skip
+    return Int8(
+        len(lost),
+        float(same.sum() / count),
+        float(extra.sum() / count),
+        100 * float(lost.sum() / count),
+        100 * float(np.sqrt((np.square(lost).sum() + 1) / count / count)),
+    )
 
 
 @tf.function(reduce_retracing=True)
-def _tape_step(weights: dict, rows: tf.Tensor, rate: tf.Tensor, length: int) -> tuple[dict, tf.Tensor]:
+def _tape_step(
+    weights: dict, rows: tf.Tensor, rate: tf.Tensor, length: int
+) -> tuple[dict, tf.Tensor]:
     with tf.GradientTape() as tape:
         tape.watch(weights)
         loss, _ = training.loss_only(weights, rows, length)

@@ -1,4 +1,6 @@
-"""Scoring a bundle as shipped: its int8 graph as an engine for `model.evaluation`. Loads no TensorFlow."""
+"""Scoring a bundle as shipped: its int8 graph as an engine for `model.evaluation`. Loads no
+TensorFlow.
+"""
 
 from collections.abc import Iterator, Sequence
 
@@ -12,7 +14,9 @@ ROWS = 64  # texts stepped side by side
 
 
 def bundle_engine(bundle: Bundle) -> Engine:
-    """The bundle's `predict` graph, one token at a time as on a phone, several texts side by side."""
+    """The bundle's `predict` graph, one token at a time as on a phone, several texts side by
+    side.
+    """
     predictor = Predictor(bundle)
 
     def score(sequences: Sequence[Sequence[int]]) -> Iterator[np.ndarray]:
@@ -32,5 +36,7 @@ def _score(predictor: Predictor, sequences: Sequence[Sequence[int]]) -> np.ndarr
     for time in range(lengths.max()):
         active = longest_first[: np.count_nonzero(lengths > time)]
         tokens = np.array([sequences[i][time] for i in active], np.int32)
-        scores[starts[active] + time], state = predictor.step(tokens, {name: array[: len(active)] for name, array in state.items()})
+        scores[starts[active] + time], state = predictor.step(
+            tokens, {name: array[: len(active)] for name, array in state.items()}
+        )
     return scores

@@ -1,7 +1,9 @@
-"""The strip in life: the network mixed with each user's own words, scored while the user types. The mixing is the device's own code.
+"""The strip in life: the network mixed with each user's own words, scored while the user types. The
+mixing is the device's own code.
 
-Before each message the device knows all that the same user typed before it, and nothing of anybody else's. Positions and measures are those of
-protocol nwp-v1, so the result compares with any other system's, user by user. Loads no TensorFlow.
+Before each message the device knows all that the same user typed before it, and nothing of anybody
+else's. Positions and measures are those of protocol nwp-v1, so the result compares with any other
+system's, user by user. Loads no TensorFlow.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -25,7 +27,9 @@ class Life:
 
     evaluation: Evaluation
     served: int  # users who saw the mix in at least one scored message
-    behind: int  # of them, those who saw it while it was behind on their held-back messages: always 0
+    behind: (
+        int  # of them, those who saw it while it was behind on their held-back messages: always 0
+    )
 
 
 def evaluate(
@@ -39,7 +43,8 @@ def evaluate(
 ) -> Life:
     """Score the strip on each user's scored utterances, the earlier ones being history.
 
-    progress is called with (utterances done, all utterances). Raises VocabularyError for a vocabulary of pieces.
+    progress is called with (utterances done, all utterances). Raises VocabularyError for a
+    vocabulary of pieces.
     """
     users = {name: own for name, own in users.items() if scored_of(own, personal)}
     tally = Tally(list(users))
@@ -49,7 +54,9 @@ def evaluate(
         own = OwnWords(vocabulary)
         history = len(utterances) - scored_of(utterances, personal)
         saw = lost = False
-        for place, (tokens, scores) in enumerate(_scored(engine, [utterance.tokens for utterance in utterances], vocabulary)):
+        for place, (tokens, scores) in enumerate(
+            _scored(engine, [utterance.tokens for utterance in utterances], vocabulary)
+        ):
             trust = own.trust
             ids, words, alphabetical = np.array(own.ids(tokens)), own.words, own.alphabetical
             alone = own.extended(scores) if place >= history and not trust.serves else None
@@ -57,8 +64,18 @@ def evaluate(
             if place >= history:
                 saw, lost = saw or trust.serves, lost or (trust.serves and trust.nats <= 0)
                 targets = targets_of([(user, tokens)])
-                found = said(mixed if alone is None else alone, ids, tokens, targets.is_word, words, alphabetical, blocked_ids(words, blocked))
-                found = replace(found, known=found.known & (ids < len(vocabulary)))  # perplexity compares at equal vocabulary
+                found = said(
+                    mixed if alone is None else alone,
+                    ids,
+                    tokens,
+                    targets.is_word,
+                    words,
+                    alphabetical,
+                    blocked_ids(words, blocked),
+                )
+                found = replace(
+                    found, known=found.known & (ids < len(vocabulary))
+                )  # perplexity compares at equal vocabulary
                 tally.add(found, targets, 0, on_prediction)
             own.add(tokens)
             done += 1
@@ -69,8 +86,12 @@ def evaluate(
     return Life(tally.evaluation(), served, behind)
 
 
-def _scored(engine: Engine, messages: Sequence[Sequence[str]], vocabulary: Vocabulary) -> Iterator[tuple[Sequence[str], np.ndarray]]:
-    """Each message with the network's log-probabilities before each of its tokens, float32 [tokens, vocabulary]."""
+def _scored(
+    engine: Engine, messages: Sequence[Sequence[str]], vocabulary: Vocabulary
+) -> Iterator[tuple[Sequence[str], np.ndarray]]:
+    """Each message with the network's log-probabilities before each of its tokens, float32 [tokens,
+    vocabulary].
+    """
     for start in range(0, len(messages), BLOCK):
         block = messages[start : start + BLOCK]
         ends = np.cumsum([0, *map(len, block)])

@@ -1,7 +1,8 @@
-"""The bundle: what a device installs, and the only way in. Nothing is parsed before signature, sizes and hashes agree.
+"""The bundle: what a device installs, and the only way in. Nothing is parsed before signature,
+sizes and hashes agree.
 
-A bundle is a directory, or one zip of it: manifest.json, manifest.sig (Ed25519 over the manifest's bytes), and the files the manifest lists with size
-and SHA-256.
+A bundle is a directory, or one zip of it: manifest.json, manifest.sig (Ed25519 over the manifest's
+bytes), and the files the manifest lists with size and SHA-256.
 """
 
 import contextlib
@@ -76,7 +77,9 @@ class Manifest:
 
 @dataclass(frozen=True)
 class Bundle:
-    """A verified bundle: the manifest and the bytes of its files, held since their hashes were checked."""
+    """A verified bundle: the manifest and the bytes of its files, held since their hashes were
+    checked.
+    """
 
     path: Path
     manifest: Manifest
@@ -115,7 +118,9 @@ class Difference:
     """What differs between two bundles, old before new."""
 
     fields: dict[str, tuple[str, str]]  # of the manifest, as JSON; nested ones by their dotted name
-    files: dict[str, tuple[int | None, int | None]]  # bytes of those that differ; None where there is none
+    files: dict[
+        str, tuple[int | None, int | None]
+    ]  # bytes of those that differ; None where there is none
     words_added: tuple[str, ...]
     words_removed: tuple[str, ...]
     weights: float | None  # L2 distance of the checkpoints; None if their shapes differ
@@ -125,9 +130,18 @@ class Difference:
 def difference(old: Bundle, new: Bundle) -> Difference:
     """Compare two verified bundles."""
     before, after = (_flat(json.loads(config.to_json(each.manifest))) for each in (old, new))
-    fields = {name: (before.get(name, "-"), after.get(name, "-")) for name in sorted({*before, *after}) if before.get(name) != after.get(name)}
+    fields = {
+        name: (before.get(name, "-"), after.get(name, "-"))
+        for name in sorted({*before, *after})
+        if before.get(name) != after.get(name)
+    }
     names = sorted({*old.content, *new.content})
-    sizes = {name: tuple(len(each.content[name]) if name in each.content else None for each in (old, new)) for name in names}
+    sizes = {
+        name: tuple(
+            len(each.content[name]) if name in each.content else None for each in (old, new)
+        )
+        for name in names
+    }
     had, has = old.vocabulary.tokens, new.vocabulary.tokens
     known, still = set(had), set(has)
     apart, changed = None, 1.0
@@ -147,7 +161,11 @@ def difference(old: Bundle, new: Bundle) -> Difference:
 def _flat(table: dict, prefix: str = "") -> dict[str, str]:
     flat: dict[str, str] = {}
     for name, value in table.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: json.dumps(value)}
+        flat |= (
+            _flat(value, f"{prefix}{name}.")
+            if isinstance(value, dict)
+            else {prefix + name: json.dumps(value)}
+        )
     return flat
 
 
@@ -156,8 +174,11 @@ def describe(content: dict[str, bytes]) -> dict[str, File]:
     return {name: File(len(data), weights.digest(data)) for name, data in sorted(content.items())}
 
 
-def write(path: Path, manifest: Manifest, content: dict[str, bytes], key: Ed25519PrivateKey) -> None:
-    """Sign and write a bundle, whole or not at all; an older bundle at `path` is replaced. The same inputs give the same bytes.
+def write(
+    path: Path, manifest: Manifest, content: dict[str, bytes], key: Ed25519PrivateKey
+) -> None:
+    """Sign and write a bundle, whole or not at all; an older bundle at `path` is replaced. The same
+    inputs give the same bytes.
 
     Raises BundleError if `path` holds something that is not a bundle or cannot be written.
     """
@@ -165,7 +186,10 @@ def write(path: Path, manifest: Manifest, content: dict[str, bytes], key: Ed2551
     if path.exists() and not (path / MANIFEST).is_file():
         raise BundleError(path, "exists and is not a bundle", "choose another output folder")
     encoded = config.to_json(manifest)
-    temporary, old = path.with_name(f".{path.name}.{os.getpid()}"), path.with_name(f".{path.name}.old.{os.getpid()}")
+    temporary, old = (
+        path.with_name(f".{path.name}.{os.getpid()}"),
+        path.with_name(f".{path.name}.old.{os.getpid()}"),
+    )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(temporary, ignore_errors=True)
@@ -180,18 +204,24 @@ def write(path: Path, manifest: Manifest, content: dict[str, bytes], key: Ed2551
         os.replace(temporary, path)
         durable.flush(path.parent)
     except OSError as error:
-        raise BundleError(path, f"cannot be written ({error.strerror})", "choose a folder you may write to") from None
+        raise BundleError(
+            path, f"cannot be written ({error.strerror})", "choose a folder you may write to"
+        ) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
 
 
 def write_zip(bundle: Bundle, path: Path) -> None:
-    """A verified bundle as one file, uncompressed, whole or not at all: equal bundles have equal bytes. Raises BundleError if it cannot be."""
+    """A verified bundle as one file, uncompressed, whole or not at all: equal bundles have equal
+    bytes. Raises BundleError if it cannot be.
+    """
     path = Path(path)
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_STORED) as archive:
-        for name, data in sorted({**bundle.content, MANIFEST: bundle.encoded, SIGNATURE: bundle.signature}.items()):
+        for name, data in sorted(
+            {**bundle.content, MANIFEST: bundle.encoded, SIGNATURE: bundle.signature}.items()
+        ):
             entry = zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))
             entry.external_attr, entry.create_system = 0o100644 << 16, 3
             archive.writestr(entry, data)
@@ -199,19 +229,27 @@ def write_zip(bundle: Bundle, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         durable.write(path, packed.getvalue(), mode=0o644)
     except OSError as error:
-        raise BundleError(path, f"cannot be written ({error.strerror})", "choose a file you may write") from None
+        raise BundleError(
+            path, f"cannot be written ({error.strerror})", "choose a file you may write"
+        ) from None
 
 
 def open_verified(path: Path, trusted: frozenset[str]) -> Bundle:
-    """The bundle at `path`, a folder or a zip, if it was signed by a trusted key (public, hexadecimal) and is complete and unaltered.
+    """The bundle at `path`, a folder or a zip, if it was signed by a trusted key (public,
+    hexadecimal) and is complete and unaltered.
 
-    Raises BundleError naming the first thing that is wrong. No file is parsed, and no graph opened, before its hash was checked.
+    Raises BundleError naming the first thing that is wrong. No file is parsed, and no graph opened,
+    before its hash was checked.
     """
     path = Path(path)
     if path.is_file():
         return _from_zip(path, trusted)
     if not path.is_dir():
-        raise BundleError(path, "is not a bundle folder", "give the folder that holds manifest.json, or a zip of it")
+        raise BundleError(
+            path,
+            "is not a bundle folder",
+            "give the folder that holds manifest.json, or a zip of it",
+        )
     return _verified(path, trusted, lambda name, most: _read(path / name, most))
 
 
@@ -223,16 +261,30 @@ def _from_zip(path: Path, trusted: frozenset[str]) -> Bundle:
         entries: dict[str, zipfile.ZipInfo] = {}
         for entry in archive.infolist():
             if entry.filename not in known or entry.filename in entries:
-                raise BundleError(path, f"holds {entry.filename!r}, which no bundle of format {FORMAT} has there", EXPORT_AGAIN)
+                raise BundleError(
+                    path,
+                    f"holds {entry.filename!r}, which no bundle of format {FORMAT} has there",
+                    EXPORT_AGAIN,
+                )
             if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1:
-                raise BundleError(path, f"{entry.filename} is compressed or locked, expected it stored", EXPORT_AGAIN)
+                raise BundleError(
+                    path,
+                    f"{entry.filename} is compressed or locked, expected it stored",
+                    EXPORT_AGAIN,
+                )
             entries[entry.filename] = entry
 
         def read(name: str, most: int) -> bytes:
             if name not in entries:
-                raise BundleError(path / name, "cannot be read (it is not in the zip)", EXPORT_AGAIN)
+                raise BundleError(
+                    path / name, "cannot be read (it is not in the zip)", EXPORT_AGAIN
+                )
             if entries[name].file_size > most:
-                raise BundleError(path / name, f"expected {most} bytes, found {entries[name].file_size}", EXPORT_AGAIN)
+                raise BundleError(
+                    path / name,
+                    f"expected {most} bytes, found {entries[name].file_size}",
+                    EXPORT_AGAIN,
+                )
             with _zip_errors(path):
                 return archive.read(name)
 
@@ -241,11 +293,22 @@ def _from_zip(path: Path, trusted: frozenset[str]) -> Bundle:
 
 @contextlib.contextmanager
 def _zip_errors(path: Path) -> Iterator[None]:
-    """Whatever zipfile raises at a damaged file: its own errors, and those of what it reads out of one."""
+    """Whatever zipfile raises at a damaged file: its own errors, and those of what it reads out of
+    one.
+    """
     try:
         yield
-    except (OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError) as error:
-        raise BundleError(path, f"is neither a bundle folder nor a whole zip of one ({error})", EXPORT_AGAIN) from None
+    except (
+        OSError,
+        zipfile.BadZipFile,
+        NotImplementedError,
+        RuntimeError,
+        EOFError,
+        ValueError,
+    ) as error:
+        raise BundleError(
+            path, f"is neither a bundle folder nor a whole zip of one ({error})", EXPORT_AGAIN
+        ) from None
 
 
 def _verified(path: Path, trusted: frozenset[str], read: Callable[[str, int], bytes]) -> Bundle:
@@ -253,10 +316,16 @@ def _verified(path: Path, trusted: frozenset[str], read: Callable[[str, int], by
     encoded, signed = read(MANIFEST, MANIFEST_BYTES), read(SIGNATURE, MANIFEST_BYTES)
     signer, _, signature = signed.decode("ascii", "replace").strip().partition("\n")
     if signer not in trusted:
-        raise BundleError(path / SIGNATURE, f"signed by a key that is not trusted ({signer[:16]!r})", "pass the maker's public key with --trust")
+        raise BundleError(
+            path / SIGNATURE,
+            f"signed by a key that is not trusted ({signer[:16]!r})",
+            "pass the maker's public key with --trust",
+        )
     try:
         raw = bytes.fromhex(signature)
-        valid = raw.hex() == signature and signing.verified(signer, encoded, raw)  # one spelling only
+        valid = raw.hex() == signature and signing.verified(
+            signer, encoded, raw
+        )  # one spelling only
     except ValueError:
         valid = False
     if not valid:
@@ -267,16 +336,31 @@ def _verified(path: Path, trusted: frozenset[str], read: Callable[[str, int], by
         expected = manifest.files[name]
         data = read(name, expected.bytes)
         if len(data) != expected.bytes:
-            raise BundleError(path / name, f"expected {expected.bytes} bytes, found {len(data)}", EXPORT_AGAIN)
+            raise BundleError(
+                path / name, f"expected {expected.bytes} bytes, found {len(data)}", EXPORT_AGAIN
+            )
         if weights.digest(data) != expected.sha256:
-            raise BundleError(path / name, "altered: its SHA-256 is not the manifest's", EXPORT_AGAIN)
+            raise BundleError(
+                path / name, "altered: its SHA-256 is not the manifest's", EXPORT_AGAIN
+            )
         content[name] = data
     bundle = Bundle(path, manifest, content, encoded, signed)
-    if len(bundle.vocabulary) != manifest.vocabulary or bundle.vocabulary.hash != manifest.tokenizer:
-        raise BundleError(path / MANIFEST, f"the model scores {manifest.vocabulary} ids but the vocabulary has {len(bundle.vocabulary)}",
-                          "package both from one run")  # fmt: skip
+    if (
+        len(bundle.vocabulary) != manifest.vocabulary
+        or bundle.vocabulary.hash != manifest.tokenizer
+    ):
+        raise BundleError(
+            path / MANIFEST,
+            f"the model scores {manifest.vocabulary} ids but the vocabulary has "
+            f"{len(bundle.vocabulary)}",
+            "package both from one run",
+        )
     if weights.shapes_in(content[CHECKPOINT], path / CHECKPOINT) != manifest.shapes:
-        raise BundleError(path / CHECKPOINT, "its arrays are not the shapes the graphs were made for", "package both from one run")
+        raise BundleError(
+            path / CHECKPOINT,
+            "its arrays are not the shapes the graphs were made for",
+            "package both from one run",
+        )
     return bundle
 
 
@@ -286,21 +370,36 @@ def _manifest(encoded: bytes, where: Path) -> Manifest:
         table = json.loads(encoded)
         found = table.get("format") if isinstance(table, dict) else None
         if found != FORMAT:
-            raise BundleError(where, f"expected format {FORMAT}, found {found!r}", "update Fedboard or export again")
+            raise BundleError(
+                where,
+                f"expected format {FORMAT}, found {found!r}",
+                "update Fedboard or export again",
+            )
         manifest = config.from_json(Manifest, encoded, str(where))
     except (ValueError, RecursionError, ConfigError) as error:
-        raise BundleError(where, f"not a manifest of format {FORMAT} ({error})", "update Fedboard or export again") from None
+        raise BundleError(
+            where, f"not a manifest of format {FORMAT} ({error})", "update Fedboard or export again"
+        ) from None
     if missing := sorted(set(FILES) - manifest.files.keys()):
         raise BundleError(where, f"does not list {', '.join(missing)}", EXPORT_AGAIN)
     if unknown := sorted(manifest.files.keys() - {*FILES, *OPTIONAL}):
-        raise BundleError(where, f"lists {unknown[0]!r}, which no bundle of format {FORMAT} has", EXPORT_AGAIN)
+        raise BundleError(
+            where, f"lists {unknown[0]!r}, which no bundle of format {FORMAT} has", EXPORT_AGAIN
+        )
     needed, installed = _numbers(manifest.minimum_runtime), interpreter_version()
     if needed is None:
-        raise BundleError(where, f"expected a version such as 2.14.0 as minimum_runtime, found {manifest.minimum_runtime!r}", EXPORT_AGAIN)
+        raise BundleError(
+            where,
+            "expected a version such as 2.14.0 as minimum_runtime, found "
+            f"{manifest.minimum_runtime!r}",
+            EXPORT_AGAIN,
+        )
     if installed is not None and needed > installed:
         found = ".".join(map(str, installed))
         raise BundleError(
-            where, f"needs tflite-runtime {manifest.minimum_runtime} or later, found {found}", "update the runtime, or keep the bundle you have"
+            where,
+            f"needs tflite-runtime {manifest.minimum_runtime} or later, found {found}",
+            "update the runtime, or keep the bundle you have",
         )
     return manifest
 
@@ -311,7 +410,9 @@ def runtime_version() -> str:
 
 
 def interpreter_version() -> tuple[int, ...] | None:
-    """The version of the installed tflite-runtime; None without it, as on a server, or where ai-edge-litert takes its place."""
+    """The version of the installed tflite-runtime; None without it, as on a server, or where
+    ai-edge-litert takes its place.
+    """
     try:
         return _numbers(metadata.version("tflite-runtime"))
     except metadata.PackageNotFoundError:
@@ -320,7 +421,11 @@ def interpreter_version() -> tuple[int, ...] | None:
 
 def _numbers(version: str) -> tuple[int, ...] | None:
     parts = version.split(".")
-    return tuple(map(int, parts)) if all(part.isascii() and part.isdigit() and len(part) < 10 for part in parts) else None
+    return (
+        tuple(map(int, parts))
+        if all(part.isascii() and part.isdigit() and len(part) < 10 for part in parts)
+        else None
+    )
 
 
 def _read(path: Path, most: int) -> bytes:

@@ -1,4 +1,6 @@
-"""Calls: every request a device makes of the server, one function each. A refusal is a value; an answer that is not ours is a ServerError."""
+"""Calls: every request a device makes of the server, one function each. A refusal is a value; an
+answer that is not ours is a ServerError.
+"""
 
 import json
 from collections.abc import Mapping
@@ -11,7 +13,19 @@ from device_runtime.errors import ConfigError, ServerError
 from device_runtime.signing import name_of, public_hex, sign_request
 from device_runtime.transport import CHECK_ADDRESS, Reply, Send
 from device_runtime.weights import digest
-from device_runtime.wire import Abandon, Ack, Assignment, Cause, CheckIn, Enrolled, Enrolment, Problem, Reject, RoundReports, Scores
+from device_runtime.wire import (
+    Abandon,
+    Ack,
+    Assignment,
+    Cause,
+    CheckIn,
+    Enrolled,
+    Enrolment,
+    Problem,
+    Reject,
+    RoundReports,
+    Scores,
+)
 
 T = TypeVar("T")
 JSON = {"content-type": "application/json"}
@@ -19,24 +33,37 @@ BINARY = {"content-type": "application/octet-stream"}
 
 
 def signed(send: Send, key: Ed25519PrivateKey, device: str, task: str = "", round: int = 0) -> Send:
-    """`send` with every request signed by `device`, each time anew: a signature is taken once. `task` and `round` are those of its assignment."""
+    """`send` with every request signed by `device`, each time anew: a signature is taken once.
+    `task` and `round` are those of its assignment.
+    """
 
     def send_signed(method: str, path: str, body: bytes, headers: Mapping[str, str]) -> Reply:
-        return send(method, path, body, {**headers, **sign_request(key, device, method, path, body, task, round)})
+        return send(
+            method,
+            path,
+            body,
+            {**headers, **sign_request(key, device, method, path, body, task, round)},
+        )
 
     return send_signed
 
 
 def enrol(send: Send, key: Ed25519PrivateKey, code: str = "") -> Enrolled:
-    """Make the key known to the server, with a code if it asks for one. The same key always gets the same name."""
+    """Make the key known to the server, with a code if it asks for one. The same key always gets
+    the same name.
+    """
     public = public_hex(key)
-    reply = signed(send, key, name_of(public))("POST", "/v1/devices", to_json(Enrolment(public, code)), JSON)
+    reply = signed(send, key, name_of(public))(
+        "POST", "/v1/devices", to_json(Enrolment(public, code)), JSON
+    )
     return _ours(Enrolled, "POST /v1/devices", reply)
 
 
 def check_in(send: Send, message: CheckIn) -> Assignment | Reject:
     """Ask for work."""
-    return _ours_or_refusal(Assignment, "POST /v1/check-in", send("POST", "/v1/check-in", to_json(message), JSON))
+    return _ours_or_refusal(
+        Assignment, "POST /v1/check-in", send("POST", "/v1/check-in", to_json(message), JSON)
+    )
 
 
 def fetch(send: Send, sha256: str) -> bytes:
@@ -46,7 +73,11 @@ def fetch(send: Send, sha256: str) -> bytes:
     if reply.status != 200:
         raise _unexpected(where, reply)
     if digest(reply.body) != sha256:
-        raise ServerError(where, f"the {len(reply.body)} bytes it sent have another SHA-256", "fetch them again, or look at the server's blobs")
+        raise ServerError(
+            where,
+            f"the {len(reply.body)} bytes it sent have another SHA-256",
+            "fetch them again, or look at the server's blobs",
+        )
     return reply.body
 
 
@@ -58,7 +89,11 @@ def upload(send: Send, assignment: str, update: bytes) -> Ack | Reject:
 
 def report_scores(send: Send, assignment: str, scores: Scores) -> Ack | Reject:
     """Hand in the scores of an evaluation. The same scores may be handed in again."""
-    return _ours_or_refusal(Ack, "PUT scores", send("PUT", f"/v1/assignments/{assignment}/scores", to_json(scores), JSON))
+    return _ours_or_refusal(
+        Ack,
+        "PUT scores",
+        send("PUT", f"/v1/assignments/{assignment}/scores", to_json(scores), JSON),
+    )
 
 
 def abandon(send: Send, assignment: str, cause: Cause) -> Ack | Reject:
@@ -68,8 +103,14 @@ def abandon(send: Send, assignment: str, cause: Cause) -> Ack | Reject:
 
 
 def rounds(send: Send, task: str | None = None) -> RoundReports:
-    """What became of every round of a task so far (by default of the server's oldest), oldest first. Other machines must sign it."""
-    return _ours(RoundReports, "GET /v1/rounds", send("GET", f"/v1/rounds?task={task}" if task else "/v1/rounds", b"", {}))
+    """What became of every round of a task so far (by default of the server's oldest), oldest
+    first. Other machines must sign it.
+    """
+    return _ours(
+        RoundReports,
+        "GET /v1/rounds",
+        send("GET", f"/v1/rounds?task={task}" if task else "/v1/rounds", b"", {}),
+    )
 
 
 def _ours_or_refusal(kind: type[T], where: str, reply: Reply) -> T | Reject:
@@ -84,11 +125,15 @@ def _ours(kind: type[T], where: str, reply: Reply, status: int = 200) -> T:
     try:
         return from_json(kind, reply.body, kind.__name__)
     except ConfigError as error:
-        raise ServerError(where, f"the answer is not one of ours ({error})", CHECK_ADDRESS) from None
+        raise ServerError(
+            where, f"the answer is not one of ours ({error})", CHECK_ADDRESS
+        ) from None
 
 
 def _retry_after(reply: Reply) -> float:
-    """Seconds the server wants to be left alone. RFC 9110, section 10.2.3; a date is taken for none."""
+    """Seconds the server wants to be left alone. RFC 9110, section 10.2.3; a date is taken for
+    none.
+    """
     given = reply.headers.get("retry-after", "")
     return float(given) if given.isascii() and given.isdigit() and len(given) < 7 else 0.0
 
@@ -106,5 +151,11 @@ def _unexpected(where: str, reply: Reply) -> ServerError:
         problem = from_json(Problem, reply.body, "Problem")
     except ConfigError:
         return ServerError(where, f"expected status 200, found {reply.status}", CHECK_ADDRESS)
-    remedy = "ask its operator for a code" if problem.cause is Cause.BAD_CODE else "see that cause on the server's page"
-    return ServerError(where, f"refused with {reply.status} {problem.cause}: {problem.detail}", remedy)
+    remedy = (
+        "ask its operator for a code"
+        if problem.cause is Cause.BAD_CODE
+        else "see that cause on the server's page"
+    )
+    return ServerError(
+        where, f"refused with {reply.status} {problem.cause}: {problem.detail}", remedy
+    )

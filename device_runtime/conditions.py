@@ -1,7 +1,9 @@
-"""Conditions: is this device charging, on an unmetered network, idle? A source answers for a time; what it does not know is None.
+"""Conditions: is this device charging, on an unmetered network, idle? A source answers for a time;
+what it does not know is None.
 
-A simulated device replays a trace: lines of `time<TAB>state`, times in seconds and never decreasing. Each state tells one of the three signals;
-a signal is unknown before its first line, and unknown is not eligible.
+A simulated device replays a trace: lines of `time<TAB>state`, times in seconds and never
+decreasing. Each state tells one of the three signals; a signal is unknown before its first line,
+and unknown is not eligible.
 """
 
 import math
@@ -15,7 +17,8 @@ from device_runtime.wire import Conditions
 
 Source = Callable[[float], Conditions]  # seconds -> the conditions then
 
-# the state names of recorded phone traces (Yang et al. 2021, arXiv:2006.06983), and the signal each of them tells
+# the state names of recorded phone traces (Yang et al. 2021, arXiv:2006.06983), and the signal each
+# of them tells
 SIGNALS: dict[str, dict[str, bool | None]] = {
     "battery_charged_on": {"charging": True},
     "battery_charged_off": {"charging": False},
@@ -45,7 +48,9 @@ def unknown(now: float) -> Conditions:
 
 
 def parse(text: str, where: object = "trace") -> Source:
-    """The source that replays a trace. Raises ConfigError naming the first line that is not `time<TAB>state`, or goes back in time."""
+    """The source that replays a trace. Raises ConfigError naming the first line that is not
+    `time<TAB>state`, or goes back in time.
+    """
     times, states = [-math.inf], [Conditions()]
     for number, line in enumerate(text.splitlines(), start=1):
         if not line.strip():
@@ -60,19 +65,27 @@ def parse(text: str, where: object = "trace") -> Source:
                 f"give seconds, a tab and one of {', '.join(SIGNALS)}",
             )
         if seconds < times[-1]:
-            raise ConfigError(f"{where}, line {number}", f"time {seconds:g} comes after {times[-1]:g}", "sort the lines by time")
+            raise ConfigError(
+                f"{where}, line {number}",
+                f"time {seconds:g} comes after {times[-1]:g}",
+                "sort the lines by time",
+            )
         times.append(seconds)
         states.append(replace(states[-1], **told))
     return lambda now: states[bisect_right(times, now) - 1]
 
 
 def trace_source(path: Path) -> Source:
-    """The source that replays the trace in a file. Raises ConfigError if it cannot be read or parsed."""
+    """The source that replays the trace in a file. Raises ConfigError if it cannot be read or
+    parsed.
+    """
     try:
         return parse(Path(path).read_text(), path)
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not text"
-        raise ConfigError(path, f"cannot be read ({reason})", "give a trace: lines of time<TAB>state") from None
+        raise ConfigError(
+            path, f"cannot be read ({reason})", "give a trace: lines of time<TAB>state"
+        ) from None
 
 
 def _seconds(text: str) -> float | None:

@@ -1,4 +1,6 @@
-"""Tables and messages: a TOML or JSON table becomes a frozen dataclass; an unknown key or a wrong type is an error."""
+"""Tables and messages: a TOML or JSON table becomes a frozen dataclass; an unknown key or a wrong
+type is an error.
+"""
 
 import functools
 import json
@@ -18,21 +20,30 @@ T = TypeVar("T")
 def from_table(kind: type[T], table: Any, where: str) -> T:
     """The dataclass `kind` filled from `table`, checked field by field.
 
-    Fields may be bool, int, float, str, `X | None`, `tuple[X, ...]`, `dict[str, X]` or another dataclass. A whole number is accepted for a float.
-    Raises ConfigError naming the field for an unknown key, a missing value, or a value of another type.
+    Fields may be bool, int, float, str, `X | None`, `tuple[X, ...]`, `dict[str, X]` or another
+    dataclass. A whole number is accepted for a float. Raises ConfigError naming the field for an
+    unknown key, a missing value, or a value of another type.
     """
     if not isinstance(table, dict):
-        raise ConfigError(where, f"expected a table, found {_name(table)}", "write `key = value` pairs")
+        raise ConfigError(
+            where, f"expected a table, found {_name(table)}", "write `key = value` pairs"
+        )
     known = _fields(kind)
     for key in table:
         if key not in known:
-            raise ConfigError(f"{where}.{key}", f"unknown key, expected one of {', '.join(sorted(known))}", "remove or rename it")
+            raise ConfigError(
+                f"{where}.{key}",
+                f"unknown key, expected one of {', '.join(sorted(known))}",
+                "remove or rename it",
+            )
     values = {}
     for name, (hint, is_needed) in known.items():
         if name in table:
             value = table[name]
             # most fields: nothing to convert, and no name to build for an error
-            values[name] = value if type(value) is hint else _convert(hint, value, f"{where}.{name}")
+            values[name] = (
+                value if type(value) is hint else _convert(hint, value, f"{where}.{name}")
+            )
         elif is_needed:
             raise ConfigError(f"{where}.{name}", "missing", "add it")
     return kind(**values)
@@ -48,7 +59,9 @@ def from_json(kind: type[T], data: bytes, where: str) -> T:
 
 
 def from_toml(kind: type[T], path: Path) -> T:
-    """The dataclass `kind` from a TOML file. Raises ConfigError for a file that cannot be read or parsed."""
+    """The dataclass `kind` from a TOML file. Raises ConfigError for a file that cannot be read or
+    parsed.
+    """
     try:
         table = tomllib.loads(Path(path).read_text())
     except (OSError, UnicodeDecodeError) as error:
@@ -59,32 +72,48 @@ def from_toml(kind: type[T], path: Path) -> T:
 
 
 def to_json(value: Any) -> bytes:
-    """A dataclass (or plain value) as canonical JSON: sorted keys, no spaces, so equal values have equal bytes."""
+    """A dataclass (or plain value) as canonical JSON: sorted keys, no spaces, so equal values have
+    equal bytes.
+    """
     return _CANONICAL.encode(_plain(value)).encode()
 
 
 def to_toml(value: Any) -> str:
-    """A dataclass as TOML: plain fields first, then one table per nested dataclass. None is left out: it is the default."""
+    """A dataclass as TOML: plain fields first, then one table per nested dataclass. None is left
+    out: it is the default.
+    """
     return _table(asdict(value), "")
 
 
 def _table(table: dict[str, Any], name: str) -> str:
-    plain = "".join(f"{key} = {_toml(item)}\n" for key, item in table.items() if item is not None and not isinstance(item, dict))
-    inner = [(f"{name}.{key}" if name else key, item) for key, item in table.items() if isinstance(item, dict)]
+    plain = "".join(
+        f"{key} = {_toml(item)}\n"
+        for key, item in table.items()
+        if item is not None and not isinstance(item, dict)
+    )
+    inner = [
+        (f"{name}.{key}" if name else key, item)
+        for key, item in table.items()
+        if isinstance(item, dict)
+    ]
     return plain + "".join(f"\n[{path}]\n{_table(item, path)}" for path, item in inner)
 
 
 def _toml(value: Any) -> str:
     if isinstance(value, list | tuple):
         return "[" + ", ".join(_toml(item) for item in value) + "]"
-    return json.dumps(value, ensure_ascii=False)  # TOML writes these booleans, numbers and basic strings as JSON does
+    return json.dumps(
+        value, ensure_ascii=False
+    )  # TOML writes these booleans, numbers and basic strings as JSON does
 
 
 _CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
 
 
 def _plain(value: Any) -> Any:
-    """Dataclasses inside as tables. (`asdict` copies all else as well, which takes longer than writing it.)"""
+    """Dataclasses inside as tables. (`asdict` copies all else as well, which takes longer than
+    writing it.)
+    """
     if is_dataclass(value):
         return {name: _plain(item) for name, item in vars(value).items()}
     if isinstance(value, dict):
@@ -94,9 +123,17 @@ def _plain(value: Any) -> Any:
 
 @functools.cache
 def _fields(kind: type) -> dict[str, tuple[Any, bool]]:
-    """The type of each field of a dataclass, and whether it must be given: working them out takes longer than reading a message."""
+    """The type of each field of a dataclass, and whether it must be given: working them out takes
+    longer than reading a message.
+    """
     hints = typing.get_type_hints(kind)
-    return {field.name: (hints[field.name], field.default is MISSING and field.default_factory is MISSING) for field in fields(kind)}
+    return {
+        field.name: (
+            hints[field.name],
+            field.default is MISSING and field.default_factory is MISSING,
+        )
+        for field in fields(kind)
+    }
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
@@ -104,7 +141,9 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in arguments:
             return None
-        return _convert(next(option for option in arguments if option is not type(None)), value, where)
+        return _convert(
+            next(option for option in arguments if option is not type(None)), value, where
+        )
     if origin is tuple:
         if not isinstance(value, list | tuple):
             raise ConfigError(where, f"expected a list, found {_name(value)}", "correct it")
@@ -120,7 +159,10 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
             return hint(value)
         except ValueError:
             raise ConfigError(
-                where, f"expected one of {', '.join(str(option.value) for option in hint)}, found {_name(value)}", "correct it"
+                where,
+                f"expected one of {', '.join(str(option.value) for option in hint)}, found "
+                f"{_name(value)}",
+                "correct it",
             ) from None
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)

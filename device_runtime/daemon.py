@@ -1,7 +1,10 @@
-"""The daemon: lives on a device, waits politely, and takes a turn when the device may train and the server's retry window is open.
+"""The daemon: lives on a device, waits politely, and takes a turn when the device may train and the
+server's retry window is open.
 
-It asks the server nothing while a condition forbids training. Retry windows are kept across restarts, errors back off, and every wait has jitter, so
-that a fleet that was switched on at once, or lost its server, does not come back at once. Its log lines hold rounds, counts and causes; never text.
+It asks the server nothing while a condition forbids training. Retry windows are kept across
+restarts, errors back off, and every wait has jitter, so that a fleet that was switched on at once,
+or lost its server, does not come back at once. Its log lines hold rounds, counts and causes; never
+text.
 """
 
 import logging
@@ -49,13 +52,17 @@ class NotAsked:
 
 
 def after(outcome: Outcome, now: float, rng: np.random.Generator) -> Schedule:
-    """The schedule after a turn: the server's window, with jitter. Work that waits for a condition is gone on with as soon as it is back."""
+    """The schedule after a turn: the server's window, with jitter. Work that waits for a condition
+    is gone on with as soon as it is back.
+    """
     wait = PAUSE_S if outcome.status is Status.PAUSED else max(outcome.retry_in_s, LEAST_S)
     return Schedule(now, wait * (1 + float(rng.uniform(0, JITTER))))
 
 
 def after_error(schedule: Schedule, now: float, rng: np.random.Generator) -> Schedule:
-    """Twice the wait with every error in a row; the whole of it is drawn anew, so that devices spread."""
+    """Twice the wait with every error in a row; the whole of it is drawn anew, so that devices
+    spread.
+    """
     errors = schedule.errors + 1
     longest = min(LEAST_S * 2.0 ** min(errors, 16), MOST_S)
     return Schedule(now, float(rng.uniform(longest / 2, longest)), errors)
@@ -71,7 +78,9 @@ def read_schedule(home: Home) -> Schedule:
 
 
 class Daemon:
-    """Remembers the schedule and what was said last. `step` does what can be done now and gives the seconds until there may be more."""
+    """Remembers the schedule and what was said last. `step` does what can be done now and gives the
+    seconds until there may be more.
+    """
 
     def __init__(
         self,
@@ -82,18 +91,31 @@ class Daemon:
         rng: np.random.Generator | None = None,
         sleep: Callable[[float], object] = time.sleep,
     ):
-        self.home, self._send, self._now, self._may_go_on, self._sleep = home, send, now, may_go_on, sleep
+        self.home, self._send, self._now, self._may_go_on, self._sleep = (
+            home,
+            send,
+            now,
+            may_go_on,
+            sleep,
+        )
         self._rng = np.random.default_rng() if rng is None else rng
         self._said = ""
         self.schedule = read_schedule(home)
 
     def spread(self) -> None:
-        """Put the first check-in of this process somewhere in `spread_s`, but not before the retry window kept is open."""
-        due = max(self.schedule.due_in(self._now()), float(self._rng.uniform(0, self.home.config.spread_s)))
+        """Put the first check-in of this process somewhere in `spread_s`, but not before the retry
+        window kept is open.
+        """
+        due = max(
+            self.schedule.due_in(self._now()),
+            float(self._rng.uniform(0, self.home.config.spread_s)),
+        )
         self.schedule = Schedule(self._now(), due, self.schedule.errors)
 
     def step(self) -> float:
-        """Do what is due and allowed. An error is said in one line and waited out: a server comes back, a bundle is installed anew."""
+        """Do what is due and allowed. An error is said in one line and waited out: a server comes
+        back, a bundle is installed anew.
+        """
         due = self.schedule.due_in(self._now())
         try:
             cause = self.forbidden()
@@ -103,7 +125,8 @@ class Daemon:
             if due > 0:
                 self._say("may train, and waits for its retry window")
                 return min(due, LOOK_S)
-            self.personalise()  # once a window: it reads the bundle and the whole log to see whether enough was typed
+            # once a window: it reads the bundle and the whole log to see whether enough was typed
+            self.personalise()
             outcome = self.turn()
         except FedboardError as error:
             self._plan(after_error(self.schedule, self._now(), self._rng))
@@ -136,18 +159,29 @@ class Daemon:
         return None if cause is None else cause.value
 
     def turn(self) -> Outcome:
-        """One turn, whatever the schedule says. Raises ServerError, BundleError or TypingLogError."""
+        """One turn, whatever the schedule says. Raises ServerError, BundleError or
+        TypingLogError.
+        """
         turn = Turn(self.home, self._send, self._now, sleep=self._sleep, may_go_on=self._may_go_on)
         return turn.check_in() or turn.work()
 
     def personalise(self) -> personal.Verdict | None:
-        """Train or judge the personal weights if enough was typed since, and the owner wants any."""
+        """Train or judge the personal weights if enough was typed since, and the owner wants
+        any.
+        """
         if not self.home.config.personal:
             return None
         found = personal.update(self.home, self.home.bundle(), self._now(), self._may_train)
         if found is not None:
-            became = "served" if found.serves else "rolled back" if found.rolled_back else "not served"
-            log.info("personal weights %s: %+.1f nats on %d held-back words", became, found.judged.nats, found.judged.words)
+            became = (
+                "served" if found.serves else "rolled back" if found.rolled_back else "not served"
+            )
+            log.info(
+                "personal weights %s: %+.1f nats on %d held-back words",
+                became,
+                found.judged.nats,
+                found.judged.words,
+            )
         return found
 
     def _may_train(self) -> bool:
@@ -161,9 +195,23 @@ class Daemon:
         self._said = ""
         round_ = "" if outcome.round is None else f" in round {outcome.round}"
         cause = "" if outcome.cause is None else f" ({outcome.cause.value})"
-        loss = "" if outcome.loss_after is None else f", loss {outcome.loss_before:.2f} to {outcome.loss_after:.2f}"
-        log.info("%s%s%s: %d examples, %d batches%s, %d bytes up, %d down; again in %.0f s", outcome.status.value, round_, cause,
-                 outcome.examples, outcome.batches, loss, outcome.bytes_up, outcome.bytes_down, self.schedule.wait_s)  # fmt: skip
+        loss = (
+            ""
+            if outcome.loss_after is None
+            else f", loss {outcome.loss_before:.2f} to {outcome.loss_after:.2f}"
+        )
+        log.info(
+            "%s%s%s: %d examples, %d batches%s, %d bytes up, %d down; again in %.0f s",
+            outcome.status.value,
+            round_,
+            cause,
+            outcome.examples,
+            outcome.batches,
+            loss,
+            outcome.bytes_up,
+            outcome.bytes_down,
+            self.schedule.wait_s,
+        )
 
     def _say(self, line: str) -> None:
         """A line of the log, unless it is the last one again."""

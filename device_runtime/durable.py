@@ -7,9 +7,13 @@ PRIVATE = 0o600  # only its owner reads it
 
 
 def write(path: Path, data: bytes, mode: int = PRIVATE) -> None:
-    """Write a file in place of any other of its name. Raises OSError, and leaves the old one, if it cannot be written."""
+    """Write a file in place of any other of its name. Raises OSError, and leaves the old one, if it
+    cannot be written.
+    """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}")  # always the same: what a killed process left is written over
+    temporary = path.with_name(
+        f".{path.name}"
+    )  # always the same: what a killed process left is written over
     with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb") as file:
         file.write(data)
         file.flush()

@@ -2,14 +2,18 @@
 
 
 class FedboardError(Exception):
-    """Base of every error we raise on bad input. `str(error)` is one line: `where: problem; remedy`.
+    """Base of every error we raise on bad input. `str(error)` is one line: `where: problem;
+    remedy`.
 
-    What cannot be printed (line ends, a terminal's escape codes) is written as an escape: a file or server can put it into any of the three.
+    What cannot be printed (line ends, a terminal's escape codes) is written as an escape: a file or
+    server can put it into any of the three.
     """
 
     def __init__(self, where: object, problem: str, remedy: str):
         message = f"{where}: {problem}; {remedy}"
-        super().__init__("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message))
+        super().__init__(
+            "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
+        )
 
 
 class ConfigError(FedboardError):

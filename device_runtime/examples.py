@@ -1,7 +1,8 @@
 """Examples: utterances -> rows of token ids that a train step reads.
 
-A row holds `length + 1` ids: its first `length` are the inputs, the same shifted by one are the targets, and padding (0) is masked out.
-An utterance longer than one row continues in the next, which starts with the last token already seen.
+A row holds `length + 1` ids: its first `length` are the inputs, the same shifted by one are the
+targets, and padding (0) is masked out. An utterance longer than one row continues in the next,
+which starts with the last token already seen.
 """
 
 from collections.abc import Iterable, Sequence
@@ -20,15 +21,21 @@ def rows(utterances: Iterable[Sequence[int]], length: int) -> np.ndarray:
     found = []
     for utterance in utterances:
         sequence = [BOS, *utterance, EOS]
-        found += [sequence[start : start + length + 1] for start in range(0, len(sequence) - 1, length)]
+        found += [
+            sequence[start : start + length + 1] for start in range(0, len(sequence) - 1, length)
+        ]
     padded = np.full((len(found), length + 1), PAD, np.int32)
     for row, ids in zip(padded, found, strict=True):
         row[: len(ids)] = ids
     return padded
 
 
-def batches(examples: np.ndarray, size: int, epochs: int, rng: np.random.Generator) -> Iterable[np.ndarray]:
-    """Shuffled batches of exactly `size` rows, int32 [size, length + 1]; the last of an epoch is filled with empty rows."""
+def batches(
+    examples: np.ndarray, size: int, epochs: int, rng: np.random.Generator
+) -> Iterable[np.ndarray]:
+    """Shuffled batches of exactly `size` rows, int32 [size, length + 1]; the last of an epoch is
+    filled with empty rows.
+    """
     for _ in range(epochs):
         order = rng.permutation(len(examples))
         for start in range(0, len(order), size):

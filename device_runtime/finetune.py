@@ -1,4 +1,6 @@
-"""Local fine-tuning: checkpoint and examples -> delta, by the `train` signature of the bundle's graph. Nothing is kept in the graph."""
+"""Local fine-tuning: checkpoint and examples -> delta, by the `train` signature of the bundle's
+graph. Nothing is kept in the graph.
+"""
 
 import itertools
 from collections.abc import Callable
@@ -44,9 +46,10 @@ def finetune(
 ) -> FineTuned:
     """Local SGD by the plan on rows (int32 [n, plan.length + 1]).
 
-    `may_continue` is asked before every batch, those of the loss before and after included: work stops within one batch of a condition being lost.
-    Given the progress it left, the same examples and an equal rng, a later call ends with the same bits. A loss that is not finite, or one that ends
-    higher than twice where it began, stops the work too: such a delta is never sent.
+    `may_continue` is asked before every batch, those of the loss before and after included: work
+    stops within one batch of a condition being lost. Given the progress it left, the same examples
+    and an equal rng, a later call ends with the same bits. A loss that is not finite, or one that
+    ends higher than twice where it began, stops the work too: such a delta is never sent.
     """
     train = Graph(graph)
     before = start.loss_before if start else _loss(train, weights, examples, plan, may_continue)
@@ -60,7 +63,9 @@ def finetune(
         lost = not may_continue()
         if lost:
             break
-        result = train.run("train", rows=batch, learning_rate=np.float32(plan.learning_rate), **local)
+        result = train.run(
+            "train", rows=batch, learning_rate=np.float32(plan.learning_rate), **local
+        )
         if not np.isfinite(result["loss"]):
             return _stopped(Cause.TRAINING_FAILED, weights, done, before)
         local = {name: result[name] for name in weights}
@@ -74,13 +79,28 @@ def finetune(
     return FineTuned(delta, done, before, after, progress=Progress(local, done, before))
 
 
-def _stopped(cause: Cause, weights: Weights, done: int = 0, before: float = float("nan"), progress: Progress | None = None) -> FineTuned:
+def _stopped(
+    cause: Cause,
+    weights: Weights,
+    done: int = 0,
+    before: float = float("nan"),
+    progress: Progress | None = None,
+) -> FineTuned:
     zero = {name: np.zeros_like(array) for name, array in weights.items()}
     return FineTuned(zero, done, before, before, cause, progress)
 
 
-def _loss(graph: Graph, weights: Weights, examples: np.ndarray, plan: Plan, may_continue: Callable[[], bool], most: int = 8) -> float | None:
-    """Mean loss over at most `most` batches of the examples, taken in order; None if a condition was lost meanwhile."""
+def _loss(
+    graph: Graph,
+    weights: Weights,
+    examples: np.ndarray,
+    plan: Plan,
+    may_continue: Callable[[], bool],
+    most: int = 8,
+) -> float | None:
+    """Mean loss over at most `most` batches of the examples, taken in order; None if a condition
+    was lost meanwhile.
+    """
     total = count = 0.0
     for start in range(0, min(len(examples), most * plan.batch_size), plan.batch_size):
         if not may_continue():

@@ -5,7 +5,8 @@
     typing_log.sqlite      what was typed, sealed; typing_log.key beside it
     own_words.json         how far the user's own words are trusted: numbers, no words
     unfinished             a half-done epoch that waits for the next window, sealed
-    personal.json          whether the user's own weights are served, and why; personal.sealed beside it, the weights
+    personal.json          whether the user's own weights are served, and why
+    personal.sealed        those weights, sealed
     last_key               when a key was pressed last: its time, no content
     schedule.json          when it may check in again
     bundles/               the bundles it installed, if none is used in place
@@ -44,8 +45,18 @@ TYPING_LOG, LEDGER, CHECKPOINT = "typing_log.sqlite", "ledger.sqlite", "checkpoi
 OWN_WORDS, UNFINISHED = "own_words.json", "unfinished"
 PERSONAL, PERSONAL_WEIGHTS = "personal.json", "personal.sealed"
 SCHEDULE, BUNDLES, LOCK = "schedule.json", "bundles", "lock"
-SENT = ("counted", "not_counted", "sending")  # outcomes after which an update has left the device, or may have
-LEARNED = (OWN_WORDS, UNFINISHED, PERSONAL, PERSONAL_WEIGHTS, LAST_KEY)  # files learned from what was typed
+SENT = (
+    "counted",
+    "not_counted",
+    "sending",
+)  # outcomes after which an update has left the device, or may have
+LEARNED = (
+    OWN_WORDS,
+    UNFINISHED,
+    PERSONAL,
+    PERSONAL_WEIGHTS,
+    LAST_KEY,
+)  # files learned from what was typed
 
 
 @dataclass(frozen=True)
@@ -53,13 +64,23 @@ class DeviceConfig:
     """device.toml. Paths that are not absolute start in the device's home."""
 
     trusted: tuple[str, ...]  # public keys whose bundles it accepts, hexadecimal
-    bundle: str | None = None  # folder of a bundle it uses in place; None: the one installed in its home
+    bundle: str | None = (
+        None  # folder of a bundle it uses in place; None: the one installed in its home
+    )
     server: str | None = None  # address it checks in at
-    conditions: str | None = None  # `linux`, `termux`, or the trace of a simulated device; None: unknown, so it never trains
+    conditions: str | None = (
+        # `linux`, `termux`, or the trace of a simulated device; None: unknown, so it never trains
+        None
+    )
     stated: tuple[str, ...] = ()  # conditions its owner vouches for where no sensor tells
-    seed: int | None = None  # of a simulated device's randomness; None: its own key's, another for every assignment
+    seed: int | None = (
+        # of a simulated device's randomness; None: its own key's, another for every assignment
+        None
+    )
     spread_s: float = 60.0  # the first check-in of a process comes somewhere in it
-    keeps_work: bool = True  # a half-done epoch waits for the next window; else it is given back at once
+    keeps_work: bool = (
+        True  # a half-done epoch waits for the next window; else it is given back at once
+    )
     personal: bool = True  # the user's own weights are tried while it may train
     key_store: str = keystore.FILE  # where the typing log's key lies
     population: str = "default"  # whose tasks it works for
@@ -68,7 +89,9 @@ class DeviceConfig:
 
 
 def conditions_of(folder: Path, settings: DeviceConfig) -> Source:
-    """Where the conditions of a device in `folder` come from. Raises ConfigError for a trace that cannot be read, or a signal that is none."""
+    """Where the conditions of a device in `folder` come from. Raises ConfigError for a trace that
+    cannot be read, or a signal that is none.
+    """
     kind = settings.conditions
     if kind in sensors.KINDS:
         return sensors.named(kind, folder, settings.stated)
@@ -98,15 +121,27 @@ class Home:
     key: Ed25519PrivateKey = field(repr=False)
 
     @classmethod
-    def create(cls, folder: Path, settings: DeviceConfig, typed: Iterable[tuple[str, float]] = (), bundle: Path | None = None) -> "Home":
-        """A new device in `folder`, with a fresh key and a typing log that holds `typed` (text and time in seconds). Whole or not at all.
+    def create(
+        cls,
+        folder: Path,
+        settings: DeviceConfig,
+        typed: Iterable[tuple[str, float]] = (),
+        bundle: Path | None = None,
+    ) -> "Home":
+        """A new device in `folder`, with a fresh key and a typing log that holds `typed` (text and
+        time in seconds). Whole or not at all.
 
-        The bundle at `bundle` is installed in it, if given. Raises RunError if the folder is there already or cannot be written, BundleError for a
-        bundle it does not trust.
+        The bundle at `bundle` is installed in it, if given. Raises RunError if the folder is there
+        already or cannot be written, BundleError for a bundle it does not trust.
         """
-        folder, typed = Path(folder), list(typed)  # first: an error of whoever gives them is not one of the folder
+        folder, typed = (
+            Path(folder),
+            list(typed),
+        )  # first: an error of whoever gives them is not one of the folder
         if folder.exists():
-            raise RunError(folder, "expected no such folder, found one", "remove it or choose another folder")
+            raise RunError(
+                folder, "expected no such folder, found one", "remove it or choose another folder"
+            )
         temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
         try:
             temporary.mkdir(parents=True)
@@ -118,14 +153,18 @@ class Home:
                 installed.install(temporary / BUNDLES, bundle, frozenset(settings.trusted))
             os.replace(temporary, folder)
         except OSError as error:
-            raise RunError(folder, f"cannot be written ({error.strerror})", "choose a folder you may write to") from None
+            raise RunError(
+                folder, f"cannot be written ({error.strerror})", "choose a folder you may write to"
+            ) from None
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
         return cls.open(folder)
 
     @classmethod
     def open(cls, folder: Path) -> "Home":
-        """The device that lives in `folder`. Raises ConfigError or RunError if there is none, naming the file."""
+        """The device that lives in `folder`. Raises ConfigError or RunError if there is none,
+        naming the file.
+        """
         folder = Path(folder)
         settings = config.from_toml(DeviceConfig, folder / CONFIG)
         return cls(folder, settings, signing.load_or_create(folder / KEY))
@@ -135,7 +174,9 @@ class Home:
         return TypingLog(self.folder / TYPING_LOG, self.config.typing_log, self.config.key_store)
 
     def bundle(self) -> Bundle:
-        """The bundle it uses, verified: the current one, or the last good one if that is damaged. Raises BundleError."""
+        """The bundle it uses, verified: the current one, or the last good one if that is damaged.
+        Raises BundleError.
+        """
         return self.installed().bundle
 
     def installed(self) -> Installed:
@@ -146,13 +187,21 @@ class Home:
         return Installed(open_verified(self.folder / self.config.bundle, trusted))
 
     def install(self, source: Path) -> Bundle:
-        """Make the bundle at `source` the one it uses. Raises BundleError, and keeps the bundle it has, for one it does not trust or an older one."""
+        """Make the bundle at `source` the one it uses. Raises BundleError, and keeps the bundle it
+        has, for one it does not trust or an older one.
+        """
         return installed.install(self.folder / BUNDLES, source, frozenset(self.config.trusted))
 
     @property
     def simulated(self) -> bool:
-        """Whether it was made for a simulation, enrolled nowhere: it lives on the clock of its trace."""
-        return self.config.conditions is not None and self.config.conditions not in sensors.KINDS and self.config.server is None
+        """Whether it was made for a simulation, enrolled nowhere: it lives on the clock of its
+        trace.
+        """
+        return (
+            self.config.conditions is not None
+            and self.config.conditions not in sensors.KINDS
+            and self.config.server is None
+        )
 
     @cached_property
     def conditions(self) -> Source:
@@ -200,23 +249,32 @@ class Home:
     def drop(self, *names: str) -> None:
         """Remove small files of its own."""
         for name in names:
-            for path in (self.folder / name, self.folder / f".{name}"):  # the second from a process that was killed while it wrote
+            for path in (
+                self.folder / name,
+                self.folder / f".{name}",
+            ):  # the second from a process that was killed while it wrote
                 path.unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
-        """While this lasts no other process takes turns of this device. Raises RunError if one does now."""
+        """While this lasts no other process takes turns of this device. Raises RunError if one does
+        now.
+        """
         with open(self.folder / LOCK, "a") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise RunError(self.folder, "another process runs this device", "end that one first") from None
+                raise RunError(
+                    self.folder, "another process runs this device", "end that one first"
+                ) from None
             yield
 
     def wipe(self, everything: bool = False) -> None:
-        """Remove what was typed and all that was learned from it; with `everything`, ledger, key and the folder itself too.
+        """Remove what was typed and all that was learned from it; with `everything`, ledger, key
+        and the folder itself too.
 
-        May be done again after a crash: the key of the typing log goes first, and without it nothing typed can be read.
+        May be done again after a crash: the key of the typing log goes first, and without it
+        nothing typed can be read.
         """
         with self._removing():
             try:
@@ -224,14 +282,24 @@ class Home:
             finally:  # also when the system's keystore does not give its key up now
                 self.drop(*LEARNED)
             if everything:
-                for path in sorted(self.folder.iterdir(), key=lambda path: path.name == CONFIG):  # the config last: until then this is a home
-                    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+                for path in sorted(
+                    self.folder.iterdir(), key=lambda path: path.name == CONFIG
+                ):  # the config last: until then this is a home
+                    shutil.rmtree(
+                        path
+                    ) if path.is_dir() and not path.is_symlink() else path.unlink()
                 self.folder.rmdir()
 
     def note(self, contribution: Contribution) -> None:
-        """Write one line of the ledger, or write it anew: a round and the time of a turn name a line."""
+        """Write one line of the ledger, or write it anew: a round and the time of a turn name a
+        line.
+        """
         with self._ledger() as ledger:
-            ledger.execute(f"INSERT OR REPLACE INTO contributions VALUES ({', '.join('?' * len(fields(Contribution)))})", astuple(contribution))
+            ledger.execute(
+                "INSERT OR REPLACE INTO contributions VALUES "
+                f"({', '.join('?' * len(fields(Contribution)))})",
+                astuple(contribution),
+            )
 
     def contributions(self) -> list[Contribution]:
         """The whole ledger, oldest first."""
@@ -240,9 +308,18 @@ class Home:
         return [Contribution(*row) for row in rows]
 
     def last_sent(self, task: str, but: str) -> int | None:
-        """The last round of a task for which an update left this device, or may have; `but` not counting that assignment."""
-        sent = (line for line in self.contributions() if line.outcome in SENT and line.kind == Kind.TRAINING)
-        return max((line.round for line in sent if line.task == task and line.assignment != but), default=None)
+        """The last round of a task for which an update left this device, or may have; `but` not
+        counting that assignment.
+        """
+        sent = (
+            line
+            for line in self.contributions()
+            if line.outcome in SENT and line.kind == Kind.TRAINING
+        )
+        return max(
+            (line.round for line in sent if line.task == task and line.assignment != but),
+            default=None,
+        )
 
     @contextlib.contextmanager
     def _removing(self) -> Iterator[None]:
@@ -250,7 +327,9 @@ class Home:
             yield
         except OSError as error:
             raise RunError(
-                self.folder, f"cannot be wiped whole ({error.strerror})", "give yourself the right to write there, and wipe again"
+                self.folder,
+                f"cannot be wiped whole ({error.strerror})",
+                "give yourself the right to write there, and wipe again",
             ) from None
 
     def _cached(self, sha256: str) -> Path:
@@ -260,15 +339,24 @@ class Home:
     def _ledger(self) -> Iterator[sqlite3.Connection]:
         columns = ", ".join(_column(column) for column in fields(Contribution))
         try:
-            with contextlib.closing(sqlite3.connect(self.folder / LEDGER, timeout=30)) as ledger, ledger:
-                ledger.execute(f"CREATE TABLE IF NOT EXISTS contributions ({columns}, PRIMARY KEY (round, at))")
+            with (
+                contextlib.closing(sqlite3.connect(self.folder / LEDGER, timeout=30)) as ledger,
+                ledger,
+            ):
+                ledger.execute(
+                    f"CREATE TABLE IF NOT EXISTS contributions ({columns}, PRIMARY KEY (round, at))"
+                )
                 has = {row[1] for row in ledger.execute("PRAGMA table_info(contributions)")}
                 for column in fields(Contribution):
                     if column.name not in has:  # a ledger from before there were tasks
                         ledger.execute(f"ALTER TABLE contributions ADD COLUMN {_column(column)}")
                 yield ledger
         except sqlite3.Error as error:
-            raise RunError(self.folder / LEDGER, f"cannot be used as a ledger ({error})", "move the file away to start a new ledger") from None
+            raise RunError(
+                self.folder / LEDGER,
+                f"cannot be used as a ledger ({error})",
+                "move the file away to start a new ledger",
+            ) from None
 
 
 _SQL = {int: "INTEGER", float: "REAL", str: "TEXT"}

@@ -1,9 +1,11 @@
 """The bundles installed on one device: the one it uses, and the last good one to fall back on.
 
-    bundles/<SHA-256 of the manifest>/    a bundle, written whole before it gets this name
-    bundles/current.json                  which one is used, which one was before, and the highest release there ever was
+    bundles/<SHA-256 of the manifest>/  a bundle, written whole before it gets this name
+    bundles/current.json                which one is used, which one was before, and the highest
+                                        release there ever was
 
-A new bundle is verified where it comes from, copied, verified again, and only then pointed at: power lost at any step leaves one whole bundle.
+A new bundle is verified where it comes from, copied, verified again, and only then pointed at:
+power lost at any step leaves one whole bundle.
 """
 
 import os
@@ -34,15 +36,20 @@ class Installed:
 
 
 def install(folder: Path, source: Path, trusted: frozenset[str]) -> Bundle:
-    """Make the bundle at `source`, a folder or a zip, the one that is used. The same one again changes nothing.
+    """Make the bundle at `source`, a folder or a zip, the one that is used. The same one again
+    changes nothing.
 
-    Raises BundleError, and changes nothing, for a bundle that is not whole and trusted, or of a lower release than there was.
+    Raises BundleError, and changes nothing, for a bundle that is not whole and trusted, or of a
+    lower release than there was.
     """
     folder = Path(folder)
     offered = open_verified(source, trusted)
     pointer = _pointer(folder)
     if pointer is not None and offered.manifest.release < pointer.release:
-        found = f"release {offered.manifest.release} is older than release {pointer.release}, which this device had"
+        found = (
+            f"release {offered.manifest.release} is older than release {pointer.release}, which "
+            "this device had"
+        )
         raise BundleError(source, found, "install a later release: a device never goes back")
     name = digest(offered.encoded)
     try:
@@ -52,23 +59,41 @@ def install(folder: Path, source: Path, trusted: frozenset[str]) -> Bundle:
             _copy(offered, folder, name)
         if pointer is None or pointer.current != name:
             earlier = (pointer.current, pointer.before) if pointer else ()
-            good = next((each for each in earlier if each not in ("", name) and _whole(folder / each, trusted)), "")
-            durable.write(folder / POINTER, config.to_json(Pointer(name, good, offered.manifest.release)))
+            good = next(
+                (
+                    each
+                    for each in earlier
+                    if each not in ("", name) and _whole(folder / each, trusted)
+                ),
+                "",
+            )
+            durable.write(
+                folder / POINTER, config.to_json(Pointer(name, good, offered.manifest.release))
+            )
         _sweep(folder, _pointer(folder))
     except OSError as error:
-        raise BundleError(folder, f"cannot be written ({error.strerror})", "make room or give yourself the right to write there") from None
+        raise BundleError(
+            folder,
+            f"cannot be written ({error.strerror})",
+            "make room or give yourself the right to write there",
+        ) from None
     return open_verified(folder / name, trusted)
 
 
 def current(folder: Path, trusted: frozenset[str]) -> Installed:
-    """The bundle that is used: the one installed last, or the one before while that is damaged. Raises BundleError if neither is whole.
+    """The bundle that is used: the one installed last, or the one before while that is damaged.
+    Raises BundleError if neither is whole.
 
     While the pointer itself is damaged it is the whole bundle of the highest release.
     """
     try:
         pointer = _pointer(Path(folder))
     except BundleError as error:
-        whole = [path for path in sorted(Path(folder).iterdir()) if path.is_dir() and _whole(path, trusted)]
+        whole = [
+            path
+            for path in sorted(Path(folder).iterdir())
+            if path.is_dir() and _whole(path, trusted)
+        ]
         if not whole:
             raise
         found = [open_verified(path, trusted) for path in whole]
@@ -90,13 +115,19 @@ def _pointer(folder: Path) -> Pointer | None:
     except FileNotFoundError:
         return None
     except (OSError, ConfigError) as error:
-        raise BundleError(path, f"cannot be read ({error})", f"remove this file and {INSTALL}") from None
+        raise BundleError(
+            path, f"cannot be read ({error})", f"remove this file and {INSTALL}"
+        ) from None
 
 
 def _copy(bundle: Bundle, folder: Path, name: str) -> None:
     temporary = folder / f".{name}"
     temporary.mkdir()
-    for file, data in {**bundle.content, MANIFEST: bundle.encoded, SIGNATURE: bundle.signature}.items():
+    for file, data in {
+        **bundle.content,
+        MANIFEST: bundle.encoded,
+        SIGNATURE: bundle.signature,
+    }.items():
         (temporary / file).write_bytes(data)
         durable.flush(temporary / file)
     durable.flush(temporary)
@@ -118,4 +149,6 @@ def _sweep(folder: Path, pointer: Pointer | None) -> None:
     kept = {POINTER, *((pointer.current, pointer.before) if pointer else ())}
     for path in folder.iterdir():
         if path.name not in kept:
-            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(
+                missing_ok=True
+            )

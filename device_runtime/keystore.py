@@ -1,7 +1,9 @@
-"""Where the key of a typing log lives: in a file beside the log that only its owner can read, or in the system's keystore.
+"""Where the key of a typing log lives: in a file beside the log that only its owner can read, or in
+the system's keystore.
 
-The system's keystore is Secret Service or KWallet, through the `keyring` library (extra `keystore`). It is never replaced by anything weaker: where
-there is none, or only one that keeps keys as plain text, the log is not opened.
+The system's keystore is Secret Service or KWallet, through the `keyring` library (extra
+`keystore`). It is never replaced by anything weaker: where there is none, or only one that keeps
+keys as plain text, the log is not opened.
 """
 
 import contextlib
@@ -19,8 +21,12 @@ from device_runtime.errors import ConfigError, RunError, TypingLogError
 FILE, SYSTEM = "file", "system"
 SERVICE = "fedboard typing log"  # what the entries of the system's keystore are named
 _NAME = "the system's keystore"
-_REMEDY = 'install `fedboard[keystore]` and unlock Secret Service or KWallet, or use key_store = "file"'
-_RECOMMENDED = 1  # from this priority on `keyring` recommends a backend; what keeps plain text or nothing at all stands below
+_REMEDY = (
+    'install `fedboard[keystore]` and unlock Secret Service or KWallet, or use key_store = "file"'
+)
+# from this priority on `keyring` recommends a backend; what keeps plain text or nothing at all
+# stands below
+_RECOMMENDED = 1
 
 
 class KeyStore(Protocol):
@@ -37,15 +43,21 @@ class KeyStore(Protocol):
 
 
 def named(name: str, log: Path) -> KeyStore:
-    """The key store of that name ("file" or "system") for the typing log at `log`. Raises ConfigError for an unknown name."""
+    """The key store of that name ("file" or "system") for the typing log at `log`. Raises
+    ConfigError for an unknown name.
+    """
     stores: dict[str, Callable[[Path], KeyStore]] = {FILE: FileKey, SYSTEM: SystemKey}
     if name not in stores:
-        raise ConfigError("key_store", f"expected one of {', '.join(stores)}, found {name!r:.40}", "correct it")
+        raise ConfigError(
+            "key_store", f"expected one of {', '.join(stores)}, found {name!r:.40}", "correct it"
+        )
     return stores[name](key_path(log))
 
 
 def holding(log: Path) -> KeyStore:
-    """The key store that holds the key of the typing log at `log`, as its key file tells: where there is none, one without a key."""
+    """The key store that holds the key of the typing log at `log`, as its key file tells: where
+    there is none, one without a key.
+    """
     system = SystemKey(key_path(log))
     try:
         return FileKey(system.path) if system.entry() is None else system
@@ -54,7 +66,9 @@ def holding(log: Path) -> KeyStore:
 
 
 def key_path(log: Path) -> Path:
-    """The file that holds the key of a typing log, or the name of its entry in the system's keystore."""
+    """The file that holds the key of a typing log, or the name of its entry in the system's
+    keystore.
+    """
     return Path(log).with_suffix(".key")
 
 
@@ -69,7 +83,11 @@ class FileKey:
             with open(self.path, "rb") as file:
                 mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
                 if mode & 0o077:
-                    raise TypingLogError(self.path, f"expected a key only its owner can read, found mode {mode:o}", f"chmod 600 {self.path}")
+                    raise TypingLogError(
+                        self.path,
+                        f"expected a key only its owner can read, found mode {mode:o}",
+                        f"chmod 600 {self.path}",
+                    )
                 return file.read()
         except FileNotFoundError:
             return None
@@ -83,7 +101,9 @@ class FileKey:
 
 @dataclass(frozen=True)
 class SystemKey:
-    """A key in the system's keystore. The file holds only the name of its entry, made at random, so that a device's folder can be moved."""
+    """A key in the system's keystore. The file holds only the name of its entry, made at random, so
+    that a device's folder can be moved.
+    """
 
     path: Path
 
@@ -97,12 +117,18 @@ class SystemKey:
         try:
             return None if found is None else bytes.fromhex(found)
         except ValueError:
-            raise TypingLogError(f"entry {name} of {SERVICE!r}", "expected a key in hexadecimal, found something else", "put it back") from None
+            raise TypingLogError(
+                f"entry {name} of {SERVICE!r}",
+                "expected a key in hexadecimal, found something else",
+                "put it back",
+            ) from None
 
     def store(self, key: bytes) -> None:
         name = self.entry() or str(uuid.uuid4())
         backend = _system()
-        durable.write(self.path, name.encode())  # before the entry: whatever happens next, a wipe finds it
+        durable.write(
+            self.path, name.encode()
+        )  # before the entry: whatever happens next, a wipe finds it
         with _refusals():
             backend.set_password(SERVICE, name, key.hex())
             kept = backend.get_password(SERVICE, name) == key.hex()
@@ -119,7 +145,9 @@ class SystemKey:
         _remove(self.path)
 
     def entry(self) -> str | None:
-        """The name of its entry, None if there is none. Raises TypingLogError for a file that holds no such name, such as a key."""
+        """The name of its entry, None if there is none. Raises TypingLogError for a file that holds
+        no such name, such as a key.
+        """
         try:
             name = self.path.read_bytes()
         except FileNotFoundError:
@@ -128,11 +156,17 @@ class SystemKey:
             return str(uuid.UUID(name.decode()))
         except ValueError:  # its text would quote the file, and that may be a key
             remedy = 'use key_store = "file" if it is the key'
-            raise TypingLogError(self.path, "expected the name of an entry of the system's keystore, found something else", remedy) from None
+            raise TypingLogError(
+                self.path,
+                "expected the name of an entry of the system's keystore, found something else",
+                remedy,
+            ) from None
 
 
 def _system() -> Any:
-    """The backend of the system's keystore. Raises RunError if there is none, or it does not keep secrets."""
+    """The backend of the system's keystore. Raises RunError if there is none, or it does not keep
+    secrets.
+    """
     try:
         import keyring
         from keyring.backends.chainer import ChainerBackend
@@ -144,13 +178,20 @@ def _system() -> Any:
             backend = next(iter(backend.backends), backend)
         usable = backend.priority >= _RECOMMENDED
     if not usable:
-        raise RunError(_NAME, f"expected one that keeps secrets, found {type(backend).__module__}.{type(backend).__name__}", _REMEDY)
+        raise RunError(
+            _NAME,
+            "expected one that keeps secrets, found "
+            f"{type(backend).__module__}.{type(backend).__name__}",
+            _REMEDY,
+        )
     return backend
 
 
 @contextlib.contextmanager
 def _refusals() -> Iterator[None]:
-    """Whatever the system's keystore raises, as RunError: each backend has errors of its own, and their text is not ours to show."""
+    """Whatever the system's keystore raises, as RunError: each backend has errors of its own, and
+    their text is not ours to show.
+    """
     try:
         yield
     except Exception as error:
@@ -159,6 +200,8 @@ def _refusals() -> Iterator[None]:
 
 def _remove(path: Path) -> None:
     path.unlink(missing_ok=True)
-    path.with_name(f".{path.name}").unlink(missing_ok=True)  # of a process that was killed while it wrote
+    path.with_name(f".{path.name}").unlink(
+        missing_ok=True
+    )  # of a process that was killed while it wrote
     if path.parent.exists():
         durable.flush(path.parent)  # a key that was removed must not come back with the power

@@ -1,6 +1,8 @@
-"""Metrics of next-word prediction: (sum, count) pairs per user, divided once by the reader. Protocol nwp-v1, steps 7 to 10.
+"""Metrics of next-word prediction: (sum, count) pairs per user, divided once by the reader.
+Protocol nwp-v1, steps 7 to 10.
 
-A target counts when it is a word; an unknown word counts as a miss. Suggestions are the likeliest words: classes and special ids are skipped.
+A target counts when it is a word; an unknown word counts as a miss. Suggestions are the likeliest
+words: classes and special ids are skipped.
 """
 
 from bisect import bisect_left
@@ -18,7 +20,9 @@ MACRO_TARGETS = 20  # a user with fewer targets is left out of the mean over use
 
 @dataclass(frozen=True)
 class Counts:
-    """Sums over word targets of one user (or of all). Divide to read: `top1 / targets` is top-1 recall."""
+    """Sums over word targets of one user (or of all). Divide to read: `top1 / targets` is top-1
+    recall.
+    """
 
     targets: int = 0
     top1: int = 0
@@ -34,11 +38,14 @@ class Counts:
     tokens_top3: int = 0
 
     def __add__(self, other: "Counts") -> "Counts":
-        return Counts(*(getattr(self, field.name) + getattr(other, field.name) for field in fields(self)))
+        return Counts(
+            *(getattr(self, field.name) + getattr(other, field.name) for field in fields(self))
+        )
 
 
 def top_words(log_probs: np.ndarray, k: int = STRIP) -> np.ndarray:
-    """Ids of the k likeliest words, best first: float [n, vocabulary] -> int [n, k]. Ties go to the more frequent word.
+    """Ids of the k likeliest words, best first: float [n, vocabulary] -> int [n, k]. Ties go to the
+    more frequent word.
 
     A vocabulary of fewer than k words gives as many columns as it has words.
     """
@@ -58,13 +65,19 @@ def blocked_ids(words: Sequence[str], blocked: frozenset[str]) -> list[int]:
 
 
 def keystrokes(
-    log_probs: np.ndarray, words: Sequence[str], ids: np.ndarray, shown: np.ndarray, alphabetical: tuple[list[str], list[int]]
+    log_probs: np.ndarray,
+    words: Sequence[str],
+    ids: np.ndarray,
+    shown: np.ndarray,
+    alphabetical: tuple[list[str], list[int]],
 ) -> np.ndarray:
-    """Keystrokes for one word after each context: letters typed until the strip shows it and one to accept; all letters and a space if it never does.
+    """Keystrokes for one word after each context: letters typed until the strip shows it and one to
+    accept; all letters and a space if it never does.
 
-    log_probs is float [n, vocabulary]; words, ids (OOV if unknown) and shown (whether the strip offers the word before its first letter) have n.
-    alphabetical are all words that may be offered and their ids, as `Vocabulary.alphabetical` gives them.
-    Completions are the three likeliest words with the typed prefix; ties go to the more frequent word.
+    log_probs is float [n, vocabulary]; words, ids (OOV if unknown) and shown (whether the strip
+    offers the word before its first letter) have n. alphabetical are all words that may be offered
+    and their ids, as `Vocabulary.alphabetical` gives them. Completions are the three likeliest
+    words with the typed prefix; ties go to the more frequent word.
     """
     keys = np.where(shown, 1, [len(word) + 1 for word in words])
     own = log_probs[np.arange(len(ids)), ids]
@@ -79,9 +92,14 @@ def keystrokes(
                 with_prefix[words[row][:typed]].append(row)
         waiting = []
         for prefix, group in with_prefix.items():
-            candidates = order[bisect_left(alphabet, prefix) : bisect_left(alphabet, prefix + "\uffff")]
+            candidates = order[
+                bisect_left(alphabet, prefix) : bisect_left(alphabet, prefix + "\uffff")
+            ]
             rows = np.array(group)
-            scores, mine = log_probs[rows[:, None], candidates], own[rows, None]  # [rows, candidates]
+            scores, mine = (
+                log_probs[rows[:, None], candidates],
+                own[rows, None],
+            )  # [rows, candidates]
             ahead = (scores > mine) | ((scores == mine) & (candidates < ids[rows, None]))
             offered = np.count_nonzero(ahead, axis=1) < STRIP
             keys[rows[offered]] = typed + 1
@@ -96,7 +114,9 @@ def recall(counts: Counts, which: str) -> float:
 
 def perplexity(counts: Counts) -> float:
     """e to the mean loss of in-vocabulary word targets. Compare only at equal vocabulary."""
-    return float(np.exp(counts.nll / counts.in_vocabulary)) if counts.in_vocabulary else float("nan")
+    return (
+        float(np.exp(counts.nll / counts.in_vocabulary)) if counts.in_vocabulary else float("nan")
+    )
 
 
 def keystroke_saving(counts: Counts) -> float:
@@ -109,17 +129,30 @@ def oov_rate(counts: Counts) -> float:
 
 
 def macro(users: list[Counts], which: str) -> tuple[float, float, float, float]:
-    """Mean, 10th, 50th and 90th percentile of a recall over users with enough targets; nan without any."""
+    """Mean, 10th, 50th and 90th percentile of a recall over users with enough targets; nan without
+    any.
+    """
     recalls = [recall(counts, which) for counts in users if counts.targets >= MACRO_TARGETS]
     if not recalls:
         return (float("nan"),) * 4
     return (float(np.mean(recalls)), *(float(q) for q in np.percentile(recalls, [10, 50, 90])))  # type: ignore[return-value]
 
 
-def interval(users: list[Counts], statistic: Callable[[Counts], float], rng: np.random.Generator, draws: int = 1000) -> tuple[float, float]:
-    """95 % bootstrap interval over users of a statistic that is a ratio of sums, such as top-1 recall of all targets."""
-    table = np.array([[getattr(counts, field.name) for field in fields(Counts)] for counts in users], np.float64)
-    sums = rng.multinomial(len(users), np.full(len(users), 1 / len(users)), draws) @ table  # [draws, fields]
+def interval(
+    users: list[Counts],
+    statistic: Callable[[Counts], float],
+    rng: np.random.Generator,
+    draws: int = 1000,
+) -> tuple[float, float]:
+    """95 % bootstrap interval over users of a statistic that is a ratio of sums, such as top-1
+    recall of all targets.
+    """
+    table = np.array(
+        [[getattr(counts, field.name) for field in fields(Counts)] for counts in users], np.float64
+    )
+    sums = (
+        rng.multinomial(len(users), np.full(len(users), 1 / len(users)), draws) @ table
+    )  # [draws, fields]
     found = [statistic(Counts(*row)) for row in sums]
     low, high = np.percentile(found, [2.5, 97.5])
     return float(low), float(high)

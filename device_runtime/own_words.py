@@ -1,10 +1,13 @@
-"""The user's own words: n-grams of what one user typed lately, mixed with the network as far as they were right before.
+"""The user's own words: n-grams of what one user typed lately, mixed with the network as far as
+they were right before.
 
-Every message is scored before it is counted, so each is held back once and none is wasted. From these scores the user's trust is learned: how
-much weight n-grams of each length deserve after contexts seen so many times. The mix is served only while it is ahead of the network alone.
-What was typed lives in memory as a row of ids, in which n-grams are counted when they are asked for: a table of them would take a hundred times
-the room. It is built anew from the typing log; only the trust, numbers without words, is worth keeping.
-Sources: Jelinek and Mercer 1980 (weights by bucket, estimated by expectation maximisation on held-out text); Dempster et al. 1977.
+Every message is scored before it is counted, so each is held back once and none is wasted. From
+these scores the user's trust is learned: how much weight n-grams of each length deserve after
+contexts seen so many times. The mix is served only while it is ahead of the network alone. What was
+typed lives in memory as a row of ids, in which n-grams are counted when they are asked for: a table
+of them would take a hundred times the room. It is built anew from the typing log; only the trust,
+numbers without words, is worth keeping. Sources: Jelinek and Mercer 1980 (weights by bucket,
+estimated by expectation maximisation on held-out text); Dempster et al. 1977.
 """
 
 from bisect import bisect_left, insort
@@ -20,7 +23,9 @@ from device_runtime.text import BOS, EOS, FIRST_WORD, OOV, PAD, Vocabulary, is_w
 
 ORDERS = 4  # contexts of 0 to 3 tokens
 BUCKETS = (1, 2, 3, 5, 9, 17, 33, 65, 129)  # how often a context was seen: at least so many times
-PRIOR = (  # weights before anything is known of a user: those of the validation users of chitchat, estimated together
+# weights before anything is known of a user: those of the validation users of chitchat, estimated
+# together
+PRIOR = (
     (0.002,) * 9,
     (0.03, 0.03, 0.02, 0.02, 0.015, 0.015, 0.01, 0.005, 0.005),
     (0.05, 0.05, 0.05, 0.05, 0.02, 0.02, 0.01, 0.01, 0.01),
@@ -39,7 +44,9 @@ START = (PAD, PAD, BOS)  # what stands before a message
 class Trust:
     """What was learned about the own words of one user. Numbers only."""
 
-    won: tuple[tuple[float, ...], ...] = tuple(tuple(PRIOR_COUNT * weight for weight in weights) for weights in PRIOR)
+    won: tuple[tuple[float, ...], ...] = tuple(
+        tuple(PRIOR_COUNT * weight for weight in weights) for weights in PRIOR
+    )
     seen: tuple[tuple[float, ...], ...] = ((PRIOR_COUNT,) * len(BUCKETS),) * ORDERS
     nats: float = 0.0  # what the mix was ahead of the network, all held-back words together
     hits: int = 0  # first suggestions it got right more than the network
@@ -47,7 +54,9 @@ class Trust:
 
     @property
     def serves(self) -> bool:
-        """Whether the mix is ahead on the user's own held-back messages: by a margin in nats, and in no fewer first suggestions."""
+        """Whether the mix is ahead on the user's own held-back messages: by a margin in nats, and
+        in no fewer first suggestions.
+        """
         return self.nats > MARGIN and self.hits >= 0
 
 
@@ -57,14 +66,33 @@ def read_trust(data: bytes, where: object) -> Trust:
     won, seen = ([np.array(row) for row in table] for table in (trust.won, trust.seen))
     shapes = {row.shape for row in (*won, *seen)}
     if (len(won), len(seen)) != (ORDERS, ORDERS) or shapes != {(len(BUCKETS),)}:
-        raise ConfigError(where, f"expected {ORDERS} rows of {len(BUCKETS)} numbers, found others", "remove the file: it is learned again")
-    if not np.isfinite([*won, *seen]).all() or not np.isfinite(trust.nats) or (np.array(seen) <= 0).any() or (np.array(won) < 0).any():
-        raise ConfigError(where, "holds numbers that are no counts", "remove the file: it is learned again")
-    return replace(trust, won=tuple(tuple(min(w, s) for w, s in zip(*rows, strict=True)) for rows in zip(trust.won, trust.seen, strict=True)))
+        raise ConfigError(
+            where,
+            f"expected {ORDERS} rows of {len(BUCKETS)} numbers, found others",
+            "remove the file: it is learned again",
+        )
+    if (
+        not np.isfinite([*won, *seen]).all()
+        or not np.isfinite(trust.nats)
+        or (np.array(seen) <= 0).any()
+        or (np.array(won) < 0).any()
+    ):
+        raise ConfigError(
+            where, "holds numbers that are no counts", "remove the file: it is learned again"
+        )
+    return replace(
+        trust,
+        won=tuple(
+            tuple(min(w, s) for w, s in zip(*rows, strict=True))
+            for rows in zip(trust.won, trust.seen, strict=True)
+        ),
+    )
 
 
 class OwnWords:
-    """Remembers what one user typed as counts, and what they are worth. Ids past the vocabulary are words it lacks, in order of first use."""
+    """Remembers what one user typed as counts, and what they are worth. Ids past the vocabulary are
+    words it lacks, in order of first use.
+    """
 
     def __init__(self, vocabulary: Vocabulary, trust: Trust = Trust()):
         """Raises VocabularyError for a vocabulary of pieces."""
@@ -77,7 +105,9 @@ class OwnWords:
         self._alphabetical: tuple[list[str], list[int]] | None = None
         self._lengths: deque[int] = deque()  # of the messages counted, in tokens
         self._tokens = 0
-        self._row = np.empty(0, np.int32)  # pad, pad, bos, the message, eos; and so on, and room to grow
+        self._row = np.empty(
+            0, np.int32
+        )  # pad, pad, bos, the message, eos; and so on, and room to grow
         self._begin = self._end = 0  # of what counts in it
         self._unigrams = np.zeros(len(vocabulary))
         self.changes = 0  # rises whenever `mix` may answer otherwise
@@ -85,7 +115,13 @@ class OwnWords:
     @property
     def trust(self) -> Trust:
         """What was learned so far: give it to the next OwnWords of the same user."""
-        return Trust(tuple(map(tuple, self._won.tolist())), tuple(map(tuple, self._seen.tolist())), self._nats, self._hits, self._words)
+        return Trust(
+            tuple(map(tuple, self._won.tolist())),
+            tuple(map(tuple, self._seen.tolist())),
+            self._nats,
+            self._hits,
+            self._words,
+        )
 
     @property
     def serves(self) -> bool:
@@ -98,7 +134,10 @@ class OwnWords:
 
     def ids(self, tokens: Sequence[str]) -> list[int]:
         """Ids of tokens; OOV only for a word the user never typed and the vocabulary lacks."""
-        return [self._new.get(token, OOV) if i == OOV else i for token, i in zip(tokens, self._vocabulary.ids(tokens), strict=True)]
+        return [
+            self._new.get(token, OOV) if i == OOV else i
+            for token, i in zip(tokens, self._vocabulary.ids(tokens), strict=True)
+        ]
 
     def add(self, tokens: Sequence[str]) -> None:
         """Count one message; the oldest ones drop out when there are too many."""
@@ -124,12 +163,15 @@ class OwnWords:
         self.changes += 1
 
     def hold_back(self, tokens: Sequence[str], log_probs: np.ndarray) -> np.ndarray:
-        """Learn from a message before it is counted. log_probs, float32 [tokens, vocabulary], are the network's before each token.
+        """Learn from a message before it is counted. log_probs, float32 [tokens, vocabulary], are
+        the network's before each token.
 
         Returns the mix at these places, as `mix` does.
         """
         ids = self.ids(tokens)
-        places = [self._steps(self._context(ids[:place])) for place in range(len(ids))]  # none learns from another
+        places = [
+            self._steps(self._context(ids[:place])) for place in range(len(ids))
+        ]  # none learns from another
         mixed = np.empty((len(ids), len(self.words)), np.float32)
         for place, (target, steps) in enumerate(zip(ids, places, strict=True)):
             base = self._base(log_probs[place])
@@ -142,20 +184,24 @@ class OwnWords:
         return mixed
 
     def mix(self, log_probs: np.ndarray, tokens: Sequence[str]) -> np.ndarray:
-        """The network's log-probabilities after `tokens`, float32 [vocabulary], mixed with the own words: float32 [words]."""
+        """The network's log-probabilities after `tokens`, float32 [vocabulary], mixed with the own
+        words: float32 [words].
+        """
         steps = self._steps(self._context(self.ids(tokens)))
         return np.log(self._climb(self._base(log_probs), steps)).astype(np.float32)
 
     def extended(self, log_probs: np.ndarray) -> np.ndarray:
-        """The network alone over the same words, float32 [..., vocabulary] -> [..., words]: new words come last, so they complete only what
-        no known word does."""
+        """The network alone over the same words, float32 [..., vocabulary] -> [..., words]: new
+        words come last, so they complete only what no known word does.
+        """
         size = log_probs.shape[-1]
         wide = np.empty((*log_probs.shape[:-1], len(self.words)), np.float32)
         wide[..., :size] = log_probs
         wide[..., size:] = np.log(LAST * np.maximum(self._unigrams[size:], FADED))
         return wide
 
-    # --- counting ------------------------------------------------------------------------------------------------------------------------
+    # --- counting
+    # --------------------------------------------------------------------------------------------
 
     def _learn_word(self, word: str) -> None:
         if self._alphabetical is None:
@@ -173,7 +219,9 @@ class OwnWords:
         np.add.at(self._unigrams, ids[ids >= FIRST_WORD], by)
 
     def _following(self, context: tuple[int, ...]) -> Iterator[np.ndarray]:
-        """The ids that followed the last 1, 2 and 3 ids of a context, each time they did; ends with the first length that never occurred."""
+        """The ids that followed the last 1, 2 and 3 ids of a context, each time they did; ends with
+        the first length that never occurred.
+        """
         row = self._row[self._begin : self._end]
         places = np.flatnonzero(row == context[-1])
         for length in range(1, ORDERS):
@@ -188,10 +236,13 @@ class OwnWords:
         """The last three ids, the sentence start among them."""
         return (*START, *ids[-3:])[-3:]
 
-    # --- mixing --------------------------------------------------------------------------------------------------------------------------
+    # --- mixing
+    # --------------------------------------------------------------------------------------------
 
     def _base(self, log_probs: np.ndarray) -> np.ndarray:
-        """The network's probabilities over all words: new ones share what it gives to unknown words, one part stays for words never typed."""
+        """The network's probabilities over all words: new ones share what it gives to unknown
+        words, one part stays for words never typed.
+        """
         size = len(log_probs)
         base = np.empty(len(self.words))
         np.exp(log_probs, out=base[:size])
@@ -201,8 +252,12 @@ class OwnWords:
         base[OOV] = share
         return base
 
-    def _steps(self, context: tuple[int, ...]) -> list[tuple[int, int, float, np.ndarray, np.ndarray]]:
-        """For each length of context that was seen: order, bucket, weight, the ids that followed and their shares. Shortest first."""
+    def _steps(
+        self, context: tuple[int, ...]
+    ) -> list[tuple[int, int, float, np.ndarray, np.ndarray]]:
+        """For each length of context that was seen: order, bucket, weight, the ids that followed
+        and their shares. Shortest first.
+        """
         steps = []
         total = self._unigrams.sum()
         if total:
@@ -213,9 +268,17 @@ class OwnWords:
             steps.append(self._step(order, len(following), ids, times / len(following)))
         return steps
 
-    def _step(self, order: int, times: int, ids: np.ndarray, shares: np.ndarray) -> tuple[int, int, float, np.ndarray, np.ndarray]:
+    def _step(
+        self, order: int, times: int, ids: np.ndarray, shares: np.ndarray
+    ) -> tuple[int, int, float, np.ndarray, np.ndarray]:
         bucket = int(np.searchsorted(BUCKETS, times, side="right")) - 1
-        return order, bucket, float(self._won[order, bucket] / self._seen[order, bucket]), ids, shares
+        return (
+            order,
+            bucket,
+            float(self._won[order, bucket] / self._seen[order, bucket]),
+            ids,
+            shares,
+        )
 
     @staticmethod
     def _climb(probabilities: np.ndarray, steps: list) -> np.ndarray:
@@ -224,7 +287,8 @@ class OwnWords:
             probabilities[ids] += weight * shares
         return probabilities
 
-    # --- learning ------------------------------------------------------------------------------------------------------------------------
+    # --- learning
+    # --------------------------------------------------------------------------------------------
 
     def _judge(self, base: np.ndarray, mixed: np.ndarray, target: int) -> None:
         self._words += 1
@@ -233,7 +297,9 @@ class OwnWords:
             self._hits += int(_first(mixed, target)) - int(_first(base, target))
 
     def _learn(self, probability: float, steps: list, target: int) -> None:
-        """One step of expectation maximisation: how much of the target's probability each length of context brought."""
+        """One step of expectation maximisation: how much of the target's probability each length of
+        context brought.
+        """
         brought = []
         for order, bucket, weight, ids, shares in steps:
             own = weight * float(shares[ids == target].sum())

@@ -1,4 +1,6 @@
-"""Participation: one turn of a device with the server, from check-in to counted update, and the days of several devices in one process."""
+"""Participation: one turn of a device with the server, from check-in to counted update, and the
+days of several devices in one process.
+"""
 
 import contextlib
 import itertools
@@ -10,7 +12,17 @@ from functools import partial
 
 import numpy as np
 
-from device_runtime import calls, difference, examples, quantize, scoring, separation, text, unfinished, weights
+from device_runtime import (
+    calls,
+    difference,
+    examples,
+    quantize,
+    scoring,
+    separation,
+    text,
+    unfinished,
+    weights,
+)
 from device_runtime.bundle import CHECKPOINT, Bundle, runtime_version
 from device_runtime.config import from_json
 from device_runtime.errors import BundleError, CheckpointError, ConfigError, ServerError
@@ -20,12 +32,27 @@ from device_runtime.transport import Interrupted, Meter, Send, Unreachable, pers
 from device_runtime.typing_log import Record, TypingLog
 from device_runtime.unfinished import Unfinished, Work
 from device_runtime.weights import Checkpoint, Weights
-from device_runtime.wire import Ack, Assignment, Cause, CheckIn, Enrolled, Kind, Plan, Reject, RoundReport, forbidden_by
+from device_runtime.wire import (
+    Ack,
+    Assignment,
+    Cause,
+    CheckIn,
+    Enrolled,
+    Kind,
+    Plan,
+    Reject,
+    RoundReport,
+    forbidden_by,
+)
 
 DAY_S = 86_400.0
 BATCH_S = 60.0  # virtual seconds between two looks at the conditions of a simulated device
 OPEN = ("selecting", "reporting")  # phases of a round that still waits for someone
-MAY_COME_BACK = (Cause.NOT_CHARGING, Cause.METERED_NETWORK, Cause.IN_USE)  # refusals that say nothing of the round
+MAY_COME_BACK = (
+    Cause.NOT_CHARGING,
+    Cause.METERED_NETWORK,
+    Cause.IN_USE,
+)  # refusals that say nothing of the round
 
 Trainer = Callable[..., FineTuned]  # the signature of `finetune.finetune`
 
@@ -42,7 +69,9 @@ class Status(StrEnum):
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of one turn. Bytes are those of bodies, as sent and received; seconds are of the clock the turn was given."""
+    """What came of one turn. Bytes are those of bodies, as sent and received; seconds are of the
+    clock the turn was given.
+    """
 
     status: Status
     cause: Cause | None = None  # None when it counted
@@ -59,7 +88,8 @@ class Outcome:
 
 
 class Turn:
-    """One device's turn: check in, then do the work it was assigned. `now` is its clock; conditions are read at its times.
+    """One device's turn: check in, then do the work it was assigned. `now` is its clock; conditions
+    are read at its times.
 
     `may_go_on` is asked with the conditions before every batch: a process that must end says no.
     """
@@ -82,7 +112,9 @@ class Turn:
         self._began = now()
 
     def check_in(self) -> Outcome | None:
-        """Report the conditions, whatever they are, and ask for work: the outcome if refused, None if there is work to do."""
+        """Report the conditions, whatever they are, and ask for work: the outcome if refused, None
+        if there is work to do.
+        """
         bundle = self.home.bundle()
         with self.home.typing_log() as log:
             log.expire(self._began)
@@ -101,37 +133,55 @@ class Turn:
         )
         name = self.home.name or self._enrol().device
         answer = calls.check_in(self._line(name), message)
-        if isinstance(answer, Reject) and answer.cause is Cause.UNKNOWN_DEVICE:  # a server that began anew knows nobody
+        if (
+            isinstance(answer, Reject) and answer.cause is Cause.UNKNOWN_DEVICE
+        ):  # a server that began anew knows nobody
             name = self._enrol().device
             answer = calls.check_in(self._line(name), message)
         if isinstance(answer, Reject):
-            if answer.cause not in MAY_COME_BACK:  # the round that half-done work was for stands no more
+            if (
+                answer.cause not in MAY_COME_BACK
+            ):  # the round that half-done work was for stands no more
                 self.home.drop(UNFINISHED)
             return self._outcome(Status.REFUSED, answer.cause, answer.retry_in_s)
         self._assignment, self._send = answer, self._line(name, answer)
         return None
 
     def work(self) -> Outcome:
-        """Fetch, fine-tune, encode and hand in what `check_in` was assigned; give it back if a condition is lost or training fails.
+        """Fetch, fine-tune, encode and hand in what `check_in` was assigned; give it back if a
+        condition is lost or training fails.
 
-        An evaluation is scored and handed in. A round too near the last this device sent an update for is given back: the server should know better.
+        An evaluation is scored and handed in. A round too near the last this device sent an update
+        for is given back: the server should know better.
         """
         assignment, bundle = self._assignment, self.home.bundle()
-        last = self.home.last_sent(assignment.task, but=assignment.assignment) if assignment.kind is Kind.TRAINING else None
+        last = (
+            self.home.last_sent(assignment.task, but=assignment.assignment)
+            if assignment.kind is Kind.TRAINING
+            else None
+        )
         if not separation.may_join(assignment.round, last, max(1, assignment.min_separation)):
             return self._give_back(Cause.REPORTED_RECENTLY)
         plan, checkpoint = self._plan(assignment), self._checkpoint(assignment, bundle)
         if not _fits(assignment, plan, checkpoint, bundle):
             self._give_back(Cause.TRAINING_FAILED)
-            raise BundleError(bundle.path, "the work this server assigns does not fit its graphs", "install the bundle the server was started with")
+            raise BundleError(
+                bundle.path,
+                "the work this server assigns does not fit its graphs",
+                "install the bundle the server was started with",
+            )
         if assignment.kind is Kind.EVALUATION:
             return self._score(bundle, plan, checkpoint)
         with self.home.typing_log() as log:
-            work, rows, start = self._resumed(log, bundle.vocabulary, plan) or self._begun(log, bundle.vocabulary, plan)
+            work, rows, start = self._resumed(log, bundle.vocabulary, plan) or self._begun(
+                log, bundle.vocabulary, plan
+            )
         if not len(rows):  # what is waiting holds no token
             return self._give_back(Cause.TRAINING_FAILED)
         rng = self._rng()
-        tuned = self._train(bundle.train_graph, checkpoint.weights, rows, plan, rng, self._may_train, start)
+        tuned = self._train(
+            bundle.train_graph, checkpoint.weights, rows, plan, rng, self._may_train, start
+        )
         if tuned.stopped is Cause.TRAINING_FAILED:
             return self._give_back(tuned.stopped, len(rows), tuned)
         if tuned.stopped is not None or not self._may_train():  # an upload needs the conditions too
@@ -139,7 +189,9 @@ class Turn:
         update = encode(tuned.delta, assignment, plan, len(rows), rng)
         with self.home.typing_log() as log:
             log.mark_used(work.records)
-        self._note("sending", "", len(rows))  # before the update leaves: the ledger never says less than what left
+        self._note(
+            "sending", "", len(rows)
+        )  # before the update leaves: the ledger never says less than what left
         try:
             answer = calls.upload(self._send, assignment.assignment, update)
         except (Unreachable, Interrupted):
@@ -152,10 +204,16 @@ class Turn:
         return self._outcome(Status.NOT_COUNTED, cause, answer.retry_in_s, len(rows), tuned)
 
     def _score(self, bundle: Bundle, plan: Plan, checkpoint: Checkpoint) -> Outcome:
-        """Score the assigned checkpoint on the newest messages held back from training. Nothing is kept of it when a condition is lost."""
+        """Score the assigned checkpoint on the newest messages held back from training. Nothing is
+        kept of it when a condition is lost.
+        """
         with self.home.typing_log() as log:
-            held = scoring.held_back(log.records(scoring.ONE_IN * plan.max_rows), log.count())[-plan.max_rows :]
-        messages = [bundle.vocabulary.ids(text.tokenise(record.text))[: plan.length] for record in held]
+            held = scoring.held_back(log.records(scoring.ONE_IN * plan.max_rows), log.count())[
+                -plan.max_rows :
+            ]
+        messages = [
+            bundle.vocabulary.ids(text.tokenise(record.text))[: plan.length] for record in held
+        ]
         scores = scoring.score(bundle.train_graph, checkpoint.weights, messages, self._may_train)
         if scores is None:
             return self._give_back(Cause.CONDITION_LOST)
@@ -164,19 +222,38 @@ class Turn:
         self._note("sending", "", scores.targets)
         answer = calls.report_scores(self._send, self._assignment.assignment, scores)
         counted = isinstance(answer, Ack) and answer.counted
-        cause = None if counted else answer.cause if isinstance(answer, Reject) else Cause.ROUND_CLOSED
-        return self._outcome(Status.COUNTED if counted else Status.NOT_COUNTED, cause, answer.retry_in_s, scores.targets)
+        cause = (
+            None if counted else answer.cause if isinstance(answer, Reject) else Cause.ROUND_CLOSED
+        )
+        return self._outcome(
+            Status.COUNTED if counted else Status.NOT_COUNTED,
+            cause,
+            answer.retry_in_s,
+            scores.targets,
+        )
 
-    def _begun(self, log: TypingLog, vocabulary: text.Vocabulary, plan: Plan) -> tuple[Work, np.ndarray, Progress | None]:
+    def _begun(
+        self, log: TypingLog, vocabulary: text.Vocabulary, plan: Plan
+    ) -> tuple[Work, np.ndarray, Progress | None]:
         """New work on the newest messages that may still be used."""
         self.home.drop(UNFINISHED)
         messages = scoring.trained_on(log.records(2 * plan.max_rows, usable=True), log.count())
-        used, rows = rows_of(messages[-plan.max_rows :], vocabulary, plan)  # a message fills at least one row
+        used, rows = rows_of(
+            messages[-plan.max_rows :], vocabulary, plan
+        )  # a message fills at least one row
         until = self._began + self._assignment.deadline_s
-        return Work(self._assignment.assignment, self._assignment.round, until, used, _hash(rows)), rows, None
+        return (
+            Work(self._assignment.assignment, self._assignment.round, until, used, _hash(rows)),
+            rows,
+            None,
+        )
 
-    def _resumed(self, log: TypingLog, vocabulary: text.Vocabulary, plan: Plan) -> tuple[Work, np.ndarray, Progress] | None:
-        """The half-done work of this very assignment, if all its messages are still there; else None."""
+    def _resumed(
+        self, log: TypingLog, vocabulary: text.Vocabulary, plan: Plan
+    ) -> tuple[Work, np.ndarray, Progress] | None:
+        """The half-done work of this very assignment, if all its messages are still there; else
+        None.
+        """
         data = self.home.kept(UNFINISHED)
         found = None if data is None else unfinished.unseal(data, log)
         if found is None or found.work.assignment != self._assignment.assignment:
@@ -185,7 +262,9 @@ class Turn:
         return (found.work, rows, found.progress) if _hash(rows) == found.work.rows else None
 
     def _interrupted(self, work: Work, rows: int, tuned: FineTuned) -> Outcome:
-        """A condition was lost: the work is kept for the next window, or given back by a device that keeps none."""
+        """A condition was lost: the work is kept for the next window, or given back by a device
+        that keeps none.
+        """
         if not self.home.config.keeps_work:
             return self._give_back(Cause.CONDITION_LOST, rows, tuned)
         self._keep(work, tuned)
@@ -198,10 +277,14 @@ class Turn:
                 self.home.keep(UNFINISHED, unfinished.seal(Unfinished(work, tuned.progress), log))
 
     def _rng(self) -> np.random.Generator:
-        """The randomness of this assignment: the same whenever the work is done again, and nobody else's to foretell."""
+        """The randomness of this assignment: the same whenever the work is done again, and nobody
+        else's to foretell.
+        """
         if self.home.config.seed is not None:
             return np.random.default_rng([self.home.config.seed, self._assignment.round])
-        secret = weights.digest(self.home.key.private_bytes_raw() + self._assignment.assignment.encode())
+        secret = weights.digest(
+            self.home.key.private_bytes_raw() + self._assignment.assignment.encode()
+        )
         return np.random.default_rng(int(secret, 16))
 
     def _may_train(self) -> bool:
@@ -221,10 +304,14 @@ class Turn:
         try:
             return from_json(Plan, calls.fetch(self._send, assignment.plan), "plan")
         except ConfigError as error:
-            raise ServerError("plan", f"cannot be read ({error})", "start the server with a plan of this version") from None
+            raise ServerError(
+                "plan", f"cannot be read ({error})", "start the server with a plan of this version"
+            ) from None
 
     def _checkpoint(self, assignment: Assignment, bundle: Bundle) -> Checkpoint:
-        """The assigned checkpoint: kept, in the bundle, made of the one it holds and a difference, or fetched whole."""
+        """The assigned checkpoint: kept, in the bundle, made of the one it holds and a difference,
+        or fetched whole.
+        """
         held = self.home.checkpoint() or bundle.content[CHECKPOINT]
         if weights.digest(held) == assignment.checkpoint:
             return weights.from_bytes(held, "assigned checkpoint")
@@ -241,7 +328,14 @@ class Turn:
         answer = calls.abandon(self._send, self._assignment.assignment, cause)
         return self._outcome(Status.ABANDONED, cause, answer.retry_in_s, rows, tuned)
 
-    def _outcome(self, status: Status, cause: Cause | None, retry_in_s: float, rows: int = 0, tuned: FineTuned | None = None) -> Outcome:
+    def _outcome(
+        self,
+        status: Status,
+        cause: Cause | None,
+        retry_in_s: float,
+        rows: int = 0,
+        tuned: FineTuned | None = None,
+    ) -> Outcome:
         if status is not Status.REFUSED:
             self._note(status, cause or "", rows)
         return Outcome(
@@ -261,11 +355,28 @@ class Turn:
 
     def _note(self, outcome: str, cause: str, rows: int) -> None:
         work, meter = self._assignment, self._meter
-        line = Contribution(work.round, self._began, outcome, cause, rows, meter.up, meter.down, work.task, work.kind.value, work.assignment)
+        line = Contribution(
+            work.round,
+            self._began,
+            outcome,
+            cause,
+            rows,
+            meter.up,
+            meter.down,
+            work.task,
+            work.kind.value,
+            work.assignment,
+        )
         self.home.note(line)
 
 
-def take_turn(home: Home, send: Send, now: Callable[[], float], train: Trainer = finetune, sleep: Callable[[float], None] = time.sleep) -> Outcome:
+def take_turn(
+    home: Home,
+    send: Send,
+    now: Callable[[], float],
+    train: Trainer = finetune,
+    sleep: Callable[[float], None] = time.sleep,
+) -> Outcome:
     """One whole turn. Raises ServerError, BundleError or TypingLogError when it cannot be taken."""
     turn = Turn(home, send, now, train, sleep)
     return turn.check_in() or turn.work()
@@ -279,10 +390,12 @@ def run(
     train: Trainer = finetune,
     sleep: Callable[[float], None] = time.sleep,
 ) -> int:
-    """Turns of several devices in one process until `rounds` rounds were seen, or the server has none left. The number of rounds seen.
+    """Turns of several devices in one process until `rounds` rounds were seen, or the server has
+    none left. The number of rounds seen.
 
-    In each round every device checks in before the first one works: a round does not end while one of them still waits for its turn.
-    A simulated device lives through one night of its trace a round; between two rounds all wait until the server's newest round is another.
+    In each round every device checks in before the first one works: a round does not end while one
+    of them still waits for its turn. A simulated device lives through one night of its trace a
+    round; between two rounds all wait until the server's newest round is another.
     """
     seen = 0
     while seen < rounds:
@@ -303,15 +416,25 @@ def run(
             break
         seen += 1
         if seen < rounds:
-            retry_s = min((outcome.retry_in_s for outcome in outcomes if outcome.retry_in_s > 0), default=1.0)
+            retry_s = min(
+                (outcome.retry_in_s for outcome in outcomes if outcome.retry_in_s > 0), default=1.0
+            )
             _wait(send, newest, retry_s, sleep)
     return seen
 
 
-def rows_of(records: Sequence[Record], vocabulary: text.Vocabulary, plan: Plan) -> tuple[tuple[int, ...], np.ndarray]:
-    """The newest rows of messages, at most `plan.max_rows`: int32 [rows, length + 1], and the numbers of the messages they come from."""
+def rows_of(
+    records: Sequence[Record], vocabulary: text.Vocabulary, plan: Plan
+) -> tuple[tuple[int, ...], np.ndarray]:
+    """The newest rows of messages, at most `plan.max_rows`: int32 [rows, length + 1], and the
+    numbers of the messages they come from.
+    """
     ids = [vocabulary.ids(text.tokenise(record.text)) for record in records]
-    each = [(record.id, examples.rows([own], plan.length)) for record, own in zip(records, ids, strict=True) if own]
+    each = [
+        (record.id, examples.rows([own], plan.length))
+        for record, own in zip(records, ids, strict=True)
+        if own
+    ]
     first, count = len(each), 0
     while first > 0 and count < plan.max_rows:
         first -= 1
@@ -321,10 +444,16 @@ def rows_of(records: Sequence[Record], vocabulary: text.Vocabulary, plan: Plan) 
     return tuple(number for number, _ in chosen), rows[-plan.max_rows :]
 
 
-def encode(delta: Weights, assignment: Assignment, plan: Plan, rows: int, rng: np.random.Generator) -> bytes:
-    """The update of an assignment: the delta clipped, rotated and quantized as its round asks, with the rows it was trained on as its weight."""
+def encode(
+    delta: Weights, assignment: Assignment, plan: Plan, rows: int, rng: np.random.Generator
+) -> bytes:
+    """The update of an assignment: the delta clipped, rotated and quantized as its round asks, with
+    the rows it was trained on as its weight.
+    """
     vector = weights.flatten(quantize.clip(delta, plan.clipping_norm))
-    return quantize.encode(vector, assignment.round, assignment.rotation_seed, assignment.shapes, plan.bits, rows, rng)
+    return quantize.encode(
+        vector, assignment.round, assignment.rotation_seed, assignment.shapes, plan.bits, rows, rng
+    )
 
 
 def ticking(start: float, step_s: float = BATCH_S) -> Callable[[], float]:
@@ -333,7 +462,9 @@ def ticking(start: float, step_s: float = BATCH_S) -> Callable[[], float]:
 
 
 def clock(home: Home, night: float = 0.0) -> Callable[[], float]:
-    """The clock a device lives by: the real one, or that of its trace from `night` on, in seconds."""
+    """The clock a device lives by: the real one, or that of its trace from `night` on, in
+    seconds.
+    """
     return ticking(night) if home.simulated else time.time
 
 
@@ -345,10 +476,16 @@ def _finite(loss: float) -> float | None:
     return loss if np.isfinite(loss) else None
 
 
-def _first_and_newest(send: Send, sleep: Callable[[float], None]) -> tuple[RoundReport, RoundReport]:
+def _first_and_newest(
+    send: Send, sleep: Callable[[float], None]
+) -> tuple[RoundReport, RoundReport]:
     reports = calls.rounds(persistent(send, sleep=sleep)).rounds
     if not reports:
-        raise ServerError("GET /v1/rounds", "expected at least one round, found none", "start the server with a task")
+        raise ServerError(
+            "GET /v1/rounds",
+            "expected at least one round, found none",
+            "start the server with a task",
+        )
     return reports[0], reports[-1]
 
 

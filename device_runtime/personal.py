@@ -1,9 +1,11 @@
-"""The personal model: weights fine-tuned to one user. They never leave the device, and are served only while they beat everybody's.
+"""The personal model: weights fine-tuned to one user. They never leave the device, and are served
+only while they beat everybody's.
 
-A user's newest messages are held back from training; the personal weights are judged on them, message by message, against the bundle's. They are
-judged again on what is typed later, and rolled back once they are ahead no more. Verdicts hold numbers only; the weights lie sealed under the
-typing log's key, so that a wipe takes them with it.
-Source: Wang et al. 2019, arXiv:1910.10252 (personalisation and its gate by held-back data).
+A user's newest messages are held back from training; the personal weights are judged on them,
+message by message, against the bundle's. They are judged again on what is typed later, and rolled
+back once they are ahead no more. Verdicts hold numbers only; the weights lie sealed under the
+typing log's key, so that a wipe takes them with it. Source: Wang et al. 2019, arXiv:1910.10252
+(personalisation and its gate by held-back data).
 """
 
 from collections.abc import Callable, Sequence
@@ -77,31 +79,49 @@ def train(
     epochs: int = EPOCHS,
     rate: float = RATE,
 ) -> Weights | None:
-    """Everybody's weights fine-tuned to the newest messages (token ids); None if training failed or had to stop."""
+    """Everybody's weights fine-tuned to the newest messages (token ids); None if training failed or
+    had to stop.
+    """
     rows = examples.rows(messages, plan.length)[-MOST_ROWS:]
-    tuned = finetune(graph, start, rows, replace(plan, epochs=epochs, learning_rate=rate), rng, may_continue)
+    tuned = finetune(
+        graph, start, rows, replace(plan, epochs=epochs, learning_rate=rate), rng, may_continue
+    )
     return None if tuned.stopped else {name: start[name] + tuned.delta[name] for name in start}
 
 
 def judge(
-    graph: bytes, everybodys: Weights, personal: Weights, messages: Sequence[Sequence[int]], may_continue: Callable[[], bool] = lambda: True
+    graph: bytes,
+    everybodys: Weights,
+    personal: Weights,
+    messages: Sequence[Sequence[int]],
+    may_continue: Callable[[], bool] = lambda: True,
 ) -> Judged | None:
-    """Compare two sets of weights on messages (token ids), word by word as they would be typed; None if it had to stop."""
+    """Compare two sets of weights on messages (token ids), word by word as they would be typed;
+    None if it had to stop.
+    """
     step = Graph(graph)
     gains, words, hits = [], 0, 0
     for ids in messages:
         if not may_continue():
             return None
-        targets = [(place, target) for place, target in enumerate(ids) if target >= FIRST_WORD and target != OOV]
+        targets = [
+            (place, target)
+            for place, target in enumerate(ids)
+            if target >= FIRST_WORD and target != OOV
+        ]
         if not targets:
             continue
         ours, theirs = (log_probs(step, which, ids) for which in (personal, everybodys))
         places, wanted = (np.array(column) for column in zip(*targets, strict=True))
         gains.append(float((ours[places, wanted] - theirs[places, wanted]).sum()))
-        hits += int((top_words(ours[places], 1)[:, 0] == wanted).sum()) - int((top_words(theirs[places], 1)[:, 0] == wanted).sum())
+        hits += int((top_words(ours[places], 1)[:, 0] == wanted).sum()) - int(
+            (top_words(theirs[places], 1)[:, 0] == wanted).sum()
+        )
         words += len(targets)
     nats = float(np.sum(gains))
-    error = float(np.std(gains, ddof=1) * np.sqrt(len(gains))) if len(gains) > 1 else abs(nats)  # of one message nothing is sure
+    error = (
+        float(np.std(gains, ddof=1) * np.sqrt(len(gains))) if len(gains) > 1 else abs(nats)
+    )  # of one message nothing is sure
     return Judged(words, nats, error, hits)
 
 
@@ -129,10 +149,14 @@ def served(home: Home, bundle: Bundle) -> Weights | None:
         return _weights(home, log, last)
 
 
-def update(home: Home, bundle: Bundle, now: float, may_continue: Callable[[], bool]) -> Verdict | None:
-    """Train or judge anew if enough was typed since; the new verdict, or None if there was nothing to do or it had to stop.
+def update(
+    home: Home, bundle: Bundle, now: float, may_continue: Callable[[], bool]
+) -> Verdict | None:
+    """Train or judge anew if enough was typed since; the new verdict, or None if there was nothing
+    to do or it had to stop.
 
-    Weights are written before the verdict that names them by their hash, so a crash between the two serves everybody's.
+    Weights are written before the verdict that names them by their hash, so a crash between the two
+    serves everybody's.
     """
     last = verdict(home)
     if last is not None and last.base != _base(bundle):
@@ -142,7 +166,9 @@ def update(home: Home, bundle: Bundle, now: float, may_continue: Callable[[], bo
         if len(records) < LEAST_MESSAGES:
             return None
         newer = [record for record in records if last is None or record.id > last.judged_to]
-        if last is None or sum(record.id > last.trained_to for record in records) >= NEW_MESSAGES + len(split(records)[1]):
+        if last is None or sum(
+            record.id > last.trained_to for record in records
+        ) >= NEW_MESSAGES + len(split(records)[1]):
             found = _try(home, bundle, log, records, now, may_continue)
         elif last.serves and len(newer) >= JUDGED_AGAIN:
             found = _judge_again(home, bundle, log, records, last, now, may_continue)
@@ -153,34 +179,77 @@ def update(home: Home, bundle: Bundle, now: float, may_continue: Callable[[], bo
     return found
 
 
-def _try(home: Home, bundle: Bundle, log: TypingLog, records: Sequence[Record], now: float, may_continue: Callable[[], bool]) -> Verdict | None:
+def _try(
+    home: Home,
+    bundle: Bundle,
+    log: TypingLog,
+    records: Sequence[Record],
+    now: float,
+    may_continue: Callable[[], bool],
+) -> Verdict | None:
     to_train, held = split(records)
     start, rng = bundle.checkpoint.weights, np.random.default_rng(home.config.seed or 0)
-    own = train(bundle.train_graph, start, _ids(to_train, bundle.vocabulary), bundle.plan, rng, may_continue)
+    own = train(
+        bundle.train_graph, start, _ids(to_train, bundle.vocabulary), bundle.plan, rng, may_continue
+    )
     if own is None:
         return None if not may_continue() else _verdict(bundle, "", now, to_train, held, Judged())
-    own = {name: array.astype(np.float16).astype(np.float32) for name, array in own.items()}  # as they are kept
+    own = {
+        name: array.astype(np.float16).astype(np.float32) for name, array in own.items()
+    }  # as they are kept
     judged = judge(bundle.train_graph, start, own, _ids(held, bundle.vocabulary), may_continue)
     if judged is None:
         return None
-    sealed = log.seal(weights.to_bytes(Checkpoint(own), np.float16), PURPOSE) if judged.ahead else b""
+    sealed = (
+        log.seal(weights.to_bytes(Checkpoint(own), np.float16), PURPOSE) if judged.ahead else b""
+    )
     if sealed:
         home.keep(PERSONAL_WEIGHTS, sealed)
     return _verdict(bundle, weights.digest(sealed) if sealed else "", now, to_train, held, judged)
 
 
 def _judge_again(
-    home: Home, bundle: Bundle, log: TypingLog, records: Sequence[Record], last: Verdict, now: float, may_continue: Callable[[], bool]
+    home: Home,
+    bundle: Bundle,
+    log: TypingLog,
+    records: Sequence[Record],
+    last: Verdict,
+    now: float,
+    may_continue: Callable[[], bool],
 ) -> Verdict | None:
     held = [record for record in records if record.id > last.trained_to][-MOST_HELD:]
     own = _weights(home, log, last)
-    judged = Judged() if own is None else judge(bundle.train_graph, bundle.checkpoint.weights, own, _ids(held, bundle.vocabulary), may_continue)
+    judged = (
+        Judged()
+        if own is None
+        else judge(
+            bundle.train_graph,
+            bundle.checkpoint.weights,
+            own,
+            _ids(held, bundle.vocabulary),
+            may_continue,
+        )
+    )
     if judged is None:
         return None
-    return replace(last, weights=last.weights if judged.ahead else "", at=now, judged_to=held[-1].id, judged=judged, rolled_back=not judged.ahead)
+    return replace(
+        last,
+        weights=last.weights if judged.ahead else "",
+        at=now,
+        judged_to=held[-1].id,
+        judged=judged,
+        rolled_back=not judged.ahead,
+    )
 
 
-def _verdict(bundle: Bundle, sealed: str, now: float, trained: Sequence[Record], held: Sequence[Record], judged: Judged) -> Verdict:
+def _verdict(
+    bundle: Bundle,
+    sealed: str,
+    now: float,
+    trained: Sequence[Record],
+    held: Sequence[Record],
+    judged: Judged,
+) -> Verdict:
     return Verdict(_base(bundle), sealed, now, len(trained), trained[-1].id, held[-1].id, judged)
 
 

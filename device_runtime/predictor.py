@@ -42,11 +42,20 @@ class _Read:
 
 
 class Predictor:
-    """Remembers the states along the last context: a key within a word costs no step, a new word one, a deleted one none. One per thread."""
+    """Remembers the states along the last context: a key within a word costs no step, a new word
+    one, a deleted one none. One per thread.
+    """
 
-    def __init__(self, bundle: Bundle, weights: Weights | None = None, own: OwnWords | None = None, blocked: frozenset[str] = frozenset()):
-        """Personal float `weights` take the place of the bundle's. The user's `own` words are mixed in while they are ahead of the network alone.
-        Words of `blocked` and of the bundle's own list are never suggested.
+    def __init__(
+        self,
+        bundle: Bundle,
+        weights: Weights | None = None,
+        own: OwnWords | None = None,
+        blocked: frozenset[str] = frozenset(),
+    ):
+        """Personal float `weights` take the place of the bundle's. The user's `own` words are mixed
+        in while they are ahead of the network alone. Words of `blocked` and of the bundle's own
+        list are never suggested.
 
         Raises VocabularyError for a bundle of pieces, which this cannot join to words.
         """
@@ -56,73 +65,118 @@ class Predictor:
         self._graph = Graph(bundle.predict_graph if weights is None else bundle.train_graph)
         self._widths = bundle.manifest.embedding, bundle.manifest.units
         self.own = own
-        self._blocked = frozenset(normalise(word) for word in blocked | getattr(bundle, "blocked", frozenset()))
+        self._blocked = frozenset(
+            normalise(word) for word in blocked | getattr(bundle, "blocked", frozenset())
+        )
         self._never = blocked_ids(self.vocabulary.tokens, self._blocked)
-        self._mixed: tuple[object, np.ndarray] = None, np.empty(0)  # of which context, and its scores
+        self._mixed: tuple[object, np.ndarray] = (
+            None,
+            np.empty(0),
+        )  # of which context, and its scores
         self._before: list[int] = []  # tokens whose states were let go
         self._read: list[_Read] = []
 
     def start(self, rows: int) -> dict[str, np.ndarray]:
         """The state before the first token, for `rows` texts at once."""
         embedding, units = self._widths
-        return {"hidden": np.zeros((rows, embedding), np.float32), "cell": np.zeros((rows, units), np.float32)}
+        return {
+            "hidden": np.zeros((rows, embedding), np.float32),
+            "cell": np.zeros((rows, units), np.float32),
+        }
 
-    def step(self, tokens: np.ndarray, state: dict[str, np.ndarray]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """One token further: int32 [rows] -> log-probabilities of the next, float32 [rows, vocabulary], and the state after it."""
+    def step(
+        self, tokens: np.ndarray, state: dict[str, np.ndarray]
+    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """One token further: int32 [rows] -> log-probabilities of the next, float32 [rows,
+        vocabulary], and the state after it.
+        """
         if self._weights is None:
             result = self._graph.run("predict", token=tokens, **state)
         else:  # this signature takes one text
-            rows = [{name: array[i : i + 1] for name, array in state.items()} for i in range(len(tokens))]
-            results = [self._graph.run("step", token=tokens[i : i + 1], **row, **self._weights) for i, row in enumerate(rows)]
+            rows = [
+                {name: array[i : i + 1] for name, array in state.items()}
+                for i in range(len(tokens))
+            ]
+            results = [
+                self._graph.run("step", token=tokens[i : i + 1], **row, **self._weights)
+                for i, row in enumerate(rows)
+            ]
             result = {name: np.concatenate([each[name] for each in results]) for name in results[0]}
         return result["log_probs"], {"hidden": result["hidden"], "cell": result["cell"]}
 
     def suggest(self, context: str, prefix: str = "", k: int = STRIP) -> list[Suggestion]:
-        """The k likeliest words after `context`, best first; only those that start with `prefix`, if given. Punctuation is never suggested."""
+        """The k likeliest words after `context`, best first; only those that start with `prefix`,
+        if given. Punctuation is never suggested.
+        """
         scores, words = self._scores(tokenise(context))
         if not prefix:
             best = top_words(scores[None], k)[0]
-            return [Suggestion(words[i], float(np.exp(scores[i]))) for i in best if np.isfinite(scores[i])]
+            return [
+                Suggestion(words[i], float(np.exp(scores[i])))
+                for i in best
+                if np.isfinite(scores[i])
+            ]
         prefix = normalise(prefix)
         alphabet, ids = self.own.alphabetical if self.own else self.vocabulary.alphabetical
-        candidates = np.array(ids[bisect_left(alphabet, prefix) : bisect_left(alphabet, prefix + "\uffff")], np.int64)
+        candidates = np.array(
+            ids[bisect_left(alphabet, prefix) : bisect_left(alphabet, prefix + "\uffff")], np.int64
+        )
         found = scores[candidates]
         total = np.exp(found).sum()
         order = np.lexsort((candidates, -found))[:k]  # ties go to the more frequent word
-        return [Suggestion(words[candidates[i]], float(np.exp(found[i]) / total)) for i in order if np.isfinite(found[i])]
+        return [
+            Suggestion(words[candidates[i]], float(np.exp(found[i]) / total))
+            for i in order
+            if np.isfinite(found[i])
+        ]
 
     def typed(self, message: str, judged: bool = True) -> None:
-        """Learn from a message that was sent: the own words are judged on it, then it is counted among them. Nothing without own words.
+        """Learn from a message that was sent: the own words are judged on it, then it is counted
+        among them. Nothing without own words.
 
-        Messages read back from the typing log, whose verdict was kept, need not be judged again: that saves their steps.
+        Messages read back from the typing log, whose verdict was kept, need not be judged again:
+        that saves their steps.
         """
         tokens = tokenise(message)
         if self.own is None or not tokens:
             return
         if judged:
             ids = self.vocabulary.ids(tokens)
-            self.own.hold_back(tokens, np.array([self._after([BOS, *ids[:place]]) for place in range(len(ids))]))
+            self.own.hold_back(
+                tokens, np.array([self._after([BOS, *ids[:place]]) for place in range(len(ids))])
+            )
         self.own.add(tokens)
 
     def _scores(self, tokens: list[str]) -> tuple[np.ndarray, list[str]]:
-        """Log-probabilities of all words after these tokens, those of blocked ones minus infinity; and the words of all ids."""
+        """Log-probabilities of all words after these tokens, those of blocked ones minus infinity;
+        and the words of all ids.
+        """
         words = self.own.words if self.own else self.vocabulary.tokens
         asked = (tokens, self.own.changes if self.own else 0)
         if self._mixed[0] != asked:
             scores = self._after([BOS, *self.vocabulary.ids(tokens)])
             if self.own:
-                scores = self.own.mix(scores, tokens) if self.own.serves else self.own.extended(scores)
+                scores = (
+                    self.own.mix(scores, tokens) if self.own.serves else self.own.extended(scores)
+                )
             scores = scores.copy()
             known = len(self.vocabulary)
-            scores[self._never + [known + i for i in blocked_ids(words[known:], self._blocked)]] = -np.inf
+            scores[
+                self._never + [known + i for i in blocked_ids(words[known:], self._blocked)]
+            ] = -np.inf
             self._mixed = asked, scores
         return self._mixed[1], words
 
     def _after(self, ids: list[int]) -> np.ndarray:
-        """Log-probabilities after a context, float32 [vocabulary]; steps only over what the states kept do not cover."""
+        """Log-probabilities after a context, float32 [vocabulary]; steps only over what the states
+        kept do not cover.
+        """
         gone = len(self._before)
         pairs = enumerate(zip((read.token for read in self._read), ids[gone:], strict=False))
-        same = next((i for i, (kept, token) in pairs if kept != token), min(len(self._read), len(ids) - gone))
+        same = next(
+            (i for i, (kept, token) in pairs if kept != token),
+            min(len(self._read), len(ids) - gone),
+        )
         if same <= 0 or ids[:gone] != self._before:
             gone = same = 0
             self._before = []

@@ -1,4 +1,6 @@
-"""Scoring: how good a checkpoint is on messages this device holds back from federated training. What an evaluation task reports."""
+"""Scoring: how good a checkpoint is on messages this device holds back from federated training.
+What an evaluation task reports.
+"""
 
 from collections.abc import Callable, Sequence
 
@@ -11,7 +13,9 @@ from device_runtime.typing_log import Record
 from device_runtime.weights import Weights
 from device_runtime.wire import Scores
 
-ONE_IN = 10  # messages: that one is held back, by its number in the typing log, which it keeps for life
+ONE_IN = (
+    10  # messages: that one is held back, by its number in the typing log, which it keeps for life
+)
 LEAST = 40  # messages of a device that holds any back: one with fewer needs them all
 
 
@@ -25,8 +29,14 @@ def trained_on(records: Sequence[Record], messages: int) -> list[Record]:
     return [record for record in records if not _is_held(record, messages)]
 
 
-def score(graph: bytes, weights: Weights, messages: Sequence[Sequence[int]], may_continue: Callable[[], bool] = lambda: True) -> Scores | None:
-    """The sums over messages (token ids), word by word as they would be typed, by protocol nwp-v1; None if it had to stop.
+def score(
+    graph: bytes,
+    weights: Weights,
+    messages: Sequence[Sequence[int]],
+    may_continue: Callable[[], bool] = lambda: True,
+) -> Scores | None:
+    """The sums over messages (token ids), word by word as they would be typed, by protocol nwp-v1;
+    None if it had to stop.
 
     `may_continue` is asked before every message.
     """
@@ -36,7 +46,10 @@ def score(graph: bytes, weights: Weights, messages: Sequence[Sequence[int]], may
     for ids in messages:
         if not may_continue():
             return None
-        wanted = np.array([place for place, target in enumerate(ids) if target >= FIRST_WORD or target == OOV], np.int64)
+        wanted = np.array(
+            [place for place, target in enumerate(ids) if target >= FIRST_WORD or target == OOV],
+            np.int64,
+        )
         if not len(wanted):
             continue
         found, words = log_probs(step, weights, ids)[wanted], np.array(ids)[wanted]

@@ -1,11 +1,12 @@
-"""Sensors: where a real device's conditions come from. Each of the three signals is read by itself, and None means it cannot be known.
+"""Sensors: where a real device's conditions come from. Each of the three signals is read by itself,
+and None means it cannot be known.
 
     charging     Linux: sysfs, at every call; Termux: termux-battery-status
     unmetered    Linux: NetworkManager by busctl, else by nmcli; Termux: termux-wifi-connectioninfo
     idle         no key of this keyboard lately; on Linux logind must say so too
 
-A command that is missing, fails, hangs or prints what we do not know makes its signal None: reading never raises. Nothing a command prints
-(a network's name, an address) leaves this file.
+A command that is missing, fails, hangs or prints what we do not know makes its signal None: reading
+never raises. Nothing a command prints (a network's name, an address) leaves this file.
 """
 
 import contextlib
@@ -24,23 +25,43 @@ from device_runtime.errors import ConfigError
 from device_runtime.wire import Conditions
 
 T = TypeVar("T")
-Run = Callable[[Sequence[str], float], bytes | None]  # a command and its seconds -> what it printed, None if it went wrong
+Run = Callable[
+    [Sequence[str], float], bytes | None
+]  # a command and its seconds -> what it printed, None if it went wrong
 
-LAST_KEY = "last_key"  # an empty file in the device's home: its time of change is the time of the last key
+LAST_KEY = (
+    "last_key"  # an empty file in the device's home: its time of change is the time of the last key
+)
 POWER = Path("/sys/class/power_supply")
 SIGNALS = tuple(column.name for column in fields(Conditions))
 KINDS = ("linux", "termux")
 
 BUSCTL = ("busctl", "--system", "--json=short", "get-property")
-NETWORK = (*BUSCTL, "org.freedesktop.NetworkManager", "/org/freedesktop/NetworkManager", "org.freedesktop.NetworkManager", "Metered", "State")
-LOGIND = (*BUSCTL, "org.freedesktop.login1", "/org/freedesktop/login1", "org.freedesktop.login1.Manager", "IdleHint", "IdleSinceHint")
+NETWORK = (
+    *BUSCTL,
+    "org.freedesktop.NetworkManager",
+    "/org/freedesktop/NetworkManager",
+    "org.freedesktop.NetworkManager",
+    "Metered",
+    "State",
+)
+LOGIND = (
+    *BUSCTL,
+    "org.freedesktop.login1",
+    "/org/freedesktop/login1",
+    "org.freedesktop.login1.Manager",
+    "IdleHint",
+    "IdleSinceHint",
+)
 NMCLI = ("nmcli", "-t", "-f", "GENERAL.METERED,IP4.GATEWAY,IP6.GATEWAY", "device", "show")
 BUS_TIMEOUT_S, BUS_REMEMBERED_S = 1.0, 2.0  # a property takes about 7 ms
 TERMUX_TIMEOUT_S, TERMUX_REMEMBERED_S = 5.0, 10.0  # a command takes about 1 s
 
 
 def output(command: Sequence[str], timeout_s: float) -> bytes | None:
-    """What a command prints, or None if it is missing, fails, or takes longer than `timeout_s`: then it ends with all it started."""
+    """What a command prints, or None if it is missing, fails, or takes longer than `timeout_s`:
+    then it ends with all it started.
+    """
     try:
         with subprocess.Popen(
             command,
@@ -53,7 +74,9 @@ def output(command: Sequence[str], timeout_s: float) -> bytes | None:
             try:
                 printed, _ = process.communicate(timeout=timeout_s)
             except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)  # the whole group: Termux's commands are scripts that start another
+                os.killpg(
+                    process.pid, signal.SIGKILL
+                )  # the whole group: Termux's commands are scripts that start another
                 return None
             return printed if process.returncode == 0 else None
     except (OSError, subprocess.SubprocessError):
@@ -67,14 +90,18 @@ def linux(
     run: Run = output,
     clock: Callable[[], float] = time.monotonic,
 ) -> Source:
-    """The source of a Linux machine: sysfs, NetworkManager, logind, and `last_key()` in seconds of time.time() (None: never)."""
+    """The source of a Linux machine: sysfs, NetworkManager, logind, and `last_key()` in seconds of
+    time.time() (None: never).
+    """
 
     def network(now: float) -> bool | None:
         said = run(NETWORK, BUS_TIMEOUT_S)
         return nmcli_unmetered(run(NMCLI, BUS_TIMEOUT_S)) if said is None else bus_unmetered(said)
 
     unmetered = remembered(network, BUS_REMEMBERED_S, clock)
-    logind = remembered(lambda now: logind_idle_since(run(LOGIND, BUS_TIMEOUT_S)), BUS_REMEMBERED_S, clock)
+    logind = remembered(
+        lambda now: logind_idle_since(run(LOGIND, BUS_TIMEOUT_S)), BUS_REMEMBERED_S, clock
+    )
 
     def idle(now: float) -> bool | None:
         if unused(last_key(), now, idle_s) is False:
@@ -91,38 +118,65 @@ def termux(
     run: Run = output,
     clock: Callable[[], float] = time.monotonic,
 ) -> Source:
-    """The source of an Android phone with Termux:API. Termux knows no screen: idle is only that no key was pressed for `idle_s`."""
-    battery = remembered(lambda now: battery_charging(run(["termux-battery-status"], TERMUX_TIMEOUT_S)), TERMUX_REMEMBERED_S, clock)
-    wifi = remembered(lambda now: wifi_unmetered(run(["termux-wifi-connectioninfo"], TERMUX_TIMEOUT_S)), TERMUX_REMEMBERED_S, clock)
+    """The source of an Android phone with Termux:API. Termux knows no screen: idle is only that no
+    key was pressed for `idle_s`.
+    """
+    battery = remembered(
+        lambda now: battery_charging(run(["termux-battery-status"], TERMUX_TIMEOUT_S)),
+        TERMUX_REMEMBERED_S,
+        clock,
+    )
+    wifi = remembered(
+        lambda now: wifi_unmetered(run(["termux-wifi-connectioninfo"], TERMUX_TIMEOUT_S)),
+        TERMUX_REMEMBERED_S,
+        clock,
+    )
     return lambda now: Conditions(battery(now), wifi(now), unused(last_key(), now, idle_s))
 
 
 def named(kind: str, home: Path, stated_signals: Sequence[str] = ()) -> Source:
-    """The source a device's config names: `linux` or `termux`, with the keys noted in `home`. Raises ConfigError for any other name."""
+    """The source a device's config names: `linux` or `termux`, with the keys noted in `home`.
+    Raises ConfigError for any other name.
+    """
     if kind not in KINDS:
-        raise ConfigError("conditions", f"expected {' or '.join(KINDS)}, found {kind!r}", "name the system this device runs on")
+        raise ConfigError(
+            "conditions",
+            f"expected {' or '.join(KINDS)}, found {kind!r}",
+            "name the system this device runs on",
+        )
     make = {"linux": linux, "termux": termux}[kind]
     return stated(make(last_key=lambda: last_key_at(home)), stated_signals)
 
 
 def stated(source: Source, names: Sequence[str]) -> Source:
-    """`source`, and True for a signal of `names` where the source says None: the owner's word. A False stays False.
+    """`source`, and True for a signal of `names` where the source says None: the owner's word. A
+    False stays False.
 
     Raises ConfigError for a name that is no signal.
     """
     for name in names:
         if name not in SIGNALS:
-            raise ConfigError("stated", f"expected some of {', '.join(SIGNALS)}, found {name!r}", "state only signals this device cannot read")
+            raise ConfigError(
+                "stated",
+                f"expected some of {', '.join(SIGNALS)}, found {name!r}",
+                "state only signals this device cannot read",
+            )
 
     def told(now: float) -> Conditions:
         conditions = source(now)
-        return replace(conditions, **{name: True for name in names if getattr(conditions, name) is None})
+        return replace(
+            conditions, **{name: True for name in names if getattr(conditions, name) is None}
+        )
 
     return told
 
 
-def remembered(ask: Callable[[float], T], for_s: float, clock: Callable[[], float] = time.monotonic) -> Callable[[float], T]:
-    """`ask`, but asked again only `for_s` seconds after it last answered, whatever it answered; in between that answer stands."""
+def remembered(
+    ask: Callable[[float], T], for_s: float, clock: Callable[[], float] = time.monotonic
+) -> Callable[[float], T]:
+    """`ask`, but asked again only `for_s` seconds after it last answered, whatever it answered; in
+    between that answer stands.
+    """
     last: list = []  # when it answered, what it answered
 
     def answer(now: float) -> T:
@@ -135,7 +189,8 @@ def remembered(ask: Callable[[float], T], for_s: float, clock: Callable[[], floa
 
 
 def note_key(home: Path, now: float) -> None:
-    """Note that a key was pressed at `now` (seconds of time.time()), at most once a second: one empty file, its time of change.
+    """Note that a key was pressed at `now` (seconds of time.time()), at most once a second: one
+    empty file, its time of change.
 
     A home that cannot be written is left as it is: typing goes on.
     """
@@ -161,36 +216,53 @@ def last_key_at(home: Path) -> float | None:
 def unused(last_key: float | None, now: float, idle_s: float) -> bool | None:
     """Whether no key was pressed for `idle_s`; None if none ever was.
 
-    A key noted in the future (the clock went back) counts as pressed just now, until the clock has passed it or the next key is noted.
+    A key noted in the future (the clock went back) counts as pressed just now, until the clock has
+    passed it or the next key is noted.
     """
     return None if last_key is None else now - last_key >= idle_s
 
 
 def charging(power: Path = POWER) -> bool | None:
-    """Whether this machine draws on an outlet, from sysfs; None if it has no supply that could tell. Takes microseconds.
+    """Whether this machine draws on an outlet, from sysfs; None if it has no supply that could
+    tell. Takes microseconds.
 
-    A discharging battery is False even with a charger online: a weak charger does not stop it from emptying. Supplies of scope Device
-    (a mouse, a headset) are not this machine's. Without a battery, a port that brings no power says nothing: a desktop has such ports.
-    Source: the kernel's Documentation/ABI/testing/sysfs-class-power; the rules of systemd's on_ac_power.
+    A discharging battery is False even with a charger online: a weak charger does not stop it from
+    emptying. Supplies of scope Device (a mouse, a headset) are not this machine's. Without a
+    battery, a port that brings no power says nothing: a desktop has such ports. Source: the
+    kernel's Documentation/ABI/testing/sysfs-class-power; the rules of systemd's on_ac_power.
     """
     try:
-        supplies = [supply for supply in Path(power).iterdir() if _read(supply / "scope") != "Device"]
+        supplies = [
+            supply for supply in Path(power).iterdir() if _read(supply / "scope") != "Device"
+        ]
     except OSError:
         return None
     kinds = [(supply, _read(supply / "type") or "") for supply in supplies]
-    batteries = [_read(supply / "status") for supply, kind in kinds if kind in ("Battery", "UPS") and _read(supply / "present") != "0"]
-    online = [_read(supply / "online") for supply, kind in kinds if kind in ("Mains", "Wireless", "BrickID") or kind.startswith("USB")]
+    batteries = [
+        _read(supply / "status")
+        for supply, kind in kinds
+        if kind in ("Battery", "UPS") and _read(supply / "present") != "0"
+    ]
+    online = [
+        _read(supply / "online")
+        for supply, kind in kinds
+        if kind in ("Mains", "Wireless", "BrickID") or kind.startswith("USB")
+    ]
     if "Discharging" in batteries:
         return False
-    if "1" in online or "2" in online or "Charging" in batteries:  # 2: online at a voltage that can be set
+    if (
+        "1" in online or "2" in online or "Charging" in batteries
+    ):  # 2: online at a voltage that can be set
         return True
     return False if batteries and "0" in online else None
 
 
 def bus_unmetered(said: bytes | None) -> bool | None:
-    """NetworkManager's Metered and State by busctl, one JSON object a line. A guess counts; a network that is not connected does not.
+    """NetworkManager's Metered and State by busctl, one JSON object a line. A guess counts; a
+    network that is not connected does not.
 
-    Source: NMMetered (0 unknown, 1 yes, 2 no, 3 guessed yes, 4 guessed no) and NMState (50 to 70: connected) of NetworkManager's D-Bus API.
+    Source: NMMetered (0 unknown, 1 yes, 2 no, 3 guessed yes, 4 guessed no) and NMState (50 to 70:
+    connected) of NetworkManager's D-Bus API.
     """
     values = _properties(said, ("u", "u"))
     if values is None:
@@ -202,19 +274,26 @@ def bus_unmetered(said: bytes | None) -> bool | None:
 
 
 def nmcli_unmetered(said: bytes | None) -> bool | None:
-    """The same from `nmcli -t device show`, a block of `field:value` lines per device: those with a gateway carry the traffic, and all count."""
+    """The same from `nmcli -t device show`, a block of `field:value` lines per device: those with a
+    gateway carry the traffic, and all count.
+    """
     told = []
     for block in _text(said).split("\n\n"):
         lines = dict(line.partition(":")[::2] for line in block.splitlines())
         if lines.get("IP4.GATEWAY") or lines.get("IP6.GATEWAY"):
-            told.append({"yes": False, "yes (guessed)": False, "no": True, "no (guessed)": True}.get(lines.get("GENERAL.METERED", "")))
+            told.append(
+                {"yes": False, "yes (guessed)": False, "no": True, "no (guessed)": True}.get(
+                    lines.get("GENERAL.METERED", "")
+                )
+            )
     if False in told:
         return False
     return True if told and None not in told else None
 
 
 def logind_idle_since(said: bytes | None) -> float | None:
-    """Since when every session is idle, in seconds (CLOCK_REALTIME); infinity while one is not; None if logind does not say.
+    """Since when every session is idle, in seconds (CLOCK_REALTIME); infinity while one is not;
+    None if logind does not say.
 
     Source: IdleHint and IdleSinceHint (microseconds) of org.freedesktop.login1(5), by busctl.
     """
@@ -226,16 +305,24 @@ def logind_idle_since(said: bytes | None) -> float | None:
 
 
 def battery_charging(said: bytes | None) -> bool | None:
-    """From termux-battery-status: `plugged` names the outlet, and a battery that discharges all the same is not charging."""
+    """From termux-battery-status: `plugged` names the outlet, and a battery that discharges all the
+    same is not charging.
+    """
     told = _object(said)
     plugged, status = told.get("plugged"), told.get("status")
     if plugged == "UNPLUGGED" or status == "DISCHARGING":
         return False
-    return True if plugged in ("PLUGGED_AC", "PLUGGED_USB", "PLUGGED_WIRELESS", "PLUGGED_DOCK") else None
+    return (
+        True
+        if plugged in ("PLUGGED_AC", "PLUGGED_USB", "PLUGGED_WIRELESS", "PLUGGED_DOCK")
+        else None
+    )
 
 
 def wifi_unmetered(said: bytes | None) -> bool | None:
-    """From termux-wifi-connectioninfo: on WiFi with an address. Android does not tell Termux whether that WiFi is metered."""
+    """From termux-wifi-connectioninfo: on WiFi with an address. Android does not tell Termux
+    whether that WiFi is metered.
+    """
     told = _object(said)
     state, address = told.get("supplicant_state"), told.get("ip")
     if not isinstance(state, str):

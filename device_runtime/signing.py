@@ -17,19 +17,27 @@ def public_hex(key: Ed25519PrivateKey) -> str:
 
 
 def load_or_create(path: Path) -> Ed25519PrivateKey:
-    """The private key in `path`, made there on first use, readable by its owner only. Raises RunError if it is not a key."""
+    """The private key in `path`, made there on first use, readable by its owner only. Raises
+    RunError if it is not a key.
+    """
     path = Path(path)
     try:
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             temporary = path.with_name(f".{path.name}.{os.getpid()}")
-            with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+            with os.fdopen(
+                os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w"
+            ) as file:
                 file.write(Ed25519PrivateKey.generate().private_bytes_raw().hex() + "\n")
             os.replace(temporary, path)
         return Ed25519PrivateKey.from_private_bytes(bytes.fromhex(path.read_text().strip()))
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not 32 bytes in hexadecimal"
-        raise RunError(path, f"expected a private key, found: {reason}", "remove the file to have a new key made") from None
+        raise RunError(
+            path,
+            f"expected a private key, found: {reason}",
+            "remove the file to have a new key made",
+        ) from None
 
 
 def verified(public: str, message: bytes, signature: bytes) -> bool:
@@ -46,15 +54,31 @@ def name_of(public_key: str) -> str:
     return digest(bytes.fromhex(public_key))[:16]
 
 
-def request_message(method: str, path: str, body_digest: str, task: str, round: int | str, nonce: str) -> bytes:
-    """What a device signs of a request: a changed method, path, body, task, round or nonce breaks the signature."""
-    return "\n".join(("fedboard-request-v2", method.upper(), path, body_digest, task, str(round), nonce)).encode()
+def request_message(
+    method: str, path: str, body_digest: str, task: str, round: int | str, nonce: str
+) -> bytes:
+    """What a device signs of a request: a changed method, path, body, task, round or nonce breaks
+    the signature.
+    """
+    return "\n".join(
+        ("fedboard-request-v2", method.upper(), path, body_digest, task, str(round), nonce)
+    ).encode()
 
 
-def sign_request(key: Ed25519PrivateKey, device: str, method: str, path: str, body: bytes, task: str = "", round: int = 0) -> dict[str, str]:
-    """The headers that prove a request comes from `device`. `task` and `round` are those of the assignment it is about, if it is about one.
+def sign_request(
+    key: Ed25519PrivateKey,
+    device: str,
+    method: str,
+    path: str,
+    body: bytes,
+    task: str = "",
+    round: int = 0,
+) -> dict[str, str]:
+    """The headers that prove a request comes from `device`. `task` and `round` are those of the
+    assignment it is about, if it is about one.
 
-    The body's SHA-256 is a header of its own (RFC 9530), so that a server can refuse a stranger before it reads what he sends.
+    The body's SHA-256 is a header of its own (RFC 9530), so that a server can refuse a stranger
+    before it reads what he sends.
     """
     nonce, hashed = os.urandom(16).hex(), digest(body)
     signature = key.sign(request_message(method, path, hashed, task, round, nonce))

@@ -1,10 +1,13 @@
-"""Text rules: what a token is, and the vocabulary that turns tokens into ids. Protocol nwp-v1, steps 1 and 5.
+"""Text rules: what a token is, and the vocabulary that turns tokens into ids. Protocol nwp-v1,
+steps 1 and 5.
 
-Ids 0 to 3 are pad, bos, eos and oov; 4 to 12 are the classes (punctuation, numbers, links and so on); words follow, most frequent first.
-Only words are ever suggested, so `FIRST_WORD` splits every score vector into what may be shown and what may not.
+Ids 0 to 3 are pad, bos, eos and oov; 4 to 12 are the classes (punctuation, numbers, links and so
+on); words follow, most frequent first. Only words are ever suggested, so `FIRST_WORD` splits every
+score vector into what may be shown and what may not.
 
-A vocabulary may hold pieces instead: those a word starts with follow the classes, then the inner ones a word goes on with, so that any word is
-spelled. A vocabulary of words is the case without inner pieces.
+A vocabulary may hold pieces instead: those a word starts with follow the classes, then the inner
+ones a word goes on with, so that any word is spelled. A vocabulary of words is the case without
+inner pieces.
 """
 
 import hashlib
@@ -68,13 +71,17 @@ def is_word(token: str) -> bool:
 
 
 class Vocabulary:
-    """Tokens and their ids, read from a SentencePiece `.model`, which says by itself whether it holds words or pieces. Built by `model.vocabulary`.
+    """Tokens and their ids, read from a SentencePiece `.model`, which says by itself whether it
+    holds words or pieces. Built by `model.vocabulary`.
 
-    `tokens` are the texts of all ids, without SentencePiece's mark; ids from `first_inner` on go on within a word.
+    `tokens` are the texts of all ids, without SentencePiece's mark; ids from `first_inner` on go on
+    within a word.
     """
 
     def __init__(self, model: bytes, where: object = "tokenizer.model"):
-        """Raises VocabularyError if the bytes are not a SentencePiece model with our special ids, classes and order."""
+        """Raises VocabularyError if the bytes are not a SentencePiece model with our special ids,
+        classes and order.
+        """
         self.model = model
         self._where = where
         processor = sentencepiece.SentencePieceProcessor()
@@ -82,19 +89,36 @@ class Vocabulary:
             processor.LoadFromSerializedProto(model)
             pieces = [processor.id_to_piece(i) for i in range(processor.get_piece_size())]
         except (RuntimeError, TypeError, ValueError):
-            raise VocabularyError(where, "not a SentencePiece model", "give the tokenizer.model written by `fedboard train`") from None
+            raise VocabularyError(
+                where,
+                "not a SentencePiece model",
+                "give the tokenizer.model written by `fedboard train`",
+            ) from None
         expected = [*SPECIALS, *(_SPACE + name for name in CLASSES)]
         if pieces[:FIRST_WORD] != expected:
-            raise VocabularyError(where, f"expected the pieces {' '.join(expected)} first, found {' '.join(pieces[:FIRST_WORD])}",
-                                  "give the tokenizer.model written by `fedboard train`")  # fmt: skip
+            raise VocabularyError(
+                where,
+                f"expected the pieces {' '.join(expected)} first, found "
+                f"{' '.join(pieces[:FIRST_WORD])}",
+                "give the tokenizer.model written by `fedboard train`",
+            )
         inner = [not piece.startswith(_SPACE) for piece in pieces[FIRST_WORD:]]
         if inner != sorted(inner):
-            raise VocabularyError(where, "expected all pieces that start a word before those that go on within one, found them mixed",
-                                  "give the tokenizer.model written by `fedboard train`")  # fmt: skip
+            raise VocabularyError(
+                where,
+                "expected all pieces that start a word before those that go on within one, found "
+                "them mixed",
+                "give the tokenizer.model written by `fedboard train`",
+            )
         self.first_inner = len(pieces) - sum(inner)
-        self.tokens = [*pieces[: len(SPECIALS)], *(piece.removeprefix(_SPACE) for piece in pieces[len(SPECIALS) :])]
+        self.tokens = [
+            *pieces[: len(SPECIALS)],
+            *(piece.removeprefix(_SPACE) for piece in pieces[len(SPECIALS) :]),
+        ]
         self.log_unigram = [processor.get_score(i) for i in range(len(pieces))]
-        whole = FIRST_WORD if self.of_pieces else len(pieces)  # a piece that looks like a whole word may still be the worse spelling of it
+        whole = (
+            FIRST_WORD if self.of_pieces else len(pieces)
+        )  # a piece that looks like a whole word may still be the worse spelling of it
         self._ids = {token: i for i, token in enumerate(self.tokens[:whole]) if i >= len(SPECIALS)}
         self._processor = processor
 
@@ -104,7 +128,11 @@ class Vocabulary:
         try:
             return cls(Path(path).read_bytes(), path)
         except OSError as error:
-            raise VocabularyError(path, f"cannot be read ({error.strerror})", "give the tokenizer.model of a run or bundle") from None
+            raise VocabularyError(
+                path,
+                f"cannot be read ({error.strerror})",
+                "give the tokenizer.model of a run or bundle",
+            ) from None
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -117,7 +145,11 @@ class Vocabulary:
     def require_words(self, purpose: str) -> None:
         """Raises VocabularyError if words are spelled in pieces, which `purpose` cannot use."""
         if self.of_pieces:
-            raise VocabularyError(self._where, f"holds pieces of words, but {purpose} needs whole words", 'train with tokenizer = "words"')
+            raise VocabularyError(
+                self._where,
+                f"holds pieces of words, but {purpose} needs whole words",
+                'train with tokenizer = "words"',
+            )
 
     @cached_property
     def hash(self) -> str:
@@ -131,7 +163,9 @@ class Vocabulary:
 
     @lru_cache(_SPELLINGS)  # noqa: B019  (vocabularies are few and live as long as the program)
     def spelling(self, token: str) -> tuple[int, ...]:
-        """The ids of one token: its own, or the pieces of its best segmentation; OOV stands for what is unknown."""
+        """The ids of one token: its own, or the pieces of its best segmentation; OOV stands for
+        what is unknown.
+        """
         if self.of_pieces and token not in self._ids:
             return tuple(self._processor.encode(token))
         return (self._ids.get(token, OOV),)
@@ -148,7 +182,9 @@ class Vocabulary:
 
     @cached_property
     def alphabetical(self) -> tuple[list[str], list[int]]:
-        """Words in alphabetical order and their ids: words with one prefix stand side by side. Raises VocabularyError for a vocabulary of pieces."""
+        """Words in alphabetical order and their ids: words with one prefix stand side by side.
+        Raises VocabularyError for a vocabulary of pieces.
+        """
         self.require_words("a list of all words")
         words = sorted((word, i) for i, word in enumerate(self.tokens) if i >= FIRST_WORD)
         return [word for word, _ in words], [i for _, i in words]

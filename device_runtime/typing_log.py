@@ -1,8 +1,10 @@
-"""The typing log: what was typed on this device, sealed record by record. Its text never leaves the device.
+"""The typing log: what was typed on this device, sealed record by record. Its text never leaves the
+device.
 
-Each record is sealed with AES-256-GCM (NIST SP 800-38D) under a key that lives where `keystore` says. The number and the time of a record are
-authenticated with it, so records cannot be altered, swapped or moved in time unnoticed. Other files learned from what was typed can be sealed under
-the same key, so that wiping the log ends them too.
+Each record is sealed with AES-256-GCM (NIST SP 800-38D) under a key that lives where `keystore`
+says. The number and the time of a record are authenticated with it, so records cannot be altered,
+swapped or moved in time unnoticed. Other files learned from what was typed can be sealed under the
+same key, so that wiping the log ends them too.
 """
 
 import contextlib
@@ -27,7 +29,8 @@ KEY_BYTES = 32
 START_ANEW = "wipe this typing log to start anew"
 _ANY_USES = (1 << 63) - 1
 _WORD = re.compile(r"[^\W_]+")
-_PROBE = b"fedboard-typing-log-v1"  # sealed in every log: a wrong key shows when the log is opened, not at the first read
+# sealed in every log: a wrong key shows when the log is opened, not at the first read
+_PROBE = b"fedboard-typing-log-v1"
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,9 @@ class Retention:
 
     max_age_s: float = 90 * 86_400.0
     max_bytes: int = 4 << 20  # of sealed records
-    max_uses: int = 30  # uploads one message may contribute to; then it is kept, shown to no training
+    max_uses: int = (
+        30  # uploads one message may contribute to; then it is kept, shown to no training
+    )
 
 
 @dataclass(frozen=True)
@@ -48,12 +53,18 @@ class Record:
 
 
 class TypingLog:
-    """Append, read and expire what was typed. Several processes may hold one log open; each write is whole or not at all."""
+    """Append, read and expire what was typed. Several processes may hold one log open; each write
+    is whole or not at all.
+    """
 
-    def __init__(self, path: Path, retention: Retention = Retention(), key_store: str = keystore.FILE):
-        """Open the log at `path`, its key in the key store of that name. Both are made on first use; an older version is brought up to date.
+    def __init__(
+        self, path: Path, retention: Retention = Retention(), key_store: str = keystore.FILE
+    ):
+        """Open the log at `path`, its key in the key store of that name. Both are made on first
+        use; an older version is brought up to date.
 
-        Raises TypingLogError for another file or a key that does not fit, ConfigError for an unknown key store, RunError for one that is not usable.
+        Raises TypingLogError for another file or a key that does not fit, ConfigError for an
+        unknown key store, RunError for one that is not usable.
         """
         self.path = Path(path)
         self.retention = retention
@@ -74,71 +85,110 @@ class TypingLog:
             raise
 
     def append(self, text: str, at: float, private: bool = False) -> bool:
-        """Record one typed utterance at `at` (seconds). False, and nothing recorded, if it is blank or `private` (a password field, incognito)."""
+        """Record one typed utterance at `at` (seconds). False, and nothing recorded, if it is blank
+        or `private` (a password field, incognito).
+        """
         return not private and self.append_many([(text, at)]) == 1
 
     def append_many(self, records: Iterable[tuple[str, float]]) -> int:
         """Record (text, time) pairs, all or none; blank ones are left out. The number recorded."""
-        typed = [(text, at) for text, at in records if text.strip()]  # first: an error of whoever gives them is not one of the log
+        typed = [
+            (text, at) for text, at in records if text.strip()
+        ]  # first: an error of whoever gives them is not one of the log
         with self._transaction():
-            last = self._db.execute("SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = 'records'").fetchone()[0]
+            last = self._db.execute(
+                "SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = 'records'"
+            ).fetchone()[0]
             if not isinstance(last, int) or not 0 <= last < 1 << 62:
-                raise TypingLogError(self.path, "the numbers of its records were altered", START_ANEW)
+                raise TypingLogError(
+                    self.path, "the numbers of its records were altered", START_ANEW
+                )
             for number, (text, at) in enumerate(typed, start=last + 1):
                 # surrogatepass: an error about a lone surrogate would quote the text
                 sealed = self._seal(text.encode("utf-8", "surrogatepass"), _identity(number, at))
-                self._db.execute("INSERT INTO records (id, at, sealed) VALUES (?, ?, ?)", (number, at, sealed))
+                self._db.execute(
+                    "INSERT INTO records (id, at, sealed) VALUES (?, ?, ?)", (number, at, sealed)
+                )
         return len(typed)
 
     def read(self, newest: int) -> list[str]:
-        """The text of the `newest` latest records, oldest of them first. Raises TypingLogError if one was altered or sealed with another key."""
+        """The text of the `newest` latest records, oldest of them first. Raises TypingLogError if
+        one was altered or sealed with another key.
+        """
         return [record.text for record in self.records(newest)]
 
     def records(self, newest: int, usable: bool = False) -> list[Record]:
-        """The `newest` latest records, oldest of them first; with `usable` only those below the cap of uses. Raises as `read`."""
+        """The `newest` latest records, oldest of them first; with `usable` only those below the cap
+        of uses. Raises as `read`.
+        """
         found = self._rows(
-            "SELECT id, at, sealed FROM records WHERE uses < ? ORDER BY at DESC, id DESC LIMIT ?", (self._below(usable), max(newest, 0))
+            "SELECT id, at, sealed FROM records WHERE uses < ? ORDER BY at DESC, id DESC LIMIT ?",
+            (self._below(usable), max(newest, 0)),
         )
         return [self._record(*row) for row in reversed(found)]
 
     def records_of(self, ids: Sequence[int]) -> list[Record]:
         """The records of these numbers that are still there, in this order. Raises as `read`."""
-        return [self._record(*row) for number in ids for row in self._rows("SELECT id, at, sealed FROM records WHERE id = ?", (number,))]
+        return [
+            self._record(*row)
+            for number in ids
+            for row in self._rows("SELECT id, at, sealed FROM records WHERE id = ?", (number,))
+        ]
 
     def count(self, usable: bool = False) -> int:
         """How many records there are; with `usable` only those below the cap of uses."""
-        return self._rows("SELECT count(*) FROM records WHERE uses < ?", (self._below(usable),))[0][0]
+        return self._rows("SELECT count(*) FROM records WHERE uses < ?", (self._below(usable),))[0][
+            0
+        ]
 
     def used_up(self) -> int:
         """How many records contributed to as many uploads as they may."""
         return self.count() - self.count(usable=True)
 
     def mark_used(self, ids: Sequence[int]) -> None:
-        """Count one more use of each of these records, those gone aside. Durable when it returns: call it before an update leaves."""
+        """Count one more use of each of these records, those gone aside. Durable when it returns:
+        call it before an update leaves.
+        """
         with self._errors():
-            self._db.execute("PRAGMA synchronous = FULL")  # the journal reaches the disk before the transaction counts as done
+            self._db.execute(
+                "PRAGMA synchronous = FULL"
+            )  # the journal reaches the disk before the transaction counts as done
             try:
                 with self._transaction():
-                    self._db.executemany("UPDATE records SET uses = uses + 1 WHERE id = ?", [(number,) for number in sorted(set(ids))])
+                    self._db.executemany(
+                        "UPDATE records SET uses = uses + 1 WHERE id = ?",
+                        [(number,) for number in sorted(set(ids))],
+                    )
             finally:
                 self._db.execute("PRAGMA synchronous = NORMAL")
 
     def expire(self, now: float) -> int:
-        """Remove records older than the retention's age, then the oldest ones over its bytes. The number removed."""
-        over = "SELECT id FROM (SELECT id, sum(length(sealed)) OVER (ORDER BY at DESC, id DESC) AS kept FROM records) WHERE kept > ?"
+        """Remove records older than the retention's age, then the oldest ones over its bytes. The
+        number removed.
+        """
+        over = (
+            "SELECT id FROM (SELECT id, sum(length(sealed)) OVER (ORDER BY at DESC, id DESC) AS "
+            "kept FROM records) WHERE kept > ?"
+        )
         return self._remove(
             ("DELETE FROM records WHERE at < ?", (now - self.retention.max_age_s,)),
             (f"DELETE FROM records WHERE id IN ({over})", (self.retention.max_bytes,)),
         )
 
     def forget(self, containing: str) -> int:
-        """Remove every record that holds these words side by side, whatever their case and what stands between them. The number removed.
+        """Remove every record that holds these words side by side, whatever their case and what
+        stands between them. The number removed.
 
-        Numbers, links and addresses count as the words they are made of. Where there is no word, the very signs are looked for. Raises as `read`.
+        Numbers, links and addresses count as the words they are made of. Where there is no word,
+        the very signs are looked for. Raises as `read`.
         """
         with self._transaction():
             every = self._db.execute("SELECT id, at, sealed FROM records").fetchall()
-            ids = [number for number, at, sealed in every if contains(self._record(number, at, sealed).text, containing)]
+            ids = [
+                number
+                for number, at, sealed in every
+                if contains(self._record(number, at, sealed).text, containing)
+            ]
             self._db.executemany("DELETE FROM records WHERE id = ?", [(number,) for number in ids])
         return self._gone(len(ids))
 
@@ -147,18 +197,28 @@ class TypingLog:
         return self._remove(("DELETE FROM records WHERE at >= ?", (at,)))
 
     def seal(self, data: bytes, purpose: str) -> bytes:
-        """Seal other data learned from what was typed under the key of this log: it can be read as long as the log is not wiped."""
+        """Seal other data learned from what was typed under the key of this log: it can be read as
+        long as the log is not wiped.
+        """
         return self._seal(data, _purpose(purpose))
 
     def unseal(self, data: bytes, purpose: str) -> bytes:
-        """What was sealed for this purpose. Raises TypingLogError if it was altered, sealed for another purpose or under another key."""
+        """What was sealed for this purpose. Raises TypingLogError if it was altered, sealed for
+        another purpose or under another key.
+        """
         opened = self._unsealed(data, _purpose(purpose))
         if opened is None:
-            raise TypingLogError(self.path, f"sealed data for {purpose!r} was altered or sealed with another key", "remove it, to have it made anew")
+            raise TypingLogError(
+                self.path,
+                f"sealed data for {purpose!r} was altered or sealed with another key",
+                "remove it, to have it made anew",
+            )
         return opened
 
     def wipe(self) -> None:
-        """Remove every record, the log and its key. The log is closed. Raises as the function `wipe`."""
+        """Remove every record, the log and its key. The log is closed. Raises as the function
+        `wipe`.
+        """
         self.close()
         wipe(self.path)
 
@@ -176,8 +236,13 @@ class TypingLog:
 
     def _first_use(self, keys: keystore.KeyStore) -> AESGCM:
         if self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
-            raise TypingLogError(self.path, "expected a typing log, found another database", "give another path")
-        self._db.execute("CREATE TABLE records (id INTEGER PRIMARY KEY AUTOINCREMENT, at REAL NOT NULL, sealed BLOB NOT NULL)")
+            raise TypingLogError(
+                self.path, "expected a typing log, found another database", "give another path"
+            )
+        self._db.execute(
+            "CREATE TABLE records (id INTEGER PRIMARY KEY AUTOINCREMENT, at REAL NOT NULL, sealed "
+            "BLOB NOT NULL)"
+        )
         self._db.execute("CREATE INDEX records_by_time ON records (at)")
         self._db.execute("CREATE TABLE probe (sealed BLOB NOT NULL)")
         self._count_uses()
@@ -189,16 +254,30 @@ class TypingLog:
 
     def _unlock(self, keys: keystore.KeyStore) -> AESGCM:
         if self._version() not in (1, VERSION):
-            raise TypingLogError(self.path, f"expected format version {VERSION}, found {self._version()}", START_ANEW)
+            raise TypingLogError(
+                self.path, f"expected format version {VERSION}, found {self._version()}", START_ANEW
+            )
         key = keys.load()
         if key is None:
-            raise TypingLogError(self.path, "the key of this typing log is missing", f"put it back where key_store says, or {START_ANEW}")
+            raise TypingLogError(
+                self.path,
+                "the key of this typing log is missing",
+                f"put it back where key_store says, or {START_ANEW}",
+            )
         if len(key) != KEY_BYTES:
-            raise TypingLogError(self.path, f"expected a key of {KEY_BYTES} bytes, found {len(key)}", f"put the right key back, or {START_ANEW}")
+            raise TypingLogError(
+                self.path,
+                f"expected a key of {KEY_BYTES} bytes, found {len(key)}",
+                f"put the right key back, or {START_ANEW}",
+            )
         self._box = AESGCM(key)
         probe = self._db.execute("SELECT sealed FROM probe").fetchone()
         if self._unsealed(probe[0] if probe else b"", _identity(0, 0.0)) != _PROBE:
-            raise TypingLogError(self.path, "its key belongs to another typing log", f"put the right key back, or {START_ANEW}")
+            raise TypingLogError(
+                self.path,
+                "its key belongs to another typing log",
+                f"put the right key back, or {START_ANEW}",
+            )
         if self._version() == 1:
             self._count_uses()
         return self._box
@@ -222,13 +301,19 @@ class TypingLog:
     def _gone(self, removed: int) -> int:
         if removed:
             with self._errors():
-                self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # old pages in the journal still hold what was removed
+                self._db.execute(
+                    "PRAGMA wal_checkpoint(TRUNCATE)"
+                )  # old pages in the journal still hold what was removed
         return removed
 
     def _record(self, number: int, at: float, sealed: bytes) -> Record:
         opened = self._unsealed(sealed, _identity(number, at))
         if opened is None:
-            raise TypingLogError(self.path, f"record {number} was altered or sealed with another key", f"put the right key back, or {START_ANEW}")
+            raise TypingLogError(
+                self.path,
+                f"record {number} was altered or sealed with another key",
+                f"put the right key back, or {START_ANEW}",
+            )
         return Record(number, opened.decode("utf-8", "surrogatepass"))
 
     def _seal(self, data: bytes, bound: bytes) -> bytes:
@@ -250,7 +335,9 @@ class TypingLog:
                 yield
                 self._db.execute("COMMIT")
             except BaseException:
-                if self._db.in_transaction:  # SQLite ends it by itself when the disk is full or the file damaged
+                if (
+                    self._db.in_transaction
+                ):  # SQLite ends it by itself when the disk is full or the file damaged
                     self._db.execute("ROLLBACK")
                 raise
 
@@ -259,17 +346,27 @@ class TypingLog:
         try:
             yield
         except UnicodeDecodeError:  # SQLite's message quotes a damaged file
-            raise TypingLogError(self.path, "cannot be used as a typing log (damaged)", f"check the folder, or {START_ANEW}") from None
+            raise TypingLogError(
+                self.path,
+                "cannot be used as a typing log (damaged)",
+                f"check the folder, or {START_ANEW}",
+            ) from None
         except (OSError, sqlite3.Error, MemoryError) as error:
             reason = error.strerror if isinstance(error, OSError) else str(error) or "out of memory"
-            raise TypingLogError(self.path, f"cannot be used as a typing log ({reason})", f"check the folder, or {START_ANEW}") from None
+            raise TypingLogError(
+                self.path,
+                f"cannot be used as a typing log ({reason})",
+                f"check the folder, or {START_ANEW}",
+            ) from None
 
 
 def wipe(path: Path) -> None:
-    """Remove a typing log and its key, wherever that is; also a log that cannot be opened any more. Nothing to remove is no error.
+    """Remove a typing log and its key, wherever that is; also a log that cannot be opened any more.
+    Nothing to remove is no error.
 
-    The key goes first: without it nothing below can be read, whatever happens next. Raises RunError, once the log is gone, if the key is in the
-    system's keystore and cannot be removed from it now.
+    The key goes first: without it nothing below can be read, whatever happens next. Raises
+    RunError, once the log is gone, if the key is in the system's keystore and cannot be removed
+    from it now.
     """
     path = Path(path)
     try:
@@ -292,7 +389,10 @@ def contains(typed: str, words: str) -> bool:
 def _remove_log(path: Path) -> None:
     if path.exists():
         db = sqlite3.connect(path, timeout=30, isolation_level=None)
-        with contextlib.closing(db), contextlib.suppress(sqlite3.Error, MemoryError):  # a damaged file cannot be emptied, only removed
+        with (
+            contextlib.closing(db),
+            contextlib.suppress(sqlite3.Error, MemoryError),
+        ):  # a damaged file cannot be emptied, only removed
             db.execute("PRAGMA secure_delete = ON")
             db.execute("DELETE FROM records")
             db.execute("VACUUM")
@@ -302,7 +402,9 @@ def _remove_log(path: Path) -> None:
 
 
 def _identity(number: int, at: float) -> bytes:
-    """What a record's text is bound to. A time that is none, as a damaged database may give, fits no record."""
+    """What a record's text is bound to. A time that is none, as a damaged database may give, fits
+    no record.
+    """
     return struct.pack("<qd", number, at) if isinstance(at, int | float) else b""
 
 

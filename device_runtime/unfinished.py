@@ -1,6 +1,8 @@
-"""Unfinished work: a half-done epoch kept for the next window, sealed under the typing log's key because it was learned from typed text.
+"""Unfinished work: a half-done epoch kept for the next window, sealed under the typing log's key
+because it was learned from typed text.
 
-The messages themselves are not kept, only their numbers in the typing log: one that was forgotten meanwhile takes the work with it.
+The messages themselves are not kept, only their numbers in the typing log: one that was forgotten
+meanwhile takes the work with it.
 """
 
 from dataclasses import dataclass
@@ -44,7 +46,10 @@ def seal(unfinished: Unfinished, log: TypingLog) -> bytes:
     """As a file of the device."""
     progress = unfinished.progress
     head = config.to_json(_Head(unfinished.work, progress.batches, progress.loss_before))
-    return log.seal(head + b"\n" + weights.to_bytes(Checkpoint(progress.weights, unfinished.work.round)), PURPOSE)
+    return log.seal(
+        head + b"\n" + weights.to_bytes(Checkpoint(progress.weights, unfinished.work.round)),
+        PURPOSE,
+    )
 
 
 def unseal(data: bytes, log: TypingLog) -> Unfinished | None:
@@ -52,6 +57,9 @@ def unseal(data: bytes, log: TypingLog) -> Unfinished | None:
     try:
         line, _, arrays = log.unseal(data, PURPOSE).partition(b"\n")
         head = config.from_json(_Head, line, PURPOSE)
-        return Unfinished(head.work, Progress(weights.from_bytes(arrays, PURPOSE).weights, head.batches, head.loss_before))
+        return Unfinished(
+            head.work,
+            Progress(weights.from_bytes(arrays, PURPOSE).weights, head.batches, head.loss_before),
+        )
     except (TypingLogError, ConfigError, CheckpointError):
         return None

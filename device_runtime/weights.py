@@ -1,4 +1,6 @@
-"""Weights: a flat dict of named float32 arrays, and the checkpoint file that holds them (safetensors)."""
+"""Weights: a flat dict of named float32 arrays, and the checkpoint file that holds them
+(safetensors).
+"""
 
 import hashlib
 import json
@@ -26,29 +28,49 @@ class Checkpoint:
 
 
 def to_bytes(checkpoint: Checkpoint, dtype: type = np.float32) -> bytes:
-    """The checkpoint as a safetensors file; float16 is how it travels to devices. Equal checkpoints have equal bytes."""
-    arrays = {name: np.ascontiguousarray(array, dtype) for name, array in sorted(checkpoint.weights.items())}
-    meta = {"round": checkpoint.round, "parent": checkpoint.parent, "tokenizer": checkpoint.tokenizer}
+    """The checkpoint as a safetensors file; float16 is how it travels to devices. Equal checkpoints
+    have equal bytes.
+    """
+    arrays = {
+        name: np.ascontiguousarray(array, dtype)
+        for name, array in sorted(checkpoint.weights.items())
+    }
+    meta = {
+        "round": checkpoint.round,
+        "parent": checkpoint.parent,
+        "tokenizer": checkpoint.tokenizer,
+    }
     return safetensors.numpy.save(arrays, {"fedboard": json.dumps(meta, sort_keys=True)})
 
 
 def from_bytes(data: bytes, where: object = "checkpoint") -> Checkpoint:
     """Read a checkpoint; float16 arrays come back as float32.
 
-    Raises CheckpointError for a damaged file, a file of other origin, arrays of other types, or a value that is not finite.
+    Raises CheckpointError for a damaged file, a file of other origin, arrays of other types, or a
+    value that is not finite.
     """
     try:
         arrays = safetensors.numpy.load(data)
-        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")], object_pairs_hook=_table)
+        header = json.loads(
+            data[8 : 8 + int.from_bytes(data[:8], "little")], object_pairs_hook=_table
+        )
         meta = json.loads(header["__metadata__"]["fedboard"], object_pairs_hook=_table)
         round, parent, tokenizer = meta["round"], meta["parent"], meta["tokenizer"]
-        if (type(round), type(parent), type(tokenizer)) != (int, str, str) or not 0 <= round < 1 << 32:
+        if (type(round), type(parent), type(tokenizer)) != (
+            int,
+            str,
+            str,
+        ) or not 0 <= round < 1 << 32:
             raise ValueError("metadata of other types")
     except (safetensors.SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CheckpointError(where, f"not a Fedboard checkpoint ({type(error).__name__})", SAVE_AGAIN) from None
+        raise CheckpointError(
+            where, f"not a Fedboard checkpoint ({type(error).__name__})", SAVE_AGAIN
+        ) from None
     for name, array in arrays.items():
         if array.dtype not in (np.float32, np.float16):
-            raise CheckpointError(where, f"{name} is of type {array.dtype}, expected float32 or float16", SAVE_AGAIN)
+            raise CheckpointError(
+                where, f"{name} is of type {array.dtype}, expected float32 or float16", SAVE_AGAIN
+            )
     weights = {name: array.astype(np.float32) for name, array in sorted(arrays.items())}
     for name, array in weights.items():
         if not np.isfinite(array).all():
@@ -77,7 +99,9 @@ def digest(data: bytes) -> str:
 
 def shapes_hash(weights: Weights) -> str:
     """SHA-256 of the names and shapes: two sides that agree on it can add each other's vectors."""
-    return digest(json.dumps([[name, list(array.shape)] for name, array in sorted(weights.items())]).encode())
+    return digest(
+        json.dumps([[name, list(array.shape)] for name, array in sorted(weights.items())]).encode()
+    )
 
 
 def shapes_in(data: bytes, where: object = "checkpoint") -> str:
@@ -87,9 +111,15 @@ def shapes_in(data: bytes, where: object = "checkpoint") -> str:
     """
     try:
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-        shapes = [[name, entry["shape"]] for name, entry in sorted(header.items()) if name != "__metadata__"]
+        shapes = [
+            [name, entry["shape"]]
+            for name, entry in sorted(header.items())
+            if name != "__metadata__"
+        ]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CheckpointError(where, f"not a Fedboard checkpoint ({type(error).__name__})", SAVE_AGAIN) from None
+        raise CheckpointError(
+            where, f"not a Fedboard checkpoint ({type(error).__name__})", SAVE_AGAIN
+        ) from None
     return digest(json.dumps(shapes).encode())
 
 
@@ -99,12 +129,16 @@ def subtract(left: Weights, right: Weights) -> Weights:
 
 def norm(weights: Weights) -> float:
     """L2 norm of all arrays together."""
-    return float(np.sqrt(sum(np.square(array, dtype=np.float64).sum() for array in weights.values())))
+    return float(
+        np.sqrt(sum(np.square(array, dtype=np.float64).sum() for array in weights.values()))
+    )
 
 
 def flatten(weights: Weights) -> np.ndarray:
     """All values as one float32 vector, arrays in order of their names."""
-    return np.concatenate([weights[name].reshape(-1) for name in sorted(weights)]).astype(np.float32, copy=False)
+    return np.concatenate([weights[name].reshape(-1) for name in sorted(weights)]).astype(
+        np.float32, copy=False
+    )
 
 
 def unflatten(vector: np.ndarray, like: Weights) -> Weights:

@@ -1,16 +1,19 @@
-"""The wire contract: every message between a device and the server, and the causes they name. JSON control, binary bodies.
+"""The wire contract: every message between a device and the server, and the causes they name. JSON
+control, binary bodies.
 
-No message has a field that could carry typed text. Blobs (plan, checkpoint) are immutable and fetched by SHA-256.
+No message has a field that could carry typed text. Blobs (plan, checkpoint) are immutable and
+fetched by SHA-256.
 
-    POST /v1/devices                        Enrolment            -> Enrolled
-    POST /v1/check-in                       CheckIn              -> Assignment | Reject
-    GET  /v1/blobs/{sha256}                                      -> bytes
-    PUT  /v1/assignments/{id}/update        encoded update       -> Ack | Reject     a training task's report
-    PUT  /v1/assignments/{id}/scores        Scores               -> Ack | Reject     an evaluation task's report
-    POST /v1/assignments/{id}/abandon       Abandon              -> Ack
-    GET  /v1/rounds?task=NAME                                    -> RoundReports
-All but the last are signed by the device: `signing.sign_request`. Every refusal is a Reject or a Problem with a named cause.
-What only the operator may ask for is in `server/operator.py`.
+    POST /v1/devices                  Enrolment       -> Enrolled
+    POST /v1/check-in                 CheckIn         -> Assignment | Reject
+    GET  /v1/blobs/{sha256}                           -> bytes
+    PUT  /v1/assignments/{id}/update  encoded update  -> Ack | Reject   of a training task
+    PUT  /v1/assignments/{id}/scores  Scores          -> Ack | Reject   of an evaluation task
+    POST /v1/assignments/{id}/abandon Abandon         -> Ack
+    GET  /v1/rounds?task=NAME                         -> RoundReports
+
+All but the last are signed by the device: `signing.sign_request`. Every refusal is a Reject or a
+Problem with a named cause. What only the operator may ask for is in `server/operators.py`.
 """
 
 from dataclasses import dataclass, field
@@ -76,7 +79,9 @@ class Cause(StrEnum):
 
 @dataclass(frozen=True)
 class Plan:
-    """The numbers a device needs to do a round's work. Part of the bundle (plan.json) and of every assignment by hash."""
+    """The numbers a device needs to do a round's work. Part of the bundle (plan.json) and of every
+    assignment by hash.
+    """
 
     batch_size: int = 8  # rows of one train step; fixed in the exported graph
     length: int = 20  # tokens of one row; fixed in the exported graph
@@ -122,7 +127,9 @@ class CheckIn:
     examples: int  # typed utterances waiting on the device
     tokenizer: str  # SHA-256 of the vocabulary in the device's bundle
     version: int = VERSION
-    holds: str = ""  # SHA-256 of the float16 checkpoint it has: a newer one can travel as a difference
+    holds: str = (
+        ""  # SHA-256 of the float16 checkpoint it has: a newer one can travel as a difference
+    )
     population: str = "default"  # whose tasks it works for
     runtime: str = ""  # version of its interpreter, such as "2.14.0"
     release: int = 0  # of its bundle
@@ -138,15 +145,23 @@ class Assignment:
     shapes: str  # `weights.shapes_hash` of the network
     rotation_seed: int  # of the round: every update of a round is rotated alike
     deadline_s: float  # seconds from now until the report is too late
-    difference: str | None = None  # SHA-256 of the checkpoint as a difference from the one the device holds, where that is smaller
+    difference: str | None = (
+        # SHA-256 of the checkpoint as a difference from the one the device holds, where that is
+        # smaller
+        None
+    )
     task: str = "default"  # by name
     kind: Kind = Kind.TRAINING
-    min_separation: int = 1  # rounds of the task between two reports of one device; the device holds the server to it
+    min_separation: int = (
+        1  # rounds of the task between two reports of one device; the device holds the server to it
+    )
 
 
 @dataclass(frozen=True)
 class Reject:
-    """No work now: the cause and the seconds to wait before the next check-in. A value, not an error: status 200."""
+    """No work now: the cause and the seconds to wait before the next check-in. A value, not an
+    error: status 200.
+    """
 
     cause: Cause
     retry_in_s: float
@@ -167,7 +182,9 @@ class Abandon:
 
 @dataclass(frozen=True)
 class Scores:
-    """Sums over the target words of a device's held-back messages: what an evaluation reports, and all it reports."""
+    """Sums over the target words of a device's held-back messages: what an evaluation reports, and
+    all it reports.
+    """
 
     targets: int  # words; one outside of the vocabulary is a miss
     top1: int  # targets that were the best word
@@ -186,7 +203,9 @@ class Problem:
 
 @dataclass(frozen=True)
 class RoundReport:
-    """What became of one round: the funnel from check-in to counted, with causes, and bytes on the socket."""
+    """What became of one round: the funnel from check-in to counted, with causes, and bytes on the
+    socket.
+    """
 
     round: int
     phase: str  # selecting, reporting, committed, abandoned
@@ -217,7 +236,9 @@ class RoundReports:
 
 
 def forbidden_by(conditions: Conditions) -> Cause | None:
-    """The first condition that forbids training, or None if the device may train. Unknown forbids."""
+    """The first condition that forbids training, or None if the device may train. Unknown
+    forbids.
+    """
     if conditions.charging is not True:
         return Cause.NOT_CHARGING
     if conditions.unmetered is not True:

@@ -1,4 +1,6 @@
-"""`fedboard bundle ...`: what a device installs. Thin commands; nothing heavy is imported before the command that needs it."""
+"""`fedboard bundle ...`: what a device installs. Thin commands; nothing heavy is imported before
+the command that needs it.
+"""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -13,21 +15,40 @@ app = typer.Typer(no_args_is_help=True, help="Bundles: what a device installs.")
 
 
 @app.command("verify")
-def bundle_verify(path: Annotated[Path, typer.Argument(help="Bundle folder.")], trust: Trust = None, as_json: Json = False) -> None:
-    """Check signature, sizes, hashes and vocabulary of a bundle, as a device does before it opens one."""
+def bundle_verify(
+    path: Annotated[Path, typer.Argument(help="Bundle folder.")],
+    trust: Trust = None,
+    as_json: Json = False,
+) -> None:
+    """Check signature, sizes, hashes and vocabulary of a bundle, as a device does before it opens
+    one.
+    """
     from fedboard.run import open_bundle
 
     manifest = open_bundle(path, trust).manifest
     if as_json:
         return emit(asdict(manifest))
-    console.table(f"{path}: whole, and signed by a trusted key", ["file", "bytes"], [[n, f"{f.bytes:,}"] for n, f in manifest.files.items()])
+    console.table(
+        f"{path}: whole, and signed by a trusted key",
+        ["file", "bytes"],
+        [[n, f"{f.bytes:,}"] for n, f in manifest.files.items()],
+    )
     line = manifest.lineage
-    console.say(f"network `{manifest.network}`, {manifest.vocabulary:,} ids; corpus {line.corpus}, round {line.round}; privacy {line.privacy}")
+    console.say(
+        f"network `{manifest.network}`, {manifest.vocabulary:,} ids; corpus {line.corpus}, round "
+        f"{line.round}; privacy {line.privacy}"
+    )
 
 
 @app.command("show")
-def bundle_show(path: Annotated[Path, typer.Argument(help="Bundle folder.")], trust: Trust = None, as_json: Json = False) -> None:
-    """What a bundle is: network, vocabulary, where it comes from, what was measured before it was signed."""
+def bundle_show(
+    path: Annotated[Path, typer.Argument(help="Bundle folder.")],
+    trust: Trust = None,
+    as_json: Json = False,
+) -> None:
+    """What a bundle is: network, vocabulary, where it comes from, what was measured before it was
+    signed.
+    """
     from fedboard.run import open_bundle
 
     opened = open_bundle(path, trust)
@@ -35,17 +56,34 @@ def bundle_show(path: Annotated[Path, typer.Argument(help="Bundle folder.")], tr
     if as_json:
         return emit({**asdict(manifest), "plan": asdict(plan), "blocked": len(opened.blocked)})
     line = manifest.lineage
-    console.say(f"{path}: release {manifest.release} of network `{manifest.network}` ({manifest.units} units, embedding {manifest.embedding})")
-    console.say(f"{manifest.vocabulary:,} ids, {len(opened.blocked)} words never suggested; needs tflite-runtime {manifest.minimum_runtime} or later")
-    console.say(f"from {line.corpus}, round {line.round}, checkpoint {line.checkpoint[:16]}; privacy {line.privacy}")
     console.say(
-        f"a device trains {plan.epochs} epoch at rate {plan.learning_rate:g}, clips at {plan.clipping_norm:g}, uploads {plan.bits} bits a value"
+        f"{path}: release {manifest.release} of network `{manifest.network}` ({manifest.units} "
+        f"units, embedding {manifest.embedding})"
     )
-    console.table("files", ["file", "bytes"], [[name, f"{file.bytes:,}"] for name, file in manifest.files.items()])
+    console.say(
+        f"{manifest.vocabulary:,} ids, {len(opened.blocked)} words never suggested; needs "
+        f"tflite-runtime {manifest.minimum_runtime} or later"
+    )
+    console.say(
+        f"from {line.corpus}, round {line.round}, checkpoint {line.checkpoint[:16]}; privacy "
+        f"{line.privacy}"
+    )
+    console.say(
+        f"a device trains {plan.epochs} epoch at rate {plan.learning_rate:g}, clips at "
+        f"{plan.clipping_norm:g}, uploads {plan.bits} bits a value"
+    )
+    console.table(
+        "files",
+        ["file", "bytes"],
+        [[name, f"{file.bytes:,}"] for name, file in manifest.files.items()],
+    )
     console.table(
         "measured before signing",
         ["figure", "value"],
-        [[name, f"{value:,.0f}" if value == int(value) else f"{value:.3g}"] for name, value in manifest.gate.items()],
+        [
+            [name, f"{value:,.0f}" if value == int(value) else f"{value:.3g}"]
+            for name, value in manifest.gate.items()
+        ],
     )
 
 
@@ -56,7 +94,9 @@ def bundle_diff(
     trust: Trust = None,
     as_json: Json = False,
 ) -> None:
-    """What differs between two bundles: fields of the manifest, files, words, and how far the weights moved."""
+    """What differs between two bundles: fields of the manifest, files, words, and how far the
+    weights moved.
+    """
     from device_runtime.bundle import difference
     from fedboard.run import open_bundle
 
@@ -65,14 +105,27 @@ def bundle_diff(
         return emit(asdict(found))
     if not (found.fields or found.files):
         return console.say(f"{old} and {new} are the same")
-    console.table(f"{old} and {new}", ["field", "old", "new"], [[name, *map(str, pair)] for name, pair in found.fields.items()])
-    console.table("files that differ", ["file", "old bytes", "new bytes"], [[name, *map(_bytes, pair)] for name, pair in found.files.items()])
+    console.table(
+        f"{old} and {new}",
+        ["field", "old", "new"],
+        [[name, *map(str, pair)] for name, pair in found.fields.items()],
+    )
+    console.table(
+        "files that differ",
+        ["file", "old bytes", "new bytes"],
+        [[name, *map(_bytes, pair)] for name, pair in found.files.items()],
+    )
     console.say(
-        f"words: {len(found.words_added):,} added, {len(found.words_removed):,} removed" + _few(found.words_added) + _few(found.words_removed)
+        f"words: {len(found.words_added):,} added, {len(found.words_removed):,} removed"
+        + _few(found.words_added)
+        + _few(found.words_removed)
     )
     if found.weights is None:
         return console.say("weights: of other shapes")
-    console.say(f"weights: L2 distance {found.weights:.4g}, {found.weights_changed:.1%} of the values as sent differ")
+    console.say(
+        f"weights: L2 distance {found.weights:.4g}, {found.weights_changed:.1%} of the values as "
+        "sent differ"
+    )
 
 
 @app.command("zip")
@@ -82,7 +135,9 @@ def bundle_zip(
     trust: Trust = None,
     as_json: Json = False,
 ) -> None:
-    """A bundle as one file, for a download. The same bundle gives the same bytes; every command takes either."""
+    """A bundle as one file, for a download. The same bundle gives the same bytes; every command
+    takes either.
+    """
     from device_runtime.bundle import write_zip
     from fedboard.run import open_bundle
 

@@ -1,4 +1,6 @@
-"""The command line: thin commands over the stages. Nothing heavy is imported before the command that needs it."""
+"""The command line: thin commands over the stages. Nothing heavy is imported before the command
+that needs it.
+"""
 
 import contextlib
 import sys
@@ -13,7 +15,12 @@ from device_runtime.errors import FedboardError, RunError
 from fedboard import bundle_commands, console, device_commands, task_commands
 from fedboard.options import Data, Json, Seed, Trust, emit
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Keyboard prediction by federated learning.")
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Keyboard prediction by federated learning.",
+)
 data_app = typer.Typer(no_args_is_help=True, help="Corpora: import your own, look at one.")
 app.add_typer(data_app, name="data")
 app.add_typer(bundle_commands.app, name="bundle")
@@ -25,7 +32,15 @@ app.command("codes")(task_commands.codes)
 OURS = ("device_runtime", "model", "server", "conversion", "fleet", "fedboard")
 EXTRAS = {
     "device": ("tflite_runtime", "httpx"),
-    "server": ("fastapi", "uvicorn", "pydantic", "sqlalchemy", "alembic", "obstore", "prometheus_client"),
+    "server": (
+        "fastapi",
+        "uvicorn",
+        "pydantic",
+        "sqlalchemy",
+        "alembic",
+        "obstore",
+        "prometheus_client",
+    ),
     "report": ("matplotlib", "jinja2"),
     "data": ("polars",),
 }
@@ -36,7 +51,9 @@ def main() -> None:
     try:
         code = app(standalone_mode=False)
     except FedboardError as error:
-        console.errors.print(f"{type(error).__name__}: {error}", style="red", markup=False, soft_wrap=True)
+        console.errors.print(
+            f"{type(error).__name__}: {error}", style="red", markup=False, soft_wrap=True
+        )
         code = 1
     except (KeyboardInterrupt, typer.Abort):
         console.errors.print("interrupted")
@@ -47,8 +64,13 @@ def main() -> None:
         package = (error.name or "").split(".")[0]
         if package in OURS:
             raise
-        extra = next((extra for extra, packages in EXTRAS.items() if package in packages), "simulation")
-        said = f"fedboard: expected the package {package} for this command, found none; install fedboard[{extra}]"
+        extra = next(
+            (extra for extra, packages in EXTRAS.items() if package in packages), "simulation"
+        )
+        said = (
+            f"fedboard: expected the package {package} for this command, found none; install "
+            f"fedboard[{extra}]"
+        )
         console.errors.print(said, style="red", markup=False, soft_wrap=True)
         code = 1
     except Exception as error:  # click's own usage errors
@@ -65,29 +87,39 @@ def data_import(
     out: Annotated[Path, typer.Option(help="Directory to write.")],
     user: Annotated[str, typer.Option(help="Column that says who typed.")] = "user",
     text: Annotated[str, typer.Option(help="Column with the message.")] = "text",
-    timestamp: Annotated[str | None, typer.Option(help="Column with the time (ISO 8601 or epoch); optional.")] = None,
+    timestamp: Annotated[
+        str | None, typer.Option(help="Column with the time (ISO 8601 or epoch); optional.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Read a file of messages, clean them by protocol nwp-v1, and write a corpus directory; says what was dropped and why."""
+    """Read a file of messages, clean them by protocol nwp-v1, and write a corpus directory; says
+    what was dropped and why.
+    """
     from model import corpus
 
     report = corpus.import_file(file, out, user, text, timestamp)
     if as_json:
         return emit(asdict(report))
-    console.say(f"{out}: kept {report.kept:,} of {report.rows:,} rows, {report.users:,} users, {report.words:,} words")
+    console.say(
+        f"{out}: kept {report.kept:,} of {report.rows:,} rows, {report.users:,} users, "
+        f"{report.words:,} words"
+    )
     for drop in report.dropped:
         console.say(f"  dropped {drop.rows:,}: {drop.reason} (first in row {drop.first_line})")
 
 
 @data_app.command("stats")
 def data_stats(
-    data: Annotated[str, typer.Argument(help="`chitchat`, a corpus directory, `stackoverflow` or `shakespeare`.")] = "chitchat",
+    data: Annotated[
+        str,
+        typer.Argument(help="`chitchat`, a corpus directory, `stackoverflow` or `shakespeare`."),
+    ] = "chitchat",
     as_json: Json = False,
 ) -> None:
     """Users, utterances and words by split, and how unevenly they are spread.
 
-    `stackoverflow` and `shakespeare` are fetched once by TFF into the folder that FEDBOARD_CACHE names (by default ~/.tff). Of StackOverflow only
-    1,000 users of each split are read.
+    `stackoverflow` and `shakespeare` are fetched once by TFF into the folder that FEDBOARD_CACHE
+    names (by default ~/.tff). Of StackOverflow only 1,000 users of each split are read.
     """
     from model import corpus
 
@@ -96,35 +128,87 @@ def data_stats(
         return emit(asdict(found))
     if found.most:
         console.say(f"read at most {found.most:,} users of each split, of {found.users}")
-    rows = [[name, *(f"{n:,}" for n in asdict(getattr(found, name)).values())] for name in ("train", "validation", "test", "total")]
-    console.table(f"{found.name} by protocol nwp-v1", ["split", "users", "utterances", "words"], rows)
-    console.say(
-        f"median user: {found.median_words:,.0f} words in {found.median_utterances:,.0f} utterances; distinct words: {found.distinct_words:,}"
+    rows = [
+        [name, *(f"{n:,}" for n in asdict(getattr(found, name)).values())]
+        for name in ("train", "validation", "test", "total")
+    ]
+    console.table(
+        f"{found.name} by protocol nwp-v1", ["split", "users", "utterances", "words"], rows
     )
-    console.say(f"the ten largest users typed {found.largest_ten:.0%} of all words; left out: {found.dropped or 'not counted'}")
+    console.say(
+        f"median user: {found.median_words:,.0f} words in {found.median_utterances:,.0f} "
+        f"utterances; distinct words: {found.distinct_words:,}"
+    )
+    console.say(
+        f"the ten largest users typed {found.largest_ten:.0%} of all words; left out: "
+        f"{found.dropped or 'not counted'}"
+    )
 
 
 @app.command()
 def train(
     out: Annotated[Path, typer.Option(help="Run folder to write, such as runs/mine.")],
-    data: Annotated[str | None, typer.Option(help="`chitchat` (default), `stackoverflow`, `shakespeare`, or a corpus directory.")] = None,
-    config: Annotated[Path | None, typer.Option(help="TOML file such as configs/tiny.toml or a run's config.toml; other options go over it.")] = None,
-    rounds: Annotated[int | None, typer.Option(help="Rounds; with --resume a new end, which schedules are stretched to.")] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="`chitchat` (default), `stackoverflow`, `shakespeare`, or a corpus directory."
+        ),
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            help="TOML file such as configs/tiny.toml or a run's config.toml; other options go "
+            "over it."
+        ),
+    ] = None,
+    rounds: Annotated[
+        int | None,
+        typer.Option(help="Rounds; with --resume a new end, which schedules are stretched to."),
+    ] = None,
     cohort: Annotated[int | None, typer.Option(help="Clients a round.")] = None,
     size: Annotated[str | None, typer.Option(help="Network: tiny, small or gboard.")] = None,
-    vocabulary: Annotated[int | None, typer.Option(help="Words (or pieces) of the vocabulary.")] = None,
-    tokenizer: Annotated[str | None, typer.Option(help="`words` or SentencePiece `unigram` pieces.")] = None,
-    bits: Annotated[int | None, typer.Option(min=1, max=16, help="Encode updates as devices do, in so many bits a value.")] = None,
+    vocabulary: Annotated[
+        int | None, typer.Option(help="Words (or pieces) of the vocabulary.")
+    ] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="`words` or SentencePiece `unigram` pieces.")
+    ] = None,
+    bits: Annotated[
+        int | None,
+        typer.Option(min=1, max=16, help="Encode updates as devices do, in so many bits a value."),
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Repeats the run.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder, after its last saved round.")] = False,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume", help="Go on with the run in the folder, after its last saved round."
+        ),
+    ] = False,
     overwrite: Annotated[bool, typer.Option(help="Replace an earlier run in the folder.")] = False,
-    central: Annotated[bool, typer.Option("--central", help="Train with all text in one place instead: the ceiling.")] = False,
-    init: Annotated[Path | None, typer.Option(help="Run or checkpoint whose weights and tokenizer training starts from.")] = None,
-    workers: Annotated[str | None, typer.Option(help="TFF workers on other machines, host:port,host:port. See docs/scale-out.md.")] = None,
-    round_deadline: Annotated[float | None, typer.Option(help="Seconds a round may take; then the run stops, resumable.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a round and nothing else.")] = False,
+    central: Annotated[
+        bool,
+        typer.Option("--central", help="Train with all text in one place instead: the ceiling."),
+    ] = False,
+    init: Annotated[
+        Path | None,
+        typer.Option(help="Run or checkpoint whose weights and tokenizer training starts from."),
+    ] = None,
+    workers: Annotated[
+        str | None,
+        typer.Option(
+            help="TFF workers on other machines, host:port,host:port. See docs/scale-out.md."
+        ),
+    ] = None,
+    round_deadline: Annotated[
+        float | None, typer.Option(help="Seconds a round may take; then the run stops, resumable.")
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object a round and nothing else.")
+    ] = False,
 ) -> None:
-    """Train the next-word network by federated averaging, simulated in TFF. Ctrl-C finishes the round and saves it; a second one leaves."""
+    """Train the next-word network by federated averaging, simulated in TFF. Ctrl-C finishes the
+    round and saves it; a second one leaves.
+    """
     from device_runtime.config import from_toml
     from fedboard import train as stage
     from fedboard.run import Settings
@@ -143,30 +227,71 @@ def train(
         "--init": init,
     }
     if resume:
-        given = [name for name, value in fixed.items() if value is not None] + ["--overwrite"] * overwrite + ["--central"] * central
+        given = (
+            [name for name, value in fixed.items() if value is not None]
+            + ["--overwrite"] * overwrite
+            + ["--central"] * central
+        )
         if given:
-            raise RunError("--resume", f"goes on with the run as it was, found {', '.join(given)}", "leave them out, or start a new run")
+            raise RunError(
+                "--resume",
+                f"goes on with the run as it was, found {', '.join(given)}",
+                "leave them out, or start a new run",
+            )
         settings = stage.resumed(out, rounds)
     else:
         settings = from_toml(Settings, config) if config else Settings()
-        given = {"rounds": rounds, "cohort": cohort, "size": size, "vocabulary": vocabulary, "tokenizer": tokenizer, "seed": seed}
-        recipe = replace(settings.recipe, **{name: value for name, value in given.items() if value is not None})
+        given = {
+            "rounds": rounds,
+            "cohort": cohort,
+            "size": size,
+            "vocabulary": vocabulary,
+            "tokenizer": tokenizer,
+            "seed": seed,
+        }
+        recipe = replace(
+            settings.recipe, **{name: value for name, value in given.items() if value is not None}
+        )
         if bits is not None:
             recipe = replace(recipe, encoded=True, plan=replace(recipe.plan, bits=bits))
-        settings = Settings(data or settings.data, str(init) if init else settings.init, central or settings.central, recipe)
+        settings = Settings(
+            data or settings.data,
+            str(init) if init else settings.init,
+            central or settings.central,
+            recipe,
+        )
     if settings.central and (workers or bits is not None):
-        raise RunError("--central", "trains in this process, and sends no updates", "leave out --workers and --bits")
+        raise RunError(
+            "--central",
+            "trains in this process, and sends no updates",
+            "leave out --workers and --bits",
+        )
     addresses = tuple(workers.split(",")) if workers else ()
-    done = stage.train(settings, out, overwrite, None, resume, addresses, round_deadline, emit if as_json else None)
-    console.say(f"best checkpoint: {done.best}\nnext: fedboard evaluate {out}; fedboard export {out}")
+    done = stage.train(
+        settings, out, overwrite, None, resume, addresses, round_deadline, emit if as_json else None
+    )
+    console.say(
+        f"best checkpoint: {done.best}\nnext: fedboard evaluate {out}; fedboard export {out}"
+    )
 
 
 @app.command()
 def worker(
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on; close it to strangers: it runs whatever graph it is sent.")],
-    threads: Annotated[int | None, typer.Option(min=1, help="Clients trained at once; by default one per core.")] = None,
+    port: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            max=65535,
+            help="Port to listen on; close it to strangers: it runs whatever graph it is sent.",
+        ),
+    ],
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Clients trained at once; by default one per core.")
+    ] = None,
 ) -> None:
-    """Train clients for `fedboard train --workers` on another machine. Runs until Ctrl-C. See docs/scale-out.md."""
+    """Train clients for `fedboard train --workers` on another machine. Runs until Ctrl-C. See
+    docs/scale-out.md.
+    """
     import os
 
     from model.worker import serve as run
@@ -177,23 +302,59 @@ def worker(
 @app.command()
 def export(
     target: Annotated[Path, typer.Argument(help="A run folder or a .safetensors checkpoint.")],
-    out: Annotated[Path | None, typer.Option(help="Bundle folder to write; by default RUN/bundle.")] = None,
-    data: Annotated[str | None, typer.Option(help="Corpus to check parity on; by default the run's.")] = None,
-    tokenizer: Annotated[Path | None, typer.Option(help="tokenizer.model, if it is not in the run.")] = None,
-    key: Annotated[Path | None, typer.Option(help="Private key to sign with; by default runs/keys/signing.key, made on first use.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Bundle folder to write; by default RUN/bundle.")
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Corpus to check parity on; by default the run's.")
+    ] = None,
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="tokenizer.model, if it is not in the run.")
+    ] = None,
+    key: Annotated[
+        Path | None,
+        typer.Option(
+            help="Private key to sign with; by default runs/keys/signing.key, made on first use."
+        ),
+    ] = None,
     learning_rate: Annotated[float, typer.Option(help="Of local training on devices.")] = 0.1,
-    clipping_norm: Annotated[float, typer.Option(help="Largest L2 norm of a device's delta.")] = 10.0,
+    clipping_norm: Annotated[
+        float, typer.Option(help="Largest L2 norm of a device's delta.")
+    ] = 10.0,
     bits: Annotated[int, typer.Option(help="Of one value of an upload, 1 to 16.")] = 8,
-    release: Annotated[int | None, typer.Option(min=0, help="Devices never go back to a lower one; by default the checkpoint's round.")] = None,
-    blocked: Annotated[Path | None, typer.Option(help="Words never suggested, one a line; by default a list of offensive ones.")] = None,
+    release: Annotated[
+        int | None,
+        typer.Option(
+            min=0, help="Devices never go back to a lower one; by default the checkpoint's round."
+        ),
+    ] = None,
+    blocked: Annotated[
+        Path | None,
+        typer.Option(
+            help="Words never suggested, one a line; by default a list of offensive ones."
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Export train.tflite and int8 predict.tflite, put them through the quality gate, and write a signed bundle."""
+    """Export train.tflite and int8 predict.tflite, put them through the quality gate, and write a
+    signed bundle.
+    """
     from fedboard.export import export as run
 
     if as_json:
         console.quiet()
-    manifest, path = run(target, out, data, tokenizer, key, learning_rate, clipping_norm, bits, release=release, blocked=blocked)
+    manifest, path = run(
+        target,
+        out,
+        data,
+        tokenizer,
+        key,
+        learning_rate,
+        clipping_norm,
+        bits,
+        release=release,
+        blocked=blocked,
+    )
     if as_json:
         return emit({"bundle": str(path), **asdict(manifest)})
     console.say(f"next: fedboard bundle verify {path}; fedboard predict {path} 'i will see you'")
@@ -206,36 +367,77 @@ bundle_commands.app.command("build")(export)  # by the name of what comes out
 def evaluate(
     targets: Annotated[
         list[str],
-        typer.Argument(help="Runs, .safetensors checkpoints, bundles, or unigram, kn2, kn3, kn4. TARGET+own: mixed with each user's own words."),
+        typer.Argument(
+            help="Runs, .safetensors checkpoints, bundles, or unigram, kn2, kn3, kn4. TARGET+own: "
+            "mixed with each user's own words."
+        ),
     ],
     data: Data = "chitchat",
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
-    predictions: Annotated[Path | None, typer.Option(help="Write one JSON line per target position (one target only).")] = None,
-    tokenizer: Annotated[Path | None, typer.Option(help="tokenizer.model of the vocabulary, for baselines and bare checkpoints.")] = None,
-    vocabulary: Annotated[int, typer.Option(help="Words, for a baseline without --tokenizer.")] = 10_000,
-    name: Annotated[list[str] | None, typer.Option(help="What to call a target in the table; once for each, in order.")] = None,
-    out: Annotated[list[Path] | None, typer.Option(help="JSON file for a target's result; once for each, in order.")] = None,
-    full: Annotated[bool, typer.Option("--full", help="Print every measure of the protocol (--json always has them all).")] = False,
-    personal: Annotated[
-        bool, typer.Option("--personal", help="Score users with 40 messages or more on their newer half, the older one is history.")
+    predictions: Annotated[
+        Path | None, typer.Option(help="Write one JSON line per target position (one target only).")
+    ] = None,
+    tokenizer: Annotated[
+        Path | None,
+        typer.Option(help="tokenizer.model of the vocabulary, for baselines and bare checkpoints."),
+    ] = None,
+    vocabulary: Annotated[
+        int, typer.Option(help="Words, for a baseline without --tokenizer.")
+    ] = 10_000,
+    name: Annotated[
+        list[str] | None,
+        typer.Option(help="What to call a target in the table; once for each, in order."),
+    ] = None,
+    out: Annotated[
+        list[Path] | None,
+        typer.Option(help="JSON file for a target's result; once for each, in order."),
+    ] = None,
+    full: Annotated[
+        bool,
+        typer.Option(
+            "--full", help="Print every measure of the protocol (--json always has them all)."
+        ),
     ] = False,
-    paired: Annotated[bool, typer.Option("--paired", help="Also compare two targets user by user: the second minus the first.")] = False,
+    personal: Annotated[
+        bool,
+        typer.Option(
+            "--personal",
+            help="Score users with 40 messages or more on their newer half, the older one is "
+            "history.",
+        ),
+    ] = False,
+    paired: Annotated[
+        bool,
+        typer.Option(
+            "--paired", help="Also compare two targets user by user: the second minus the first."
+        ),
+    ] = False,
     seed: Seed = 0,
     trust: Trust = None,
     as_json: Json = False,
 ) -> None:
-    """Score next-word accuracy on held-out users by protocol nwp-v1. Loads no TensorFlow but for TFF's own corpora."""
+    """Score next-word accuracy on held-out users by protocol nwp-v1. Loads no TensorFlow but for
+    TFF's own corpora.
+    """
     from fedboard import score
     from fedboard.run import trusted_keys, writable, write_whole
     from model import corpus
 
     if predictions and len(targets) > 1:
-        raise RunError("--predictions", f"holds one target, found {len(targets)}", "evaluate them one by one")
+        raise RunError(
+            "--predictions", f"holds one target, found {len(targets)}", "evaluate them one by one"
+        )
     if paired and len(targets) != 2:
-        raise RunError("--paired", f"compares two targets, found {len(targets)}", "name exactly two")
+        raise RunError(
+            "--paired", f"compares two targets, found {len(targets)}", "name exactly two"
+        )
     for option, given in (("--name", name), ("--out", out)):
         if given and len(given) != len(targets):
-            raise RunError(option, f"expected {len(targets)} of them, found {len(given)}", "give one for each target")
+            raise RunError(
+                option,
+                f"expected {len(targets)} of them, found {len(given)}",
+                "give one for each target",
+            )
     if as_json:
         console.quiet()
     found = corpus.load(data)
@@ -243,10 +445,17 @@ def evaluate(
     for i, target in enumerate(targets):
         with console.progress(f"scoring {target}", 1000) as advance:
             sums = score.measure(
-                target, found, split, lambda: trusted_keys(trust), tokenizer, vocabulary, name[i] if name else "", predictions,
+                target,
+                found,
+                split,
+                lambda: trusted_keys(trust),
+                tokenizer,
+                vocabulary,
+                name[i] if name else "",
+                predictions,
                 lambda done, total, advance=advance: advance(round(1000 * done / total)),
                 personal,
-            )  # fmt: skip
+            )
         scored = score.scored(sums, seed)
         if out:
             with writable(out[i]) as path:
@@ -255,9 +464,16 @@ def evaluate(
         results.append(scored)
     difference = score.compare(*measured, seed) if paired else None
     if as_json and difference:
-        return emit({"systems": [asdict(scored) for scored in results], "second_minus_first": asdict(difference)})
+        return emit(
+            {
+                "systems": [asdict(scored) for scored in results],
+                "second_minus_first": asdict(difference),
+            }
+        )
     if as_json:
-        return emit([asdict(scored) for scored in results] if len(results) > 1 else asdict(results[0]))
+        return emit(
+            [asdict(scored) for scored in results] if len(results) > 1 else asdict(results[0])
+        )
     summary = results[0].summary
     title = f"{data}, {split} users: {summary.users} users, {summary.targets:,} words"
     if full:
@@ -267,7 +483,10 @@ def evaluate(
         console.table(title, score.COLUMNS, [score.row(row) for row in results])
     for sums in measured:
         if sums.served is not None:
-            console.say(f"{sums.name}: own words mixed in for {sums.served} of {summary.users} users; for the others they were not ahead")
+            console.say(
+                f"{sums.name}: own words mixed in for {sums.served} of {summary.users} users; for "
+                "the others they were not ahead"
+            )
     if note := score.footnote(results):
         console.say(note)
     if difference:
@@ -279,13 +498,21 @@ def evaluate(
 
 @app.command()
 def predict(
-    bundle: Annotated[Path | None, typer.Argument(help="Bundle folder; by default the repository's bundles/reference.")] = None,
-    text: Annotated[str | None, typer.Argument(help="What was typed; without it, lines are read from standard input.")] = None,
+    bundle: Annotated[
+        Path | None,
+        typer.Argument(help="Bundle folder; by default the repository's bundles/reference."),
+    ] = None,
+    text: Annotated[
+        str | None,
+        typer.Argument(help="What was typed; without it, lines are read from standard input."),
+    ] = None,
     prefix: Annotated[str, typer.Option(help="Letters of the next word typed so far.")] = "",
     trust: Trust = None,
     as_json: Json = False,
 ) -> None:
-    """Suggest the next word, or complete a typed prefix. Without TEXT: a small keyboard on standard input."""
+    """Suggest the next word, or complete a typed prefix. Without TEXT: a small keyboard on standard
+    input.
+    """
     from device_runtime.predictor import Predictor
     from fedboard import keyboard
     from fedboard.run import open_bundle
@@ -298,40 +525,90 @@ def predict(
     strip = predictor.suggest(text, prefix)
     if as_json:
         return emit([asdict(suggestion) for suggestion in strip])
-    console.say("\n".join(f"{s.probability:6.1%}  {s.word}" for s in strip) or "no word of the vocabulary starts so")
+    console.say(
+        "\n".join(f"{s.probability:6.1%}  {s.word}" for s in strip)
+        or "no word of the vocabulary starts so"
+    )
 
 
 @app.command("keyboard")
 def live_keyboard(
-    bundle: Annotated[Path | None, typer.Argument(help="Bundle; by default the one of --home, else the repository's bundles/reference.")] = None,
-    home: Annotated[Path | None, typer.Option(help="Device whose typing log is used; made on first use. By default one of your own.")] = None,
-    incognito: Annotated[bool, typer.Option("--incognito", help="Begin with recording off; Ctrl-P turns it on and off.")] = False,
-    no_log: Annotated[bool, typer.Option("--no-log", help="Use no typing log at all: nothing is read, nothing recorded.")] = False,
+    bundle: Annotated[
+        Path | None,
+        typer.Argument(
+            help="Bundle; by default the one of --home, else the repository's bundles/reference."
+        ),
+    ] = None,
+    home: Annotated[
+        Path | None,
+        typer.Option(
+            help="Device whose typing log is used; made on first use. By default one of your own."
+        ),
+    ] = None,
+    incognito: Annotated[
+        bool,
+        typer.Option("--incognito", help="Begin with recording off; Ctrl-P turns it on and off."),
+    ] = False,
+    no_log: Annotated[
+        bool,
+        typer.Option(
+            "--no-log", help="Use no typing log at all: nothing is read, nothing recorded."
+        ),
+    ] = False,
     trust: Trust = None,
 ) -> None:
-    """A keyboard in the terminal: the strip of three follows each key, learns from what you send, and counts the keys it saves."""
+    """A keyboard in the terminal: the strip of three follows each key, learns from what you send,
+    and counts the keys it saves.
+    """
     from device_runtime.home import Home
     from fedboard import keyboard
     from fedboard.run import open_bundle
 
     if home and no_log:
         raise RunError("--no-log", "uses no typing log, found --home", "leave out one of them")
-    opened = Home.open(home).bundle() if home and home.exists() and bundle is None else open_bundle(bundle, trust)
+    opened = (
+        Home.open(home).bundle()
+        if home and home.exists() and bundle is None
+        else open_bundle(bundle, trust)
+    )
     device = None if no_log else keyboard.home_of(home or keyboard.default_home(), opened)
     keyboard.live(opened, device, incognito)
 
 
 @app.command()
 def serve(
-    dir: Annotated[Path, typer.Option(help="The server's folder: its database and blobs, its address and its operator's token.")],
-    bundle: Annotated[Path | None, typer.Option(help="Bundle to start a task from, if the server has none; see also `fedboard task create`.")] = None,
-    config: Annotated[Path | None, typer.Option(help="server.toml; see docs/operations.md.")] = None,
+    dir: Annotated[
+        Path,
+        typer.Option(
+            help="The server's folder: its database and blobs, its address and its "
+            "operator's token."
+        ),
+    ],
+    bundle: Annotated[
+        Path | None,
+        typer.Option(
+            help="Bundle to start a task from, if the server has none; see also `fedboard task "
+            "create`."
+        ),
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="server.toml; see docs/operations.md.")
+    ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free one, written to DIR/address.")] = 8000,
-    insecure: Annotated[bool, typer.Option("--insecure", help="Listen for other machines without TLS: behind a proxy that has it.")] = False,
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="0: any free one, written to DIR/address.")
+    ] = 8000,
+    insecure: Annotated[
+        bool,
+        typer.Option(
+            "--insecure", help="Listen for other machines without TLS: behind a proxy that has it."
+        ),
+    ] = False,
     trust: Trust = None,
 ) -> None:
-    """Run the server: check-in, rounds, aggregation, a page to watch. State survives a restart, and kill -9."""
+    """Run the server: check-in, rounds, aggregation, a page to watch. State survives a restart, and
+    kill -9.
+    """
     from device_runtime.config import from_toml
     from fedboard import serve as stage
     from fedboard.run import open_bundle
@@ -352,7 +629,9 @@ def report(run: Annotated[Path, typer.Argument(help="Run folder.")]) -> None:
 
 @app.command()
 def doctor(
-    deep: Annotated[bool, typer.Option(help="Also import TFF and run a graph (half a minute).")] = False,
+    deep: Annotated[
+        bool, typer.Option(help="Also import TFF and run a graph (half a minute).")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Check this machine: Python, packages, worker, corpus, memory, ports."""
@@ -363,7 +642,10 @@ def doctor(
         emit([asdict(check) for check in found])
     else:
         for check in found:
-            console.say(f"[{'green' if check.ok else 'red'}]{'ok ' if check.ok else 'BAD'}[/] {check.name}: {check.found}")
+            console.say(
+                f"[{'green' if check.ok else 'red'}]{'ok ' if check.ok else 'BAD'}[/] "
+                f"{check.name}: {check.found}"
+            )
             if not check.ok:
                 console.say(f"     {check.remedy}")
     if not all(check.ok for check in found):
@@ -372,22 +654,42 @@ def doctor(
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="Run folder; an earlier demo there is replaced.")] = Path("runs/demo"),
+    out: Annotated[
+        Path, typer.Option(help="Run folder; an earlier demo there is replaced.")
+    ] = Path("runs/demo"),
     data: Data = "chitchat",
     size: Annotated[str, typer.Option(help="Network: tiny, small or gboard.")] = "small",
     vocabulary: Annotated[int, typer.Option(help="Words of the vocabulary.")] = 5000,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds of simulated training.")] = 120,
     cohort: Annotated[int, typer.Option(min=1, help="Clients a round of it.")] = 20,
-    device_rounds: Annotated[int, typer.Option(min=1, help="Rounds over HTTP with the devices.")] = 6,
+    device_rounds: Annotated[
+        int, typer.Option(min=1, help="Rounds over HTTP with the devices.")
+    ] = 6,
     devices: Annotated[int, typer.Option(min=5, help="Devices.")] = 24,
     processes: Annotated[int, typer.Option(min=1, help="Processes the devices run in.")] = 2,
     min_examples: Annotated[int, typer.Option(help="Fewest messages of a device's user.")] = 40,
     seed: Seed = 0,
 ) -> None:
-    """The whole path: corpus, federated training, TFLite bundle, server, devices, evaluation, report."""
+    """The whole path: corpus, federated training, TFLite bundle, server, devices, evaluation,
+    report.
+    """
     from fedboard.demo import Demo, run
 
-    run(Demo(out, data, size, vocabulary, rounds, cohort, device_rounds, devices, processes, min_examples, seed))
+    run(
+        Demo(
+            out,
+            data,
+            size,
+            vocabulary,
+            rounds,
+            cohort,
+            device_rounds,
+            devices,
+            processes,
+            min_examples,
+            seed,
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""What a person sees: headings, plain sentences, progress bars on a terminal and plain lines elsewhere, tables."""
+"""What a person sees: headings, plain sentences, progress bars on a terminal and plain lines
+elsewhere, tables.
+"""
 
 import contextlib
 import time
@@ -6,7 +8,14 @@ from collections.abc import Callable, Iterator
 
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 out = Console(highlight=False)
@@ -31,9 +40,17 @@ def say(text: str) -> None:
 
 @contextlib.contextmanager
 def progress(label: str, total: int) -> Iterator[Advance]:
-    """A function `advance(done, note)` that moves a bar, or prints a line now and then where there is no terminal."""
+    """A function `advance(done, note)` that moves a bar, or prints a line now and then where there
+    is no terminal.
+    """
     if out.is_terminal and not out.quiet:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
         with Progress(*columns, TextColumn("{task.fields[note]}"), console=out) as bar:
             task = bar.add_task(label, total=total, note="")
             yield lambda done, note="": bar.update(task, completed=done, note=note)

@@ -1,4 +1,6 @@
-"""The demo: the stages one after the other, on a real corpus, with a real server and real devices, told in plain words."""
+"""The demo: the stages one after the other, on a real corpus, with a real server and real devices,
+told in plain words.
+"""
 
 import itertools
 import json
@@ -39,7 +41,11 @@ SUGGESTIONS = (
 )
 DEVICE_RATE = 0.1  # learning rate of local training on devices
 START_S = 60.0  # for the server to listen
-TITLES = {"before": "network, simulated rounds", "after": "network, after device rounds", "shipped": "int8 file as shipped"}
+TITLES = {
+    "before": "network, simulated rounds",
+    "after": "network, after device rounds",
+    "shipped": "int8 file as shipped",
+}
 
 
 @dataclass(frozen=True)
@@ -87,58 +93,107 @@ def run(demo: Demo) -> Run:
         evaluate_every=max(1, demo.rounds // 10),
         plan=Plan(learning_rate=0.5, max_rows=64),
     )
-    with clock.stage(1, "Corpus", "Every sender is a client: their messages stay together, and test users are never trained on."):
+    with clock.stage(
+        1,
+        "Corpus",
+        "Every sender is a client: their messages stay together, and test users are never trained "
+        "on.",
+    ):
         users = corpus.load(demo.data)
-        devices.choose(users.train, demo.devices, demo.min_examples, demo.seed)  # too few users show now, not after training
+        devices.choose(
+            users.train, demo.devices, demo.min_examples, demo.seed
+        )  # too few users show now, not after training
         for name in corpus.SPLITS:
             split = users.split(name)
-            console.say(f"  {name}: {len(split):,} users, {sum(map(len, corpus.sample(split, users.most).values())):,} messages")
+            console.say(
+                f"  {name}: {len(split):,} users, "
+                f"{sum(map(len, corpus.sample(split, users.most).values())):,} messages"
+            )
     with clock.stage(
         2,
         "Federated training, simulated",
-        f"{demo.rounds} rounds in TensorFlow Federated: {demo.cohort} clients a round train on their own messages, only their changes are averaged.",
+        f"{demo.rounds} rounds in TensorFlow Federated: {demo.cohort} clients a round train on "
+        "their own messages, only their changes are averaged.",
     ):
         trained = train(Settings(demo.data, recipe=recipe), demo.out, overwrite=True, users=users)
-    with clock.stage(3, "Bundle for phones", "The network becomes two TFLite files: one that trains on the phone, one (int8) that predicts. Signed."):
-        _, first = export(trained.path, trained.path / "bundle-simulation", learning_rate=DEVICE_RATE, users=users)
+    with clock.stage(
+        3,
+        "Bundle for phones",
+        "The network becomes two TFLite files: one that trains on the phone, one (int8) that "
+        "predicts. Signed.",
+    ):
+        _, first = export(
+            trained.path, trained.path / "bundle-simulation", learning_rate=DEVICE_RATE, users=users
+        )
     with clock.stage(
         4,
         "Real rounds with devices",
-        f"A server on this machine, and {demo.devices} devices in {demo.processes} processes that cannot import TensorFlow. Each holds the\n"
-        "encrypted typing log of one train user. Only devices that charge, are on WiFi and idle may train; they upload 8-bit changes, never text.",
+        f"A server on this machine, and {demo.devices} devices in {demo.processes} processes that "
+        "cannot import TensorFlow. Each holds the\n"
+        "encrypted typing log of one train user. Only devices that charge, are on WiFi and idle "
+        "may train; they upload 8-bit changes, never text.",
     ):
         measured = _rounds_with_devices(demo, trained, first, users)
-    with clock.stage(5, "The better keyboard", "The checkpoint of the last round is exported again: this is the file a keyboard ships."):
-        manifest, last = export(trained.checkpoints / "after.safetensors", trained.path / "bundle", learning_rate=DEVICE_RATE, users=users)
-        write_whole(trained.path / "suggestions.json", json.dumps(_suggestions(first, last)).encode())
     with clock.stage(
-        6, "Evaluation", "Next-word accuracy on test users nobody trained on, by protocol nwp-v1, beside n-gram models trained centrally."
+        5,
+        "The better keyboard",
+        "The checkpoint of the last round is exported again: this is the file a keyboard ships.",
+    ):
+        manifest, last = export(
+            trained.checkpoints / "after.safetensors",
+            trained.path / "bundle",
+            learning_rate=DEVICE_RATE,
+            users=users,
+        )
+        write_whole(
+            trained.path / "suggestions.json", json.dumps(_suggestions(first, last)).encode()
+        )
+    with clock.stage(
+        6,
+        "Evaluation",
+        "Next-word accuracy on test users nobody trained on, by protocol nwp-v1, beside n-gram "
+        "models trained centrally.",
     ):
         scored = _scored(demo, trained, last)
     verdict = _verdict(scored, demo)
     sizes = {name: file.bytes for name, file in manifest.files.items()}
-    summary = {"seconds": clock.seconds, "sizes": sizes, "seed": demo.seed, "devices": demo.devices, "processes": demo.processes, "verdict": verdict}
+    summary = {
+        "seconds": clock.seconds,
+        "sizes": sizes,
+        "seed": demo.seed,
+        "devices": demo.devices,
+        "processes": demo.processes,
+        "verdict": verdict,
+    }
     write_whole(trained.path / "summary.json", json.dumps({**summary, **measured}).encode())
     path = build(trained)
     targets = scored["after"].summary.targets
-    console.table(f"\n{demo.data}: {targets:,} words of test users nobody trained on", score.COLUMNS, [score.row(row) for row in scored.values()])
+    console.table(
+        f"\n{demo.data}: {targets:,} words of test users nobody trained on",
+        score.COLUMNS,
+        [score.row(row) for row in scored.values()],
+    )
     console.say(verdict)
     console.heading(f"Report: {path}")
     console.say(
-        f"Try next:\n  fedboard predict {last} 'i will see you'\n  fedboard evaluate {last} --data {demo.data} --predictions predictions.jsonl"
+        f"Try next:\n  fedboard predict {last} 'i will see you'\n  fedboard evaluate {last} "
+        f"--data {demo.data} --predictions predictions.jsonl"
         f"\n  fedboard train --out runs/longer --rounds 600"
     )
     return trained
 
 
 def _rounds_with_devices(demo: Demo, run: Run, bundle: Path, users: corpus.Corpus) -> dict:
-    """Serve, let the devices take part in every round, and keep the last checkpoint and the rounds' reports. What was measured on the way."""
+    """Serve, let the devices take part in every round, and keep the last checkpoint and the rounds'
+    reports. What was measured on the way.
+    """
     trusted = trusted_keys(None)
     counts = role_counts(demo.devices)
     goal = counts[Role.FINISHES] + counts[Role.UNPLUGGED]
     rules = Rules(
         report_goal=goal,
-        over_selection=1.0,  # every able device is waited for, so the same seed always counts the same devices
+        # every able device is waited for, so the same seed always counts the same devices
+        over_selection=1.0,
         min_reports=max(1, counts[Role.FINISHES] // 2),
         rounds=demo.device_rounds,
         selection_s=300,
@@ -150,44 +205,88 @@ def _rounds_with_devices(demo: Demo, run: Run, bundle: Path, users: corpus.Corpu
     folder.mkdir()
     write_whole(run.path / "server.toml", config.to_toml(settings).encode())
     homes = devices.create_population(
-        run.path / "devices", bundle, trusted, users.train, demo.devices, demo.device_rounds, demo.min_examples, demo.seed
+        run.path / "devices",
+        bundle,
+        trusted,
+        users.train,
+        demo.devices,
+        demo.device_rounds,
+        demo.min_examples,
+        demo.seed,
     )
     children: list[subprocess.Popen] = []
     try:
         server = child_process.start(
-            _command("serve", "--dir", folder, "--bundle", bundle, "--config", run.path / "server.toml", "--port", "0"), run.path / "server.log"
+            _command(
+                "serve",
+                "--dir",
+                folder,
+                "--bundle",
+                bundle,
+                "--config",
+                run.path / "server.toml",
+                "--port",
+                "0",
+            ),
+            run.path / "server.log",
         )
         children.append(server)
         url = _address(server, folder, run.path / "server.log")
-        console.say(f"server at {url}; {goal} of {len(homes)} devices are able to join each round, the others are refused for a cause")
+        console.say(
+            f"server at {url}; {goal} of {len(homes)} devices are able to join each round, the "
+            "others are refused for a cause"
+        )
         hosts = [homes[i :: demo.processes] for i in range(demo.processes)]
         for i, own in enumerate(hosts):
             command = _command(
-                "device", "run", *own, "--server", url, "--rounds", demo.device_rounds, "--outcomes", run.path / "outcomes.jsonl", "--json"
+                "device",
+                "run",
+                *own,
+                "--server",
+                url,
+                "--rounds",
+                demo.device_rounds,
+                "--outcomes",
+                run.path / "outcomes.jsonl",
+                "--json",
             )
-            children.append(child_process.start(command, run.path / f"devices-{i}.log", {"OMP_NUM_THREADS": "1"}))
+            children.append(
+                child_process.start(
+                    command, run.path / f"devices-{i}.log", {"OMP_NUM_THREADS": "1"}
+                )
+            )
         reports = _watch(demo, url, server, children[1:], run)
         memory = {"server": child_process.peak_memory_mb(server.pid)}
     finally:
         for child in children:
             child_process.end(child)
     for i in range(len(hosts)):
-        memory[f"device process {i + 1} ({len(hosts[i])} devices)"] = json.loads((run.path / f"devices-{i}.log").read_text())["peak_memory_mb"]
+        memory[f"device process {i + 1} ({len(hosts[i])} devices)"] = json.loads(
+            (run.path / f"devices-{i}.log").read_text()
+        )["peak_memory_mb"]
     write_whole(run.path / "rounds.json", config.to_json(reports))
     write_whole(run.checkpoints / "after.safetensors", weights.to_bytes(newest_checkpoint(folder)))
     counted = sum(round.counted for round in reports.rounds)
     uploaded = sum(round.uploaded for round in reports.rounds)
     per_upload = sum(round.bytes_up for round in reports.rounds) // max(uploaded, 1)
     refused = {}
-    for name, number in itertools.chain.from_iterable((*round.refused.items(), *round.dropped.items()) for round in reports.rounds):
+    for name, number in itertools.chain.from_iterable(
+        (*round.refused.items(), *round.dropped.items()) for round in reports.rounds
+    ):
         refused[name] = refused.get(name, 0) + number
     console.say(
-        f"{counted} updates counted, {per_upload:,} bytes each; refused or dropped: {', '.join(f'{n} {name}' for name, n in refused.items())}"
+        f"{counted} updates counted, {per_upload:,} bytes each; refused or dropped: "
+        f"{', '.join(f'{n} {name}' for name, n in refused.items())}"
     )
-    return {"memory_mb": {name: round(value, 1) for name, value in memory.items()}, "bytes_per_upload": per_upload}
+    return {
+        "memory_mb": {name: round(value, 1) for name, value in memory.items()},
+        "bytes_per_upload": per_upload,
+    }
 
 
-def _watch(demo: Demo, url: str, server: subprocess.Popen, hosts: list[subprocess.Popen], run: Run) -> RoundReports:
+def _watch(
+    demo: Demo, url: str, server: subprocess.Popen, hosts: list[subprocess.Popen], run: Run
+) -> RoundReports:
     """Wait until every device process is done, showing rounds as they are committed."""
     with http(url) as send, console.progress("device rounds", demo.device_rounds) as advance:
         while True:
@@ -195,15 +294,27 @@ def _watch(demo: Demo, url: str, server: subprocess.Popen, hosts: list[subproces
             reports = calls.rounds(persistent(send))
             committed = [round for round in reports.rounds if round.phase == "committed"]
             last = committed[-1] if committed else None
-            note = f"round {last.round}: {last.checked_in} checked in, {last.assigned} assigned, {last.counted} counted" if last else ""
+            note = (
+                f"round {last.round}: {last.checked_in} checked in, {last.assigned} assigned, "
+                f"{last.counted} counted"
+                if last
+                else ""
+            )
             advance(len(committed), note)
             for i, host in enumerate(hosts):
                 if host.poll() not in (None, 0):
                     raise RunError(
-                        f"device process {i + 1}", f"ended with code {host.poll()}: {_last_line(run.path / f'devices-{i}.log')}", "see that log"
+                        f"device process {i + 1}",
+                        f"ended with code {host.poll()}: "
+                        f"{_last_line(run.path / f'devices-{i}.log')}",
+                        "see that log",
                     )
             if server.poll() is not None:
-                raise RunError("server", f"ended with code {server.poll()}: {_last_line(run.path / 'server.log')}", "see server.log in the run")
+                raise RunError(
+                    "server",
+                    f"ended with code {server.poll()}: {_last_line(run.path / 'server.log')}",
+                    "see server.log in the run",
+                )
             if not running:
                 return reports
             time.sleep(0.3)
@@ -211,24 +322,52 @@ def _watch(demo: Demo, url: str, server: subprocess.Popen, hosts: list[subproces
 
 def _scored(demo: Demo, run: Run, bundle: Path) -> dict[str, score.Scored]:
     """Every system's accuracy, two processes at a time: `fedboard evaluate` on each."""
-    targets = {**{name: name for name in score.BASELINES}, "before": run.best, "after": run.checkpoints / "after.safetensors", "shipped": bundle}
+    targets = {
+        **{name: name for name in score.BASELINES},
+        "before": run.best,
+        "after": run.checkpoints / "after.safetensors",
+        "shipped": bundle,
+    }
     names = list(targets)
     shares = [names[0::2], names[1::2]]
     run.evaluations.mkdir(exist_ok=True)
     children = []
     try:
         for i, share in enumerate(shares):
-            titles = itertools.chain.from_iterable(("--name", TITLES.get(name, score.TITLES.get(name, name))) for name in share)
-            files = itertools.chain.from_iterable(("--out", run.evaluations / f"{name}.json") for name in share)
-            command = _command("evaluate", *(targets[name] for name in share), "--data", demo.data, "--tokenizer", run.tokenizer, *titles, *files)
-            children.append(child_process.start([*command, "--seed", str(demo.seed)], run.path / f"evaluate-{i}.log", {"OMP_NUM_THREADS": "1"}))
+            titles = itertools.chain.from_iterable(
+                ("--name", TITLES.get(name, score.TITLES.get(name, name))) for name in share
+            )
+            files = itertools.chain.from_iterable(
+                ("--out", run.evaluations / f"{name}.json") for name in share
+            )
+            command = _command(
+                "evaluate",
+                *(targets[name] for name in share),
+                "--data",
+                demo.data,
+                "--tokenizer",
+                run.tokenizer,
+                *titles,
+                *files,
+            )
+            children.append(
+                child_process.start(
+                    [*command, "--seed", str(demo.seed)],
+                    run.path / f"evaluate-{i}.log",
+                    {"OMP_NUM_THREADS": "1"},
+                )
+            )
         with console.progress("systems scored", len(names)) as advance:
             while True:
                 done = sum((run.evaluations / f"{name}.json").is_file() for name in names)
                 advance(done, "")
                 for i, child in enumerate(children):
                     if child.poll() not in (None, 0):
-                        raise RunError("evaluation", _last_line(run.path / f"evaluate-{i}.log"), "see that log in the run")
+                        raise RunError(
+                            "evaluation",
+                            _last_line(run.path / f"evaluate-{i}.log"),
+                            "see that log in the run",
+                        )
                 if all(child.poll() == 0 for child in children):
                     break
                 time.sleep(0.5)
@@ -242,7 +381,9 @@ def _suggestions(first: Path, last: Path) -> list[dict]:
     """What the strip shows before and after the device rounds."""
     from device_runtime.predictor import Predictor
 
-    before, after = (Predictor(bundles.open_verified(path, trusted_keys(None))) for path in (first, last))
+    before, after = (
+        Predictor(bundles.open_verified(path, trusted_keys(None))) for path in (first, last)
+    )
     return [
         {
             "context": context,
@@ -261,7 +402,8 @@ def _verdict(scored: dict[str, score.Scored], demo: Demo) -> str:
     if network > bigram:
         return f"The network's top-1 is {apart:.1f} points above the Kneser-Ney bigram's."
     return (
-        f"The network's top-1 is {apart:.1f} points below the Kneser-Ney bigram's: {demo.rounds} rounds of {demo.cohort} clients are too few for "
+        f"The network's top-1 is {apart:.1f} points below the Kneser-Ney bigram's: {demo.rounds} "
+        f"rounds of {demo.cohort} clients are too few for "
         f"it to catch up with counts over all the text at once; try more --rounds."
     )
 

@@ -1,4 +1,6 @@
-"""`fedboard device ...`: phones, real or simulated. Thin commands; nothing heavy is imported before the command that needs it."""
+"""`fedboard device ...`: phones, real or simulated. Thin commands; nothing heavy is imported before
+the command that needs it.
+"""
 
 import sys
 import time
@@ -13,7 +15,9 @@ from fedboard import console
 from fedboard.options import Data, Json, Seed, Trust, emit
 
 app = typer.Typer(no_args_is_help=True, help="Devices: phones with typing logs.")
-log_app = typer.Typer(no_args_is_help=True, help="The typing log of a device. It takes text in and gives none out.")
+log_app = typer.Typer(
+    no_args_is_help=True, help="The typing log of a device. It takes text in and gives none out."
+)
 app.add_typer(log_app, name="log")
 
 HomeFolder = Annotated[Path, typer.Argument(metavar="HOME", help="Folder of the device.")]
@@ -24,80 +28,170 @@ def device_create(
     folder: Annotated[Path, typer.Argument(help="Where the devices' folders go.")],
     bundle: Annotated[Path, typer.Option(help="Bundle they install.")],
     data: Data = "chitchat",
-    count: Annotated[int, typer.Option(help="Devices, each with the typing log of one train user.")] = 24,
-    rounds: Annotated[int, typer.Option(help="Rounds their simulated conditions are drawn for.")] = 6,
+    count: Annotated[
+        int, typer.Option(help="Devices, each with the typing log of one train user.")
+    ] = 24,
+    rounds: Annotated[
+        int, typer.Option(help="Rounds their simulated conditions are drawn for.")
+    ] = 6,
     min_examples: Annotated[int, typer.Option(help="Fewest messages of a user.")] = 40,
     seed: Seed = 0,
     trust: Trust = None,
 ) -> None:
-    """Make simulated phones: typing log, key, installed bundle, and a trace of when each is charging, on WiFi and idle."""
+    """Make simulated phones: typing log, key, installed bundle, and a trace of when each is
+    charging, on WiFi and idle.
+    """
     from fedboard import devices
     from fedboard.run import trusted_keys
     from model import corpus
 
-    made = devices.create_population(folder, bundle, trusted_keys(trust), corpus.load(data).train, count, rounds, min_examples, seed)
-    console.say(f"{len(made)} devices in {folder}\nnext: fedboard device run {folder}/device-* --server URL --rounds {rounds}")
+    made = devices.create_population(
+        folder,
+        bundle,
+        trusted_keys(trust),
+        corpus.load(data).train,
+        count,
+        rounds,
+        min_examples,
+        seed,
+    )
+    console.say(
+        f"{len(made)} devices in {folder}\nnext: fedboard device run {folder}/device-* --server "
+        f"URL --rounds {rounds}"
+    )
 
 
 @app.command("enrol")
 def device_enrol(
     folder: HomeFolder,
     server: Annotated[str, typer.Option(help="Address of the server it checks in at.")],
-    bundle: Annotated[Path | None, typer.Option(help="Bundle to install: a folder or a zip. Needed for a new device.")] = None,
-    conditions: Annotated[str, typer.Option(help="Where its conditions come from: `linux`, `termux`, or a trace file.")] = "linux",
-    stated: Annotated[
-        list[str] | None, typer.Option(help="A condition you vouch for where no sensor tells: charging, unmetered or idle. May be given again.")
+    bundle: Annotated[
+        Path | None,
+        typer.Option(help="Bundle to install: a folder or a zip. Needed for a new device."),
     ] = None,
-    key_store: Annotated[str, typer.Option(help="Where the typing log's key lies: `file`, or `system` for the system's keystore.")] = "file",
+    conditions: Annotated[
+        str,
+        typer.Option(help="Where its conditions come from: `linux`, `termux`, or a trace file."),
+    ] = "linux",
+    stated: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A condition you vouch for where no sensor tells: charging, unmetered or idle. "
+            "May be given again."
+        ),
+    ] = None,
+    key_store: Annotated[
+        str,
+        typer.Option(
+            help="Where the typing log's key lies: `file`, or `system` for the system's keystore."
+        ),
+    ] = "file",
     population: Annotated[str, typer.Option(help="Whose tasks it works for.")] = "default",
-    device_class: Annotated[str, typer.Option(help="A coarse class the operator can name in a task's policy, such as `low`.")] = "",
-    code_file: Annotated[Path | None, typer.Option(help="File with the enrolment code, if the server asks for one; or set FEDBOARD_CODE.")] = None,
+    device_class: Annotated[
+        str,
+        typer.Option(
+            help="A coarse class the operator can name in a task's policy, such as `low`."
+        ),
+    ] = "",
+    code_file: Annotated[
+        Path | None,
+        typer.Option(
+            help="File with the enrolment code, if the server asks for one; or set FEDBOARD_CODE."
+        ),
+    ] = None,
     trust: Trust = None,
     as_json: Json = False,
 ) -> None:
-    """Make this machine a device: folder, key, installed bundle; and make its key known to the server. May be done again."""
+    """Make this machine a device: folder, key, installed bundle; and make its key known to the
+    server. May be done again.
+    """
     from device_runtime.home import DeviceConfig
     from fedboard import devices
     from fedboard.run import trusted_keys
 
     if bundle is None and not folder.exists():
-        raise RunError(folder, "no device there yet, and no bundle to install", "pass --bundle BUNDLE")
+        raise RunError(
+            folder, "no device there yet, and no bundle to install", "pass --bundle BUNDLE"
+        )
     settings = None
     if not folder.exists():
-        source = conditions if conditions in ("linux", "termux") else str(Path(conditions).resolve())
+        source = (
+            conditions if conditions in ("linux", "termux") else str(Path(conditions).resolve())
+        )
         keys = tuple(sorted(trusted_keys(trust)))
         settings = DeviceConfig(
-            keys, None, server, source, tuple(stated or ()), key_store=key_store, population=population, device_class=device_class
-        )  # fmt: skip
+            keys,
+            None,
+            server,
+            source,
+            tuple(stated or ()),
+            key_store=key_store,
+            population=population,
+            device_class=device_class,
+        )
     name = devices.enrol(folder, settings, bundle, server, devices.code(code_file))
     if as_json:
         return emit({"device": name, "home": str(folder), "server": server})
-    console.say(f"{folder} is enrolled at {server} as {name}\nnext: fedboard device run {folder}, or fedboard device status {folder}")
+    console.say(
+        f"{folder} is enrolled at {server} as {name}\nnext: fedboard device run {folder}, or "
+        f"fedboard device status {folder}"
+    )
 
 
 @app.command("install")
 def device_install(
-    folder: HomeFolder, bundle: Annotated[Path, typer.Argument(help="Bundle folder or zip, of a maker this device trusts.")], as_json: Json = False
+    folder: HomeFolder,
+    bundle: Annotated[
+        Path, typer.Argument(help="Bundle folder or zip, of a maker this device trusts.")
+    ],
+    as_json: Json = False,
 ) -> None:
-    """Install a newer bundle: verified first, swapped in whole. The one before is kept; an older release is refused."""
+    """Install a newer bundle: verified first, swapped in whole. The one before is kept; an older
+    release is refused.
+    """
     from device_runtime.home import Home
 
     found = Home.open(folder).install(bundle).manifest
     if as_json:
-        return emit({"release": found.release, "network": found.network, "round": found.lineage.round})
-    console.say(f"{folder} uses release {found.release} of network `{found.network}`, round {found.lineage.round}")
+        return emit(
+            {"release": found.release, "network": found.network, "round": found.lineage.round}
+        )
+    console.say(
+        f"{folder} uses release {found.release} of network `{found.network}`, round "
+        f"{found.lineage.round}"
+    )
 
 
 @app.command("run")
 def device_run(
-    homes: Annotated[list[Path], typer.Argument(help="Folder of a device; with --rounds also of several, which take turns in this process.")],
-    server: Annotated[str | None, typer.Option(help="Address of the server; by default the one it was enrolled at.")] = None,
-    once: Annotated[bool, typer.Option("--once", help="One turn, if a condition and the retry window allow it.")] = False,
-    rounds: Annotated[int | None, typer.Option(min=1, help="So many rounds, whatever the retry windows: for simulated devices.")] = None,
-    outcomes: Annotated[Path | None, typer.Option(help="Append one JSON line per turn (with --rounds).")] = None,
+    homes: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Folder of a device; with --rounds also of several, which take turns in this "
+            "process."
+        ),
+    ],
+    server: Annotated[
+        str | None,
+        typer.Option(help="Address of the server; by default the one it was enrolled at."),
+    ] = None,
+    once: Annotated[
+        bool, typer.Option("--once", help="One turn, if a condition and the retry window allow it.")
+    ] = False,
+    rounds: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="So many rounds, whatever the retry windows: for simulated devices."
+        ),
+    ] = None,
+    outcomes: Annotated[
+        Path | None, typer.Option(help="Append one JSON line per turn (with --rounds).")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Check in, fine-tune and upload: until it is ended, once, or for some rounds. TensorFlow cannot be imported in this process."""
+    """Check in, fine-tune and upload: until it is ended, once, or for some rounds. TensorFlow
+    cannot be imported in this process.
+    """
     from fedboard import devices
 
     devices.block_tensorflow()
@@ -107,9 +201,16 @@ def device_run(
         totals = devices.run(homes, devices.server_of(homes[0], server), rounds, outcomes)
         if as_json:
             return emit(totals)
-        return console.say(f"{totals['counted']} updates counted, {totals['bytes_up']:,} bytes up, peak memory {totals['peak_memory_mb']:.0f} MB")
+        return console.say(
+            f"{totals['counted']} updates counted, {totals['bytes_up']:,} bytes up, peak memory "
+            f"{totals['peak_memory_mb']:.0f} MB"
+        )
     if len(homes) > 1:
-        raise RunError("device run", f"expected one device, found {len(homes)}", "run each in a process of its own, or pass --rounds")
+        raise RunError(
+            "device run",
+            f"expected one device, found {len(homes)}",
+            "run each in a process of its own, or pass --rounds",
+        )
     if not once:
         return devices.stay(homes[0], server)
     found = devices.once(homes[0], server)
@@ -120,7 +221,9 @@ def device_run(
 
 @app.command("personalise")
 def device_personalise(folder: HomeFolder, as_json: Json = False) -> None:
-    """Train the user's own weights now, or judge them again, if enough was typed. Nothing leaves the device; the daemon does this by itself."""
+    """Train the user's own weights now, or judge them again, if enough was typed. Nothing leaves
+    the device; the daemon does this by itself.
+    """
     from device_runtime import personal
     from device_runtime.home import Home
     from fedboard import device_words, devices
@@ -137,7 +240,9 @@ def device_personalise(folder: HomeFolder, as_json: Json = False) -> None:
 
 @app.command("status")
 def device_status(folder: HomeFolder, as_json: Json = False) -> None:
-    """How a device stands: bundle, messages waiting, whether it may train now and why not, what it contributed."""
+    """How a device stands: bundle, messages waiting, whether it may train now and why not, what it
+    contributed.
+    """
     from device_runtime.home import Home
     from fedboard import device_words
 
@@ -151,7 +256,9 @@ def device_status(folder: HomeFolder, as_json: Json = False) -> None:
 
 @app.command("ledger")
 def device_ledger(folder: HomeFolder, as_json: Json = False) -> None:
-    """What this device contributed: when, to which round, of how many examples, in how many bytes, and what did not count and why."""
+    """What this device contributed: when, to which round, of how many examples, in how many bytes,
+    and what did not count and why.
+    """
     from device_runtime.home import Home
     from fedboard import device_words
 
@@ -165,46 +272,79 @@ def device_ledger(folder: HomeFolder, as_json: Json = False) -> None:
 @log_app.command("add")
 def device_log_add(
     folder: HomeFolder,
-    text: Annotated[str | None, typer.Argument(help="One message; without it, each line of standard input is one.")] = None,
-    private: Annotated[bool, typer.Option("--private", help="As a password field or incognito: it is not recorded.")] = False,
+    text: Annotated[
+        str | None,
+        typer.Argument(help="One message; without it, each line of standard input is one."),
+    ] = None,
+    private: Annotated[
+        bool,
+        typer.Option("--private", help="As a password field or incognito: it is not recorded."),
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Record what was typed, encrypted. Says how many messages were recorded, never what they hold."""
+    """Record what was typed, encrypted. Says how many messages were recorded, never what they
+    hold.
+    """
     from device_runtime.home import Home
 
     messages = [text] if text is not None else [line.rstrip("\r\n") for line in sys.stdin]
     with Home.open(folder).typing_log() as log:
-        recorded = 0 if private else log.append_many([(message, time.time()) for message in messages])
+        recorded = (
+            0 if private else log.append_many([(message, time.time()) for message in messages])
+        )
         waiting = log.count()
     if as_json:
         return emit({"recorded": recorded, "messages": waiting})
-    console.say(f"{recorded} recorded, {len(messages) - recorded} left out; {waiting:,} messages in the log")
+    console.say(
+        f"{recorded} recorded, {len(messages) - recorded} left out; {waiting:,} messages in the log"
+    )
 
 
 @log_app.command("forget")
 def device_log_forget(
     folder: HomeFolder,
-    words: Annotated[str | None, typer.Argument(help="Every message with these words side by side goes. Without them they are asked for.")] = None,
-    last_hours: Annotated[float | None, typer.Option(min=0.0, help="What was typed in the last so many hours goes instead.")] = None,
+    words: Annotated[
+        str | None,
+        typer.Argument(
+            help="Every message with these words side by side goes. Without them they are "
+            "asked for."
+        ),
+    ] = None,
+    last_hours: Annotated[
+        float | None,
+        typer.Option(min=0.0, help="What was typed in the last so many hours goes instead."),
+    ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Remove some of what was typed, and what was learned from it on this device. Says how many messages went, never what they held."""
+    """Remove some of what was typed, and what was learned from it on this device. Says how many
+    messages went, never what they held.
+    """
     from device_runtime.home import LEARNED, Home
 
     if words is not None and last_hours is not None:
-        raise RunError("log forget", "expected words or --last-hours, found both", "leave out one of them")
+        raise RunError(
+            "log forget", "expected words or --last-hours, found both", "leave out one of them"
+        )
     home = Home.open(folder)
     if words is None and last_hours is None:
-        words = typer.prompt("Words to forget", err=True)  # asked for, they stay out of the shell's history
+        words = typer.prompt(
+            "Words to forget", err=True
+        )  # asked for, they stay out of the shell's history
     if not yes:
         which = "with these words" if last_hours is None else f"of the last {last_hours:g} hours"
         typer.confirm(f"Remove every message {which} from {folder}?", abort=True, err=True)
     with home.typing_log() as log:
-        removed = log.forget(words or "") if last_hours is None else log.forget_since(time.time() - last_hours * 3600.0)
+        removed = (
+            log.forget(words or "")
+            if last_hours is None
+            else log.forget_since(time.time() - last_hours * 3600.0)
+        )
         waiting = log.count()
     if removed:
-        home.drop(*LEARNED)  # learned from all messages: it is learned again from those that are left
+        home.drop(
+            *LEARNED
+        )  # learned from all messages: it is learned again from those that are left
     if as_json:
         return emit({"removed": removed, "messages": waiting})
     console.say(f"{removed:,} removed; {waiting:,} messages in the log")
@@ -214,13 +354,25 @@ def device_log_forget(
 def device_wipe(
     folder: HomeFolder,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
-    everything: Annotated[bool, typer.Option("--everything", help="Remove ledger, key and the device itself too.")] = False,
+    everything: Annotated[
+        bool, typer.Option("--everything", help="Remove ledger, key and the device itself too.")
+    ] = False,
 ) -> None:
-    """Remove what was typed and all that was learned from it. What was already sent cannot be taken back: see `fedboard device ledger`."""
+    """Remove what was typed and all that was learned from it. What was already sent cannot be taken
+    back: see `fedboard device ledger`.
+    """
     from device_runtime.home import Home
 
     home = Home.open(folder)
     if not yes:
-        typer.confirm(f"Remove {'all of' if everything else 'what was typed on'} {folder}?", abort=True, err=True)
+        typer.confirm(
+            f"Remove {'all of' if everything else 'what was typed on'} {folder}?",
+            abort=True,
+            err=True,
+        )
     home.wipe(everything)
-    console.say(f"{folder}: removed" if everything else f"{folder}: what was typed and what was learned from it is gone; the ledger is kept")
+    console.say(
+        f"{folder}: removed"
+        if everything
+        else f"{folder}: what was typed and what was learned from it is gone; the ledger is kept"
+    )

@@ -1,4 +1,6 @@
-"""What a device says of itself, in words: how it stands, and what it contributed. Never anything typed."""
+"""What a device says of itself, in words: how it stands, and what it contributed. Never anything
+typed.
+"""
 
 import time
 from collections.abc import Sequence
@@ -49,7 +51,9 @@ class Status:
     contributions: int  # lines of the ledger that counted
     bytes_up: int
     personal: personal.Verdict | None  # what became of the user's own weights
-    half_done: tuple[int, float] | None  # round and last second of work that waits for its next window
+    half_done: (
+        tuple[int, float] | None
+    )  # round and last second of work that waits for its next window
     check_in_in_s: float
 
 
@@ -58,7 +62,10 @@ def status(home: Home, now: float) -> Status:
     try:
         found = home.installed()
         manifest = found.bundle.manifest
-        bundle = f"network `{manifest.network}`, release {manifest.release}, round {manifest.lineage.round}"
+        bundle = (
+            f"network `{manifest.network}`, release {manifest.release}, round "
+            f"{manifest.lineage.round}"
+        )
         if found.problem:
             bundle += f", the last good one: {found.problem}"
     except BundleError as error:
@@ -90,18 +97,38 @@ def status(home: Home, now: float) -> Status:
 
 def status_lines(found: Status) -> list[str]:
     """The status as sentences."""
-    signals = {"charging": found.conditions.charging, "on an unmetered network": found.conditions.unmetered, "idle": found.conditions.idle}
-    said = ", ".join(f"{name}: {'unknown' if value is None else 'yes' if value else 'no'}" for name, value in signals.items())
-    trains = "it may train now" if found.forbidden is None else f"it does not train now ({found.forbidden}; unknown counts as no)"
+    signals = {
+        "charging": found.conditions.charging,
+        "on an unmetered network": found.conditions.unmetered,
+        "idle": found.conditions.idle,
+    }
+    said = ", ".join(
+        f"{name}: {'unknown' if value is None else 'yes' if value else 'no'}"
+        for name, value in signals.items()
+    )
+    trains = (
+        "it may train now"
+        if found.forbidden is None
+        else f"it does not train now ({found.forbidden}; unknown counts as no)"
+    )
     return [
-        f"device {found.folder}, {f'enrolled as {found.name}' if found.name else 'not enrolled yet'}",
+        f"device {found.folder}, "
+        f"{f'enrolled as {found.name}' if found.name else 'not enrolled yet'}",
         f"bundle: {found.bundle}",
-        f"typing log: {found.messages:,} messages, encrypted, kept {found.max_age_days:g} days and at most {found.max_bytes:,} bytes"
+        f"typing log: {found.messages:,} messages, encrypted, kept {found.max_age_days:g} days "
+        f"and at most {found.max_bytes:,} bytes"
         + (f"; {found.used_up:,} contributed as often as they may" if found.used_up else ""),
         f"conditions: {said}; {trains}",
         f"contributed {found.contributions} times, {found.bytes_up:,} bytes sent in all",
         personal_line(found.personal),
-        *([f"half-done work for round {found.half_done[0]} waits until {moment(found.half_done[1])}"] if found.half_done else []),
+        *(
+            [
+                f"half-done work for round {found.half_done[0]} waits until "
+                f"{moment(found.half_done[1])}"
+            ]
+            if found.half_done
+            else []
+        ),
         *([f"may check in again in {found.check_in_in_s:.0f} s"] if found.check_in_in_s else []),
     ]
 
@@ -109,11 +136,25 @@ def status_lines(found: Status) -> list[str]:
 def personal_line(found: personal.Verdict | None) -> str:
     """What became of the user's own weights, in a sentence."""
     if found is None:
-        return f"personal weights: none yet; they are tried from {personal.LEAST_MESSAGES} messages on"
+        return (
+            f"personal weights: none yet; they are tried from {personal.LEAST_MESSAGES} messages on"
+        )
     judged = found.judged
-    figures = f"{judged.nats:+.1f} nats (±{judged.error:.1f}) and {judged.hits:+d} first suggestions on {judged.words:,} held-back words"
-    became = "served" if found.serves else "rolled back: ahead no more" if found.rolled_back else "not served: not surely ahead"
-    return f"personal weights: {became}; {figures}, trained on {found.messages:,} messages, judged {moment(found.at)}"
+    figures = (
+        f"{judged.nats:+.1f} nats (±{judged.error:.1f}) and {judged.hits:+d} first suggestions on "
+        f"{judged.words:,} held-back words"
+    )
+    became = (
+        "served"
+        if found.serves
+        else "rolled back: ahead no more"
+        if found.rolled_back
+        else "not served: not surely ahead"
+    )
+    return (
+        f"personal weights: {became}; {figures}, trained on {found.messages:,} messages, judged "
+        f"{moment(found.at)}"
+    )
 
 
 def ledger_lines(lines: Sequence[Contribution]) -> list[str]:
@@ -121,10 +162,14 @@ def ledger_lines(lines: Sequence[Contribution]) -> list[str]:
     if not lines:
         return ["This device contributed nothing so far."]
     counted = [line for line in lines if line.outcome == "counted" and line.kind == Kind.TRAINING]
-    total = f"In all {len(counted)} updates counted, of {sum(line.examples for line in counted):,} examples"
+    total = (
+        f"In all {len(counted)} updates counted, of {sum(line.examples for line in counted):,} "
+        "examples"
+    )
     return [
         *map(_sentence, lines),
-        f"{total}; {sum(line.bytes_up for line in lines):,} bytes sent, {sum(line.bytes_down for line in lines):,} received.",
+        f"{total}; {sum(line.bytes_up for line in lines):,} bytes sent, "
+        f"{sum(line.bytes_down for line in lines):,} received.",
     ]
 
 
@@ -139,22 +184,39 @@ def _sentence(line: Contribution) -> str:
         "abandoned": f"the work was given back and nothing learned was sent: {cause}",
         "not_counted": f"an update of {line.examples:,} examples was sent and not counted: {cause}",
     }.get(line.outcome, line.outcome)
-    return f"{moment(line.at)}, round {line.round}: {became} ({line.bytes_up:,} bytes sent, {line.bytes_down:,} received)"
+    return (
+        f"{moment(line.at)}, round {line.round}: {became} ({line.bytes_up:,} bytes sent, "
+        f"{line.bytes_down:,} received)"
+    )
 
 
 def _evaluation(line: Contribution) -> str:
     cause = CAUSES.get(line.cause, line.cause.replace("_", " "))  # type: ignore[call-overload]
     became = {
-        "counted": f"a checkpoint was scored on {line.examples:,} held-back words; only sums were sent, and counted",
-        SENDING: f"a checkpoint was scored on {line.examples:,} held-back words, and the sums may have left: no answer came",
+        "counted": (
+            f"a checkpoint was scored on {line.examples:,} held-back words; only sums were sent, "
+            "and counted"
+        ),
+        SENDING: (
+            f"a checkpoint was scored on {line.examples:,} held-back words, and the sums may "
+            "have left: no answer came"
+        ),
         "abandoned": f"an evaluation was given back and nothing was sent: {cause}",
-        "not_counted": f"a checkpoint was scored on {line.examples:,} held-back words; only sums were sent, and not counted: {cause}",
+        "not_counted": (
+            f"a checkpoint was scored on {line.examples:,} held-back words; only sums were sent, "
+            f"and not counted: {cause}"
+        ),
     }.get(line.outcome, line.outcome)
-    return f"{moment(line.at)}, round {line.round} of {line.task}: {became} ({line.bytes_up:,} bytes sent, {line.bytes_down:,} received)"
+    return (
+        f"{moment(line.at)}, round {line.round} of {line.task}: {became} ({line.bytes_up:,} bytes "
+        f"sent, {line.bytes_down:,} received)"
+    )
 
 
 def moment(at: float) -> str:
-    """Local date and time; for the clock of a simulated device, which starts at 0, the day and hour of its trace."""
+    """Local date and time; for the clock of a simulated device, which starts at 0, the day and hour
+    of its trace.
+    """
     if at < 1000 * DAY_S:
         return f"simulated day {int(at // DAY_S)}, {time.strftime('%H:%M', time.gmtime(at))}"
     return time.strftime("%Y-%m-%d %H:%M", time.localtime(at))

@@ -1,4 +1,6 @@
-"""The device stage: typing logs of corpus users -> device folders, and turns of several devices in one process without TensorFlow."""
+"""The device stage: typing logs of corpus users -> device folders, and turns of several devices in
+one process without TensorFlow.
+"""
 
 import json
 import logging
@@ -28,28 +30,51 @@ BLOCKED = ("tensorflow", "tensorflow_federated")
 
 
 def block_tensorflow() -> None:
-    """Make every later import of TensorFlow an ImportError: a phone has none, so nothing a device runs may need it.
+    """Make every later import of TensorFlow an ImportError: a phone has none, so nothing a device
+    runs may need it.
 
     Raises RunError if it is loaded already.
     """
     if loaded := [name for name in BLOCKED if sys.modules.get(name) is not None]:
-        raise RunError("device", f"{', '.join(loaded)} is loaded in this process", "run devices in a process of their own")
+        raise RunError(
+            "device",
+            f"{', '.join(loaded)} is loaded in this process",
+            "run devices in a process of their own",
+        )
     for name in BLOCKED:
         sys.modules[name] = None  # type: ignore[assignment]
 
 
 def choose(users: Users, count: int, least: int, seed: int) -> list[str]:
-    """`count` users with at least `least` utterances each, drawn by seed. Raises CorpusError if there are fewer."""
-    able = [user for user, utterances in corpus.sample(users, 2000).items() if len(utterances) >= least]
+    """`count` users with at least `least` utterances each, drawn by seed. Raises CorpusError if
+    there are fewer.
+    """
+    able = [
+        user for user, utterances in corpus.sample(users, 2000).items() if len(utterances) >= least
+    ]
     if len(able) < count:
-        raise CorpusError("devices", f"{len(able)} train users have {least} utterances or more, expected {count}", "ask for fewer --devices")
-    return [able[i] for i in sorted(np.random.default_rng([seed, 2]).permutation(len(able))[:count])]
+        raise CorpusError(
+            "devices",
+            f"{len(able)} train users have {least} utterances or more, expected {count}",
+            "ask for fewer --devices",
+        )
+    return [
+        able[i] for i in sorted(np.random.default_rng([seed, 2]).permutation(len(able))[:count])
+    ]
 
 
 def create(
-    folder: Path, bundle: Bundle, trusted: frozenset[str], users: Users, names: Sequence[str], traces: Sequence[Path | None], seed: int
+    folder: Path,
+    bundle: Bundle,
+    trusted: frozenset[str],
+    users: Users,
+    names: Sequence[str],
+    traces: Sequence[Path | None],
+    seed: int,
 ) -> list[Path]:
-    """One device folder a user, `device-000` and so on, each with that user's messages in its typing log."""
+    """One device folder a user, `device-000` and so on, each with that user's messages in its
+    typing log.
+    """
     from device_runtime.home import DeviceConfig, Home
 
     homes = []
@@ -67,9 +92,18 @@ def create(
 
 
 def create_population(
-    folder: Path, bundle: Path, trusted: frozenset[str], users: Users, count: int, rounds: int, least: int, seed: int
+    folder: Path,
+    bundle: Path,
+    trusted: frozenset[str],
+    users: Users,
+    count: int,
+    rounds: int,
+    least: int,
+    seed: int,
 ) -> list[Path]:
-    """`count` devices of train users, with traces in which some are kept from training in every round, each for its own cause."""
+    """`count` devices of train users, with traces in which some are kept from training in every
+    round, each for its own cause.
+    """
     from device_runtime.bundle import open_verified
     from fleet.population import roles, traces_from_roles
 
@@ -80,9 +114,11 @@ def create_population(
 
 
 def run(folders: Sequence[Path], url: str, rounds: int, outcomes: Path | None) -> dict[str, float]:
-    """Turns of the devices in `folders` over HTTP; a JSON line for each goes to `outcomes` and to the console. What it came to.
+    """Turns of the devices in `folders` over HTTP; a JSON line for each goes to `outcomes` and to
+    the console. What it came to.
 
-    The caller blocks TensorFlow first. Raises ServerError if the server cannot be reached, and whatever is wrong with a device's folder.
+    The caller blocks TensorFlow first. Raises ServerError if the server cannot be reached, and
+    whatever is wrong with a device's folder.
     """
     from device_runtime import participate
     from device_runtime.home import Home
@@ -100,11 +136,20 @@ def run(folders: Sequence[Path], url: str, rounds: int, outcomes: Path | None) -
             totals["bytes_up"] += outcome.bytes_up
             totals["bytes_down"] += outcome.bytes_down
             if lines:
-                print(json.dumps({"device": home.folder.name, **asdict(outcome)}), file=lines, flush=True)
+                print(
+                    json.dumps({"device": home.folder.name, **asdict(outcome)}),
+                    file=lines,
+                    flush=True,
+                )
             console.say(f"{home.folder.name}: {sentence(outcome)}")
 
         seen = participate.run(homes, send, rounds, note)
-    return {"devices": len(homes), "rounds": seen, **totals, "peak_memory_mb": child_process.peak_memory_mb(os.getpid())}
+    return {
+        "devices": len(homes),
+        "rounds": seen,
+        **totals,
+        "peak_memory_mb": child_process.peak_memory_mb(os.getpid()),
+    }
 
 
 def sentence(outcome: "Outcome | NotAsked") -> str:
@@ -112,45 +157,67 @@ def sentence(outcome: "Outcome | NotAsked") -> str:
     from device_runtime.daemon import NotAsked
 
     if isinstance(outcome, NotAsked):
-        return f"the server was not asked ({outcome.cause}); look again in {outcome.retry_in_s:.0f} s"
-    losses = "" if outcome.loss_after is None else f", loss {outcome.loss_before:.3f} -> {outcome.loss_after:.3f}"
+        return (
+            f"the server was not asked ({outcome.cause}); look again in {outcome.retry_in_s:.0f} s"
+        )
+    losses = (
+        ""
+        if outcome.loss_after is None
+        else f", loss {outcome.loss_before:.3f} -> {outcome.loss_after:.3f}"
+    )
     round_number = "" if outcome.round is None else f" in round {outcome.round}"
     return f"{outcome.status}{round_number}{f' ({outcome.cause})' if outcome.cause else ''}{losses}"
 
 
 def enrol(folder: Path, settings: Any, bundle: Path | None, url: str, code: str = "") -> str:
-    """Make the device in `folder` if there is none, and its key known to its server, with a code if that asks for one. The name it got.
+    """Make the device in `folder` if there is none, and its key known to its server, with a code if
+    that asks for one. The name it got.
 
-    Raises ServerError, and keeps the device for another try, if the server does not answer or does not take the code.
+    Raises ServerError, and keeps the device for another try, if the server does not answer or does
+    not take the code.
     """
     from device_runtime import calls
     from device_runtime.home import Home, conditions_of
     from device_runtime.transport import http, persistent
 
-    with http(url) as send:  # first: an address that is none, or conditions that cannot be read, make no device
+    with http(
+        url
+    ) as send:  # first: an address that is none, or conditions that cannot be read, make no device
         if not folder.exists():
             conditions_of(folder, settings)
             Home.create(folder, settings, bundle=bundle)
         home = Home.open(folder)
         if home.config.server != url:
-            raise RunError(folder, f"belongs to {home.config.server}, not to {url}", "change `server` in its device.toml, or choose another folder")
+            raise RunError(
+                folder,
+                f"belongs to {home.config.server}, not to {url}",
+                "change `server` in its device.toml, or choose another folder",
+            )
         name = calls.enrol(persistent(send), home.key, code).device
         home.keep_name(name)
     return name
 
 
 def code(file: Path | None) -> str:
-    """The enrolment code: in a file or in FEDBOARD_CODE, where other users of the machine do not see it. Raises RunError for a file without one."""
+    """The enrolment code: in a file or in FEDBOARD_CODE, where other users of the machine do not
+    see it. Raises RunError for a file without one.
+    """
     if file is None:
         return os.environ.get("FEDBOARD_CODE", "")
     try:
         return file.read_text().strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise RunError(file, f"cannot be read ({getattr(error, 'strerror', None) or error})", "give the file with the enrolment code") from None
+        raise RunError(
+            file,
+            f"cannot be read ({getattr(error, 'strerror', None) or error})",
+            "give the file with the enrolment code",
+        ) from None
 
 
 def once(folder: Path, url: str | None) -> "Outcome | NotAsked":
-    """One polite turn: nothing is asked of the server while a condition forbids it, or before its retry window is open."""
+    """One polite turn: nothing is asked of the server while a condition forbids it, or before its
+    retry window is open.
+    """
     from device_runtime.daemon import Daemon
     from device_runtime.home import Home
     from device_runtime.transport import http
@@ -161,7 +228,9 @@ def once(folder: Path, url: str | None) -> "Outcome | NotAsked":
 
 
 def stay(folder: Path, url: str | None) -> None:
-    """Run the device until SIGTERM or SIGINT: work stops within one batch, and what is half done is kept."""
+    """Run the device until SIGTERM or SIGINT: work stops within one batch, and what is half done is
+    kept.
+    """
     from device_runtime.daemon import Daemon
     from device_runtime.home import Home
     from device_runtime.transport import http

@@ -1,4 +1,6 @@
-"""The keyboard on the command line: suggestions for one text, for each line of standard input, or key by key in a terminal (`live`)."""
+"""The keyboard on the command line: suggestions for one text, for each line of standard input, or
+key by key in a terminal (`live`).
+"""
 
 import os
 import time
@@ -14,7 +16,10 @@ from device_runtime.predictor import Predictor, Suggestion
 from device_runtime.sensors import note_key
 from fedboard import console
 
-HELP = "Type a line: it ends in a space -> next words; in letters -> completions. 1, 2 or 3 accepts a suggestion, an empty line starts anew."
+HELP = (
+    "Type a line: it ends in a space -> next words; in letters -> completions. 1, 2 or 3 accepts "
+    "a suggestion, an empty line starts anew."
+)
 
 
 def split(typed: str) -> tuple[str, str]:
@@ -36,7 +41,12 @@ def accept(typed: str, word: str) -> str:
 
 def show(suggestions: list[Suggestion]) -> str:
     """`1 you 12.3 %   2 it 8.0 %   3 the 4.1 %`."""
-    return "   ".join(f"[bold]{i} {s.word}[/] {s.probability:.1%}" for i, s in enumerate(suggestions, 1)) or "(no word of the vocabulary)"
+    return (
+        "   ".join(
+            f"[bold]{i} {s.word}[/] {s.probability:.1%}" for i, s in enumerate(suggestions, 1)
+        )
+        or "(no word of the vocabulary)"
+    )
 
 
 def converse(predictor: Predictor, lines: Iterable[str]) -> None:
@@ -56,11 +66,17 @@ LEARNED_FROM = 200  # newest messages the trust is learned from, where none was 
 
 def default_home() -> Path:
     """Where the live keyboard keeps its typing log if no device is named."""
-    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "fedboard" / "keyboard"
+    return (
+        Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share")
+        / "fedboard"
+        / "keyboard"
+    )
 
 
 def home_of(folder: Path, bundle: Bundle) -> Home:
-    """The device in `folder`, made there on first use with this bundle. Raises RunError or ConfigError for a folder that is none."""
+    """The device in `folder`, made there on first use with this bundle. Raises RunError or
+    ConfigError for a folder that is none.
+    """
     if not Path(folder).exists():
         trusted = (bundle.path.joinpath("manifest.sig").read_text().split()[0],)
         return Home.create(folder, DeviceConfig(bundle=str(bundle.path.resolve()), trusted=trusted))
@@ -68,7 +84,9 @@ def home_of(folder: Path, bundle: Bundle) -> Home:
 
 
 def live(bundle: Bundle, home: Home | None, incognito: bool = False) -> None:
-    """The live keyboard until it is left. Messages enter the home's typing log and own words; without a home nothing is recorded."""
+    """The live keyboard until it is left. Messages enter the home's typing log and own words;
+    without a home nothing is recorded.
+    """
     from fedboard import live_keyboard
 
     own = OwnWords(bundle.vocabulary, _trust(home))
@@ -93,7 +111,9 @@ def live(bundle: Bundle, home: Home | None, incognito: bool = False) -> None:
     done = live_keyboard.run(predictor.suggest, record, incognito, on_key=pressed)
     if home:
         home.keep(OWN_WORDS, config.to_json(own.trust))
-    console.say(f"{done.messages} messages, {done.keys} keys pressed, {done.saved:.1%} of keystrokes saved")
+    console.say(
+        f"{done.messages} messages, {done.keys} keys pressed, {done.saved:.1%} of keystrokes saved"
+    )
 
 
 def _trust(home: Home | None) -> Trust:

@@ -1,6 +1,8 @@
-"""The live keyboard in a terminal: the strip follows each key, what is sent enters the typing log unless incognito is on.
+"""The live keyboard in a terminal: the strip follows each key, what is sent enters the typing log
+unless incognito is on.
 
-`press` and `screen` are pure: keys and a session in, a session or text out. `run` is the loop that owns the terminal and gives it back.
+`press` and `screen` are pure: keys and a session in, a session or text out. `run` is the loop that
+owns the terminal and gives it back.
 """
 
 import codecs
@@ -23,15 +25,25 @@ from device_runtime.predictor import Suggestion, centred
 from fedboard.keyboard import accept, split
 
 TAB, ENTER, BACKSPACE = "\t", "\r", "\x7f"
-CLEAR, WORD_BACK, INCOGNITO, LITERAL, LEAVE = "\x15", "\x17", "\x10", "\x16", ("\x03", "\x04")  # Ctrl-U, -W, -P, -V; Ctrl-C and -D
+CLEAR, WORD_BACK, INCOGNITO, LITERAL, LEAVE = (
+    "\x15",
+    "\x17",
+    "\x10",
+    "\x16",
+    ("\x03", "\x04"),
+)  # Ctrl-U, -W, -P, -V; Ctrl-C and -D
 HELP = "Tab or 1 2 3 accept · Enter sends · Ctrl-P incognito · Ctrl-V types a digit · Ctrl-D leaves"
-_ESCAPE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|O.|[^\[O])")  # ECMA-48: control sequences, and keys with Alt
+_ESCAPE = re.compile(
+    r"\x1b(?:\[[0-?]*[ -/]*[@-~]|O.|[^\[O])"
+)  # ECMA-48: control sequences, and keys with Alt
 _PASTE, _PASTE_END = "\x1b[200~", "\x1b[201~"
 
 
 @dataclass(frozen=True)
 class Session:
-    """What was typed and what it cost. A word costs its letters and one key; with the strip, the letters typed and one key."""
+    """What was typed and what it cost. A word costs its letters and one key; with the strip, the
+    letters typed and one key.
+    """
 
     typed: str = ""  # the message so far
     keys: int = 0  # pressed, over all messages
@@ -53,14 +65,20 @@ class Session:
 
 
 def press(session: Session, key: str, strip: Sequence[str]) -> Session:
-    """The session after one key (or a pasted text, which is typed as it is). strip holds the words as shown, left to right."""
+    """The session after one key (or a pasted text, which is typed as it is). strip holds the words
+    as shown, left to right.
+    """
     session = replace(session, sent=None)
     if session.literal and key.isprintable():
         return _type(replace(session, literal=False), key)
     if key in LEAVE:
         return replace(session, left=True)
     if key == INCOGNITO:
-        return replace(session, incognito=not session.incognito, private=not session.incognito or bool(session.typed))
+        return replace(
+            session,
+            incognito=not session.incognito,
+            private=not session.incognito or bool(session.typed),
+        )
     if key == LITERAL:
         return replace(session, literal=True)
     if key == ENTER:
@@ -70,12 +88,30 @@ def press(session: Session, key: str, strip: Sequence[str]) -> Session:
     if key in ("1", "2", "3") and int(key) <= len(strip):
         return _accept(session, strip[int(key) - 1])
     if key == BACKSPACE:
-        return replace(session, typed=session.typed[:-1], keys=session.keys + 1, space_is_ours=False) if session.typed else session
+        return (
+            replace(session, typed=session.typed[:-1], keys=session.keys + 1, space_is_ours=False)
+            if session.typed
+            else session
+        )
     if key == WORD_BACK:
         kept = split(session.typed.rstrip())[0]
-        return replace(session, typed=kept, keys=session.keys + 1, space_is_ours=False) if session.typed else session
+        return (
+            replace(session, typed=kept, keys=session.keys + 1, space_is_ours=False)
+            if session.typed
+            else session
+        )
     if key == CLEAR:
-        return replace(session, typed="", keys=session.keys + 1, space_is_ours=False, private=session.incognito) if session.typed else session
+        return (
+            replace(
+                session,
+                typed="",
+                keys=session.keys + 1,
+                space_is_ours=False,
+                private=session.incognito,
+            )
+            if session.typed
+            else session
+        )
     return _type(session, "".join(character for character in key if character.isprintable()))
 
 
@@ -83,7 +119,12 @@ def _type(session: Session, text: str) -> Session:
     typed = session.typed
     if session.space_is_ours and text[:1] and text[0] in ".,?!":
         typed = typed[:-1]  # a stop belongs to the word before it
-    return replace(session, typed=typed + text, keys=session.keys + len(text), space_is_ours=session.space_is_ours and not text)
+    return replace(
+        session,
+        typed=typed + text,
+        keys=session.keys + len(text),
+        space_is_ours=session.space_is_ours and not text,
+    )
 
 
 def _accept(session: Session, word: str) -> Session:
@@ -92,7 +133,9 @@ def _accept(session: Session, word: str) -> Session:
         word = word.upper()
     elif begun[:1].isupper():
         word = word[:1].upper() + word[1:]
-    return replace(session, typed=accept(session.typed, word), keys=session.keys + 1, space_is_ours=True)
+    return replace(
+        session, typed=accept(session.typed, word), keys=session.keys + 1, space_is_ours=True
+    )
 
 
 def _send(session: Session) -> Session:
@@ -111,7 +154,8 @@ def _send(session: Session) -> Session:
 
 
 def keys(pending: str) -> tuple[list[str], str]:
-    """Keys in what the terminal sent, and the rest that is not whole yet. A pasted text is one key; other escape sequences are none.
+    """Keys in what the terminal sent, and the rest that is not whole yet. A pasted text is one key;
+    other escape sequences are none.
 
     >>> keys("a\\x1b[Ab\\x1b[")
     (['a', 'b'], '\\x1b[')
@@ -136,7 +180,9 @@ def keys(pending: str) -> tuple[list[str], str]:
 
 
 def screen(session: Session, strip: Sequence[str], width: int) -> list[str]:
-    """Lines to show, each at most `width` cells: the strip with the best word in bold at the centre, the text, the count."""
+    """Lines to show, each at most `width` cells: the strip with the best word in bold at the
+    centre, the text, the count.
+    """
     cell = max((width - 4) // STRIP, 1)
     shown = [set_cell_size(f"{i} {word}", cell) for i, word in enumerate(strip, 1)]
     if shown:
@@ -145,9 +191,17 @@ def screen(session: Session, strip: Sequence[str], width: int) -> list[str]:
     while cell_len(text) > max(width - 4, 1):
         text = text[1:]
     mark = "…" if text != session.typed else " "
-    state = "incognito: nothing is recorded" if session.incognito else "not recorded" if session.private else ""
+    state = (
+        "incognito: nothing is recorded"
+        if session.incognito
+        else "not recorded"
+        if session.private
+        else ""
+    )
     count = f"{session.keys} keys, {session.saved:.0%} saved"
-    status = set_cell_size("  ".join(part for part in (count, state, HELP) if part), max(width - 1, 1)).rstrip()
+    status = set_cell_size(
+        "  ".join(part for part in (count, state, HELP) if part), max(width - 1, 1)
+    ).rstrip()
     return ["│".join(shown), f"{mark}{text}\x1b[7m \x1b[0m", f"\x1b[2m{status}\x1b[0m"]
 
 
@@ -159,14 +213,20 @@ def run(
     stdout: int = 1,
     on_key: Callable[[], None] = lambda: None,
 ) -> Session:
-    """Show the keyboard until it is left. `suggest` gives words for a context and a prefix; `on_message` gets what was sent, unless it is private.
+    """Show the keyboard until it is left. `suggest` gives words for a context and a prefix;
+    `on_message` gets what was sent, unless it is private.
 
     `on_key` is told that keys were pressed, and not which.
 
-    The terminal is given back as it was however this ends, SIGTERM included. Raises RunError if there is no terminal.
+    The terminal is given back as it was however this ends, SIGTERM included. Raises RunError if
+    there is no terminal.
     """
     if not (os.isatty(stdin) and os.isatty(stdout)):
-        raise RunError("fedboard keyboard", "expected a terminal", "run it in one, or use `fedboard predict`, which reads lines")
+        raise RunError(
+            "fedboard keyboard",
+            "expected a terminal",
+            "run it in one, or use `fedboard predict`, which reads lines",
+        )
     session = Session(incognito=incognito, private=incognito)
     with _raw(stdin, stdout) as wake:
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
@@ -219,11 +279,16 @@ def _width(stdout: int) -> int:
 
 @contextlib.contextmanager
 def _raw(stdin: int, stdout: int) -> Iterator[int]:
-    """The terminal in raw mode; gives a file that can be read when SIGTERM or a new size has come."""
+    """The terminal in raw mode; gives a file that can be read when SIGTERM or a new size has
+    come.
+    """
     before = termios.tcgetattr(stdin)
     read, write = os.pipe()
     os.set_blocking(write, False)
-    handlers = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGWINCH)}
+    handlers = {
+        number: signal.signal(number, lambda *_: None)
+        for number in (signal.SIGTERM, signal.SIGWINCH)
+    }
     old_wake = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
     try:
         tty.setraw(stdin)

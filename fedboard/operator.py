@@ -58,21 +58,41 @@ class Operator:
                 return from_json(kind, reply.body, kind.__name__)
             problem = from_json(Problem, reply.body, "Problem")
         except ConfigError as error:
-            raise ServerError(f"{method} {path}", f"the answer with status {reply.status} is not one of ours ({error})", "check --server") from None
-        raise ServerError(f"{method} {path}", f"refused: {problem.cause}: {problem.detail}", "see `fedboard task list`, or the token given")
+            raise ServerError(
+                f"{method} {path}",
+                f"the answer with status {reply.status} is not one of ours ({error})",
+                "check --server",
+            ) from None
+        raise ServerError(
+            f"{method} {path}",
+            f"refused: {problem.cause}: {problem.detail}",
+            "see `fedboard task list`, or the token given",
+        )
 
 
 @contextmanager
-def connect(folder: Path | None, server: str | None, token_file: Path | None = None) -> Iterator[Operator]:
-    """The server whose folder or address is given, with its token. Raises RunError if the folder's server does not run or the token is missing."""
+def connect(
+    folder: Path | None, server: str | None, token_file: Path | None = None
+) -> Iterator[Operator]:
+    """The server whose folder or address is given, with its token. Raises RunError if the folder's
+    server does not run or the token is missing.
+    """
     if (folder is None) == (server is None):
-        raise RunError("--dir, --server", "expected one of them", "give the server's folder, or its address")
+        raise RunError(
+            "--dir, --server", "expected one of them", "give the server's folder, or its address"
+        )
     if folder is not None:
         server = _line(folder / ADDRESS, f"start the server first: fedboard serve --dir {folder}")
         token_file = token_file or folder / TOKEN_FILE
-    token = os.environ.get(TOKEN) or (_line(token_file, "give the file with the operator's token") if token_file else "")
+    token = os.environ.get(TOKEN) or (
+        _line(token_file, "give the file with the operator's token") if token_file else ""
+    )
     if not token:
-        raise RunError("--token-file", "the operator's token is needed, found none", f"give its file, or set {TOKEN}")
+        raise RunError(
+            "--token-file",
+            "the operator's token is needed, found none",
+            f"give its file, or set {TOKEN}",
+        )
     with http(str(server)) as send:
         yield Operator(send, token)
 
@@ -81,4 +101,6 @@ def _line(path: Path, remedy: str) -> str:
     try:
         return Path(path).read_text().strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise RunError(path, f"cannot be read ({getattr(error, 'strerror', None) or error})", remedy) from None
+        raise RunError(
+            path, f"cannot be read ({getattr(error, 'strerror', None) or error})", remedy
+        ) from None

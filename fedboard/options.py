@@ -7,9 +7,21 @@ from typing import Annotated
 
 import typer
 
-Data = Annotated[str, typer.Option("--data", help="`chitchat`, `stackoverflow`, `shakespeare`, or a directory made by `fedboard data import`.")]
+Data = Annotated[
+    str,
+    typer.Option(
+        "--data",
+        help="`chitchat`, `stackoverflow`, `shakespeare`, or a directory made by `fedboard data "
+        "import`.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
-Trust = Annotated[list[Path] | None, typer.Option(help="Public key file of a bundle's maker; by default our own, runs/keys/signing.pub.")]
+Trust = Annotated[
+    list[Path] | None,
+    typer.Option(
+        help="Public key file of a bundle's maker; by default our own, runs/keys/signing.pub."
+    ),
+]
 Seed = Annotated[int, typer.Option(help="Repeats the run.")]
 
 

@@ -1,6 +1,7 @@
 """The report: a run's folder -> one self-contained page, without scripts or outside resources.
 
-Every part of the folder is optional: a missing part leaves its section out. The same files give the same bytes.
+Every part of the folder is optional: a missing part leaves its section out. The same files give the
+same bytes.
 """
 
 import csv
@@ -26,7 +27,15 @@ if TYPE_CHECKING:  # a second to import: only drawing pays for it
     from markupsafe import Markup
     from matplotlib.figure import Figure
 
-SYSTEMS = ("unigram", "kn2", "kn3", "kn4", "before", "after", "shipped")  # first rows of the table; others follow by name
+SYSTEMS = (
+    "unigram",
+    "kn2",
+    "kn3",
+    "kn4",
+    "before",
+    "after",
+    "shipped",
+)  # first rows of the table; others follow by name
 NETWORKS = ("after", "before", "shipped")  # the first that is there stands for the network
 _WRITE_AGAIN = "remove it, or run the stage that writes it again"
 
@@ -85,11 +94,14 @@ def build(run: Run) -> Path:
     """
     page = render(run.path.resolve().name, read(run))
     with writable(run.report) as path:
-        write_whole(path, page.encode(errors="replace"))  # a lone surrogate in a message has no bytes
+        write_whole(
+            path, page.encode(errors="replace")
+        )  # a lone surrogate in a message has no bytes
     return run.report
 
 
-# --- reading the folder ------------------------------------------------------------------------------------------------------------------
+# --- reading the folder
+# ------------------------------------------------------------------------------------------------
 
 
 def read(run: Run) -> Material:
@@ -98,13 +110,21 @@ def read(run: Run) -> Material:
     material = Material(
         settings=_settings(run) if run.config.exists() else None,
         metrics=_metrics(run.metrics),
-        systems={stem: _scored(files[stem]) for stem in sorted(files, key=lambda stem: (*SYSTEMS, stem).index(stem))},
+        systems={
+            stem: _scored(files[stem])
+            for stem in sorted(files, key=lambda stem: (*SYSTEMS, stem).index(stem))
+        },
         rounds=_message(RoundReports, run.path / "rounds.json", RoundReports()).rounds,
         examples=_examples(run.path / "suggestions.json"),
         totals=_message(Totals, run.path / "summary.json", None),
     )
-    if not any(getattr(material, part) for part in ("settings", "metrics", "systems", "rounds", "examples", "totals")):
-        raise RunError(run.path, "holds nothing to report on", "give the folder of a run, such as runs/demo")
+    if not any(
+        getattr(material, part)
+        for part in ("settings", "metrics", "systems", "rounds", "examples", "totals")
+    ):
+        raise RunError(
+            run.path, "holds nothing to report on", "give the folder of a run, such as runs/demo"
+        )
     return material
 
 
@@ -138,13 +158,19 @@ def _metrics(path: Path) -> tuple[RoundMetrics, ...]:
     if data is None:
         return ()
     try:
-        return tuple(_round_metrics(row) for row in csv.DictReader(io.StringIO(data.decode(), newline="")))
+        return tuple(
+            _round_metrics(row) for row in csv.DictReader(io.StringIO(data.decode(), newline=""))
+        )
     except (ValueError, KeyError, TypeError, csv.Error) as error:
-        raise _damaged(path, f"expected numbers in the columns round and loss, found {error}") from None
+        raise _damaged(
+            path, f"expected numbers in the columns round and loss, found {error}"
+        ) from None
 
 
 def _round_metrics(row: dict[str, str]) -> RoundMetrics:
-    looks = {name: float(row[name]) if row.get(name) else None for name in ("top1", "top3", "perplexity")}
+    looks = {
+        name: float(row[name]) if row.get(name) else None for name in ("top1", "top3", "perplexity")
+    }
     return RoundMetrics(int(row["round"]), float(row["loss"]), **looks)
 
 
@@ -154,11 +180,22 @@ def _examples(path: Path) -> tuple[Example, ...]:
         return ()
     try:
         return tuple(
-            Example(str(row["context"]), str(row["prefix"]), *(tuple((str(word), float(p)) for word, p in row[when]) for when in ("before", "after")))
+            Example(
+                str(row["context"]),
+                str(row["prefix"]),
+                *(
+                    tuple((str(word), float(p)) for word, p in row[when])
+                    for when in ("before", "after")
+                ),
+            )
             for row in json.loads(data)
         )
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
-        raise _damaged(path, f"expected a list of contexts with suggestions before and after, found {type(error).__name__} {error}") from None
+        raise _damaged(
+            path,
+            "expected a list of contexts with suggestions before and after, found "
+            f"{type(error).__name__} {error}",
+        ) from None
 
 
 def _bytes(path: Path) -> bytes | None:
@@ -174,7 +211,8 @@ def _damaged(path: Path, problem: object) -> RunError:
     return RunError(path, f"cannot be used ({problem})", _WRITE_AGAIN)
 
 
-# --- what the page says ------------------------------------------------------------------------------------------------------------------
+# --- what the page says
+# ------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -189,11 +227,15 @@ class Bar:
 
 @dataclass(frozen=True)
 class Pair:
-    """Top-1 recall of users with enough targets, under the network and under what it is compared with."""
+    """Top-1 recall of users with enough targets, under the network and under what it is compared
+    with.
+    """
 
     network: str
     rival: str  # empty without one
-    users: tuple[tuple[float, float], ...]  # (rival, network) of each user both scored; without a rival (nan, network)
+    users: tuple[
+        tuple[float, float], ...
+    ]  # (rival, network) of each user both scored; without a rival (nan, network)
 
     @property
     def better(self) -> int:
@@ -209,7 +251,9 @@ class Pair:
 
 
 def funnel(rounds: tuple[RoundReport, ...]) -> list[Bar]:
-    """All rounds together: those left after each step, and before the step where they fell out, the lost ones by cause, most frequent first."""
+    """All rounds together: those left after each step, and before the step where they fell out, the
+    lost ones by cause, most frequent first.
+    """
 
     def total(step: str) -> int:
         return sum(getattr(round, step) for round in rounds)
@@ -218,7 +262,11 @@ def funnel(rounds: tuple[RoundReport, ...]) -> list[Bar]:
         causes: Counter[str] = Counter()
         for round in rounds:
             causes.update(getattr(round, losses))
-        return [(plain(cause), count, True) for cause, count in sorted(causes.items(), key=lambda item: (-item[1], item[0])) if count]
+        return [
+            (plain(cause), count, True)
+            for cause, count in sorted(causes.items(), key=lambda item: (-item[1], item[0]))
+            if count
+        ]
 
     steps = [
         ("checked in", total("checked_in"), False),
@@ -228,7 +276,10 @@ def funnel(rounds: tuple[RoundReport, ...]) -> list[Bar]:
         ("counted", total("counted"), False),
     ]
     longest = max(value for _, value, _ in steps)
-    return [Bar(label, value, value / longest if longest > 0 else 0.0, is_lost) for label, value, is_lost in steps]
+    return [
+        Bar(label, value, value / longest if longest > 0 else 0.0, is_lost)
+        for label, value, is_lost in steps
+    ]
 
 
 def plain(cause: str) -> str:
@@ -238,23 +289,37 @@ def plain(cause: str) -> str:
 
 def bars(values: dict[str, float]) -> list[Bar]:
     longest = max((value for value in values.values() if math.isfinite(value)), default=0.0)
-    return [Bar(label, value, value / longest if longest > 0 and math.isfinite(value) else 0.0) for label, value in values.items()]
+    return [
+        Bar(label, value, value / longest if longest > 0 and math.isfinite(value) else 0.0)
+        for label, value in values.items()
+    ]
 
 
 def pair(systems: dict[str, score.Scored]) -> Pair | None:
-    """The network beside the bigram, or without one beside itself before the device rounds; None if no user has enough targets."""
-    network = next((name for name in (*NETWORKS, *systems) if name in systems and systems[name].users), None)
+    """The network beside the bigram, or without one beside itself before the device rounds; None if
+    no user has enough targets.
+    """
+    network = next(
+        (name for name in (*NETWORKS, *systems) if name in systems and systems[name].users), None
+    )
     if network is None:
         return None
     shares = systems[network].users
     for rival in ("kn2", "before"):
-        if rival != network and rival in systems and (common := [user for user in shares if user in systems[rival].users]):
-            return Pair(network, rival, tuple((systems[rival].users[user], shares[user]) for user in common))
+        if (
+            rival != network
+            and rival in systems
+            and (common := [user for user in shares if user in systems[rival].users])
+        ):
+            return Pair(
+                network, rival, tuple((systems[rival].users[user], shares[user]) for user in common)
+            )
     return Pair(network, "", tuple((math.nan, share) for share in shares.values()))
 
 
 def strip(words: tuple[tuple[str, float], ...]) -> list[tuple[str, float, bool]]:
-    """Three suggestions as the keyboard shows them, the best in the centre: word, probability, whether it is the best.
+    """Three suggestions as the keyboard shows them, the best in the centre: word, probability,
+    whether it is the best.
 
     >>> strip((("you", 0.5), ("it", 0.2), ("me", 0.1)))
     [('it', 0.2, False), ('you', 0.5, True), ('me', 0.1, False)]
@@ -301,7 +366,14 @@ def render(name: str, material: Material) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": percent, "number": number, "size": size, "duration": duration, "plain": plain, "strip3": strip}
+    environment.filters |= {
+        "percent": percent,
+        "number": number,
+        "size": size,
+        "duration": duration,
+        "plain": plain,
+        "strip3": strip,
+    }
     systems, totals = material.systems, material.totals or Totals()
     baselines = [scored for scored in systems.values() if scored.kind == "baseline"]
     headline = next((stem for stem in NETWORKS if stem in systems), None)
@@ -329,11 +401,20 @@ def render(name: str, material: Material) -> str:
     )
 
 
-# --- plots -------------------------------------------------------------------------------------------------------------------------------
-# Colours are stand-ins: in the page they become CSS variables, which follow the reader's light or dark mode.
+# --- plots
+# ------------------------------------------------------------------------------------------------
+# Colours are stand-ins: in the page they become CSS variables, which follow the reader's light or
+# dark mode.
 
 INK, SOFT, LINE, NETWORK, BASELINE, BEFORE = (f"#0000{i:02x}" for i in range(1, 7))
-_VARIABLES = {INK: "ink", SOFT: "soft", LINE: "line", NETWORK: "network", BASELINE: "baseline", BEFORE: "before"}
+_VARIABLES = {
+    INK: "ink",
+    SOFT: "soft",
+    LINE: "line",
+    NETWORK: "network",
+    BASELINE: "baseline",
+    BEFORE: "before",
+}
 WIDTH = 400  # points; about one to one on a phone
 _STYLE = {
     "svg.fonttype": "none",  # text stays text: selectable, and in the page's font
@@ -373,7 +454,9 @@ def _plots(material: Material, compared: Pair | None) -> dict[str, "Markup"]:
         if any(row.top1 is not None for row in material.metrics):
             found["recall"] = _recall(material.metrics)
         if material.systems:
-            found["top1"], found["top3"] = (_systems(material.systems, which) for which in ("top1", "top3"))
+            found["top1"], found["top3"] = (
+                _systems(material.systems, which) for which in ("top1", "top3")
+            )
         if material.rounds:
             found["bytes"] = _bytes_by_round(material.rounds)
         if compared:
@@ -391,22 +474,36 @@ def _figure(height: float) -> tuple["Figure", Any]:
 
 
 def _svg(figure: "Figure", name: str, title: str, description: str) -> "Markup":
-    """The figure as an inline SVG with a title and a description for those who do not see it. `name` keeps its ids apart from other plots'."""
+    """The figure as an inline SVG with a title and a description for those who do not see it.
+    `name` keeps its ids apart from other plots'.
+    """
     from markupsafe import Markup, escape
 
     written = io.StringIO()
-    figure.savefig(written, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+    figure.savefig(
+        written,
+        format="svg",
+        transparent=True,
+        metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")),
+    )
     svg = written.getvalue()
     svg = svg[svg.index("<svg") :].replace("xlink:href", "href")
-    svg = re.sub(r"<style.*?</style>|<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)  # its style would reach the whole page
+    svg = re.sub(
+        r"<style.*?</style>|<metadata>.*?</metadata>", "", svg, flags=re.DOTALL
+    )  # its style would reach the whole page
     svg = re.sub(r" font-family: [^;\"]*;", "", svg)
     svg = re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{name}-", svg)
-    svg = re.sub(r"(fill|stroke): (#0000\d\d)", lambda found: f"{found[1]}: var(--{_VARIABLES[found[2]]})", svg)
+    svg = re.sub(
+        r"(fill|stroke): (#0000\d\d)",
+        lambda found: f"{found[1]}: var(--{_VARIABLES[found[2]]})",
+        svg,
+    )
     body = svg[svg.index(">") + 1 :]
     view = f"0 0 {WIDTH} {figure.get_figheight() * 72:g}"
     return Markup(
         f'<svg viewBox="{view}" role="img" aria-labelledby="{name}-title {name}-about">'
-        f'<title id="{name}-title">{escape(title)}</title><desc id="{name}-about">{escape(description)}</desc>{body}'
+        f'<title id="{name}-title">{escape(title)}</title><desc '
+        f'id="{name}-about">{escape(description)}</desc>{body}'
     )
 
 
@@ -428,10 +525,22 @@ def _recall(metrics: tuple[RoundMetrics, ...]) -> "Markup":
     figure, axes = _figure(230)
     said = []
     for which, label, colour in (("top3", "top-3", BEFORE), ("top1", "top-1", NETWORK)):
-        points = [(row.round, 100 * getattr(row, which)) for row in metrics if getattr(row, which) is not None]
+        points = [
+            (row.round, 100 * getattr(row, which))
+            for row in metrics
+            if getattr(row, which) is not None
+        ]
         if points:
             axes.plot(*zip(*points, strict=True), color=colour, marker="o", markersize=3.5)
-            axes.annotate(f"{label} {points[-1][1]:.1f}", points[-1], (0, 8), textcoords="offset points", ha="right", color=colour, weight="bold")
+            axes.annotate(
+                f"{label} {points[-1][1]:.1f}",
+                points[-1],
+                (0, 8),
+                textcoords="offset points",
+                ha="right",
+                color=colour,
+                weight="bold",
+            )
             said.append(f"{label} ends at {points[-1][1]:.1f} % in round {points[-1][0]}")
     axes.set(xlabel="round", ylabel="recall, %")
     axes.set_ylim(bottom=0)
@@ -448,22 +557,48 @@ def _systems(systems: dict[str, score.Scored], which: str) -> "Markup":
         value = 100 * getattr(scored.summary, which)
         low, high = (100 * end for end in getattr(scored.summary, f"{which}_interval"))
         colour = _colour(stem, scored)
-        axes.plot([low, high], [place, place], color=colour, linewidth=3, solid_capstyle="round", alpha=0.45)
+        axes.plot(
+            [low, high],
+            [place, place],
+            color=colour,
+            linewidth=3,
+            solid_capstyle="round",
+            alpha=0.45,
+        )
         axes.plot([value], [place], color=colour, marker="o", markersize=7)
-        axes.annotate(f"{value:.1f}", (value, place), (0, 7), textcoords="offset points", ha="center", color=colour, weight="bold", size=10.5)
-    axes.set_yticks(range(len(systems)), [_wrapped(scored.name) for scored in reversed(systems.values())], color=INK, size=10.5)
+        axes.annotate(
+            f"{value:.1f}",
+            (value, place),
+            (0, 7),
+            textcoords="offset points",
+            ha="center",
+            color=colour,
+            weight="bold",
+            size=10.5,
+        )
+    axes.set_yticks(
+        range(len(systems)),
+        [_wrapped(scored.name) for scored in reversed(systems.values())],
+        color=INK,
+        size=10.5,
+    )
     axes.set_ylim(-0.6, len(systems) - 0.3)
     axes.set(xlabel=f"{label} recall, %, and 95 % interval")
     axes.grid(axis="y", visible=False)
     axes.spines["left"].set_visible(False)
-    said = "; ".join(f"{scored.name}: {percent(getattr(scored.summary, which))} %" for scored in systems.values())
+    said = "; ".join(
+        f"{scored.name}: {percent(getattr(scored.summary, which))} %" for scored in systems.values()
+    )
     return _svg(figure, f"systems-{which}", f"{label} recall of every system", said)
 
 
 def _bytes_by_round(rounds: tuple[RoundReport, ...]) -> "Markup":
     figure, axes = _figure(230)
     numbers = np.array([round.round for round in rounds], float)
-    up, down = (np.array([getattr(round, way) for round in rounds], float) / 1e6 for way in ("bytes_up", "bytes_down"))
+    up, down = (
+        np.array([getattr(round, way) for round in rounds], float) / 1e6
+        for way in ("bytes_up", "bytes_down")
+    )
     axes.bar(numbers - 0.2, up, 0.38, color=NETWORK, label="up (updates)")
     axes.bar(numbers + 0.2, down, 0.38, color=BEFORE, label="down (checkpoints, plans)")
     axes.set(xlabel="round", ylabel="MB on the socket")
@@ -480,15 +615,34 @@ def _histogram(compared: Pair, systems: dict[str, score.Scored]) -> "Markup":
     edges = np.histogram_bin_edges(shares[np.isfinite(shares)], bins=16)
     if compared.rival:
         rival = systems[compared.rival]
-        axes.hist(shares[:, 0], edges, histtype="stepfilled", color=_colour(compared.rival, rival), alpha=0.35, label=rival.name)
+        axes.hist(
+            shares[:, 0],
+            edges,
+            histtype="stepfilled",
+            color=_colour(compared.rival, rival),
+            alpha=0.35,
+            label=rival.name,
+        )
     colour = NETWORK if compared.rival else _colour(compared.network, systems[compared.network])
-    axes.hist(shares[:, 1], edges, histtype="step", color=colour, linewidth=2.2, label=systems[compared.network].name)
+    axes.hist(
+        shares[:, 1],
+        edges,
+        histtype="step",
+        color=colour,
+        linewidth=2.2,
+        label=systems[compared.network].name,
+    )
     axes.set(xlabel="top-1 recall of a user, %", ylabel="users")
     _whole_ticks(axes.yaxis)
     axes.grid(axis="x", visible=False)
     figure.legend(loc="outside upper left", fontsize=10.5, handlelength=1.2, labelcolor=SOFT)
     median = float(np.median(shares[:, 1]))
-    return _svg(figure, "users", "Test users by top-1 recall", f"{len(shares)} users; the median user has {median:.1f} % with the network.")
+    return _svg(
+        figure,
+        "users",
+        "Test users by top-1 recall",
+        f"{len(shares)} users; the median user has {median:.1f} % with the network.",
+    )
 
 
 def _scatter(compared: Pair, systems: dict[str, score.Scored]) -> "Markup":
@@ -498,12 +652,29 @@ def _scatter(compared: Pair, systems: dict[str, score.Scored]) -> "Markup":
     axes.plot([low, high], [low, high], color=SOFT, linewidth=1, linestyle=(0, (4, 4)))
     above = shares[:, 1] > shares[:, 0]
     axes.scatter(*shares[above].T, s=26, color=NETWORK, alpha=0.65, linewidths=0)
-    axes.scatter(*shares[~above].T, s=26, color=_colour(compared.rival, systems[compared.rival]), alpha=0.65, linewidths=0)
+    axes.scatter(
+        *shares[~above].T,
+        s=26,
+        color=_colour(compared.rival, systems[compared.rival]),
+        alpha=0.65,
+        linewidths=0,
+    )
     axes.set(xlim=(low, high), ylim=(low, high), aspect="equal")
     axes.set_xlabel(f"{systems[compared.rival].name}, top-1 %")
     axes.set_ylabel(f"{systems[compared.network].name}, top-1 %")
-    axes.annotate("network better", (0.04, 0.95), xycoords="axes fraction", va="top", color=NETWORK, weight="bold", size=10.5)
-    text = f"Each dot is a test user. The network is better for {compared.better} of {len(shares)}, worse for {compared.worse}."
+    axes.annotate(
+        "network better",
+        (0.04, 0.95),
+        xycoords="axes fraction",
+        va="top",
+        color=NETWORK,
+        weight="bold",
+        size=10.5,
+    )
+    text = (
+        f"Each dot is a test user. The network is better for {compared.better} of {len(shares)}, "
+        f"worse for {compared.worse}."
+    )
     return _svg(figure, "scatter", "Top-1 recall of each user under both systems", text)
 
 

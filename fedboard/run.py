@@ -18,7 +18,9 @@ KEYS = Path(os.environ.get("FEDBOARD_KEYS", "runs/keys"))
 
 @dataclass(frozen=True)
 class Run:
-    """Paths of one run. `Settings` in config.toml mark a folder as ours, so that only such a folder is ever replaced."""
+    """Paths of one run. `Settings` in config.toml mark a folder as ours, so that only such a folder
+    is ever replaced.
+    """
 
     path: Path
 
@@ -78,7 +80,8 @@ class Settings:
 
 
 def create(path: Path, settings: Settings, replace: bool) -> Run:
-    """An empty run folder with its config. An older run there is removed only if `replace`; anything else there is an error.
+    """An empty run folder with its config. An older run there is removed only if `replace`;
+    anything else there is an error.
 
     Raises RunError if the folder is taken or cannot be written.
     """
@@ -91,7 +94,9 @@ def create(path: Path, settings: Settings, replace: bool) -> Run:
         write_whole(run.config, config.to_toml(settings).encode())
         run.checkpoints.mkdir(exist_ok=True)
     except OSError as error:
-        raise RunError(run.path, f"cannot be written ({error.strerror})", "choose a folder you may write to") from None
+        raise RunError(
+            run.path, f"cannot be written ({error.strerror})", "choose a folder you may write to"
+        ) from None
     return run
 
 
@@ -101,15 +106,21 @@ def require_free(path: Path, replace: bool) -> None:
     try:
         taken = run.path.exists() and any(run.path.iterdir())
     except OSError as error:
-        raise RunError(run.path, f"cannot be read ({error.strerror})", "choose another folder") from None
+        raise RunError(
+            run.path, f"cannot be read ({error.strerror})", "choose another folder"
+        ) from None
     if taken and not run.config.is_file():
         raise RunError(run.path, "holds files that are not a Fedboard run", "choose another folder")
     if taken and not replace:
-        raise RunError(run.path, "holds an earlier run", "choose another folder, or pass --overwrite")
+        raise RunError(
+            run.path, "holds an earlier run", "choose another folder, or pass --overwrite"
+        )
 
 
 def clear(run: Run) -> None:
-    """Remove a run's files; the config goes last, so that an interrupted removal still leaves a folder known as ours."""
+    """Remove a run's files; the config goes last, so that an interrupted removal still leaves a
+    folder known as ours.
+    """
     for entry in sorted(run.path.iterdir(), key=lambda entry: entry == run.config):
         shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
 
@@ -127,12 +138,16 @@ def write_whole(path: Path, data: bytes) -> None:
 
 @contextmanager
 def writable(path: Path) -> Iterator[Path]:
-    """A path whose folder exists; an operating system's refusal inside the block becomes a RunError."""
+    """A path whose folder exists; an operating system's refusal inside the block becomes a
+    RunError.
+    """
     try:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         yield Path(path)
     except OSError as error:
-        raise RunError(path, f"cannot be written ({error.strerror})", "choose a place you may write to") from None
+        raise RunError(
+            path, f"cannot be written ({error.strerror})", "choose a place you may write to"
+        ) from None
 
 
 def checkpoint_of(target: Path) -> Path:
@@ -141,33 +156,53 @@ def checkpoint_of(target: Path) -> Path:
     if target.is_dir():
         found = [path for path in (Run(target).best, Run(target).last) if path.is_file()]
         if not found:
-            raise CheckpointError(target, "has no checkpoints/best.safetensors", "give a run of `fedboard train`, a bundle, or a .safetensors file")
+            raise CheckpointError(
+                target,
+                "has no checkpoints/best.safetensors",
+                "give a run of `fedboard train`, a bundle, or a .safetensors file",
+            )
         return found[0]
     if not target.is_file():
-        raise CheckpointError(target, "no such file or folder", "give a run, a bundle, a .safetensors file, or a baseline's name")
+        raise CheckpointError(
+            target,
+            "no such file or folder",
+            "give a run, a bundle, a .safetensors file, or a baseline's name",
+        )
     return target
 
 
 def run_of(target: Path) -> Run | None:
-    """The run a target belongs to: the folder itself, or the one whose checkpoints/ holds the file; None if there is none."""
+    """The run a target belongs to: the folder itself, or the one whose checkpoints/ holds the file;
+    None if there is none.
+    """
     target = Path(target)
-    return next((run for run in (Run(target), Run(target.parent.parent)) if run.config.is_file()), None)
+    return next(
+        (run for run in (Run(target), Run(target.parent.parent)) if run.config.is_file()), None
+    )
 
 
 def vocabulary_of(checkpoint: Path, given: Path | None = None) -> Vocabulary:
-    """The vocabulary of a checkpoint file: the one given, else tokenizer.model in its folder or the one above."""
+    """The vocabulary of a checkpoint file: the one given, else tokenizer.model in its folder or the
+    one above.
+    """
     if given is not None:
         return Vocabulary.read(given)
     for folder in (checkpoint.parent, checkpoint.parent.parent):
         if (folder / "tokenizer.model").is_file():
             return Vocabulary.read(folder / "tokenizer.model")
-    raise CheckpointError(checkpoint, "no tokenizer.model beside it or one folder up", "pass --tokenizer FILE")
+    raise CheckpointError(
+        checkpoint, "no tokenizer.model beside it or one folder up", "pass --tokenizer FILE"
+    )
 
 
 def require_fit(checkpoint: weights.Checkpoint, vocabulary: Vocabulary, where: object) -> None:
     """Raises CheckpointError if the checkpoint was trained with another vocabulary."""
     if checkpoint.tokenizer != vocabulary.hash:
-        raise CheckpointError(where, "was trained with another vocabulary than the tokenizer given", "pass the tokenizer.model of its run")
+        raise CheckpointError(
+            where,
+            "was trained with another vocabulary than the tokenizer given",
+            "pass the tokenizer.model of its run",
+        )
 
 
 def trusted_keys(trust: list[Path] | None) -> frozenset[str]:
@@ -176,23 +211,37 @@ def trusted_keys(trust: list[Path] | None) -> frozenset[str]:
     try:
         return frozenset(path.read_text().strip() for path in paths)
     except OSError as error:
-        raise RunError(paths[0], f"no trusted public key ({error.strerror})", "pass the bundle maker's key with --trust FILE") from None
+        raise RunError(
+            paths[0],
+            f"no trusted public key ({error.strerror})",
+            "pass the bundle maker's key with --trust FILE",
+        ) from None
 
 
-REFERENCE = Path(__file__).parents[1] / "bundles" / "reference"  # with its maker's public key beside it, reference.pub
+REFERENCE = (
+    Path(__file__).parents[1] / "bundles" / "reference"
+)  # with its maker's public key beside it, reference.pub
 
 
 def open_bundle(path: Path | None, trust: list[Path] | None) -> Bundle:
-    """The verified bundle at `path`, or the repository's reference bundle. A missing folder is said before a missing key."""
+    """The verified bundle at `path`, or the repository's reference bundle. A missing folder is said
+    before a missing key.
+    """
     if path is None or Path(path).resolve() == REFERENCE:
         if not REFERENCE.is_dir():
-            raise RunError("bundle", "none was named, and only a checkout of the repository has a reference bundle", "name a bundle's folder")
+            raise RunError(
+                "bundle",
+                "none was named, and only a checkout of the repository has a reference bundle",
+                "name a bundle's folder",
+            )
         return open_verified(REFERENCE, trusted_keys(trust or [REFERENCE.with_suffix(".pub")]))
     return open_verified(path, trusted_keys(trust) if Path(path).exists() else frozenset())
 
 
 def signing_key(path: Path | None):
-    """The private key bundles are signed with, made on first use; its public half is kept beside it as `<name>.pub`."""
+    """The private key bundles are signed with, made on first use; its public half is kept beside it
+    as `<name>.pub`.
+    """
     path = path or KEYS / "signing.key"
     key = signing.load_or_create(path)
     with writable(path.with_suffix(".pub")) as public:

@@ -1,4 +1,6 @@
-"""The evaluation stage: a target by name -> its accuracy by protocol nwp-v1, and two targets -> their difference; as tables and as JSON."""
+"""The evaluation stage: a target by name -> its accuracy by protocol nwp-v1, and two targets ->
+their difference; as tables and as JSON.
+"""
 
 import json
 import math
@@ -18,7 +20,12 @@ from model import corpus, evaluation, ngram, vocabulary
 
 OWN = "+own"  # after a target: with the user's own words
 BASELINES = {"unigram": 1, "kn2": 2, "kn3": 3, "kn4": 4}
-TITLES = {"unigram": "unigram", "kn2": "Kneser-Ney 2-gram", "kn3": "Kneser-Ney 3-gram", "kn4": "Kneser-Ney 4-gram"}
+TITLES = {
+    "unigram": "unigram",
+    "kn2": "Kneser-Ney 2-gram",
+    "kn3": "Kneser-Ney 3-gram",
+    "kn4": "Kneser-Ney 4-gram",
+}
 
 
 @dataclass(frozen=True)
@@ -53,7 +60,8 @@ def measure(
     progress: Callable[[int, int], None] | None = None,
     personal: bool = False,
 ) -> Measured:
-    """Score a checkpoint, run, bundle or baseline on one split. Loads no TensorFlow but for TFF's own corpora.
+    """Score a checkpoint, run, bundle or baseline on one split. Loads no TensorFlow but for TFF's
+    own corpora.
 
     Raises the error of whatever the target turns out to be, before anything is written.
     """
@@ -63,14 +71,24 @@ def measure(
     if plain != target:
         known.require_words("own words")
 
-    def run(on_prediction: Callable[[evaluation.Prediction], None] | None) -> tuple[evaluation.Evaluation, int | None]:
+    def run(
+        on_prediction: Callable[[evaluation.Prediction], None] | None,
+    ) -> tuple[evaluation.Evaluation, int | None]:
         if plain != target:
             from conversion import strip
 
             life = strip.evaluate(engine, users, known, blocked, personal, progress, on_prediction)
             return life.evaluation, life.served
         ids = blocked_ids(known.tokens, blocked)
-        return evaluation.evaluate(engine, users, known, progress=progress, on_prediction=on_prediction, blocked=ids, personal=personal), None
+        return evaluation.evaluate(
+            engine,
+            users,
+            known,
+            progress=progress,
+            on_prediction=on_prediction,
+            blocked=ids,
+            personal=personal,
+        ), None
 
     if predictions is None:
         result, served = run(None)
@@ -78,41 +96,87 @@ def measure(
         with evaluation.predictions_file(predictions) as write:
             result, served = run(write)
     if not result.total.targets:
-        raise RunError(split, "no word to score", f"give users with {evaluation.PERSONAL} utterances or more" if personal else "give another corpus")
-    return Measured(name or TITLES.get(plain, plain) + (" + own words" if plain != target else ""), kind, result, served)
+        raise RunError(
+            split,
+            "no word to score",
+            f"give users with {evaluation.PERSONAL} utterances or more"
+            if personal
+            else "give another corpus",
+        )
+    return Measured(
+        name or TITLES.get(plain, plain) + (" + own words" if plain != target else ""),
+        kind,
+        result,
+        served,
+    )
 
 
 def scored(measured: Measured, seed: int = 0) -> Scored:
     """The numbers people compare; the seed draws the intervals."""
     per_user = {
-        user: evaluation.recall(counts, "top1") for user, counts in measured.evaluation.users.items() if counts.targets >= evaluation.MACRO_TARGETS
+        user: evaluation.recall(counts, "top1")
+        for user, counts in measured.evaluation.users.items()
+        if counts.targets >= evaluation.MACRO_TARGETS
     }
-    return Scored(measured.name, measured.kind, evaluation.summarise(measured.evaluation, np.random.default_rng(seed)), per_user)
+    return Scored(
+        measured.name,
+        measured.kind,
+        evaluation.summarise(measured.evaluation, np.random.default_rng(seed)),
+        per_user,
+    )
 
 
 def compare(first: Measured, second: Measured, seed: int = 0) -> evaluation.Comparison:
-    """The second minus the first, user by user; the seed draws the intervals. Raises RunError if they did not score the same targets."""
+    """The second minus the first, user by user; the seed draws the intervals. Raises RunError if
+    they did not score the same targets.
+    """
     try:
         return evaluation.compare(second.evaluation, first.evaluation, np.random.default_rng(seed))
     except ValueError as error:
-        raise RunError("--paired", f"{first.name} and {second.name} cannot be compared ({error})", "score both on one corpus and split") from None
+        raise RunError(
+            "--paired",
+            f"{first.name} and {second.name} cannot be compared ({error})",
+            "score both on one corpus and split",
+        ) from None
 
 
 def _engine(
-    target: str, found: corpus.Corpus, trusted: Callable[[], frozenset[str]], tokenizer: Path | None, words: int
+    target: str,
+    found: corpus.Corpus,
+    trusted: Callable[[], frozenset[str]],
+    tokenizer: Path | None,
+    words: int,
 ) -> tuple[str, evaluation.Engine | evaluation.Decoder, Vocabulary, frozenset[str]]:
     if target in BASELINES:
-        known = Vocabulary.read(tokenizer) if tokenizer else vocabulary.build(corpus.token_lists(found.train, found.most), words)
+        known = (
+            Vocabulary.read(tokenizer)
+            if tokenizer
+            else vocabulary.build(corpus.token_lists(found.train, found.most), words)
+        )
         known.require_words("a baseline")
         sequences = [known.ids(tokens) for tokens in corpus.token_lists(found.train, found.most)]
-        return "baseline", evaluation.ngram_engine(ngram.train(sequences, BASELINES[target], len(known))), known, frozenset()
+        return (
+            "baseline",
+            evaluation.ngram_engine(ngram.train(sequences, BASELINES[target], len(known))),
+            known,
+            frozenset(),
+        )
     if (Path(target) / bundle.MANIFEST).is_file():
         from conversion.scoring import bundle_engine
 
         opened = bundle.open_verified(Path(target), trusted())
-        return "bundle", bundle_engine(opened), opened.vocabulary, getattr(opened, "blocked", frozenset())
+        return (
+            "bundle",
+            bundle_engine(opened),
+            opened.vocabulary,
+            getattr(opened, "blocked", frozenset()),
+        )
     if not Path(target).exists():
-        raise RunError(target, "no such run, bundle, checkpoint or baseline", f"give a path, or one of {', '.join(BASELINES)}")
+        raise RunError(
+            target,
+            "no such run, bundle, checkpoint or baseline",
+            f"give a path, or one of {', '.join(BASELINES)}",
+        )
     path = checkpoint_of(Path(target))
     checkpoint, known = weights.read(path), vocabulary_of(path, tokenizer)
     require_fit(checkpoint, known, path)
@@ -128,13 +192,21 @@ def read(path: Path) -> Scored:
     try:
         return config.from_json(Scored, path.read_bytes(), str(path))
     except (OSError, ConfigError) as error:
-        raise RunError(path, f"not a result of `fedboard evaluate` ({error})", "evaluate again") from None
+        raise RunError(
+            path, f"not a result of `fedboard evaluate` ({error})", "evaluate again"
+        ) from None
 
 
 def row(scored: Scored) -> list[str]:
     """The cells of one system, in the order of COLUMNS."""
     s = scored.summary
-    return [scored.name, _share(s.top1, s.top1_interval), _share(s.top3, s.top3_interval), _perplexity(s), f"{s.keystroke_saving:.1%}"]
+    return [
+        scored.name,
+        _share(s.top1, s.top1_interval),
+        _share(s.top3, s.top3_interval),
+        _perplexity(s),
+        f"{s.keystroke_saving:.1%}",
+    ]
 
 
 COLUMNS = ["system", "top-1 %", "top-3 %", "ppl", "keys saved"]
@@ -144,16 +216,27 @@ def footnote(systems: list[Scored]) -> str:
     """What the star at a perplexity means; empty if none has one."""
     if not any(system.summary.open_vocabulary for system in systems):
         return ""
-    return "* of all words, spelled in pieces; without a star, of known words only. Perplexities compare at equal vocabulary only."
+    return (
+        "* of all words, spelled in pieces; without a star, of known words only. Perplexities "
+        "compare at equal vocabulary only."
+    )
 
 
 def full_tables(systems: list[Scored]) -> list[tuple[list[str], list[list[str]]]]:
-    """Every measure of the protocol, one row each, with a column per system: columns and rows of as many tables as 80 columns need."""
-    return [_full_table(systems[start : start + BESIDE]) for start in range(0, len(systems), BESIDE)]
+    """Every measure of the protocol, one row each, with a column per system: columns and rows of as
+    many tables as 80 columns need.
+    """
+    return [
+        _full_table(systems[start : start + BESIDE]) for start in range(0, len(systems), BESIDE)
+    ]
 
 
 BESIDE = 4  # systems in one full table
-LABEL, GAP, WIDTH = 24, 3, 80  # the longest label, between two columns, the whole table with 2 on each side
+LABEL, GAP, WIDTH = (
+    24,
+    3,
+    80,
+)  # the longest label, between two columns, the whole table with 2 on each side
 
 
 def _full_table(systems: list[Scored]) -> tuple[list[str], list[list[str]]]:
@@ -174,7 +257,12 @@ def _full_table(systems: list[Scored]) -> tuple[list[str], list[list[str]]]:
     ]
     for which, field in (("top-1", "macro_top1"), ("top-3", "macro_top3")):
         for i, part in enumerate(SPREAD):
-            rows.append((f"users' {which} %, {part}", lambda s, field=field, i=i: _percent(getattr(s, field)[i])))
+            rows.append(
+                (
+                    f"users' {which} %, {part}",
+                    lambda s, field=field, i=i: _percent(getattr(s, field)[i]),
+                )
+            )
     return ["measure", *headings], [[label, *map(cell, summaries)] for label, cell in rows]
 
 
@@ -182,37 +270,75 @@ SPREAD = ["mean", "p10", "p50", "p90"]
 MEASURES = {"top-1": "top1", "top-3": "top3", "keys saved": "keystroke_saving"}
 
 
-def difference_tables(first: str, second: str, found: evaluation.Comparison) -> list[tuple[str, list[str], list[list[str]]]]:
-    """Title, columns and rows, in points: the difference over all words with its interval and the users it gains or loses; then how it is spread
-    over users, if any has enough words."""
+def difference_tables(
+    first: str, second: str, found: evaluation.Comparison
+) -> list[tuple[str, list[str], list[list[str]]]]:
+    """Title, columns and rows, in points: the difference over all words with its interval and the
+    users it gains or loses; then how it is spread over users, if any has enough words.
+    """
     gains = [(label, getattr(found, field)) for label, field in MEASURES.items()]
     whole = [
-        [label, _points(gain.change), f"{_points(gain.interval[0])} to {_points(gain.interval[1])}", f"{gain.gained}", f"{gain.lost}", f"{gain.same}"]
+        [
+            label,
+            _points(gain.change),
+            f"{_points(gain.interval[0])} to {_points(gain.interval[1])}",
+            f"{gain.gained}",
+            f"{gain.lost}",
+            f"{gain.same}",
+        ]
         for label, gain in gains
     ]
-    tables = [(f"{second} minus {first}, all words, in points", ["measure", "points", "95 % interval", "users gaining", "losing", "within 1"], whole)]
+    tables = [
+        (
+            f"{second} minus {first}, all words, in points",
+            ["measure", "points", "95 % interval", "users gaining", "losing", "within 1"],
+            whole,
+        )
+    ]
     if found.users:
-        title = f"the same over users with {evaluation.MACRO_TARGETS} or more words: {found.users} users"
-        tables.append((title, ["measure", *SPREAD], [[label, *map(_points, gain.by_user)] for label, gain in gains]))
+        title = (
+            f"the same over users with {evaluation.MACRO_TARGETS} or more words: {found.users} "
+            "users"
+        )
+        tables.append(
+            (
+                title,
+                ["measure", *SPREAD],
+                [[label, *map(_points, gain.by_user)] for label, gain in gains],
+            )
+        )
     return tables
 
 
 def sentence(first: str, second: str, found: evaluation.Comparison) -> str:
-    """The top-1 difference in plain words, from the side of the better system; no winner if the interval holds 0."""
+    """The top-1 difference in plain words, from the side of the better system; no winner if the
+    interval holds 0.
+    """
     gain, (low, high) = found.top1, found.top1.interval
     if low <= 0 <= high:
-        said = f"No clear difference in top-1: {second} minus {first} is {_points(gain.change)} points ({_points(low)} to {_points(high)})"
+        said = (
+            f"No clear difference in top-1: {second} minus {first} is {_points(gain.change)} "
+            f"points ({_points(low)} to {_points(high)})"
+        )
         return said + _users(found.users, second, gain.gained, gain.lost)
-    sign, better, gained, lost = (1, second, gain.gained, gain.lost) if low > 0 else (-1, first, gain.lost, gain.gained)
+    sign, better, gained, lost = (
+        (1, second, gain.gained, gain.lost) if low > 0 else (-1, first, gain.lost, gain.gained)
+    )
     low, high = sorted((sign * low, sign * high))
-    said = f"{better} is better by {_percent(sign * gain.change)} points of top-1 ({_percent(low)} to {_percent(high)})"
+    said = (
+        f"{better} is better by {_percent(sign * gain.change)} points of top-1 ({_percent(low)} "
+        f"to {_percent(high)})"
+    )
     return said + _users(found.users, "it", gained, lost)
 
 
 def _users(users: int, system: str, gained: int, lost: int) -> str:
     if not users:
         return "."
-    return f"; {100 * gained / users:.0f} % of users gain more than a point with {system}, {100 * lost / users:.0f} % lose more than one."
+    return (
+        f"; {100 * gained / users:.0f} % of users gain more than a point with {system}, "
+        f"{100 * lost / users:.0f} % lose more than one."
+    )
 
 
 def _share(value: float, interval: tuple[float, float]) -> str:
@@ -226,7 +352,11 @@ def _percent(value: float) -> str:
 
 def _perplexity(summary: evaluation.Summary) -> str:
     """Starred over an open vocabulary: see `footnote`."""
-    return "–" if math.isnan(summary.perplexity) else f"{summary.perplexity:.0f}" + "*" * summary.open_vocabulary
+    return (
+        "–"
+        if math.isnan(summary.perplexity)
+        else f"{summary.perplexity:.0f}" + "*" * summary.open_vocabulary
+    )
 
 
 def _points(value: float) -> str:

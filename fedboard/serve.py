@@ -16,13 +16,19 @@ from server.eligibility import Policy
 from server.rounds import Rules
 
 ADDRESS = "address"  # file in the server's folder that holds its URL once it listens
-DATABASE, BLOBS, TOKEN = "FEDBOARD_DATABASE", "FEDBOARD_BLOBS", "FEDBOARD_OPERATOR_TOKEN"  # environment: secrets stay out of files and commands
+DATABASE, BLOBS, TOKEN = (
+    "FEDBOARD_DATABASE",
+    "FEDBOARD_BLOBS",
+    "FEDBOARD_OPERATOR_TOKEN",
+)  # environment: secrets stay out of files and commands
 ENROLMENT = ("", "open", "code")
 
 
 @dataclass(frozen=True)
 class Storage:
-    """Where state lies; by default in the server's folder. The environment's FEDBOARD_DATABASE and FEDBOARD_BLOBS come first."""
+    """Where state lies; by default in the server's folder. The environment's FEDBOARD_DATABASE and
+    FEDBOARD_BLOBS come first.
+    """
 
     database: str = ""  # SQLAlchemy URL, such as postgresql+psycopg://fedboard@db/fedboard
     blobs: str = ""  # s3://bucket/prefix
@@ -32,15 +38,25 @@ class Storage:
 class Doors:
     """Who is let in."""
 
-    enrolment: str = ""  # `open`: every device; `code`: with a code of `fedboard codes`. By default open only to this machine
-    readers: str = ""  # `open`: pages, reports and metrics need no token; `token`: they do. By default open only to this machine
-    behind_proxy: str = ""  # addresses of the proxies whose X-Forwarded-For is believed, separated by commas
+    # `open`: every device; `code`: with a code of `fedboard codes`. By default open only to this
+    # machine
+    enrolment: str = ""
+    # `open`: pages, reports and metrics need no token; `token`: they do. By default open only to
+    # this machine
+    readers: str = ""
+    behind_proxy: str = (
+        ""  # addresses of the proxies whose X-Forwarded-For is believed, separated by commas
+    )
 
     def __post_init__(self) -> None:
         for name, allowed in (("enrolment", ENROLMENT), ("readers", ("", "open", "token"))):
             if getattr(self, name) not in allowed:
                 expected = " or ".join(filter(None, allowed))
-                raise ConfigError(f"access.{name}", f"expected {expected}, found {getattr(self, name)!r}", "correct it")
+                raise ConfigError(
+                    f"access.{name}",
+                    f"expected {expected}, found {getattr(self, name)!r}",
+                    "correct it",
+                )
 
 
 @dataclass(frozen=True)
@@ -51,7 +67,9 @@ class Tls:
 
 @dataclass(frozen=True)
 class ServerSettings:
-    """server.toml. [rules], [policy], [step] and seed are those of the task that --bundle starts."""
+    """server.toml. [rules], [policy], [step] and seed are those of the task that --bundle
+    starts.
+    """
 
     seed: int | None = None  # None: the operating system's randomness
     rules: Rules = field(default_factory=Rules)
@@ -63,8 +81,18 @@ class ServerSettings:
     tls: Tls = field(default_factory=Tls)
 
 
-def serve(folder: Path, bundle: Bundle | None, settings: ServerSettings, host: str, port: int, now: float, insecure: bool = False) -> None:
-    """Serve until stopped. A server that has tasks goes on with them; one that has none starts one from a bundle, or waits for one to be made."""
+def serve(
+    folder: Path,
+    bundle: Bundle | None,
+    settings: ServerSettings,
+    host: str,
+    port: int,
+    now: float,
+    insecure: bool = False,
+) -> None:
+    """Serve until stopped. A server that has tasks goes on with them; one that has none starts one
+    from a bundle, or waits for one to be made.
+    """
     from server import access, logs
     from server.coordinator import Coordinator, create_task, has_task, open_folder
     from server.endpoint import Access, app, bind
@@ -72,29 +100,67 @@ def serve(folder: Path, bundle: Bundle | None, settings: ServerSettings, host: s
 
     local, tls = access.is_loopback(host), _tls(settings.tls)
     if not (local or tls or insecure):
-        raise RunError(f"--host {host}", "other machines could read along", "set [tls] certificate and key, or pass --insecure behind a TLS proxy")
+        raise RunError(
+            f"--host {host}",
+            "other machines could read along",
+            "set [tls] certificate and key, or pass --insecure behind a TLS proxy",
+        )
     with bind(host, port) as sock:
         with writable(folder / ADDRESS) as address:
             address.unlink(missing_ok=True)
         token = access.token(folder, os.environ.get(TOKEN))
-        store, blobs = open_folder(folder, os.environ.get(DATABASE) or settings.storage.database, os.environ.get(BLOBS) or settings.storage.blobs)
+        store, blobs = open_folder(
+            folder,
+            os.environ.get(DATABASE) or settings.storage.database,
+            os.environ.get(BLOBS) or settings.storage.blobs,
+        )
         if has_task(store):
             console.say("going on with the tasks of this server")
         elif bundle is not None:
-            create_task(store, blobs, bundle.checkpoint, bundle.plan, settings.rules, settings.policy, settings.step, now, settings.seed)
+            create_task(
+                store,
+                blobs,
+                bundle.checkpoint,
+                bundle.plan,
+                settings.rules,
+                settings.policy,
+                settings.step,
+                now,
+                settings.seed,
+            )
         else:
-            console.say(f"no task yet; start one: fedboard task create default --bundle BUNDLE --dir {folder}")
-        reachable = "127.0.0.1" if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
+            console.say(
+                "no task yet; start one: fedboard task create default --bundle BUNDLE --dir "
+                f"{folder}"
+            )
+        reachable = (
+            "127.0.0.1" if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
+        )
         url = f"{'https' if tls else 'http'}://{reachable}:{sock.getsockname()[1]}"
         readers = settings.access.readers == "open" or (local and not settings.access.readers)
-        coordinator = Coordinator(store, blobs, codes_needed=settings.access.enrolment == "code" or not (local or settings.access.enrolment))
+        coordinator = Coordinator(
+            store,
+            blobs,
+            codes_needed=settings.access.enrolment == "code"
+            or not (local or settings.access.enrolment),
+        )
         console.say(
-            f"listening on {url}; open it in a browser to watch" + ("" if readers else f" (password: the token in {folder / access.TOKEN_FILE})")
+            f"listening on {url}; open it in a browser to watch"
+            + ("" if readers else f" (password: the token in {folder / access.TOKEN_FILE})")
         )
         write_whole(address, f"{url}\n".encode())
         logs.begin()
-        proxies = {"proxy_headers": True, "forwarded_allow_ips": settings.access.behind_proxy} if settings.access.behind_proxy else {}
-        run(app(coordinator, access_=Access(token, readers, settings.limits)), sock, **tls, **proxies)
+        proxies = (
+            {"proxy_headers": True, "forwarded_allow_ips": settings.access.behind_proxy}
+            if settings.access.behind_proxy
+            else {}
+        )
+        run(
+            app(coordinator, access_=Access(token, readers, settings.limits)),
+            sock,
+            **tls,
+            **proxies,
+        )
 
 
 def newest_checkpoint(folder: Path) -> weights.Checkpoint:
@@ -113,8 +179,18 @@ def _tls(settings: Tls) -> dict[str, str]:
     if not settings.certificate:
         return {}
     try:
-        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(settings.certificate, settings.key or None)
+        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(
+            settings.certificate, settings.key or None
+        )
     except (OSError, ssl.SSLError) as error:
         where = settings.key or settings.certificate
-        raise RunError(where, f"the certificate and its key cannot be used ({getattr(error, 'strerror', None) or error})", "see [tls]") from None
-    return {"ssl_certfile": settings.certificate, "ssl_keyfile": settings.key or settings.certificate}
+        raise RunError(
+            where,
+            "the certificate and its key cannot be used "
+            f"({getattr(error, 'strerror', None) or error})",
+            "see [tls]",
+        ) from None
+    return {
+        "ssl_certfile": settings.certificate,
+        "ssl_keyfile": settings.key or settings.certificate,
+    }

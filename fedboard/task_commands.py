@@ -1,4 +1,6 @@
-"""`fedboard task ...` and `fedboard codes`: what an operator does with a running server. Thin commands over `fedboard.operator`."""
+"""`fedboard task ...` and `fedboard codes`: what an operator does with a running server. Thin
+commands over `fedboard.operator`.
+"""
 
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -11,21 +13,48 @@ from device_runtime.errors import RunError
 from fedboard import console
 from fedboard.options import Json, Trust, emit
 
-app = typer.Typer(no_args_is_help=True, help="Tasks of a running server: make, look at, pause, resume and roll back.")
+app = typer.Typer(
+    no_args_is_help=True,
+    help="Tasks of a running server: make, look at, pause, resume and roll back.",
+)
 
-Folder = Annotated[Path | None, typer.Option("--dir", help="Folder of a server that runs on this machine: address and token are read there.")]
+Folder = Annotated[
+    Path | None,
+    typer.Option(
+        "--dir",
+        help="Folder of a server that runs on this machine: address and token are read there.",
+    ),
+]
 Server = Annotated[str | None, typer.Option(help="Address of a server elsewhere.")]
-TokenFile = Annotated[Path | None, typer.Option(help="File with the operator's token, unless FEDBOARD_OPERATOR_TOKEN holds it.")]
+TokenFile = Annotated[
+    Path | None,
+    typer.Option(help="File with the operator's token, unless FEDBOARD_OPERATOR_TOKEN holds it."),
+]
 Name = Annotated[str, typer.Argument(help="Name of the task: a-z, 0-9, '.', '_' and '-'.")]
 
 
 @app.command("create")
 def task_create(
     name: Name,
-    bundle: Annotated[Path | None, typer.Option(help="Bundle whose checkpoint and plan a training task starts from.")] = None,
-    evaluates: Annotated[str | None, typer.Option(help="Training task whose checkpoints are scored on the devices' held-back messages.")] = None,
-    config: Annotated[Path | None, typer.Option(help="TOML file with [rules], [policy], [step] and seed, as for `fedboard serve`.")] = None,
-    population: Annotated[str, typer.Option(help="Devices it is for: those that check in with this name.")] = "default",
+    bundle: Annotated[
+        Path | None,
+        typer.Option(help="Bundle whose checkpoint and plan a training task starts from."),
+    ] = None,
+    evaluates: Annotated[
+        str | None,
+        typer.Option(
+            help="Training task whose checkpoints are scored on the devices' held-back messages."
+        ),
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            help="TOML file with [rules], [policy], [step] and seed, as for `fedboard serve`."
+        ),
+    ] = None,
+    population: Annotated[
+        str, typer.Option(help="Devices it is for: those that check in with this name.")
+    ] = "default",
     dir: Folder = None,
     server: Server = None,
     token_file: TokenFile = None,
@@ -42,21 +71,38 @@ def task_create(
     from server.operators import NewTask
 
     if (bundle is None) == (evaluates is None):
-        raise RunError("--bundle, --evaluates", "expected one of them", "give a bundle to train from, or a training task to evaluate")
+        raise RunError(
+            "--bundle, --evaluates",
+            "expected one of them",
+            "give a bundle to train from, or a training task to evaluate",
+        )
     settings = from_toml(ServerSettings, config) if config else ServerSettings()
-    common = {"name": name, "rules": settings.rules, "policy": settings.policy, "seed": settings.seed}
+    common = {
+        "name": name,
+        "rules": settings.rules,
+        "policy": settings.policy,
+        "seed": settings.seed,
+    }
     opened = open_bundle(bundle, trust) if bundle else None
     with connect(dir, server, token_file) as operator:
         if opened:
             sha = operator.put_checkpoint(weights.to_bytes(opened.checkpoint))
-            made = operator.create(NewTask(opened.plan, population=population, checkpoint=sha, step=settings.step, **common))
+            made = operator.create(
+                NewTask(
+                    opened.plan, population=population, checkpoint=sha, step=settings.step, **common
+                )
+            )
         else:
-            made = operator.create(NewTask(None, kind=Kind.EVALUATION, evaluates=evaluates or "", **common))
+            made = operator.create(
+                NewTask(None, kind=Kind.EVALUATION, evaluates=evaluates or "", **common)
+            )
     _say(made, as_json)
 
 
 @app.command("list")
-def task_list(dir: Folder = None, server: Server = None, token_file: TokenFile = None, as_json: Json = False) -> None:
+def task_list(
+    dir: Folder = None, server: Server = None, token_file: TokenFile = None, as_json: Json = False
+) -> None:
     """Every task with its state, round and checkpoint."""
     from fedboard.operator import connect
 
@@ -65,10 +111,20 @@ def task_list(dir: Folder = None, server: Server = None, token_file: TokenFile =
     if as_json:
         return emit([asdict(task) for task in found])
     rows = [
-        [task.name, task.kind, task.state, str(task.committed), f"{task.round} {task.phase}", f"{task.counted}/{task.goal}", task.checkpoint[:8]]
+        [
+            task.name,
+            task.kind,
+            task.state,
+            str(task.committed),
+            f"{task.round} {task.phase}",
+            f"{task.counted}/{task.goal}",
+            task.checkpoint[:8],
+        ]
         for task in found
     ]
-    console.table("tasks", ["task", "kind", "state", "committed", "round", "counted", "checkpoint"], rows)
+    console.table(
+        "tasks", ["task", "kind", "state", "committed", "round", "counted", "checkpoint"], rows
+    )
 
 
 @app.command("show")
@@ -87,24 +143,70 @@ def task_show(
         task, reports = operator.task(name), operator.rounds(name).rounds[-rounds:]
     if as_json:
         return emit({**asdict(task), "rounds": [asdict(report) for report in reports]})
-    console.say(f"{task.name}: {task.kind} task of population {task.population}, {task.state}; {task.committed} rounds committed")
+    console.say(
+        f"{task.name}: {task.kind} task of population {task.population}, {task.state}; "
+        f"{task.committed} rounds committed"
+    )
     console.say(f"checkpoint {task.checkpoint} of round {task.checkpoint_round}")
     rows, why = [], {}
     for report in reports:
         for cause, count in (*report.refused.items(), *report.dropped.items()):
             why[cause] = why.get(cause, 0) + count
         scores = report.scores
-        score = f"{100 * scores.top1 / scores.targets:.1f}/{100 * scores.top3 / scores.targets:.1f}" if scores else ""
-        funnel = [report.checked_in, report.assigned, report.downloaded, report.uploaded, report.counted]
-        rows.append([str(report.round), report.phase, *map(str, funnel), *([score] if task.kind == "evaluation" else [])])
-    columns = ["round", "phase", "asked", "given", "loaded", "sent", "counted", *(["top-1/3 %"] if task.kind == "evaluation" else [])]
-    console.table(f"rounds of {name}: devices that checked in, were assigned, downloaded, uploaded, were counted", columns, rows)
+        score = (
+            f"{100 * scores.top1 / scores.targets:.1f}/{100 * scores.top3 / scores.targets:.1f}"
+            if scores
+            else ""
+        )
+        funnel = [
+            report.checked_in,
+            report.assigned,
+            report.downloaded,
+            report.uploaded,
+            report.counted,
+        ]
+        rows.append(
+            [
+                str(report.round),
+                report.phase,
+                *map(str, funnel),
+                *([score] if task.kind == "evaluation" else []),
+            ]
+        )
+    columns = [
+        "round",
+        "phase",
+        "asked",
+        "given",
+        "loaded",
+        "sent",
+        "counted",
+        *(["top-1/3 %"] if task.kind == "evaluation" else []),
+    ]
+    console.table(
+        f"rounds of {name}: devices that checked in, were assigned, downloaded, uploaded, were "
+        "counted",
+        columns,
+        rows,
+    )
     if why:
-        console.say("refused or dropped: " + ", ".join(f"{count} {cause}" for cause, count in sorted(why.items(), key=lambda item: -item[1])))
+        console.say(
+            "refused or dropped: "
+            + ", ".join(
+                f"{count} {cause}"
+                for cause, count in sorted(why.items(), key=lambda item: -item[1])
+            )
+        )
 
 
 @app.command("pause")
-def task_pause(name: Name, dir: Folder = None, server: Server = None, token_file: TokenFile = None, as_json: Json = False) -> None:
+def task_pause(
+    name: Name,
+    dir: Folder = None,
+    server: Server = None,
+    token_file: TokenFile = None,
+    as_json: Json = False,
+) -> None:
     """Admit no device any more; those at work may still report. `resume` undoes it."""
     from fedboard.operator import connect
 
@@ -113,7 +215,13 @@ def task_pause(name: Name, dir: Folder = None, server: Server = None, token_file
 
 
 @app.command("resume")
-def task_resume(name: Name, dir: Folder = None, server: Server = None, token_file: TokenFile = None, as_json: Json = False) -> None:
+def task_resume(
+    name: Name,
+    dir: Folder = None,
+    server: Server = None,
+    token_file: TokenFile = None,
+    as_json: Json = False,
+) -> None:
     """Go on with a paused task."""
     from fedboard.operator import connect
 
@@ -124,13 +232,17 @@ def task_resume(name: Name, dir: Folder = None, server: Server = None, token_fil
 @app.command("rollback")
 def task_rollback(
     name: Name,
-    to: Annotated[str, typer.Option(help="Checkpoint to go on from: the round that made it, or its SHA-256.")],
+    to: Annotated[
+        str, typer.Option(help="Checkpoint to go on from: the round that made it, or its SHA-256.")
+    ],
     dir: Folder = None,
     server: Server = None,
     token_file: TokenFile = None,
     as_json: Json = False,
 ) -> None:
-    """End the open round without a result and go on from an earlier checkpoint. Nothing is deleted: rounds are numbered on."""
+    """End the open round without a result and go on from an earlier checkpoint. Nothing is deleted:
+    rounds are numbered on.
+    """
     from fedboard.operator import connect
 
     with connect(dir, server, token_file) as operator:
@@ -145,7 +257,9 @@ def codes(
     token_file: TokenFile = None,
     as_json: Json = False,
 ) -> None:
-    """Make enrolment codes, one a line. Each lets one device in; the server keeps only their hashes, so this is the only time they are shown."""
+    """Make enrolment codes, one a line. Each lets one device in; the server keeps only their
+    hashes, so this is the only time they are shown.
+    """
     from fedboard.operator import connect
 
     with connect(dir, server, token_file) as operator:
@@ -154,12 +268,16 @@ def codes(
         return emit(asdict(made))
     typer.echo("\n".join(made.codes))
     until = datetime.fromtimestamp(made.expires_at, UTC)
-    console.errors.print(f"good until {until:%Y-%m-%d %H:%M} UTC; on each device: fedboard device enrol HOME --server URL --code-file FILE")
+    console.errors.print(
+        f"good until {until:%Y-%m-%d %H:%M} UTC; on each device: fedboard device enrol HOME "
+        "--server URL --code-file FILE"
+    )
 
 
 def _say(task, as_json: bool) -> None:
     if as_json:
         return emit(asdict(task))
     console.say(
-        f"{task.name}: {task.kind} task, {task.state}, round {task.round} from checkpoint {task.checkpoint[:12]} of round {task.checkpoint_round}"
+        f"{task.name}: {task.kind} task, {task.state}, round {task.round} from checkpoint "
+        f"{task.checkpoint[:12]} of round {task.checkpoint_round}"
     )

@@ -1,7 +1,9 @@
-"""The training stage: corpus -> vocabulary -> federated rounds in TFF -> checkpoints, metrics and curves in a run's folder.
+"""The training stage: corpus -> vocabulary -> federated rounds in TFF -> checkpoints, metrics and
+curves in a run's folder.
 
-What a run needs to go on is saved every few rounds as TFF's program state. Rounds are deterministic, so a run that was killed anywhere and
-resumed ends with the same bytes as one that was not: what was written after the last saved state is simply written again.
+What a run needs to go on is saved every few rounds as TFF's program state. Rounds are
+deterministic, so a run that was killed anywhere and resumed ends with the same bytes as one that
+was not: what was written after the last saved state is simply written again.
 """
 
 import asyncio
@@ -22,7 +24,16 @@ from device_runtime import config, weights
 from device_runtime.errors import CheckpointError, RunError
 from device_runtime.text import Vocabulary
 from fedboard import console
-from fedboard.run import Run, Settings, checkpoint_of, create, require_fit, require_free, vocabulary_of, write_whole
+from fedboard.run import (
+    Run,
+    Settings,
+    checkpoint_of,
+    create,
+    require_fit,
+    require_free,
+    vocabulary_of,
+    write_whole,
+)
 from model import cohorts, corpus, evaluation, memory, network, vocabulary, worker
 from model.clients import Clients
 from model.recipe import Recipe
@@ -49,26 +60,40 @@ def train(
     deadline_s: float | None = None,
     emit=None,
 ) -> Run:
-    """Train by `settings.recipe` and write the run's folder. Files appear whole, after each evaluation.
+    """Train by `settings.recipe` and write the run's folder. Files appear whole, after each
+    evaluation.
 
-    A central run trains with all text in one place, the ceiling of what rounds can reach; its looks stand where rounds would. resume goes on from
-    the folder's last saved state, or from the start if there is none; workers are addresses of TFF workers on other machines; emit is called with a
-    dict after every round.
-    Raises CorpusError, ConfigError, CheckpointError or RunError before anything is written, CheckpointError if training diverges, and
-    KeyboardInterrupt, the state saved, if Ctrl-C ended it.
+    A central run trains with all text in one place, the ceiling of what rounds can reach; its looks
+    stand where rounds would. resume goes on from the folder's last saved state, or from the start
+    if there is none; workers are addresses of TFF workers on other machines; emit is called with a
+    dict after every round. Raises CorpusError, ConfigError, CheckpointError or RunError before
+    anything is written, CheckpointError if training diverges, and KeyboardInterrupt, the state
+    saved, if Ctrl-C ended it.
     """
     recipe = settings.recipe
     if workers:
         worker.checked(list(workers))
     users = users or corpus.load(settings.data)
     if not settings.central:
-        cohorts.start(len(users.train), recipe.cohort, recipe.min_separation)  # refuses a population that is too small
+        cohorts.start(
+            len(users.train), recipe.cohort, recipe.min_separation
+        )  # refuses a population that is too small
     if not resume:
         require_free(out, overwrite)
     words, first = beginning(settings, Run(Path(out)), users, resume)
-    console.say(f"network `{recipe.size}`: {network.parameters(first.weights):,} parameters, vocabulary of {len(words):,} ids")
-    if recipe.encoded and recipe.plan.bits < 8 and recipe.server.algorithm in ("fedadam", "fedyogi", "fedadagrad"):
-        console.say(f"{recipe.plan.bits} bits suit fedavgm better than {recipe.server.algorithm}, which scales their noise up: docs/results.md")
+    console.say(
+        f"network `{recipe.size}`: {network.parameters(first.weights):,} parameters, vocabulary "
+        f"of {len(words):,} ids"
+    )
+    if (
+        recipe.encoded
+        and recipe.plan.bits < 8
+        and recipe.server.algorithm in ("fedadam", "fedyogi", "fedadagrad")
+    ):
+        console.say(
+            f"{recipe.plan.bits} bits suit fedavgm better than {recipe.server.algorithm}, which "
+            "scales their noise up: docs/results.md"
+        )
 
     if not settings.central:  # which trains in this process, in many threads
         memory.use_one_heap()  # before TensorFlow starts its own
@@ -76,15 +101,24 @@ def train(
 
     population = Clients(users.train, words, recipe.plan.length)
     trainer = central if settings.central else simulation
-    look_every, save_every = (1, 1) if settings.central else (recipe.evaluate_every, recipe.save_every)
+    look_every, save_every = (
+        (1, 1) if settings.central else (recipe.evaluate_every, recipe.save_every)
+    )
     with contextlib.ExitStack() as stack:
-        stop, loop = stack.enter_context(_finish_on_interrupt()), stack.enter_context(asyncio.Runner())
+        stop, loop = (
+            stack.enter_context(_finish_on_interrupt()),
+            stack.enter_context(asyncio.Runner()),
+        )
         call = stack.enter_context(_computing(settings.central, workers, deadline_s))
-        training = trainer.Training(first.weights, population, recipe, **({"machines": len(workers)} if workers else {}))
+        training = trainer.Training(
+            first.weights, population, recipe, **({"machines": len(workers)} if workers else {})
+        )
         state = call(training.start, "start")
         run = Run(Path(out)) if resume else create(out, settings, overwrite)
         states, best = _States(run.state, loop.run), Best()
-        saved = states.load([*trainer.to_values(state), *best.values()])  # before anything is written: it may be damaged
+        saved = states.load(
+            [*trainer.to_values(state), *best.values()]
+        )  # before anything is written: it may be damaged
         _write_beginning(run, settings, words, first)
         curves = _Curves(run, loop.run)
         if saved:
@@ -96,7 +130,9 @@ def train(
         seen = ""
         while state.round < training.rounds and not stop.is_set():
             done = call(lambda state=state: training.next(state), f"round {state.round + 1}")
-            gc.collect()  # TFF leaves a round's weights behind in cycles, and among so many objects Python would not look for them soon
+            # TFF leaves a round's weights behind in cycles, and among so many objects Python would
+            # not look for them soon
+            gc.collect()
             state, measured = done.state, done.measured()
             if is_due(done.number, look_every, training.rounds) or done.number == 1:
                 looked, best = look(run, done.weights, done.number, users, words, recipe, best)
@@ -108,19 +144,34 @@ def train(
             if emit:
                 emit({"round": done.number, "rounds": training.rounds, **measured})
             if measured.get("dropped"):
-                console.say(f"  round {done.number}: {measured['dropped']} of {recipe.cohort} clients dropped, their updates were not finite")
-            advance(done.number, f"loss {done.loss:.2f}{seen}, {done.targets / max(done.seconds, 1e-9):,.0f} tokens/s")
-        states.save([*trainer.to_values(state), *best.values()], state.round)  # if Ctrl-C came after the round's own
+                console.say(
+                    f"  round {done.number}: {measured['dropped']} of {recipe.cohort} clients "
+                    "dropped, their updates were not finite"
+                )
+            advance(
+                done.number,
+                f"loss {done.loss:.2f}{seen}, {done.targets / max(done.seconds, 1e-9):,.0f} "
+                "tokens/s",
+            )
+        states.save(
+            [*trainer.to_values(state), *best.values()], state.round
+        )  # if Ctrl-C came after the round's own
     if state.round < training.rounds:
-        console.say(f"stopped after round {state.round}; `fedboard train --out {run.path} --resume` goes on")
+        console.say(
+            f"stopped after round {state.round}; `fedboard train --out {run.path} --resume` goes on"
+        )
         raise KeyboardInterrupt
     return run
 
 
-def beginning(settings: Settings, run: Run, users: corpus.Corpus, resume: bool) -> tuple[Vocabulary, weights.Checkpoint]:
-    """Vocabulary and first weights: the run's own if it is resumed, those of `settings.init`, or new ones. Writes nothing.
+def beginning(
+    settings: Settings, run: Run, users: corpus.Corpus, resume: bool
+) -> tuple[Vocabulary, weights.Checkpoint]:
+    """Vocabulary and first weights: the run's own if it is resumed, those of `settings.init`, or
+    new ones. Writes nothing.
 
-    Raises CheckpointError if what it starts from is missing or of another size, ConfigError for a size that is none.
+    Raises CheckpointError if what it starts from is missing or of another size, ConfigError for a
+    size that is none.
     """
     recipe = settings.recipe
     size = network.size_named(recipe.size)
@@ -129,31 +180,57 @@ def beginning(settings: Settings, run: Run, users: corpus.Corpus, resume: bool) 
         first, words = weights.read(path), vocabulary_of(path)
         require_fit(first, words, path)
         if network.size_of(first.weights) != size:
-            raise CheckpointError(path, f"holds a network of another size than `{recipe.size}`", "pass its --size")
+            raise CheckpointError(
+                path, f"holds a network of another size than `{recipe.size}`", "pass its --size"
+            )
         return words, first
     tokens = corpus.token_lists(users.train, users.most)
-    words = (vocabulary.build_unigram if recipe.tokenizer == "unigram" else vocabulary.build)(tokens, recipe.vocabulary)
-    return words, weights.Checkpoint(network.initial_weights(size, words, np.random.default_rng([recipe.seed, 0])), tokenizer=words.hash)
+    words = (vocabulary.build_unigram if recipe.tokenizer == "unigram" else vocabulary.build)(
+        tokens, recipe.vocabulary
+    )
+    return words, weights.Checkpoint(
+        network.initial_weights(size, words, np.random.default_rng([recipe.seed, 0])),
+        tokenizer=words.hash,
+    )
 
 
 def resumed(out: Path, rounds: int | None) -> Settings:
-    """The settings of the run in a folder, with more rounds if asked. Raises RunError if there is no run, or it has done more rounds than asked."""
+    """The settings of the run in a folder, with more rounds if asked. Raises RunError if there is
+    no run, or it has done more rounds than asked.
+    """
     run = Run(Path(out))
     if not run.config.is_file():
-        raise RunError(run.path, "holds no run to go on with", "leave out --resume, or name its folder")
+        raise RunError(
+            run.path, "holds no run to go on with", "leave out --resume, or name its folder"
+        )
     settings = run.settings()
     if rounds is None:
         return settings
     if settings.central:
         raise RunError("--rounds", "a central run has none", "leave it out")
-    done = max((int(number) for saved in run.state.glob(f"{STATE}*") if (number := saved.name.removeprefix(STATE)).isdigit()), default=0)
+    done = max(
+        (
+            int(number)
+            for saved in run.state.glob(f"{STATE}*")
+            if (number := saved.name.removeprefix(STATE)).isdigit()
+        ),
+        default=0,
+    )
     if done > rounds:
-        raise RunError("--rounds", f"expected {done} or more, which the run has done, found {rounds}", "raise it")
+        raise RunError(
+            "--rounds",
+            f"expected {done} or more, which the run has done, found {rounds}",
+            "raise it",
+        )
     return replace(settings, recipe=replace(settings.recipe, rounds=rounds))
 
 
-def _write_beginning(run: Run, settings: Settings, words: Vocabulary, first: weights.Checkpoint) -> None:
-    """What a run is from its first moment; the weights go last, so that where they are, the rest is."""
+def _write_beginning(
+    run: Run, settings: Settings, words: Vocabulary, first: weights.Checkpoint
+) -> None:
+    """What a run is from its first moment; the weights go last, so that where they are, the rest
+    is.
+    """
     run.checkpoints.mkdir(exist_ok=True)
     write_whole(run.config, config.to_toml(settings).encode())
     write_whole(run.tokenizer, words.model)
@@ -161,24 +238,49 @@ def _write_beginning(run: Run, settings: Settings, words: Vocabulary, first: wei
 
 
 def look(
-    run: Run, found_weights: weights.Weights, number: int, found: corpus.Corpus, words: Vocabulary, recipe: Recipe, best: Best
+    run: Run,
+    found_weights: weights.Weights,
+    number: int,
+    found: corpus.Corpus,
+    words: Vocabulary,
+    recipe: Recipe,
+    best: Best,
 ) -> tuple[dict[str, float], Best]:
-    """Score weights on validation users and write them as the last checkpoint, and as the best if they are."""
+    """Score weights on validation users and write them as the last checkpoint, and as the best if
+    they are.
+    """
     total = evaluation.evaluate(
-        evaluation.engine_of(found_weights, words), found.validation, words, recipe.evaluate_utterances, recipe.evaluate_users
+        evaluation.engine_of(found_weights, words),
+        found.validation,
+        words,
+        recipe.evaluate_utterances,
+        recipe.evaluate_users,
     ).total
-    measured = {"top1": evaluation.recall(total, "top1"), "top3": evaluation.recall(total, "top3"), "perplexity": evaluation.perplexity(total)}
-    checkpoint = weights.to_bytes(weights.Checkpoint(found_weights, number, best.parent, words.hash))
+    measured = {
+        "top1": evaluation.recall(total, "top1"),
+        "top3": evaluation.recall(total, "top3"),
+        "perplexity": evaluation.perplexity(total),
+    }
+    checkpoint = weights.to_bytes(
+        weights.Checkpoint(found_weights, number, best.parent, words.hash)
+    )
     write_whole(run.last, checkpoint)
     if measured["top1"] > best.top1:
         write_whole(run.best, checkpoint)
-    console.say(f"  {number}: validation top-1 {measured['top1']:.1%}, top-3 {measured['top3']:.1%}, perplexity {measured['perplexity']:.0f}")
+    console.say(
+        f"  {number}: validation top-1 {measured['top1']:.1%}, top-3 {measured['top3']:.1%}, "
+        f"perplexity {measured['perplexity']:.0f}"
+    )
     return measured, Best(max(best.top1, measured["top1"]), weights.digest(checkpoint))
 
 
 @contextlib.contextmanager
-def _computing(centrally: bool, workers: tuple[str, ...], deadline_s: float | None) -> Iterator[Callable[[Callable, str], Any]]:
-    """A function that calls another one where training is computed, and names it if it misses the deadline."""
+def _computing(
+    centrally: bool, workers: tuple[str, ...], deadline_s: float | None
+) -> Iterator[Callable[[Callable, str], Any]]:
+    """A function that calls another one where training is computed, and names it if it misses the
+    deadline.
+    """
     if centrally:
         yield lambda compute, what: compute()
         return
@@ -194,7 +296,9 @@ STATE = "program_state_"  # what TFF calls a saved state, before its round
 
 
 class _States:
-    """Saved program states, the last two, in TFF's own format; a state half written when the process was killed is not one."""
+    """Saved program states, the last two, in TFF's own format; a state half written when the
+    process was killed is not one.
+    """
 
     def __init__(self, folder: Path, run: Callable[[Coroutine], Any]):
         import tensorflow_federated as tff
@@ -202,7 +306,9 @@ class _States:
         for leftover in folder.glob("*_temp*"):
             shutil.rmtree(leftover)
         self._folder, self._run = folder, run
-        self._manager = tff.program.FileProgramStateManager(folder, STATE, keep_total=2, keep_first=False)
+        self._manager = tff.program.FileProgramStateManager(
+            folder, STATE, keep_total=2, keep_first=False
+        )
 
     def save(self, values: list, version: int) -> None:
         from model.simulation import release_memory
@@ -212,7 +318,9 @@ class _States:
             release_memory()
 
     def load(self, like: list) -> list | None:
-        """The newest state, or None. Raises CheckpointError for one that is damaged or of another training."""
+        """The newest state, or None. Raises CheckpointError for one that is damaged or of another
+        training.
+        """
         versions = self._run(self._manager.get_versions())
         if not versions:
             return None
@@ -220,11 +328,17 @@ class _States:
             return self._run(self._manager.load(versions[-1], like))
         except Exception as error:  # TensorFlow's errors have no base of their own
             remedy = "remove it to go on from the one before"
-            raise CheckpointError(self._folder / f"{STATE}{versions[-1]}", f"cannot be read ({type(error).__name__})", remedy) from error
+            raise CheckpointError(
+                self._folder / f"{STATE}{versions[-1]}",
+                f"cannot be read ({type(error).__name__})",
+                remedy,
+            ) from error
 
 
 class _Curves:
-    """metrics.csv and TensorBoard, by TFF's own release managers. A round released again replaces what followed it."""
+    """metrics.csv and TensorBoard, by TFF's own release managers. A round released again replaces
+    what followed it.
+    """
 
     def __init__(self, run: Run, wait: Callable[[Coroutine], Any]):
         import tensorflow_federated as tff
@@ -245,7 +359,9 @@ class _Curves:
 
 @contextlib.contextmanager
 def _quick_collections() -> Iterator[None]:
-    """Spare the garbage collector what is there already: TensorFlow's objects are so many that looking through them takes a second."""
+    """Spare the garbage collector what is there already: TensorFlow's objects are so many that
+    looking through them takes a second.
+    """
     gc.collect()
     gc.freeze()
     try:

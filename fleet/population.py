@@ -1,7 +1,8 @@
 """The population: who the devices are, and traces of when each is charging, on WiFi and idle.
 
-A trace is what `device_runtime.conditions` replays: lines of `time<TAB>state`, here in whole seconds after midnight UTC of the first day. Either the
-three signals follow a day's course in the device's own time zone, each on its own, or a role says which of them holds in each round.
+A trace is what `device_runtime.conditions` replays: lines of `time<TAB>state`, here in whole
+seconds after midnight UTC of the first day. Either the three signals follow a day's course in the
+device's own time zone, each on its own, or a role says which of them holds in each round.
 """
 
 import math
@@ -18,7 +19,8 @@ from device_runtime.errors import RunError
 HOUR_S = 3600.0
 DAY_S = 86_400.0
 
-# class: share of devices, seconds for one batch of the default plan, megabits a second (median; devices vary around it)
+# class: share of devices, seconds for one batch of the default plan, megabits a second (median;
+# devices vary around it)
 CLASSES = {"low": (0.3, 1.2, 8.0), "middle": (0.5, 0.4, 25.0), "high": (0.2, 0.15, 80.0)}
 # offset from UTC in hours: share of devices, three regions with their neighbours
 ZONES = {-8: 0.1, -6: 0.1, -5: 0.2, 0: 0.1, 1: 0.2, 2: 0.05, 5: 0.05, 7: 0.05, 8: 0.1, 9: 0.05}
@@ -43,17 +45,26 @@ class Device:
 
 
 def population(size: int, seed: int) -> list[Device]:
-    """`size` devices. A device depends on the seed and its index only: a larger population begins with the smaller one."""
+    """`size` devices. A device depends on the seed and its index only: a larger population begins
+    with the smaller one.
+    """
     return [_device(index, np.random.default_rng([seed, index])) for index in range(size)]
 
 
 def trace(device: Device, days: int, seed: int) -> str:
-    """The device's trace over `days` days: charging, WiFi and screen, three processes with their own randomness. In order of time."""
+    """The device's trace over `days` days: charging, WiFi and screen, three processes with their
+    own randomness. In order of time.
+    """
     changes = []
     for which, process in enumerate((_charging, _wifi, _screen)):
-        signal = _changes(device, *process(device, days, np.random.default_rng([seed, device.index, which])))
+        signal = _changes(
+            device, *process(device, days, np.random.default_rng([seed, device.index, which]))
+        )
         at_start = max(i for i, (time, _) in enumerate(signal) if time <= 0)
-        changes += [(0.0, signal[at_start][1]), *(change for change in signal[at_start + 1 :] if change[0] < days * DAY_S)]
+        changes += [
+            (0.0, signal[at_start][1]),
+            *(change for change in signal[at_start + 1 :] if change[0] < days * DAY_S),
+        ]
     return "".join(f"{time:.0f}\t{state}\n" for time, state in sorted(changes))
 
 
@@ -78,7 +89,8 @@ _STATES = {  # of one role at the start of a round
 
 
 def role_counts(size: int) -> dict[Role, int]:
-    """How many of `size` devices have each role: about 15 % for each thing that forbids training, one is unplugged, the rest finish.
+    """How many of `size` devices have each role: about 15 % for each thing that forbids training,
+    one is unplugged, the rest finish.
 
     Raises ValueError for fewer than 5 devices: nobody would be left to finish.
     """
@@ -95,13 +107,19 @@ def role_counts(size: int) -> dict[Role, int]:
 
 
 def roles(size: int, rounds: int, seed: int) -> list[list[Role]]:
-    """The role of each device in each round, [rounds][size]: the same number of devices in every round, others each time."""
+    """The role of each device in each round, [rounds][size]: the same number of devices in every
+    round, others each time.
+    """
     dealt = [role for role, count in role_counts(size).items() for _ in range(count)]
-    return [[dealt[i] for i in np.random.default_rng([seed, round]).permutation(size)] for round in range(rounds)]
+    return [
+        [dealt[i] for i in np.random.default_rng([seed, round]).permutation(size)]
+        for round in range(rounds)
+    ]
 
 
 def traces_from_roles(dealt: Sequence[Sequence[Role]], folder: Path) -> list[Path]:
-    """Write one trace a device in which the role of round k holds from k days on. The paths, in order of devices.
+    """Write one trace a device in which the role of round k holds from k days on. The paths, in
+    order of devices.
 
     Raises RunError if the folder cannot be written.
     """
@@ -114,7 +132,9 @@ def traces_from_roles(dealt: Sequence[Sequence[Role]], folder: Path) -> list[Pat
             temporary.write_text(_from_roles([round[index] for round in dealt]))
             os.replace(temporary, path)
     except OSError as error:
-        raise RunError(folder, f"cannot be written ({error.strerror})", "choose a folder you may write to") from None
+        raise RunError(
+            folder, f"cannot be written ({error.strerror})", "choose a folder you may write to"
+        ) from None
     return paths
 
 
@@ -157,20 +177,30 @@ def _charging(device: Device, days: int, rng: np.random.Generator) -> tuple[str,
     spans = []
     for midnight in _midnights(days):
         if rng.random() < 0.9:
-            start, end = device.plugs_in_h + rng.normal(0, 0.7), 24 + device.unplugs_h + rng.normal(0, 0.4)
+            start, end = (
+                device.plugs_in_h + rng.normal(0, 0.7),
+                24 + device.unplugs_h + rng.normal(0, 0.4),
+            )
             spans.append((midnight + start, midnight + end, "battery_charged_on"))
         if rng.random() < 0.3:
             start = rng.uniform(10, 17)
-            spans.append((midnight + start, midnight + start + rng.uniform(0.5, 2), "battery_charged_on"))
+            spans.append(
+                (midnight + start, midnight + start + rng.uniform(0.5, 2), "battery_charged_on")
+            )
     return "battery_charged_off", spans
 
 
 def _wifi(device: Device, days: int, rng: np.random.Generator) -> tuple[str, list[Span]]:
-    """WiFi at home; a mobile network elsewhere, most days; no network for a few minutes now and then."""
+    """WiFi at home; a mobile network elsewhere, most days; no network for a few minutes now and
+    then.
+    """
     spans = []
     for midnight in _midnights(days):
         if rng.random() < 0.75:
-            start, end = device.leaves_home_h + rng.normal(0, 0.5), device.returns_home_h + rng.normal(0, 1.0)
+            start, end = (
+                device.leaves_home_h + rng.normal(0, 0.5),
+                device.returns_home_h + rng.normal(0, 1.0),
+            )
             spans.append((midnight + start, midnight + end, "4g"))
         if rng.random() < 0.4:
             start = rng.uniform(0, 6)
@@ -183,21 +213,34 @@ def _screen(device: Device, days: int, rng: np.random.Generator) -> tuple[str, l
     spans = []
     for midnight in _midnights(days):
         for hour in range(24):
-            starts = midnight + hour + rng.random(rng.poisson(device.uses_per_hour * (1.0 if 7 <= hour < 23 else 0.05)))
-            spans += [(start, start + minutes / 60, "screen_on") for start, minutes in zip(starts, rng.exponential(3.0, len(starts)), strict=True)]
+            starts = (
+                midnight
+                + hour
+                + rng.random(rng.poisson(device.uses_per_hour * (1.0 if 7 <= hour < 23 else 0.05)))
+            )
+            spans += [
+                (start, start + minutes / 60, "screen_on")
+                for start, minutes in zip(starts, rng.exponential(3.0, len(starts)), strict=True)
+            ]
     return "screen_off", spans
 
 
 def _midnights(days: int) -> range:
-    """Local midnights in hours: two days more at the start and one at the end, so that no time zone and no night is cut off."""
+    """Local midnights in hours: two days more at the start and one at the end, so that no time zone
+    and no night is cut off.
+    """
     return range(-48, 24 * (days + 1), 24)
 
 
 def _changes(device: Device, usual: str, spans: list[Span]) -> list[tuple[float, str]]:
-    """Spans in local hours as changes in UTC seconds; outside of them the usual state holds. A span ends when the next begins."""
+    """Spans in local hours as changes in UTC seconds; outside of them the usual state holds. A span
+    ends when the next begins.
+    """
     spans = sorted(span for span in spans if span[1] > span[0])
     changes = [(-math.inf, usual)]
-    for (start, end, state), following in zip(spans, [*(span[0] for span in spans[1:]), math.inf], strict=True):
+    for (start, end, state), following in zip(
+        spans, [*(span[0] for span in spans[1:]), math.inf], strict=True
+    ):
         changes.append((HOUR_S * (start - device.zone_h), state))
         if end < following:
             changes.append((HOUR_S * (end - device.zone_h), usual))

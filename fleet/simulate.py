@@ -1,7 +1,9 @@
-"""A fleet: many devices against a real coordinator under a virtual clock. Days pass in seconds; the funnel, the rounds and the bytes are real.
+"""A fleet: many devices against a real coordinator under a virtual clock. Days pass in seconds; the
+funnel, the rounds and the bytes are real.
 
-Each device checks in when its retry window says so, downloads and uploads at its own bandwidth, trains at its own speed, and gives its work back
-when its trace says that it was unplugged, left its WiFi or was picked up. The server's side is the real one: routes, signatures, store and sums.
+Each device checks in when its retry window says so, downloads and uploads at its own bandwidth,
+trains at its own speed, and gives its work back when its trace says that it was unplugged, left its
+WiFi or was picked up. The server's side is the real one: routes, signatures, store and sums.
 """
 
 import asyncio
@@ -23,7 +25,9 @@ from device_runtime.wire import Ack, Assignment, Cause, CheckIn, Plan, RoundRepo
 from fleet.clock import Clock
 from fleet.population import DAY_S, Device, trace
 
-Trainer = Callable[[Weights, np.ndarray, Plan, np.random.Generator], FineTuned]  # weights, rows, plan, randomness
+Trainer = Callable[
+    [Weights, np.ndarray, Plan, np.random.Generator], FineTuned
+]  # weights, rows, plan, randomness
 LEAST_RETRY_S = 1.0  # a server that names no retry time is asked again after this
 
 
@@ -39,7 +43,9 @@ class Result:
 
 @contextlib.contextmanager
 def asgi(app: Any) -> Iterator[Send]:
-    """The way to a web application in this process: no socket, one request at a time. Its background tasks do not run."""
+    """The way to a web application in this process: no socket, one request at a time. Its
+    background tasks do not run.
+    """
     with asyncio.Runner() as loop:
         client = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://in-memory")
 
@@ -59,10 +65,16 @@ def on_device(graph: bytes) -> Trainer:
 
 
 def stand_in(values: Weights, rows: np.ndarray, plan: Plan, rng: np.random.Generator) -> FineTuned:
-    """A stand-in for training, for populations too large to train: a random delta of a tenth of the clipping norm. It learns nothing."""
-    delta = {name: rng.standard_normal(array.shape, np.float32) for name, array in sorted(values.items())}
+    """A stand-in for training, for populations too large to train: a random delta of a tenth of the
+    clipping norm. It learns nothing.
+    """
+    delta = {
+        name: rng.standard_normal(array.shape, np.float32) for name, array in sorted(values.items())
+    }
     factor = np.float32(0.1 * plan.clipping_norm / weights.norm(delta))
-    return FineTuned({name: factor * array for name, array in delta.items()}, _batches(rows, plan), 0.0, 0.0)
+    return FineTuned(
+        {name: factor * array for name, array in delta.items()}, _batches(rows, plan), 0.0, 0.0
+    )
 
 
 def simulate(
@@ -76,17 +88,20 @@ def simulate(
     seed: int,
     spread_s: float = 3600.0,
 ) -> Result:
-    """Let `days` pass for the devices and the server behind `send`, which must run on the same clock. Ends early when it has no round left.
+    """Let `days` pass for the devices and the server behind `send`, which must run on the same
+    clock. Ends early when it has no round left.
 
-    `rows` gives the examples of a device, int32 [n, length + 1]; `tokenizer` is the hash of their vocabulary. All first check-ins fall into the first
-    `spread_s` seconds.
+    `rows` gives the examples of a device, int32 [n, length + 1]; `tokenizer` is the hash of their
+    vocabulary. All first check-ins fall into the first `spread_s` seconds.
     """
     fleet = _Fleet(send, clock, rows, train, tokenizer, seed)
     start, phones = clock.now(), []
     for device in devices:
         phone = _Phone(device, conditions.parse(trace(device, days, seed)), fleet)
         phones.append(phone)
-        first = np.random.default_rng([seed, device.index, 3]).uniform(0, spread_s)  # 0 to 2 are its trace's
+        first = np.random.default_rng([seed, device.index, 3]).uniform(
+            0, spread_s
+        )  # 0 to 2 are its trace's
         clock.at(start + first, phone.check_in)
     clock.run_until(start + days * DAY_S, done=lambda: fleet.over)
     return Result(
@@ -100,8 +115,23 @@ def simulate(
 class _Fleet:
     """What all devices of a simulation share."""
 
-    def __init__(self, send: Send, clock: Clock, rows: Callable[[Device], np.ndarray], train: Trainer, tokenizer: str, seed: int):
-        self.send, self.clock, self.rows, self.train, self.tokenizer, self.seed = send, clock, rows, train, tokenizer, seed
+    def __init__(
+        self,
+        send: Send,
+        clock: Clock,
+        rows: Callable[[Device], np.ndarray],
+        train: Trainer,
+        tokenizer: str,
+        seed: int,
+    ):
+        self.send, self.clock, self.rows, self.train, self.tokenizer, self.seed = (
+            send,
+            clock,
+            rows,
+            train,
+            tokenizer,
+            seed,
+        )
         self.over = False
         self._newest = ("", Checkpoint({}))
 
@@ -118,14 +148,23 @@ class _Phone:
     def __init__(self, device: Device, source: conditions.Source, fleet: _Fleet):
         self.device, self._source, self._fleet = device, source, fleet
         self.check_ins = self.counted = 0
-        self._key = Ed25519PrivateKey.from_private_bytes(hashlib.sha256(f"fedboard-fleet {fleet.seed} {device.index}".encode()).digest())
+        self._key = Ed25519PrivateKey.from_private_bytes(
+            hashlib.sha256(f"fedboard-fleet {fleet.seed} {device.index}".encode()).digest()
+        )
         self._name = calls.enrol(fleet.send, self._key).device
-        self._send = calls.signed(fleet.send, self._key, self._name)  # about an assignment, once it has one
+        self._send = calls.signed(
+            fleet.send, self._key, self._name
+        )  # about an assignment, once it has one
 
     def check_in(self) -> None:
         now, rows = self._fleet.clock.now(), self._fleet.rows(self.device)
         self._send = calls.signed(self._fleet.send, self._key, self._name)
-        answer = calls.check_in(self._send, CheckIn(self._source(now), len(rows), self._fleet.tokenizer, device_class=self.device.kind))
+        answer = calls.check_in(
+            self._send,
+            CheckIn(
+                self._source(now), len(rows), self._fleet.tokenizer, device_class=self.device.kind
+            ),
+        )
         self.check_ins += 1
         if isinstance(answer, Assignment):
             self._start(answer, rows)
@@ -136,7 +175,9 @@ class _Phone:
 
     def _start(self, assignment: Assignment, rows: np.ndarray) -> None:
         now, device = self._fleet.clock.now(), self.device
-        self._send = calls.signed(self._fleet.send, self._key, self._name, assignment.task, assignment.round)
+        self._send = calls.signed(
+            self._fleet.send, self._key, self._name, assignment.task, assignment.round
+        )
         plan = config.from_json(Plan, calls.fetch(self._send, assignment.plan), "plan")
         data = calls.fetch(self._send, assignment.checkpoint)
         checkpoint = self._fleet.checkpoint(assignment.checkpoint, data)
@@ -144,20 +185,28 @@ class _Phone:
         training = now + _seconds(len(data), device.down_mbps)
         ends = [training + device.batch_s * batch for batch in range(_batches(rows, plan) + 1)]
         dimension = sum(array.size for array in checkpoint.weights.values())
-        ends.append(ends[-1] + _seconds(quantize.encoded_bytes(dimension, plan.bits), device.up_mbps))
+        ends.append(
+            ends[-1] + _seconds(quantize.encoded_bytes(dimension, plan.bits), device.up_mbps)
+        )
         lost = next((time for time in ends if forbidden_by(self._source(time)) is not None), None)
         if lost is None:
             self._fleet.clock.at(ends[-1], lambda: self._report(assignment, plan, checkpoint, rows))
         else:
             self._fleet.clock.at(lost, lambda: self._abandon(assignment, Cause.CONDITION_LOST))
 
-    def _report(self, assignment: Assignment, plan: Plan, checkpoint: Checkpoint, rows: np.ndarray) -> None:
+    def _report(
+        self, assignment: Assignment, plan: Plan, checkpoint: Checkpoint, rows: np.ndarray
+    ) -> None:
         rng = np.random.default_rng([self._fleet.seed, self.device.index, assignment.round])
         tuned = self._fleet.train(checkpoint.weights, rows, plan, rng)
         if tuned.stopped is not None:
             self._abandon(assignment, tuned.stopped)
             return
-        answer = calls.upload(self._send, assignment.assignment, participate.encode(tuned.delta, assignment, plan, len(rows), rng))
+        answer = calls.upload(
+            self._send,
+            assignment.assignment,
+            participate.encode(tuned.delta, assignment, plan, len(rows), rng),
+        )
         self.counted += isinstance(answer, Ack) and answer.counted
         self._come_back(answer.retry_in_s)
 
@@ -165,7 +214,9 @@ class _Phone:
         self._come_back(calls.abandon(self._send, assignment.assignment, cause).retry_in_s)
 
     def _come_back(self, retry_in_s: float) -> None:
-        self._fleet.clock.at(self._fleet.clock.now() + max(LEAST_RETRY_S, retry_in_s), self.check_in)
+        self._fleet.clock.at(
+            self._fleet.clock.now() + max(LEAST_RETRY_S, retry_in_s), self.check_in
+        )
 
 
 def _batches(rows: np.ndarray, plan: Plan) -> int:

@@ -1,7 +1,8 @@
-"""Coverage-guided fuzzing of every reader of bytes from elsewhere: whatever they hold, it is read or refused by one of our errors.
+"""Coverage-guided fuzzing of every reader of bytes from elsewhere: whatever they hold, it is read
+or refused by one of our errors.
 
-python fuzz/readers.py manifest -max_total_time=60        (or zip, checkpoint, update, difference, typing_log, unfinished, schedule, trace;
-of the server: messages, proof, window, counted, settings)
+python fuzz/readers.py manifest -max_total_time=60        (or zip, checkpoint, update, difference,
+typing_log, unfinished, schedule, trace; of the server: messages, proof, window, counted, settings)
 """
 
 import contextlib
@@ -11,8 +12,21 @@ from pathlib import Path
 
 import atheris
 
-with atheris.instrument_imports(include=["device_runtime", "server", "fedboard", "zipfile", "safetensors"]):
-    from device_runtime import bundle, conditions, config, daemon, difference, own_words, personal, quantize, unfinished, weights
+with atheris.instrument_imports(
+    include=["device_runtime", "server", "fedboard", "zipfile", "safetensors"]
+):
+    from device_runtime import (
+        bundle,
+        conditions,
+        config,
+        daemon,
+        difference,
+        own_words,
+        personal,
+        quantize,
+        unfinished,
+        weights,
+    )
     from device_runtime.errors import FedboardError
     from device_runtime.typing_log import TypingLog
     from device_runtime.wire import Abandon, CheckIn, Enrolment, Plan, Scores
@@ -81,15 +95,41 @@ def trace(data: bytes) -> None:
 
 
 def messages(data: bytes) -> None:
-    for kind in (CheckIn, Enrolment, Abandon, Scores, operators.NewTask, operators.Rollback, operators.NewCodes):
+    for kind in (
+        CheckIn,
+        Enrolment,
+        Abandon,
+        Scores,
+        operators.NewTask,
+        operators.Rollback,
+        operators.NewCodes,
+    ):
         with contextlib.suppress(FedboardError):
-            assert config.from_json(kind, config.to_json(config.from_json(kind, data, "message")), "message")
+            assert config.from_json(
+                kind, config.to_json(config.from_json(kind, data, "message")), "message"
+            )
     found = judging.scores_of(data, PLAN)
-    assert isinstance(found, str) or 0 <= found.top1 <= found.top3 <= found.in_vocabulary <= found.targets <= PLAN.max_rows * PLAN.length
+    assert (
+        isinstance(found, str)
+        or 0
+        <= found.top1
+        <= found.top3
+        <= found.in_vocabulary
+        <= found.targets
+        <= PLAN.max_rows * PLAN.length
+    )
 
 
 def proof(data: bytes) -> None:
-    names = ("content-digest", "fedboard-round", "fedboard-nonce", "fedboard-signature", "fedboard-task", "fedboard-device", "authorization")
+    names = (
+        "content-digest",
+        "fedboard-round",
+        "fedboard-nonce",
+        "fedboard-signature",
+        "fedboard-task",
+        "fedboard-device",
+        "authorization",
+    )
     headers = dict(zip(names, data.decode("latin-1").split("\n"), strict=False))
     found = access.proof(headers)
     assert found is None or not access.is_signed(bytes(32), found, "GET", "/")
@@ -98,7 +138,9 @@ def proof(data: bytes) -> None:
 
 def window(data: bytes) -> None:
     asked, _, condition = data.decode("latin-1").partition("\n")
-    start, end = endpoint._window({"range": asked, "if-range": condition} if condition else {"range": asked}, '"tag"', 1000) or (0, 1000)
+    start, end = endpoint._window(
+        {"range": asked, "if-range": condition} if condition else {"range": asked}, '"tag"', 1000
+    ) or (0, 1000)
     assert start >= 0 and end <= 1000
 
 
@@ -118,15 +160,33 @@ def settings(data: bytes) -> None:
 
 PLAN = Plan(clipping_norm=10.0, bits=1)
 READERS = {
-    "messages": (messages, b'{"conditions":{"charging":true},"examples":3,"tokenizer":"ab","holds":"","population":"default"}'),
-    "proof": (proof, b"sha-256=:" + b"A" * 43 + b"=:\n7\n" + b"0" * 32 + b"\n" + b"A" * 86 + b"==\ndefault\nab\nBasic Zm9vOmJhcg=="),
+    "messages": (
+        messages,
+        b'{"conditions":{"charging":true},"examples":3,"tokenizer":"ab","holds":"","population":"default"}',
+    ),
+    "proof": (
+        proof,
+        b"sha-256=:"
+        + b"A" * 43
+        + b"=:\n7\n"
+        + b"0" * 32
+        + b"\n"
+        + b"A" * 86
+        + b"==\ndefault\nab\nBasic Zm9vOmJhcg==",
+    ),
     "window": (window, b'bytes=1-5\n"tag"'),
-    "counted": (counted, quantize.encode(np.ones(3, np.float32), 1, 2, "ab" * 32, 1, 1, np.random.default_rng(0))),
+    "counted": (
+        counted,
+        quantize.encode(np.ones(3, np.float32), 1, 2, "ab" * 32, 1, 1, np.random.default_rng(0)),
+    ),
     "settings": (settings, b"[rules]\nreport_goal = 5\n[storage]\nblobs = 's3://a/b'\n"),
     "manifest": (manifest, b'{"format":2}'),
     "zip": (zip_, b"PK\x05\x06" + bytes(18)),
     "checkpoint": (checkpoint, OLD),
-    "update": (update, quantize.encode(np.ones(3, np.float32), 1, 2, "ab" * 32, 1, 1, np.random.default_rng(0))),
+    "update": (
+        update,
+        quantize.encode(np.ones(3, np.float32), 1, 2, "ab" * 32, 1, 1, np.random.default_rng(0)),
+    ),
     "difference": (difference_, difference.encode(OLD, NEW)),
     "typing_log": (typing_log, LOG_BYTES),
     "unfinished": (unfinished_, SEALED[:-1] + bytes([SEALED[-1] ^ 1])),

@@ -1,7 +1,8 @@
 """Child processes that never outlive us: ended when we end, killed by the kernel if we are killed.
 
-The child runs in a session of its own, so Ctrl-C reaches only us and we end it in order. Before it becomes the command it asks the kernel for
-SIGKILL at our death (Linux, prctl PR_SET_PDEATHSIG). Its output goes to a file, never to a pipe that it could keep open.
+The child runs in a session of its own, so Ctrl-C reaches only us and we end it in order. Before it
+becomes the command it asks the kernel for SIGKILL at our death (Linux, prctl PR_SET_PDEATHSIG). Its
+output goes to a file, never to a pipe that it could keep open.
 """
 
 import ctypes
@@ -14,8 +15,15 @@ from pathlib import Path
 _PR_SET_PDEATHSIG = 1
 
 
-def start(command: list[str], log: Path | None = None, environment: dict[str, str] | None = None, pass_fds: tuple[int, ...] = ()) -> subprocess.Popen:
-    """Start a command whose output goes to `log` (or nowhere). Call it from a thread that lives as long as the child should."""
+def start(
+    command: list[str],
+    log: Path | None = None,
+    environment: dict[str, str] | None = None,
+    pass_fds: tuple[int, ...] = (),
+) -> subprocess.Popen:
+    """Start a command whose output goes to `log` (or nowhere). Call it from a thread that lives as
+    long as the child should.
+    """
     launcher = [sys.executable, "-m", "model.child_process", str(os.getpid()), *command]
     with open(log or os.devnull, "ab") as output:
         return subprocess.Popen(
@@ -41,7 +49,9 @@ def end(child: subprocess.Popen, patience_s: float = 10.0) -> int:
 
 
 def peak_memory_mb(pid: int) -> float:
-    """Peak resident memory of a process since it became its command. (getrusage would count the parent it was forked from.)"""
+    """Peak resident memory of a process since it became its command. (getrusage would count the
+    parent it was forked from.)
+    """
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) / 1024

@@ -1,4 +1,6 @@
-"""Clients: users' utterances -> the batches one participation trains on. Read one client at a time, when it is drawn."""
+"""Clients: users' utterances -> the batches one participation trains on. Read one client at a time,
+when it is drawn.
+"""
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -11,15 +13,23 @@ from device_runtime.wire import Plan
 from model.corpus import Utterance
 from model.recipe import Client
 
-KEPT = 256  # clients whose rows are kept in memory, the last ones drawn (about 20 kB each; making them again takes a millisecond)
+# clients whose rows are kept in memory, the last ones drawn (about 20 kB each; making them again
+# takes a millisecond)
+KEPT = 256
 
 
 class Clients(Sequence):
     """Every user's rows, int32 [rows, length + 1], oldest first, made when asked for."""
 
-    def __init__(self, users: Mapping[str, Sequence[Utterance]], vocabulary: Vocabulary, length: int):
+    def __init__(
+        self, users: Mapping[str, Sequence[Utterance]], vocabulary: Vocabulary, length: int
+    ):
         self._users, self._names = users, list(users)
-        self._rows = lru_cache(KEPT)(lambda name: rows((vocabulary.ids(utterance.tokens) for utterance in users[name]), length))
+        self._rows = lru_cache(KEPT)(
+            lambda name: rows(
+                (vocabulary.ids(utterance.tokens) for utterance in users[name]), length
+            )
+        )
 
     def __len__(self) -> int:
         return len(self._names)
@@ -28,17 +38,27 @@ class Clients(Sequence):
         return self._rows(self._names[i])
 
 
-def batches(examples: np.ndarray, plan: Plan, client: Client, rng: np.random.Generator) -> np.ndarray:
-    """What one participation trains on: int32 [steps, batch_size, length + 1], every epoch in a new random order.
+def batches(
+    examples: np.ndarray, plan: Plan, client: Client, rng: np.random.Generator
+) -> np.ndarray:
+    """What one participation trains on: int32 [steps, batch_size, length + 1], every epoch in a new
+    random order.
 
-    The plan's max_rows and the client's max_tokens cap it. Rows of a batch are sorted, longest first, and the last batch of an epoch is filled
-    with empty rows: neither changes the mean gradient, and packed training needs both. No rows give no steps.
+    The plan's max_rows and the client's max_tokens cap it. Rows of a batch are sorted, longest
+    first, and the last batch of an epoch is filled with empty rows: neither changes the mean
+    gradient, and packed training needs both. No rows give no steps.
     """
-    chosen = rng.permutation(len(examples)) if client.rows == "sampled" else np.arange(len(examples))[::-1]
+    chosen = (
+        rng.permutation(len(examples))
+        if client.rows == "sampled"
+        else np.arange(len(examples))[::-1]
+    )
     chosen = chosen[: plan.max_rows]
     lengths = (examples[:, 1:] != PAD).sum(axis=1)
     if client.max_tokens:
-        chosen = chosen[: max(1, np.searchsorted(np.cumsum(lengths[chosen]), client.max_tokens, side="right"))]
+        chosen = chosen[
+            : max(1, np.searchsorted(np.cumsum(lengths[chosen]), client.max_tokens, side="right"))
+        ]
     steps = -(-len(chosen) // plan.batch_size)
     epochs = []
     for _ in range(plan.epochs):

@@ -1,4 +1,6 @@
-"""Cohorts: which clients train in a round. Pure functions of a seed and a small state that is saved with the run."""
+"""Cohorts: which clients train in a round. Pure functions of a seed and a small state that is saved
+with the run.
+"""
 
 from dataclasses import dataclass
 
@@ -14,27 +16,35 @@ class Sampler:
     """What must be remembered between two rounds."""
 
     round: int  # rounds drawn so far
-    waiting: np.ndarray  # int32 [n], clients still to train in this pass, in order; empty for uniform sampling
+    waiting: (
+        np.ndarray
+    )  # int32 [n], clients still to train in this pass, in order; empty for uniform sampling
     last: np.ndarray  # int32 [population], the round each client trained in last
 
 
 def start(population: int, cohort: int, min_separation: int = 1) -> Sampler:
-    """Raises ConfigError if the population cannot fill every cohort with clients that are far enough from their last round."""
+    """Raises ConfigError if the population cannot fill every cohort with clients that are far
+    enough from their last round.
+    """
     if population < cohort * min_separation:
         raise ConfigError(
             "cohort",
-            f"{cohort} clients a round, each {min_separation} rounds apart, need {cohort * min_separation}; the corpus has {population} train users",
+            f"{cohort} clients a round, each {min_separation} rounds apart, need "
+            f"{cohort * min_separation}; the corpus has {population} train users",
             "lower --cohort or min_separation",
         )
     return Sampler(0, np.zeros(0, np.int32), np.full(population, NEVER, np.int32))
 
 
-def draw(sampler: Sampler, cohort: int, sampling: str, min_separation: int, seed: int) -> tuple[np.ndarray, Sampler]:
+def draw(
+    sampler: Sampler, cohort: int, sampling: str, min_separation: int, seed: int
+) -> tuple[np.ndarray, Sampler]:
     """The next round's clients, int32 [cohort], all different, and the sampler after it.
 
-    A client that trained in round r may train again in round r + min_separation at the earliest, the definition of matrix mechanisms
-    (Choquette-Choo et al. 2023, arXiv:2306.08153). `shuffled` goes through random orders of all clients. `uniform` draws from all clients that
-    are far enough from their last round.
+    A client that trained in round r may train again in round r + min_separation at the earliest,
+    the definition of matrix mechanisms (Choquette-Choo et al. 2023, arXiv:2306.08153). `shuffled`
+    goes through random orders of all clients. `uniform` draws from all clients that are far enough
+    from their last round.
     """
     number = sampler.round + 1
     rng = np.random.default_rng([seed, 1, number])
@@ -49,7 +59,9 @@ def draw(sampler: Sampler, cohort: int, sampling: str, min_separation: int, seed
             fresh = rng.permutation(len(sampler.last)).astype(np.int32)
             eligible = fresh[ready[fresh] & ~np.isin(fresh, np.concatenate([chosen, waiting]))]
             more = eligible[: cohort - len(chosen)]
-            waiting = np.concatenate([waiting, fresh[~np.isin(fresh, np.concatenate([more, waiting]))]])  # each at most once
+            waiting = np.concatenate(
+                [waiting, fresh[~np.isin(fresh, np.concatenate([more, waiting]))]]
+            )  # each at most once
             chosen = np.concatenate([chosen, more])
     last = sampler.last.copy()
     last[chosen] = number

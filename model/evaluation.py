@@ -1,7 +1,10 @@
-"""Next-word accuracy of any system on held-out users. Protocol nwp-v1, steps 6 to 10 (base protocol: no history).
+"""Next-word accuracy of any system on held-out users. Protocol nwp-v1, steps 6 to 10 (base
+protocol: no history).
 
-A system is an engine: it reads sequences of ids and gives, for every position, the log-probabilities of the next id. A network of pieces is a
-decoder instead, which gives whole words. Contexts never cross utterances. All sums are kept per user, so intervals and comparisons are over users.
+A system is an engine: it reads sequences of ids and gives, for every position, the
+log-probabilities of the next id. A network of pieces is a decoder instead, which gives whole words.
+Contexts never cross utterances. All sums are kept per user, so intervals and comparisons are over
+users.
 """
 
 import json
@@ -45,7 +48,9 @@ BATCH = 128  # sequences of like length the network reads side by side
 
 class Engine(Protocol):
     def __call__(self, sequences: Sequence[Sequence[int]]) -> Iterator[np.ndarray]:
-        """Sequences of ids, bos first -> the log-probabilities after each id, all sequences in order, as float32 chunks [positions, vocabulary]."""
+        """Sequences of ids, bos first -> the log-probabilities after each id, all sequences in
+        order, as float32 chunks [positions, vocabulary].
+        """
         ...
 
 
@@ -73,7 +78,9 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Summary:
-    """An evaluation in the numbers people compare; shares are 0..1, intervals 95 % over users, `macro` is mean, p10, p50, p90 over users."""
+    """An evaluation in the numbers people compare; shares are 0..1, intervals 95 % over users,
+    `macro` is mean, p10, p50, p90 over users.
+    """
 
     users: int
     targets: int
@@ -81,7 +88,9 @@ class Summary:
     top1_interval: tuple[float, float]
     top3: float
     top3_interval: tuple[float, float]
-    perplexity: float  # in-vocabulary word targets, which are all of an open vocabulary; compare only at equal vocabulary
+    # in-vocabulary word targets, which are all of an open vocabulary; compare only at equal
+    # vocabulary
+    perplexity: float
     keystroke_saving: float
     oov_rate: float
     in_vocabulary_top1: float
@@ -96,15 +105,18 @@ class Summary:
 
 @dataclass(frozen=True)
 class Gain:
-    """What one measure gains from one system to another, as a difference of shares, -1..1. Users with fewer than MACRO_TARGETS targets count in the
-    first two numbers only."""
+    """What one measure gains from one system to another, as a difference of shares, -1..1. Users
+    with fewer than MACRO_TARGETS targets count in the first two numbers only.
+    """
 
     change: float  # over all targets
     interval: tuple[float, float]  # 95 % over users, the same ones drawn for both systems
     gained: int  # users, by more than a point
     lost: int  # likewise
     same: int  # users within a point
-    by_user: tuple[float, float, float, float] | None  # mean, p10, p50, p90 of the users' own differences; None without such users
+    by_user: (
+        tuple[float, float, float, float] | None
+    )  # mean, p10, p50, p90 of the users' own differences; None without such users
 
 
 @dataclass(frozen=True)
@@ -117,7 +129,8 @@ class Comparison:
     keystroke_saving: Gain
 
 
-# --- engines -----------------------------------------------------------------------------------------------------------------------------
+# --- engines
+# ------------------------------------------------------------------------------------------------
 
 
 def engine_of(weights: Weights, vocabulary: Vocabulary) -> Engine | Decoder:
@@ -158,7 +171,9 @@ def _hidden(weights: Weights, sequences: Sequence[Sequence[int]]) -> np.ndarray:
         for row, i in enumerate(rows):
             inputs[row, : lengths[i]] = sequences[i]
         within = np.arange(inputs.shape[1]) < lengths[rows, None]  # [rows, time]
-        states[(starts[rows, None] + np.arange(inputs.shape[1]))[within]] = forward(weights, inputs)[within]
+        states[(starts[rows, None] + np.arange(inputs.shape[1]))[within]] = forward(
+            weights, inputs
+        )[within]
     return states
 
 
@@ -167,7 +182,8 @@ def _chunks(positions: int, vocabulary_size: int) -> Iterator[tuple[int, int]]:
     return ((start, min(start + size, positions)) for start in range(0, positions, size))
 
 
-# --- scoring -----------------------------------------------------------------------------------------------------------------------------
+# --- scoring
+# ------------------------------------------------------------------------------------------------
 
 
 def evaluate(
@@ -181,11 +197,13 @@ def evaluate(
     blocked: Sequence[int] = (),
     personal: bool = False,
 ) -> Evaluation:
-    """Score an engine or decoder on the last `last` utterances of each user (of the first `max_users`, for a quick look), as `scored_of` says.
+    """Score an engine or decoder on the last `last` utterances of each user (of the first
+    `max_users`, for a quick look), as `scored_of` says.
 
-    progress is called with (positions done, all positions); on_prediction once for each word target, users and utterances in order;
-    blocked are ids that are never suggested.
-    Raises ValueError if the engine's vocabulary or number of positions is not that of the corpus, or a vocabulary of pieces comes without a decoder.
+    progress is called with (positions done, all positions); on_prediction once for each word
+    target, users and utterances in order; blocked are ids that are never suggested. Raises
+    ValueError if the engine's vocabulary or number of positions is not that of the corpus, or a
+    vocabulary of pieces comes without a decoder.
     """
     if vocabulary.of_pieces and not isinstance(engine, Decoder):
         raise ValueError("a vocabulary of pieces is scored by a decoder, which gives whole words")
@@ -200,7 +218,11 @@ def evaluate(
     for first in range(0, len(scored), BLOCK):
         targets = targets_of(scored[first : first + BLOCK])
         start = 0
-        for found in _decoded(engine, targets) if isinstance(engine, Decoder) else _said(engine, targets, vocabulary, blocked):
+        for found in (
+            _decoded(engine, targets)
+            if isinstance(engine, Decoder)
+            else _said(engine, targets, vocabulary, blocked)
+        ):
             tally.add(found, targets, start, on_prediction)
             start += len(found.own)
             if progress:
@@ -212,7 +234,8 @@ def evaluate(
 def scored_of(utterances: Sequence[Utterance], personal: bool = False, last: int = LAST) -> int:
     """How many of a user's last utterances are scored; the earlier ones are history.
 
-    In the base protocol at most `last`; in the personal one also at most half, and none of a user with fewer than PERSONAL.
+    In the base protocol at most `last`; in the personal one also at most half, and none of a user
+    with fewer than PERSONAL.
     """
     if personal:
         return min(last, len(utterances) // 2) if len(utterances) >= PERSONAL else 0
@@ -227,7 +250,13 @@ class Tally:
         self._open_vocabulary = open_vocabulary
         self._sums = np.zeros((len(names), len(FIELDS)))
 
-    def add(self, found: "Said", targets: "Targets", start: int, on_prediction: Callable[[Prediction], None] | None = None) -> None:
+    def add(
+        self,
+        found: "Said",
+        targets: "Targets",
+        start: int,
+        on_prediction: Callable[[Prediction], None] | None = None,
+    ) -> None:
         """Count what was said at the targets from `start` on."""
         marks = marks_of(found, targets, start)
         user = targets.user[start : start + len(found.own)]
@@ -264,7 +293,9 @@ class Said:
     known: np.ndarray  # bool [n], whether the target is in the vocabulary, as an id or spelled
     own: np.ndarray  # float [n], log-probability of the target, if known
     hits: np.ndarray  # bool [n, 3], which word of the strip is the target
-    words_ahead: np.ndarray  # int [n], words of the strip likelier than the target, if that is a class
+    words_ahead: (
+        np.ndarray
+    )  # int [n], words of the strip likelier than the target, if that is a class
     classes_ahead: np.ndarray  # int [n], classes likelier than the target
     keys: np.ndarray  # int [n], keystrokes for the target, if a word
 
@@ -282,17 +313,32 @@ def targets_of(block: list[tuple[int, tuple[str, ...]]]) -> Targets:
     )
 
 
-def _said(engine: Engine, targets: Targets, vocabulary: Vocabulary, blocked: Sequence[int]) -> Iterator[Said]:
-    """What an engine says. Raises ValueError if its vocabulary or number of positions is another."""
+def _said(
+    engine: Engine, targets: Targets, vocabulary: Vocabulary, blocked: Sequence[int]
+) -> Iterator[Said]:
+    """What an engine says. Raises ValueError if its vocabulary or number of positions is
+    another.
+    """
     spelled = [vocabulary.ids(utterance) for utterance in targets.utterances]
     every = np.array([i for own in spelled for i in own], np.int64)
     start = 0
     for scores in engine([[BOS, *own[:-1]] for own in spelled]):
         end = start + len(scores)
         if scores.shape[1] != len(vocabulary) or end > len(every):
-            raise ValueError(f"expected up to {len(every) - start} positions of {len(vocabulary)} ids, the engine gave {scores.shape}")
+            raise ValueError(
+                f"expected up to {len(every) - start} positions of {len(vocabulary)} ids, the "
+                f"engine gave {scores.shape}"
+            )
         here = slice(start, end)
-        yield said(scores, every[here], targets.tokens[here], targets.is_word[here], vocabulary.tokens, vocabulary.alphabetical, blocked)
+        yield said(
+            scores,
+            every[here],
+            targets.tokens[here],
+            targets.is_word[here],
+            vocabulary.tokens,
+            vocabulary.alphabetical,
+            blocked,
+        )
         start = end
     if start != len(every):
         raise ValueError(f"expected {len(every)} positions, the engine gave {start}")
@@ -307,7 +353,8 @@ def said(
     alphabetical: tuple[list[str], list[int]],
     blocked: Sequence[int] = (),
 ) -> Said:
-    """What log-probabilities (float [n, words]) say about n targets: their ids (OOV if unknown), tokens, and which of them are words.
+    """What log-probabilities (float [n, words]) say about n targets: their ids (OOV if unknown),
+    tokens, and which of them are words.
 
     words and alphabetical are those of all ids; blocked are ids that are never suggested.
     """
@@ -342,8 +389,18 @@ def _decoded(decoder: Decoder, targets: Targets) -> Iterator[Said]:
             strip=strip,
             known=offers.known,
             own=offers.own,
-            hits=np.array([[words[i : i + 1] == (token,) for i in range(STRIP)] for token, words in zip(tokens, strip, strict=True)]),
-            words_ahead=np.array([sum(score > own for _, score in words) for words, own in zip(offers.strip, offers.own, strict=True)]),
+            hits=np.array(
+                [
+                    [words[i : i + 1] == (token,) for i in range(STRIP)]
+                    for token, words in zip(tokens, strip, strict=True)
+                ]
+            ),
+            words_ahead=np.array(
+                [
+                    sum(score > own for _, score in words)
+                    for words, own in zip(offers.strip, offers.own, strict=True)
+                ]
+            ),
             classes_ahead=(offers.classes > offers.own[:, None]).sum(axis=1),
             keys=offers.keys,
         )
@@ -356,7 +413,8 @@ def marks_of(said: Said, targets: Targets, start: int) -> np.ndarray:
     word, words = targets.is_word[here], targets.tokens[here]
     known, first = word & said.known, targets.place[here] == 0
     shown = said.hits.any(axis=1)
-    # with punctuation: how many words and classes come before the target; three or more words ahead are a miss whatever their number
+    # with punctuation: how many words and classes come before the target; three or more words ahead
+    # are a miss whatever their number
     words_ahead = np.where(word, np.where(shown, said.hits.argmax(axis=1), STRIP), said.words_ahead)
     ahead = words_ahead + said.classes_ahead
     marks = {
@@ -377,10 +435,17 @@ def marks_of(said: Said, targets: Targets, start: int) -> np.ndarray:
 
 
 def counts_of(row: np.ndarray) -> Counts:
-    return Counts(*(float(value) if name == "nll" else int(value) for name, value in zip(FIELDS, row, strict=True)))  # type: ignore[arg-type]
+    return Counts(
+        *(
+            float(value) if name == "nll" else int(value)
+            for name, value in zip(FIELDS, row, strict=True)
+        )
+    )  # type: ignore[arg-type]
 
 
-def _predictions(marks: np.ndarray, said: Said, targets: Targets, start: int, names: list[str]) -> Iterator[Prediction]:
+def _predictions(
+    marks: np.ndarray, said: Said, targets: Targets, start: int, names: list[str]
+) -> Iterator[Prediction]:
     mark = dict(zip(FIELDS, marks, strict=True))
     for row in np.flatnonzero(mark["targets"]):
         i = start + row
@@ -398,7 +463,9 @@ def _predictions(marks: np.ndarray, said: Said, targets: Targets, start: int, na
 
 @contextmanager
 def predictions_file(path: Path) -> Iterator[Callable[[Prediction], None]]:
-    """A function that writes one JSON line per prediction; the file appears when the block ends well. Raises RunError if it cannot be written."""
+    """A function that writes one JSON line per prediction; the file appears when the block ends
+    well. Raises RunError if it cannot be written.
+    """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -406,12 +473,15 @@ def predictions_file(path: Path) -> Iterator[Callable[[Prediction], None]]:
             yield lambda prediction: print(json.dumps(asdict(prediction)), file=file)
         os.replace(temporary, path)
     except OSError as error:
-        raise RunError(path, f"cannot be written ({error.strerror})", "choose another file") from None
+        raise RunError(
+            path, f"cannot be written ({error.strerror})", "choose another file"
+        ) from None
     finally:
         temporary.unlink(missing_ok=True)
 
 
-# --- reading the result ------------------------------------------------------------------------------------------------------------------
+# --- reading the result
+# ------------------------------------------------------------------------------------------------
 
 
 def summarise(evaluation: Evaluation, rng: np.random.Generator) -> Summary:
@@ -447,8 +517,12 @@ def compare(left: Evaluation, right: Evaluation, rng: np.random.Generator) -> Co
 
     Raises ValueError if they did not score the same targets.
     """
-    gains = {which: _gain(left, right, which, rng) for which in ("top1", "top3", "keystroke_saving")}
-    return Comparison(users=sum(counts.targets >= MACRO_TARGETS for counts in left.users.values()), **gains)
+    gains = {
+        which: _gain(left, right, which, rng) for which in ("top1", "top3", "keystroke_saving")
+    }
+    return Comparison(
+        users=sum(counts.targets >= MACRO_TARGETS for counts in left.users.values()), **gains
+    )
 
 
 def _gain(left: Evaluation, right: Evaluation, which: str, rng: np.random.Generator) -> Gain:
@@ -456,29 +530,47 @@ def _gain(left: Evaluation, right: Evaluation, which: str, rng: np.random.Genera
     gains, wholes = _gains(left, right, which)
     enough = np.array([counts.targets >= MACRO_TARGETS for counts in left.users.values()])
     gains, wholes = gains[enough], wholes[enough]
-    gained, lost = (np.count_nonzero(100 * way > wholes) for way in (gains, -gains))  # in whole numbers: a share of 0.01 is not exact
+    gained, lost = (
+        np.count_nonzero(100 * way > wholes) for way in (gains, -gains)
+    )  # in whole numbers: a share of 0.01 is not exact
     own = gains / wholes
-    by_user = tuple(map(float, (own.mean(), *np.percentile(own, [10, 50, 90])))) if len(own) else None
+    by_user = (
+        tuple(map(float, (own.mean(), *np.percentile(own, [10, 50, 90])))) if len(own) else None
+    )
     return Gain(change, (low, high), gained, lost, len(own) - gained - lost, by_user)  # type: ignore[arg-type]
 
 
-def difference(left: Evaluation, right: Evaluation, which: str, rng: np.random.Generator, draws: int = 1000) -> tuple[float, float, float]:
-    """Recall (`top1` or `top3`) or `keystroke_saving` of left minus right over all targets, and its 95 % interval: the same users are drawn for both.
+def difference(
+    left: Evaluation, right: Evaluation, which: str, rng: np.random.Generator, draws: int = 1000
+) -> tuple[float, float, float]:
+    """Recall (`top1` or `top3`) or `keystroke_saving` of left minus right over all targets, and its
+    95 % interval: the same users are drawn for both.
 
     Raises ValueError if they did not score the same targets.
     """
     gains, wholes = _gains(left, right, which)
-    drawn = rng.multinomial(len(gains), np.full(len(gains), 1 / len(gains)), draws)  # [draws, users]
+    drawn = rng.multinomial(
+        len(gains), np.full(len(gains), 1 / len(gains)), draws
+    )  # [draws, users]
     low, high = np.percentile((drawn @ gains) / (drawn @ wholes), [2.5, 97.5])
     return float(gains.sum() / wholes.sum()), float(low), float(high)
 
 
 def _gains(left: Evaluation, right: Evaluation, which: str) -> tuple[np.ndarray, np.ndarray]:
-    """Of each user: hits (or spared keys) left has more than right, and the targets (or letters) they are a share of; int [users] both."""
-    scored = [{user: (counts.targets, counts.letters) for user, counts in each.users.items()} for each in (left, right)]
+    """Of each user: hits (or spared keys) left has more than right, and the targets (or letters)
+    they are a share of; int [users] both.
+    """
+    scored = [
+        {user: (counts.targets, counts.letters) for user, counts in each.users.items()}
+        for each in (left, right)
+    ]
     if scored[0] != scored[1]:
         raise ValueError("two evaluations are compared on the same users and targets only")
     pairs = [(counts, right.users[user]) for user, counts in left.users.items()]
     if which == "keystroke_saving":
-        return np.array([other.keys - own.keys for own, other in pairs]), np.array([own.letters for own, _ in pairs])
-    return np.array([getattr(own, which) - getattr(other, which) for own, other in pairs]), np.array([own.targets for own, _ in pairs])
+        return np.array([other.keys - own.keys for own, other in pairs]), np.array(
+            [own.letters for own, _ in pairs]
+        )
+    return np.array(
+        [getattr(own, which) - getattr(other, which) for own, other in pairs]
+    ), np.array([own.targets for own, _ in pairs])

@@ -1,4 +1,6 @@
-"""TFF's remote executor, but a round's global state travels without being copied once for every level of its nesting."""
+"""TFF's remote executor, but a round's global state travels without being copied once for every
+level of its nesting.
+"""
 
 import tensorflow_federated as tff
 from tensorflow_federated.proto.v0 import executor_pb2
@@ -6,7 +8,9 @@ from tensorflow_federated.python.core.impl.executors.remote_executor import Remo
 
 
 class Executor(tff.framework.RemoteExecutor):
-    """TFF builds a message from the inside out and copies what is inside into each level, while all cores wait. Here it is built where it stays."""
+    """TFF builds a message from the inside out and copies what is inside into each level, while all
+    cores wait. Here it is built where it stays.
+    """
 
     async def create_value(self, value: object, type_spec: tff.Type | None = None) -> RemoteValue:
         if not isinstance(type_spec, tff.FederatedType) or not type_spec.all_equal:
@@ -18,7 +22,8 @@ class Executor(tff.framework.RemoteExecutor):
 
 
 def write(message: executor_pb2.Value, value: object, type_spec: tff.Type) -> None:
-    """Write a value into an empty message: the same bytes as `tff.framework.serialize_value` makes of it.
+    """Write a value into an empty message: the same bytes as `tff.framework.serialize_value` makes
+    of it.
 
     Raises TypeError for a value that is not of the type.
     """
@@ -28,7 +33,9 @@ def write(message: executor_pb2.Value, value: object, type_spec: tff.Type) -> No
     elif isinstance(type_spec, tff.StructType):
         values = list(tff.structure.from_container(value))
         if len(values) != len(type_spec):
-            raise TypeError(f"expected a structure of {len(type_spec)} elements, found {len(values)}")
+            raise TypeError(
+                f"expected a structure of {len(type_spec)} elements, found {len(values)}"
+            )
         message.struct.SetInParent()  # also of no elements
         for (name, kind), one in zip(tff.structure.iter_elements(type_spec), values, strict=True):
             element = message.struct.element.add(name=name or "")

@@ -1,10 +1,13 @@
-"""How glibc hands out memory, to TFF's worker and to this process. With another C library all of it does nothing."""
+"""How glibc hands out memory, to TFF's worker and to this process. With another C library all of it
+does nothing.
+"""
 
 import contextlib
 import ctypes
 
-# Each client's tensors are freed before the next one's are made. glibc would return the larger ones to the kernel every time and fetch them again
-# page by page, and threads that do so wait for each other. These keep them, in few large pages.
+# Each client's tensors are freed before the next one's are made. glibc would return the larger ones
+# to the kernel every time and fetch them again page by page, and threads that do so wait for each
+# other. These keep them, in few large pages.
 WORKER = {
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_THRESHOLD_": str(32 << 20),  # the most that glibc accepts
@@ -16,7 +19,9 @@ _M_ARENA_MAX = -8  # of malloc.h
 
 
 def use_one_heap() -> None:
-    """Let all threads share one heap from now on. Otherwise what one thread frees stays with it, and a process that trains for hours grows."""
+    """Let all threads share one heap from now on. Otherwise what one thread frees stays with it,
+    and a process that trains for hours grows.
+    """
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
 

@@ -1,7 +1,9 @@
-"""The next-word network in plain numpy: what it is, its first weights, and its forward pass. `training.py` is its twin in TensorFlow.
+"""The next-word network in plain numpy: what it is, its first weights, and its forward pass.
+`training.py` is its twin in TensorFlow.
 
-CIFG-LSTM of Hard et al. 2018 (arXiv:1811.03604): one layer whose input and forget gates are coupled, a recurrent projection to the embedding's
-width, and one embedding table for input and output. Matrices are stored [out, in], as TFLite's fully connected operation wants them.
+CIFG-LSTM of Hard et al. 2018 (arXiv:1811.03604): one layer whose input and forget gates are
+coupled, a recurrent projection to the embedding's width, and one embedding table for input and
+output. Matrices are stored [out, in], as TFLite's fully connected operation wants them.
 """
 
 from collections.abc import Iterator
@@ -25,7 +27,11 @@ SIZES = {"tiny": NetworkSize(16, 24), "small": NetworkSize(64, 192), "gboard": N
 
 def size_named(name: str) -> NetworkSize:
     if name not in SIZES:
-        raise ConfigError("network size", f"expected one of {', '.join(SIZES)}, found {name!r}", "choose one of them")
+        raise ConfigError(
+            "network size",
+            f"expected one of {', '.join(SIZES)}, found {name!r}",
+            "choose one of them",
+        )
     return SIZES[name]
 
 
@@ -34,12 +40,18 @@ def size_of(weights: Weights) -> NetworkSize:
     try:
         (_, embedding), (_, units) = weights["embedding"].shape, weights["projection"].shape
     except (KeyError, ValueError):
-        raise CheckpointError("weights", f"expected the network's arrays, found {', '.join(weights)}", "use a next-word checkpoint") from None
+        raise CheckpointError(
+            "weights",
+            f"expected the network's arrays, found {', '.join(weights)}",
+            "use a next-word checkpoint",
+        ) from None
     return NetworkSize(embedding, units)
 
 
 def initial_weights(size: NetworkSize, vocabulary: Vocabulary, rng: np.random.Generator) -> Weights:
-    """First weights: the output bias starts at log unigram probabilities, which saves most of the early rounds; the rest is random."""
+    """First weights: the output bias starts at log unigram probabilities, which saves most of the
+    early rounds; the rest is random.
+    """
     v, d, h = len(vocabulary), size.embedding, size.units
 
     def uniform(*shape: int) -> np.ndarray:
@@ -73,15 +85,23 @@ def forward(weights: Weights, inputs: np.ndarray) -> np.ndarray:
 
 
 def start(weights: Weights, rows: int) -> tuple[np.ndarray, np.ndarray]:
-    """Hidden, float32 [rows, embedding], and cell, float32 [rows, units], before the first token."""
+    """Hidden, float32 [rows, embedding], and cell, float32 [rows, units], before the first
+    token.
+    """
     size = size_of(weights)
     return np.zeros((rows, size.embedding), np.float32), np.zeros((rows, size.units), np.float32)
 
 
-def step(weights: Weights, tokens: np.ndarray, hidden: np.ndarray, cell: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def step(
+    weights: Weights, tokens: np.ndarray, hidden: np.ndarray, cell: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """One token further, int [rows]: hidden and cell after it."""
     x = weights["embedding"][tokens] * np.float32(np.sqrt(hidden.shape[1]))
-    gates = x @ weights["input_kernel"].T + hidden @ weights["recurrent_kernel"].T + weights["cell_bias"]
+    gates = (
+        x @ weights["input_kernel"].T
+        + hidden @ weights["recurrent_kernel"].T
+        + weights["cell_bias"]
+    )
     i, o, g = np.split(gates, 3, axis=1)
     cell = cell + _sigmoid(i) * (np.tanh(g) - cell)
     return (_sigmoid(o) * np.tanh(cell)) @ weights["projection"].T, cell
@@ -95,7 +115,9 @@ def log_probs(weights: Weights, hidden: np.ndarray) -> np.ndarray:
 
 
 def mean_loss(weights: Weights, rows: np.ndarray) -> float:
-    """Mean cross-entropy in nats of the targets of rows (int [n, length + 1]); padding is left out."""
+    """Mean cross-entropy in nats of the targets of rows (int [n, length + 1]); padding is left
+    out.
+    """
     total, count = 0.0, 0
     for chunk in _chunks(rows, 64):
         targets = chunk[:, 1:]

@@ -1,8 +1,11 @@
-"""N-gram baselines: the plain unigram, and Kneser-Ney of order 2 to 4, modified, interpolated and unpruned.
+"""N-gram baselines: the plain unigram, and Kneser-Ney of order 2 to 4, modified, interpolated and
+unpruned.
 
-They are trained centrally on what a fleet could not collect, so they are an upper reference for what counting can do. An n-gram is one integer key,
-its ids as digits of a number in base `vocabulary_size`; counting is sorting keys. Lower orders count the distinct words before an n-gram; before one
-that starts with bos there is nothing, so it counts as often as it occurs. Sources: Chen and Goodman 1998, TR-10-98; Heafield et al. 2013.
+They are trained centrally on what a fleet could not collect, so they are an upper reference for
+what counting can do. An n-gram is one integer key, its ids as digits of a number in base
+`vocabulary_size`; counting is sorting keys. Lower orders count the distinct words before an n-gram;
+before one that starts with bos there is nothing, so it counts as often as it occurs. Sources: Chen
+and Goodman 1998, TR-10-98; Heafield et al. 2013.
 """
 
 from collections.abc import Sequence
@@ -18,7 +21,9 @@ _FALLBACK = (0.5, 1.0, 1.5)  # discounts where a corpus is too small to estimate
 
 @dataclass(frozen=True)
 class _Order:
-    """The discounted probabilities after each context of one length; what is left over, `rest`, goes to the next shorter context."""
+    """The discounted probabilities after each context of one length; what is left over, `rest`,
+    goes to the next shorter context.
+    """
 
     contexts: np.ndarray  # int64 [contexts], keys in order
     start: np.ndarray  # int64 [contexts + 1], where each context's words begin
@@ -39,7 +44,8 @@ class NGram:
     def contexts(self, sequences: Sequence[Sequence[int]]) -> np.ndarray:
         """The ids before each next id, for every position of sequences that start with bos.
 
-        int64 [positions, order - 1], the latest id last, padded on the left with 0 where the sequence begins.
+        int64 [positions, order - 1], the latest id last, padded on the left with 0 where the
+        sequence begins.
         """
         width = self.order - 1
         lengths = np.array([len(sequence) for sequence in sequences], np.int64)
@@ -50,7 +56,9 @@ class NGram:
         return np.where(back <= place[:, None], found, PAD)
 
     def log_probs(self, contexts: np.ndarray) -> np.ndarray:
-        """int [n, order - 1] as `contexts` gives them -> float32 [n, vocabulary] log-probabilities, -inf for pad and bos."""
+        """int [n, order - 1] as `contexts` gives them -> float32 [n, vocabulary] log-probabilities,
+        -inf for pad and bos.
+        """
         n, width = contexts.shape
         found = []
         share = np.ones(n, np.float32)  # what longer contexts leave over
@@ -69,13 +77,16 @@ class NGram:
         for order, rows, at, shares in found:
             sizes = order.start[at + 1] - order.start[at]
             entries = np.repeat(order.start[at], sizes) + _places(sizes)
-            flat[np.repeat(rows * self.vocabulary_size, sizes) + order.words[entries]] += np.repeat(shares, sizes) * order.probabilities[entries]
+            flat[np.repeat(rows * self.vocabulary_size, sizes) + order.words[entries]] += (
+                np.repeat(shares, sizes) * order.probabilities[entries]
+            )
         with np.errstate(divide="ignore"):  # pad and bos
             return np.log(scores, out=scores)
 
 
 def train(sequences: Sequence[Sequence[int]], order: int, vocabulary_size: int) -> NGram:
-    """Count id sequences (no bos, no eos) into a model of `order`, 1 to 4; 1 is the plain unigram, one added to each count.
+    """Count id sequences (no bos, no eos) into a model of `order`, 1 to 4; 1 is the plain unigram,
+    one added to each count.
 
     Raises ValueError for another order, no sequence, or a vocabulary too large for keys of 63 bits.
     """
@@ -87,23 +98,40 @@ def train(sequences: Sequence[Sequence[int]], order: int, vocabulary_size: int) 
         raise ValueError(f"a vocabulary of {vocabulary_size} ids is too large for order {order}")
     lengths = np.array([len(sequence) + 2 for sequence in sequences], np.int64)
     flat = np.array([i for sequence in sequences for i in (BOS, *sequence, EOS)], np.int64)
-    left = np.repeat(lengths, lengths) - _places(lengths)  # ids from here to the end of the sequence
+    left = np.repeat(lengths, lengths) - _places(
+        lengths
+    )  # ids from here to the end of the sequence
     counted = [_count(flat, left, length, vocabulary_size) for length in range(1, order + 1)]
     if order == 1:
         return NGram(order, vocabulary_size, _plain(*counted[0], vocabulary_size), ())
-    adjusted = [_distinct_before(counted[k + 1][0], *counted[k], k + 1, vocabulary_size) for k in range(order - 1)]
-    longer = tuple(_discounted(keys, counts, vocabulary_size) for keys, counts in [*adjusted[1:], counted[-1]])
-    return NGram(order, vocabulary_size, _interpolated_unigram(*adjusted[0], vocabulary_size), longer)
+    adjusted = [
+        _distinct_before(counted[k + 1][0], *counted[k], k + 1, vocabulary_size)
+        for k in range(order - 1)
+    ]
+    longer = tuple(
+        _discounted(keys, counts, vocabulary_size) for keys, counts in [*adjusted[1:], counted[-1]]
+    )
+    return NGram(
+        order, vocabulary_size, _interpolated_unigram(*adjusted[0], vocabulary_size), longer
+    )
 
 
-def _count(flat: np.ndarray, left: np.ndarray, length: int, base: int) -> tuple[np.ndarray, np.ndarray]:
-    """Every n-gram of `length` ids within a sequence: its key (in order) and how often it occurs."""
+def _count(
+    flat: np.ndarray, left: np.ndarray, length: int, base: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Every n-gram of `length` ids within a sequence: its key (in order) and how often it
+    occurs.
+    """
     begins = np.flatnonzero(left >= length)
     return np.unique(_keys([flat[begins + i] for i in range(length)], base), return_counts=True)
 
 
-def _distinct_before(longer: np.ndarray, keys: np.ndarray, counts: np.ndarray, length: int, base: int) -> tuple[np.ndarray, np.ndarray]:
-    """Keys of `length` ids with the number of distinct ids before each; those that start with bos keep their counts."""
+def _distinct_before(
+    longer: np.ndarray, keys: np.ndarray, counts: np.ndarray, length: int, base: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Keys of `length` ids with the number of distinct ids before each; those that start with bos
+    keep their counts.
+    """
     endings, before = np.unique(longer % base**length, return_counts=True)
     adjusted = np.where(keys // base ** (length - 1) == BOS, counts, 0)
     adjusted[np.searchsorted(keys, endings)] = before
@@ -118,7 +146,9 @@ def _plain(keys: np.ndarray, counts: np.ndarray, size: int) -> np.ndarray:
 
 
 def _interpolated_unigram(keys: np.ndarray, counts: np.ndarray, size: int) -> np.ndarray:
-    """Discounted shares of the distinct words before each id, and the rest spread evenly over all ids that can be next."""
+    """Discounted shares of the distinct words before each id, and the rest spread evenly over all
+    ids that can be next.
+    """
     possible = keys != BOS
     keys, counts = keys[possible], counts[possible]
     given_up = discounts(counts)
@@ -143,7 +173,9 @@ def _discounted(keys: np.ndarray, counts: np.ndarray, base: int) -> _Order:
 
 
 def discounts(counts: np.ndarray) -> np.ndarray:
-    """What each count gives up, by how many n-grams occur once, twice, three and four times. Source: Chen and Goodman 1998, equation 26."""
+    """What each count gives up, by how many n-grams occur once, twice, three and four times.
+    Source: Chen and Goodman 1998, equation 26.
+    """
     n1, n2, n3, n4 = (int(np.count_nonzero(counts == i)) for i in (1, 2, 3, 4))
     by_count = np.array(_FALLBACK)
     if n1 and n2 and n3 and n4:

@@ -1,11 +1,14 @@
-"""Local training of one client as TFF simulates it: `training.py`'s loss and step without the padding, several times faster.
+"""Local training of one client as TFF simulates it: `training.py`'s loss and step without the
+padding, several times faster.
 
-Rows of a batch come longest first, so the rows still running at a time step are the first ones, and real tokens lie packed one time step after
-the other (as in cuDNN's packed sequences). No product, softmax or cell is computed for padding. Embedding, output bias and a column of ones live
-in one table [vocabulary, embedding + 2] while a client trains, so that one product gives every logit already shifted by its target's, and one
-product every gradient of the table; gradients come out scaled by the learning rate, so a step is one subtraction.
-Everything stands in one graph without functions: TensorFlow prepares functions anew on each call, which costs more than a client's training.
-`training.py` is the definition, and a test holds the two together.
+Rows of a batch come longest first, so the rows still running at a time step are the first ones, and
+real tokens lie packed one time step after the other (as in cuDNN's packed sequences). No product,
+softmax or cell is computed for padding. Embedding, output bias and a column of ones live in one
+table [vocabulary, embedding + 2] while a client trains, so that one product gives every logit
+already shifted by its target's, and one product every gradient of the table; gradients come out
+scaled by the learning rate, so a step is one subtraction. Everything stands in one graph without
+functions: TensorFlow prepares functions anew on each call, which costs more than a client's
+training. `training.py` is the definition, and a test holds the two together.
 """
 
 import math
@@ -16,15 +19,29 @@ Tensors = dict[str, tf.Tensor]
 
 
 def pack(weights: Tensors) -> Tensors:
-    """Weights as packed training keeps them: embedding and output_bias side by side with a column of ones in `table`."""
-    table = tf.concat([weights["embedding"], weights["output_bias"][:, None], tf.ones_like(weights["output_bias"])[:, None]], axis=1)
-    return {name: array for name, array in weights.items() if name not in ("embedding", "output_bias")} | {"table": table}
+    """Weights as packed training keeps them: embedding and output_bias side by side with a column
+    of ones in `table`.
+    """
+    table = tf.concat(
+        [
+            weights["embedding"],
+            weights["output_bias"][:, None],
+            tf.ones_like(weights["output_bias"])[:, None],
+        ],
+        axis=1,
+    )
+    return {
+        name: array for name, array in weights.items() if name not in ("embedding", "output_bias")
+    } | {"table": table}
 
 
 def unpack(packed: Tensors) -> Tensors:
     """The inverse of `pack`."""
     table, d = packed["table"], packed["projection"].shape[0]
-    return {name: array for name, array in packed.items() if name != "table"} | {"embedding": table[:, :d], "output_bias": table[:, d]}
+    return {name: array for name, array in packed.items() if name != "table"} | {
+        "embedding": table[:, :d],
+        "output_bias": table[:, d],
+    }
 
 
 def train(
@@ -36,10 +53,11 @@ def train(
     dropout: float = 0.0,
     seed: tf.Tensor | None = None,
 ) -> tuple[Tensors, tf.Tensor, tf.Tensor]:
-    """Local SGD over batches, int32 [steps, batch, length + 1]: the weights after it, the sum of losses (nats) and the number of targets.
+    """Local SGD over batches, int32 [steps, batch, length + 1]: the weights after it, the sum of
+    losses (nats) and the number of targets.
 
-    Each batch's rows must come longest first. momentum is heavy-ball; proximal is FedProx's mu, the pull towards the given weights; dropout needs
-    a seed, int32 [2].
+    Each batch's rows must come longest first. momentum is heavy-ball; proximal is FedProx's mu, the
+    pull towards the given weights; dropout needs a seed, int32 [2].
     """
     start = pack(weights)
     names = sorted(start)
@@ -50,22 +68,41 @@ def train(
         seeds = None if not dropout else tf.stack([seed[0], seed[1] + i])
         loss, count, change = changes(now, batches[i], learning_rate, dropout, seeds)
         if proximal:
-            change = {name: change[name] + learning_rate * proximal * (now[name] - start[name]) for name in names}
+            change = {
+                name: change[name] + learning_rate * proximal * (now[name] - start[name])
+                for name in names
+            }
         if moving:
-            change = {name: momentum * velocity + change[name] for name, velocity in zip(names, arrays[len(names) :], strict=True)}
+            change = {
+                name: momentum * velocity + change[name]
+                for name, velocity in zip(names, arrays[len(names) :], strict=True)
+            }
         after = [now[name] - change[name] for name in names]
-        return (i + 1, losses + loss * count, targets + count, *after, *([change[name] for name in names] if moving else []))
+        return (
+            i + 1,
+            losses + loss * count,
+            targets + count,
+            *after,
+            *([change[name] for name in names] if moving else []),
+        )
 
     velocities = [tf.zeros_like(start[name]) for name in names] if moving else []
     loop = (0, 0.0, 0.0, *(start[name] for name in names), *velocities)
-    _, losses, targets, *arrays = tf.while_loop(lambda i, *_: i < tf.shape(batches)[0], step, loop, parallel_iterations=1)
+    _, losses, targets, *arrays = tf.while_loop(
+        lambda i, *_: i < tf.shape(batches)[0], step, loop, parallel_iterations=1
+    )
     return unpack(dict(zip(names, arrays[: len(names)], strict=True))), losses, targets
 
 
 def changes(
-    packed: Tensors, rows: tf.Tensor, scale: tf.Tensor | float, dropout: float = 0.0, seed: tf.Tensor | None = None
+    packed: Tensors,
+    rows: tf.Tensor,
+    scale: tf.Tensor | float,
+    dropout: float = 0.0,
+    seed: tf.Tensor | None = None,
 ) -> tuple[tf.Tensor, tf.Tensor, Tensors]:
-    """Mean cross-entropy of a batch's targets, their number, and the gradients of the mean times `scale`.
+    """Mean cross-entropy of a batch's targets, their number, and the gradients of the mean times
+    `scale`.
 
     rows is int32 [batch, length + 1], longest first.
     """
@@ -74,9 +111,13 @@ def changes(
     length = rows.shape[1] - 1
     columns = tf.transpose(rows)  # time-major: [length + 1, batch]
     real = tf.not_equal(columns[1:], 0)
-    running = tf.reduce_sum(tf.cast(real, tf.int32), axis=1)  # [length], rows with a target at each time step
+    running = tf.reduce_sum(
+        tf.cast(real, tf.int32), axis=1
+    )  # [length], rows with a target at each time step
     at = tf.squeeze(tf.where(tf.reshape(real, [-1])), 1)
-    inputs, targets = (tf.gather(tf.reshape(part, [-1]), at) for part in (columns[:-1], columns[1:]))  # [tokens]
+    inputs, targets = (
+        tf.gather(tf.reshape(part, [-1]), at) for part in (columns[:-1], columns[1:])
+    )  # [tokens]
     count = tf.cast(tf.shape(targets)[0], tf.float32)
     per_target = scale / tf.maximum(count, 1.0)
     at_step = tf.unstack(running, length)
@@ -86,7 +127,9 @@ def changes(
 
     # forward
     x = tf.gather(table, inputs)[:, :d] * math.sqrt(d)
-    kept_in, kept_out = (_kept(tf.shape(x), dropout, seed, part) for part in (0, 1)) if dropout else (None, None)
+    kept_in, kept_out = (
+        (_kept(tf.shape(x), dropout, seed, part) for part in (0, 1)) if dropout else (None, None)
+    )
     if dropout:
         x = x * kept_in
     gates = by_step(tf.matmul(x, packed["input_kernel"], transpose_b=True) + packed["cell_bias"])
@@ -104,14 +147,20 @@ def changes(
         output = o * tanh_cell
         hidden = tf.matmul(output, projection_transposed)
         steps.append((i, o, g, cell_before, tanh_cell, output, before, hidden))
-    i, o, g, cell_before, tanh_cell, outputs, before, states = (tf.concat(parts, axis=0) for parts in zip(*steps, strict=True))
+    i, o, g, cell_before, tanh_cell, outputs, before, states = (
+        tf.concat(parts, axis=0) for parts in zip(*steps, strict=True)
+    )
 
     # loss: exponentials of logit minus the target's logit, from one product with the table
     read = states * kept_out if dropout else states
     ones = tf.ones_like(read[:, :1])
     target_rows = tf.gather(table, targets)
-    target_logits = tf.reduce_sum(tf.concat([read, ones], axis=1) * target_rows[:, : d + 1], axis=1, keepdims=True)
-    ratios = tf.exp(tf.matmul(tf.concat([read, ones, -target_logits], axis=1), table, transpose_b=True))  # [tokens, vocabulary]
+    target_logits = tf.reduce_sum(
+        tf.concat([read, ones], axis=1) * target_rows[:, : d + 1], axis=1, keepdims=True
+    )
+    ratios = tf.exp(
+        tf.matmul(tf.concat([read, ones, -target_logits], axis=1), table, transpose_b=True)
+    )  # [tokens, vocabulary]
     totals = tf.reduce_sum(ratios, axis=1, keepdims=True)
     loss = tf.reduce_sum(tf.math.log(totals)) / tf.maximum(count, 1.0)
 
@@ -122,12 +171,23 @@ def changes(
     d_table = tf.matmul(ratios, tf.concat([read * share, share, nothing], axis=1), transpose_a=True)
     d_states = d_read * kept_out if dropout else d_read
     forget = 1.0 - i
-    to_gates = by_step(tf.concat([(g - cell_before) * i * forget, tanh_cell * o * (1.0 - o), i * (1.0 - g * g)], axis=1))
-    to_cell, keep, d_states = by_step(o * (1.0 - tanh_cell * tanh_cell)), by_step(forget), by_step(d_states)
+    to_gates = by_step(
+        tf.concat(
+            [(g - cell_before) * i * forget, tanh_cell * o * (1.0 - o), i * (1.0 - g * g)], axis=1
+        )
+    )
+    to_cell, keep, d_states = (
+        by_step(o * (1.0 - tanh_cell * tanh_cell)),
+        by_step(forget),
+        by_step(d_states),
+    )
     d_hidden, d_cell, after = tf.zeros([0, d]), tf.zeros([0, units]), 0
     d_gates, d_projected = [], []
     for time in reversed(range(length)):
-        longer = [[0, at_step[time] - after], [0, 0]]  # rows that end here get nothing from the next time step
+        longer = [
+            [0, at_step[time] - after],
+            [0, 0],
+        ]  # rows that end here get nothing from the next time step
         d_h = d_states[time] + tf.pad(d_hidden, longer)
         d_output = tf.matmul(d_h, projection)
         d_c = tf.pad(d_cell, longer) + d_output * to_cell[time]
@@ -151,7 +211,11 @@ def changes(
             "input_kernel": tf.matmul(d_gate, x, transpose_a=True),
             "projection": tf.matmul(d_h, outputs, transpose_a=True),
             "recurrent_kernel": tf.matmul(d_gate, before, transpose_a=True),
-            "table": tf.tensor_scatter_nd_add(d_table, tf.concat([inputs, targets], axis=0)[:, None], tf.concat([from_inputs, from_targets], axis=0)),
+            "table": tf.tensor_scatter_nd_add(
+                d_table,
+                tf.concat([inputs, targets], axis=0)[:, None],
+                tf.concat([from_inputs, from_targets], axis=0),
+            ),
         },
     )
 

@@ -1,12 +1,16 @@
-"""Whole words from a network of pieces: the likeliest next words by beam search, the probability of the word typed, keystrokes with the strip.
+"""Whole words from a network of pieces: the likeliest next words by beam search, the probability of
+the word typed, keystrokes with the strip.
 
-A word's probability is that of its pieces, one after the other, times that of being complete: the next piece starts a word, is a class or ends the
-utterance. What was typed before is complete, so a first piece is taken among those that may follow a complete word; the probabilities of an
-utterance's tokens then multiply to that of its pieces. A word counts by its best segmentation alone, which is all the network has seen.
+A word's probability is that of its pieces, one after the other, times that of being complete: the
+next piece starts a word, is a class or ends the utterance. What was typed before is complete, so a
+first piece is taken among those that may follow a complete word; the probabilities of an
+utterance's tokens then multiply to that of its pieces. A word counts by its best segmentation
+alone, which is all the network has seen.
 
-The beam goes on with the likeliest path first. No word is likelier than a path it goes through, so the strip is exact once its words are likelier
-than every open path; the width only bounds what one search may cost. A best segmentation is best in all its beginnings, so worse paths are dropped
-at once.
+The beam goes on with the likeliest path first. No word is likelier than a path it goes through, so
+the strip is exact once its words are likelier than every open path; the width only bounds what one
+search may cost. A best segmentation is best in all its beginnings, so worse paths are dropped at
+once.
 """
 
 from collections import defaultdict
@@ -32,7 +36,9 @@ Path = tuple[int, ...]  # ids of pieces
 
 @dataclass(frozen=True)
 class Offers:
-    """What is known before each token of some utterances, one after the other, and how the token itself stands to it."""
+    """What is known before each token of some utterances, one after the other, and how the token
+    itself stands to it.
+    """
 
     known: np.ndarray  # bool [n], whether the token can be spelled
     own: np.ndarray  # float64 [n], log-probability of the token
@@ -45,15 +51,24 @@ class Decoder:
     """A network of pieces and its vocabulary. Remembers how paths read."""
 
     def __init__(self, weights: Weights, vocabulary: Vocabulary, width: int = WIDTH):
-        """`width` is how many paths one search may follow: the more, the surer. Also decodes a vocabulary of words, where no path goes on."""
+        """`width` is how many paths one search may follow: the more, the surer. Also decodes a
+        vocabulary of words, where no path goes on.
+        """
         self._weights, self._vocabulary, self._width = weights, vocabulary, width
         self._read_path = lru_cache(PATHS)(self._text)
         self._inner = vocabulary.first_inner
-        starts = [i for i in range(FIRST_WORD, self._inner) if self._read_path((i,))]  # without those that are a worse spelling of what they read
-        self._fitting = (_Index(starts, vocabulary.tokens).fitting, _Index(range(self._inner, len(vocabulary)), vocabulary.tokens).fitting)
+        starts = [
+            i for i in range(FIRST_WORD, self._inner) if self._read_path((i,))
+        ]  # without those that are a worse spelling of what they read
+        self._fitting = (
+            _Index(starts, vocabulary.tokens).fitting,
+            _Index(range(self._inner, len(vocabulary)), vocabulary.tokens).fitting,
+        )
 
     def offers(self, utterances: Sequence[Sequence[str]]) -> Iterator[Offers]:
-        """Score each token after the tokens before it in its utterance; all tokens in order, in chunks of whole utterances."""
+        """Score each token after the tokens before it in its utterance; all tokens in order, in
+        chunks of whole utterances.
+        """
         size = CHUNK // len(self._vocabulary)
         block, positions = [], 0
         for utterance in utterances:
@@ -67,22 +82,35 @@ class Decoder:
         if block:
             yield self._offers(block)
 
-    def best(self, contexts: Sequence[Sequence[str]], prefixes: Sequence[str] = (), k: int = STRIP) -> list[Words]:
-        """The k likeliest words after each context (tokens), best first; with prefixes, one each, among the words that start so."""
+    def best(
+        self, contexts: Sequence[Sequence[str]], prefixes: Sequence[str] = (), k: int = STRIP
+    ) -> list[Words]:
+        """The k likeliest words after each context (tokens), best first; with prefixes, one each,
+        among the words that start so.
+        """
         sequences = [[BOS, *self._vocabulary.ids(tokens)] for tokens in contexts]
         places = _Places(self._weights, self._inner, sequences)
         last = np.cumsum([len(sequence) for sequence in sequences]) - 1
         prefixes = prefixes or [""] * len(contexts)
-        searches = [_Search(int(place), k, self._width, prefix) for place, prefix in zip(last, prefixes, strict=True)]
+        searches = [
+            _Search(int(place), k, self._width, prefix)
+            for place, prefix in zip(last, prefixes, strict=True)
+        ]
         self._run(searches, places)
         return [search.words for search in searches]
 
     def _offers(self, block: list[tuple[Sequence[str], list[Path]]]) -> Offers:
         tokens = [token for utterance, _ in block for token in utterance]
         spelled = [pieces for _, own in block for pieces in own]
-        places = _Places(self._weights, self._inner, [[BOS, *(i for pieces in own for i in pieces)] for _, own in block])
+        places = _Places(
+            self._weights,
+            self._inner,
+            [[BOS, *(i for pieces in own for i in pieces)] for _, own in block],
+        )
         lengths = np.array([len(pieces) for pieces in spelled], np.int64)
-        utterance = np.repeat(np.arange(len(block)), [len(own) for _, own in block])  # of each token
+        utterance = np.repeat(
+            np.arange(len(block)), [len(own) for _, own in block]
+        )  # of each token
         before = np.cumsum(lengths) - lengths  # pieces before each token
         first = before + utterance  # its place: every utterance has one more, after its last piece
         ids = np.array([i for pieces in spelled for i in pieces], np.int64)
@@ -97,30 +125,57 @@ class Decoder:
         keys = np.where(word, self._keys(tokens, own, known & word, strips, places), 0)
         return Offers(known, own, classes, [search.words for search in strips], keys)
 
-    def _keys(self, words: list[str], own: np.ndarray, wanted: np.ndarray, strips: list["_Search"], places: "_Places") -> np.ndarray:
-        """Keystrokes of each word, as `device_runtime.metrics.keystrokes` counts them: a letter at a time until fewer than three words are ahead."""
+    def _keys(
+        self,
+        words: list[str],
+        own: np.ndarray,
+        wanted: np.ndarray,
+        strips: list["_Search"],
+        places: "_Places",
+    ) -> np.ndarray:
+        """Keystrokes of each word, as `device_runtime.metrics.keystrokes` counts them: a letter at
+        a time until fewer than three words are ahead.
+        """
         keys = np.array([len(word) + 1 for word in words])
-        shown = np.array([any(word == offered for offered, _ in search.words) for word, search in zip(words, strips, strict=True)], bool)
+        shown = np.array(
+            [
+                any(word == offered for offered, _ in search.words)
+                for word, search in zip(words, strips, strict=True)
+            ],
+            bool,
+        )
         keys[shown & wanted] = 1
         waiting = {int(row): strips[row] for row in np.flatnonzero(wanted & ~shown)}
         typed = 0
         while waiting:
             typed += 1
             longer = {row: search for row, search in waiting.items() if typed < len(words[row])}
-            waiting = {row: search.narrowed(words[row][:typed], own[row], words[row], self._width) for row, search in longer.items()}
+            waiting = {
+                row: search.narrowed(words[row][:typed], own[row], words[row], self._width)
+                for row, search in longer.items()
+            }
             self._run(list(waiting.values()), places)
             for row in [row for row, search in waiting.items() if len(search.words) < STRIP]:
                 keys[row] = typed + 1
                 del waiting[row]
         return keys
 
-    # --- search ------------------------------------------------------------------------------------------------------------------------------
+    # --- search
+    # --------------------------------------------------------------------------------------------
 
     def _run(self, searches: list["_Search"], places: "_Places") -> None:
-        """Find the words of all searches side by side, so that every step of the network serves many of them."""
+        """Find the words of all searches side by side, so that every step of the network serves
+        many of them.
+        """
         hidden, cell = places.hidden, places.cell
         for search in searches:
-            self._open(search, (), -places.complete[search.place], places.scores[search.place], search.place)
+            self._open(
+                search,
+                (),
+                -places.complete[search.place],
+                places.scores[search.place],
+                search.place,
+            )
         while searches:
             steps = [(search, *path) for search in searches for path in search.likeliest()]
             searches = list({id(search): search for search, *_ in steps}.values())
@@ -129,16 +184,25 @@ class Decoder:
             reached = ([hidden], [cell])
             for some in _chunks(steps, CHUNK // len(self._vocabulary)):
                 states = [state for *_, state in some]
-                after = step(self._weights, np.array([path[-1] for _, _, path, _ in some]), hidden[states], cell[states])
+                after = step(
+                    self._weights,
+                    np.array([path[-1] for _, _, path, _ in some]),
+                    hidden[states],
+                    cell[states],
+                )
                 scores, complete = _scores(self._weights, self._inner, after[0])
                 bounds = np.array([-cost for _, cost, _, _ in some])
-                for (search, _, path, _), score in zip(some, (bounds + complete).tolist(), strict=True):
+                for (search, _, path, _), score in zip(
+                    some, (bounds + complete).tolist(), strict=True
+                ):
                     text, whole = self._read_path(path)  # type: ignore[misc]
                     if whole:
                         search.find(text, score)
                 if self._inner == len(self._vocabulary):
                     continue
-                further = bounds + scores[:, self._inner :].max(axis=1) > [search.limit for search, *_ in some]
+                further = bounds + scores[:, self._inner :].max(axis=1) > [
+                    search.limit for search, *_ in some
+                ]
                 for row in np.flatnonzero(further):
                     search, _, path, _ = some[row]
                     if self._open(search, path, bounds[row], scores[row], base + len(kept)):
@@ -148,8 +212,12 @@ class Decoder:
             if kept:
                 hidden, cell = (np.concatenate(arrays) for arrays in reached)
 
-    def _open(self, search: "_Search", path: Path, bound: float, scores: np.ndarray, state: int) -> bool:
-        """Open the likeliest paths one piece longer than `path`, whose log-probability is `bound`; whether there is any."""
+    def _open(
+        self, search: "_Search", path: Path, bound: float, scores: np.ndarray, state: int
+    ) -> bool:
+        """Open the likeliest paths one piece longer than `path`, whose log-probability is `bound`;
+        whether there is any.
+        """
         text = self._read_path(path)[0] if path else ""  # type: ignore[index]
         ids = self._fitting[bool(path)](search.prefix[len(text) :])
         found = bound + scores[ids]
@@ -165,7 +233,9 @@ class Decoder:
         return opened
 
     def _text(self, path: Path) -> tuple[str, bool] | None:
-        """How a path reads, and whether that is a word; None if it is not the best segmentation of what it reads."""
+        """How a path reads, and whether that is a word; None if it is not the best segmentation of
+        what it reads.
+        """
         text = "".join(self._vocabulary.tokens[i] for i in path)
         if text and self._vocabulary.spelling(text) != path:
             return None
@@ -184,9 +254,17 @@ class _Index:
         self.fitting = lru_cache(PATHS)(self._fitting)
 
     def _fitting(self, rest: str) -> np.ndarray:
-        """Ids of pieces that agree with the letters a word must go on with: one begins with the other."""
+        """Ids of pieces that agree with the letters a word must go on with: one begins with the
+        other.
+        """
         shorter = (rest[:end] for end in range(len(rest)))
-        return np.array([*self._beginning.get(rest, ()), *(self._ids[text] for text in shorter if text in self._ids)], np.int64)
+        return np.array(
+            [
+                *self._beginning.get(rest, ()),
+                *(self._ids[text] for text in shorter if text in self._ids),
+            ],
+            np.int64,
+        )
 
 
 @dataclass(slots=True)
@@ -197,10 +275,14 @@ class _Search:
     k: int
     left: int  # paths it may still follow
     prefix: str = ""
-    floor: float = -np.inf  # words must be likelier than this; if it is given, any k such words are enough
+    floor: float = (
+        -np.inf
+    )  # words must be likelier than this; if it is given, any k such words are enough
     but: str = ""  # a word left out
     words: Words = field(default_factory=list)
-    open: list[tuple[float, Path, int]] = field(default_factory=list)  # heap of minus the log-probability, the path, the state before its last piece
+    open: list[tuple[float, Path, int]] = field(
+        default_factory=list
+    )  # heap of minus the log-probability, the path, the state before its last piece
 
     @property
     def limit(self) -> float:
@@ -212,23 +294,37 @@ class _Search:
     def likeliest(self) -> list[tuple[float, Path, int]]:
         """The next paths to follow: as many as words are missing, at least one."""
         found: list[tuple[float, Path, int]] = []
-        while self.left and self.open and len(found) < max(self.k - len(self.words), 1) and -self.open[0][0] > self.limit:
+        while (
+            self.left
+            and self.open
+            and len(found) < max(self.k - len(self.words), 1)
+            and -self.open[0][0] > self.limit
+        ):
             found.append(heappop(self.open))
             self.left -= 1
         return found
 
     def find(self, word: str, score: float) -> None:
-        if score > self.limit and word != self.but and word.startswith(self.prefix) and all(word != known for known, _ in self.words):
+        if (
+            score > self.limit
+            and word != self.but
+            and word.startswith(self.prefix)
+            and all(word != known for known, _ in self.words)
+        ):
             self.words = sorted([*self.words, (word, score)], key=lambda found: -found[1])[: self.k]
 
     def narrowed(self, prefix: str, floor: float, but: str, width: int) -> "_Search":
         """A search for words ahead of one: longer prefix, and what was found already."""
-        words = [(word, score) for word, score in self.words if score > floor and word.startswith(prefix)]
+        words = [
+            (word, score) for word, score in self.words if score > floor and word.startswith(prefix)
+        ]
         return _Search(self.place, self.k, width, prefix, floor, but, words)
 
 
 class _Places:
-    """Every place in some sequences: the network's state there, log-probabilities of the next piece, and that of no inner piece following."""
+    """Every place in some sequences: the network's state there, log-probabilities of the next
+    piece, and that of no inner piece following.
+    """
 
     def __init__(self, weights: Weights, first_inner: int, sequences: Sequence[Sequence[int]]):
         lengths = np.array([len(sequence) for sequence in sequences])
@@ -242,11 +338,17 @@ class _Places:
             tokens = np.array([sequences[i][time] for i in active])
             hidden, cell = step(weights, tokens, hidden[: len(active)], cell[: len(active)])
             self.hidden[starts[active] + time], self.cell[starts[active] + time] = hidden, cell
-        self.scores, self.complete = _scores(weights, first_inner, self.hidden)  # [places, vocabulary], [places]
+        self.scores, self.complete = _scores(
+            weights, first_inner, self.hidden
+        )  # [places, vocabulary], [places]
 
 
-def _scores(weights: Weights, first_inner: int, hidden: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Log-probabilities of the next piece, float32 [n, vocabulary], and of its not being an inner one, [n]. One exponential serves both."""
+def _scores(
+    weights: Weights, first_inner: int, hidden: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Log-probabilities of the next piece, float32 [n, vocabulary], and of its not being an inner
+    one, [n]. One exponential serves both.
+    """
     logits = hidden @ weights["embedding"].T
     logits += weights["output_bias"]
     logits -= logits.max(axis=1, keepdims=True)

@@ -1,4 +1,6 @@
-"""Recipe: every number that decides a training run. `config.toml` of a run holds one, a table per dataclass."""
+"""Recipe: every number that decides a training run. `config.toml` of a run holds one, a table per
+dataclass.
+"""
 
 import math
 from dataclasses import dataclass, field
@@ -31,7 +33,10 @@ class Schedule:
 
     def shares(self, rounds: int) -> list[float]:
         """The share in each round, the first at index 0."""
-        return [self._share(done, rounds) * min(1.0, (done + 1) / (self.warm_up + 1)) for done in range(rounds)]
+        return [
+            self._share(done, rounds) * min(1.0, (done + 1) / (self.warm_up + 1))
+            for done in range(rounds)
+        ]
 
     def _share(self, done: int, rounds: int) -> float:
         if self.kind == "cosine":
@@ -45,14 +50,18 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Server:
-    """The server's step on the mean delta. FedOpt: Reddi et al. 2020, arXiv:2003.00295; FedAvgM: Hsu et al. 2019, arXiv:1909.06335."""
+    """The server's step on the mean delta. FedOpt: Reddi et al. 2020, arXiv:2003.00295; FedAvgM:
+    Hsu et al. 2019, arXiv:1909.06335.
+    """
 
     algorithm: str = "fedadam"
     learning_rate: float = 0.03
     momentum: float = 0.9  # fedavgm's; beta 1 of fedadam and fedyogi
     beta_2: float = 0.99  # fedadam, fedyogi
     epsilon: float = 1e-5  # fedadam, fedyogi, fedadagrad
-    averaging: float = 0.0  # decay of the running mean of global weights that is evaluated and kept; 0 keeps the weights themselves
+    # decay of the running mean of global weights that is evaluated and kept; 0 keeps the weights
+    # themselves
+    averaging: float = 0.0
     schedule: Schedule = field(default_factory=Schedule)
 
     def __post_init__(self):
@@ -63,14 +72,19 @@ class Server:
 
 @dataclass(frozen=True)
 class Client:
-    """What the plan leaves open about a client's local work. FedProx: Li et al. 2018, arXiv:1812.06127."""
+    """What the plan leaves open about a client's local work. FedProx: Li et al. 2018,
+    arXiv:1812.06127.
+    """
 
     momentum: float = 0.0  # of local SGD
     proximal: float = 0.0  # pull towards the global weights; FedProx's mu
     dropout: float = 0.0  # share of the values that enter and leave the recurrent cell set to 0
-    rows: str = "sampled"  # which of a client's rows are used when the plan caps them: a new random choice each time, or the `newest`
+    # which of a client's rows are used when the plan caps them: a new random choice each time, or
+    # the `newest`
+    rows: str = "sampled"
     max_tokens: int = 0  # cap on the targets of one participation; 0 is none
-    weighting: str = "rows"  # what a client counts by in the mean: rows as devices do, tokens, tokens `capped`, uniform
+    # what a client counts by in the mean: rows as devices do, tokens, tokens `capped`, uniform
+    weighting: str = "rows"
     weight_cap: float = 500.0  # capped: tokens a client counts by at most
     schedule: Schedule = field(default_factory=Schedule)  # of the plan's learning rate
 
@@ -82,12 +96,16 @@ class Client:
         if self.proximal < 0:
             raise ConfigError("proximal", f"expected at least 0, found {self.proximal}", "raise it")
         if self.weight_cap <= 0:
-            raise ConfigError("weight_cap", f"expected more than 0, found {self.weight_cap}", "raise it")
+            raise ConfigError(
+                "weight_cap", f"expected more than 0, found {self.weight_cap}", "raise it"
+            )
 
 
 @dataclass(frozen=True)
 class Privacy:
-    """Central differential privacy by `tff.aggregators`; the standard deviation of the noise on the sum is noise_multiplier x clipping_norm."""
+    """Central differential privacy by `tff.aggregators`; the standard deviation of the noise on the
+    sum is noise_multiplier x clipping_norm.
+    """
 
     mechanism: str = "none"
     noise_multiplier: float = 0.0
@@ -96,12 +114,16 @@ class Privacy:
     def __post_init__(self):
         _one_of("mechanism", self.mechanism, MECHANISMS)
         if self.noise_multiplier < 0 or self.clipping_norm <= 0:
-            raise ConfigError("privacy", "expected noise_multiplier >= 0 and clipping_norm > 0", "correct them")
+            raise ConfigError(
+                "privacy", "expected noise_multiplier >= 0 and clipping_norm > 0", "correct them"
+            )
 
 
 @dataclass(frozen=True)
 class Central:
-    """Training the same network with all text in one place: the ceiling of what federated rounds can reach. Adam with a cosine schedule."""
+    """Training the same network with all text in one place: the ceiling of what federated rounds
+    can reach. Adam with a cosine schedule.
+    """
 
     passes: float = 7.0  # over the train users' rows
     batch_size: int = 64  # rows of a step
@@ -131,8 +153,11 @@ class Recipe:
     evaluate_users: int = 137  # validation users of a quick look, and
     evaluate_utterances: int = 10  # newest utterances of each
     save_every: int = 10  # rounds between two saved program states, from which --resume goes on
-    encoded: bool = False  # whether updates go through the device's encoding: clipped, rotated, rounded to the plan's bits
-    plan: Plan = field(default_factory=lambda: Plan(learning_rate=0.5, max_rows=64))  # a client's local work, as a device gets it
+    # whether updates go through the device's encoding: clipped, rotated, rounded to the plan's bits
+    encoded: bool = False
+    plan: Plan = field(
+        default_factory=lambda: Plan(learning_rate=0.5, max_rows=64)
+    )  # a client's local work, as a device gets it
     client: Client = field(default_factory=Client)
     server: Server = field(default_factory=Server)
     privacy: Privacy = field(default_factory=Privacy)
@@ -141,25 +166,49 @@ class Recipe:
     def __post_init__(self):
         _one_of("tokenizer", self.tokenizer, TOKENIZERS)
         _one_of("sampling", self.sampling, SAMPLINGS)
-        for name in ("vocabulary", "rounds", "cohort", "min_separation", "evaluate_every", "evaluate_users", "evaluate_utterances", "save_every"):
+        for name in (
+            "vocabulary",
+            "rounds",
+            "cohort",
+            "min_separation",
+            "evaluate_every",
+            "evaluate_users",
+            "evaluate_utterances",
+            "save_every",
+        ):
             _at_least(name, getattr(self, name), 1)
         _at_least("seed", self.seed, 0)
         for name in ("batch_size", "length", "epochs", "max_rows"):
             _at_least(f"plan.{name}", getattr(self.plan, name), 1)
         if self.server.algorithm == "fedprox" and self.client.proximal == 0:
-            raise ConfigError("client.proximal", "fedprox needs a pull above 0", "set it, such as 0.01")
+            raise ConfigError(
+                "client.proximal", "fedprox needs a pull above 0", "set it, such as 0.01"
+            )
         if self.encoded and not 1 <= self.plan.bits <= 16:
-            raise ConfigError("plan.bits", f"expected 1 to 16, found {self.plan.bits}", "correct it")
+            raise ConfigError(
+                "plan.bits", f"expected 1 to 16, found {self.plan.bits}", "correct it"
+            )
         if self.encoded and self.privacy.mechanism != "none":
-            # rounding can raise a norm over the clip the noise is measured by; the guarantee would be another one than stated
-            raise ConfigError("encoded", f"has no privacy guarantee, found mechanism {self.privacy.mechanism!r}", "choose one of them")
+            # rounding can raise a norm over the clip the noise is measured by; the guarantee would
+            # be another one than stated
+            raise ConfigError(
+                "encoded",
+                f"has no privacy guarantee, found mechanism {self.privacy.mechanism!r}",
+                "choose one of them",
+            )
         if self.privacy.mechanism != "none" and self.client.weighting != "uniform":
-            raise ConfigError("client.weighting", f"privacy counts every client once, found {self.client.weighting!r}", "set it to `uniform`")
+            raise ConfigError(
+                "client.weighting",
+                f"privacy counts every client once, found {self.client.weighting!r}",
+                "set it to `uniform`",
+            )
 
 
 def _one_of(name: str, found: str, choices: tuple[str, ...]) -> None:
     if found not in choices:
-        raise ConfigError(name, f"expected one of {', '.join(choices)}, found {found!r}", "choose one of them")
+        raise ConfigError(
+            name, f"expected one of {', '.join(choices)}, found {found!r}", "choose one of them"
+        )
 
 
 def _at_least(name: str, found: int, least: int) -> None:

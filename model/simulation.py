@@ -1,6 +1,8 @@
-"""Federated training in TFF: cohorts of clients -> rounds -> global weights. The local step is `packed.py`, twin of the one devices run.
+"""Federated training in TFF: cohorts of clients -> rounds -> global weights. The local step is
+`packed.py`, twin of the one devices run.
 
-A learning process composed of TFF's own parts: its distributor, its aggregators, its server optimizers; only the client's work is ours.
+A learning process composed of TFF's own parts: its distributor, its aggregators, its server
+optimizers; only the client's work is ours.
 """
 
 import os
@@ -23,17 +25,23 @@ from model import aggregators, cohorts, memory, packed
 from model.clients import batches
 from model.recipe import Recipe, Schedule, Server
 
-EXPLODED = 100.0  # a run has diverged when the global weights' norm is this many times the first one's
+EXPLODED = (
+    100.0  # a run has diverged when the global weights' norm is this many times the first one's
+)
 
 
 @dataclass(frozen=True)
 class State:
-    """Everything a round needs from the one before: saved whole, it lets a run go on as if nothing had happened."""
+    """Everything a round needs from the one before: saved whole, it lets a run go on as if nothing
+    had happened.
+    """
 
     round: int  # rounds done
     learning: Any  # TFF's LearningAlgorithmState
     sampler: cohorts.Sampler
-    average: tuple[np.ndarray, ...]  # running mean of the global weights, in the order of their names
+    average: tuple[
+        np.ndarray, ...
+    ]  # running mean of the global weights, in the order of their names
 
 
 @dataclass(frozen=True)
@@ -49,17 +57,28 @@ class Round:
     seconds: float
     weights: Weights  # global, after the round; their running mean if the recipe averages
     state: State
-    encoding: dict[str, float]  # of encoded updates: share clipped, mean norm before that, bytes of one upload
+    encoding: dict[
+        str, float
+    ]  # of encoded updates: share clipped, mean norm before that, bytes of one upload
 
     def measured(self) -> dict[str, float]:
         """What is worth a place in the curves of a run."""
-        return {"loss": self.loss, "targets": self.targets, "dropped": self.dropped, "step": self.step, "seconds": self.seconds, **self.encoding}
+        return {
+            "loss": self.loss,
+            "targets": self.targets,
+            "dropped": self.dropped,
+            "step": self.step,
+            "seconds": self.seconds,
+            **self.encoding,
+        }
 
 
 class Training:
     """A learning process for one network and recipe, and the population it draws cohorts from."""
 
-    def __init__(self, initial: Weights, population: Sequence[np.ndarray], recipe: Recipe, machines: int = 1):
+    def __init__(
+        self, initial: Weights, population: Sequence[np.ndarray], recipe: Recipe, machines: int = 1
+    ):
         """machines: among how many workers the context splits a cohort."""
         self.rounds, self._machines = recipe.rounds, machines
         self._initial, self._population, self._recipe = initial, population, recipe
@@ -68,40 +87,70 @@ class Training:
         self._limit = EXPLODED * _norm(initial.values())
 
     def start(self) -> State:
-        """Before the first round. Raises ConfigError if the population is too small for the cohort."""
-        sampler = cohorts.start(len(self._population), self._recipe.cohort, self._recipe.min_separation)
-        return State(0, self._process.initialize(), sampler, tuple(self._initial[name] for name in self._names))
+        """Before the first round. Raises ConfigError if the population is too small for the
+        cohort.
+        """
+        sampler = cohorts.start(
+            len(self._population), self._recipe.cohort, self._recipe.min_separation
+        )
+        return State(
+            0,
+            self._process.initialize(),
+            sampler,
+            tuple(self._initial[name] for name in self._names),
+        )
 
     def next(self, state: State) -> Round:
-        """One round. The same state gives the same round, to the bit, unless noise for privacy is drawn.
+        """One round. The same state gives the same round, to the bit, unless noise for privacy is
+        drawn.
 
-        Raises CheckpointError if the global weights diverge, or every client's do; the round and the norm are named.
+        Raises CheckpointError if the global weights diverge, or every client's do; the round and
+        the norm are named.
         """
         recipe, started = self._recipe, time.monotonic()
-        chosen, sampler = cohorts.draw(state.sampler, recipe.cohort, recipe.sampling, recipe.min_separation, recipe.seed)
+        chosen, sampler = cohorts.draw(
+            state.sampler, recipe.cohort, recipe.sampling, recipe.min_separation, recipe.seed
+        )
         number = sampler.round
         data = [
-            [batches(self._population[i], recipe.plan, recipe.client, np.random.default_rng([recipe.seed, 2, number, int(i)]))]  # one element
+            [
+                batches(
+                    self._population[i],
+                    recipe.plan,
+                    recipe.client,
+                    np.random.default_rng([recipe.seed, 2, number, int(i)]),
+                )
+            ]  # one element
             for i in chosen
         ]
         result = self._process.next(state.learning, dealt(data, self._machines))
-        before, after = ([np.asarray(array) for array in of.global_model_weights.trainable] for of in (state.learning, result.state))
+        before, after = (
+            [np.asarray(array) for array in of.global_model_weights.trainable]
+            for of in (state.learning, result.state)
+        )
         norm, measured = _norm(after), result.metrics["client_work"]
         dropped = int(measured["dropped"])
         if dropped == len(chosen):
             raise CheckpointError(
                 f"round {number}",
-                f"training diverges: no client's update is finite, from global weights of norm {_norm(before):.3g}",
+                "training diverges: no client's update is finite, from global weights of norm "
+                f"{_norm(before):.3g}",
                 "lower the learning rates",
             )
         if not norm < self._limit:  # also true for nan
             raise CheckpointError(
                 f"round {number}",
-                f"training diverges: the norm of the global weights went from {_norm(before):.3g} to {norm:.3g}",
+                f"training diverges: the norm of the global weights went from {_norm(before):.3g} "
+                f"to {norm:.3g}",
                 "lower the learning rates",
             )
-        decay = min(recipe.server.averaging, number / (number + 9))  # early means forget the first weights quickly
-        average = tuple(np.float32(decay) * mean + np.float32(1 - decay) * array for mean, array in zip(state.average, after, strict=True))
+        decay = min(
+            recipe.server.averaging, number / (number + 9)
+        )  # early means forget the first weights quickly
+        average = tuple(
+            np.float32(decay) * mean + np.float32(1 - decay) * array
+            for mean, array in zip(state.average, after, strict=True)
+        )
         weights = dict(zip(self._names, average if recipe.server.averaging else after, strict=True))
         return Round(
             number,
@@ -113,20 +162,32 @@ class Training:
             time.monotonic() - started,
             weights,
             State(number, result.state, sampler, average),
-            {name: float(value) for name, value in result.metrics["aggregator"].items()} if recipe.encoded else {},
+            {name: float(value) for name, value in result.metrics["aggregator"].items()}
+            if recipe.encoded
+            else {},
         )
 
 
 def dealt(data: list[list[np.ndarray]], machines: int) -> list[list[np.ndarray]]:
-    """A cohort's data in the order in which they should be trained on: a long one begun last would keep the other cores waiting, so the longest come
-    first; TFF splits the list where it stands, so each machine's share comes after the other, dealt like cards."""
+    """A cohort's data in the order in which they should be trained on: a long one begun last would
+    keep the other cores waiting, so the longest come first; TFF splits the list where it stands, so
+    each machine's share comes after the other, dealt like cards.
+    """
     longest_first = sorted(data, key=lambda own: -len(own[0]))
     return [one for machine in range(machines) for one in longest_first[machine::machines]]
 
 
 def to_values(state: State) -> list:
-    """A state as a flat list of arrays: what TFF's program state manager can keep (dictionaries it cannot, with current typing_extensions)."""
-    return [np.int64(state.round), state.sampler.waiting, state.sampler.last, *state.average, *tf.nest.flatten(state.learning)]
+    """A state as a flat list of arrays: what TFF's program state manager can keep (dictionaries it
+    cannot, with current typing_extensions).
+    """
+    return [
+        np.int64(state.round),
+        state.sampler.waiting,
+        state.sampler.last,
+        *state.average,
+        *tf.nest.flatten(state.learning),
+    ]
 
 
 def from_values(values: list, like: State) -> State:
@@ -142,10 +203,11 @@ def from_values(values: list, like: State) -> State:
 
 
 def release_memory() -> None:
-    """Give up what saving a state leaves behind: TensorFlow traces five new functions for each and keeps them ready to be called again (0.2 MB),
-    and glibc keeps what was freed.
+    """Give up what saving a state leaves behind: TensorFlow traces five new functions for each and
+    keeps them ready to be called again (0.2 MB), and glibc keeps what was freed.
     """
-    context.context().clear_kernel_cache()  # the public way, Keras's clear_session, also resets graphs that TFF is building
+    # the public way, Keras's clear_session, also resets graphs that TFF is building
+    context.context().clear_kernel_cache()
     memory.trim()
 
 
@@ -165,7 +227,9 @@ def learning_process(initial: Weights, recipe: Recipe) -> tff.learning.templates
 
     @tff.tensorflow.computation
     def first_weights():
-        return tff.learning.models.ModelWeights(tuple(tf.constant(initial[name]) for name in names), ())
+        return tff.learning.models.ModelWeights(
+            tuple(tf.constant(initial[name]) for name in names), ()
+        )
 
     weights_type = first_weights.type_signature.result
     aggregator, weighs = aggregators.build(
@@ -182,7 +246,9 @@ def learning_process(initial: Weights, recipe: Recipe) -> tff.learning.templates
     if not weighs:
         aggregator = tff.aggregators.as_weighted_aggregator(aggregator)
     server = recipe.server
-    optimizer = tff.learning.optimizers.schedule_learning_rate(_optimizer(server), _rate(server.learning_rate, server.schedule, recipe.rounds))
+    optimizer = tff.learning.optimizers.schedule_learning_rate(
+        _optimizer(server), _rate(server.learning_rate, server.schedule, recipe.rounds)
+    )
     return tff.learning.templates.compose_learning_process(
         first_weights,
         tff.learning.templates.build_broadcast_process(weights_type),
@@ -192,10 +258,14 @@ def learning_process(initial: Weights, recipe: Recipe) -> tff.learning.templates
     )
 
 
-def client_work(weights_type: tff.Type, names: Sequence[str], recipe: Recipe) -> tff.learning.templates.ClientWorkProcess:
-    """A client trains on its batches and returns received minus trained weights: the server steps down that slope.
+def client_work(
+    weights_type: tff.Type, names: Sequence[str], recipe: Recipe
+) -> tff.learning.templates.ClientWorkProcess:
+    """A client trains on its batches and returns received minus trained weights: the server steps
+    down that slope.
 
-    An update that is not finite counts as nothing and is reported as dropped. Client data is a sequence of one element, all its batches.
+    An update that is not finite counts as nothing and is reported as dropped. Client data is a
+    sequence of one element, all its batches.
     """
     plan, client = recipe.plan, recipe.client
     data_type = tff.SequenceType(tff.TensorType(np.int32, [None, plan.batch_size, plan.length + 1]))
@@ -205,10 +275,16 @@ def client_work(weights_type: tff.Type, names: Sequence[str], recipe: Recipe) ->
     def train_client(done, received, data):
         steps = data.get_single_element()
         start = dict(zip(names, received.trainable, strict=True))
-        seed = tf.stack([done, tf.reduce_sum(steps)])  # of dropout: no two clients or rounds draw alike, a repeated round does
-        after, losses, targets = packed.train(start, steps, rate_at(done), client.momentum, client.proximal, client.dropout, seed)
+        seed = tf.stack(
+            [done, tf.reduce_sum(steps)]
+        )  # of dropout: no two clients or rounds draw alike, a repeated round does
+        after, losses, targets = packed.train(
+            start, steps, rate_at(done), client.momentum, client.proximal, client.dropout, seed
+        )
         delta = tuple(start[name] - after[name] for name in names)
-        finite = tf.math.is_finite(tf.linalg.global_norm(delta)) & tf.math.is_finite(losses)  # a finite norm: no weighted sum overflows
+        finite = tf.math.is_finite(tf.linalg.global_norm(delta)) & tf.math.is_finite(
+            losses
+        )  # a finite norm: no weighted sum overflows
         delta = tuple(tf.where(finite, array, tf.zeros_like(array)) for array in delta)
         kept = tf.cast(finite, tf.float32)
         rows = tf.reduce_sum(tf.cast(tf.not_equal(steps[:, :, 0], 0), tf.float32)) / plan.epochs
@@ -233,11 +309,17 @@ def client_work(weights_type: tff.Type, names: Sequence[str], recipe: Recipe) ->
         return tff.federated_value(0, tff.SERVER)
 
     @tff.federated_computation(
-        tff.FederatedType(np.int32, tff.SERVER), tff.FederatedType(weights_type, tff.CLIENTS), tff.FederatedType(data_type, tff.CLIENTS)
+        tff.FederatedType(np.int32, tff.SERVER),
+        tff.FederatedType(weights_type, tff.CLIENTS),
+        tff.FederatedType(data_type, tff.CLIENTS),
     )
     def next_fn(done, weights, data):
-        result, measured = tff.federated_map(train_client, (tff.federated_broadcast(done), weights, data))
-        return tff.templates.MeasuredProcessOutput(tff.federated_map(one_more, done), result, tff.federated_sum(measured))
+        result, measured = tff.federated_map(
+            train_client, (tff.federated_broadcast(done), weights, data)
+        )
+        return tff.templates.MeasuredProcessOutput(
+            tff.federated_map(one_more, done), result, tff.federated_sum(measured)
+        )
 
     return tff.learning.templates.ClientWorkProcess(initialize, next_fn)
 
@@ -246,18 +328,26 @@ def _optimizer(server: Server) -> tff.learning.optimizers.Optimizer:
     optimizers = tff.learning.optimizers
     rate = server.learning_rate
     if server.algorithm == "fedadam":
-        return optimizers.build_adam(rate, beta_1=server.momentum, beta_2=server.beta_2, epsilon=server.epsilon)
+        return optimizers.build_adam(
+            rate, beta_1=server.momentum, beta_2=server.beta_2, epsilon=server.epsilon
+        )
     if server.algorithm == "fedyogi":
-        return optimizers.build_yogi(rate, beta_1=server.momentum, beta_2=server.beta_2, epsilon=server.epsilon)
+        return optimizers.build_yogi(
+            rate, beta_1=server.momentum, beta_2=server.beta_2, epsilon=server.epsilon
+        )
     if server.algorithm == "fedadagrad":
         return optimizers.build_adagrad(rate, epsilon=server.epsilon)
-    return optimizers.build_sgdm(rate, momentum=server.momentum if server.algorithm == "fedavgm" else None)
+    return optimizers.build_sgdm(
+        rate, momentum=server.momentum if server.algorithm == "fedavgm" else None
+    )
 
 
 def _rate(full: float, schedule: Schedule, rounds: int):
     """The rate of a round, given how many are done: one table, looked up."""
     table = np.float32(full) * np.array(schedule.shares(rounds), np.float32)
-    return lambda done: tf.gather(tf.constant(table), tf.minimum(tf.cast(done, tf.int32), rounds - 1))
+    return lambda done: tf.gather(
+        tf.constant(table), tf.minimum(tf.cast(done, tf.int32), rounds - 1)
+    )
 
 
 def _norm(arrays) -> float:

@@ -1,15 +1,18 @@
-"""TFF's StackOverflow and Shakespeare as corpora: TFF's clients and splits, our rules for text. A client is read when it is asked for.
+"""TFF's StackOverflow and Shakespeare as corpora: TFF's clients and splits, our rules for text. A
+client is read when it is asked for.
 
-The data are SQLite files that `tff.simulation.datasets` fetches and gives no hash of; one that SQLite cannot read is refused.
+The data are SQLite files that `tff.simulation.datasets` fetches and gives no hash of; one that
+SQLite cannot read is refused.
 
 | split | StackOverflow | Shakespeare |
 |---|---|---|
 | train | 342,477 users, before 2018 | the first part of what each of 715 characters says |
-| validation | 38,758 held-out users, never in train | the later part, of the tenth of the characters that nwp-v1 calls validation |
-| test | 204,088 users, since 2018 | the later part, of the other characters |
+| validation | 38,758 held-out users, never in train | the later part, of a tenth of them (nwp-v1) |
+| test | 204,088 users, since 2018 | the later part, of the others |
 
-So only StackOverflow's validation users are strangers, as nwp-v1 wants them; elsewhere a user may be one of train's, at a later time. Long utterances
-that occur verbatim in train stay in: finding them would mean reading all of train.
+So only StackOverflow's validation users are strangers, as nwp-v1 wants them; elsewhere a user may
+be one of train's, at a later time. Long utterances that occur verbatim in train stay in: finding
+them would mean reading all of train.
 """
 
 import hashlib
@@ -42,12 +45,15 @@ class Source:
     name: str
     splits: tuple[str, ...]  # as TFF's file calls them, in the order of TFF's load_data
     fields: tuple[str, ...]  # of a TFF example, all strings
-    rows: Callable[..., Rows]  # those fields of one client, a list of bytes each -> utterances in the order given
+    rows: Callable[
+        ..., Rows
+    ]  # those fields of one client, a list of bytes each -> utterances in the order given
     most: int | None  # see Corpus
 
 
 def load(name: str, cache: str | Path | None = None) -> Corpus:
-    """StackOverflow or Shakespeare; `cache` as in `corpus.load`. Imports TensorFlow and TFF, but not before it is clear that there are data.
+    """StackOverflow or Shakespeare; `cache` as in `corpus.load`. Imports TensorFlow and TFF, but
+    not before it is clear that there are data.
 
     Raises CorpusError if the file is damaged, or is neither in the cache nor can be fetched.
     """
@@ -68,27 +74,40 @@ def load(name: str, cache: str | Path | None = None) -> Corpus:
 
 
 def corpus_of(source: Source, splits: Iterable, where: object) -> Corpus:
-    """The corpus of TFF's ClientData objects, in the order of `source.splits`. `where` is what errors name.
+    """The corpus of TFF's ClientData objects, in the order of `source.splits`. `where` is what
+    errors name.
 
     Raises CorpusError if a split has no user.
     """
     found = [users_of(data, source, where) for data in splits]
-    train, validation, test = found if len(found) == len(SPLITS) else (found[0], *_divided(found[1]))
-    if empty := [split for split, users in zip(SPLITS, (train, validation, test), strict=True) if not users]:
-        raise CorpusError(where, f"no user falls into {' or '.join(empty)}", f"give all of TFF's {source.name}")
-    digest = hashlib.sha256(json.dumps([list(users) for users in (train, validation, test)]).encode()).hexdigest()
+    train, validation, test = (
+        found if len(found) == len(SPLITS) else (found[0], *_divided(found[1]))
+    )
+    if empty := [
+        split for split, users in zip(SPLITS, (train, validation, test), strict=True) if not users
+    ]:
+        raise CorpusError(
+            where, f"no user falls into {' or '.join(empty)}", f"give all of TFF's {source.name}"
+        )
+    digest = hashlib.sha256(
+        json.dumps([list(users) for users in (train, validation, test)]).encode()
+    ).hexdigest()
     return Corpus(source.name, digest, train, validation, test, dropped=None, most=source.most)
 
 
 def users_of(data, source: Source, where: object, keep: int = KEEP) -> LazyUsers:
-    """The clients of a tff.simulation.datasets.ClientData. Asking for one raises CorpusError if its examples cannot be read."""
+    """The clients of a tff.simulation.datasets.ClientData. Asking for one raises CorpusError if its
+    examples cannot be read.
+    """
     import tensorflow as tf
 
     dataset = data.serializable_dataset_fn
 
     @tf.function(input_signature=[tf.TensorSpec([], tf.string)], autograph=False)
     def examples(client: tf.Tensor) -> list[tf.Tensor]:
-        """The fields of all examples, string [examples] each. Traced once: a pipeline built for each client anew would leak 120 kB with each."""
+        """The fields of all examples, string [examples] each. Traced once: a pipeline built for
+        each client anew would leak 120 kB with each.
+        """
         fields = dataset(client).map(lambda example: tuple(example[name] for name in source.fields))
         return fields.batch(1 << 31).get_single_element()
 
@@ -96,7 +115,11 @@ def users_of(data, source: Source, where: object, keep: int = KEEP) -> LazyUsers
         try:
             columns = examples(tf.constant(client))
         except tf.errors.OpError as error:
-            raise CorpusError(where, f"the examples of client {client!r} cannot be read ({type(error).__name__})", _AGAIN) from None
+            raise CorpusError(
+                where,
+                f"the examples of client {client!r} cannot be read ({type(error).__name__})",
+                _AGAIN,
+            ) from None
         return cleaned(source.rows(*(column.numpy().tolist() for column in columns)))
 
     return LazyUsers(sorted(data.client_ids), read, keep)
@@ -105,7 +128,9 @@ def users_of(data, source: Source, where: object, keep: int = KEEP) -> LazyUsers
 def _divided(later: Users) -> tuple[Users, Users]:
     """Validation and test users, where TFF has only one split beside train."""
     validation = {name for name in later if split_of(name) == "validation"}
-    return only(later, (name for name in later if name in validation)), only(later, (name for name in later if name not in validation))
+    return only(later, (name for name in later if name in validation)), only(
+        later, (name for name in later if name not in validation)
+    )
 
 
 def _posts(tokens: list[bytes], dates: list[bytes]) -> Iterator[tuple[str, float | None]]:
@@ -129,11 +154,18 @@ def _time(day: bytes) -> float | None:
 
 
 SOURCES = {
-    "stackoverflow": Source("stackoverflow", ("train", "heldout", "test"), ("tokens", "creation_date"), _posts, most=1000),
+    "stackoverflow": Source(
+        "stackoverflow",
+        ("train", "heldout", "test"),
+        ("tokens", "creation_date"),
+        _posts,
+        most=1000,
+    ),
     "shakespeare": Source("shakespeare", ("train", "test"), ("snippets",), _lines, most=None),
 }
 
-# --- the file ----------------------------------------------------------------------------------------------------------------------------
+# --- the file
+# ------------------------------------------------------------------------------------------------
 
 _AGAIN = "delete the file, and it is fetched again"
 
@@ -141,12 +173,19 @@ _AGAIN = "delete the file, and it is fetched again"
 def _require_database(path: Path, source: Source) -> None:
     try:
         with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database:
-            found = {split for (split,) in database.execute("SELECT DISTINCT split_name FROM client_metadata")}
-            database.execute("SELECT split_name, client_id, serialized_example_proto FROM examples LIMIT 1").fetchall()
+            found = {
+                split
+                for (split,) in database.execute("SELECT DISTINCT split_name FROM client_metadata")
+            }
+            database.execute(
+                "SELECT split_name, client_id, serialized_example_proto FROM examples LIMIT 1"
+            ).fetchall()
     except sqlite3.Error as error:
         raise CorpusError(path, f"not TFF's {source.name} ({error})", _AGAIN) from None
     if missing := [split for split in source.splits if split not in found]:
-        raise CorpusError(path, f"not TFF's {source.name}: it has no client of {' or '.join(missing)}", _AGAIN)
+        raise CorpusError(
+            path, f"not TFF's {source.name}: it has no client of {' or '.join(missing)}", _AGAIN
+        )
 
 
 def _require_network(path: Path, source: Source) -> None:
@@ -156,7 +195,9 @@ def _require_network(path: Path, source: Source) -> None:
 
 
 def _fetch(path: Path, source: Source, load_data: Callable[[str], object]) -> None:
-    """Let TFF fetch the file, and put it in place when it is whole: TFF itself would take the half of an interrupted download for the file."""
+    """Let TFF fetch the file, and put it in place when it is whole: TFF itself would take the half
+    of an interrupted download for the file.
+    """
     timeout = socket.getdefaulttimeout()
     socket.setdefaulttimeout(STALL_S)  # TFF gives none
     try:
@@ -174,10 +215,13 @@ def _fetching(path: Path, source: Source) -> Iterator[None]:
     """Whatever goes wrong in the block is told as one CorpusError with the ways out."""
     try:
         yield
-    except Exception as error:  # TFF lets through what urllib, lzma, sqlite3 and TensorFlow raise, and an error of its own
+    # TFF lets through what urllib, lzma, sqlite3 and TensorFlow raise, and an error of its own
+    except Exception as error:
         why = str(getattr(error, "reason", error)).splitlines() or [type(error).__name__]
         url = URL.format(source.name)
         raise CorpusError(
-            source.name, f"{path} is not there, and cannot be fetched from {url} ({why[0][:200]})",
-            f"put it there (`curl -L {url} | xz -dc > {path}` where there is a network), name its folder by {CACHE}, or use `chitchat`",
-        ) from None  # fmt: skip
+            source.name,
+            f"{path} is not there, and cannot be fetched from {url} ({why[0][:200]})",
+            f"put it there (`curl -L {url} | xz -dc > {path}` where there is a network), name its "
+            f"folder by {CACHE}, or use `chitchat`",
+        ) from None

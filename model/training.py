@@ -1,10 +1,13 @@
-"""Training in TensorFlow: the loss, its gradients by hand, and one local SGD step. TFF and TFLite run this one definition.
+"""Training in TensorFlow: the loss, its gradients by hand, and one local SGD step. TFF and TFLite
+run this one definition.
 
-The backward pass is written out because it is what plain TFLite can run: unrolled over time, built-in operations only, no one-hot matrix.
-It is also several times faster than automatic differentiation there. Parity with `tf.GradientTape` is held by a test.
-Matrices are [out, in], so that a product with a transposed right side becomes TFLite's fully connected operation, the fastest for a few rows.
-For many rows tflite-runtime is two to three times faster where nothing is transposed (on x86 another library multiplies), so the large products
-turn their matrix first. It subtracts slowly where shapes differ: no `1 - x` below. Rows are laid out time-major.
+The backward pass is written out because it is what plain TFLite can run: unrolled over time,
+built-in operations only, no one-hot matrix. It is also several times faster than automatic
+differentiation there. Parity with `tf.GradientTape` is held by a test. Matrices are [out, in], so
+that a product with a transposed right side becomes TFLite's fully connected operation, the fastest
+for a few rows. For many rows tflite-runtime is two to three times faster where nothing is
+transposed (on x86 another library multiplies), so the large products turn their matrix first. It
+subtracts slowly where shapes differ: no `1 - x` below. Rows are laid out time-major.
 """
 
 import math
@@ -14,11 +17,14 @@ import tensorflow as tf
 Tensors = dict[str, tf.Tensor]
 
 
-def loss_and_gradients(weights: Tensors, rows: tf.Tensor, length: int, compact: bool = False) -> tuple[tf.Tensor, tf.Tensor, Tensors]:
+def loss_and_gradients(
+    weights: Tensors, rows: tf.Tensor, length: int, compact: bool = False
+) -> tuple[tf.Tensor, tf.Tensor, Tensors]:
     """Mean cross-entropy of the targets in rows, their number, and the gradients of the mean.
 
-    rows is int32 [batch, length + 1]: inputs and targets shifted by one; padding (0) is masked out. Without any target the loss is 0.
-    `compact` scores real tokens only, which saves the share of padding; it needs shapes known at run time, so exported graphs go without.
+    rows is int32 [batch, length + 1]: inputs and targets shifted by one; padding (0) is masked out.
+    Without any target the loss is 0. `compact` scores real tokens only, which saves the share of
+    padding; it needs shapes known at run time, so exported graphs go without.
     """
     outputs, states = _forward(weights, rows, length)
     table, kernel = weights["embedding"], weights["recurrent_kernel"]
@@ -31,7 +37,9 @@ def loss_and_gradients(weights: Tensors, rows: tf.Tensor, length: int, compact: 
     count = tf.reduce_sum(mask)
     weight = mask / tf.maximum(count, 1.0)
 
-    logits = tf.matmul(hidden, _transposed(table)) + weights["output_bias"]  # [time * batch (or real tokens), vocabulary]
+    logits = (
+        tf.matmul(hidden, _transposed(table)) + weights["output_bias"]
+    )  # [time * batch (or real tokens), vocabulary]
     softmax = tf.nn.softmax(logits)
     target_rows, target_bias = tf.gather(table, targets), tf.gather(weights["output_bias"], targets)
     target_logits = tf.reduce_sum(hidden * target_rows, axis=1) + target_bias
@@ -70,10 +78,16 @@ def loss_and_gradients(weights: Tensors, rows: tf.Tensor, length: int, compact: 
     d_gate = tf.concat(d_gates[::-1], axis=0)  # [time * batch, 3 * units]
     d_h = tf.concat(d_projected[::-1], axis=0)
     d_x = tf.matmul(d_gate, weights["input_kernel"]) * math.sqrt(d)
-    previous_hidden = tf.concat([states["first_hidden"], *(step["hidden"] for step in states["steps"][:-1])], axis=0)
-    cell_outputs = tf.concat([step["output"] for step in states["steps"]], axis=0)  # [time * batch, units]
+    previous_hidden = tf.concat(
+        [states["first_hidden"], *(step["hidden"] for step in states["steps"][:-1])], axis=0
+    )
+    cell_outputs = tf.concat(
+        [step["output"] for step in states["steps"]], axis=0
+    )  # [time * batch, units]
     sparse = tf.scatter_nd(
-        tf.expand_dims(tf.concat([inputs, targets], axis=0), 1), tf.concat([d_x, -hidden * column], axis=0), table.shape
+        tf.expand_dims(tf.concat([inputs, targets], axis=0), 1),
+        tf.concat([d_x, -hidden * column], axis=0),
+        table.shape,
     )  # duplicates are summed
     gradients = {
         "cell_bias": tf.reduce_sum(d_gate, axis=0),
@@ -94,23 +108,35 @@ def loss_only(weights: Tensors, rows: tf.Tensor, length: int) -> tuple[tf.Tensor
     count = tf.reduce_sum(mask)
     logits = tf.matmul(hidden, _transposed(weights["embedding"])) + weights["output_bias"]
     totals = _log_total(logits, tf.nn.softmax(logits))
-    target_logits = tf.reduce_sum(hidden * tf.gather(weights["embedding"], targets), axis=1) + tf.gather(weights["output_bias"], targets)
+    target_logits = tf.reduce_sum(
+        hidden * tf.gather(weights["embedding"], targets), axis=1
+    ) + tf.gather(weights["output_bias"], targets)
     return tf.reduce_sum((totals - target_logits) * mask) / tf.maximum(count, 1.0), count
 
 
-def sgd_step(weights: Tensors, rows: tf.Tensor, learning_rate: tf.Tensor, length: int) -> tuple[Tensors, tf.Tensor, tf.Tensor]:
+def sgd_step(
+    weights: Tensors, rows: tf.Tensor, learning_rate: tf.Tensor, length: int
+) -> tuple[Tensors, tf.Tensor, tf.Tensor]:
     """One local step: new weights, the loss before it, and the number of targets."""
     loss, count, gradients = loss_and_gradients(weights, rows, length)
     return {name: weights[name] - learning_rate * gradients[name] for name in weights}, loss, count
 
 
-def step(weights: Tensors, token: tf.Tensor, hidden: tf.Tensor, cell: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """One token further: logits [n, vocabulary], hidden [n, embedding] and cell [n, units] after token, int32 [n]."""
+def step(
+    weights: Tensors, token: tf.Tensor, hidden: tf.Tensor, cell: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """One token further: logits [n, vocabulary], hidden [n, embedding] and cell [n, units] after
+    token, int32 [n].
+    """
     d = weights["embedding"].shape[1]
     x = tf.gather(weights["embedding"], token) * math.sqrt(d)
     gates = tf.matmul(x, weights["input_kernel"], transpose_b=True) + weights["cell_bias"]
     cell, found = _cell(weights, gates, hidden, cell)
-    return tf.matmul(found["hidden"], weights["embedding"], transpose_b=True) + weights["output_bias"], found["hidden"], cell
+    return (
+        tf.matmul(found["hidden"], weights["embedding"], transpose_b=True) + weights["output_bias"],
+        found["hidden"],
+        cell,
+    )
 
 
 def _time_major(ids: tf.Tensor, length: int) -> tf.Tensor:
@@ -123,7 +149,9 @@ def _forward(weights: Tensors, rows: tf.Tensor, length: int) -> tuple[tf.Tensor,
     inputs = _time_major(rows[:, :-1], length)
     d = weights["embedding"].shape[1]
     x = tf.gather(weights["embedding"], inputs) * math.sqrt(d)
-    gates = tf.matmul(x, _transposed(weights["input_kernel"])) + weights["cell_bias"]  # one product for all time steps
+    gates = (
+        tf.matmul(x, _transposed(weights["input_kernel"])) + weights["cell_bias"]
+    )  # one product for all time steps
     per_step = tf.split(gates, length, axis=0)
     hidden = first_hidden = tf.zeros_like(tf.split(x, length, axis=0)[0])
     cell = first_cell = tf.zeros_like(tf.split(per_step[0], 3, axis=1)[0])
@@ -133,26 +161,50 @@ def _forward(weights: Tensors, rows: tf.Tensor, length: int) -> tuple[tf.Tensor,
         hidden = found["hidden"]
         steps.append(found)
     outputs = tf.concat([found["hidden"] for found in steps], axis=0)
-    return outputs, {"inputs": inputs, "x": x, "steps": steps, "first_hidden": first_hidden, "first_cell": first_cell}
+    return outputs, {
+        "inputs": inputs,
+        "x": x,
+        "steps": steps,
+        "first_hidden": first_hidden,
+        "first_cell": first_cell,
+    }
 
 
-def _cell(weights: Tensors, gates: tf.Tensor, hidden: tf.Tensor, cell: tf.Tensor) -> tuple[tf.Tensor, dict]:
+def _cell(
+    weights: Tensors, gates: tf.Tensor, hidden: tf.Tensor, cell: tf.Tensor
+) -> tuple[tf.Tensor, dict]:
     """One CIFG cell: c' = c + i (g - c), h' = P (o tanh c')."""
-    i, o, g = tf.split(gates + tf.matmul(hidden, weights["recurrent_kernel"], transpose_b=True), 3, axis=1)
+    i, o, g = tf.split(
+        gates + tf.matmul(hidden, weights["recurrent_kernel"], transpose_b=True), 3, axis=1
+    )
     i, o, g = tf.sigmoid(i), tf.sigmoid(o), tf.tanh(g)
     after = cell + i * (g - cell)
     tanh_cell = tf.tanh(after)
     output = o * tanh_cell  # [batch, units]
     projected = tf.matmul(output, weights["projection"], transpose_b=True)
-    return after, {"i": i, "o": o, "g": g, "previous_cell": cell, "tanh_cell": tanh_cell, "output": output, "hidden": projected}
+    return after, {
+        "i": i,
+        "o": o,
+        "g": g,
+        "previous_cell": cell,
+        "tanh_cell": tanh_cell,
+        "output": output,
+        "hidden": projected,
+    }
 
 
 def _transposed(matrix: tf.Tensor) -> tf.Tensor:
-    """[rows, columns] -> [columns, rows]; over three axes, or the converter would make it part of the product again."""
+    """[rows, columns] -> [columns, rows]; over three axes, or the converter would make it part of
+    the product again.
+    """
     rows, columns = matrix.shape
-    return tf.reshape(tf.transpose(tf.reshape(matrix, [rows, 1, columns]), [2, 1, 0]), [columns, rows])
+    return tf.reshape(
+        tf.transpose(tf.reshape(matrix, [rows, 1, columns]), [2, 1, 0]), [columns, rows]
+    )
 
 
 def _log_total(logits: tf.Tensor, softmax: tf.Tensor) -> tf.Tensor:
-    """Logarithm of the sum of exponentials of each row, read off the likeliest: [n, vocabulary] twice -> [n]."""
+    """Logarithm of the sum of exponentials of each row, read off the likeliest: [n, vocabulary]
+    twice -> [n].
+    """
     return tf.reduce_max(logits, axis=1) - tf.math.log(tf.reduce_max(softmax, axis=1))

@@ -1,7 +1,9 @@
-"""Build the vocabulary of a corpus as a SentencePiece `.model`: words (protocol nwp-v1, step 5), or pieces that spell any word.
+"""Build the vocabulary of a corpus as a SentencePiece `.model`: words (protocol nwp-v1, step 5), or
+pieces that spell any word.
 
-Any SentencePiece reader encodes tokenised text (tokens joined by spaces) to the ids our own `Vocabulary` gives, except that it joins neighbouring
-unknown words into one. The score of a piece is its log unigram probability, where the network's output bias starts.
+Any SentencePiece reader encodes tokenised text (tokens joined by spaces) to the ids our own
+`Vocabulary` gives, except that it joins neighbouring unknown words into one. The score of a piece
+is its log unigram probability, where the network's output bias starts.
 """
 
 import io
@@ -13,12 +15,29 @@ from collections.abc import Iterable, Sequence
 from sentencepiece import SentencePieceProcessor, SentencePieceTrainer, sentencepiece_model_pb2
 
 from device_runtime.errors import VocabularyError
-from device_runtime.text import BOS, CLASSES, EOS, FIRST_WORD, OOV, PAD, SPECIALS, Vocabulary, is_word
+from device_runtime.text import (
+    BOS,
+    CLASSES,
+    EOS,
+    FIRST_WORD,
+    OOV,
+    PAD,
+    SPECIALS,
+    Vocabulary,
+    is_word,
+)
 
 SIZE = 10_000  # words, beside the special ids and classes
-NEVER = -20.0  # score of pad and bos, which are never targets: below a word seen once among 400 million targets
+NEVER = (
+    -20.0
+)  # score of pad and bos, which are never targets: below a word seen once among 400 million targets
 _SPACE = "\u2581"
-ALPHABET = (_SPACE, *string.ascii_lowercase, *string.digits, "'")  # pieces of any vocabulary of pieces, so that every word can be spelled
+ALPHABET = (
+    _SPACE,
+    *string.ascii_lowercase,
+    *string.digits,
+    "'",
+)  # pieces of any vocabulary of pieces, so that every word can be spelled
 PASSES = 20  # scores and segmentation agree after some five
 _Kind = sentencepiece_model_pb2.TrainerSpec
 _Piece = sentencepiece_model_pb2.ModelProto.SentencePiece
@@ -26,13 +45,18 @@ _TYPES = {PAD: _Piece.CONTROL, BOS: _Piece.CONTROL, EOS: _Piece.CONTROL, OOV: _P
 
 
 def build(utterances: Iterable[Sequence[str]], size: int = SIZE) -> Vocabulary:
-    """The `size` most frequent words of these token lists (ties alphabetical), after the special ids and classes.
+    """The `size` most frequent words of these token lists (ties alphabetical), after the special
+    ids and classes.
 
-    Fewer distinct words give a smaller vocabulary. The same utterances, in any order, give the same bytes.
-    Raises VocabularyError if there is no word at all.
+    Fewer distinct words give a smaller vocabulary. The same utterances, in any order, give the same
+    bytes. Raises VocabularyError if there is no word at all.
     """
     if size < 1:
-        raise VocabularyError("vocabulary", f"expected a size of at least 1, found {size}", "ask for some thousand words")
+        raise VocabularyError(
+            "vocabulary",
+            f"expected a size of at least 1, found {size}",
+            "ask for some thousand words",
+        )
     counts: Counter[str] = Counter()
     sentences = 0
     for utterance in utterances:
@@ -40,18 +64,30 @@ def build(utterances: Iterable[Sequence[str]], size: int = SIZE) -> Vocabulary:
         sentences += 1
     words = _words(counts)[:size]
     known = [counts[token] for token in (*CLASSES, *words)]
-    return Vocabulary(_model(_Kind.WORD, [_SPACE + word for word in words], [sentences, counts.total() - sum(known), *known]))
+    return Vocabulary(
+        _model(
+            _Kind.WORD,
+            [_SPACE + word for word in words],
+            [sentences, counts.total() - sum(known), *known],
+        )
+    )
 
 
 def build_unigram(utterances: Iterable[Sequence[str]], size: int) -> Vocabulary:
-    """`size` pieces of words by SentencePiece's unigram training on these token lists, after the special ids and classes: those a word starts with,
-    then the inner ones, as the training ranks them. Letters, digits and the apostrophe are always among them.
+    """`size` pieces of words by SentencePiece's unigram training on these token lists, after the
+    special ids and classes: those a word starts with, then the inner ones, as the training ranks
+    them. Letters, digits and the apostrophe are always among them.
 
-    A small corpus gives fewer pieces. The same utterances, in any order, give the same bytes: one thread, sorted text.
-    Raises VocabularyError if there is no word at all or the size is below that of the alphabet. Source: Kudo 2018, arXiv:1804.10959.
+    A small corpus gives fewer pieces. The same utterances, in any order, give the same bytes: one
+    thread, sorted text. Raises VocabularyError if there is no word at all or the size is below that
+    of the alphabet. Source: Kudo 2018, arXiv:1804.10959.
     """
     if size < len(ALPHABET):
-        raise VocabularyError("vocabulary", f"expected a size of at least {len(ALPHABET)} pieces, found {size}", "ask for some thousand pieces")
+        raise VocabularyError(
+            "vocabulary",
+            f"expected a size of at least {len(ALPHABET)} pieces, found {size}",
+            "ask for some thousand pieces",
+        )
     counts: Counter[str] = Counter()
     texts = []
     for utterance in utterances:
@@ -61,31 +97,49 @@ def build_unigram(utterances: Iterable[Sequence[str]], size: int) -> Vocabulary:
     pieces, scores = _train(sorted(filter(None, texts)), size)
     known = [len(texts), 0, *(counts[name] for name in CLASSES)]  # eos, oov, classes
     model, before = _model(_Kind.UNIGRAM, pieces, known, scores), None
-    # SentencePiece's scores come from soft counts, but targets are the pieces of best segmentations; taking those counts as scores moves few of them
+    # SentencePiece's scores come from soft counts, but targets are the pieces of best
+    # segmentations; taking those counts as scores moves few of them
     for _ in range(PASSES):
         uses = Counter[int]()
-        for word, ids in zip(words, SentencePieceProcessor(model_proto=model).encode(words), strict=True):
+        for word, ids in zip(
+            words, SentencePieceProcessor(model_proto=model).encode(words), strict=True
+        ):
             for i in ids:
                 uses[i] += counts[word]
         if uses == before:
             break
-        model, before = _model(_Kind.UNIGRAM, pieces, [*known, *(uses[i] for i in range(FIRST_WORD, FIRST_WORD + len(pieces)))]), uses
+        model, before = (
+            _model(
+                _Kind.UNIGRAM,
+                pieces,
+                [*known, *(uses[i] for i in range(FIRST_WORD, FIRST_WORD + len(pieces)))],
+            ),
+            uses,
+        )
     return Vocabulary(model)
 
 
 def _words(counts: Counter[str]) -> list[str]:
     """Distinct words, most frequent first."""
-    words = sorted((token for token in counts if is_word(token)), key=lambda word: (-counts[word], word))
+    words = sorted(
+        (token for token in counts if is_word(token)), key=lambda word: (-counts[word], word)
+    )
     if not words:
-        raise VocabularyError("vocabulary", "the utterances have no word", "give a corpus with text")
+        raise VocabularyError(
+            "vocabulary", "the utterances have no word", "give a corpus with text"
+        )
     return words
 
 
 def _train(lines: list[str], size: int) -> tuple[list[str], list[float]]:
-    """SentencePiece's pieces and their scores: those that start a word first, the alphabet among them."""
+    """SentencePiece's pieces and their scores: those that start a word first, the alphabet among
+    them.
+    """
     file = io.BytesIO()
     SentencePieceTrainer.train(
-        sentence_iterator=iter(lines),  # whole lines, not counted words: seeds are the strings that occur twice
+        sentence_iterator=iter(
+            lines
+        ),  # whole lines, not counted words: seeds are the strings that occur twice
         model_writer=file,
         model_type="unigram",
         vocab_size=size + 1,  # and the unknown one
@@ -101,19 +155,35 @@ def _train(lines: list[str], size: int) -> tuple[list[str], list[float]]:
         minloglevel=2,
     )
     processor = SentencePieceProcessor(model_proto=file.getvalue())
-    found = {processor.id_to_piece(i): processor.get_score(i) for i in range(1, processor.get_piece_size())}
+    found = {
+        processor.id_to_piece(i): processor.get_score(i)
+        for i in range(1, processor.get_piece_size())
+    }
     lowest = min(found.values())
     longer = [piece for piece in found if piece not in ALPHABET][: size - len(ALPHABET)]
-    ranked = sorted([*longer, *ALPHABET], key=lambda piece: (not piece.startswith(_SPACE), -found.get(piece, lowest), piece))
+    ranked = sorted(
+        [*longer, *ALPHABET],
+        key=lambda piece: (not piece.startswith(_SPACE), -found.get(piece, lowest), piece),
+    )
     return ranked, [found.get(piece, lowest) for piece in ranked]
 
 
-def _model(kind: int, pieces: Sequence[str], targets: Sequence[int], scores: Sequence[float] = ()) -> bytes:
-    """A `.model` of special ids, classes and these pieces. targets are how often each id from eos on is one; scores replace those of the pieces."""
+def _model(
+    kind: int, pieces: Sequence[str], targets: Sequence[int], scores: Sequence[float] = ()
+) -> bytes:
+    """A `.model` of special ids, classes and these pieces. targets are how often each id from eos
+    on is one; scores replace those of the pieces.
+    """
     model = sentencepiece_model_pb2.ModelProto()
     marked = [*SPECIALS, *(_SPACE + name for name in CLASSES), *pieces]
-    types = _TYPES | (dict.fromkeys(range(len(SPECIALS), FIRST_WORD), _Piece.USER_DEFINED) if kind == _Kind.UNIGRAM else {})
-    for i, (piece, score) in enumerate(zip(marked, [NEVER, NEVER, *_log_shares(targets), *scores], strict=True)):
+    types = _TYPES | (
+        dict.fromkeys(range(len(SPECIALS), FIRST_WORD), _Piece.USER_DEFINED)
+        if kind == _Kind.UNIGRAM
+        else {}
+    )
+    for i, (piece, score) in enumerate(
+        zip(marked, [NEVER, NEVER, *_log_shares(targets), *scores], strict=True)
+    ):
         model.pieces.add(piece=piece, score=score, type=types.get(i, _Piece.NORMAL))
     trainer = model.trainer_spec
     trainer.model_type = kind

@@ -1,9 +1,11 @@
 """TFF's worker processes, here or on other machines: started, watched, waited for and ended by us.
 
-TFF's own local context starts the same binary but leaves it running when Python exits. A computation whose worker dies is retried by TFF until a
-worker answers on the same port again, for ever; so whoever started it starts it again there, and the computation completes as if nothing had
-happened. What cannot be mended ends in a RunError: a worker of ours that keeps dying, or a round that misses its deadline.
-TFF and gRPC are imported by the functions that compute; `serve` needs neither.
+TFF's own local context starts the same binary but leaves it running when Python exits. A
+computation whose worker dies is retried by TFF until a worker answers on the same port again, for
+ever; so whoever started it starts it again there, and the computation completes as if nothing had
+happened. What cannot be mended ends in a RunError: a worker of ours that keeps dying, or a round
+that misses its deadline. TFF and gRPC are imported by the functions that compute; `serve` needs
+neither.
 """
 
 import asyncio
@@ -30,14 +32,17 @@ _Result = TypeVar("_Result")
 _ADDRESS = re.compile(r"([A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\]):([0-9]{1,5})")
 _START_S = 30.0
 _PROBE_S = 3.0
-_PAUSE_S = 1.0  # before a worker is started again, so that one that cannot live does not keep a core busy
+_PAUSE_S = (
+    1.0  # before a worker is started again, so that one that cannot live does not keep a core busy
+)
 _CHANNEL = [
     ("grpc.max_send_message_length", -1),
     ("grpc.max_receive_message_length", -1),
     ("grpc.enable_http_proxy", 0),  # workers are on this machine or on a network of ours
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.max_reconnect_backoff_ms", 1000),  # gRPC's own two minutes would outlast most deadlines
-    # A host that lost its power closes no connection. Pings more often than every five minutes are refused by the worker, as by any gRPC server.
+    # A host that lost its power closes no connection. Pings more often than every five minutes are
+    # refused by the worker, as by any gRPC server.
     ("grpc.keepalive_time_ms", 320_000),
     ("grpc.keepalive_timeout_ms", 20_000),
 ]
@@ -45,10 +50,12 @@ _CHANNEL = [
 
 @contextlib.contextmanager
 def running(threads: int, log: Path | None = None, restarts: int = 3) -> Iterator["LocalWorker"]:
-    """A worker of this machine that TFF computations run on inside the `with` block, training up to `threads` clients at once.
+    """A worker of this machine that TFF computations run on inside the `with` block, training up to
+    `threads` clients at once.
 
-    It is started again when it dies, at most `restarts` times; after that every computation, also one that is waiting, raises RunError, as does a
-    worker that does not start. The binary listens without encryption or a password on a port of every interface, as TFF's own context does; keep
+    It is started again when it dies, at most `restarts` times; after that every computation, also
+    one that is waiting, raises RunError, as does a worker that does not start. The binary listens
+    without encryption or a password on a port of every interface, as TFF's own context does; keep
     the machine behind a firewall while it trains.
     """
     worker = LocalWorker(threads, log, restarts)
@@ -62,10 +69,12 @@ def running(threads: int, log: Path | None = None, restarts: int = 3) -> Iterato
 
 @contextlib.contextmanager
 def remote(addresses: list[str], patience_s: float = _START_S) -> Iterator["Workers"]:
-    """Workers of other machines (`serve`, one per `host:port`) that TFF computations run on inside the `with` block, the clients split over them.
+    """Workers of other machines (`serve`, one per `host:port`) that TFF computations run on inside
+    the `with` block, the clients split over them.
 
-    A computation must end in aggregations that merge, as sums and means do. Its result is that of one worker up to the rounding of sums.
-    Raises RunError for an address that is none, and for workers that do not answer within `patience_s` seconds.
+    A computation must end in aggregations that merge, as sums and means do. Its result is that of
+    one worker up to the rounding of sums. Raises RunError for an address that is none, and for
+    workers that do not answer within `patience_s` seconds.
     """
     found = checked(addresses)
     if missing := silent(found, patience_s):
@@ -83,36 +92,58 @@ def remote(addresses: list[str], patience_s: float = _START_S) -> Iterator["Work
 
 
 def checked(addresses: list[str]) -> list[str]:
-    """The addresses without surrounding blanks, each `host:port` or `[IPv6]:port`. Raises RunError for none, a wrong or a repeated one."""
+    """The addresses without surrounding blanks, each `host:port` or `[IPv6]:port`. Raises RunError
+    for none, a wrong or a repeated one.
+    """
     found = [address.strip() for address in addresses]
-    wrong = [address for address in found if not (match := _ADDRESS.fullmatch(address)) or not 0 < int(match[2]) < 65536]
+    wrong = [
+        address
+        for address in found
+        if not (match := _ADDRESS.fullmatch(address)) or not 0 < int(match[2]) < 65536
+    ]
     if wrong or not found:
         problem = f"expected host:port, found {', '.join(map(repr, wrong)) or 'nothing'}"
         raise RunError("--workers", problem, "write them like 10.0.0.2:9000,10.0.0.3:9000")
     if repeated := sorted({address for address in found if found.count(address) > 1}):
-        raise RunError("--workers", f"{', '.join(repeated)} is named twice", "name each worker once")
+        raise RunError(
+            "--workers", f"{', '.join(repeated)} is named twice", "name each worker once"
+        )
     return found
 
 
-def silent(addresses: list[str], patience_s: float, given_up: Callable[[], object] = lambda: None) -> list[str]:
-    """Those where no worker answers within `patience_s` seconds, or before `given_up` returns something true; asked all at once.
+def silent(
+    addresses: list[str], patience_s: float, given_up: Callable[[], object] = lambda: None
+) -> list[str]:
+    """Those where no worker answers within `patience_s` seconds, or before `given_up` returns
+    something true; asked all at once.
 
-    To answer is to speak HTTP/2: the near end of an SSH tunnel accepts connections also when nobody is at the far end.
+    To answer is to speak HTTP/2: the near end of an SSH tunnel accepts connections also when nobody
+    is at the far end.
     """
     import grpc
 
-    # a pool of its own: otherwise gRPC would show a connection that is already open, and perhaps dead
-    channels = [grpc.insecure_channel(address, [*_CHANNEL, ("grpc.use_local_subchannel_pool", 1)]) for address in addresses]
+    # a pool of its own: otherwise gRPC would show a connection that is already open, and perhaps
+    # dead
+    channels = [
+        grpc.insecure_channel(address, [*_CHANNEL, ("grpc.use_local_subchannel_pool", 1)])
+        for address in addresses
+    ]
     until = time.monotonic() + patience_s
     asked = [grpc.channel_ready_future(channel) for channel in channels]
-    missing = [address for address, answer in zip(addresses, asked, strict=True) if not _in_time(answer, until, given_up)]
+    missing = [
+        address
+        for address, answer in zip(addresses, asked, strict=True)
+        if not _in_time(answer, until, given_up)
+    ]
     for channel in channels:
         channel.close()
     return missing
 
 
 class Workers:
-    """Where computations run: connections to workers, and the reason why no computation can be finished any more, once there is one."""
+    """Where computations run: connections to workers, and the reason why no computation can be
+    finished any more, once there is one.
+    """
 
     def __init__(self, addresses: list[str]):
         import grpc
@@ -122,10 +153,14 @@ class Workers:
         self._lock = threading.Lock()
         self._channels = [grpc.insecure_channel(address, _CHANNEL) for address in addresses]
 
-    def call(self, compute: Callable[[], _Result], seconds: float | None = None, what: str = "round") -> _Result:
-        """What `compute` returns; it calls TFF. After `seconds`, if given, it is stopped and the connections are closed for good.
+    def call(
+        self, compute: Callable[[], _Result], seconds: float | None = None, what: str = "round"
+    ) -> _Result:
+        """What `compute` returns; it calls TFF. After `seconds`, if given, it is stopped and the
+        connections are closed for good.
 
-        Raises RunError, headed by `what`, that names the workers that do not answer; and whatever `compute` raises for reasons of its own.
+        Raises RunError, headed by `what`, that names the workers that do not answer; and whatever
+        `compute` raises for reasons of its own.
         """
         if seconds is None:
             return compute()
@@ -141,7 +176,9 @@ class Workers:
             timer.cancel()
 
     def become_default(self) -> None:
-        """Computations called from this thread run here from now on (TFF keeps one context per thread)."""
+        """Computations called from this thread run here from now on (TFF keeps one context per
+        thread).
+        """
         import tensorflow_federated as tff
 
         compiled = functools.cache(tff.backends.native.desugar_and_transform_to_native)
@@ -157,11 +194,16 @@ class Workers:
             "transform_result": tff.tensorflow.transform_result,
         }
         executors = map(self._executor_of, self.addresses, self._channels)
-        factories = [tff.framework.ResourceManagingExecutorFactory(executor) for executor in executors]
+        factories = [
+            tff.framework.ResourceManagingExecutorFactory(executor) for executor in executors
+        ]
         if len(factories) == 1:
             context = tff.framework.SyncExecutionContext(factories[0], **parts)
         else:
-            contexts = [_on_a_loop_of_its_own(tff.framework.AsyncExecutionContext(factory, **parts)) for factory in factories]
+            contexts = [
+                _on_a_loop_of_its_own(tff.framework.AsyncExecutionContext(factory, **parts))
+                for factory in factories
+            ]
             context = tff.backends.native.create_mergeable_comp_execution_context(contexts)
         workers = self
 
@@ -190,8 +232,8 @@ class Workers:
         stub = tff.framework.RemoteExecutorGrpcStub(channel)
 
         def executor(cardinalities: dict) -> Executor:
-            # TFF asks here before it tries again. Waiting for the worker here spares its own waits, which grow to half a minute,
-            # and an error that is not gRPC's ends the computation.
+            # TFF asks here before it tries again. Waiting for the worker here spares its own waits,
+            # which grow to half a minute, and an error that is not gRPC's ends the computation.
             while silent([address], _START_S, lambda: self.failure) and not self.failure:
                 pass
             if self.failure:
@@ -214,8 +256,14 @@ class Workers:
     def _overdue(self, what: str, seconds: float, missing: list[str]) -> RunError:
         if missing:
             remedy = f"start it again with {_commands(missing)}, then go on with --resume"
-            return RunError(what, f"no answer from worker {', '.join(missing)} within {seconds:g} s", remedy)
-        return RunError(what, f"not done within {seconds:g} s, though every worker answers", "raise --round-deadline, then go on with --resume")
+            return RunError(
+                what, f"no answer from worker {', '.join(missing)} within {seconds:g} s", remedy
+            )
+        return RunError(
+            what,
+            f"not done within {seconds:g} s, though every worker answers",
+            "raise --round-deadline, then go on with --resume",
+        )
 
     def _fail(self, reason: RunError) -> None:
         with self._lock:
@@ -242,7 +290,9 @@ class LocalWorker(Workers):
 
     def await_start(self) -> None:
         if silent(self.addresses, _START_S, lambda: self.failure):
-            raise self.failure or RunError("TFF worker", f"does not answer within {_START_S:g} s", "run `fedboard doctor`")
+            raise self.failure or RunError(
+                "TFF worker", f"does not answer within {_START_S:g} s", "run `fedboard doctor`"
+            )
 
     def close(self) -> None:
         self._closing.set()
@@ -257,24 +307,41 @@ class LocalWorker(Workers):
                 continue
             deaths += 1
             if deaths > self._restarts:
-                last = f"{', the last time' if deaths > 1 else ''} {_ending(self.process.returncode)}"
+                last = (
+                    f"{', the last time' if deaths > 1 else ''} {_ending(self.process.returncode)}"
+                )
                 log = f"see {self._log}, " if self._log else ""
-                remedy = f"{log}free some memory or train fewer clients at once, then go on with --resume; `fedboard doctor` checks the machine"
-                self._fail(RunError("TFF worker", f"ended {deaths} time{'s' * (deaths > 1)}{last}", remedy))
+                remedy = (
+                    f"{log}free some memory or train fewer clients at once, then go on with "
+                    "--resume; `fedboard doctor` checks the machine"
+                )
+                self._fail(
+                    RunError("TFF worker", f"ended {deaths} time{'s' * (deaths > 1)}{last}", remedy)
+                )
                 return
             self.process = _start(self.port, self._threads, self._log)
 
     def _overdue(self, what: str, seconds: float, missing: list[str]) -> RunError:
-        state = "the TFF worker of this machine does not answer" if missing else "the worker answers"
-        return RunError(what, f"not done within {seconds:g} s, {state}", "raise --round-deadline, then go on with --resume")
+        state = (
+            "the TFF worker of this machine does not answer" if missing else "the worker answers"
+        )
+        return RunError(
+            what,
+            f"not done within {seconds:g} s, {state}",
+            "raise --round-deadline, then go on with --resume",
+        )
 
 
-def serve(port: int, threads: int, on_event: Callable[[str], None], log: Path | None = None) -> None:
-    """Run a worker on `port` in the foreground for training on another machine, up to `threads` clients at once; ends on SIGTERM or Ctrl-C.
+def serve(
+    port: int, threads: int, on_event: Callable[[str], None], log: Path | None = None
+) -> None:
+    """Run a worker on `port` in the foreground for training on another machine, up to `threads`
+    clients at once; ends on SIGTERM or Ctrl-C.
 
-    A worker that dies is started again on the same port. on_event is told in a line what happens; the worker's own output goes to `log`, or nowhere.
-    Call it from the main thread. Raises RunError if the port is taken or the worker does not start. Whoever reaches the port may run any graph
-    on this machine: see docs/scale-out.md.
+    A worker that dies is started again on the same port. on_event is told in a line what happens;
+    the worker's own output goes to `log`, or nowhere. Call it from the main thread. Raises RunError
+    if the port is taken or the worker does not start. Whoever reaches the port may run any graph on
+    this machine: see docs/scale-out.md.
     """
     _require_free(port)
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -285,9 +352,13 @@ def serve(port: int, threads: int, on_event: Callable[[str], None], log: Path | 
             try:
                 if _listens(process, port):
                     listened = True
-                    on_event(f"listening on port {port}, {threads} client{'s' * (threads != 1)} at once")
+                    on_event(
+                        f"listening on port {port}, {threads} client{'s' * (threads != 1)} at once"
+                    )
                 elif not listened:
-                    problem = f"{_ending(child_process.end(process))} before it listened on port {port}"
+                    problem = (
+                        f"{_ending(child_process.end(process))} before it listened on port {port}"
+                    )
                     raise RunError("TFF worker", problem, "run `fedboard doctor`")
                 process.wait()
             finally:
@@ -301,22 +372,37 @@ def serve(port: int, threads: int, on_event: Callable[[str], None], log: Path | 
 
 
 def _start(port: int, threads: int, log: Path | None) -> subprocess.Popen:
-    found = importlib.util.find_spec("tensorflow_federated")  # finds it without the twenty seconds of importing it
+    found = importlib.util.find_spec(
+        "tensorflow_federated"
+    )  # finds it without the twenty seconds of importing it
     if found is None:
-        raise RunError("TFF worker", "TensorFlow Federated is not installed", "install the `simulation` extra")
+        raise RunError(
+            "TFF worker", "TensorFlow Federated is not installed", "install the `simulation` extra"
+        )
     binary = Path(found.submodule_search_locations[0]) / "data" / "worker_binary"
     command = [str(binary), f"--port={port}", f"--max_concurrent_computation_calls={threads}"]
-    return child_process.start(command, log, {**memory.WORKER, "TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": str(threads)})
+    return child_process.start(
+        command,
+        log,
+        {**memory.WORKER, "TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": str(threads)},
+    )
 
 
 def _require_free(port: int) -> None:
-    # Two workers on one port would both start and share its connections, as gRPC asks the kernel for SO_REUSEPORT.
+    # Two workers on one port would both start and share its connections, as gRPC asks the kernel
+    # for SO_REUSEPORT.
     with socket.socket() as free:
-        free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a worker that ended a minute ago is no obstacle
+        free.setsockopt(
+            socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
+        )  # a worker that ended a minute ago is no obstacle
         try:
             free.bind(("", port))
         except (OSError, OverflowError) as error:
-            raise RunError(f"port {port}", f"cannot be listened on ({getattr(error, 'strerror', None) or error})", "choose another --port") from None
+            raise RunError(
+                f"port {port}",
+                f"cannot be listened on ({getattr(error, 'strerror', None) or error})",
+                "choose another --port",
+            ) from None
 
 
 def _listens(process: subprocess.Popen, port: int) -> bool:
@@ -346,7 +432,9 @@ def _in_time(answer, until: float, given_up: Callable[[], object]) -> bool:
 
 
 def _on_a_loop_of_its_own(context):
-    """A TFF context that leaves other contexts time: its executor blocks the event loop it runs on, so workers that share one take turns."""
+    """A TFF context that leaves other contexts time: its executor blocks the event loop it runs on,
+    so workers that share one take turns.
+    """
     import tensorflow_federated as tff
 
     loop = asyncio.new_event_loop()
@@ -355,7 +443,9 @@ def _on_a_loop_of_its_own(context):
     class Apart(tff.framework.AsyncContext):
         async def invoke(self, computation: object, argument: object) -> object:
             try:
-                return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(context.invoke(computation, argument), loop))
+                return await asyncio.wrap_future(
+                    asyncio.run_coroutine_threadsafe(context.invoke(computation, argument), loop)
+                )
             except Exception:
                 # TFF raises what the first worker raised; asyncio would print what the others did
                 asyncio.get_running_loop().set_exception_handler(lambda *_: None)
@@ -366,7 +456,10 @@ def _on_a_loop_of_its_own(context):
 
 def _commands(addresses: list[str]) -> str:
     """`fedboard worker --port 9000` on 10.0.0.2, and so on."""
-    return ", ".join(f"`fedboard worker --port {port}` on {host}" for host, _, port in (address.rpartition(":") for address in addresses))
+    return ", ".join(
+        f"`fedboard worker --port {port}` on {host}"
+        for host, _, port in (address.rpartition(":") for address in addresses)
+    )
 
 
 def _ending(code: int) -> str:

@@ -1,4 +1,6 @@
-"""Access: who may ask. Devices prove themselves by signatures, operators by a token; both, and strangers, only so often."""
+"""Access: who may ask. Devices prove themselves by signatures, operators by a token; both, and
+strangers, only so often.
+"""
 
 import base64
 import binascii
@@ -27,12 +29,16 @@ _DIGEST = re.compile(r"sha-256=:([A-Za-z0-9+/]{43}=):")
 
 @dataclass(frozen=True)
 class Limits:
-    """How often one device and one address may ask: so many at once, and so many a second after that. 0 = no limit."""
+    """How often one device and one address may ask: so many at once, and so many a second after
+    that. 0 = no limit.
+    """
 
     device_burst: int = 120
     device_per_s: float = 2.0
     address_burst: int = 2000
-    address_per_s: float = 200.0  # of addresses other than this machine's own: many phones can share one
+    address_per_s: float = (
+        200.0  # of addresses other than this machine's own: many phones can share one
+    )
     body_s: float = 30.0  # a body takes at most this long
     least_bytes_per_s: float = 10_000.0  # and this much longer for every so many bytes of it
     bodies_bytes: int = 256 << 20  # of all bodies in memory at once
@@ -41,7 +47,11 @@ class Limits:
         for name in self.__dataclass_fields__:
             least = 1 if name in ("body_s", "least_bytes_per_s", "bodies_bytes") else 0
             if not getattr(self, name) >= least:
-                raise ConfigError(f"limits.{name}", f"expected at least {least}, found {getattr(self, name)}", "correct it")
+                raise ConfigError(
+                    f"limits.{name}",
+                    f"expected at least {least}, found {getattr(self, name)}",
+                    "correct it",
+                )
 
 
 @dataclass(frozen=True)
@@ -62,7 +72,10 @@ class Proof:
 
 def proof(headers: Mapping[str, str]) -> Proof | None:
     """The proof in a request's headers, or None if one is missing or malformed."""
-    digest, number = _DIGEST.fullmatch(headers.get("content-digest", "")), headers.get("fedboard-round", "")
+    digest, number = (
+        _DIGEST.fullmatch(headers.get("content-digest", "")),
+        headers.get("fedboard-round", ""),
+    )
     nonce = headers.get("fedboard-nonce", "")
     if digest is None or not _ROUND.fullmatch(number) or not _NONCE.fullmatch(nonce):
         return None
@@ -73,12 +86,23 @@ def proof(headers: Mapping[str, str]) -> Proof | None:
         hashed = base64.b64decode(digest[1], validate=True).hex()
     except (binascii.Error, ValueError):
         return None
-    return Proof(headers.get("fedboard-device", ""), nonce, signature, hashed, headers.get("fedboard-task", ""), int(number))
+    return Proof(
+        headers.get("fedboard-device", ""),
+        nonce,
+        signature,
+        hashed,
+        headers.get("fedboard-task", ""),
+        int(number),
+    )
 
 
 def is_signed(key: bytes, proof: Proof, method: str, path: str) -> bool:
-    """Whether the holder of the Ed25519 `key` signed this request. By libsodium: OpenSSL, which devices sign with, verifies half as fast."""
-    message = signing.request_message(method, path, proof.body_digest, proof.task, proof.round, proof.nonce)
+    """Whether the holder of the Ed25519 `key` signed this request. By libsodium: OpenSSL, which
+    devices sign with, verifies half as fast.
+    """
+    message = signing.request_message(
+        method, path, proof.body_digest, proof.task, proof.round, proof.nonce
+    )
     try:
         nacl.bindings.crypto_sign_open(proof.signature + message, key)
     except nacl.exceptions.BadSignatureError:
@@ -87,7 +111,9 @@ def is_signed(key: bytes, proof: Proof, method: str, path: str) -> bool:
 
 
 def is_token(headers: Mapping[str, str], token: str) -> bool:
-    """Whether a request carries the operator's token: as a bearer, or as the password of any user, which is what a browser can send."""
+    """Whether a request carries the operator's token: as a bearer, or as the password of any user,
+    which is what a browser can send.
+    """
     kind, _, given = headers.get("authorization", "").partition(" ")
     if kind.lower() == "basic":
         try:
@@ -100,7 +126,9 @@ def is_token(headers: Mapping[str, str], token: str) -> bool:
 
 
 def token(folder: Path, given: str | None = None) -> str:
-    """The operator's token: the one given, or the one in the folder, made on first use. Raises RunError if it cannot be read or is too short."""
+    """The operator's token: the one given, or the one in the folder, made on first use. Raises
+    RunError if it cannot be read or is too short.
+    """
     path = Path(folder) / TOKEN_FILE
     if not given:
         try:
@@ -109,9 +137,17 @@ def token(folder: Path, given: str | None = None) -> str:
                 durable.write(path, f"{secrets.token_urlsafe(32)}\n".encode(), mode=0o600)
             given = path.read_text().strip()
         except (OSError, UnicodeDecodeError) as error:
-            raise RunError(path, f"cannot be used ({getattr(error, 'strerror', None) or error})", "give a folder that can be written") from None
+            raise RunError(
+                path,
+                f"cannot be used ({getattr(error, 'strerror', None) or error})",
+                "give a folder that can be written",
+            ) from None
     if len(given) < 16:
-        raise RunError(path, f"expected a token of at least 16 characters, found {len(given)}", "remove it to have a new one made")
+        raise RunError(
+            path,
+            f"expected a token of at least 16 characters, found {len(given)}",
+            "remove it to have a new one made",
+        )
     return given
 
 
@@ -127,11 +163,15 @@ def is_loopback(host: str) -> bool:
 
 
 class Buckets:
-    """Token buckets by key, at most `most` of them: `burst` at once, `per_s` a second after that. Source: the token bucket of RFC 2697's kind."""
+    """Token buckets by key, at most `most` of them: `burst` at once, `per_s` a second after that.
+    Source: the token bucket of RFC 2697's kind.
+    """
 
     def __init__(self, burst: int, per_s: float, most: int = 100_000):
         self._burst, self._per_s, self._most = burst, per_s, most
-        self._left: OrderedDict[str, tuple[float, float]] = OrderedDict()  # tokens left, at which time; the least recently used first
+        self._left: OrderedDict[str, tuple[float, float]] = (
+            OrderedDict()
+        )  # tokens left, at which time; the least recently used first
 
     def wait_s(self, key: str, now: float) -> float:
         """Take a token: 0.0; or the seconds until there is one."""

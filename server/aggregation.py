@@ -1,7 +1,9 @@
 """Aggregation: a running sum of updates -> mean delta -> new weights.
 
-The sum stays in the rotated domain, so the rotation is undone once a round, and in fixed point (int64, weight * value * SCALE), so addition is exact:
-neither the order in which devices report nor the replica that hears them can change a bit of the result. One sum is kept, never a list of updates.
+The sum stays in the rotated domain, so the rotation is undone once a round, and in fixed point
+(int64, weight * value * SCALE), so addition is exact: neither the order in which devices report nor
+the replica that hears them can change a bit of the result. One sum is kept, never a list of
+updates.
 """
 
 from collections.abc import Sequence
@@ -31,32 +33,47 @@ class Sum:
     count: int = 0
 
 
-Weighted = tuple[quantize.Update, int, float]  # an update, its weight, and the share of its delta that moves the mean
+Weighted = tuple[
+    quantize.Update, int, float
+]  # an update, its weight, and the share of its delta that moves the mean
 
 
 @dataclass(frozen=True)
 class ServerStep:
     """How the mean delta moves the weights; the names are those of `fedboard train`.
 
-    fedavg adds it, with momentum it is FedAvgM (Hsu et al. 2019, arXiv:1909.06335); fedadam and fedyogi are those of Reddi et al. 2020,
-    arXiv:2003.00295, with bias correction as TFF does them. Every number is TFF's on the same inputs, to float32 rounding.
+    fedavg adds it, with momentum it is FedAvgM (Hsu et al. 2019, arXiv:1909.06335); fedadam and
+    fedyogi are those of Reddi et al. 2020, arXiv:2003.00295, with bias correction as TFF does them.
+    Every number is TFF's on the same inputs, to float32 rounding.
     """
 
     learning_rate: float = 1.0
-    momentum: float | None = None  # beta 1 of fedadam and fedyogi; by default 0 for fedavg and 0.9 for the others
+    momentum: float | None = (
+        None  # beta 1 of fedadam and fedyogi; by default 0 for fedavg and 0.9 for the others
+    )
     algorithm: str = "fedavg"
     beta_2: float = 0.99  # fedadam, fedyogi
     epsilon: float = 1e-5  # fedadam, fedyogi
 
     def __post_init__(self) -> None:
         if self.algorithm not in ALGORITHMS:
-            raise ConfigError("step.algorithm", f"expected one of {', '.join(ALGORITHMS)}, found {self.algorithm!r}", "correct it")
+            raise ConfigError(
+                "step.algorithm",
+                f"expected one of {', '.join(ALGORITHMS)}, found {self.algorithm!r}",
+                "correct it",
+            )
         for field in ("learning_rate", "epsilon"):
             if not (0 < getattr(self, field) < np.inf):
-                raise ConfigError(f"step.{field}", f"expected a positive number, found {getattr(self, field)}", "correct it")
+                raise ConfigError(
+                    f"step.{field}",
+                    f"expected a positive number, found {getattr(self, field)}",
+                    "correct it",
+                )
         for field, value in (("momentum", self.momentum or 0.0), ("beta_2", self.beta_2)):
             if not 0 <= value < 1:
-                raise ConfigError(f"step.{field}", f"expected 0 up to 1, found {value}", "correct it")
+                raise ConfigError(
+                    f"step.{field}", f"expected 0 up to 1, found {value}", "correct it"
+                )
 
     @property
     def beta_1(self) -> float:
@@ -74,34 +91,50 @@ def empty(dimension: int) -> Sum:
 
 
 def largest_norm(plan: Plan, steps: float) -> float:
-    """The L2 norm of a decoded update that an honest device cannot exceed. `steps` is the L2 norm of its blocks' steps.
+    """The L2 norm of a decoded update that an honest device cannot exceed. `steps` is the L2 norm
+    of its blocks' steps.
 
-    It clipped its delta to the plan's norm; rounding then moved each of the values of a block by at most one step of it.
+    It clipped its delta to the plan's norm; rounding then moved each of the values of a block by at
+    most one step of it.
     """
     return plan.clipping_norm * _FLOAT32_SLACK + steps * float(np.sqrt(quantize.BLOCK))
 
 
 def largest_steps(plan: Plan, dimension: int) -> float:
-    """The L2 norm of the blocks' steps that an honest device exceeds once in a thousand million updates.
+    """The L2 norm of the blocks' steps that an honest device exceeds once in a thousand million
+    updates.
 
-    Random signs spread a block of norm c over its values: each is beyond c * sqrt(2 log(2 / p) / BLOCK) with a chance under p (Hoeffding). So a
-    block's step is within a share of its norm, and all blocks' norms together are within the clipping norm.
+    Random signs spread a block of norm c over its values: each is beyond c * sqrt(2 log(2 / p) /
+    BLOCK) with a chance under p (Hoeffding). So a block's step is within a share of its norm, and
+    all blocks' norms together are within the clipping norm.
     """
     values = quantize.padded(dimension)
-    peak = plan.clipping_norm * _FLOAT32_SLACK * np.sqrt(2 * np.log(2 * values / 1e-9) / quantize.BLOCK)
+    peak = (
+        plan.clipping_norm
+        * _FLOAT32_SLACK
+        * np.sqrt(2 * np.log(2 * values / 1e-9) / quantize.BLOCK)
+    )
     return float(2 * peak / (2**plan.bits - 1))
 
 
 def capacity(plan: Plan, dimension: int) -> int:
-    """The total weight one Sum can hold: no value of a checked update exceeds its norm, so below this no int64 can overflow.
+    """The total weight one Sum can hold: no value of a checked update exceeds its norm, so below
+    this no int64 can overflow.
 
-    Rounding `low` and `step` to whole units moves a value by at most 2 ** 15 of them, whatever its weight: half a unit for each of 2 ** 16 codes.
+    Rounding `low` and `step` to whole units moves a value by at most 2 ** 15 of them, whatever its
+    weight: half a unit for each of 2 ** 16 codes.
     """
-    return int((2**63 - 1) / (SCALE * largest_norm(plan, largest_steps(plan, dimension)) + 2**15 + 1))
+    return int(
+        (2**63 - 1) / (SCALE * largest_norm(plan, largest_steps(plan, dimension)) + 2**15 + 1)
+    )
 
 
-def check(update: quantize.Update, round: int, seed: int, shapes: str, dimension: int, plan: Plan) -> Cause | None:
-    """Why a decoded update must not be added to the sum of `round`, whose rotation has `seed`; or None."""
+def check(
+    update: quantize.Update, round: int, seed: int, shapes: str, dimension: int, plan: Plan
+) -> Cause | None:
+    """Why a decoded update must not be added to the sum of `round`, whose rotation has `seed`; or
+    None.
+    """
     if (update.round, update.seed) != (round, seed):
         return Cause.WRONG_ROUND
     if (update.shapes, update.dimension) != (shapes, dimension):
@@ -116,24 +149,35 @@ def check(update: quantize.Update, round: int, seed: int, shapes: str, dimension
 
 
 def staleness_weight(staleness: int, exponent: float = 0.5) -> float:
-    """The share of a delta that moves the mean when it comes so many rounds late. Nguyen et al. 2022, arXiv:2106.06639."""
+    """The share of a delta that moves the mean when it comes so many rounds late. Nguyen et al.
+    2022, arXiv:2106.06639.
+    """
     return (1.0 + staleness) ** -exponent
 
 
 def add(sum: Sum, update: quantize.Update, max_weight: int) -> Sum:
-    """The sum with one checked update in it, counted by its examples but at most by `max_weight`."""
+    """The sum with one checked update in it, counted by its examples but at most by
+    `max_weight`.
+    """
     return add_all(sum, [(update, min(update.examples, max_weight), 1.0)])
 
 
 def add_all(sum: Sum, updates: Sequence[Weighted]) -> Sum:
-    """The sum with checked updates in it. Only whole numbers are added: low and step of each block are rounded to units once, times their weight.
+    """The sum with checked updates in it. Only whole numbers are added: low and step of each block
+    are rounded to units once, times their weight.
 
-    So a value is off by less than half a unit, and half a unit for each code: at 8 bits under 2e-9 of a value of weight 1, at 16 bits 5e-7. A late
-    update (share under 1) moves the mean by its share of its delta, and still counts fully in what the mean is divided by.
+    So a value is off by less than half a unit, and half a unit for each code: at 8 bits under 2e-9
+    of a value of weight 1, at 16 bits 5e-7. A late update (share under 1) moves the mean by its
+    share of its delta, and still counts fully in what the mean is divided by.
     """
     total = sum.total.reshape(-1, quantize.BLOCK).copy()
-    together: list[tuple[np.ndarray, np.ndarray]] = []  # codes and steps of updates whose products add up exactly in float64
-    reach, lows = np.zeros(len(total)), np.zeros(len(total), np.int64)  # the most they can add up to, and what they start from, by block
+    together: list[
+        tuple[np.ndarray, np.ndarray]
+    ] = []  # codes and steps of updates whose products add up exactly in float64
+    reach, lows = (
+        np.zeros(len(total)),
+        np.zeros(len(total), np.int64),
+    )  # the most they can add up to, and what they start from, by block
     for update, weight, share in updates:
         step = _units(update.step, weight * share)
         lows += _units(update.low, weight * share)
@@ -145,7 +189,9 @@ def add_all(sum: Sum, updates: Sequence[Weighted]) -> Sum:
         reach += mine
     _add(total, together, lows, reach.max(initial=0.0))
     more = [weight for _, weight, _ in updates]
-    return Sum(total.reshape(-1), sum.weight + int(np.sum(more, dtype=np.int64)), sum.count + len(more))
+    return Sum(
+        total.reshape(-1), sum.weight + int(np.sum(more, dtype=np.int64)), sum.count + len(more)
+    )
 
 
 def total(sums: Sequence[Sum]) -> Sum:
@@ -161,10 +207,14 @@ def mean(sum: Sum, seed: int, dimension: int) -> np.ndarray:
     return quantize.unrotate(sum.total / (SCALE * sum.weight), seed, dimension)
 
 
-def apply(step: ServerStep, before: Weights, moments: Weights | None, delta: np.ndarray) -> tuple[Weights, Weights | None]:
-    """The next weights and what the step has to remember: None for plain FedAvg, and before the first step.
+def apply(
+    step: ServerStep, before: Weights, moments: Weights | None, delta: np.ndarray
+) -> tuple[Weights, Weights | None]:
+    """The next weights and what the step has to remember: None for plain FedAvg, and before the
+    first step.
 
-    Moments are arrays by name: `momentum/<weight>`, `variance/<weight>`, and how many `steps` have been made. All float32, as in TFF.
+    Moments are arrays by name: `momentum/<weight>`, `variance/<weight>`, and how many `steps` have
+    been made. All float32, as in TFF.
     """
     change, rate = weights.unflatten(delta, like=before), np.float32(step.learning_rate)
     if not step.adaptive and not step.beta_1:
@@ -173,23 +223,32 @@ def apply(step: ServerStep, before: Weights, moments: Weights | None, delta: np.
     beta_1, beta_2 = np.float32(step.beta_1), np.float32(step.beta_2)
     if not step.adaptive:
         # servers before several algorithms kept it under the weight's own name
-        velocity = {name: past.get(f"momentum/{name}", past.get(name, np.float32(0))) for name in change}
+        velocity = {
+            name: past.get(f"momentum/{name}", past.get(name, np.float32(0))) for name in change
+        }
         velocity = {name: beta_1 * velocity[name] + change[name] for name in change}
-        return {name: before[name] + rate * velocity[name] for name in before}, {f"momentum/{name}": array for name, array in velocity.items()}
+        return {name: before[name] + rate * velocity[name] for name in before}, {
+            f"momentum/{name}": array for name, array in velocity.items()
+        }
     steps = past.get("steps", np.zeros(1, np.float32)) + np.float32(1)
     rate = rate * np.sqrt(1 - beta_2 ** steps[0]) / (1 - beta_1 ** steps[0])
     after: Weights = {}
     kept: Weights = {"steps": steps}
     for name, array in change.items():
         momentum = past.get(f"momentum/{name}", np.zeros_like(array))
-        variance = past.get(f"variance/{name}", np.full_like(array, 0 if step.algorithm == "fedadam" else _FIRST_VARIANCE))
+        variance = past.get(
+            f"variance/{name}",
+            np.full_like(array, 0 if step.algorithm == "fedadam" else _FIRST_VARIANCE),
+        )
         momentum = momentum + (array - momentum) * (1 - beta_1)
         square = np.square(array)
         if step.algorithm == "fedadam":
             variance = variance + (square - variance) * (1 - beta_2)
         else:
             variance = variance + (1 - beta_2) * np.sign(square - variance) * square
-        after[name] = before[name] + rate * momentum / (np.sqrt(variance) + np.float32(step.epsilon))
+        after[name] = before[name] + rate * momentum / (
+            np.sqrt(variance) + np.float32(step.epsilon)
+        )
         kept |= {f"momentum/{name}": momentum, f"variance/{name}": variance}
     return after, kept
 
@@ -204,10 +263,17 @@ def _units(values: np.ndarray, weight: float) -> np.ndarray:
     return np.rint(values.astype(np.float64) * (weight * SCALE)).astype(np.int64)
 
 
-def _add(total: np.ndarray, updates: Sequence[tuple[np.ndarray, np.ndarray]], low: np.ndarray, reach: float) -> None:
-    """Add code * step of every update, and low, to the total, in place. No product, nor a sum of them, is over `reach`.
+def _add(
+    total: np.ndarray,
+    updates: Sequence[tuple[np.ndarray, np.ndarray]],
+    low: np.ndarray,
+    reach: float,
+) -> None:
+    """Add code * step of every update, and low, to the total, in place. No product, nor a sum of
+    them, is over `reach`.
 
-    Float64 holds whole numbers up to EXACT, and takes half as long. One update of a large weight can be beyond that alone.
+    Float64 holds whole numbers up to EXACT, and takes half as long. One update of a large weight
+    can be beyond that alone.
     """
     kind = np.float64 if reach < EXACT else np.int64
     product, added = (np.empty((CHUNK, quantize.BLOCK), kind) for _ in range(2))
@@ -224,10 +290,19 @@ def _add(total: np.ndarray, updates: Sequence[tuple[np.ndarray, np.ndarray]], lo
 
 
 def _norm(update: quantize.Update) -> float:
-    """The L2 norm of the rotated vector an update stands for: of each block low^2 n + 2 low step (sum of codes) + step^2 (sum of their squares)."""
-    codes, low, step = update.codes.reshape(-1, quantize.BLOCK), update.low.astype(np.float64), update.step.astype(np.float64)
+    """The L2 norm of the rotated vector an update stands for: of each block low^2 n + 2 low step
+    (sum of codes) + step^2 (sum of their squares).
+    """
+    codes, low, step = (
+        update.codes.reshape(-1, quantize.BLOCK),
+        update.low.astype(np.float64),
+        update.step.astype(np.float64),
+    )
     first, second = np.empty((2, len(codes)))
-    scratch, ones = np.empty((CHUNK, quantize.BLOCK), np.float32), np.ones((quantize.BLOCK, 1), np.float32)
+    scratch, ones = (
+        np.empty((CHUNK, quantize.BLOCK), np.float32),
+        np.ones((quantize.BLOCK, 1), np.float32),
+    )
     for start in range(0, len(codes), CHUNK):
         part = slice(start, min(start + CHUNK, len(codes)))
         values = scratch[: part.stop - start, None]
@@ -235,5 +310,9 @@ def _norm(update: quantize.Update) -> float:
         # row by row: over a whole chunk the library would start threads
         first[part] = np.matmul(values, ones)[:, 0, 0]
         second[part] = np.matmul(values, values.transpose(0, 2, 1))[:, 0, 0]
-    with np.errstate(over="ignore", invalid="ignore"):  # a hostile scale: infinite, or no number, and so not within any bound
-        return float(np.sqrt(np.sum(quantize.BLOCK * low**2 + 2 * low * step * first + step**2 * second)))
+    with np.errstate(
+        over="ignore", invalid="ignore"
+    ):  # a hostile scale: infinite, or no number, and so not within any bound
+        return float(
+            np.sqrt(np.sum(quantize.BLOCK * low**2 + 2 * low * step * first + step**2 * second))
+        )

@@ -1,4 +1,6 @@
-"""Blobs: immutable bytes named by their SHA-256, in a folder or in an S3-compatible store. Those asked for often are kept in memory."""
+"""Blobs: immutable bytes named by their SHA-256, in a folder or in an S3-compatible store. Those
+asked for often are kept in memory.
+"""
 
 import os
 import re
@@ -21,35 +23,67 @@ _NAME = re.compile(r"[0-9a-f]{64}")
 
 
 class Blobs:
-    """Whoever knows a blob's name knows its content, so a blob is never changed and may be cached for ever. Thread-safe."""
+    """Whoever knows a blob's name knows its content, so a blob is never changed and may be cached
+    for ever. Thread-safe.
+    """
 
     def __init__(self, folder: Path, hot_bytes: int = HOT_BYTES):
         """Raises RunError if the folder cannot be made."""
         try:
             Path(folder).mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise RunError(folder, f"cannot be made ({error.strerror})", "give a folder that can be written") from None
+            raise RunError(
+                folder, f"cannot be made ({error.strerror})", "give a folder that can be written"
+            ) from None
         self._set(str(folder), LocalStore(Path(folder)), Path(folder), hot_bytes)
 
     @classmethod
     def open(cls, address: str, hot_bytes: int = HOT_BYTES) -> "Blobs":
-        """Blobs at an address such as s3://bucket/prefix; keys, region and endpoint come from the AWS_ variables of the environment.
+        """Blobs at an address such as s3://bucket/prefix; keys, region and endpoint come from the
+        AWS_ variables of the environment.
 
-        Raises RunError if there is no such bucket, or it cannot be reached or written with those keys.
+        Raises RunError if there is no such bucket, or it cannot be reached or written with those
+        keys.
         """
         if not address.startswith("s3://"):
-            raise RunError(address, "expected an address such as s3://bucket/prefix", "correct it, or leave it out to use the server's folder")
-        # without keys the store would ask the machine's cloud for some, and wait for an answer where there is none
-        if not any(os.environ.get(name) for name in ("AWS_ACCESS_KEY_ID", "AWS_METADATA_ENDPOINT", "AWS_WEB_IDENTITY_TOKEN_FILE")):
-            raise RunError(address, "its keys are needed, found none", "set AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_REGION")
+            raise RunError(
+                address,
+                "expected an address such as s3://bucket/prefix",
+                "correct it, or leave it out to use the server's folder",
+            )
+        # without keys the store would ask the machine's cloud for some, and wait for an answer
+        # where there is none
+        if not any(
+            os.environ.get(name)
+            for name in (
+                "AWS_ACCESS_KEY_ID",
+                "AWS_METADATA_ENDPOINT",
+                "AWS_WEB_IDENTITY_TOKEN_FILE",
+            )
+        ):
+            raise RunError(
+                address,
+                "its keys are needed, found none",
+                "set AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_REGION",
+            )
         found = cls.__new__(cls)
         retry = {"max_retries": 2, "retry_timeout": PATIENCE}
-        plain = os.environ.get("AWS_ALLOW_HTTP", "").lower() == "true"  # not read by the store once it is given options of its client
+        plain = (
+            os.environ.get("AWS_ALLOW_HTTP", "").lower() == "true"
+        )  # not read by the store once it is given options of its client
         try:
-            options = {"timeout": PATIENCE, "connect_timeout": timedelta(seconds=3), "allow_http": plain}
+            options = {
+                "timeout": PATIENCE,
+                "connect_timeout": timedelta(seconds=3),
+                "allow_http": plain,
+            }
             store = from_url(address, client_options=options, retry_config=retry)
         except (BaseError, ValueError) as error:
-            raise RunError(address, f"cannot be used ({_reason(error)})", "set AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_REGION") from None
+            raise RunError(
+                address,
+                f"cannot be used ({_reason(error)})",
+                "set AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_REGION",
+            ) from None
         found._set(address, store, None, hot_bytes)
         found.put(b"fedboard")  # now rather than at the end of a round
         return found
@@ -60,23 +94,33 @@ class Blobs:
         self._lock = threading.Lock()
 
     def put(self, data: bytes) -> str:
-        """Keep `data`, whole or not at all, on disk before this returns. Returns its name. Raises RunError if it cannot be kept."""
+        """Keep `data`, whole or not at all, on disk before this returns. Returns its name. Raises
+        RunError if it cannot be kept.
+        """
         name = digest(data)
         try:
             try:
                 obstore.put(self._store, name, data, mode="create", use_multipart=False)
             except AlreadyExistsError:
-                if digest(self._bytes(name)) != name:  # a power cut can leave a name without its content
+                if (
+                    digest(self._bytes(name)) != name
+                ):  # a power cut can leave a name without its content
                     obstore.put(self._store, name, data, mode="overwrite", use_multipart=False)
             if self._folder is not None:
                 durable.flush(self._folder / name)
                 durable.flush(self._folder)
         except (BaseError, OSError) as error:
-            raise RunError(self._where, f"cannot keep a blob ({_reason(error)})", "see that it is there, has room and may be written") from None
+            raise RunError(
+                self._where,
+                f"cannot keep a blob ({_reason(error)})",
+                "see that it is there, has room and may be written",
+            ) from None
         return name
 
     def size(self, name: str) -> int | None:
-        """Bytes of a blob, or None if there is none of that name. Raises RunError if the store does not answer."""
+        """Bytes of a blob, or None if there is none of that name. Raises RunError if the store does
+        not answer.
+        """
         if not _NAME.fullmatch(name):
             return None
         if (hot := self._warm(name)) is not None:
@@ -86,20 +130,36 @@ class Blobs:
         except FileNotFoundError:
             return None
         except BaseError as error:
-            raise RunError(self._where, f"cannot be read ({_reason(error)})", "see that it is there and may be read") from None
+            raise RunError(
+                self._where,
+                f"cannot be read ({_reason(error)})",
+                "see that it is there and may be read",
+            ) from None
 
     def get(self, name: str) -> bytes:
-        """A whole blob. Raises RunError if it is missing, or its bytes are not those it was named by."""
+        """A whole blob. Raises RunError if it is missing, or its bytes are not those it was named
+        by.
+        """
         if (hot := self._warm(name)) is not None:
             return hot
         try:
             data = self._bytes(name)
         except FileNotFoundError:
-            raise RunError(f"{self._where}/{name}", "missing", "restore the blobs from a backup") from None
+            raise RunError(
+                f"{self._where}/{name}", "missing", "restore the blobs from a backup"
+            ) from None
         except BaseError as error:
-            raise RunError(self._where, f"cannot be read ({_reason(error)})", "see that it is there and may be read") from None
+            raise RunError(
+                self._where,
+                f"cannot be read ({_reason(error)})",
+                "see that it is there and may be read",
+            ) from None
         if digest(data) != name:
-            raise RunError(f"{self._where}/{name}", "damaged: its bytes do not match its name", "restore the blobs from a backup")
+            raise RunError(
+                f"{self._where}/{name}",
+                "damaged: its bytes do not match its name",
+                "restore the blobs from a backup",
+            )
         with self._lock:
             self._hot[name] = data
             while sum(map(len, self._hot.values())) > self._hot_bytes:
@@ -107,7 +167,9 @@ class Blobs:
         return data
 
     def part(self, name: str, start: int, end: int) -> bytes | memoryview:
-        """Bytes start up to end (not included) of a blob whose `size` is known. Raises as `get`: what is damaged is not passed on."""
+        """Bytes start up to end (not included) of a blob whose `size` is known. Raises as `get`:
+        what is damaged is not passed on.
+        """
         data = self.get(name)
         return data if (start, end) == (0, len(data)) else memoryview(data)[start:end]
 
@@ -120,7 +182,11 @@ class Blobs:
         except FileNotFoundError:
             pass
         except BaseError as error:
-            raise RunError(self._where, f"cannot be written ({_reason(error)})", "see that it is there and may be written") from None
+            raise RunError(
+                self._where,
+                f"cannot be written ({_reason(error)})",
+                "see that it is there and may be written",
+            ) from None
 
     def _warm(self, name: str) -> bytes | None:
         with self._lock:
@@ -134,5 +200,11 @@ class Blobs:
 
 
 def _reason(error: Exception) -> str:
-    """What a store says of itself, without what it was asked with: the kind of error, and its first words if those are of the system."""
-    return error.strerror or type(error).__name__ if isinstance(error, OSError) else type(error).__name__
+    """What a store says of itself, without what it was asked with: the kind of error, and its first
+    words if those are of the system.
+    """
+    return (
+        error.strerror or type(error).__name__
+        if isinstance(error, OSError)
+        else type(error).__name__
+    )

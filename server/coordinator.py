@@ -1,9 +1,12 @@
-"""The coordinator: requests and time -> answers. The only object that remembers; everything it remembers is in its store.
+"""The coordinator: requests and time -> answers. The only object that remembers; everything it
+remembers is in its store.
 
-Requests are answered in groups: each group is one transaction, so what an answer acknowledges is on disk before the answer is given, and a hundred
-devices cost one wait for the disk. An update is checked, added to the round's sum and written to the ledger in that transaction. The answers do not
-depend on how requests are grouped. A round's end is a transaction of its own: its checkpoint (already a blob) and the next round. Several replicas
-may share a PostgreSQL store: each has a sum of its own in every round, and whoever sees the round's end first adds them up.
+Requests are answered in groups: each group is one transaction, so what an answer acknowledges is on
+disk before the answer is given, and a hundred devices cost one wait for the disk. An update is
+checked, added to the round's sum and written to the ledger in that transaction. The answers do not
+depend on how requests are grouped. A round's end is a transaction of its own: its checkpoint
+(already a blob) and the next round. Several replicas may share a PostgreSQL store: each has a sum
+of its own in every round, and whoever sees the round's end first adds them up.
 """
 
 import logging
@@ -20,7 +23,20 @@ import numpy as np
 from device_runtime import difference, quantize, signing, weights
 from device_runtime.errors import CheckpointError, RunError
 from device_runtime.weights import Checkpoint, Weights, digest
-from device_runtime.wire import Abandon, Ack, Assignment, Cause, CheckIn, Enrolled, Enrolment, Kind, Plan, Reject, RoundReports, Scores
+from device_runtime.wire import (
+    Abandon,
+    Ack,
+    Assignment,
+    Cause,
+    CheckIn,
+    Enrolled,
+    Enrolment,
+    Kind,
+    Plan,
+    Reject,
+    RoundReports,
+    Scores,
+)
 from server import aggregation, pacing
 from server.aggregation import ServerStep, Sum
 from server.blobs import Blobs
@@ -38,13 +54,36 @@ from server.requests import (
     Request,
     refusal,
 )
-from server.rounds import OPEN, Admitted, Dropped, Phase, Reported, RoundState, Rules, Tick, advance, following, is_over
-from server.store import Rows, Status, Store, StoredAssignment, StoredCheckpoint, StoredRound, StoredTask, loss_units
+from server.rounds import (
+    OPEN,
+    Admitted,
+    Dropped,
+    Phase,
+    Reported,
+    RoundState,
+    Rules,
+    Tick,
+    advance,
+    following,
+    is_over,
+)
+from server.store import (
+    Rows,
+    Status,
+    Store,
+    StoredAssignment,
+    StoredCheckpoint,
+    StoredRound,
+    StoredTask,
+    loss_units,
+)
 from server.task import State, Task, rotation_seed
 
 log = logging.getLogger("fedboard.server")
 
-NONCE_LIFE_S = 30 * 86_400.0  # how long a nonce is remembered; a request older than that can be replayed once
+NONCE_LIFE_S = (
+    30 * 86_400.0
+)  # how long a nonce is remembered; a request older than that can be replayed once
 DIFFERENCES = 8  # newest checkpoints a newer one is also offered as a difference from
 DIFFERENCES_KEPT = 256  # pairs whose difference is remembered
 SMALLER = 0.75  # a difference is offered if it has at most this share of the checkpoint's bytes
@@ -54,7 +93,8 @@ _HEX_16, _HEX_32, _HEX_64 = (re.compile(f"[0-9a-f]{{{length}}}") for length in (
 
 
 def open_folder(folder: Path, database: str = "", blobs: str = "") -> tuple[Store, Blobs]:
-    """The database and the blobs of a server: in its folder, made on first use, or where their addresses say.
+    """The database and the blobs of a server: in its folder, made on first use, or where their
+    addresses say.
 
     Raises RunError if they cannot be used, or the folder is used by another server.
     """
@@ -77,15 +117,31 @@ def create_task(
 ) -> Task:
     """Keep a new training task and open its first round, numbered one after the checkpoint's.
 
-    Without a seed the rotations cannot be foretold; with one, the same updates make the same checkpoints.
-    Raises RunError if there is a task of that name, CheckpointError for weights that do not fit float16, ConfigError for rules a sum cannot hold.
+    Without a seed the rotations cannot be foretold; with one, the same updates make the same
+    checkpoints. Raises RunError if there is a task of that name, CheckpointError for weights that
+    do not fit float16, ConfigError for rules a sum cannot hold.
     """
     values = checkpoint.weights
     if not aggregation.fits_float16(values):
-        raise CheckpointError("checkpoint", "it has values too large for float16, as which it would travel", "train again with a smaller rate")
+        raise CheckpointError(
+            "checkpoint",
+            "it has values too large for float16, as which it would travel",
+            "train again with a smaller rate",
+        )
     dimension = sum(array.size for array in values.values())
     seed = secrets.randbits(63) if seed is None else seed
-    task = Task(plan, rules, policy, step, checkpoint.tokenizer, weights.shapes_hash(values), dimension, seed, name, population)
+    task = Task(
+        plan,
+        rules,
+        policy,
+        step,
+        checkpoint.tokenizer,
+        weights.shapes_hash(values),
+        dimension,
+        seed,
+        name,
+        population,
+    )
     blobs.put(task.plan_bytes)
     stored = replace(_put_checkpoint(blobs, checkpoint), made_at=now)
     with store.transaction(durable=True) as rows:
@@ -96,19 +152,50 @@ def create_task(
 
 
 def create_evaluation(
-    store: Store, blobs: Blobs, evaluates: str, plan: Plan | None, rules: Rules, policy: Policy, now: float, name: str, seed: int | None = None
+    store: Store,
+    blobs: Blobs,
+    evaluates: str,
+    plan: Plan | None,
+    rules: Rules,
+    policy: Policy,
+    now: float,
+    name: str,
+    seed: int | None = None,
 ) -> Task:
-    """Keep a new task that scores the newest checkpoints of the training task `evaluates` on its devices' held-back messages.
+    """Keep a new task that scores the newest checkpoints of the training task `evaluates` on its
+    devices' held-back messages.
 
     Raises RunError if there is no such training task, or one of the new name.
     """
     with store.transaction(durable=True) as rows:
-        trained = next((stored.task for stored in rows.tasks() if stored.task.name == evaluates and stored.task.kind is Kind.TRAINING), None)
+        trained = next(
+            (
+                stored.task
+                for stored in rows.tasks()
+                if stored.task.name == evaluates and stored.task.kind is Kind.TRAINING
+            ),
+            None,
+        )
         if trained is None:
-            raise RunError(f"task {evaluates}", "expected a training task to evaluate, found none of that name", "see `fedboard task list`")
+            raise RunError(
+                f"task {evaluates}",
+                "expected a training task to evaluate, found none of that name",
+                "see `fedboard task list`",
+            )
         seed = secrets.randbits(63) if seed is None else seed
         shared = trained.tokenizer, trained.shapes, trained.dimension
-        task = Task(plan or trained.plan, rules, policy, ServerStep(), *shared, seed, name, trained.population, Kind.EVALUATION, evaluates)
+        task = Task(
+            plan or trained.plan,
+            rules,
+            policy,
+            ServerStep(),
+            *shared,
+            seed,
+            name,
+            trained.population,
+            Kind.EVALUATION,
+            evaluates,
+        )
         blobs.put(task.plan_bytes)
         current = rows.current(evaluates)
         assert current is not None  # a training task has a checkpoint from its first moment
@@ -123,28 +210,49 @@ def has_task(store: Store) -> bool:
 
 
 class Coordinator:
-    """Goes on with the tasks in `store`, where they stood. `now` is in seconds, of one clock that does not run backwards. Thread-safe."""
+    """Goes on with the tasks in `store`, where they stood. `now` is in seconds, of one clock that
+    does not run backwards. Thread-safe.
+    """
 
-    def __init__(self, store: Store, blobs: Blobs, rng: np.random.Generator | None = None, replica: str | None = None, codes_needed: bool = False):
-        """`rng` spreads the retry times; `replica` names this server among those that share the store. `codes_needed`: to enrol."""
+    def __init__(
+        self,
+        store: Store,
+        blobs: Blobs,
+        rng: np.random.Generator | None = None,
+        replica: str | None = None,
+        codes_needed: bool = False,
+    ):
+        """`rng` spreads the retry times; `replica` names this server among those that share the
+        store. `codes_needed`: to enrol.
+        """
         self.store, self.blobs = store, blobs
-        self.replica = replica if replica is not None else secrets.token_hex(8) if store.shared else ""
+        self.replica = (
+            replica if replica is not None else secrets.token_hex(8) if store.shared else ""
+        )
         self.codes_needed = codes_needed
         self._rng = np.random.default_rng() if rng is None else rng
         self._lock = threading.Lock()
         self._working_out = threading.Lock()  # of a difference
         self._tasks: dict[str, Task] = {}
-        self._sums: dict[tuple[str, int], Sum] = {}  # what this replica has counted of the open rounds
-        self._differences: dict[tuple[str, str], str | None] = {}  # checkpoints held, wanted -> the blob that makes one of the other, if worth it
+        self._sums: dict[
+            tuple[str, int], Sum
+        ] = {}  # what this replica has counted of the open rounds
+        self._differences: dict[
+            tuple[str, str], str | None
+        ] = {}  # checkpoints held, wanted -> the blob that makes one of the other, if worth it
         self._population, self._population_at = 1, -np.inf
 
     # what devices ask
 
     def enrol(self, enrolment: Enrolment, now: float) -> Enrolled:
-        """Give a public key its name; the same key gets the same name. Refused if it is not a key, or its code does not let it in."""
+        """Give a public key its name; the same key gets the same name. Refused if it is not a key,
+        or its code does not let it in.
+        """
         key = enrolment.public_key
         if not _HEX_64.fullmatch(key):
-            raise Refused(Cause.MALFORMED, "public_key: expected 32 bytes in lower-case hexadecimal")
+            raise Refused(
+                Cause.MALFORMED, "public_key: expected 32 bytes in lower-case hexadecimal"
+            )
         device = signing.name_of(key)
         with self._lock, self.store.transaction(durable=True) as rows:
             if rows.public_key(device) is None:
@@ -159,7 +267,9 @@ class Coordinator:
             return rows.public_key(device)
 
     def judge(self, report: "Reporting") -> "Judged":
-        """What can be said of a report before its turn: most of the work. Any thread may do it, while others are answered."""
+        """What can be said of a report before its turn: most of the work. Any thread may do it,
+        while others are answered.
+        """
         hashed = digest(report.body)
         if report.signed_for is not None:
             name, number = report.signed_for
@@ -168,16 +278,26 @@ class Coordinator:
                 work = rows.assignments([report.assignment]).get(report.assignment)
             name, number = ("", 0) if work is None else (work.task, work.round)
         task, genuine = self._task(name), report.body_digest in (None, hashed)
-        value = judge(report.body, report.kind, task, number) if task is not None and genuine else None
+        value = (
+            judge(report.body, report.kind, task, number) if task is not None and genuine else None
+        )
         return Judged(hashed, genuine, name, number, value)
 
-    def handle(self, requests: Sequence[Request], now: float, judged: "Sequence[Judged | None] | None" = None) -> list[Answer]:
-        """The answer to each request, as if they had come one after the other. What an answer acknowledges is on disk when this returns.
+    def handle(
+        self,
+        requests: Sequence[Request],
+        now: float,
+        judged: "Sequence[Judged | None] | None" = None,
+    ) -> list[Answer]:
+        """The answer to each request, as if they had come one after the other. What an answer
+        acknowledges is on disk when this returns.
 
         `judged` has what `judge` said of each report; by default it is asked here.
         """
         if judged is None:
-            judged = [self.judge(each) if isinstance(each, Reporting) else None for each in requests]
+            judged = [
+                self.judge(each) if isinstance(each, Reporting) else None for each in requests
+            ]
         answers: list[Answer] = []
         with self._lock:
             while True:
@@ -186,16 +306,24 @@ class Coordinator:
                     return answers
 
     def check_in(self, device: str, check_in: CheckIn, now: float) -> Assignment | Reject:
-        """Work for a device that may join a round, at once. A device that has open work gets the same again: its reply was lost."""
+        """Work for a device that may join a round, at once. A device that has open work gets the
+        same again: its reply was lost.
+        """
         answer = self._only(CheckingIn(device, check_in), now)
         assert isinstance(answer, Assignment | Reject)
-        return self.with_difference(answer, check_in.holds) if isinstance(answer, Assignment) else answer
+        return (
+            self.with_difference(answer, check_in.holds)
+            if isinstance(answer, Assignment)
+            else answer
+        )
 
     def update(self, device: str, assignment: str, body: bytes, now: float) -> Ack | Reject:
-        """Count an encoded update. The Ack means that it is on disk in the round's sum; the same body again gets the same Ack.
+        """Count an encoded update. The Ack means that it is on disk in the round's sum; the same
+        body again gets the same Ack.
 
-        A report after the round's end is rejected (SURPLUS, LATE, STALE or ROUND_CLOSED). Refused: UNKNOWN_ASSIGNMENT also for somebody else's,
-        DIFFERENT_UPDATE for a second body, ABANDONED, and whatever `aggregation.check` finds; such an update ends the assignment.
+        A report after the round's end is rejected (SURPLUS, LATE, STALE or ROUND_CLOSED). Refused:
+        UNKNOWN_ASSIGNMENT also for somebody else's, DIFFERENT_UPDATE for a second body, ABANDONED,
+        and whatever `aggregation.check` finds; such an update ends the assignment.
         """
         answer = self._only(Reporting(device, assignment, body), now)
         assert isinstance(answer, Ack | Reject)
@@ -213,8 +341,18 @@ class Coordinator:
         assert isinstance(answer, Ack)
         return answer
 
-    def blob(self, device: str, name: str, now: float, start: int = 0, end: int | None = None, signed_for: tuple[str, int] | None = None) -> bytes:
-        """A blob, or its bytes from `start` up to `end` (not included), counted in the round it was asked for. Refused if there is none."""
+    def blob(
+        self,
+        device: str,
+        name: str,
+        now: float,
+        start: int = 0,
+        end: int | None = None,
+        signed_for: tuple[str, int] | None = None,
+    ) -> bytes:
+        """A blob, or its bytes from `start` up to `end` (not included), counted in the round it was
+        asked for. Refused if there is none.
+        """
         size = self.blob_size(name)
         end = size if end is None else min(end, size)
         data = self.blobs.part(name, start, end)
@@ -229,9 +367,11 @@ class Coordinator:
         return size
 
     def with_difference(self, answer: Assignment, holds: str) -> Assignment:
-        """An assignment with the difference from the checkpoint a device holds, if there is one that is worth it.
+        """An assignment with the difference from the checkpoint a device holds, if there is one
+        that is worth it.
 
-        Worked out once a pair, without keeping others from the round: of many devices that hold the same, one does and the others wait for it.
+        Worked out once a pair, without keeping others from the round: of many devices that hold the
+        same, one does and the others wait for it.
         """
         if not _HEX_64.fullmatch(holds) or holds == answer.checkpoint:
             return answer
@@ -271,7 +411,9 @@ class Coordinator:
             return rows.tasks()
 
     def reports(self, now: float, task: str | None = None, most: int | None = None) -> RoundReports:
-        """The funnel of every round of a task so far (by default of the oldest one), oldest first. Refused if there is none of that name."""
+        """The funnel of every round of a task so far (by default of the oldest one), oldest first.
+        Refused if there is none of that name.
+        """
         with self.store.reading() as rows:
             found = [stored.task for stored in rows.tasks() if task in (None, stored.task.name)]
             if not found:
@@ -295,10 +437,14 @@ class Coordinator:
 
     def finished(self, task: str = "default") -> bool:
         """Whether the task has all the rounds it wants."""
-        return any(stored.task.name == task and stored.state is State.FINISHED for stored in self.tasks())
+        return any(
+            stored.task.name == task and stored.state is State.FINISHED for stored in self.tasks()
+        )
 
     def pause(self, task: str, now: float) -> None:
-        """Admit nobody any more; whoever is at work may still report. Refused unless the task is running."""
+        """Admit nobody any more; whoever is at work may still report. Refused unless the task is
+        running.
+        """
         self._set_state(task, State.RUNNING, State.PAUSED)
 
     def resume(self, task: str, now: float) -> None:
@@ -306,7 +452,8 @@ class Coordinator:
         self._set_state(task, State.PAUSED, State.RUNNING)
 
     def roll_back(self, task: str, to: str | int, now: float) -> StoredCheckpoint:
-        """Go on from an earlier checkpoint (its SHA-256 or round): the open round ends without one, the next starts from there.
+        """Go on from an earlier checkpoint (its SHA-256 or round): the open round ends without one,
+        the next starts from there.
 
         Refused for a task or checkpoint that is not there, and for a finished task.
         """
@@ -314,8 +461,14 @@ class Coordinator:
             with self.store.transaction(durable=True) as rows:
                 stored = self._stored(rows, task)
                 if stored.task.kind is not Kind.TRAINING or stored.state is State.FINISHED:
-                    raise Refused(Cause.WRONG_STATE, "only a training task that is not finished can go back")
-                found = rows.checkpoint_of_round(task, to) if isinstance(to, int) else rows.checkpoint(task, to)
+                    raise Refused(
+                        Cause.WRONG_STATE, "only a training task that is not finished can go back"
+                    )
+                found = (
+                    rows.checkpoint_of_round(task, to)
+                    if isinstance(to, int)
+                    else rows.checkpoint(task, to)
+                )
                 if found is None:
                     raise Refused(Cause.UNKNOWN_BLOB, "the task has no such checkpoint")
                 state = replace(rows.open_rounds()[task].state, phase=Phase.ABANDONED)
@@ -332,7 +485,9 @@ class Coordinator:
         return made
 
     def locked(self) -> threading.Lock:
-        """Held while the store is written: for what is created beside the coordinator's own work."""
+        """Held while the store is written: for what is created beside the coordinator's own
+        work.
+        """
         return self._lock
 
     # one group
@@ -343,8 +498,12 @@ class Coordinator:
             raise answer
         return answer
 
-    def _group(self, requests: Sequence[Request], judged: Sequence["Judged | None"], now: float) -> list[Answer]:
-        """Answers to the first of the requests, at most until a round is over; such a round is closed, and the next opened, before this returns."""
+    def _group(
+        self, requests: Sequence[Request], judged: Sequence["Judged | None"], now: float
+    ) -> list[Answer]:
+        """Answers to the first of the requests, at most until a round is over; such a round is
+        closed, and the next opened, before this returns.
+        """
         nonces = [(each.device, each.nonce) for each in requests if each.nonce is not None]
         devices = [each.device for each in requests if _HEX_16.fullmatch(each.device)]
         names = [each.assignment for each in requests if isinstance(each, Reporting | Abandoning)]
@@ -370,14 +529,18 @@ class Coordinator:
 
     @contextmanager
     def _forgetting_sums(self) -> Iterator[None]:
-        """If a transaction fails, nobody knows whether it held: sums are read again from the store, which does."""
+        """If a transaction fails, nobody knows whether it held: sums are read again from the store,
+        which does.
+        """
         try:
             yield
         except BaseException:
             self._sums.clear()
             raise
 
-    def _answer(self, request: Request, judged: "Judged | None", ledger: Ledger, rows: Rows, counted: dict) -> Answer:
+    def _answer(
+        self, request: Request, judged: "Judged | None", ledger: Ledger, rows: Rows, counted: dict
+    ) -> Answer:
         if request.device not in ledger.enrolled_at:
             return Refused(Cause.UNKNOWN_DEVICE, "the device is not enrolled")
         if judged is not None and not judged.genuine:
@@ -414,33 +577,55 @@ class Coordinator:
                 continue
             causes.append((task, cause))
         if able:  # the task that has the smallest share of the devices it wants
-            task = min(able, key=lambda each: ledger.rounds[each.name].state.admitted / each.rules.cohort)
+            task = min(
+                able, key=lambda each: ledger.rounds[each.name].state.admitted / each.rules.cohort
+            )
             self._give_newest(task, ledger, rows)
             round = ledger.rounds[task.name]
             ledger.tell(task.name, Admitted(now))
-            return self._assignment(task, ledger.assign(device, task.name, holds=check_in.holds == round.half), ledger, rows)
+            return self._assignment(
+                task,
+                ledger.assign(device, task.name, holds=check_in.holds == round.half),
+                ledger,
+                rows,
+            )
         for task, cause in causes:
             if task.name in ledger.rounds:
                 ledger.note_check_in(device, task.name, cause.value)
         if not causes:
             return Reject(Cause.NO_ROUND, self._retry(Cause.NO_ROUND, Rules(), now))
-        task, cause = next(((task, cause) for task, cause in causes if cause not in pacing.PERMANENT), causes[0])
+        task, cause = next(
+            ((task, cause) for task, cause in causes if cause not in pacing.PERMANENT), causes[0]
+        )
         return Reject(cause, self._retry(cause, task.rules, now))
 
     def _why_not(
         self, stored: StoredTask, device: str, check_in: CheckIn, ledger: Ledger, rows: Rows
     ) -> tuple[Cause | None, StoredAssignment | None]:
-        """Why a task has no new work for a device, or None; and the work the device has been given already, if it may go on with it."""
+        """Why a task has no new work for a device, or None; and the work the device has been given
+        already, if it may go on with it.
+        """
         task = stored.task
         if stored.state is State.FINISHED or task.name not in ledger.rounds:
             return Cause.NO_ROUND, None
         round, work = ledger.rounds[task.name], ledger.work(device, task.name)
-        cause = decide(check_in, ledger.history(device, task.name), round.state.round, task.tokenizer, task.policy, ledger.now)
+        cause = decide(
+            check_in,
+            ledger.history(device, task.name),
+            round.state.round,
+            task.tokenizer,
+            task.policy,
+            ledger.now,
+        )
         if cause is None and work is not None:
             return Cause.ALREADY_ASSIGNED, work if work.status is Status.OPEN else None
         if cause is None and stored.state is State.PAUSED:
             cause = Cause.TASK_PAUSED
-        if cause is None and advance(round.state, Admitted(ledger.now), task.rules).admitted == round.state.admitted:
+        if (
+            cause is None
+            and advance(round.state, Admitted(ledger.now), task.rules).admitted
+            == round.state.admitted
+        ):
             cause = Cause.ROUND_FULL
         if cause is None and task.kind is Kind.EVALUATION and round.state.admitted == 0:
             newest = rows.current(task.evaluates)
@@ -456,7 +641,14 @@ class Coordinator:
             assert newest is not None  # a training task has a checkpoint from its first moment
             ledger.save(replace(round, base=newest.sha, base_round=newest.round, half=newest.half))
 
-    def _reported(self, request: Reporting, work: StoredAssignment, judged: "Judged", ledger: Ledger, counted: dict) -> Answer:
+    def _reported(
+        self,
+        request: Reporting,
+        work: StoredAssignment,
+        judged: "Judged",
+        ledger: Ledger,
+        counted: dict,
+    ) -> Answer:
         task, name, now = ledger.tasks[work.task].task, judged.name, ledger.now
         ledger.count(work, bytes_up=len(request.body), uploaded=int(not work.uploaded))
         work = replace(work, uploaded=True)
@@ -475,20 +667,35 @@ class Coordinator:
             ledger.tell(task.name, Dropped(now))
             return Reject(Cause.STALE, self._retry(Cause.STALE, task.rules, now))
         participation = ledger.history(work.device, task.name)
-        if participation.last_counted is not None and round.round - participation.last_counted < task.policy.min_separation:
-            # only in a buffered task: the device has been counted in this very round by an older assignment
-            ledger.settle(work, status=Status.CLOSED, cause=Cause.REPORTED_RECENTLY, update_hash=name)
+        if (
+            participation.last_counted is not None
+            and round.round - participation.last_counted < task.policy.min_separation
+        ):
+            # only in a buffered task: the device has been counted in this very round by an older
+            # assignment
+            ledger.settle(
+                work, status=Status.CLOSED, cause=Cause.REPORTED_RECENTLY, update_hash=name
+            )
             ledger.tell(task.name, Dropped(now))
-            return Reject(Cause.REPORTED_RECENTLY, self._retry(Cause.REPORTED_RECENTLY, task.rules, now))
+            return Reject(
+                Cause.REPORTED_RECENTLY, self._retry(Cause.REPORTED_RECENTLY, task.rules, now)
+            )
         ledger.participated(work.device, task.name)
         ledger.settle(work, status=Status.COUNTED, update_hash=name, counted_in=round.round)
         if isinstance(value, Scores):
-            sums = {"targets": value.targets, "top1": value.top1, "top3": value.top3, "in_vocabulary": value.in_vocabulary}
+            sums = {
+                "targets": value.targets,
+                "top1": value.top1,
+                "top3": value.top3,
+                "in_vocabulary": value.in_vocabulary,
+            }
             sums["loss"] = loss_units(value.loss)
             ledger.count(work, round.round, **sums)
         else:
             weight = min(value.examples, task.rules.max_weight)
-            factor = aggregation.staleness_weight(round.round - work.round, task.rules.staleness_exponent)
+            factor = aggregation.staleness_weight(
+                round.round - work.round, task.rules.staleness_exponent
+            )
             counted.setdefault((task.name, round.round), []).append((value, weight, factor))
             ledger.count(work, round.round, examples=value.examples)
         taken = ledger.tell(task.name, Reported(now))
@@ -499,14 +706,20 @@ class Coordinator:
         """The answer to a report for an assignment that is no longer open."""
         if work.status is Status.CLOSED:
             cause = refused_late(work.cause)
-            ledger.settle(ledger.assignments[work.assignment], uploaded=True, cause=cause, update_hash=name)
+            ledger.settle(
+                ledger.assignments[work.assignment], uploaded=True, cause=cause, update_hash=name
+            )
             return Reject(cause, self._retry(cause, task.rules, ledger.now))
         ledger.settle(ledger.assignments[work.assignment], uploaded=True)
         if work.status is Status.ABANDONED:
             return Refused(Cause.ABANDONED, "the device has abandoned this assignment")
         if work.update_hash != name:
             return Refused(Cause.DIFFERENT_UPDATE, "this assignment has another report already")
-        return Ack(True, self._retry(None, task.rules, ledger.now)) if work.cause is None else refusal(work.cause)
+        return (
+            Ack(True, self._retry(None, task.rules, ledger.now))
+            if work.cause is None
+            else refusal(work.cause)
+        )
 
     def _abandoned(self, request: Abandoning, work: StoredAssignment, ledger: Ledger) -> Answer:
         if request.cause not in ABANDON_CAUSES:
@@ -519,29 +732,44 @@ class Coordinator:
         return Ack(False, retry)
 
     def _fetched(self, request: Fetching, ledger: Ledger, rows: Rows) -> None:
-        """Count bytes in the round they are for, and the first time all of its checkpoint went to the device."""
+        """Count bytes in the round they are for, and the first time all of its checkpoint went to
+        the device.
+        """
         task, number = request.signed_for or ("", 0)
         for work in [each for each in ledger.works(request.device, task) if each.round == number]:
             ledger.count(work, bytes_down=request.size)
             round = ledger.rounds.get(work.task)
             wanted = round.half if round is not None and round.state.round == work.round else None
-            given = {wanted, *(name for (_, made), name in list(self._differences.items()) if made == wanted)} - {None}
+            given = {
+                wanted,
+                *(name for (_, made), name in list(self._differences.items()) if made == wanted),
+            } - {None}
             if request.complete and request.blob in given and not work.downloaded:
                 ledger.count(work, downloaded=1)
                 ledger.settle(work, downloaded=True)
 
     def _drop_overdue(self, rows: Rows, ledger: Ledger) -> None:
-        """A buffered round never ends for want of a device: one that takes too long is dropped by itself."""
+        """A buffered round never ends for want of a device: one that takes too long is dropped by
+        itself.
+        """
         for name, round in list(ledger.rounds.items()):
             rules = ledger.tasks[name].task.rules
             if rules.buffered and round.state.phase in OPEN and round.state.waiting:
                 for work in rows.overdue(name, ledger.now - rules.reporting_s):
-                    ledger.settle(ledger.assignments.get(work.assignment, work), status=Status.CLOSED, cause=Cause.TIMED_OUT)
+                    ledger.settle(
+                        ledger.assignments.get(work.assignment, work),
+                        status=Status.CLOSED,
+                        cause=Cause.TIMED_OUT,
+                    )
                     ledger.tell(name, Dropped(ledger.now))
 
-    def _assignment(self, task: Task, work: StoredAssignment, ledger: Ledger, rows: Rows) -> Assignment:
+    def _assignment(
+        self, task: Task, work: StoredAssignment, ledger: Ledger, rows: Rows
+    ) -> Assignment:
         round = ledger.rounds[task.name]
-        half = round.half if work.round == round.state.round else rows.half_of(task.name, work.round)
+        half = (
+            round.half if work.round == round.state.round else rows.half_of(task.name, work.round)
+        )
         return Assignment(
             assignment=work.assignment,
             round=work.round,
@@ -566,7 +794,13 @@ class Coordinator:
             self._tasks = {stored.task.name: stored.task for stored in self.tasks()}
         return self._tasks.get(name)
 
-    def _add(self, rows: Rows, key: tuple[str, int], updates: list[tuple[quantize.Update, int, float]], ledger: Ledger) -> Sum:
+    def _add(
+        self,
+        rows: Rows,
+        key: tuple[str, int],
+        updates: list[tuple[quantize.Update, int, float]],
+        ledger: Ledger,
+    ) -> Sum:
         """This replica's sum of a round with these updates in it."""
         total = self._sums.get(key)
         if total is None:
@@ -582,16 +816,29 @@ class Coordinator:
             tasks = {stored.task.name: stored.task for stored in rows.tasks()}
             for name, round in rows.open_rounds().items():
                 rules = tasks[name].rules
-                if round.state.phase not in OPEN or advance(round.state, Tick(now), rules) != round.state:
+                if (
+                    round.state.phase not in OPEN
+                    or advance(round.state, Tick(now), rules) != round.state
+                ):
                     return True
-                if rules.buffered and round.state.waiting and rows.overdue(name, now - rules.reporting_s):
+                if (
+                    rules.buffered
+                    and round.state.waiting
+                    and rows.overdue(name, now - rules.reporting_s)
+                ):
                     return True
         return False
 
     def _end(self, task: Task, round: StoredRound, now: float) -> None:
-        """Close a round that has committed or was abandoned, and open the next. If this fails, or the process dies, the next group does it."""
+        """Close a round that has committed or was abandoned, and open the next. If this fails, or
+        the process dies, the next group does it.
+        """
         state, rules = round.state, task.rules
-        made = self._make_checkpoint(task, round, now) if state.phase is Phase.COMMITTED and task.kind is Kind.TRAINING else None
+        made = (
+            self._make_checkpoint(task, round, now)
+            if state.phase is Phase.COMMITTED and task.kind is Kind.TRAINING
+            else None
+        )
         if made is None and task.kind is Kind.TRAINING:
             state = replace(state, phase=Phase.ABANDONED)
         with self.store.transaction(durable=True) as rows:
@@ -600,10 +847,19 @@ class Coordinator:
                 return  # another replica has closed it
             if made is not None:
                 rows.add_checkpoint(task.name, made)
-            finished = 0 < rules.rounds <= rows.committed(task.name) + (state.phase is Phase.COMMITTED)
+            finished = (
+                0 < rules.rounds <= rows.committed(task.name) + (state.phase is Phase.COMMITTED)
+            )
             ends = Cause.ROUND_CLOSED if state.phase is Phase.ABANDONED else Cause.SURPLUS
             late = Cause.TIMED_OUT if not rules.buffered and is_over(state, now, rules) else ends
-            rows.close_round(task.name, state, made and made.sha, None if rules.buffered and not finished else late, now, all_rounds=finished)
+            rows.close_round(
+                task.name,
+                state,
+                made and made.sha,
+                None if rules.buffered and not finished else late,
+                now,
+                all_rounds=finished,
+            )
             rows.forget_nonces(now - NONCE_LIFE_S)
             if finished:
                 rows.set_state(task.name, State.FINISHED)
@@ -612,12 +868,24 @@ class Coordinator:
                 rows.open_round(task.name, following(state, rules), base, now)
         self._sums.pop((task.name, state.round), None)
         self.store.tidy()
-        log.info("round closed", extra={"task": task.name, "round": state.round, "phase": str(state.phase), "counted": state.reported})
+        log.info(
+            "round closed",
+            extra={
+                "task": task.name,
+                "round": state.round,
+                "phase": str(state.phase),
+                "counted": state.reported,
+            },
+        )
 
-    def _make_checkpoint(self, task: Task, round: StoredRound, now: float) -> StoredCheckpoint | None:
-        """The round's checkpoint, kept as blobs; None if the step has led to weights that cannot travel.
+    def _make_checkpoint(
+        self, task: Task, round: StoredRound, now: float
+    ) -> StoredCheckpoint | None:
+        """The round's checkpoint, kept as blobs; None if the step has led to weights that cannot
+        travel.
 
-        The deltas are relative to the float16 copy the devices got; they are added to the exact one, which so never loses its low bits.
+        The deltas are relative to the float16 copy the devices got; they are added to the exact
+        one, which so never loses its low bits.
         """
         number = round.state.round
         with self.store.reading() as rows:
@@ -625,13 +893,24 @@ class Coordinator:
         assert before is not None  # rounds start from checkpoints of their task
         if not parts:
             return None  # another replica has just closed it
-        moments = weights.from_bytes(self.blobs.get(before.moments)).weights if before.moments else None
-        delta = aggregation.mean(aggregation.total(parts), rotation_seed(task, number), task.dimension)
-        after, moments = aggregation.apply(task.step, weights.from_bytes(self.blobs.get(before.sha)).weights, moments, delta)
+        moments = (
+            weights.from_bytes(self.blobs.get(before.moments)).weights if before.moments else None
+        )
+        delta = aggregation.mean(
+            aggregation.total(parts), rotation_seed(task, number), task.dimension
+        )
+        after, moments = aggregation.apply(
+            task.step, weights.from_bytes(self.blobs.get(before.sha)).weights, moments, delta
+        )
         if not aggregation.fits_float16(after):
-            log.warning("round abandoned: its weights are too large for float16; lower the learning rate", extra={"task": task.name, "round": number})
+            log.warning(
+                "round abandoned: its weights are too large for float16; lower the learning rate",
+                extra={"task": task.name, "round": number},
+            )
             return None
-        made = _put_checkpoint(self.blobs, Checkpoint(after, number, before.sha, task.tokenizer), moments)
+        made = _put_checkpoint(
+            self.blobs, Checkpoint(after, number, before.sha, task.tokenizer), moments
+        )
         return replace(made, parent=before.sha, made_at=now)
 
     # operators
@@ -650,23 +929,32 @@ class Coordinator:
         return found
 
     def _use_code(self, rows: Rows, code: str, device: str, key: str, now: float) -> None:
-        """Enrol a new device, by its code where one is needed. A code lets in one device, again and again if its answer was lost."""
+        """Enrol a new device, by its code where one is needed. A code lets in one device, again and
+        again if its answer was lost.
+        """
         hashed = digest(code.encode())
         if self.codes_needed:
             found = rows.code(hashed)
             if found is None or found.expires_at < now or found.device not in (None, device):
-                raise Refused(Cause.BAD_CODE, "an enrolment code is needed that has not been used and has not expired")
+                raise Refused(
+                    Cause.BAD_CODE,
+                    "an enrolment code is needed that has not been used and has not expired",
+                )
         rows.enrol(device, key, now)
         if self.codes_needed:
             rows.use_code(hashed, device)
         self._population += 1
 
     def _work_out(self, task: str, held: str, wanted: str) -> None:
-        """Find the blob that makes the checkpoint `wanted` of `held`; None if that is not one of the newest of its task, or saves too little."""
+        """Find the blob that makes the checkpoint `wanted` of `held`; None if that is not one of
+        the newest of its task, or saves too little.
+        """
         if (held, wanted) in self._differences:
             return
         with self.store.reading() as rows:
-            evaluates = next((stored.task.evaluates for stored in rows.tasks() if stored.task.name == task), "")
+            evaluates = next(
+                (stored.task.evaluates for stored in rows.tasks() if stored.task.name == task), ""
+            )
             newest = [each.half for each in rows.checkpoints(evaluates or task, DIFFERENCES)]
         if held not in newest:
             return
@@ -674,16 +962,26 @@ class Coordinator:
         found = difference.encode(old, new)
         while len(self._differences) >= DIFFERENCES_KEPT:
             self._differences.pop(next(iter(self._differences)))
-        self._differences[held, wanted] = self.blobs.put(found) if len(found) <= SMALLER * len(new) else None
+        self._differences[held, wanted] = (
+            self.blobs.put(found) if len(found) <= SMALLER * len(new) else None
+        )
 
 
 def _add_task(rows: Rows, task: Task, now: float) -> None:
     if any(stored.task.name == task.name for stored in rows.tasks()):
-        raise RunError(f"task {task.name}", "there is one of that name already", "choose another name, or go on with that one")
+        raise RunError(
+            f"task {task.name}",
+            "there is one of that name already",
+            "choose another name, or go on with that one",
+        )
     rows.add_task(task, now)
 
 
-def _put_checkpoint(blobs: Blobs, checkpoint: Checkpoint, moments: Weights | None = None) -> StoredCheckpoint:
-    moving = "" if moments is None else blobs.put(weights.to_bytes(replace(checkpoint, weights=moments)))
+def _put_checkpoint(
+    blobs: Blobs, checkpoint: Checkpoint, moments: Weights | None = None
+) -> StoredCheckpoint:
+    moving = (
+        "" if moments is None else blobs.put(weights.to_bytes(replace(checkpoint, weights=moments)))
+    )
     half = blobs.put(weights.to_bytes(checkpoint, dtype=np.float16))
     return StoredCheckpoint(blobs.put(weights.to_bytes(checkpoint)), checkpoint.round, half, moving)

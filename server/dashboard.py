@@ -1,6 +1,8 @@
-"""The operator's page: an overview -> HTML. Rendered here, with no build step and nothing from elsewhere; plots are drawn as SVG.
+"""The operator's page: an overview -> HTML. Rendered here, with no build step and nothing from
+elsewhere; plots are drawn as SVG.
 
-The page's one script fetches the page again every few seconds and puts its main part in place. What may run is named by hash in the policy.
+The page's one script fetches the page again every few seconds and puts its main part in place. What
+may run is named by hash in the policy.
 """
 
 import base64
@@ -70,10 +72,14 @@ class Line:
 def page(overview: Overview) -> Page:
     template, style, script = _templates()
     html = template.render(overview=overview, style=Markup(style), script=Markup(script))
-    hashes = (base64.b64encode(hashlib.sha256(part.encode()).digest()).decode() for part in (style, script))
+    hashes = (
+        base64.b64encode(hashlib.sha256(part.encode()).digest()).decode()
+        for part in (style, script)
+    )
     style_hash, script_hash = hashes
     policy = (
-        f"default-src 'none'; style-src 'sha256-{style_hash}'; script-src 'sha256-{script_hash}'; connect-src 'self'; img-src data:; base-uri 'none'"
+        f"default-src 'none'; style-src 'sha256-{style_hash}'; script-src 'sha256-{script_hash}'; "
+        "connect-src 'self'; img-src data:; base-uri 'none'"
     )
     return Page(html, f"{policy}; form-action 'none'; frame-ancestors 'none'")
 
@@ -82,7 +88,11 @@ def funnel(report: RoundReport) -> list[tuple[str, int, str]]:
     """The steps of a round: name, devices, and what it means."""
     return [
         ("checked in", report.checked_in, "devices that asked for work"),
-        ("eligible", eligible(report), "charging, on an unmetered network, idle, and allowed by the task"),
+        (
+            "eligible",
+            eligible(report),
+            "charging, on an unmetered network, idle, and allowed by the task",
+        ),
         ("assigned", report.assigned, "given work"),
         ("downloaded", report.downloaded, "have the checkpoint"),
         ("uploaded", report.uploaded, "trained, and sent a report"),
@@ -90,8 +100,12 @@ def funnel(report: RoundReport) -> list[tuple[str, int, str]]:
     ]
 
 
-def plot(title: str, lines: Sequence[Line], unit: str = "", width: int = 460, height: int = 170) -> Markup:
-    """A line plot as SVG: labelled ticks, a dot at the end of each line, and a title for who cannot see it."""
+def plot(
+    title: str, lines: Sequence[Line], unit: str = "", width: int = 460, height: int = 170
+) -> Markup:
+    """A line plot as SVG: labelled ticks, a dot at the end of each line, and a title for who cannot
+    see it.
+    """
     points = [point for line in lines for point in line.points if all(map(math.isfinite, point))]
     if not points:
         return Markup('<p class="empty">no figures yet</p>')
@@ -102,29 +116,55 @@ def plot(title: str, lines: Sequence[Line], unit: str = "", width: int = 460, he
     def at(x: float, y: float) -> tuple[float, float]:
         across = (x - x0) / (x1 - x0) if x1 > x0 else 0.5
         up = (y - y0) / (y1 - y0) if y1 > y0 else 0.5
-        return round(left + across * (width - left - right), 1), round(height - bottom - up * (height - top - bottom), 1)
+        return round(left + across * (width - left - right), 1), round(
+            height - bottom - up * (height - top - bottom), 1
+        )
 
-    parts = [Markup('<svg viewBox="0 0 {} {}" role="img" class="plot"><title>{}</title>').format(width, height, title)]
+    parts = [
+        Markup('<svg viewBox="0 0 {} {}" role="img" class="plot"><title>{}</title>').format(
+            width, height, title
+        )
+    ]
     for y in ys:
         _, v = at(x0, y)
-        parts.append(Markup('<line class="grid" x1="{}" x2="{}" y1="{}" y2="{}"/>').format(left, width - right, v, v))
-        parts.append(Markup('<text class="tick end" x="{}" y="{}">{}</text>').format(left - 6, v + 4, _number(y)))
+        parts.append(
+            Markup('<line class="grid" x1="{}" x2="{}" y1="{}" y2="{}"/>').format(
+                left, width - right, v, v
+            )
+        )
+        parts.append(
+            Markup('<text class="tick end" x="{}" y="{}">{}</text>').format(
+                left - 6, v + 4, _number(y)
+            )
+        )
     for x in xs:
         u, _ = at(x, y0)
-        parts.append(Markup('<text class="tick mid" x="{}" y="{}">{}</text>').format(u, height - 6, _number(x)))
+        parts.append(
+            Markup('<text class="tick mid" x="{}" y="{}">{}</text>').format(
+                u, height - 6, _number(x)
+            )
+        )
     for line in lines:
         where = [at(*point) for point in line.points if all(map(math.isfinite, point))]
         if where:
             path = " ".join(f"{u},{v}" for u, v in where)
             parts.append(Markup('<polyline class="line {}" points="{}"/>').format(line.kind, path))
-            parts.append(Markup('<circle class="dot {}" cx="{}" cy="{}" r="3"/>').format(line.kind, *where[-1]))
+            parts.append(
+                Markup('<circle class="dot {}" cx="{}" cy="{}" r="3"/>').format(
+                    line.kind, *where[-1]
+                )
+            )
     parts.append(Markup("</svg>"))
     names = Markup(" ").join(
-        Markup('<span class="key {}">{} <b>{}{}</b></span>').format(line.kind, line.name, _number(line.points[-1][1]), unit)
+        Markup('<span class="key {}">{} <b>{}{}</b></span>').format(
+            line.kind, line.name, _number(line.points[-1][1]), unit
+        )
         for line in lines
         if line.points
     )
-    return Markup("<figure><figcaption>{} {}</figcaption>{}</figure>").format(title, names, Markup("").join(parts))
+    return Markup("<figure><figcaption>{} {}</figcaption>{}</figure>").format(
+        title, names, Markup("").join(parts)
+    )
 
 
 def plots(task: TaskView) -> list[Markup]:
@@ -134,13 +174,46 @@ def plots(task: TaskView) -> list[Markup]:
     if not done and not task.scores:
         return found
     if task.kind == "training":
-        top1, top3 = (tuple((float(score.round), getattr(score, name)) for score in task.scores) for name in ("top1", "top3"))
-        found.append(plot("accuracy on held-back words, %", [Line("top-1", "a", top1), Line("top-3", "b", top3)], " %"))
-        found.append(plot("loss, nats a word", [Line("loss", "c", tuple((float(score.round), score.loss) for score in task.scores))]))
+        top1, top3 = (
+            tuple((float(score.round), getattr(score, name)) for score in task.scores)
+            for name in ("top1", "top3")
+        )
+        found.append(
+            plot(
+                "accuracy on held-back words, %",
+                [Line("top-1", "a", top1), Line("top-3", "b", top3)],
+                " %",
+            )
+        )
+        found.append(
+            plot(
+                "loss, nats a word",
+                [
+                    Line(
+                        "loss",
+                        "c",
+                        tuple((float(score.round), score.loss) for score in task.scores),
+                    )
+                ],
+            )
+        )
     counted = tuple((float(report.round), float(report.counted)) for report in done)
     assigned = tuple((float(report.round), float(report.assigned)) for report in done)
-    found.append(plot("devices a round", [Line("assigned", "b", assigned), Line("counted", "a", counted)]))
-    found.append(plot("minutes a round", [Line("minutes", "c", tuple((float(report.round), report.seconds / 60) for report in done))]))
+    found.append(
+        plot("devices a round", [Line("assigned", "b", assigned), Line("counted", "a", counted)])
+    )
+    found.append(
+        plot(
+            "minutes a round",
+            [
+                Line(
+                    "minutes",
+                    "c",
+                    tuple((float(report.round), report.seconds / 60) for report in done),
+                )
+            ],
+        )
+    )
     return found
 
 
@@ -160,7 +233,9 @@ def span(seconds: float) -> str:
     days, hours = divmod(hours, 24)
     parts = [(days, "d"), (hours, "h"), (minutes, "min"), (seconds, "s")]
     first = next((i for i, (count, _) in enumerate(parts) if count), 3)
-    return " ".join(f"{count} {unit}" for count, unit in parts[first : first + 2] if count or first == 3)
+    return " ".join(
+        f"{count} {unit}" for count, unit in parts[first : first + 2] if count or first == 3
+    )
 
 
 def moment(at: float) -> str:
@@ -174,10 +249,23 @@ def share(count: float, most: float) -> float:
 
 @functools.cache
 def _templates() -> tuple[jinja2.Template, str, str]:
-    found = jinja2.Environment(loader=jinja2.FileSystemLoader(FOLDER), autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    found = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(FOLDER),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     found.filters |= {"size": size, "span": span, "moment": moment}
-    found.globals |= {"funnel": funnel, "plots": plots, "share": share, "words": WORDS, "refresh": REFRESH_S}
-    style, script = ((FOLDER / name).read_text().strip() for name in ("dashboard.css", "dashboard.js"))
+    found.globals |= {
+        "funnel": funnel,
+        "plots": plots,
+        "share": share,
+        "words": WORDS,
+        "refresh": REFRESH_S,
+    }
+    style, script = (
+        (FOLDER / name).read_text().strip() for name in ("dashboard.css", "dashboard.js")
+    )
     return found.get_template("dashboard.html.j2"), style, script
 
 

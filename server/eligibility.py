@@ -10,9 +10,13 @@ from device_runtime.wire import VERSION, Cause, CheckIn, forbidden_by
 @dataclass(frozen=True)
 class Policy:
     min_examples: int = 10  # typed utterances waiting on the device
-    min_separation: int = 1  # rounds: a device counted in round t may join round t + min_separation at the earliest
+    min_separation: int = (
+        1  # rounds: a device counted in round t may join round t + min_separation at the earliest
+    )
     max_participations: int = 0  # rounds one device is counted in at most; 0 = no limit
-    trust_s: float = 0.0  # from enrolment to the first round: a device that lost its history comes back as a new one, and waits as long
+    # from enrolment to the first round: a device that lost its history comes back as a new one, and
+    # waits as long
+    trust_s: float = 0.0
     min_runtime: str = ""  # version of the device's interpreter, such as "2.14.0"
     min_release: int = 0  # of the device's bundle
     device_classes: tuple[str, ...] = ()  # those that may join; none named: all
@@ -26,27 +30,41 @@ class Policy:
             ("min_release", self.min_release, 0),
         ):
             if not value >= least:
-                raise ConfigError(f"policy.{field}", f"expected at least {least}, found {value}", "correct it")
+                raise ConfigError(
+                    f"policy.{field}", f"expected at least {least}, found {value}", "correct it"
+                )
         if self.min_runtime and _numbers(self.min_runtime) is None:
-            raise ConfigError("policy.min_runtime", f"expected a version such as 2.14.0, found {self.min_runtime!r}", "correct it")
+            raise ConfigError(
+                "policy.min_runtime",
+                f"expected a version such as 2.14.0, found {self.min_runtime!r}",
+                "correct it",
+            )
 
 
 @dataclass(frozen=True)
 class History:
-    """What the ledger holds of a device: since when it is enrolled, and where one task has counted it."""
+    """What the ledger holds of a device: since when it is enrolled, and where one task has counted
+    it.
+    """
 
     enrolled_at: float
     last_counted: int | None = None  # round
     counted: int = 0  # rounds
 
 
-def decide(check_in: CheckIn, history: History, round: int, tokenizer: str, policy: Policy, now: float) -> Cause | None:
-    """The first cause that keeps the device out of `round`, or None if it may join. `tokenizer` is the SHA-256 of the task's vocabulary."""
+def decide(
+    check_in: CheckIn, history: History, round: int, tokenizer: str, policy: Policy, now: float
+) -> Cause | None:
+    """The first cause that keeps the device out of `round`, or None if it may join. `tokenizer` is
+    the SHA-256 of the task's vocabulary.
+    """
     if check_in.version != VERSION:
         return Cause.UNSUPPORTED_VERSION
     if check_in.tokenizer != tokenizer:
         return Cause.WRONG_MODEL
-    if policy.min_runtime and not (_numbers(check_in.runtime) or ()) >= (_numbers(policy.min_runtime) or ()):
+    if policy.min_runtime and not (_numbers(check_in.runtime) or ()) >= (
+        _numbers(policy.min_runtime) or ()
+    ):
         return Cause.OUTDATED_RUNTIME
     if check_in.release < policy.min_release:
         return Cause.OUTDATED_BUNDLE
@@ -67,4 +85,8 @@ def decide(check_in: CheckIn, history: History, round: int, tokenizer: str, poli
 
 def _numbers(version: str) -> tuple[int, ...] | None:
     parts = version.split(".")
-    return tuple(map(int, parts)) if all(part.isascii() and part.isdigit() and len(part) < 10 for part in parts) else None
+    return (
+        tuple(map(int, parts))
+        if all(part.isascii() and part.isdigit() and len(part) < 10 for part in parts)
+        else None
+    )

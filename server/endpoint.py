@@ -1,7 +1,8 @@
-"""HTTP in front of the coordinator. It checks sizes, signatures and tokens, turns bytes into messages and back, and decides nothing else.
+"""HTTP in front of the coordinator. It checks sizes, signatures and tokens, turns bytes into
+messages and back, and decides nothing else.
 
-Messages are parsed by the table rules of `device_runtime.config`, so an unknown key or a wrong type is refused here as everywhere.
-Bodies, keys, tokens and headers never reach a log line.
+Messages are parsed by the table rules of `device_runtime.config`, so an unknown key or a wrong type
+is refused here as everywhere. Bodies, keys, tokens and headers never reach a log line.
 """
 
 import asyncio
@@ -12,7 +13,15 @@ import re
 import socket
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Iterable,
+    Mapping,
+    Sequence,
+)
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -28,7 +37,20 @@ from starlette.requests import ClientDisconnect
 
 from device_runtime import config, quantize, signing
 from device_runtime.errors import ConfigError, FedboardError, RunError
-from device_runtime.wire import Abandon, Ack, Assignment, Cause, CheckIn, Enrolled, Enrolment, Kind, Problem, Reject, RoundReports, Scores
+from device_runtime.wire import (
+    Abandon,
+    Ack,
+    Assignment,
+    Cause,
+    CheckIn,
+    Enrolled,
+    Enrolment,
+    Kind,
+    Problem,
+    Reject,
+    RoundReports,
+    Scores,
+)
 from server import access, dashboard, memory, openapi, operators, overview
 from server.access import Buckets, Limits, Proof
 from server.coordinator import Coordinator
@@ -60,36 +82,61 @@ class Access:
     """Who is let in to what. The token is the operator's; nobody is one without it."""
 
     token: str = field(default="", repr=False)
-    open_to_readers: bool = True  # pages and reports need no token: for a server that only this machine reaches
+    open_to_readers: bool = (
+        True  # pages and reports need no token: for a server that only this machine reaches
+    )
     limits: Limits = field(default_factory=Limits)
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A socket for `serve`; port 0 takes a free one. Raises RunError if the port is taken or the host is not of this machine."""
+    """A socket for `serve`; port 0 takes a free one. Raises RunError if the port is taken or the
+    host is not of this machine.
+    """
     try:
-        sock = socket.create_server((host, port), backlog=2048, family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+        sock = socket.create_server(
+            (host, port), backlog=2048, family=socket.AF_INET6 if ":" in host else socket.AF_INET
+        )
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise RunError(f"{host}:{port}", f"cannot be listened on ({reason})", "give another --port, or 0 for a free one") from None
-    # asyncio does this only for sockets it made itself; without it every answer on a kept connection waits 40 ms for an acknowledgement
+        raise RunError(
+            f"{host}:{port}",
+            f"cannot be listened on ({reason})",
+            "give another --port, or 0 for a free one",
+        ) from None
+    # asyncio does this only for sockets it made itself; without it every answer on a kept
+    # connection waits 40 ms for an acknowledgement
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return sock
 
 
 def serve(app: FastAPI, sock: socket.socket, **options: Any) -> None:
-    """Answer on a bound socket until SIGINT or SIGTERM; requests under way are finished first. Options are uvicorn's, such as ssl_certfile."""
+    """Answer on a bound socket until SIGINT or SIGTERM; requests under way are finished first.
+    Options are uvicorn's, such as ssl_certfile.
+    """
     memory.give_back_large_blocks()
     server(app, **options).run(sockets=[sock])
 
 
 def server(app: FastAPI, **options: Any) -> uvicorn.Server:
     """The same for a caller that ends it by `should_exit`."""
-    settings = {"log_config": None, "access_log": False, "server_header": False, "lifespan": "on", "timeout_graceful_shutdown": 10}
+    settings = {
+        "log_config": None,
+        "access_log": False,
+        "server_header": False,
+        "lifespan": "on",
+        "timeout_graceful_shutdown": 10,
+    }
     return uvicorn.Server(uvicorn.Config(app, **{**settings, "proxy_headers": False, **options}))
 
 
-def app(coordinator: Coordinator, clock: Callable[[], float] = time.time, tick_s: float = 1.0, access_: Access | None = None) -> FastAPI:
-    """The routes of `device_runtime.wire` and `server.operators`, with /healthz, /readyz, /metrics and the page at /.
+def app(
+    coordinator: Coordinator,
+    clock: Callable[[], float] = time.time,
+    tick_s: float = 1.0,
+    access_: Access | None = None,
+) -> FastAPI:
+    """The routes of `device_runtime.wire` and `server.operators`, with /healthz, /readyz, /metrics
+    and the page at /.
 
     `clock` gives the seconds the coordinator is told.
     """
@@ -99,19 +146,30 @@ def app(coordinator: Coordinator, clock: Callable[[], float] = time.time, tick_s
 class _Service:
     """What the routes share."""
 
-    def __init__(self, coordinator: Coordinator, clock: Callable[[], float], tick_s: float, allowed: Access):
-        self.coordinator, self.clock, self.tick_s, self.allowed = coordinator, clock, tick_s, allowed
+    def __init__(
+        self, coordinator: Coordinator, clock: Callable[[], float], tick_s: float, allowed: Access
+    ):
+        self.coordinator, self.clock, self.tick_s, self.allowed = (
+            coordinator,
+            clock,
+            tick_s,
+            allowed,
+        )
         self.started_at = clock()
         self.metrics = Metrics(coordinator, clock)
         limits = allowed.limits
         self.groups: Groups[_Signed, Answer] = Groups(self.handle)
-        self.judges = ThreadPoolExecutor(JUDGES, "judge")  # hashing and adding up let go of the interpreter: other cores do them
+        self.judges = ThreadPoolExecutor(
+            JUDGES, "judge"
+        )  # hashing and adding up let go of the interpreter: other cores do them
         self.of_devices = Buckets(limits.device_burst, limits.device_per_s)
         self.of_addresses = Buckets(limits.address_burst, limits.address_per_s)
         self.room = _Room(limits.bodies_bytes)
         self.keys: OrderedDict[str, bytes] = OrderedDict()
         self.update_bytes: dict[str, int] = {}  # largest report by task
-        self.answers_to_errors: tuple[tuple[type[Exception], Callable[[Request, Any], Awaitable[Response]]], ...] = (
+        self.answers_to_errors: tuple[
+            tuple[type[Exception], Callable[[Request, Any], Awaitable[Response]]], ...
+        ] = (
             (Refused, self.refuse),
             (HTTPException, self.refuse_route),
             (ClientDisconnect, self.forget),
@@ -126,47 +184,143 @@ class _Service:
             yield
             ticks.cancel()
 
-        api = FastAPI(title="Fedboard", version="2", lifespan=ticking, docs_url=None, redoc_url=None)
+        api = FastAPI(
+            title="Fedboard", version="2", lifespan=ticking, docs_url=None, redoc_url=None
+        )
         api.router.route_class = _Route
         for kind, answer in self.answers_to_errors:
             api.add_exception_handler(kind, answer)
         for method, path, route, documented in (
-            ("POST", "/v1/devices", self.enrol, _documented(Enrolled, 400, 401, 403, 408, 413, 429, 503, body=Enrolment, is_signed=True)),
-            ("POST", CHECK_IN, self.check_in, _documented(Assignment | Reject, *SIGNED, 400, body=CheckIn, is_signed=True)),
-            ("GET", "/v1/blobs/{sha256}", self.blob, _documented(None, *SIGNED, 404, 416, parameter="sha256", is_signed=True)),
+            (
+                "POST",
+                "/v1/devices",
+                self.enrol,
+                _documented(
+                    Enrolled, 400, 401, 403, 408, 413, 429, 503, body=Enrolment, is_signed=True
+                ),
+            ),
+            (
+                "POST",
+                CHECK_IN,
+                self.check_in,
+                _documented(Assignment | Reject, *SIGNED, 400, body=CheckIn, is_signed=True),
+            ),
+            (
+                "GET",
+                "/v1/blobs/{sha256}",
+                self.blob,
+                _documented(None, *SIGNED, 404, 416, parameter="sha256", is_signed=True),
+            ),
             (
                 "PUT",
                 "/v1/assignments/{assignment}/update",
                 self.update,
-                _documented(Ack | Reject, *SIGNED, 400, 404, 410, 422, body=bytes, parameter="assignment", is_signed=True),
+                _documented(
+                    Ack | Reject,
+                    *SIGNED,
+                    400,
+                    404,
+                    410,
+                    422,
+                    body=bytes,
+                    parameter="assignment",
+                    is_signed=True,
+                ),
             ),
             (
                 "PUT",
                 "/v1/assignments/{assignment}/scores",
                 self.scores,
-                _documented(Ack | Reject, *SIGNED, 400, 404, 410, 422, body=Scores, parameter="assignment", is_signed=True),
+                _documented(
+                    Ack | Reject,
+                    *SIGNED,
+                    400,
+                    404,
+                    410,
+                    422,
+                    body=Scores,
+                    parameter="assignment",
+                    is_signed=True,
+                ),
             ),
             (
                 "POST",
                 "/v1/assignments/{assignment}/abandon",
                 self.abandon,
-                _documented(Ack, *SIGNED, 400, 404, 422, body=Abandon, parameter="assignment", is_signed=True),
+                _documented(
+                    Ack,
+                    *SIGNED,
+                    400,
+                    404,
+                    422,
+                    body=Abandon,
+                    parameter="assignment",
+                    is_signed=True,
+                ),
             ),
-            ("GET", "/v1/rounds", self.rounds, _documented(RoundReports, 401, 404, 429, 503, is_operators=True)),
-            ("PUT", "/v1/checkpoints", self.put_checkpoint, _operators(operators.Stored, 400, 413, body=bytes)),
-            ("POST", "/v1/tasks", self.create_task, _operators(operators.TaskReport, 400, 404, 409, 413, body=operators.NewTask)),
+            (
+                "GET",
+                "/v1/rounds",
+                self.rounds,
+                _documented(RoundReports, 401, 404, 429, 503, is_operators=True),
+            ),
+            (
+                "PUT",
+                "/v1/checkpoints",
+                self.put_checkpoint,
+                _operators(operators.Stored, 400, 413, body=bytes),
+            ),
+            (
+                "POST",
+                "/v1/tasks",
+                self.create_task,
+                _operators(operators.TaskReport, 400, 404, 409, 413, body=operators.NewTask),
+            ),
             ("GET", "/v1/tasks", self.tasks, _operators(operators.TaskReports)),
-            ("GET", "/v1/tasks/{name}", self.task, _operators(operators.TaskReport, 404, parameter="name")),
-            ("POST", "/v1/tasks/{name}/pause", self.pause, _operators(operators.TaskReport, 404, 409, parameter="name")),
-            ("POST", "/v1/tasks/{name}/resume", self.resume, _operators(operators.TaskReport, 404, 409, parameter="name")),
+            (
+                "GET",
+                "/v1/tasks/{name}",
+                self.task,
+                _operators(operators.TaskReport, 404, parameter="name"),
+            ),
+            (
+                "POST",
+                "/v1/tasks/{name}/pause",
+                self.pause,
+                _operators(operators.TaskReport, 404, 409, parameter="name"),
+            ),
+            (
+                "POST",
+                "/v1/tasks/{name}/resume",
+                self.resume,
+                _operators(operators.TaskReport, 404, 409, parameter="name"),
+            ),
             (
                 "POST",
                 "/v1/tasks/{name}/rollback",
                 self.roll_back,
-                _operators(operators.TaskReport, 400, 404, 409, 413, body=operators.Rollback, parameter="name"),
+                _operators(
+                    operators.TaskReport,
+                    400,
+                    404,
+                    409,
+                    413,
+                    body=operators.Rollback,
+                    parameter="name",
+                ),
             ),
-            ("GET", "/v1/tasks/{name}/checkpoints/{sha256}", self.checkpoint, _operators(None, 404, 416, parameter="name", second="sha256")),
-            ("POST", "/v1/codes", self.codes, _operators(operators.Codes, 400, 413, body=operators.NewCodes)),
+            (
+                "GET",
+                "/v1/tasks/{name}/checkpoints/{sha256}",
+                self.checkpoint,
+                _operators(None, 404, 416, parameter="name", second="sha256"),
+            ),
+            (
+                "POST",
+                "/v1/codes",
+                self.codes,
+                _operators(operators.Codes, 400, 413, body=operators.NewCodes),
+            ),
             ("GET", "/", self.page, {"response_class": HTMLResponse, "responses": _READING}),
             ("GET", "/healthz", self.healthz, _documented(Health)),
             ("GET", "/readyz", self.readyz, _documented(Health, 503)),
@@ -184,19 +338,34 @@ class _Service:
         body = await self.body(request, MESSAGE_BYTES)
         enrolment = _parsed(Enrolment, body)
         if not re.fullmatch("[0-9a-f]{64}", enrolment.public_key):
-            raise Refused(Cause.MALFORMED, "public_key: expected an Ed25519 key, 32 bytes in lower-case hexadecimal")
+            raise Refused(
+                Cause.MALFORMED,
+                "public_key: expected an Ed25519 key, 32 bytes in lower-case hexadecimal",
+            )
         proof, key = access.proof(request.headers), bytes.fromhex(enrolment.public_key)
-        named = proof is not None and proof.device == signing.name_of(enrolment.public_key) and proof.body_digest == signing.digest(body)
-        if proof is None or not named or not access.is_signed(key, proof, request.method, _path(request)):
+        named = (
+            proof is not None
+            and proof.device == signing.name_of(enrolment.public_key)
+            and proof.body_digest == signing.digest(body)
+        )
+        if (
+            proof is None
+            or not named
+            or not access.is_signed(key, proof, request.method, _path(request))
+        ):
             raise Refused(Cause.BAD_SIGNATURE, "the enrolment is not signed with the key it names")
         return _json(await run_in_threadpool(self.coordinator.enrol, enrolment, self.clock()))
 
     async def check_in(self, request: Request) -> Response:
         signed = await self.signed(request, MESSAGE_BYTES)
         message = _parsed(CheckIn, await self.signed_body(request, signed.proof, MESSAGE_BYTES))
-        answer = await self.answer(signed, CheckingIn(signed.proof.device, message, signed.proof.nonce))
+        answer = await self.answer(
+            signed, CheckingIn(signed.proof.device, message, signed.proof.nonce)
+        )
         if isinstance(answer, Assignment) and message.holds and message.holds != answer.checkpoint:
-            answer = await run_in_threadpool(self.coordinator.with_difference, answer, message.holds)
+            answer = await run_in_threadpool(
+                self.coordinator.with_difference, answer, message.holds
+            )
         return _json(answer)
 
     async def blob(self, request: Request) -> Response:
@@ -205,7 +374,9 @@ class _Service:
         name, proof = request.path_params["sha256"], signed.proof
 
         async def taken(size: int, complete: bool) -> None:
-            await self.answer(signed, Fetching(proof.device, name, size, complete, proof.nonce, proof.signed_for))
+            await self.answer(
+                signed, Fetching(proof.device, name, size, complete, proof.nonce, proof.signed_for)
+            )
 
         return await self.blob_answer(request, name, taken)
 
@@ -221,18 +392,36 @@ class _Service:
         proof = signed.proof
         self.verify(signed)  # before a body this large is read
         length = _content_length(request)
-        async with self.room.of(limit if length is None else length, self.allowed.limits.body_s) as buffer:
+        async with self.room.of(
+            limit if length is None else length, self.allowed.limits.body_s
+        ) as buffer:
             # the hash of a body this large is checked where it is judged, which needs it anyway
             body = await self.body(request, limit, buffer)
-            asked = Reporting(proof.device, request.path_params["assignment"], body, kind, proof.nonce, proof.signed_for, proof.body_digest)
-            signed.judged = await asyncio.get_running_loop().run_in_executor(self.judges, self.coordinator.judge, asked)
+            asked = Reporting(
+                proof.device,
+                request.path_params["assignment"],
+                body,
+                kind,
+                proof.nonce,
+                proof.signed_for,
+                proof.body_digest,
+            )
+            signed.judged = await asyncio.get_running_loop().run_in_executor(
+                self.judges, self.coordinator.judge, asked
+            )
             return _json(await self.answer(signed, asked, len(body)))
 
     async def abandon(self, request: Request) -> Response:
         signed = await self.signed(request, MESSAGE_BYTES)
         proof = signed.proof
         message = _parsed(Abandon, await self.signed_body(request, proof, MESSAGE_BYTES))
-        asked = Abandoning(proof.device, request.path_params["assignment"], message.cause, proof.nonce, proof.signed_for)
+        asked = Abandoning(
+            proof.device,
+            request.path_params["assignment"],
+            message.cause,
+            proof.nonce,
+            proof.signed_for,
+        )
         return _json(await self.answer(signed, asked))
 
     # reports and operators
@@ -240,7 +429,9 @@ class _Service:
     async def rounds(self, request: Request) -> Response:
         proof = access.proof(request.headers)
         if proof is not None and proof.device:
-            self.verify(await self.signed(request, 0))  # a device may see what becomes of its rounds
+            self.verify(
+                await self.signed(request, 0)
+            )  # a device may see what becomes of its rounds
         else:
             self.may_read(request)
         task = request.query_params.get("task")
@@ -249,7 +440,9 @@ class _Service:
     async def put_checkpoint(self, request: Request) -> Response:
         self.may_act(request)
         data = await self.body(request, CHECKPOINT_BYTES)
-        return _json(await run_in_threadpool(operators.put_checkpoint, self.coordinator, bytes(data)))
+        return _json(
+            await run_in_threadpool(operators.put_checkpoint, self.coordinator, bytes(data))
+        )
 
     async def create_task(self, request: Request) -> Response:
         self.may_act(request)
@@ -264,7 +457,9 @@ class _Service:
 
     async def task(self, request: Request) -> Response:
         self.may_read(request)
-        return _json(await run_in_threadpool(operators.report, self.coordinator, request.path_params["name"]))
+        return _json(
+            await run_in_threadpool(operators.report, self.coordinator, request.path_params["name"])
+        )
 
     async def pause(self, request: Request) -> Response:
         self.may_act(request)
@@ -279,7 +474,13 @@ class _Service:
     async def roll_back(self, request: Request) -> Response:
         self.may_act(request)
         message = _parsed(operators.Rollback, await self.body(request, MESSAGE_BYTES))
-        await run_in_threadpool(operators.roll_back, self.coordinator, request.path_params["name"], message, self.clock())
+        await run_in_threadpool(
+            operators.roll_back,
+            self.coordinator,
+            request.path_params["name"],
+            message,
+            self.clock(),
+        )
         return await self.changed(request, "rolled back", request.path_params["name"])
 
     async def changed(self, request: Request, what: str, task: str) -> Response:
@@ -297,7 +498,9 @@ class _Service:
     async def codes(self, request: Request) -> Response:
         self.may_act(request)
         message = _parsed(operators.NewCodes, await self.body(request, MESSAGE_BYTES) or b"{}")
-        made = await run_in_threadpool(operators.make_codes, self.coordinator, message, self.clock())
+        made = await run_in_threadpool(
+            operators.make_codes, self.coordinator, message, self.clock()
+        )
         log.info("enrolment codes made", extra={"count": len(made.codes)})
         return _json(made)
 
@@ -309,7 +512,12 @@ class _Service:
         try:
             await run_in_threadpool(self.coordinator.probe)
         except (Unusable, FedboardError):
-            return _problem(503, Cause.UNAVAILABLE, "the database or the blobs cannot be used", {"retry-after": "10"})
+            return _problem(
+                503,
+                Cause.UNAVAILABLE,
+                "the database or the blobs cannot be used",
+                {"retry-after": "10"},
+            )
         return _json(Health())
 
     async def metrics_text(self, request: Request) -> Response:
@@ -322,7 +530,9 @@ class _Service:
         self.may_read(request)
 
         def made() -> dashboard.Page:
-            return dashboard.page(overview.read(self.coordinator, self.clock(), self.started_at, self.metrics.refused))
+            return dashboard.page(
+                overview.read(self.coordinator, self.clock(), self.started_at, self.metrics.refused)
+            )
 
         found = await run_in_threadpool(made)
         headers = {
@@ -336,7 +546,9 @@ class _Service:
     # who may
 
     async def signed(self, request: Request, limit: int) -> "_Signed":
-        """A request with the proof it carries and the key of the device it names, before its body is read and its signature looked at."""
+        """A request with the proof it carries and the key of the device it names, before its body
+        is read and its signature looked at.
+        """
         length = _content_length(request)
         if length is not None and length > limit:
             raise _too_large(limit)
@@ -354,7 +566,9 @@ class _Service:
         signed.is_verified = True
 
     def handle(self, group: Sequence["_Signed"]) -> list[Answer]:
-        """The answers to a group: signatures are verified here, in the coordinator's thread, so that the loop can read on."""
+        """The answers to a group: signatures are verified here, in the coordinator's thread, so
+        that the loop can read on.
+        """
         answers: list[Answer] = [None] * len(group)
         good, now = [], self.clock()
         for place, signed in enumerate(group):
@@ -366,7 +580,10 @@ class _Service:
                 good.append(place)
             except Refused as refused:
                 answers[place] = refused
-        asked, judged = [group[place].asked for place in good], [group[place].judged for place in good]
+        asked, judged = (
+            [group[place].asked for place in good],
+            [group[place].judged for place in good],
+        )
         for place, answer in zip(good, self.coordinator.handle(asked, now, judged), strict=True):
             answers[place] = answer
         return answers
@@ -395,7 +612,10 @@ class _Service:
         """Refused unless the request carries the operator's token."""
         self.address_may(request)
         if not self.allowed.token or not access.is_token(request.headers, self.allowed.token):
-            raise Refused(Cause.NOT_THE_OPERATOR, "expected the operator's token, as a bearer or as a password")
+            raise Refused(
+                Cause.NOT_THE_OPERATOR,
+                "expected the operator's token, as a bearer or as a password",
+            )
 
     def may_read(self, request: Request) -> None:
         if not self.allowed.open_to_readers:
@@ -403,14 +623,21 @@ class _Service:
 
     # bodies and answers
 
-    async def body(self, request: Request, limit: int, into: bytearray | None = None) -> bytes | bytearray:
-        """The body, in `into` if it has its length; refused as soon as it is known to be longer than `limit` bytes, coded, or too slow."""
+    async def body(
+        self, request: Request, limit: int, into: bytearray | None = None
+    ) -> bytes | bytearray:
+        """The body, in `into` if it has its length; refused as soon as it is known to be longer
+        than `limit` bytes, coded, or too slow.
+        """
         length, limits = _content_length(request), self.allowed.limits
         if length is not None and length > limit:
             raise _too_large(limit)
         if _headers(request).get("content-encoding", "identity").lower() != "identity":
             raise Refused(Cause.MALFORMED, "content-encoding: expected a body as it is")
-        body, size = into if into is not None and len(into) == length else bytearray(length or 0), 0  # one piece of memory if its length is told
+        body, size = (
+            into if into is not None and len(into) == length else bytearray(length or 0),
+            0,
+        )  # one piece of memory if its length is told
         try:
             async with asyncio.timeout(limits.body_s + limit / limits.least_bytes_per_s):
                 async for piece in request.stream():
@@ -431,7 +658,12 @@ class _Service:
     async def largest_update(self) -> int:
         if not self.update_bytes:
             tasks = await run_in_threadpool(self.coordinator.tasks)
-            self.update_bytes = {stored.task.name: quantize.encoded_bytes(stored.task.dimension, stored.task.plan.bits) for stored in tasks}
+            self.update_bytes = {
+                stored.task.name: quantize.encoded_bytes(
+                    stored.task.dimension, stored.task.plan.bits
+                )
+                for stored in tasks
+            }
         return max(self.update_bytes.values(), default=MESSAGE_BYTES)
 
     async def answer(self, signed: "_Signed", asked: Asked, size: int = 0) -> Answer:
@@ -441,10 +673,18 @@ class _Service:
             raise found
         return found
 
-    async def blob_answer(self, request: Request, name: str, taken: Callable[[int, bool], Any] | None) -> Response:
-        """A blob or a part of it, once `taken(bytes, whether the last is among them)` has let it go. RFC 9110, sections 13 and 14."""
+    async def blob_answer(
+        self, request: Request, name: str, taken: Callable[[int, bool], Any] | None
+    ) -> Response:
+        """A blob or a part of it, once `taken(bytes, whether the last is among them)` has let it
+        go. RFC 9110, sections 13 and 14.
+        """
         size = await run_in_threadpool(self.coordinator.blob_size, name)
-        headers = {"etag": f'"{name}"', "cache-control": "private, max-age=31536000, immutable", "accept-ranges": "bytes"}
+        headers = {
+            "etag": f'"{name}"',
+            "cache-control": "private, max-age=31536000, immutable",
+            "accept-ranges": "bytes",
+        }
 
         async def let_go(count: int, complete: bool) -> None:
             if taken is not None:
@@ -456,7 +696,12 @@ class _Service:
         start, end = _window(request.headers, headers["etag"], size) or (0, size)
         if start >= end and size:
             await let_go(0, False)
-            return _problem(416, Cause.MALFORMED, f"the blob has {size} bytes", {"content-range": f"bytes */{size}"})
+            return _problem(
+                416,
+                Cause.MALFORMED,
+                f"the blob has {size} bytes",
+                {"content-range": f"bytes */{size}"},
+            )
         await let_go(end - start, end == size)
         data = await run_in_threadpool(self.coordinator.blobs.part, name, start, end)
         status = 200
@@ -464,7 +709,9 @@ class _Service:
             status, headers["content-range"] = 206, f"bytes {start}-{end - 1}/{size}"
         return Response(data, status, headers, "application/octet-stream")
 
-    async def respond(self, request: Request, route: Callable[[Request], Awaitable[Response]]) -> Response:
+    async def respond(
+        self, request: Request, route: Callable[[Request], Awaitable[Response]]
+    ) -> Response:
         """What a route answers, errors included."""
         try:
             return await route(request)
@@ -485,13 +732,20 @@ class _Service:
         return _problem(error.status_code, Cause.MALFORMED, error.detail, error.headers)
 
     async def forget(self, _: Request, __: Any) -> Response:
-        return _problem(400, Cause.MALFORMED, "the connection ended inside the body")  # nobody reads it: a phone that lost its network is no error
+        return _problem(
+            400, Cause.MALFORMED, "the connection ended inside the body"
+        )  # nobody reads it: a phone that lost its network is no error
 
     async def unavailable(self, _: Request, error: Any) -> Response:
         """The database or the blobs failed. Nothing was acknowledged, so the device asks again."""
         self.count(Cause.UNAVAILABLE)
         log.error("the store cannot be used", extra={"error": type(error).__name__})
-        return _problem(503, Cause.UNAVAILABLE, "the server cannot keep anything just now; try again later", {"retry-after": "30"})
+        return _problem(
+            503,
+            Cause.UNAVAILABLE,
+            "the server cannot keep anything just now; try again later",
+            {"retry-after": "30"},
+        )
 
     def count(self, cause: Cause) -> None:
         self.metrics.refused[cause.value] = self.metrics.refused.get(cause.value, 0) + 1
@@ -501,7 +755,9 @@ class _Service:
             await asyncio.sleep(self.tick_s)
             try:
                 await run_in_threadpool(self.coordinator.tick, self.clock())
-            except Exception as error:  # a full disk may have room again: the next tick tries the same
+            except (
+                Exception
+            ) as error:  # a full disk may have room again: the next tick tries the same
                 log.exception("the rounds could not go on", extra={"error": type(error).__name__})
 
 
@@ -519,7 +775,9 @@ class _Signed:
 
 
 class _Route(APIRoute):
-    """A route whose function takes the request and gives the response: FastAPI documents it, and its parsing is left out."""
+    """A route whose function takes the request and gives the response: FastAPI documents it, and
+    its parsing is left out.
+    """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         return self.endpoint
@@ -532,8 +790,9 @@ class TooOften(Refused):
 
 
 class _Room:
-    """Bytes of bodies in memory at once: who finds none waits, and is asked to come back if that takes too long. Most bodies have one length, so
-    their memory is used again."""
+    """Bytes of bodies in memory at once: who finds none waits, and is asked to come back if that
+    takes too long. Most bodies have one length, so their memory is used again.
+    """
 
     def __init__(self, most: int):
         self._left = self._most = most
@@ -549,10 +808,14 @@ class _Room:
                 self._left -= size
         except TimeoutError:
             raise Refused(Cause.UNAVAILABLE, "too many bodies at once") from None
-        buffer = self._spare.pop() if self._spare and len(self._spare[-1]) == size else bytearray(size)
+        buffer = (
+            self._spare.pop() if self._spare and len(self._spare[-1]) == size else bytearray(size)
+        )
         try:
             yield buffer
-            if not self._spare or len(self._spare[-1]) == size:  # answered: nobody looks at it any more
+            if (
+                not self._spare or len(self._spare[-1]) == size
+            ):  # answered: nobody looks at it any more
                 self._spare.append(buffer)
             else:
                 self._spare = [buffer]
@@ -563,7 +826,9 @@ class _Room:
 
 
 class _Observed:
-    """Times every request, and answers the most frequent one: through FastAPI's layers a check-in takes half as long again. ASGI: bodies stream."""
+    """Times every request, and answers the most frequent one: through FastAPI's layers a check-in
+    takes half as long again. ASGI: bodies stream.
+    """
 
     def __init__(self, app: Any, service: _Service):
         self._app, self._service, self._metrics = app, service, service.metrics
@@ -582,14 +847,25 @@ class _Observed:
         often = scope["path"] == CHECK_IN and scope["method"] == "POST"
         try:
             if often:
-                await (await self._service.respond(Request(scope, receive, observing), self._service.check_in))(scope, receive, observing)
+                await (
+                    await self._service.respond(
+                        Request(scope, receive, observing), self._service.check_in
+                    )
+                )(scope, receive, observing)
             else:
                 await self._app(scope, receive, observing)
         finally:
             seconds, route = time.perf_counter() - began, scope.get("route")
-            path = CHECK_IN if often else getattr(route, "path", "other")  # parameters by name: the log holds no device's work
+            path = (
+                CHECK_IN if often else getattr(route, "path", "other")
+            )  # parameters by name: the log holds no device's work
             self._metrics.answered(path, status, seconds)
-            told = {"method": scope["method"], "route": path, "status": status, "ms": round(1000 * seconds, 1)}
+            told = {
+                "method": scope["method"],
+                "route": path,
+                "status": status,
+                "ms": round(1000 * seconds, 1),
+            }
             log.log(logging.ERROR if status >= 500 else logging.DEBUG, "request", extra=told)
 
 
@@ -600,7 +876,10 @@ def _headers(request: Request) -> dict[str, str]:
     """The headers by name; Starlette's own look through all of them at every question."""
     found = request.scope.get("fedboard.headers")
     if found is None:
-        found = {name.decode("latin-1"): value.decode("latin-1") for name, value in request.scope["headers"]}
+        found = {
+            name.decode("latin-1"): value.decode("latin-1")
+            for name, value in request.scope["headers"]
+        }
         request.scope["fedboard.headers"] = found
     return found
 
@@ -615,7 +894,10 @@ def _content_length(request: Request) -> int | None:
 
 
 def _bad_signature() -> Refused:
-    return Refused(Cause.BAD_SIGNATURE, "the signature does not fit the device, the request, its body, task, round or nonce")
+    return Refused(
+        Cause.BAD_SIGNATURE,
+        "the signature does not fit the device, the request, its body, task, round or nonce",
+    )
 
 
 def _too_large(limit: int) -> Refused:
@@ -639,10 +921,13 @@ def _tags(header: str) -> Iterable[str]:
 
 
 def _window(headers: Mapping[str, str], tag: str, size: int) -> tuple[int, int] | None:
-    """The bytes a request asks for, start and end (not included), or None for all. Empty if they lie outside. RFC 9110, section 14."""
+    """The bytes a request asks for, start and end (not included), or None for all. Empty if they
+    lie outside. RFC 9110, section 14.
+    """
     found = _RANGE.fullmatch(headers.get("range", ""))
     if found is None or found.groups() == ("", "") or headers.get("if-range", tag) != tag:
-        return None  # several ranges, other units and a blob that changed: the whole blob is a right answer
+        # several ranges, other units and a blob that changed: the whole blob is a right answer
+        return None
     first, last = found.groups()
     if not first:
         return max(0, size - int(last)), size
@@ -660,14 +945,20 @@ def _json(message: Any, status: int = 200, headers: Any = None) -> Response:
 
 def _problem(status: int, cause: Cause, detail: str, headers: Any = None) -> Response:
     if status == 401:
-        scheme = 'Basic realm="Fedboard operator"' if cause is Cause.NOT_THE_OPERATOR else "Fedboard-Signature"
+        scheme = (
+            'Basic realm="Fedboard operator"'
+            if cause is Cause.NOT_THE_OPERATOR
+            else "Fedboard-Signature"
+        )
         headers = {**(headers or {}), "www-authenticate": scheme}
     return _json(Problem(cause, detail), status, headers)
 
 
 SIGNED = (401, 408, 409, 413, 429, 503)  # any signed request may be answered so
 _READING = {401: {"model": Problem}, 429: {"model": Problem}, 503: {"model": Problem}}
-_METRICS = {"responses": {200: {"content": {prometheus_client.CONTENT_TYPE_LATEST: {}}}, **_READING}}
+_METRICS = {
+    "responses": {200: {"content": {prometheus_client.CONTENT_TYPE_LATEST: {}}}, **_READING}
+}
 _documented = openapi.documented
 
 

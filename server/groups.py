@@ -1,7 +1,8 @@
-"""Groups: requests that arrive while the disk is busy are answered together. One worker thread; as many requests as come in one transaction.
+"""Groups: requests that arrive while the disk is busy are answered together. One worker thread; as
+many requests as come in one transaction.
 
-A transaction costs about as much as thirty requests in it. So under load a group waits a few milliseconds for company; a request that comes alone
-does not.
+A transaction costs about as much as thirty requests in it. So under load a group waits a few
+milliseconds for company; a request that comes alone does not.
 """
 
 import asyncio
@@ -14,9 +15,17 @@ A = TypeVar("A")
 
 
 class Groups(Generic[Q, A]):
-    """`handle` answers a list of requests at once. A group is what came while the one before it was under way, at most `most` and `most_bytes`."""
+    """`handle` answers a list of requests at once. A group is what came while the one before it was
+    under way, at most `most` and `most_bytes`.
+    """
 
-    def __init__(self, handle: Callable[[Sequence[Q]], Sequence[A]], most: int = 256, most_bytes: int = 128 << 20, wait_s: float = 0.004):
+    def __init__(
+        self,
+        handle: Callable[[Sequence[Q]], Sequence[A]],
+        most: int = 256,
+        most_bytes: int = 128 << 20,
+        wait_s: float = 0.004,
+    ):
         self._handle, self._most, self._most_bytes, self._wait_s = handle, most, most_bytes, wait_s
         self._together = 1.0  # requests of the last groups, about
         self._waiting: list[tuple[Q, int, asyncio.Future[A]]] = []
@@ -24,7 +33,9 @@ class Groups(Generic[Q, A]):
         self._worker = ThreadPoolExecutor(1, "coordinator")
 
     async def answer(self, request: Q, size: int = 0) -> A:
-        """The answer to one request, of so many bytes. Raises what `handle` raised for its group."""
+        """The answer to one request, of so many bytes. Raises what `handle` raised for its
+        group.
+        """
         future: asyncio.Future[A] = asyncio.get_running_loop().create_future()
         self._waiting.append((request, size, future))
         if self._draining is None:
@@ -40,7 +51,9 @@ class Groups(Generic[Q, A]):
                 group = self._next()
                 self._together = 0.7 * self._together + 0.3 * len(group)
                 try:
-                    answers = await loop.run_in_executor(self._worker, self._handle, [request for request, _, _ in group])
+                    answers = await loop.run_in_executor(
+                        self._worker, self._handle, [request for request, _, _ in group]
+                    )
                 except Exception as error:
                     for _, _, future in group:
                         if not future.done():
@@ -54,7 +67,11 @@ class Groups(Generic[Q, A]):
 
     def _next(self) -> list[tuple[Q, int, "asyncio.Future[A]"]]:
         count, size = 0, 0
-        while count < len(self._waiting) and count < self._most and (not count or size + self._waiting[count][1] <= self._most_bytes):
+        while (
+            count < len(self._waiting)
+            and count < self._most
+            and (not count or size + self._waiting[count][1] <= self._most_bytes)
+        ):
             size += self._waiting[count][1]
             count += 1
         group, self._waiting = self._waiting[:count], self._waiting[count:]

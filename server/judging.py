@@ -1,4 +1,6 @@
-"""Judging: what a report holds, or why it must not be counted. Decides by the report and the task alone; reads no store."""
+"""Judging: what a report holds, or why it must not be counted. Decides by the report and the task
+alone; reads no store.
+"""
 
 from dataclasses import dataclass
 
@@ -19,11 +21,17 @@ class Judged:
     genuine: bool  # the body is the one that was signed
     task: str  # that it was judged for
     round: int
-    value: quantize.Update | Scores | Cause | None  # what it holds, or why it must not be counted; None for an unknown task
+    value: (
+        quantize.Update | Scores | Cause | None
+    )  # what it holds, or why it must not be counted; None for an unknown task
 
 
-def judge(body: bytes | bytearray, kind: Kind, task: Task, round: int) -> quantize.Update | Scores | Cause:
-    """A report as values, or why it must not be counted. Decides by the report and the task alone."""
+def judge(
+    body: bytes | bytearray, kind: Kind, task: Task, round: int
+) -> quantize.Update | Scores | Cause:
+    """A report as values, or why it must not be counted. Decides by the report and the task
+    alone.
+    """
     if kind is not task.kind:
         return Cause.NOT_AN_UPDATE if kind is Kind.TRAINING else Cause.NOT_SCORES
     if kind is Kind.EVALUATION:
@@ -32,7 +40,12 @@ def judge(body: bytes | bytearray, kind: Kind, task: Task, round: int) -> quanti
         update = quantize.decode(body)
     except UpdateError:
         return Cause.NOT_AN_UPDATE
-    return aggregation.check(update, round, rotation_seed(task, round), task.shapes, task.dimension, task.plan) or update
+    return (
+        aggregation.check(
+            update, round, rotation_seed(task, round), task.shapes, task.dimension, task.plan
+        )
+        or update
+    )
 
 
 def scores_of(body: bytes | bytearray, plan: Plan) -> Scores | Cause:
@@ -42,6 +55,10 @@ def scores_of(body: bytes | bytearray, plan: Plan) -> Scores | Cause:
     except ConfigError:
         return Cause.NOT_SCORES
     ordered = 0 <= scores.top1 <= scores.top3 <= scores.in_vocabulary <= scores.targets
-    if not (ordered and 1 <= scores.targets <= plan.max_rows * plan.length and 0 <= scores.loss <= NATS_A_TARGET * scores.in_vocabulary):
+    if not (
+        ordered
+        and 1 <= scores.targets <= plan.max_rows * plan.length
+        and 0 <= scores.loss <= NATS_A_TARGET * scores.in_vocabulary
+    ):
         return Cause.NOT_SCORES
     return scores

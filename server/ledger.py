@@ -1,4 +1,6 @@
-"""The ledger of one group: what its requests need of the store, read at once, and what they change, written at once."""
+"""The ledger of one group: what its requests need of the store, read at once, and what they change,
+written at once.
+"""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -8,14 +10,32 @@ from typing import Any
 from device_runtime.wire import Cause
 from server.eligibility import History
 from server.rounds import OPEN, Event, Tick, advance
-from server.store import ASSIGNED, DROPPED, REFUSED, Participation, Rows, Status, StoredAssignment, StoredRound
+from server.store import (
+    ASSIGNED,
+    DROPPED,
+    REFUSED,
+    Participation,
+    Rows,
+    Status,
+    StoredAssignment,
+    StoredRound,
+)
 from server.task import assignment_name
 
 
 class Ledger:
-    """Reads on construction; `write` puts down the changes in the same transaction. A request sees what those before it in the group did."""
+    """Reads on construction; `write` puts down the changes in the same transaction. A request sees
+    what those before it in the group did.
+    """
 
-    def __init__(self, rows: Rows, now: float, devices: Iterable[str] = (), assignments: Iterable[str] = (), nonces: Iterable[tuple[str, str]] = ()):
+    def __init__(
+        self,
+        rows: Rows,
+        now: float,
+        devices: Iterable[str] = (),
+        assignments: Iterable[str] = (),
+        nonces: Iterable[tuple[str, str]] = (),
+    ):
         self._rows, self.now = rows, now
         names, used = sorted(set(devices)), set(nonces)
         self.tasks = {stored.task.name: stored for stored in rows.tasks()}
@@ -25,8 +45,13 @@ class Ledger:
         self.assignments = rows.assignments(sorted(set(assignments))) if assignments else {}
         if names:
             self.assignments |= {each.assignment: each for each in rows.work_of(names)}
-            self._participations, self._outcomes = rows.participations(names), rows.outcomes_of(names)
-        self._works: dict[tuple[str, str], list[str]] = {}  # names of assignments by device and task
+            self._participations, self._outcomes = (
+                rows.participations(names),
+                rows.outcomes_of(names),
+            )
+        self._works: dict[
+            tuple[str, str], list[str]
+        ] = {}  # names of assignments by device and task
         for each in self.assignments.values():
             self._works.setdefault((each.device, each.task), []).append(each.assignment)
         self._new_nonces: list[tuple[str, str]] = []
@@ -54,13 +79,19 @@ class Ledger:
 
     def history(self, device: str, task: str) -> History:
         found = self._participations.get((device, task))
-        return History(self.enrolled_at[device], found and found.last_counted, found.counted if found else 0)
+        return History(
+            self.enrolled_at[device], found and found.last_counted, found.counted if found else 0
+        )
 
     def work(self, device: str, task: str) -> StoredAssignment | None:
-        """The device's assignment in the open round of a task, or an open one of a round before it."""
+        """The device's assignment in the open round of a task, or an open one of a round
+        before it.
+        """
         mine = self.works(device, task)
         still_open = next((each for each in mine if each.status is Status.OPEN), None)
-        return still_open or next((each for each in mine if each.round == self.rounds[task].state.round), None)
+        return still_open or next(
+            (each for each in mine if each.round == self.rounds[task].state.round), None
+        )
 
     def works(self, device: str, task: str) -> list[StoredAssignment]:
         """Those of a device's assignments in a task that were read or given."""
@@ -72,13 +103,19 @@ class Ledger:
         after = advance(before, event, self.tasks[task].task.rules)
         if after != before:
             self.save(replace(self.rounds[task], state=after))
-        return (after.admitted, after.reported, after.dropped) != (before.admitted, before.reported, before.dropped)
+        return (after.admitted, after.reported, after.dropped) != (
+            before.admitted,
+            before.reported,
+            before.dropped,
+        )
 
     def save(self, round: StoredRound) -> None:
         self.rounds[round.task] = self._changed_rounds[round.task] = round
 
     def assign(self, device: str, task: str, holds: bool) -> StoredAssignment:
-        """Give an admitted device work. `holds`: it has the round's checkpoint already, and counts as having downloaded it."""
+        """Give an admitted device work. `holds`: it has the round's checkpoint already, and counts
+        as having downloaded it.
+        """
         number = self.rounds[task].state.round
         name = assignment_name(self.tasks[task].task, number, device)
         work = StoredAssignment(name, task, number, device, self.now, downloaded=holds)
@@ -89,7 +126,9 @@ class Ledger:
         return work
 
     def settle(self, work: StoredAssignment, **changes: Any) -> None:
-        """Keep an assignment with changes; a new cause moves it from the old one's column of the funnel to the new one's."""
+        """Keep an assignment with changes; a new cause moves it from the old one's column of the
+        funnel to the new one's.
+        """
         after = replace(work, **changes)
         if after.cause != work.cause:
             for cause, more in ((work.cause, -1), (after.cause, 1)):
@@ -99,10 +138,14 @@ class Ledger:
 
     def count(self, work: StoredAssignment, at_round: int | None = None, **more: int) -> None:
         """Add to the counts of an assignment's round, or of the round it is counted in."""
-        self._counts.setdefault((work.task, work.round if at_round is None else at_round), Counter()).update(more)
+        self._counts.setdefault(
+            (work.task, work.round if at_round is None else at_round), Counter()
+        ).update(more)
 
     def note_check_in(self, device: str, task: str, outcome: str) -> None:
-        """One outcome for each device and open round: the first refusal, or ASSIGNED once it is assigned."""
+        """One outcome for each device and open round: the first refusal, or ASSIGNED once it is
+        assigned.
+        """
         before, number = self._outcomes.get((device, task)), self.rounds[task].state.round
         if before is not None and (outcome != ASSIGNED or before == ASSIGNED):
             return
@@ -118,7 +161,11 @@ class Ledger:
             after = Participation(number, 1)
         else:
             apart = number - before.last_counted
-            smallest = apart if before.smallest_separation is None else min(apart, before.smallest_separation)
+            smallest = (
+                apart
+                if before.smallest_separation is None
+                else min(apart, before.smallest_separation)
+            )
             after = Participation(number, before.counted + 1, smallest)
         self._participations[device, task] = self._changed_participations[device, task] = after
 
@@ -136,5 +183,10 @@ class Ledger:
 
 def refused_late(cause: Cause | None) -> Cause:
     """What a report is told that comes to an assignment which was closed for `cause`."""
-    told = {Cause.TIMED_OUT: Cause.LATE, Cause.LATE: Cause.LATE, Cause.SURPLUS: Cause.SURPLUS, Cause.STALE: Cause.STALE}
+    told = {
+        Cause.TIMED_OUT: Cause.LATE,
+        Cause.LATE: Cause.LATE,
+        Cause.SURPLUS: Cause.SURPLUS,
+        Cause.STALE: Cause.STALE,
+    }
     return told.get(cause, Cause.ROUND_CLOSED)

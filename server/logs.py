@@ -1,16 +1,32 @@
-"""Logs: one JSON object a line on standard error, for machines that collect them. No body, key, token, text or device goes into one."""
+"""Logs: one JSON object a line on standard error, for machines that collect them. No body, key,
+token, text or device goes into one.
+"""
 
 import json
 import logging
 import sys
 from typing import Any, TextIO
 
-FIELDS = ("task", "round", "phase", "counted", "method", "route", "status", "ms", "count", "error")  # what a line may hold beside its message
+FIELDS = (
+    "task",
+    "round",
+    "phase",
+    "counted",
+    "method",
+    "route",
+    "status",
+    "ms",
+    "count",
+    "error",
+)  # what a line may hold beside its message
 
 
 class Lines(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        found: dict[str, Any] = {"time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z"), "level": record.levelname.lower()}
+        found: dict[str, Any] = {
+            "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z"),
+            "level": record.levelname.lower(),
+        }
         found["event"] = record.getMessage()
         found |= {name: getattr(record, name) for name in FIELDS if hasattr(record, name)}
         if record.exc_info and record.exc_info[0]:
@@ -20,7 +36,9 @@ class Lines(logging.Formatter):
             # where it happened, not what it said: a database's words can hold what was written
             found["raised"] = record.exc_info[0].__name__
             if trace is not None:
-                found["at"] = f"{trace.tb_frame.f_code.co_filename.rsplit('/', 1)[-1]}:{trace.tb_lineno}"
+                found["at"] = (
+                    f"{trace.tb_frame.f_code.co_filename.rsplit('/', 1)[-1]}:{trace.tb_lineno}"
+                )
         return json.dumps(found)
 
 

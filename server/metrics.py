@@ -1,4 +1,6 @@
-"""Numbers for Prometheus. What the store keeps is read from it at every scrape, so it survives a restart and is the same from every replica."""
+"""Numbers for Prometheus. What the store keeps is read from it at every scrape, so it survives a
+restart and is the same from every replica.
+"""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -20,8 +22,14 @@ class Metrics:
     def __init__(self, coordinator: Coordinator, clock: Callable[[], float]):
         self.registry = prometheus_client.CollectorRegistry()
         self.refused: dict[str, int] = {}  # requests answered with a Problem, by cause
-        named = "fedboard_request_seconds", "Time to answer a request, its body included.", ["route", "status"]
-        self._seconds = prometheus_client.Histogram(*named, registry=self.registry, buckets=LATENCIES_S)
+        named = (
+            "fedboard_request_seconds",
+            "Time to answer a request, its body included.",
+            ["route", "status"],
+        )
+        self._seconds = prometheus_client.Histogram(
+            *named, registry=self.registry, buckets=LATENCIES_S
+        )
         self._children: dict[tuple[str, int], Any] = {}
         self.registry.register(_Stored(coordinator, clock, self.refused))
 
@@ -36,43 +44,88 @@ class Metrics:
 
 
 class _Stored:
-    def __init__(self, coordinator: Coordinator, clock: Callable[[], float], refused: dict[str, int]):
+    def __init__(
+        self, coordinator: Coordinator, clock: Callable[[], float], refused: dict[str, int]
+    ):
         self._coordinator, self._clock, self._refused = coordinator, clock, refused
 
     def collect(self) -> Iterable[Any]:
         with self._coordinator.store.reading() as rows:
-            tasks, totals, causes, devices = rows.tasks(), rows.totals(), rows.causes(), rows.count_devices()
-            participation = {stored.task.name: rows.participation(stored.task.name) for stored in tasks}
-        requests = CounterMetricFamily("fedboard_refused_requests", "Requests answered with a Problem.", labels=["cause"])
+            tasks, totals, causes, devices = (
+                rows.tasks(),
+                rows.totals(),
+                rows.causes(),
+                rows.count_devices(),
+            )
+            participation = {
+                stored.task.name: rows.participation(stored.task.name) for stored in tasks
+            }
+        requests = CounterMetricFamily(
+            "fedboard_refused_requests", "Requests answered with a Problem.", labels=["cause"]
+        )
         for cause, count in sorted(self._refused.items()):
             requests.add_metric([cause], count)
         yield requests
         yield GaugeMetricFamily("fedboard_devices_enrolled", "Devices enrolled.", value=devices)
-        states = GaugeMetricFamily("fedboard_task_state", "1 for the state a task is in.", labels=["task", "kind", "state"])
+        states = GaugeMetricFamily(
+            "fedboard_task_state", "1 for the state a task is in.", labels=["task", "kind", "state"]
+        )
         rounds = GaugeMetricFamily("fedboard_rounds", "Rounds by phase.", labels=["task", "phase"])
-        funnel = CounterMetricFamily("fedboard_devices", "Devices and rounds by the step of the funnel they reached.", labels=["task", "step"])
-        body = CounterMetricFamily("fedboard_body_bytes", "Bytes of reports (up) and blobs (down).", labels=["task", "direction"])
-        examples = CounterMetricFamily("fedboard_examples", "Examples of the counted updates.", labels=["task"])
-        lost = CounterMetricFamily("fedboard_devices_lost", "Devices and rounds refused or dropped, by cause.", labels=["task", "step", "cause"])
-        epsilon = GaugeMetricFamily("fedboard_privacy_epsilon", "Privacy spent; +Inf without noise: nothing is claimed.", labels=["task"])
-        most = GaugeMetricFamily("fedboard_most_participations", "Rounds the most counted device was counted in.", labels=["task"])
+        funnel = CounterMetricFamily(
+            "fedboard_devices",
+            "Devices and rounds by the step of the funnel they reached.",
+            labels=["task", "step"],
+        )
+        body = CounterMetricFamily(
+            "fedboard_body_bytes",
+            "Bytes of reports (up) and blobs (down).",
+            labels=["task", "direction"],
+        )
+        examples = CounterMetricFamily(
+            "fedboard_examples", "Examples of the counted updates.", labels=["task"]
+        )
+        lost = CounterMetricFamily(
+            "fedboard_devices_lost",
+            "Devices and rounds refused or dropped, by cause.",
+            labels=["task", "step", "cause"],
+        )
+        epsilon = GaugeMetricFamily(
+            "fedboard_privacy_epsilon",
+            "Privacy spent; +Inf without noise: nothing is claimed.",
+            labels=["task"],
+        )
+        most = GaugeMetricFamily(
+            "fedboard_most_participations",
+            "Rounds the most counted device was counted in.",
+            labels=["task"],
+        )
         for stored in tasks:
             name, kind = stored.task.name, stored.task.kind.value
             states.add_metric([name, kind, stored.state.value], 1)
             found = totals.get(name, {})
             for phase in Phase:
                 rounds.add_metric([name, phase.value], found.get(phase.value, {}).get("rounds", 0))
-            added = {key: sum(each[key] for each in found.values()) for key in ("assigned", "downloaded", "uploaded", "counted", "examples")}
-            refused = {cause: count for (task, step, cause), count in causes.items() if (task, step) == (name, "refused")}
+            added = {
+                key: sum(each[key] for each in found.values())
+                for key in ("assigned", "downloaded", "uploaded", "counted", "examples")
+            }
+            refused = {
+                cause: count
+                for (task, step, cause), count in causes.items()
+                if (task, step) == (name, "refused")
+            }
             reached = {
                 "checked_in": added["assigned"] + sum(refused.values()),
-                "eligible": added["assigned"] + sum(count for cause, count in refused.items() if cause in NO_PLACE),
+                "eligible": added["assigned"]
+                + sum(count for cause, count in refused.items() if cause in NO_PLACE),
                 **added,
             }
             for step in STEPS:
                 funnel.add_metric([name, step], reached[step])
             for direction in ("up", "down"):
-                body.add_metric([name, direction], sum(each[f"bytes_{direction}"] for each in found.values()))
+                body.add_metric(
+                    [name, direction], sum(each[f"bytes_{direction}"] for each in found.values())
+                )
             examples.add_metric([name], added["examples"])
             epsilon.add_metric([name], float("inf"))
             most.add_metric([name], participation[name][0])

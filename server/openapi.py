@@ -11,8 +11,23 @@ from server import operators
 from server.requests import ABANDON_CAUSES
 
 _SHARED = "#/components/schemas/{model}"
-_REQUESTS = (Enrolment, CheckIn, Abandon, Scores, operators.NewTask, operators.Rollback, operators.NewCodes)
-_SIGNATURE = ("content-digest", "fedboard-device", "fedboard-task", "fedboard-round", "fedboard-nonce", "fedboard-signature")
+_REQUESTS = (
+    Enrolment,
+    CheckIn,
+    Abandon,
+    Scores,
+    operators.NewTask,
+    operators.Rollback,
+    operators.NewCodes,
+)
+_SIGNATURE = (
+    "content-digest",
+    "fedboard-device",
+    "fedboard-task",
+    "fedboard-round",
+    "fedboard-nonce",
+    "fedboard-signature",
+)
 
 
 def documented(
@@ -28,7 +43,10 @@ def documented(
     responses: dict[int | str, Any] = {status: {"model": Problem} for status in sorted(problems)}
     binary = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
     if answer is None:
-        responses |= {200: {"content": binary}, 206: {"content": binary, "description": "The bytes asked for"}}
+        responses |= {
+            200: {"content": binary},
+            206: {"content": binary, "description": "The bytes asked for"},
+        }
         responses |= {304: {"description": "The device has it already"}}
     else:
         responses[200] = {"model": answer}
@@ -36,10 +54,18 @@ def documented(
     if body is bytes:
         extra["requestBody"] = {"required": True, "content": binary}
     elif body is not None:
-        extra["requestBody"] = {"required": True, "content": {"application/json": {"schema": {"$ref": _SHARED.format(model=body.__name__)}}}}
+        extra["requestBody"] = {
+            "required": True,
+            "content": {
+                "application/json": {"schema": {"$ref": _SHARED.format(model=body.__name__)}}
+            },
+        }
     if parameter is not None:
         names = (parameter, *(() if second is None else (second,)))
-        extra["parameters"] = [{"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in names]
+        extra["parameters"] = [
+            {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+            for name in names
+        ]
     if is_signed:
         extra["security"] = [{name: [] for name in _SIGNATURE}]
     elif is_operators:
@@ -51,17 +77,32 @@ def document(api: FastAPI) -> dict[str, Any]:
     if api.openapi_schema is None:
         found = get_openapi(title=api.title, version=api.version, routes=api.routes)
         schemas = found["components"]["schemas"]
-        _, shared = TypeAdapter.json_schemas([(kind, "validation", TypeAdapter(kind)) for kind in _REQUESTS], ref_template=_SHARED)
+        _, shared = TypeAdapter.json_schemas(
+            [(kind, "validation", TypeAdapter(kind)) for kind in _REQUESTS], ref_template=_SHARED
+        )
         for name, schema in shared["$defs"].items():
             if "properties" in schema:
                 schema["additionalProperties"] = False
             schemas.setdefault(name, schema)
         schemas["Enrolment"]["properties"]["public_key"]["pattern"] = "^[0-9a-f]{64}$"
-        schemas["NewCodes"]["properties"]["count"] |= {"minimum": 1, "maximum": operators.MOST_CODES}
-        schemas["NewCodes"]["properties"]["life_s"] |= {"exclusiveMinimum": 0, "maximum": 366 * operators.DAY_S}
-        schemas["Abandon"]["properties"]["cause"] = {"enum": [cause.value for cause in ABANDON_CAUSES]}
-        schemes: dict[str, Any] = {name: {"type": "apiKey", "in": "header", "name": name} for name in _SIGNATURE}
-        schemes |= {"token": {"type": "http", "scheme": "bearer"}, "password": {"type": "http", "scheme": "basic"}}
+        schemas["NewCodes"]["properties"]["count"] |= {
+            "minimum": 1,
+            "maximum": operators.MOST_CODES,
+        }
+        schemas["NewCodes"]["properties"]["life_s"] |= {
+            "exclusiveMinimum": 0,
+            "maximum": 366 * operators.DAY_S,
+        }
+        schemas["Abandon"]["properties"]["cause"] = {
+            "enum": [cause.value for cause in ABANDON_CAUSES]
+        }
+        schemes: dict[str, Any] = {
+            name: {"type": "apiKey", "in": "header", "name": name} for name in _SIGNATURE
+        }
+        schemes |= {
+            "token": {"type": "http", "scheme": "bearer"},
+            "password": {"type": "http", "scheme": "basic"},
+        }
         found["components"]["securitySchemes"] = schemes
         api.openapi_schema = found
     return api.openapi_schema

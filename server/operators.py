@@ -1,4 +1,5 @@
-"""What only an operator may ask: tasks made, shown, paused and rolled back, checkpoints, and enrolment codes. Messages and their meaning.
+"""What only an operator may ask: tasks made, shown, paused and rolled back, checkpoints, and
+enrolment codes. Messages and their meaning.
 
     PUT  /v1/checkpoints                        a float32 checkpoint    -> Stored
     POST /v1/tasks                              NewTask                 -> TaskReport
@@ -37,7 +38,9 @@ class Stored:
 
 @dataclass(frozen=True)
 class NewTask:
-    """A training task starts from a checkpoint that was put before; an evaluation task names the training task it evaluates."""
+    """A training task starts from a checkpoint that was put before; an evaluation task names the
+    training task it evaluates.
+    """
 
     plan: Plan | None = None  # of an evaluation task: by default that of the training task
     name: str = "default"
@@ -93,21 +96,49 @@ class TaskReports:
 
 
 def create(coordinator: Coordinator, new: NewTask, now: float) -> StoredTask:
-    """Make a task. Refused with a named cause, and nothing is made, if the message does not hold together."""
+    """Make a task. Refused with a named cause, and nothing is made, if the message does not hold
+    together.
+    """
     try:
         with coordinator.locked():
             if new.kind is Kind.EVALUATION:
-                create_evaluation(coordinator.store, coordinator.blobs, new.evaluates, new.plan, new.rules, new.policy, now, new.name, new.seed)
+                create_evaluation(
+                    coordinator.store,
+                    coordinator.blobs,
+                    new.evaluates,
+                    new.plan,
+                    new.rules,
+                    new.policy,
+                    now,
+                    new.name,
+                    new.seed,
+                )
             else:
                 if new.plan is None:
                     raise Refused(Cause.MALFORMED, "plan: expected for a training task")
                 if new.evaluates:
-                    raise Refused(Cause.MALFORMED, "evaluates: expected for an evaluation task only")
+                    raise Refused(
+                        Cause.MALFORMED, "evaluates: expected for an evaluation task only"
+                    )
                 if coordinator.blobs.size(new.checkpoint) is None:
-                    raise Refused(Cause.UNKNOWN_BLOB, "checkpoint: there is none of that SHA-256; put it first")
+                    raise Refused(
+                        Cause.UNKNOWN_BLOB,
+                        "checkpoint: there is none of that SHA-256; put it first",
+                    )
                 checkpoint = weights.from_bytes(coordinator.blobs.get(new.checkpoint), "checkpoint")
                 state = coordinator.store, coordinator.blobs
-                create_task(*state, checkpoint, new.plan, new.rules, new.policy, new.step, now, new.seed, new.name, new.population)
+                create_task(
+                    *state,
+                    checkpoint,
+                    new.plan,
+                    new.rules,
+                    new.policy,
+                    new.step,
+                    now,
+                    new.seed,
+                    new.name,
+                    new.population,
+                )
     except (ConfigError, CheckpointError) as error:
         raise Refused(Cause.MALFORMED, str(error)) from None
     except RunError as error:
@@ -125,7 +156,9 @@ def put_checkpoint(coordinator: Coordinator, data: bytes) -> Stored:
 
 
 def roll_back(coordinator: Coordinator, task: str, message: Rollback, now: float) -> None:
-    coordinator.roll_back(task, int(message.to) if _ROUND.fullmatch(message.to) else message.to, now)
+    coordinator.roll_back(
+        task, int(message.to) if _ROUND.fullmatch(message.to) else message.to, now
+    )
 
 
 def make_codes(coordinator: Coordinator, message: NewCodes, now: float) -> Codes:
@@ -133,7 +166,9 @@ def make_codes(coordinator: Coordinator, message: NewCodes, now: float) -> Codes
         raise Refused(Cause.MALFORMED, f"count: expected 1 to {MOST_CODES}")
     if not 0 < message.life_s <= 366 * DAY_S:
         raise Refused(Cause.MALFORMED, "life_s: expected more than 0 and at most a year")
-    return Codes(tuple(coordinator.create_codes(message.count, message.life_s, now)), now + message.life_s)
+    return Codes(
+        tuple(coordinator.create_codes(message.count, message.life_s, now)), now + message.life_s
+    )
 
 
 def reports(coordinator: Coordinator) -> TaskReports:

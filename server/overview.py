@@ -24,7 +24,9 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Participation:
-    """What the ledger holds for an accountant. No noise is added by this server, so no epsilon is claimed."""
+    """What the ledger holds for an accountant. No noise is added by this server, so no epsilon is
+    claimed.
+    """
 
     rounds: int  # committed
     most: int  # rounds of the device that was counted most often
@@ -62,7 +64,11 @@ class TaskView:
     @property
     def live(self) -> RoundReport | None:
         """The round under way."""
-        return self.reports[-1] if self.reports and self.reports[-1].phase in ("selecting", "reporting") else None
+        return (
+            self.reports[-1]
+            if self.reports and self.reports[-1].phase in ("selecting", "reporting")
+            else None
+        )
 
     @property
     def outcomes(self) -> Counter[str]:
@@ -87,25 +93,48 @@ class Overview:
     tasks: tuple[TaskView, ...]
 
 
-def read(coordinator: Coordinator, now: float, started_at: float, refused: dict[str, int]) -> Overview:
+def read(
+    coordinator: Coordinator, now: float, started_at: float, refused: dict[str, int]
+) -> Overview:
     with coordinator.store.reading() as rows:
         stored = rows.tasks()
         reports = {each.task.name: rows.reports(each.task, now, ROUNDS) for each in stored}
         tasks = tuple(_task(rows, each, stored, reports) for each in stored)
-        return Overview(now, started_at, coordinator.store.name, rows.count_devices(), tuple(sorted(refused.items())), tasks)
+        return Overview(
+            now,
+            started_at,
+            coordinator.store.name,
+            rows.count_devices(),
+            tuple(sorted(refused.items())),
+            tasks,
+        )
 
 
 def eligible(report: RoundReport) -> int:
-    """Devices of a round that might have joined it: those assigned, and those there was no place for."""
-    return report.assigned + sum(count for cause, count in report.refused.items() if cause in NO_PLACE)
+    """Devices of a round that might have joined it: those assigned, and those there was no place
+    for.
+    """
+    return report.assigned + sum(
+        count for cause, count in report.refused.items() if cause in NO_PLACE
+    )
 
 
-def _task(rows: Rows, stored: StoredTask, others: list[StoredTask], reports: dict[str, tuple[RoundReport, ...]]) -> TaskView:
+def _task(
+    rows: Rows,
+    stored: StoredTask,
+    others: list[StoredTask],
+    reports: dict[str, tuple[RoundReport, ...]],
+) -> TaskView:
     task, rules = stored.task, stored.task.rules
     current = rows.current(task.name) if task.kind is Kind.TRAINING else None
     kept = rows.checkpoints(task.name, CHECKPOINTS)
     most, smallest = rows.participation(task.name)
-    evaluations = [report for other in others if other.task.evaluates == task.name for report in reports[other.task.name]]
+    evaluations = [
+        report
+        for other in others
+        if other.task.evaluates == task.name
+        for report in reports[other.task.name]
+    ]
     return TaskView(
         task.name,
         task.population,
@@ -118,7 +147,16 @@ def _task(rows: Rows, stored: StoredTask, others: list[StoredTask], reports: dic
         rules.cohort,
         rules.fewest,
         reports[task.name],
-        tuple(Checkpoint(each.sha, each.round, each.parent, each.made_at, current is not None and each.sha == current.sha) for each in kept),
+        tuple(
+            Checkpoint(
+                each.sha,
+                each.round,
+                each.parent,
+                each.made_at,
+                current is not None and each.sha == current.sha,
+            )
+            for each in kept
+        ),
         tuple(sorted(filter(None, map(_score, evaluations)), key=lambda score: score.round)),
         Participation(rows.committed(task.name), most, smallest),
     )
@@ -129,4 +167,10 @@ def _score(report: RoundReport) -> Score | None:
     if found is None or report.phase != "committed":
         return None
     loss = found.loss / found.in_vocabulary if found.in_vocabulary else float("nan")
-    return Score(report.base_round, 100 * found.top1 / found.targets, 100 * found.top3 / found.targets, loss, found.targets)
+    return Score(
+        report.base_round,
+        100 * found.top1 / found.targets,
+        100 * found.top3 / found.targets,
+        loss,
+        found.targets,
+    )

@@ -1,7 +1,8 @@
 """Pace steering: when a device that got no work checks in again. Reads no clock and no store.
 
-A small population meets: within the 20 % that a retry may be off, devices are drawn towards common instants, so that enough are there at once to fill
-a round. A large one is spread: its devices come back over a time long enough for all of them at the rate the server wants, also when all ask at once
+A small population meets: within the 20 % that a retry may be off, devices are drawn towards common
+instants, so that enough are there at once to fill a round. A large one is spread: its devices come
+back over a time long enough for all of them at the rate the server wants, also when all ask at once
 after an outage. Source: Bonawitz et al. 2019, arXiv:1902.01046, section 2.3 (pace steering).
 """
 
@@ -26,10 +27,14 @@ PERMANENT = (
 )  # nothing that passes by itself within minutes
 
 
-def retry_in_s(cause: Cause | None, rules: Rules, population: int, now: float, rng: np.random.Generator) -> float:
-    """Seconds until a device of a population of so many checks in again. `cause` is what it was refused for, None if it was counted.
+def retry_in_s(
+    cause: Cause | None, rules: Rules, population: int, now: float, rng: np.random.Generator
+) -> float:
+    """Seconds until a device of a population of so many checks in again. `cause` is what it was
+    refused for, None if it was counted.
 
-    Within 20 % of the rules' time, unless the population is too large to come at `check_ins_per_s` in that: then it starts there and lasts longer.
+    Within 20 % of the rules' time, unless the population is too large to come at `check_ins_per_s`
+    in that: then it starts there and lasts longer.
     """
     base = rules.permanent_retry_s if cause in PERMANENT else rules.retry_s
     low, high = (1 - JITTER) * base, (1 + JITTER) * base

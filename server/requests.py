@@ -40,21 +40,25 @@ STATUS = {
 WHY = {
     Cause.NOT_AN_UPDATE: "the body is not an update in the encoding and bits of the plan",
     Cause.NOT_SCORES: "the body does not hold sums that this plan's held-back messages could have",
-    Cause.WRONG_ROUND: "the update was encoded, or the request signed, for another task, round or rotation",
+    Cause.WRONG_ROUND: "the update was encoded, or the request signed, for another task, round "
+    "or rotation",
     Cause.WRONG_SHAPES: "the update belongs to a network of other shapes",
     Cause.NORM_TOO_LARGE: "the update is larger than the plan's clipping norm allows",
 }
 
 
 class Refused(Exception):
-    """A request that breaks a rule. The endpoint answers with a Problem; nothing has changed but the ledger."""
+    """A request that breaks a rule. The endpoint answers with a Problem; nothing has changed but
+    the ledger.
+    """
 
     def __init__(self, cause: Cause, detail: str):
         super().__init__(detail)
         self.cause, self.detail, self.status = cause, detail, STATUS[cause]
 
 
-# What devices ask. `nonce` is None where no signature was needed; `task` and `round` are those the device signed for, "" and 0 if for none.
+# What devices ask. `nonce` is None where no signature was needed; `task` and `round` are those the
+# device signed for, "" and 0 if for none.
 
 
 @dataclass(frozen=True)

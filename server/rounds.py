@@ -1,10 +1,13 @@
 """The round state machine: what an event makes of a round. Reads no clock and no store.
 
-A synchronous round admits devices until its cohort is full or the selection window is over, then waits for their reports. It commits at the report
-goal; it also commits with fewer, but at least the minimum, when nobody is left to wait for or the reporting window is over. Else it is abandoned.
-A buffered round admits a device whenever fewer than a cohort are at work, counts whoever reports, and commits at the report goal; who is still at
-work then reports into a later round. Who a device is, and that it reports once, is the ledger's affair: a round only counts.
-Sources: Bonawitz et al. 2019, arXiv:1902.01046 (selection, reporting, over-selection); Nguyen et al. 2022, arXiv:2106.06639 (FedBuff).
+A synchronous round admits devices until its cohort is full or the selection window is over, then
+waits for their reports. It commits at the report goal; it also commits with fewer, but at least the
+minimum, when nobody is left to wait for or the reporting window is over. Else it is abandoned. A
+buffered round admits a device whenever fewer than a cohort are at work, counts whoever reports, and
+commits at the report goal; who is still at work then reports into a later round. Who a device is,
+and that it reports once, is the ledger's affair: a round only counts. Sources: Bonawitz et al.
+2019, arXiv:1902.01046 (selection, reporting, over-selection); Nguyen et al. 2022, arXiv:2106.06639
+(FedBuff).
 """
 
 import math
@@ -32,18 +35,30 @@ class Mode(StrEnum):
 @dataclass(frozen=True)
 class Rules:
     report_goal: int = 100  # counted reports that commit a round
-    over_selection: float = 1.3  # cohort / report goal; of a buffered task: devices at work at once / report goal
-    min_reports: int | None = None  # fewest that commit at the end of a window; by default half the goal, at least 1
+    over_selection: float = (
+        1.3  # cohort / report goal; of a buffered task: devices at work at once / report goal
+    )
+    min_reports: int | None = (
+        None  # fewest that commit at the end of a window; by default half the goal, at least 1
+    )
     selection_s: float = 600.0  # from the first admission: a round nobody has joined waits
     reporting_s: float = 3600.0  # from an admission: what every device is promised
     rounds: int = 0  # committed rounds the task wants; 0 = no end
-    retry_s: float = 900.0  # until a device checks in again that may be of use soon, give or take 20 %
-    permanent_retry_s: float = 14_400.0  # the same for one that will not be before something on it changes
-    check_ins_per_s: float = 100.0  # a population too large to come at this rate in the time above is given more time
+    retry_s: float = (
+        900.0  # until a device checks in again that may be of use soon, give or take 20 %
+    )
+    permanent_retry_s: float = (
+        14_400.0  # the same for one that will not be before something on it changes
+    )
+    check_ins_per_s: float = (
+        100.0  # a population too large to come at this rate in the time above is given more time
+    )
     max_weight: int = 256  # examples one device counts for at most
     mode: Mode = Mode.SYNCHRONOUS
     max_staleness: int = 20  # rounds a report to a buffered task may be behind
-    staleness_exponent: float = 0.5  # a report s rounds behind moves the mean by (1 + s) ** -exponent of its delta
+    staleness_exponent: float = (
+        0.5  # a report s rounds behind moves the mean by (1 + s) ** -exponent of its delta
+    )
 
     def __post_init__(self) -> None:
         for field, value, least in (
@@ -61,9 +76,15 @@ class Rules:
             ("staleness_exponent", self.staleness_exponent, 0),
         ):
             if value is not None and not (value >= least and math.isfinite(value)):
-                raise ConfigError(f"rules.{field}", f"expected at least {least}, found {value}", "correct it")
+                raise ConfigError(
+                    f"rules.{field}", f"expected at least {least}, found {value}", "correct it"
+                )
         if self.min_reports is not None and self.min_reports > self.report_goal:
-            raise ConfigError("rules.min_reports", f"expected at most the report goal {self.report_goal}, found {self.min_reports}", "lower it")
+            raise ConfigError(
+                "rules.min_reports",
+                f"expected at most the report goal {self.report_goal}, found {self.min_reports}",
+                "lower it",
+            )
 
     @property
     def cohort(self) -> int:
@@ -81,7 +102,9 @@ class Rules:
 
 @dataclass(frozen=True)
 class RoundState:
-    """One attempt at a round: how many devices are where. Times are in seconds of whatever clock the events carry."""
+    """One attempt at a round: how many devices are where. Times are in seconds of whatever clock
+    the events carry.
+    """
 
     round: int
     phase: Phase = Phase.SELECTING
@@ -130,11 +153,15 @@ Event = Admitted | Reported | Dropped | Tick
 
 
 def advance(state: RoundState, event: Event, rules: Rules) -> RoundState:
-    """The state after `event`. Late and surplus events leave it as it is; only the passing of time shows."""
+    """The state after `event`. Late and surplus events leave it as it is; only the passing of time
+    shows.
+    """
     state = _settle(state, event.at, rules)
     if isinstance(event, Admitted) and _has_room(state, rules):
         first = event.at if state.first_admitted is None else state.first_admitted
-        state = replace(state, admitted=state.admitted + 1, first_admitted=first, last_admitted=event.at)
+        state = replace(
+            state, admitted=state.admitted + 1, first_admitted=first, last_admitted=event.at
+        )
     elif isinstance(event, Reported) and state.phase in OPEN and state.waiting:
         state = replace(state, reported=state.reported + 1)
     elif isinstance(event, Dropped) and state.phase in OPEN and state.waiting:
@@ -145,7 +172,12 @@ def advance(state: RoundState, event: Event, rules: Rules) -> RoundState:
 def following(state: RoundState, rules: Rules) -> RoundState:
     """The round after one that is over. A buffered task takes those still at work along."""
     if rules.buffered:
-        return RoundState(state.round + 1, admitted=state.waiting, first_admitted=state.first_admitted, last_admitted=state.last_admitted)
+        return RoundState(
+            state.round + 1,
+            admitted=state.waiting,
+            first_admitted=state.first_admitted,
+            last_admitted=state.last_admitted,
+        )
     return RoundState(state.round + 1)
 
 
@@ -164,14 +196,22 @@ def _settle(state: RoundState, now: float, rules: Rules) -> RoundState:
     if state.reported >= rules.report_goal:
         return replace(state, phase=Phase.COMMITTED)
     if rules.buffered:
-        return state  # it waits for its goal as long as that takes; devices that take too long are dropped one by one
+        # it waits for its goal as long as that takes; devices that take too long are dropped one by
+        # one
+        return state
     if state.phase is Phase.SELECTING:
-        window_over = state.first_admitted is not None and now >= state.first_admitted + rules.selection_s
-        if state.admitted < rules.cohort and not window_over:  # who drops out is not replaced: over-selection allows for them
+        window_over = (
+            state.first_admitted is not None and now >= state.first_admitted + rules.selection_s
+        )
+        if (
+            state.admitted < rules.cohort and not window_over
+        ):  # who drops out is not replaced: over-selection allows for them
             return state
         state = replace(state, phase=Phase.REPORTING)
     if state.staying < rules.fewest:
         return replace(state, phase=Phase.ABANDONED)  # no report to come can help it
     if state.waiting and not is_over(state, now, rules):
         return state
-    return replace(state, phase=Phase.COMMITTED if state.reported >= rules.fewest else Phase.ABANDONED)
+    return replace(
+        state, phase=Phase.COMMITTED if state.reported >= rules.fewest else Phase.ABANDONED
+    )

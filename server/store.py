@@ -1,8 +1,11 @@
-"""Durable state: devices, tasks, rounds, the ledger of assignments and the sums of the open rounds, in one database.
+"""Durable state: devices, tasks, rounds, the ledger of assignments and the sums of the open rounds,
+in one database.
 
-SQLite by default (write-ahead log), used by one server; PostgreSQL by its URL for several replicas that share it. The tables are made and changed by
-the alembic migrations beside this file. What must hold together is written in one `transaction`. A killed process loses none that has ended; a power
-cut none that was `durable`. Statements take whole groups: a transaction costs the same for one device and for a hundred.
+SQLite by default (write-ahead log), used by one server; PostgreSQL by its URL for several replicas
+that share it. The tables are made and changed by the alembic migrations beside this file. What must
+hold together is written in one `transaction`. A killed process loses none that has ended; a power
+cut none that was `durable`. Statements take whole groups: a transaction costs the same for one
+device and for a hundred.
 """
 
 import fcntl
@@ -27,11 +30,28 @@ from device_runtime.errors import RunError
 from device_runtime.wire import Cause, RoundReport, Scores
 from server.aggregation import Sum
 from server.rounds import OPEN, Phase, RoundState
-from server.tables import REVISION, assignments, check_ins, checkpoints, codes, devices, nonces, outcomes, participations, rounds, sums, tasks
+from server.tables import (
+    REVISION,
+    assignments,
+    check_ins,
+    checkpoints,
+    codes,
+    devices,
+    nonces,
+    outcomes,
+    participations,
+    rounds,
+    sums,
+    tasks,
+)
 from server.task import State, Task
 
-Unusable = sa.exc.SQLAlchemyError  # what any use of a store raises while its database cannot be used
-_LOSS_UNITS = 2**30  # of one nat: losses are added up in whole units, so that their sum does not depend on the order
+Unusable = (
+    sa.exc.SQLAlchemyError
+)  # what any use of a store raises while its database cannot be used
+_LOSS_UNITS = (
+    2**30
+)  # of one nat: losses are added up in whole units, so that their sum does not depend on the order
 ASSIGNED = "assigned"  # the outcome of a check-in that was not refused
 REFUSED, DROPPED = "refused", "dropped"  # steps of `outcomes`
 COUNTS = (
@@ -128,14 +148,28 @@ class Store:
     """One database. An SQLite file belongs to one server at a time; PostgreSQL is shared."""
 
     def __init__(self, database: Path | str):
-        """Open an SQLite file, or any database by its URL, and bring its tables up to date. Raises RunError if it cannot be used."""
+        """Open an SQLite file, or any database by its URL, and bring its tables up to date. Raises
+        RunError if it cannot be used.
+        """
         try:
-            url = sa.URL.create("sqlite", database=str(database)) if isinstance(database, Path) else sa.make_url(database)
+            url = (
+                sa.URL.create("sqlite", database=str(database))
+                if isinstance(database, Path)
+                else sa.make_url(database)
+            )
             # errors carry no parameters: an update or a key must not end in a log
-            self._engine = sa.create_engine(url, hide_parameters=True, **_ENGINE.get(url.get_backend_name(), {}))
+            self._engine = sa.create_engine(
+                url, hide_parameters=True, **_ENGINE.get(url.get_backend_name(), {})
+            )
         except sa.exc.ArgumentError:
-            raise RunError("database", "expected an address such as postgresql+psycopg://host/name, found another", "correct it") from None
-        self.name = {"sqlite": "SQLite", "postgresql": "PostgreSQL"}.get(url.get_backend_name(), url.get_backend_name())
+            raise RunError(
+                "database",
+                "expected an address such as postgresql+psycopg://host/name, found another",
+                "correct it",
+            ) from None
+        self.name = {"sqlite": "SQLite", "postgresql": "PostgreSQL"}.get(
+            url.get_backend_name(), url.get_backend_name()
+        )
         where = url.database if self.shared is False else url.set(password=None).render_as_string()
         self._lock_file = None
         if not self.shared:
@@ -147,7 +181,11 @@ class Store:
         except (sa.exc.DBAPIError, alembic.util.CommandError) as error:
             self.close()
             reason = str(getattr(error, "orig", error)).splitlines()[0]
-            raise RunError(where, f"cannot be used as the server's database ({reason})", "give another one, or a newer Fedboard") from None
+            raise RunError(
+                where,
+                f"cannot be used as the server's database ({reason})",
+                "give another one, or a newer Fedboard",
+            ) from None
 
     @property
     def shared(self) -> bool:
@@ -156,13 +194,19 @@ class Store:
 
     @contextmanager
     def transaction(self, durable: bool = False) -> Iterator["Rows"]:
-        """All that is written inside holds together when the block ends, or not at all if it raises; if durable, the disk has it.
+        """All that is written inside holds together when the block ends, or not at all if it
+        raises; if durable, the disk has it.
 
         One at a time, of all servers that share the database.
         """
-        with self._engine.connect() as connection, connection.execution_options(durable=durable).begin():
+        with (
+            self._engine.connect() as connection,
+            connection.execution_options(durable=durable).begin(),
+        ):
             if self.shared:
-                connection.execute(sa.text("SELECT pg_advisory_xact_lock(:key)"), {"key": _ADVISORY_LOCK})
+                connection.execute(
+                    sa.text("SELECT pg_advisory_xact_lock(:key)"), {"key": _ADVISORY_LOCK}
+                )
                 if not durable:
                     connection.execute(sa.text("SET LOCAL synchronous_commit = off"))
             yield Rows(connection)
@@ -170,11 +214,16 @@ class Store:
     @contextmanager
     def reading(self) -> Iterator["Rows"]:
         """What the last transaction left, without waiting for the one under way."""
-        with self._engine.connect() as connection, connection.execution_options(reading=True).begin():
+        with (
+            self._engine.connect() as connection,
+            connection.execution_options(reading=True).begin(),
+        ):
             yield Rows(connection)
 
     def tidy(self) -> None:
-        """Let go of what older versions of a file hold: sums that have been replaced are not kept."""
+        """Let go of what older versions of a file hold: sums that have been replaced are not
+        kept.
+        """
         if not self.shared:
             with self._engine.connect() as connection:
                 connection.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -186,12 +235,18 @@ class Store:
 
     def _migrate(self) -> None:
         settings = alembic.config.Config()
-        settings.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
+        settings.set_main_option(
+            "script_location", str(Path(__file__).parent / "migrations").replace("%", "%%")
+        )
         with self._engine.begin() as connection:
             if self.shared:
-                connection.execute(sa.text("SELECT pg_advisory_xact_lock(:key)"), {"key": _ADVISORY_LOCK})
+                connection.execute(
+                    sa.text("SELECT pg_advisory_xact_lock(:key)"), {"key": _ADVISORY_LOCK}
+                )
             has = sa.text("SELECT version_num FROM alembic_version")
-            if sa.inspect(connection).has_table("alembic_version") and connection.execute(has).scalars().all() == [REVISION]:
+            if sa.inspect(connection).has_table("alembic_version") and connection.execute(
+                has
+            ).scalars().all() == [REVISION]:
                 return  # looking through the migrations takes longer than all else
             settings.attributes["connection"] = connection
             alembic.command.upgrade(settings, "head")
@@ -213,16 +268,25 @@ class Rows:
 
     def enrolled_at(self, names: Iterable[str]) -> dict[str, float]:
         """Of those of the devices that are enrolled."""
-        return {device: at for device, at in self._connection.execute(_ENROLLED_AT, {"devices": list(names)})}
+        return {
+            device: at
+            for device, at in self._connection.execute(_ENROLLED_AT, {"devices": list(names)})
+        }
 
     def count_devices(self) -> int:
-        return self._connection.execute(sa.select(sa.func.count()).select_from(devices)).scalar_one()
+        return self._connection.execute(
+            sa.select(sa.func.count()).select_from(devices)
+        ).scalar_one()
 
     def add_codes(self, hashes: Iterable[str], expires_at: float) -> None:
-        self._connection.execute(codes.insert(), [{"code": name, "expires_at": expires_at} for name in hashes])
+        self._connection.execute(
+            codes.insert(), [{"code": name, "expires_at": expires_at} for name in hashes]
+        )
 
     def code(self, hashed: str) -> StoredCode | None:
-        row = self._connection.execute(sa.select(codes.c.expires_at, codes.c.device).where(codes.c.code == hashed)).one_or_none()
+        row = self._connection.execute(
+            sa.select(codes.c.expires_at, codes.c.device).where(codes.c.code == hashed)
+        ).one_or_none()
         return None if row is None else StoredCode(*row)
 
     def use_code(self, hashed: str, device: str) -> None:
@@ -235,7 +299,10 @@ class Rows:
         return {(device, nonce) for device, nonce in found if (device, nonce) in asked}
 
     def note_nonces(self, used: Iterable[tuple[str, str]], now: float) -> None:
-        self._many(_INSERT_NONCE, [{"device": device, "nonce": nonce, "seen_at": now} for device, nonce in used])
+        self._many(
+            _INSERT_NONCE,
+            [{"device": device, "nonce": nonce, "seen_at": now} for device, nonce in used],
+        )
 
     def forget_nonces(self, before: float) -> None:
         self._connection.execute(nonces.delete().where(nonces.c.seen_at < before))
@@ -243,58 +310,110 @@ class Rows:
     # tasks and their checkpoints
 
     def add_task(self, task: Task, now: float) -> None:
-        row = {"task": task.name, "state": State.RUNNING.value, "created_at": now, "body": config.to_json(task).decode()}
+        row = {
+            "task": task.name,
+            "state": State.RUNNING.value,
+            "created_at": now,
+            "body": config.to_json(task).decode(),
+        }
         self._connection.execute(tasks.insert(), row)
 
     def tasks(self) -> list[StoredTask]:
         """Oldest first. Raises ConfigError for a task of an unknown version."""
-        return [StoredTask(_task(body), State(state), created_at) for body, state, created_at in self._connection.execute(_TASKS)]
+        return [
+            StoredTask(_task(body), State(state), created_at)
+            for body, state, created_at in self._connection.execute(_TASKS)
+        ]
 
     def set_state(self, task: str, state: State) -> None:
-        self._connection.execute(tasks.update().where(tasks.c.task == task).values(state=state.value))
+        self._connection.execute(
+            tasks.update().where(tasks.c.task == task).values(state=state.value)
+        )
 
     def add_checkpoint(self, task: str, checkpoint: StoredCheckpoint) -> None:
         names = ("sha", "round", "parent", "half", "moments", "made_at")
-        self._put(checkpoints, [{"task": task, **{name: getattr(checkpoint, name) for name in names}}])
+        self._put(
+            checkpoints, [{"task": task, **{name: getattr(checkpoint, name) for name in names}}]
+        )
 
     def checkpoint(self, task: str, sha: str) -> StoredCheckpoint | None:
-        row = self._connection.execute(_CHECKPOINT.where(checkpoints.c.task == task, checkpoints.c.sha == sha)).one_or_none()
+        row = self._connection.execute(
+            _CHECKPOINT.where(checkpoints.c.task == task, checkpoints.c.sha == sha)
+        ).one_or_none()
         return None if row is None else StoredCheckpoint(*row)
 
     def checkpoint_of_round(self, task: str, round: int) -> StoredCheckpoint | None:
-        row = self._connection.execute(_CHECKPOINT.where(checkpoints.c.task == task, checkpoints.c.round == round)).one_or_none()
+        row = self._connection.execute(
+            _CHECKPOINT.where(checkpoints.c.task == task, checkpoints.c.round == round)
+        ).one_or_none()
         return None if row is None else StoredCheckpoint(*row)
 
     def checkpoints(self, task: str, most: int) -> list[StoredCheckpoint]:
         """The newest ones, newest first."""
-        query = _CHECKPOINT.where(checkpoints.c.task == task).order_by(checkpoints.c.round.desc()).limit(most)
+        query = (
+            _CHECKPOINT.where(checkpoints.c.task == task)
+            .order_by(checkpoints.c.round.desc())
+            .limit(most)
+        )
         return [StoredCheckpoint(*row) for row in self._connection.execute(query)]
 
     def current(self, task: str) -> StoredCheckpoint | None:
         """The checkpoint a training task goes on from, or ended with."""
         columns = rounds.c
-        query = sa.select(sa.func.coalesce(columns.made, columns.base)).where(columns.task == task).order_by(columns.round.desc()).limit(1)
+        query = (
+            sa.select(sa.func.coalesce(columns.made, columns.base))
+            .where(columns.task == task)
+            .order_by(columns.round.desc())
+            .limit(1)
+        )
         sha = self._connection.execute(query).scalar_one_or_none()
         return None if sha is None else self.checkpoint(task, sha)
 
     # rounds
 
     def open_round(self, task: str, state: RoundState, base: StoredCheckpoint, now: float) -> None:
-        row = {"task": task, "base": base.sha, "base_round": base.round, "half": base.half, "opened_at": now, **_columns(state)}
+        row = {
+            "task": task,
+            "base": base.sha,
+            "base_round": base.round,
+            "half": base.half,
+            "opened_at": now,
+            **_columns(state),
+        }
         self._connection.execute(rounds.insert(), row)
 
     def open_rounds(self) -> dict[str, StoredRound]:
         """The round of each task that has not been closed; it may be over already."""
         found = {}
-        for task, number, phase, admitted, reported, dropped, first, last, base, base_round, half in self._connection.execute(_OPEN_ROUNDS):
+        for (
+            task,
+            number,
+            phase,
+            admitted,
+            reported,
+            dropped,
+            first,
+            last,
+            base,
+            base_round,
+            half,
+        ) in self._connection.execute(_OPEN_ROUNDS):
             state = RoundState(number, Phase(phase), admitted, reported, dropped, first, last)
             found[task] = StoredRound(task, state, base, base_round, half)
         return found
 
     def save_rounds(self, changed: Iterable[StoredRound]) -> None:
-        """Keep how far rounds are, and what they give: an evaluation takes its checkpoint when the first device joins."""
+        """Keep how far rounds are, and what they give: an evaluation takes its checkpoint when the
+        first device joins.
+        """
         rows = [
-            {"at_task": each.task, "at_round": each.state.round, "base": each.base, "base_round": each.base_round, "half": each.half}
+            {
+                "at_task": each.task,
+                "at_round": each.state.round,
+                "base": each.base,
+                "base_round": each.base_round,
+                "half": each.half,
+            }
             | {name: value for name, value in _columns(each.state).items() if name != "round"}
             for each in changed
         ]
@@ -303,65 +422,132 @@ class Rows:
     def add_counts(self, counts: Mapping[tuple[str, int], Mapping[str, int]]) -> None:
         """Add to the COUNTS of rounds, by (task, round)."""
         rows = [
-            {"at_task": task, "at_round": number, **{f"more_{name}": more.get(name, 0) for name in COUNTS}} for (task, number), more in counts.items()
+            {
+                "at_task": task,
+                "at_round": number,
+                **{f"more_{name}": more.get(name, 0) for name in COUNTS},
+            }
+            for (task, number), more in counts.items()
         ]
         self._many(_ADD_COUNTS, rows)
 
     def add_outcomes(self, counts: Mapping[tuple[str, int, str, str], int]) -> None:
         """Add to the devices by (task, round, step, cause)."""
-        rows = [dict(zip(("task", "round", "step", "cause", "count"), (*key, more), strict=True)) for key, more in counts.items() if more]
+        rows = [
+            dict(zip(("task", "round", "step", "cause", "count"), (*key, more), strict=True))
+            for key, more in counts.items()
+            if more
+        ]
         self._many(_add_outcome(self._connection.dialect.name), rows)
 
-    def close_round(self, task: str, state: RoundState, made: str | None, cause: Cause | None, now: float, all_rounds: bool = False) -> None:
-        """End a round and remove its sums. Its open assignments are dropped for `cause`, or stay open if that is None; `all_rounds`: also those
-        of the rounds before it."""
+    def close_round(
+        self,
+        task: str,
+        state: RoundState,
+        made: str | None,
+        cause: Cause | None,
+        now: float,
+        all_rounds: bool = False,
+    ) -> None:
+        """End a round and remove its sums. Its open assignments are dropped for `cause`, or stay
+        open if that is None; `all_rounds`: also those of the rounds before it.
+        """
         at = (rounds.c.task == task) & (rounds.c.round == state.round)
-        self._connection.execute(rounds.update().where(at).values(phase=state.phase.value, made=made, closed_at=now))
+        self._connection.execute(
+            rounds.update().where(at).values(phase=state.phase.value, made=made, closed_at=now)
+        )
         if cause is not None:
             left = (assignments.c.task == task) & (assignments.c.status == Status.OPEN.value)
             if not all_rounds:
                 left &= assignments.c.round == state.round
-            query = sa.select(assignments.c.round, sa.func.count()).where(left).group_by(assignments.c.round)
-            self.add_outcomes({(task, number, DROPPED, cause.value): count for number, count in self._connection.execute(query).all()})
-            self._connection.execute(assignments.update().where(left).values(status=Status.CLOSED.value, cause=cause.value))
+            query = (
+                sa.select(assignments.c.round, sa.func.count())
+                .where(left)
+                .group_by(assignments.c.round)
+            )
+            self.add_outcomes(
+                {
+                    (task, number, DROPPED, cause.value): count
+                    for number, count in self._connection.execute(query).all()
+                }
+            )
+            self._connection.execute(
+                assignments.update()
+                .where(left)
+                .values(status=Status.CLOSED.value, cause=cause.value)
+            )
         self._connection.execute(check_ins.delete().where(check_ins.c.task == task))
-        self._connection.execute(sums.delete().where(sums.c.task == task, sums.c.round == state.round))
+        self._connection.execute(
+            sums.delete().where(sums.c.task == task, sums.c.round == state.round)
+        )
 
     def half_of(self, task: str, round: int) -> str:
         """The float16 checkpoint a round gave to its devices."""
-        return self._connection.execute(sa.select(rounds.c.half).where(rounds.c.task == task, rounds.c.round == round)).scalar_one()
+        return self._connection.execute(
+            sa.select(rounds.c.half).where(rounds.c.task == task, rounds.c.round == round)
+        ).scalar_one()
 
     def committed(self, task: str) -> int:
         """Rounds committed so far."""
-        query = sa.select(sa.func.count()).where(rounds.c.task == task, rounds.c.phase == Phase.COMMITTED.value, rounds.c.closed_at.is_not(None))
+        query = sa.select(sa.func.count()).where(
+            rounds.c.task == task,
+            rounds.c.phase == Phase.COMMITTED.value,
+            rounds.c.closed_at.is_not(None),
+        )
         return self._connection.execute(query).scalar_one()
 
     def last_base(self, task: str) -> str | None:
         """The checkpoint of the last committed round."""
-        query = sa.select(rounds.c.base).where(rounds.c.task == task, rounds.c.phase == Phase.COMMITTED.value)
-        return self._connection.execute(query.order_by(rounds.c.round.desc()).limit(1)).scalar_one_or_none()
+        query = sa.select(rounds.c.base).where(
+            rounds.c.task == task, rounds.c.phase == Phase.COMMITTED.value
+        )
+        return self._connection.execute(
+            query.order_by(rounds.c.round.desc()).limit(1)
+        ).scalar_one_or_none()
 
     # check-ins and assignments
 
     def outcomes_of(self, names: Iterable[str]) -> dict[tuple[str, str], str]:
         """By (device, task): what came of the check-in to its open round."""
-        return {(device, task): outcome for device, task, outcome in self._connection.execute(_CHECK_INS, {"devices": list(names)})}
+        return {
+            (device, task): outcome
+            for device, task, outcome in self._connection.execute(
+                _CHECK_INS, {"devices": list(names)}
+            )
+        }
 
     def note_check_ins(self, changed: Mapping[tuple[str, str], str]) -> None:
-        rows = [{"device": device, "task": task, "outcome": outcome} for (device, task), outcome in changed.items()]
+        rows = [
+            {"device": device, "task": task, "outcome": outcome}
+            for (device, task), outcome in changed.items()
+        ]
         self._put(check_ins, rows, replaced=("outcome",))
 
     def assignments(self, names: Iterable[str]) -> dict[str, StoredAssignment]:
-        return {row[0]: _assignment(row) for row in self._connection.execute(_ASSIGNMENTS, {"assignments": list(names)})}
+        return {
+            row[0]: _assignment(row)
+            for row in self._connection.execute(_ASSIGNMENTS, {"assignments": list(names)})
+        }
 
     def work_of(self, names: Iterable[str]) -> list[StoredAssignment]:
         """The assignments of devices that are open, or of a round that has not been closed."""
-        return [_assignment(row) for row in self._connection.execute(_WORK, {"devices": list(names)})]
+        return [
+            _assignment(row) for row in self._connection.execute(_WORK, {"devices": list(names)})
+        ]
 
     def overdue(self, task: str, before: float) -> list[StoredAssignment]:
         """Open assignments of a task from before some time."""
-        at = (assignments.c.task == task) & (assignments.c.status == Status.OPEN.value) & (assignments.c.admitted_at <= before)
-        return [_assignment(row) for row in self._connection.execute(_ASSIGNMENT.where(at).order_by(assignments.c.assignment))]
+        at = (
+            (assignments.c.task == task)
+            & (assignments.c.status == Status.OPEN.value)
+            & (assignments.c.admitted_at <= before)
+        )
+        return [
+            _assignment(row)
+            for row in self._connection.execute(
+                _ASSIGNMENT.where(at).order_by(assignments.c.assignment)
+            )
+        ]
 
     def save_assignments(self, changed: Iterable[StoredAssignment]) -> None:
         rows = [
@@ -372,7 +558,11 @@ class Rows:
             }
             for each in changed
         ]
-        self._put(assignments, rows, replaced=("status", "cause", "update_hash", "downloaded", "uploaded", "counted_in"))
+        self._put(
+            assignments,
+            rows,
+            replaced=("status", "cause", "update_hash", "downloaded", "uploaded", "counted_in"),
+        )
 
     def participations(self, names: Iterable[str]) -> dict[tuple[str, str], Participation]:
         """By (device, task)."""
@@ -381,13 +571,21 @@ class Rows:
 
     def save_participations(self, changed: Mapping[tuple[str, str], Participation]) -> None:
         names = ("last_counted", "counted", "smallest_separation")
-        rows = [{"device": device, "task": task, **{name: getattr(each, name) for name in names}} for (device, task), each in changed.items()]
+        rows = [
+            {"device": device, "task": task, **{name: getattr(each, name) for name in names}}
+            for (device, task), each in changed.items()
+        ]
         self._put(participations, rows, replaced=names)
 
     def participation(self, task: str) -> tuple[int, int | None]:
-        """The most rounds of a task one device was counted in, and the smallest separation of two of them."""
+        """The most rounds of a task one device was counted in, and the smallest separation of two
+        of them.
+        """
         columns = participations.c
-        query = sa.select(sa.func.coalesce(sa.func.max(columns.counted), 0), sa.func.min(columns.smallest_separation)).where(columns.task == task)
+        query = sa.select(
+            sa.func.coalesce(sa.func.max(columns.counted), 0),
+            sa.func.min(columns.smallest_separation),
+        ).where(columns.task == task)
         most, smallest = self._connection.execute(query).one()
         return most, smallest
 
@@ -395,16 +593,28 @@ class Rows:
 
     def save_sum(self, task: str, round: int, replica: str, sum: Sum) -> None:
         total = sum.total.astype("<i8", copy=False).tobytes()
-        row = {"task": task, "round": round, "replica": replica, "total": total, "weight": sum.weight, "count": sum.count}
+        row = {
+            "task": task,
+            "round": round,
+            "replica": replica,
+            "total": total,
+            "weight": sum.weight,
+            "count": sum.count,
+        }
         self._put(sums, [row], replaced=("total", "weight", "count"))
 
     def sums(self, task: str, round: int, replica: str | None = None) -> list[Sum]:
         """What the replicas (or one of them) have counted of a round."""
-        query = sa.select(sums.c.total, sums.c.weight, sums.c.count).where(sums.c.task == task, sums.c.round == round).order_by(sums.c.replica)
+        query = (
+            sa.select(sums.c.total, sums.c.weight, sums.c.count)
+            .where(sums.c.task == task, sums.c.round == round)
+            .order_by(sums.c.replica)
+        )
         if replica is not None:
             query = query.where(sums.c.replica == replica)
         return [
-            Sum(np.frombuffer(total, "<i8").astype(np.int64, copy=False), weight, count) for total, weight, count in self._connection.execute(query)
+            Sum(np.frombuffer(total, "<i8").astype(np.int64, copy=False), weight, count)
+            for total, weight, count in self._connection.execute(query)
         ]
 
     # reports
@@ -417,7 +627,9 @@ class Rows:
         if not found:
             return ()
         by_cause: dict[tuple[int, str], Counter[str]] = {}
-        counted = sa.select(outcomes).where(outcomes.c.task == task.name, outcomes.c.round >= found[0].round, outcomes.c.count > 0)
+        counted = sa.select(outcomes).where(
+            outcomes.c.task == task.name, outcomes.c.round >= found[0].round, outcomes.c.count > 0
+        )
         for row in self._connection.execute(counted.order_by(outcomes.c.cause)):
             by_cause.setdefault((row.round, row.step), Counter())[row.cause] = row.count
         return tuple(_report(task, row, by_cause, now) for row in found)
@@ -428,23 +640,36 @@ class Rows:
         added = [sa.func.sum(rounds.c[name]) for name in ("reported", *names)]
         found: dict[str, dict[str, dict[str, int]]] = {}
         for task, phase, *values in self._connection.execute(
-            sa.select(rounds.c.task, rounds.c.phase, sa.func.count(), *added).group_by(rounds.c.task, rounds.c.phase)
+            sa.select(rounds.c.task, rounds.c.phase, sa.func.count(), *added).group_by(
+                rounds.c.task, rounds.c.phase
+            )
         ):
-            found.setdefault(task, {})[phase] = dict(zip(("rounds", "counted", *names), map(int, values), strict=True))
+            found.setdefault(task, {})[phase] = dict(
+                zip(("rounds", "counted", *names), map(int, values), strict=True)
+            )
         return found
 
     def causes(self) -> dict[tuple[str, str, str], int]:
         """Devices and rounds by (task, step, cause)."""
         columns = outcomes.c
-        query = sa.select(columns.task, columns.step, columns.cause, sa.func.sum(columns.count)).group_by(columns.task, columns.step, columns.cause)
-        return {(task, step, cause): int(count) for task, step, cause, count in self._connection.execute(query)}
+        query = sa.select(
+            columns.task, columns.step, columns.cause, sa.func.sum(columns.count)
+        ).group_by(columns.task, columns.step, columns.cause)
+        return {
+            (task, step, cause): int(count)
+            for task, step, cause, count in self._connection.execute(query)
+        }
 
     def _many(self, statement: Any, rows: Sequence[dict[str, Any]]) -> None:
         if rows:
             self._connection.execute(statement, rows)
 
-    def _put(self, table: sa.Table, rows: Sequence[dict[str, Any]], replaced: tuple[str, ...] = ()) -> None:
-        """Insert rows; where one of its key stands already, change the columns `replaced` and no other."""
+    def _put(
+        self, table: sa.Table, rows: Sequence[dict[str, Any]], replaced: tuple[str, ...] = ()
+    ) -> None:
+        """Insert rows; where one of its key stands already, change the columns `replaced` and no
+        other.
+        """
         self._many(_upsert(self._connection.dialect.name, table, replaced), rows)
 
 
@@ -457,28 +682,53 @@ def _any_of(name: str) -> sa.BindParameter[Any]:
 
 _ASSIGNMENT_COLUMNS = tuple(StoredAssignment.__dataclass_fields__)
 _PUBLIC_KEY = sa.select(devices.c.public_key).where(devices.c.device == sa.bindparam("device"))
-_ENROLLED_AT = sa.select(devices.c.device, devices.c.enrolled_at).where(devices.c.device.in_(_any_of("devices")))
+_ENROLLED_AT = sa.select(devices.c.device, devices.c.enrolled_at).where(
+    devices.c.device.in_(_any_of("devices"))
+)
 _NONCES = sa.select(nonces.c.device, nonces.c.nonce).where(nonces.c.nonce.in_(_any_of("nonces")))
 _INSERT_NONCE = nonces.insert()
-_TASKS = sa.select(tasks.c.body, tasks.c.state, tasks.c.created_at).order_by(tasks.c.created_at, tasks.c.task)
-_CHECKPOINT = sa.select(*(checkpoints.c[name] for name in ("sha", "round", "half", "moments", "parent", "made_at")))
+_TASKS = sa.select(tasks.c.body, tasks.c.state, tasks.c.created_at).order_by(
+    tasks.c.created_at, tasks.c.task
+)
+_CHECKPOINT = sa.select(
+    *(checkpoints.c[name] for name in ("sha", "round", "half", "moments", "parent", "made_at"))
+)
 _STATE = ("round", "phase", "admitted", "reported", "dropped", "first_admitted", "last_admitted")
-_OPEN_ROUNDS = sa.select(rounds.c.task, *(rounds.c[name] for name in (*_STATE, "base", "base_round", "half"))).where(rounds.c.closed_at.is_(None))
-_AT_ROUND = (rounds.c.task == sa.bindparam("at_task")) & (rounds.c.round == sa.bindparam("at_round"))
-_SAVE_ROUND = rounds.update().where(_AT_ROUND).values({name: sa.bindparam(name) for name in (*_STATE[1:], "base", "base_round", "half")})
-_ADD_COUNTS = rounds.update().where(_AT_ROUND).values({name: rounds.c[name] + sa.bindparam(f"more_{name}") for name in COUNTS})
-_CHECK_INS = sa.select(check_ins.c.device, check_ins.c.task, check_ins.c.outcome).where(check_ins.c.device.in_(_any_of("devices")))
+_OPEN_ROUNDS = sa.select(
+    rounds.c.task, *(rounds.c[name] for name in (*_STATE, "base", "base_round", "half"))
+).where(rounds.c.closed_at.is_(None))
+_AT_ROUND = (rounds.c.task == sa.bindparam("at_task")) & (
+    rounds.c.round == sa.bindparam("at_round")
+)
+_SAVE_ROUND = (
+    rounds.update()
+    .where(_AT_ROUND)
+    .values({name: sa.bindparam(name) for name in (*_STATE[1:], "base", "base_round", "half")})
+)
+_ADD_COUNTS = (
+    rounds.update()
+    .where(_AT_ROUND)
+    .values({name: rounds.c[name] + sa.bindparam(f"more_{name}") for name in COUNTS})
+)
+_CHECK_INS = sa.select(check_ins.c.device, check_ins.c.task, check_ins.c.outcome).where(
+    check_ins.c.device.in_(_any_of("devices"))
+)
 _ASSIGNMENT = sa.select(*(assignments.c[name] for name in _ASSIGNMENT_COLUMNS))
 _ASSIGNMENTS = _ASSIGNMENT.where(assignments.c.assignment.in_(_any_of("assignments")))
 _WORK = (
-    _ASSIGNMENT.join(rounds, (rounds.c.task == assignments.c.task) & (rounds.c.round == assignments.c.round))
+    _ASSIGNMENT.join(
+        rounds, (rounds.c.task == assignments.c.task) & (rounds.c.round == assignments.c.round)
+    )
     .where(assignments.c.device.in_(_any_of("devices")))
     .where(rounds.c.closed_at.is_(None) | (assignments.c.status == Status.OPEN.value))
     .order_by(assignments.c.assignment)
 )
-_PARTICIPATIONS = sa.select(*(participations.c[name] for name in ("device", "task", "last_counted", "counted", "smallest_separation"))).where(
-    participations.c.device.in_(_any_of("devices"))
-)
+_PARTICIPATIONS = sa.select(
+    *(
+        participations.c[name]
+        for name in ("device", "task", "last_counted", "counted", "smallest_separation")
+    )
+).where(participations.c.device.in_(_any_of("devices")))
 _INSERTS: dict[str, Any] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
 _ENGINE: dict[str, dict[str, Any]] = {
     "sqlite": {"pool_size": 48},
@@ -491,13 +741,19 @@ def _upsert(dialect: str, table: sa.Table, replaced: tuple[str, ...]) -> Any:
     statement = _INSERTS[dialect](table)
     if not replaced:
         return statement.on_conflict_do_nothing()
-    return statement.on_conflict_do_update(index_elements=list(table.primary_key), set_={name: statement.excluded[name] for name in replaced})
+    return statement.on_conflict_do_update(
+        index_elements=list(table.primary_key),
+        set_={name: statement.excluded[name] for name in replaced},
+    )
 
 
 @functools.cache
 def _add_outcome(dialect: str) -> Any:
     statement = _INSERTS[dialect](outcomes)
-    return statement.on_conflict_do_update(index_elements=list(outcomes.primary_key), set_={"count": outcomes.c.count + statement.excluded.count})
+    return statement.on_conflict_do_update(
+        index_elements=list(outcomes.primary_key),
+        set_={"count": outcomes.c.count + statement.excluded.count},
+    )
 
 
 @functools.lru_cache(maxsize=256)
@@ -511,14 +767,20 @@ def _columns(state: RoundState) -> dict[str, Any]:
 
 def _assignment(row: Any) -> StoredAssignment:
     name, task, number, device, admitted_at, status, cause, *rest = row
-    return StoredAssignment(name, task, number, device, admitted_at, Status(status), cause and Cause(cause), *rest)
+    return StoredAssignment(
+        name, task, number, device, admitted_at, Status(status), cause and Cause(cause), *rest
+    )
 
 
-def _report(task: Task, row: Any, by_cause: Mapping[tuple[int, str], Counter[str]], now: float) -> RoundReport:
+def _report(
+    task: Task, row: Any, by_cause: Mapping[tuple[int, str], Counter[str]], now: float
+) -> RoundReport:
     refused, dropped = (dict(by_cause.get((row.round, step), {})) for step in (REFUSED, DROPPED))
     return RoundReport(
         round=row.round,
-        phase=row.phase if row.closed_at is not None or row.phase in OPEN else Phase.REPORTING.value,
+        phase=row.phase
+        if row.closed_at is not None or row.phase in OPEN
+        else Phase.REPORTING.value,
         goal=task.rules.report_goal,
         checked_in=row.assigned + sum(refused.values()),
         refused=refused,
@@ -536,7 +798,9 @@ def _report(task: Task, row: Any, by_cause: Mapping[tuple[int, str], Counter[str
         kind=task.kind,
         base=row.base,
         base_round=row.base_round,
-        scores=Scores(row.targets, row.top1, row.top3, row.in_vocabulary, row.loss / _LOSS_UNITS) if row.targets else None,
+        scores=Scores(row.targets, row.top1, row.top3, row.in_vocabulary, row.loss / _LOSS_UNITS)
+        if row.targets
+        else None,
         opened_at=row.opened_at,
     )
 
@@ -552,19 +816,36 @@ def _locked(database: Path) -> Any:
         database.parent.mkdir(parents=True, exist_ok=True)
         file = database.with_name(f"{database.name}.lock").open("w")
     except OSError as error:
-        raise RunError(database.parent, f"cannot be written ({error.strerror})", "give a folder that can be written") from None
+        raise RunError(
+            database.parent,
+            f"cannot be written ({error.strerror})",
+            "give a folder that can be written",
+        ) from None
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         file.close()
-        raise RunError(database.parent, "another server is using this folder", "stop that server or give another folder") from None
+        raise RunError(
+            database.parent,
+            "another server is using this folder",
+            "stop that server or give another folder",
+        ) from None
     return file
 
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:
-    connection.isolation_level = None  # SQLAlchemy begins and ends the transactions, tables included
-    # what is deleted is overwritten, where that costs no more writing; each of many connections keeps half a megabyte of pages
-    for setting in ("journal_mode = WAL", "foreign_keys = ON", "secure_delete = FAST", "cache_size = -512", "wal_autocheckpoint = 16384"):
+    connection.isolation_level = (
+        None  # SQLAlchemy begins and ends the transactions, tables included
+    )
+    # what is deleted is overwritten, where that costs no more writing; each of many connections
+    # keeps half a megabyte of pages
+    for setting in (
+        "journal_mode = WAL",
+        "foreign_keys = ON",
+        "secure_delete = FAST",
+        "cache_size = -512",
+        "wal_autocheckpoint = 16384",
+    ):
         connection.execute(f"PRAGMA {setting}")
 
 
@@ -573,7 +854,8 @@ def _begin_sqlite(connection: sa.Connection) -> None:
     if options.get("reading"):
         connection.exec_driver_sql("BEGIN")
         return
-    # FULL waits for the disk, about a millisecond: worth it for an acknowledged update, not for a check-in
+    # FULL waits for the disk, about a millisecond: worth it for an acknowledged update, not for a
+    # check-in
     level = "FULL" if options.get("durable", True) else "NORMAL"
     connection.exec_driver_sql(f"PRAGMA synchronous = {level}")
     connection.exec_driver_sql("BEGIN IMMEDIATE")

@@ -64,10 +64,22 @@ rounds = sa.Table(
     sa.Column("first_admitted", sa.Float),
     sa.Column("last_admitted", sa.Float),
     sa.Column("closed_at", sa.Float),
-    *(sa.Column(name, sa.BigInteger, nullable=False, server_default="0") for name in ("admitted", "reported", "dropped")),
-    *(sa.Column(name, sa.BigInteger, nullable=False, server_default="0") for name in ("assigned", "downloaded", "uploaded", "examples")),
-    *(sa.Column(name, sa.BigInteger, nullable=False, server_default="0") for name in ("bytes_up", "bytes_down")),
-    *(sa.Column(name, sa.BigInteger, nullable=False, server_default="0") for name in ("targets", "top1", "top3", "in_vocabulary", "loss")),
+    *(
+        sa.Column(name, sa.BigInteger, nullable=False, server_default="0")
+        for name in ("admitted", "reported", "dropped")
+    ),
+    *(
+        sa.Column(name, sa.BigInteger, nullable=False, server_default="0")
+        for name in ("assigned", "downloaded", "uploaded", "examples")
+    ),
+    *(
+        sa.Column(name, sa.BigInteger, nullable=False, server_default="0")
+        for name in ("bytes_up", "bytes_down")
+    ),
+    *(
+        sa.Column(name, sa.BigInteger, nullable=False, server_default="0")
+        for name in ("targets", "top1", "top3", "in_vocabulary", "loss")
+    ),
 )
 outcomes = sa.Table(  # devices refused at check-in, or dropped after it, by cause
     "outcomes",

@@ -1,4 +1,6 @@
-"""A task: what the server wants done with a model. Fixed when it is created, kept with its rounds."""
+"""A task: what the server wants done with a model. Fixed when it is created, kept with its
+rounds.
+"""
 
 import functools
 import hashlib
@@ -44,16 +46,31 @@ class Task:
     def __post_init__(self) -> None:
         for field in ("name", "population"):
             if not _NAME.fullmatch(getattr(self, field)):
-                found = f"expected a-z, 0-9, '.', '_' and '-', at most 64, found {getattr(self, field)[:80]!r}"
+                found = (
+                    "expected a-z, 0-9, '.', '_' and '-', at most 64, found "
+                    f"{getattr(self, field)[:80]!r}"
+                )
                 raise ConfigError(f"task.{field}", found, "choose another")
         if (self.kind is Kind.EVALUATION) != bool(self.evaluates):
-            raise ConfigError("task.evaluates", f"expected for an evaluation task and no other, found {self.evaluates!r}", "name a training task")
+            raise ConfigError(
+                "task.evaluates",
+                f"expected for an evaluation task and no other, found {self.evaluates!r}",
+                "name a training task",
+            )
         if self.kind is Kind.EVALUATION and self.rules.buffered:
-            raise ConfigError("rules.mode", "expected synchronous for an evaluation task, found buffered", "remove it")
+            raise ConfigError(
+                "rules.mode",
+                "expected synchronous for an evaluation task, found buffered",
+                "remove it",
+            )
         most = aggregation.capacity(self.plan, self.dimension)
         if self.rules.report_goal * self.rules.max_weight > most:
             found = f"report goal {self.rules.report_goal} x largest weight {self.rules.max_weight}"
-            raise ConfigError("rules.max_weight", f"{found} is more than the {most} one sum can hold", "lower either, or the clipping norm")
+            raise ConfigError(
+                "rules.max_weight",
+                f"{found} is more than the {most} one sum can hold",
+                "lower either, or the clipping norm",
+            )
 
     @property
     def plan_bytes(self) -> bytes:
@@ -70,7 +87,8 @@ def _hash_of(plan: Plan) -> str:
 
 
 def rotation_seed(task: Task, round: int) -> int:
-    """Seed of a round's rotation: the same for all its devices, another in every round. 53 bits: any JSON reader keeps them.
+    """Seed of a round's rotation: the same for all its devices, another in every round. 53 bits:
+    any JSON reader keeps them.
 
     A buffered task keeps one: reports of several rounds add up in one sum.
     """
@@ -79,10 +97,14 @@ def rotation_seed(task: Task, round: int) -> int:
 
 @functools.lru_cache(maxsize=256)
 def _rotation(seed: int, round: int) -> int:
-    return int.from_bytes(hashlib.sha256(f"fedboard-rotation-v1 {seed} {round}".encode()).digest()[:8]) >> 11
+    return (
+        int.from_bytes(hashlib.sha256(f"fedboard-rotation-v1 {seed} {round}".encode()).digest()[:8])
+        >> 11
+    )
 
 
 def assignment_name(task: Task, round: int, device: str) -> str:
-    """The name of a device's work in a round, 32 hexadecimal digits: known beforehand to whoever knows the task's seed, so a server that died
-    gives the same again."""
+    """The name of a device's work in a round, 32 hexadecimal digits: known beforehand to whoever
+    knows the task's seed, so a server that died gives the same again.
+    """
     return digest(f"fedboard-assignment-v1 {task.seed} {task.name} {round} {device}".encode())[:32]

@@ -1,4 +1,6 @@
-"""The tiny world every test may use: a corpus of a few made-up users, its vocabulary, a network of some thousand weights, and a signed bundle."""
+"""The tiny world every test may use: a corpus of a few made-up users, its vocabulary, a network of
+some thousand weights, and a signed bundle.
+"""
 
 import json
 import os
@@ -20,7 +22,9 @@ from model import corpus, network, vocabulary
 SUBJECTS = ("i", "you", "we", "they")
 VERBS = ("will see", "like", "want to call", "do not know", "can hear")
 OBJECTS = ("you", "my dog", "the new house", "her tomorrow", "it", "what they said")
-TINY_PLAN = Plan(batch_size=4, length=6, epochs=1, learning_rate=0.3, max_rows=16, clipping_norm=5.0, bits=8)
+TINY_PLAN = Plan(
+    batch_size=4, length=6, epochs=1, learning_rate=0.3, max_rows=16, clipping_norm=5.0, bits=8
+)
 
 
 def sentences(rng: np.random.Generator, count: int) -> list[str]:
@@ -39,7 +43,11 @@ def corpus_file(tmp_path_factory) -> str:
     """A JSONL corpus of 40 users with 30 messages each."""
     rng = np.random.default_rng(7)
     path = tmp_path_factory.mktemp("corpus") / "chat.jsonl"
-    lines = [{"user": f"user{u}", "text": text, "timestamp": 1000 * u + i} for u in range(40) for i, text in enumerate(sentences(rng, 30))]
+    lines = [
+        {"user": f"user{u}", "text": text, "timestamp": 1000 * u + i}
+        for u in range(40)
+        for i, text in enumerate(sentences(rng, 30))
+    ]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return str(path)
 
@@ -58,13 +66,18 @@ def tiny_vocabulary(tiny_corpus) -> Vocabulary:
 
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tiny_vocabulary) -> Checkpoint:
-    weights = network.initial_weights(network.SIZES["tiny"], tiny_vocabulary, np.random.default_rng(3))
+    weights = network.initial_weights(
+        network.SIZES["tiny"], tiny_vocabulary, np.random.default_rng(3)
+    )
     return Checkpoint(weights, tokenizer=tiny_vocabulary.hash)
 
 
 @pytest.fixture(scope="session")
 def tiny_rows(tiny_corpus, tiny_vocabulary) -> np.ndarray:
-    return rows((tiny_vocabulary.ids(tokens) for tokens in corpus.token_lists(tiny_corpus.train)), TINY_PLAN.length)
+    return rows(
+        (tiny_vocabulary.ids(tokens) for tokens in corpus.token_lists(tiny_corpus.train)),
+        TINY_PLAN.length,
+    )
 
 
 @pytest.fixture(scope="session")
@@ -78,10 +91,16 @@ def trusted(signing_key) -> frozenset[str]:
 
 
 @pytest.fixture(scope="session")
-def tiny_bundle(tmp_path_factory, tiny_checkpoint, tiny_vocabulary, tiny_rows, signing_key, trusted) -> Bundle:
-    """A signed bundle on disk, opened as a device opens it. Do not write into its folder: copy it."""
+def tiny_bundle(
+    tmp_path_factory, tiny_checkpoint, tiny_vocabulary, tiny_rows, signing_key, trusted
+) -> Bundle:
+    """A signed bundle on disk, opened as a device opens it. Do not write into its folder: copy
+    it.
+    """
     from conversion.package import package
 
     path = tmp_path_factory.mktemp("bundle") / "bundle"
-    package(path, tiny_checkpoint, tiny_vocabulary, TINY_PLAN, tiny_rows, "tiny", signing_key, steps=5)
+    package(
+        path, tiny_checkpoint, tiny_vocabulary, TINY_PLAN, tiny_rows, "tiny", signing_key, steps=5
+    )
     return open_verified(path, trusted)

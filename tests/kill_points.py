@@ -1,11 +1,15 @@
-"""Kill a piece of work at its first step, at its second, and so on until it finishes, and look at what it leaves each time.
+"""Kill a piece of work at its first step, at its second, and so on until it finishes, and look at
+what it leaves each time.
 
-A step is what the work does to its folder: open a file for writing, flush one, rename, remove, make or remove a folder, change a mode, connect to
-SQLite, or one SQL statement that writes. The process kills itself with SIGKILL as the step begins. A loss of power takes more than the process: with
-`unsynced_lost`, half of every file that was written and not flushed with `os.fsync` is cut off, as a disk may do. (What SQLite writes is its own
-affair: its files are left alone. Names are never lost: a folder that was not flushed does not show.)
+A step is what the work does to its folder: open a file for writing, flush one, rename, remove, make
+or remove a folder, change a mode, connect to SQLite, or one SQL statement that writes. The process
+kills itself with SIGKILL as the step begins. A loss of power takes more than the process: with
+`unsynced_lost`, half of every file that was written and not flushed with `os.fsync` is cut off, as
+a disk may do. (What SQLite writes is its own affair: its files are left alone. Names are never
+lost: a folder that was not flushed does not show.)
 
-The work is a script with a function `work(folder)`. It is read once, in a process of its own that forks for every try: its imports cost once.
+The work is a script with a function `work(folder)`. It is read once, in a process of its own that
+forks for every try: its imports cost once.
 """
 
 import json
@@ -23,26 +27,47 @@ ROOT = Path(__file__).parents[1]
 
 
 def every_kill_point(
-    script: str, folder: Path, prepare: Callable[[Path], None], check: Callable[[Path], None], unsynced_lost: bool = True, most: int = 2000
+    script: str,
+    folder: Path,
+    prepare: Callable[[Path], None],
+    check: Callable[[Path], None],
+    unsynced_lost: bool = True,
+    most: int = 2000,
 ) -> int:
-    """Make `folder` anew with `prepare`, run the script's work(folder) in a child killed at step n, and `check(folder)`; for n = 1, 2, ...
+    """Make `folder` anew with `prepare`, run the script's work(folder) in a child killed at step n,
+    and `check(folder)`; for n = 1, 2, ...
 
-    Ends after the first child that finishes, which is checked too. The number of steps it was killed at. AssertionError if the work raises, or if
-    a check does, naming the step.
+    Ends after the first child that finishes, which is checked too. The number of steps it was
+    killed at. AssertionError if the work raises, or if a check does, naming the step.
     """
-    with subprocess.Popen([sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT) as stage:
+    with subprocess.Popen(
+        [sys.executable, __file__],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    ) as stage:
         try:
             for n in range(1, most):
                 shutil.rmtree(folder, ignore_errors=True)
                 folder.mkdir(parents=True)
                 prepare(folder)
-                told = {"script": script, "folder": str(folder.resolve()), "n": n, "unsynced_lost": unsynced_lost}
+                told = {
+                    "script": script,
+                    "folder": str(folder.resolve()),
+                    "n": n,
+                    "unsynced_lost": unsynced_lost,
+                }
                 answer = json.loads(_asked(stage, told))
-                assert answer["how"] != "failed", f"at step {n} the work failed; its own words are on standard error"
+                assert answer["how"] != "failed", (
+                    f"at step {n} the work failed; its own words are on standard error"
+                )
                 try:
                     check(folder)
                 except Exception as error:
-                    raise AssertionError(f"killed at step {n}, {answer['step']}: {error}") from error
+                    raise AssertionError(
+                        f"killed at step {n}, {answer['step']}: {error}"
+                    ) from error
                 if answer["how"] == "finished":
                     return n - 1
         finally:
@@ -58,7 +83,9 @@ def _asked(stage: subprocess.Popen, told: dict) -> str:
 
 # What follows runs in the stage, and in the children it forks.
 
-STEPS = {  # audit event -> which of its arguments are paths, each with the argument that holds its folder's descriptor
+# audit event -> which of its arguments are paths, each with the argument that holds its folder's
+# descriptor
+STEPS = {
     "os.rename": ((0, 2), (1, 3)),
     "os.link": ((0, 2), (1, 3)),
     "os.symlink": ((1, 2),),
@@ -70,7 +97,8 @@ STEPS = {  # audit event -> which of its arguments are paths, each with the argu
     "sqlite3.connect": ((0, None),),
 }
 READING = ("SELECT", "PRAGMA", "--")  # what changes nothing
-SAID = "kill_points.step"  # the work may name steps that Python does not see: sys.audit(SAID, "what is about to happen")
+# the work may name steps that Python does not see: sys.audit(SAID, "what is about to happen")
+SAID = "kill_points.step"
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 
 
@@ -84,7 +112,9 @@ class Killer:
         self.busy = False
         os.fsync = self._flushing(os.fsync)
         os.fdatasync = self._flushing(os.fdatasync)
-        sqlite3.connect = sqlite3.dbapi2.connect = self._traced(sqlite3.connect)  # SQLAlchemy knows it by the second name
+        sqlite3.connect = sqlite3.dbapi2.connect = self._traced(
+            sqlite3.connect
+        )  # SQLAlchemy knows it by the second name
         sys.addaudithook(self.hook)
 
     def hook(self, event: str, arguments: tuple) -> None:
@@ -98,7 +128,10 @@ class Killer:
         elif event == SAID:
             self.step(arguments[0])
         elif event in STEPS:
-            paths = [self.inside(arguments[i], -1 if j is None else arguments[j]) for i, j in STEPS[event]]
+            paths = [
+                self.inside(arguments[i], -1 if j is None else arguments[j])
+                for i, j in STEPS[event]
+            ]
             if any(paths):
                 self.step(f"{event} {' '.join(filter(None, paths))}")
                 if event == "os.rename":
@@ -114,7 +147,11 @@ class Killer:
 
     def renamed(self, old: str | None, new: str | None) -> None:
         """Files that were not flushed are not flushed by another name."""
-        for path in [path for path in self.unsynced if old and new and (path == old or path.startswith(old + "/"))]:
+        for path in [
+            path
+            for path in self.unsynced
+            if old and new and (path == old or path.startswith(old + "/"))
+        ]:
             self.unsynced.discard(path)
             self.unsynced.add(new + path.removeprefix(old))
 
@@ -129,11 +166,18 @@ class Killer:
 
         return flush_and_note
 
-    def _traced(self, connect: Callable[..., sqlite3.Connection]) -> Callable[..., sqlite3.Connection]:
+    def _traced(
+        self, connect: Callable[..., sqlite3.Connection]
+    ) -> Callable[..., sqlite3.Connection]:
         def connect_and_trace(database, *arguments, **options) -> sqlite3.Connection:
             connection = connect(database, *arguments, **options)
             if self.inside(database):
-                connection.set_trace_callback(lambda statement: statement.startswith(READING) or self.step(f"SQL {statement.split(' ', 1)[0]}"))
+                connection.set_trace_callback(
+                    lambda statement: (
+                        statement.startswith(READING)
+                        or self.step(f"SQL {statement.split(' ', 1)[0]}")
+                    )
+                )
             return connection
 
         return connect_and_trace

@@ -1,4 +1,6 @@
-"""A server that has lived: days of rounds with devices that are away, late or broken, an evaluation beside the training, and a paused task."""
+"""A server that has lived: days of rounds with devices that are away, late or broken, an evaluation
+beside the training, and a paused task.
+"""
 
 from dataclasses import replace
 from pathlib import Path
@@ -22,10 +24,26 @@ def played(folder: Path, rounds: int, now: float, seed: int = 0) -> Coordinator:
     """About so many rounds, an hour each, the last of them half done at `now`."""
     rules = Rules(report_goal=20, over_selection=1.3, selection_s=600, reporting_s=1800)
     store, blobs = open_folder(folder)
-    start, began, step = Checkpoint(WEIGHTS, 0, "", TOKENIZER), now - HOUR_S * rounds, ServerStep(0.5, algorithm="fedadam")
+    start, began, step = (
+        Checkpoint(WEIGHTS, 0, "", TOKENIZER),
+        now - HOUR_S * rounds,
+        ServerStep(0.5, algorithm="fedadam"),
+    )
     create_task(store, blobs, start, PLAN, rules, Policy(min_separation=2), step, began, 1)
-    create_evaluation(store, blobs, "default", None, Rules(report_goal=8, over_selection=1.5), Policy(), began + 1, "accuracy", 1)
-    create_task(store, blobs, start, PLAN, rules, Policy(), ServerStep(), now, 2, "swiss-german", "de-ch")
+    create_evaluation(
+        store,
+        blobs,
+        "default",
+        None,
+        Rules(report_goal=8, over_selection=1.5),
+        Policy(),
+        began + 1,
+        "accuracy",
+        1,
+    )
+    create_task(
+        store, blobs, start, PLAN, rules, Policy(), ServerStep(), now, 2, "swiss-german", "de-ch"
+    )
     coordinator = Coordinator(store, blobs)
     coordinator.pause("swiss-german", now)
     rng, devices = np.random.default_rng(seed), enrolled(coordinator, 90)
@@ -35,7 +53,14 @@ def played(folder: Path, rounds: int, now: float, seed: int = 0) -> Coordinator:
     return coordinator
 
 
-def _hour(coordinator: Coordinator, devices: list[str], at: float, rng: np.random.Generator, number: int, last: bool) -> None:
+def _hour(
+    coordinator: Coordinator,
+    devices: list[str],
+    at: float,
+    rng: np.random.Generator,
+    number: int,
+    last: bool,
+) -> None:
     asking = [CheckingIn(devices[k], _condition(rng)) for k in rng.permutation(len(devices))]
     answers = coordinator.handle(asking, at)
     for k, (asked, work) in enumerate(zip(asking, answers, strict=True)):
@@ -46,22 +71,60 @@ def _hour(coordinator: Coordinator, devices: list[str], at: float, rng: np.rando
         if work.kind is Kind.EVALUATION:
             words = int(rng.integers(40, 120))
             top1 = int(words * (0.05 + 0.14 * (1 - np.exp(-number / 8)) + rng.normal(0, 0.01)))
-            scores = Scores(words, max(0, top1), max(0, int(1.7 * top1)), int(0.9 * words), words * (4.7 + 2.0 * np.exp(-number / 8)))
-            coordinator.handle([Reporting(asked.device, work.assignment, config.to_json(scores), Kind.EVALUATION, None, named)], at + 200)
+            scores = Scores(
+                words,
+                max(0, top1),
+                max(0, int(1.7 * top1)),
+                int(0.9 * words),
+                words * (4.7 + 2.0 * np.exp(-number / 8)),
+            )
+            coordinator.handle(
+                [
+                    Reporting(
+                        asked.device,
+                        work.assignment,
+                        config.to_json(scores),
+                        Kind.EVALUATION,
+                        None,
+                        named,
+                    )
+                ],
+                at + 200,
+            )
         elif fate < 0.05:
-            coordinator.handle([Reporting(asked.device, work.assignment, b"FBUP", signed_for=named)], at + 200)
+            coordinator.handle(
+                [Reporting(asked.device, work.assignment, b"FBUP", signed_for=named)], at + 200
+            )
         elif fate < 0.15:
-            coordinator.handle([Abandoning(asked.device, work.assignment, Cause.CONDITION_LOST, signed_for=named)], at + 250)
+            coordinator.handle(
+                [Abandoning(asked.device, work.assignment, Cause.CONDITION_LOST, signed_for=named)],
+                at + 250,
+            )
         elif fate < 0.95:
             coordinator.blob(asked.device, work.checkpoint, at + 50, signed_for=named)
-            coordinator.handle([Reporting(asked.device, work.assignment, encoded(work, k, int(rng.integers(5, 60))), signed_for=named)], at + 300)
+            coordinator.handle(
+                [
+                    Reporting(
+                        asked.device,
+                        work.assignment,
+                        encoded(work, k, int(rng.integers(5, 60))),
+                        signed_for=named,
+                    )
+                ],
+                at + 300,
+            )
     if not last:
         coordinator.tick(at + 2400)
 
 
 def _condition(rng: np.random.Generator):
     charging, unmetered, idle = rng.random(3) < (0.75, 0.85, 0.8)
-    return replace(READY, conditions=replace(READY.conditions, charging=bool(charging), unmetered=bool(unmetered), idle=bool(idle)))
+    return replace(
+        READY,
+        conditions=replace(
+            READY.conditions, charging=bool(charging), unmetered=bool(unmetered), idle=bool(idle)
+        ),
+    )
 
 
 if __name__ == "__main__":

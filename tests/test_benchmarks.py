@@ -1,4 +1,6 @@
-"""The sums of the benchmarks: what a token costs, how memory grows, how runs become a row of the table."""
+"""The sums of the benchmarks: what a token costs, how memory grows, how runs become a row of the
+table.
+"""
 
 import math
 import os
@@ -21,17 +23,35 @@ def run(seconds=(1.0, 2.0), tokens=(100, 100), first_s=5.0, peak_mb=300.0) -> Ru
 def toy_work() -> common.Work:
     """Two rounds of two clients with 1, 2, 1 and 1 rows."""
     rows = np.array([[1, 5, 2], [1, 6, 2], [1, 7, 0], [1, 8, 2], [1, 9, 0]], np.int32)
-    return common.Work(2, 2, 8, 0.5, 0, np.array([0, 1, 3, 4, 5]), rows, np.array([0, 2, 5]), rows, rows[:1], {"bias": np.ones(3, np.float32)})
+    return common.Work(
+        2,
+        2,
+        8,
+        0.5,
+        0,
+        np.array([0, 1, 3, 4, 5]),
+        rows,
+        np.array([0, 2, 5]),
+        rows,
+        rows[:1],
+        {"bias": np.ones(3, np.float32)},
+    )
 
 
 def test_a_token_costs_six_operations_for_each_weight_of_a_matrix_and_none_for_a_bias():
-    weights = {"embedding": np.zeros((5, 2)), "projection": np.zeros((2, 3)), "output_bias": np.zeros(5)}
+    weights = {
+        "embedding": np.zeros((5, 2)),
+        "projection": np.zeros((2, 3)),
+        "output_bias": np.zeros(5),
+    }
     assert simulation_speed.flop_per_token(weights) == 6 * (5 * 2 + 2 * 3)
 
 
 def test_memory_that_grows_two_megabytes_a_look_grows_four_a_hundred_rounds():
     rounds = [50, 100, 150, 200, 250]
-    assert simulation_memory.slope(rounds, [900.0, 500.0, 300.0, 302.0, 304.0]) == pytest.approx(4.0)  # before round 100 anything may happen
+    assert simulation_memory.slope(rounds, [900.0, 500.0, 300.0, 302.0, 304.0]) == pytest.approx(
+        4.0
+    )  # before round 100 anything may happen
 
 
 def test_memory_seen_once_after_settling_has_no_slope():
@@ -46,7 +66,10 @@ def test_memory_of_a_run_that_ends_early_is_not_reported(tmp_path):
 
 
 def test_a_peer_is_compared_with_ours_round_by_round():
-    ours, peer = run(seconds=(1.0, 2.0, 4.0), tokens=(100,) * 3), run(seconds=(2.0, 6.0, 16.0), tokens=(100,) * 3)
+    ours, peer = (
+        run(seconds=(1.0, 2.0, 4.0), tokens=(100,) * 3),
+        run(seconds=(2.0, 6.0, 16.0), tokens=(100,) * 3),
+    )
     row = simulation_speed.row("peer", [peer], [ours], floor=50.0)
     assert row.ours_over == pytest.approx(3.0)  # 2, 3 and 4 times as fast
     assert row.per_cpu_s == pytest.approx(100 / 6)
@@ -77,8 +100,13 @@ def test_a_round_has_the_rows_of_its_own_clients_and_their_targets():
 
 
 def test_what_a_process_costs_includes_its_children():
-    busy = "import time; kept = bytearray(30_000_000)\nwhile time.process_time() < 0.2: pass\nprint('spent', flush=True); input()"
-    child = subprocess.Popen([sys.executable, "-c", busy], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    busy = (
+        "import time; kept = bytearray(30_000_000)\nwhile time.process_time() < 0.2: "
+        "pass\nprint('spent', flush=True); input()"
+    )
+    child = subprocess.Popen(
+        [sys.executable, "-c", busy], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
     try:
         child.stdout.readline()
         assert child.pid in common.tree(os.getpid())
@@ -91,11 +119,22 @@ def test_what_a_process_costs_includes_its_children():
 
 
 def test_the_strip_is_asked_for_before_each_key_with_the_letters_typed_so_far():
-    assert device_process.keys("i'm ok") == [("", ""), ("", "i"), ("", "i'"), ("", "i'm"), ("i'm ", ""), ("i'm ", "o")]
+    assert device_process.keys("i'm ok") == [
+        ("", ""),
+        ("", "i"),
+        ("", "i'"),
+        ("", "i'm"),
+        ("i'm ", ""),
+        ("i'm ", "o"),
+    ]
 
 
 def test_a_step_costs_six_operations_for_each_weight_of_a_matrix_at_each_place():
-    weights = {"embedding": np.zeros((5, 2)), "projection": np.zeros((2, 3)), "output_bias": np.zeros(5)}
+    weights = {
+        "embedding": np.zeros((5, 2)),
+        "projection": np.zeros((2, 3)),
+        "output_bias": np.zeros(5),
+    }
     assert device_process.step_flop(weights, batch=4, length=6) == 6 * (5 * 2 + 2 * 3) * 4 * 6
 
 
@@ -107,11 +146,20 @@ def test_the_products_of_a_step_have_the_operations_that_are_counted(monkeypatch
             Counted.done += 2 * self.shape[0] * self.shape[1] * other.shape[1]
             return np.asarray(self) @ np.asarray(other)
 
-    shapes = {"embedding": (7, 2), "input_kernel": (9, 2), "recurrent_kernel": (9, 2), "projection": (2, 3)}
+    shapes = {
+        "embedding": (7, 2),
+        "input_kernel": (9, 2),
+        "recurrent_kernel": (9, 2),
+        "projection": (2, 3),
+    }
     weights = {name: np.ones(shape, np.float32) for name, shape in shapes.items()}
     random = np.random.default_rng
     monkeypatch.setattr(
-        np.random, "default_rng", lambda seed: type("R", (), {"random": lambda _, *asked: random(seed).random(*asked).view(Counted)})()
+        np.random,
+        "default_rng",
+        lambda seed: type(
+            "R", (), {"random": lambda _, *asked: random(seed).random(*asked).view(Counted)}
+        )(),
     )
     device_process.products(weights, batch=4, length=6)()
     assert Counted.done == device_process.step_flop(weights, batch=4, length=6)
@@ -121,10 +169,25 @@ def test_the_devices_benchmarks_run_from_end_to_end(tiny_bundle, trusted, corpus
     key, data = tmp_path / "maker.pub", tmp_path / "data"
     key.write_text(next(iter(trusted)))
     corpus.import_file(corpus_file, data)
-    options = ["--bundle", str(tiny_bundle.path), "--trust", str(key), "--data", str(data), "--people", "1", "--repeats", "2"]
+    options = [
+        "--bundle",
+        str(tiny_bundle.path),
+        "--trust",
+        str(key),
+        "--data",
+        str(data),
+        "--people",
+        "1",
+        "--repeats",
+        "2",
+    ]
     figures = device.main([*options, "--only", "typing,predicting,finetuning,step,sizes"])
     assert all(figure.value > 0 for figure in figures)
-    assert {"memory, predicting: peak", "train step, tflite-runtime: times the floor", "upload, 8 bits"} <= {figure.name for figure in figures}
+    assert {
+        "memory, predicting: peak",
+        "train step, tflite-runtime: times the floor",
+        "upload, 8 bits",
+    } <= {figure.name for figure in figures}
 
 
 def test_a_figure_above_its_bar_is_called_missed():

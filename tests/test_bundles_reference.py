@@ -10,7 +10,11 @@ from fedboard.run import REFERENCE, open_bundle
 
 def test_it_is_whole_and_signed_with_the_key_beside_it_and_knows_where_it_comes_from():
     opened = open_bundle(None, None)
-    assert (opened.manifest.network, opened.manifest.lineage.corpus, opened.manifest.release) == ("gboard", "chitchat", 450)
+    assert (opened.manifest.network, opened.manifest.lineage.corpus, opened.manifest.release) == (
+        "gboard",
+        "chitchat",
+        450,
+    )
     assert opened.manifest.gate["int8_top1_points_lost"] <= 0.2
     assert opened.checkpoint.round == 450
 
@@ -29,6 +33,12 @@ def test_it_suggests_sensibly():
 
 
 def test_predict_uses_it_when_no_bundle_is_named(tmp_path):
-    done = subprocess.run([sys.executable, "-m", "fedboard.cli", "predict"], input="how are \n", capture_output=True, text=True, cwd=tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-m", "fedboard.cli", "predict"],
+        input="how are \n",
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
     assert done.returncode == 0
     assert "you" in done.stdout.splitlines()[-1]

@@ -19,22 +19,38 @@ from model.vocabulary import build_unigram
 
 @pytest.fixture(scope="module")
 def fifty(tiny_rows, tiny_plan):
-    return [batch for batch, _ in zip(batches(tiny_rows, tiny_plan.batch_size, 9, np.random.default_rng(0)), range(50), strict=False)]
+    return [
+        batch
+        for batch, _ in zip(
+            batches(tiny_rows, tiny_plan.batch_size, 9, np.random.default_rng(0)),
+            range(50),
+            strict=False,
+        )
+    ]
 
 
-def test_train_graph_follows_gradient_tape_for_fifty_steps(tiny_bundle, tiny_checkpoint, fifty, tiny_plan):
-    weights_apart, loss_apart = parity.training_difference(tiny_bundle.train_graph, tiny_checkpoint.weights, fifty, tiny_plan)
+def test_train_graph_follows_gradient_tape_for_fifty_steps(
+    tiny_bundle, tiny_checkpoint, fifty, tiny_plan
+):
+    weights_apart, loss_apart = parity.training_difference(
+        tiny_bundle.train_graph, tiny_checkpoint.weights, fifty, tiny_plan
+    )
     assert len(fifty) == 50
     assert weights_apart < 1e-4
     assert loss_apart < 1e-4
 
 
-def test_fifty_steps_move_the_weights_so_that_parity_means_something(tiny_bundle, tiny_checkpoint, fifty):
+def test_fifty_steps_move_the_weights_so_that_parity_means_something(
+    tiny_bundle, tiny_checkpoint, fifty
+):
     graph, weights = Graph(tiny_bundle.train_graph), tiny_checkpoint.weights
     for batch in fifty:
         result = graph.run("train", rows=batch, learning_rate=np.float32(0.3), **weights)
         weights = {name: result[name] for name in weights}
-    assert all(np.abs(weights[name] - before).max() > 0.01 for name, before in tiny_checkpoint.weights.items())
+    assert all(
+        np.abs(weights[name] - before).max() > 0.01
+        for name, before in tiny_checkpoint.weights.items()
+    )
 
 
 def test_parity_sees_a_wrong_gradient(monkeypatch, tiny_checkpoint, tiny_plan, fifty):
@@ -54,13 +70,19 @@ def test_loss_is_the_same_in_numpy_and_in_the_graph(tiny_bundle, tiny_checkpoint
     graph = Graph(tiny_bundle.train_graph)
     for batch in fifty[:5]:
         found = graph.run("evaluate", rows=batch, **tiny_checkpoint.weights)
-        assert found["loss"] == pytest.approx(network.mean_loss(tiny_checkpoint.weights, batch), abs=1e-5)
+        assert found["loss"] == pytest.approx(
+            network.mean_loss(tiny_checkpoint.weights, batch), abs=1e-5
+        )
         assert found["targets"] == np.count_nonzero(batch[:, 1:])
 
 
-def test_a_batch_of_padding_has_loss_zero_and_moves_nothing(tiny_bundle, tiny_checkpoint, tiny_plan):
+def test_a_batch_of_padding_has_loss_zero_and_moves_nothing(
+    tiny_bundle, tiny_checkpoint, tiny_plan
+):
     empty = np.zeros((tiny_plan.batch_size, tiny_plan.length + 1), np.int32)
-    result = Graph(tiny_bundle.train_graph).run("train", rows=empty, learning_rate=np.float32(1), **tiny_checkpoint.weights)
+    result = Graph(tiny_bundle.train_graph).run(
+        "train", rows=empty, learning_rate=np.float32(1), **tiny_checkpoint.weights
+    )
     assert result["loss"] == 0
     assert all((result[name] == before).all() for name, before in tiny_checkpoint.weights.items())
 
@@ -68,20 +90,31 @@ def test_a_batch_of_padding_has_loss_zero_and_moves_nothing(tiny_bundle, tiny_ch
 def test_step_of_the_train_graph_predicts_like_the_network(tiny_bundle, tiny_checkpoint):
     weights, ids = tiny_checkpoint.weights, [BOS, 14, 15, 20]
     exact = network.log_probs(weights, network.forward(weights, np.array([ids]))[0])
-    graph, hidden, cell = Graph(tiny_bundle.train_graph), np.zeros((1, 16), np.float32), np.zeros((1, 24), np.float32)
+    graph, hidden, cell = (
+        Graph(tiny_bundle.train_graph),
+        np.zeros((1, 16), np.float32),
+        np.zeros((1, 24), np.float32),
+    )
     for token, expected in zip(ids, exact, strict=True):
-        result = graph.run("step", token=np.array([token], np.int32), hidden=hidden, cell=cell, **weights)
+        result = graph.run(
+            "step", token=np.array([token], np.int32), hidden=hidden, cell=cell, **weights
+        )
         hidden, cell = result["hidden"], result["cell"]
         np.testing.assert_allclose(result["log_probs"][0], expected, atol=1e-5)
 
 
-def test_graphs_hold_built_in_operations_only_and_the_same_inputs_give_the_same_bytes(tiny_bundle, tiny_checkpoint, tiny_plan):
+def test_graphs_hold_built_in_operations_only_and_the_same_inputs_give_the_same_bytes(
+    tiny_bundle, tiny_checkpoint, tiny_plan
+):
     from tensorflow.lite.python import schema_py_generated as schema
     from tensorflow.lite.tools import flatbuffer_utils
 
     custom = schema.BuiltinOperator.CUSTOM
     for graph in (tiny_bundle.train_graph, tiny_bundle.predict_graph):
-        codes = [code.builtinCode for code in flatbuffer_utils.convert_bytearray_to_object(bytearray(graph)).operatorCodes]
+        codes = [
+            code.builtinCode
+            for code in flatbuffer_utils.convert_bytearray_to_object(bytearray(graph)).operatorCodes
+        ]
         assert custom not in codes
     assert export.train_graph(tiny_checkpoint.weights, tiny_plan) == tiny_bundle.train_graph
     assert export.predict_graph(tiny_checkpoint.weights) == tiny_bundle.predict_graph
@@ -96,15 +129,32 @@ def test_shipped_int8_graph_scores_close_to_the_float_network(tiny_bundle, tiny_
     np.testing.assert_allclose(np.exp(shipped).sum(axis=1), 1, atol=1e-3)
 
 
-def test_packaging_twice_gives_the_same_files(tmp_path, tiny_bundle, tiny_checkpoint, tiny_vocabulary, tiny_rows, signing_key, tiny_plan):
-    package(tmp_path / "again", tiny_checkpoint, tiny_vocabulary, tiny_plan, tiny_rows, "tiny", signing_key, steps=5)
-    assert {p.name: p.read_bytes() for p in (tmp_path / "again").iterdir()} == {p.name: p.read_bytes() for p in tiny_bundle.path.iterdir()}
+def test_packaging_twice_gives_the_same_files(
+    tmp_path, tiny_bundle, tiny_checkpoint, tiny_vocabulary, tiny_rows, signing_key, tiny_plan
+):
+    package(
+        tmp_path / "again",
+        tiny_checkpoint,
+        tiny_vocabulary,
+        tiny_plan,
+        tiny_rows,
+        "tiny",
+        signing_key,
+        steps=5,
+    )
+    assert {p.name: p.read_bytes() for p in (tmp_path / "again").iterdir()} == {
+        p.name: p.read_bytes() for p in tiny_bundle.path.iterdir()
+    }
 
 
-def test_a_vocabulary_of_another_run_is_refused_and_nothing_is_written(tmp_path, tiny_checkpoint, tiny_vocabulary, tiny_rows, signing_key, tiny_plan):
+def test_a_vocabulary_of_another_run_is_refused_and_nothing_is_written(
+    tmp_path, tiny_checkpoint, tiny_vocabulary, tiny_rows, signing_key, tiny_plan
+):
     foreign = Checkpoint(tiny_checkpoint.weights, tokenizer="0" * 64)
     with pytest.raises(BundleError, match="package both from one run"):
-        package(tmp_path / "bundle", foreign, tiny_vocabulary, tiny_plan, tiny_rows, "tiny", signing_key)
+        package(
+            tmp_path / "bundle", foreign, tiny_vocabulary, tiny_plan, tiny_rows, "tiny", signing_key
+        )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -125,7 +175,10 @@ def test_writing_over_a_bundle_leaves_one_whole_bundle(tmp_path, tiny_bundle, si
 
 def test_a_network_of_pieces_is_not_packaged_yet(tmp_path, tiny_plan, tiny_rows, signing_key):
     pieces = build_unigram([["the", "cat"]], size=40)
-    checkpoint = Checkpoint(network.initial_weights(network.SIZES["tiny"], pieces, np.random.default_rng(0)), tokenizer=pieces.hash)
+    checkpoint = Checkpoint(
+        network.initial_weights(network.SIZES["tiny"], pieces, np.random.default_rng(0)),
+        tokenizer=pieces.hash,
+    )
     with pytest.raises(VocabularyError, match="a bundle needs whole words"):
         package(tmp_path / "bundle", checkpoint, pieces, tiny_plan, tiny_rows, "tiny", signing_key)
     assert not (tmp_path / "bundle").exists()

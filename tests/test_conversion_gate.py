@@ -18,11 +18,20 @@ def test_a_gate_within_its_limits_has_no_problem():
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"weights_apart": 2e-4}, "weights differ by 2.0e-04 from TensorFlow's after 50 steps, expected at most 1e-04"),
+        (
+            {"weights_apart": 2e-4},
+            "weights differ by 2.0e-04 from TensorFlow's after 50 steps, expected at most 1e-04",
+        ),
         ({"loss_apart": float("nan")}, "losses differ by nan"),
-        ({"int8": Int8(20_000, 0.9, 0.0, 0.4, 0.05)}, "int8 loses 0.40 points of top-1 on 20,000 words, expected at most 0.2"),
+        (
+            {"int8": Int8(20_000, 0.9, 0.0, 0.4, 0.05)},
+            "int8 loses 0.40 points of top-1 on 20,000 words, expected at most 0.2",
+        ),
         ({"int8": Int8(20_000, 0.9, 0.05, 0.0, 0.05)}, "int8 costs 0.050 nats a word"),
-        ({"predict_bytes": 1_500_001}, "predict.tflite has 1,500,001 bytes, expected at most 1,500,000"),
+        (
+            {"predict_bytes": 1_500_001},
+            "predict.tflite has 1,500,001 bytes, expected at most 1,500,000",
+        ),
         ({"step_ms": 6.0}, "a step takes 6.0 ms, expected at most 5 ms"),
     ],
 )
@@ -32,7 +41,9 @@ def test_each_limit_is_named_with_what_was_found(changes, said):
 
 
 def test_few_words_refuse_nothing_by_chance():
-    assert replace(PASSING, int8=Int8(100, 0.99, 0.0, 1.0, 1.0)).problems == []  # one word of a hundred
+    assert (
+        replace(PASSING, int8=Int8(100, 0.99, 0.0, 1.0, 1.0)).problems == []
+    )  # one word of a hundred
 
 
 def test_the_time_of_a_step_is_not_signed():
@@ -42,13 +53,30 @@ def test_the_time_of_a_step_is_not_signed():
 def test_int8_against_float_by_counting(tiny_bundle, tiny_checkpoint, tiny_rows):
     found = int8_difference(tiny_bundle.predict_graph, tiny_checkpoint.weights, tiny_rows)
     assert found.positions == np.count_nonzero(tiny_rows[:, 1:] >= 13)
-    exact = int8_difference(export.predict_graph(tiny_checkpoint.weights, quantized=False), tiny_checkpoint.weights, tiny_rows)
+    exact = int8_difference(
+        export.predict_graph(tiny_checkpoint.weights, quantized=False),
+        tiny_checkpoint.weights,
+        tiny_rows,
+    )
     assert (exact.same_best, exact.top1_lost) == (1.0, 0.0)
     assert abs(exact.nats) < 1e-5
 
 
-def test_a_graph_that_fails_the_gate_is_not_signed(tmp_path, monkeypatch, tiny_checkpoint, tiny_vocabulary, tiny_rows, tiny_plan, signing_key):
+def test_a_graph_that_fails_the_gate_is_not_signed(
+    tmp_path, monkeypatch, tiny_checkpoint, tiny_vocabulary, tiny_rows, tiny_plan, signing_key
+):
     monkeypatch.setattr(gate, "PREDICT_BYTES", 1000)
-    with pytest.raises(BundleError, match=r"not signed: predict.tflite has [0-9,]+ bytes, expected at most 1,000"):
-        package.package(tmp_path / "bundle", tiny_checkpoint, tiny_vocabulary, tiny_plan, tiny_rows, "tiny", signing_key, steps=2)
+    with pytest.raises(
+        BundleError, match=r"not signed: predict.tflite has [0-9,]+ bytes, expected at most 1,000"
+    ):
+        package.package(
+            tmp_path / "bundle",
+            tiny_checkpoint,
+            tiny_vocabulary,
+            tiny_plan,
+            tiny_rows,
+            "tiny",
+            signing_key,
+            steps=2,
+        )
     assert list(tmp_path.iterdir()) == []

@@ -18,8 +18,13 @@ def utterances(texts):
 
 @pytest.fixture(scope="module")
 def people():
-    """Users with planted habits: each greets one friend the vocabulary lacks, in the same words over and over."""
-    return {name: utterances([f"dear {name} call my dog", f"they said {name} will see it"] * 15) for name in NAMES}
+    """Users with planted habits: each greets one friend the vocabulary lacks, in the same words
+    over and over.
+    """
+    return {
+        name: utterances([f"dear {name} call my dog", f"they said {name} will see it"] * 15)
+        for name in NAMES
+    }
 
 
 def test_planted_habits_gain_many_points(tiny_bundle, people):
@@ -40,15 +45,24 @@ def test_the_strip_of_a_device_shows_what_the_evaluation_scores(tiny_bundle, peo
     for place, utterance in enumerate(people["zoe"]):
         for i, token in enumerate(utterance.tokens):
             if token.isalnum():
-                shown[place, i] = tuple(s.word for s in predictor.suggest(" ".join(utterance.tokens[:i])))
+                shown[place, i] = tuple(
+                    s.word for s in predictor.suggest(" ".join(utterance.tokens[:i]))
+                )
         predictor.typed(utterance.text)
     scored = []
-    strip.evaluate(one_by_one(tiny_bundle), {"zoe": people["zoe"]}, tiny_bundle.vocabulary, on_prediction=scored.append)
+    strip.evaluate(
+        one_by_one(tiny_bundle),
+        {"zoe": people["zoe"]},
+        tiny_bundle.vocabulary,
+        on_prediction=scored.append,
+    )
     assert [prediction.top3 for prediction in scored] == list(shown.values())
 
 
 def one_by_one(bundle):
-    """The bundle's network, one text at a time: side by side the last digit can differ, and with it the order of two like words."""
+    """The bundle's network, one text at a time: side by side the last digit can differ, and with it
+    the order of two like words.
+    """
     predictor = Predictor(bundle)
 
     def score(sequences):
@@ -71,20 +85,32 @@ def test_without_own_words_ahead_the_strip_is_the_network_alone(tiny_bundle, tin
 
 def test_a_blocked_word_is_never_offered(tiny_bundle, people):
     scored = []
-    strip.evaluate(bundle_engine(tiny_bundle), people, tiny_bundle.vocabulary, frozenset({"zoe", "my"}), on_prediction=scored.append)
+    strip.evaluate(
+        bundle_engine(tiny_bundle),
+        people,
+        tiny_bundle.vocabulary,
+        frozenset({"zoe", "my"}),
+        on_prediction=scored.append,
+    )
     assert not {"zoe", "my"} & {word for prediction in scored for word in prediction.top3}
 
 
 def test_the_personal_protocol_scores_the_newer_half_of_users_with_forty_messages(tiny_bundle):
     users = {"ann": utterances(["call my dog"] * 41), "bob": utterances(["call my dog"] * 39)}
-    found = strip.evaluate(bundle_engine(tiny_bundle), users, tiny_bundle.vocabulary, personal=True).evaluation
+    found = strip.evaluate(
+        bundle_engine(tiny_bundle), users, tiny_bundle.vocabulary, personal=True
+    ).evaluation
     assert list(found.users) == ["ann"]
     assert found.total.targets == 20 * 3
-    alone = evaluation.evaluate(bundle_engine(tiny_bundle), users, tiny_bundle.vocabulary, personal=True)
+    alone = evaluation.evaluate(
+        bundle_engine(tiny_bundle), users, tiny_bundle.vocabulary, personal=True
+    )
     assert alone.total.targets == found.total.targets
 
 
-def test_messages_come_back_whole_however_the_engine_cuts_its_answer(tiny_bundle, people, monkeypatch):
+def test_messages_come_back_whole_however_the_engine_cuts_its_answer(
+    tiny_bundle, people, monkeypatch
+):
     engine = bundle_engine(tiny_bundle)
 
     def in_threes(sequences):
@@ -93,4 +119,7 @@ def test_messages_come_back_whole_however_the_engine_cuts_its_answer(tiny_bundle
 
     expected = strip.evaluate(engine, people, tiny_bundle.vocabulary).evaluation
     monkeypatch.setattr(strip, "BLOCK", 7)
-    assert strip.evaluate(in_threes, people, tiny_bundle.vocabulary).evaluation.total.top1 == expected.total.top1
+    assert (
+        strip.evaluate(in_threes, people, tiny_bundle.vocabulary).evaluation.total.top1
+        == expected.total.top1
+    )

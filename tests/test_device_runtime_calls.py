@@ -12,7 +12,18 @@ from device_runtime.errors import ServerError
 from device_runtime.signing import public_hex, request_message, verified
 from device_runtime.transport import Reply
 from device_runtime.weights import digest
-from device_runtime.wire import Ack, Assignment, Cause, CheckIn, Conditions, Enrolled, Problem, Reject, RoundReport, RoundReports
+from device_runtime.wire import (
+    Ack,
+    Assignment,
+    Cause,
+    CheckIn,
+    Conditions,
+    Enrolled,
+    Problem,
+    Reject,
+    RoundReport,
+    RoundReports,
+)
 
 CHECK_IN = CheckIn(Conditions(True, True, True), examples=3, tokenizer="ab" * 32)
 ASSIGNMENT = Assignment("a1", 1, "c" * 64, "d" * 64, "e" * 64, rotation_seed=5, deadline_s=60.0)
@@ -44,7 +55,11 @@ def test_each_call_goes_to_its_route():
 
     def send(method, path, body, headers):
         routes.append(f"{method} {path}")
-        body = {"/v1/devices": to_json(Enrolled("d1")), "/v1/check-in": to_json(ASSIGNMENT), "/v1/rounds": to_json(RoundReports())}
+        body = {
+            "/v1/devices": to_json(Enrolled("d1")),
+            "/v1/check-in": to_json(ASSIGNMENT),
+            "/v1/rounds": to_json(RoundReports()),
+        }
         return Reply(200, {}, body.get(path, to_json(Ack(True))))
 
     calls.enrol(send, Ed25519PrivateKey.generate())
@@ -66,23 +81,37 @@ def test_a_blob_is_taken_only_if_it_has_the_hash_it_was_asked_for():
     with pytest.raises(ServerError, match="have another SHA-256"):
         calls.fetch(answering(200, b"plam"), digest(b"plan"))
     with pytest.raises(ServerError, match="refused with 404 unknown_blob: never seen"):
-        calls.fetch(answering(404, to_json(Problem(Cause.UNKNOWN_BLOB, "never seen"))), digest(b"plan"))
+        calls.fetch(
+            answering(404, to_json(Problem(Cause.UNKNOWN_BLOB, "never seen"))), digest(b"plan")
+        )
 
 
 def test_round_reports_come_back_whole():
-    reports = RoundReports((RoundReport(1, "committed", 3, refused={"in_use": 2}), RoundReport(2, "selecting", 3)))
+    reports = RoundReports(
+        (RoundReport(1, "committed", 3, refused={"in_use": 2}), RoundReport(2, "selecting", 3))
+    )
     assert calls.rounds(answering(200, to_json(reports))) == reports
 
 
-@pytest.mark.parametrize(("status", "body"), [(200, b"<html>"), (200, b"[]"), (200, b"{}"), (500, b""), (404, b"not here"), (302, b"")])
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [(200, b"<html>"), (200, b"[]"), (200, b"{}"), (500, b""), (404, b"not here"), (302, b"")],
+)
 def test_an_answer_that_is_not_ours_is_one_clear_line(status, body):
-    with pytest.raises(ServerError, match=r"POST /v1/check-in: (the answer is not one of ours|expected status)"):
+    with pytest.raises(
+        ServerError, match=r"POST /v1/check-in: (the answer is not one of ours|expected status)"
+    ):
         calls.check_in(answering(status, body), CHECK_IN)
 
 
-@given(status=st.sampled_from([200, 204, 400, 404, 500]), body=st.binary() | st.recursive(
-    st.none() | st.booleans() | st.integers() | st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)
-).map(lambda value: json.dumps(value).encode()))  # fmt: skip
+@given(
+    status=st.sampled_from([200, 204, 400, 404, 500]),
+    body=st.binary()
+    | st.recursive(
+        st.none() | st.booleans() | st.integers() | st.text(),
+        lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    ).map(lambda value: json.dumps(value).encode()),
+)
 def test_whatever_a_server_answers_it_is_a_message_or_a_server_error(status, body):
     send = answering(status, body)
     for call in (
@@ -100,19 +129,33 @@ def test_whatever_a_server_answers_it_is_a_message_or_a_server_error(status, bod
 
 def test_a_signature_binds_method_path_body_task_round_and_nonce():
     key, seen = Ed25519PrivateKey.generate(), []
-    send = calls.signed(lambda *request: seen.append(request) or Reply(200), key, "d1", "default", 7)
+    send = calls.signed(
+        lambda *request: seen.append(request) or Reply(200), key, "d1", "default", 7
+    )
     send("PUT", "/v1/x", b"body", {"content-type": "text/plain"})
     _, _, _, headers = seen[0]
     signature, hashed = base64.b64decode(headers["fedboard-signature"]), digest(b"body")
-    assert (headers["content-type"], headers["fedboard-task"], headers["fedboard-round"]) == ("text/plain", "default", "7")
-    assert headers["content-digest"] == f"sha-256=:{base64.b64encode(bytes.fromhex(hashed)).decode()}:"
+    assert (headers["content-type"], headers["fedboard-task"], headers["fedboard-round"]) == (
+        "text/plain",
+        "default",
+        "7",
+    )
+    assert (
+        headers["content-digest"] == f"sha-256=:{base64.b64encode(bytes.fromhex(hashed)).decode()}:"
+    )
     signed = ["PUT", "/v1/x", hashed, "default", 7, headers["fedboard-nonce"]]
     assert verified(public_hex(key), request_message(*signed), signature)
     for place, other in enumerate(("POST", "/v1/y", digest(b"bodi"), "other", 8, "0" * 32)):
-        assert not verified(public_hex(key), request_message(*signed[:place], other, *signed[place + 1 :]), signature)
+        assert not verified(
+            public_hex(key),
+            request_message(*signed[:place], other, *signed[place + 1 :]),
+            signature,
+        )
 
 
-@pytest.mark.parametrize(("status", "cause"), [(429, Cause.TOO_MANY_REQUESTS), (503, Cause.UNAVAILABLE)])
+@pytest.mark.parametrize(
+    ("status", "cause"), [(429, Cause.TOO_MANY_REQUESTS), (503, Cause.UNAVAILABLE)]
+)
 def test_a_server_that_wants_to_be_left_alone_says_for_how_long(status, cause):
     problem = to_json(Problem(cause, "later"))
     for said, seconds in (("17", 17.0), ("Wed, 21 Oct 2026 07:28:00 GMT", 0.0), ("-3", 0.0)):

@@ -6,7 +6,10 @@ from device_runtime.conditions import SIGNALS, parse, trace_source, unknown
 from device_runtime.errors import ConfigError
 from device_runtime.wire import Cause, Conditions, forbidden_by
 
-TRACE = "10\tbattery_charged_on\n20\twifi\n30\tscreen_off\n40\tbattery_charged_off\n50\t4g\n60\tscreen_on\n"
+TRACE = (
+    "10\tbattery_charged_on\n20\twifi\n30\tscreen_off\n"
+    "40\tbattery_charged_off\n50\t4g\n60\tscreen_on\n"
+)
 
 
 def test_a_trace_is_replayed_signal_by_signal():
@@ -39,7 +42,14 @@ def test_lock_and_unlock_tell_whether_the_device_is_in_use():
 
 def test_networks_other_than_wifi_are_metered_and_an_unknown_one_is_unknown():
     source = parse("1\t2G\n2\t3g\n3\t5G\n4\tnone\n5\tWIFI\n6\tUnknown\n")
-    assert [source(t).unmetered for t in (1, 2, 3, 4, 5, 6)] == [False, False, False, False, True, None]
+    assert [source(t).unmetered for t in (1, 2, 3, 4, 5, 6)] == [
+        False,
+        False,
+        False,
+        False,
+        True,
+        None,
+    ]
 
 
 def test_states_that_tell_no_signal_of_ours_change_nothing():
@@ -71,7 +81,10 @@ def test_without_a_trace_everything_is_unknown():
     assert unknown(1.0) == Conditions()
 
 
-@given(st.lists(st.tuples(st.integers(0, 100), st.sampled_from(sorted(SIGNALS))), max_size=30), st.integers(0, 100))
+@given(
+    st.lists(st.tuples(st.integers(0, 100), st.sampled_from(sorted(SIGNALS))), max_size=30),
+    st.integers(0, 100),
+)
 def test_the_conditions_are_those_of_the_last_lines_so_far(lines, now):
     lines.sort(key=lambda line: line[0])
     told = {"charging": None, "unmetered": None, "idle": None}

@@ -25,7 +25,9 @@ class Outer:
 
 
 def test_a_table_becomes_a_dataclass_and_a_whole_number_may_stand_for_a_float():
-    assert config.from_table(Outer, {"count": 2, "inner": {"rate": 1}}, "x") == Outer(2, inner=Inner(1.0))
+    assert config.from_table(Outer, {"count": 2, "inner": {"rate": 1}}, "x") == Outer(
+        2, inner=Inner(1.0)
+    )
 
 
 @pytest.mark.parametrize(
@@ -46,7 +48,12 @@ def test_what_is_wrong_is_named_with_its_place(table, message):
 
 
 @given(
-    st.builds(Outer, st.integers(-(2**40), 2**40), st.none() | st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"])), st.booleans())
+    st.builds(
+        Outer,
+        st.integers(-(2**40), 2**40),
+        st.none() | st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"])),
+        st.booleans(),
+    )
 )
 def test_toml_and_json_bring_back_what_was_written(value):
     assert config.from_table(Outer, tomllib.loads(config.to_toml(value)), "x") == value
@@ -56,7 +63,9 @@ def test_toml_and_json_bring_back_what_was_written(value):
 def test_messages_survive_the_wire_and_causes_are_checked():
     message = CheckIn(Conditions(True, None, False), 12, "ab")
     assert config.from_json(CheckIn, config.to_json(message), "x") == message
-    assert config.from_json(Abandon, b'{"cause":"condition_lost"}', "x").cause is Cause.CONDITION_LOST
+    assert (
+        config.from_json(Abandon, b'{"cause":"condition_lost"}', "x").cause is Cause.CONDITION_LOST
+    )
     with pytest.raises(ConfigError, match="expected one of"):
         config.from_json(Abandon, b'{"cause":"boredom"}', "x")
 

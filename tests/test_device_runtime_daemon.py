@@ -1,4 +1,6 @@
-"""The daemon's politeness, by numbers; its life with a real server is in test_fedboard_device_day.py."""
+"""The daemon's politeness, by numbers; its life with a real server is in
+test_fedboard_device_day.py.
+"""
 
 import logging
 
@@ -33,7 +35,12 @@ class Clock:
 def home(tmp_path, tiny_bundle, trusted):
     def make(trace: str = ABLE) -> Home:
         (tmp_path / "trace.tsv").write_text(trace)
-        settings = DeviceConfig(tuple(trusted), bundle=str(tiny_bundle.path), conditions=str(tmp_path / "trace.tsv"), seed=1)
+        settings = DeviceConfig(
+            tuple(trusted),
+            bundle=str(tiny_bundle.path),
+            conditions=str(tmp_path / "trace.tsv"),
+            seed=1,
+        )
         return Home.create(tmp_path / "device", settings, [("hello there", 1.0)])
 
     return make
@@ -55,7 +62,9 @@ def test_a_device_never_comes_back_before_the_server_asked_nor_more_than_a_fifth
 
 
 def test_half_done_work_is_gone_on_with_soon():
-    assert after(Outcome(Status.PAUSED, Cause.NOT_CHARGING), 0.0, rng()).wait_s <= daemon.PAUSE_S * 1.2
+    assert (
+        after(Outcome(Status.PAUSED, Cause.NOT_CHARGING), 0.0, rng()).wait_s <= daemon.PAUSE_S * 1.2
+    )
 
 
 def test_waits_double_with_every_error_up_to_four_hours_and_a_success_forgets_them():
@@ -106,7 +115,9 @@ def test_the_first_check_in_of_a_process_comes_somewhere_in_its_first_minute(hom
     assert resident.schedule.due_in(5.0) == 3595
 
 
-def test_the_server_is_not_asked_while_a_condition_forbids_training_and_the_reason_is_said_once(home, caplog):
+def test_the_server_is_not_asked_while_a_condition_forbids_training_and_the_reason_is_said_once(
+    home, caplog
+):
     device = home(ABLE.replace("wifi", "4g"))
     resident = Daemon(device, never, Clock(1.0), rng=rng())
     with caplog.at_level(logging.INFO):
@@ -127,7 +138,11 @@ def test_a_server_that_is_away_is_waited_for_and_the_wait_is_on_disk(home, caplo
 
 def test_one_process_at_a_time_runs_a_device(home):
     device = home()
-    with device.alone(), pytest.raises(Exception, match="another process runs this device"), Home.open(device.folder).alone():
+    with (
+        device.alone(),
+        pytest.raises(Exception, match="another process runs this device"),
+        Home.open(device.folder).alone(),
+    ):
         pass
     with device.alone():
         pass

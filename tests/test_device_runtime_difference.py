@@ -13,7 +13,9 @@ from device_runtime.weights import Checkpoint
 
 
 def file(values, round: int = 1, dtype: type = np.float16) -> bytes:
-    return weights.to_bytes(Checkpoint({"a": np.array(values, np.float32)}, round, "ab" * 32, "cd" * 32), dtype)
+    return weights.to_bytes(
+        Checkpoint({"a": np.array(values, np.float32)}, round, "ab" * 32, "cd" * 32), dtype
+    )
 
 
 OLD, NEW = file([0.5, -1.0, 0.0, 3.0]), file([0.5005, -1.001, -0.0, 3.0], round=2)
@@ -23,7 +25,9 @@ def test_the_new_checkpoint_comes_back_byte_for_byte():
     assert difference.apply(OLD, difference.encode(OLD, NEW)) == NEW
 
 
-finite = st.lists(st.integers(0, 2**16 - 1).filter(lambda bits: bits & 0x7C00 != 0x7C00), min_size=1, max_size=60)
+finite = st.lists(
+    st.integers(0, 2**16 - 1).filter(lambda bits: bits & 0x7C00 != 0x7C00), min_size=1, max_size=60
+)
 
 
 @settings(max_examples=150, deadline=None)
@@ -49,11 +53,19 @@ def test_small_changes_cost_less_than_half():
 
 
 def test_changes_travel_by_the_exponent_of_the_old_value_then_as_in_the_file():
-    old, new = file([1.0, 0.25, -0.25, 1.5]), file([1.0 + 2**-10, 0.25, -0.25 - 2**-12, 1.5 + 2**-9])
+    old, new = (
+        file([1.0, 0.25, -0.25, 1.5]),
+        file([1.0 + 2**-10, 0.25, -0.25 - 2**-12, 1.5 + 2**-9]),
+    )
     made, head = difference.encode(old, new), difference._HEAD
     header, low = head.unpack_from(made)[4:]
     start = head.size + header
-    assert list(zlib.decompress(made[start : start + low])) == [0, 1, 2, 4]  # 0.25 stays, -0.25 one down, 1.0 one up, 1.5 two up
+    assert list(zlib.decompress(made[start : start + low])) == [
+        0,
+        1,
+        2,
+        4,
+    ]  # 0.25 stays, -0.25 one down, 1.0 one up, 1.5 two up
 
 
 def test_a_difference_from_another_checkpoint_is_refused_by_name():
@@ -100,4 +112,7 @@ def test_a_difference_of_another_version_is_refused_by_its_version():
 
 
 def test_the_golden_difference_can_still_be_applied():
-    assert difference.apply(OLD, (Path(__file__).parent / "golden" / "difference.bin").read_bytes()) == NEW
+    assert (
+        difference.apply(OLD, (Path(__file__).parent / "golden" / "difference.bin").read_bytes())
+        == NEW
+    )

@@ -27,11 +27,15 @@ def test_an_empty_typing_log_gives_no_row_and_no_batch():
 @given(IDS, st.integers(1, 8))
 def test_every_token_is_a_target_once(utterances, length):
     targets = rows(utterances, length)[:, 1:]
-    assert targets[targets != PAD].tolist() == [i for utterance in utterances for i in [*utterance, EOS]]
+    assert targets[targets != PAD].tolist() == [
+        i for utterance in utterances for i in [*utterance, EOS]
+    ]
 
 
 @given(IDS, st.integers(1, 8), st.integers(1, 5), st.integers(1, 3))
-def test_each_epoch_holds_every_row_once_and_fills_the_last_batch_with_empty_rows(utterances, length, size, epochs):
+def test_each_epoch_holds_every_row_once_and_fills_the_last_batch_with_empty_rows(
+    utterances, length, size, epochs
+):
     examples = rows(utterances, length)
     found = list(batches(examples, size, epochs, np.random.default_rng(1)))
     assert all(batch.shape == (size, length + 1) and batch.dtype == np.int32 for batch in found)

@@ -13,7 +13,15 @@ def tune(tiny_bundle, tiny_checkpoint, tiny_rows, tiny_plan):
     def run(may_continue=lambda: True, values=None, start=None, **plan):
         rng = np.random.default_rng(5)
         values = values or tiny_checkpoint.weights
-        return finetune(tiny_bundle.train_graph, values, tiny_rows[:16], replace(tiny_plan, **plan), rng, may_continue, start)
+        return finetune(
+            tiny_bundle.train_graph,
+            values,
+            tiny_rows[:16],
+            replace(tiny_plan, **plan),
+            rng,
+            may_continue,
+            start,
+        )
 
     return run
 
@@ -52,7 +60,12 @@ def test_work_interrupted_anywhere_and_gone_on_with_ends_with_the_same_bits(tune
     assert first.stopped is Cause.CONDITION_LOST
     assert first.batches == min(max(held - LOSS, 0), 8)
     then = tune(start=first.progress, epochs=2)
-    assert (then.stopped, then.batches, then.loss_before, then.loss_after) == (None, 8, whole.loss_before, whole.loss_after)
+    assert (then.stopped, then.batches, then.loss_before, then.loss_after) == (
+        None,
+        8,
+        whole.loss_before,
+        whole.loss_after,
+    )
     assert (weights.flatten(then.delta) == weights.flatten(whole.delta)).all()
 
 
@@ -61,7 +74,10 @@ def test_work_may_be_interrupted_again_and_again(tune):
     for _ in range(8):
         progress = tune(looks(1 if progress else LOSS + 1), start=progress, epochs=2).progress
     assert progress.batches == 8
-    assert (weights.flatten(tune(start=progress, epochs=2).delta) == weights.flatten(tune(epochs=2).delta)).all()
+    assert (
+        weights.flatten(tune(start=progress, epochs=2).delta)
+        == weights.flatten(tune(epochs=2).delta)
+    ).all()
 
 
 @pytest.mark.parametrize("rate", [1e6, float("nan"), float("inf")])
@@ -72,5 +88,8 @@ def test_training_that_diverges_is_given_up_and_sends_nothing(tune, rate):
 
 
 def test_weights_that_are_not_finite_are_not_trained(tune, tiny_checkpoint):
-    spoiled = {**tiny_checkpoint.weights, "cell_bias": np.full_like(tiny_checkpoint.weights["cell_bias"], np.nan)}
+    spoiled = {
+        **tiny_checkpoint.weights,
+        "cell_bias": np.full_like(tiny_checkpoint.weights["cell_bias"], np.nan),
+    }
     assert tune(values=spoiled).stopped is Cause.TRAINING_FAILED

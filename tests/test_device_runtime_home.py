@@ -100,19 +100,42 @@ def test_the_ledger_has_no_column_for_text(tmp_path):
     with sqlite3.connect(tmp_path / "phone" / "ledger.sqlite") as db:
         columns = {row[1] for row in db.execute("PRAGMA table_info(contributions)")}
     db.close()
-    assert columns == {"round", "at", "outcome", "cause", "examples", "bytes_up", "bytes_down", "task", "kind", "assignment"}
+    assert columns == {
+        "round",
+        "at",
+        "outcome",
+        "cause",
+        "examples",
+        "bytes_up",
+        "bytes_down",
+        "task",
+        "kind",
+        "assignment",
+    }
 
 
 def test_a_ledger_from_before_there_were_tasks_goes_on(tmp_path):
     home = Home.create(tmp_path / "phone", SETTINGS)
     with sqlite3.connect(tmp_path / "phone" / "ledger.sqlite") as db:
-        columns = "round INTEGER NOT NULL, at REAL NOT NULL, outcome TEXT NOT NULL, cause TEXT NOT NULL, examples INTEGER NOT NULL"
-        db.execute(f"CREATE TABLE contributions ({columns}, bytes_up INTEGER NOT NULL, bytes_down INTEGER NOT NULL, PRIMARY KEY (round, at))")
+        columns = (
+            "round INTEGER NOT NULL, at REAL NOT NULL, outcome TEXT NOT NULL, cause TEXT NOT "
+            "NULL, examples INTEGER NOT NULL"
+        )
+        db.execute(
+            f"CREATE TABLE contributions ({columns}, bytes_up INTEGER NOT NULL, bytes_down "
+            "INTEGER NOT NULL, PRIMARY KEY (round, at))"
+        )
         db.execute("INSERT INTO contributions VALUES (4, 9.5, 'counted', '', 30, 1500, 200)")
     db.close()
     home.note(Contribution(6, 99.0, "sending", "", 9, 150, 200, "default", "training", "a1"))
-    assert home.contributions()[0] == Contribution(4, 9.5, "counted", "", 30, 1500, 200, "default", "training", "")
-    assert (home.last_sent("default", but="a1"), home.last_sent("default", but=""), home.last_sent("other", but="")) == (4, 6, None)
+    assert home.contributions()[0] == Contribution(
+        4, 9.5, "counted", "", 30, 1500, 200, "default", "training", ""
+    )
+    assert (
+        home.last_sent("default", but="a1"),
+        home.last_sent("default", but=""),
+        home.last_sent("other", but=""),
+    ) == (4, 6, None)
 
 
 def test_the_enrolled_name_is_remembered(tmp_path):

@@ -46,7 +46,9 @@ def system(tmp_path, use):
 
 
 def key_in_system(path):
-    """The hexadecimal key of the log at `path` as the system's keystore has it, None if it has none."""
+    """The hexadecimal key of the log at `path` as the system's keystore has it, None if it has
+    none.
+    """
     return keyring.get_password(keystore.SERVICE, keystore.key_path(path).read_text())
 
 
@@ -101,9 +103,14 @@ def test_two_logs_have_two_keys(path, system):
     assert key_in_system(path) != key_in_system(other)
 
 
-def test_a_wipe_removes_the_key_from_the_systems_keystore_without_being_told_that_it_is_there(path, system):
+def test_a_wipe_removes_the_key_from_the_systems_keystore_without_being_told_that_it_is_there(
+    path, system
+):
     write_log(path, keystore.SYSTEM)
-    name, copy = keystore.key_path(path).read_text(), shutil.copytree(path.parent, path.parent.with_name("copy"))
+    name, copy = (
+        keystore.key_path(path).read_text(),
+        shutil.copytree(path.parent, path.parent.with_name("copy")),
+    )
     wipe(path)
     assert list(path.parent.iterdir()) == []
     assert keyring.get_password(keystore.SERVICE, name) is None
@@ -115,13 +122,17 @@ def test_a_wipe_removes_the_key_from_the_systems_keystore_without_being_told_tha
     assert list(path.parent.iterdir()) == []
 
 
-def test_a_wipe_removes_a_log_even_if_the_system_keeps_the_key_and_can_be_done_again(path, system, use):
+def test_a_wipe_removes_a_log_even_if_the_system_keeps_the_key_and_can_be_done_again(
+    path, system, use
+):
     write_log(path, keystore.SYSTEM)
     name, unlocked = keystore.key_path(path).read_text(), keyring.get_keyring()
     use(fail.Keyring())
     with pytest.raises(RunError):
         wipe(path)
-    assert [file.name for file in path.parent.iterdir()] == ["typing_log.key"]  # by which the key is found the next time
+    assert [file.name for file in path.parent.iterdir()] == [
+        "typing_log.key"
+    ]  # by which the key is found the next time
     use(unlocked)
     wipe(path)
     assert list(path.parent.iterdir()) == []
@@ -129,7 +140,9 @@ def test_a_wipe_removes_a_log_even_if_the_system_keeps_the_key_and_can_be_done_a
 
 
 def test_a_first_use_cut_short_uses_the_same_entry_the_next_time(path, system):
-    keystore.SystemKey(keystore.key_path(path)).store(os.urandom(32))  # and then the process was killed
+    keystore.SystemKey(keystore.key_path(path)).store(
+        os.urandom(32)
+    )  # and then the process was killed
     name, old = keystore.key_path(path).read_text(), key_in_system(path)
     write_log(path, keystore.SYSTEM)
     assert keystore.key_path(path).read_text() == name
@@ -145,7 +158,15 @@ def several(*kinds):
     return Several()
 
 
-@pytest.mark.parametrize("make", [PlaintextKeyring, fail.Keyring, null.Keyring, lambda: several(PlaintextKeyring(), null.Keyring())])
+@pytest.mark.parametrize(
+    "make",
+    [
+        PlaintextKeyring,
+        fail.Keyring,
+        null.Keyring,
+        lambda: several(PlaintextKeyring(), null.Keyring()),
+    ],
+)
 def test_what_keeps_no_secrets_is_no_keystore(path, use, make):
     use(make())
     with pytest.raises(RunError, match="expected one that keeps secrets, found key") as refused:
@@ -168,7 +189,9 @@ def test_a_keystore_that_is_locked_is_one_clear_line(path, use):
         set_password = get_password
 
     use(Locked())
-    with pytest.raises(RunError, match=r"the system's keystore: refused \(KeyringLocked\)") as refused:
+    with pytest.raises(
+        RunError, match=r"the system's keystore: refused \(KeyringLocked\)"
+    ) as refused:
         TypingLog(path, key_store=keystore.SYSTEM)
     assert "mill" not in str(refused.value)
 
@@ -184,7 +207,9 @@ def test_a_keystore_that_does_not_keep_the_key_is_refused_before_anything_is_rec
 
 def test_without_the_library_it_says_what_to_install(path, monkeypatch):
     monkeypatch.setitem(sys.modules, "keyring", None)
-    with pytest.raises(RunError, match=r"expected the keyring library, found none; install `fedboard\[keystore\]`"):
+    with pytest.raises(
+        RunError, match=r"expected the keyring library, found none; install `fedboard\[keystore\]`"
+    ):
         TypingLog(path, key_store=keystore.SYSTEM)
 
 

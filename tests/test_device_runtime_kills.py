@@ -1,4 +1,6 @@
-"""A device killed at any step of an install or a turn: its bundle is whole, and nothing is counted twice. The log has its own kills."""
+"""A device killed at any step of an install or a turn: its bundle is whole, and nothing is counted
+twice. The log has its own kills.
+"""
 
 import subprocess
 import sys
@@ -14,7 +16,9 @@ from device_runtime.transport import http
 from tests.kill_points import every_kill_point
 
 
-def test_power_lost_at_any_step_of_an_install_leaves_one_whole_bundle(tmp_path, tiny_bundle, signing_key, trusted):
+def test_power_lost_at_any_step_of_an_install_leaves_one_whole_bundle(
+    tmp_path, tiny_bundle, signing_key, trusted
+):
     newer, found = tmp_path / "newer", set()
     bundle.write(newer, replace(tiny_bundle.manifest, release=7), tiny_bundle.content, signing_key)
     script = f"""
@@ -34,7 +38,9 @@ def work(folder):
         found.add(now.bundle.manifest.release)
         installed.install(folder, newer, trusted)
         assert installed.current(folder, trusted).bundle.manifest.release == 7
-        assert len(list(folder.iterdir())) == 3  # the two bundles and the pointer: nothing is left over
+        assert (
+            len(list(folder.iterdir())) == 3
+        )  # the two bundles and the pointer: nothing is left over
 
     assert every_kill_point(script, tmp_path / "bundles", prepare, check) > 20
     assert found == {0, 7}
@@ -42,17 +48,41 @@ def work(folder):
 
 @pytest.fixture
 def address(tmp_path, tiny_bundle, trusted):
-    """A real server in a process of its own: a thread here might hold a lock while the kills fork. It wants rounds of one report."""
+    """A real server in a process of its own: a thread here might hold a lock while the kills fork.
+    It wants rounds of one report.
+    """
     (tmp_path / "maker.pub").write_text(next(iter(trusted)))
-    (tmp_path / "server.toml").write_text("[rules]\nreport_goal = 1\nover_selection = 1.0\nretry_s = 1.0\n[policy]\nmin_examples = 5\n")
-    words = ["serve", "--dir", tmp_path / "server", "--bundle", tiny_bundle.path, "--config", tmp_path / "server.toml", "--port", 0]
+    (tmp_path / "server.toml").write_text(
+        "[rules]\nreport_goal = 1\nover_selection = 1.0\nretry_s = 1.0\n[policy]\nmin_examples = "
+        "5\n"
+    )
+    words = [
+        "serve",
+        "--dir",
+        tmp_path / "server",
+        "--bundle",
+        tiny_bundle.path,
+        "--config",
+        tmp_path / "server.toml",
+        "--port",
+        0,
+    ]
     with open(tmp_path / "server.log", "w") as log:
-        command = [sys.executable, "-m", "fedboard.cli", *map(str, words), "--trust", str(tmp_path / "maker.pub")]
+        command = [
+            sys.executable,
+            "-m",
+            "fedboard.cli",
+            *map(str, words),
+            "--trust",
+            str(tmp_path / "maker.pub"),
+        ]
         server = subprocess.Popen(command, stdout=log, stderr=log)
     try:
         end = time.monotonic() + 60
         while not (tmp_path / "server" / "address").is_file():
-            assert time.monotonic() < end and server.poll() is None, (tmp_path / "server.log").read_text()
+            assert time.monotonic() < end and server.poll() is None, (
+                tmp_path / "server.log"
+            ).read_text()
             time.sleep(0.05)
         yield (tmp_path / "server" / "address").read_text().strip()
     finally:
@@ -60,9 +90,13 @@ def address(tmp_path, tiny_bundle, trusted):
         server.wait(timeout=30)
 
 
-def test_a_device_killed_at_any_step_of_a_turn_takes_it_again_and_counts_once_a_round(address, tmp_path, tiny_bundle, trusted):
+def test_a_device_killed_at_any_step_of_a_turn_takes_it_again_and_counts_once_a_round(
+    address, tmp_path, tiny_bundle, trusted
+):
     (tmp_path / "able.tsv").write_text("0\tbattery_charged_on\n0\twifi\n0\tscreen_off\n")
-    settings = DeviceConfig(tuple(trusted), str(tiny_bundle.path), address, str(tmp_path / "able.tsv"))
+    settings = DeviceConfig(
+        tuple(trusted), str(tiny_bundle.path), address, str(tmp_path / "able.tsv")
+    )
     script = f"""
 from device_runtime.home import Home
 from device_runtime.participate import take_turn
@@ -74,7 +108,9 @@ def work(folder):
 """
 
     def prepare(folder):
-        Home.create(folder / "phone", settings, [(f"i will see you {i}", float(i)) for i in range(12)])
+        Home.create(
+            folder / "phone", settings, [(f"i will see you {i}", float(i)) for i in range(12)]
+        )
 
     def check(folder):
         home = Home.open(folder / "phone")
@@ -83,7 +119,9 @@ def work(folder):
         with home.typing_log() as log:
             assert log.count() == 12
         assert home.kept(UNFINISHED) is None
-        assert [path.name for path in home.folder.rglob(".*")] == []  # what a killed process was writing is written over
+        assert [
+            path.name for path in home.folder.rglob(".*")
+        ] == []  # what a killed process was writing is written over
 
     steps = every_kill_point(script, tmp_path / "device", prepare, check)
     assert steps > 20
@@ -91,4 +129,6 @@ def work(folder):
         reports = calls.rounds(send).rounds
     committed = [report for report in reports if report.phase == "committed"]
     assert {report.counted for report in committed} == {1}
-    assert steps + 1 <= len(committed) <= 2 * (steps + 1)  # each check counted one, and so did each turn that got as far as the upload
+    assert (
+        steps + 1 <= len(committed) <= 2 * (steps + 1)
+    )  # each check counted one, and so did each turn that got as far as the upload

@@ -22,7 +22,18 @@ from device_runtime.metrics import (
 from device_runtime.text import FIRST_WORD, OOV
 from model.vocabulary import build
 
-WORDS = ("a", "i", "in", "is", "it", "item", "items", "to", "too", "tool")  # alphabetical, so ids follow this order at equal counts
+WORDS = (
+    "a",
+    "i",
+    "in",
+    "is",
+    "it",
+    "item",
+    "items",
+    "to",
+    "too",
+    "tool",
+)  # alphabetical, so ids follow this order at equal counts
 VOCABULARY = build([WORDS], size=20)
 
 
@@ -36,7 +47,11 @@ def scores(**by_word: float) -> np.ndarray:
 
 def keys(word: str, row: np.ndarray) -> int:
     ids = np.array(VOCABULARY.ids([word]))
-    return int(keystrokes(row, [word], ids, (top_words(row) == ids).any(axis=1), VOCABULARY.alphabetical)[0])
+    return int(
+        keystrokes(row, [word], ids, (top_words(row) == ids).any(axis=1), VOCABULARY.alphabetical)[
+            0
+        ]
+    )
 
 
 def test_suggestions_skip_specials_and_classes_however_likely():
@@ -68,7 +83,9 @@ def test_letters_are_typed_until_three_completions_hold_the_word():
 
 
 def test_a_word_the_strip_never_shows_costs_its_letters_and_a_space():
-    assert keys("items", scores(i=-1, it=-1, item=-1, **{"is": -1})) == 3  # "it" leaves it, item and items
+    assert (
+        keys("items", scores(i=-1, it=-1, item=-1, **{"is": -1})) == 3
+    )  # "it" leaves it, item and items
     assert keys("i", scores(to=-1, too=-1, tool=-1)) == 2
     assert keys("unheard", scores()) == 8
 
@@ -82,13 +99,17 @@ def by_the_definition(word: str, row: np.ndarray) -> int:
     return len(word) + 1
 
 
-@given(st.lists(st.sampled_from([-1.0, -2.0, -3.0, -4.0]), min_size=len(WORDS), max_size=len(WORDS)))
+@given(
+    st.lists(st.sampled_from([-1.0, -2.0, -3.0, -4.0]), min_size=len(WORDS), max_size=len(WORDS))
+)
 def test_keystrokes_of_a_batch_are_those_of_the_definition(values):
     row = scores(**dict(zip(WORDS, values, strict=True)))
     ids = np.array(VOCABULARY.ids(WORDS))
     batch = np.repeat(row, len(WORDS), axis=0)
     shown = (top_words(batch) == ids[:, None]).any(axis=1)
-    assert keystrokes(batch, WORDS, ids, shown, VOCABULARY.alphabetical).tolist() == [by_the_definition(word, row) for word in WORDS]
+    assert keystrokes(batch, WORDS, ids, shown, VOCABULARY.alphabetical).tolist() == [
+        by_the_definition(word, row) for word in WORDS
+    ]
 
 
 def test_an_unknown_word_is_not_counted_as_in_the_vocabulary():
@@ -97,7 +118,9 @@ def test_an_unknown_word_is_not_counted_as_in_the_vocabulary():
 
 
 def test_counts_add_up_and_are_divided_once():
-    total = Counts(targets=3, top1=1, top3=2, in_vocabulary=2, nll=math.log(4), letters=10, keys=4) + Counts(targets=1, top1=1, top3=1)
+    total = Counts(
+        targets=3, top1=1, top3=2, in_vocabulary=2, nll=math.log(4), letters=10, keys=4
+    ) + Counts(targets=1, top1=1, top3=1)
     assert recall(total, "top1") == 0.5
     assert recall(total, "top3") == 0.75
     assert perplexity(total) == pytest.approx(2)
@@ -121,7 +144,10 @@ def test_the_interval_of_equal_users_has_no_width_and_of_unequal_ones_holds_the_
     def top1(counts):
         return recall(counts, "top1")
 
-    assert interval([Counts(targets=10, top1=3)] * 5, top1, np.random.default_rng(0)) == (pytest.approx(0.3), pytest.approx(0.3))
+    assert interval([Counts(targets=10, top1=3)] * 5, top1, np.random.default_rng(0)) == (
+        pytest.approx(0.3),
+        pytest.approx(0.3),
+    )
     users = [Counts(targets=10, top1=hits) for hits in range(10)]
     low, high = interval(users, top1, np.random.default_rng(0))
     assert 0.2 < low < 0.45 < high < 0.7

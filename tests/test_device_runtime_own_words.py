@@ -28,7 +28,8 @@ def lived(messages: list[str]) -> OwnWords:
 def test_the_mix_by_hand():
     own = OwnWords(VOCABULARY)
     own.add(["cat"])
-    # after the sentence start: 1 word in all, and cat once after each of the contexts of 1, 2 and 3 tokens
+    # after the sentence start: 1 word in all, and cat once after each of the contexts of 1, 2 and 3
+    # tokens
     expected = 1 / len(VOCABULARY)
     for order in range(ORDERS):
         weight = PRIOR[order][0]
@@ -41,7 +42,12 @@ def test_without_anything_typed_the_mix_is_the_network():
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.lists(st.lists(st.sampled_from(["the", "cat", "sat", ".", "zoe", "qux"]), min_size=1, max_size=6), max_size=12))
+@given(
+    st.lists(
+        st.lists(st.sampled_from(["the", "cat", "sat", ".", "zoe", "qux"]), min_size=1, max_size=6),
+        max_size=12,
+    )
+)
 def test_the_mix_is_a_distribution_over_known_and_own_words(messages):
     own = lived([" ".join(tokens) for tokens in messages])
     for context in ([], ["the"], ["zoe", "cat"], ["never", "typed", "these"]):
@@ -49,7 +55,9 @@ def test_the_mix_is_a_distribution_over_known_and_own_words(messages):
 
 
 def test_a_habit_is_trusted_more_the_more_often_it_is_right():
-    shares = [np.exp(lived(["the cat sat"] * times).mix(EVEN, ["the"]))[CAT] for times in (0, 3, 30)]
+    shares = [
+        np.exp(lived(["the cat sat"] * times).mix(EVEN, ["the"]))[CAT] for times in (0, 3, 30)
+    ]
     assert shares[0] < shares[1] < shares[2]
     assert shares[2] > 0.5
 
@@ -124,7 +132,8 @@ def test_learning_by_hand():
     own = OwnWords(VOCABULARY)
     own.add(["cat"])
     own.hold_back(["cat"], network(["cat"]))
-    # only the longest context is followed here: its part of cat's probability is weight / (weight + the rest)
+    # only the longest context is followed here: its part of cat's probability is weight / (weight +
+    # the rest)
     below = 1 / len(VOCABULARY)
     for order in range(ORDERS - 1):
         weight = PRIOR[order][0]
@@ -136,9 +145,19 @@ def test_learning_by_hand():
 
 
 @settings(max_examples=100, deadline=None)
-@given(messages=st.lists(st.lists(st.sampled_from(["the", "cat", "sat", "dog", "."]), min_size=1, max_size=5), min_size=1, max_size=40))
+@given(
+    messages=st.lists(
+        st.lists(st.sampled_from(["the", "cat", "sat", "dog", "."]), min_size=1, max_size=5),
+        min_size=1,
+        max_size=40,
+    )
+)
 def test_whatever_dropped_out_counts_as_never_typed(messages):
-    kept = next(messages[n:] for n in range(len(messages)) if sum(map(len, messages[n:])) <= 8 or n == len(messages) - 1)
+    kept = next(
+        messages[n:]
+        for n in range(len(messages))
+        if sum(map(len, messages[n:])) <= 8 or n == len(messages) - 1
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("device_runtime.own_words.MOST_TOKENS", 8)
         all_of_them, newest = OwnWords(VOCABULARY), OwnWords(VOCABULARY)

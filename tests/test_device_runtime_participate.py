@@ -1,4 +1,6 @@
-"""A device's turn against the real coordinator behind the real app, with the real bundle and tflite-runtime."""
+"""A device's turn against the real coordinator behind the real app, with the real bundle and
+tflite-runtime.
+"""
 
 import contextlib
 import gc
@@ -28,10 +30,22 @@ SECRET = "i will see zebracorn"
 
 @pytest.fixture
 def server(tmp_path, tiny_bundle):
-    """The way to a server that wants one round of one report; `sent` keeps every body it was sent."""
+    """The way to a server that wants one round of one report; `sent` keeps every body it was
+    sent.
+    """
     store, blobs = open_folder(tmp_path / "server")
     rules = Rules(report_goal=1, over_selection=1.0, rounds=1, retry_s=10.0)
-    create_task(store, blobs, tiny_bundle.checkpoint, tiny_bundle.plan, rules, Policy(min_examples=5), ServerStep(), 0.0, seed=1)
+    create_task(
+        store,
+        blobs,
+        tiny_bundle.checkpoint,
+        tiny_bundle.plan,
+        rules,
+        Policy(min_examples=5),
+        ServerStep(),
+        0.0,
+        seed=1,
+    )
     coordinator = Coordinator(store, blobs, np.random.default_rng(0))
     sent = []
     with asgi(app(coordinator, itertools.count(1.0).__next__)) as way:
@@ -55,9 +69,16 @@ def device(tmp_path, tiny_bundle, trusted):
         if trace is not None:
             (tmp_path / f"{number}.tsv").write_text(trace)
         conditions = None if trace is None else str(tmp_path / f"{number}.tsv")
-        settings = {"bundle": str(tiny_bundle.path), "conditions": conditions, "seed": number, **settings}
+        settings = {
+            "bundle": str(tiny_bundle.path),
+            "conditions": conditions,
+            "seed": number,
+            **settings,
+        }
         typed = [(f"{SECRET} number {i}", float(i)) for i in range(messages)]
-        return Home.create(tmp_path / f"device-{number}", DeviceConfig(tuple(trusted), **settings), typed)
+        return Home.create(
+            tmp_path / f"device-{number}", DeviceConfig(tuple(trusted), **settings), typed
+        )
 
     return make
 
@@ -66,7 +87,9 @@ def turn(home, send, at=0.0, train=finetune):
     return take_turn(home, send, ticking(at), train, sleep=lambda s: None)
 
 
-def test_a_whole_turn_counts_and_moves_the_global_weights_towards_the_device(server, device, tiny_bundle):
+def test_a_whole_turn_counts_and_moves_the_global_weights_towards_the_device(
+    server, device, tiny_bundle
+):
     home = device()
     outcome = turn(home, server)
     assert (outcome.status, outcome.cause, outcome.examples) == (Status.COUNTED, None, 16)
@@ -135,10 +158,22 @@ def test_a_damaged_kept_checkpoint_is_not_used(server, device):
     assert turn(home, server).status is Status.COUNTED
 
 
-def test_a_newer_checkpoint_travels_as_a_difference_from_the_one_the_device_holds(tmp_path, device, tiny_bundle):
+def test_a_newer_checkpoint_travels_as_a_difference_from_the_one_the_device_holds(
+    tmp_path, device, tiny_bundle
+):
     store, blobs = open_folder(tmp_path / "server")
     rules = Rules(report_goal=1, over_selection=1.0, rounds=3)
-    create_task(store, blobs, tiny_bundle.checkpoint, tiny_bundle.plan, rules, Policy(min_examples=5), ServerStep(0.01), 0.0, seed=1)
+    create_task(
+        store,
+        blobs,
+        tiny_bundle.checkpoint,
+        tiny_bundle.plan,
+        rules,
+        Policy(min_examples=5),
+        ServerStep(0.01),
+        0.0,
+        seed=1,
+    )
     coordinator, sizes = Coordinator(store, blobs, np.random.default_rng(0)), []
     first, second = device(), device()
     with asgi(app(coordinator, itertools.count(1.0).__next__)) as way:
@@ -155,7 +190,10 @@ def test_a_newer_checkpoint_travels_as_a_difference_from_the_one_the_device_hold
     whole = len(weights.to_bytes(tiny_bundle.checkpoint, np.float16))
     assert len(sizes) == 2  # plan and difference
     assert sizes[1] <= 0.75 * whole
-    assert [report.downloaded for report in coordinator.reports(0.0).rounds][:2] == [1, 1]  # the first had it in its bundle
+    assert [report.downloaded for report in coordinator.reports(0.0).rounds][:2] == [
+        1,
+        1,
+    ]  # the first had it in its bundle
     coordinator.close()
 
 
@@ -171,9 +209,12 @@ def test_nothing_typed_is_in_any_request_nor_in_any_file_of_the_device(server, d
             assert not any(word in path.read_bytes() for word in words), path
 
 
-# --- work that is interrupted --------------------------------------------------------------------------------------------------------------
+# --- work that is interrupted
+# ------------------------------------------------------------------------------------------------
 
-UNPLUGGED = ABLE + "420\tbattery_charged_off\n"  # a look each minute: after the loss and two batches
+UNPLUGGED = (
+    ABLE + "420\tbattery_charged_off\n"
+)  # a look each minute: after the loss and two batches
 PLUGGED = UNPLUGGED + "1000\tbattery_charged_on\n"
 
 
@@ -199,20 +240,34 @@ def test_half_done_work_waits_for_the_next_window_and_is_gone_on_with(server, de
     assert (first.status, first.cause) == (Status.PAUSED, Cause.NOT_CHARGING)
     assert 0 < first.batches < 4
     assert uploads(server) == []
-    assert turn(home, server, 500.0, train).cause is Cause.NOT_CHARGING  # still unplugged: the work goes on waiting
+    assert (
+        turn(home, server, 500.0, train).cause is Cause.NOT_CHARGING
+    )  # still unplugged: the work goes on waiting
     assert turn(home, server, 1000.0, train).status is Status.COUNTED
     assert train.batches == [first.batches, 4 - first.batches]  # 16 rows in batches of 4
     assert home.kept(UNFINISHED) is None
     assert [line.outcome for line in home.contributions()] == ["paused", "counted"]
 
 
-def test_an_interruption_does_not_change_a_byte_of_the_upload(server, device, tmp_path, tiny_bundle):
+def test_an_interruption_does_not_change_a_byte_of_the_upload(
+    server, device, tmp_path, tiny_bundle
+):
     home, twin = device(PLUGGED), device(seed=0)
     assert turn(home, server).status is Status.PAUSED
     assert turn(home, server, 1000.0).status is Status.COUNTED
     store, blobs = open_folder(tmp_path / "other")
     rules = Rules(report_goal=1, over_selection=1.0, rounds=1)
-    create_task(store, blobs, tiny_bundle.checkpoint, tiny_bundle.plan, rules, Policy(min_examples=5), ServerStep(), 0.0, seed=1)
+    create_task(
+        store,
+        blobs,
+        tiny_bundle.checkpoint,
+        tiny_bundle.plan,
+        rules,
+        Policy(min_examples=5),
+        ServerStep(),
+        0.0,
+        seed=1,
+    )
     coordinator, alone = Coordinator(store, blobs, np.random.default_rng(0)), []
     with asgi(app(coordinator, itertools.count(1.0).__next__)) as way:
 
@@ -228,10 +283,16 @@ def test_an_interruption_does_not_change_a_byte_of_the_upload(server, device, tm
 
 def test_a_process_that_must_end_keeps_its_work_within_one_batch(server, device):
     home, looks = device(), iter([True] * 6)
-    ended = Turn(home, server, ticking(0.0), sleep=lambda s: None, may_go_on=lambda: next(looks, False))
+    ended = Turn(
+        home, server, ticking(0.0), sleep=lambda s: None, may_go_on=lambda: next(looks, False)
+    )
     assert ended.check_in() is None
     outcome = ended.work()
-    assert (outcome.status, outcome.cause, outcome.batches) == (Status.PAUSED, Cause.CONDITION_LOST, 2)  # four looks were for the loss before
+    assert (outcome.status, outcome.cause, outcome.batches) == (
+        Status.PAUSED,
+        Cause.CONDITION_LOST,
+        2,
+    )  # four looks were for the loss before
     assert turn(home, server, 1000.0).status is Status.COUNTED
 
 
@@ -289,7 +350,9 @@ def test_damaged_half_done_work_is_begun_anew(server, device):
     assert train.batches[1] == 4
 
 
-def test_an_update_that_found_no_network_is_kept_and_sent_later_without_training_again(server, device):
+def test_an_update_that_found_no_network_is_kept_and_sent_later_without_training_again(
+    server, device
+):
     home, train, made = device(), Trained(), []
 
     def offline(method, path, body, headers):
@@ -324,7 +387,9 @@ def test_a_device_that_died_before_its_upload_left_makes_the_same_bytes_again(se
     assert uploads(server) == made
 
 
-def test_a_device_that_died_before_it_heard_of_its_upload_counts_once_and_its_ledger_says_that_it_may_have_left(server, device):
+def test_a_device_that_died_before_it_heard_of_its_upload_counts_once_and_its_ledger_says_so(
+    server, device
+):
     home = device()
 
     def dying(method, path, body, headers):
@@ -336,19 +401,27 @@ def test_a_device_that_died_before_it_heard_of_its_upload_counts_once_and_its_le
     with pytest.raises(Died):
         turn(home, dying)
     assert [line.outcome for line in home.contributions()] == ["sending"]
-    assert turn(home, server, 60.0).cause is Cause.NO_ROUND  # the only round has committed, with this update
+    assert (
+        turn(home, server, 60.0).cause is Cause.NO_ROUND
+    )  # the only round has committed, with this update
     assert server.coordinator.reports(0.0).rounds[0].counted == len(uploads(server)) == 1
 
 
-# --- how often a message may be used -----------------------------------------------------------------------------------------------------
+# --- how often a message may be used
+# ------------------------------------------------------------------------------------------------
 
 
 def test_a_message_is_used_up_after_as_many_uploads_as_it_may_contribute_to(server, device):
     home = device(typing_log=Retention(max_uses=1))
     assert turn(home, server).status is Status.COUNTED
     with home.typing_log() as log:
-        assert (log.count(), log.count(usable=True)) == (20, 12)  # the upload took 16 rows, two of each message
-        assert [record.text for record in log.records(3, usable=True)] == [f"{SECRET} number {i}" for i in (9, 10, 11)]
+        assert (log.count(), log.count(usable=True)) == (
+            20,
+            12,
+        )  # the upload took 16 rows, two of each message
+        assert [record.text for record in log.records(3, usable=True)] == [
+            f"{SECRET} number {i}" for i in (9, 10, 11)
+        ]
 
 
 def test_work_given_back_uses_nothing_up(server, device):

@@ -1,4 +1,6 @@
-"""The user's own weights: served to whom they help, thrown away or rolled back where they do not, and gone with a wipe."""
+"""The user's own weights: served to whom they help, thrown away or rolled back where they do not,
+and gone with a wipe.
+"""
 
 from dataclasses import replace
 
@@ -17,11 +19,15 @@ OTHER = ["they do not know the new house", "you will see it"]
 
 @pytest.fixture
 def phone(tmp_path, tiny_bundle, trusted):
-    home = Home.create(tmp_path / "phone", DeviceConfig(tuple(trusted), str(tiny_bundle.path), seed=1))
+    home = Home.create(
+        tmp_path / "phone", DeviceConfig(tuple(trusted), str(tiny_bundle.path), seed=1)
+    )
 
     def types(messages: list[str], times: int) -> Home:
         with home.typing_log() as log:
-            log.append_many([(text, float(log.count() + i)) for i, text in enumerate(messages * times)])
+            log.append_many(
+                [(text, float(log.count() + i)) for i, text in enumerate(messages * times)]
+            )
         return home
 
     return types
@@ -53,7 +59,10 @@ def test_a_user_with_habits_is_served_weights_that_are_better_for_them(phone, ti
     assert verdict.judged.nats > personal.MARGIN
     own = personal.served(home, tiny_bundle)
     mine, everybodys = (Predictor(tiny_bundle, weights) for weights in (own, None))
-    chance = [{s.word: s.probability for s in each.suggest("you can", k=40)}["hear"] for each in (mine, everybodys)]
+    chance = [
+        {s.word: s.probability for s in each.suggest("you can", k=40)}["hear"]
+        for each in (mine, everybodys)
+    ]
     assert chance[0] > chance[1]
 
 
@@ -73,7 +82,9 @@ def test_weights_that_do_not_help_are_thrown_away(phone, tiny_bundle):
     assert personal.served(home, tiny_bundle) is None
 
 
-def test_nothing_is_done_again_until_enough_is_typed_and_then_what_falls_behind_is_rolled_back(phone, tiny_bundle):
+def test_nothing_is_done_again_until_enough_is_typed_and_then_what_falls_behind_is_rolled_back(
+    phone, tiny_bundle
+):
     home = phone(HABIT, 20)
     first = update(home, tiny_bundle)
     assert update(home, tiny_bundle) is None
@@ -130,8 +141,18 @@ def test_the_weights_lie_sealed_and_damaged_ones_are_not_served(phone, tiny_bund
 def test_a_wipe_takes_them_and_they_serve_no_other_bundle(phone, tiny_bundle):
     home = phone(HABIT, 20)
     update(home, tiny_bundle)
-    files = {**tiny_bundle.manifest.files, "checkpoint.safetensors": replace(tiny_bundle.manifest.files["checkpoint.safetensors"], sha256="ab" * 32)}
-    assert personal.served(home, replace(tiny_bundle, manifest=replace(tiny_bundle.manifest, files=files))) is None
+    files = {
+        **tiny_bundle.manifest.files,
+        "checkpoint.safetensors": replace(
+            tiny_bundle.manifest.files["checkpoint.safetensors"], sha256="ab" * 32
+        ),
+    }
+    assert (
+        personal.served(
+            home, replace(tiny_bundle, manifest=replace(tiny_bundle.manifest, files=files))
+        )
+        is None
+    )
     home.wipe()
     assert personal.verdict(home) is None
     assert personal.served(home, tiny_bundle) is None
@@ -142,7 +163,11 @@ def test_judging_compares_word_by_word(tiny_bundle, tiny_checkpoint):
     ids = [tiny_bundle.vocabulary.ids(text.split()) for text in HABIT]
     same = personal.judge(tiny_bundle.train_graph, weights, weights, ids)
     assert (same.words, same.nats, same.hits, same.error) == (5 + 5 + 6, 0.0, 0, 0.0)
-    likelier = {**weights, "output_bias": weights["output_bias"] + np.eye(len(weights["output_bias"]), dtype=np.float32)[ids[0][0]]}
+    likelier = {
+        **weights,
+        "output_bias": weights["output_bias"]
+        + np.eye(len(weights["output_bias"]), dtype=np.float32)[ids[0][0]],
+    }
     more = personal.judge(tiny_bundle.train_graph, weights, likelier, [ids[0][:1]])
     assert (more.words, more.error) == (1, more.nats)
     assert 0 < more.nats < 1

@@ -25,9 +25,15 @@ def test_three_words_best_first_and_never_punctuation(predictor):
 
 def test_probabilities_are_those_of_the_network(predictor, tiny_bundle, tiny_checkpoint):
     ids = np.array([tiny_bundle.vocabulary.encode("i will see")])
-    exact = np.exp(network.log_probs(tiny_checkpoint.weights, network.forward(tiny_checkpoint.weights, ids)[0])[-1])
+    exact = np.exp(
+        network.log_probs(
+            tiny_checkpoint.weights, network.forward(tiny_checkpoint.weights, ids)[0]
+        )[-1]
+    )
     for suggestion in predictor.suggest("i will see"):
-        assert suggestion.probability == pytest.approx(exact[tiny_bundle.vocabulary.id(suggestion.word)], rel=0.1)
+        assert suggestion.probability == pytest.approx(
+            exact[tiny_bundle.vocabulary.id(suggestion.word)], rel=0.1
+        )
 
 
 def test_a_prefix_gives_the_words_that_start_so_and_their_shares_sum_to_one(predictor):
@@ -72,20 +78,32 @@ def test_a_key_within_a_word_costs_no_step_a_finished_word_one_and_a_deleted_wor
         assert len(stepped) == steps, (context, prefix)
 
 
-def test_going_back_further_than_states_are_kept_starts_anew_and_says_the_same(counted, tiny_bundle):
+def test_going_back_further_than_states_are_kept_starts_anew_and_says_the_same(
+    counted, tiny_bundle
+):
     predictor, stepped = counted
     words = ["i", "will", "see", "my", "dog"] * 12
     assert len(words) > KEPT
     predictor.suggest(" ".join(words))
     for length in (len(words) - 1, 40, 30, 20, 1, 0):
-        assert predictor.suggest(" ".join(words[:length])) == Predictor(tiny_bundle).suggest(" ".join(words[:length]))
+        assert predictor.suggest(" ".join(words[:length])) == Predictor(tiny_bundle).suggest(
+            " ".join(words[:length])
+        )
     stepped.clear()
     predictor.suggest(" ".join(words))
     assert len(stepped) == len(words)
 
 
 @settings(max_examples=25, deadline=None)
-@given(edits=st.lists(st.tuples(st.integers(0, 45), st.lists(st.sampled_from(["i", "will", "see", "xqz", "my", "!"]), max_size=5)), max_size=8))
+@given(
+    edits=st.lists(
+        st.tuples(
+            st.integers(0, 45),
+            st.lists(st.sampled_from(["i", "will", "see", "xqz", "my", "!"]), max_size=5),
+        ),
+        max_size=8,
+    )
+)
 def test_however_one_types_and_deletes_the_strip_is_that_of_the_text(edits, predictor, tiny_bundle):
     typed = []
     for deleted, added in edits:
@@ -97,7 +115,9 @@ def test_however_one_types_and_deletes_the_strip_is_that_of_the_text(edits, pred
 def test_personal_weights_take_the_place_of_the_bundles(tiny_bundle, predictor):
     weights = {name: array.copy() for name, array in tiny_bundle.checkpoint.weights.items()}
     same = Predictor(tiny_bundle, weights)
-    for here, there in zip(same.suggest("i will see"), predictor.suggest("i will see"), strict=True):
+    for here, there in zip(
+        same.suggest("i will see"), predictor.suggest("i will see"), strict=True
+    ):
         assert here.probability == pytest.approx(there.probability, rel=0.1)
     weights["output_bias"][tiny_bundle.vocabulary.id("tomorrow")] += 20
     assert Predictor(tiny_bundle, weights).suggest("i will see")[0].word == "tomorrow"
@@ -106,13 +126,20 @@ def test_personal_weights_take_the_place_of_the_bundles(tiny_bundle, predictor):
 def test_a_blocked_word_is_suggested_neither_next_nor_as_a_completion(tiny_bundle, predictor):
     best = predictor.suggest("i will see")[0].word
     careful = Predictor(tiny_bundle, blocked=frozenset({best.upper()}))
-    assert [s.word for s in careful.suggest("i will see")][:2] == [s.word for s in predictor.suggest("i will see")][1:]
+    assert [s.word for s in careful.suggest("i will see")][:2] == [
+        s.word for s in predictor.suggest("i will see")
+    ][1:]
     assert best in {s.word for s in predictor.suggest("i will see", best)}
     assert best not in {s.word for s in careful.suggest("i will see", best)}
-    assert Predictor(tiny_bundle, blocked=frozenset(tiny_bundle.vocabulary.tokens)).suggest("i") == []
+    assert (
+        Predictor(tiny_bundle, blocked=frozenset(tiny_bundle.vocabulary.tokens)).suggest("i") == []
+    )
 
 
-@pytest.mark.parametrize(("best_first", "shown"), [("", ""), ("a", "a"), ("ab", "ba"), ("abc", "bac"), ("abcde", "dbace")])
+@pytest.mark.parametrize(
+    ("best_first", "shown"),
+    [("", ""), ("a", "a"), ("ab", "ba"), ("abc", "bac"), ("abcde", "dbace")],
+)
 def test_the_best_stands_in_the_centre_of_the_strip(best_first, shown):
     assert centred(list(best_first)) == list(shown)
 

@@ -19,24 +19,46 @@ def vector(seed: int, size: int, scale: float = 1.0) -> np.ndarray:
 
 
 def test_rounding_to_two_values_by_hand():
-    codes, low, step = quantize.quantize(np.array([[-1, 3], [0, 8]], np.float32), 1, np.random.default_rng(0))
-    assert (codes.tolist(), low.tolist(), step.tolist()) == ([[0, 1], [0, 1]], [-1.0, 0.0], [4.0, 8.0])
+    codes, low, step = quantize.quantize(
+        np.array([[-1, 3], [0, 8]], np.float32), 1, np.random.default_rng(0)
+    )
+    assert (codes.tolist(), low.tolist(), step.tolist()) == (
+        [[0, 1], [0, 1]],
+        [-1.0, 0.0],
+        [4.0, 8.0],
+    )
 
 
 def test_a_constant_vector_has_step_zero_and_survives():
-    data = quantize.encode(np.zeros(5, np.float32), 1, 2, SHAPES, 8, rng=np.random.default_rng(0), examples=1)
+    data = quantize.encode(
+        np.zeros(5, np.float32), 1, 2, SHAPES, 8, rng=np.random.default_rng(0), examples=1
+    )
     update = quantize.decode(data)
     assert update.step.tolist() == [0]
     assert (quantize.values(update) == 0).all()
 
 
 @settings(max_examples=40, deadline=None)
-@given(seed=st.integers(0, 999), size=st.integers(1, 9000), bits=st.integers(1, 16), scale=st.floats(1e-6, 1e3))
+@given(
+    seed=st.integers(0, 999),
+    size=st.integers(1, 9000),
+    bits=st.integers(1, 16),
+    scale=st.floats(1e-6, 1e3),
+)
 def test_what_is_decoded_lies_within_one_step_and_every_field_survives(seed, size, bits, scale):
     exact = vector(seed, size, scale)
-    data = quantize.encode(exact, 7, seed, SHAPES, bits, rng=np.random.default_rng(seed), examples=21)
+    data = quantize.encode(
+        exact, 7, seed, SHAPES, bits, rng=np.random.default_rng(seed), examples=21
+    )
     update = quantize.decode(data)
-    assert (update.round, update.seed, update.shapes, update.bits, update.dimension, update.examples) == (7, seed, SHAPES, bits, size, 21)
+    assert (
+        update.round,
+        update.seed,
+        update.shapes,
+        update.bits,
+        update.dimension,
+        update.examples,
+    ) == (7, seed, SHAPES, bits, size, 21)
     assert len(data) == quantize.encoded_bytes(size, bits)
     rotated = quantize.rotate(exact, seed)
     error = np.abs(quantize.values(update) - rotated).reshape(-1, quantize.BLOCK).max(axis=1)
@@ -45,12 +67,20 @@ def test_what_is_decoded_lies_within_one_step_and_every_field_survives(seed, siz
 
 @pytest.mark.parametrize("bits", range(1, 17))
 def test_random_rounding_is_unbiased_in_every_block_at_every_width(bits):
-    """4,000 draws of a value have a mean within 5 deviations of it; the deviation of one is at most half a step of its block."""
+    """4,000 draws of a value have a mean within 5 deviations of it; the deviation of one is at most
+    half a step of its block.
+    """
     exact, draws = np.stack([vector(1, 20), vector(2, 20, 0.01)]), 4000
     many = np.repeat(exact, draws, axis=0)  # [blocks * draws, 20]
     codes, low, step = quantize.quantize(many, bits, np.random.default_rng(bits))
-    mean = (low.astype(np.float64)[:, None] + step.astype(np.float64)[:, None] * codes).reshape(2, draws, 20).mean(axis=1)
-    allowed = 5 * step[::draws] / 2 / np.sqrt(draws) + 1e-6 * np.abs(exact).max(axis=1)  # a step travels as float32
+    mean = (
+        (low.astype(np.float64)[:, None] + step.astype(np.float64)[:, None] * codes)
+        .reshape(2, draws, 20)
+        .mean(axis=1)
+    )
+    allowed = 5 * step[::draws] / 2 / np.sqrt(draws) + 1e-6 * np.abs(exact).max(
+        axis=1
+    )  # a step travels as float32
     assert (np.abs(mean - exact).max(axis=1) <= allowed).all()
 
 
@@ -65,11 +95,15 @@ def test_rotation_keeps_the_norm_and_can_be_undone(seed, size):
 
 def test_rotating_a_sum_is_summing_what_was_rotated():
     a, b = vector(1, 5000), vector(2, 5000)
-    np.testing.assert_allclose(quantize.rotate(a + b, 9), quantize.rotate(a, 9) + quantize.rotate(b, 9), atol=1e-4)
+    np.testing.assert_allclose(
+        quantize.rotate(a + b, 9), quantize.rotate(a, 9) + quantize.rotate(b, 9), atol=1e-4
+    )
 
 
 def test_clipping_by_hand():
-    clipped = quantize.clip({"a": np.array([3.0], np.float32), "b": np.array([4.0], np.float32)}, 1.0)
+    clipped = quantize.clip(
+        {"a": np.array([3.0], np.float32), "b": np.array([4.0], np.float32)}, 1.0
+    )
     assert (clipped["a"][0], clipped["b"][0]) == (pytest.approx(0.6), pytest.approx(0.8))
     small = {"a": np.array([0.3], np.float32)}
     assert quantize.clip(small, 1.0)["a"] == small["a"]
@@ -78,7 +112,9 @@ def test_clipping_by_hand():
 @settings(max_examples=150, deadline=None)
 @given(data=st.binary(max_size=200), at=st.integers(0, 59), byte=st.integers(0, 255))
 def test_bytes_of_strangers_are_refused_by_name(data, at, byte):
-    right = bytearray(quantize.encode(vector(0, 3), 1, 2, SHAPES, 1, rng=np.random.default_rng(0), examples=1))
+    right = bytearray(
+        quantize.encode(vector(0, 3), 1, 2, SHAPES, 1, rng=np.random.default_rng(0), examples=1)
+    )
     for found in (data, bytes(right[:-1]), bytes(right[: at % quantize.HEADER_BYTES])):
         with pytest.raises(UpdateError):
             quantize.decode(found)
@@ -108,24 +144,43 @@ def test_the_bytes_of_an_update_stay_what_they_were(bits):
     data = quantize.encode(exact, 3, 2**52 + 5, SHAPES, bits, 21, np.random.default_rng(4))
     assert data == (GOLDEN / f"update-{bits}.bin").read_bytes()
     update = quantize.decode(data)
-    assert (update.round, update.seed, update.examples, update.dimension) == (3, 2**52 + 5, 21, 5000)
+    assert (update.round, update.seed, update.examples, update.dimension) == (
+        3,
+        2**52 + 5,
+        21,
+        5000,
+    )
     found = quantize.unrotate(quantize.values(update), update.seed, 5000)
-    assert np.linalg.norm(found - exact) <= np.sqrt(quantize.BLOCK * np.square(update.step, dtype=np.float64).sum())
+    assert np.linalg.norm(found - exact) <= np.sqrt(
+        quantize.BLOCK * np.square(update.step, dtype=np.float64).sum()
+    )
 
 
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 999), bits=st.integers(1, 16))
 def test_the_expected_error_is_at_most_half_a_step_a_value(seed, bits):
-    """Variance of rounding up or down with probability f: f (1 - f) of a step, at most a quarter."""
+    """Variance of rounding up or down with probability f: f (1 - f) of a step, at most a
+    quarter.
+    """
     exact = vector(seed, 9000)
     exact[quantize.BLOCK :] *= 1e-3  # two blocks of little
-    update = quantize.decode(quantize.encode(exact, 1, seed, SHAPES, bits, 1, np.random.default_rng(seed)))
-    error = np.square(quantize.values(update) - quantize.rotate(exact, seed)).reshape(-1, quantize.BLOCK).mean(axis=1)
+    update = quantize.decode(
+        quantize.encode(exact, 1, seed, SHAPES, bits, 1, np.random.default_rng(seed))
+    )
+    error = (
+        np.square(quantize.values(update) - quantize.rotate(exact, seed))
+        .reshape(-1, quantize.BLOCK)
+        .mean(axis=1)
+    )
     assert (error <= 0.3 * np.square(update.step, dtype=np.float64) + 1e-12).all()
-    assert update.step[1:].max() < 0.01 * update.step[0]  # a block of little is spared the noise of a large one
+    assert (
+        update.step[1:].max() < 0.01 * update.step[0]
+    )  # a block of little is spared the noise of a large one
 
 
-@pytest.mark.parametrize(("at", "value"), [(0, np.nan), (0, -np.inf), (4, np.inf), (4, np.nan), (4, -1e-30)])
+@pytest.mark.parametrize(
+    ("at", "value"), [(0, np.nan), (0, -np.inf), (4, np.inf), (4, np.nan), (4, -1e-30)]
+)
 @pytest.mark.parametrize("block", [0, 1])
 def test_a_scale_of_any_block_that_is_not_finite_or_negative_is_refused(block, at, value):
     data = bytearray(quantize.encode(vector(0, 5000), 1, 2, SHAPES, 4, 1, np.random.default_rng(0)))
@@ -136,7 +191,9 @@ def test_a_scale_of_any_block_that_is_not_finite_or_negative_is_refused(block, a
 
 def test_a_header_that_promises_more_values_than_follow_allocates_nothing():
     data = bytearray(quantize.encode(vector(0, 3), 1, 2, SHAPES, 16, 1, np.random.default_rng(0)))
-    struct.pack_into("<I", data, 16, 2**32 - 1)  # the dimension: four thousand million values, eight gigabytes of codes
+    struct.pack_into(
+        "<I", data, 16, 2**32 - 1
+    )  # the dimension: four thousand million values, eight gigabytes of codes
     tracemalloc.start()
     with pytest.raises(UpdateError, match="bytes, found"):
         quantize.decode(bytes(data))

@@ -1,4 +1,6 @@
-"""Scoring and separation: what an evaluation reports, which messages are held back for it, and how near two reports of a device may be."""
+"""Scoring and separation: what an evaluation reports, which messages are held back for it, and how
+near two reports of a device may be.
+"""
 
 from dataclasses import replace
 
@@ -47,8 +49,13 @@ def test_scores_are_those_of_the_words_as_they_would_be_typed(tiny_bundle):
     table = scoring.log_probs(Graph(tiny_bundle.train_graph), values, ids)
     words = [(place, word) for place, word in enumerate(ids) if word >= text.FIRST_WORD]
     assert (scores.targets, scores.in_vocabulary) == (6, 5)
-    assert scores.loss == pytest.approx(-sum(float(table[place, word]) for place, word in words), rel=1e-5)
-    best = [np.argsort(-table[place, text.FIRST_WORD :], kind="stable")[:3] + text.FIRST_WORD for place, _ in words]
+    assert scores.loss == pytest.approx(
+        -sum(float(table[place, word]) for place, word in words), rel=1e-5
+    )
+    best = [
+        np.argsort(-table[place, text.FIRST_WORD :], kind="stable")[:3] + text.FIRST_WORD
+        for place, _ in words
+    ]
     assert scores.top1 == sum(top[0] == word for top, (_, word) in zip(best, words, strict=True))
     assert scores.top3 == sum(word in top for top, (_, word) in zip(best, words, strict=True))
     assert scoring.score(tiny_bundle.train_graph, values, [ids, ids]).targets == 12
@@ -63,7 +70,14 @@ def evaluating(server, rules: Rules | None = None) -> None:  # noqa: F811
     coordinator = server.coordinator
     coordinator.pause("default", 1.0)
     create_evaluation(
-        coordinator.store, coordinator.blobs, "default", None, rules or Rules(report_goal=1, over_selection=1.0), Policy(), 1.0, "scores"
+        coordinator.store,
+        coordinator.blobs,
+        "default",
+        None,
+        rules or Rules(report_goal=1, over_selection=1.0),
+        Policy(),
+        1.0,
+        "scores",
     )
 
 
@@ -73,15 +87,26 @@ def test_an_evaluation_sends_sums_of_held_back_messages_and_nothing_else(server,
     outcome = turn(home, server)
     assert (outcome.status, outcome.kind, outcome.cause) == (Status.COUNTED, Kind.EVALUATION, None)
     (report, _) = server.coordinator.reports(0.0, "scores").rounds
-    assert (report.phase, report.scores.targets, outcome.examples) == ("committed", outcome.examples, outcome.examples)
-    assert report.scores.top1 <= report.scores.top3 <= report.scores.in_vocabulary <= report.scores.targets
+    assert (report.phase, report.scores.targets, outcome.examples) == (
+        "committed",
+        outcome.examples,
+        outcome.examples,
+    )
+    assert (
+        report.scores.top1
+        <= report.scores.top3
+        <= report.scores.in_vocabulary
+        <= report.scores.targets
+    )
     bodies = [body for _, path, body, _ in server.sent if "/scores" in path]
     assert len(bodies) == 1 and b"zebracorn" not in b"".join(body for _, _, body, _ in server.sent)
     (line,) = home.contributions()
     assert (line.kind, line.task, line.outcome) == ("evaluation", "scores", "counted")
     with home.typing_log() as log:
         assert log.used_up() == 0
-        assert all(record.id % 10 == 0 for record in scoring.held_back(log.records(100), log.count()))
+        assert all(
+            record.id % 10 == 0 for record in scoring.held_back(log.records(100), log.count())
+        )
 
 
 def test_a_device_with_nothing_held_back_gives_an_evaluation_back(server, device):  # noqa: F811
@@ -121,16 +146,24 @@ def test_a_server_that_asks_too_soon_gets_nothing_from_the_device(server, device
     asked = []
 
     def eager(method, path, body, headers):
-        """The server, but it hands out round 2 at once and says that three rounds must lie between."""
+        """The server, but it hands out round 2 at once and says that three rounds must lie
+        between.
+        """
         from device_runtime.config import from_json, to_json
         from device_runtime.transport import Reply
 
         reply = server(method, path, body, headers)
         if path == "/v1/check-in":
             work = from_json(Assignment, first, "work")
-            return Reply(200, {}, to_json(replace(work, assignment="f" * 32, round=2, min_separation=3)))
+            return Reply(
+                200, {}, to_json(replace(work, assignment="f" * 32, round=2, min_separation=3))
+            )
         asked.append(path)
-        return Reply(200, {}, b'{"counted": false, "retry_in_s": 60.0}') if path.endswith("/abandon") else reply
+        return (
+            Reply(200, {}, b'{"counted": false, "retry_in_s": 60.0}')
+            if path.endswith("/abandon")
+            else reply
+        )
 
     from tests.toy_server import READY
 
@@ -153,14 +186,17 @@ def _assignment_of(server, home, _) -> bytes:  # noqa: F811
 
 
 @pytest.mark.parametrize(
-    ("round", "last", "apart", "may"), [(8, 5, 3, True), (7, 5, 3, False), (5, 5, 1, False), (6, 5, 1, True), (1, None, 9, True)]
+    ("round", "last", "apart", "may"),
+    [(8, 5, 3, True), (7, 5, 3, False), (5, 5, 1, False), (6, 5, 1, True), (1, None, 9, True)],
 )
 def test_a_device_may_join_as_soon_as_so_many_rounds_lie_between(round, last, apart, may):
     assert may_join(round, last, apart) is may
 
 
 @given(st.integers(0, 40), st.integers(1, 12), st.data())
-def test_no_schedule_that_keeps_the_separation_has_more_participations_than_an_accountant_assumes(rounds, apart, data):
+def test_no_schedule_that_keeps_the_separation_has_more_participations_than_an_accountant_assumes(
+    rounds, apart, data
+):
     taken, last = 0, None
     wants = data.draw(st.lists(st.booleans(), min_size=rounds, max_size=rounds))
     for round, wanted in enumerate(wants):

@@ -9,19 +9,45 @@ from hypothesis import strategies as st
 
 from device_runtime import sensors
 from device_runtime.errors import ConfigError
-from device_runtime.sensors import charging, last_key_at, linux, named, note_key, remembered, stated, termux
+from device_runtime.sensors import (
+    charging,
+    last_key_at,
+    linux,
+    named,
+    note_key,
+    remembered,
+    stated,
+    termux,
+)
 from device_runtime.wire import Cause, Conditions, forbidden_by
 
 NOW = 1_800_000_000.0
 
-# what NetworkManager 1.42 and logind 252 answered busctl, and nmcli 1.42 printed, on an Ethernet port with a gateway beside one without
+# what NetworkManager 1.42 and logind 252 answered busctl, and nmcli 1.42 printed, on an Ethernet
+# port with a gateway beside one without
 WIRED = '{"type":"u","data":4}\n{"type":"u","data":70}\n'
 AWAY = '{"type":"u","data":0}\n{"type":"u","data":20}\n'
-NMCLI_WIRED = "GENERAL.METERED:no (guessed)\nIP4.GATEWAY:10.9.9.1\nIP6.GATEWAY:\n\nGENERAL.METERED:unknown\nIP4.GATEWAY:\nIP6.GATEWAY:\n"
+NMCLI_WIRED = (
+    "GENERAL.METERED:no (guessed)\nIP4.GATEWAY:10.9.9.1\nIP6.GATEWAY:\n\n"
+    "GENERAL.METERED:unknown\nIP4.GATEWAY:\nIP6.GATEWAY:\n"
+)
 
 # the fields termux-api's BatteryStatusAPI and WifiAPI write
-PLUGGED = {"present": True, "health": "GOOD", "plugged": "PLUGGED_AC", "status": "CHARGING", "temperature": 25.5, "percentage": 61}
-ON_WIFI = {"ip": "192.168.1.7", "bssid": "02:00:00:00:00:00", "ssid": "<unknown ssid>", "rssi": -50, "supplicant_state": "COMPLETED"}
+PLUGGED = {
+    "present": True,
+    "health": "GOOD",
+    "plugged": "PLUGGED_AC",
+    "status": "CHARGING",
+    "temperature": 25.5,
+    "percentage": 61,
+}
+ON_WIFI = {
+    "ip": "192.168.1.7",
+    "bssid": "02:00:00:00:00:00",
+    "ssid": "<unknown ssid>",
+    "rssi": -50,
+    "supplicant_state": "COMPLETED",
+}
 
 
 def idle_since(seconds: float, hint: bool = True) -> str:
@@ -58,7 +84,10 @@ def prints(text: str) -> str:
 
 
 def busctl(network: str, logind: str) -> str:
-    return f'case "$*" in\n*NetworkManager*Metered\\ State) {prints(network)}\n;;\n*login1*IdleHint\\ IdleSinceHint) {prints(logind)}\n;;\nesac'
+    return (
+        'case "$*" in\n*NetworkManager*Metered\\ State) '
+        f"{prints(network)}\n;;\n*login1*IdleHint\\ IdleSinceHint) {prints(logind)}\n;;\nesac"
+    )
 
 
 MAINS_ON, MAINS_OFF = {"type": "Mains", "online": "1"}, {"type": "Mains", "online": "0"}
@@ -81,14 +110,24 @@ def battery(status: str) -> dict[str, str]:
         ({"AC": MAINS_ON, "BAT0": battery("Discharging")}, False),  # a charger too weak
         ({"AC": MAINS_ON, "BAT0": battery("Not charging"), "BAT1": battery("Charging")}, True),
         ({"AC": MAINS_OFF, "BAT0": battery("Unknown"), "BAT1": battery("Discharging")}, False),
-        ({"AC": MAINS_ON, "BAT0": battery("Charging"), "BAT1": {**battery("Discharging"), "present": "0"}}, True),  # an empty bay
+        (
+            {
+                "AC": MAINS_ON,
+                "BAT0": battery("Charging"),
+                "BAT1": {**battery("Discharging"), "present": "0"},
+            },
+            True,
+        ),  # an empty bay
         ({"AC": MAINS_ON, "mouse": MOUSE}, True),
         ({"mouse": MOUSE}, None),
         ({"dock": {**MAINS_ON, "scope": "Device"}}, None),
         ({"usb": {"type": "USB", "online": "1"}, "BAT0": battery("Charging")}, True),
         ({"usb": {"type": "USB_PD", "online": "2"}}, True),
         ({"usb": {"type": "USB", "online": "0"}}, None),  # a desktop's port
-        ({"usb": {"type": "USB", "online": "0"}, "battery": battery("Charging")}, True),  # by a charger the kernel does not show
+        (
+            {"usb": {"type": "USB", "online": "0"}, "battery": battery("Charging")},
+            True,
+        ),  # by a charger the kernel does not show
         ({"battery": battery("Full")}, None),
         ({"ups": {"type": "UPS", "status": "Discharging"}}, False),
         ({"AC": {"type": "Mains", "online": "perhaps"}, "BAT0": battery("???")}, None),
@@ -111,7 +150,11 @@ def test_supplies_that_cannot_be_read_tell_nothing(tmp_path):
     assert charging(power / "file") is None
 
 
-@given(st.dictionaries(st.sampled_from(["type", "scope", "present", "status", "online"]), st.binary(max_size=12)))
+@given(
+    st.dictionaries(
+        st.sampled_from(["type", "scope", "present", "status", "online"]), st.binary(max_size=12)
+    )
+)
 def test_no_bytes_in_a_supply_raise(tmp_path_factory, files):
     supply = tmp_path_factory.mktemp("power") / "BAT0"
     supply.mkdir()
@@ -122,10 +165,25 @@ def test_no_bytes_in_a_supply_raise(tmp_path_factory, files):
 
 @pytest.mark.parametrize(
     ("metered", "state", "expected"),
-    [(0, 70, None), (1, 70, False), (2, 70, True), (3, 70, False), (4, 70, True), (5, 70, None), (4, 60, True), (4, 20, None), (0, 20, None)],
+    [
+        (0, 70, None),
+        (1, 70, False),
+        (2, 70, True),
+        (3, 70, False),
+        (4, 70, True),
+        (5, 70, None),
+        (4, 60, True),
+        (4, 20, None),
+        (0, 20, None),
+    ],
 )
 def test_networkmanager_tells_whether_the_network_is_metered(metered, state, expected):
-    assert sensors.bus_unmetered(f'{{"type":"u","data":{metered}}}\n{{"type":"u","data":{state}}}\n'.encode()) is expected
+    assert (
+        sensors.bus_unmetered(
+            f'{{"type":"u","data":{metered}}}\n{{"type":"u","data":{state}}}\n'.encode()
+        )
+        is expected
+    )
 
 
 @pytest.mark.parametrize(
@@ -160,10 +218,18 @@ def test_nmcli_counts_every_device_with_a_gateway_and_no_other():
 
 @given(
     st.binary(max_size=200)
-    | st.recursive(st.none() | st.text(max_size=5), lambda inner: st.lists(inner, max_size=2)).map(lambda v: json.dumps(v).encode())
+    | st.recursive(st.none() | st.text(max_size=5), lambda inner: st.lists(inner, max_size=2)).map(
+        lambda v: json.dumps(v).encode()
+    )
 )
 def test_no_garbage_a_command_prints_is_an_answer(said):
-    for parse in (sensors.bus_unmetered, sensors.nmcli_unmetered, sensors.logind_idle_since, sensors.battery_charging, sensors.wifi_unmetered):
+    for parse in (
+        sensors.bus_unmetered,
+        sensors.nmcli_unmetered,
+        sensors.logind_idle_since,
+        sensors.battery_charging,
+        sensors.wifi_unmetered,
+    ):
         assert parse(said) is None
         assert parse(None) is None
 
@@ -183,8 +249,18 @@ def test_each_lost_or_unknown_signal_is_named_as_the_reason(tmp_path, commands):
     power = sysfs(tmp_path / "power", AC=MAINS_ON)
     cases = [
         (tmp_path / "no_supplies", WIRED, idle_since(NOW - 400), Cause.NOT_CHARGING),
-        (sysfs(tmp_path / "unplugged", BAT0=battery("Discharging")), WIRED, idle_since(NOW - 400), Cause.NOT_CHARGING),
-        (power, '{"type":"u","data":3}\n{"type":"u","data":70}', idle_since(NOW - 400), Cause.METERED_NETWORK),
+        (
+            sysfs(tmp_path / "unplugged", BAT0=battery("Discharging")),
+            WIRED,
+            idle_since(NOW - 400),
+            Cause.NOT_CHARGING,
+        ),
+        (
+            power,
+            '{"type":"u","data":3}\n{"type":"u","data":70}',
+            idle_since(NOW - 400),
+            Cause.METERED_NETWORK,
+        ),
         (power, AWAY, idle_since(NOW - 400), Cause.METERED_NETWORK),
         (power, WIRED, idle_since(NOW - 400, hint=False), Cause.IN_USE),
         (power, WIRED, idle_since(NOW - 299), Cause.IN_USE),
@@ -240,7 +316,11 @@ def test_commands_are_asked_in_plain_english(commands, monkeypatch):
 
 def test_a_key_pressed_lately_means_in_use_whatever_logind_says(tmp_path):
     keys = [None]
-    source = linux(tmp_path, last_key=lambda: keys[0], run=lambda command, timeout_s: idle_since(NOW - 4000).encode())
+    source = linux(
+        tmp_path,
+        last_key=lambda: keys[0],
+        run=lambda command, timeout_s: idle_since(NOW - 4000).encode(),
+    )
     assert source(NOW).idle is True  # this keyboard was never used
     for pressed, idle in ((NOW - 299, False), (NOW - 301, True), (NOW, False)):
         keys[0] = pressed
@@ -249,7 +329,9 @@ def test_a_key_pressed_lately_means_in_use_whatever_logind_says(tmp_path):
 
 def test_a_long_quiet_keyboard_does_not_make_a_machine_idle(tmp_path):
     def said(answer):
-        return linux(tmp_path, last_key=lambda: NOW - 4000, run=lambda command, timeout_s: answer)(NOW).idle
+        return linux(tmp_path, last_key=lambda: NOW - 4000, run=lambda command, timeout_s: answer)(
+            NOW
+        ).idle
 
     assert said(None) is None
     assert said(idle_since(NOW - 4000, hint=False).encode()) is False
@@ -271,7 +353,9 @@ def test_keys_are_noted_once_a_second_in_an_empty_file(tmp_path):
     for pressed, noted in ((NOW, NOW), (NOW + 0.9, NOW), (NOW + 1, NOW + 1), (NOW - 5, NOW - 5)):
         note_key(tmp_path, pressed)
         assert last_key_at(tmp_path) == noted
-    assert [(path.name, path.read_bytes(), path.stat().st_mode & 0o777) for path in tmp_path.iterdir()] == [("last_key", b"", 0o600)]
+    assert [
+        (path.name, path.read_bytes(), path.stat().st_mode & 0o777) for path in tmp_path.iterdir()
+    ] == [("last_key", b"", 0o600)]
 
 
 def test_a_home_that_is_gone_does_not_stop_the_typing(tmp_path):
@@ -297,7 +381,13 @@ def test_termux_tells_whether_the_phone_is_plugged_in(changes, expected):
 
 @pytest.mark.parametrize(
     ("changes", "expected"),
-    [({}, True), ({"supplicant_state": "DISCONNECTED"}, False), ({"ip": ""}, False), ({"ip": None}, False), ({"supplicant_state": 3}, None)],
+    [
+        ({}, True),
+        ({"supplicant_state": "DISCONNECTED"}, False),
+        ({"ip": ""}, False),
+        ({"ip": None}, False),
+        ({"supplicant_state": 3}, None),
+    ],
 )
 def test_termux_tells_whether_the_phone_is_on_wifi(changes, expected):
     assert sensors.wifi_unmetered(json.dumps({**ON_WIFI, **changes}).encode()) is expected
@@ -305,17 +395,27 @@ def test_termux_tells_whether_the_phone_is_on_wifi(changes, expected):
 
 def test_a_termux_error_is_unknown():
     assert sensors.wifi_unmetered(b'{"API_ERROR":"No current connection"}') is None
-    assert sensors.battery_charging(b'{"error":"Termux:API is not yet available on Google Play"}') is None
+    assert (
+        sensors.battery_charging(b'{"error":"Termux:API is not yet available on Google Play"}')
+        is None
+    )
 
 
 def test_a_phone_that_charges_on_wifi_and_lies_still_may_train(tmp_path, commands):
-    commands(termux_battery_status=prints(json.dumps(PLUGGED, indent=2)), termux_wifi_connectioninfo=prints(json.dumps(ON_WIFI, indent=2)))
+    commands(
+        termux_battery_status=prints(json.dumps(PLUGGED, indent=2)),
+        termux_wifi_connectioninfo=prints(json.dumps(ON_WIFI, indent=2)),
+    )
     source = named("termux", tmp_path)
     assert forbidden_by(source(NOW)) is Cause.IN_USE  # no key was ever noted: unknown
     note_key(tmp_path, NOW - 900)
     assert source(NOW) == Conditions(True, True, True)
     assert source(NOW - 1) == Conditions(True, True, False)
-    commands(termux_battery_status=prints(json.dumps({**PLUGGED, "plugged": "UNPLUGGED", "status": "DISCHARGING"})))
+    commands(
+        termux_battery_status=prints(
+            json.dumps({**PLUGGED, "plugged": "UNPLUGGED", "status": "DISCHARGING"})
+        )
+    )
     assert forbidden_by(named("termux", tmp_path)(NOW)) is Cause.NOT_CHARGING
     commands(termux_battery_status=prints(json.dumps(PLUGGED)), termux_wifi_connectioninfo="exit 1")
     assert forbidden_by(named("termux", tmp_path)(NOW)) is Cause.METERED_NETWORK
@@ -355,9 +455,18 @@ def test_a_slow_answer_is_as_new_as_its_arrival():
 
 
 def test_only_commands_are_remembered_the_plug_and_the_keys_are_read_at_every_call(tmp_path):
-    clock, keys, said = [0.0], [None], {sensors.NETWORK: WIRED, sensors.LOGIND: idle_since(NOW - 400)}
+    clock, keys, said = (
+        [0.0],
+        [None],
+        {sensors.NETWORK: WIRED, sensors.LOGIND: idle_since(NOW - 400)},
+    )
     power = sysfs(tmp_path, AC=MAINS_ON)
-    source = linux(power, last_key=lambda: keys[0], run=lambda command, timeout_s: said[command].encode(), clock=lambda: clock[0])
+    source = linux(
+        power,
+        last_key=lambda: keys[0],
+        run=lambda command, timeout_s: said[command].encode(),
+        clock=lambda: clock[0],
+    )
     assert source(NOW) == Conditions(True, True, True)
     said.update({sensors.NETWORK: AWAY, sensors.LOGIND: idle_since(NOW, hint=False)})
     (power / "AC/online").write_text("0\n")
@@ -375,7 +484,9 @@ def test_the_owner_states_what_the_device_cannot_read():
 
     assert stated(source, ["charging", "unmetered"])(NOW) == Conditions(True, False, None)
     assert stated(source, [])(NOW) == source(NOW)
-    with pytest.raises(ConfigError, match="stated: expected some of charging, unmetered, idle, found 'wifi'"):
+    with pytest.raises(
+        ConfigError, match="stated: expected some of charging, unmetered, idle, found 'wifi'"
+    ):
         stated(source, ["charging", "wifi"])
 
 
@@ -391,7 +502,9 @@ def test_a_source_is_named_by_its_system(tmp_path):
         named("windows", tmp_path)
     with pytest.raises(ConfigError, match="stated"):
         named("linux", tmp_path, ["wifi"])
-    assert isinstance(named("linux", tmp_path, ["charging"])(NOW), Conditions)  # on whatever machine this is
+    assert isinstance(
+        named("linux", tmp_path, ["charging"])(NOW), Conditions
+    )  # on whatever machine this is
 
 
 def test_reading_the_plug_costs_little_beside_a_batch(tmp_path):

@@ -5,7 +5,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from device_runtime.errors import VocabularyError
-from device_runtime.text import BOS, CLASSES, FIRST_WORD, OOV, Vocabulary, is_word, normalise, tokenise
+from device_runtime.text import (
+    BOS,
+    CLASSES,
+    FIRST_WORD,
+    OOV,
+    Vocabulary,
+    is_word,
+    normalise,
+    tokenise,
+)
 from model.vocabulary import build, build_unigram
 
 PIECES = build_unigram([["the", "cat", "catalogue", "don't", "."]] * 20, size=44)
@@ -103,7 +112,11 @@ def test_a_word_of_pieces_starts_once_goes_on_and_reads_as_it_was_written(tokens
     for token in tokens:
         first, *rest = PIECES.spelling(token)
         assert "".join(PIECES.tokens[i] for i in (first, *rest)) == token
-        assert (FIRST_WORD <= first < PIECES.first_inner) if is_word(token) else (first < FIRST_WORD and not rest)
+        assert (
+            (FIRST_WORD <= first < PIECES.first_inner)
+            if is_word(token)
+            else (first < FIRST_WORD and not rest)
+        )
         assert all(i >= PIECES.first_inner for i in rest)
     assert PIECES.ids(tokens) == [i for token in tokens for i in PIECES.spelling(token)]
 
@@ -121,18 +134,29 @@ def test_a_typed_special_token_is_spelled_and_never_a_special_id():
 
 def test_whoever_needs_whole_words_refuses_pieces_and_says_what_to_do():
     build([["the"]]).require_words("the strip")
-    with pytest.raises(VocabularyError, match=r'model: holds pieces of words, but the strip needs whole words; train with tokenizer = "words"'):
+    with pytest.raises(
+        VocabularyError,
+        match=r"model: holds pieces of words, but the strip needs whole words; "
+        r'train with tokenizer = "words"',
+    ):
         PIECES.require_words("the strip")
     with pytest.raises(VocabularyError, match="needs whole words"):
         PIECES.alphabetical  # noqa: B018
 
 
 def test_a_vocabulary_that_mixes_starts_and_inner_pieces_is_refused():
-    # the file holds each piece as a length and its text: the first inner piece becomes the start of a word, the last start an inner one
+    # the file holds each piece as a length and its text: the first inner piece becomes the start of
+    # a word, the last start an inner one
     last_start = ("\u2581" + PIECES.tokens[PIECES.first_inner - 1]).encode()
-    swapped = PIECES.model.replace(bytes([len(last_start)]) + last_start, bytes([len(last_start)]) + b"_" * len(last_start))
+    swapped = PIECES.model.replace(
+        bytes([len(last_start)]) + last_start, bytes([len(last_start)]) + b"_" * len(last_start)
+    )
     assert Vocabulary(swapped).first_inner == PIECES.first_inner - 1
     first_start = ("\u2581" + PIECES.tokens[FIRST_WORD]).encode()
-    mixed = PIECES.model.replace(bytes([len(first_start)]) + first_start, bytes([len(first_start)]) + b"_" * len(first_start))
-    with pytest.raises(VocabularyError, match="before those that go on within one, found them mixed"):
+    mixed = PIECES.model.replace(
+        bytes([len(first_start)]) + first_start, bytes([len(first_start)]) + b"_" * len(first_start)
+    )
+    with pytest.raises(
+        VocabularyError, match="before those that go on within one, found them mixed"
+    ):
         Vocabulary(mixed)

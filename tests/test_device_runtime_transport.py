@@ -17,14 +17,20 @@ BLOB = bytes(range(256)) * 40  # 10,240 bytes
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Sends BLOB, by Range too, and breaks off as the server's list of `cuts` says: so many bytes of the next reply, or None for all of it."""
+    """Sends BLOB, by Range too, and breaks off as the server's list of `cuts` says: so many bytes
+    of the next reply, or None for all of it.
+    """
 
     protocol_version = "HTTP/1.1"
 
     def answer(self):
         body = self.rfile.read(int(self.headers.get("content-length") or 0))
         self.server.seen.append((self.command, dict(self.headers.items()), body))
-        start = int(self.headers.get("range", "bytes=0-").removeprefix("bytes=").removesuffix("-")) if self.server.ranges else 0
+        start = (
+            int(self.headers.get("range", "bytes=0-").removeprefix("bytes=").removesuffix("-"))
+            if self.server.ranges
+            else 0
+        )
         cut = self.server.cuts.pop(0) if self.server.cuts else None
         if cut == "silent":
             self.close_connection = True
@@ -76,7 +82,12 @@ def test_a_request_and_its_reply_travel_as_they_are():
 
 def test_a_server_that_is_not_there_is_one_clear_line():
     port = free_port()
-    with http(f"http://127.0.0.1:{port}") as send, pytest.raises(Unreachable, match=rf"GET http://127\.0\.0\.1:{port}/v1/rounds: no connection"):
+    with (
+        http(f"http://127.0.0.1:{port}") as send,
+        pytest.raises(
+            Unreachable, match=rf"GET http://127\.0\.0\.1:{port}/v1/rounds: no connection"
+        ),
+    ):
         send("GET", "/v1/rounds", b"", {})
 
 
@@ -99,7 +110,9 @@ def test_a_request_without_connection_is_repeated_after_each_pause_then_given_up
 def test_a_request_waits_for_a_server_that_starts_late():
     port = free_port()
     with contextlib.ExitStack() as late, http(f"http://127.0.0.1:{port}") as send:
-        reply = persistent(send, sleep=lambda _: late.enter_context(server(port=port)))("POST", "/v1/x", b"", {})
+        reply = persistent(send, sleep=lambda _: late.enter_context(server(port=port)))(
+            "POST", "/v1/x", b"", {}
+        )
     assert reply.body == BLOB
 
 
@@ -108,7 +121,11 @@ def test_a_broken_download_goes_on_where_it_stopped():
         meter = Meter(send)
         reply = persistent(meter, sleep=lambda _: None)("GET", "/v1/blobs/x", b"", {})
     assert (reply.status, reply.body) == (200, BLOB)
-    assert [headers.get("range") for _, headers, _ in listening.seen] == [None, "bytes=1000-", "bytes=1500-"]
+    assert [headers.get("range") for _, headers, _ in listening.seen] == [
+        None,
+        "bytes=1000-",
+        "bytes=1500-",
+    ]
     assert meter.down == len(BLOB)
 
 
@@ -131,9 +148,15 @@ def test_a_download_that_always_breaks_is_given_up():
 
 
 def test_a_download_that_never_gets_any_further_is_given_up():
-    with server(*[1000] * 9, ranges=False) as listening, http(listening.url) as send, pytest.raises(Interrupted):
+    with (
+        server(*[1000] * 9, ranges=False) as listening,
+        http(listening.url) as send,
+        pytest.raises(Interrupted),
+    ):
         persistent(send, pauses_s=(0.0, 0.0), sleep=lambda _: None)("GET", "/v1/blobs/x", b"", {})
-    assert len(listening.seen) == 3  # the first piece starts the pauses anew, later ones bring nothing
+    assert (
+        len(listening.seen) == 3
+    )  # the first piece starts the pauses anew, later ones bring nothing
 
 
 @given(cuts=st.lists(st.integers(0, 40), max_size=12))
@@ -142,10 +165,16 @@ def test_however_a_download_breaks_the_bytes_are_those_of_the_blob(cuts):
 
     def send(method, path, body, headers):
         start = int(headers.get("range", "bytes=0-")[6:-1])
-        reply = Reply(206, {"content-range": f"bytes {start}-99/100"}, blob[start:]) if start else Reply(200, {}, blob)
+        reply = (
+            Reply(206, {"content-range": f"bytes {start}-99/100"}, blob[start:])
+            if start
+            else Reply(200, {}, blob)
+        )
         cut = next(cuts, None)
         if cut is not None and cut < len(reply.body):
-            raise Interrupted("GET", "broke", "try again", Reply(reply.status, reply.headers, reply.body[:cut]))
+            raise Interrupted(
+                "GET", "broke", "try again", Reply(reply.status, reply.headers, reply.body[:cut])
+            )
         return reply
 
     reply = persistent(send, pauses_s=(0.0,) * 12, sleep=lambda _: None)("GET", "/", b"", {})
@@ -171,7 +200,11 @@ def test_every_attempt_is_signed_anew():
 
 def test_an_endless_reply_is_cut_off(monkeypatch):
     monkeypatch.setattr(transport, "MAX_REPLY_BYTES", 5000)
-    with server() as listening, http(listening.url) as send, pytest.raises(ServerError, match="expected at most 5000 bytes, found more"):
+    with (
+        server() as listening,
+        http(listening.url) as send,
+        pytest.raises(ServerError, match="expected at most 5000 bytes, found more"),
+    ):
         send("GET", "/v1/x", b"", {})
 
 
@@ -186,7 +219,10 @@ def test_what_does_not_speak_http_is_one_clear_line():
 
         thread = threading.Thread(target=greet)
         thread.start()
-        with http(f"http://127.0.0.1:{listening.getsockname()[1]}") as send, pytest.raises(ServerError, match="no whole reply came"):
+        with (
+            http(f"http://127.0.0.1:{listening.getsockname()[1]}") as send,
+            pytest.raises(ServerError, match="no whole reply came"),
+        ):
             send("GET", "/v1/rounds", b"", {})
         thread.join()
 

@@ -70,7 +70,9 @@ def test_typed_text_is_in_no_file_even_while_the_log_is_open(path):
         log.append(SECRET, 1.0)
         assert (path.parent / "typing_log.sqlite-wal").exists()
         for word in SECRET.split():
-            assert word.encode() not in files(path) or len(word) < 4  # two or three letters stand in any file by chance
+            assert (
+                word.encode() not in files(path) or len(word) < 4
+            )  # two or three letters stand in any file by chance
     assert SECRET.encode() not in files(path)
 
 
@@ -102,7 +104,16 @@ def test_two_open_logs_see_each_others_records(path):
         assert keyboard.read(10) == trainer.read(10) == ["one", "two"]
 
 
-DAMAGES = ["sealed = zeroblob(40)", "sealed = x''", "sealed = 'text'", "sealed = 5", "at = at + 1", "at = 'text'", "at = x'00'", "id = id + 10"]
+DAMAGES = [
+    "sealed = zeroblob(40)",
+    "sealed = x''",
+    "sealed = 'text'",
+    "sealed = 5",
+    "at = at + 1",
+    "at = 'text'",
+    "at = x'00'",
+    "id = id + 10",
+]
 
 
 @pytest.mark.parametrize("change", DAMAGES)
@@ -122,13 +133,22 @@ def test_swapped_records_are_refused(path):
         log.append_many([("one", 1.0), ("two", 1.0)])
         with sqlite3.connect(path) as db:
             (first,), (second,) = db.execute("SELECT sealed FROM records ORDER BY id").fetchall()
-            db.execute("UPDATE records SET sealed = CASE id WHEN 1 THEN ? ELSE ? END", (second, first))
+            db.execute(
+                "UPDATE records SET sealed = CASE id WHEN 1 THEN ? ELSE ? END", (second, first)
+            )
         db.close()
         with pytest.raises(TypingLogError, match="altered"):
             log.read(2)
 
 
-@pytest.mark.parametrize("damage", ["UPDATE records SET at = CAST(x'ff' AS TEXT)", "DROP TABLE records", "UPDATE sqlite_sequence SET seq = 'many'"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "UPDATE records SET at = CAST(x'ff' AS TEXT)",
+        "DROP TABLE records",
+        "UPDATE sqlite_sequence SET seq = 'many'",
+    ],
+)
 def test_a_damaged_table_is_one_clear_line(path, damage):
     with TypingLog(path) as log:
         log.append(SECRET, 1.0)
@@ -140,7 +160,15 @@ def test_a_damaged_table_is_one_clear_line(path, damage):
         log.append("more", 2.0)
 
 
-@pytest.mark.parametrize("damage", ["DELETE FROM probe", "UPDATE probe SET sealed = 7", "DROP TABLE probe", "PRAGMA user_version = 1"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "DELETE FROM probe",
+        "UPDATE probe SET sealed = 7",
+        "DROP TABLE probe",
+        "PRAGMA user_version = 1",
+    ],
+)
 def test_a_damaged_log_is_refused_when_it_is_opened(path, damage):
     TypingLog(path).close()
     with sqlite3.connect(path) as db:
@@ -250,7 +278,10 @@ def test_a_record_keeps_its_number_and_shows_no_text(path):
         log.append_many([("one", 1.0), ("three", 3.0), ("two", 2.0)])
         assert [(record.id, record.text) for record in log.records(2)] == [(3, "two"), (2, "three")]
         assert repr(log.records(1)) == "[Record(id=2)]"
-        assert [record.text for record in log.records_of([2, 9, 1])] == ["three", "one"]  # there is no record 9
+        assert [record.text for record in log.records_of([2, 9, 1])] == [
+            "three",
+            "one",
+        ]  # there is no record 9
         assert log.records_of([]) == []
 
 
@@ -313,7 +344,11 @@ def test_a_use_reaches_the_disk_before_it_counts_as_marked(path):
         ("write to ann@example.org", "ann@example.org", True),
         ("I can\u2019t say", "can't", True),
         ("\uff2f\uff2c\uff24 mill", "old", True),  # full-width letters
-        ("встретимся у мельницы", "мельниц", True),  # in other scripts anywhere: some write no space between words
+        (
+            "встретимся у мельницы",
+            "мельниц",
+            True,
+        ),  # in other scripts anywhere: some write no space between words
         ("so :-) funny", ":-)", True),
         ("anything", "", False),
         ("anything", "  ", False),
@@ -350,11 +385,18 @@ def test_other_data_is_sealed_for_its_purpose_and_ends_with_the_log(path):
     with TypingLog(path) as log:
         sealed = log.seal(SECRET.encode(), "personal weights")
         assert b"mill" not in sealed
-        assert log.seal(SECRET.encode(), "personal weights") != sealed  # a nonce of its own each time
+        assert (
+            log.seal(SECRET.encode(), "personal weights") != sealed
+        )  # a nonce of its own each time
     with TypingLog(path) as log:
         assert log.unseal(sealed, "personal weights") == SECRET.encode()
         altered = sealed[:-1] + bytes([sealed[-1] ^ 1])
-        for data, purpose in [(sealed, "half-done training"), (altered, "personal weights"), (b"", "personal weights"), (b"short", "")]:
+        for data, purpose in [
+            (sealed, "half-done training"),
+            (altered, "personal weights"),
+            (b"", "personal weights"),
+            (b"short", ""),
+        ]:
             with pytest.raises(TypingLogError, match="altered"):
                 log.unseal(data, purpose)
         log.wipe()
@@ -387,13 +429,19 @@ def write_version_1(path, typed):
 
     with contextlib.closing(sqlite3.connect(path)) as db, db:
         db.execute("PRAGMA journal_mode = WAL")
-        db.execute("CREATE TABLE records (id INTEGER PRIMARY KEY AUTOINCREMENT, at REAL NOT NULL, sealed BLOB NOT NULL)")
+        db.execute(
+            "CREATE TABLE records (id INTEGER PRIMARY KEY AUTOINCREMENT, at REAL NOT NULL, sealed "
+            "BLOB NOT NULL)"
+        )
         db.execute("CREATE INDEX records_by_time ON records (at)")
         db.execute("CREATE TABLE probe (sealed BLOB NOT NULL)")
         db.execute("PRAGMA user_version = 1")
         db.execute("INSERT INTO probe VALUES (?)", (seal(b"fedboard-typing-log-v1", 0, 0.0),))
         for number, (text, at) in enumerate(typed, start=1):
-            db.execute("INSERT INTO records VALUES (?, ?, ?)", (number, at, seal(text.encode(), number, at)))
+            db.execute(
+                "INSERT INTO records VALUES (?, ?, ?)",
+                (number, at, seal(text.encode(), number, at)),
+            )
 
 
 def test_a_log_of_version_1_is_brought_up_to_date_and_loses_nothing(path):
@@ -420,7 +468,9 @@ def test_a_log_of_version_1_whose_key_does_not_fit_is_left_as_it_is(path):
 
 
 def killed_at(step: int, operate: Callable[[], object]) -> bool:
-    """Run `operate` in a child process that is killed before its `step`-th SQL statement or file operation: False if it had fewer and finished."""
+    """Run `operate` in a child process that is killed before its `step`-th SQL statement or file
+    operation: False if it had fewer and finished.
+    """
     child = os.fork()
     if child == 0:
         left = step
@@ -437,7 +487,11 @@ def killed_at(step: int, operate: Callable[[], object]) -> bool:
             return db
 
         sqlite3.connect = connect
-        sys.addaudithook(lambda event, _: count() if event in ("open", "sqlite3.connect") or event.startswith("os.") else None)
+        sys.addaudithook(
+            lambda event, _: (
+                count() if event in ("open", "sqlite3.connect") or event.startswith("os.") else None
+            )
+        )
         try:
             operate()
         except BaseException:
@@ -516,7 +570,13 @@ def test_killed_at_any_step_a_wipe_that_began_leaves_nothing_to_read(tmp_path):
         shutil.copytree(start, folder := tmp_path / str(step))
         path = folder / "log.sqlite"
         killed = killed_at(step, lambda: wipe(path))  # noqa: B023
-        began.append(any(not (folder / file.name).exists() or (folder / file.name).read_bytes() != file.read_bytes() for file in start.iterdir()))
+        began.append(
+            any(
+                not (folder / file.name).exists()
+                or (folder / file.name).read_bytes() != file.read_bytes()
+                for file in start.iterdir()
+            )
+        )
         if began[-1]:
             assert not any(key in file.read_bytes() for file in folder.iterdir())
             if path.exists() and path.stat().st_size:
@@ -530,14 +590,24 @@ def test_killed_at_any_step_a_wipe_that_began_leaves_nothing_to_read(tmp_path):
 
 
 def test_a_journal_cut_off_anywhere_holds_the_last_operation_whole_or_not_at_all(tmp_path):
-    """As after a power loss: the operations were in the write-ahead log only, and its end did not reach the disk."""
+    """As after a power loss: the operations were in the write-ahead log only, and its end did not
+    reach the disk.
+    """
     (start := tmp_path / "start").mkdir()
     with TypingLog(start / "log.sqlite", KEPT) as log:
         log.append("one", 1.0)
         log.append_many([("two", 2.0), ("three", 3.0)])
         log.mark_used([2])
         shutil.copytree(start, tmp_path / "cut")
-    cut, states = tmp_path / "cut" / "log.sqlite", [([], []), (["one"], [1]), (["one", "two", "three"], [1, 2, 3]), (["one", "two", "three"], [1, 3])]
+    cut, states = (
+        tmp_path / "cut" / "log.sqlite",
+        [
+            ([], []),
+            (["one"], [1]),
+            (["one", "two", "three"], [1, 2, 3]),
+            (["one", "two", "three"], [1, 3]),
+        ],
+    )
     journal = (tmp_path / "cut" / "log.sqlite-wal").read_bytes()
     found = []
     for length in [*range(0, len(journal), len(journal) // 60), len(journal)]:
@@ -558,14 +628,22 @@ def whole_log(tmp_path_factory):
     with TypingLog(path) as log:
         log.append_many(TYPED)
         log.mark_used([1])
-        return {file.name: file.read_bytes() for file in folder.iterdir() if not file.name.endswith("-shm")}
+        return {
+            file.name: file.read_bytes()
+            for file in folder.iterdir()
+            if not file.name.endswith("-shm")
+        }
 
 
 @st.composite
 def damages(draw):
     """(file, place from 0 to 1, what is written there; None: it is cut off there)."""
     name = draw(st.sampled_from(["log.sqlite", "log.sqlite", "log.sqlite-wal", "log.key"]))
-    return name, draw(st.one_of(st.just(0.0), st.floats(0, 1), st.floats(0, 0.01))), draw(st.none() | st.binary(min_size=1, max_size=200))
+    return (
+        name,
+        draw(st.one_of(st.just(0.0), st.floats(0, 1), st.floats(0, 0.01))),
+        draw(st.none() | st.binary(min_size=1, max_size=200)),
+    )
 
 
 @given(damage=st.lists(damages(), min_size=1, max_size=4))
@@ -605,5 +683,7 @@ def test_no_other_key_opens_a_log(whole_log, tmp_path_factory, key):
     for name, data in (whole_log | {"log.key": key}).items():
         (folder / name).write_bytes(data)
     (folder / "log.key").chmod(0o600)
-    with pytest.raises(TypingLogError, match=r"expected a key of 32 bytes|belongs to another typing log"):
+    with pytest.raises(
+        TypingLogError, match=r"expected a key of 32 bytes|belongs to another typing log"
+    ):
         TypingLog(folder / "log.sqlite")

@@ -16,7 +16,10 @@ def test_a_checkpoint_survives_its_file_and_equal_ones_have_equal_bytes():
     read = weights.from_bytes(data)
     assert (read.round, read.parent, read.tokenizer) == (7, "parent", "words")
     assert all((read.weights[name] == TWO[name]).all() for name in TWO)
-    assert weights.to_bytes(weights.Checkpoint(dict(reversed(TWO.items())), 7, "parent", "words")) == data
+    assert (
+        weights.to_bytes(weights.Checkpoint(dict(reversed(TWO.items())), 7, "parent", "words"))
+        == data
+    )
 
 
 def test_float16_halves_the_file_and_comes_back_as_float32():
@@ -53,7 +56,9 @@ def test_a_damaged_file_never_does_worse_than_a_checkpoint_error(cut, at, byte):
 
 def test_values_that_are_not_finite_are_refused_by_name():
     with pytest.raises(CheckpointError, match="a has values that are not finite"):
-        weights.from_bytes(weights.to_bytes(weights.Checkpoint({"a": np.array([np.inf], np.float32)})))
+        weights.from_bytes(
+            weights.to_bytes(weights.Checkpoint({"a": np.array([np.inf], np.float32)}))
+        )
 
 
 def test_other_shapes_have_another_hash():
@@ -63,11 +68,16 @@ def test_other_shapes_have_another_hash():
 
 def test_the_shapes_of_a_file_are_read_without_its_arrays():
     for dtype in (np.float32, np.float16):
-        assert weights.shapes_in(weights.to_bytes(weights.Checkpoint(TWO), dtype)) == weights.shapes_hash(TWO)
+        assert weights.shapes_in(
+            weights.to_bytes(weights.Checkpoint(TWO), dtype)
+        ) == weights.shapes_hash(TWO)
 
 
 @settings(max_examples=100, deadline=None)
-@given(header=st.binary(max_size=60) | st.sampled_from([b"[]", b'{"a": 1}', b'{"a": {}}', b"[" * 99_999]))
+@given(
+    header=st.binary(max_size=60)
+    | st.sampled_from([b"[]", b'{"a": 1}', b'{"a": {}}', b"[" * 99_999])
+)
 def test_a_header_of_strangers_is_a_checkpoint_error(header):
     with contextlib.suppress(CheckpointError):
         weights.shapes_in(len(header).to_bytes(8, "little") + header)

@@ -19,10 +19,22 @@ LATER = [(f"i will see you tomorrow {i}", 100.0 + i) for i in range(6)]
 
 
 def uploads(tmp_path, tiny_bundle, trusted, lives) -> list[bytes]:
-    """The bodies of the updates that devices of equal seeds send in one round, one life each: what they do before their turn."""
+    """The bodies of the updates that devices of equal seeds send in one round, one life each: what
+    they do before their turn.
+    """
     store, blobs = open_folder(tmp_path / "server")
     rules = Rules(report_goal=len(lives), over_selection=1.0, rounds=1, retry_s=10.0)
-    create_task(store, blobs, tiny_bundle.checkpoint, tiny_bundle.plan, rules, Policy(min_examples=5), ServerStep(), 0.0, seed=1)
+    create_task(
+        store,
+        blobs,
+        tiny_bundle.checkpoint,
+        tiny_bundle.plan,
+        rules,
+        Policy(min_examples=5),
+        ServerStep(),
+        0.0,
+        seed=1,
+    )
     coordinator = Coordinator(store, blobs, np.random.default_rng(0))
     (tmp_path / "able.tsv").write_text(ABLE)
     sent = []
@@ -34,10 +46,14 @@ def uploads(tmp_path, tiny_bundle, trusted, lives) -> list[bytes]:
             return way(method, path, body, headers)
 
         for number, live in enumerate(lives):
-            settings = DeviceConfig(tuple(trusted), str(tiny_bundle.path), conditions=str(tmp_path / "able.tsv"), seed=7)
+            settings = DeviceConfig(
+                tuple(trusted), str(tiny_bundle.path), conditions=str(tmp_path / "able.tsv"), seed=7
+            )
             home = Home.create(tmp_path / f"device-{number}", settings)
             live(home)
-            assert take_turn(home, send, ticking(200.0), sleep=lambda s: None).status is Status.COUNTED
+            assert (
+                take_turn(home, send, ticking(200.0), sleep=lambda s: None).status is Status.COUNTED
+            )
     coordinator.close()
     return sent
 
@@ -47,16 +63,27 @@ def type_in(home, messages):
         log.append_many(messages)
 
 
-def test_after_a_wipe_the_upload_is_byte_for_byte_that_of_a_device_which_never_knew(tmp_path, tiny_bundle, trusted):
+def test_after_a_wipe_the_upload_is_byte_for_byte_that_of_a_device_which_never_knew(
+    tmp_path, tiny_bundle, trusted
+):
     def knew(home):
         type_in(home, SECRETS)
         home.wipe()
         type_in(home, LATER)
 
-    never, wiped = uploads(tmp_path, tiny_bundle, trusted, [lambda home: type_in(home, LATER), knew])
+    never, wiped = uploads(
+        tmp_path, tiny_bundle, trusted, [lambda home: type_in(home, LATER), knew]
+    )
     assert wiped == never
 
 
-def test_without_a_wipe_the_upload_is_another_so_that_the_test_above_can_fail(tmp_path, tiny_bundle, trusted):
-    both, later = uploads(tmp_path, tiny_bundle, trusted, [lambda home: type_in(home, SECRETS + LATER), lambda home: type_in(home, LATER)])
+def test_without_a_wipe_the_upload_is_another_so_that_the_test_above_can_fail(
+    tmp_path, tiny_bundle, trusted
+):
+    both, later = uploads(
+        tmp_path,
+        tiny_bundle,
+        trusted,
+        [lambda home: type_in(home, SECRETS + LATER), lambda home: type_in(home, LATER)],
+    )
     assert both != later

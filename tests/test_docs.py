@@ -25,7 +25,13 @@ def named(text: str) -> set[str]:
 
 def test_the_bundle_format_names_every_file_key_signature_and_array(tiny_bundle):
     said = named((DOCS / "bundle-format.md").read_text())
-    names = {*bundle.FILES, *bundle.OPTIONAL, bundle.MANIFEST, bundle.SIGNATURE, *tiny_bundle.checkpoint.weights}
+    names = {
+        *bundle.FILES,
+        *bundle.OPTIONAL,
+        bundle.MANIFEST,
+        bundle.SIGNATURE,
+        *tiny_bundle.checkpoint.weights,
+    }
     for kind in (bundle.Manifest, bundle.Lineage, bundle.File, Plan):
         names |= {field.name for field in fields(kind)}
     for graph in (tiny_bundle.train_graph, tiny_bundle.predict_graph):
@@ -51,7 +57,11 @@ def test_the_server_s_configuration_file_shows_every_setting_with_its_default():
     for table in fields(ServerSettings):
         if table.name != "seed":
             section = path.read_text().partition(f"[{table.name}]")[2].partition("\n[")[0]
-            assert [field.name for field in fields(getattr(ServerSettings(), table.name)) if not re.search(rf"\b{field.name} =", section)] == []
+            assert [
+                field.name
+                for field in fields(getattr(ServerSettings(), table.name))
+                if not re.search(rf"\b{field.name} =", section)
+            ] == []
 
 
 def test_the_operations_page_names_metrics_that_are_there(tmp_path):
@@ -59,17 +69,30 @@ def test_the_operations_page_names_metrics_that_are_there(tmp_path):
     text = Metrics(coordinator, lambda: 1.0).text().decode()
     coordinator.close()
     named_there = set(re.findall(r"fedboard_\w+", (DOCS / "operations.md").read_text()))
-    assert {name for name in named_there if name.removesuffix("_bucket").removesuffix("_total") not in text} == set()
+    assert {
+        name
+        for name in named_there
+        if name.removesuffix("_bucket").removesuffix("_total") not in text
+    } == set()
 
 
 def test_every_cause_a_server_can_name_has_words_for_whoever_watches():
     from server.dashboard import WORDS
 
-    funnel = {cause for cause in Cause if cause not in STATUS} | {Cause.NOT_AN_UPDATE, Cause.NOT_SCORES, Cause.WRONG_ROUND, Cause.WRONG_SHAPES}
+    funnel = {cause for cause in Cause if cause not in STATUS} | {
+        Cause.NOT_AN_UPDATE,
+        Cause.NOT_SCORES,
+        Cause.WRONG_ROUND,
+        Cause.WRONG_SHAPES,
+    }
     assert {cause.value for cause in funnel | {Cause.NORM_TOO_LARGE}} <= WORDS.keys()
 
 
 def test_the_device_page_names_what_its_owner_may_set():
     text = (DOCS / "device.md").read_text()
-    settings = {field.name for kind in (DeviceConfig, Retention) for field in fields(kind)} - {"seed", "trusted", "bundle"}
+    settings = {field.name for kind in (DeviceConfig, Retention) for field in fields(kind)} - {
+        "seed",
+        "trusted",
+        "bundle",
+    }
     assert {name for name in settings if name not in text} == set()

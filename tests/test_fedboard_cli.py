@@ -1,4 +1,6 @@
-"""Bad input on the command line: one clear line, an exit code that is not 0, nothing half-written."""
+"""Bad input on the command line: one clear line, an exit code that is not 0, nothing
+half-written.
+"""
 
 import json
 import os
@@ -14,7 +16,13 @@ ROOT = Path(__file__).parents[1]
 
 
 def fedboard(*words: object, cwd: Path) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-m", "fedboard.cli", *map(str, words)], cwd=cwd, capture_output=True, text=True, timeout=120)
+    return subprocess.run(
+        [sys.executable, "-m", "fedboard.cli", *map(str, words)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
 
 
 def refused(done: subprocess.CompletedProcess, *parts: str) -> None:
@@ -32,23 +40,40 @@ def jsonl(path: Path, rows: list[dict]) -> Path:
 
 def test_import_of_a_missing_an_empty_and_a_wordless_file(tmp_path):
     refused(fedboard("data", "import", "none.jsonl", "--out", "d", cwd=tmp_path), "none.jsonl")
-    refused(fedboard("data", "import", jsonl(tmp_path / "empty.jsonl", []), "--out", "d", cwd=tmp_path), "empty.jsonl")
+    refused(
+        fedboard("data", "import", jsonl(tmp_path / "empty.jsonl", []), "--out", "d", cwd=tmp_path),
+        "empty.jsonl",
+    )
     rows = [{"user": "a", "text": ""}, {"text": "no user"}]
-    refused(fedboard("data", "import", jsonl(tmp_path / "void.jsonl", rows), "--out", "d", cwd=tmp_path), "void.jsonl")
+    refused(
+        fedboard(
+            "data", "import", jsonl(tmp_path / "void.jsonl", rows), "--out", "d", cwd=tmp_path
+        ),
+        "void.jsonl",
+    )
     assert sorted(p.name for p in tmp_path.iterdir()) == ["empty.jsonl", "void.jsonl"]
 
 
 def test_import_of_too_few_users_to_split_says_how_many_there_are(tmp_path):
     rows = [{"user": "only me", "text": f"hello number {i} of many"} for i in range(50)]
-    refused(fedboard("data", "import", jsonl(tmp_path / "one.jsonl", rows), "--out", "d", cwd=tmp_path), "1 user")
+    refused(
+        fedboard("data", "import", jsonl(tmp_path / "one.jsonl", rows), "--out", "d", cwd=tmp_path),
+        "1 user",
+    )
     assert not (tmp_path / "d").exists()
 
 
 def test_training_on_an_unknown_corpus_or_with_an_unknown_setting_writes_nothing(tmp_path):
     refused(fedboard("train", "--data", "nowhere", "--out", "runs/x", cwd=tmp_path), "nowhere")
     (tmp_path / "c.toml").write_text("[recipe]\nround = 3\n")
-    refused(fedboard("train", "--config", "c.toml", "--out", "runs/x", cwd=tmp_path), "recipe.round", "unknown key")
-    refused(fedboard("train", "--size", "huge", "--out", "runs/x", cwd=tmp_path), "tiny, small, gboard")
+    refused(
+        fedboard("train", "--config", "c.toml", "--out", "runs/x", cwd=tmp_path),
+        "recipe.round",
+        "unknown key",
+    )
+    refused(
+        fedboard("train", "--size", "huge", "--out", "runs/x", cwd=tmp_path), "tiny, small, gboard"
+    )
     assert not (tmp_path / "runs").exists()
 
 
@@ -58,14 +83,22 @@ def test_a_folder_of_somebody_else_is_not_touched(tmp_path, corpus_file, command
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "cat.jpg").write_bytes(b"meow")
     small = ["--min-examples", "20"] if command[0] == "demo" else []
-    refused(fedboard(*command, *small, "--data", "chat", "--out", "photos", cwd=tmp_path), "photos", "not a Fedboard run")
+    refused(
+        fedboard(*command, *small, "--data", "chat", "--out", "photos", cwd=tmp_path),
+        "photos",
+        "not a Fedboard run",
+    )
     assert [p.name for p in (tmp_path / "photos").iterdir()] == ["cat.jpg"]
 
 
 def test_an_output_folder_that_cannot_be_written_is_named(tmp_path, corpus_file):
     (tmp_path / "file").write_text("in the way")
     assert fedboard("data", "import", corpus_file, "--out", "chat", cwd=tmp_path).returncode == 0
-    refused(fedboard("train", "--data", "chat", "--out", "file/run", cwd=tmp_path), "file/run", "cannot be written")
+    refused(
+        fedboard("train", "--data", "chat", "--out", "file/run", cwd=tmp_path),
+        "file/run",
+        "cannot be written",
+    )
 
 
 def test_a_damaged_checkpoint_and_an_unknown_target_are_refused(tmp_path):
@@ -74,10 +107,15 @@ def test_a_damaged_checkpoint_and_an_unknown_target_are_refused(tmp_path):
     refused(fedboard("evaluate", "kn9", cwd=tmp_path), "kn9", "unigram")
     refused(fedboard("predict", "nothing", "hi", cwd=tmp_path), "nothing")
     refused(fedboard("report", "nothing", cwd=tmp_path), "nothing")
-    refused(fedboard("device", "run", "nothing", "--server", "http://127.0.0.1:9", cwd=tmp_path), "nothing")
+    refused(
+        fedboard("device", "run", "nothing", "--server", "http://127.0.0.1:9", cwd=tmp_path),
+        "nothing",
+    )
 
 
-def test_two_systems_of_any_kind_are_compared_by_user(tmp_path, corpus_file, tiny_checkpoint, tiny_vocabulary):
+def test_two_systems_of_any_kind_are_compared_by_user(
+    tmp_path, corpus_file, tiny_checkpoint, tiny_vocabulary
+):
     assert fedboard("data", "import", corpus_file, "--out", "chat", cwd=tmp_path).returncode == 0
     (tmp_path / "new.safetensors").write_bytes(weights.to_bytes(tiny_checkpoint))
     (tmp_path / "tokenizer.model").write_bytes(tiny_vocabulary.model)
@@ -89,9 +127,13 @@ def test_two_systems_of_any_kind_are_compared_by_user(tmp_path, corpus_file, tin
     assert (untrained["kind"], trigram["kind"]) == ("checkpoint", "baseline")
     assert untrained["summary"]["targets"] == trigram["summary"]["targets"]
     difference = found["second_minus_first"]
-    assert difference["users"] == untrained["summary"]["users"] == len(untrained["users"])  # all of them typed 20 words or more
+    assert (
+        difference["users"] == untrained["summary"]["users"] == len(untrained["users"])
+    )  # all of them typed 20 words or more
     for which in ("top1", "top3", "keystroke_saving"):
-        assert difference[which]["change"] == pytest.approx(trigram["summary"][which] - untrained["summary"][which])
+        assert difference[which]["change"] == pytest.approx(
+            trigram["summary"][which] - untrained["summary"][which]
+        )
     own = [trigram["users"][user] - share for user, share in untrained["users"].items()]
     assert difference["top1"]["by_user"][0] == pytest.approx(sum(own) / len(own))
     assert difference["top1"]["gained"] == sum(gain > 0.01 for gain in own) > 0
@@ -104,8 +146,14 @@ def test_two_systems_of_any_kind_are_compared_by_user(tmp_path, corpus_file, tin
 
 
 def test_a_comparison_of_other_than_two_systems_is_refused(tmp_path):
-    refused(fedboard("evaluate", "kn2", "--paired", cwd=tmp_path), "--paired", "two targets, found 1")
-    refused(fedboard("evaluate", "kn2", "kn3", "kn4", "--paired", cwd=tmp_path), "--paired", "two targets, found 3")
+    refused(
+        fedboard("evaluate", "kn2", "--paired", cwd=tmp_path), "--paired", "two targets, found 1"
+    )
+    refused(
+        fedboard("evaluate", "kn2", "kn3", "kn4", "--paired", cwd=tmp_path),
+        "--paired",
+        "two targets, found 3",
+    )
 
 
 def test_an_option_that_does_not_exist_is_a_usage_error(tmp_path):
@@ -114,7 +162,19 @@ def test_an_option_that_does_not_exist_is_a_usage_error(tmp_path):
     assert "--roundz" in done.stderr
 
 
-COMMANDS = ["", "demo", "doctor", "train", "export", "evaluate", "predict", "keyboard", "serve", "report", "worker"]
+COMMANDS = [
+    "",
+    "demo",
+    "doctor",
+    "train",
+    "export",
+    "evaluate",
+    "predict",
+    "keyboard",
+    "serve",
+    "report",
+    "worker",
+]
 COMMANDS += [
     "data import",
     "data stats",
@@ -151,12 +211,25 @@ def make(tmp_path: Path, python: str) -> subprocess.CompletedProcess:
     fake = tmp_path / "fake-python"
     fake.write_text(python)
     fake.chmod(0o755)
-    environment = {key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "UV_"))}
-    return subprocess.run(["make", "setup", f"PY={fake}"], cwd=tmp_path, capture_output=True, text=True, env=environment, timeout=60)
+    environment = {
+        key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "UV_"))
+    }
+    return subprocess.run(
+        ["make", "setup", f"PY={fake}"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=60,
+    )
 
 
 def test_make_with_another_python_says_which_is_needed(tmp_path):
-    done = make(tmp_path, f"#!/bin/sh\nshift\nexec {sys.executable} -c \"import sys; sys.version_info = (3, 12, 1); sys.version = '3.12.1 x'; $1\"\n")
+    done = make(
+        tmp_path,
+        f'#!/bin/sh\nshift\nexec {sys.executable} -c "import sys; sys.version_info = (3, 12, 1); '
+        "sys.version = '3.12.1 x'; $1\"\n",
+    )
     assert done.returncode != 0
     assert "expected Python 3.11" in done.stderr
     assert "found 3.12.1" in done.stderr
@@ -164,16 +237,25 @@ def test_make_with_another_python_says_which_is_needed(tmp_path):
 
 
 def test_make_without_the_venv_module_says_what_to_install(tmp_path):
-    done = make(tmp_path, f'#!/bin/sh\ncase "$2" in *ensurepip*) exit 1;; esac\nexec {sys.executable} "$@"\n')
+    done = make(
+        tmp_path,
+        f'#!/bin/sh\ncase "$2" in *ensurepip*) exit 1;; esac\nexec {sys.executable} "$@"\n',
+    )
     assert done.returncode != 0
     assert "python3-venv" in done.stderr
     assert not (tmp_path / ".tools").exists()
 
 
 def test_a_command_whose_packages_are_not_installed_names_the_extra(tmp_path):
-    code = "import sys; sys.modules['fastapi'] = None; sys.argv = ['fedboard', 'serve', '--dir', 'server']; import fedboard.cli; fedboard.cli.main()"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    code = (
+        "import sys; sys.modules['fastapi'] = None; sys.argv = ['fedboard', 'serve', '--dir', "
+        "'server']; import fedboard.cli; fedboard.cli.main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path
+    )
     assert (done.returncode, done.stderr) == (
         1,
-        "fedboard: expected the package fastapi for this command, found none; install fedboard[server]\n",
+        "fedboard: expected the package fastapi for this command, found none; install "
+        "fedboard[server]\n",
     )

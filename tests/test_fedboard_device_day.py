@@ -16,7 +16,13 @@ SECRETS = ("okapi", "number")
 
 
 def fedboard(*words: object, typed: str = "", code: int = 0) -> str:
-    done = subprocess.run([sys.executable, "-m", "fedboard.cli", *map(str, words)], input=typed, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-m", "fedboard.cli", *map(str, words)],
+        input=typed,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert done.returncode == code, done.stderr
     return done.stdout + done.stderr
 
@@ -26,16 +32,45 @@ def world(tmp_path, tiny_bundle, trusted):
     """A server that wants rounds of one report, and the words that enrol a device with it."""
     (tmp_path / "maker.pub").write_text(next(iter(trusted)))
     (tmp_path / "able.tsv").write_text(ABLE)
-    (tmp_path / "server.toml").write_text("[rules]\nreport_goal = 1\nover_selection = 1.0\nretry_s = 3600.0\n[policy]\nmin_examples = 5\n")
+    (tmp_path / "server.toml").write_text(
+        "[rules]\nreport_goal = 1\nover_selection = 1.0\nretry_s = 3600.0\n[policy]\nmin_examples "
+        "= 5\n"
+    )
     with open(tmp_path / "server.log", "w") as log:
-        command = ["serve", "--dir", tmp_path / "server", "--bundle", tiny_bundle.path, "--config", tmp_path / "server.toml", "--port", 0]
-        command = [sys.executable, "-m", "fedboard.cli", *map(str, command), "--trust", str(tmp_path / "maker.pub")]
+        command = [
+            "serve",
+            "--dir",
+            tmp_path / "server",
+            "--bundle",
+            tiny_bundle.path,
+            "--config",
+            tmp_path / "server.toml",
+            "--port",
+            0,
+        ]
+        command = [
+            sys.executable,
+            "-m",
+            "fedboard.cli",
+            *map(str, command),
+            "--trust",
+            str(tmp_path / "maker.pub"),
+        ]
         server = subprocess.Popen(command, stdout=log, stderr=log)
     try:
         address = tmp_path / "server" / "address"
         wait(address.is_file)
         url = address.read_text().strip()
-        yield ["--server", url, "--bundle", tiny_bundle.path, "--trust", tmp_path / "maker.pub", "--conditions", tmp_path / "able.tsv"]
+        yield [
+            "--server",
+            url,
+            "--bundle",
+            tiny_bundle.path,
+            "--trust",
+            tmp_path / "maker.pub",
+            "--conditions",
+            tmp_path / "able.tsv",
+        ]
     finally:
         server.terminate()
         server.wait(timeout=30)
@@ -51,23 +86,31 @@ def wait(until, seconds: float = 60.0) -> None:
 def test_a_device_is_enrolled_types_trains_uploads_waits_and_leaks_nothing(world, tmp_path):
     home = tmp_path / "phone"
     assert "is enrolled at" in fedboard("device", "enrol", home, *world)
-    assert "is enrolled at" in fedboard("device", "enrol", home, *world)  # again: the same key, the same name
+    assert "is enrolled at" in fedboard(
+        "device", "enrol", home, *world
+    )  # again: the same key, the same name
     assert "12 recorded" in fedboard("device", "log", "add", home, typed="\n".join(TYPED))
     config = home / "device.toml"
     config.write_text(config.read_text().replace("spread_s = 60.0", "spread_s = 0.0"))
     with open(tmp_path / "device.log", "w") as log:
-        daemon = subprocess.Popen([sys.executable, "-m", "fedboard.cli", "device", "run", home], stdout=log, stderr=log)
+        daemon = subprocess.Popen(
+            [sys.executable, "-m", "fedboard.cli", "device", "run", home], stdout=log, stderr=log
+        )
         try:
             wait(lambda: any(line.outcome == "counted" for line in Home.open(home).contributions()))
             wait((home / SCHEDULE).is_file)
-            assert "another process runs this device" in fedboard("device", "run", home, "--once", code=1)
+            assert "another process runs this device" in fedboard(
+                "device", "run", home, "--once", code=1
+            )
         finally:
             daemon.send_signal(signal.SIGTERM)
             assert daemon.wait(timeout=30) == 0
     said = (tmp_path / "device.log").read_text()
     assert "counted in round 1: 16 examples" in said
     assert not any(secret in said + (tmp_path / "server.log").read_text() for secret in SECRETS)
-    once = json.loads(fedboard("device", "run", home, "--once", "--json"))  # a new process keeps to the server's window
+    once = json.loads(
+        fedboard("device", "run", home, "--once", "--json")
+    )  # a new process keeps to the server's window
     assert (once["status"], once["cause"]) == ("not_asked", "retry_window")
     assert 3600 * 0.8 - 60 < once["retry_in_s"] <= 3600 * 1.2 * 1.2
     assert "an update of 16 examples was counted" in fedboard("device", "ledger", home)
@@ -79,7 +122,9 @@ def test_a_device_is_enrolled_types_trains_uploads_waits_and_leaks_nothing(world
             assert not any(secret.encode() in path.read_bytes() for secret in SECRETS), path
 
 
-def test_a_server_that_cannot_be_reached_is_one_clear_line_and_the_device_stays_for_another_try(world, tmp_path):
+def test_a_server_that_cannot_be_reached_is_one_clear_line_and_the_device_stays_for_another_try(
+    world, tmp_path
+):
     home = tmp_path / "phone"
     wrong = ["--server", "http://127.0.0.1:9", *world[2:]]
     assert "no connection" in fedboard("device", "enrol", home, *wrong, code=1)
@@ -88,7 +133,9 @@ def test_a_server_that_cannot_be_reached_is_one_clear_line_and_the_device_stays_
 
 
 def test_a_new_device_needs_a_bundle_and_sources_of_conditions_that_exist(world, tmp_path):
-    assert "no bundle to install" in fedboard("device", "enrol", tmp_path / "phone", "--server", "http://127.0.0.1:9", code=1)
+    assert "no bundle to install" in fedboard(
+        "device", "enrol", tmp_path / "phone", "--server", "http://127.0.0.1:9", code=1
+    )
     assert not (tmp_path / "phone").exists()
     for more, said in (
         (["--conditions", tmp_path / "none.tsv"], "none.tsv: cannot be read"),
@@ -100,7 +147,9 @@ def test_a_new_device_needs_a_bundle_and_sources_of_conditions_that_exist(world,
         assert not (tmp_path / "phone").exists()
 
 
-def test_an_older_bundle_is_refused_and_the_device_goes_on_with_the_one_it_has(world, tmp_path, tiny_bundle, signing_key):
+def test_an_older_bundle_is_refused_and_the_device_goes_on_with_the_one_it_has(
+    world, tmp_path, tiny_bundle, signing_key
+):
     from dataclasses import replace
 
     from device_runtime import bundle

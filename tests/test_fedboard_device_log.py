@@ -18,7 +18,12 @@ def forget(*words: object, typed: str = "") -> subprocess.CompletedProcess:
 @pytest.fixture
 def home(tmp_path):
     now = time.time()
-    typed = [("the blue okapi", now - 7200.0), ("hello", now - 7100.0), ("Blue, OKAPI!", now - 60.0), ("bye", now - 50.0)]
+    typed = [
+        ("the blue okapi", now - 7200.0),
+        ("hello", now - 7100.0),
+        ("Blue, OKAPI!", now - 60.0),
+        ("bye", now - 50.0),
+    ]
     return Home.create(tmp_path / "phone", DeviceConfig((), "bundle"), typed)
 
 
@@ -33,7 +38,9 @@ def test_messages_with_the_words_go_after_asking_and_are_never_shown(home):
     done = forget(home.folder, "blue okapi", typed="y\n")
     assert done.stdout.strip() == "2 removed; 2 messages in the log"
     assert left(home) == ["hello", "bye"]
-    assert not any("okapi" in said for said in (refused.stdout, refused.stderr, done.stdout, done.stderr))
+    assert not any(
+        "okapi" in said for said in (refused.stdout, refused.stderr, done.stdout, done.stderr)
+    )
 
 
 def test_what_was_learned_from_the_log_goes_with_a_message_and_stays_without(home):
@@ -50,7 +57,10 @@ def test_the_words_may_be_asked_for_so_that_no_history_keeps_them(home):
 
 
 def test_the_last_hour_goes(home):
-    assert forget(home.folder, "--last-hours", 1, "--yes").stdout == "2 removed; 2 messages in the log\n"
+    assert (
+        forget(home.folder, "--last-hours", 1, "--yes").stdout
+        == "2 removed; 2 messages in the log\n"
+    )
     assert left(home) == ["the blue okapi", "hello"]
 
 

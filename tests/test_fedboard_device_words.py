@@ -13,12 +13,21 @@ DAY = 86_400.0
 
 
 def fedboard(*words: object, typed: str = "") -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-m", "fedboard.cli", "device", *map(str, words)], input=typed, capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, "-m", "fedboard.cli", "device", *map(str, words)],
+        input=typed,
+        capture_output=True,
+        text=True,
+    )
 
 
 @pytest.fixture
 def home(tmp_path, tiny_bundle, trusted):
-    return Home.create(tmp_path / "phone", DeviceConfig(tuple(trusted), str(tiny_bundle.path)), [("hello zebracorn", 1.0)])
+    return Home.create(
+        tmp_path / "phone",
+        DeviceConfig(tuple(trusted), str(tiny_bundle.path)),
+        [("hello zebracorn", 1.0)],
+    )
 
 
 def test_the_ledger_in_words():
@@ -29,11 +38,15 @@ def test_the_ledger_in_words():
         Contribution(6, 6 * DAY, "sending", "", 9, 0, 0),
     ]
     assert ledger_lines(lines) == [
-        "simulated day 3, 00:10, round 3: an update of 12 examples was counted (1,000 bytes sent, 3,000 received)",
-        "simulated day 4, 00:00, round 4: the work was given back and nothing learned was sent: the device was unplugged, left WiFi or was picked up "
+        "simulated day 3, 00:10, round 3: an update of 12 examples was counted (1,000 bytes sent, "
+        "3,000 received)",
+        "simulated day 4, 00:00, round 4: the work was given back and nothing learned was sent: "
+        "the device was unplugged, left WiFi or was picked up "
         "(40 bytes sent, 3,000 received)",
-        "simulated day 5, 00:00, round 5: an update of 9 examples was sent and not counted: the round was closed (1,000 bytes sent, 0 received)",
-        "simulated day 6, 00:00, round 6: an update of 9 examples may have left: no answer came (0 bytes sent, 0 received)",
+        "simulated day 5, 00:00, round 5: an update of 9 examples was sent and not counted: the "
+        "round was closed (1,000 bytes sent, 0 received)",
+        "simulated day 6, 00:00, round 6: an update of 9 examples may have left: no answer came "
+        "(0 bytes sent, 0 received)",
         "In all 1 updates counted, of 12 examples; 2,040 bytes sent, 6,000 received.",
     ]
     assert ledger_lines([]) == ["This device contributed nothing so far."]
@@ -49,7 +62,9 @@ def test_a_device_that_knows_nothing_of_its_conditions_says_why_it_does_not_trai
 
 
 def test_a_device_that_may_train_says_so():
-    able = Status("phone", "d1", "b", 1, 0, 90, 10, Conditions(True, True, True), None, 0, 0, None, None, 0.0)
+    able = Status(
+        "phone", "d1", "b", 1, 0, 90, 10, Conditions(True, True, True), None, 0, 0, None, None, 0.0
+    )
     assert "idle: yes; it may train now" in status_lines(able)[3]
 
 
@@ -61,8 +76,15 @@ def test_a_device_whose_bundle_is_gone_still_tells_how_it_stands(tmp_path):
 def test_what_is_added_is_counted_and_never_shown(home):
     done = fedboard("log", "add", home.folder, typed="one okapi\n\ntwo okapi\n")
     assert done.stdout == "2 recorded, 1 left out; 3 messages in the log\n"
-    assert fedboard("log", "add", home.folder, "my password okapi", "--private").stdout == "0 recorded, 1 left out; 3 messages in the log\n"
-    said = fedboard("status", home.folder).stdout + fedboard("ledger", home.folder).stdout + fedboard("status", home.folder, "--json").stdout
+    assert (
+        fedboard("log", "add", home.folder, "my password okapi", "--private").stdout
+        == "0 recorded, 1 left out; 3 messages in the log\n"
+    )
+    said = (
+        fedboard("status", home.folder).stdout
+        + fedboard("ledger", home.folder).stdout
+        + fedboard("status", home.folder, "--json").stdout
+    )
     assert "3 messages" in said
     assert not any(word in said for word in ("okapi", "zebracorn"))
 
@@ -91,9 +113,16 @@ def test_a_folder_that_is_no_device_is_named(tmp_path):
     assert "device.toml" in done.stderr
 
 
-def test_a_device_that_fell_back_on_its_last_good_bundle_says_so_and_why(tmp_path, tiny_bundle, signing_key, trusted):
+def test_a_device_that_fell_back_on_its_last_good_bundle_says_so_and_why(
+    tmp_path, tiny_bundle, signing_key, trusted
+):
     for release in (1, 2):
-        bundle.write(tmp_path / str(release), replace(tiny_bundle.manifest, release=release), tiny_bundle.content, signing_key)
+        bundle.write(
+            tmp_path / str(release),
+            replace(tiny_bundle.manifest, release=release),
+            tiny_bundle.content,
+            signing_key,
+        )
     home = Home.create(tmp_path / "phone", DeviceConfig(tuple(trusted)), bundle=tmp_path / "1")
     newest = home.install(tmp_path / "2")
     (newest.path / "plan.json").write_bytes(b"{}")

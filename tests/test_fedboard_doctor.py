@@ -7,7 +7,11 @@ def test_this_machine_can_run_the_project():
     found = doctor.checks()
     names = {check.name for check in found}
     assert {"Python", "tensorflow", "TFF worker", "TFLite interpreter", "chitchat corpus"} <= names
-    wrong = [check for check in found if not check.ok and check.name not in ("free memory", "free disk", "left-over workers")]
+    wrong = [
+        check
+        for check in found
+        if not check.ok and check.name not in ("free memory", "free disk", "left-over workers")
+    ]
     assert wrong == []
 
 
@@ -21,7 +25,9 @@ def test_what_is_wrong_has_a_remedy(tmp_path):
         doctor.memory(doctor.GIB),
         doctor.disk(10),
         doctor.loopback("203.0.113.1"),
-        doctor.writable(tmp_path / "file" / "runs") if (tmp_path / "file").is_dir() else doctor.writable(tmp_path / "file"),
+        doctor.writable(tmp_path / "file" / "runs")
+        if (tmp_path / "file").is_dir()
+        else doctor.writable(tmp_path / "file"),
         doctor.leftovers([12, 34]),
         doctor.tool("no-such-tool"),
     ]

@@ -13,7 +13,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from device_runtime.home import Home
-from fedboard.live_keyboard import BACKSPACE, CLEAR, ENTER, INCOGNITO, LEAVE, LITERAL, TAB, WORD_BACK, Session, keys, press, screen
+from fedboard.live_keyboard import (
+    BACKSPACE,
+    CLEAR,
+    ENTER,
+    INCOGNITO,
+    LEAVE,
+    LITERAL,
+    TAB,
+    WORD_BACK,
+    Session,
+    keys,
+    press,
+    screen,
+)
 
 STRIP = ("it", "you", "the")
 
@@ -100,7 +113,12 @@ def test_any_bytes_cut_anywhere_give_the_same_keys(text, at):
     assert first + second == keys(text)[0]
 
 
-@given(st.lists(st.sampled_from([*"ab 12.", TAB, ENTER, BACKSPACE, CLEAR, WORD_BACK, INCOGNITO, LITERAL]), max_size=40))
+@given(
+    st.lists(
+        st.sampled_from([*"ab 12.", TAB, ENTER, BACKSPACE, CLEAR, WORD_BACK, INCOGNITO, LITERAL]),
+        max_size=40,
+    )
+)
 def test_keys_never_cost_less_than_nothing_and_text_stays_printable(pressed):
     session = typed(*pressed)
     assert session.keys >= 0
@@ -131,7 +149,9 @@ class Terminal:
         self.before = termios.tcgetattr(slave)
         self.slave = slave
         command = [sys.executable, "-m", "fedboard.cli", "keyboard", *map(str, words)]
-        self.process = subprocess.Popen(command, stdin=slave, stdout=slave, stderr=slave, start_new_session=True)
+        self.process = subprocess.Popen(
+            command, stdin=slave, stdout=slave, stderr=slave, start_new_session=True
+        )
         self.seen = ""
 
     def until(self, pattern: str) -> str:
@@ -164,7 +184,9 @@ def terminal(tiny_bundle, trusted, tmp_path):
     opened = []
 
     def start(*words: object) -> Terminal:
-        opened.append(Terminal(tiny_bundle.path, "--trust", key, "--home", tmp_path / "home", *words))
+        opened.append(
+            Terminal(tiny_bundle.path, "--trust", key, "--home", tmp_path / "home", *words)
+        )
         opened[-1].until("keys, ")
         return opened[-1]
 
@@ -204,7 +226,16 @@ def test_the_terminal_is_given_back_after_sigterm(terminal):
 def test_without_a_terminal_there_is_one_clear_line(tiny_bundle, trusted, tmp_path):
     key = tmp_path / "maker.pub"
     key.write_text(next(iter(trusted)))
-    command = [sys.executable, "-m", "fedboard.cli", "keyboard", str(tiny_bundle.path), "--trust", str(key), "--no-log"]
+    command = [
+        sys.executable,
+        "-m",
+        "fedboard.cli",
+        "keyboard",
+        str(tiny_bundle.path),
+        "--trust",
+        str(key),
+        "--no-log",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     assert done.returncode == 1
     assert "expected a terminal" in done.stderr

@@ -12,14 +12,33 @@ from fedboard import report, score
 from fedboard.run import Run, Settings
 from model.evaluation import Evaluation, summarise
 
-SECTIONS = {"metrics.csv": "training", "evaluations": "systems", "rounds.json": "funnel", "suggestions.json": "suggestions", "summary.json": "cost"}
+SECTIONS = {
+    "metrics.csv": "training",
+    "evaluations": "systems",
+    "rounds.json": "funnel",
+    "suggestions.json": "suggestions",
+    "summary.json": "cost",
+}
 
 
 def scored(name: str, kind: str, top1: int) -> score.Scored:
-    users = {f"u{i}": Counts(targets=40, top1=top1 + i % 5, top3=top1 + 8, in_vocabulary=38, nll=200.0, letters=200, keys=120) for i in range(12)}
+    users = {
+        f"u{i}": Counts(
+            targets=40,
+            top1=top1 + i % 5,
+            top3=top1 + 8,
+            in_vocabulary=38,
+            nll=200.0,
+            letters=200,
+            keys=120,
+        )
+        for i in range(12)
+    }
     total = sum(users.values(), Counts())
     shares = {user: counts.top1 / counts.targets for user, counts in users.items()}
-    return score.Scored(name, kind, summarise(Evaluation(users, total), np.random.default_rng(0)), shares)
+    return score.Scored(
+        name, kind, summarise(Evaluation(users, total), np.random.default_rng(0)), shares
+    )
 
 
 @pytest.fixture
@@ -29,15 +48,46 @@ def run(tmp_path) -> Run:
     made.evaluations.mkdir(parents=True)
     made.config.write_text(config.to_toml(Settings()))
     made.metrics.write_text(
-        "round,loss,targets,seconds,top1,top3,perplexity\n1,5.5,100,1.0,0.05,0.1,600\n2,5.0,100,1.0,,,\n3,4.5,100,1.0,0.12,0.2,200\n"
+        "round,loss,targets,seconds,top1,top3,perplexity\n1,5.5,100,1.0,0.05,0.1,600\n"
+        "2,5.0,100,1.0,,,\n3,4.5,100,1.0,0.12,0.2,200\n"
     )
-    for stem, kind, top1 in (("kn2", "baseline", 5), ("before", "checkpoint", 6), ("after", "checkpoint", 7), ("shipped", "bundle", 7)):
-        (made.evaluations / f"{stem}.json").write_text(score.to_json(scored(f"{stem} <model>", kind, top1)))
-    rounds = RoundReport(4, "committed", 3, 6, {"in_use": 2}, 4, 4, 3, 3, {"condition_lost": 1}, 90, 3000, 8000, 2.5, "ab")
+    for stem, kind, top1 in (
+        ("kn2", "baseline", 5),
+        ("before", "checkpoint", 6),
+        ("after", "checkpoint", 7),
+        ("shipped", "bundle", 7),
+    ):
+        (made.evaluations / f"{stem}.json").write_text(
+            score.to_json(scored(f"{stem} <model>", kind, top1))
+        )
+    rounds = RoundReport(
+        4,
+        "committed",
+        3,
+        6,
+        {"in_use": 2},
+        4,
+        4,
+        3,
+        3,
+        {"condition_lost": 1},
+        90,
+        3000,
+        8000,
+        2.5,
+        "ab",
+    )
     (made.path / "rounds.json").write_bytes(config.to_json(RoundReports((rounds,))))
     strip = [["you", 0.5], ["it", 0.2], ["<b>", 0.1]]
-    (made.path / "suggestions.json").write_text(json.dumps([{"context": "see <i>", "prefix": "", "before": strip, "after": strip}]))
-    totals = {"seconds": {"Corpus": 4.0}, "sizes": {"predict.tflite": 434656}, "bytes_per_upload": 1000, "verdict": "It is better."}
+    (made.path / "suggestions.json").write_text(
+        json.dumps([{"context": "see <i>", "prefix": "", "before": strip, "after": strip}])
+    )
+    totals = {
+        "seconds": {"Corpus": 4.0},
+        "sizes": {"predict.tflite": 434656},
+        "bytes_per_upload": 1000,
+        "verdict": "It is better.",
+    }
     (made.path / "summary.json").write_text(json.dumps(totals))
     return made
 
@@ -70,7 +120,10 @@ def test_text_is_escaped_and_the_same_folder_gives_the_same_bytes(run):
     assert report.build(run).read_bytes() == first
 
 
-@pytest.mark.parametrize("part", ["rounds.json", "suggestions.json", "summary.json", "evaluations/kn2.json", "metrics.csv"])
+@pytest.mark.parametrize(
+    "part",
+    ["rounds.json", "suggestions.json", "summary.json", "evaluations/kn2.json", "metrics.csv"],
+)
 def test_a_damaged_part_is_named_and_an_older_report_stays(run, part):
     report.build(run)
     before = run.report.read_bytes()

@@ -15,13 +15,29 @@ from model import corpus, network
 from model.evaluation import Comparison, Evaluation, Gain
 from model.vocabulary import build_unigram
 
-HUNDRED = Counts(targets=100, top1=20, top3=30, in_vocabulary=80, nll=80 * math.log(50), letters=500, keys=250, first=10, first_top1=1, tokens=120,
-                 tokens_top1=36, tokens_top3=60)  # fmt: skip
+HUNDRED = Counts(
+    targets=100,
+    top1=20,
+    top3=30,
+    in_vocabulary=80,
+    nll=80 * math.log(50),
+    letters=500,
+    keys=250,
+    first=10,
+    first_top1=1,
+    tokens=120,
+    tokens_top1=36,
+    tokens_top3=60,
+)
 NOTHING = Gain(0.0, (0.0, 0.0), 0, 0, 0, None)
 
 
 def measured(name: str, *users: Counts) -> Measured:
-    return Measured(name, "baseline", Evaluation({f"user{i}": counts for i, counts in enumerate(users)}, sum(users, Counts())))
+    return Measured(
+        name,
+        "baseline",
+        Evaluation({f"user{i}": counts for i, counts in enumerate(users)}, sum(users, Counts())),
+    )
 
 
 def printed(monkeypatch, title: str, columns: list[str], rows: list[list[str]]) -> list[str]:
@@ -34,34 +50,63 @@ def printed(monkeypatch, title: str, columns: list[str], rows: list[list[str]]) 
 
 
 def test_the_full_table_has_every_measure_once_and_divides_as_the_protocol_says():
-    users = [Counts(targets=100, top1=hits, top3=2 * hits, letters=1, tokens=1) for hits in (10, 20, 30)]
-    ((columns, rows),) = score.full_tables([score.scored(measured("one", HUNDRED)), score.scored(measured("three", *users))])
+    users = [
+        Counts(targets=100, top1=hits, top3=2 * hits, letters=1, tokens=1) for hits in (10, 20, 30)
+    ]
+    ((columns, rows),) = score.full_tables(
+        [score.scored(measured("one", HUNDRED)), score.scored(measured("three", *users))]
+    )
     assert columns == ["measure", "one", "three"]
     one, three = ({label: cells[i] for label, *cells in rows} for i in (0, 1))
     assert one == {
-        "top-1 %": "20.0 ±0.0", "top-3 %": "30.0 ±0.0", "keys saved %": "50.0", "perplexity": "50", "OOV rate %": "20.0",
-        "in vocabulary, top-1 %": "25.0", "in vocabulary, top-3 %": "37.5", "first word, top-1 %": "10.0",
-        "punctuation too, top-1 %": "30.0", "punctuation too, top-3 %": "50.0",
+        "top-1 %": "20.0 ±0.0",
+        "top-3 %": "30.0 ±0.0",
+        "keys saved %": "50.0",
+        "perplexity": "50",
+        "OOV rate %": "20.0",
+        "in vocabulary, top-1 %": "25.0",
+        "in vocabulary, top-3 %": "37.5",
+        "first word, top-1 %": "10.0",
+        "punctuation too, top-1 %": "30.0",
+        "punctuation too, top-3 %": "50.0",
         **{f"users' top-1 %, {part}": "20.0" for part in ("mean", "p10", "p50", "p90")},
         **{f"users' top-3 %, {part}": "30.0" for part in ("mean", "p10", "p50", "p90")},
-    }  # fmt: skip
+    }
     # percentiles between ranks: the 10th of 10, 20, 30 lies a fifth of the way from 10 to 20
-    assert [three[f"users' top-1 %, {part}"] for part in ("mean", "p10", "p50", "p90")] == ["20.0", "12.0", "20.0", "28.0"]
-    assert [three[f"users' top-3 %, {part}"] for part in ("mean", "p10", "p50", "p90")] == ["40.0", "24.0", "40.0", "56.0"]
+    assert [three[f"users' top-1 %, {part}"] for part in ("mean", "p10", "p50", "p90")] == [
+        "20.0",
+        "12.0",
+        "20.0",
+        "28.0",
+    ]
+    assert [three[f"users' top-3 %, {part}"] for part in ("mean", "p10", "p50", "p90")] == [
+        "40.0",
+        "24.0",
+        "40.0",
+        "56.0",
+    ]
     assert three["top-1 %"].startswith("20.0 ±")
-    assert three["top-1 %"] != one["top-1 %"]  # the mean of users who differ is less certain than that of one
+    assert (
+        three["top-1 %"] != one["top-1 %"]
+    )  # the mean of users who differ is less certain than that of one
 
 
 def test_measures_without_anything_to_measure_are_dashes():
-    ((_, rows),) = score.full_tables([score.scored(measured("x", Counts(targets=19, top1=1, letters=50, keys=50)))])
+    ((_, rows),) = score.full_tables(
+        [score.scored(measured("x", Counts(targets=19, top1=1, letters=50, keys=50)))]
+    )
     cells = dict(rows)
-    assert [cells[label] for label in ("perplexity", "users' top-1 %, mean", "users' top-3 %, p90")] == ["–"] * 3
+    assert [
+        cells[label] for label in ("perplexity", "users' top-1 %, mean", "users' top-3 %, p90")
+    ] == ["–"] * 3
 
 
 @pytest.mark.parametrize(("systems", "tables"), [(1, 1), (2, 1), (4, 1), (5, 2), (9, 3)])
 def test_full_tables_fit_80_columns_whatever_the_names(monkeypatch, systems, tables):
     name = "runs/a-long-name/checkpoints/best-of-all-rounds.safetensors"
-    found = score.full_tables([score.scored(measured(f"{name}{i}", HUNDRED)) for i in range(systems)])
+    found = score.full_tables(
+        [score.scored(measured(f"{name}{i}", HUNDRED)) for i in range(systems)]
+    )
     assert len(found) == tables
     for columns, rows in found:
         lines = printed(monkeypatch, "title", columns, rows)
@@ -81,7 +126,11 @@ def test_a_comparison_is_the_second_minus_the_first_in_points():
         ["keys saved", "-5.0", "-5.0 to -5.0", "0", "3", "0"],
     ]
     assert "20 or more words: 3 users" in spread[0]
-    assert spread[2] == [["top-1", *["+5.0"] * 4], ["top-3", *["0.0"] * 4], ["keys saved", *["-5.0"] * 4]]
+    assert spread[2] == [
+        ["top-1", *["+5.0"] * 4],
+        ["top-3", *["0.0"] * 4],
+        ["keys saved", *["-5.0"] * 4],
+    ]
 
 
 def test_comparison_tables_fit_80_columns_at_their_widest(monkeypatch):
@@ -95,15 +144,23 @@ def test_comparison_tables_fit_80_columns_at_their_widest(monkeypatch):
 @pytest.mark.parametrize(
     ("gain", "said"),
     [
-        (Gain(0.012, (0.009, 0.015), 64, 20, 16, (0.0,) * 4),
-         "B is better by 1.2 points of top-1 (0.9 to 1.5); 64 % of users gain more than a point with it, 20 % lose more than one."),
-        (Gain(-0.012, (-0.015, -0.009), 20, 64, 16, (0.0,) * 4),
-         "A is better by 1.2 points of top-1 (0.9 to 1.5); 64 % of users gain more than a point with it, 20 % lose more than one."),
-        (Gain(-0.001, (-0.005, 0.003), 30, 33, 37, (0.0,) * 4),
-         "No clear difference in top-1: B minus A is -0.1 points (-0.5 to +0.3); "
-         "30 % of users gain more than a point with B, 33 % lose more than one."),
+        (
+            Gain(0.012, (0.009, 0.015), 64, 20, 16, (0.0,) * 4),
+            "B is better by 1.2 points of top-1 (0.9 to 1.5); 64 % of users gain more than a "
+            "point with it, 20 % lose more than one.",
+        ),
+        (
+            Gain(-0.012, (-0.015, -0.009), 20, 64, 16, (0.0,) * 4),
+            "A is better by 1.2 points of top-1 (0.9 to 1.5); 64 % of users gain more than a "
+            "point with it, 20 % lose more than one.",
+        ),
+        (
+            Gain(-0.001, (-0.005, 0.003), 30, 33, 37, (0.0,) * 4),
+            "No clear difference in top-1: B minus A is -0.1 points (-0.5 to +0.3); "
+            "30 % of users gain more than a point with B, 33 % lose more than one.",
+        ),
     ],
-)  # fmt: skip
+)
 def test_the_sentence_names_the_better_system_unless_the_interval_holds_zero(gain, said):
     assert score.sentence("A", "B", Comparison(100, gain, NOTHING, NOTHING)) == said
 
@@ -134,7 +191,14 @@ def test_a_result_is_the_same_after_a_round_trip_and_seeds_only_move_intervals(t
 
 
 def test_a_user_of_few_words_has_no_recall_of_their_own():
-    found = score.scored(measured("A", HUNDRED, Counts(targets=19, top1=19, letters=19), Counts(targets=20, top1=2, letters=50)))
+    found = score.scored(
+        measured(
+            "A",
+            HUNDRED,
+            Counts(targets=19, top1=19, letters=19),
+            Counts(targets=20, top1=2, letters=50),
+        )
+    )
     assert found.users == {"user0": 0.2, "user2": 0.1}
     assert found.summary.top1 == 41 / 139
 
@@ -147,19 +211,31 @@ def run_of_pieces(tmp_path_factory, tiny_corpus):
     drawn = network.initial_weights(network.SIZES["tiny"], pieces, np.random.default_rng(0))
     (folder / "tokenizer.model").write_bytes(pieces.model)
     (folder / "checkpoints").mkdir()
-    (folder / "checkpoints" / "best.safetensors").write_bytes(weights.to_bytes(weights.Checkpoint(drawn, tokenizer=pieces.hash)))
+    (folder / "checkpoints" / "best.safetensors").write_bytes(
+        weights.to_bytes(weights.Checkpoint(drawn, tokenizer=pieces.hash))
+    )
     return folder
 
 
-def test_a_run_of_pieces_is_scored_on_the_same_words_as_a_baseline_and_compared_with_it(run_of_pieces, tiny_corpus, tmp_path):
+def test_a_run_of_pieces_is_scored_on_the_same_words_as_a_baseline_and_compared_with_it(
+    run_of_pieces, tiny_corpus, tmp_path
+):
     def measure(target, **options):
         return score.measure(str(target), tiny_corpus, "test", frozenset, words=20, **options)
 
     pieces, words = measure(run_of_pieces, predictions=tmp_path / "p.jsonl"), measure("kn2")
-    assert pieces.evaluation.total.targets == words.evaluation.total.targets == len((tmp_path / "p.jsonl").read_text().splitlines())
-    assert (pieces.evaluation.total.letters, pieces.evaluation.total.tokens) == (words.evaluation.total.letters, words.evaluation.total.tokens)
+    assert (
+        pieces.evaluation.total.targets
+        == words.evaluation.total.targets
+        == len((tmp_path / "p.jsonl").read_text().splitlines())
+    )
+    assert (pieces.evaluation.total.letters, pieces.evaluation.total.tokens) == (
+        words.evaluation.total.letters,
+        words.evaluation.total.tokens,
+    )
     assert score.compare(words, pieces).top1.change == pytest.approx(
-        (pieces.evaluation.total.top1 - words.evaluation.total.top1) / words.evaluation.total.targets
+        (pieces.evaluation.total.top1 - words.evaluation.total.top1)
+        / words.evaluation.total.targets
     )
     found, other = score.scored(pieces), score.scored(words)
     assert found.summary.oov_rate == 0 < other.summary.oov_rate
@@ -170,4 +246,6 @@ def test_a_run_of_pieces_is_scored_on_the_same_words_as_a_baseline_and_compared_
 
 def test_a_baseline_over_pieces_is_refused(run_of_pieces, tiny_corpus):
     with pytest.raises(VocabularyError, match="a baseline needs whole words"):
-        score.measure("kn2", tiny_corpus, "test", frozenset, tokenizer=run_of_pieces / "tokenizer.model")
+        score.measure(
+            "kn2", tiny_corpus, "test", frozenset, tokenizer=run_of_pieces / "tokenizer.model"
+        )

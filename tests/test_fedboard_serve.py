@@ -1,4 +1,6 @@
-"""`fedboard serve` with no configuration, and what an operator does with it from the command line. Real processes."""
+"""`fedboard serve` with no configuration, and what an operator does with it from the command line.
+Real processes.
+"""
 
 import json
 import signal
@@ -46,7 +48,17 @@ class Running:
     def __init__(self, folder: Path, *options: object):
         self.folder, self.log = folder, folder.with_name(f"{folder.name}.log")
         (folder / stage.ADDRESS).unlink(missing_ok=True)
-        command = [sys.executable, "-m", "fedboard.cli", "serve", "--dir", str(folder), "--port", "0", *map(str, options)]
+        command = [
+            sys.executable,
+            "-m",
+            "fedboard.cli",
+            "serve",
+            "--dir",
+            str(folder),
+            "--port",
+            "0",
+            *map(str, options),
+        ]
         with open(self.log, "a") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log)
         end = time.monotonic() + 60
@@ -57,7 +69,10 @@ class Running:
 
     def _answers(self) -> bool:
         try:
-            return httpx.get((self.folder / stage.ADDRESS).read_text().strip() + "/readyz").status_code == 200
+            return (
+                httpx.get((self.folder / stage.ADDRESS).read_text().strip() + "/readyz").status_code
+                == 200
+            )
         except (httpx.TransportError, OSError):
             return False
 
@@ -86,20 +101,46 @@ def test_a_server_without_any_configuration_is_given_tasks_and_devices_and_goes_
 ):
     (tmp_path / "maker.pub").write_text(next(iter(trusted)))
     (tmp_path / "able.tsv").write_text(ABLE)
-    (tmp_path / "task.toml").write_text("[rules]\nreport_goal = 1\nover_selection = 1.0\n[policy]\nmin_examples = 5\n")
+    (tmp_path / "task.toml").write_text(
+        "[rules]\nreport_goal = 1\nover_selection = 1.0\n[policy]\nmin_examples = 5\n"
+    )
     server, where = running(), ("--dir", tmp_path / "server")
     assert "No task yet" in httpx.get(server.url).text
     trust = ("--trust", tmp_path / "maker.pub")
     start = ("--bundle", tiny_bundle.path, "--config", tmp_path / "task.toml", *trust)
     made = json.loads(fedboard("task", "create", "words", *start, *where, "--json"))
-    assert (made["name"], made["state"], made["checkpoint_round"]) == ("words", "running", tiny_bundle.checkpoint.round)
+    assert (made["name"], made["state"], made["checkpoint_round"]) == (
+        "words",
+        "running",
+        tiny_bundle.checkpoint.round,
+    )
     fedboard("task", "create", "scores", "--evaluates", "words", *where)
-    phone = ("--server", server.url, "--bundle", tiny_bundle.path, "--conditions", tmp_path / "able.tsv", *trust)
+    phone = (
+        "--server",
+        server.url,
+        "--bundle",
+        tiny_bundle.path,
+        "--conditions",
+        tmp_path / "able.tsv",
+        *trust,
+    )
     fedboard("device", "enrol", tmp_path / "phone", *phone)
     with Home.open(tmp_path / "phone").typing_log() as log:
         log.append_many([(f"i will see you number {i}", time.time()) for i in range(12)])
-    turn = [sys.executable, "-m", "fedboard.cli", "device", "run", str(tmp_path / "phone"), "--once", "--json"]
-    assert '"counted"' in subprocess.run(turn, capture_output=True, text=True, timeout=120, check=True).stdout
+    turn = [
+        sys.executable,
+        "-m",
+        "fedboard.cli",
+        "device",
+        "run",
+        str(tmp_path / "phone"),
+        "--once",
+        "--json",
+    ]
+    assert (
+        '"counted"'
+        in subprocess.run(turn, capture_output=True, text=True, timeout=120, check=True).stdout
+    )
     fedboard("task", "pause", "scores", *where)
     server.end(signal.SIGKILL)
     again = running()
@@ -107,7 +148,11 @@ def test_a_server_without_any_configuration_is_given_tasks_and_devices_and_goes_
     assert (tasks["scores"]["state"], tasks["words"]["state"]) == ("paused", "running")
     assert "going on with the tasks of this server" in again.log.read_text()
     fedboard("task", "resume", "scores", *where)
-    back = json.loads(fedboard("task", "rollback", "words", "--to", tiny_bundle.checkpoint.round, *where, "--json"))
+    back = json.loads(
+        fedboard(
+            "task", "rollback", "words", "--to", tiny_bundle.checkpoint.round, *where, "--json"
+        )
+    )
     assert back["checkpoint_round"] == tiny_bundle.checkpoint.round
     shown = fedboard("task", "show", "words", *where)
     assert "abandoned" in shown and "checkpoint" in shown
@@ -115,7 +160,13 @@ def test_a_server_without_any_configuration_is_given_tasks_and_devices_and_goes_
     assert len(code) == 32
     log = again.log.read_text()
     events = [json.loads(line)["event"] for line in log.splitlines() if line.startswith("{")]
-    assert {"task created", "task paused", "task resumed", "task rolled back", "enrolment codes made"} <= set(events)
+    assert {
+        "task created",
+        "task paused",
+        "task resumed",
+        "task rolled back",
+        "enrolment codes made",
+    } <= set(events)
     token = (tmp_path / "server" / "operator.token").read_text().strip()
     assert not any(secret in log for secret in (token, code, "number 1"))
 
@@ -128,11 +179,20 @@ def test_what_an_operator_gets_wrong_is_one_clear_line(running, fedboard, tmp_pa
     assert "start the server first" in error("task", "list", *where)
     server = running()
     assert "unknown_task" in error("task", "show", "nothing", *where)
-    assert "expected a training task" in error("task", "create", "x", "--evaluates", "nothing", *where)
+    assert "expected a training task" in error(
+        "task", "create", "x", "--evaluates", "nothing", *where
+    )
     assert "expected one of them" in error("task", "create", "x", *where)
     assert "expected one of them" in error("task", "list")
     assert "token is needed" in error("task", "list", "--server", server.url)
-    assert "not_the_operator" in error("task", "pause", "x", "--server", server.url, FEDBOARD_OPERATOR_TOKEN="a token of another server")
+    assert "not_the_operator" in error(
+        "task",
+        "pause",
+        "x",
+        "--server",
+        server.url,
+        FEDBOARD_OPERATOR_TOKEN="a token of another server",
+    )
     assert "another server is using this folder" in error("serve", *where, "--port", 0)
 
 
@@ -147,30 +207,59 @@ def test_what_an_operator_gets_wrong_is_one_clear_line(running, fedboard, tmp_pa
         (("--config", "blobs.toml"), "expected an address such as s3://bucket/prefix"),
     ],
 )
-def test_a_server_that_cannot_be_started_as_asked_says_why_in_one_line(tmp_path, monkeypatch, words, said):
+def test_a_server_that_cannot_be_started_as_asked_says_why_in_one_line(
+    tmp_path, monkeypatch, words, said
+):
     monkeypatch.chdir(tmp_path)
     for name, content in {
         "limits": "[limits]\nbody_s = 0\n",
         "enrolment": '[access]\nenrolment = "everyone"\n',
         "tls": '[tls]\ncertificate = "nothing.pem"\n',
-        "database": f'[storage]\ndatabase = "postgresql+psycopg://fedboard:hunter2@/fedboard?host={tmp_path}"\n',
+        "database": (
+            "[storage]\ndatabase = "
+            f'"postgresql+psycopg://fedboard:hunter2@/fedboard?host={tmp_path}"\n'
+        ),
         "blobs": '[storage]\nblobs = "ftp://bucket"\n',
     }.items():
         (tmp_path / f"{name}.toml").write_text(content)
     host = words[1] if words[0] == "--host" else "127.0.0.1"
     with pytest.raises((RunError, ConfigError)) as caught:
-        settings = from_toml(stage.ServerSettings, Path(words[1])) if words[0] == "--config" else stage.ServerSettings()
+        settings = (
+            from_toml(stage.ServerSettings, Path(words[1]))
+            if words[0] == "--config"
+            else stage.ServerSettings()
+        )
         stage.serve(tmp_path / "server", None, settings, host, 0, 0.0)
     assert said in str(caught.value)
     assert "hunter2" not in str(caught.value)
 
 
-def test_on_an_address_others_reach_devices_need_codes_and_readers_the_token(running, fedboard, tmp_path):
+def test_on_an_address_others_reach_devices_need_codes_and_readers_the_token(
+    running, fedboard, tmp_path
+):
     server = running("--host", "0.0.0.0", "--insecure")
     assert httpx.get(server.url + "/").status_code == 401
     token = (tmp_path / "server" / "operator.token").read_text().strip()
     assert httpx.get(server.url + "/", auth=("operator", token)).status_code == 200
-    phone = ("device", "enrol", tmp_path / "phone", "--server", server.url, "--bundle", "bundles/reference", "--trust", "bundles/reference.pub")
+    phone = (
+        "device",
+        "enrol",
+        tmp_path / "phone",
+        "--server",
+        server.url,
+        "--bundle",
+        "bundles/reference",
+        "--trust",
+        "bundles/reference.pub",
+    )
     assert "bad_code" in fedboard(*phone, fails=True)
     (tmp_path / "code").write_text(fedboard("codes", "--dir", tmp_path / "server"))
-    fedboard("device", "enrol", tmp_path / "phone", "--server", server.url, "--code-file", tmp_path / "code")
+    fedboard(
+        "device",
+        "enrol",
+        tmp_path / "phone",
+        "--server",
+        server.url,
+        "--code-file",
+        tmp_path / "code",
+    )

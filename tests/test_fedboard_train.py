@@ -1,4 +1,6 @@
-"""The training stage as people run it: real processes, killed and resumed, interrupted, started from another run."""
+"""The training stage as people run it: real processes, killed and resumed, interrupted, started
+from another run.
+"""
 
 import asyncio
 import csv
@@ -50,7 +52,10 @@ def started(folder, *arguments: str, out: str) -> subprocess.Popen:
     """`fedboard train` in a process of its own, its output in OUT.log: TFF must never be piped."""
     with open(folder / f"{out}.log", "ab") as log:
         return subprocess.Popen(
-            [sys.executable, "-m", "fedboard.cli", "train", "--out", str(folder / out), *arguments], cwd=folder, stdout=log, stderr=log
+            [sys.executable, "-m", "fedboard.cli", "train", "--out", str(folder / out), *arguments],
+            cwd=folder,
+            stdout=log,
+            stderr=log,
         )
 
 
@@ -69,16 +74,22 @@ def wait_for(path, child: subprocess.Popen) -> None:
 
 @pytest.fixture(scope="module")
 def uninterrupted(folder) -> Run:
-    return trained(folder, "--config", "c.toml", "--data", "corpus", "--bits", "8", "--json", out="whole")
+    return trained(
+        folder, "--config", "c.toml", "--data", "corpus", "--bits", "8", "--json", out="whole"
+    )
 
 
 def rounds_of(run: Run) -> list[dict]:
     with open(run.metrics, newline="") as file:
-        return [{key: row[key] for key in ("round", "loss", "top1")} for row in csv.DictReader(file)]
+        return [
+            {key: row[key] for key in ("round", "loss", "top1")} for row in csv.DictReader(file)
+        ]
 
 
 def test_a_run_ended_three_times_and_resumed_ends_with_the_same_bytes(folder, uninterrupted):
-    """Killed before the first saved state, killed after a later one, and left by a second Ctrl-C."""
+    """Killed before the first saved state, killed after a later one, and left by a second
+    Ctrl-C.
+    """
     run = Run(folder / "killed")
     state = run.checkpoints / "state"
     arguments = ["--config", "c.toml", "--data", "corpus", "--bits", "8"]
@@ -103,7 +114,9 @@ def test_a_run_ended_three_times_and_resumed_ends_with_the_same_bytes(folder, un
 
 def test_ctrl_c_finishes_the_round_and_the_run_goes_on_from_it(folder, uninterrupted):
     run = Run(folder / "interrupted")
-    child = started(folder, "--config", "c.toml", "--data", "corpus", "--bits", "8", out="interrupted")
+    child = started(
+        folder, "--config", "c.toml", "--data", "corpus", "--bits", "8", out="interrupted"
+    )
     wait_for(run.last, child)
     child.send_signal(signal.SIGINT)
     assert child.wait(60) == 130
@@ -117,7 +130,10 @@ def test_ctrl_c_finishes_the_round_and_the_run_goes_on_from_it(folder, uninterru
 def test_json_gives_one_event_a_round(folder, uninterrupted):
     events = [json.loads(line) for line in (folder / "whole.log").read_text().splitlines()]
     assert [event["round"] for event in events] == list(range(1, 13))
-    assert all(event["targets"] > 0 and event["dropped"] == 0 and event["upload_bytes"] > 0 for event in events)
+    assert all(
+        event["targets"] > 0 and event["dropped"] == 0 and event["upload_bytes"] > 0
+        for event in events
+    )
     assert [event["round"] for event in events if "top1" in event] == [1, 4, 8, 12]
 
 
@@ -127,16 +143,40 @@ def test_bits_encode_the_updates_as_devices_do(uninterrupted):
 
 
 def test_central_training_starts_from_another_run_and_goes_on_after_a_kill(folder, uninterrupted):
-    central = trained(folder, "--config", "c.toml", "--data", "corpus", "--central", "--init", "whole", out="central")
+    central = trained(
+        folder,
+        "--config",
+        "c.toml",
+        "--data",
+        "corpus",
+        "--central",
+        "--init",
+        "whole",
+        out="central",
+    )
     first, last = weights.read(uninterrupted.best), weights.read(central.best)
     assert last.tokenizer == first.tokenizer
-    assert (central.path / "tokenizer.model").read_bytes() == (uninterrupted.path / "tokenizer.model").read_bytes()
+    assert (central.path / "tokenizer.model").read_bytes() == (
+        uninterrupted.path / "tokenizer.model"
+    ).read_bytes()
     losses = [float(row["loss"]) for row in rounds_of(central)]
-    assert losses[0] < float(rounds_of(uninterrupted)[0]["loss"]) - 0.2  # it started where the other run ended
+    assert (
+        losses[0] < float(rounds_of(uninterrupted)[0]["loss"]) - 0.2
+    )  # it started where the other run ended
     assert losses[-1] < losses[0]
 
     again = Run(folder / "again")
-    child = started(folder, "--config", "c.toml", "--data", "corpus", "--central", "--init", "whole", out="again")
+    child = started(
+        folder,
+        "--config",
+        "c.toml",
+        "--data",
+        "corpus",
+        "--central",
+        "--init",
+        "whole",
+        out="again",
+    )
     wait_for(again.checkpoints / "state" / "program_state_5", child)
     child.send_signal(signal.SIGKILL)
     child.wait()
@@ -147,12 +187,25 @@ def test_central_training_starts_from_another_run_and_goes_on_after_a_kill(folde
 
 
 def test_a_network_of_pieces_trains_from_the_command_line(folder):
-    arguments = ["--config", "c.toml", "--data", "corpus", "--tokenizer", "unigram", "--vocabulary", "60", "--rounds", "2"]
+    arguments = [
+        "--config",
+        "c.toml",
+        "--data",
+        "corpus",
+        "--tokenizer",
+        "unigram",
+        "--vocabulary",
+        "60",
+        "--rounds",
+        "2",
+    ]
     run = trained(folder, *arguments, out="pieces")
     assert [float(row["top1"]) >= 0 for row in rounds_of(run)] == [True, True]
 
 
-def test_a_run_killed_before_its_first_weights_were_written_still_starts_from_another_run(folder, uninterrupted, tiny_corpus):
+def test_a_run_killed_before_its_first_weights_were_written_still_starts_from_another_run(
+    folder, uninterrupted, tiny_corpus
+):
     from fedboard import train as stage
 
     settings = replace(uninterrupted.settings(), init=str(uninterrupted.path))
@@ -172,7 +225,10 @@ def test_a_damaged_saved_state_is_named_and_the_one_before_still_serves(tmp_path
             states.save([np.full(1000, number, np.float32)], number)
         (damaged,) = (tmp_path / "program_state_20").rglob("variables.data*")
         os.truncate(damaged, 100)
-        with pytest.raises(CheckpointError, match=r"program_state_20: cannot be read .*remove it to go on from the one before"):
+        with pytest.raises(
+            CheckpointError,
+            match=r"program_state_20: cannot be read .*remove it to go on from the one before",
+        ):
             states.load([np.zeros(1000, np.float32)])
         shutil.rmtree(tmp_path / "program_state_20")
         assert states.load([np.zeros(1000, np.float32)])[0][0] == 10
@@ -190,18 +246,47 @@ def test_a_run_is_not_resumed_to_fewer_rounds_than_it_has_done(folder, uninterru
     ("arguments", "says"),
     [
         (["--resume", "--out", "nowhere"], "nowhere: holds no run to go on with"),
-        (["--resume", "--out", "whole", "--seed", "1"], "goes on with the run as it was, found --seed"),
+        (
+            ["--resume", "--out", "whole", "--seed", "1"],
+            "goes on with the run as it was, found --seed",
+        ),
         (["--central", "--resume", "--out", "whole"], "found --central"),
         (["--central", "--bits", "4", "--out", "x"], "sends no updates"),
         (["--out", "x", "--init", "nowhere.safetensors"], "no such file or folder"),
         (["--out", "x", "--seed", "-1"], "expected at least 0, found -1"),
-        (["--out", "whole", "--overwrite", "--data", "corpus", "--size", "tiny", "--cohort", "4", "--workers", "127.0.0.1:9"], "127.0.0.1:9"),
-        (["--out", "x", "--data", "corpus", "--cohort", "400", "--size", "tiny"], "need 400; the corpus has"),
+        (
+            [
+                "--out",
+                "whole",
+                "--overwrite",
+                "--data",
+                "corpus",
+                "--size",
+                "tiny",
+                "--cohort",
+                "4",
+                "--workers",
+                "127.0.0.1:9",
+            ],
+            "127.0.0.1:9",
+        ),
+        (
+            ["--out", "x", "--data", "corpus", "--cohort", "400", "--size", "tiny"],
+            "need 400; the corpus has",
+        ),
     ],
 )
-def test_what_cannot_be_done_is_refused_before_anything_is_written(folder, uninterrupted, arguments, says):
+def test_what_cannot_be_done_is_refused_before_anything_is_written(
+    folder, uninterrupted, arguments, says
+):
     before = uninterrupted.config.read_bytes()
-    done = subprocess.run([sys.executable, "-m", "fedboard.cli", "train", *arguments], capture_output=True, text=True, cwd=folder, env=os.environ)
+    done = subprocess.run(
+        [sys.executable, "-m", "fedboard.cli", "train", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        env=os.environ,
+    )
     assert done.returncode == 1
     assert says in done.stderr
     assert not (folder / "x").exists()

@@ -37,7 +37,9 @@ def test_devices_train_at_night_in_their_own_time_zone():
     for device in population(60, seed=1):
         source = parse(trace(device, days=3, seed=1))
         for time in np.arange(0, 3 * DAY_S, 1800):
-            eligible[int(time / 3600 + device.zone_h) % 24].append(forbidden_by(source(time)) is None)
+            eligible[int(time / 3600 + device.zone_h) % 24].append(
+                forbidden_by(source(time)) is None
+            )
     share = {hour: float(np.mean(seen)) for hour, seen in eligible.items()}
     assert min(share[hour] for hour in (1, 2, 3, 4)) > 0.6
     assert max(share[hour] for hour in (10, 12, 15, 18)) < 0.1

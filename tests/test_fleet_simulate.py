@@ -19,7 +19,14 @@ from server.rounds import Rules
 
 TOKENIZER = digest(b"toy vocabulary")
 PLAN = Plan(batch_size=4, length=2, max_rows=16, clipping_norm=1.0)
-RULES = Rules(report_goal=3, over_selection=1.5, selection_s=7200.0, reporting_s=3600.0, rounds=2, retry_s=1800.0)
+RULES = Rules(
+    report_goal=3,
+    over_selection=1.5,
+    selection_s=7200.0,
+    reporting_s=3600.0,
+    rounds=2,
+    retry_s=1800.0,
+)
 ROWS = np.ones((10, 3), np.int32)
 
 
@@ -29,7 +36,17 @@ def server(folder, rules=RULES):
     clock = Clock()
     store, blobs = open_folder(folder)
     weights = {"a": np.zeros((3, 4), np.float32), "b": np.ones(5, np.float32)}
-    create_task(store, blobs, Checkpoint(weights, tokenizer=TOKENIZER), PLAN, rules, Policy(min_examples=5), ServerStep(), clock.now(), seed=1)
+    create_task(
+        store,
+        blobs,
+        Checkpoint(weights, tokenizer=TOKENIZER),
+        PLAN,
+        rules,
+        Policy(min_examples=5),
+        ServerStep(),
+        clock.now(),
+        seed=1,
+    )
     coordinator = Coordinator(store, blobs, np.random.default_rng(1))
     with asgi(app(coordinator, clock.now)) as send:
         yield send, clock
@@ -38,7 +55,9 @@ def server(folder, rules=RULES):
 
 def a_fleet(folder, size=12, rules=RULES, train=stand_in, days=2, seed=4):
     with server(folder, rules) as (send, clock):
-        return simulate(send, clock, population(size, seed), lambda device: ROWS, train, TOKENIZER, days, seed)
+        return simulate(
+            send, clock, population(size, seed), lambda device: ROWS, train, TOKENIZER, days, seed
+        )
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +74,9 @@ def test_a_fleet_commits_the_rounds_the_task_wants(result):
 def test_what_devices_count_is_what_the_server_counts(result):
     assert sum(result.counted) == sum(report.counted for report in result.reports.rounds)
     assert len(result.counted) == len(result.check_ins) == 12
-    assert sum(report.examples for report in result.reports.rounds) == len(ROWS) * sum(result.counted)
+    assert sum(report.examples for report in result.reports.rounds) == len(ROWS) * sum(
+        result.counted
+    )
 
 
 def test_the_same_seed_gives_the_same_result_and_another_seed_another(result, tmp_path):
@@ -74,8 +95,12 @@ def test_a_day_in_the_life_of_devices_that_are_asked_to_wait_an_hour(tmp_path):
                 causes.add(json.loads(reply.body).get("cause"))
             return reply
 
-        simulate(noted, clock, population(4, 1), lambda device: ROWS, stand_in, TOKENIZER, days=1, seed=1)
-    gaps = [later - earlier for seen in times.values() for earlier, later in itertools.pairwise(seen)]
+        simulate(
+            noted, clock, population(4, 1), lambda device: ROWS, stand_in, TOKENIZER, days=1, seed=1
+        )
+    gaps = [
+        later - earlier for seen in times.values() for earlier, later in itertools.pairwise(seen)
+    ]
     assert len(gaps) > 40
     assert min(gaps) >= 0.8 * 3600  # the server spreads its retry times by 20 %
     assert {Cause.NOT_CHARGING, Cause.METERED_NETWORK, None} <= causes
@@ -85,7 +110,9 @@ def test_a_device_whose_training_fails_gives_its_work_back(tmp_path):
     def failing(values, rows, plan, rng):
         return FineTuned({}, 0, float("nan"), float("nan"), Cause.TRAINING_FAILED)
 
-    result = a_fleet(tmp_path, size=6, rules=Rules(report_goal=100, retry_s=7200.0), train=failing, days=1)
+    result = a_fleet(
+        tmp_path, size=6, rules=Rules(report_goal=100, retry_s=7200.0), train=failing, days=1
+    )
     assert sum(result.counted) == 0
     assert any(Cause.TRAINING_FAILED in report.dropped for report in result.reports.rounds)
 

@@ -9,7 +9,18 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 ROOMS = ("device_runtime", "model", "server", "conversion", "fleet", "fedboard")
-CONTRACTS = {"config", "difference", "durable", "errors", "quantize", "separation", "signing", "text", "weights", "wire"}
+CONTRACTS = {
+    "config",
+    "difference",
+    "durable",
+    "errors",
+    "quantize",
+    "separation",
+    "signing",
+    "text",
+    "weights",
+    "wire",
+}
 ALLOWED = {
     "device_runtime": {},
     "server": {"device_runtime": CONTRACTS},
@@ -20,17 +31,41 @@ ALLOWED = {
 }
 OUTSIDE = {  # packages that only some files of a room may import
     "tensorflow": {
-        *(f"model/{name}.py" for name in ("training", "packed", "central", "simulation", "aggregators", "tff_corpora")),
+        *(
+            f"model/{name}.py"
+            for name in (
+                "training",
+                "packed",
+                "central",
+                "simulation",
+                "aggregators",
+                "tff_corpora",
+            )
+        ),
         *("conversion/export.py", "conversion/parity.py"),
     },
     "tensorflow_federated": {
-        *(f"model/{name}.py" for name in ("central", "simulation", "aggregators", "executor", "worker", "tff_corpora")),
+        *(
+            f"model/{name}.py"
+            for name in (
+                "central",
+                "simulation",
+                "aggregators",
+                "executor",
+                "worker",
+                "tff_corpora",
+            )
+        ),
         "fedboard/train.py",
     },
     "tflite_runtime": {"device_runtime/interpreter.py"},
     "sentencepiece": {"device_runtime/text.py", "model/vocabulary.py"},
     "fastapi": {"server/endpoint.py", "server/openapi.py"},
-    "sqlalchemy": {"server/store.py", "server/tables.py", *(f"server/migrations/versions/{name}.py" for name in ("0001_first_tables", "0002_tasks"))},
+    "sqlalchemy": {
+        "server/store.py",
+        "server/tables.py",
+        *(f"server/migrations/versions/{name}.py" for name in ("0001_first_tables", "0002_tasks")),
+    },
     "obstore": {"server/blobs.py"},
     "keyring": {"device_runtime/keystore.py"},
 }
@@ -60,33 +95,56 @@ def test_a_room_imports_only_from_the_rooms_below_it(room):
                 continue
             assert other in ALLOWED[room], f"{path.relative_to(ROOT)} imports {module}"
             modules = ALLOWED[room][other]
-            assert modules is None or rest.split(".")[0] in modules, f"{path.relative_to(ROOT)} imports {module}"
+            assert modules is None or rest.split(".")[0] in modules, (
+                f"{path.relative_to(ROOT)} imports {module}"
+            )
 
 
 @pytest.mark.parametrize("package", OUTSIDE)
 def test_heavy_packages_are_imported_where_the_table_says(package):
-    users = {str(path.relative_to(ROOT)) for room in ROOMS for path in files(room) if package in {name.split(".")[0] for name in imports(path)}}
+    users = {
+        str(path.relative_to(ROOT))
+        for room in ROOMS
+        for path in files(room)
+        if package in {name.split(".")[0] for name in imports(path)}
+    }
     assert users <= OUTSIDE[package] | {"fedboard/doctor.py"}
 
 
 def test_init_files_are_empty():
-    assert [path for room in ROOMS for path in files(room) if path.name == "__init__.py" and path.read_text()] == []
+    assert [
+        path
+        for room in ROOMS
+        for path in files(room)
+        if path.name == "__init__.py" and path.read_text()
+    ] == []
 
 
 DEVICE = "import device_runtime.participate, device_runtime.predictor, device_runtime.finetune"
-HELP = "import sys; sys.argv = ['fedboard', '--help']; import fedboard.cli; fedboard.cli.app(standalone_mode=False)"
+HELP = (
+    "import sys; sys.argv = ['fedboard', '--help']; import fedboard.cli; "
+    "fedboard.cli.app(standalone_mode=False)"
+)
 EVALUATE = "import fedboard.score, conversion.scoring"
 
 
 @pytest.mark.parametrize("code", [DEVICE, HELP, EVALUATE], ids=["device", "help", "evaluate"])
 def test_neither_tensorflow_nor_a_web_framework_is_loaded(code):
-    check = "import sys; loaded = {'tensorflow', 'tensorflow_federated', 'fastapi', 'sqlalchemy'} & set(sys.modules); assert not loaded, loaded"
-    done = subprocess.run([sys.executable, "-c", f"{code}\n{check}"], capture_output=True, text=True, cwd=ROOT)
+    check = (
+        "import sys; loaded = {'tensorflow', 'tensorflow_federated', 'fastapi', 'sqlalchemy'} & "
+        "set(sys.modules); assert not loaded, loaded"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}\n{check}"], capture_output=True, text=True, cwd=ROOT
+    )
     assert done.returncode == 0, done.stderr
 
 
 def test_devices_run_where_tensorflow_cannot_be_imported():
-    code = f"from fedboard.devices import block_tensorflow; block_tensorflow(); {DEVICE}\nimport tensorflow"
+    code = (
+        f"from fedboard.devices import block_tensorflow; block_tensorflow(); {DEVICE}\nimport "
+        "tensorflow"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode != 0
     assert "import of tensorflow halted" in done.stderr

@@ -18,13 +18,21 @@ def is_old_or_new(folder):
 
 
 def script(*lines) -> str:
-    return "\n".join(["import os, sqlite3", "def work(folder):", f"    new, file, aside = {NEW!r}, folder / 'file', folder / 'aside'",
-                      *(f"    {line}" for line in lines)])  # fmt: skip
+    return "\n".join(
+        [
+            "import os, sqlite3",
+            "def work(folder):",
+            f"    new, file, aside = {NEW!r}, folder / 'file', folder / 'aside'",
+            *(f"    {line}" for line in lines),
+        ]
+    )
 
 
 def test_writing_over_a_file_is_found_to_be_unsafe(tmp_path):
     with pytest.raises(AssertionError, match=r"killed at step 2, os\.mkdir"):
-        every_kill_point(script("file.write_text(new)", "aside.mkdir()"), tmp_path / "f", old, is_old_or_new)
+        every_kill_point(
+            script("file.write_text(new)", "aside.mkdir()"), tmp_path / "f", old, is_old_or_new
+        )
 
 
 def test_a_rename_without_a_flush_is_safe_for_a_killed_process_and_not_for_lost_power(tmp_path):
@@ -35,8 +43,14 @@ def test_a_rename_without_a_flush_is_safe_for_a_killed_process_and_not_for_lost_
 
 
 def test_a_flush_before_the_rename_is_safe(tmp_path):
-    flushed = script("with open(aside, 'w') as f: f.write(new); f.flush(); os.fsync(f.fileno())", "os.replace(aside, file)", "os.mkdir(aside)")
-    assert every_kill_point(flushed, tmp_path / "f", old, is_old_or_new) == 4  # open, flush, rename, mkdir
+    flushed = script(
+        "with open(aside, 'w') as f: f.write(new); f.flush(); os.fsync(f.fileno())",
+        "os.replace(aside, file)",
+        "os.mkdir(aside)",
+    )
+    assert (
+        every_kill_point(flushed, tmp_path / "f", old, is_old_or_new) == 4
+    )  # open, flush, rename, mkdir
 
 
 def test_every_sql_statement_is_a_step_and_a_transaction_is_whole_or_nothing(tmp_path):
@@ -50,7 +64,10 @@ def test_every_sql_statement_is_a_step_and_a_transaction_is_whole_or_nothing(tmp
         assert db.execute("SELECT count(*) FROM t").fetchone()[0] in (0, 2)
         db.close()
 
-    connect, insert = "db = sqlite3.connect(folder / 'db', isolation_level=None)", "db.execute('INSERT INTO t VALUES (1)')"
+    connect, insert = (
+        "db = sqlite3.connect(folder / 'db', isolation_level=None)",
+        "db.execute('INSERT INTO t VALUES (1)')",
+    )
     whole = script(connect, "db.execute('BEGIN')", insert, insert, "db.execute('COMMIT')")
     assert every_kill_point(whole, tmp_path / "f", two_rows, both_or_none) == 5
     with pytest.raises(AssertionError, match="SQL INSERT"):

@@ -1,4 +1,6 @@
-"""Aggregators in TFF: the device's encoding with its very rotation, and privacy's clip and noise."""
+"""Aggregators in TFF: the device's encoding with its very rotation, and privacy's clip and
+noise.
+"""
 
 import numpy as np
 import pytest
@@ -8,9 +10,16 @@ from device_runtime.errors import ConfigError
 
 SHAPES = [(3,), (2, 2)]
 SETTINGS = {
-    "encoded": False, "bits": 8, "clipping_norm": 10.0, "seed": 3, "mechanism": "none", "noise_multiplier": 0.0,
-    "privacy_clipping_norm": 1.0, "clients_per_round": 2, "shapes": SHAPES,
-}  # fmt: skip
+    "encoded": False,
+    "bits": 8,
+    "clipping_norm": 10.0,
+    "seed": 3,
+    "mechanism": "none",
+    "noise_multiplier": 0.0,
+    "privacy_clipping_norm": 1.0,
+    "clients_per_round": 2,
+    "shapes": SHAPES,
+}
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +36,9 @@ def process(aggregators, shapes, **settings):
     factory, weighs = aggregators.build(**{**SETTINGS, "shapes": shapes, **settings})
     if not weighs:
         factory = tff.aggregators.as_weighted_aggregator(factory)
-    return factory.create(tff.to_type(tuple((np.float32, shape) for shape in shapes)), tff.TensorType(np.float32))
+    return factory.create(
+        tff.to_type(tuple((np.float32, shape) for shape in shapes)), tff.TensorType(np.float32)
+    )
 
 
 def delta(*values: float) -> tuple[np.ndarray, np.ndarray]:
@@ -43,7 +54,9 @@ def flat(mean) -> np.ndarray:
 def test_the_plain_mean_weighs_clients_and_nobody_left_gives_zero(aggregators):
     built = process(aggregators, SHAPES)
     one, two = delta(*[1.0] * 7), delta(*[4.0] * 7)
-    assert flat(built.next(built.initialize(), [one, two], [2.0, 1.0]).result) == pytest.approx([2.0] * 7)
+    assert flat(built.next(built.initialize(), [one, two], [2.0, 1.0]).result) == pytest.approx(
+        [2.0] * 7
+    )
     assert flat(built.next(built.initialize(), [one, two], [0.0, 0.0]).result).tolist() == [0.0] * 7
 
 
@@ -53,13 +66,17 @@ def test_sixteen_bits_give_the_weighted_mean_almost_exactly(aggregators):
     done = built.next(built.initialize(), [one, two], [3.0, 1.0])
     assert flat(done.result) == pytest.approx((3 * flat(one) + flat(two)) / 4, abs=2e-3)
     assert int(done.measurements["upload_bytes"]) == quantize.encoded_bytes(7, 16)
-    assert float(done.measurements["norm"]) == pytest.approx((np.linalg.norm(flat(one)) + np.linalg.norm(flat(two))) / 2, rel=1e-5)
+    assert float(done.measurements["norm"]) == pytest.approx(
+        (np.linalg.norm(flat(one)) + np.linalg.norm(flat(two))) / 2, rel=1e-5
+    )
     assert float(done.measurements["clipped"]) == 0
 
 
 def test_a_delta_over_the_norm_is_scaled_down_and_counted(aggregators):
     built = process(aggregators, SHAPES, encoded=True, bits=16, clipping_norm=1.0)
-    done = built.next(built.initialize(), [delta(30, 40, 0, 0, 0, 0, 0), delta(0, 0, 0.5, 0, 0, 0, 0)], [1.0, 1.0])
+    done = built.next(
+        built.initialize(), [delta(30, 40, 0, 0, 0, 0, 0), delta(0, 0, 0.5, 0, 0, 0, 0)], [1.0, 1.0]
+    )
     assert flat(done.result) == pytest.approx([0.3, 0.4, 0.25, 0, 0, 0, 0], abs=1e-3)
     assert float(done.measurements["clipped"]) == 0.5
 
@@ -67,7 +84,10 @@ def test_a_delta_over_the_norm_is_scaled_down_and_counted(aggregators):
 def test_a_constant_zero_and_nobody_left_stay_zero(aggregators):
     built = process(aggregators, SHAPES, encoded=True, bits=2)
     for weights in ([1.0, 1.0], [0.0, 0.0]):
-        assert flat(built.next(built.initialize(), [delta(*[0.0] * 7)] * 2, weights).result).tolist() == [0.0] * 7
+        assert (
+            flat(built.next(built.initialize(), [delta(*[0.0] * 7)] * 2, weights).result).tolist()
+            == [0.0] * 7
+        )
 
 
 def test_rounding_repeats_by_seed_and_differs_by_round(aggregators):
@@ -78,9 +98,14 @@ def test_rounding_repeats_by_seed_and_differs_by_round(aggregators):
     assert not (flat(first.result) == flat(built.next(first.state, client, [1.0]).result)).all()
 
 
-@pytest.mark.parametrize(("seed", "round", "size"), [(0, 1, 1), (3, 7, 5000), (2**62 + 11, 120, 4097)])
+@pytest.mark.parametrize(
+    ("seed", "round", "size"), [(0, 1, 1), (3, 7, 5000), (2**62 + 11, 120, 4097)]
+)
 def test_a_round_has_the_rotation_numpy_makes_from_its_key(aggregators, seed, round, size):
-    vector, key = np.random.default_rng(1).standard_normal(size, np.float32), aggregators.rotation_key(seed, round)
+    vector, key = (
+        np.random.default_rng(1).standard_normal(size, np.float32),
+        aggregators.rotation_key(seed, round),
+    )
     signs = aggregators.signs(seed, round, size)
     theirs = quantize.rotate(vector, key)
     np.testing.assert_allclose(aggregators.rotate(vector, signs), theirs, atol=1e-5)
@@ -89,21 +114,35 @@ def test_a_round_has_the_rotation_numpy_makes_from_its_key(aggregators, seed, ro
 
 @pytest.mark.parametrize("bits", [1, 4, 8])
 def test_values_are_rounded_as_the_device_rounds_them(aggregators, bits):
-    """One rotation, 100 roundings: the same scales of blocks, every value one of its two neighbours, up as often as its fraction says."""
+    """One rotation, 100 roundings: the same scales of blocks, every value one of its two
+    neighbours, up as often as its fraction says.
+    """
     vector, draws = np.random.default_rng(1).standard_normal(5000, np.float32), 100
     vector[quantize.BLOCK :] *= 0.01  # a block of another size
-    signs, rotated = aggregators.signs(3, 7, 5000), quantize.rotate(vector, aggregators.rotation_key(3, 7))
-    _, low, step = quantize.quantize(rotated.reshape(-1, quantize.BLOCK), bits, np.random.default_rng(0))
+    signs, rotated = (
+        aggregators.signs(3, 7, 5000),
+        quantize.rotate(vector, aggregators.rotation_key(3, 7)),
+    )
+    _, low, step = quantize.quantize(
+        rotated.reshape(-1, quantize.BLOCK), bits, np.random.default_rng(0)
+    )
     low, step = (np.repeat(each.astype(np.float64), quantize.BLOCK) for each in (low, step))
-    values = np.array([aggregators.encode(vector, signs, bits, np.array([1, draw])) for draw in range(draws)], np.float64)
+    values = np.array(
+        [aggregators.encode(vector, signs, bits, np.array([1, draw])) for draw in range(draws)],
+        np.float64,
+    )
     position, codes = (rotated - low) / step, np.rint((values - low) / step)
     assert values == pytest.approx(low + step * codes, abs=2e-5)
     assert np.abs(codes - position).max() < 1 + 1e-4
     fraction, ups = position % 1, codes.mean(axis=0) - np.floor(position)
     sure = (fraction < 1e-3) | (fraction > 1 - 1e-3)  # float rounding may put these on either side
     deviation = np.sqrt(fraction * (1 - fraction) / draws)
-    assert np.abs(ups - fraction)[~sure].max() < 6 * deviation[~sure].max()  # 4096 values: 6 deviations are a chance of one in 100,000
-    assert np.mean(((ups - fraction)[~sure] / deviation[~sure]) ** 2) == pytest.approx(1, abs=0.12)  # Bernoulli's own spread, no more and no less
+    assert (
+        np.abs(ups - fraction)[~sure].max() < 6 * deviation[~sure].max()
+    )  # 4096 values: 6 deviations are a chance of one in 100,000
+    assert np.mean(((ups - fraction)[~sure] / deviation[~sure]) ** 2) == pytest.approx(
+        1, abs=0.12
+    )  # Bernoulli's own spread, no more and no less
 
 
 def test_a_delta_that_rotates_to_one_constant_survives(aggregators):
@@ -119,27 +158,39 @@ def test_a_client_adds_the_same_to_the_sum_whoever_else_trains(aggregators):
     built = process(aggregators, SHAPES, encoded=True, bits=1)
     one, two = delta(1, -2, 3, 0, 0.5, 0, 2), delta(0, 4, -1, 1, 1, 1, 1)
     alone = [flat(built.next(built.initialize(), [client], [1.0]).result) for client in (one, two)]
-    assert flat(built.next(built.initialize(), [two, one], [1.0, 3.0]).result) == pytest.approx((3 * alone[0] + alone[1]) / 4, abs=1e-4)
+    assert flat(built.next(built.initialize(), [two, one], [1.0, 3.0]).result) == pytest.approx(
+        (3 * alone[0] + alone[1]) / 4, abs=1e-4
+    )
 
 
 def test_a_client_of_weight_zero_is_not_measured(aggregators):
     built = process(aggregators, SHAPES, encoded=True, bits=16, clipping_norm=1.0)
-    done = built.next(built.initialize(), [delta(3, 4, 0, 0, 0, 0, 0), delta(*[0.0] * 7)], [2.0, 0.0])
+    done = built.next(
+        built.initialize(), [delta(3, 4, 0, 0, 0, 0, 0), delta(*[0.0] * 7)], [2.0, 0.0]
+    )
     assert (float(done.measurements["clipped"]), float(done.measurements["norm"])) == (1.0, 5.0)
     assert flat(done.result) == pytest.approx([0.6, 0.8, 0, 0, 0, 0, 0], abs=1e-3)
 
 
 def test_a_gigantic_finite_delta_is_clipped_and_not_dropped(aggregators):
     done = (built := process(aggregators, SHAPES, encoded=True, bits=16, clipping_norm=5.0)).next
-    assert flat(done(built.initialize(), [delta(3e30, 4e30, 0, 0, 0, 0, 0)], [1.0]).result) == pytest.approx([3, 4, 0, 0, 0, 0, 0], abs=1e-2)
+    assert flat(
+        done(built.initialize(), [delta(3e30, 4e30, 0, 0, 0, 0, 0)], [1.0]).result
+    ) == pytest.approx([3, 4, 0, 0, 0, 0, 0], abs=1e-2)
 
 
 def test_an_adaptive_norm_falls_while_nobody_is_clipped(aggregators):
-    """Both clients stay under the norm: it shrinks by exp(0.2 x (0.5 - 1)) a round towards their median."""
+    """Both clients stay under the norm: it shrinks by exp(0.2 x (0.5 - 1)) a round towards their
+    median.
+    """
     built = process(aggregators, SHAPES, mechanism="gaussian-adaptive", privacy_clipping_norm=5.0)
-    done = built.next(built.initialize(), [delta(1, 0, 0, 0, 0, 0, 0), delta(0, 0, 1, 0, 0, 0, 0)], [1.0, 1.0])
+    done = built.next(
+        built.initialize(), [delta(1, 0, 0, 0, 0, 0, 0), delta(0, 0, 1, 0, 0, 0, 0)], [1.0, 1.0]
+    )
     assert flat(done.result) == pytest.approx([0.5, 0, 0.5, 0, 0, 0, 0], abs=1e-6)
-    assert float(done.measurements["dp_query_metrics"]["clip"]) == pytest.approx(5 * np.exp(-0.1), rel=1e-5)
+    assert float(done.measurements["dp_query_metrics"]["clip"]) == pytest.approx(
+        5 * np.exp(-0.1), rel=1e-5
+    )
 
 
 def test_noise_differs_by_array_and_by_round_and_only_the_trees_repeats(aggregators):
@@ -147,7 +198,10 @@ def test_noise_differs_by_array_and_by_round_and_only_the_trees_repeats(aggregat
     for mechanism in ("gaussian", "tree"):
         built = process(aggregators, shapes, mechanism=mechanism, noise_multiplier=1.0)
         first = built.next(built.initialize(), client, [1.0, 1.0])
-        later, again = built.next(first.state, client, [1.0, 1.0]), built.next(built.initialize(), client, [1.0, 1.0])
+        later, again = (
+            built.next(first.state, client, [1.0, 1.0]),
+            built.next(built.initialize(), client, [1.0, 1.0]),
+        )
         assert abs(np.corrcoef(*map(np.asarray, first.result))[0, 1]) < 0.1
         assert not (flat(first.result) == flat(later.result)).any()
         assert (flat(first.result) == flat(again.result)).all() == (mechanism == "tree")
@@ -155,19 +209,34 @@ def test_noise_differs_by_array_and_by_round_and_only_the_trees_repeats(aggregat
 
 @pytest.mark.parametrize("mechanism", ["gaussian", "tree"])
 def test_privacy_clips_and_adds_the_noise_it_states(aggregators, mechanism):
-    """Noise on the sum of 4 clients has 0.5 x 2.0, on the mean a quarter of it; a huge client moves the mean by at most 2.0 / 4."""
+    """Noise on the sum of 4 clients has 0.5 x 2.0, on the mean a quarter of it; a huge client moves
+    the mean by at most 2.0 / 4.
+    """
     shapes = [(40_000,)]
-    built = process(aggregators, shapes, mechanism=mechanism, noise_multiplier=0.5, privacy_clipping_norm=2.0, clients_per_round=4)
+    built = process(
+        aggregators,
+        shapes,
+        mechanism=mechanism,
+        noise_multiplier=0.5,
+        privacy_clipping_norm=2.0,
+        clients_per_round=4,
+    )
     huge, nothing = np.zeros(40_000, np.float32), np.zeros(40_000, np.float32)
     huge[0] = 1000.0
-    (mean,) = built.next(built.initialize(), [(huge,), (nothing,), (nothing,), (nothing,)], [1.0] * 4).result
+    (mean,) = built.next(
+        built.initialize(), [(huge,), (nothing,), (nothing,), (nothing,)], [1.0] * 4
+    ).result
     assert mean[0] == pytest.approx(0.5, abs=6 * 0.25)
     assert np.asarray(mean)[1:].std() == pytest.approx(0.25, rel=0.05)
 
 
 def test_without_noise_privacy_is_the_mean_of_clipped_deltas(aggregators):
-    built = process(aggregators, SHAPES, mechanism="gaussian", noise_multiplier=0.0, privacy_clipping_norm=5.0)
-    done = built.next(built.initialize(), [delta(30, 40, 0, 0, 0, 0, 0), delta(0, 0, 1, 0, 0, 0, 0)], [1.0, 1.0])
+    built = process(
+        aggregators, SHAPES, mechanism="gaussian", noise_multiplier=0.0, privacy_clipping_norm=5.0
+    )
+    done = built.next(
+        built.initialize(), [delta(30, 40, 0, 0, 0, 0, 0), delta(0, 0, 1, 0, 0, 0, 0)], [1.0, 1.0]
+    )
     assert flat(done.result) == pytest.approx([1.5, 2, 0.5, 0, 0, 0, 0], abs=1e-5)
 
 
@@ -191,6 +260,14 @@ def test_encoded_rounds_train(aggregators, tiny_checkpoint, tiny_rows, tiny_plan
     from model.recipe import Recipe, Server
 
     population = [tiny_rows[i : i + 12] for i in range(0, 120, 12)]
-    recipe = Recipe("tiny", vocabulary=40, rounds=8, cohort=4, encoded=True, plan=replace(tiny_plan, bits=8), server=Server("fedadam", 0.02))
+    recipe = Recipe(
+        "tiny",
+        vocabulary=40,
+        rounds=8,
+        cohort=4,
+        encoded=True,
+        plan=replace(tiny_plan, bits=8),
+        server=Server("fedadam", 0.02),
+    )
     rounds = list(simulation.train(tiny_checkpoint.weights, population, recipe))
     assert rounds[-1].loss < rounds[0].loss - 0.2

@@ -11,7 +11,12 @@ from model.recipe import Central, Recipe
 
 @pytest.fixture(scope="module")
 def recipe(tiny_plan) -> Recipe:
-    return Recipe("tiny", vocabulary=40, plan=tiny_plan, central=Central(passes=4.0, batch_size=8, learning_rate=0.02))
+    return Recipe(
+        "tiny",
+        vocabulary=40,
+        plan=tiny_plan,
+        central=Central(passes=4.0, batch_size=8, learning_rate=0.02),
+    )
 
 
 def looks(initial, population, recipe, state=None) -> list:
@@ -25,14 +30,18 @@ def looks(initial, population, recipe, state=None) -> list:
     return found
 
 
-def test_it_lowers_the_loss_and_a_state_saved_and_loaded_goes_on_to_the_same_bits(recipe, tiny_checkpoint, tiny_rows):
+def test_it_lowers_the_loss_and_a_state_saved_and_loaded_goes_on_to_the_same_bits(
+    recipe, tiny_checkpoint, tiny_rows
+):
     from model import central
 
     population = [tiny_rows[i : i + 12] for i in range(0, 240, 12)]
     every = looks(tiny_checkpoint.weights, population, recipe)
     assert every[-1].loss < every[0].loss - 0.3
     values = [np.array(value) for value in central.to_values(every[10].state)]
-    state = central.from_values(values, central.Training(tiny_checkpoint.weights, population, recipe).start())
+    state = central.from_values(
+        values, central.Training(tiny_checkpoint.weights, population, recipe).start()
+    )
     last = looks(tiny_checkpoint.weights, population, recipe, state)[-1]
     assert last.number == central.LOOKS
     assert all((last.weights[name] == array).all() for name, array in every[-1].weights.items())
@@ -61,4 +70,8 @@ def test_no_row_at_all_is_refused(recipe, tiny_checkpoint, tiny_rows):
 
 def test_weights_that_are_not_finite_any_more_stop_it(recipe, tiny_checkpoint, tiny_rows):
     with pytest.raises(CheckpointError, match="the weights are not finite any more"):
-        looks(tiny_checkpoint.weights, [tiny_rows[:64]], replace(recipe, central=replace(recipe.central, learning_rate=1e38)))
+        looks(
+            tiny_checkpoint.weights,
+            [tiny_rows[:64]],
+            replace(recipe, central=replace(recipe.central, learning_rate=1e38)),
+        )

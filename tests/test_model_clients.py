@@ -7,11 +7,18 @@ from model.clients import Clients, batches
 from model.corpus import Utterance
 from model.recipe import Client
 
-ROWS = np.array([[1, 5, 2, 0], [1, 6, 7, 2], [1, 2, 0, 0], [1, 8, 9, 2], [1, 5, 2, 0]], np.int32)  # 2, 3, 1, 3 and 2 targets
+ROWS = np.array(
+    [[1, 5, 2, 0], [1, 6, 7, 2], [1, 2, 0, 0], [1, 8, 9, 2], [1, 5, 2, 0]], np.int32
+)  # 2, 3, 1, 3 and 2 targets
 
 
 def made(examples=ROWS, client=Client(), seed=0, **plan) -> np.ndarray:
-    return batches(examples, Plan(**{"batch_size": 2, "length": 3, **plan}), client, np.random.default_rng(seed))
+    return batches(
+        examples,
+        Plan(**{"batch_size": 2, "length": 3, **plan}),
+        client,
+        np.random.default_rng(seed),
+    )
 
 
 def test_a_participation_sees_every_row_once_an_epoch():
@@ -30,13 +37,19 @@ def test_rows_of_a_batch_come_longest_first():
 def test_the_newest_rows_are_kept_or_a_new_choice_each_time():
     newest = {tuple(row) for row in made(client=Client(rows="newest"), max_rows=2).reshape(-1, 4)}
     assert newest == {tuple(ROWS[3]), tuple(ROWS[4])}
-    chosen = {tuple(row) for seed in range(20) for row in made(seed=seed, max_rows=2).reshape(-1, 4)}
+    chosen = {
+        tuple(row) for seed in range(20) for row in made(seed=seed, max_rows=2).reshape(-1, 4)
+    }
     assert {tuple(row) for row in ROWS} <= chosen
 
 
 def test_a_cap_on_tokens_stops_before_the_row_that_would_pass_it():
-    assert (made(client=Client(rows="newest", max_tokens=6))[:, :, 1:] != 0).sum() == 6  # the newest rows have 2, 3 and 1 targets; the next has 3
-    assert (made(client=Client(rows="newest", max_tokens=1))[:, :, 1:] != 0).sum() == 2  # one row stays, whatever its length
+    assert (
+        made(client=Client(rows="newest", max_tokens=6))[:, :, 1:] != 0
+    ).sum() == 6  # the newest rows have 2, 3 and 1 targets; the next has 3
+    assert (
+        made(client=Client(rows="newest", max_tokens=1))[:, :, 1:] != 0
+    ).sum() == 2  # one row stays, whatever its length
 
 
 def test_a_client_without_rows_has_no_steps():

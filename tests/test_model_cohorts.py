@@ -9,7 +9,14 @@ from device_runtime.errors import ConfigError
 from model import cohorts
 
 
-def drawn(population: int, cohort: int, sampling: str = "shuffled", min_separation: int = 1, seed: int = 0, rounds: int = 12) -> list[list[int]]:
+def drawn(
+    population: int,
+    cohort: int,
+    sampling: str = "shuffled",
+    min_separation: int = 1,
+    seed: int = 0,
+    rounds: int = 12,
+) -> list[list[int]]:
     sampler, found = cohorts.start(population, cohort, min_separation), []
     for _ in range(rounds):
         chosen, sampler = cohorts.draw(sampler, cohort, sampling, min_separation, seed)
@@ -30,8 +37,16 @@ def test_a_cohort_that_does_not_divide_the_population_crosses_passes():
     assert counts.max() - counts.min() <= 2
 
 
-@given(st.integers(1, 6), st.integers(1, 4), st.integers(0, 9), st.sampled_from(["shuffled", "uniform"]), st.integers(0, 2**31 - 1))
-def test_no_client_trains_again_before_the_minimum_separation(cohort, separation, spare, sampling, seed):
+@given(
+    st.integers(1, 6),
+    st.integers(1, 4),
+    st.integers(0, 9),
+    st.sampled_from(["shuffled", "uniform"]),
+    st.integers(0, 2**31 - 1),
+)
+def test_no_client_trains_again_before_the_minimum_separation(
+    cohort, separation, spare, sampling, seed
+):
     found = drawn(cohort * separation + spare, cohort, sampling, separation, seed)
     last: dict[int, int] = {}
     for number, chosen in enumerate(found):

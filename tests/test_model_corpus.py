@@ -13,7 +13,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from device_runtime.errors import CorpusError
-from model.corpus import SPLITS, LazyUsers, Utterance, cleaned, import_file, load, only, prepare, sample, seconds, split_of, stats, token_lists
+from model.corpus import (
+    SPLITS,
+    LazyUsers,
+    Utterance,
+    cleaned,
+    import_file,
+    load,
+    only,
+    prepare,
+    sample,
+    seconds,
+    split_of,
+    stats,
+    token_lists,
+)
 from model.vocabulary import build
 
 TRAIN, VALIDATION, TEST = "user0", "user26", "user13"  # where their names fall
@@ -61,14 +75,28 @@ def chitchat():
 
 def test_chitchat_has_the_figures_of_the_protocol(chitchat):
     found = stats(chitchat)
-    assert (found.total.users, found.train.users, found.validation.users, found.test.users) == (1314, 933, 137, 244)
+    assert (found.total.users, found.train.users, found.validation.users, found.test.users) == (
+        1314,
+        933,
+        137,
+        244,
+    )
     assert (found.total.utterances, found.total.words) == (255_966, 2_450_432)
-    assert (found.train.words, found.validation.words, found.test.words) == (1_725_976, 222_230, 502_226)
+    assert (found.train.words, found.validation.words, found.test.words) == (
+        1_725_976,
+        222_230,
+        502_226,
+    )
     assert found.dropped == {"no word": 912, "mashing": 1155, "verbatim in train": 112}
     assert (found.median_utterances, round(found.largest_ten, 3)) == (17, 0.421)
     vocabulary = build(token_lists(chitchat.train))
-    targets = [i for utterances in chitchat.test.values() for u in utterances[-200:] for i, t in zip(vocabulary.ids(u.tokens), u.tokens, strict=True)
-               if t[0].isalnum()]  # fmt: skip
+    targets = [
+        i
+        for utterances in chitchat.test.values()
+        for u in utterances[-200:]
+        for i, t in zip(vocabulary.ids(u.tokens), u.tokens, strict=True)
+        if t[0].isalnum()
+    ]
     assert len(targets) == 120_464
     assert round(targets.count(3) / len(targets), 3) == 0.026
 
@@ -87,7 +115,12 @@ def test_users_fall_into_splits_by_name():
 
 
 def test_utterances_without_a_word_and_mashing_are_dropped():
-    found = corpus((TRAIN, "123 !!", None), (TRAIN, "ha ha ha ha ha ha", None), (TRAIN, "ha ha ha ha ha", None), (TRAIN, "a b a b a b", None))
+    found = corpus(
+        (TRAIN, "123 !!", None),
+        (TRAIN, "ha ha ha ha ha ha", None),
+        (TRAIN, "ha ha ha ha ha", None),
+        (TRAIN, "a b a b a b", None),
+    )
     assert texts(found.train[TRAIN]) == ["hello", "ha ha ha ha ha"]
     assert found.dropped == {"no word": 1, "mashing": 2, "verbatim in train": 0}
 
@@ -101,12 +134,24 @@ def test_long_utterances_of_train_are_dropped_elsewhere_short_ones_stay():
 
 
 def test_utterances_are_in_time_order_and_equal_times_keep_theirs():
-    found = prepare("toy", "", [(user, text, time) for user in USERS for text, time in (("c", 3.0), ("a", 1.0), ("b", 2.0), ("d", 3.0))])
+    found = prepare(
+        "toy",
+        "",
+        [
+            (user, text, time)
+            for user in USERS
+            for text, time in (("c", 3.0), ("a", 1.0), ("b", 2.0), ("d", 3.0))
+        ],
+    )
     assert texts(found.test[TEST]) == ["a", "b", "c", "d"]
 
 
 def test_without_a_time_for_every_utterance_the_order_given_stands():
-    assert texts(corpus((TEST, "later", 9.0), (TEST, "sooner", 1.0)).test[TEST]) == ["hello", "later", "sooner"]
+    assert texts(corpus((TEST, "later", 9.0), (TEST, "sooner", 1.0)).test[TEST]) == [
+        "hello",
+        "later",
+        "sooner",
+    ]
 
 
 def test_users_come_in_alphabetical_order_whatever_the_order_of_rows():
@@ -117,7 +162,10 @@ def test_users_come_in_alphabetical_order_whatever_the_order_of_rows():
 
 
 def test_too_few_users_to_split_are_counted_and_told_how_many_are_needed():
-    with pytest.raises(CorpusError, match=r"^toy: 1 user, none of whom falls into validation or test; give at least 3 users"):
+    with pytest.raises(
+        CorpusError,
+        match=r"^toy: 1 user, none of whom falls into validation or test; give at least 3 users",
+    ):
         prepare("toy", "", [(TRAIN, "hello", None)])
     with pytest.raises(CorpusError, match="no utterance is left after cleaning"):
         prepare("toy", "", [(TRAIN, "123", None)])
@@ -126,11 +174,19 @@ def test_too_few_users_to_split_are_counted_and_told_how_many_are_needed():
 def test_stats_count_users_words_and_the_share_of_the_largest():
     found = stats(corpus((TRAIN, "hello again, 3 times", None)))
     assert (found.total.users, found.total.utterances, found.total.words) == (3, 4, 6)
-    assert (found.train.words, found.median_words, found.median_utterances, found.distinct_words, found.largest_ten) == (4, 1, 1, 3, 1)
+    assert (
+        found.train.words,
+        found.median_words,
+        found.median_utterances,
+        found.distinct_words,
+        found.largest_ten,
+    ) == (4, 1, 1, 3, 1)
 
 
 def test_an_unknown_split_is_refused():
-    with pytest.raises(CorpusError, match="expected a split, one of train, validation, test, found 'dev'"):
+    with pytest.raises(
+        CorpusError, match="expected a split, one of train, validation, test, found 'dev'"
+    ):
         corpus().split("dev")
 
 
@@ -150,7 +206,13 @@ def lazy(names, keep=0):
 
 def test_naming_counting_and_finding_users_reads_nobody():
     users, read = lazy(["ann", "bob", "cid"])
-    assert (len(users), list(users), "bob" in users, "dan" in users, users.get("dan")) == (3, ["ann", "bob", "cid"], True, False, None)
+    assert (len(users), list(users), "bob" in users, "dan" in users, users.get("dan")) == (
+        3,
+        ["ann", "bob", "cid"],
+        True,
+        False,
+        None,
+    )
     assert list(sample(users, 2)) == ["ann", "bob"]
     assert read == []
 
@@ -180,7 +242,12 @@ def test_an_unknown_user_is_a_key_error_and_is_not_looked_for():
 def test_users_narrowed_by_name_share_what_is_remembered():
     users, read = lazy(["ann", "bob", "cid"], keep=2)
     some = only(users, ["cid", "ann"])
-    assert (list(some), texts(some["ann"]), texts(users["ann"]), "bob" in some) == (["cid", "ann"], ["ann"], ["ann"], False)
+    assert (list(some), texts(some["ann"]), texts(users["ann"]), "bob" in some) == (
+        ["cid", "ann"],
+        ["ann"],
+        ["ann"],
+        False,
+    )
     assert read == ["ann"]
 
 
@@ -190,7 +257,12 @@ def test_vocabulary_and_stats_of_a_large_corpus_read_a_few_users_of_each_split()
     counted = stats(found)
     assert read == ["user0", "user4"] * 3
     assert (counted.users, counted.most) == ({"train": 9, "validation": 9, "test": 9}, 2)
-    assert (counted.train.users, counted.total.words, counted.distinct_words, counted.dropped) == (2, 6, 2, None)
+    assert (counted.train.users, counted.total.words, counted.distinct_words, counted.dropped) == (
+        2,
+        6,
+        2,
+        None,
+    )
     assert list(token_lists(users, most=3)) == [("user0",), ("user3",), ("user6",)]
 
 
@@ -219,9 +291,19 @@ def test_a_sample_of_everybody_is_the_users_themselves():
 
 @pytest.mark.parametrize("extension", WRITERS)
 def test_an_imported_file_is_loaded_as_it_was(tmp_path, extension):
-    rows = [{"user": user, "text": text, "timestamp": time} for user in USERS for text, time in (("B \u201cq\u201d, x", 2), ("a\nnewline", 1))]
+    rows = [
+        {"user": user, "text": text, "timestamp": time}
+        for user in USERS
+        for text, time in (("B \u201cq\u201d, x", 2), ("a\nnewline", 1))
+    ]
     report = import_file(WRITERS[extension](tmp_path / f"log{extension}", rows), tmp_path / "out")
-    assert (report.rows, report.kept, report.users, report.words, report.dropped) == (6, 6, 3, 15, ())
+    assert (report.rows, report.kept, report.users, report.words, report.dropped) == (
+        6,
+        6,
+        3,
+        15,
+        (),
+    )
     found = load(tmp_path / "out")
     assert (found.name, found.digest) == ("out", report.digest)
     assert found.test[TEST] == [
@@ -231,7 +313,9 @@ def test_an_imported_file_is_loaded_as_it_was(tmp_path, extension):
 
 
 def test_columns_are_named_by_options_and_numbers_can_be_users(tmp_path):
-    path = write_jsonl(tmp_path / "log.jsonl", [{"who": i, "said": "hello", "at": "2020-01-01"} for i in range(60)])
+    path = write_jsonl(
+        tmp_path / "log.jsonl", [{"who": i, "said": "hello", "at": "2020-01-01"} for i in range(60)]
+    )
     assert import_file(path, tmp_path / "out", user="who", text="said", timestamp="at").users == 60
     found = load(tmp_path / "out")
     assert found.split(split_of("7"))["7"] == [Utterance("hello", ("hello",), 1_577_836_800.0)]
@@ -262,14 +346,27 @@ def test_what_is_dropped_is_counted_by_reason_with_its_first_line(tmp_path):
         "no word": (1, 13),
         "unreadable timestamp": (2, 14),
     }
-    assert load(tmp_path / "out").dropped == {"bad row": 3, "no user": 2, "no text": 1, "no word": 1, "unreadable timestamp": 2}
+    assert load(tmp_path / "out").dropped == {
+        "bad row": 3,
+        "no user": 2,
+        "no text": 1,
+        "no word": 1,
+        "unreadable timestamp": 2,
+    }
 
 
 def test_a_csv_row_with_too_many_fields_is_dropped_and_the_next_is_read(tmp_path):
     path = tmp_path / "log.csv"
-    path.write_text("user,text\n" + "".join(f"{user},hello\n" for user in USERS) + "x,one, two\n" + f'{TEST},"one, two"\n')
+    path.write_text(
+        "user,text\n"
+        + "".join(f"{user},hello\n" for user in USERS)
+        + "x,one, two\n"
+        + f'{TEST},"one, two"\n'
+    )
     report = import_file(path, tmp_path / "out")
-    assert [(drop.reason, drop.rows, drop.first_line) for drop in report.dropped] == [("bad row", 1, 5)]
+    assert [(drop.reason, drop.rows, drop.first_line) for drop in report.dropped] == [
+        ("bad row", 1, 5)
+    ]
     assert texts(load(tmp_path / "out").test[TEST]) == ["hello", "one, two"]
 
 
@@ -279,13 +376,29 @@ def test_a_csv_row_with_too_many_fields_is_dropped_and_the_next_is_read(tmp_path
         ("log.jsonl", b"", r"log\.jsonl: the file has no rows"),
         ("log.csv", b"", r"log\.csv: the file has no rows"),
         ("log.csv", b"user,text\n", r"log\.csv: the file has no rows"),
-        ("log.csv", b"name,text\nx,hello\n", r"log\.csv: no column 'user', found name, text; name your columns"),
+        (
+            "log.csv",
+            b"name,text\nx,hello\n",
+            r"log\.csv: no column 'user', found name, text; name your columns",
+        ),
         ("log.csv", b"user,text\nx,ok\ny,caf\xe9\n", r"log\.csv:\d: not UTF-8 text"),
-        ("log.jsonl", b'{"name": "x", "text": "hello"}\n', r"log\.jsonl: no column 'user', found name, text; name your columns"),
-        ("log.jsonl", b"hello\n\x00\xff\n", r"none of 2 rows can be used: bad row 2 \(first in line 1\)"),
+        (
+            "log.jsonl",
+            b'{"name": "x", "text": "hello"}\n',
+            r"log\.jsonl: no column 'user', found name, text; name your columns",
+        ),
+        (
+            "log.jsonl",
+            b"hello\n\x00\xff\n",
+            r"none of 2 rows can be used: bad row 2 \(first in line 1\)",
+        ),
         ("log.jsonl", b'{"user": "x", "text": "hello"}\n', r"1 user, none of whom falls into"),
         ("log.parquet", b"PAR1 no", r"log\.parquet: not a readable Parquet file"),
-        ("log.txt", b"hello", r"unknown extension '\.txt', expected one of \.jsonl, \.csv, \.parquet"),
+        (
+            "log.txt",
+            b"hello",
+            r"unknown extension '\.txt', expected one of \.jsonl, \.csv, \.parquet",
+        ),
     ],
 )
 def test_a_bad_file_gets_one_clear_line_and_leaves_nothing_behind(tmp_path, name, content, message):
@@ -297,7 +410,9 @@ def test_a_bad_file_gets_one_clear_line_and_leaves_nothing_behind(tmp_path, name
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(CorpusError, match=r"missing\.csv: cannot be read or written \(No such file"):
+    with pytest.raises(
+        CorpusError, match=r"missing\.csv: cannot be read or written \(No such file"
+    ):
         import_file(tmp_path / "missing.csv", tmp_path / "out")
 
 
@@ -334,7 +449,9 @@ def test_an_altered_directory_is_refused(tmp_path):
     import_file(write_jsonl(tmp_path / "log.jsonl", ROWS), out)
     with open(out / "corpus.jsonl", "a") as file:
         file.write('{"user": "x", "text": "slipped in"}\n')
-    with pytest.raises(CorpusError, match=r"corpus\.jsonl: its SHA-256 is not the one in corpus\.json"):
+    with pytest.raises(
+        CorpusError, match=r"corpus\.jsonl: its SHA-256 is not the one in corpus\.json"
+    ):
         load(out)
     (out / "corpus.jsonl").unlink()
     with pytest.raises(CorpusError, match=r"corpus\.jsonl: cannot be read"):
@@ -347,21 +464,37 @@ def test_an_altered_directory_is_refused(tmp_path):
 def test_a_name_that_is_no_corpus_is_told_what_to_use(tmp_path):
     with pytest.raises(CorpusError, match="no such corpus, expected `chitchat` or a directory"):
         load(tmp_path / "nothing")
-    with pytest.raises(CorpusError, match=r"is a file.*run `fedboard data import .*log\.jsonl --out DIR` first"):
+    with pytest.raises(
+        CorpusError, match=r"is a file.*run `fedboard data import .*log\.jsonl --out DIR` first"
+    ):
         load(write_jsonl(tmp_path / "log.jsonl", ROWS))
 
 
 @pytest.mark.parametrize(
     "timestamp",
-    [0.5, 500, "0.5", "1970-01-01T00:00:00.5Z", "1970-01-01 01:00:00.500+01:00", " 1970-01-01T00:00:00.500 ", datetime(1970, 1, 1, 0, 0, 0, 500_000),
-     datetime(1970, 1, 1, 0, 0, 0, 500_000, UTC), datetime(1970, 1, 1, 2, 0, 0, 500_000, timezone(timedelta(hours=2)))],
-)  # fmt: skip
+    [
+        0.5,
+        500,
+        "0.5",
+        "1970-01-01T00:00:00.5Z",
+        "1970-01-01 01:00:00.500+01:00",
+        " 1970-01-01T00:00:00.500 ",
+        datetime(1970, 1, 1, 0, 0, 0, 500_000),
+        datetime(1970, 1, 1, 0, 0, 0, 500_000, UTC),
+        datetime(1970, 1, 1, 2, 0, 0, 500_000, timezone(timedelta(hours=2))),
+    ],
+)
 def test_a_time_is_iso_or_an_epoch(timestamp):
     assert seconds(timestamp) == (500 if timestamp == 500 else 0.5)
 
 
 def test_an_epoch_of_thirteen_digits_is_in_milliseconds():
-    assert seconds(1_577_836_800_000) == seconds("1577836800") == seconds(date(2020, 1, 1)) == 1_577_836_800
+    assert (
+        seconds(1_577_836_800_000)
+        == seconds("1577836800")
+        == seconds(date(2020, 1, 1))
+        == 1_577_836_800
+    )
 
 
 @given(st.one_of(st.text(), st.booleans(), st.floats(), st.integers(), st.lists(st.integers())))
@@ -370,10 +503,25 @@ def test_any_other_time_is_a_value_error(timestamp):
         assert abs(seconds(timestamp)) >= 0
 
 
-CELLS = st.one_of(st.none(), st.text(max_size=8), st.integers(), st.floats(), st.lists(st.integers(), max_size=2), st.sampled_from(USERS))
+CELLS = st.one_of(
+    st.none(),
+    st.text(max_size=8),
+    st.integers(),
+    st.floats(),
+    st.lists(st.integers(), max_size=2),
+    st.sampled_from(USERS),
+)
 
 
-@given(st.lists(st.one_of(st.binary(max_size=20), st.dictionaries(st.sampled_from(["user", "text", "timestamp", "x"]), CELLS)), max_size=12))
+@given(
+    st.lists(
+        st.one_of(
+            st.binary(max_size=20),
+            st.dictionaries(st.sampled_from(["user", "text", "timestamp", "x"]), CELLS),
+        ),
+        max_size=12,
+    )
+)
 def test_any_jsonl_file_is_imported_or_refused_by_name(tmp_path_factory, rows):
     folder = tmp_path_factory.mktemp("any")
     lines = [row if isinstance(row, bytes) else json.dumps(row).encode() for row in rows]

@@ -15,21 +15,38 @@ from device_runtime.metrics import Counts
 from device_runtime.text import BOS, FIRST_WORD, tokenise
 from model import ngram
 from model.corpus import Utterance
-from model.evaluation import Evaluation, Prediction, compare, difference, evaluate, network_engine, ngram_engine, predictions_file, summarise
+from model.evaluation import (
+    Evaluation,
+    Prediction,
+    compare,
+    difference,
+    evaluate,
+    network_engine,
+    ngram_engine,
+    predictions_file,
+    summarise,
+)
 from model.network import NetworkSize, forward, initial_weights, log_probs
 from model.vocabulary import build
 
-VOCABULARY = build([["the", "the", "cat", "sat", "dog", "."], ["the", "cat"]], size=4)  # the 3, cat 2, dog 1, sat 1
+VOCABULARY = build(
+    [["the", "the", "cat", "sat", "dog", "."], ["the", "cat"]], size=4
+)  # the 3, cat 2, dog 1, sat 1
 THE, CAT, DOG, SAT = range(FIRST_WORD, FIRST_WORD + 4)
 STOP = VOCABULARY.id(".")
 
 
 def users(**texts: list[str]) -> dict[str, list[Utterance]]:
-    return {user: [Utterance(text, tuple(tokenise(text))) for text in own] for user, own in texts.items()}
+    return {
+        user: [Utterance(text, tuple(tokenise(text))) for text in own]
+        for user, own in texts.items()
+    }
 
 
 def always(chunk: int = 100, **probabilities: float):
-    """An engine that gives these words these probabilities after anything, in chunks of so many positions."""
+    """An engine that gives these words these probabilities after anything, in chunks of so many
+    positions.
+    """
     row = np.full(len(VOCABULARY), 1e-6, np.float32)
     for word, probability in probabilities.items():
         row[STOP if word == "stop" else VOCABULARY.id(word)] = probability
@@ -43,7 +60,11 @@ def always(chunk: int = 100, **probabilities: float):
 
 
 def test_word_targets_are_counted_and_unknown_ones_are_misses():
-    found = evaluate(always(the=0.4, cat=0.3, dog=0.2, sat=0.1), users(ann=["The cat sat.", "The aardvark"]), VOCABULARY)
+    found = evaluate(
+        always(the=0.4, cat=0.3, dog=0.2, sat=0.1),
+        users(ann=["The cat sat.", "The aardvark"]),
+        VOCABULARY,
+    )
     # targets: the cat sat the aardvark; the strip is always the, cat, dog; sat needs one letter
     assert found.total.targets == 5
     assert (found.total.top1, found.total.top3) == (2, 3)
@@ -55,27 +76,46 @@ def test_word_targets_are_counted_and_unknown_ones_are_misses():
 
 
 def test_with_punctuation_classes_are_targets_and_compete():
-    found = evaluate(always(the=0.3, stop=0.4, cat=0.2, dog=0.1), users(ann=["the cat dog."]), VOCABULARY).total
+    found = evaluate(
+        always(the=0.3, stop=0.4, cat=0.2, dog=0.1), users(ann=["the cat dog."]), VOCABULARY
+    ).total
     # ranked with classes: "." the cat dog
     assert (found.targets, found.top1, found.top3) == (3, 1, 3)
     assert (found.tokens, found.tokens_top1, found.tokens_top3) == (4, 1, 3)
 
 
 def test_only_the_last_utterances_of_each_user_are_scored():
-    found = evaluate(always(the=0.9), users(ann=["cat"] * 5 + ["the"] * 2, bob=["the"]), VOCABULARY, last=3)
-    assert found.users["ann"] == evaluate(always(the=0.9), users(ann=["cat", "the", "the"]), VOCABULARY).total
+    found = evaluate(
+        always(the=0.9), users(ann=["cat"] * 5 + ["the"] * 2, bob=["the"]), VOCABULARY, last=3
+    )
+    assert (
+        found.users["ann"]
+        == evaluate(always(the=0.9), users(ann=["cat", "the", "the"]), VOCABULARY).total
+    )
     assert (found.users["ann"].targets, found.users["bob"].targets, found.total.top1) == (3, 1, 3)
 
 
 def test_a_quick_look_scores_the_first_users():
-    assert list(evaluate(always(the=0.9), users(ann=["the"], bob=["the"], cid=["cat"]), VOCABULARY, max_users=2).users) == ["ann", "bob"]
+    assert list(
+        evaluate(
+            always(the=0.9), users(ann=["the"], bob=["the"], cid=["cat"]), VOCABULARY, max_users=2
+        ).users
+    ) == ["ann", "bob"]
 
 
 def test_chunks_of_any_size_give_the_same_and_progress_ends_at_all():
     people, seen = users(ann=["the cat sat.", "dog"], bob=["the dog"]), []
-    whole = evaluate(always(the=0.5, dog=0.2), people, VOCABULARY, progress=lambda done, total: seen.append((done, total)))
+    whole = evaluate(
+        always(the=0.5, dog=0.2),
+        people,
+        VOCABULARY,
+        progress=lambda done, total: seen.append((done, total)),
+    )
     assert seen == [(7, 7)]
-    assert all(evaluate(always(chunk=size, the=0.5, dog=0.2), people, VOCABULARY) == whole for size in (1, 2, 3, 7))
+    assert all(
+        evaluate(always(chunk=size, the=0.5, dog=0.2), people, VOCABULARY) == whole
+        for size in (1, 2, 3, 7)
+    )
 
 
 def test_an_engine_reads_what_was_typed_before_in_the_same_utterance_only():
@@ -89,7 +129,9 @@ def test_an_engine_reads_what_was_typed_before_in_the_same_utterance_only():
     assert read == [[BOS, THE, CAT, SAT], [BOS, THE], [BOS]]
 
 
-@pytest.mark.parametrize("wrong", [np.zeros((3, 5)), np.zeros((9, len(VOCABULARY))), np.zeros((1, len(VOCABULARY)))])
+@pytest.mark.parametrize(
+    "wrong", [np.zeros((3, 5)), np.zeros((9, len(VOCABULARY))), np.zeros((1, len(VOCABULARY)))]
+)
 def test_an_engine_of_another_vocabulary_or_number_of_positions_is_refused(wrong):
     with pytest.raises(ValueError, match="the engine gave"):
         evaluate(lambda sequences: iter([wrong]), users(ann=["the cat sat"]), VOCABULARY)
@@ -100,7 +142,9 @@ def test_the_network_engine_scores_rows_of_all_lengths_as_one_by_one():
     weights = initial_weights(NetworkSize(4, 6), VOCABULARY, rng)
     sequences = [[BOS, *rng.integers(3, len(VOCABULARY), rng.integers(0, 9))] for _ in range(300)]
     together = np.concatenate(list(network_engine(weights)(sequences)))
-    alone = np.concatenate([log_probs(weights, forward(weights, np.array([sequence]))[0]) for sequence in sequences])
+    alone = np.concatenate(
+        [log_probs(weights, forward(weights, np.array([sequence]))[0]) for sequence in sequences]
+    )
     assert np.allclose(together, alone, atol=1e-5)
 
 
@@ -116,10 +160,22 @@ def test_predictions_hold_all_that_is_needed_to_score_the_run_again(tmp_path):
     path = tmp_path / "predictions.jsonl"
     people = users(ann=["The cat sat, the aardvark", "dog"], bob=["the"])
     with predictions_file(path) as write:
-        found = evaluate(always(chunk=2, the=0.4, cat=0.3, dog=0.2, sat=0.1), people, VOCABULARY, on_prediction=write)
+        found = evaluate(
+            always(chunk=2, the=0.4, cat=0.3, dog=0.2, sat=0.1),
+            people,
+            VOCABULARY,
+            on_prediction=write,
+        )
     lines = [json.loads(line) for line in path.read_text().splitlines()]
-    assert lines[4] == {"user": "ann", "context": ["the", "cat", "sat", ",", "the"], "target": "aardvark", "top3": ["the", "cat", "dog"], "keys": 9,
-                        "logp": None, "in_vocab": False}  # fmt: skip
+    assert lines[4] == {
+        "user": "ann",
+        "context": ["the", "cat", "sat", ",", "the"],
+        "target": "aardvark",
+        "top3": ["the", "cat", "dog"],
+        "keys": 9,
+        "logp": None,
+        "in_vocab": False,
+    }
     assert lines[5]["context"] == []
     for user, counts in found.users.items():
         own = [line for line in lines if line["user"] == user]
@@ -132,7 +188,9 @@ def test_predictions_hold_all_that_is_needed_to_score_the_run_again(tmp_path):
             letters=sum(len(line["target"]) + 1 for line in own),
             keys=sum(line["keys"] for line in own),
             first=sum(not line["context"] for line in own),
-            first_top1=sum(not line["context"] and line["target"] == line["top3"][0] for line in own),
+            first_top1=sum(
+                not line["context"] and line["target"] == line["top3"][0] for line in own
+            ),
             tokens=counts.tokens,
             tokens_top1=counts.tokens_top1,
             tokens_top3=counts.tokens_top3,
@@ -148,17 +206,42 @@ def test_predictions_appear_whole_or_not_at_all(tmp_path):
         raise KeyboardInterrupt
     assert [entry.name for entry in tmp_path.iterdir()] == ["predictions.jsonl"]
     assert path.read_text() == "older"
-    with pytest.raises(RunError, match=r"cannot be written \(No such file"), predictions_file(tmp_path / "none" / "p.jsonl"):
+    with (
+        pytest.raises(RunError, match=r"cannot be written \(No such file"),
+        predictions_file(tmp_path / "none" / "p.jsonl"),
+    ):
         pass
 
 
 def test_the_summary_divides_once():
-    total = Counts(targets=40, top1=10, top3=20, in_vocabulary=32, nll=32 * math.log(5), letters=100, keys=40, first=8, first_top1=2, tokens=50,
-                   tokens_top1=15, tokens_top3=25)  # fmt: skip
+    total = Counts(
+        targets=40,
+        top1=10,
+        top3=20,
+        in_vocabulary=32,
+        nll=32 * math.log(5),
+        letters=100,
+        keys=40,
+        first=8,
+        first_top1=2,
+        tokens=50,
+        tokens_top1=15,
+        tokens_top3=25,
+    )
     found = summarise(Evaluation({"ann": total}, total), np.random.default_rng(0))
-    assert (found.users, found.targets, found.top1, found.top3, found.oov_rate) == (1, 40, 0.25, 0.5, pytest.approx(0.2))
+    assert (found.users, found.targets, found.top1, found.top3, found.oov_rate) == (
+        1,
+        40,
+        0.25,
+        0.5,
+        pytest.approx(0.2),
+    )
     assert (found.perplexity, found.keystroke_saving) == (pytest.approx(5), pytest.approx(0.6))
-    assert (found.in_vocabulary_top1, found.first_word_top1, found.with_punctuation_top3) == (10 / 32, 0.25, 0.5)
+    assert (found.in_vocabulary_top1, found.first_word_top1, found.with_punctuation_top3) == (
+        10 / 32,
+        0.25,
+        0.5,
+    )
     assert found.top1_interval == (0.25, 0.25)
     assert found.macro_top1 == (0.25, 0.25, 0.25, 0.25)
 
@@ -170,8 +253,14 @@ def test_two_systems_are_compared_by_user():
 
     rng = np.random.default_rng(0)
     gain, low, high = difference(evaluation(9, 1, 5), evaluation(8, 0, 4), "top1", rng)
-    assert (gain, low, high) == (pytest.approx(0.1), pytest.approx(0.1), pytest.approx(0.1))  # users differ much, systems always by one
-    gain, low, high = difference(evaluation(*range(10)), evaluation(*reversed(range(10))), "top1", rng)
+    assert (gain, low, high) == (
+        pytest.approx(0.1),
+        pytest.approx(0.1),
+        pytest.approx(0.1),
+    )  # users differ much, systems always by one
+    gain, low, high = difference(
+        evaluation(*range(10)), evaluation(*reversed(range(10))), "top1", rng
+    )
     assert gain == 0 and low < 0 < high
     with pytest.raises(ValueError, match="same users and targets"):
         difference(evaluation(1), evaluation(1, 2), "top1", rng)
@@ -195,32 +284,56 @@ def test_a_comparison_counts_users_who_gain_and_lose_more_than_a_point():
         dan=Counts(targets=19, letters=50, keys=50),
     )
     found = compare(left, right, np.random.default_rng(0))
-    assert found.users == 3  # dan has too few targets to count as a user, not too few to count in the sums
+    assert (
+        found.users == 3
+    )  # dan has too few targets to count as a user, not too few to count in the sums
     assert found.top1.change == (3 + 1 - 5 + 19) / 269
-    assert (found.top1.gained, found.top1.lost, found.top1.same) == (1, 1, 1)  # bob's gain is one point, not more
+    assert (found.top1.gained, found.top1.lost, found.top1.same) == (
+        1,
+        1,
+        1,
+    )  # bob's gain is one point, not more
     assert found.top1.by_user == pytest.approx((-0.02, -0.078, 0.01, 0.026))  # of -0.10, 0.01, 0.03
     assert found.top3.change == 19 / 269
     assert (found.top3.gained, found.top3.lost, found.top3.same) == (0, 0, 3)
     assert found.keystroke_saving.change == (50 - 4 - 10) / 1050
-    assert (found.keystroke_saving.gained, found.keystroke_saving.lost, found.keystroke_saving.same) == (1, 1, 1)
-    assert found.keystroke_saving.by_user == pytest.approx((-0.01 / 3, -0.082, -0.01, 0.078))  # of -0.10, -0.01, 0.10
+    assert (
+        found.keystroke_saving.gained,
+        found.keystroke_saving.lost,
+        found.keystroke_saving.same,
+    ) == (1, 1, 1)
+    assert found.keystroke_saving.by_user == pytest.approx(
+        (-0.01 / 3, -0.082, -0.01, 0.078)
+    )  # of -0.10, -0.01, 0.10
 
 
 def test_users_who_spare_alike_leave_no_doubt_about_keystrokes():
-    left = of_users(ann=Counts(targets=20, letters=100, keys=40), bob=Counts(targets=20, letters=200, keys=180))
-    right = of_users(ann=Counts(targets=20, letters=100, keys=50), bob=Counts(targets=20, letters=200, keys=200))
+    left = of_users(
+        ann=Counts(targets=20, letters=100, keys=40), bob=Counts(targets=20, letters=200, keys=180)
+    )
+    right = of_users(
+        ann=Counts(targets=20, letters=100, keys=50), bob=Counts(targets=20, letters=200, keys=200)
+    )
     found = compare(left, right, np.random.default_rng(0)).keystroke_saving
     assert (found.change, *found.interval) == pytest.approx((0.1, 0.1, 0.1))
 
 
 def test_without_a_user_of_enough_targets_there_is_a_change_but_no_spread():
-    found = compare(of_users(ann=Counts(targets=4, top1=1, letters=9)), of_users(ann=Counts(targets=4, letters=9)), np.random.default_rng(0))
+    found = compare(
+        of_users(ann=Counts(targets=4, top1=1, letters=9)),
+        of_users(ann=Counts(targets=4, letters=9)),
+        np.random.default_rng(0),
+    )
     assert (found.users, found.top1.change, found.top1.by_user) == (0, 0.25, None)
 
 
 def test_systems_that_read_other_words_are_not_compared():
     with pytest.raises(ValueError, match="same users and targets"):
-        compare(of_users(ann=Counts(targets=4, letters=9)), of_users(ann=Counts(targets=4, letters=10)), np.random.default_rng(0))
+        compare(
+            of_users(ann=Counts(targets=4, letters=9)),
+            of_users(ann=Counts(targets=4, letters=10)),
+            np.random.default_rng(0),
+        )
 
 
 @st.composite
@@ -231,20 +344,31 @@ def two_evaluations(draw) -> tuple[Evaluation, Evaluation]:
         for side in sides:
             top3 = draw(st.integers(0, targets))
             side[f"user{user}"] = Counts(
-                targets=targets, top1=draw(st.integers(0, top3)), top3=top3, letters=5 * targets, keys=draw(st.integers(targets, 5 * targets))
+                targets=targets,
+                top1=draw(st.integers(0, top3)),
+                top3=top3,
+                letters=5 * targets,
+                keys=draw(st.integers(targets, 5 * targets)),
             )
     return of_users(**sides[0]), of_users(**sides[1])
 
 
 @settings(max_examples=30, deadline=None)
 @given(two_evaluations())
-def test_a_comparison_is_the_difference_of_two_summaries_and_its_mirror_image_the_other_way_round(both):
+def test_a_comparison_is_the_difference_of_two_summaries_and_its_mirror_image_the_other_way_round(
+    both,
+):
     left, right = both
-    there, back = compare(left, right, np.random.default_rng(0)), compare(right, left, np.random.default_rng(0))
+    there, back = (
+        compare(left, right, np.random.default_rng(0)),
+        compare(right, left, np.random.default_rng(0)),
+    )
     for which in ("top1", "top3", "keystroke_saving"):
         gain, loss = getattr(there, which), getattr(back, which)
         summaries = [getattr(summarise(each, np.random.default_rng(0)), which) for each in both]
         assert gain.change == pytest.approx(summaries[0] - summaries[1])
         assert (gain.gained, gain.lost, gain.same) == (loss.lost, loss.gained, loss.same)
         assert gain.gained + gain.lost + gain.same == there.users
-        assert (gain.change, *gain.interval) == pytest.approx((-loss.change, -loss.interval[1], -loss.interval[0]))
+        assert (gain.change, *gain.interval) == pytest.approx(
+            (-loss.change, -loss.interval[1], -loss.interval[0])
+        )

@@ -9,11 +9,20 @@ from tensorflow_federated.proto.v0 import executor_pb2
 
 from model.executor import write
 
-leaves = st.sampled_from([np.float32(0.5), np.int64(-3), np.zeros(0, np.float32), np.arange(6, dtype=np.float32).reshape(2, 3)])
+leaves = st.sampled_from(
+    [
+        np.float32(0.5),
+        np.int64(-3),
+        np.zeros(0, np.float32),
+        np.arange(6, dtype=np.float32).reshape(2, 3),
+    ]
+)
 
 
 def containers(inner: st.SearchStrategy) -> st.SearchStrategy:
-    return st.lists(inner, max_size=3) | st.dictionaries(st.text("abc", min_size=1, max_size=2), inner, max_size=3)
+    return st.lists(inner, max_size=3) | st.dictionaries(
+        st.text("abc", min_size=1, max_size=2), inner, max_size=3
+    )
 
 
 structures = st.recursive(leaves, containers)
@@ -33,7 +42,9 @@ def test_a_state_is_sent_as_the_bytes_tff_would_send(value):
     expected, _ = tff.framework.serialize_value(value, type_spec)
     found = executor_pb2.Value()
     write(found, value, type_spec)
-    assert found.SerializeToString(deterministic=True) == expected.SerializeToString(deterministic=True)
+    assert found.SerializeToString(deterministic=True) == expected.SerializeToString(
+        deterministic=True
+    )
 
 
 def test_a_value_of_another_length_or_shape_than_its_type_is_refused():

@@ -31,11 +31,19 @@ libc.malloc_info(0, report)
 libc.fclose(report)
 """
 
-glibc_only = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="these are settings of glibc")
+glibc_only = pytest.mark.skipif(
+    platform.libc_ver()[0] != "glibc", reason="these are settings of glibc"
+)
 
 
 def heaps(how: str) -> int:
-    found = subprocess.run([sys.executable, "-c", HEAPS, how], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1])
+    found = subprocess.run(
+        [sys.executable, "-c", HEAPS, how],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(__file__).parents[1],
+    )
     return found.stdout.count("<heap nr=")
 
 

@@ -9,7 +9,11 @@ from device_runtime.errors import ConfigError
 from fedboard.run import Settings
 from model.recipe import Recipe, Schedule
 
-CONFIGS = sorted(path for path in (Path(__file__).parents[1] / "configs").glob("*.toml") if path.name != "server.toml")  # of training
+CONFIGS = sorted(
+    path
+    for path in (Path(__file__).parents[1] / "configs").glob("*.toml")
+    if path.name != "server.toml"
+)  # of training
 
 
 def shares(rounds: int, **how) -> list[float]:
@@ -30,15 +34,24 @@ def test_a_warm_up_rises_linearly_before_any_schedule():
 @pytest.mark.parametrize(
     ("table", "says"),
     [
-        ({"server": {"algorithm": "adam"}}, "expected one of fedavg, fedavgm, fedadam, fedyogi, fedadagrad, fedprox"),
+        (
+            {"server": {"algorithm": "adam"}},
+            "expected one of fedavg, fedavgm, fedadam, fedyogi, fedadagrad, fedprox",
+        ),
         ({"server": {"algorithm": "fedprox"}}, "needs a pull above 0"),
         ({"client": {"dropout": 1.0}}, "less than 1"),
         ({"client": {"weighting": "words"}}, "expected one of rows, tokens, capped, uniform"),
         ({"sampling": "poisson"}, "expected one of shuffled, uniform"),
-        ({"server": {"schedule": {"kind": "linear"}}}, "expected one of constant, cosine, inverse_sqrt, step"),
+        (
+            {"server": {"schedule": {"kind": "linear"}}},
+            "expected one of constant, cosine, inverse_sqrt, step",
+        ),
         ({"privacy": {"mechanism": "gaussian"}}, "privacy counts every client once"),
         ({"encoded": True, "plan": {"bits": 17}}, "expected 1 to 16, found 17"),
-        ({"encoded": True, "privacy": {"mechanism": "tree"}}, "encoded: has no privacy guarantee, found mechanism 'tree'"),
+        (
+            {"encoded": True, "privacy": {"mechanism": "tree"}},
+            "encoded: has no privacy guarantee, found mechanism 'tree'",
+        ),
         ({"plan": {"batch_size": 0}}, "plan.batch_size: expected at least 1, found 0"),
         ({"seed": -1}, "seed: expected at least 0, found -1"),
         ({"cohort": 0}, "expected at least 1, found 0"),

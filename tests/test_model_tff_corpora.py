@@ -1,4 +1,6 @@
-"""TFF's own corpora, on the few clients TFF makes up for tests, in files of the form TFF fetches. No network is reached."""
+"""TFF's own corpora, on the few clients TFF makes up for tests, in files of the form TFF fetches.
+No network is reached.
+"""
 
 import functools
 import lzma
@@ -21,7 +23,11 @@ from model import evaluation, ngram, tff_corpora, vocabulary
 from model.corpus import Utterance, load, sample, split_of, stats, token_lists
 
 CLOSED = "http://127.0.0.1:9"  # nothing listens there
-MACBETH, EMILIA, CUPID = "THE_TRAGEDY_OF_KING_LEAR_MACBETH", "MUCH_ADO_ABOUT_NOTHING_EMILIA", "THE_TAMING_OF_THE_SHREW_CUPID"
+MACBETH, EMILIA, CUPID = (
+    "THE_TRAGEDY_OF_KING_LEAR_MACBETH",
+    "MUCH_ADO_ABOUT_NOTHING_EMILIA",
+    "THE_TAMING_OF_THE_SHREW_CUPID",
+)
 
 
 @pytest.fixture(scope="module")
@@ -39,13 +45,23 @@ def posts(tff):
 
 @pytest.fixture(scope="module")
 def speeches(tff):
-    """TFF's synthetic Shakespeare, and a character whom nwp-v1 calls validation, who says two lines at a time."""
-    stranger = next(name for name in (f"ROMEO_{i}" for i in range(99)) if split_of(name) == "validation")
-    return {**examples(tff.simulation.datasets.shakespeare.get_synthetic()), stranger: [{"snippets": b"Ay me!\n\nWhat's here?"}]}
+    """TFF's synthetic Shakespeare, and a character whom nwp-v1 calls validation, who says two lines
+    at a time.
+    """
+    stranger = next(
+        name for name in (f"ROMEO_{i}" for i in range(99)) if split_of(name) == "validation"
+    )
+    return {
+        **examples(tff.simulation.datasets.shakespeare.get_synthetic()),
+        stranger: [{"snippets": b"Ay me!\n\nWhat's here?"}],
+    }
 
 
 def examples(data) -> dict[str, list[dict]]:
-    return {client: list(data.create_tf_dataset_for_client(client).as_numpy_iterator()) for client in data.client_ids}
+    return {
+        client: list(data.create_tf_dataset_for_client(client).as_numpy_iterator())
+        for client in data.client_ids
+    }
 
 
 def write_database(path: Path, splits: dict[str, dict[str, list[dict | bytes]]]) -> Path:
@@ -58,17 +74,29 @@ def write_database(path: Path, splits: dict[str, dict[str, list[dict | bytes]]])
         return tf.train.Feature(int64_list=tf.train.Int64List(value=[value]))
 
     def encoded(example: dict) -> bytes:
-        return tf.train.Example(features=tf.train.Features(feature={name: feature(value) for name, value in example.items()})).SerializeToString()
+        return tf.train.Example(
+            features=tf.train.Features(
+                feature={name: feature(value) for name, value in example.items()}
+            )
+        ).SerializeToString()
 
     path.parent.mkdir(parents=True, exist_ok=True)
     database = sqlite3.connect(path)
-    database.execute("CREATE TABLE examples (split_name TEXT, client_id TEXT, serialized_example_proto BLOB)")
-    database.execute("CREATE TABLE client_metadata (client_id TEXT, split_name TEXT, num_examples INTEGER)")
+    database.execute(
+        "CREATE TABLE examples (split_name TEXT, client_id TEXT, serialized_example_proto BLOB)"
+    )
+    database.execute(
+        "CREATE TABLE client_metadata (client_id TEXT, split_name TEXT, num_examples INTEGER)"
+    )
     for split, clients in splits.items():
         for client, own in clients.items():
-            database.execute("INSERT INTO client_metadata VALUES (?, ?, ?)", (client, split, len(own)))
+            database.execute(
+                "INSERT INTO client_metadata VALUES (?, ?, ?)", (client, split, len(own))
+            )
             blobs = (example if isinstance(example, bytes) else encoded(example) for example in own)
-            database.executemany("INSERT INTO examples VALUES (?, ?, ?)", ((split, client, blob) for blob in blobs))
+            database.executemany(
+                "INSERT INTO examples VALUES (?, ?, ?)", ((split, client, blob) for blob in blobs)
+            )
     database.commit()
     database.close()
     return path
@@ -81,7 +109,10 @@ def cache(tmp_path_factory, posts, speeches):
     held_out = {"synthetic_9": posts["synthetic_2"]}
     damaged = {"damaged": [b"no example"]}
     later = {"synthetic_3": posts["synthetic_3"]}
-    write_database(folder / "stackoverflow.sqlite", {"train": {**posts, **damaged}, "heldout": held_out, "test": later})
+    write_database(
+        folder / "stackoverflow.sqlite",
+        {"train": {**posts, **damaged}, "heldout": held_out, "test": later},
+    )
     write_database(folder / "shakespeare.sqlite", {"train": speeches, "test": speeches})
     return folder
 
@@ -105,27 +136,49 @@ def texts(utterances) -> list[str]:
 
 def test_stackoverflow_has_tffs_splits_and_names_its_clients_in_order(stackoverflow):
     assert list(stackoverflow.train) == ["damaged", "synthetic_1", "synthetic_2", "synthetic_3"]
-    assert (list(stackoverflow.validation), list(stackoverflow.test)) == (["synthetic_9"], ["synthetic_3"])
-    assert (stackoverflow.name, len(stackoverflow.digest), stackoverflow.dropped) == ("stackoverflow", 64, None)
+    assert (list(stackoverflow.validation), list(stackoverflow.test)) == (
+        ["synthetic_9"],
+        ["synthetic_3"],
+    )
+    assert (stackoverflow.name, len(stackoverflow.digest), stackoverflow.dropped) == (
+        "stackoverflow",
+        64,
+        None,
+    )
 
 
 def test_a_post_is_utterances_by_our_text_rules_with_its_date(stackoverflow):
     assert stackoverflow.test["synthetic_3"] == (
         Utterance("edit :", ("edit", "<sym>"), 1_225_385_366.9),  # 2008-10-30 16:49:26.9
-        Utterance("the spec is available here .", ("the", "spec", "is", "available", "here", "."), 1_225_385_366.9),
+        Utterance(
+            "the spec is available here .",
+            ("the", "spec", "is", "available", "here", "."),
+            1_225_385_366.9,
+        ),
     )
 
 
 def test_posts_come_in_time_order_and_the_sentences_of_one_post_keep_theirs(stackoverflow):
-    earlier, later = ["css3 does finally define the", "which is exactly how you'd want it to work ."], "if you're using sql 2005 or better"
+    earlier, later = (
+        ["css3 does finally define the", "which is exactly how you'd want it to work ."],
+        "if you're using sql 2005 or better",
+    )
     assert texts(stackoverflow.train["synthetic_1"])[:2] == earlier  # 2008, given after 2010
     assert texts(stackoverflow.train["synthetic_1"])[2].startswith(later)
 
 
 def test_a_client_is_read_when_asked_for_so_a_damaged_one_harms_nobody_else(stackoverflow, cache):
-    assert len(stackoverflow.train) == 4 and "damaged" in stackoverflow.train and "nobody" not in stackoverflow.train
+    assert (
+        len(stackoverflow.train) == 4
+        and "damaged" in stackoverflow.train
+        and "nobody" not in stackoverflow.train
+    )
     assert len(stackoverflow.train["synthetic_2"]) == 3
-    with pytest.raises(CorpusError, match=r"stackoverflow\.sqlite: the examples of client 'damaged' cannot be read .*; delete the file"):
+    with pytest.raises(
+        CorpusError,
+        match=r"stackoverflow\.sqlite: the examples of client 'damaged' cannot be read .*; "
+        r"delete the file",
+    ):
         stackoverflow.train["damaged"]
     with pytest.raises(KeyError):
         stackoverflow.train["nobody"]
@@ -139,20 +192,28 @@ def test_sampling_three_of_a_thousand_clients_opens_the_datasets_of_three(tff, p
     def dataset(client: tf.Tensor) -> tf.data.Dataset:
         tf.py_function(lambda name: opened.append(name.numpy().decode()), [client], [])
         post = posts["synthetic_3"][1]
-        return tf.data.Dataset.from_tensors({name: tf.constant(value) for name, value in post.items()})
+        return tf.data.Dataset.from_tensors(
+            {name: tf.constant(value) for name, value in post.items()}
+        )
 
-    data = tff.simulation.datasets.ClientData.from_clients_and_tf_fn([f"client{i:03d}" for i in range(1000)], dataset)
+    data = tff.simulation.datasets.ClientData.from_clients_and_tf_fn(
+        [f"client{i:03d}" for i in range(1000)], dataset
+    )
     opened.clear()  # TFF looks at one to know its form
     found = tff_corpora.corpus_of(tff_corpora.SOURCES["stackoverflow"], [data, data, data], "toy")
     assert (len(found.train), opened) == (1000, [])
     some = sample(found.train, 3)
     assert (list(some), opened) == (["client000", "client333", "client666"], [])
-    assert {name: texts(utterances) for name, utterances in some.items()} == {name: ["the spec is available here ."] for name in some}
+    assert {name: texts(utterances) for name, utterances in some.items()} == {
+        name: ["the spec is available here ."] for name in some
+    }
     assert opened == list(some)
     assert len(some["client333"]) == 1 and len(opened) == 3  # remembered
 
 
-def test_shakespeares_later_lines_of_a_validation_user_are_validation_and_the_rest_test(shakespeare, speeches):
+def test_shakespeares_later_lines_of_a_validation_user_are_validation_and_the_rest_test(
+    shakespeare, speeches
+):
     (stranger,) = shakespeare.validation
     assert list(shakespeare.train) == sorted(speeches)
     assert list(shakespeare.test) == [EMILIA, CUPID, MACBETH]
@@ -161,22 +222,39 @@ def test_shakespeares_later_lines_of_a_validation_user_are_validation_and_the_re
 
 def test_a_line_is_an_utterance_and_lines_keep_their_order(shakespeare):
     assert shakespeare.train[CUPID] == (
-        Utterance("Hail to thee, worthy Timon, and to all", ("hail", "to", "thee", ",", "worthy", "timon", ",", "and", "to", "all"), None),
+        Utterance(
+            "Hail to thee, worthy Timon, and to all",
+            ("hail", "to", "thee", ",", "worthy", "timon", ",", "and", "to", "all"),
+            None,
+        ),
     )
     assert texts(shakespeare.test[MACBETH])[:3] == ["Hark!", "When?", "My name's Macbeth."]
 
 
 def test_lines_without_a_word_and_mashing_are_left_out(tff):
-    data = tff.simulation.datasets.TestClientData({"a": {"snippets": [b"!!!\nNo, no, no, no, no, no\nEnter", b"1599"]}, "b": {"snippets": [b"..."]}})
+    data = tff.simulation.datasets.TestClientData(
+        {
+            "a": {"snippets": [b"!!!\nNo, no, no, no, no, no\nEnter", b"1599"]},
+            "b": {"snippets": [b"..."]},
+        }
+    )
     users = tff_corpora.users_of(data, tff_corpora.SOURCES["shakespeare"], "toy")
-    assert {name: texts(utterances) for name, utterances in users.items()} == {"a": ["Enter"], "b": []}
+    assert {name: texts(utterances) for name, utterances in users.items()} == {
+        "a": ["Enter"],
+        "b": [],
+    }
 
 
 def test_vocabulary_baseline_and_evaluation_work_on_clients_read_lazily(shakespeare):
     words = vocabulary.build(token_lists(shakespeare.train, shakespeare.most), 40)
-    engine = evaluation.ngram_engine(ngram.train([words.ids(tokens) for tokens in token_lists(shakespeare.train)], 2, len(words)))
+    engine = evaluation.ngram_engine(
+        ngram.train([words.ids(tokens) for tokens in token_lists(shakespeare.train)], 2, len(words))
+    )
     found = evaluation.evaluate(engine, shakespeare.validation, words)
-    assert (list(found.users), found.total.targets) == (list(shakespeare.validation), 4)  # ay me what's here
+    assert (list(found.users), found.total.targets) == (
+        list(shakespeare.validation),
+        4,
+    )  # ay me what's here
     assert 0 < recall(found.total, "top3") <= 1
     assert evaluation.summarise(found, np.random.default_rng(0)).users == 1
 
@@ -191,17 +269,41 @@ def test_stats_count_what_was_read_of_each_split(shakespeare):
 # --- the file ---
 
 
-def test_without_file_and_network_the_error_says_where_to_put_the_file_before_tff_is_loaded(tmp_path):
+def test_without_file_and_network_the_error_says_where_to_put_the_file_before_tff_is_loaded(
+    tmp_path,
+):
     no_network = {"https_proxy": CLOSED, "HTTPS_PROXY": CLOSED, "no_proxy": "", "NO_PROXY": ""}
     environment = {**os.environ, **no_network, "FEDBOARD_CACHE": str(tmp_path / "cache")}
-    command = [sys.executable, "-X", "importtime", "-m", "fedboard.cli", "data", "stats", "stackoverflow"]
+    command = [
+        sys.executable,
+        "-X",
+        "importtime",
+        "-m",
+        "fedboard.cli",
+        "data",
+        "stats",
+        "stackoverflow",
+    ]
     started = time.monotonic()
-    done = subprocess.run(command, cwd=Path(__file__).parents[1], env=environment, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        command,
+        cwd=Path(__file__).parents[1],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     said = [line for line in done.stderr.splitlines() if not line.startswith("import time:")]
     assert (done.returncode, len(said)) == (1, 1)
     path = tmp_path / "cache" / "stackoverflow.sqlite"
-    assert said[0].startswith(f"CorpusError: stackoverflow: {path} is not there, and cannot be fetched from https://")
-    assert "Connection refused" in said[0] and "put it there (`curl -L https" in said[0] and said[0].endswith("or use `chitchat`")
+    assert said[0].startswith(
+        f"CorpusError: stackoverflow: {path} is not there, and cannot be fetched from https://"
+    )
+    assert (
+        "Connection refused" in said[0]
+        and "put it there (`curl -L https" in said[0]
+        and said[0].endswith("or use `chitchat`")
+    )
     assert "tensorflow" not in done.stderr
     assert time.monotonic() - started < 20
     assert not path.parent.exists()
@@ -209,7 +311,9 @@ def test_without_file_and_network_the_error_says_where_to_put_the_file_before_tf
 
 def test_a_network_that_swallows_everything_is_given_up_after_seconds(tmp_path, monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        monkeypatch.setattr(tff_corpora, "URL", f"http://127.0.0.1:{silent.getsockname()[1]}/{{}}.sqlite.lzma")
+        monkeypatch.setattr(
+            tff_corpora, "URL", f"http://127.0.0.1:{silent.getsockname()[1]}/{{}}.sqlite.lzma"
+        )
         monkeypatch.setattr(tff_corpora, "REACH_S", 0.2)
         with pytest.raises(CorpusError, match=r"cannot be fetched from http://.* \(timed out\)"):
             load("stackoverflow", tmp_path)
@@ -220,8 +324,12 @@ def network(tmp_path, tff, cache, monkeypatch):
     """A server that has shakespeare.sqlite.lzma, which our URL and TFF's both mean."""
     folder = tmp_path / "public"
     folder.mkdir()
-    (folder / "shakespeare.sqlite.lzma").write_bytes(lzma.compress((cache / "shakespeare.sqlite").read_bytes()))
-    server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(QuietHandler, directory=folder))
+    (folder / "shakespeare.sqlite.lzma").write_bytes(
+        lzma.compress((cache / "shakespeare.sqlite").read_bytes())
+    )
+    server = ThreadingHTTPServer(
+        ("127.0.0.1", 0), functools.partial(QuietHandler, directory=folder)
+    )
     threading.Thread(target=server.serve_forever, daemon=True).start()
     url = f"http://127.0.0.1:{server.server_port}/{{}}.sqlite.lzma"
     from tensorflow_federated.python.simulation.datasets import download
@@ -244,12 +352,16 @@ class QuietHandler(SimpleHTTPRequestHandler):
         pass
 
 
-def test_a_file_is_fetched_once_into_the_folder_the_environment_names(network, tmp_path, monkeypatch, shakespeare):
+def test_a_file_is_fetched_once_into_the_folder_the_environment_names(
+    network, tmp_path, monkeypatch, shakespeare
+):
     monkeypatch.setenv("FEDBOARD_CACHE", str(tmp_path / "new" / "cache"))
     found = load("shakespeare")
     assert found.digest == shakespeare.digest
     assert found.test[CUPID] == shakespeare.test[CUPID]
-    assert [entry.name for entry in (tmp_path / "new" / "cache").iterdir()] == ["shakespeare.sqlite"]
+    assert [entry.name for entry in (tmp_path / "new" / "cache").iterdir()] == [
+        "shakespeare.sqlite"
+    ]
     (network / "shakespeare.sqlite.lzma").unlink()
     assert load("shakespeare").digest == found.digest
 
@@ -258,11 +370,17 @@ def half(data: bytes) -> bytes:
     return data[: len(data) // 2]
 
 
-@pytest.mark.parametrize("damage", [half, lambda _: b"<html>log in</html>", lambda _: b""], ids=["half", "page", "empty"])
-def test_a_download_that_breaks_leaves_nothing_that_could_pass_for_the_file(network, tmp_path, damage):
+@pytest.mark.parametrize(
+    "damage", [half, lambda _: b"<html>log in</html>", lambda _: b""], ids=["half", "page", "empty"]
+)
+def test_a_download_that_breaks_leaves_nothing_that_could_pass_for_the_file(
+    network, tmp_path, damage
+):
     path = network / "shakespeare.sqlite.lzma"
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(CorpusError, match=r"shakespeare\.sqlite is not there, and cannot be fetched") as raised:
+    with pytest.raises(
+        CorpusError, match=r"shakespeare\.sqlite is not there, and cannot be fetched"
+    ) as raised:
         load("shakespeare", tmp_path / "cache")
     assert "\n" not in str(raised.value)
     assert list((tmp_path / "cache").iterdir()) == []
@@ -285,11 +403,17 @@ def test_a_download_that_stalls_is_given_up(network, tmp_path, monkeypatch):
     assert socket.getdefaulttimeout() == before
 
 
-@pytest.mark.parametrize("damage", [half, lambda _: b"hello" * 99, lambda _: b""], ids=["half", "text", "empty"])
+@pytest.mark.parametrize(
+    "damage", [half, lambda _: b"hello" * 99, lambda _: b""], ids=["half", "text", "empty"]
+)
 def test_a_damaged_file_in_the_cache_is_refused(tmp_path, cache, damage):
     path = tmp_path / "shakespeare.sqlite"
     path.write_bytes(damage((cache / "shakespeare.sqlite").read_bytes()))
-    with pytest.raises(CorpusError, match=r"shakespeare\.sqlite: not TFF's shakespeare \(.*\); delete the file, and it is fetched again") as raised:
+    with pytest.raises(
+        CorpusError,
+        match=r"shakespeare\.sqlite: not TFF's shakespeare \(.*\); "
+        r"delete the file, and it is fetched again",
+    ) as raised:
         load("shakespeare", tmp_path)
     assert "\n" not in str(raised.value)
 

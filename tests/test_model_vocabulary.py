@@ -13,7 +13,13 @@ from device_runtime.text import BOS, CLASSES, EOS, FIRST_WORD, OOV, PAD, SPECIAL
 from model.vocabulary import ALPHABET, NEVER, build, build_unigram
 
 UTTERANCES = [("i", "see", "you", "."), ("you", "see", "<num>"), ("you", "!")]
-TALK = [*UTTERANCES, ("i", "don't", "see", "the", "2day", "show"), ("you", "don't", "..."), ("2day", "you", "show"), ("show", "2day")] * 20
+TALK = [
+    *UTTERANCES,
+    ("i", "don't", "see", "the", "2day", "show"),
+    ("you", "don't", "..."),
+    ("2day", "you", "show"),
+    ("show", "2day"),
+] * 20
 PIECES = build_unigram(TALK, size=len(ALPHABET) + 6)
 
 
@@ -25,7 +31,12 @@ def test_specials_and_classes_come_first_then_words_by_count_and_alphabet():
 def test_the_size_counts_words_only_and_the_least_frequent_fall_out():
     vocabulary = build(UTTERANCES, size=2)
     assert len(vocabulary) == FIRST_WORD + 2
-    assert vocabulary.ids(["you", "see", "i", "<num>"]) == [FIRST_WORD, FIRST_WORD + 1, OOV, 4 + CLASSES.index("<num>")]
+    assert vocabulary.ids(["you", "see", "i", "<num>"]) == [
+        FIRST_WORD,
+        FIRST_WORD + 1,
+        OOV,
+        4 + CLASSES.index("<num>"),
+    ]
 
 
 def test_scores_are_smoothed_log_unigram_probabilities_of_the_targets():
@@ -45,19 +56,32 @@ def test_the_same_utterances_in_any_order_give_the_same_bytes():
     assert build(UTTERANCES, size=3).hash != build(UTTERANCES, size=2).hash
 
 
-@given(st.lists(st.sampled_from(["see", "you", "i", "don't", "2day", "unheard", "?", "...", "<sym>", "<anon>"])))
+@given(
+    st.lists(
+        st.sampled_from(
+            ["see", "you", "i", "don't", "2day", "unheard", "?", "...", "<sym>", "<anon>"]
+        )
+    )
+)
 def test_plain_sentencepiece_encodes_tokenised_text_to_our_ids(tokens):
     vocabulary = build([*UTTERANCES, ("don't", "2day")], size=10)
     plain = sentencepiece.SentencePieceProcessor(model_proto=vocabulary.model)
     ours = vocabulary.ids(tokens)
-    joined = [i for place, i in enumerate(ours) if not (i == OOV and place and ours[place - 1] == OOV)]  # SentencePiece joins unknown neighbours
+    joined = [
+        i for place, i in enumerate(ours) if not (i == OOV and place and ours[place - 1] == OOV)
+    ]  # SentencePiece joins unknown neighbours
     assert plain.encode(" ".join(tokens)) == joined
 
 
 def test_plain_sentencepiece_knows_the_special_ids():
     plain = sentencepiece.SentencePieceProcessor(model_proto=build(UTTERANCES).model)
     assert (plain.pad_id(), plain.bos_id(), plain.eos_id(), plain.unk_id()) == (PAD, BOS, EOS, OOV)
-    assert plain.is_control(PAD) and plain.is_control(BOS) and plain.is_control(EOS) and plain.is_unknown(OOV)
+    assert (
+        plain.is_control(PAD)
+        and plain.is_control(BOS)
+        and plain.is_control(EOS)
+        and plain.is_unknown(OOV)
+    )
     assert plain.decode(plain.encode("i see you .")) == "i see you ."
 
 
@@ -76,13 +100,19 @@ def test_a_size_below_one_is_refused():
         build(UTTERANCES, size=0)
 
 
-# --- pieces ------------------------------------------------------------------------------------------------------------------------------
+# --- pieces
+# ------------------------------------------------------------------------------------------------
 
 
 def test_pieces_that_start_words_come_before_inner_ones_and_the_alphabet_is_among_them():
     assert PIECES.tokens[:FIRST_WORD] == [*SPECIALS, *CLASSES]
-    starts, inner = PIECES.tokens[FIRST_WORD : PIECES.first_inner], PIECES.tokens[PIECES.first_inner :]
-    assert {"", "you", "see"} <= set(starts)  # frequent words are pieces, and a bare start lets any letter follow
+    starts, inner = (
+        PIECES.tokens[FIRST_WORD : PIECES.first_inner],
+        PIECES.tokens[PIECES.first_inner :],
+    )
+    assert {"", "you", "see"} <= set(
+        starts
+    )  # frequent words are pieces, and a bare start lets any letter follow
     assert set("abcdefghijklmnopqrstuvwxyz0123456789'") <= set(inner)
     assert len(starts) + len(inner) == len(ALPHABET) + 6
 
@@ -102,7 +132,9 @@ def test_scores_of_pieces_are_smoothed_log_unigram_probabilities_of_the_targets(
     targets = Counter(i for tokens in TALK for i in PIECES.ids(tokens)) + Counter({EOS: len(TALK)})
     possible = [i for i in range(len(PIECES)) if i not in (PAD, BOS)]
     total = math.log(sum(targets.values()) + len(possible))
-    assert [PIECES.log_unigram[i] for i in possible] == pytest.approx([math.log(targets[i] + 1) - total for i in possible], abs=1e-5)
+    assert [PIECES.log_unigram[i] for i in possible] == pytest.approx(
+        [math.log(targets[i] + 1) - total for i in possible], abs=1e-5
+    )
     assert PIECES.log_unigram[PAD] == PIECES.log_unigram[BOS] == NEVER
 
 
@@ -124,7 +156,12 @@ def test_plain_sentencepiece_encodes_tokenised_text_to_our_pieces(tokens):
 def test_plain_sentencepiece_knows_the_special_ids_of_pieces():
     plain = sentencepiece.SentencePieceProcessor(model_proto=PIECES.model)
     assert (plain.pad_id(), plain.bos_id(), plain.eos_id(), plain.unk_id()) == (PAD, BOS, EOS, OOV)
-    assert plain.is_control(PAD) and plain.is_control(BOS) and plain.is_control(EOS) and plain.is_unknown(OOV)
+    assert (
+        plain.is_control(PAD)
+        and plain.is_control(BOS)
+        and plain.is_control(EOS)
+        and plain.is_unknown(OOV)
+    )
 
 
 @settings(max_examples=30, deadline=None)

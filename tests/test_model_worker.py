@@ -1,6 +1,8 @@
-"""TFF's workers: here, on other ports as if on other machines, killed, started again, or gone for good. All processes are real.
+"""TFF's workers: here, on other ports as if on other machines, killed, started again, or gone for
+good. All processes are real.
 
-The clients of these tests say in a file that they started and then wait for a gate, another file, so that a worker can be killed while it computes.
+The clients of these tests say in a file that they started and then wait for a gate, another file,
+so that a worker can be killed while it computes.
 """
 
 import contextlib
@@ -56,13 +58,18 @@ class Served:
         self.port = a_free_port()
         self.address = f"127.0.0.1:{self.port}"
         self.output = folder / f"{self.port}.txt"
-        self.process = child_process.start([sys.executable, "-c", SERVE, str(self.port)], self.output)
+        self.process = child_process.start(
+            [sys.executable, "-c", SERVE, str(self.port)], self.output
+        )
 
     def events(self) -> list[str]:
         return self.output.read_text().splitlines()
 
     def listened(self, times: int = 1) -> "Served":
-        until(lambda: sum(event.startswith("listening") for event in self.events()) >= times, "the worker listens")
+        until(
+            lambda: sum(event.startswith("listening") for event in self.events()) >= times,
+            "the worker listens",
+        )
         return self
 
     def worker(self) -> int:
@@ -95,8 +102,14 @@ class Gate:
 
         @tff.tensorflow.computation(np.float32)
         def pass_the_gate(number):
-            with tf.control_dependencies([tf.io.write_file(started + tf.strings.as_string(number), "")]):
-                looks = tf.while_loop(lambda n: tf.size(tf.io.matching_files(str(self._open))) < 1, lambda n: [n + 1], [tf.constant(0)])
+            with tf.control_dependencies(
+                [tf.io.write_file(started + tf.strings.as_string(number), "")]
+            ):
+                looks = tf.while_loop(
+                    lambda n: tf.size(tf.io.matching_files(str(self._open))) < 1,
+                    lambda n: [n + 1],
+                    [tf.constant(0)],
+                )
             with tf.control_dependencies(looks):
                 return tf.identity(number)
 
@@ -140,7 +153,20 @@ def test_an_address_is_a_host_and_a_port(address):
     assert worker.checked([f" {address} "]) == [address]
 
 
-@pytest.mark.parametrize("address", ["10.0.0.2", "host:", ":9000", "host:0", "host:65536", "http://host:1", "::1:9000", "a b:1", ""])
+@pytest.mark.parametrize(
+    "address",
+    [
+        "10.0.0.2",
+        "host:",
+        ":9000",
+        "host:0",
+        "host:65536",
+        "http://host:1",
+        "::1:9000",
+        "a b:1",
+        "",
+    ],
+)
 def test_an_address_that_is_none_is_refused_by_name(address):
     with pytest.raises(RunError, match="expected host:port, found") as refused:
         worker.checked(["10.0.0.2:9000", address])
@@ -166,7 +192,9 @@ def test_no_address_and_an_address_named_twice_are_refused():
 
 
 def test_silent_are_a_port_where_nobody_listens_and_one_where_somebody_else_does(serve):
-    with socket.create_server(("127.0.0.1", 0)) as somebody_else:  # as the near end of a tunnel: it accepts and never speaks
+    with socket.create_server(
+        ("127.0.0.1", 0)
+    ) as somebody_else:  # as the near end of a tunnel: it accepts and never speaks
         nobody, dumb = f"127.0.0.1:{a_free_port()}", f"127.0.0.1:{somebody_else.getsockname()[1]}"
         served = serve().listened()
         assert worker.silent([nobody, served.address, dumb], 2.0) == [nobody, dumb]
@@ -174,7 +202,10 @@ def test_silent_are_a_port_where_nobody_listens_and_one_where_somebody_else_does
 
 def test_workers_that_do_not_answer_are_named_before_anything_is_computed():
     one, other = (f"127.0.0.1:{a_free_port()}" for _ in range(2))
-    with pytest.raises(RunError, match=f"worker {one}, {other}: does not answer within 0.5 s"), worker.remote([one, other], patience_s=0.5):
+    with (
+        pytest.raises(RunError, match=f"worker {one}, {other}: does not answer within 0.5 s"),
+        worker.remote([one, other], patience_s=0.5),
+    ):
         pass
 
 
@@ -225,8 +256,13 @@ def test_two_remote_workers_work_at_once_and_compute_what_one_local_worker_does(
         finally:
             gate.open()
 
-    with worker.remote([serve().address, serve().address]) as workers, meanwhile(open_when_two_clients_are_at_it):
-        assert workers.call(lambda: gate.sum_and_mean(CLIENTS), 120) == pytest.approx(expected, rel=1e-6)
+    with (
+        worker.remote([serve().address, serve().address]) as workers,
+        meanwhile(open_when_two_clients_are_at_it),
+    ):
+        assert workers.call(lambda: gate.sum_and_mean(CLIENTS), 120) == pytest.approx(
+            expected, rel=1e-6
+        )
 
 
 def test_more_workers_than_clients_count_every_client_once(serve, gate):
@@ -256,7 +292,9 @@ PRIVATE = {"privacy": Privacy("tree", 0.1), "client": Client(weighting="uniform"
 
 
 @pytest.mark.parametrize("how", [{"encoded": True}, PRIVATE], ids=["encoded", "private"])
-def test_rounds_split_over_two_workers_are_those_of_one_machine_to_rounding(serve, tiny_checkpoint, tiny_rows, tiny_plan, how):
+def test_rounds_split_over_two_workers_are_those_of_one_machine_to_rounding(
+    serve, tiny_checkpoint, tiny_rows, tiny_plan, how
+):
     """One of the two is killed between the rounds."""
     from model import simulation
 
@@ -282,12 +320,18 @@ def test_a_remote_worker_that_stays_away_ends_the_round_at_its_deadline_by_name(
             workers.call(lambda: gate.sum_and_mean(CLIENTS), 1.0, "round 7")
         with pytest.raises(RunError, match="round 7"):  # and those that follow
             workers.call(lambda: gate.sum_and_mean(CLIENTS), 1.0, "round 8")
-    expected = f"round 7: no answer from worker {away.address} within 1 s; start it again with `fedboard worker --port {away.port}` on 127.0.0.1,"
+    expected = (
+        f"round 7: no answer from worker {away.address} within 1 s; start it again with `fedboard "
+        f"worker --port {away.port}` on 127.0.0.1,"
+    )
     assert str(missed.value) == f"{expected} then go on with --resume"
 
 
 def test_workers_that_answer_but_are_too_slow_are_told_from_workers_that_are_gone(serve, gate):
-    with worker.remote([serve().address]) as workers, pytest.raises(RunError, match="not done within 1 s, though every worker answers"):
+    with (
+        worker.remote([serve().address]) as workers,
+        pytest.raises(RunError, match="not done within 1 s, though every worker answers"),
+    ):
         workers.call(lambda: gate.sum_and_mean(CLIENTS), 1.0)
 
 
@@ -316,7 +360,12 @@ def test_a_local_worker_that_dies_too_often_ends_the_computation_and_leaves_no_p
                     running.process.kill()
                 time.sleep(0.02)
 
-        with meanwhile(kill_all), pytest.raises(RunError, match=r"TFF worker: ended 2 times, the last time by SIGKILL; .* --resume"):
+        with (
+            meanwhile(kill_all),
+            pytest.raises(
+                RunError, match=r"TFF worker: ended 2 times, the last time by SIGKILL; .* --resume"
+            ),
+        ):
             gate.sum_and_mean(CLIENTS)
     assert len(processes) == 2
     assert not any(is_alive(process.pid) for process in processes)

@@ -1,4 +1,6 @@
-"""The whole path, tiny, as a person runs it: `fedboard demo` with real processes, then each product of it used."""
+"""The whole path, tiny, as a person runs it: `fedboard demo` with real processes, then each product
+of it used.
+"""
 
 import json
 import os
@@ -13,7 +15,18 @@ import pytest
 from device_runtime import config
 from device_runtime.wire import RoundReports
 
-TINY = ["--size", "tiny", "--vocabulary", "40", "--rounds", "3", "--cohort", "4", "--device-rounds", "2"]
+TINY = [
+    "--size",
+    "tiny",
+    "--vocabulary",
+    "40",
+    "--rounds",
+    "3",
+    "--cohort",
+    "4",
+    "--device-rounds",
+    "2",
+]
 TINY += ["--devices", "6", "--processes", "2", "--min-examples", "20"]
 
 
@@ -21,7 +34,16 @@ def fedboard(*words: object, cwd: Path, stdin: str | None = None) -> subprocess.
     """Run a command; its output goes through files, as TFF's worker must never hold a pipe."""
     with open(cwd / "out.txt", "w+") as out, open(cwd / "err.txt", "w+") as err:
         command = [sys.executable, "-m", "fedboard.cli", *map(str, words)]
-        done = subprocess.run(command, cwd=cwd, stdout=out, stderr=err, input=stdin, text=True, timeout=280, env=environment())
+        done = subprocess.run(
+            command,
+            cwd=cwd,
+            stdout=out,
+            stderr=err,
+            input=stdin,
+            text=True,
+            timeout=280,
+            env=environment(),
+        )
         out.seek(0)
         err.seek(0)
         return subprocess.CompletedProcess(command, done.returncode, out.read(), err.read())
@@ -57,13 +79,22 @@ def place(tmp_path_factory, corpus_file):
 
 def test_demo_prints_the_table_the_report_and_what_to_try_next(place):
     text = (place / "demo.txt").read_text()
-    for words in ("unigram", "Kneser-Ney 4-gram", "network, after device rounds", "int8 file as shipped", "runs/demo/report.html", "Try next"):
+    for words in (
+        "unigram",
+        "Kneser-Ney 4-gram",
+        "network, after device rounds",
+        "int8 file as shipped",
+        "runs/demo/report.html",
+        "Try next",
+    ):
         assert words in text
     assert text.count("fedboard ") >= 3
 
 
 def test_every_device_is_counted_or_refused_for_its_cause(place):
-    reports = config.from_json(RoundReports, (place / "runs/demo/rounds.json").read_bytes(), "rounds").rounds
+    reports = config.from_json(
+        RoundReports, (place / "runs/demo/rounds.json").read_bytes(), "rounds"
+    ).rounds
     assert [r.phase for r in reports] == ["committed", "committed"]
     for r in reports:
         assert r.checked_in == 6
@@ -83,7 +114,10 @@ def test_report_stands_by_itself(place):
 
 
 def test_a_second_demo_replaces_the_first_and_the_same_seed_repeats_it(place):
-    first = {name: (place / "runs/demo" / name).read_bytes() for name in ("checkpoints/best.safetensors", "checkpoints/after.safetensors")}
+    first = {
+        name: (place / "runs/demo" / name).read_bytes()
+        for name in ("checkpoints/best.safetensors", "checkpoints/after.safetensors")
+    }
     (place / "runs/demo/bundle/predict.tflite").unlink()  # as an interrupted demo might leave it
     done = fedboard("demo", "--data", "chat", *TINY, cwd=place)
     assert done.returncode == 0, done.stderr
@@ -96,20 +130,40 @@ def test_predict_suggests_completes_and_reads_lines(place):
     strip = json.loads(three.stdout)
     assert len(strip) == 3
     assert strip[0]["probability"] >= strip[1]["probability"] > 0
-    words = [s["word"] for s in json.loads(fedboard("predict", "runs/demo/bundle", "see her", "--prefix", "to", "--json", cwd=place).stdout)]
+    words = [
+        s["word"]
+        for s in json.loads(
+            fedboard(
+                "predict", "runs/demo/bundle", "see her", "--prefix", "to", "--json", cwd=place
+            ).stdout
+        )
+    ]
     assert words == ["tomorrow", "to"] or words == ["to", "tomorrow"]
-    lines = fedboard("predict", "runs/demo/bundle", cwd=place, stdin="we like \n1\n").stdout.splitlines()
+    lines = fedboard(
+        "predict", "runs/demo/bundle", cwd=place, stdin="we like \n1\n"
+    ).stdout.splitlines()
     assert lines[1].startswith("we like |")
     first = lines[1].split("1 ")[1].split()[0]
     assert lines[2].startswith(f"we like {first} |")
 
 
 def test_evaluate_writes_one_line_for_each_target_and_sums_agree(place):
-    done = fedboard("evaluate", "runs/demo/bundle", "--data", "chat", "--predictions", "p.jsonl", "--json", cwd=place)
+    done = fedboard(
+        "evaluate",
+        "runs/demo/bundle",
+        "--data",
+        "chat",
+        "--predictions",
+        "p.jsonl",
+        "--json",
+        cwd=place,
+    )
     summary = json.loads(done.stdout)["summary"]
     lines = [json.loads(line) for line in (place / "p.jsonl").read_text().splitlines()]
     assert len(lines) == summary["targets"]
-    assert sum(line["target"] == line["top3"][0] for line in lines) / len(lines) == pytest.approx(summary["top1"])
+    assert sum(line["target"] == line["top3"][0] for line in lines) / len(lines) == pytest.approx(
+        summary["top1"]
+    )
 
 
 def test_a_tampered_a_truncated_and_a_foreign_bundle_are_refused_in_one_line(place, tmp_path):
@@ -138,20 +192,43 @@ def test_a_taken_port_is_one_clear_line(place):
 
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        done = fedboard("serve", "--dir", "srv", "--bundle", "runs/demo/bundle", "--port", port, cwd=place)
+        done = fedboard(
+            "serve", "--dir", "srv", "--bundle", "runs/demo/bundle", "--port", port, cwd=place
+        )
     assert done.returncode == 1
     assert done.stderr.startswith("RunError: 127.0.0.1:")
     assert not (place / "srv").exists()
 
 
 def test_ctrl_c_while_training_ends_every_process_and_the_next_run_starts_cleanly(place):
-    command = [sys.executable, "-m", "fedboard.cli", "train", "--data", "chat", "--size", "tiny", "--vocabulary", "40", "--cohort", "4"]
+    command = [
+        sys.executable,
+        "-m",
+        "fedboard.cli",
+        "train",
+        "--data",
+        "chat",
+        "--size",
+        "tiny",
+        "--vocabulary",
+        "40",
+        "--cohort",
+        "4",
+    ]
     with open(place / "train.txt", "w") as log:
-        child = subprocess.Popen([*command, "--rounds", "5000", "--out", "runs/cut"], cwd=place, stdout=log, stderr=log, start_new_session=True)
+        child = subprocess.Popen(
+            [*command, "--rounds", "5000", "--out", "runs/cut"],
+            cwd=place,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
     try:
         deadline = time.monotonic() + 120
         while "1: validation" not in (place / "train.txt").read_text():
-            assert child.poll() is None and time.monotonic() < deadline, (place / "train.txt").read_text()
+            assert child.poll() is None and time.monotonic() < deadline, (
+                place / "train.txt"
+            ).read_text()
             time.sleep(0.2)
         os.killpg(child.pid, signal.SIGINT)
         assert child.wait(60) == 130
@@ -163,4 +240,9 @@ def test_ctrl_c_while_training_ends_every_process_and_the_next_run_starts_cleanl
     again = fedboard("train", *command[4:], "--rounds", "1", "--out", "runs/cut", cwd=place)
     assert again.returncode == 1
     assert "holds an earlier run" in again.stderr
-    assert fedboard("train", *command[4:], "--rounds", "1", "--out", "runs/cut", "--overwrite", cwd=place).returncode == 0
+    assert (
+        fedboard(
+            "train", *command[4:], "--rounds", "1", "--out", "runs/cut", "--overwrite", cwd=place
+        ).returncode
+        == 0
+    )

@@ -19,13 +19,21 @@ SEED = 11
 BLOCK = quantize.BLOCK
 
 
-def update_of(vector: np.ndarray, examples: int = 1, bits: int = 8, seed: int = 0) -> quantize.Update:
+def update_of(
+    vector: np.ndarray, examples: int = 1, bits: int = 8, seed: int = 0
+) -> quantize.Update:
     rng = np.random.default_rng(seed)
-    return quantize.decode(quantize.encode(vector.astype(np.float32), 1, SEED, SHAPES, bits, examples, rng))
+    return quantize.decode(
+        quantize.encode(vector.astype(np.float32), 1, SEED, SHAPES, bits, examples, rng)
+    )
 
 
 def summed(updates: list[quantize.Update], max_weight: int = 100) -> Sum:
-    return reduce(lambda sum, update: aggregation.add(sum, update, max_weight), updates, aggregation.empty(DIMENSION))
+    return reduce(
+        lambda sum, update: aggregation.add(sum, update, max_weight),
+        updates,
+        aggregation.empty(DIMENSION),
+    )
 
 
 def checked(update: quantize.Update, plan: Plan = PLAN) -> Cause | None:
@@ -43,12 +51,17 @@ def test_the_examples_of_an_update_travel_in_its_header():
 
 
 def test_an_update_counts_by_its_examples():
-    ones = quantize.Update(1, SEED, SHAPES, 8, 3, DIMENSION, one(1.0), one(0.0), np.zeros(BLOCK, np.uint16))  # every rotated value is 1
+    ones = quantize.Update(
+        1, SEED, SHAPES, 8, 3, DIMENSION, one(1.0), one(0.0), np.zeros(BLOCK, np.uint16)
+    )  # every rotated value is 1
     fives = replace(ones, low=one(5.0), examples=1)
     sum = summed([ones, fives])
     assert (sum.weight, sum.count) == (4, 2)
     assert (sum.total == (3 * 1 + 1 * 5) * 2**36).all()
-    np.testing.assert_allclose(aggregation.mean(sum, SEED, DIMENSION), quantize.unrotate(np.full(BLOCK, 2.0), SEED, DIMENSION))
+    np.testing.assert_allclose(
+        aggregation.mean(sum, SEED, DIMENSION),
+        quantize.unrotate(np.full(BLOCK, 2.0), SEED, DIMENSION),
+    )
 
 
 def test_an_update_counts_by_no_more_than_the_largest_weight():
@@ -60,16 +73,23 @@ def test_the_mean_of_updates_is_the_mean_of_the_deltas_within_the_rounding_step(
     updates = [update_of(vector, bits=16, seed=number) for number, vector in enumerate(deltas)]
     found = aggregation.mean(summed(updates), SEED, DIMENSION)
     # each rotated value is within one step, so the vector is within step * sqrt(BLOCK)
-    assert np.linalg.norm(found - np.mean(deltas, axis=0)) <= max(float(update.step[0]) for update in updates) * np.sqrt(BLOCK)
+    assert np.linalg.norm(found - np.mean(deltas, axis=0)) <= max(
+        float(update.step[0]) for update in updates
+    ) * np.sqrt(BLOCK)
 
 
 @settings(max_examples=25)
 @given(st.permutations(range(6)), st.integers(1, 16))
 def test_the_order_of_arrival_cannot_change_a_bit(order, bits):
-    updates = [update_of(delta(number), examples=number + 1, bits=bits, seed=number) for number in range(6)]
+    updates = [
+        update_of(delta(number), examples=number + 1, bits=bits, seed=number) for number in range(6)
+    ]
     first, second = summed(updates), summed([updates[i] for i in order])
     assert first.total.tobytes() == second.total.tobytes()
-    assert aggregation.mean(first, SEED, DIMENSION).tobytes() == aggregation.mean(second, SEED, DIMENSION).tobytes()
+    assert (
+        aggregation.mean(first, SEED, DIMENSION).tobytes()
+        == aggregation.mean(second, SEED, DIMENSION).tobytes()
+    )
 
 
 def test_adding_leaves_the_sum_it_started_from_alone():
@@ -82,7 +102,17 @@ def test_adding_leaves_the_sum_it_started_from_alone():
 def test_the_largest_sum_that_is_allowed_does_not_overflow():
     most = aggregation.capacity(PLAN, DIMENSION)
     limit = aggregation.largest_norm(PLAN, aggregation.largest_steps(PLAN, DIMENSION))
-    spike = quantize.Update(1, SEED, SHAPES, 8, most, DIMENSION, np.array([-limit]), np.array([0.0]), np.zeros(BLOCK, np.uint16))
+    spike = quantize.Update(
+        1,
+        SEED,
+        SHAPES,
+        8,
+        most,
+        DIMENSION,
+        np.array([-limit]),
+        np.array([0.0]),
+        np.zeros(BLOCK, np.uint16),
+    )
     assert (summed([spike], max_weight=most).total < 0).all()
     assert (most + 2) * (limit * 2**36 + 2**15 + 1) >= 2**63  # and the bound is tight
 
@@ -91,7 +121,9 @@ def test_the_largest_sum_that_is_allowed_does_not_overflow():
 @settings(max_examples=50)
 def test_an_honest_update_is_never_refused(seed, bits, norm, spiky):
     vector = np.eye(DIMENSION)[seed % DIMENSION] if spiky else delta(seed)
-    clipped = quantize.clip({"all": (vector * (norm / np.linalg.norm(vector))).astype(np.float32)}, PLAN.clipping_norm)["all"]
+    clipped = quantize.clip(
+        {"all": (vector * (norm / np.linalg.norm(vector))).astype(np.float32)}, PLAN.clipping_norm
+    )["all"]
     plan = replace(PLAN, bits=bits)
     assert checked(update_of(clipped, bits=bits, seed=seed), plan) is None
 
@@ -117,15 +149,23 @@ def one(value: float) -> np.ndarray:
 
 def test_many_blocks_of_the_largest_step_do_not_buy_a_larger_norm():
     dimension, plan = 4 * BLOCK, replace(PLAN, bits=1)
-    step = np.full(4, aggregation.largest_steps(plan, dimension) * 0.9, np.float32)  # each alone would pass
-    spread = quantize.Update(1, SEED, SHAPES, 1, 1, dimension, -step / 2, step, np.ones(dimension, np.uint16))
+    step = np.full(
+        4, aggregation.largest_steps(plan, dimension) * 0.9, np.float32
+    )  # each alone would pass
+    spread = quantize.Update(
+        1, SEED, SHAPES, 1, 1, dimension, -step / 2, step, np.ones(dimension, np.uint16)
+    )
     assert aggregation.check(spread, 1, SEED, SHAPES, dimension, plan) is Cause.NORM_TOO_LARGE
-    alone = replace(spread, low=spread.low * [1, 0, 0, 0], step=step * np.array([1, 0, 0, 0], np.float32))
+    alone = replace(
+        spread, low=spread.low * [1, 0, 0, 0], step=step * np.array([1, 0, 0, 0], np.float32)
+    )
     assert aggregation.check(alone, 1, SEED, SHAPES, dimension, plan) is None
 
 
 def test_a_coarse_scale_does_not_buy_a_larger_norm():
-    coarse = replace(update_of(delta(1)), low=one(-500.0), step=one(1000.0))  # one step excuses an error of 64,000
+    coarse = replace(
+        update_of(delta(1)), low=one(-500.0), step=one(1000.0)
+    )  # one step excuses an error of 64,000
     assert checked(coarse) is Cause.NORM_TOO_LARGE
     assert checked(replace(coarse, low=one(3e38), step=one(3e38))) is Cause.NORM_TOO_LARGE
 
@@ -134,8 +174,12 @@ def test_fedavg_adds_the_mean_delta():
     change = np.arange(DIMENSION, dtype=np.float64)
     after, velocity = aggregation.apply(ServerStep(), WEIGHTS, None, change)
     assert velocity is None
-    np.testing.assert_array_equal(after["embedding"], WEIGHTS["embedding"] + np.arange(30, dtype=np.float32).reshape(10, 3))
-    np.testing.assert_array_equal(after["units"], WEIGHTS["units"] + np.arange(30, 50, dtype=np.float32).reshape(4, 5))
+    np.testing.assert_array_equal(
+        after["embedding"], WEIGHTS["embedding"] + np.arange(30, dtype=np.float32).reshape(10, 3)
+    )
+    np.testing.assert_array_equal(
+        after["units"], WEIGHTS["units"] + np.arange(30, 50, dtype=np.float32).reshape(4, 5)
+    )
     assert all(array.dtype == np.float32 for array in after.values())
 
 
@@ -149,7 +193,10 @@ def test_fedavgm_goes_on_in_the_direction_of_the_steps_before():
 
 
 def test_momentum_kept_by_an_older_server_goes_on():
-    step, older = ServerStep(learning_rate=0.5, momentum=0.5), {name: np.ones_like(array) for name, array in WEIGHTS.items()}
+    step, older = (
+        ServerStep(learning_rate=0.5, momentum=0.5),
+        {name: np.ones_like(array) for name, array in WEIGHTS.items()},
+    )
     after, moments = aggregation.apply(step, WEIGHTS, older, np.full(DIMENSION, 1.0))
     np.testing.assert_allclose(moments["momentum/units"], 1.5)
     np.testing.assert_allclose(after["units"] - WEIGHTS["units"], 0.75)
@@ -158,43 +205,71 @@ def test_momentum_kept_by_an_older_server_goes_on():
 def test_the_first_step_of_fedadam_goes_by_its_rate_whatever_the_size_of_the_delta():
     step = ServerStep(learning_rate=0.25, algorithm="fedadam", epsilon=1e-12)
     after, moments = aggregation.apply(step, WEIGHTS, None, np.linspace(-1, 3, DIMENSION) + 0.01)
-    np.testing.assert_allclose(np.abs(weights.flatten(after) - weights.flatten(WEIGHTS)), 0.25, rtol=1e-4)  # bias is corrected
+    np.testing.assert_allclose(
+        np.abs(weights.flatten(after) - weights.flatten(WEIGHTS)), 0.25, rtol=1e-4
+    )  # bias is corrected
     assert moments["steps"].tolist() == [1.0]
 
 
 def test_a_late_update_moves_the_mean_by_a_share_and_counts_fully_in_what_it_is_divided_by():
-    assert [aggregation.staleness_weight(behind) for behind in (0, 3, 8)] == [1.0, 0.5, pytest.approx(1 / 3)]
+    assert [aggregation.staleness_weight(behind) for behind in (0, 3, 8)] == [
+        1.0,
+        0.5,
+        pytest.approx(1 / 3),
+    ]
     assert aggregation.staleness_weight(3, exponent=0.0) == 1.0
     update = update_of(delta(1), bits=16)
-    fresh, late = (aggregation.add_all(aggregation.empty(DIMENSION), [(update, 4, share)]) for share in (1.0, 0.5))
+    fresh, late = (
+        aggregation.add_all(aggregation.empty(DIMENSION), [(update, 4, share)])
+        for share in (1.0, 0.5)
+    )
     assert (fresh.weight, late.weight) == (4, 4)
-    np.testing.assert_allclose(aggregation.mean(late, SEED, DIMENSION), 0.5 * aggregation.mean(fresh, SEED, DIMENSION), atol=1e-6)
+    np.testing.assert_allclose(
+        aggregation.mean(late, SEED, DIMENSION),
+        0.5 * aggregation.mean(fresh, SEED, DIMENSION),
+        atol=1e-6,
+    )
 
 
 @given(st.integers(1, 16), st.integers(1, 1000), st.integers(0, 99))
 @settings(max_examples=30)
-def test_the_sum_is_the_weighted_value_within_half_a_unit_and_half_a_unit_a_code(bits, weight, seed):
+def test_the_sum_is_the_weighted_value_within_half_a_unit_and_half_a_unit_a_code(
+    bits, weight, seed
+):
     update = update_of(delta(seed), bits=bits, seed=seed)
     found = aggregation.add_all(aggregation.empty(DIMENSION), [(update, weight, 1.0)]).total
     exact = quantize.values(update) * weight * 2.0**36
     assert (np.abs(found - exact) <= 0.5 + 0.5 * update.codes + 1e-15 * np.abs(exact)).all()
 
 
-@pytest.mark.parametrize("weight", [1, 10**6, 10**7, 3 * 10**7])  # from ten million on, one update alone is beyond what float64 holds exactly
+@pytest.mark.parametrize(
+    "weight", [1, 10**6, 10**7, 3 * 10**7]
+)  # from ten million on, one update alone is beyond what float64 holds exactly
 def test_how_updates_are_grouped_cannot_change_a_bit_however_much_they_weigh(weight):
     updates = [(update_of(delta(number), seed=number), weight + number, 1.0) for number in range(3)]
     assert sum(each for _, each, _ in updates) <= aggregation.capacity(PLAN, DIMENSION)
     together = aggregation.add_all(aggregation.empty(DIMENSION), updates)
-    alone = reduce(lambda total, update: aggregation.add_all(total, [update]), updates, aggregation.empty(DIMENSION))
+    alone = reduce(
+        lambda total, update: aggregation.add_all(total, [update]),
+        updates,
+        aggregation.empty(DIMENSION),
+    )
     assert together.total.tobytes() == alone.total.tobytes()
 
 
 def test_what_several_replicas_have_counted_adds_up_to_what_one_would_have():
     updates = [(update_of(delta(number), seed=number), number + 1, 1.0) for number in range(5)]
     one = aggregation.add_all(aggregation.empty(DIMENSION), updates)
-    parts = [aggregation.add_all(aggregation.empty(DIMENSION), part) for part in (updates[3:], updates[:2], updates[2:3])]
+    parts = [
+        aggregation.add_all(aggregation.empty(DIMENSION), part)
+        for part in (updates[3:], updates[:2], updates[2:3])
+    ]
     together = aggregation.total(parts)
-    assert (together.total.tobytes(), together.weight, together.count) == (one.total.tobytes(), one.weight, one.count)
+    assert (together.total.tobytes(), together.weight, together.count) == (
+        one.total.tobytes(),
+        one.weight,
+        one.count,
+    )
 
 
 @pytest.mark.parametrize(
@@ -214,6 +289,8 @@ def test_a_step_that_cannot_converge_is_refused(changed):
         ServerStep(**changed)
 
 
-@pytest.mark.parametrize(("value", "fits"), [(65504.0, True), (-65520.0, False), (np.inf, False), (np.nan, False)])
+@pytest.mark.parametrize(
+    ("value", "fits"), [(65504.0, True), (-65520.0, False), (np.inf, False), (np.nan, False)]
+)
 def test_weights_that_float16_cannot_hold_are_recognised(value, fits):
     assert aggregation.fits_float16({"w": np.array([0, value], np.float32)}) is fits

@@ -22,11 +22,15 @@ def bucket():
 def place(request, tmp_path, monkeypatch):
     """How to open the blobs anew, and how to spoil one."""
     if request.param == "folder":
-        return lambda: Blobs(tmp_path / "blobs"), lambda name, data: (tmp_path / "blobs" / name).write_bytes(data)
+        return lambda: Blobs(tmp_path / "blobs"), lambda name, data: (
+            tmp_path / "blobs" / name
+        ).write_bytes(data)
     url, prefix = request.getfixturevalue("bucket"), tmp_path.name
     for name, value in s3.environment(url).items():
         monkeypatch.setenv(name, value)
-    return lambda: Blobs.open(f"s3://fedboard/{prefix}"), lambda name, data: s3.spoil(f"{prefix}/{name}", data)
+    return lambda: Blobs.open(f"s3://fedboard/{prefix}"), lambda name, data: s3.spoil(
+        f"{prefix}/{name}", data
+    )
 
 
 def test_a_blob_is_found_by_the_hash_of_its_bytes(place):
@@ -35,7 +39,12 @@ def test_a_blob_is_found_by_the_hash_of_its_bytes(place):
     assert name == digest(b"a checkpoint")
     blobs = open_blobs()
     assert (blobs.get(name), blobs.size(name)) == (b"a checkpoint", 12)
-    assert [bytes(blobs.part(name, *window)) for window in ((0, 12), (2, 5), (11, 12), (4, 4))] == [b"a checkpoint", b"che", b"t", b""]
+    assert [bytes(blobs.part(name, *window)) for window in ((0, 12), (2, 5), (11, 12), (4, 4))] == [
+        b"a checkpoint",
+        b"che",
+        b"t",
+        b"",
+    ]
 
 
 def test_the_same_blob_may_be_put_again_by_several_at_once(place):
@@ -93,13 +102,21 @@ def test_a_folder_that_cannot_be_made_is_one_clear_line(tmp_path):
         Blobs(tmp_path / "file" / "blobs")
 
 
-@pytest.mark.parametrize("address", ["s3://nobody-has-this-bucket/x", "http://fedboard", "s3:/fedboard", "s3://"])
-def test_a_bucket_that_cannot_be_used_is_one_clear_line_without_the_keys(bucket, monkeypatch, address):
+@pytest.mark.parametrize(
+    "address", ["s3://nobody-has-this-bucket/x", "http://fedboard", "s3:/fedboard", "s3://"]
+)
+def test_a_bucket_that_cannot_be_used_is_one_clear_line_without_the_keys(
+    bucket, monkeypatch, address
+):
     for name, value in s3.environment(bucket).items():
         monkeypatch.setenv(name, value)
     with pytest.raises(RunError) as caught:
         Blobs.open(address)
-    assert [secret for secret in s3.KEYS.values() if secret in str(caught.value) and secret != "us-east-1"] == []
+    assert [
+        secret
+        for secret in s3.KEYS.values()
+        if secret in str(caught.value) and secret != "us-east-1"
+    ] == []
 
 
 def test_without_keys_nobody_is_asked_for_any(monkeypatch):

@@ -1,4 +1,6 @@
-"""The coordinator: whole rounds by plain calls, and what it remembers when it is closed, or dies, in the middle of one."""
+"""The coordinator: whole rounds by plain calls, and what it remembers when it is closed, or dies,
+in the middle of one.
+"""
 
 import itertools
 import shutil
@@ -20,7 +22,21 @@ from server.eligibility import Policy
 from server.requests import CheckingIn, Refused
 from server.rounds import Rules
 from server.store import Store
-from tests.toy_server import PLAN, READY, SHAPES, TOKENIZER, WEIGHTS, check_in, delta, encoded, enrolled, key, new, reopened, stored
+from tests.toy_server import (
+    PLAN,
+    READY,
+    SHAPES,
+    TOKENIZER,
+    WEIGHTS,
+    check_in,
+    delta,
+    encoded,
+    enrolled,
+    key,
+    new,
+    reopened,
+    stored,
+)
 
 RULES = Rules(report_goal=2, over_selection=1.5, rounds=2, retry_s=60)  # a cohort of 3
 
@@ -55,17 +71,26 @@ def test_a_round_turns_the_mean_of_the_updates_into_the_next_checkpoint(coordina
     devices = enrolled(coordinator, 2)
     works = assigned(coordinator, devices)
     answers = [
-        coordinator.update(device, work.assignment, encoded(work, i), 2.0) for i, (device, work) in enumerate(zip(devices, works, strict=True))
+        coordinator.update(device, work.assignment, encoded(work, i), 2.0)
+        for i, (device, work) in enumerate(zip(devices, works, strict=True))
     ]
     assert all(answer.counted for answer in answers)
     made = stored(coordinator, coordinator.checkpoint().sha)
     first = coordinator.reports(2.0).rounds[0]
-    assert (made.round, made.tokenizer, first.phase, first.checkpoint) == (1, TOKENIZER, "committed", coordinator.checkpoint().sha)
+    assert (made.round, made.tokenizer, first.phase, first.checkpoint) == (
+        1,
+        TOKENIZER,
+        "committed",
+        coordinator.checkpoint().sha,
+    )
     moved = weights.flatten(made.weights) - weights.flatten(WEIGHTS)
     np.testing.assert_allclose(moved, (delta(0) + delta(1)) / 2, atol=0.02)  # 8 bits
     half = stored(coordinator, coordinator.checkpoint().half)
     assert half == replace(made, weights=half.weights)
-    assert all((half.weights[name] == array.astype(np.float16)).all() for name, array in made.weights.items())
+    assert all(
+        (half.weights[name] == array.astype(np.float16)).all()
+        for name, array in made.weights.items()
+    )
 
 
 def test_all_devices_of_a_round_get_the_same_work_and_the_next_round_other_work(coordinator):
@@ -92,13 +117,17 @@ def test_a_refused_check_in_names_its_cause_and_a_retry_time_near_the_rule(coord
 def test_a_lost_reply_to_a_check_in_is_given_again_with_the_time_that_is_left(coordinator):
     device = enrolled(coordinator, 1)[0]
     first = coordinator.check_in(device, READY, 10.0)
-    assert coordinator.check_in(device, READY, 25.0) == replace(first, deadline_s=first.deadline_s - 15)
+    assert coordinator.check_in(device, READY, 25.0) == replace(
+        first, deadline_s=first.deadline_s - 15
+    )
 
 
 def test_the_funnel_of_a_round_adds_up(coordinator):
     a, b, c, d, e = enrolled(coordinator, 5)
     assert coordinator.check_in(e, check_in(unmetered=None), 1.0).cause is Cause.METERED_NETWORK
-    assert coordinator.check_in(a, check_in(idle=False), 1.0).cause is Cause.IN_USE  # and ready a little later
+    assert (
+        coordinator.check_in(a, check_in(idle=False), 1.0).cause is Cause.IN_USE
+    )  # and ready a little later
     works = assigned(coordinator, [a, b, c])
     assert coordinator.check_in(d, READY, 1.0).cause is Cause.ROUND_FULL
     half = coordinator.blob(a, works[0].checkpoint, 1.0, signed_for=("default", 1))
@@ -108,7 +137,13 @@ def test_the_funnel_of_a_round_adds_up(coordinator):
     coordinator.abandon(b, works[1].assignment, Abandon(Cause.CONDITION_LOST), 3.0)
     coordinator.update(c, works[2].assignment, encoded(works[2], 2, examples=20), 4.0)
     report = coordinator.reports(9.0).rounds[0]
-    assert (report.checked_in, report.assigned, report.downloaded, report.uploaded, report.counted) == (5, 3, 1, 2, 2)
+    assert (
+        report.checked_in,
+        report.assigned,
+        report.downloaded,
+        report.uploaded,
+        report.counted,
+    ) == (5, 3, 1, 2, 2)
     assert report.refused == {"metered_network": 1, "round_full": 1}
     assert report.dropped == {"condition_lost": 1}
     assert report.examples == 320
@@ -130,14 +165,18 @@ def test_a_device_that_gave_up_gets_no_second_assignment_in_the_round(coordinato
         assert not coordinator.abandon(device, work.assignment, Abandon(cause), 2.0).counted
     assert coordinator.reports(2.0).rounds[0].dropped == {"training_failed": 1}
     assert coordinator.check_in(device, READY, 3.0).cause is Cause.ALREADY_ASSIGNED
-    assert causes(coordinator, lambda: coordinator.update(device, work.assignment, encoded(work, 0), 3.0)) == [Cause.ABANDONED]
+    assert causes(
+        coordinator, lambda: coordinator.update(device, work.assignment, encoded(work, 0), 3.0)
+    ) == [Cause.ABANDONED]
 
 
 def test_a_late_report_is_told_that_the_round_is_closed_and_changes_nothing(coordinator):
     devices = enrolled(coordinator, 3)
     works = assigned(coordinator, devices)
     for number in (0, 1):
-        coordinator.update(devices[number], works[number].assignment, encoded(works[number], number), 2.0)
+        coordinator.update(
+            devices[number], works[number].assignment, encoded(works[number], number), 2.0
+        )
     before = coordinator.checkpoint()
     answer = coordinator.update(devices[2], works[2].assignment, encoded(works[2], 2), 3.0)
     assert isinstance(answer, Reject)
@@ -154,7 +193,10 @@ def test_devices_that_never_report_time_out_and_a_late_one_of_them_is_counted_as
     coordinator.tick(101.0)
     report = coordinator.reports(101.0).rounds[0]
     assert (report.phase, report.counted, report.dropped) == ("committed", 1, {"timed_out": 2})
-    assert coordinator.update(devices[1], works[1].assignment, encoded(works[1], 1), 102.0).cause is Cause.LATE
+    assert (
+        coordinator.update(devices[1], works[1].assignment, encoded(works[1], 1), 102.0).cause
+        is Cause.LATE
+    )
     assert coordinator.reports(102.0).rounds[0].dropped == {"late": 1, "timed_out": 1}
     coordinator.close()
 
@@ -166,7 +208,12 @@ def test_an_abandoned_round_keeps_the_checkpoint_and_uses_up_its_number(tmp_path
     assigned(coordinator, [device])
     coordinator.tick(101.0)
     first, second = coordinator.reports(101.0).rounds
-    assert (first.phase, first.checkpoint, second.round, second.phase) == ("abandoned", "", 2, "selecting")
+    assert (first.phase, first.checkpoint, second.round, second.phase) == (
+        "abandoned",
+        "",
+        2,
+        "selecting",
+    )
     assert coordinator.checkpoint() == before
     assert assigned(coordinator, [device], 102.0)[0].round == 2
     coordinator.close()
@@ -176,7 +223,9 @@ def test_the_task_ends_after_its_rounds(coordinator):
     devices = enrolled(coordinator, 2)
     for _ in range(2):
         assert not coordinator.finished()
-        for number, (device, work) in enumerate(zip(devices, assigned(coordinator, devices), strict=True)):
+        for number, (device, work) in enumerate(
+            zip(devices, assigned(coordinator, devices), strict=True)
+        ):
             coordinator.update(device, work.assignment, encoded(work, number), 2.0)
     assert coordinator.finished()
     assert coordinator.check_in(devices[0], READY, 3.0).cause is Cause.NO_ROUND
@@ -188,21 +237,42 @@ def test_what_comes_after_the_task_has_ended_changes_nothing(tmp_path):
     devices = enrolled(coordinator, 3)
     works = assigned(coordinator, devices)
     for number in (0, 1):
-        coordinator.update(devices[number], works[number].assignment, encoded(works[number], number), 2.0)
+        coordinator.update(
+            devices[number], works[number].assignment, encoded(works[number], number), 2.0
+        )
     before = coordinator.checkpoint()
     for opened in (coordinator, None):
         opened = opened or restarted(coordinator, tmp_path)
         assert opened.update(devices[0], works[0].assignment, encoded(works[0], 0), 3.0).counted
-        assert opened.update(devices[2], works[2].assignment, encoded(works[2], 2), 3.0).cause is Cause.SURPLUS
-        assert not opened.abandon(devices[2], works[2].assignment, Abandon(Cause.IN_USE), 3.0).counted
+        assert (
+            opened.update(devices[2], works[2].assignment, encoded(works[2], 2), 3.0).cause
+            is Cause.SURPLUS
+        )
+        assert not opened.abandon(
+            devices[2], works[2].assignment, Abandon(Cause.IN_USE), 3.0
+        ).counted
         opened.tick(1e9)
-        assert (opened.finished(), opened.checkpoint(), len(opened.reports(1e9).rounds)) == (True, before, 1)
+        assert (opened.finished(), opened.checkpoint(), len(opened.reports(1e9).rounds)) == (
+            True,
+            before,
+            1,
+        )
     opened.close()
 
 
 def test_rounds_are_numbered_from_the_checkpoint_the_task_began_with(tmp_path):
     store, blobs = open_folder(tmp_path)
-    create_task(store, blobs, Checkpoint(WEIGHTS, 300, "", TOKENIZER), PLAN, RULES, Policy(), ServerStep(), 0.0, seed=1)
+    create_task(
+        store,
+        blobs,
+        Checkpoint(WEIGHTS, 300, "", TOKENIZER),
+        PLAN,
+        RULES,
+        Policy(),
+        ServerStep(),
+        0.0,
+        seed=1,
+    )
     coordinator = Coordinator(store, blobs)
     assert assigned(coordinator, enrolled(coordinator, 1))[0].round == 301
     coordinator.close()
@@ -215,10 +285,14 @@ def test_momentum_goes_on_after_a_restart(tmp_path):
         before = stored(coordinator, coordinator.checkpoint().sha).weights
         for device, work in zip(devices, assigned(coordinator, devices), strict=True):
             coordinator.update(device, work.assignment, encoded(work, 1), 2.0)
-        moved = weights.flatten(weights.subtract(stored(coordinator, coordinator.checkpoint().sha).weights, before))
+        moved = weights.flatten(
+            weights.subtract(stored(coordinator, coordinator.checkpoint().sha).weights, before)
+        )
         coordinator.close()
         coordinator = reopened(tmp_path)
-    np.testing.assert_allclose(moved, 1.9 * delta(1), atol=0.04)  # 0.9 * the first mean and the second, both delta(1)
+    np.testing.assert_allclose(
+        moved, 1.9 * delta(1), atol=0.04
+    )  # 0.9 * the first mean and the second, both delta(1)
     coordinator.close()
 
 
@@ -227,7 +301,10 @@ def test_a_step_into_weights_that_cannot_travel_abandons_the_round(tmp_path):
     devices = enrolled(coordinator, 2)
     for device, work in zip(devices, assigned(coordinator, devices), strict=True):
         assert coordinator.update(device, work.assignment, encoded(work, 1), 2.0).counted
-    assert [report.phase for report in coordinator.reports(3.0).rounds] == ["abandoned", "selecting"]
+    assert [report.phase for report in coordinator.reports(3.0).rounds] == [
+        "abandoned",
+        "selecting",
+    ]
     coordinator.close()
 
 
@@ -239,7 +316,14 @@ def refused_bodies(work: Assignment) -> dict[Cause, list[bytes]]:
     head = bytearray(good)
     struct.pack_into("<f", head, quantize.HEADER_BYTES, float("nan"))
     rng = np.random.default_rng(0)
-    fields = {"round": work.round, "seed": work.rotation_seed, "shapes": work.shapes, "bits": PLAN.bits, "examples": 20, "rng": rng}
+    fields = {
+        "round": work.round,
+        "seed": work.rotation_seed,
+        "shapes": work.shapes,
+        "bits": PLAN.bits,
+        "examples": 20,
+        "rng": rng,
+    }
     return {
         Cause.NOT_AN_UPDATE: [
             b"",
@@ -249,13 +333,21 @@ def refused_bodies(work: Assignment) -> dict[Cause, list[bytes]]:
             bytes(head),  # its scale is not a number
             quantize.encode(delta(0), **{**fields, "bits": 4}),
         ],
-        Cause.WRONG_ROUND: [quantize.encode(delta(0), **{**fields, **changed}) for changed in ({"round": 9}, {"seed": 1})],
-        Cause.WRONG_SHAPES: [quantize.encode(delta(0), **{**fields, "shapes": "0" * 64}), quantize.encode(delta(0, 51), **fields)],
+        Cause.WRONG_ROUND: [
+            quantize.encode(delta(0), **{**fields, **changed})
+            for changed in ({"round": 9}, {"seed": 1})
+        ],
+        Cause.WRONG_SHAPES: [
+            quantize.encode(delta(0), **{**fields, "shapes": "0" * 64}),
+            quantize.encode(delta(0, 51), **fields),
+        ],
         Cause.NORM_TOO_LARGE: [quantize.encode(delta(0) * 100, **fields)],
     }
 
 
-def test_an_update_that_breaks_a_rule_is_named_counted_and_leaves_the_sum_as_it_was_to_the_bit(tmp_path):
+def test_an_update_that_breaks_a_rule_is_named_counted_and_leaves_the_sum_as_it_was_to_the_bit(
+    tmp_path,
+):
     coordinator = new(tmp_path, Rules(report_goal=2, over_selection=20, rounds=2))
     honest, *others = enrolled(coordinator, 20)
     work = assigned(coordinator, [honest])[0]
@@ -303,7 +395,9 @@ def test_the_same_update_twice_counts_once_and_another_one_is_refused(coordinato
 
     assert [send(encoded(works[0], 0)).counted for _ in range(3)] == [True] * 3
     assert causes(coordinator, lambda: send(encoded(works[0], 1))) == [Cause.DIFFERENT_UPDATE]
-    assert coordinator.abandon(devices[0], works[0].assignment, Abandon(Cause.TIMED_OUT), 2.0).counted
+    assert coordinator.abandon(
+        devices[0], works[0].assignment, Abandon(Cause.TIMED_OUT), 2.0
+    ).counted
     report = coordinator.reports(3.0).rounds[0]
     assert (report.counted, report.examples, report.phase) == (1, 20, "selecting")
     coordinator.update(devices[1], works[1].assignment, encoded(works[1], 1), 3.0)
@@ -330,7 +424,10 @@ def test_somebody_elses_assignment_is_unknown_and_stays_open(coordinator):
 def test_a_device_cannot_name_any_cause_it_likes_when_it_gives_up(coordinator):
     device = enrolled(coordinator, 1)[0]
     work = assigned(coordinator, [device])[0]
-    assert causes(coordinator, lambda: coordinator.abandon(device, work.assignment, Abandon(Cause.NORM_TOO_LARGE), 2.0)) == [Cause.MALFORMED]
+    assert causes(
+        coordinator,
+        lambda: coordinator.abandon(device, work.assignment, Abandon(Cause.NORM_TOO_LARGE), 2.0),
+    ) == [Cause.MALFORMED]
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2, 3), (3, 2, 1, 0), (2, 0, 3, 1)])
@@ -340,7 +437,12 @@ def test_the_order_of_reports_cannot_change_a_bit_of_the_checkpoint(tmp_path, or
         devices = enrolled(coordinator, 4)
         works = assigned(coordinator, devices)
         for number in sequence:
-            coordinator.update(devices[number], works[number].assignment, encoded(works[number], number, examples=number + 1), 2.0)
+            coordinator.update(
+                devices[number],
+                works[number].assignment,
+                encoded(works[number], number, examples=number + 1),
+                2.0,
+            )
         coordinator.close()
         return coordinator.checkpoint().sha
 
@@ -356,14 +458,24 @@ def test_the_same_key_always_gets_the_same_name(coordinator):
     assert first == coordinator.enrol(Enrolment(public), 9.0)
     assert first.device == weights.digest(bytes.fromhex(public))[:16]
     assert (
-        causes(coordinator, *(lambda text=text: coordinator.enrol(Enrolment(text), 0.0) for text in ("", "zz" * 32, public.upper())))
+        causes(
+            coordinator,
+            *(
+                lambda text=text: coordinator.enrol(Enrolment(text), 0.0)
+                for text in ("", "zz" * 32, public.upper())
+            ),
+        )
         == [Cause.MALFORMED] * 3
     )
 
 
 def test_a_nonce_is_good_for_one_request_of_its_device(coordinator):
     device, other = enrolled(coordinator, 2)
-    asked = [CheckingIn(device, READY, "ab" * 16), CheckingIn(device, READY, "ab" * 16), CheckingIn(other, READY, "ab" * 16)]
+    asked = [
+        CheckingIn(device, READY, "ab" * 16),
+        CheckingIn(device, READY, "ab" * 16),
+        CheckingIn(other, READY, "ab" * 16),
+    ]
     first, again, others = coordinator.handle(asked, 1.0)
     assert (type(first), again.cause, type(others)) == (Assignment, Cause.REPLAYED, Assignment)
     (later,) = coordinator.handle(asked[:1], NONCE_LIFE_S)
@@ -371,12 +483,16 @@ def test_a_nonce_is_good_for_one_request_of_its_device(coordinator):
 
 
 def test_work_needs_an_enrolled_device(coordinator):
-    assert causes(coordinator, lambda: coordinator.check_in("0" * 16, READY, 0.0)) == [Cause.UNKNOWN_DEVICE]
+    assert causes(coordinator, lambda: coordinator.check_in("0" * 16, READY, 0.0)) == [
+        Cause.UNKNOWN_DEVICE
+    ]
 
 
 def test_an_unknown_blob_is_refused(coordinator):
     device = enrolled(coordinator, 1)[0]
-    assert causes(coordinator, lambda: coordinator.blob(device, "0" * 64, 0.0)) == [Cause.UNKNOWN_BLOB]
+    assert causes(coordinator, lambda: coordinator.blob(device, "0" * 64, 0.0)) == [
+        Cause.UNKNOWN_BLOB
+    ]
 
 
 def test_a_download_in_parts_is_complete_with_its_last_byte(coordinator):
@@ -396,20 +512,49 @@ def test_a_download_in_parts_is_complete_with_its_last_byte(coordinator):
 
 def test_a_task_has_a_name_of_its_own_and_a_server_without_tasks_has_no_work(coordinator, tmp_path):
     with pytest.raises(RunError, match="one of that name already"):
-        create_task(coordinator.store, coordinator.blobs, Checkpoint(WEIGHTS, 0, "", TOKENIZER), PLAN, RULES, Policy(), ServerStep(), 0.0)
+        create_task(
+            coordinator.store,
+            coordinator.blobs,
+            Checkpoint(WEIGHTS, 0, "", TOKENIZER),
+            PLAN,
+            RULES,
+            Policy(),
+            ServerStep(),
+            0.0,
+        )
     store, blobs = open_folder(tmp_path / "empty")
     coordinator = Coordinator(store, blobs)
     assert coordinator.check_in(enrolled(coordinator, 1)[0], READY, 1.0).cause is Cause.NO_ROUND
     coordinator.close()
 
 
-def test_a_task_that_could_overflow_or_cannot_travel_is_refused_before_anything_is_written(tmp_path):
+def test_a_task_that_could_overflow_or_cannot_travel_is_refused_before_anything_is_written(
+    tmp_path,
+):
     store, blobs = open_folder(tmp_path)
     rules = Rules(report_goal=1000, max_weight=10**8)
     with pytest.raises(ConfigError, match="max_weight"):
-        create_task(store, blobs, Checkpoint(WEIGHTS, 0, "", TOKENIZER), PLAN, rules, Policy(), ServerStep(), 0.0)
+        create_task(
+            store,
+            blobs,
+            Checkpoint(WEIGHTS, 0, "", TOKENIZER),
+            PLAN,
+            rules,
+            Policy(),
+            ServerStep(),
+            0.0,
+        )
     with pytest.raises(CheckpointError, match="float16"):
-        create_task(store, blobs, Checkpoint({"w": np.full(4, 1e6, np.float32)}), PLAN, RULES, Policy(), ServerStep(), 0.0)
+        create_task(
+            store,
+            blobs,
+            Checkpoint({"w": np.full(4, 1e6, np.float32)}),
+            PLAN,
+            RULES,
+            Policy(),
+            ServerStep(),
+            0.0,
+        )
     assert list((tmp_path / "blobs").iterdir()) == []
     store.close()
 
@@ -418,7 +563,16 @@ def test_without_a_seed_two_tasks_rotate_differently(tmp_path):
     seeds = set()
     for name in ("a", "b"):
         store, blobs = open_folder(tmp_path / name)
-        create_task(store, blobs, Checkpoint(WEIGHTS, 0, "", TOKENIZER), PLAN, RULES, Policy(), ServerStep(), 0.0)
+        create_task(
+            store,
+            blobs,
+            Checkpoint(WEIGHTS, 0, "", TOKENIZER),
+            PLAN,
+            RULES,
+            Policy(),
+            ServerStep(),
+            0.0,
+        )
         coordinator = Coordinator(store, blobs)
         seeds.add(assigned(coordinator, enrolled(coordinator, 1))[0].rotation_seed)
         coordinator.close()
@@ -429,16 +583,22 @@ def test_without_a_seed_two_tasks_rotate_differently(tmp_path):
 
 
 def played(folder, restart_before: int = -1) -> str:
-    """Two rounds of two devices in `folder`, restarted before one of their eight calls; the last checkpoint."""
+    """Two rounds of two devices in `folder`, restarted before one of their eight calls; the last
+    checkpoint.
+    """
     coordinator, call = new(folder, RULES), itertools.count()
     devices = enrolled(coordinator, 2)
     for _ in range(2):
         works = []
         for device in devices:
-            coordinator = restarted(coordinator, folder) if next(call) == restart_before else coordinator
+            coordinator = (
+                restarted(coordinator, folder) if next(call) == restart_before else coordinator
+            )
             works += assigned(coordinator, [device])
         for number, (device, work) in enumerate(zip(devices, works, strict=True)):
-            coordinator = restarted(coordinator, folder) if next(call) == restart_before else coordinator
+            coordinator = (
+                restarted(coordinator, folder) if next(call) == restart_before else coordinator
+            )
             assert coordinator.update(device, work.assignment, encoded(work, number), 2.0).counted
     coordinator.close()
     assert coordinator.finished()
@@ -497,7 +657,9 @@ class MortalBlobs(Blobs):
 
 
 def survives(folder, dies_at: int) -> tuple[str, bool]:
-    """A round of two devices that repeat what was not answered; the server dies once. Its last checkpoint, and whether it did die."""
+    """A round of two devices that repeat what was not answered; the server dies once. Its last
+    checkpoint, and whether it did die.
+    """
     fate = Fate(dies_at)
     coordinator = None
 
@@ -507,7 +669,9 @@ def survives(folder, dies_at: int) -> tuple[str, bool]:
             try:
                 if coordinator is None:
                     store = MortalStore(folder / "server.sqlite", fate)
-                    coordinator = Coordinator(store, MortalBlobs(folder / "blobs", fate), np.random.default_rng(0))
+                    coordinator = Coordinator(
+                        store, MortalBlobs(folder / "blobs", fate), np.random.default_rng(0)
+                    )
                 return call(coordinator)
             except Crash:
                 (store if coordinator is None else coordinator).close()
@@ -526,7 +690,10 @@ def survives(folder, dies_at: int) -> tuple[str, bool]:
     reports = persistently(lambda server: server.reports(1.0).rounds)
     sha = coordinator.checkpoint().sha
     coordinator.close()
-    assert [(report.phase, report.counted, report.examples) for report in reports] == [("committed", 2, 40), ("selecting", 0, 0)]
+    assert [(report.phase, report.counted, report.examples) for report in reports] == [
+        ("committed", 2, 40),
+        ("selecting", 0, 0),
+    ]
     return sha, fate.left <= 0
 
 
@@ -544,7 +711,9 @@ def test_a_crash_at_any_write_loses_nothing_acknowledged_and_counts_nothing_twic
 
 
 @pytest.mark.parametrize("was_kept", [True, False])
-def test_a_commit_nobody_knows_the_fate_of_loses_no_update_of_a_server_that_goes_on(tmp_path, monkeypatch, was_kept):
+def test_a_commit_nobody_knows_the_fate_of_loses_no_update_of_a_server_that_goes_on(
+    tmp_path, monkeypatch, was_kept
+):
     coordinator = new(tmp_path, Rules(report_goal=3, over_selection=1.0))
     devices = enrolled(coordinator, 3)
     works = assigned(coordinator, devices)
@@ -564,8 +733,12 @@ def test_a_commit_nobody_knows_the_fate_of_loses_no_update_of_a_server_that_goes
         coordinator.update(devices[1], works[1].assignment, encoded(works[1], 1), 2.0)
     monkeypatch.setattr(coordinator.store, "transaction", transaction)
     for number in (1, 2):  # the device that got no answer asks again
-        assert coordinator.update(devices[number], works[number].assignment, encoded(works[number], number), 3.0).counted
-    moved = weights.flatten(stored(coordinator, coordinator.checkpoint().sha).weights) - weights.flatten(WEIGHTS)
+        assert coordinator.update(
+            devices[number], works[number].assignment, encoded(works[number], number), 3.0
+        ).counted
+    moved = weights.flatten(
+        stored(coordinator, coordinator.checkpoint().sha).weights
+    ) - weights.flatten(WEIGHTS)
     np.testing.assert_allclose(moved, (delta(0) + delta(1) + delta(2)) / 3, atol=0.02)
     coordinator.close()
 
@@ -574,7 +747,10 @@ def test_a_crash_while_a_task_is_made_leaves_no_half_of_it(tmp_path):
     for dies_at in itertools.count(1):
         folder, fate = tmp_path / str(dies_at), Fate(dies_at)
         task = (Checkpoint(WEIGHTS, 0, "", TOKENIZER), PLAN, RULES, Policy(), ServerStep(), 0.0, 7)
-        store, blobs = MortalStore(folder / "server.sqlite", fate), MortalBlobs(folder / "blobs", fate)
+        store, blobs = (
+            MortalStore(folder / "server.sqlite", fate),
+            MortalBlobs(folder / "blobs", fate),
+        )
         try:
             create_task(store, blobs, *task)
         except Crash:

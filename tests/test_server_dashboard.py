@@ -1,4 +1,6 @@
-"""The operator's page: what it shows of a server that has lived, and that it works in a real browser."""
+"""The operator's page: what it shows of a server that has lived, and that it works in a real
+browser.
+"""
 
 import contextlib
 import shutil
@@ -19,15 +21,42 @@ from server.overview import Overview, Participation, Score, TaskView
 from tests.played_server import played
 from tests.toy_server import READY, enrolled, new
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+CHROMIUM = (
+    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+)
 REPORT = RoundReport(
-    7, "reporting", 4, checked_in=10, refused={"not_charging": 3, "round_full": 1}, assigned=6, downloaded=5, uploaded=3, counted=2,
-    dropped={"condition_lost": 1}, bytes_up=4_200_000, bytes_down=900, seconds=3725.0, base="ab" * 32, base_round=6,
-)  # fmt: skip
+    7,
+    "reporting",
+    4,
+    checked_in=10,
+    refused={"not_charging": 3, "round_full": 1},
+    assigned=6,
+    downloaded=5,
+    uploaded=3,
+    counted=2,
+    dropped={"condition_lost": 1},
+    bytes_up=4_200_000,
+    bytes_down=900,
+    seconds=3725.0,
+    base="ab" * 32,
+    base_round=6,
+)
 TASK = TaskView(
-    "default", "default", "training", "running", "", "fedadam", "synchronous", 4, 6, 2, (REPORT,), (), (Score(6, 18.25, 30.5, 4.75, 900),),
+    "default",
+    "default",
+    "training",
+    "running",
+    "",
+    "fedadam",
+    "synchronous",
+    4,
+    6,
+    2,
+    (REPORT,),
+    (),
+    (Score(6, 18.25, 30.5, 4.75, 900),),
     Participation(6, 3, 2),
-)  # fmt: skip
+)
 SHOWN = Overview(1e9, 1e9 - 90, "SQLite", 12, (("replayed", 2),), (TASK,))
 
 
@@ -49,16 +78,27 @@ def test_the_funnel_goes_from_check_in_to_counted_by_way_of_those_who_could_have
 def test_the_page_says_what_is_going_on_in_words_and_figures():
     found = html()
     for said in (
-        "Round 7: reporting, open for 1 h 2 min", "2 of 4", "not on a charger", "unplugged, off WiFi or picked up", "4.2 MB up, 900 B down",
-        "18.2 %", "30.5 %", "no privacy guarantee (epsilon) is claimed", "counted most often was in 3", "nearer than 2", "up 1 min 30 s",
-    ):  # fmt: skip
+        "Round 7: reporting, open for 1 h 2 min",
+        "2 of 4",
+        "not on a charger",
+        "unplugged, off WiFi or picked up",
+        "4.2 MB up, 900 B down",
+        "18.2 %",
+        "30.5 %",
+        "no privacy guarantee (epsilon) is claimed",
+        "counted most often was in 3",
+        "nearer than 2",
+        "up 1 min 30 s",
+    ):
         assert said in found, said
     assert "No task yet" in dashboard.page(replace(SHOWN, tasks=())).html
     assert "No round has ended yet" in html(scores=())
 
 
 def test_nothing_a_task_is_called_becomes_markup():
-    assert "<script>alert" not in html(name="<script>alert(1)</script>", population='"><img src=x>', evaluates="<b>")
+    assert "<script>alert" not in html(
+        name="<script>alert(1)</script>", population='"><img src=x>', evaluates="<b>"
+    )
     assert "<img" not in html(population='"><img src=x>')
 
 
@@ -83,12 +123,18 @@ def test_figures_that_are_none_are_left_out_of_a_plot():
     assert "no figures yet" in plot("loss", [Line("loss", "c", ((1.0, float("nan")),))])
 
 
-@pytest.mark.parametrize(("count", "said"), [(0, "0 B"), (999, "999 B"), (1500, "1.5 kB"), (1_428_252, "1.4 MB"), (3e12, "3.0 TB")])
+@pytest.mark.parametrize(
+    ("count", "said"),
+    [(0, "0 B"), (999, "999 B"), (1500, "1.5 kB"), (1_428_252, "1.4 MB"), (3e12, "3.0 TB")],
+)
 def test_bytes_for_people(count, said):
     assert dashboard.size(count) == said
 
 
-@pytest.mark.parametrize(("seconds", "said"), [(0, "0 s"), (59.6, "1 min"), (3725, "1 h 2 min"), (90_000, "1 d 1 h"), (-5, "0 s")])
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [(0, "0 s"), (59.6, "1 min"), (3725, "1 h 2 min"), (90_000, "1 d 1 h"), (-5, "0 s")],
+)
 def test_times_for_people(seconds, said):
     assert dashboard.span(seconds) == said
 
@@ -106,8 +152,13 @@ def test_an_overview_of_a_server_that_has_lived_adds_up(tmp_path):
     assert len(trained.scores) == sum(report.phase == "committed" for report in scored.reports)
     assert trained.live is trained.reports[-1]
     assert trained.participation.smallest_separation >= 2
-    assert [each.current for each in trained.checkpoints] == [True] + [False] * (len(trained.checkpoints) - 1)
-    assert all(each.parent == older.sha for each, older in zip(trained.checkpoints, trained.checkpoints[1:], strict=False))
+    assert [each.current for each in trained.checkpoints] == [True] + [False] * (
+        len(trained.checkpoints) - 1
+    )
+    assert all(
+        each.parent == older.sha
+        for each, older in zip(trained.checkpoints, trained.checkpoints[1:], strict=False)
+    )
     assert paused.scores == ()
     coordinator.close()
 
@@ -130,12 +181,24 @@ def served(coordinator: Coordinator, port: int = 0):
 
 @pytest.fixture(scope="module")
 def browser():
-    playwright = pytest.importorskip("playwright.sync_api", reason="the browser is driven by playwright")
+    playwright = pytest.importorskip(
+        "playwright.sync_api", reason="the browser is driven by playwright"
+    )
     if CHROMIUM is None:
         pytest.skip("no Chromium on this machine")
-    quiet = ("no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking", "disable-component-update", "disable-sync")
+    quiet = (
+        "no-sandbox",
+        "disable-gpu",
+        "disable-quic",
+        "no-first-run",
+        "disable-background-networking",
+        "disable-component-update",
+        "disable-sync",
+    )
     with playwright.sync_playwright() as started:
-        opened = started.chromium.launch(executable_path=CHROMIUM, args=[f"--{option}" for option in quiet])
+        opened = started.chromium.launch(
+            executable_path=CHROMIUM, args=[f"--{option}" for option in quiet]
+        )
         yield opened
         opened.close()
 
@@ -143,14 +206,19 @@ def browser():
 def opened(browser, url: str, **options: object):
     """A page, and what its console and its requests say."""
     page, said, asked = browser.new_context(**options).new_page(), [], []
-    page.on("console", lambda message: said.append(message.text) if message.type in ("error", "warning") else None)
+    page.on(
+        "console",
+        lambda message: said.append(message.text) if message.type in ("error", "warning") else None,
+    )
     page.on("pageerror", lambda error: said.append(str(error)))
     page.on("request", lambda request: asked.append(request.url))
     page.goto(url)
     return page, said, asked
 
 
-def test_the_page_loads_updates_by_itself_and_says_so_when_the_server_is_gone(browser, tmp_path, monkeypatch):
+def test_the_page_loads_updates_by_itself_and_says_so_when_the_server_is_gone(
+    browser, tmp_path, monkeypatch
+):
     monkeypatch.setattr(dashboard, "REFRESH_S", 0.3)
     dashboard._templates.cache_clear()
     coordinator = new(tmp_path / "server", endpoint_rules())
@@ -182,14 +250,26 @@ def endpoint_rules():
 def test_the_page_fits_a_phone_and_reads_well_in_the_dark(browser, tmp_path):
     with served(played(tmp_path, 3, time.time())) as port:
         url = f"http://127.0.0.1:{port}/"
-        page, said, _ = opened(browser, url, viewport={"width": 360, "height": 740}, color_scheme="dark")
+        page, said, _ = opened(
+            browser, url, viewport={"width": 360, "height": 740}, color_scheme="dark"
+        )
         assert page.evaluate("document.documentElement.scrollWidth") == 360
         page.locator("summary").first.click()
-        assert page.evaluate("document.documentElement.scrollWidth") == 360  # a wide table scrolls inside
+        assert (
+            page.evaluate("document.documentElement.scrollWidth") == 360
+        )  # a wide table scrolls inside
         assert page.locator("svg.plot").count() >= 6
         for scheme in ("dark", "light"):
             page.emulate_media(color_scheme=scheme)
-            for selector in ("body", ".soft", "h3", ".key.a", ".key.b", ".state.running", ".state.paused"):
+            for selector in (
+                "body",
+                ".soft",
+                "h3",
+                ".key.a",
+                ".key.b",
+                ".state.running",
+                ".state.paused",
+            ):
                 assert page.evaluate(CONTRAST, selector) >= 4.5, (scheme, selector)
         assert said == []
         assert httpx.get(url).headers["cache-control"] == "no-store"
@@ -198,10 +278,13 @@ def test_the_page_fits_a_phone_and_reads_well_in_the_dark(browser, tmp_path):
 # the ratio of WCAG 2.1 between a text and the card it stands on
 CONTRAST = """(selector) => {
   const light = (colour) => {
-    const [r, g, b] = colour.match(/[0-9.]+/g).slice(0, 3).map((each) => each / 255).map((each) => (each <= 0.03928 ? each / 12.92 : ((each + 0.055) / 1.055) ** 2.4));
+    const linear = (each) => (each <= 0.03928 ? each / 12.92 : ((each + 0.055) / 1.055) ** 2.4);
+    const shares = colour.match(/[0-9.]+/g).slice(0, 3).map((each) => each / 255);
+    const [r, g, b] = shares.map(linear);
     return 0.2126 * r + 0.7152 * g + 0.0722 * b;
   };
   const ink = light(getComputedStyle(document.querySelector(selector)).color);
-  const card = light(getComputedStyle(document.querySelector(selector === "body" ? "body" : "section")).backgroundColor);
+  const under = document.querySelector(selector === "body" ? "body" : "section");
+  const card = light(getComputedStyle(under).backgroundColor);
   return (Math.max(ink, card) + 0.05) / (Math.min(ink, card) + 0.05);
-}"""  # noqa: E501
+}"""

@@ -24,8 +24,12 @@ def large(folder):
 def commit(coordinator, device: str, now: float) -> str:
     """One round: a small step of every weight. The checkpoint the device had for it."""
     work = coordinator.check_in(device, READY, now)
-    vector = np.random.default_rng(int(now)).normal(0, 1e-4, LARGE["embedding"].size).astype(np.float32)
-    body = quantize.encode(vector, work.round, work.rotation_seed, work.shapes, 8, 20, np.random.default_rng(1))
+    vector = (
+        np.random.default_rng(int(now)).normal(0, 1e-4, LARGE["embedding"].size).astype(np.float32)
+    )
+    body = quantize.encode(
+        vector, work.round, work.rotation_seed, work.shapes, 8, 20, np.random.default_rng(1)
+    )
     assert coordinator.update(device, work.assignment, body, now).counted
     return work.checkpoint
 
@@ -34,7 +38,10 @@ def test_a_device_that_holds_an_older_checkpoint_is_offered_the_difference(tmp_p
     coordinator, devices = large(tmp_path)
     held = commit(coordinator, devices[0], 1.0)
     work = coordinator.check_in(devices[1], replace(READY, holds=held), 2.0)
-    old, change = (coordinator.blob(devices[1], name, 3.0, signed_for=("default", 2)) for name in (held, work.difference))
+    old, change = (
+        coordinator.blob(devices[1], name, 3.0, signed_for=("default", 2))
+        for name in (held, work.difference)
+    )
     assert digest(difference.apply(old, change)) == work.checkpoint
     assert len(change) <= SMALLER * len(old)
     assert coordinator.reports(4.0).rounds[1].downloaded == 1
@@ -70,8 +77,12 @@ def test_a_checkpoint_of_long_ago_is_sent_whole(tmp_path):
 def test_a_difference_that_saves_little_is_not_offered(tmp_path):
     coordinator, devices = large(tmp_path)
     work = coordinator.check_in(devices[0], READY, 1.0)
-    vector = np.random.default_rng(1).normal(0, 0.01, LARGE["embedding"].size).astype(np.float32)  # every weight becomes another
-    body = quantize.encode(vector, work.round, work.rotation_seed, work.shapes, 8, 20, np.random.default_rng(1))
+    vector = (
+        np.random.default_rng(1).normal(0, 0.01, LARGE["embedding"].size).astype(np.float32)
+    )  # every weight becomes another
+    body = quantize.encode(
+        vector, work.round, work.rotation_seed, work.shapes, 8, 20, np.random.default_rng(1)
+    )
     assert coordinator.update(devices[0], work.assignment, body, 1.0).counted
     found = coordinator.check_in(devices[1], replace(READY, holds=work.checkpoint), 2.0).difference
     whole = len(coordinator.blob(devices[1], work.checkpoint, 2.0))
@@ -85,7 +96,10 @@ def test_after_a_restart_the_same_difference_is_offered(tmp_path):
     before = coordinator.check_in(devices[1], replace(READY, holds=held), 2.0)
     coordinator.close()
     coordinator = reopened(tmp_path)
-    assert coordinator.check_in(devices[1], replace(READY, holds=held), 3.0).difference == before.difference
+    assert (
+        coordinator.check_in(devices[1], replace(READY, holds=held), 3.0).difference
+        == before.difference
+    )
     coordinator.close()
 
 
@@ -104,6 +118,8 @@ def test_of_many_devices_that_hold_the_same_one_works_the_difference_out(tmp_pat
     work, made, encode = coordinator.check_in(devices[1], READY, 2.0), [], difference.encode
     monkeypatch.setattr(difference, "encode", lambda old, new: made.append(1) or encode(old, new))
     with ThreadPoolExecutor(8) as pool:
-        names = set(pool.map(lambda _: coordinator.with_difference(work, held).difference, range(8)))
+        names = set(
+            pool.map(lambda _: coordinator.with_difference(work, held).difference, range(8))
+        )
     assert (len(names), len(made)) == (1, 1)
     coordinator.close()

@@ -1,4 +1,6 @@
-"""Who is let in: codes, tokens, limits, TLS, and bodies that are slow, cut, coded or not what was signed. A real uvicorn on loopback."""
+"""Who is let in: codes, tokens, limits, TLS, and bodies that are slow, cut, coded or not what was
+signed. A real uvicorn on loopback.
+"""
 
 import datetime
 import logging
@@ -40,11 +42,29 @@ def url(tmp_path):
 
 def test_what_is_the_operator_s_needs_the_token(url):
     device = Device(url, 1)
-    asked = [("GET", path) for path in ("/", "/metrics", "/v1/tasks", "/v1/tasks/default", f"/v1/tasks/default/checkpoints/{'0' * 64}", "/v1/rounds")]
-    asked += [("POST", f"/v1/tasks{path}") for path in ("", "/default/pause", "/default/resume", "/default/rollback")]
+    asked = [
+        ("GET", path)
+        for path in (
+            "/",
+            "/metrics",
+            "/v1/tasks",
+            "/v1/tasks/default",
+            f"/v1/tasks/default/checkpoints/{'0' * 64}",
+            "/v1/rounds",
+        )
+    ]
+    asked += [
+        ("POST", f"/v1/tasks{path}")
+        for path in ("", "/default/pause", "/default/resume", "/default/rollback")
+    ]
     asked += [("POST", "/v1/codes"), ("PUT", "/v1/checkpoints")]
     for method, path in asked:
-        for headers in ({}, {"authorization": "Bearer wrong-token-of-some-length"}, {"authorization": "Basic !"}, {"authorization": TOKEN}):
+        for headers in (
+            {},
+            {"authorization": "Bearer wrong-token-of-some-length"},
+            {"authorization": "Basic !"},
+            {"authorization": TOKEN},
+        ):
             refused = httpx.request(method, url + path, headers=headers)
             assert problem(refused) == (401, "not_the_operator"), path
         assert "Basic" in refused.headers["www-authenticate"]
@@ -60,38 +80,81 @@ def test_an_operator_makes_pauses_and_rolls_back_tasks_over_http(url, tmp_path):
     from device_runtime.weights import Checkpoint
 
     def ask(method: str, path: str, message: object = None, **more):
-        return httpx.request(method, url + path, headers=OPERATOR, content=config.to_json(message) if message is not None else b"", **more)
+        return httpx.request(
+            method,
+            url + path,
+            headers=OPERATOR,
+            content=config.to_json(message) if message is not None else b"",
+            **more,
+        )
 
     data = weights.to_bytes(Checkpoint(WEIGHTS, 30, "", TOKENIZER))
     put = httpx.put(f"{url}/v1/checkpoints", content=data, headers=OPERATOR).json()
     assert put == {"sha256": weights.digest(data)}
-    made = ask("POST", "/v1/tasks", operators.NewTask(PLAN, "second", checkpoint=put["sha256"], rules=RULES)).json()
-    assert (made["name"], made["state"], made["round"], made["checkpoint_round"]) == ("second", "running", 31, 30)
-    assert problem(ask("POST", "/v1/tasks", operators.NewTask(PLAN, "second", checkpoint=put["sha256"]))) == (409, "wrong_state")
-    assert problem(ask("POST", "/v1/tasks", operators.NewTask(PLAN, "third", checkpoint="0" * 64))) == (404, "unknown_blob")
-    assert problem(ask("POST", "/v1/tasks", operators.NewTask(PLAN, "Third Task", checkpoint=put["sha256"]))) == (400, "malformed")
-    assert problem(ask("POST", "/v1/tasks", {"name": "x", "rules": {"report_goal": 0}})) == (400, "malformed")
+    made = ask(
+        "POST",
+        "/v1/tasks",
+        operators.NewTask(PLAN, "second", checkpoint=put["sha256"], rules=RULES),
+    ).json()
+    assert (made["name"], made["state"], made["round"], made["checkpoint_round"]) == (
+        "second",
+        "running",
+        31,
+        30,
+    )
+    assert problem(
+        ask("POST", "/v1/tasks", operators.NewTask(PLAN, "second", checkpoint=put["sha256"]))
+    ) == (409, "wrong_state")
+    assert problem(
+        ask("POST", "/v1/tasks", operators.NewTask(PLAN, "third", checkpoint="0" * 64))
+    ) == (404, "unknown_blob")
+    assert problem(
+        ask("POST", "/v1/tasks", operators.NewTask(PLAN, "Third Task", checkpoint=put["sha256"]))
+    ) == (400, "malformed")
+    assert problem(ask("POST", "/v1/tasks", {"name": "x", "rules": {"report_goal": 0}})) == (
+        400,
+        "malformed",
+    )
     scored = operators.NewTask(name="scores", kind="evaluation", evaluates="second")
     assert ask("POST", "/v1/tasks", scored).json()["evaluates"] == "second"
-    assert [task["name"] for task in ask("GET", "/v1/tasks").json()["tasks"]] == ["default", "second", "scores"]
+    assert [task["name"] for task in ask("GET", "/v1/tasks").json()["tasks"]] == [
+        "default",
+        "second",
+        "scores",
+    ]
     assert ask("POST", "/v1/tasks/second/pause").json()["state"] == "paused"
     assert problem(ask("POST", "/v1/tasks/second/pause")) == (409, "wrong_state")
     assert ask("POST", "/v1/tasks/second/resume").json()["state"] == "running"
     assert problem(ask("POST", "/v1/tasks/nothing/resume")) == (404, "unknown_task")
     assert ask("POST", "/v1/tasks/second/rollback", operators.Rollback("30")).json()["round"] == 32
-    assert problem(ask("POST", "/v1/tasks/second/rollback", operators.Rollback("77"))) == (404, "unknown_blob")
+    assert problem(ask("POST", "/v1/tasks/second/rollback", operators.Rollback("77"))) == (
+        404,
+        "unknown_blob",
+    )
     assert ask("GET", f"/v1/tasks/second/checkpoints/{made['checkpoint']}").content == data
-    assert problem(ask("GET", f"/v1/tasks/default/checkpoints/{made['checkpoint']}")) == (404, "unknown_blob")
-    assert problem(httpx.put(f"{url}/v1/checkpoints", content=b"no checkpoint", headers=OPERATOR)) == (400, "malformed")
+    assert problem(ask("GET", f"/v1/tasks/default/checkpoints/{made['checkpoint']}")) == (
+        404,
+        "unknown_blob",
+    )
+    assert problem(
+        httpx.put(f"{url}/v1/checkpoints", content=b"no checkpoint", headers=OPERATOR)
+    ) == (400, "malformed")
 
 
 def test_a_code_lets_a_device_in_over_http(tmp_path):
     new(tmp_path, RULES).close()
-    with running(Coordinator(*open_folder(tmp_path), codes_needed=True), access_=CLOSED) as url, transport.http(url) as send:
-        codes = httpx.post(f"{url}/v1/codes", headers=OPERATOR, content=b'{"count": 2}').json()["codes"]
+    with (
+        running(Coordinator(*open_folder(tmp_path), codes_needed=True), access_=CLOSED) as url,
+        transport.http(url) as send,
+    ):
+        codes = httpx.post(f"{url}/v1/codes", headers=OPERATOR, content=b'{"count": 2}').json()[
+            "codes"
+        ]
         with pytest.raises(ServerError, match="bad_code"):
             calls.enrol(send, key(1))
-        assert calls.enrol(send, key(1), codes[0]).device == signing.name_of(signing.public_hex(key(1)))
+        assert calls.enrol(send, key(1), codes[0]).device == signing.name_of(
+            signing.public_hex(key(1))
+        )
         with pytest.raises(ServerError, match="403 bad_code"):
             calls.enrol(send, key(2), codes[0])
         assert calls.enrol(send, key(2), codes[1])
@@ -99,8 +162,13 @@ def test_a_code_lets_a_device_in_over_http(tmp_path):
 
 def test_nobody_enrols_a_key_that_is_not_his(url):
     body = config.to_json(Enrolment(signing.public_hex(key(1))))
-    by_another = signing.sign_request(key(2), signing.name_of(signing.public_hex(key(1))), "POST", "/v1/devices", body)
-    assert problem(httpx.post(f"{url}/v1/devices", content=body, headers=by_another)) == (401, "bad_signature")
+    by_another = signing.sign_request(
+        key(2), signing.name_of(signing.public_hex(key(1))), "POST", "/v1/devices", body
+    )
+    assert problem(httpx.post(f"{url}/v1/devices", content=body, headers=by_another)) == (
+        401,
+        "bad_signature",
+    )
     assert problem(httpx.post(f"{url}/v1/devices", content=body)) == (401, "bad_signature")
 
 
@@ -132,15 +200,28 @@ def test_requests_for_another_round_or_task_or_with_another_body_are_refused_by_
         assert problem(httpx.put(url + path, content=body, headers=signed)) == (422, "wrong_round")
     signed = signing.sign_request(owner.key, owner.name, "PUT", path, body, "default", work.round)
     for changed in (b"!" + body[1:], body[:-1], b""):
-        assert problem(httpx.put(url + path, content=changed, headers=signed)) == (401, "bad_signature")
-    for header, value in (("fedboard-round", "2"), ("fedboard-task", "other"), ("fedboard-round", "01"), ("content-digest", "sha-256=:AAAA:")):
-        assert problem(httpx.put(url + path, content=body, headers={**signed, header: value})) == (401, "bad_signature")
+        assert problem(httpx.put(url + path, content=changed, headers=signed)) == (
+            401,
+            "bad_signature",
+        )
+    for header, value in (
+        ("fedboard-round", "2"),
+        ("fedboard-task", "other"),
+        ("fedboard-round", "01"),
+        ("content-digest", "sha-256=:AAAA:"),
+    ):
+        assert problem(httpx.put(url + path, content=body, headers={**signed, header: value})) == (
+            401,
+            "bad_signature",
+        )
     thief.work = work
     assert problem(thief.send("PUT", path, body)) == (404, "unknown_assignment")
     assert httpx.put(url + path, content=body, headers=signed).json()["counted"]
     assert problem(httpx.put(url + path, content=body, headers=signed)) == (409, "replayed")
     owner.work = work
-    assert owner.send("PUT", path, body).json()["counted"]  # the same update, signed anew: the answer was lost
+    assert owner.send("PUT", path, body).json()[
+        "counted"
+    ]  # the same update, signed anew: the answer was lost
 
 
 def test_a_coded_body_is_never_unpacked(url):
@@ -148,7 +229,12 @@ def test_a_coded_body_is_never_unpacked(url):
     work = device.check_in()
     device.work = work
     for coding in ("gzip", "deflate, gzip", "br"):
-        found = device.send("PUT", f"/v1/assignments/{work.assignment}/update", b"\x1f\x8b" + b"0" * 100, **{"content-encoding": coding})
+        found = device.send(
+            "PUT",
+            f"/v1/assignments/{work.assignment}/update",
+            b"\x1f\x8b" + b"0" * 100,
+            **{"content-encoding": coding},
+        )
         assert problem(found) == (400, "malformed")
 
 
@@ -167,7 +253,12 @@ def raw(url: str, request: bytes, then: float = 0.0) -> bytes:
 
 def head(device: Device, path: str, body: bytes, length: str, work) -> bytes:
     signed = signing.sign_request(device.key, device.name, "PUT", path, body, work.task, work.round)
-    lines = [f"PUT {path} HTTP/1.1", "host: x", f"content-length: {length}", *(f"{name}: {value}" for name, value in signed.items())]
+    lines = [
+        f"PUT {path} HTTP/1.1",
+        "host: x",
+        f"content-length: {length}",
+        *(f"{name}: {value}" for name, value in signed.items()),
+    ]
     return "\r\n".join(lines).encode() + b"\r\n\r\n"
 
 
@@ -197,10 +288,14 @@ def test_a_body_that_comes_too_slowly_is_given_up_on(tmp_path):
         assert device.upload(work, 1).counted
 
 
-def test_a_device_that_asks_too_often_is_told_when_to_come_back_and_others_are_not_kept_out(tmp_path):
+def test_a_device_that_asks_too_often_is_told_when_to_come_back_and_others_are_not_kept_out(
+    tmp_path,
+):
     now = 0.0
     limits = Limits(device_burst=3, device_per_s=0.5)
-    with running(new(tmp_path, RULES), clock=lambda: now, access_=endpoint.Access(TOKEN, limits=limits)) as url:
+    with running(
+        new(tmp_path, RULES), clock=lambda: now, access_=endpoint.Access(TOKEN, limits=limits)
+    ) as url:
         eager, other = Device(url, 1), Device(url, 2)
         body = config.to_json(READY)
         found = [eager.send("POST", "/v1/check-in", body) for _ in range(4)]
@@ -209,7 +304,10 @@ def test_a_device_that_asks_too_often_is_told_when_to_come_back_and_others_are_n
         assert found[3].headers["retry-after"] == "2"
         forged = signing.sign_request(key(9), other.name, "POST", "/v1/check-in", body)
         for _ in range(5):  # a stranger cannot use up what another device may ask
-            assert problem(httpx.post(f"{url}/v1/check-in", content=body, headers=forged)) == (401, "bad_signature")
+            assert problem(httpx.post(f"{url}/v1/check-in", content=body, headers=forged)) == (
+                401,
+                "bad_signature",
+            )
         assert other.send("POST", "/v1/check-in", body).status_code == 200
         now = 2.0
         assert eager.send("POST", "/v1/check-in", body).status_code == 200
@@ -239,7 +337,15 @@ def test_limits_that_let_nothing_through_are_refused():
 
 
 @pytest.mark.parametrize(
-    ("host", "local"), [("127.0.0.1", True), ("::1", True), ("localhost", True), ("0.0.0.0", False), ("10.1.2.3", False), ("db", False)]
+    ("host", "local"),
+    [
+        ("127.0.0.1", True),
+        ("::1", True),
+        ("localhost", True),
+        ("0.0.0.0", False),
+        ("10.1.2.3", False),
+        ("db", False),
+    ],
 )
 def test_what_reaches_this_machine_only(host, local):
     assert access.is_loopback(host) is local
@@ -247,7 +353,16 @@ def test_what_reaches_this_machine_only(host, local):
 
 @given(
     st.dictionaries(
-        st.sampled_from(["content-digest", "fedboard-round", "fedboard-nonce", "fedboard-signature", "fedboard-task"]), st.text(max_size=90)
+        st.sampled_from(
+            [
+                "content-digest",
+                "fedboard-round",
+                "fedboard-nonce",
+                "fedboard-signature",
+                "fedboard-task",
+            ]
+        ),
+        st.text(max_size=90),
     )
 )
 def test_no_header_can_break_the_reading_of_a_proof(headers):
@@ -255,7 +370,9 @@ def test_no_header_can_break_the_reading_of_a_proof(headers):
     assert found is None or not access.is_signed(bytes(32), found, "GET", "/")
 
 
-def test_a_database_that_fails_is_a_503_that_says_when_to_come_back_and_nothing_of_itself(tmp_path, caplog):
+def test_a_database_that_fails_is_a_503_that_says_when_to_come_back_and_nothing_of_itself(
+    tmp_path, caplog
+):
     coordinator = new(tmp_path, RULES)
     with running(coordinator) as url:
         device = Device(url, 1)
@@ -283,8 +400,16 @@ def certificates(tmp_path_factory):
     ca = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "tests")])
 
     def certificate(subject: x509.Name, public, *extensions):
-        made = x509.CertificateBuilder().subject_name(subject).issuer_name(ca).public_key(public).serial_number(x509.random_serial_number())
-        made = made.not_valid_before(now - datetime.timedelta(days=1)).not_valid_after(now + datetime.timedelta(days=1))
+        made = (
+            x509.CertificateBuilder()
+            .subject_name(subject)
+            .issuer_name(ca)
+            .public_key(public)
+            .serial_number(x509.random_serial_number())
+        )
+        made = made.not_valid_before(now - datetime.timedelta(days=1)).not_valid_after(
+            now + datetime.timedelta(days=1)
+        )
         for extension, critical in extensions:
             made = made.add_extension(extension, critical)
         return made.sign(ca_key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
@@ -300,24 +425,44 @@ def certificates(tmp_path_factory):
     issued_by = (x509.AuthorityKeyIdentifier.from_issuer_public_key(ca_key.public_key()), False)
     (folder / "ca.pem").write_bytes(certificate(ca, ca_key.public_key(), *authority))
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "server")])
-    (folder / "server.pem").write_bytes(certificate(subject, server_key.public_key(), (names, False), issued_by))
-    secret = server_key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    (folder / "server.pem").write_bytes(
+        certificate(subject, server_key.public_key(), (names, False), issued_by)
+    )
+    secret = server_key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
     (folder / "server.key").write_bytes(secret)
     return folder
 
 
-def test_over_tls_a_device_trusts_the_certificate_it_is_told_to_and_no_other(tmp_path, certificates, monkeypatch):
-    options = {"ssl_certfile": str(certificates / "server.pem"), "ssl_keyfile": str(certificates / "server.key")}
+def test_over_tls_a_device_trusts_the_certificate_it_is_told_to_and_no_other(
+    tmp_path, certificates, monkeypatch
+):
+    options = {
+        "ssl_certfile": str(certificates / "server.pem"),
+        "ssl_keyfile": str(certificates / "server.key"),
+    }
     with running(new(tmp_path, RULES), tls=options) as url:
         secure = url.replace("http://", "https://")
         monkeypatch.delenv("SSL_CERT_FILE", raising=False)
-        with transport.http(secure) as send, pytest.raises(ServerError, match=r"certificate is not trusted.*set SSL_CERT_FILE"):
+        with (
+            transport.http(secure) as send,
+            pytest.raises(ServerError, match=r"certificate is not trusted.*set SSL_CERT_FILE"),
+        ):
             calls.enrol(send, key(1))
         monkeypatch.setenv("SSL_CERT_FILE", str(certificates / "ca.pem"))
         with transport.http(secure) as send:
             device = calls.enrol(send, key(1)).device
-            assert calls.check_in(calls.signed(send, key(1), device), CheckIn(READY.conditions, 20, TOKENIZER)).round == 1
-        with transport.http(secure.replace("127.0.0.1", "localhost")) as send, pytest.raises(ServerError, match=r"not trusted|mismatch"):
+            assert (
+                calls.check_in(
+                    calls.signed(send, key(1), device), CheckIn(READY.conditions, 20, TOKENIZER)
+                ).round
+                == 1
+            )
+        with (
+            transport.http(secure.replace("127.0.0.1", "localhost")) as send,
+            pytest.raises(ServerError, match=r"not trusted|mismatch"),
+        ):
             calls.enrol(send, key(1))
         with transport.http(url) as send, pytest.raises(ServerError):
             calls.enrol(send, key(1))

@@ -40,12 +40,18 @@ def test_a_condition_that_is_not_known_is_not_met(signal):
 
 
 def test_a_device_counted_in_round_5_may_join_again_in_round_8():
-    causes = [why_not(history=History(0.0, last_counted=5, counted=1), round=number) for number in (5, 6, 7, 8)]
+    causes = [
+        why_not(history=History(0.0, last_counted=5, counted=1), round=number)
+        for number in (5, 6, 7, 8)
+    ]
     assert causes == [Cause.REPORTED_RECENTLY] * 3 + [None]
 
 
 def test_the_device_is_told_about_its_model_before_its_conditions():
-    assert why_not(check_in(tokenizer="0" * 64, charging=False, examples=0), History(0.0, 1, 1)) is Cause.WRONG_MODEL
+    assert (
+        why_not(check_in(tokenizer="0" * 64, charging=False, examples=0), History(0.0, 1, 1))
+        is Cause.WRONG_MODEL
+    )
 
 
 def test_a_device_cannot_be_allowed_twice_in_one_round():
@@ -56,12 +62,17 @@ def test_a_device_cannot_be_allowed_twice_in_one_round():
 def test_a_device_that_lost_its_history_is_new_and_waits_as_long_as_any_new_one():
     policy = Policy(trust_s=1000.0)
     enrolled_anew = History(enrolled_at=500.0)
-    assert [why_not(history=enrolled_anew, policy=policy, now=now) for now in (500.0, 1499.9, 1500.0)] == [Cause.TOO_NEW, Cause.TOO_NEW, None]
+    assert [
+        why_not(history=enrolled_anew, policy=policy, now=now) for now in (500.0, 1499.9, 1500.0)
+    ] == [Cause.TOO_NEW, Cause.TOO_NEW, None]
 
 
 def test_a_device_takes_part_as_often_as_the_policy_says_and_no_more():
     policy = Policy(max_participations=2)
-    causes = [why_not(history=History(0.0, last_counted=1, counted=counted), round=9, policy=policy) for counted in (1, 2, 3)]
+    causes = [
+        why_not(history=History(0.0, last_counted=1, counted=counted), round=9, policy=policy)
+        for counted in (1, 2, 3)
+    ]
     assert causes == [None, Cause.PARTICIPATED_ENOUGH, Cause.PARTICIPATED_ENOUGH]
 
 
@@ -75,7 +86,11 @@ def test_a_device_takes_part_as_often_as_the_policy_says_and_no_more():
         (Policy(min_release=450), {"release": 450}, None),
         (Policy(min_release=450), {"release": 449}, Cause.OUTDATED_BUNDLE),
         (Policy(device_classes=("low", "middle")), {"device_class": "middle"}, None),
-        (Policy(device_classes=("low", "middle")), {"device_class": "high"}, Cause.OTHER_DEVICE_CLASS),
+        (
+            Policy(device_classes=("low", "middle")),
+            {"device_class": "high"},
+            Cause.OTHER_DEVICE_CLASS,
+        ),
         (Policy(device_classes=("low", "middle")), {}, Cause.OTHER_DEVICE_CLASS),
     ],
 )

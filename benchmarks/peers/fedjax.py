@@ -1,4 +1,6 @@
-"""Peer: FedJAX on a current JAX, FedAvg by its jit backend, one jitted step a batch; batches are padded so that nothing compiles twice."""
+"""Peer: FedJAX on a current JAX, FedAvg by its jit backend, one jitted step a batch; batches are
+padded so that nothing compiles twice.
+"""
 
 import jax
 
@@ -31,7 +33,9 @@ def loss(weights, batch, _):
     rows = columns.shape[1]
     _, hidden = jax.lax.scan(step, (jnp.zeros((rows, width)), jnp.zeros((rows, units))), gates)
     logits = hidden @ weights["embedding"].T + weights["output_bias"]
-    losses = jax.nn.logsumexp(logits, -1) - jnp.take_along_axis(logits, targets[..., None], -1)[..., 0]
+    losses = (
+        jax.nn.logsumexp(logits, -1) - jnp.take_along_axis(logits, targets[..., None], -1)[..., 0]
+    )
     return jnp.sum(losses * real) / jnp.maximum(jnp.sum(real), 1)
 
 
@@ -46,12 +50,21 @@ def main() -> None:
     marks.mark()
     for number in range(work.rounds):
         cohort = [fedjax.ClientDataset({"rows": rows}) for rows in work.round(number)]
-        clients = [(i, data.padded_batch(batch_size=work.batch_size), key) for i, data in enumerate(cohort)]
-        delta = fedjax.tree_util.tree_mean((delta, float(len(cohort[i]))) for i, delta in train(weights, clients))
+        clients = [
+            (i, data.padded_batch(batch_size=work.batch_size), key) for i, data in enumerate(cohort)
+        ]
+        delta = fedjax.tree_util.tree_mean(
+            (delta, float(len(cohort[i]))) for i, delta in train(weights, clients)
+        )
         state, weights = server.apply(delta, state, weights)
         jax.block_until_ready(weights)
         marks.mark()
-    common.finish(found.result, marks, ["fedjax", "jax"], {name: np.asarray(array) for name, array in weights.items()})
+    common.finish(
+        found.result,
+        marks,
+        ["fedjax", "jax"],
+        {name: np.asarray(array) for name, array in weights.items()},
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""The project itself: `model/simulation.py` on a worker of its own. It draws the cohorts itself; their targets say that they are the peers'."""
+"""The project itself: `model/simulation.py` on a worker of its own. It draws the cohorts itself;
+their targets say that they are the peers'.
+"""
 
 from benchmarks import work as works
 from benchmarks.peers import common
@@ -14,7 +16,10 @@ def main() -> None:
         for done in simulation.train(work.weights, work.population(), recipe):
             marks.mark()
             if done.targets != work.tokens(done.number - 1):
-                raise SystemExit(f"round {done.number}: trained {done.targets} targets, the peers {work.tokens(done.number - 1)}")
+                raise SystemExit(
+                    f"round {done.number}: trained {done.targets} targets, the peers "
+                    f"{work.tokens(done.number - 1)}"
+                )
     common.finish(found.result, marks, ["tensorflow-federated", "tensorflow"], done.weights)
 
 

@@ -1,7 +1,8 @@
 """Peer: pfl on PyTorch, FedAvg by its own loop in one process.
 
---shortcuts: the softmax scores real tokens only, and a batch is cut to its longest row.
---lstm: torch's own LSTM layer and a projection, of as many parameters, in place of the CIFG cell written out.
+--shortcuts: the softmax scores real tokens only, and a batch is cut to its longest row. --lstm:
+torch's own LSTM layer and a projection, of as many parameters, in place of the CIFG cell written
+out.
 """
 
 import math
@@ -25,7 +26,9 @@ from benchmarks.peers import common
 
 
 class Cifg(nn.Module):
-    """Hidden states [time, batch, embedding] of inputs of the same shape; input and forget gate coupled, recurrent projection."""
+    """Hidden states [time, batch, embedding] of inputs of the same shape; input and forget gate
+    coupled, recurrent projection.
+    """
 
     def __init__(self, weights: dict[str, np.ndarray]):
         super().__init__()
@@ -35,7 +38,10 @@ class Cifg(nn.Module):
 
     def forward(self, x):
         hidden, cell = x.new_zeros(x.shape[1:]), x.new_zeros(x.shape[1], self.projection.shape[1])
-        recurrent, projection = self.recurrent_kernel.t().contiguous(), self.projection.t().contiguous()
+        recurrent, projection = (
+            self.recurrent_kernel.t().contiguous(),
+            self.projection.t().contiguous(),
+        )
         states = []
         for gates in functional.linear(x, self.input_kernel, self.cell_bias).unbind(0):
             i, o, g = torch.addmm(gates, hidden, recurrent).chunk(3, 1)
@@ -46,12 +52,16 @@ class Cifg(nn.Module):
 
 
 class Lstm(nn.Module):
-    """torch's LSTM with as many units as give the CIFG layer's parameters; without a recurrent projection, which oneDNN cannot do."""
+    """torch's LSTM with as many units as give the CIFG layer's parameters; without a recurrent
+    projection, which oneDNN cannot do.
+    """
 
     def __init__(self, weights: dict[str, np.ndarray]):
         super().__init__()
         width = weights["projection"].shape[0]
-        parameters = sum(weights[name].size for name in weights if name not in ("embedding", "output_bias"))
+        parameters = sum(
+            weights[name].size for name in weights if name not in ("embedding", "output_bias")
+        )
         linear = 5 * width + 8  # parameters are 4 units^2 + linear * units: torch keeps two biases
         units = round((math.sqrt(linear**2 + 16 * parameters) - linear) / 8)
         self.layer, self.projection = nn.LSTM(width, units), nn.Linear(units, width, bias=False)
@@ -78,7 +88,9 @@ class NextWord(nn.Module):
         if self.shortcuts:
             real = targets.nonzero()[:, 0]
             hidden, targets = hidden[real], targets[real]
-        return functional.cross_entropy(functional.linear(hidden, self.embedding, self.output_bias), targets, ignore_index=0)
+        return functional.cross_entropy(
+            functional.linear(hidden, self.embedding, self.output_bias), targets, ignore_index=0
+        )
 
     def metrics(self, rows):
         return {}
@@ -86,12 +98,17 @@ class NextWord(nn.Module):
     @torch.no_grad()
     def held_out_loss(self, rows: np.ndarray) -> float:
         """Mean loss over all targets of rows; the mean of a chunk counts by its targets."""
-        chunks = [torch.from_numpy(rows[start : start + 64]).long() for start in range(0, len(rows), 64)]
+        chunks = [
+            torch.from_numpy(rows[start : start + 64]).long() for start in range(0, len(rows), 64)
+        ]
         targets = [int((chunk[:, 1:] != 0).sum()) for chunk in chunks]
         return float(np.average([float(self.loss(chunk)) for chunk in chunks], weights=targets))
 
     def weights(self) -> dict[str, np.ndarray]:
-        return {name.removeprefix("recurrent."): array.detach().numpy() for name, array in self.named_parameters()}
+        return {
+            name.removeprefix("recurrent."): array.detach().numpy()
+            for name, array in self.named_parameters()
+        }
 
 
 class Mark(TrainingProcessCallback):
@@ -111,15 +128,32 @@ def main() -> None:
     work, marks = common.read(found.work), common.Marks()
     network = NextWord(work.weights, found.lstm, found.shortcuts)
     taking_part = iter(range(work.rounds * work.cohort))
-    data = FederatedDataset(lambda i: Dataset([torch.from_numpy(work.participation(i)).long()], user_id=str(i)), lambda: next(taking_part))
+    data = FederatedDataset(
+        lambda i: Dataset([torch.from_numpy(work.participation(i)).long()], user_id=str(i)),
+        lambda: next(taking_part),
+    )
     model = PyTorchModel(network, torch.optim.SGD, torch.optim.SGD(network.parameters(), lr=1.0))
-    rounds = NNAlgorithmParams(work.rounds, evaluation_frequency=work.rounds, train_cohort_size=work.cohort, val_cohort_size=0)
-    local = NNTrainHyperParams(local_num_epochs=1, local_learning_rate=work.learning_rate, local_batch_size=work.batch_size)
+    rounds = NNAlgorithmParams(
+        work.rounds,
+        evaluation_frequency=work.rounds,
+        train_cohort_size=work.cohort,
+        val_cohort_size=0,
+    )
+    local = NNTrainHyperParams(
+        local_num_epochs=1, local_learning_rate=work.learning_rate, local_batch_size=work.batch_size
+    )
     backend = SimulatedBackend(data, data, [WeightByDatapoints()])
     marks.mark()
-    FederatedAveraging().run(rounds, backend, model, local, callbacks=[Mark(marks)], send_metrics_to_platform=False)
+    FederatedAveraging().run(
+        rounds, backend, model, local, callbacks=[Mark(marks)], send_metrics_to_platform=False
+    )
     if found.lstm:
-        common.finish(found.result, marks, ["pfl", "torch"], held_out_loss=network.held_out_loss(work.held_out))
+        common.finish(
+            found.result,
+            marks,
+            ["pfl", "torch"],
+            held_out_loss=network.held_out_loss(work.held_out),
+        )
     else:
         common.finish(found.result, marks, ["pfl", "torch"], network.weights())
 

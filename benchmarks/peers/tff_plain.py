@@ -1,4 +1,6 @@
-"""Peer: TFF as its guides show it: a Keras model through `from_keras_model`, `build_weighted_fed_avg`, tf.data clients, the local C++ runtime."""
+"""Peer: TFF as its guides show it: a Keras model through `from_keras_model`,
+`build_weighted_fed_avg`, tf.data clients, the local C++ runtime.
+"""
 
 import math
 import os
@@ -10,8 +12,19 @@ import tensorflow_federated as tff
 
 from benchmarks.peers import common
 
-NAMES = ("embedding", "input_kernel", "recurrent_kernel", "cell_bias", "projection", "output_bias")  # in the order Keras lists the variables
-TRANSPOSED = ("input_kernel", "recurrent_kernel", "projection")  # Keras multiplies from the other side
+NAMES = (
+    "embedding",
+    "input_kernel",
+    "recurrent_kernel",
+    "cell_bias",
+    "projection",
+    "output_bias",
+)  # in the order Keras lists the variables
+TRANSPOSED = (
+    "input_kernel",
+    "recurrent_kernel",
+    "projection",
+)  # Keras multiplies from the other side
 
 
 class Cifg(tf.keras.layers.Layer):
@@ -30,7 +43,13 @@ class Cifg(tf.keras.layers.Layer):
 
     def call(self, x, states):
         hidden, cell = states
-        i, o, g = tf.split(tf.matmul(x, self.input_kernel) + tf.matmul(hidden, self.recurrent_kernel) + self.cell_bias, 3, axis=1)
+        i, o, g = tf.split(
+            tf.matmul(x, self.input_kernel)
+            + tf.matmul(hidden, self.recurrent_kernel)
+            + self.cell_bias,
+            3,
+            axis=1,
+        )
         cell = cell + tf.sigmoid(i) * (tf.tanh(g) - cell)
         hidden = tf.matmul(tf.sigmoid(o) * tf.tanh(cell), self.projection)
         return hidden, [hidden, cell]
@@ -66,12 +85,18 @@ def learning_process(work: common.Work) -> tff.learning.templates.LearningProces
     def model() -> tff.learning.models.VariableModel:
         ids = tf.keras.Input([length], dtype=tf.int32)
         embedding = tf.keras.layers.Embedding(vocabulary, width)
-        hidden = tf.keras.layers.RNN(Cifg(units, width), return_sequences=True)(tf.keras.layers.Rescaling(math.sqrt(width))(embedding(ids)))
+        hidden = tf.keras.layers.RNN(Cifg(units, width), return_sequences=True)(
+            tf.keras.layers.Rescaling(math.sqrt(width))(embedding(ids))
+        )
         spec = tf.TensorSpec([None, length], tf.int32)
-        return tff.learning.models.from_keras_model(tf.keras.Model(ids, Tied(embedding)(hidden)), loss=TokenMean(), input_spec=(spec, spec))
+        return tff.learning.models.from_keras_model(
+            tf.keras.Model(ids, Tied(embedding)(hidden)), loss=TokenMean(), input_spec=(spec, spec)
+        )
 
     optimizers = tff.learning.optimizers
-    return tff.learning.algorithms.build_weighted_fed_avg(model, optimizers.build_sgdm(work.learning_rate), optimizers.build_sgdm(1.0))
+    return tff.learning.algorithms.build_weighted_fed_avg(
+        model, optimizers.build_sgdm(work.learning_rate), optimizers.build_sgdm(1.0)
+    )
 
 
 def main() -> None:
@@ -84,15 +109,25 @@ def main() -> None:
 
     marks.mark()
     process = learning_process(work)
-    start = tff.learning.models.ModelWeights([turned(name, work.weights[name]) for name in NAMES], [])
+    start = tff.learning.models.ModelWeights(
+        [turned(name, work.weights[name]) for name in NAMES], []
+    )
     state = process.set_model_weights(process.initialize(), start)
     for number in range(work.rounds):
-        data = [tf.data.Dataset.from_tensor_slices((rows[:, :-1], rows[:, 1:])).batch(work.batch_size) for rows in work.round(number)]
+        data = [
+            tf.data.Dataset.from_tensor_slices((rows[:, :-1], rows[:, 1:])).batch(work.batch_size)
+            for rows in work.round(number)
+        ]
         state = process.next(state, data).state
         marks.mark()
     trained = zip(NAMES, process.get_model_weights(state).trainable, strict=True)
     packages = ["tensorflow-federated", "tensorflow"]
-    common.finish(found.result, marks, packages, {name: turned(name, np.asarray(array)) for name, array in trained})
+    common.finish(
+        found.result,
+        marks,
+        packages,
+        {name: turned(name, np.asarray(array)) for name, array in trained},
+    )
     for pid in common.tree(os.getpid())[1:]:  # TFF leaves its worker running
         os.kill(pid, signal.SIGKILL)
 

@@ -1,4 +1,6 @@
-"""Where alembic gets its connection: `server.store` hands over an open one, so a migration is one transaction with it."""
+"""Where alembic gets its connection: `server.store` hands over an open one, so a migration is one
+transaction with it.
+"""
 
 from alembic import context
 

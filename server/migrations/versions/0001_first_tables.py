@@ -21,7 +21,11 @@ def upgrade() -> None:
         sa.Column("nonce", sa.String(32), primary_key=True),
         sa.Column("seen_at", sa.Float, nullable=False, index=True),
     )
-    op.create_table("tasks", sa.Column("id", sa.Integer, primary_key=True), sa.Column("body", sa.Text, nullable=False))
+    op.create_table(
+        "tasks",
+        sa.Column("id", sa.Integer, primary_key=True),
+        sa.Column("body", sa.Text, nullable=False),
+    )
     op.create_table(
         "checkpoints",
         sa.Column("sha", sa.String(64), primary_key=True),
@@ -51,7 +55,9 @@ def upgrade() -> None:
         "assignments",
         sa.Column("assignment", sa.String(32), primary_key=True),
         sa.Column("round", sa.BigInteger, sa.ForeignKey("rounds.round"), nullable=False),
-        sa.Column("device", sa.String(16), sa.ForeignKey("devices.device"), nullable=False, index=True),
+        sa.Column(
+            "device", sa.String(16), sa.ForeignKey("devices.device"), nullable=False, index=True
+        ),
         sa.Column("admitted_at", sa.Float, nullable=False),
         sa.Column("status", sa.String(16), nullable=False),
         sa.Column("cause", sa.String(32)),
@@ -63,7 +69,13 @@ def upgrade() -> None:
     )
     op.create_table(
         "sums",
-        sa.Column("round", sa.BigInteger, sa.ForeignKey("rounds.round"), primary_key=True, autoincrement=False),
+        sa.Column(
+            "round",
+            sa.BigInteger,
+            sa.ForeignKey("rounds.round"),
+            primary_key=True,
+            autoincrement=False,
+        ),
         sa.Column("total", sa.LargeBinary, nullable=False),
         sa.Column("weight", sa.BigInteger, nullable=False),
         sa.Column("count", sa.BigInteger, nullable=False),
@@ -71,5 +83,14 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    for table in ("sums", "assignments", "check_ins", "rounds", "checkpoints", "tasks", "nonces", "devices"):
+    for table in (
+        "sums",
+        "assignments",
+        "check_ins",
+        "rounds",
+        "checkpoints",
+        "tasks",
+        "nonces",
+        "devices",
+    ):
         op.drop_table(table)

@@ -1,6 +1,8 @@
-"""Several tasks, enrolment codes, counts kept with their rounds, participations, and sums by replica.
+"""Several tasks, enrolment codes, counts kept with their rounds, participations, and sums by
+replica.
 
-A server of the first tables had one task: it becomes the task `default`. What can be counted from the old ledger is counted from it.
+A server of the first tables had one task: it becomes the task `default`. What can be counted from
+the old ledger is counted from it.
 """
 
 import numpy as np
@@ -64,7 +66,17 @@ def _create() -> None:
         sa.Column("made_at", sa.Float, nullable=False),
         sa.UniqueConstraint("task", "round"),
     )
-    counts = ("admitted", "reported", "dropped", "assigned", "downloaded", "uploaded", "examples", "bytes_up", "bytes_down")
+    counts = (
+        "admitted",
+        "reported",
+        "dropped",
+        "assigned",
+        "downloaded",
+        "uploaded",
+        "examples",
+        "bytes_up",
+        "bytes_down",
+    )
     scores = ("targets", "top1", "top3", "in_vocabulary", "loss")
     op.create_table(
         "rounds",
@@ -79,7 +91,10 @@ def _create() -> None:
         sa.Column("first_admitted", sa.Float),
         sa.Column("last_admitted", sa.Float),
         sa.Column("closed_at", sa.Float),
-        *(sa.Column(name, sa.BigInteger, nullable=False, server_default="0") for name in (*counts, *scores)),
+        *(
+            sa.Column(name, sa.BigInteger, nullable=False, server_default="0")
+            for name in (*counts, *scores)
+        ),
     )
     op.create_table(
         "outcomes",
@@ -101,7 +116,9 @@ def _create() -> None:
         sa.Column("assignment", sa.String(32), primary_key=True),
         sa.Column("task", sa.String(64), nullable=False),
         sa.Column("round", sa.BigInteger, nullable=False),
-        sa.Column("device", sa.String(16), sa.ForeignKey("devices.device"), nullable=False, index=True),
+        sa.Column(
+            "device", sa.String(16), sa.ForeignKey("devices.device"), nullable=False, index=True
+        ),
         sa.Column("admitted_at", sa.Float, nullable=False),
         sa.Column("status", sa.String(16), nullable=False),
         sa.Column("cause", sa.String(32)),
@@ -131,29 +148,36 @@ def _create() -> None:
         sa.ForeignKeyConstraint(("task", "round"), ("rounds.task", "rounds.round")),
     )
     if op.get_bind().dialect.name == "postgresql":
-        op.execute("ALTER TABLE sums ALTER COLUMN total SET STORAGE EXTERNAL")  # sums do not compress: trying takes longer than writing
+        # sums do not compress: trying takes longer than writing
+        op.execute("ALTER TABLE sums ALTER COLUMN total SET STORAGE EXTERNAL")
 
 
 COPY = (
     "INSERT INTO devices SELECT device, public_key, enrolled_at FROM old_devices",
     "INSERT INTO nonces SELECT device, nonce, seen_at FROM old_nonces",
     """INSERT INTO tasks SELECT 'default',
-        CASE WHEN EXISTS (SELECT 1 FROM old_rounds WHERE closed_at IS NULL) THEN 'running' ELSE 'finished' END,
+        CASE WHEN EXISTS (SELECT 1 FROM old_rounds WHERE closed_at IS NULL)
+            THEN 'running' ELSE 'finished' END,
         COALESCE((SELECT MIN(opened_at) FROM old_rounds), 0), body FROM old_tasks""",
     """INSERT INTO checkpoints SELECT 'default', c.sha, c.round,
         COALESCE((SELECT r.base FROM old_rounds r WHERE r.made = c.sha), ''), c.half, c.velocity,
-        COALESCE((SELECT r.closed_at FROM old_rounds r WHERE r.made = c.sha), (SELECT MIN(opened_at) FROM old_rounds), 0) FROM old_checkpoints c""",
-    """INSERT INTO rounds (task, round, phase, base, base_round, half, made, opened_at, first_admitted, last_admitted, closed_at,
+        COALESCE((SELECT r.closed_at FROM old_rounds r WHERE r.made = c.sha),
+            (SELECT MIN(opened_at) FROM old_rounds), 0) FROM old_checkpoints c""",
+    """INSERT INTO rounds (task, round, phase, base, base_round, half, made, opened_at,
+        first_admitted, last_admitted, closed_at,
         admitted, reported, dropped, assigned, downloaded, uploaded, examples, bytes_up, bytes_down)
-        SELECT 'default', r.round, r.phase, r.base, c.round, c.half, r.made, r.opened_at, r.first_admitted, r.last_admitted, r.closed_at,
+        SELECT 'default', r.round, r.phase, r.base, c.round, c.half, r.made, r.opened_at,
+        r.first_admitted, r.last_admitted, r.closed_at,
         (SELECT COUNT(*) FROM old_assignments a WHERE a.round = r.round),
         (SELECT COUNT(*) FROM old_assignments a WHERE a.round = r.round AND a.status = 'counted'),
-        (SELECT COUNT(*) FROM old_assignments a WHERE a.round = r.round AND a.status IN ('refused', 'abandoned')),
+        (SELECT COUNT(*) FROM old_assignments a WHERE a.round = r.round
+            AND a.status IN ('refused', 'abandoned')),
         (SELECT COUNT(*) FROM old_assignments a WHERE a.round = r.round),
         (SELECT COUNT(*) FROM old_assignments a WHERE a.round = r.round AND a.downloaded),
         (SELECT COUNT(*) FROM old_assignments a WHERE a.round = r.round AND a.bytes_up > 0),
         (SELECT COALESCE(SUM(a.examples), 0) FROM old_assignments a WHERE a.round = r.round),
-        (SELECT COALESCE(SUM(a.bytes_up), 0) FROM old_assignments a WHERE a.round = r.round), r.bytes_down
+        (SELECT COALESCE(SUM(a.bytes_up), 0) FROM old_assignments a WHERE a.round = r.round),
+        r.bytes_down
         FROM old_rounds r JOIN old_checkpoints c ON c.sha = r.base""",
     """INSERT INTO outcomes SELECT 'default', round, 'refused', outcome, COUNT(*) FROM old_check_ins
         WHERE outcome <> 'assigned' GROUP BY round, outcome""",
@@ -161,21 +185,30 @@ COPY = (
         WHERE cause IS NOT NULL GROUP BY round, cause""",
     """INSERT INTO check_ins SELECT c.device, 'default', c.outcome FROM old_check_ins c
         JOIN old_rounds r ON r.round = c.round WHERE r.closed_at IS NULL""",
-    """INSERT INTO assignments SELECT assignment, 'default', round, device, admitted_at, status, cause, update_hash, downloaded,
+    """INSERT INTO assignments SELECT assignment, 'default', round, device, admitted_at,
+        status, cause, update_hash, downloaded,
         bytes_up > 0, CASE WHEN status = 'counted' THEN round END FROM old_assignments""",
     """INSERT INTO participations SELECT device, 'default', MAX(round), COUNT(*),
-        MIN(round - before) FROM (SELECT device, round, LAG(round) OVER (PARTITION BY device ORDER BY round) AS before
+        MIN(round - before) FROM (SELECT device, round,
+            LAG(round) OVER (PARTITION BY device ORDER BY round) AS before
         FROM old_assignments WHERE status = 'counted') AS counted GROUP BY device""",
 )
 
 
 def _copy_sums() -> None:
     connection = op.get_bind()
-    for round, total, weight, count in connection.execute(sa.text("SELECT round, total, weight, count FROM old_sums")).all():
+    for round, total, weight, count in connection.execute(
+        sa.text("SELECT round, total, weight, count FROM old_sums")
+    ).all():
         finer = (np.frombuffer(total, "<i8") * FINER).astype("<i8").tobytes()
         row = {"round": round, "total": finer, "weight": weight, "count": count}
-        connection.execute(sa.text("INSERT INTO sums VALUES ('default', :round, '', :total, :weight, :count)"), row)
+        connection.execute(
+            sa.text("INSERT INTO sums VALUES ('default', :round, '', :total, :weight, :count)"), row
+        )
 
 
 def downgrade() -> None:
-    raise NotImplementedError("a server of several tasks does not fit the first tables: restore the backup made before the upgrade")
+    raise NotImplementedError(
+        "a server of several tasks does not fit the first tables: restore the backup made before "
+        "the upgrade"
+    )
