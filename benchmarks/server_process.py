@@ -11,7 +11,7 @@ from fastapi import FastAPI, Request
 from pydantic import BaseModel
 from starlette.responses import FileResponse
 
-from device_runtime.wire import Cause
+from device_runtime.causes import Cause
 from server import endpoint
 from server.access import Limits
 from server.coordinator import Coordinator, open_folder

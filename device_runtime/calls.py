@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from device_runtime.causes import Cause
 from device_runtime.config import from_json, to_json
 from device_runtime.errors import ConfigError, ServerError
 from device_runtime.signing import name_of, public_hex, sign_request
@@ -17,7 +18,6 @@ from device_runtime.wire import (
     Abandon,
     Ack,
     Assignment,
-    Cause,
     CheckIn,
     Enrolled,
     Enrolment,

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from device_runtime.causes import Cause
 from device_runtime.examples import batches
 from device_runtime.interpreter import Graph
 from device_runtime.weights import Weights, subtract
-from device_runtime.wire import Cause, Plan
+from device_runtime.wire import Plan
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from device_runtime import (
     weights,
 )
 from device_runtime.bundle import CHECKPOINT, Bundle, runtime_version
+from device_runtime.causes import MEANING, Cause
 from device_runtime.config import from_json
 from device_runtime.errors import BundleError, CheckpointError, ConfigError, ServerError
 from device_runtime.finetune import FineTuned, Progress, finetune
@@ -35,7 +36,6 @@ from device_runtime.weights import Checkpoint, Weights
 from device_runtime.wire import (
     Ack,
     Assignment,
-    Cause,
     CheckIn,
     Enrolled,
     Kind,
@@ -48,11 +48,7 @@ from device_runtime.wire import (
 DAY_S = 86_400.0
 BATCH_S = 60.0  # virtual seconds between two looks at the conditions of a simulated device
 OPEN = ("selecting", "reporting")  # phases of a round that still waits for someone
-MAY_COME_BACK = (
-    Cause.NOT_CHARGING,
-    Cause.METERED_NETWORK,
-    Cause.IN_USE,
-)  # refusals that say nothing of the round
+
 
 Trainer = Callable[..., FineTuned]  # the signature of `finetune.finetune`
 
@@ -139,9 +135,9 @@ class Turn:
             name = self._enrol().device
             answer = calls.check_in(self._line(name), message)
         if isinstance(answer, Reject):
-            if (
-                answer.cause not in MAY_COME_BACK
-            ):  # the round that half-done work was for stands no more
+            if not MEANING[
+                answer.cause
+            ].keeps_work:  # the round that half-done work was for stands no more
                 self.home.drop(UNFINISHED)
             return self._outcome(Status.REFUSED, answer.cause, answer.retry_in_s)
         self._assignment, self._send = answer, self._line(name, answer)

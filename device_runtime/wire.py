@@ -1,5 +1,4 @@
-"""The wire contract: every message between a device and the server, and the causes they name. JSON
-control, binary bodies.
+"""The wire contract: every message between a device and the server. JSON control, binary bodies.
 
 No message has a field that could carry typed text. Blobs (plan, checkpoint) are immutable and
 fetched by SHA-256.
@@ -19,62 +18,9 @@ Problem with a named cause. What only the operator may ask for is in `server/ope
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from device_runtime.causes import Cause
+
 VERSION = 2
-
-
-class Cause(StrEnum):
-    """Why something was refused or did not count. Each is one column of the funnel."""
-
-    # the device's own conditions
-    NOT_CHARGING = "not_charging"
-    METERED_NETWORK = "metered_network"
-    IN_USE = "in_use"
-    TOO_FEW_EXAMPLES = "too_few_examples"
-    # the round
-    REPORTED_RECENTLY = "reported_recently"
-    ROUND_FULL = "round_full"
-    ALREADY_ASSIGNED = "already_assigned"
-    NO_ROUND = "no_round"
-    TASK_PAUSED = "task_paused"
-    # the task's policy
-    TOO_NEW = "too_new"  # enrolled too recently to be trusted with a first participation
-    PARTICIPATED_ENOUGH = "participated_enough"
-    OTHER_DEVICE_CLASS = "other_device_class"
-    OUTDATED_RUNTIME = "outdated_runtime"
-    OUTDATED_BUNDLE = "outdated_bundle"
-    # a report that came when it was no longer needed
-    ROUND_CLOSED = "round_closed"  # ended by the operator, or with too few
-    SURPLUS = "surplus"  # the round had its reports already
-    LATE = "late"  # the deadline had passed
-    STALE = "stale"  # too many rounds behind, in a buffered task
-    # an assignment that brought nothing
-    CONDITION_LOST = "condition_lost"
-    TRAINING_FAILED = "training_failed"
-    TIMED_OUT = "timed_out"
-    # bad requests
-    MALFORMED = "malformed"
-    UNSUPPORTED_VERSION = "unsupported_version"
-    WRONG_MODEL = "wrong_model"
-    UNKNOWN_DEVICE = "unknown_device"
-    BAD_SIGNATURE = "bad_signature"
-    REPLAYED = "replayed"
-    UNKNOWN_ASSIGNMENT = "unknown_assignment"
-    ABANDONED = "abandoned"
-    UNKNOWN_BLOB = "unknown_blob"
-    TOO_LARGE = "too_large"
-    NOT_AN_UPDATE = "not_an_update"
-    WRONG_ROUND = "wrong_round"
-    WRONG_SHAPES = "wrong_shapes"
-    NORM_TOO_LARGE = "norm_too_large"
-    DIFFERENT_UPDATE = "different_update"
-    NOT_SCORES = "not_scores"
-    BAD_CODE = "bad_code"  # enrolment without a code that may still be used
-    NOT_THE_OPERATOR = "not_the_operator"
-    TOO_MANY_REQUESTS = "too_many_requests"
-    TOO_SLOW = "too_slow"  # the body did not come in time
-    UNKNOWN_TASK = "unknown_task"
-    WRONG_STATE = "wrong_state"  # of a task, for what the operator asked
-    UNAVAILABLE = "unavailable"  # the server cannot write just now
 
 
 @dataclass(frozen=True)

@@ -6,33 +6,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from device_runtime import daemon, personal, unfinished
+from device_runtime import causes, daemon, personal, unfinished
 from device_runtime.errors import BundleError
 from device_runtime.home import UNFINISHED, Contribution, Home
-from device_runtime.wire import Cause, Conditions, Kind, forbidden_by
+from device_runtime.wire import Conditions, Kind, forbidden_by
 
 DAY_S = 86_400.0
 SENDING = "sending"  # the line was written before the update left, and no outcome followed
-
-CAUSES = {
-    Cause.CONDITION_LOST: "the device was unplugged, left WiFi or was picked up",
-    Cause.TRAINING_FAILED: "training did not get better",
-    Cause.ROUND_CLOSED: "the round was closed",
-    Cause.TIMED_OUT: "the deadline had passed",
-    Cause.SURPLUS: "the round had enough without it",
-    Cause.LATE: "it came after the deadline",
-    Cause.STALE: "it was too many rounds behind",
-    Cause.REPORTED_RECENTLY: "its last report was too few rounds ago",
-    Cause.TOO_FEW_EXAMPLES: "too little was typed",
-    Cause.TOO_NEW: "it is enrolled too recently",
-    Cause.PARTICIPATED_ENOUGH: "it took part as often as the task allows",
-    Cause.OTHER_DEVICE_CLASS: "the task is for other classes of devices",
-    Cause.OUTDATED_RUNTIME: "its runtime is too old for the task",
-    Cause.OUTDATED_BUNDLE: "its bundle is too old for the task",
-    Cause.TASK_PAUSED: "the task is paused",
-    Cause.TOO_MANY_REQUESTS: "it asked too often",
-    Cause.UNAVAILABLE: "the server could not keep anything",
-}
 
 
 @dataclass(frozen=True)
@@ -176,7 +156,7 @@ def ledger_lines(lines: Sequence[Contribution]) -> list[str]:
 def _sentence(line: Contribution) -> str:
     if line.kind == Kind.EVALUATION:
         return _evaluation(line)
-    cause = CAUSES.get(line.cause, line.cause.replace("_", " "))  # type: ignore[call-overload]
+    cause = causes.sentence(line.cause)
     became = {
         "counted": f"an update of {line.examples:,} examples was counted",
         SENDING: f"an update of {line.examples:,} examples may have left: no answer came",
@@ -191,7 +171,7 @@ def _sentence(line: Contribution) -> str:
 
 
 def _evaluation(line: Contribution) -> str:
-    cause = CAUSES.get(line.cause, line.cause.replace("_", " "))  # type: ignore[call-overload]
+    cause = causes.sentence(line.cause)
     became = {
         "counted": (
             f"a checkpoint was scored on {line.examples:,} held-back words; only sums were sent, "

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from device_runtime import config
+from device_runtime import causes, config
 from device_runtime.errors import ConfigError, RunError
 from device_runtime.wire import RoundReport, RoundReports
 from fedboard import score
@@ -259,12 +259,12 @@ def funnel(rounds: tuple[RoundReport, ...]) -> list[Bar]:
         return sum(getattr(round, step) for round in rounds)
 
     def lost(losses: str) -> list[tuple[str, int, bool]]:
-        causes: Counter[str] = Counter()
+        by_cause: Counter[str] = Counter()
         for round in rounds:
-            causes.update(getattr(round, losses))
+            by_cause.update(getattr(round, losses))
         return [
-            (plain(cause), count, True)
-            for cause, count in sorted(causes.items(), key=lambda item: (-item[1], item[0]))
+            (causes.label(cause), count, True)
+            for cause, count in sorted(by_cause.items(), key=lambda item: (-item[1], item[0]))
             if count
         ]
 
@@ -280,11 +280,6 @@ def funnel(rounds: tuple[RoundReport, ...]) -> list[Bar]:
         Bar(label, value, value / longest if longest > 0 else 0.0, is_lost)
         for label, value, is_lost in steps
     ]
-
-
-def plain(cause: str) -> str:
-    """A cause as words."""
-    return cause.replace("_", " ")
 
 
 def bars(values: dict[str, float]) -> list[Bar]:
@@ -371,7 +366,7 @@ def render(name: str, material: Material) -> str:
         "number": number,
         "size": size,
         "duration": duration,
-        "plain": plain,
+        "label": causes.label,
         "strip3": strip,
     }
     systems, totals = material.systems, material.totals or Totals()

@@ -18,10 +18,11 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from device_runtime import calls, conditions, config, participate, quantize, weights
+from device_runtime.causes import Cause
 from device_runtime.finetune import FineTuned, finetune
 from device_runtime.transport import Reply, Send
 from device_runtime.weights import Checkpoint, Weights
-from device_runtime.wire import Ack, Assignment, Cause, CheckIn, Plan, RoundReports, forbidden_by
+from device_runtime.wire import Ack, Assignment, CheckIn, Plan, RoundReports, forbidden_by
 from fleet.clock import Clock
 from fleet.population import DAY_S, Device, trace
 

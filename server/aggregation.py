@@ -12,9 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from device_runtime import quantize, weights
+from device_runtime.causes import Cause
 from device_runtime.errors import ConfigError
 from device_runtime.weights import Weights
-from device_runtime.wire import Cause, Plan
+from device_runtime.wire import Plan
 
 SCALE = 2**36  # fixed point: one unit is 2 ** -36 of a weighted value
 EXACT = 2.0**53  # float64 holds every whole number below it

@@ -21,13 +21,13 @@ from pathlib import Path
 import numpy as np
 
 from device_runtime import difference, quantize, signing, weights
+from device_runtime.causes import MEANING, Cause
 from device_runtime.errors import CheckpointError, RunError
 from device_runtime.weights import Checkpoint, Weights, digest
 from device_runtime.wire import (
     Abandon,
     Ack,
     Assignment,
-    Cause,
     CheckIn,
     Enrolled,
     Enrolment,
@@ -42,9 +42,8 @@ from server.aggregation import ServerStep, Sum
 from server.blobs import Blobs
 from server.eligibility import Policy, decide
 from server.judging import Judged, judge
-from server.ledger import Ledger, refused_late
+from server.ledger import Ledger
 from server.requests import (
-    ABANDON_CAUSES,
     Abandoning,
     Answer,
     CheckingIn,
@@ -52,7 +51,6 @@ from server.requests import (
     Refused,
     Reporting,
     Request,
-    refusal,
 )
 from server.rounds import (
     OPEN,
@@ -555,7 +553,7 @@ class Coordinator:
         if work is None or work.device != request.device:
             return Refused(Cause.UNKNOWN_ASSIGNMENT, "this device has no such assignment")
         if request.signed_for is not None and request.signed_for != (work.task, work.round):
-            return refusal(Cause.WRONG_ROUND)
+            return Refused(Cause.WRONG_ROUND)
         if isinstance(request, Abandoning):
             return self._abandoned(request, work, ledger)
         assert judged is not None  # of every report
@@ -595,7 +593,7 @@ class Coordinator:
         if not causes:
             return Reject(Cause.NO_ROUND, self._retry(Cause.NO_ROUND, Rules(), now))
         task, cause = next(
-            ((task, cause) for task, cause in causes if cause not in pacing.PERMANENT), causes[0]
+            ((task, cause) for task, cause in causes if not MEANING[cause].lasts), causes[0]
         )
         return Reject(cause, self._retry(cause, task.rules, now))
 
@@ -661,7 +659,7 @@ class Coordinator:
         if isinstance(value, Cause):
             ledger.settle(work, status=Status.REFUSED, cause=value, update_hash=name)
             ledger.tell(task.name, Dropped(now))
-            return refusal(value)
+            return Refused(value)
         if round.round - work.round > task.rules.max_staleness:
             ledger.settle(work, status=Status.CLOSED, cause=Cause.STALE, update_hash=name)
             ledger.tell(task.name, Dropped(now))
@@ -705,7 +703,7 @@ class Coordinator:
     def _again(self, work: StoredAssignment, name: str, task: Task, ledger: Ledger) -> Answer:
         """The answer to a report for an assignment that is no longer open."""
         if work.status is Status.CLOSED:
-            cause = refused_late(work.cause)
+            cause = MEANING[work.cause].told_late if work.cause else Cause.ROUND_CLOSED
             ledger.settle(
                 ledger.assignments[work.assignment], uploaded=True, cause=cause, update_hash=name
             )
@@ -718,12 +716,13 @@ class Coordinator:
         return (
             Ack(True, self._retry(None, task.rules, ledger.now))
             if work.cause is None
-            else refusal(work.cause)
+            else Refused(work.cause)
         )
 
     def _abandoned(self, request: Abandoning, work: StoredAssignment, ledger: Ledger) -> Answer:
-        if request.cause not in ABANDON_CAUSES:
-            return Refused(Cause.MALFORMED, f"cause: expected one of {', '.join(ABANDON_CAUSES)}")
+        if not MEANING[request.cause].gives_back:
+            expected = ", ".join(cause for cause in Cause if MEANING[cause].gives_back)
+            return Refused(Cause.MALFORMED, f"cause: expected one of {expected}")
         retry = self._retry(request.cause, ledger.tasks[work.task].task.rules, ledger.now)
         if work.status is not Status.OPEN:
             return Ack(work.status is Status.COUNTED, retry)

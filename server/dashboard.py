@@ -17,41 +17,12 @@ from pathlib import Path
 import jinja2
 from markupsafe import Markup
 
+from device_runtime import causes
 from device_runtime.wire import RoundReport
 from server.overview import Overview, TaskView, eligible
 
 REFRESH_S = 5
 FOLDER = Path(__file__).parent / "templates"
-WORDS = {  # causes, for someone new
-    "not_charging": "not on a charger",
-    "metered_network": "not on an unmetered network",
-    "in_use": "in use, or not known to be idle",
-    "too_few_examples": "too little typed so far",
-    "reported_recently": "counted too few rounds ago",
-    "round_full": "the round has all the devices it wants",
-    "already_assigned": "has had its turn in this round",
-    "no_round": "the task has all its rounds",
-    "task_paused": "the task is paused",
-    "too_new": "enrolled too recently",
-    "participated_enough": "took part as often as allowed",
-    "other_device_class": "of another class of devices",
-    "outdated_runtime": "its runtime is too old",
-    "outdated_bundle": "its bundle is too old",
-    "unsupported_version": "speaks another version of the protocol",
-    "wrong_model": "has another vocabulary",
-    "round_closed": "the round was closed by the operator, or had too few",
-    "surplus": "the round had its reports already",
-    "late": "came after the deadline",
-    "stale": "too many rounds behind",
-    "condition_lost": "unplugged, off WiFi or picked up",
-    "training_failed": "training did not get better",
-    "timed_out": "not heard of before the deadline",
-    "not_an_update": "sent something that is no update",
-    "not_scores": "sent scores nobody can have",
-    "wrong_round": "encoded for another round",
-    "wrong_shapes": "of another network",
-    "norm_too_large": "larger than the clipping norm",
-}
 
 
 @dataclass(frozen=True)
@@ -260,7 +231,7 @@ def _templates() -> tuple[jinja2.Template, str, str]:
         "funnel": funnel,
         "plots": plots,
         "share": share,
-        "words": WORDS,
+        "sentence": causes.sentence,
         "refresh": REFRESH_S,
     }
     style, script = (

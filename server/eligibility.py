@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 
 from device_runtime import separation
+from device_runtime.causes import Cause
 from device_runtime.errors import ConfigError
-from device_runtime.wire import VERSION, Cause, CheckIn, forbidden_by
+from device_runtime.wire import VERSION, CheckIn, forbidden_by
 
 
 @dataclass(frozen=True)

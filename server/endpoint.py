@@ -36,12 +36,12 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from device_runtime import config, quantize, signing
+from device_runtime.causes import Cause
 from device_runtime.errors import ConfigError, FedboardError, RunError
 from device_runtime.wire import (
     Abandon,
     Ack,
     Assignment,
-    Cause,
     CheckIn,
     Enrolled,
     Enrolment,

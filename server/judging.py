@@ -5,8 +5,9 @@ alone; reads no store.
 from dataclasses import dataclass
 
 from device_runtime import config, quantize
+from device_runtime.causes import Cause
 from device_runtime.errors import ConfigError, UpdateError
-from device_runtime.wire import Cause, Kind, Plan, Scores
+from device_runtime.wire import Kind, Plan, Scores
 from server import aggregation
 from server.task import Task, rotation_seed
 

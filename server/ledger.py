@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
-from device_runtime.wire import Cause
 from server.eligibility import History
 from server.rounds import OPEN, Event, Tick, advance
 from server.store import (
@@ -179,14 +178,3 @@ class Ledger:
         rows.save_participations(self._changed_participations)
         rows.add_counts(self._counts)
         rows.add_outcomes(self._causes)
-
-
-def refused_late(cause: Cause | None) -> Cause:
-    """What a report is told that comes to an assignment which was closed for `cause`."""
-    told = {
-        Cause.TIMED_OUT: Cause.LATE,
-        Cause.LATE: Cause.LATE,
-        Cause.SURPLUS: Cause.SURPLUS,
-        Cause.STALE: Cause.STALE,
-    }
-    return told.get(cause, Cause.ROUND_CLOSED)

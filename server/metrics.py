@@ -8,8 +8,8 @@ from typing import Any
 import prometheus_client
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
+from device_runtime.causes import MEANING
 from server.coordinator import Coordinator
-from server.overview import NO_PLACE
 from server.rounds import Phase
 
 LATENCIES_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
@@ -117,7 +117,7 @@ class _Stored:
             reached = {
                 "checked_in": added["assigned"] + sum(refused.values()),
                 "eligible": added["assigned"]
-                + sum(count for cause, count in refused.items() if cause in NO_PLACE),
+                + sum(count for cause, count in refused.items() if MEANING[cause].no_place),
                 **added,
             }
             for step in STEPS:

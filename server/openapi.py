@@ -6,9 +6,9 @@ from fastapi import FastAPI, Response
 from fastapi.openapi.utils import get_openapi
 from pydantic import TypeAdapter
 
+from device_runtime.causes import MEANING, Cause
 from device_runtime.wire import Abandon, CheckIn, Enrolment, Problem, Scores
 from server import operators
-from server.requests import ABANDON_CAUSES
 
 _SHARED = "#/components/schemas/{model}"
 _REQUESTS = (
@@ -94,7 +94,7 @@ def document(api: FastAPI) -> dict[str, Any]:
             "maximum": 366 * operators.DAY_S,
         }
         schemas["Abandon"]["properties"]["cause"] = {
-            "enum": [cause.value for cause in ABANDON_CAUSES]
+            "enum": [cause.value for cause in Cause if MEANING[cause].gives_back]
         }
         schemes: dict[str, Any] = {
             name: {"type": "apiKey", "in": "header", "name": name} for name in _SIGNATURE

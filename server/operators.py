@@ -16,8 +16,9 @@ import re
 from dataclasses import dataclass, field
 
 from device_runtime import weights
+from device_runtime.causes import Cause
 from device_runtime.errors import CheckpointError, ConfigError, RunError
-from device_runtime.wire import Cause, Kind, Plan
+from device_runtime.wire import Kind, Plan
 from server.aggregation import ServerStep
 from server.coordinator import Coordinator, create_evaluation, create_task
 from server.eligibility import Policy

@@ -3,14 +3,13 @@
 from collections import Counter
 from dataclasses import dataclass
 
-from device_runtime.wire import Cause, Kind, RoundReport
+from device_runtime.causes import MEANING
+from device_runtime.wire import Kind, RoundReport
 from server.coordinator import Coordinator
 from server.store import Rows, StoredTask
 
 ROUNDS = 200  # of a task, newest
 CHECKPOINTS = 20
-# refusals of devices that might have joined: the round or the task had no place for them
-NO_PLACE = (Cause.ROUND_FULL, Cause.ALREADY_ASSIGNED, Cause.TASK_PAUSED, Cause.NO_ROUND)
 
 
 @dataclass(frozen=True)
@@ -115,7 +114,7 @@ def eligible(report: RoundReport) -> int:
     for.
     """
     return report.assigned + sum(
-        count for cause, count in report.refused.items() if cause in NO_PLACE
+        count for cause, count in report.refused.items() if MEANING[cause].no_place
     )
 
 

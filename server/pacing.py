@@ -10,21 +10,11 @@ import math
 
 import numpy as np
 
-from device_runtime.wire import Cause
+from device_runtime.causes import MEANING, Cause
 from server.rounds import Rules
 
 JITTER = 0.2  # share of the retry time it may be off
 SCATTER = 0.02  # share of it by which devices that meet are scattered
-PERMANENT = (
-    Cause.UNSUPPORTED_VERSION,
-    Cause.WRONG_MODEL,
-    Cause.OUTDATED_RUNTIME,
-    Cause.OUTDATED_BUNDLE,
-    Cause.OTHER_DEVICE_CLASS,
-    Cause.PARTICIPATED_ENOUGH,
-    Cause.NO_ROUND,
-    Cause.TASK_PAUSED,
-)  # nothing that passes by itself within minutes
 
 
 def retry_in_s(
@@ -36,7 +26,7 @@ def retry_in_s(
     Within 20 % of the rules' time, unless the population is too large to come at `check_ins_per_s`
     in that: then it starts there and lasts longer.
     """
-    base = rules.permanent_retry_s if cause in PERMANENT else rules.retry_s
+    base = rules.permanent_retry_s if cause and MEANING[cause].lasts else rules.retry_s
     low, high = (1 - JITTER) * base, (1 + JITTER) * base
     if population <= rules.check_ins_per_s * 2 * SCATTER * base:
         meeting = round((now + base) / base) * base - now if base else 0.0

@@ -2,49 +2,8 @@
 
 from dataclasses import dataclass
 
-from device_runtime.wire import Ack, Assignment, Cause, CheckIn, Kind, Reject
-
-ABANDON_CAUSES = (
-    Cause.CONDITION_LOST,
-    Cause.TRAINING_FAILED,
-    Cause.TIMED_OUT,
-    Cause.NOT_CHARGING,
-    Cause.METERED_NETWORK,
-    Cause.IN_USE,
-    Cause.TOO_FEW_EXAMPLES,
-    Cause.REPORTED_RECENTLY,
-)
-STATUS = {
-    Cause.MALFORMED: 400,
-    Cause.UNKNOWN_DEVICE: 401,
-    Cause.BAD_SIGNATURE: 401,
-    Cause.NOT_THE_OPERATOR: 401,
-    Cause.BAD_CODE: 403,
-    Cause.UNKNOWN_BLOB: 404,
-    Cause.UNKNOWN_ASSIGNMENT: 404,
-    Cause.UNKNOWN_TASK: 404,
-    Cause.TOO_SLOW: 408,
-    Cause.REPLAYED: 409,
-    Cause.DIFFERENT_UPDATE: 409,
-    Cause.WRONG_STATE: 409,
-    Cause.ABANDONED: 410,
-    Cause.TOO_LARGE: 413,
-    Cause.NOT_AN_UPDATE: 422,
-    Cause.NOT_SCORES: 422,
-    Cause.WRONG_ROUND: 422,
-    Cause.WRONG_SHAPES: 422,
-    Cause.NORM_TOO_LARGE: 422,
-    Cause.TOO_MANY_REQUESTS: 429,
-    Cause.UNAVAILABLE: 503,
-}  # HTTP, for each cause a request can be refused for
-WHY = {
-    Cause.NOT_AN_UPDATE: "the body is not an update in the encoding and bits of the plan",
-    Cause.NOT_SCORES: "the body does not hold sums that this plan's held-back messages could have",
-    Cause.WRONG_ROUND: "the update was encoded, or the request signed, for another task, round "
-    "or rotation",
-    Cause.WRONG_SHAPES: "the update belongs to a network of other shapes",
-    Cause.NORM_TOO_LARGE: "the update is larger than the plan's clipping norm allows",
-}
+from device_runtime.causes import MEANING, Cause
+from device_runtime.wire import Ack, Assignment, CheckIn, Kind, Reject
 
 
 class Refused(Exception):
@@ -52,9 +11,13 @@ class Refused(Exception):
     the ledger.
     """
 
-    def __init__(self, cause: Cause, detail: str):
-        super().__init__(detail)
-        self.cause, self.detail, self.status = cause, detail, STATUS[cause]
+    def __init__(self, cause: Cause, detail: str = ""):
+        """`detail` is what a person reads; by default what the cause means."""
+        meaning = MEANING[cause]
+        if meaning.status is None:
+            raise ValueError(f"no request is refused for {cause}")
+        super().__init__(detail or meaning.sentence)
+        self.cause, self.detail, self.status = cause, detail or meaning.sentence, meaning.status
 
 
 # What devices ask. `nonce` is None where no signature was needed; `task` and `round` are those the
@@ -104,8 +67,3 @@ class Fetching:
 
 Request = CheckingIn | Reporting | Abandoning | Fetching
 Answer = Assignment | Reject | Ack | Refused | None
-
-
-def refusal(cause: Cause) -> Refused:
-    """A Refused in the words of WHY."""
-    return Refused(cause, WHY[cause])

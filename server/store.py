@@ -26,8 +26,9 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
 from device_runtime import config
+from device_runtime.causes import Cause
 from device_runtime.errors import RunError
-from device_runtime.wire import Cause, RoundReport, Scores
+from device_runtime.wire import RoundReport, Scores
 from server.aggregation import Sum
 from server.rounds import OPEN, Phase, RoundState
 from server.tables import (

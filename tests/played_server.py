@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from device_runtime import config
+from device_runtime.causes import Cause
 from device_runtime.weights import Checkpoint
-from device_runtime.wire import Assignment, Cause, Kind, Scores
+from device_runtime.wire import Assignment, Kind, Scores
 from server.aggregation import ServerStep
 from server.coordinator import Coordinator, create_evaluation, create_task, open_folder
 from server.eligibility import Policy

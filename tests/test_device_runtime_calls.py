@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from device_runtime import calls
+from device_runtime.causes import Cause
 from device_runtime.config import to_json
 from device_runtime.errors import ServerError
 from device_runtime.signing import public_hex, request_message, verified
@@ -15,7 +16,6 @@ from device_runtime.weights import digest
 from device_runtime.wire import (
     Ack,
     Assignment,
-    Cause,
     CheckIn,
     Conditions,
     Enrolled,

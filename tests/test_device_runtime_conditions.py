@@ -2,9 +2,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from device_runtime.causes import Cause
 from device_runtime.conditions import SIGNALS, parse, trace_source, unknown
 from device_runtime.errors import ConfigError
-from device_runtime.wire import Cause, Conditions, forbidden_by
+from device_runtime.wire import Conditions, forbidden_by
 
 TRACE = (
     "10\tbattery_charged_on\n20\twifi\n30\tscreen_off\n"

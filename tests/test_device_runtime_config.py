@@ -6,8 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from device_runtime import config
+from device_runtime.causes import Cause
 from device_runtime.errors import ConfigError
-from device_runtime.wire import Abandon, Cause, CheckIn, Conditions
+from device_runtime.wire import Abandon, CheckIn, Conditions
 
 
 @dataclass(frozen=True)

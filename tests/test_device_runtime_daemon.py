@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from device_runtime import daemon
+from device_runtime.causes import Cause
 from device_runtime.daemon import Daemon, NotAsked, Schedule, after, after_error, read_schedule
 from device_runtime.errors import ServerError
 from device_runtime.home import SCHEDULE, DeviceConfig, Home
 from device_runtime.participate import Outcome, Status
-from device_runtime.wire import Cause
 
 ABLE = "0\tbattery_charged_on\n0\twifi\n0\tscreen_off\n"
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from device_runtime import weights
+from device_runtime.causes import Cause
 from device_runtime.finetune import finetune
-from device_runtime.wire import Cause
 
 
 @pytest.fixture

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from device_runtime import weights
+from device_runtime.causes import Cause
 from device_runtime.finetune import finetune
 from device_runtime.home import LEARNED, UNFINISHED, DeviceConfig, Home
 from device_runtime.interpreter import Graph
 from device_runtime.participate import Status, Turn, take_turn, ticking
 from device_runtime.transport import Interrupted, Unreachable
 from device_runtime.typing_log import Retention
-from device_runtime.wire import Cause
 from fleet.simulate import asgi
 from server.aggregation import ServerStep
 from server.coordinator import Coordinator, create_task, open_folder

@@ -10,11 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from device_runtime import scoring, text
+from device_runtime.causes import Cause
 from device_runtime.interpreter import Graph
 from device_runtime.participate import Status
 from device_runtime.separation import may_join, most_participations
 from device_runtime.typing_log import Record
-from device_runtime.wire import Assignment, Cause, Kind
+from device_runtime.wire import Assignment, Kind
 from server.coordinator import create_evaluation
 from server.eligibility import Policy
 from server.rounds import Rules

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from device_runtime import sensors
+from device_runtime.causes import Cause
 from device_runtime.errors import ConfigError
 from device_runtime.sensors import (
     charging,
@@ -19,7 +20,7 @@ from device_runtime.sensors import (
     stated,
     termux,
 )
-from device_runtime.wire import Cause, Conditions, forbidden_by
+from device_runtime.wire import Conditions, forbidden_by
 
 NOW = 1_800_000_000.0
 

@@ -8,10 +8,9 @@ from device_runtime import bundle, config, difference, quantize
 from device_runtime.home import DeviceConfig
 from device_runtime.interpreter import Graph
 from device_runtime.typing_log import Retention
-from device_runtime.wire import Cause, Plan
+from device_runtime.wire import Plan
 from fedboard.serve import ServerSettings
 from server.metrics import Metrics
-from server.requests import STATUS
 from server.rounds import Rules
 from tests import toy_server
 
@@ -74,18 +73,6 @@ def test_the_operations_page_names_metrics_that_are_there(tmp_path):
         for name in named_there
         if name.removesuffix("_bucket").removesuffix("_total") not in text
     } == set()
-
-
-def test_every_cause_a_server_can_name_has_words_for_whoever_watches():
-    from server.dashboard import WORDS
-
-    funnel = {cause for cause in Cause if cause not in STATUS} | {
-        Cause.NOT_AN_UPDATE,
-        Cause.NOT_SCORES,
-        Cause.WRONG_ROUND,
-        Cause.WRONG_SHAPES,
-    }
-    assert {cause.value for cause in funnel | {Cause.NORM_TOO_LARGE}} <= WORDS.keys()
 
 
 def test_the_device_page_names_what_its_owner_may_set():

@@ -41,10 +41,9 @@ def test_the_ledger_in_words():
         "simulated day 3, 00:10, round 3: an update of 12 examples was counted (1,000 bytes sent, "
         "3,000 received)",
         "simulated day 4, 00:00, round 4: the work was given back and nothing learned was sent: "
-        "the device was unplugged, left WiFi or was picked up "
-        "(40 bytes sent, 3,000 received)",
+        "unplugged, off WiFi or picked up (40 bytes sent, 3,000 received)",
         "simulated day 5, 00:00, round 5: an update of 9 examples was sent and not counted: the "
-        "round was closed (1,000 bytes sent, 0 received)",
+        "round was closed, or had too few devices (1,000 bytes sent, 0 received)",
         "simulated day 6, 00:00, round 6: an update of 9 examples may have left: no answer came "
         "(0 bytes sent, 0 received)",
         "In all 1 updates counted, of 12 examples; 2,040 bytes sent, 6,000 received.",

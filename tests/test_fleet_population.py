@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from device_runtime.causes import Cause
 from device_runtime.conditions import parse, trace_source
-from device_runtime.wire import Cause, forbidden_by
+from device_runtime.wire import forbidden_by
 from fleet.population import DAY_S, Role, population, role_counts, roles, trace, traces_from_roles
 
 

@@ -5,9 +5,10 @@ import json
 import numpy as np
 import pytest
 
+from device_runtime.causes import Cause
 from device_runtime.finetune import FineTuned
 from device_runtime.weights import Checkpoint, digest
-from device_runtime.wire import Cause, Plan
+from device_runtime.wire import Plan
 from fleet.clock import Clock
 from fleet.population import population
 from fleet.simulate import asgi, simulate, stand_in

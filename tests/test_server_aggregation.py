@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from device_runtime import quantize, weights
+from device_runtime.causes import Cause
 from device_runtime.errors import ConfigError, UpdateError
-from device_runtime.wire import Cause, Plan
+from device_runtime.wire import Plan
 from server import aggregation
 from server.aggregation import ServerStep, Sum
 from tests.toy_server import DIMENSION, PLAN, SHAPES, WEIGHTS, delta

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 from device_runtime import quantize, signing, weights
+from device_runtime.causes import Cause
 from device_runtime.errors import CheckpointError, ConfigError, RunError
 from device_runtime.weights import Checkpoint
-from device_runtime.wire import Abandon, Ack, Assignment, Cause, Enrolment, Reject
+from device_runtime.wire import Abandon, Ack, Assignment, Enrolment, Reject
 from server.aggregation import ServerStep
 from server.blobs import Blobs
 from server.coordinator import NONCE_LIFE_S, Coordinator, create_task, has_task, open_folder

@@ -2,8 +2,8 @@
 
 import pytest
 
+from device_runtime.causes import Cause
 from device_runtime.errors import ConfigError
-from device_runtime.wire import Cause
 from server.eligibility import History, Policy, decide
 from tests.toy_server import READY, TOKENIZER, check_in
 

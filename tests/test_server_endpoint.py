@@ -18,12 +18,12 @@ from hypothesis import HealthCheck, given, settings
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from device_runtime import config, quantize, signing, weights, wire
+from device_runtime.causes import Cause
 from device_runtime.errors import RunError
 from device_runtime.wire import (
     Abandon,
     Ack,
     Assignment,
-    Cause,
     Enrolled,
     Enrolment,
     Plan,

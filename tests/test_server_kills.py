@@ -20,7 +20,8 @@ import pickle, sys
 from pathlib import Path
 import obstore
 from device_runtime import config
-from device_runtime.wire import Assignment, Cause, Kind, Scores
+from device_runtime.causes import Cause
+from device_runtime.wire import Assignment, Kind, Scores
 from server.coordinator import create_evaluation
 from server.requests import Abandoning, CheckingIn, Refused, Reporting
 from server.eligibility import Policy

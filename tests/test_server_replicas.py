@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 import sqlalchemy as sa
 
+from device_runtime.causes import Cause
 from device_runtime.errors import RunError
-from device_runtime.wire import Cause
 from server.aggregation import ServerStep
 from server.blobs import Blobs
 from server.coordinator import Coordinator, create_task

@@ -14,8 +14,9 @@ import pytest
 import sqlalchemy as sa
 
 from device_runtime import weights
+from device_runtime.causes import Cause
 from device_runtime.errors import RunError
-from device_runtime.wire import Cause, Kind
+from device_runtime.wire import Kind
 from server.aggregation import ServerStep, Sum
 from server.coordinator import Coordinator, open_folder
 from server.eligibility import Policy

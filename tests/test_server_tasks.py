@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from device_runtime import config, signing, weights
+from device_runtime.causes import Cause
 from device_runtime.errors import RunError
 from device_runtime.weights import Checkpoint
-from device_runtime.wire import Abandon, Ack, Assignment, Cause, Enrolment, Kind, Reject, Scores
+from device_runtime.wire import Abandon, Ack, Assignment, Enrolment, Kind, Reject, Scores
 from server.aggregation import ServerStep
 from server.coordinator import Coordinator, create_evaluation, create_task, open_folder
 from server.eligibility import Policy
