@@ -46,7 +46,7 @@ bench-device: setup ## what a device's suggestions, memory, training and uploads
 	@$(RUN) python -m benchmarks.device $(ARGS) </dev/null
 device-env: $(UV) ## build .device-env, all a device needs, print its size and resolve it for 64-bit ARM
 	@UV_PROJECT_ENVIRONMENT=.device-env $(UV) sync -q --locked --extra device --no-dev --python $(PY) </dev/null
-	@.device-env/bin/python -c 'import device_runtime.participate, device_runtime.predictor' && .device-env/bin/fedboard --help >/dev/null
+	@.device-env/bin/python -c 'import device_runtime.drive, device_runtime.predictor' && .device-env/bin/fedboard --help >/dev/null
 	@$(UV) pip compile -q --python-platform aarch64-manylinux_2_35 --python-version 3.11 --extra device pyproject.toml >/dev/null </dev/null
 	@du -sm .device-env | sed 's/\t.*/ MB; resolved for aarch64 as well/'
 bench-server: setup ## what the server's check-ins, updates and downloads cost beside a bare FastAPI; a thousand devices; memory (five minutes)

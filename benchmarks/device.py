@@ -16,9 +16,10 @@ from dataclasses import asdict, dataclass
 from itertools import chain, islice
 from pathlib import Path
 
-from device_runtime import bundle, quantize
+from device_runtime import bundle
 from device_runtime.errors import FedboardError
 from device_runtime.own_words import MOST_TOKENS
+from device_runtime.update import encoded_bytes
 from fedboard.run import REFERENCE, open_bundle, trusted_keys
 from model import corpus
 
@@ -246,8 +247,8 @@ def sizes(bench: Bench) -> Iterator[Figure]:
         "MB",
         4.5,
     )
-    yield Figure("upload, 8 bits", quantize.encoded_bytes(values, 8) / 1e6, "MB", 1.45)
-    yield Figure("upload, 4 bits", quantize.encoded_bytes(values, 4) / 1e6, "MB")
+    yield Figure("upload, 8 bits", encoded_bytes(values, 8) / 1e6, "MB", 1.45)
+    yield Figure("upload, 4 bits", encoded_bytes(values, 4) / 1e6, "MB")
 
 
 def int8(bench: Bench) -> Iterator[Figure]:

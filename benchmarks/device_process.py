@@ -169,9 +169,10 @@ def finetuning(task: dict) -> dict:
     """Memory and time of a turn's work: open the bundle, read the typing log, train on the newest
     rows, encode the update.
     """
-    import device_runtime.participate as participate
-    from device_runtime import examples, text, weights
+    from device_runtime import examples, text, update, weights
     from device_runtime.bundle import CHECKPOINT
+    from device_runtime.finetune import finetune
+    from device_runtime.turn import Train
     from device_runtime.typing_log import TypingLog
     from device_runtime.wire import Assignment
 
@@ -189,7 +190,7 @@ def finetuning(task: dict) -> dict:
         rng = np.random.default_rng(0)
         before = status_mb("VmRSS")
         cpu = time.process_time()
-        tuned = participate.finetune(bundle.train_graph, checkpoint.weights, rows, plan, rng)
+        tuned = finetune(bundle.train_graph, Train(checkpoint.weights, rows, plan, rng))
         trained = time.process_time() - cpu
         asked = Assignment(
             "a",
@@ -201,7 +202,7 @@ def finetuning(task: dict) -> dict:
             deadline_s=0,
         )
         cpu = time.process_time()
-        update = participate.encode(tuned.delta, asked, plan, len(rows), rng)
+        encoded = update.of_delta(tuned.delta, asked, plan, len(rows), rng)
         return {
             "rows": len(rows),
             "batches": tuned.batches,
@@ -209,7 +210,7 @@ def finetuning(task: dict) -> dict:
             "loss": [tuned.loss_before, tuned.loss_after],
             "train_cpu_s": trained,
             "encode_cpu_s": time.process_time() - cpu,
-            "upload_bytes": len(update),
+            "upload_bytes": len(encoded),
             "before_mb": before,
             "peak_mb": status_mb("VmHWM"),
         }

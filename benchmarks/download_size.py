@@ -15,6 +15,7 @@ from device_runtime import difference, weights
 from device_runtime.errors import FedboardError
 from device_runtime.examples import rows
 from device_runtime.finetune import finetune
+from device_runtime.turn import Train
 from device_runtime.weights import Checkpoint
 from fedboard import console
 from fedboard.run import open_bundle
@@ -46,7 +47,7 @@ def main() -> None:
                     plan.length,
                 )[-ROWS:]
                 total = total + len(own) * weights.flatten(
-                    finetune(bundle.train_graph, given, own, plan, rng).delta
+                    finetune(bundle.train_graph, Train(given, own, plan, rng)).delta
                 ).astype(np.float64)
                 weight += len(own)
             exact, velocity = apply(

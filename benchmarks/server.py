@@ -23,6 +23,7 @@ import psutil
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from device_runtime import config, quantize, signing
+from device_runtime.update import encode
 from device_runtime.weights import Checkpoint
 from device_runtime.wire import Assignment, CheckIn, Conditions, Enrolment, Plan
 from server.aggregation import ServerStep
@@ -298,7 +299,7 @@ def updates(folder: Path, count: int, repeats: int, connections: int) -> None:
     rng = np.random.default_rng(0)
     delta = rng.standard_normal(PARAMETERS).astype(np.float32)
     delta *= np.float32(0.5 / np.linalg.norm(delta))
-    body = quantize.encode(delta, first.round, first.rotation_seed, first.shapes, 8, 20, rng)
+    body = encode(delta, first.round, first.rotation_seed, first.shapes, 8, 20, rng)
     print(f"  an update has {len(body):,} bytes")
     with running("fedboard", folder) as ours, running("bare", folder) as theirs:
         pairs = iter(zip(devices, works, strict=True))
@@ -379,7 +380,7 @@ def crowd(folder: Path, devices: int) -> None:
     delta = rng.standard_normal(PARAMETERS).astype(np.float32) * np.float32(
         0.5 / np.sqrt(PARAMETERS)
     )
-    body = quantize.encode(delta, first.round, first.rotation_seed, first.shapes, 8, 20, rng)
+    body = encode(delta, first.round, first.rotation_seed, first.shapes, 8, 20, rng)
     message = config.to_json(replace(READY, holds=first.checkpoint))
     with running("fedboard", folder) as server:
 

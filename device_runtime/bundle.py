@@ -118,9 +118,8 @@ class Difference:
     """What differs between two bundles, old before new."""
 
     fields: dict[str, tuple[str, str]]  # of the manifest, as JSON; nested ones by their dotted name
-    files: dict[
-        str, tuple[int | None, int | None]
-    ]  # bytes of those that differ; None where there is none
+    # bytes of those that differ; None where there is none
+    files: dict[str, tuple[int | None, int | None]]
     words_added: tuple[str, ...]
     words_removed: tuple[str, ...]
     weights: float | None  # L2 distance of the checkpoints; None if their shapes differ
@@ -323,9 +322,8 @@ def _verified(path: Path, trusted: frozenset[str], read: Callable[[str, int], by
         )
     try:
         raw = bytes.fromhex(signature)
-        valid = raw.hex() == signature and signing.verified(
-            signer, encoded, raw
-        )  # one spelling only
+        # one spelling only
+        valid = raw.hex() == signature and signing.verified(signer, encoded, raw)
     except ValueError:
         valid = False
     if not valid:

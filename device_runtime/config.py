@@ -102,9 +102,8 @@ def _table(table: dict[str, Any], name: str) -> str:
 def _toml(value: Any) -> str:
     if isinstance(value, list | tuple):
         return "[" + ", ".join(_toml(item) for item in value) + "]"
-    return json.dumps(
-        value, ensure_ascii=False
-    )  # TOML writes these booleans, numbers and basic strings as JSON does
+    # TOML writes these booleans, numbers and basic strings as JSON does
+    return json.dumps(value, ensure_ascii=False)
 
 
 _CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"))

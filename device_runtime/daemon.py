@@ -15,10 +15,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from device_runtime import config, personal
+from device_runtime.drive import Turn
 from device_runtime.errors import ConfigError, FedboardError
 from device_runtime.home import SCHEDULE, Home
-from device_runtime.participate import Outcome, Status, Turn
 from device_runtime.transport import Send
+from device_runtime.turn import Outcome, Status
 from device_runtime.wire import forbidden_by
 
 log = logging.getLogger("fedboard.device")

@@ -11,9 +11,8 @@ def write(path: Path, data: bytes, mode: int = PRIVATE) -> None:
     cannot be written.
     """
     path = Path(path)
-    temporary = path.with_name(
-        f".{path.name}"
-    )  # always the same: what a killed process left is written over
+    # always the same: what a killed process left is written over
+    temporary = path.with_name(f".{path.name}")
     with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb") as file:
         file.write(data)
         file.flush()

@@ -48,5 +48,9 @@ class ServerError(FedboardError):
     """The server refused a request or cannot be reached."""
 
 
+class Unanswered(ServerError):
+    """No whole answer came: the request may have had its effect, or not."""
+
+
 class RunError(FedboardError):
     """A run folder, port or tool this command needs is not usable."""

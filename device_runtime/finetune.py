@@ -4,63 +4,37 @@ graph. Nothing is kept in the graph.
 
 import itertools
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 
 from device_runtime.causes import Cause
 from device_runtime.examples import batches
 from device_runtime.interpreter import Graph
+from device_runtime.turn import FineTuned, Progress, Train
 from device_runtime.weights import Weights, subtract
-from device_runtime.wire import Plan
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where interrupted training stands: what it needs to go on as if nothing had happened."""
-
-    weights: Weights
-    batches: int  # done so far
-    loss_before: float  # mean over the examples before the first batch, nats
-
-
-@dataclass(frozen=True)
-class FineTuned:
-    """What local training made of the server's weights."""
-
-    delta: Weights  # client minus server; all zero when stopped
-    batches: int
-    loss_before: float  # mean over the examples, nats; NaN if it was stopped before that was known
-    loss_after: float
-    stopped: Cause | None = None  # why it ended early, if it did
-    progress: Progress | None = None  # where to go on, if a condition or the upload is lost
 
 
 def finetune(
-    graph: bytes,
-    weights: Weights,
-    examples: np.ndarray,
-    plan: Plan,
-    rng: np.random.Generator,
-    may_continue: Callable[[], bool] = lambda: True,
-    start: Progress | None = None,
+    graph: bytes, step: Train, may_continue: Callable[[], bool] = lambda: True
 ) -> FineTuned:
-    """Local SGD by the plan on rows (int32 [n, plan.length + 1]).
+    """Local SGD by the plan on the step's rows.
 
     `may_continue` is asked before every batch, those of the loss before and after included: work
-    stops within one batch of a condition being lost. Given the progress it left, the same examples
-    and an equal rng, a later call ends with the same bits. A loss that is not finite, or one that
-    ends higher than twice where it began, stops the work too: such a delta is never sent.
+    stops within one batch of a condition being lost. Given the progress it left, the same rows and
+    an equal rng, a later call ends with the same bits. A loss that is not finite, or one that ends
+    higher than twice where it began, stops the work too: such a delta is never sent.
     """
-    train = Graph(graph)
-    before = start.loss_before if start else _loss(train, weights, examples, plan, may_continue)
+    train, weights, plan, start = Graph(graph), step.weights, step.plan, step.start
+    before = start.loss_before if start else _loss(train, step, weights, may_continue)
     if before is None:
         return _stopped(Cause.CONDITION_LOST, weights)
     if not np.isfinite(before):
         return _stopped(Cause.TRAINING_FAILED, weights, before=before)
     local, done = (start.weights, start.batches) if start else (weights, 0)
     lost = False
-    for batch in itertools.islice(batches(examples, plan.batch_size, plan.epochs, rng), done, None):
+    for batch in itertools.islice(
+        batches(step.rows, plan.batch_size, plan.epochs, step.rng), done, None
+    ):
         lost = not may_continue()
         if lost:
             break
@@ -71,7 +45,7 @@ def finetune(
             return _stopped(Cause.TRAINING_FAILED, weights, done, before)
         local = {name: result[name] for name in weights}
         done += 1
-    after = None if lost else _loss(train, local, examples, plan, may_continue)
+    after = None if lost else _loss(train, step, local, may_continue)
     if after is None:
         return _stopped(Cause.CONDITION_LOST, weights, done, before, Progress(local, done, before))
     delta = subtract(local, weights)
@@ -92,22 +66,17 @@ def _stopped(
 
 
 def _loss(
-    graph: Graph,
-    weights: Weights,
-    examples: np.ndarray,
-    plan: Plan,
-    may_continue: Callable[[], bool],
-    most: int = 8,
+    graph: Graph, step: Train, weights: Weights, may_continue: Callable[[], bool], most: int = 8
 ) -> float | None:
-    """Mean loss over at most `most` batches of the examples, taken in order; None if a condition
+    """Mean loss over at most `most` batches of the step's rows, taken in order; None if a condition
     was lost meanwhile.
     """
-    total = count = 0.0
-    for start in range(0, min(len(examples), most * plan.batch_size), plan.batch_size):
+    rows, plan, total, count = step.rows, step.plan, 0.0, 0.0
+    for start in range(0, min(len(rows), most * plan.batch_size), plan.batch_size):
         if not may_continue():
             return None
         batch = np.zeros((plan.batch_size, plan.length + 1), np.int32)
-        chosen = examples[start : start + plan.batch_size]
+        chosen = rows[start : start + plan.batch_size]
         batch[: len(chosen)] = chosen
         result = graph.run("evaluate", rows=batch, **weights)
         total += float(result["loss"]) * float(result["targets"])

@@ -35,6 +35,7 @@ from device_runtime.conditions import Source, trace_source, unknown
 from device_runtime.errors import RunError
 from device_runtime.installed import Installed
 from device_runtime.sensors import LAST_KEY
+from device_runtime.turn import SENT
 from device_runtime.typing_log import Retention, TypingLog
 from device_runtime.typing_log import wipe as wipe_log
 from device_runtime.weights import digest
@@ -45,18 +46,8 @@ TYPING_LOG, LEDGER, CHECKPOINT = "typing_log.sqlite", "ledger.sqlite", "checkpoi
 OWN_WORDS, UNFINISHED = "own_words.json", "unfinished"
 PERSONAL, PERSONAL_WEIGHTS = "personal.json", "personal.sealed"
 SCHEDULE, BUNDLES, LOCK = "schedule.json", "bundles", "lock"
-SENT = (
-    "counted",
-    "not_counted",
-    "sending",
-)  # outcomes after which an update has left the device, or may have
-LEARNED = (
-    OWN_WORDS,
-    UNFINISHED,
-    PERSONAL,
-    PERSONAL_WEIGHTS,
-    LAST_KEY,
-)  # files learned from what was typed
+# files learned from what was typed
+LEARNED = (OWN_WORDS, UNFINISHED, PERSONAL, PERSONAL_WEIGHTS, LAST_KEY)
 
 
 @dataclass(frozen=True)
@@ -64,9 +55,8 @@ class DeviceConfig:
     """device.toml. Paths that are not absolute start in the device's home."""
 
     trusted: tuple[str, ...]  # public keys whose bundles it accepts, hexadecimal
-    bundle: str | None = (
-        None  # folder of a bundle it uses in place; None: the one installed in its home
-    )
+    # folder of a bundle it uses in place; None: the one installed in its home
+    bundle: str | None = None
     server: str | None = None  # address it checks in at
     conditions: str | None = (
         # `linux`, `termux`, or the trace of a simulated device; None: unknown, so it never trains
@@ -78,9 +68,8 @@ class DeviceConfig:
         None
     )
     spread_s: float = 60.0  # the first check-in of a process comes somewhere in it
-    keeps_work: bool = (
-        True  # a half-done epoch waits for the next window; else it is given back at once
-    )
+    # a half-done epoch waits for the next window; else it is given back at once
+    keeps_work: bool = True
     personal: bool = True  # the user's own weights are tried while it may train
     key_store: str = keystore.FILE  # where the typing log's key lies
     population: str = "default"  # whose tasks it works for
@@ -134,10 +123,8 @@ class Home:
         The bundle at `bundle` is installed in it, if given. Raises RunError if the folder is there
         already or cannot be written, BundleError for a bundle it does not trust.
         """
-        folder, typed = (
-            Path(folder),
-            list(typed),
-        )  # first: an error of whoever gives them is not one of the folder
+        # first: an error of whoever gives them is not one of the folder
+        folder, typed = (Path(folder), list(typed))
         if folder.exists():
             raise RunError(
                 folder, "expected no such folder, found one", "remove it or choose another folder"

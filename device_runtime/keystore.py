@@ -126,9 +126,8 @@ class SystemKey:
     def store(self, key: bytes) -> None:
         name = self.entry() or str(uuid.uuid4())
         backend = _system()
-        durable.write(
-            self.path, name.encode()
-        )  # before the entry: whatever happens next, a wipe finds it
+        # before the entry: whatever happens next, a wipe finds it
+        durable.write(self.path, name.encode())
         with _refusals():
             backend.set_password(SERVICE, name, key.hex())
             kept = backend.get_password(SERVICE, name) == key.hex()
@@ -200,8 +199,7 @@ def _refusals() -> Iterator[None]:
 
 def _remove(path: Path) -> None:
     path.unlink(missing_ok=True)
-    path.with_name(f".{path.name}").unlink(
-        missing_ok=True
-    )  # of a process that was killed while it wrote
+    # of a process that was killed while it wrote
+    path.with_name(f".{path.name}").unlink(missing_ok=True)
     if path.parent.exists():
         durable.flush(path.parent)  # a key that was removed must not come back with the power

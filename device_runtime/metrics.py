@@ -96,10 +96,8 @@ def keystrokes(
                 bisect_left(alphabet, prefix) : bisect_left(alphabet, prefix + "\uffff")
             ]
             rows = np.array(group)
-            scores, mine = (
-                log_probs[rows[:, None], candidates],
-                own[rows, None],
-            )  # [rows, candidates]
+            # [rows, candidates]
+            scores, mine = (log_probs[rows[:, None], candidates], own[rows, None])
             ahead = (scores > mine) | ((scores == mine) & (candidates < ids[rows, None]))
             offered = np.count_nonzero(ahead, axis=1) < STRIP
             keys[rows[offered]] = typed + 1
@@ -150,9 +148,8 @@ def interval(
     table = np.array(
         [[getattr(counts, field.name) for field in fields(Counts)] for counts in users], np.float64
     )
-    sums = (
-        rng.multinomial(len(users), np.full(len(users), 1 / len(users)), draws) @ table
-    )  # [draws, fields]
+    # [draws, fields]
+    sums = rng.multinomial(len(users), np.full(len(users), 1 / len(users)), draws) @ table
     found = [statistic(Counts(*row)) for row in sums]
     low, high = np.percentile(found, [2.5, 97.5])
     return float(low), float(high)

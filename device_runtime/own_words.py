@@ -105,9 +105,8 @@ class OwnWords:
         self._alphabetical: tuple[list[str], list[int]] | None = None
         self._lengths: deque[int] = deque()  # of the messages counted, in tokens
         self._tokens = 0
-        self._row = np.empty(
-            0, np.int32
-        )  # pad, pad, bos, the message, eos; and so on, and room to grow
+        # pad, pad, bos, the message, eos; and so on, and room to grow
+        self._row = np.empty(0, np.int32)
         self._begin = self._end = 0  # of what counts in it
         self._unigrams = np.zeros(len(vocabulary))
         self.changes = 0  # rises whenever `mix` may answer otherwise
@@ -169,9 +168,8 @@ class OwnWords:
         Returns the mix at these places, as `mix` does.
         """
         ids = self.ids(tokens)
-        places = [
-            self._steps(self._context(ids[:place])) for place in range(len(ids))
-        ]  # none learns from another
+        # none learns from another
+        places = [self._steps(self._context(ids[:place])) for place in range(len(ids))]
         mixed = np.empty((len(ids), len(self.words)), np.float32)
         for place, (target, steps) in enumerate(zip(ids, places, strict=True)):
             base = self._base(log_probs[place])

@@ -22,6 +22,7 @@ from device_runtime.interpreter import Graph
 from device_runtime.metrics import top_words
 from device_runtime.scoring import log_probs
 from device_runtime.text import FIRST_WORD, OOV, Vocabulary
+from device_runtime.turn import Train
 from device_runtime.typing_log import Record, TypingLog
 from device_runtime.weights import Checkpoint, Weights
 from device_runtime.wire import Plan
@@ -83,9 +84,8 @@ def train(
     had to stop.
     """
     rows = examples.rows(messages, plan.length)[-MOST_ROWS:]
-    tuned = finetune(
-        graph, start, rows, replace(plan, epochs=epochs, learning_rate=rate), rng, may_continue
-    )
+    local = replace(plan, epochs=epochs, learning_rate=rate)
+    tuned = finetune(graph, Train(start, rows, local, rng), may_continue)
     return None if tuned.stopped else {name: start[name] + tuned.delta[name] for name in start}
 
 
@@ -119,9 +119,8 @@ def judge(
         )
         words += len(targets)
     nats = float(np.sum(gains))
-    error = (
-        float(np.std(gains, ddof=1) * np.sqrt(len(gains))) if len(gains) > 1 else abs(nats)
-    )  # of one message nothing is sure
+    # of one message nothing is sure
+    error = float(np.std(gains, ddof=1) * np.sqrt(len(gains))) if len(gains) > 1 else abs(nats)
     return Judged(words, nats, error, hits)
 
 
@@ -194,9 +193,8 @@ def _try(
     )
     if own is None:
         return None if not may_continue() else _verdict(bundle, "", now, to_train, held, Judged())
-    own = {
-        name: array.astype(np.float16).astype(np.float32) for name, array in own.items()
-    }  # as they are kept
+    # as they are kept
+    own = {name: array.astype(np.float16).astype(np.float32) for name, array in own.items()}
     judged = judge(bundle.train_graph, start, own, _ids(held, bundle.vocabulary), may_continue)
     if judged is None:
         return None

@@ -69,10 +69,8 @@ class Predictor:
             normalise(word) for word in blocked | getattr(bundle, "blocked", frozenset())
         )
         self._never = blocked_ids(self.vocabulary.tokens, self._blocked)
-        self._mixed: tuple[object, np.ndarray] = (
-            None,
-            np.empty(0),
-        )  # of which context, and its scores
+        # of which context, and its scores
+        self._mixed: tuple[object, np.ndarray] = (None, np.empty(0))
         self._before: list[int] = []  # tokens whose states were let go
         self._read: list[_Read] = []
 

@@ -13,9 +13,8 @@ from device_runtime.typing_log import Record
 from device_runtime.weights import Weights
 from device_runtime.wire import Scores
 
-ONE_IN = (
-    10  # messages: that one is held back, by its number in the typing log, which it keeps for life
-)
+# messages: that one is held back, by its number in the typing log, which it keeps for life
+ONE_IN = 10
 LEAST = 40  # messages of a device that holds any back: one with fewer needs them all
 
 

@@ -25,13 +25,11 @@ from device_runtime.errors import ConfigError
 from device_runtime.wire import Conditions
 
 T = TypeVar("T")
-Run = Callable[
-    [Sequence[str], float], bytes | None
-]  # a command and its seconds -> what it printed, None if it went wrong
+# a command and its seconds -> what it printed, None if it went wrong
+Run = Callable[[Sequence[str], float], bytes | None]
 
-LAST_KEY = (
-    "last_key"  # an empty file in the device's home: its time of change is the time of the last key
-)
+# an empty file in the device's home: its time of change is the time of the last key
+LAST_KEY = "last_key"
 POWER = Path("/sys/class/power_supply")
 SIGNALS = tuple(column.name for column in fields(Conditions))
 KINDS = ("linux", "termux")
@@ -74,9 +72,8 @@ def output(command: Sequence[str], timeout_s: float) -> bytes | None:
             try:
                 printed, _ = process.communicate(timeout=timeout_s)
             except subprocess.TimeoutExpired:
-                os.killpg(
-                    process.pid, signal.SIGKILL
-                )  # the whole group: Termux's commands are scripts that start another
+                # the whole group: Termux's commands are scripts that start another
+                os.killpg(process.pid, signal.SIGKILL)
                 return None
             return printed if process.returncode == 0 else None
     except (OSError, subprocess.SubprocessError):

@@ -116,9 +116,8 @@ class Vocabulary:
             *(piece.removeprefix(_SPACE) for piece in pieces[len(SPECIALS) :]),
         ]
         self.log_unigram = [processor.get_score(i) for i in range(len(pieces))]
-        whole = (
-            FIRST_WORD if self.of_pieces else len(pieces)
-        )  # a piece that looks like a whole word may still be the worse spelling of it
+        # a piece that looks like a whole word may still be the worse spelling of it
+        whole = FIRST_WORD if self.of_pieces else len(pieces)
         self._ids = {token: i for i, token in enumerate(self.tokens[:whole]) if i >= len(SPECIALS)}
         self._processor = processor
 

@@ -1,7 +1,7 @@
 """Transport: one function, a request's bytes -> a reply's bytes. Over HTTP here; a fleet passes its
 own, in memory.
 
-Layers of the same shape stand on it: `Meter` counts bytes, `participate` signs, `persistent`
+Layers of the same shape stand on it: `Meter` counts bytes, `calls.signed` signs, `persistent`
 repeats what broke. Repeating stands above signing, because the server takes each signature once.
 """
 
@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 import httpx
 
-from device_runtime.errors import ServerError
+from device_runtime.errors import ServerError, Unanswered
 
 TIMEOUT_S = 30.0  # for a reply or its next piece; connecting has 5
 MAX_REPLY_BYTES = 64 << 20  # more is no reply of ours
@@ -33,11 +33,11 @@ class Reply:
 Send = Callable[[str, str, bytes, Mapping[str, str]], Reply]  # method, path, body, headers
 
 
-class Unreachable(ServerError):
+class Unreachable(Unanswered):
     """No connection: nothing was sent."""
 
 
-class Interrupted(ServerError):
+class Interrupted(Unanswered):
     """The connection broke, or what answers does not speak HTTP. The request may have had its
     effect; `partial` is what came of the reply.
     """

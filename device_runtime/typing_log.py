@@ -39,9 +39,8 @@ class Retention:
 
     max_age_s: float = 90 * 86_400.0
     max_bytes: int = 4 << 20  # of sealed records
-    max_uses: int = (
-        30  # uploads one message may contribute to; then it is kept, shown to no training
-    )
+    # uploads one message may contribute to; then it is kept, shown to no training
+    max_uses: int = 30
 
 
 @dataclass(frozen=True)
@@ -92,9 +91,8 @@ class TypingLog:
 
     def append_many(self, records: Iterable[tuple[str, float]]) -> int:
         """Record (text, time) pairs, all or none; blank ones are left out. The number recorded."""
-        typed = [
-            (text, at) for text, at in records if text.strip()
-        ]  # first: an error of whoever gives them is not one of the log
+        # first: an error of whoever gives them is not one of the log
+        typed = [(text, at) for text, at in records if text.strip()]
         with self._transaction():
             last = self._db.execute(
                 "SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = 'records'"
@@ -150,9 +148,8 @@ class TypingLog:
         call it before an update leaves.
         """
         with self._errors():
-            self._db.execute(
-                "PRAGMA synchronous = FULL"
-            )  # the journal reaches the disk before the transaction counts as done
+            # the journal reaches the disk before the transaction counts as done
+            self._db.execute("PRAGMA synchronous = FULL")
             try:
                 with self._transaction():
                     self._db.executemany(
@@ -301,9 +298,8 @@ class TypingLog:
     def _gone(self, removed: int) -> int:
         if removed:
             with self._errors():
-                self._db.execute(
-                    "PRAGMA wal_checkpoint(TRUNCATE)"
-                )  # old pages in the journal still hold what was removed
+                # old pages in the journal still hold what was removed
+                self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         return removed
 
     def _record(self, number: int, at: float, sealed: bytes) -> Record:

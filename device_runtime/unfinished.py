@@ -9,22 +9,11 @@ from dataclasses import dataclass
 
 from device_runtime import config, weights
 from device_runtime.errors import CheckpointError, ConfigError, TypingLogError
-from device_runtime.finetune import Progress
+from device_runtime.turn import Progress, Work
 from device_runtime.typing_log import TypingLog
 from device_runtime.weights import Checkpoint
 
 PURPOSE = "unfinished work"
-
-
-@dataclass(frozen=True)
-class Work:
-    """Which work it is, and on what."""
-
-    assignment: str
-    round: int
-    until: float  # seconds of the device's clock: after it the round waits for nobody
-    records: tuple[int, ...]  # messages trained on, by their numbers in the typing log
-    rows: str  # SHA-256 of the rows they gave
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,10 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from device_runtime.causes import Cause
+from device_runtime.errors import ConfigError
 
 VERSION = 2
+DAY_S = 86_400.0  # seconds of a day
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,20 @@ class Plan:
     learning_rate: float = 0.3  # local SGD
     max_rows: int = 256  # rows used of one device, newest utterances first
     clipping_norm: float = 10.0  # largest L2 norm of a delta
-    bits: int = 8  # of one value of the upload
+    bits: int = 8  # of one value of the upload, 1 to 16
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError for a number no device could work by."""
+        for name in ("batch_size", "length", "epochs", "max_rows"):
+            if getattr(self, name) < 1:
+                found = f"expected at least 1, found {getattr(self, name)}"
+                raise ConfigError(f"plan.{name}", found, "correct it")
+        for name, most in (("learning_rate", 1e6), ("clipping_norm", 1e6)):
+            if not 0 < getattr(self, name) <= most:
+                found = f"expected more than 0 and at most {most:g}, found {getattr(self, name)}"
+                raise ConfigError(f"plan.{name}", found, "correct it")
+        if not 1 <= self.bits <= 16:
+            raise ConfigError("plan.bits", f"expected 1 to 16, found {self.bits}", "correct it")
 
 
 class Kind(StrEnum):
@@ -73,9 +88,8 @@ class CheckIn:
     examples: int  # typed utterances waiting on the device
     tokenizer: str  # SHA-256 of the vocabulary in the device's bundle
     version: int = VERSION
-    holds: str = (
-        ""  # SHA-256 of the float16 checkpoint it has: a newer one can travel as a difference
-    )
+    # SHA-256 of the float16 checkpoint it has: a newer one can travel as a difference
+    holds: str = ""
     population: str = "default"  # whose tasks it works for
     runtime: str = ""  # version of its interpreter, such as "2.14.0"
     release: int = 0  # of its bundle
@@ -98,9 +112,8 @@ class Assignment:
     )
     task: str = "default"  # by name
     kind: Kind = Kind.TRAINING
-    min_separation: int = (
-        1  # rounds of the task between two reports of one device; the device holds the server to it
-    )
+    # rounds of the task between two reports of one device; the device holds the server to it
+    min_separation: int = 1
 
 
 @dataclass(frozen=True)
@@ -147,6 +160,18 @@ class Problem:
     detail: str
 
 
+class Phase(StrEnum):
+    """Where a round stands."""
+
+    SELECTING = "selecting"  # devices are admitted
+    REPORTING = "reporting"  # their reports are waited for
+    COMMITTED = "committed"  # it has made a checkpoint, or scored one
+    ABANDONED = "abandoned"
+
+
+OPEN = (Phase.SELECTING, Phase.REPORTING)
+
+
 @dataclass(frozen=True)
 class RoundReport:
     """What became of one round: the funnel from check-in to counted, with causes, and bytes on the
@@ -154,7 +179,7 @@ class RoundReport:
     """
 
     round: int
-    phase: str  # selecting, reporting, committed, abandoned
+    phase: Phase
     goal: int
     checked_in: int = 0
     refused: dict[str, int] = field(default_factory=dict)  # by cause, at check-in

@@ -9,14 +9,12 @@ from dataclasses import dataclass
 from device_runtime import causes, daemon, personal, unfinished
 from device_runtime.errors import BundleError
 from device_runtime.home import UNFINISHED, Contribution, Home
-from device_runtime.wire import Conditions, Kind, forbidden_by
-
-DAY_S = 86_400.0
-SENDING = "sending"  # the line was written before the update left, and no outcome followed
+from device_runtime.turn import Status
+from device_runtime.wire import DAY_S, Conditions, Kind, forbidden_by
 
 
 @dataclass(frozen=True)
-class Status:
+class Standing:
     """How a device stands."""
 
     folder: str
@@ -37,7 +35,7 @@ class Status:
     check_in_in_s: float
 
 
-def status(home: Home, now: float) -> Status:
+def status(home: Home, now: float) -> Standing:
     """Read a device at `now`, in seconds of its own clock."""
     try:
         found = home.installed()
@@ -57,7 +55,7 @@ def status(home: Home, now: float) -> Status:
     conditions = home.conditions(now)
     lines = home.contributions()
     kept = home.config.typing_log
-    return Status(
+    return Standing(
         str(home.folder),
         home.name,
         bundle,
@@ -67,7 +65,7 @@ def status(home: Home, now: float) -> Status:
         kept.max_bytes,
         conditions,
         forbidden_by(conditions),
-        sum(line.outcome == "counted" for line in lines),
+        sum(line.outcome == Status.COUNTED for line in lines),
         sum(line.bytes_up for line in lines),
         personal.verdict(home),
         None if half_done is None else (half_done.work.round, half_done.work.until),
@@ -75,7 +73,7 @@ def status(home: Home, now: float) -> Status:
     )
 
 
-def status_lines(found: Status) -> list[str]:
+def status_lines(found: Standing) -> list[str]:
     """The status as sentences."""
     signals = {
         "charging": found.conditions.charging,
@@ -141,7 +139,9 @@ def ledger_lines(lines: Sequence[Contribution]) -> list[str]:
     """One sentence for each line of the ledger, and what they come to."""
     if not lines:
         return ["This device contributed nothing so far."]
-    counted = [line for line in lines if line.outcome == "counted" and line.kind == Kind.TRAINING]
+    counted = [
+        line for line in lines if line.outcome == Status.COUNTED and line.kind == Kind.TRAINING
+    ]
     total = (
         f"In all {len(counted)} updates counted, of {sum(line.examples for line in counted):,} "
         "examples"
@@ -158,11 +158,13 @@ def _sentence(line: Contribution) -> str:
         return _evaluation(line)
     cause = causes.sentence(line.cause)
     became = {
-        "counted": f"an update of {line.examples:,} examples was counted",
-        SENDING: f"an update of {line.examples:,} examples may have left: no answer came",
-        "paused": f"the work was interrupted and waits for the next window: {cause}",
-        "abandoned": f"the work was given back and nothing learned was sent: {cause}",
-        "not_counted": f"an update of {line.examples:,} examples was sent and not counted: {cause}",
+        Status.COUNTED: f"an update of {line.examples:,} examples was counted",
+        Status.SENDING: f"an update of {line.examples:,} examples may have left: no answer came",
+        Status.PAUSED: f"the work was interrupted and waits for the next window: {cause}",
+        Status.ABANDONED: f"the work was given back and nothing learned was sent: {cause}",
+        Status.NOT_COUNTED: (
+            f"an update of {line.examples:,} examples was sent and not counted: {cause}"
+        ),
     }.get(line.outcome, line.outcome)
     return (
         f"{moment(line.at)}, round {line.round}: {became} ({line.bytes_up:,} bytes sent, "
@@ -173,16 +175,16 @@ def _sentence(line: Contribution) -> str:
 def _evaluation(line: Contribution) -> str:
     cause = causes.sentence(line.cause)
     became = {
-        "counted": (
+        Status.COUNTED: (
             f"a checkpoint was scored on {line.examples:,} held-back words; only sums were sent, "
             "and counted"
         ),
-        SENDING: (
+        Status.SENDING: (
             f"a checkpoint was scored on {line.examples:,} held-back words, and the sums may "
             "have left: no answer came"
         ),
-        "abandoned": f"an evaluation was given back and nothing was sent: {cause}",
-        "not_counted": (
+        Status.ABANDONED: f"an evaluation was given back and nothing was sent: {cause}",
+        Status.NOT_COUNTED: (
             f"a checkpoint was scored on {line.examples:,} held-back words; only sums were sent, "
             f"and not counted: {cause}"
         ),

@@ -24,7 +24,7 @@ from model.corpus import Users
 
 if TYPE_CHECKING:
     from device_runtime.daemon import NotAsked
-    from device_runtime.participate import Outcome
+    from device_runtime.turn import Outcome
 
 BLOCKED = ("tensorflow", "tensorflow_federated")
 
@@ -120,9 +120,10 @@ def run(folders: Sequence[Path], url: str, rounds: int, outcomes: Path | None) -
     The caller blocks TensorFlow first. Raises ServerError if the server cannot be reached, and
     whatever is wrong with a device's folder.
     """
-    from device_runtime import participate
+    from device_runtime import drive
     from device_runtime.home import Home
     from device_runtime.transport import http
+    from device_runtime.turn import Outcome, Status
 
     homes = [Home.open(folder) for folder in folders]
     totals = {"turns": 0, "counted": 0, "bytes_up": 0, "bytes_down": 0}
@@ -130,9 +131,9 @@ def run(folders: Sequence[Path], url: str, rounds: int, outcomes: Path | None) -
         send = stack.enter_context(http(url))
         lines = stack.enter_context(open(outcomes, "a")) if outcomes else None
 
-        def note(home: Home, outcome: participate.Outcome) -> None:
+        def note(home: Home, outcome: Outcome) -> None:
             totals["turns"] += 1
-            totals["counted"] += outcome.status is participate.Status.COUNTED
+            totals["counted"] += outcome.status is Status.COUNTED
             totals["bytes_up"] += outcome.bytes_up
             totals["bytes_down"] += outcome.bytes_down
             if lines:
@@ -143,7 +144,7 @@ def run(folders: Sequence[Path], url: str, rounds: int, outcomes: Path | None) -
                 )
             console.say(f"{home.folder.name}: {sentence(outcome)}")
 
-        seen = participate.run(homes, send, rounds, note)
+        seen = drive.run(homes, send, rounds, note)
     return {
         "devices": len(homes),
         "rounds": seen,

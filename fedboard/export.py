@@ -41,15 +41,6 @@ def export(
     run = run_of(path)
     settings = run.settings() if run else None
     plan = settings.recipe.plan if settings else Plan()
-    for name, value, low, high in (
-        ("learning rate", learning_rate, 0, 100),
-        ("clipping norm", clipping_norm, 0, 1e6),
-        ("bits", bits, 0, 16),
-    ):
-        if not low < value <= high:
-            raise ConfigError(
-                name, f"expected more than {low} and at most {high}, found {value}", "correct it"
-            )
     plan = replace(plan, learning_rate=learning_rate, clipping_norm=clipping_norm, bits=bits)
     name = data or (settings.data if settings else "chitchat")
     found = users or corpus.load(name)

@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from device_runtime.errors import RunError
+from device_runtime.wire import DAY_S
 
 HOUR_S = 3600.0
-DAY_S = 86_400.0
 
 # class: share of devices, seconds for one batch of the default plan, megabits a second (median;
 # devices vary around it)

@@ -17,18 +17,16 @@ import httpx
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from device_runtime import calls, conditions, config, participate, quantize, weights
+from device_runtime import calls, conditions, config, update, weights
 from device_runtime.causes import Cause
-from device_runtime.finetune import FineTuned, finetune
 from device_runtime.transport import Reply, Send
-from device_runtime.weights import Checkpoint, Weights
+from device_runtime.turn import FineTuned, Train, Trainer
+from device_runtime.update import encoded_bytes
+from device_runtime.weights import Checkpoint
 from device_runtime.wire import Ack, Assignment, CheckIn, Plan, RoundReports, forbidden_by
 from fleet.clock import Clock
 from fleet.population import DAY_S, Device, trace
 
-Trainer = Callable[
-    [Weights, np.ndarray, Plan, np.random.Generator], FineTuned
-]  # weights, rows, plan, randomness
 LEAST_RETRY_S = 1.0  # a server that names no retry time is asked again after this
 
 
@@ -60,22 +58,17 @@ def asgi(app: Any) -> Iterator[Send]:
             loop.run(client.aclose())
 
 
-def on_device(graph: bytes) -> Trainer:
-    """The trainer a phone has: `finetune` with the train graph of a bundle."""
-    return lambda values, rows, plan, rng: finetune(graph, values, rows, plan, rng)
-
-
-def stand_in(values: Weights, rows: np.ndarray, plan: Plan, rng: np.random.Generator) -> FineTuned:
+def stand_in(graph: bytes, step: Train, may_continue: Callable[[], bool]) -> FineTuned:
     """A stand-in for training, for populations too large to train: a random delta of a tenth of the
     clipping norm. It learns nothing.
     """
     delta = {
-        name: rng.standard_normal(array.shape, np.float32) for name, array in sorted(values.items())
+        name: step.rng.standard_normal(array.shape, np.float32)
+        for name, array in sorted(step.weights.items())
     }
-    factor = np.float32(0.1 * plan.clipping_norm / weights.norm(delta))
-    return FineTuned(
-        {name: factor * array for name, array in delta.items()}, _batches(rows, plan), 0.0, 0.0
-    )
+    factor = np.float32(0.1 * step.plan.clipping_norm / weights.norm(delta))
+    scaled = {name: factor * array for name, array in delta.items()}
+    return FineTuned(scaled, _batches(step.rows, step.plan), 0.0, 0.0)
 
 
 def simulate(
@@ -88,21 +81,22 @@ def simulate(
     days: int,
     seed: int,
     spread_s: float = 3600.0,
+    graph: bytes = b"",
 ) -> Result:
     """Let `days` pass for the devices and the server behind `send`, which must run on the same
     clock. Ends early when it has no round left.
 
     `rows` gives the examples of a device, int32 [n, length + 1]; `tokenizer` is the hash of their
-    vocabulary. All first check-ins fall into the first `spread_s` seconds.
+    vocabulary; `graph` is what `train` is given: `finetune` and a bundle's train graph are what a
+    phone has. All first check-ins fall into the first `spread_s` seconds.
     """
-    fleet = _Fleet(send, clock, rows, train, tokenizer, seed)
+    fleet = _Fleet(send, clock, rows, train, tokenizer, seed, graph)
     start, phones = clock.now(), []
     for device in devices:
         phone = _Phone(device, conditions.parse(trace(device, days, seed)), fleet)
         phones.append(phone)
-        first = np.random.default_rng([seed, device.index, 3]).uniform(
-            0, spread_s
-        )  # 0 to 2 are its trace's
+        # 0 to 2 are its trace's
+        first = np.random.default_rng([seed, device.index, 3]).uniform(0, spread_s)
         clock.at(start + first, phone.check_in)
     clock.run_until(start + days * DAY_S, done=lambda: fleet.over)
     return Result(
@@ -124,7 +118,9 @@ class _Fleet:
         train: Trainer,
         tokenizer: str,
         seed: int,
+        graph: bytes,
     ):
+        self.graph = graph
         self.send, self.clock, self.rows, self.train, self.tokenizer, self.seed = (
             send,
             clock,
@@ -153,9 +149,8 @@ class _Phone:
             hashlib.sha256(f"fedboard-fleet {fleet.seed} {device.index}".encode()).digest()
         )
         self._name = calls.enrol(fleet.send, self._key).device
-        self._send = calls.signed(
-            fleet.send, self._key, self._name
-        )  # about an assignment, once it has one
+        # about an assignment, once it has one
+        self._send = calls.signed(fleet.send, self._key, self._name)
 
     def check_in(self) -> None:
         now, rows = self._fleet.clock.now(), self._fleet.rows(self.device)
@@ -186,9 +181,7 @@ class _Phone:
         training = now + _seconds(len(data), device.down_mbps)
         ends = [training + device.batch_s * batch for batch in range(_batches(rows, plan) + 1)]
         dimension = sum(array.size for array in checkpoint.weights.values())
-        ends.append(
-            ends[-1] + _seconds(quantize.encoded_bytes(dimension, plan.bits), device.up_mbps)
-        )
+        ends.append(ends[-1] + _seconds(encoded_bytes(dimension, plan.bits), device.up_mbps))
         lost = next((time for time in ends if forbidden_by(self._source(time)) is not None), None)
         if lost is None:
             self._fleet.clock.at(ends[-1], lambda: self._report(assignment, plan, checkpoint, rows))
@@ -199,14 +192,15 @@ class _Phone:
         self, assignment: Assignment, plan: Plan, checkpoint: Checkpoint, rows: np.ndarray
     ) -> None:
         rng = np.random.default_rng([self._fleet.seed, self.device.index, assignment.round])
-        tuned = self._fleet.train(checkpoint.weights, rows, plan, rng)
+        step = Train(checkpoint.weights, rows, plan, rng)
+        tuned = self._fleet.train(self._fleet.graph, step, lambda: True)
         if tuned.stopped is not None:
             self._abandon(assignment, tuned.stopped)
             return
         answer = calls.upload(
             self._send,
             assignment.assignment,
-            participate.encode(tuned.delta, assignment, plan, len(rows), rng),
+            update.of_delta(tuned.delta, assignment, plan, len(rows), rng),
         )
         self.counted += isinstance(answer, Ack) and answer.counted
         self._come_back(answer.retry_in_s)

@@ -23,12 +23,12 @@ with atheris.instrument_imports(
         difference,
         own_words,
         personal,
-        quantize,
         unfinished,
         weights,
     )
     from device_runtime.errors import FedboardError
     from device_runtime.typing_log import TypingLog
+    from device_runtime.update import decode, dequantize, encode, encoded_bytes
     from device_runtime.wire import Abandon, CheckIn, Enrolment, Plan, Scores
     from fedboard.serve import ServerSettings
     from server import access, aggregation, endpoint, judging, operators
@@ -61,9 +61,9 @@ def checkpoint(data: bytes) -> None:
 
 
 def update(data: bytes) -> None:
-    found = quantize.decode(data)
-    assert len(data) == quantize.encoded_bytes(found.dimension, found.bits)
-    assert np.isfinite(quantize.values(found)).all()
+    found = decode(data)
+    assert len(data) == encoded_bytes(found.dimension, found.bits)
+    assert np.isfinite(dequantize(found)).all()
 
 
 def difference_(data: bytes) -> None:
@@ -145,7 +145,7 @@ def window(data: bytes) -> None:
 
 
 def counted(data: bytes) -> None:
-    found = quantize.decode(data)
+    found = decode(data)
     cause = aggregation.check(found, found.round, found.seed, found.shapes, 3, PLAN)
     if cause is None:
         total = aggregation.add(aggregation.empty(3), found, aggregation.capacity(PLAN, 3))
@@ -177,7 +177,7 @@ READERS = {
     "window": (window, b'bytes=1-5\n"tag"'),
     "counted": (
         counted,
-        quantize.encode(np.ones(3, np.float32), 1, 2, "ab" * 32, 1, 1, np.random.default_rng(0)),
+        encode(np.ones(3, np.float32), 1, 2, "ab" * 32, 1, 1, np.random.default_rng(0)),
     ),
     "settings": (settings, b"[rules]\nreport_goal = 5\n[storage]\nblobs = 's3://a/b'\n"),
     "manifest": (manifest, b'{"format":2}'),
@@ -185,7 +185,7 @@ READERS = {
     "checkpoint": (checkpoint, OLD),
     "update": (
         update,
-        quantize.encode(np.ones(3, np.float32), 1, 2, "ab" * 32, 1, 1, np.random.default_rng(0)),
+        encode(np.ones(3, np.float32), 1, 2, "ab" * 32, 1, 1, np.random.default_rng(0)),
     ),
     "difference": (difference_, difference.encode(OLD, NEW)),
     "typing_log": (typing_log, LOG_BYTES),

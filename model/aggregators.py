@@ -20,6 +20,7 @@ import tensorflow_federated as tff
 
 from device_runtime import quantize
 from device_runtime.errors import ConfigError
+from device_runtime.update import encoded_bytes
 
 _SIDE = math.isqrt(quantize.BLOCK)
 _HADAMARD = functools.reduce(
@@ -178,7 +179,7 @@ class Encoded(tff.aggregators.WeightedAggregationFactory):
             measured = OrderedDict(
                 clipped=tf.math.divide_no_nan(total["clipped"], total["clients"]),
                 norm=tf.math.divide_no_nan(total["norm"], total["clients"]),
-                upload_bytes=tf.constant(quantize.encoded_bytes(dimension, self.bits), tf.int64),
+                upload_bytes=tf.constant(encoded_bytes(dimension, self.bits), tf.int64),
             )
             return tf.nest.pack_sequence_as(like, arrays), measured
 
@@ -256,7 +257,7 @@ def unrotate(vector: tf.Tensor, signs: tf.Tensor, dimension: int) -> tf.Tensor:
 
 
 def encode(vector: tf.Tensor, signs: tf.Tensor, bits: int, seed: tf.Tensor) -> tf.Tensor:
-    """`quantize.encode` and `quantize.values` in one: a clipped float32 [n] -> the rotated values
+    """`update.encode` and `update.dequantize` in one: a clipped float32 [n] -> the rotated values
     the server reads, float32 [padded(n)].
 
     seed: int64 [2], of the rounding.

@@ -178,15 +178,9 @@ class Recipe:
         ):
             _at_least(name, getattr(self, name), 1)
         _at_least("seed", self.seed, 0)
-        for name in ("batch_size", "length", "epochs", "max_rows"):
-            _at_least(f"plan.{name}", getattr(self.plan, name), 1)
         if self.server.algorithm == "fedprox" and self.client.proximal == 0:
             raise ConfigError(
                 "client.proximal", "fedprox needs a pull above 0", "set it, such as 0.01"
-            )
-        if self.encoded and not 1 <= self.plan.bits <= 16:
-            raise ConfigError(
-                "plan.bits", f"expected 1 to 16, found {self.plan.bits}", "correct it"
             )
         if self.encoded and self.privacy.mechanism != "none":
             # rounding can raise a norm over the clip the noise is measured by; the guarantee would

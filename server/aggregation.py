@@ -14,6 +14,7 @@ import numpy as np
 from device_runtime import quantize, weights
 from device_runtime.causes import Cause
 from device_runtime.errors import ConfigError
+from device_runtime.update import Update
 from device_runtime.weights import Weights
 from device_runtime.wire import Plan
 
@@ -35,7 +36,7 @@ class Sum:
 
 
 Weighted = tuple[
-    quantize.Update, int, float
+    Update, int, float
 ]  # an update, its weight, and the share of its delta that moves the mean
 
 
@@ -131,7 +132,7 @@ def capacity(plan: Plan, dimension: int) -> int:
 
 
 def check(
-    update: quantize.Update, round: int, seed: int, shapes: str, dimension: int, plan: Plan
+    update: Update, round: int, seed: int, shapes: str, dimension: int, plan: Plan
 ) -> Cause | None:
     """Why a decoded update must not be added to the sum of `round`, whose rotation has `seed`; or
     None.
@@ -156,7 +157,7 @@ def staleness_weight(staleness: int, exponent: float = 0.5) -> float:
     return (1.0 + staleness) ** -exponent
 
 
-def add(sum: Sum, update: quantize.Update, max_weight: int) -> Sum:
+def add(sum: Sum, update: Update, max_weight: int) -> Sum:
     """The sum with one checked update in it, counted by its examples but at most by
     `max_weight`.
     """
@@ -290,7 +291,7 @@ def _add(
         total[part] += low[part, None]
 
 
-def _norm(update: quantize.Update) -> float:
+def _norm(update: Update) -> float:
     """The L2 norm of the rotated vector an update stands for: of each block low^2 n + 2 low step
     (sum of codes) + step^2 (sum of their squares).
     """

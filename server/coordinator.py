@@ -20,9 +20,10 @@ from pathlib import Path
 
 import numpy as np
 
-from device_runtime import difference, quantize, signing, weights
+from device_runtime import difference, signing, weights
 from device_runtime.causes import MEANING, Cause
 from device_runtime.errors import CheckpointError, RunError
+from device_runtime.update import Update
 from device_runtime.weights import Checkpoint, Weights, digest
 from device_runtime.wire import (
     Abandon,
@@ -507,7 +508,7 @@ class Coordinator:
         names = [each.assignment for each in requests if isinstance(each, Reporting | Abandoning)]
         acknowledging = any(isinstance(each, Reporting) for each in requests)
         answers: list[Answer] = []
-        counted: dict[tuple[str, int], list[tuple[quantize.Update, int, float]]] = {}
+        counted: dict[tuple[str, int], list[tuple[Update, int, float]]] = {}
         with self._forgetting_sums(), self.store.transaction(durable=acknowledging) as rows:
             ledger = Ledger(rows, now, devices, names, nonces)
             self._drop_overdue(rows, ledger)
@@ -797,7 +798,7 @@ class Coordinator:
         self,
         rows: Rows,
         key: tuple[str, int],
-        updates: list[tuple[quantize.Update, int, float]],
+        updates: list[tuple[Update, int, float]],
         ledger: Ledger,
     ) -> Sum:
         """This replica's sum of a round with these updates in it."""

@@ -35,9 +35,10 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from device_runtime import config, quantize, signing
+from device_runtime import config, signing
 from device_runtime.causes import Cause
 from device_runtime.errors import ConfigError, FedboardError, RunError
+from device_runtime.update import encoded_bytes
 from device_runtime.wire import (
     Abandon,
     Ack,
@@ -659,9 +660,7 @@ class _Service:
         if not self.update_bytes:
             tasks = await run_in_threadpool(self.coordinator.tasks)
             self.update_bytes = {
-                stored.task.name: quantize.encoded_bytes(
-                    stored.task.dimension, stored.task.plan.bits
-                )
+                stored.task.name: encoded_bytes(stored.task.dimension, stored.task.plan.bits)
                 for stored in tasks
             }
         return max(self.update_bytes.values(), default=MESSAGE_BYTES)

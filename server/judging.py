@@ -4,9 +4,10 @@ alone; reads no store.
 
 from dataclasses import dataclass
 
-from device_runtime import config, quantize
+from device_runtime import config
 from device_runtime.causes import Cause
 from device_runtime.errors import ConfigError, UpdateError
+from device_runtime.update import Update, decode
 from device_runtime.wire import Kind, Plan, Scores
 from server import aggregation
 from server.task import Task, rotation_seed
@@ -23,13 +24,11 @@ class Judged:
     task: str  # that it was judged for
     round: int
     value: (
-        quantize.Update | Scores | Cause | None
+        Update | Scores | Cause | None
     )  # what it holds, or why it must not be counted; None for an unknown task
 
 
-def judge(
-    body: bytes | bytearray, kind: Kind, task: Task, round: int
-) -> quantize.Update | Scores | Cause:
+def judge(body: bytes | bytearray, kind: Kind, task: Task, round: int) -> Update | Scores | Cause:
     """A report as values, or why it must not be counted. Decides by the report and the task
     alone.
     """
@@ -38,7 +37,7 @@ def judge(
     if kind is Kind.EVALUATION:
         return scores_of(body, task.plan)
     try:
-        update = quantize.decode(body)
+        update = decode(body)
     except UpdateError:
         return Cause.NOT_AN_UPDATE
     return (

@@ -15,16 +15,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from device_runtime.errors import ConfigError
-
-
-class Phase(StrEnum):
-    SELECTING = "selecting"
-    REPORTING = "reporting"
-    COMMITTED = "committed"
-    ABANDONED = "abandoned"
-
-
-OPEN = (Phase.SELECTING, Phase.REPORTING)
+from device_runtime.wire import OPEN, Phase
 
 
 class Mode(StrEnum):

@@ -779,9 +779,9 @@ def _report(
     refused, dropped = (dict(by_cause.get((row.round, step), {})) for step in (REFUSED, DROPPED))
     return RoundReport(
         round=row.round,
-        phase=row.phase
+        phase=Phase(row.phase)
         if row.closed_at is not None or row.phase in OPEN
-        else Phase.REPORTING.value,
+        else Phase.REPORTING,
         goal=task.rules.report_goal,
         checked_in=row.assigned + sum(refused.values()),
         refused=refused,

@@ -14,7 +14,7 @@ from device_runtime.causes import Cause
 from device_runtime.daemon import Daemon, NotAsked, Schedule, after, after_error, read_schedule
 from device_runtime.errors import ServerError
 from device_runtime.home import SCHEDULE, DeviceConfig, Home
-from device_runtime.participate import Outcome, Status
+from device_runtime.turn import Outcome, Status
 
 ABLE = "0\tbattery_charged_on\n0\twifi\n0\tscreen_off\n"
 

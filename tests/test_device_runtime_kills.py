@@ -10,9 +10,10 @@ from dataclasses import replace
 import pytest
 
 from device_runtime import bundle, calls, installed
+from device_runtime.drive import Turn, simulated
 from device_runtime.home import UNFINISHED, DeviceConfig, Home
-from device_runtime.participate import Status, take_turn
 from device_runtime.transport import http
+from device_runtime.turn import Status
 from tests.kill_points import every_kill_point
 
 
@@ -99,12 +100,12 @@ def test_a_device_killed_at_any_step_of_a_turn_takes_it_again_and_counts_once_a_
     )
     script = f"""
 from device_runtime.home import Home
-from device_runtime.participate import take_turn
+from device_runtime.drive import Turn, simulated
 from device_runtime.transport import http
 
 def work(folder):
     with http({address!r}) as send:
-        take_turn(Home.open(folder / "phone"), send, lambda: 10.0)
+        Turn(Home.open(folder / "phone"), send, simulated(10.0, batch_s=0.0)).whole()
 """
 
     def prepare(folder):
@@ -115,7 +116,7 @@ def work(folder):
     def check(folder):
         home = Home.open(folder / "phone")
         with http(address) as send:
-            assert take_turn(home, send, lambda: 10.0).status is Status.COUNTED
+            assert Turn(home, send, simulated(10.0, batch_s=0.0)).whole().status is Status.COUNTED
         with home.typing_log() as log:
             assert log.count() == 12
         assert home.kept(UNFINISHED) is None

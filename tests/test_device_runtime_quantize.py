@@ -10,6 +10,14 @@ from hypothesis import strategies as st
 
 from device_runtime import quantize
 from device_runtime.errors import UpdateError
+from device_runtime.update import (
+    HEADER_BYTES,
+    SCALE_BYTES,
+    decode,
+    dequantize,
+    encode,
+    encoded_bytes,
+)
 
 SHAPES = "ab" * 32
 
@@ -30,12 +38,12 @@ def test_rounding_to_two_values_by_hand():
 
 
 def test_a_constant_vector_has_step_zero_and_survives():
-    data = quantize.encode(
+    data = encode(
         np.zeros(5, np.float32), 1, 2, SHAPES, 8, rng=np.random.default_rng(0), examples=1
     )
-    update = quantize.decode(data)
+    update = decode(data)
     assert update.step.tolist() == [0]
-    assert (quantize.values(update) == 0).all()
+    assert (dequantize(update) == 0).all()
 
 
 @settings(max_examples=40, deadline=None)
@@ -47,10 +55,8 @@ def test_a_constant_vector_has_step_zero_and_survives():
 )
 def test_what_is_decoded_lies_within_one_step_and_every_field_survives(seed, size, bits, scale):
     exact = vector(seed, size, scale)
-    data = quantize.encode(
-        exact, 7, seed, SHAPES, bits, rng=np.random.default_rng(seed), examples=21
-    )
-    update = quantize.decode(data)
+    data = encode(exact, 7, seed, SHAPES, bits, rng=np.random.default_rng(seed), examples=21)
+    update = decode(data)
     assert (
         update.round,
         update.seed,
@@ -59,9 +65,9 @@ def test_what_is_decoded_lies_within_one_step_and_every_field_survives(seed, siz
         update.dimension,
         update.examples,
     ) == (7, seed, SHAPES, bits, size, 21)
-    assert len(data) == quantize.encoded_bytes(size, bits)
+    assert len(data) == encoded_bytes(size, bits)
     rotated = quantize.rotate(exact, seed)
-    error = np.abs(quantize.values(update) - rotated).reshape(-1, quantize.BLOCK).max(axis=1)
+    error = np.abs(dequantize(update) - rotated).reshape(-1, quantize.BLOCK).max(axis=1)
     assert (error <= update.step * (1 + 1e-4) + 1e-6 * scale).all()
 
 
@@ -113,14 +119,14 @@ def test_clipping_by_hand():
 @given(data=st.binary(max_size=200), at=st.integers(0, 59), byte=st.integers(0, 255))
 def test_bytes_of_strangers_are_refused_by_name(data, at, byte):
     right = bytearray(
-        quantize.encode(vector(0, 3), 1, 2, SHAPES, 1, rng=np.random.default_rng(0), examples=1)
+        encode(vector(0, 3), 1, 2, SHAPES, 1, rng=np.random.default_rng(0), examples=1)
     )
-    for found in (data, bytes(right[:-1]), bytes(right[: at % quantize.HEADER_BYTES])):
+    for found in (data, bytes(right[:-1]), bytes(right[: at % HEADER_BYTES])):
         with pytest.raises(UpdateError):
-            quantize.decode(found)
-    right[at % quantize.HEADER_BYTES] = byte
+            decode(found)
+    right[at % HEADER_BYTES] = byte
     with contextlib.suppress(UpdateError):
-        assert len(quantize.decode(bytes(right)).codes) == quantize.BLOCK
+        assert len(decode(bytes(right)).codes) == quantize.BLOCK
 
 
 @pytest.mark.parametrize("bits", [0, 17])
@@ -141,16 +147,16 @@ GOLDEN = Path(__file__).parent / "golden"
 def test_the_bytes_of_an_update_stay_what_they_were(bits):
     """To make a golden file anew after a change of format: write what this test encodes."""
     exact = vector(11, 5000) * np.linspace(1, 0.01, 5000, dtype=np.float32)
-    data = quantize.encode(exact, 3, 2**52 + 5, SHAPES, bits, 21, np.random.default_rng(4))
+    data = encode(exact, 3, 2**52 + 5, SHAPES, bits, 21, np.random.default_rng(4))
     assert data == (GOLDEN / f"update-{bits}.bin").read_bytes()
-    update = quantize.decode(data)
+    update = decode(data)
     assert (update.round, update.seed, update.examples, update.dimension) == (
         3,
         2**52 + 5,
         21,
         5000,
     )
-    found = quantize.unrotate(quantize.values(update), update.seed, 5000)
+    found = quantize.unrotate(dequantize(update), update.seed, 5000)
     assert np.linalg.norm(found - exact) <= np.sqrt(
         quantize.BLOCK * np.square(update.step, dtype=np.float64).sum()
     )
@@ -164,11 +170,9 @@ def test_the_expected_error_is_at_most_half_a_step_a_value(seed, bits):
     """
     exact = vector(seed, 9000)
     exact[quantize.BLOCK :] *= 1e-3  # two blocks of little
-    update = quantize.decode(
-        quantize.encode(exact, 1, seed, SHAPES, bits, 1, np.random.default_rng(seed))
-    )
+    update = decode(encode(exact, 1, seed, SHAPES, bits, 1, np.random.default_rng(seed)))
     error = (
-        np.square(quantize.values(update) - quantize.rotate(exact, seed))
+        np.square(dequantize(update) - quantize.rotate(exact, seed))
         .reshape(-1, quantize.BLOCK)
         .mean(axis=1)
     )
@@ -183,31 +187,31 @@ def test_the_expected_error_is_at_most_half_a_step_a_value(seed, bits):
 )
 @pytest.mark.parametrize("block", [0, 1])
 def test_a_scale_of_any_block_that_is_not_finite_or_negative_is_refused(block, at, value):
-    data = bytearray(quantize.encode(vector(0, 5000), 1, 2, SHAPES, 4, 1, np.random.default_rng(0)))
-    struct.pack_into("<f", data, quantize.HEADER_BYTES + block * quantize.SCALE_BYTES + at, value)
+    data = bytearray(encode(vector(0, 5000), 1, 2, SHAPES, 4, 1, np.random.default_rng(0)))
+    struct.pack_into("<f", data, HEADER_BYTES + block * SCALE_BYTES + at, value)
     with pytest.raises(UpdateError, match="a scale is not finite, or negative"):
-        quantize.decode(bytes(data))
+        decode(bytes(data))
 
 
 def test_a_header_that_promises_more_values_than_follow_allocates_nothing():
-    data = bytearray(quantize.encode(vector(0, 3), 1, 2, SHAPES, 16, 1, np.random.default_rng(0)))
+    data = bytearray(encode(vector(0, 3), 1, 2, SHAPES, 16, 1, np.random.default_rng(0)))
     struct.pack_into(
         "<I", data, 16, 2**32 - 1
     )  # the dimension: four thousand million values, eight gigabytes of codes
     tracemalloc.start()
     with pytest.raises(UpdateError, match="bytes, found"):
-        quantize.decode(bytes(data))
+        decode(bytes(data))
     assert tracemalloc.get_traced_memory()[1] < 100_000
     tracemalloc.stop()
 
 
 def test_an_update_of_version_1_is_refused_by_its_version():
-    data = bytearray(quantize.encode(vector(0, 3), 1, 2, SHAPES, 8, 1, np.random.default_rng(0)))
+    data = bytearray(encode(vector(0, 3), 1, 2, SHAPES, 8, 1, np.random.default_rng(0)))
     data[4] = 1
     with pytest.raises(UpdateError, match=r"version 2, found .* version 1"):
-        quantize.decode(bytes(data))
+        decode(bytes(data))
 
 
 def test_an_update_of_gboard_s_size_is_under_1_45_megabytes():
-    assert quantize.encoded_bytes(1_423_511, 8) == 60 + 348 * 8 + 348 * 4096
-    assert quantize.encoded_bytes(1_423_511, 8) < 1_450_000
+    assert encoded_bytes(1_423_511, 8) == 60 + 348 * 8 + 348 * 4096
+    assert encoded_bytes(1_423_511, 8) < 1_450_000

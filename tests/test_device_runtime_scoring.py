@@ -11,15 +11,16 @@ from hypothesis import strategies as st
 
 from device_runtime import scoring, text
 from device_runtime.causes import Cause
+from device_runtime.finetune import finetune
 from device_runtime.interpreter import Graph
-from device_runtime.participate import Status
 from device_runtime.separation import may_join, most_participations
+from device_runtime.turn import Status
 from device_runtime.typing_log import Record
 from device_runtime.wire import Assignment, Kind
 from server.coordinator import create_evaluation
 from server.eligibility import Policy
 from server.rounds import Rules
-from tests.test_device_runtime_participate import ABLE, device, server, turn  # noqa: F401
+from tests.test_device_runtime_drive import ABLE, device, server, turn  # noqa: F401
 
 LOST_LATER = "0\tbattery_charged_on\n0\twifi\n0\tscreen_off\n130\tbattery_charged_off\n"
 
@@ -126,11 +127,9 @@ def test_an_evaluation_stops_when_a_condition_is_lost(server, device):  # noqa: 
 def test_training_never_sees_what_is_held_back(server, device):  # noqa: F811
     home, seen = device(messages=50), []
 
-    def train(graph, weights, rows, *arguments):
-        seen.append(len(rows))
-        from device_runtime.finetune import finetune
-
-        return finetune(graph, weights, rows, *arguments)
+    def train(graph, step, may_continue):
+        seen.append(len(step.rows))
+        return finetune(graph, step, may_continue)
 
     assert turn(home, server, train=train).status is Status.COUNTED
     with home.typing_log() as log:

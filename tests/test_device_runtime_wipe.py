@@ -4,8 +4,9 @@ import itertools
 
 import numpy as np
 
+from device_runtime.drive import Turn, simulated
 from device_runtime.home import DeviceConfig, Home
-from device_runtime.participate import Status, take_turn, ticking
+from device_runtime.turn import Status
 from fleet.simulate import asgi
 from server.aggregation import ServerStep
 from server.coordinator import Coordinator, create_task, open_folder
@@ -52,7 +53,8 @@ def uploads(tmp_path, tiny_bundle, trusted, lives) -> list[bytes]:
             home = Home.create(tmp_path / f"device-{number}", settings)
             live(home)
             assert (
-                take_turn(home, send, ticking(200.0), sleep=lambda s: None).status is Status.COUNTED
+                Turn(home, send, simulated(200.0), sleep=lambda s: None).whole().status
+                is Status.COUNTED
             )
     coordinator.close()
     return sent

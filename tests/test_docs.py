@@ -8,6 +8,7 @@ from device_runtime import bundle, config, difference, quantize
 from device_runtime.home import DeviceConfig
 from device_runtime.interpreter import Graph
 from device_runtime.typing_log import Retention
+from device_runtime.update import HEADER_BYTES, MAGIC, VERSION
 from device_runtime.wire import Plan
 from fedboard.serve import ServerSettings
 from server.metrics import Metrics
@@ -43,8 +44,8 @@ def test_the_bundle_format_names_every_file_key_signature_and_array(tiny_bundle)
 def test_the_bundle_format_has_the_sizes_and_versions_of_the_code():
     text = (DOCS / "bundle-format.md").read_text()
     assert f"Format {bundle.FORMAT}." in text
-    assert f"Magic `{quantize.MAGIC.decode()}`, version {quantize.VERSION}" in text
-    assert f"| {quantize.HEADER_BYTES} - | float32 pairs" in text
+    assert f"Magic `{MAGIC.decode()}`, version {VERSION}" in text
+    assert f"| {HEADER_BYTES} - | float32 pairs" in text
     assert f"of each block of {quantize.BLOCK} values" in text
     assert f"Magic `{difference.MAGIC.decode()}`, version {difference.VERSION}" in text
     assert f"| 70 - {difference._HEAD.size - 1} |" in text

@@ -7,7 +7,7 @@ import pytest
 from device_runtime import bundle
 from device_runtime.home import Contribution, DeviceConfig, Home
 from device_runtime.wire import Conditions
-from fedboard.device_words import Status, ledger_lines, status, status_lines
+from fedboard.device_words import Standing, ledger_lines, status, status_lines
 
 DAY = 86_400.0
 
@@ -61,7 +61,7 @@ def test_a_device_that_knows_nothing_of_its_conditions_says_why_it_does_not_trai
 
 
 def test_a_device_that_may_train_says_so():
-    able = Status(
+    able = Standing(
         "phone", "d1", "b", 1, 0, 90, 10, Conditions(True, True, True), None, 0, 0, None, None, 0.0
     )
     assert "idle: yes; it may train now" in status_lines(able)[3]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from device_runtime.causes import Cause
-from device_runtime.finetune import FineTuned
+from device_runtime.turn import FineTuned, Train
 from device_runtime.weights import Checkpoint, digest
 from device_runtime.wire import Plan
 from fleet.clock import Clock
@@ -108,7 +108,7 @@ def test_a_day_in_the_life_of_devices_that_are_asked_to_wait_an_hour(tmp_path):
 
 
 def test_a_device_whose_training_fails_gives_its_work_back(tmp_path):
-    def failing(values, rows, plan, rng):
+    def failing(graph, step, may_continue):
         return FineTuned({}, 0, float("nan"), float("nan"), Cause.TRAINING_FAILED)
 
     result = a_fleet(
@@ -120,7 +120,7 @@ def test_a_device_whose_training_fails_gives_its_work_back(tmp_path):
 
 def test_the_stand_in_moves_every_weight_a_little_within_the_clipping_norm():
     weights = {"a": np.zeros((3, 4), np.float32), "b": np.ones(5, np.float32)}
-    tuned = stand_in(weights, ROWS, PLAN, np.random.default_rng(0))
+    tuned = stand_in(b"", Train(weights, ROWS, PLAN, np.random.default_rng(0)), lambda: True)
     total = np.sqrt(sum(np.square(array).sum() for array in tuned.delta.values()))
     assert total == pytest.approx(0.1 * PLAN.clipping_norm, rel=1e-5)
     assert {name: array.shape for name, array in tuned.delta.items()} == {"a": (3, 4), "b": (5,)}

@@ -10,6 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 ROOMS = ("device_runtime", "model", "server", "conversion", "fleet", "fedboard")
 CONTRACTS = {
+    "causes",
     "config",
     "difference",
     "durable",
@@ -18,6 +19,7 @@ CONTRACTS = {
     "separation",
     "signing",
     "text",
+    "update",
     "weights",
     "wire",
 }
@@ -120,7 +122,7 @@ def test_init_files_are_empty():
     ] == []
 
 
-DEVICE = "import device_runtime.participate, device_runtime.predictor, device_runtime.finetune"
+DEVICE = "import device_runtime.drive, device_runtime.predictor, device_runtime.finetune"
 HELP = (
     "import sys; sys.argv = ['fedboard', '--help']; import fedboard.cli; "
     "fedboard.cli.app(standalone_mode=False)"

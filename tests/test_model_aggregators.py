@@ -7,6 +7,7 @@ import pytest
 
 from device_runtime import quantize
 from device_runtime.errors import ConfigError
+from device_runtime.update import encoded_bytes
 
 SHAPES = [(3,), (2, 2)]
 SETTINGS = {
@@ -65,7 +66,7 @@ def test_sixteen_bits_give_the_weighted_mean_almost_exactly(aggregators):
     one, two = delta(1, -2, 3, 0, 0.5, 0, 2), delta(0, 4, -1, 1, 1, 1, 1)
     done = built.next(built.initialize(), [one, two], [3.0, 1.0])
     assert flat(done.result) == pytest.approx((3 * flat(one) + flat(two)) / 4, abs=2e-3)
-    assert int(done.measurements["upload_bytes"]) == quantize.encoded_bytes(7, 16)
+    assert int(done.measurements["upload_bytes"]) == encoded_bytes(7, 16)
     assert float(done.measurements["norm"]) == pytest.approx(
         (np.linalg.norm(flat(one)) + np.linalg.norm(flat(two))) / 2, rel=1e-5
     )

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from device_runtime import quantize, weights
 from device_runtime.causes import Cause
 from device_runtime.errors import ConfigError, UpdateError
+from device_runtime.update import Update, decode, dequantize, encode
 from device_runtime.wire import Plan
 from server import aggregation
 from server.aggregation import ServerStep, Sum
@@ -20,16 +21,12 @@ SEED = 11
 BLOCK = quantize.BLOCK
 
 
-def update_of(
-    vector: np.ndarray, examples: int = 1, bits: int = 8, seed: int = 0
-) -> quantize.Update:
+def update_of(vector: np.ndarray, examples: int = 1, bits: int = 8, seed: int = 0) -> Update:
     rng = np.random.default_rng(seed)
-    return quantize.decode(
-        quantize.encode(vector.astype(np.float32), 1, SEED, SHAPES, bits, examples, rng)
-    )
+    return decode(encode(vector.astype(np.float32), 1, SEED, SHAPES, bits, examples, rng))
 
 
-def summed(updates: list[quantize.Update], max_weight: int = 100) -> Sum:
+def summed(updates: list[Update], max_weight: int = 100) -> Sum:
     return reduce(
         lambda sum, update: aggregation.add(sum, update, max_weight),
         updates,
@@ -37,7 +34,7 @@ def summed(updates: list[quantize.Update], max_weight: int = 100) -> Sum:
     )
 
 
-def checked(update: quantize.Update, plan: Plan = PLAN) -> Cause | None:
+def checked(update: Update, plan: Plan = PLAN) -> Cause | None:
     return aggregation.check(update, 1, SEED, SHAPES, DIMENSION, plan)
 
 
@@ -45,14 +42,14 @@ def test_the_examples_of_an_update_travel_in_its_header():
     assert update_of(delta(1), examples=123).examples == 123
     with pytest.raises(ValueError, match="examples"):
         update_of(delta(1), examples=0)
-    sent = quantize.encode(delta(1), 1, SEED, SHAPES, 8, 1, np.random.default_rng(0))
+    sent = encode(delta(1), 1, SEED, SHAPES, 8, 1, np.random.default_rng(0))
     assert sent[12:16] == b"\x01\0\0\0"
     with pytest.raises(UpdateError, match="at least 1 example"):
-        quantize.decode(sent[:12] + b"\0\0\0\0" + sent[16:])
+        decode(sent[:12] + b"\0\0\0\0" + sent[16:])
 
 
 def test_an_update_counts_by_its_examples():
-    ones = quantize.Update(
+    ones = Update(
         1, SEED, SHAPES, 8, 3, DIMENSION, one(1.0), one(0.0), np.zeros(BLOCK, np.uint16)
     )  # every rotated value is 1
     fives = replace(ones, low=one(5.0), examples=1)
@@ -103,7 +100,7 @@ def test_adding_leaves_the_sum_it_started_from_alone():
 def test_the_largest_sum_that_is_allowed_does_not_overflow():
     most = aggregation.capacity(PLAN, DIMENSION)
     limit = aggregation.largest_norm(PLAN, aggregation.largest_steps(PLAN, DIMENSION))
-    spike = quantize.Update(
+    spike = Update(
         1,
         SEED,
         SHAPES,
@@ -153,7 +150,7 @@ def test_many_blocks_of_the_largest_step_do_not_buy_a_larger_norm():
     step = np.full(
         4, aggregation.largest_steps(plan, dimension) * 0.9, np.float32
     )  # each alone would pass
-    spread = quantize.Update(
+    spread = Update(
         1, SEED, SHAPES, 1, 1, dimension, -step / 2, step, np.ones(dimension, np.uint16)
     )
     assert aggregation.check(spread, 1, SEED, SHAPES, dimension, plan) is Cause.NORM_TOO_LARGE
@@ -239,7 +236,7 @@ def test_the_sum_is_the_weighted_value_within_half_a_unit_and_half_a_unit_a_code
 ):
     update = update_of(delta(seed), bits=bits, seed=seed)
     found = aggregation.add_all(aggregation.empty(DIMENSION), [(update, weight, 1.0)]).total
-    exact = quantize.values(update) * weight * 2.0**36
+    exact = dequantize(update) * weight * 2.0**36
     assert (np.abs(found - exact) <= 0.5 + 0.5 * update.codes + 1e-15 * np.abs(exact)).all()
 
 

@@ -11,9 +11,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from device_runtime import quantize, signing, weights
+from device_runtime import signing, weights
 from device_runtime.causes import Cause
 from device_runtime.errors import CheckpointError, ConfigError, RunError
+from device_runtime.update import HEADER_BYTES, encode
 from device_runtime.weights import Checkpoint
 from device_runtime.wire import Abandon, Ack, Assignment, Enrolment, Reject
 from server.aggregation import ServerStep
@@ -315,7 +316,7 @@ def test_a_step_into_weights_that_cannot_travel_abandons_the_round(tmp_path):
 def refused_bodies(work: Assignment) -> dict[Cause, list[bytes]]:
     good = encoded(work, 0)
     head = bytearray(good)
-    struct.pack_into("<f", head, quantize.HEADER_BYTES, float("nan"))
+    struct.pack_into("<f", head, HEADER_BYTES, float("nan"))
     rng = np.random.default_rng(0)
     fields = {
         "round": work.round,
@@ -332,17 +333,16 @@ def refused_bodies(work: Assignment) -> dict[Cause, list[bytes]]:
             good + b"\0",
             b"not an update",
             bytes(head),  # its scale is not a number
-            quantize.encode(delta(0), **{**fields, "bits": 4}),
+            encode(delta(0), **{**fields, "bits": 4}),
         ],
         Cause.WRONG_ROUND: [
-            quantize.encode(delta(0), **{**fields, **changed})
-            for changed in ({"round": 9}, {"seed": 1})
+            encode(delta(0), **{**fields, **changed}) for changed in ({"round": 9}, {"seed": 1})
         ],
         Cause.WRONG_SHAPES: [
-            quantize.encode(delta(0), **{**fields, "shapes": "0" * 64}),
-            quantize.encode(delta(0, 51), **fields),
+            encode(delta(0), **{**fields, "shapes": "0" * 64}),
+            encode(delta(0, 51), **fields),
         ],
-        Cause.NORM_TOO_LARGE: [quantize.encode(delta(0) * 100, **fields)],
+        Cause.NORM_TOO_LARGE: [encode(delta(0) * 100, **fields)],
     }
 
 

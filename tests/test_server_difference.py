@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from device_runtime import difference, quantize
+from device_runtime import difference, update
 from device_runtime.weights import digest
 from server.coordinator import DIFFERENCES, SMALLER
 from server.rounds import Rules
@@ -27,7 +27,7 @@ def commit(coordinator, device: str, now: float) -> str:
     vector = (
         np.random.default_rng(int(now)).normal(0, 1e-4, LARGE["embedding"].size).astype(np.float32)
     )
-    body = quantize.encode(
+    body = update.encode(
         vector, work.round, work.rotation_seed, work.shapes, 8, 20, np.random.default_rng(1)
     )
     assert coordinator.update(device, work.assignment, body, now).counted
@@ -80,7 +80,7 @@ def test_a_difference_that_saves_little_is_not_offered(tmp_path):
     vector = (
         np.random.default_rng(1).normal(0, 0.01, LARGE["embedding"].size).astype(np.float32)
     )  # every weight becomes another
-    body = quantize.encode(
+    body = update.encode(
         vector, work.round, work.rotation_seed, work.shapes, 8, 20, np.random.default_rng(1)
     )
     assert coordinator.update(devices[0], work.assignment, body, 1.0).counted

@@ -17,9 +17,10 @@ import schemathesis
 from hypothesis import HealthCheck, given, settings
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
-from device_runtime import config, quantize, signing, weights, wire
+from device_runtime import config, signing, weights, wire
 from device_runtime.causes import Cause
 from device_runtime.errors import RunError
+from device_runtime.update import encoded_bytes
 from device_runtime.wire import (
     Abandon,
     Ack,
@@ -256,7 +257,7 @@ def test_a_body_that_is_too_large_is_refused_before_it_is_read(url):
     device = Device(url, 1)
     work = device.check_in()
     path = f"/v1/assignments/{work.assignment}/update"
-    for size in (quantize.encoded_bytes(DIMENSION, PLAN.bits) + 1, 200_000, 20_000_000):
+    for size in (encoded_bytes(DIMENSION, PLAN.bits) + 1, 200_000, 20_000_000):
         assert problem(device.send("PUT", path, b"x" * size)) == (413, "too_large")
     signed = signing.sign_request(device.key, device.name, "PUT", path, b"", "default", 1)
     assert problem(device.http.put(path, content=pieces(200_000), headers=signed)) == (

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from device_runtime import quantize, signing, weights
+from device_runtime import signing, weights
+from device_runtime.update import encode
 from device_runtime.weights import Checkpoint
 from device_runtime.wire import Assignment, CheckIn, Conditions, Enrolment, Plan
 from server.aggregation import ServerStep
@@ -81,7 +82,7 @@ def encoded(
 ) -> bytes:
     """The update of device `number`: the same bytes for the same round."""
     rng = np.random.default_rng([number, assignment.round])
-    return quantize.encode(
+    return encode(
         delta(number),
         assignment.round,
         assignment.rotation_seed,

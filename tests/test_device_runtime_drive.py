@@ -11,11 +11,12 @@ import pytest
 
 from device_runtime import weights
 from device_runtime.causes import Cause
+from device_runtime.drive import Turn, simulated
 from device_runtime.finetune import finetune
 from device_runtime.home import LEARNED, UNFINISHED, DeviceConfig, Home
 from device_runtime.interpreter import Graph
-from device_runtime.participate import Status, Turn, take_turn, ticking
 from device_runtime.transport import Interrupted, Unreachable
+from device_runtime.turn import Status
 from device_runtime.typing_log import Retention
 from fleet.simulate import asgi
 from server.aggregation import ServerStep
@@ -84,7 +85,7 @@ def device(tmp_path, tiny_bundle, trusted):
 
 
 def turn(home, send, at=0.0, train=finetune):
-    return take_turn(home, send, ticking(at), train, sleep=lambda s: None)
+    return Turn(home, send, simulated(at), train, sleep=lambda s: None).whole()
 
 
 def test_a_whole_turn_counts_and_moves_the_global_weights_towards_the_device(
@@ -228,9 +229,9 @@ class Trained:
     def __init__(self):
         self.batches = []
 
-    def __call__(self, graph, values, rows, plan, rng, may_continue, start):
-        tuned = finetune(graph, values, rows, plan, rng, may_continue, start)
-        self.batches.append(tuned.batches - (start.batches if start else 0))
+    def __call__(self, graph, step, may_continue):
+        tuned = finetune(graph, step, may_continue)
+        self.batches.append(tuned.batches - (step.start.batches if step.start else 0))
         return tuned
 
 
@@ -284,7 +285,7 @@ def test_an_interruption_does_not_change_a_byte_of_the_upload(
 def test_a_process_that_must_end_keeps_its_work_within_one_batch(server, device):
     home, looks = device(), iter([True] * 6)
     ended = Turn(
-        home, server, ticking(0.0), sleep=lambda s: None, may_go_on=lambda: next(looks, False)
+        home, server, simulated(0.0), sleep=lambda s: None, may_go_on=lambda: next(looks, False)
     )
     assert ended.check_in() is None
     outcome = ended.work()

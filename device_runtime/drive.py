@@ -1,0 +1,396 @@
+"""Drive: a turn on this device, with its home, its way to the server, its interpreter and its
+clock.
+
+The steps come from `turn.py`; each is done here in one place. A simulated device takes the same
+turns: its clock stands still but for the time that training takes (`Clock`).
+"""
+
+import time
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+import numpy as np
+
+from device_runtime import calls, examples, scoring, text, turn, unfinished, weights
+from device_runtime.bundle import CHECKPOINT, Bundle, runtime_version
+from device_runtime.causes import Cause
+from device_runtime.errors import ServerError, Unanswered
+from device_runtime.finetune import finetune
+from device_runtime.home import UNFINISHED, Contribution, Home
+from device_runtime.transport import Meter, Send, persistent
+from device_runtime.turn import (
+    Ask,
+    Device,
+    Drop,
+    Enrol,
+    Fetch,
+    Gather,
+    Gathered,
+    GiveBack,
+    Held,
+    Hold,
+    Keep,
+    LastSent,
+    Look,
+    Note,
+    Outcome,
+    Report,
+    Score,
+    Step,
+    Train,
+    Trainer,
+    Used,
+    Work,
+)
+from device_runtime.typing_log import Record, TypingLog
+from device_runtime.unfinished import Unfinished
+from device_runtime.wire import (
+    DAY_S,
+    OPEN,
+    Assignment,
+    CheckIn,
+    Plan,
+    RoundReport,
+    Scores,
+    forbidden_by,
+)
+
+BATCH_S = 60.0  # what a batch takes on the clock of a simulated device
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Clock:
+    """Seconds, and who makes them pass while a device trains: nobody, on a real one."""
+
+    now: Callable[[], float] = time.time
+    worked: Callable[[], None] = lambda: None  # told before each batch is begun
+
+
+def simulated(start: float = 0.0, batch_s: float = BATCH_S) -> Clock:
+    """A clock that stands at `start`, and moves on by `batch_s` for each batch.
+
+    >>> clock = simulated(5.0, batch_s=60.0)
+    >>> clock.worked()
+    >>> clock.now(), clock.now()
+    (65.0, 65.0)
+    """
+    at = [start]
+
+    def worked() -> None:
+        at[0] += batch_s
+
+    return Clock(lambda: at[0], worked)
+
+
+def clock_of(home: Home, night: float = 0.0) -> Clock:
+    """The clock a device lives by: the real one, or that of its trace from `night` on, in
+    seconds.
+    """
+    return simulated(night) if home.simulated else Clock()
+
+
+class Turn:
+    """One turn of this device. `may_go_on` is asked with the conditions before every batch: a
+    process that must end says no. `train` has the signature of `finetune.finetune`.
+    """
+
+    def __init__(
+        self,
+        home: Home,
+        send: Send,
+        clock: Clock,
+        train: Trainer = finetune,
+        sleep: Callable[[float], object] = time.sleep,
+        may_go_on: Callable[[], bool] = lambda: True,
+    ):
+        self.home = home
+        self._clock, self._train, self._may_go_on = clock, train, may_go_on
+        self._meter = Meter(send)
+        self._sleep = sleep
+        self._began = clock.now()
+        self._assigned: tuple[Device, Assignment] | None = None
+
+    def check_in(self) -> Outcome | None:
+        """Ask for work: the outcome if refused, None if there is work to do."""
+        bundle = self.home.bundle()
+        device = self._describe(bundle)
+        answer = self._drive(turn.check_in(device), bundle)
+        if isinstance(answer, Outcome):
+            return self._metered(answer)
+        self._assigned = device, answer
+        return None
+
+    def work(self) -> Outcome:
+        """Do what `check_in` was assigned. Raises RuntimeError if that was nothing."""
+        if self._assigned is None:
+            raise RuntimeError("there is no work before a check-in has got some")
+        return self._metered(self._drive(turn.work(*self._assigned), self.home.bundle()))
+
+    def whole(self) -> Outcome:
+        """Check in, and work if there is work. Raises ServerError, BundleError or TypingLogError
+        when the turn cannot be taken.
+        """
+        return self.check_in() or self.work()
+
+    def _describe(self, bundle: Bundle) -> Device:
+        """What the device says of itself, after its log let go of what is too old."""
+        settings, manifest = self.home.config, bundle.manifest
+        with self.home.typing_log() as log:
+            log.expire(self._began)
+            waiting = log.count(usable=True)
+        message = CheckIn(
+            self.home.conditions(self._began),
+            waiting,
+            manifest.tokenizer,
+            holds=self.home.held_checkpoint() or manifest.files[CHECKPOINT].sha256,
+            population=settings.population,
+            runtime=runtime_version(),
+            release=manifest.release,
+            device_class=settings.device_class,
+        )
+        return Device(
+            message,
+            enrolled=self.home.name is not None,
+            shapes=manifest.shapes,
+            plan=bundle.plan,
+            randomness=self._randomness,
+            keeps_work=settings.keeps_work,
+            where=bundle.path,
+        )
+
+    def _drive(self, steps: Generator[Step, Any, T], bundle: Bundle) -> T:
+        """Do step after step. That no answer came is told to the turn; other errors end it."""
+        try:
+            step = next(steps)
+            while True:
+                try:
+                    result = self._do(step, bundle)
+                except Unanswered as error:
+                    step = steps.throw(error)
+                else:
+                    step = steps.send(result)
+        except StopIteration as end:
+            value: T = end.value
+            return value
+
+    def _do(self, step: Step, bundle: Bundle) -> Any:
+        match step:
+            case Enrol():
+                enrolled = calls.enrol(self._persistent(self._meter), self.home.key)
+                return self.home.keep_name(enrolled.device)
+            case Ask(message):
+                return calls.check_in(self._line(), message)
+            case LastSent(assignment):
+                return self.home.last_sent(assignment.task, but=assignment.assignment)
+            case Fetch(assignment, sha256):
+                return calls.fetch(self._line(assignment), sha256)
+            case Held():
+                return self.home.checkpoint() or bundle.content[CHECKPOINT]
+            case Hold(sha256, data):
+                return self.home.keep_checkpoint(sha256, data)
+            case Gather(assignment, plan):
+                until = self._began + assignment.deadline_s
+                return gather(self.home, bundle, assignment, plan, until)
+            case Train():
+                return self._train(bundle.train_graph, step, self._may_train)
+            case Score(values, plan):
+                return self._score(bundle, values, plan)
+            case Look():
+                return self._forbidden()
+            case Used(records):
+                with self.home.typing_log() as log:
+                    return log.mark_used(records)
+            case Note():
+                return self._note(step)
+            case turn.Send(assignment, encoded):
+                return calls.upload(self._line(assignment), assignment.assignment, encoded)
+            case Report(assignment, scores):
+                return calls.report_scores(self._line(assignment), assignment.assignment, scores)
+            case GiveBack(assignment, cause):
+                return calls.abandon(self._line(assignment), assignment.assignment, cause)
+            case Keep(work, progress):
+                with self.home.typing_log() as log:
+                    sealed = unfinished.seal(Unfinished(work, progress), log)
+                    return self.home.keep(UNFINISHED, sealed)
+            case Drop():
+                return self.home.drop(UNFINISHED)
+
+    def _score(self, bundle: Bundle, values: weights.Weights, plan: Plan) -> Scores | None:
+        """Of the newest messages held back from training, at most as many as the plan has rows."""
+        with self.home.typing_log() as log:
+            newest = log.records(scoring.ONE_IN * plan.max_rows)
+            held = scoring.held_back(newest, log.count())[-plan.max_rows :]
+        ids = [bundle.vocabulary.ids(text.tokenise(record.text)) for record in held]
+        cut = [message[: plan.length] for message in ids]
+        return scoring.score(bundle.train_graph, values, cut, self._may_train)
+
+    def _may_train(self) -> bool:
+        """Asked before each batch."""
+        self._clock.worked()
+        return self._forbidden() is None
+
+    def _forbidden(self) -> Cause | None:
+        if (cause := forbidden_by(self.home.conditions(self._clock.now()))) is not None:
+            return cause
+        return None if self._may_go_on() else Cause.CONDITION_LOST
+
+    def _randomness(self, assignment: Assignment) -> np.random.Generator:
+        """The randomness of an assignment: the same whenever the work is done again, and nobody
+        else's to foretell.
+        """
+        if self.home.config.seed is not None:
+            return np.random.default_rng([self.home.config.seed, assignment.round])
+        secret = self.home.key.private_bytes_raw() + assignment.assignment.encode()
+        return np.random.default_rng(int(weights.digest(secret), 16))
+
+    def _persistent(self, send: Send) -> Send:
+        return persistent(send, sleep=self._sleep)
+
+    def _line(self, about: Assignment | None = None) -> Send:
+        """The way to the server, signed; `about` an assignment, for its task and round."""
+        named = ("", 0) if about is None else (about.task, about.round)
+        name = self.home.name or ""
+        return self._persistent(calls.signed(self._meter, self.home.key, name, *named))
+
+    def _note(self, note: Note) -> None:
+        about, meter = note.assignment, self._meter
+        line = Contribution(
+            about.round,
+            self._began,
+            note.status,
+            note.cause or "",
+            note.examples,
+            meter.up,
+            meter.down,
+            about.task,
+            about.kind.value,
+            about.assignment,
+        )
+        self.home.note(line)
+
+    def _metered(self, outcome: Outcome) -> Outcome:
+        seconds = self._clock.now() - self._began
+        return replace(
+            outcome, bytes_up=self._meter.up, bytes_down=self._meter.down, seconds=seconds
+        )
+
+
+def gather(
+    home: Home, bundle: Bundle, assignment: Assignment, plan: Plan, until: float
+) -> Gathered:
+    """What there is to train on: half-done work of this very assignment if all its messages are
+    still there, else the newest messages that may still be used. `until` is when the round stops
+    waiting, in seconds of the device's clock.
+    """
+    with home.typing_log() as log:
+        half_done = _half_done(home, log, bundle.vocabulary, assignment, plan)
+        if half_done is not None:
+            return half_done
+        home.drop(UNFINISHED)
+        usable = log.records(2 * plan.max_rows, usable=True)
+        messages = scoring.trained_on(usable, log.count())
+        # a message fills at least one row
+        used, rows = rows_of(messages[-plan.max_rows :], bundle.vocabulary, plan)
+        work = Work(assignment.assignment, assignment.round, until, used, _hash(rows))
+        return Gathered(work, rows)
+
+
+def rows_of(
+    records: Sequence[Record], vocabulary: text.Vocabulary, plan: Plan
+) -> tuple[tuple[int, ...], np.ndarray]:
+    """The newest rows of messages, at most `plan.max_rows`: the numbers of the messages they come
+    from, and int32 [rows, plan.length + 1].
+    """
+    ids = [vocabulary.ids(text.tokenise(record.text)) for record in records]
+    each = [
+        (record.id, examples.rows([own], plan.length))
+        for record, own in zip(records, ids, strict=True)
+        if own
+    ]
+    first, count = len(each), 0
+    while first > 0 and count < plan.max_rows:
+        first -= 1
+        count += len(each[first][1])
+    chosen = each[first:]
+    rows = np.concatenate([examples.rows([], plan.length), *(own for _, own in chosen)])
+    return tuple(number for number, _ in chosen), rows[-plan.max_rows :]
+
+
+def run(
+    homes: Sequence[Home],
+    send: Send,
+    rounds: int,
+    on_outcome: Callable[[Home, Outcome], None] = lambda home, outcome: None,
+    train: Trainer = finetune,
+    sleep: Callable[[float], object] = time.sleep,
+) -> int:
+    """Turns of several devices in one process until `rounds` rounds were seen, or the server has
+    none left. The number of rounds seen.
+
+    In each round every device checks in before the first one works: a round does not end while one
+    of them still waits for its turn. A simulated device lives through one night of its trace a
+    round; between two rounds all wait until the server's newest round is another.
+    """
+    seen = 0
+    while seen < rounds:
+        first, newest = _first_and_newest(send, sleep)
+        outcomes, working = [], []
+        for home in homes:
+            clock = clock_of(home, DAY_S * (newest.round - first.round))
+            taken = Turn(home, send, clock, train, sleep)
+            refused = taken.check_in()
+            if refused is None:
+                working.append(taken)
+            else:
+                outcomes.append(refused)
+                on_outcome(home, refused)
+        for taken in working:
+            outcomes.append(taken.work())
+            on_outcome(taken.home, outcomes[-1])
+        if any(outcome.cause is Cause.NO_ROUND for outcome in outcomes):
+            break
+        seen += 1
+        if seen < rounds:
+            named = (outcome.retry_in_s for outcome in outcomes if outcome.retry_in_s > 0)
+            _wait(send, newest, min(named, default=1.0), sleep)
+    return seen
+
+
+def _half_done(
+    home: Home, log: TypingLog, vocabulary: text.Vocabulary, assignment: Assignment, plan: Plan
+) -> Gathered | None:
+    """The half-done work of this very assignment, if all its messages are still there."""
+    sealed = home.kept(UNFINISHED)
+    kept = None if sealed is None else unfinished.unseal(sealed, log)
+    if kept is None or kept.work.assignment != assignment.assignment:
+        return None
+    _, rows = rows_of(log.records_of(kept.work.records), vocabulary, plan)
+    return Gathered(kept.work, rows, kept.progress) if _hash(rows) == kept.work.rows else None
+
+
+def _hash(rows: np.ndarray) -> str:
+    return weights.digest(rows.tobytes())
+
+
+def _first_and_newest(
+    send: Send, sleep: Callable[[float], object]
+) -> tuple[RoundReport, RoundReport]:
+    reports = calls.rounds(persistent(send, sleep=sleep)).rounds
+    if not reports:
+        raise ServerError(
+            "GET /v1/rounds",
+            "expected at least one round, found none",
+            "start the server with a task",
+        )
+    return reports[0], reports[-1]
+
+
+def _wait(send: Send, seen: RoundReport, retry_s: float, sleep: Callable[[float], object]) -> None:
+    """Until the server's newest round is another than `seen`, or closed."""
+    newest = seen
+    while newest.round == seen.round and newest.phase in OPEN:
+        sleep(retry_s)
+        _, newest = _first_and_newest(send, sleep)

@@ -1,0 +1,450 @@
+"""A device's turn with the server, as a generator of steps: what it does next, and why.
+
+                refused                  lost or failed      no answer: kept
+                   ^                            ^                  ^
+    Enrol? --> Ask --> Fetch plan --> Gather --> Train --> Note --> Send --> Note
+               |       Fetch or hold  rows of     |      "sending"           what became of it
+               |       the checkpoint the log     +-- Score --> Note --> Report --> Note
+            check in                              an evaluation
+
+`check_in` and `work` yield one step after the other; whoever drives them does each step and sends
+back what came of it. There is no socket, clock, file or thread here, so a phone (`drive.py`) and a
+simulated one take the same turn. Before an update leaves, "sending" is noted: a ledger never says
+less than what left.
+Source of the form: a state receives a message and returns the next (Bonawitz et al. 2019,
+arXiv:1902.01046, section 2.2, names the phases).
+"""
+
+import contextlib
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+import numpy as np
+
+from device_runtime import difference, separation, update, weights
+from device_runtime.causes import MEANING, Cause
+from device_runtime.config import from_json
+from device_runtime.errors import (
+    BundleError,
+    CheckpointError,
+    ConfigError,
+    ServerError,
+    Unanswered,
+)
+from device_runtime.weights import Checkpoint, Weights
+from device_runtime.wire import Ack, Assignment, CheckIn, Kind, Plan, Reject, Scores
+
+
+class Status(StrEnum):
+    """What became of a turn, or of the work in it."""
+
+    COUNTED = "counted"
+    REFUSED = "refused"  # no work at check-in
+    ABANDONED = "abandoned"  # the device gave its assignment back
+    PAUSED = "paused"  # a condition was lost: the work waits on the device for its next window
+    NOT_COUNTED = "not_counted"  # the server did not take the report
+    SENDING = "sending"  # of a ledger line only: the report may have left, and no answer came
+
+
+SENT = (Status.COUNTED, Status.NOT_COUNTED, Status.SENDING)  # a report left, or may have
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of one turn. Bytes are those of bodies, as sent and received; seconds are of the
+    clock the turn was driven by.
+    """
+
+    status: Status
+    cause: Cause | None = None  # None when it counted
+    round: int | None = None  # None when refused
+    retry_in_s: float = 0.0
+    examples: int = 0  # rows trained on: the weight of the update
+    batches: int = 0
+    loss_before: float | None = None  # nats a target, on those rows
+    loss_after: float | None = None
+    bytes_up: int = 0
+    bytes_down: int = 0
+    seconds: float = 0.0
+    kind: Kind = Kind.TRAINING  # of an evaluation `examples` are words scored
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where interrupted training stands: what it needs to go on as if nothing had happened."""
+
+    weights: Weights
+    batches: int  # done so far
+    loss_before: float  # mean over the examples before the first batch, nats
+
+
+@dataclass(frozen=True)
+class FineTuned:
+    """What local training made of the server's weights."""
+
+    delta: Weights  # client minus server; all zero when stopped
+    batches: int
+    loss_before: float  # mean over the examples, nats; NaN if it was stopped before that was known
+    loss_after: float
+    stopped: Cause | None = None  # why it ended early, if it did
+    progress: Progress | None = None  # where to go on, if a condition or the upload is lost
+
+
+@dataclass(frozen=True)
+class Work:
+    """Which work it is, and on what."""
+
+    assignment: str
+    round: int
+    until: float  # seconds of the device's clock: after it the round waits for nobody
+    records: tuple[int, ...]  # messages trained on, by their numbers in the typing log
+    rows: str  # SHA-256 of the rows they gave
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """What there is to train on."""
+
+    work: Work
+    rows: np.ndarray  # int32 [rows, plan.length + 1]
+    start: Progress | None = None  # where half-done work goes on
+
+
+@dataclass(frozen=True)
+class Device:
+    """What a device knows of itself when its turn begins."""
+
+    check_in: CheckIn  # what it says of itself
+    enrolled: bool
+    shapes: str  # `weights.shapes_hash` of its network
+    plan: Plan  # the one its graphs were made for: batch size and length are fixed in them
+    randomness: Callable[[Assignment], np.random.Generator]  # the same whenever work is done again
+    keeps_work: bool = True  # half-done work waits for the next window; else it is given back
+    where: object = "bundle"  # of an error: the bundle it uses
+
+
+# steps, and what is sent back for each
+
+
+@dataclass(frozen=True)
+class Enrol:
+    """Make the device's key known to the server -> None."""
+
+
+@dataclass(frozen=True)
+class Ask:
+    """Check in -> Assignment | Reject."""
+
+    message: CheckIn
+
+
+@dataclass(frozen=True)
+class LastSent:
+    """The last round of the assignment's task for which another update left the device, or may
+    have -> int | None.
+    """
+
+    assignment: Assignment
+
+
+@dataclass(frozen=True)
+class Fetch:
+    """A blob, by its SHA-256 -> bytes."""
+
+    assignment: Assignment
+    sha256: str = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Held:
+    """The checkpoint the device holds -> bytes."""
+
+
+@dataclass(frozen=True)
+class Hold:
+    """Keep this checkpoint in place of the one held -> None."""
+
+    sha256: str
+    data: bytes = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Gather:
+    """Rows of the newest messages, or those of half-done work of this assignment -> Gathered."""
+
+    assignment: Assignment
+    plan: Plan
+
+
+@dataclass(frozen=True)
+class Train:
+    """Local fine-tuning -> FineTuned."""
+
+    weights: Weights = field(repr=False)
+    rows: np.ndarray = field(repr=False)  # int32 [rows, plan.length + 1]
+    plan: Plan
+    rng: np.random.Generator
+    start: Progress | None = None  # where half-done work goes on
+
+
+# a bundle's train graph, what to train, and whether it may go on, asked before each batch
+Trainer = Callable[[bytes, Train, Callable[[], bool]], FineTuned]
+
+
+@dataclass(frozen=True)
+class Score:
+    """Score weights on the messages held back from training -> Scores, None if a condition was
+    lost.
+    """
+
+    weights: Weights = field(repr=False)
+    plan: Plan
+
+
+@dataclass(frozen=True)
+class Look:
+    """Which condition forbids work now -> Cause | None."""
+
+
+@dataclass(frozen=True)
+class Used:
+    """Count one use of each of these messages -> None."""
+
+    records: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Note:
+    """Write the ledger's line of this turn, or write it anew, durably -> None."""
+
+    assignment: Assignment
+    status: Status
+    cause: Cause | None = None
+    examples: int = 0
+
+
+@dataclass(frozen=True)
+class Send:
+    """Hand in an update -> Ack | Reject; `errors.Unanswered` is thrown if no answer comes."""
+
+    assignment: Assignment
+    update: bytes = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Report:
+    """Hand in the scores of an evaluation -> Ack | Reject."""
+
+    assignment: Assignment
+    scores: Scores
+
+
+@dataclass(frozen=True)
+class GiveBack:
+    """Give the assignment back -> Ack | Reject."""
+
+    assignment: Assignment
+    cause: Cause
+
+
+@dataclass(frozen=True)
+class Keep:
+    """Keep half-done work for the next window -> None."""
+
+    work: Work
+    progress: Progress
+
+
+@dataclass(frozen=True)
+class Drop:
+    """Throw half-done work away -> None."""
+
+
+Step = (
+    Enrol
+    | Ask
+    | LastSent
+    | Fetch
+    | Held
+    | Hold
+    | Gather
+    | Train
+    | Score
+    | Look
+    | Used
+    | Note
+    | Send
+    | Report
+    | GiveBack
+    | Keep
+    | Drop
+)
+Checking = Generator[Step, Any, Assignment | Outcome]
+Working = Generator[Step, Any, Outcome]
+
+
+def check_in(device: Device) -> Checking:
+    """Ask for work, whatever the conditions are: an Assignment, or the Outcome if refused."""
+    if not device.enrolled:
+        yield Enrol()
+    answer: Assignment | Reject = yield Ask(device.check_in)
+    if isinstance(answer, Reject) and answer.cause is Cause.UNKNOWN_DEVICE:
+        yield Enrol()  # a server that began anew knows nobody
+        answer = yield Ask(device.check_in)
+    if isinstance(answer, Assignment):
+        return answer
+    if not MEANING[answer.cause].keeps_work:  # the round of half-done work stands no more
+        yield Drop()
+    return Outcome(Status.REFUSED, answer.cause, retry_in_s=answer.retry_in_s)
+
+
+def work(device: Device, assignment: Assignment) -> Working:
+    """Fetch, fine-tune, encode and hand in what `check_in` was assigned; give it back if a
+    condition is lost or training fails. An evaluation is scored and handed in.
+
+    A round too near the last this device sent an update for is given back: the server should know
+    better. Raises ServerError for a plan that cannot be read, BundleError for work that does not
+    fit the device's graphs, and whatever is thrown in for a step.
+    """
+    if assignment.kind is Kind.TRAINING:
+        last: int | None = yield LastSent(assignment)
+        if not separation.may_join(assignment.round, last, max(1, assignment.min_separation)):
+            return (yield from _give_back(assignment, Cause.REPORTED_RECENTLY))
+    plan = yield from _plan(assignment)
+    checkpoint = yield from _checkpoint(assignment)
+    if not _fits(device, assignment, plan, checkpoint):
+        yield from _give_back(assignment, Cause.TRAINING_FAILED)
+        raise BundleError(
+            device.where,
+            "the work this server assigns does not fit its graphs",
+            "install the bundle the server was started with",
+        )
+    if assignment.kind is Kind.EVALUATION:
+        return (yield from _evaluate(assignment, plan, checkpoint))
+    return (yield from _train(device, assignment, plan, checkpoint))
+
+
+def _train(device: Device, assignment: Assignment, plan: Plan, checkpoint: Checkpoint) -> Working:
+    gathered: Gathered = yield Gather(assignment, plan)
+    rows = len(gathered.rows)
+    if not rows:  # what is waiting holds no token
+        return (yield from _give_back(assignment, Cause.TRAINING_FAILED))
+    rng = device.randomness(assignment)
+    tuned: FineTuned = yield Train(checkpoint.weights, gathered.rows, plan, rng, gathered.start)
+    if tuned.stopped is Cause.TRAINING_FAILED:
+        return (yield from _give_back(assignment, tuned.stopped, rows, tuned))
+    forbidden: Cause | None = yield Look()  # an upload needs the conditions too
+    if tuned.stopped is not None or forbidden is not None:
+        if not device.keeps_work:
+            return (yield from _give_back(assignment, Cause.CONDITION_LOST, rows, tuned))
+        yield from _keep(gathered.work, tuned)
+        cause = forbidden or Cause.CONDITION_LOST
+        return (yield from _end(assignment, Status.PAUSED, cause, 0.0, rows, tuned))
+    encoded = update.of_delta(tuned.delta, assignment, plan, rows, rng)
+    yield Used(gathered.work.records)
+    yield Note(assignment, Status.SENDING, examples=rows)
+    try:
+        answer: Ack | Reject = yield Send(assignment, encoded)
+    except Unanswered:
+        yield from _keep(gathered.work, tuned)
+        raise
+    yield Drop()
+    return (yield from _answered(assignment, answer, rows, tuned))
+
+
+def _evaluate(assignment: Assignment, plan: Plan, checkpoint: Checkpoint) -> Working:
+    """Nothing is kept of it when a condition is lost."""
+    scores: Scores | None = yield Score(checkpoint.weights, plan)
+    if scores is None:
+        return (yield from _give_back(assignment, Cause.CONDITION_LOST))
+    if not scores.targets:
+        return (yield from _give_back(assignment, Cause.TOO_FEW_EXAMPLES))
+    yield Note(assignment, Status.SENDING, examples=scores.targets)
+    answer: Ack | Reject = yield Report(assignment, scores)
+    return (yield from _answered(assignment, answer, scores.targets))
+
+
+def _plan(assignment: Assignment) -> Generator[Step, Any, Plan]:
+    """The assigned plan. One that cannot be read, or that no device can work by, is given back."""
+    data: bytes = yield Fetch(assignment, assignment.plan)
+    try:
+        return from_json(Plan, data, "plan")
+    except ConfigError as error:
+        yield from _give_back(assignment, Cause.TRAINING_FAILED)
+        raise ServerError(
+            "plan", f"cannot be read ({error})", "start the server with a plan of this version"
+        ) from None
+
+
+def _checkpoint(assignment: Assignment) -> Generator[Step, Any, Checkpoint]:
+    """The assigned checkpoint: the one held, made of it and a difference, or fetched whole."""
+    held: bytes = yield Held()
+    if weights.digest(held) == assignment.checkpoint:
+        return weights.from_bytes(held, "assigned checkpoint")
+    data = None
+    if assignment.difference is not None:
+        changes: bytes = yield Fetch(assignment, assignment.difference)
+        with contextlib.suppress(CheckpointError):  # of another checkpoint than it holds by now
+            data = difference.apply(held, changes)
+    if data is None or weights.digest(data) != assignment.checkpoint:
+        data = yield Fetch(assignment, assignment.checkpoint)
+    yield Hold(assignment.checkpoint, data)
+    return weights.from_bytes(data, "assigned checkpoint")
+
+
+def _keep(work: Work, tuned: FineTuned) -> Generator[Step, Any, None]:
+    if tuned.progress is not None:
+        yield Keep(work, tuned.progress)
+
+
+def _give_back(
+    assignment: Assignment, cause: Cause, rows: int = 0, tuned: FineTuned | None = None
+) -> Working:
+    answer: Ack | Reject = yield GiveBack(assignment, cause)
+    return (yield from _end(assignment, Status.ABANDONED, cause, answer.retry_in_s, rows, tuned))
+
+
+def _answered(
+    assignment: Assignment, answer: Ack | Reject, examples: int, tuned: FineTuned | None = None
+) -> Working:
+    if isinstance(answer, Ack) and answer.counted:
+        status, cause = Status.COUNTED, None
+    else:
+        status = Status.NOT_COUNTED
+        cause = answer.cause if isinstance(answer, Reject) else Cause.ROUND_CLOSED
+    return (yield from _end(assignment, status, cause, answer.retry_in_s, examples, tuned))
+
+
+def _end(
+    assignment: Assignment,
+    status: Status,
+    cause: Cause | None,
+    retry_in_s: float,
+    examples: int,
+    tuned: FineTuned | None,
+) -> Working:
+    yield Note(assignment, status, cause, examples)
+    return Outcome(
+        status,
+        cause,
+        assignment.round,
+        retry_in_s,
+        examples,
+        batches=tuned.batches if tuned else 0,
+        loss_before=_finite(tuned.loss_before) if tuned else None,
+        loss_after=_finite(tuned.loss_after) if tuned else None,
+        kind=assignment.kind,
+    )
+
+
+def _fits(device: Device, assignment: Assignment, plan: Plan, checkpoint: Checkpoint) -> bool:
+    """Whether the assigned work can be done with the installed graph and encoded as asked."""
+    shapes = weights.shapes_hash(checkpoint.weights)
+    fixed = device.plan.batch_size, device.plan.length
+    return shapes == assignment.shapes == device.shapes and (plan.batch_size, plan.length) == fixed
+
+
+def _finite(loss: float) -> float | None:
+    return loss if np.isfinite(loss) else None
