@@ -3,7 +3,11 @@ PY         ?= python3
 UV_VERSION ?= 0.13.9
 TOOLS      := .tools
 UV         := $(TOOLS)/bin/uv
-EXTRAS     ?= --extra device --extra litert --extra keystore --extra server --extra postgres --extra simulation --extra data --extra report
+# all but training and export, which need Python 3.11; `numpy2` tests the rest with another NumPy
+ANYWHERE   := --extra litert --extra keystore --extra server --extra postgres --extra data --extra report
+EXTRAS     ?= $(ANYWHERE) --extra device --extra simulation
+PYTHONS    := 3.11 3.12 3.13 3.14
+MACHINES   := x86_64-manylinux_2_35 aarch64-manylinux_2_35
 ARGS       ?=
 export UV_PROJECT_ENVIRONMENT := .venv
 export UV_PYTHON_DOWNLOADS    := never
@@ -12,13 +16,13 @@ export TF_CPP_MIN_LOG_LEVEL   ?= 3
 RUN        := $(UV) run --locked --no-sync --
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint reference bench-simulation bench-memory bench-device bench-server device-env fuzz lock requirements clean distclean
+.PHONY: help setup demo test lint reference bench-simulation bench-memory bench-device bench-server device-env resolve fuzz lock requirements clean distclean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
 $(UV): Makefile
-	@$(PY) -c 'import sys; sys.exit(0 if sys.version_info[:2] == (3, 11) else "fedboard: expected Python 3.11 (TensorFlow Federated has no wheel for others), found %s; try: make PY=python3.11" % sys.version.split()[0])'
+	@$(PY) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info[:2] < (3, 15) else "fedboard: expected Python 3.11 to 3.14 (3.11 to train), found %s; try: make PY=python3.11" % sys.version.split()[0])'
 	@$(PY) -c 'import ensurepip, venv' 2>/dev/null || { echo "fedboard: expected the venv module of $(PY), found none; on Debian or Ubuntu: apt-get install python3-venv" >&2; exit 1; }
 	@test -x $(TOOLS)/bin/python || $(PY) -m venv $(TOOLS)
 	@$(TOOLS)/bin/python -m pip install -q --disable-pip-version-check 'uv==$(UV_VERSION)' </dev/null
@@ -26,6 +30,11 @@ $(UV): Makefile
 
 .venv/.synced: pyproject.toml uv.lock $(UV)
 	@$(UV) sync --locked $(EXTRAS) --group dev --python $(PY) </dev/null
+	@.venv/bin/python -c 'import sys; sys.version_info[:2] == (3, 11) or print("fedboard: Python %d.%d gets the device, the server and the keyboard; training and export (TensorFlow 2.14, TFF 0.87) need 3.11: make distclean, then make setup PY=python3.11" % sys.version_info[:2])'
+	@touch $@
+
+.venv-numpy2/.synced: pyproject.toml uv.lock $(UV)
+	@UV_PROJECT_ENVIRONMENT=.venv-numpy2 $(UV) sync --locked $(ANYWHERE) --group dev --group numpy2 --python $(PY) </dev/null
 	@touch $@
 
 setup: .venv/.synced ## create .venv with everything (once)
@@ -44,11 +53,15 @@ bench-memory: setup ## memory of 1,000 simulated rounds
 	@$(RUN) python benchmarks/simulation_memory.py $(ARGS) </dev/null
 bench-device: setup ## what a device's suggestions, memory, training and uploads cost, beside their bars (three minutes)
 	@$(RUN) python -m benchmarks.device $(ARGS) </dev/null
-device-env: $(UV) ## build .device-env, all a device needs, print its size and resolve it for 64-bit ARM
+device-env: $(UV) ## build .device-env, all a device needs, and print its size
 	@UV_PROJECT_ENVIRONMENT=.device-env $(UV) sync -q --locked --extra device --no-dev --python $(PY) </dev/null
-	@.device-env/bin/python -c 'import device_runtime.drive, device_runtime.predictor' && .device-env/bin/fedboard --help >/dev/null
-	@$(UV) pip compile -q --python-platform aarch64-manylinux_2_35 --python-version 3.11 --extra device pyproject.toml >/dev/null </dev/null
-	@du -sm .device-env | sed 's/\t.*/ MB; resolved for aarch64 as well/'
+	@.device-env/bin/python -c 'import device_runtime.drive; from device_runtime import interpreter; interpreter.load(interpreter.chosen())' && .device-env/bin/fedboard --help >/dev/null
+	@du -sm .device-env | sed 's/\t.*/ MB/'
+resolve: $(UV) ## resolve all but training, as locked and from wheels only, for Python 3.11 to 3.14 on x86_64 and 64-bit ARM; runs none of it
+	@set -o pipefail; for python in $(PYTHONS); do for machine in $(MACHINES); do \
+	  $(UV) export -q --locked $(ANYWHERE) --extra device --no-dev --no-emit-project --no-hashes --no-header </dev/null | \
+	    $(UV) pip compile -q --no-deps --only-binary :all: --python-version $$python --python-platform $$machine - >/dev/null || exit 1; \
+	  echo "resolved for Python $$python on $$machine"; done; done
 bench-server: setup ## what the server's check-ins, updates and downloads cost beside a bare FastAPI; a thousand devices; memory (five minutes)
 	@$(RUN) python -m benchmarks.server $(ARGS) </dev/null
 fuzz: setup ## fuzz every reader of foreign bytes, SECONDS_EACH seconds each (60)
@@ -64,4 +77,4 @@ requirements: $(UV) ## export requirements.txt for people without uv
 clean: ## remove caches
 	@rm -rf .pytest_cache .ruff_cache .mypy_cache .hypothesis
 distclean: clean ## remove the environments as well
-	@rm -rf .venv .device-env $(TOOLS)
+	@rm -rf .venv .venv-numpy2 .device-env $(TOOLS)

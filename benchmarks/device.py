@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from itertools import chain, islice
 from pathlib import Path
 
-from device_runtime import bundle
+from device_runtime import bundle, interpreter
 from device_runtime.errors import FedboardError
 from device_runtime.own_words import MOST_TOKENS
 from device_runtime.update import encoded_bytes
@@ -65,7 +65,8 @@ class Bench:
     trust: tuple[str, ...]  # files
 
     def measure(self, name: str, **task: object) -> dict:
-        """Run one measurement of `device_process.py` on one core, with one thread. Raises
+        """Run one measurement of `device_process.py` on one core, with one thread, on the
+        interpreter that the `device` extra installs unless the environment names another. Raises
         RuntimeError with what it said if it fails.
         """
         task = {
@@ -89,7 +90,7 @@ class Bench:
             capture_output=True,
             text=True,
             cwd=ROOT,
-            env={**os.environ, **one_thread},
+            env={interpreter.CHOICE: "tflite-runtime", **os.environ, **one_thread},
         )
         if done.returncode:
             raise RuntimeError(

@@ -1,44 +1,150 @@
-"""The TFLite interpreter behind one class. tflite-runtime if it is there, ai-edge-litert (the
-`litert` extra) otherwise.
+"""The TFLite interpreter behind one class: which one runs, and how its functions are called.
+
+ai-edge-litert, the faster one, wherever it is installed; tflite-runtime otherwise. The environment
+variable FEDBOARD_INTERPRETER, or an argument, names another.
 
 A truncated graph crashes tflite-runtime, so only bytes whose SHA-256 was checked may come here
 (`bundle.py` does that). An interpreter is not safe to share: one per thread, and any other is
 turned away.
 """
 
+import functools
+import os
 import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any
 
 import numpy as np
 
-try:
-    from tflite_runtime.interpreter import Interpreter
-except ImportError:  # the same interface, about twice as fast
+from device_runtime.errors import RunError
+
+CHOICE = "FEDBOARD_INTERPRETER"
+INSTALL = "install the `device` extra, or on a newer Python or NumPy the `litert` extra"
+
+Arrays = dict[str, np.ndarray]
+
+
+def _litert() -> Callable[..., Any]:
     from ai_edge_litert.interpreter import Interpreter
+
+    return Interpreter
+
+
+def _tflite() -> Callable[..., Any]:
+    from tflite_runtime.interpreter import Interpreter
+
+    return Interpreter
+
+
+LOADERS = {"ai-edge-litert": _litert, "tflite-runtime": _tflite}  # by distribution, preferred first
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """An installed interpreter: the distribution it comes from, and its version."""
+
+    name: str
+    version: str
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.version}"
+
+
+def installed() -> list[Runtime]:
+    """The interpreters of this environment, preferred first. Loads none of them.
+
+    >>> all(runtime.name in LOADERS for runtime in installed())
+    True
+    """
+    runtimes = []
+    for name in LOADERS:
+        try:
+            runtimes.append(Runtime(name, metadata.version(name)))
+        except metadata.PackageNotFoundError:
+            continue
+    return runtimes
+
+
+def chosen(name: str | None = None, runtimes: Sequence[Runtime] | None = None) -> Runtime:
+    """The interpreter that graphs run on: the named one, else the environment's choice, else the
+    first of `runtimes`, by default those installed. Loads none of them.
+
+    Raises RunError if it is not among them.
+
+    >>> chosen("tflite-runtime", [Runtime("tflite-runtime", "2.14.0")]).version
+    '2.14.0'
+    """
+    name = name or os.environ.get(CHOICE)
+    runtimes = installed() if runtimes is None else runtimes
+    for runtime in runtimes:
+        if not name or name == runtime.name:
+            return runtime
+    have = ", ".join(map(str, runtimes)) or "none"
+    raise RunError("interpreter", f"expected {name or ' or '.join(LOADERS)}, found {have}", INSTALL)
+
+
+@functools.cache
+def load(runtime: Runtime) -> Callable[..., Any]:
+    """The class `Interpreter` of an installed one. Raises RunError if it cannot be imported, as
+    tflite-runtime cannot with NumPy 2.
+    """
+    try:
+        return LOADERS[runtime.name]()
+    except (ImportError, AttributeError) as error:
+        problem = f"{runtime} cannot be imported with NumPy {np.__version__} ({error})"
+        raise RunError("interpreter", problem, INSTALL) from None
 
 
 class Graph:
     """Named pure functions of one TFLite file."""
 
-    def __init__(self, verified: bytes, threads: int = 1):
+    def __init__(self, verified: bytes, threads: int = 1, interpreter: str | None = None):
+        """Open the bytes of a file whose hash was checked. `interpreter` is a name in LOADERS.
+
+        Raises RunError if there is no such interpreter.
+        """
+        self.runtime = chosen(interpreter)
         self._thread = threading.get_ident()
-        self._interpreter = Interpreter(model_content=verified, num_threads=threads)
+        self._interpreter = load(self.runtime)(model_content=verified, num_threads=threads)
         self.signatures: dict[str, dict[str, list[str]]] = self._interpreter.get_signature_list()
         self._runners = {
             name: self._interpreter.get_signature_runner(name) for name in self.signatures
         }
 
-    def run(self, signature: str, **inputs: np.ndarray) -> dict[str, np.ndarray]:
-        """Call one signature. The results are copies, so the next call cannot change them. Raises
-        RuntimeError in any other thread.
+    def run(self, signature: str, **inputs: np.ndarray) -> Arrays:
+        """Call one signature. The results are copies, so the next call cannot change them.
+
+        Inputs may have more rows than the file declares where nothing in it fixes their number, as
+        in `predict`. Raises RuntimeError in any other thread.
         """
         if threading.get_ident() != self._thread:
             raise RuntimeError(
                 "a graph belongs to the thread it was made in: two at once crash the process"
             )
-        return self._runners[signature](**inputs)
+        results: Arrays = self._runners[signature](**inputs)
+        return results
 
-    def input_shape(self, signature: str, name: str) -> tuple[int, ...]:
-        """Shape as declared; -1 where any size goes."""
-        return tuple(
-            int(n) for n in self._runners[signature].get_input_details()[name]["shape_signature"]
-        )
+    def start(self, signature: str = "predict", rows: int = 1) -> Arrays:
+        """The state before the first token, of `rows` texts: zeros, [rows, width], float32.
+
+        The state is what the signature takes and gives back.
+        """
+        details = self._runners[signature].get_input_details()
+        return {
+            name: np.zeros((rows, *details[name]["shape"][1:]), details[name]["dtype"])
+            for name in self._state(signature)
+        }
+
+    def step(self, signature: str, state: Arrays, **inputs: np.ndarray) -> tuple[Arrays, Arrays]:
+        """Call one signature on a state, and keep the state after it apart from the other results.
+
+        Raises RuntimeError in any other thread.
+        """
+        results = self.run(signature, **inputs, **state)
+        return results, {name: results.pop(name) for name in self._state(signature)}
+
+    def _state(self, signature: str) -> list[str]:
+        ends = self.signatures[signature]
+        return sorted(set(ends["inputs"]) & set(ends["outputs"]))

@@ -1,10 +1,9 @@
-"""The doctor: is this machine able to run Fedboard? Each check says what it found and what to
-do.
-"""
+"""The doctor: is this machine able to run Fedboard? Each check says what is there, what to do."""
 
 import importlib.metadata
 import importlib.util
 import os
+import platform
 import shutil
 import socket
 import subprocess
@@ -12,22 +11,32 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from device_runtime.errors import FedboardError
+
 REINSTALL = "run `make setup`"
+OLDEST, NEWEST = (3, 11), (3, 14)
+# beginnings of the versions that are right
 PACKAGES = {
-    "tensorflow": "2.14.",
-    "tensorflow-federated": "0.87.0",
-    "tflite-runtime": "2.14.0",
-    "numpy": "1.26.",
-    "sentencepiece": "0.2.",
-    "fastapi": "",
-    "sqlalchemy": "2.",
-    "matplotlib": "",
+    "numpy": ("1.26.", "2."),
+    "sentencepiece": ("0.2.",),
+    "fastapi": ("",),
+    "sqlalchemy": ("2.",),
+    "matplotlib": ("",),
+}
+# built for NumPy 1, and for a protobuf that SentencePiece 0.2.0 is the last to write with
+TRAINING = {
+    "tensorflow": ("2.14.",),
+    "tensorflow-federated": ("0.87.0",),
+    "numpy": ("1.26.",),
+    "sentencepiece": ("0.2.0",),
 }
 GIB = 1 << 30
 
 
 @dataclass(frozen=True)
 class Check:
+    """One thing looked at: whether it is right, what is there, and what to do if it is wrong."""
+
     name: str
     ok: bool
     found: str
@@ -35,102 +44,121 @@ class Check:
 
 
 def checks(deep: bool = False, runs: Path = Path("runs")) -> list[Check]:
-    """Every check, cheap ones only unless `deep`, which imports TFF in a child process."""
-    found = [
-        python(sys.version_info[:2]),
-        *(package(name, version) for name, version in PACKAGES.items()),
-    ]
-    found += [
-        worker_binary(),
+    """Every check, cheap ones only unless `deep`, which imports TFF in a child process.
+
+    Where training cannot be, one check says so and nothing of it is looked for.
+    """
+    version = sys.version_info[:2]
+    trains = training(version, platform.machine())
+    packages = {**PACKAGES, **TRAINING} if trains.ok else PACKAGES
+    worker = [worker_binary()] if trains.ok else []
+    return [
+        python(version),
+        trains,
+        *(package(name, *versions) for name, versions in packages.items()),
+        *worker,
         interpreter(),
         corpus(),
         memory(_available_memory()),
         disk(shutil.disk_usage(".").free),
         loopback(),
-    ]
-    found += [
         writable(runs),
         leftovers(_worker_processes()),
         *(tool(name) for name in ("git", "make")),
+        *([federated()] if deep and trains.ok else []),
     ]
-    return [*found, federated()] if deep else found
 
 
 def python(version: tuple[int, ...]) -> Check:
-    remedy = (
-        "TensorFlow Federated has wheels for Python 3.11 only: run `make distclean`, then `make "
-        "setup PY=python3.11`"
+    """Whether anything of ours runs on this Python, given as (major, minor).
+
+    >>> python((3, 10)).ok, python((3, 14)).ok
+    (False, True)
+    """
+    remedy = "3.11 to 3.14 will do: run `make distclean`, then `make setup PY=python3.11`"
+    return Check("Python", OLDEST <= version <= NEWEST, ".".join(map(str, version)), remedy)
+
+
+def training(version: tuple[int, ...], machine: str) -> Check:
+    """Whether models can be trained and exported here; everything else can in any case."""
+    here = f"Python {'.'.join(map(str, version))} on {machine}"
+    if version == (3, 11) and machine == "x86_64":
+        return Check("training and export", True, f"possible with {here}")
+    return Check(
+        "training and export",
+        False,
+        f"not with {here}; device, server and keyboard run",
+        "TensorFlow Federated has wheels for Python 3.11 on x86_64 only: there, run `make "
+        "distclean`, then `make setup PY=python3.11`",
     )
-    return Check("Python", version == (3, 11), ".".join(map(str, version)), remedy)
 
 
-def package(name: str, version: str) -> Check:
-    """Whether a package of that version (by its beginning) is installed; imports nothing."""
+def package(name: str, *versions: str) -> Check:
+    """Whether a package of one of these versions (by their beginnings) is installed; imports
+    nothing.
+    """
     try:
-        found = importlib.metadata.version(name)
+        version = importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return Check(name, False, "not installed", REINSTALL)
-    return Check(name, found.startswith(version), found, f"expected {version}*: {REINSTALL}")
+    expected = " or ".join(f"{beginning}*" for beginning in versions)
+    return Check(name, version.startswith(versions), version, f"expected {expected}: {REINSTALL}")
 
 
 def worker_binary(folder: Path | None = None) -> Check:
     """TFF's worker, beside the package."""
     if folder is None:
         try:
-            folder = (
-                Path(
-                    importlib.metadata.distribution("tensorflow-federated").locate_file(
-                        "tensorflow_federated"
-                    )
-                )
-                / "data"
-            )
+            distribution = importlib.metadata.distribution("tensorflow-federated")
         except importlib.metadata.PackageNotFoundError:  # a phone's environment
             return Check("TFF worker", False, "not installed", REINSTALL)
-    path = Path(folder) / "worker_binary"
+        folder = Path(str(distribution.locate_file("tensorflow_federated"))) / "data"
+    path = folder / "worker_binary"
     ok = path.is_file() and os.access(path, os.X_OK)
-    return Check(
-        "TFF worker",
-        ok,
-        "executable" if ok else f"no executable worker_binary in {folder.name}/",
-        REINSTALL,
-    )
+    state = "executable" if ok else f"no executable worker_binary in {folder.name}/"
+    return Check("TFF worker", ok, state, REINSTALL)
 
 
 def interpreter() -> Check:
+    """Which interpreter graphs run on, with which NumPy, and which others are installed."""
+    from device_runtime.interpreter import INSTALL, chosen, installed, load
+
     try:
-        from device_runtime.interpreter import Interpreter
-    except ImportError as error:
-        return Check("TFLite interpreter", False, str(error), REINSTALL)
-    return Check("TFLite interpreter", True, Interpreter.__module__)
+        runtime = chosen()
+        load(runtime)
+    except FedboardError as error:
+        return Check("TFLite interpreter", False, str(error), INSTALL)
+    others = "".join(f"; also {other}" for other in installed() if other != runtime)
+    numpy = importlib.metadata.version("numpy")
+    return Check("TFLite interpreter", True, f"{runtime} with NumPy {numpy}{others}")
 
 
 def corpus() -> Check:
-    found = importlib.util.find_spec("chitchat_dataset")
+    """The corpus of the demo, as a file; it is not read."""
+    spec = importlib.util.find_spec("chitchat_dataset")
     ok = (
-        found is not None
-        and found.origin is not None
-        and (Path(found.origin).parent / "dataset.json").is_file()
+        spec is not None
+        and spec.origin is not None
+        and (Path(spec.origin).parent / "dataset.json").is_file()
     )
     return Check("chitchat corpus", ok, "readable" if ok else "not installed", REINSTALL)
 
 
 def memory(available: int) -> Check:
-    return Check(
-        "free memory",
-        available >= 3 * GIB,
-        f"{available / GIB:.1f} GiB",
-        "the demo needs 3 GiB: close other programs",
-    )
+    """Whether so many bytes are enough for the demo."""
+    state = f"{available / GIB:.1f} GiB"
+    remedy = "the demo needs 3 GiB: close other programs"
+    return Check("free memory", available >= 3 * GIB, state, remedy)
 
 
 def disk(free: int) -> Check:
-    return Check(
-        "free disk", free >= GIB, f"{free / GIB:.1f} GiB", "a run needs up to 1 GiB: make room"
-    )
+    """Whether so many bytes are enough for a run."""
+    state = f"{free / GIB:.1f} GiB"
+    return Check("free disk", free >= GIB, state, "a run needs up to 1 GiB: make room")
 
 
 def loopback(host: str = "127.0.0.1") -> Check:
+    """Whether a program may listen on this machine's own address."""
     try:
         with socket.socket() as probe:
             probe.bind((host, 0))
@@ -140,6 +168,7 @@ def loopback(host: str = "127.0.0.1") -> Check:
 
 
 def writable(folder: Path) -> Check:
+    """Whether a folder can be written, or made where it will be."""
     nearest = next(
         path for path in (folder.absolute(), *folder.absolute().parents) if path.exists()
     )
@@ -153,6 +182,7 @@ def writable(folder: Path) -> Check:
 
 
 def leftovers(processes: list[int]) -> Check:
+    """Whether TFF's workers outlived their programs, by their process ids."""
     numbers = ", ".join(map(str, processes))
     return Check(
         "left-over workers",
@@ -163,12 +193,9 @@ def leftovers(processes: list[int]) -> Check:
 
 
 def tool(name: str) -> Check:
-    return Check(
-        name,
-        shutil.which(name) is not None,
-        "found" if shutil.which(name) else "not found",
-        f"install {name}",
-    )
+    """Whether a program is on the path."""
+    ok = shutil.which(name) is not None
+    return Check(name, ok, "found" if ok else "not found", f"install {name}")
 
 
 def federated() -> Check:
@@ -202,7 +229,7 @@ def _worker_processes() -> list[int]:
     """Ids of this user's worker_binary processes that no process of ours started (their parent is
     gone).
     """
-    found = []
+    workers = []
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit():
             try:
@@ -212,5 +239,5 @@ def _worker_processes() -> list[int]:
             except OSError:
                 continue  # it ended meanwhile
             if mine and parent == 1 and command == "worker_binary":
-                found.append(int(folder.name))
-    return sorted(found)
+                workers.append(int(folder.name))
+    return sorted(workers)

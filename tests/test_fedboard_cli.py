@@ -227,12 +227,12 @@ def make(tmp_path: Path, python: str) -> subprocess.CompletedProcess:
 def test_make_with_another_python_says_which_is_needed(tmp_path):
     done = make(
         tmp_path,
-        f'#!/bin/sh\nshift\nexec {sys.executable} -c "import sys; sys.version_info = (3, 12, 1); '
-        "sys.version = '3.12.1 x'; $1\"\n",
+        f'#!/bin/sh\nshift\nexec {sys.executable} -c "import sys; sys.version_info = (3, 10, 9); '
+        "sys.version = '3.10.9 x'; $1\"\n",
     )
     assert done.returncode != 0
     assert "expected Python 3.11" in done.stderr
-    assert "found 3.12.1" in done.stderr
+    assert "found 3.10.9" in done.stderr
     assert not (tmp_path / ".tools").exists()
 
 

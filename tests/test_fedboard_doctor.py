@@ -1,15 +1,18 @@
 import sys
 
+import numpy as np
+
+from device_runtime.interpreter import CHOICE, installed
 from fedboard import doctor
 
 
 def test_this_machine_can_run_the_project():
-    found = doctor.checks()
-    names = {check.name for check in found}
+    checks = doctor.checks()
+    names = {check.name for check in checks}
     assert {"Python", "tensorflow", "TFF worker", "TFLite interpreter", "chitchat corpus"} <= names
     wrong = [
         check
-        for check in found
+        for check in checks
         if not check.ok and check.name not in ("free memory", "free disk", "left-over workers")
     ]
     assert wrong == []
@@ -18,7 +21,10 @@ def test_this_machine_can_run_the_project():
 def test_what_is_wrong_has_a_remedy(tmp_path):
     (tmp_path / "file").write_text("")
     bad = [
-        doctor.python((3, 12)),
+        doctor.python((3, 10)),
+        doctor.python((3, 15)),
+        doctor.training((3, 12), "x86_64"),
+        doctor.training((3, 11), "aarch64"),
         doctor.package("no-such-package", "1."),
         doctor.package("numpy", "9."),
         doctor.worker_binary(tmp_path),
@@ -36,5 +42,34 @@ def test_what_is_wrong_has_a_remedy(tmp_path):
     assert "kill 12 34" in doctor.leftovers([12, 34]).remedy
 
 
-def test_the_right_python_passes():
+def test_this_python_runs_it_and_a_newer_one_runs_all_but_training():
     assert doctor.python(sys.version_info[:2]).ok
+    assert doctor.python((3, 14)).ok
+    said = doctor.training((3, 14), "x86_64")
+    assert said.found == "not with Python 3.14 on x86_64; device, server and keyboard run"
+    assert "make setup PY=python3.11" in said.remedy
+
+
+def test_where_training_cannot_be_nothing_of_it_is_missed(monkeypatch):
+    monkeypatch.setattr(doctor.platform, "machine", lambda: "aarch64")
+    names = [check.name for check in doctor.checks()]
+    assert "training and export" in names
+    assert not {"tensorflow", "tensorflow-federated", "TFF worker"} & set(names)
+
+
+def test_the_interpreter_is_said_with_its_version_and_that_of_numpy(monkeypatch):
+    for runtime in installed():
+        monkeypatch.setenv(CHOICE, runtime.name)
+        check = doctor.interpreter()
+        assert check.ok
+        assert check.found.startswith(f"{runtime} with NumPy {np.__version__}")
+    monkeypatch.setenv(CHOICE, "another")
+    check = doctor.interpreter()
+    assert not check.ok
+    assert "expected another" in check.found
+    assert "install the `device` extra" in check.remedy
+
+
+def test_a_package_may_have_any_of_the_versions_named():
+    assert doctor.package("numpy", "0.", np.__version__[:2]).ok
+    assert doctor.package("numpy", "0.", "9.").remedy == "expected 0.* or 9.*: run `make setup`"

@@ -61,6 +61,7 @@ OUTSIDE = {  # packages that only some files of a room may import
         "fedboard/train.py",
     },
     "tflite_runtime": {"device_runtime/interpreter.py"},
+    "ai_edge_litert": {"device_runtime/interpreter.py"},
     "sentencepiece": {"device_runtime/text.py", "model/vocabulary.py"},
     "fastapi": {"server/endpoint.py", "server/openapi.py"},
     "sqlalchemy": {
