@@ -1,5 +1,6 @@
-"""Export: weights -> `train.tflite` (pure functions, weights passed in) and `predict.tflite`
-(weights baked in, dynamic-range int8).
+"""Export: weights -> `train.tflite`, which takes weights, and `predict.tflite`, which holds them.
+
+The one that predicts holds them as dynamic-range int8. Every shape in both is static.
 """
 
 import os
@@ -23,7 +24,8 @@ def train_graph(weights: Weights, plan: Plan) -> bytes:
 
     train(rows, learning_rate, weights...) -> new weights..., loss, targets;  evaluate(rows,
     weights...) -> loss, targets; step(token, hidden, cell, weights...) -> log_probs, hidden, cell.
-    rows is int32 [plan.batch_size, plan.length + 1].
+    rows is int32 [plan.batch_size, plan.length + 1], token int32 [1], all else float32; loss is
+    the mean in nats, targets how many it is of.
     """
     size = size_of(weights)
     arrays = {
@@ -71,17 +73,19 @@ def train_graph(weights: Weights, plan: Plan) -> bytes:
 
 
 def predict_graph(weights: Weights, quantized: bool = True) -> bytes:
-    """predict(token, hidden, cell) -> log_probs, top_ids, top_log_probs, hidden, cell, for any
-    number of texts at once.
+    """predict(token, hidden, cell) -> log_probs, top_ids, top_log_probs, hidden, cell.
 
-    token is int32 [n]; top_ids are the likeliest words (never punctuation), best first. Matrices
+    token is int32 [1], hidden float32 [1, embedding], cell float32 [1, units], log_probs float32
+    [1, vocabulary]; top_ids, int32 [1, STRIP], are the likeliest words (never punctuation), best
+    first. Shapes are static, which runtimes that compile a graph need; no operation fixes the
+    number of texts, so an interpreter that resizes its inputs runs several side by side. Matrices
     are int8 with one scale each unless `quantized` is False, which exists to measure what int8
     costs.
     """
     size = size_of(weights)
     constants = {name: tf.constant(array) for name, array in weights.items()}
 
-    class Functions(tf.Module):
+    class Functions(tf.Module):  # type: ignore[misc]  # TensorFlow has no types
         @tf.function
         def predict(self, token: tf.Tensor, hidden: tf.Tensor, cell: tf.Tensor) -> dict:
             logits, hidden, cell = training.step(constants, token, hidden, cell)
@@ -97,9 +101,9 @@ def predict_graph(weights: Weights, quantized: bool = True) -> bytes:
 
     module = Functions()
     function = module.predict.get_concrete_function(
-        token=tf.TensorSpec([None], tf.int32, name="token"),
-        hidden=tf.TensorSpec([None, size.embedding], tf.float32, name="hidden"),
-        cell=tf.TensorSpec([None, size.units], tf.float32, name="cell"),
+        token=tf.TensorSpec([1], tf.int32, name="token"),
+        hidden=tf.TensorSpec([1, size.embedding], tf.float32, name="hidden"),
+        cell=tf.TensorSpec([1, size.units], tf.float32, name="cell"),
     )
     return _convert(module, {"predict": function}, quantized)
 

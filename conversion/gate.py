@@ -29,7 +29,7 @@ STEPS_TIMED = 200
 
 @dataclass(frozen=True)
 class Gate:
-    """What was found. `manifest` is what is signed, `problems` why it may not be."""
+    """The figures. `manifest` is what is signed, `problems` why it may not be."""
 
     steps: int  # of SGD, in both worlds
     weights_apart: float
@@ -40,6 +40,7 @@ class Gate:
 
     @property
     def manifest(self) -> dict[str, float]:
+        """The figures that are signed, by name."""
         return {
             "parity_steps": float(self.steps),
             "parity_weights": self.weights_apart,
@@ -58,27 +59,22 @@ class Gate:
         a number breaks its limit.
         """
         lost = self.int8.top1_lost - SURE * self.int8.top1_error
+        apart = (
+            f"weights differ by {self.weights_apart:.1e} from TensorFlow's after {self.steps} steps"
+        )
+        loses = (
+            f"int8 loses {self.int8.top1_lost:.2f} points of top-1 on {self.int8.positions:,} words"
+        )
+        # figure, limit, the figure in words, the limit in words
         limits = [
-            (
-                self.weights_apart,
-                WEIGHTS_APART,
-                f"weights differ by {self.weights_apart:.1e} from TensorFlow's after {self.steps} "
-                "steps",
-                "1e-04",
-            ),
+            (self.weights_apart, WEIGHTS_APART, apart, "1e-04"),
             (
                 self.loss_apart,
                 LOSS_APART,
                 f"losses differ by {self.loss_apart:.1e} nats from TensorFlow's",
                 "1e-04",
             ),
-            (
-                lost,
-                TOP1_LOST,
-                f"int8 loses {self.int8.top1_lost:.2f} points of top-1 on {self.int8.positions:,} "
-                "words",
-                f"{TOP1_LOST}",
-            ),
+            (lost, TOP1_LOST, loses, f"{TOP1_LOST}"),
             (
                 self.int8.nats,
                 EXTRA_NATS,
@@ -94,8 +90,8 @@ class Gate:
             (self.step_ms, STEP_MS, f"a step takes {self.step_ms:.1f} ms", f"{STEP_MS:.0f} ms"),
         ]
         return [
-            f"{found}, expected at most {limit}"
-            for figure, most, found, limit in limits
+            f"{words}, expected at most {limit}"
+            for figure, most, words, limit in limits
             if not figure <= most
         ]
 
@@ -109,33 +105,20 @@ def measure(
     plan: Plan,
 ) -> Gate:
     """Measure both graphs: `batches` (int32 [plan.batch_size, plan.length + 1]) train in both
-    worlds, `examples` (rows of real text) score int8.
+    worlds, `examples` (int32 [n, plan.length + 1], rows of real text) score int8.
     """
     weights_apart, loss_apart = parity.training_difference(train, weights, batches, plan)
     int8 = parity.int8_difference(predict, weights, examples)
-    return Gate(
-        len(batches),
-        weights_apart,
-        loss_apart,
-        int8,
-        len(predict),
-        median_step_ms(predict, weights, examples),
-    )
+    step_ms = median_step_ms(predict, examples)
+    return Gate(len(batches), weights_apart, loss_apart, int8, len(predict), step_ms)
 
 
-def median_step_ms(predict: bytes, weights: Weights, examples: np.ndarray) -> float:
-    """Milliseconds of one step of one text."""
-    graph = Graph(predict)
-    units = weights["projection"].shape[1]
-    state = {
-        "hidden": np.zeros((1, weights["embedding"].shape[1]), np.float32),
-        "cell": np.zeros((1, units), np.float32),
-    }
-    tokens = np.resize(examples[:, 0], STEPS_TIMED).astype(np.int32)
-    seconds = []
-    for token in tokens:
+def median_step_ms(predict: bytes, examples: np.ndarray) -> float:
+    """Milliseconds of one step of one text, by the first tokens of examples (int32 [n, length])."""
+    graph, seconds = Graph(predict), []
+    state = graph.start()
+    for token in np.resize(examples[:, 0], STEPS_TIMED).astype(np.int32):
         began = time.perf_counter()
-        result = graph.run("predict", token=token[None], **state)
+        _, state = graph.step("predict", state, token=token[None])
         seconds.append(time.perf_counter() - began)
-        state = {"hidden": result["hidden"], "cell": result["cell"]}
     return 1000 * float(np.median(seconds))

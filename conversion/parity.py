@@ -1,6 +1,4 @@
-"""Parity: how far the exported graphs are from what the network computes. `gate` says how far they
-may be.
-"""
+"""Parity: how far the exported graphs are from the network. `gate` says how far they may be."""
 
 from dataclasses import dataclass
 
@@ -31,8 +29,8 @@ class Int8:
 def training_difference(
     train: bytes, weights: Weights, batches: list[np.ndarray], plan: Plan
 ) -> tuple[float, float]:
-    """Largest difference of weights and of losses between the graph's hand-written gradients and
-    `tf.GradientTape`, step by step.
+    """Largest difference of weights and of losses (nats) between the graph's hand-written gradients
+    and `tf.GradientTape`, step by step over batches (int32 [plan.batch_size, plan.length + 1]).
     """
     graph, rate = Graph(train), np.float32(plan.learning_rate)
     ours = weights
@@ -54,33 +52,25 @@ def int8_difference(predict: bytes, weights: Weights, rows: np.ndarray) -> Int8:
     same, extra, lost = [], [], []
     for block in (rows[start : start + ROWS] for start in range(0, len(rows), ROWS)):
         states = network.forward(weights, block[:, :-1])
-        state = {
-            "hidden": np.zeros_like(states[:, 0]),
-            "cell": np.zeros((len(block), network.size_of(weights).units), np.float32),
-        }
+        state = graph.start(rows=len(block))
         for time in range(block.shape[1] - 1):
-            result = graph.run("predict", token=block[:, time], **state)
-            state = {"hidden": result["hidden"], "cell": result["cell"]}
+            results, state = graph.step("predict", state, token=block[:, time])
             words = np.flatnonzero(block[:, time + 1] >= FIRST_WORD)
-            exact, found, targets = (
-                network.log_probs(weights, states[words, time]),
-                result["log_probs"][words],
-                block[words, time + 1],
-            )
-            best, best_found = top_words(exact, 1)[:, 0], top_words(found, 1)[:, 0]
-            same.append(best == best_found)
-            lost.append((best == targets).astype(int) - (best_found == targets))
-            extra.append(
-                exact[np.arange(len(words)), targets] - found[np.arange(len(words)), targets]
-            )
-    same, extra, lost = np.concatenate(same), np.concatenate(extra), np.concatenate(lost)
-    count = max(len(lost), 1)
+            targets, places = block[words, time + 1], np.arange(len(words))
+            exact = network.log_probs(weights, states[words, time])  # float32 [words, vocabulary]
+            int8 = results["log_probs"][words]
+            best, best_int8 = top_words(exact, 1)[:, 0], top_words(int8, 1)[:, 0]
+            same.append(best == best_int8)
+            lost.append((best == targets).astype(int) - (best_int8 == targets))
+            extra.append(exact[places, targets] - int8[places, targets])
+    all_same, all_lost = np.concatenate(same), np.concatenate(lost)
+    count = max(len(all_lost), 1)
     return Int8(
-        len(lost),
-        float(same.sum() / count),
-        float(extra.sum() / count),
-        100 * float(lost.sum() / count),
-        100 * float(np.sqrt((np.square(lost).sum() + 1) / count / count)),
+        len(all_lost),
+        float(all_same.sum() / count),
+        float(np.concatenate(extra).sum() / count),
+        100 * float(all_lost.sum() / count),
+        100 * float(np.sqrt((np.square(all_lost).sum() + 1) / count / count)),
     )
 
 

@@ -1,4 +1,5 @@
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,11 +11,24 @@ from device_runtime import bundle
 from device_runtime.errors import BundleError, VocabularyError
 from device_runtime.examples import batches
 from device_runtime.interpreter import Graph
+from device_runtime.predictor import Predictor
 from device_runtime.text import BOS
-from device_runtime.weights import Checkpoint
+from device_runtime.weights import Checkpoint, digest, to_bytes
 from model import network, training
 from model.evaluation import network_engine
 from model.vocabulary import build_unigram
+
+GOLDEN = Path(__file__).parent / "golden"
+INT8 = 9  # TensorType in TFLite's schema
+SUBJECTS = ("i", "you", "we", "they")
+VERBS = ("will see", "like", "want to call", "do not know", "can hear")
+
+
+@pytest.fixture(scope="module")
+def golden_bundle():
+    """The bundle of this tiny world as it was when the predicting graph had dynamic shapes."""
+    key = (GOLDEN / "bundle.pub").read_text().strip()
+    return bundle.open_verified(GOLDEN / "bundle.zip", frozenset({key}))
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +132,84 @@ def test_graphs_hold_built_in_operations_only_and_the_same_inputs_give_the_same_
         assert custom not in codes
     assert export.train_graph(tiny_checkpoint.weights, tiny_plan) == tiny_bundle.train_graph
     assert export.predict_graph(tiny_checkpoint.weights) == tiny_bundle.predict_graph
+
+
+def parsed(graph):
+    """The only subgraph of `predict.tflite`, and its buffers."""
+    from tensorflow.lite.tools import flatbuffer_utils
+
+    model = flatbuffer_utils.convert_bytearray_to_object(bytearray(graph))
+    return model.subgraphs[0], model.buffers
+
+
+def constants(graph):
+    """What `predict.tflite` holds as weights: type, shape, scales and bytes of each, sorted."""
+    subgraph, buffers = parsed(graph)
+    computed = {place for operator in subgraph.operators for place in operator.outputs}
+    return sorted(
+        (
+            tensor.type,
+            tuple(tensor.shape),
+            tuple([] if tensor.quantization.scale is None else tensor.quantization.scale),
+            bytes(buffers[tensor.buffer].data),
+        )
+        for place, tensor in enumerate(subgraph.tensors)
+        if place not in {*computed, *subgraph.inputs}
+    )
+
+
+def test_every_shape_of_the_predicting_graph_is_static(tiny_bundle, golden_bundle):
+    dynamic, _ = parsed(golden_bundle.predict_graph)
+    assert any(tensor.shapeSignature is not None for tensor in dynamic.tensors)
+    static, _ = parsed(tiny_bundle.predict_graph)
+    assert [tensor.name for tensor in static.tensors if tensor.shapeSignature is not None] == []
+
+
+def test_a_static_graph_holds_the_bytes_of_weights_a_dynamic_one_held(
+    tiny_bundle, tiny_checkpoint, golden_bundle
+):
+    assert golden_bundle.manifest.lineage.checkpoint == digest(to_bytes(tiny_checkpoint))
+    before, after = constants(golden_bundle.predict_graph), constants(tiny_bundle.predict_graph)
+    assert before == after
+    assert sum(len(data) for kind, *_, data in after if kind == INT8) > 2000
+
+
+def test_a_static_graph_suggests_the_top_three_a_dynamic_one_did(tiny_bundle, golden_bundle):
+    contexts = [f"{subject} {verb}" for subject in SUBJECTS for verb in VERBS]
+    before, after = (
+        [Predictor(each).suggest(context) for context in contexts]
+        for each in (golden_bundle, tiny_bundle)
+    )
+    assert before == after
+    assert len({suggestions[0].word for suggestions in after}) > 1
+
+
+def test_a_static_graph_takes_texts_side_by_side(tiny_bundle):
+    graph, tokens = Graph(tiny_bundle.predict_graph), np.array([BOS, 14, 20, 21, 22], np.int32)
+    together, _ = graph.step("predict", graph.start(rows=5), token=tokens)
+    apart = [graph.step("predict", graph.start(), token=token[None])[0] for token in tokens]
+    for name, array in together.items():
+        np.testing.assert_allclose(
+            array, np.concatenate([each[name] for each in apart]), rtol=0, atol=1e-5
+        )
+
+
+def test_a_runtime_that_compiles_graphs_runs_the_static_one(tiny_bundle):
+    from ai_edge_litert.compiled_model import CompiledModel
+
+    graph, shapes = Graph(tiny_bundle.predict_graph), tiny_bundle.manifest
+    inputs = {**graph.start(), "token": np.array([14], np.int32)}
+    model = CompiledModel.from_buffer(tiny_bundle.predict_graph)
+    sent = {name: model.create_input_buffer_by_name("predict", name) for name in inputs}
+    names = graph.signatures["predict"]["outputs"]
+    received = {name: model.create_output_buffer_by_name("predict", name) for name in names}
+    for name, buffer in sent.items():
+        buffer.write(inputs[name])
+    model.run_by_name("predict", sent, received)
+    expected = graph.run("predict", **inputs)
+    log_probs = received["log_probs"].read(shapes.vocabulary, np.float32)
+    np.testing.assert_allclose(log_probs, expected["log_probs"][0], atol=0.02)
+    assert received["top_ids"].read(3, np.int32).tolist() == expected["top_ids"][0].tolist()
 
 
 def test_shipped_int8_graph_scores_close_to_the_float_network(tiny_bundle, tiny_checkpoint):
