@@ -14,13 +14,13 @@ import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from device_runtime import config, durable, signing, weights
+from device_runtime import config, durable, interpreter, signing, versions, weights
 from device_runtime.errors import BundleError, ConfigError
 from device_runtime.text import Vocabulary
 from device_runtime.wire import Plan
@@ -45,6 +45,8 @@ EXPORT_AGAIN = "make it again with `fedboard export`"
 
 @dataclass(frozen=True)
 class File:
+    """Size and hash of one file."""
+
     bytes: int
     sha256: str
 
@@ -61,6 +63,8 @@ class Lineage:
 
 @dataclass(frozen=True)
 class Manifest:
+    """What the maker says of a bundle, and signs."""
+
     network: str  # size by name
     embedding: int
     units: int
@@ -88,11 +92,18 @@ class Bundle:
     signature: bytes = b""
 
     @property
+    def signer(self) -> str:
+        """The public key that signed it, hexadecimal."""
+        return self.signature.decode("ascii", "replace").partition("\n")[0].strip()
+
+    @property
     def train_graph(self) -> bytes:
+        """The TFLite file that trains and scores; it holds no weights."""
         return self.content[TRAIN]
 
     @property
     def predict_graph(self) -> bytes:
+        """The int8 TFLite file that predicts."""
         return self.content[PREDICT]
 
     @cached_property
@@ -102,14 +113,17 @@ class Bundle:
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
+        """The words its ids stand for. Raises VocabularyError for a damaged one."""
         return Vocabulary(self.content[TOKENIZER], self.path / TOKENIZER)
 
     @cached_property
     def checkpoint(self) -> weights.Checkpoint:
+        """The weights as they travel. Raises CheckpointError for damaged ones."""
         return weights.from_bytes(self.content[CHECKPOINT], self.path / CHECKPOINT)
 
     @cached_property
     def plan(self) -> Plan:
+        """How devices train, unless a task says otherwise."""
         return config.from_json(Plan, self.content[PLAN], str(self.path / PLAN))
 
 
@@ -157,7 +171,7 @@ def difference(old: Bundle, new: Bundle) -> Difference:
     )
 
 
-def _flat(table: dict, prefix: str = "") -> dict[str, str]:
+def _flat(table: dict[str, Any], prefix: str = "") -> dict[str, str]:
     flat: dict[str, str] = {}
     for name, value in table.items():
         flat |= (
@@ -366,11 +380,11 @@ def _manifest(encoded: bytes, where: Path) -> Manifest:
     """A signed manifest, if this runtime can use what it describes."""
     try:
         table = json.loads(encoded)
-        found = table.get("format") if isinstance(table, dict) else None
-        if found != FORMAT:
+        format = table.get("format") if isinstance(table, dict) else None
+        if format != FORMAT:
             raise BundleError(
                 where,
-                f"expected format {FORMAT}, found {found!r}",
+                f"expected format {FORMAT}, found {format!r}",
                 "update Fedboard or export again",
             )
         manifest = config.from_json(Manifest, encoded, str(where))
@@ -384,46 +398,31 @@ def _manifest(encoded: bytes, where: Path) -> Manifest:
         raise BundleError(
             where, f"lists {unknown[0]!r}, which no bundle of format {FORMAT} has", EXPORT_AGAIN
         )
-    needed, installed = _numbers(manifest.minimum_runtime), interpreter_version()
-    if needed is None:
+    if versions.numbers(manifest.minimum_runtime) is None:
         raise BundleError(
             where,
             "expected a version such as 2.14.0 as minimum_runtime, found "
             f"{manifest.minimum_runtime!r}",
             EXPORT_AGAIN,
         )
-    if installed is not None and needed > installed:
-        found = ".".join(map(str, installed))
+    runtime = runtime_version()
+    if runtime and not versions.meets(runtime, manifest.minimum_runtime):
         raise BundleError(
             where,
-            f"needs tflite-runtime {manifest.minimum_runtime} or later, found {found}",
+            f"needs tflite-runtime {manifest.minimum_runtime} or later, found {runtime}",
             "update the runtime, or keep the bundle you have",
         )
     return manifest
 
 
 def runtime_version() -> str:
-    """What a device says of its interpreter when it checks in; empty where that is unknown."""
-    return ".".join(map(str, interpreter_version() or ()))
-
-
-def interpreter_version() -> tuple[int, ...] | None:
-    """The version of the installed tflite-runtime; None without it, as on a server, or where
-    ai-edge-litert takes its place.
+    """What a device says of its interpreter when it checks in: the bare version of tflite-runtime,
+    `ai-edge-litert` and its version, or empty where there is none, as on a server.
     """
-    try:
-        return _numbers(metadata.version("tflite-runtime"))
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _numbers(version: str) -> tuple[int, ...] | None:
-    parts = version.split(".")
-    return (
-        tuple(map(int, parts))
-        if all(part.isascii() and part.isdigit() and len(part) < 10 for part in parts)
-        else None
-    )
+    if not interpreter.installed():
+        return ""
+    runtime = interpreter.chosen()
+    return str(runtime) if runtime.name == versions.LITERT else runtime.version
 
 
 def _read(path: Path, most: int) -> bytes:

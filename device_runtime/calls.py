@@ -116,7 +116,9 @@ def rounds(send: Send, task: str | None = None) -> RoundReports:
 def _ours_or_refusal(kind: type[T], where: str, reply: Reply) -> T | Reject:
     if 400 <= reply.status < 500 or (reply.status == 503 and _has_cause(reply.body)):
         return Reject(_ours(Problem, where, reply, reply.status).cause, _retry_after(reply))
-    return _ours(Reject if reply.status == 200 and _has_cause(reply.body) else kind, where, reply)
+    if reply.status == 200 and _has_cause(reply.body):
+        return _ours(Reject, where, reply)
+    return _ours(kind, where, reply)
 
 
 def _ours(kind: type[T], where: str, reply: Reply, status: int = 200) -> T:
@@ -134,8 +136,8 @@ def _retry_after(reply: Reply) -> float:
     """Seconds the server wants to be left alone. RFC 9110, section 10.2.3; a date is taken for
     none.
     """
-    given = reply.headers.get("retry-after", "")
-    return float(given) if given.isascii() and given.isdigit() and len(given) < 7 else 0.0
+    seconds = reply.headers.get("retry-after", "")
+    return float(seconds) if seconds.isascii() and seconds.isdigit() and len(seconds) < 7 else 0.0
 
 
 def _has_cause(body: bytes) -> bool:

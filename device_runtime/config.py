@@ -7,10 +7,12 @@ import json
 import tomllib
 import types
 import typing
-from dataclasses import MISSING, asdict, fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any, TypeVar
+
+import tomli_w
 
 from device_runtime.errors import ConfigError
 
@@ -28,7 +30,8 @@ def from_table(kind: type[T], table: Any, where: str) -> T:
         raise ConfigError(
             where, f"expected a table, found {_name(table)}", "write `key = value` pairs"
         )
-    known = _fields(kind)
+    dataclass: Any = kind  # whatever it is: a type can be looked up
+    known = _fields(dataclass)
     for key in table:
         if key not in known:
             raise ConfigError(
@@ -82,28 +85,14 @@ def to_toml(value: Any) -> str:
     """A dataclass as TOML: plain fields first, then one table per nested dataclass. None is left
     out: it is the default.
     """
-    return _table(asdict(value), "")
+    return tomli_w.dumps(_set(_plain(value)))
 
 
-def _table(table: dict[str, Any], name: str) -> str:
-    plain = "".join(
-        f"{key} = {_toml(item)}\n"
-        for key, item in table.items()
-        if item is not None and not isinstance(item, dict)
-    )
-    inner = [
-        (f"{name}.{key}" if name else key, item)
-        for key, item in table.items()
-        if isinstance(item, dict)
-    ]
-    return plain + "".join(f"\n[{path}]\n{_table(item, path)}" for path, item in inner)
-
-
-def _toml(value: Any) -> str:
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(_toml(item) for item in value) + "]"
-    # TOML writes these booleans, numbers and basic strings as JSON does
-    return json.dumps(value, ensure_ascii=False)
+def _set(value: Any) -> Any:
+    """A table without what is None."""
+    if isinstance(value, dict):
+        return {key: _set(item) for key, item in value.items() if item is not None}
+    return value
 
 
 _CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"))

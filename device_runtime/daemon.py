@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from device_runtime import config, personal
-from device_runtime.drive import Turn
+from device_runtime.drive import Clock, Turn
 from device_runtime.errors import ConfigError, FedboardError
 from device_runtime.home import SCHEDULE, Home
 from device_runtime.transport import Send
@@ -163,8 +163,9 @@ class Daemon:
         """One turn, whatever the schedule says. Raises ServerError, BundleError or
         TypingLogError.
         """
-        turn = Turn(self.home, self._send, self._now, sleep=self._sleep, may_go_on=self._may_go_on)
-        return turn.check_in() or turn.work()
+        clock = Clock(self._now)
+        turn = Turn(self.home, self._send, clock, sleep=self._sleep, may_go_on=self._may_go_on)
+        return turn.whole()
 
     def personalise(self) -> personal.Verdict | None:
         """Train or judge the personal weights if enough was typed since, and the owner wants
@@ -172,18 +173,22 @@ class Daemon:
         """
         if not self.home.config.personal:
             return None
-        found = personal.update(self.home, self.home.bundle(), self._now(), self._may_train)
-        if found is not None:
+        verdict = personal.update(self.home, self.home.bundle(), self._now(), self._may_train)
+        if verdict is not None:
             became = (
-                "served" if found.serves else "rolled back" if found.rolled_back else "not served"
+                "served"
+                if verdict.serves
+                else "rolled back"
+                if verdict.rolled_back
+                else "not served"
             )
             log.info(
                 "personal weights %s: %+.1f nats on %d held-back words",
                 became,
-                found.judged.nats,
-                found.judged.words,
+                verdict.judged.nats,
+                verdict.judged.words,
             )
-        return found
+        return verdict
 
     def _may_train(self) -> bool:
         return self._may_go_on() and self.forbidden() is None

@@ -14,10 +14,12 @@ exponent stand together.
 
 import struct
 import zlib
+from typing import Any
 
 import numpy as np
 import safetensors
 import safetensors.numpy
+from numpy.typing import NDArray
 
 from device_runtime.errors import CheckpointError
 from device_runtime.weights import digest
@@ -99,7 +101,7 @@ def apply(old: bytes, difference: bytes) -> bytes:
     return new
 
 
-def _values(file: bytes, where: str) -> np.ndarray:
+def _values(file: bytes, where: str) -> NDArray[Any]:
     """The bits of all values in order of the file: uint16 [n]."""
     try:
         arrays = safetensors.numpy.load(file)
@@ -113,28 +115,28 @@ def _values(file: bytes, where: str) -> np.ndarray:
     return np.frombuffer(file[size:], "<u2")
 
 
-def _ordered(bits: np.ndarray) -> np.ndarray:
+def _ordered(bits: NDArray[Any]) -> NDArray[Any]:
     """Bits of float16 as whole numbers that rise with the value: uint16 [n], wrapping."""
     return np.where(bits >> 15, ~bits, bits | 0x8000)
 
 
-def _bits(ordered: np.ndarray) -> np.ndarray:
+def _bits(ordered: NDArray[Any]) -> NDArray[Any]:
     return np.where(ordered >> 15, ordered & 0x7FFF, ~ordered).astype("<u2")
 
 
-def _by_exponent(bits: np.ndarray) -> np.ndarray:
+def _by_exponent(bits: NDArray[Any]) -> NDArray[Any]:
     """The order in which changes travel: by the exponent of the old value, smallest first, then as
     in the file. int64 [n].
     """
     return np.argsort(bits >> 10 & 31, kind="stable")
 
 
-def _fold(change: np.ndarray) -> np.ndarray:
+def _fold(change: NDArray[Any]) -> NDArray[Any]:
     """0, -1, 1, -2, 2, ... as 0, 1, 2, 3, 4, ...: uint16 [n]."""
     return change << 1 ^ np.where(change >> 15, 0xFFFF, 0).astype(np.uint16)
 
 
-def _unfold(folded: np.ndarray) -> np.ndarray:
+def _unfold(folded: NDArray[Any]) -> NDArray[Any]:
     return folded >> 1 ^ np.where(folded & 1, 0xFFFF, 0).astype(np.uint16)
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from device_runtime import calls, examples, scoring, text, turn, unfinished, weights
 from device_runtime.bundle import CHECKPOINT, Bundle, runtime_version
@@ -300,7 +301,7 @@ def gather(
 
 def rows_of(
     records: Sequence[Record], vocabulary: text.Vocabulary, plan: Plan
-) -> tuple[tuple[int, ...], np.ndarray]:
+) -> tuple[tuple[int, ...], NDArray[Any]]:
     """The newest rows of messages, at most `plan.max_rows`: the numbers of the messages they come
     from, and int32 [rows, plan.length + 1].
     """
@@ -371,7 +372,7 @@ def _half_done(
     return Gathered(kept.work, rows, kept.progress) if _hash(rows) == kept.work.rows else None
 
 
-def _hash(rows: np.ndarray) -> str:
+def _hash(rows: NDArray[Any]) -> str:
     return weights.digest(rows.tobytes())
 
 

@@ -8,31 +8,32 @@ which starts with the last token already seen.
 from collections.abc import Iterable, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from device_runtime.text import BOS, EOS, PAD
 
 
-def rows(utterances: Iterable[Sequence[int]], length: int) -> np.ndarray:
+def rows(utterances: Iterable[Sequence[int]], length: int) -> NDArray[np.int32]:
     """Token ids of utterances (no bos, no eos) as int32 [rows, length + 1], padded with 0.
 
     >>> rows([[7, 8, 9]], 2).tolist()
     [[1, 7, 8], [8, 9, 2]]
     """
-    found = []
+    pieces = []
     for utterance in utterances:
         sequence = [BOS, *utterance, EOS]
-        found += [
+        pieces += [
             sequence[start : start + length + 1] for start in range(0, len(sequence) - 1, length)
         ]
-    padded = np.full((len(found), length + 1), PAD, np.int32)
-    for row, ids in zip(padded, found, strict=True):
+    padded = np.full((len(pieces), length + 1), PAD, np.int32)
+    for row, ids in zip(padded, pieces, strict=True):
         row[: len(ids)] = ids
     return padded
 
 
 def batches(
-    examples: np.ndarray, size: int, epochs: int, rng: np.random.Generator
-) -> Iterable[np.ndarray]:
+    examples: NDArray[np.int32], size: int, epochs: int, rng: np.random.Generator
+) -> Iterable[NDArray[np.int32]]:
     """Shuffled batches of exactly `size` rows, int32 [size, length + 1]; the last of an epoch is
     filled with empty rows.
     """

@@ -31,16 +31,13 @@ def finetune(
     if not np.isfinite(before):
         return _stopped(Cause.TRAINING_FAILED, weights, before=before)
     local, done = (start.weights, start.batches) if start else (weights, 0)
-    lost = False
-    for batch in itertools.islice(
-        batches(step.rows, plan.batch_size, plan.epochs, step.rng), done, None
-    ):
+    rate, lost = np.array(plan.learning_rate, np.float32), False
+    every = batches(step.rows, plan.batch_size, plan.epochs, step.rng)
+    for batch in itertools.islice(every, done, None):
         lost = not may_continue()
         if lost:
             break
-        result = train.run(
-            "train", rows=batch, learning_rate=np.float32(plan.learning_rate), **local
-        )
+        result = train.run("train", rows=batch, learning_rate=rate, **local)
         if not np.isfinite(result["loss"]):
             return _stopped(Cause.TRAINING_FAILED, weights, done, before)
         local = {name: result[name] for name in weights}

@@ -18,14 +18,14 @@ All but the bundle is its own: removing the folder removes the device.
 """
 
 import contextlib
-import fcntl
 import os
 import shutil
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import MISSING, Field, astuple, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -105,6 +105,8 @@ class Contribution:
 
 @dataclass(frozen=True)
 class Home:
+    """One device: its folder, its settings and its key."""
+
     folder: Path
     config: DeviceConfig
     key: Ed25519PrivateKey = field(repr=False)
@@ -222,6 +224,7 @@ class Home:
         return path.read_text().strip() if path.is_file() else None
 
     def keep_name(self, name: str) -> None:
+        """Remember the name the server enrolled this device under."""
         durable.write(self.folder / NAME, f"{name}\n".encode())
 
     def keep(self, name: str, data: bytes) -> None:
@@ -247,9 +250,9 @@ class Home:
         """While this lasts no other process takes turns of this device. Raises RunError if one does
         now.
         """
-        with open(self.folder / LOCK, "a") as file:
+        with contextlib.ExitStack() as stack:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                stack.enter_context(durable.locked(self.folder / LOCK))
             except BlockingIOError:
                 raise RunError(
                     self.folder, "another process runs this device", "end that one first"
@@ -346,9 +349,9 @@ class Home:
             ) from None
 
 
-_SQL = {int: "INTEGER", float: "REAL", str: "TEXT"}
+_SQL: Mapping[Any, str] = {int: "INTEGER", float: "REAL", str: "TEXT"}
 
 
-def _column(column: Field) -> str:
+def _column(column: Field[Any]) -> str:
     default = "" if column.default is MISSING else f" DEFAULT '{column.default}'"
     return f"{column.name} {_SQL[column.type]} NOT NULL{default}"

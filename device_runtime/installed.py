@@ -24,6 +24,8 @@ INSTALL = "install a bundle: fedboard device install HOME BUNDLE"
 
 @dataclass(frozen=True)
 class Pointer:
+    """Which bundle is used; in current.json."""
+
     current: str  # folder names
     before: str = ""  # the last good one
     release: int = 0  # the highest ever installed: a device never goes back to a lower one
@@ -31,6 +33,8 @@ class Pointer:
 
 @dataclass(frozen=True)
 class Installed:
+    """The bundle in use."""
+
     bundle: Bundle
     problem: str | None = None  # why it is not the one that was installed last
 
@@ -46,11 +50,11 @@ def install(folder: Path, source: Path, trusted: frozenset[str]) -> Bundle:
     offered = open_verified(source, trusted)
     pointer = _pointer(folder)
     if pointer is not None and offered.manifest.release < pointer.release:
-        found = (
+        problem = (
             f"release {offered.manifest.release} is older than release {pointer.release}, which "
             "this device had"
         )
-        raise BundleError(source, found, "install a later release: a device never goes back")
+        raise BundleError(source, problem, "install a later release: a device never goes back")
     name = digest(offered.encoded)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -96,8 +100,8 @@ def current(folder: Path, trusted: frozenset[str]) -> Installed:
         ]
         if not whole:
             raise
-        found = [open_verified(path, trusted) for path in whole]
-        return Installed(max(found, key=lambda bundle: bundle.manifest.release), str(error))
+        bundles = [open_verified(path, trusted) for path in whole]
+        return Installed(max(bundles, key=lambda bundle: bundle.manifest.release), str(error))
     if pointer is None:
         raise BundleError(folder, "no bundle is installed", INSTALL)
     try:

@@ -17,13 +17,14 @@ from importlib import metadata
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from device_runtime.errors import RunError
 
 CHOICE = "FEDBOARD_INTERPRETER"
 INSTALL = "install the `device` extra, or on a newer Python or NumPy the `litert` extra"
 
-Arrays = dict[str, np.ndarray]
+Arrays = dict[str, NDArray[Any]]
 
 
 def _litert() -> Callable[..., Any]:
@@ -113,7 +114,7 @@ class Graph:
             name: self._interpreter.get_signature_runner(name) for name in self.signatures
         }
 
-    def run(self, signature: str, **inputs: np.ndarray) -> Arrays:
+    def run(self, signature: str, **inputs: NDArray[Any]) -> Arrays:
         """Call one signature. The results are copies, so the next call cannot change them.
 
         Inputs may have more rows than the file declares where nothing in it fixes their number, as
@@ -137,7 +138,7 @@ class Graph:
             for name in self._state(signature)
         }
 
-    def step(self, signature: str, state: Arrays, **inputs: np.ndarray) -> tuple[Arrays, Arrays]:
+    def step(self, signature: str, state: Arrays, **inputs: NDArray[Any]) -> tuple[Arrays, Arrays]:
         """Call one signature on a state, and keep the state after it apart from the other results.
 
         Raises RuntimeError in any other thread.

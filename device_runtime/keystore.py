@@ -79,6 +79,7 @@ class FileKey:
     path: Path
 
     def load(self) -> bytes | None:
+        """The key; None before the first. Raises TypingLogError if it cannot be read."""
         try:
             with open(self.path, "rb") as file:
                 mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
@@ -93,9 +94,11 @@ class FileKey:
             return None
 
     def store(self, key: bytes) -> None:
+        """Keep a new key, whole or not at all."""
         durable.write(self.path, key)  # on disk first: records without their key are lost
 
     def remove(self) -> None:
+        """Remove the key: what it sealed cannot be read any more."""
         _remove(self.path)
 
 
@@ -108,14 +111,15 @@ class SystemKey:
     path: Path
 
     def load(self) -> bytes | None:
+        """The key; None before the first. Raises TypingLogError if the keystore is locked."""
         name = self.entry()
         if name is None:
             return None
         backend = _system()
         with _refusals():
-            found = backend.get_password(SERVICE, name)
+            secret = backend.get_password(SERVICE, name)
         try:
-            return None if found is None else bytes.fromhex(found)
+            return None if secret is None else bytes.fromhex(secret)
         except ValueError:
             raise TypingLogError(
                 f"entry {name} of {SERVICE!r}",
@@ -124,6 +128,7 @@ class SystemKey:
             ) from None
 
     def store(self, key: bytes) -> None:
+        """Keep a new key. Raises TypingLogError if the keystore does not take it."""
         name = self.entry() or str(uuid.uuid4())
         backend = _system()
         # before the entry: whatever happens next, a wipe finds it
@@ -135,6 +140,7 @@ class SystemKey:
             raise RunError(_NAME, "did not keep the key of a typing log", 'use key_store = "file"')
 
     def remove(self) -> None:
+        """Remove the key: what it sealed cannot be read any more."""
         name = self.entry()
         if name is not None:
             backend = _system()

@@ -9,8 +9,10 @@ from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from device_runtime.text import FIRST_WORD, OOV
 
@@ -43,7 +45,7 @@ class Counts:
         )
 
 
-def top_words(log_probs: np.ndarray, k: int = STRIP) -> np.ndarray:
+def top_words(log_probs: NDArray[Any], k: int = STRIP) -> NDArray[Any]:
     """Ids of the k likeliest words, best first: float [n, vocabulary] -> int [n, k]. Ties go to the
     more frequent word.
 
@@ -51,12 +53,12 @@ def top_words(log_probs: np.ndarray, k: int = STRIP) -> np.ndarray:
     """
     scores = np.array(log_probs[:, FIRST_WORD:])
     k = min(k, scores.shape[1])
-    found = np.empty((len(scores), k), np.int64)
+    best = np.empty((len(scores), k), np.int64)
     rows = np.arange(len(scores))
     for rank in range(k):  # k passes of argmax beat a partial sort at k = 3
-        found[:, rank] = scores.argmax(axis=1)
-        scores[rows, found[:, rank]] = -np.inf
-    return found + FIRST_WORD
+        best[:, rank] = scores.argmax(axis=1)
+        scores[rows, best[:, rank]] = -np.inf
+    return best + FIRST_WORD
 
 
 def blocked_ids(words: Sequence[str], blocked: frozenset[str]) -> list[int]:
@@ -65,12 +67,12 @@ def blocked_ids(words: Sequence[str], blocked: frozenset[str]) -> list[int]:
 
 
 def keystrokes(
-    log_probs: np.ndarray,
+    log_probs: NDArray[Any],
     words: Sequence[str],
-    ids: np.ndarray,
-    shown: np.ndarray,
+    ids: NDArray[Any],
+    shown: NDArray[Any],
     alphabetical: tuple[list[str], list[int]],
-) -> np.ndarray:
+) -> NDArray[Any]:
     """Keystrokes for one word after each context: letters typed until the strip shows it and one to
     accept; all letters and a space if it never does.
 
@@ -123,6 +125,7 @@ def keystroke_saving(counts: Counts) -> float:
 
 
 def oov_rate(counts: Counts) -> float:
+    """Share of targets outside the vocabulary."""
     return 1 - counts.in_vocabulary / counts.targets if counts.targets else 0.0
 
 
@@ -150,6 +153,6 @@ def interval(
     )
     # [draws, fields]
     sums = rng.multinomial(len(users), np.full(len(users), 1 / len(users)), draws) @ table
-    found = [statistic(Counts(*row)) for row in sums]
-    low, high = np.percentile(found, [2.5, 97.5])
+    values = [statistic(Counts(*row)) for row in sums]
+    low, high = np.percentile(values, [2.5, 97.5])
     return float(low), float(high)

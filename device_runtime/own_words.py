@@ -14,8 +14,10 @@ from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from device_runtime.config import from_json
 from device_runtime.errors import ConfigError
@@ -38,6 +40,10 @@ FADED = 0.01  # uses of a new word whose messages dropped out
 LAST = 1e-12  # what one use of a new word is worth while the mix is not served
 MOST_TOKENS = 20_000  # of the newest messages are counted; older ones drop out
 START = (PAD, PAD, BOS)  # what stands before a message
+
+
+# of a length of context: order, bucket, weight, the ids that followed and their shares
+_Step = tuple[int, int, float, NDArray[Any], NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -124,6 +130,7 @@ class OwnWords:
 
     @property
     def serves(self) -> bool:
+        """Whether the mix is served now."""
         return self.trust.serves
 
     @property
@@ -161,7 +168,7 @@ class OwnWords:
             self._begin = after
         self.changes += 1
 
-    def hold_back(self, tokens: Sequence[str], log_probs: np.ndarray) -> np.ndarray:
+    def hold_back(self, tokens: Sequence[str], log_probs: NDArray[Any]) -> NDArray[Any]:
         """Learn from a message before it is counted. log_probs, float32 [tokens, vocabulary], are
         the network's before each token.
 
@@ -181,14 +188,15 @@ class OwnWords:
         self.changes += 1
         return mixed
 
-    def mix(self, log_probs: np.ndarray, tokens: Sequence[str]) -> np.ndarray:
+    def mix(self, log_probs: NDArray[Any], tokens: Sequence[str]) -> NDArray[Any]:
         """The network's log-probabilities after `tokens`, float32 [vocabulary], mixed with the own
         words: float32 [words].
         """
         steps = self._steps(self._context(self.ids(tokens)))
-        return np.log(self._climb(self._base(log_probs), steps)).astype(np.float32)
+        mixed: NDArray[Any] = np.log(self._climb(self._base(log_probs), steps))
+        return mixed.astype(np.float32)
 
-    def extended(self, log_probs: np.ndarray) -> np.ndarray:
+    def extended(self, log_probs: NDArray[Any]) -> NDArray[Any]:
         """The network alone over the same words, float32 [..., vocabulary] -> [..., words]: new
         words come last, so they complete only what no known word does.
         """
@@ -213,10 +221,10 @@ class OwnWords:
             insort(self._alphabetical[0], word)
             self._alphabetical[1].insert(at, self._new[word])
 
-    def _count(self, ids: np.ndarray, by: int) -> None:
+    def _count(self, ids: NDArray[Any], by: int) -> None:
         np.add.at(self._unigrams, ids[ids >= FIRST_WORD], by)
 
-    def _following(self, context: tuple[int, ...]) -> Iterator[np.ndarray]:
+    def _following(self, context: tuple[int, ...]) -> Iterator[NDArray[Any]]:
         """The ids that followed the last 1, 2 and 3 ids of a context, each time they did; ends with
         the first length that never occurred.
         """
@@ -237,7 +245,7 @@ class OwnWords:
     # --- mixing
     # --------------------------------------------------------------------------------------------
 
-    def _base(self, log_probs: np.ndarray) -> np.ndarray:
+    def _base(self, log_probs: NDArray[Any]) -> NDArray[Any]:
         """The network's probabilities over all words: new ones share what it gives to unknown
         words, one part stays for words never typed.
         """
@@ -250,12 +258,8 @@ class OwnWords:
         base[OOV] = share
         return base
 
-    def _steps(
-        self, context: tuple[int, ...]
-    ) -> list[tuple[int, int, float, np.ndarray, np.ndarray]]:
-        """For each length of context that was seen: order, bucket, weight, the ids that followed
-        and their shares. Shortest first.
-        """
+    def _steps(self, context: tuple[int, ...]) -> list[_Step]:
+        """One for each length of context that was seen, the shortest first."""
         steps = []
         total = self._unigrams.sum()
         if total:
@@ -266,9 +270,7 @@ class OwnWords:
             steps.append(self._step(order, len(following), ids, times / len(following)))
         return steps
 
-    def _step(
-        self, order: int, times: int, ids: np.ndarray, shares: np.ndarray
-    ) -> tuple[int, int, float, np.ndarray, np.ndarray]:
+    def _step(self, order: int, times: int, ids: NDArray[Any], shares: NDArray[Any]) -> _Step:
         bucket = int(np.searchsorted(BUCKETS, times, side="right")) - 1
         return (
             order,
@@ -279,7 +281,7 @@ class OwnWords:
         )
 
     @staticmethod
-    def _climb(probabilities: np.ndarray, steps: list) -> np.ndarray:
+    def _climb(probabilities: NDArray[Any], steps: list[_Step]) -> NDArray[Any]:
         for _, _, weight, ids, shares in steps:
             probabilities *= 1 - weight
             probabilities[ids] += weight * shares
@@ -288,13 +290,13 @@ class OwnWords:
     # --- learning
     # --------------------------------------------------------------------------------------------
 
-    def _judge(self, base: np.ndarray, mixed: np.ndarray, target: int) -> None:
+    def _judge(self, base: NDArray[Any], mixed: NDArray[Any], target: int) -> None:
         self._words += 1
         self._nats += float(np.log(mixed[target]) - np.log(base[target]))
         if target != OOV:
             self._hits += int(_first(mixed, target)) - int(_first(base, target))
 
-    def _learn(self, probability: float, steps: list, target: int) -> None:
+    def _learn(self, probability: float, steps: list[_Step], target: int) -> None:
         """One step of expectation maximisation: how much of the target's probability each length of
         context brought.
         """
@@ -314,6 +316,6 @@ class OwnWords:
             reached *= 1 - part
 
 
-def _first(probabilities: np.ndarray, target: int) -> bool:
+def _first(probabilities: NDArray[Any], target: int) -> bool:
     """Whether `target` is the first suggestion."""
     return int(probabilities[FIRST_WORD:].argmax()) + FIRST_WORD == target

@@ -10,6 +10,7 @@ typing log's key, so that a wipe takes them with it. Source: Wang et al. 2019, a
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 
@@ -34,6 +35,7 @@ HELD_SHARE, MOST_HELD = 0.2, 200  # of the messages, the newest
 EPOCHS, RATE, MOST_ROWS = 1, 0.1, 512  # of training, in place of the plan's
 MARGIN = 2.0  # nats it must be ahead, all held-back words together, to be served
 SURE = 1.0  # standard errors it must be ahead besides
+T = TypeVar("T")
 PURPOSE = "personal weights"
 
 
@@ -67,6 +69,7 @@ class Verdict:
 
     @property
     def serves(self) -> bool:
+        """Whether the weights were kept, to be served."""
         return self.weights != ""
 
 
@@ -124,7 +127,7 @@ def judge(
     return Judged(words, nats, error, hits)
 
 
-def split(messages: Sequence) -> tuple[Sequence, Sequence]:
+def split(messages: Sequence[T]) -> tuple[Sequence[T], Sequence[T]]:
     """Messages, oldest first, to train on and to hold back."""
     held = min(MOST_HELD, max(1, round(HELD_SHARE * len(messages))))
     return messages[:-held], messages[-held:]
@@ -168,14 +171,14 @@ def update(
         if last is None or sum(
             record.id > last.trained_to for record in records
         ) >= NEW_MESSAGES + len(split(records)[1]):
-            found = _try(home, bundle, log, records, now, may_continue)
+            latest = _try(home, bundle, log, records, now, may_continue)
         elif last.serves and len(newer) >= JUDGED_AGAIN:
-            found = _judge_again(home, bundle, log, records, last, now, may_continue)
+            latest = _judge_again(home, bundle, log, records, last, now, may_continue)
         else:
             return None
-    if found is not None:
-        _keep(home, found, last)
-    return found
+    if latest is not None:
+        _keep(home, latest, last)
+    return latest
 
 
 def _try(
@@ -251,11 +254,11 @@ def _verdict(
     return Verdict(_base(bundle), sealed, now, len(trained), trained[-1].id, held[-1].id, judged)
 
 
-def _keep(home: Home, found: Verdict, last: Verdict | None) -> None:
-    home.keep(PERSONAL, config.to_json(found))
-    if not found.serves:
+def _keep(home: Home, verdict: Verdict, last: Verdict | None) -> None:
+    home.keep(PERSONAL, config.to_json(verdict))
+    if not verdict.serves:
         home.drop(PERSONAL_WEIGHTS)
-    if found.serves or (last is not None and last.serves):
+    if verdict.serves or (last is not None and last.serves):
         home.drop(OWN_WORDS)  # the mix was judged against other weights: it has to win anew
 
 
@@ -270,8 +273,8 @@ def _weights(home: Home, log: TypingLog, last: Verdict) -> Weights | None:
 
 
 def _ids(records: Sequence[Record], vocabulary: Vocabulary) -> list[list[int]]:
-    found = (vocabulary.ids(text.tokenise(record.text)) for record in records)
-    return [ids for ids in found if ids]
+    messages = (vocabulary.ids(text.tokenise(record.text)) for record in records)
+    return [ids for ids in messages if ids]
 
 
 def _base(bundle: Bundle) -> str:

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from device_runtime.bundle import Bundle
-from device_runtime.interpreter import Graph
+from device_runtime.interpreter import Arrays, Graph
 from device_runtime.metrics import STRIP, blocked_ids, top_words
 from device_runtime.own_words import OwnWords
 from device_runtime.text import BOS, normalise, tokenise
@@ -19,6 +20,8 @@ KEPT = 32  # tokens whose states are kept: so far one can go back without starti
 
 @dataclass(frozen=True)
 class Suggestion:
+    """One word of the strip."""
+
     word: str
     probability: float  # of this word next; with a prefix, among the words that start so
 
@@ -37,8 +40,8 @@ class _Read:
     """Where the network stands after a token."""
 
     token: int
-    state: dict[str, np.ndarray]
-    log_probs: np.ndarray  # float32 [vocabulary], of the next
+    state: Arrays
+    log_probs: NDArray[Any]  # float32 [vocabulary], of the next
 
 
 class Predictor:
@@ -63,44 +66,37 @@ class Predictor:
         self.vocabulary = bundle.vocabulary
         self._weights = weights
         self._graph = Graph(bundle.predict_graph if weights is None else bundle.train_graph)
-        self._widths = bundle.manifest.embedding, bundle.manifest.units
+        self._signature = "predict" if weights is None else "step"
         self.own = own
         self._blocked = frozenset(
             normalise(word) for word in blocked | getattr(bundle, "blocked", frozenset())
         )
         self._never = blocked_ids(self.vocabulary.tokens, self._blocked)
         # of which context, and its scores
-        self._mixed: tuple[object, np.ndarray] = (None, np.empty(0))
+        self._mixed: tuple[object, NDArray[Any]] = (None, np.empty(0))
         self._before: list[int] = []  # tokens whose states were let go
         self._read: list[_Read] = []
 
-    def start(self, rows: int) -> dict[str, np.ndarray]:
+    def start(self, rows: int) -> Arrays:
         """The state before the first token, for `rows` texts at once."""
-        embedding, units = self._widths
-        return {
-            "hidden": np.zeros((rows, embedding), np.float32),
-            "cell": np.zeros((rows, units), np.float32),
-        }
+        return self._graph.start(self._signature, rows)
 
-    def step(
-        self, tokens: np.ndarray, state: dict[str, np.ndarray]
-    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    def step(self, tokens: NDArray[Any], state: Arrays) -> tuple[NDArray[Any], Arrays]:
         """One token further: int32 [rows] -> log-probabilities of the next, float32 [rows,
         vocabulary], and the state after it.
         """
         if self._weights is None:
-            result = self._graph.run("predict", token=tokens, **state)
-        else:  # this signature takes one text
-            rows = [
-                {name: array[i : i + 1] for name, array in state.items()}
-                for i in range(len(tokens))
-            ]
-            results = [
-                self._graph.run("step", token=tokens[i : i + 1], **row, **self._weights)
-                for i, row in enumerate(rows)
-            ]
-            result = {name: np.concatenate([each[name] for each in results]) for name in results[0]}
-        return result["log_probs"], {"hidden": result["hidden"], "cell": result["cell"]}
+            results, after = self._graph.step(self._signature, state, token=tokens)
+            return results["log_probs"], after
+        rows = []  # this signature takes one text
+        for i in range(len(tokens)):
+            before = {name: array[i : i + 1] for name, array in state.items()}
+            token = tokens[i : i + 1]
+            rows.append(self._graph.step(self._signature, before, token=token, **self._weights))
+        log_probs = np.concatenate([results["log_probs"] for results, _ in rows])
+        return log_probs, {
+            name: np.concatenate([after[name] for _, after in rows]) for name in state
+        }
 
     def suggest(self, context: str, prefix: str = "", k: int = STRIP) -> list[Suggestion]:
         """The k likeliest words after `context`, best first; only those that start with `prefix`,
@@ -119,13 +115,13 @@ class Predictor:
         candidates = np.array(
             ids[bisect_left(alphabet, prefix) : bisect_left(alphabet, prefix + "\uffff")], np.int64
         )
-        found = scores[candidates]
-        total = np.exp(found).sum()
-        order = np.lexsort((candidates, -found))[:k]  # ties go to the more frequent word
+        likely = scores[candidates]
+        total = np.exp(likely).sum()
+        order = np.lexsort((candidates, -likely))[:k]  # ties go to the more frequent word
         return [
-            Suggestion(words[candidates[i]], float(np.exp(found[i]) / total))
+            Suggestion(words[candidates[i]], float(np.exp(likely[i]) / total))
             for i in order
-            if np.isfinite(found[i])
+            if np.isfinite(likely[i])
         ]
 
     def typed(self, message: str, judged: bool = True) -> None:
@@ -145,7 +141,7 @@ class Predictor:
             )
         self.own.add(tokens)
 
-    def _scores(self, tokens: list[str]) -> tuple[np.ndarray, list[str]]:
+    def _scores(self, tokens: list[str]) -> tuple[NDArray[Any], list[str]]:
         """Log-probabilities of all words after these tokens, those of blocked ones minus infinity;
         and the words of all ids.
         """
@@ -165,7 +161,7 @@ class Predictor:
             self._mixed = asked, scores
         return self._mixed[1], words
 
-    def _after(self, ids: list[int]) -> np.ndarray:
+    def _after(self, ids: list[int]) -> NDArray[Any]:
         """Log-probabilities after a context, float32 [vocabulary]; steps only over what the states
         kept do not cover.
         """

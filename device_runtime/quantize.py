@@ -9,7 +9,10 @@ Sources: Suresh et al. 2017, arXiv:1611.00429 (rotation, stochastic k-level quan
 et al. 2017, arXiv:1610.02132 (a scale a bucket).
 """
 
+from typing import Any
+
 import numpy as np
+from numpy.typing import NDArray
 
 from device_runtime.weights import Weights
 
@@ -28,23 +31,24 @@ def padded(dimension: int) -> int:
     return -(-dimension // BLOCK) * BLOCK
 
 
-def rotate(vector: np.ndarray, seed: int) -> np.ndarray:
+def rotate(vector: NDArray[Any], seed: int) -> NDArray[Any]:
     """Randomised Hadamard rotation, float32 [n] -> float32 [padded(n)]. Keeps the L2 norm."""
     blocks = np.zeros(padded(len(vector)), np.float32)
     blocks[: len(vector)] = vector
     return _hadamard(blocks * _signs(seed, len(blocks)))
 
 
-def unrotate(vector: np.ndarray, seed: int, dimension: int) -> np.ndarray:
+def unrotate(vector: NDArray[Any], seed: int, dimension: int) -> NDArray[Any]:
     """The inverse of `rotate`: float [padded(dimension)] -> float [dimension], in the vector's own
     precision.
     """
-    return (_hadamard(vector) * _signs(seed, len(vector)))[:dimension]
+    values: NDArray[Any] = _hadamard(vector) * _signs(seed, len(vector))
+    return values[:dimension]
 
 
 def quantize(
-    blocks: np.ndarray, bits: int, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    blocks: NDArray[Any], bits: int, rng: np.random.Generator
+) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
     """Round each value at random to one of the 2 ** bits evenly spaced values of its block, without
     bias.
 
@@ -67,12 +71,12 @@ def quantize(
     return np.clip(codes, 0, 2**bits - 1).astype(np.uint16), low, step
 
 
-def _signs(seed: int, count: int) -> np.ndarray:
+def _signs(seed: int, count: int) -> NDArray[Any]:
     bits = np.random.Generator(np.random.Philox(key=seed)).integers(0, 2, count, np.int8)
     return (1 - 2 * bits).astype(np.float32)
 
 
-def _hadamard(vector: np.ndarray) -> np.ndarray:
+def _hadamard(vector: NDArray[Any]) -> NDArray[Any]:
     """Orthonormal Walsh-Hadamard transform of each block; its own inverse. log2(BLOCK) passes of
     additions.
     """
@@ -84,4 +88,5 @@ def _hadamard(vector: np.ndarray) -> np.ndarray:
             [pairs[:, :, 0] + pairs[:, :, 1], pairs[:, :, 0] - pairs[:, :, 1]], axis=2
         ).reshape(-1, BLOCK)
         half *= 2
-    return (blocks / np.sqrt(BLOCK).astype(vector.dtype)).reshape(-1)
+    rotated: NDArray[Any] = blocks / np.sqrt(BLOCK).astype(vector.dtype)
+    return rotated.reshape(-1)

@@ -3,8 +3,10 @@ What an evaluation task reports.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from device_runtime.interpreter import Graph
 from device_runtime.metrics import STRIP, top_words
@@ -51,30 +53,25 @@ def score(
         )
         if not len(wanted):
             continue
-        found, words = log_probs(step, weights, ids)[wanted], np.array(ids)[wanted]
-        best = top_words(found, STRIP)
+        scores, words = log_probs(step, weights, ids)[wanted], np.array(ids)[wanted]
+        best = top_words(scores, STRIP)
         hit = (best == words[:, None]) & (words != OOV)[:, None]
         in_vocabulary = np.flatnonzero(words != OOV)
         targets += len(words)
         top1 += int(hit[:, 0].sum())
         top3 += int(hit.any(axis=1).sum())
         known += len(in_vocabulary)
-        loss -= float(found[in_vocabulary, words[in_vocabulary]].sum(dtype=np.float64))
+        loss -= float(scores[in_vocabulary, words[in_vocabulary]].sum(dtype=np.float64))
     return Scores(targets, top1, top3, known, max(0.0, loss))
 
 
-def log_probs(graph: Graph, weights: Weights, ids: Sequence[int]) -> np.ndarray:
+def log_probs(graph: Graph, weights: Weights, ids: Sequence[int]) -> NDArray[Any]:
     """Before each of the ids, float32 [ids, vocabulary]."""
-    state = {
-        "hidden": np.zeros((1, weights["embedding"].shape[1]), np.float32),
-        "cell": np.zeros((1, weights["projection"].shape[1]), np.float32),
-    }
-    found = []
+    state, rows = graph.start("step"), []
     for token in [BOS, *ids[:-1]]:
-        result = graph.run("step", token=np.array([token], np.int32), **state, **weights)
-        state = {"hidden": result["hidden"], "cell": result["cell"]}
-        found.append(result["log_probs"][0])
-    return np.array(found)
+        results, state = graph.step("step", state, token=np.array([token], np.int32), **weights)
+        rows.append(results["log_probs"][0])
+    return np.array(rows)
 
 
 def _is_held(record: Record, messages: int) -> bool:

@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from device_runtime.conditions import Source
 from device_runtime.errors import ConfigError
@@ -141,7 +141,7 @@ def named(kind: str, home: Path, stated_signals: Sequence[str] = ()) -> Source:
             f"expected {' or '.join(KINDS)}, found {kind!r}",
             "name the system this device runs on",
         )
-    make = {"linux": linux, "termux": termux}[kind]
+    make = linux if kind == "linux" else termux
     return stated(make(last_key=lambda: last_key_at(home)), stated_signals)
 
 
@@ -174,13 +174,13 @@ def remembered(
     """`ask`, but asked again only `for_s` seconds after it last answered, whatever it answered; in
     between that answer stands.
     """
-    last: list = []  # when it answered, what it answered
+    last: list[tuple[float, T]] = []  # when it answered, what it answered
 
     def answer(now: float) -> T:
-        if not last or not 0 <= clock() - last[0] < for_s:
+        if not last or not 0 <= clock() - last[0][0] < for_s:
             told = ask(now)
-            last[:] = [clock(), told]  # after asking: a slow answer is not old at once
-        return last[1]
+            last[:] = [(clock(), told)]  # after asking: a slow answer is not old at once
+        return last[0][1]
 
     return answer
 
@@ -338,19 +338,19 @@ def _text(said: bytes | None) -> str:
     return (said or b"").decode("utf-8", "replace")
 
 
-def _json(text: str) -> object:
+def _json(text: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
         return None
 
 
-def _object(said: bytes | None) -> dict:
+def _object(said: bytes | None) -> dict[str, Any]:
     value = _json(_text(said))
     return value if isinstance(value, dict) else {}
 
 
-def _properties(said: bytes | None, types: Sequence[str]) -> list | None:
+def _properties(said: bytes | None, types: Sequence[str]) -> list[Any] | None:
     """The data of busctl's lines {"type":"u","data":4}, if they are of these D-Bus types."""
     values = [_json(line) for line in _text(said).splitlines()]
     if len(values) != len(types):

@@ -7,6 +7,7 @@ from pathlib import Path
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
+from device_runtime import durable
 from device_runtime.errors import RunError
 from device_runtime.weights import digest
 
@@ -24,12 +25,8 @@ def load_or_create(path: Path) -> Ed25519PrivateKey:
     try:
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_name(f".{path.name}.{os.getpid()}")
-            with os.fdopen(
-                os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w"
-            ) as file:
-                file.write(Ed25519PrivateKey.generate().private_bytes_raw().hex() + "\n")
-            os.replace(temporary, path)
+            secret = Ed25519PrivateKey.generate().private_bytes_raw().hex()
+            durable.write(path, f"{secret}\n".encode())
         return Ed25519PrivateKey.from_private_bytes(bytes.fromhex(path.read_text().strip()))
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not 32 bytes in hexadecimal"

@@ -25,6 +25,8 @@ CHECK_ADDRESS = "check the address and that `fedboard serve` is running there"
 
 @dataclass(frozen=True)
 class Reply:
+    """What a server answered."""
+
     status: int
     headers: Mapping[str, str] = field(default_factory=dict)  # names in lower case
     body: bytes = field(default=b"", repr=False)
@@ -124,7 +126,7 @@ def http(url: str) -> Iterator[Send]:
 def persistent(
     send: Send,
     pauses_s: tuple[float, ...] = (0.5, 1.0, 2.0, 4.0),
-    sleep: Callable[[float], None] = time.sleep,
+    sleep: Callable[[float], object] = time.sleep,
 ) -> Send:
     """`send`, but a request that found no connection, or whose reply broke off, is repeated after
     each pause; then its error is raised.

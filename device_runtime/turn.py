@@ -22,6 +22,7 @@ from enum import StrEnum
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from device_runtime import difference, separation, update, weights
 from device_runtime.causes import MEANING, Cause
@@ -108,7 +109,7 @@ class Gathered:
     """What there is to train on."""
 
     work: Work
-    rows: np.ndarray  # int32 [rows, plan.length + 1]
+    rows: NDArray[Any]  # int32 [rows, plan.length + 1]
     start: Progress | None = None  # where half-done work goes on
 
 
@@ -183,7 +184,7 @@ class Train:
     """Local fine-tuning -> FineTuned."""
 
     weights: Weights = field(repr=False)
-    rows: np.ndarray = field(repr=False)  # int32 [rows, plan.length + 1]
+    rows: NDArray[Any] = field(repr=False)  # int32 [rows, plan.length + 1]
     plan: Plan
     rng: np.random.Generator
     start: Progress | None = None  # where half-done work goes on

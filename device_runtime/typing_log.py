@@ -15,6 +15,7 @@ import struct
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -119,11 +120,11 @@ class TypingLog:
         """The `newest` latest records, oldest of them first; with `usable` only those below the cap
         of uses. Raises as `read`.
         """
-        found = self._rows(
+        rows = self._rows(
             "SELECT id, at, sealed FROM records WHERE uses < ? ORDER BY at DESC, id DESC LIMIT ?",
             (self._below(usable), max(newest, 0)),
         )
-        return [self._record(*row) for row in reversed(found)]
+        return [self._record(*row) for row in reversed(rows)]
 
     def records_of(self, ids: Sequence[int]) -> list[Record]:
         """The records of these numbers that are still there, in this order. Raises as `read`."""
@@ -135,9 +136,8 @@ class TypingLog:
 
     def count(self, usable: bool = False) -> int:
         """How many records there are; with `usable` only those below the cap of uses."""
-        return self._rows("SELECT count(*) FROM records WHERE uses < ?", (self._below(usable),))[0][
-            0
-        ]
+        rows = self._rows("SELECT count(*) FROM records WHERE uses < ?", (self._below(usable),))
+        return int(rows[0][0])
 
     def used_up(self) -> int:
         """How many records contributed to as many uploads as they may."""
@@ -220,6 +220,7 @@ class TypingLog:
         wipe(self.path)
 
     def close(self) -> None:
+        """Close the database. Nothing is lost without it."""
         self._db.close()
 
     def __enter__(self) -> "TypingLog":
@@ -229,7 +230,7 @@ class TypingLog:
         self.close()
 
     def _version(self) -> int:
-        return self._db.execute("PRAGMA user_version").fetchone()[0]
+        return int(self._db.execute("PRAGMA user_version").fetchone()[0])
 
     def _first_use(self, keys: keystore.KeyStore) -> AESGCM:
         if self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
@@ -286,11 +287,11 @@ class TypingLog:
     def _below(self, usable: bool) -> int:
         return self.retention.max_uses if usable else _ANY_USES
 
-    def _rows(self, query: str, values: tuple) -> list[tuple]:
+    def _rows(self, query: str, values: tuple[Any, ...]) -> list[tuple[Any, ...]]:
         with self._errors():
             return self._db.execute(query, values).fetchall()
 
-    def _remove(self, *deletions: tuple[str, tuple]) -> int:
+    def _remove(self, *deletions: tuple[str, tuple[Any, ...]]) -> int:
         with self._transaction():
             removed = sum(self._db.execute(query, values).rowcount for query, values in deletions)
         return self._gone(removed)
@@ -373,13 +374,13 @@ def wipe(path: Path) -> None:
 
 def contains(typed: str, words: str) -> bool:
     """Whether `typed` holds `words` side by side, as `TypingLog.forget` has it."""
-    wanted, found = (" ".join(_WORD.findall(normalise(part))) for part in (words, typed))
+    wanted, held = (" ".join(_WORD.findall(normalise(part))) for part in (words, typed))
     if not wanted:
         signs = normalise(words).strip()
         return bool(signs) and signs in normalise(typed)
     if wanted.isascii():
-        return f" {wanted} " in f" {found} "
-    return wanted in found  # of other scripts some write no space between words
+        return f" {wanted} " in f" {held} "
+    return wanted in held  # of other scripts some write no space between words
 
 
 def _remove_log(path: Path) -> None:

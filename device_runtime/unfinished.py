@@ -18,6 +18,8 @@ PURPOSE = "unfinished work"
 
 @dataclass(frozen=True)
 class Unfinished:
+    """Half-done work: what it is, and how far it has come."""
+
     work: Work
     progress: Progress
 

@@ -10,8 +10,10 @@ How values become codes is `quantize.py`'s.
 
 import struct
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from device_runtime import weights
 from device_runtime.errors import UpdateError
@@ -39,10 +41,10 @@ class Update:
     bits: int
     examples: int  # the update counts by them, at least 1
     dimension: int  # values before padding
-    low: np.ndarray  # float32 [blocks]
-    step: np.ndarray  # float32 [blocks], at least 0
+    low: NDArray[Any]  # float32 [blocks]
+    step: NDArray[Any]  # float32 [blocks], at least 0
     # uint16 (of 1, 2, 4 and 8 bits uint8) [padded dimension], each under 2 ** bits
-    codes: np.ndarray
+    codes: NDArray[Any]
 
 
 def of_delta(
@@ -57,7 +59,7 @@ def of_delta(
 
 
 def encode(
-    vector: np.ndarray,
+    vector: NDArray[Any],
     round: int,
     seed: int,
     shapes: str,
@@ -76,11 +78,8 @@ def encode(
     header = _HEADER.pack(
         MAGIC, VERSION, bits, round, examples, len(vector), seed, bytes.fromhex(shapes)
     )
-    return (
-        header
-        + np.stack([low, step], axis=1).astype("<f4").tobytes()
-        + pack(codes.reshape(-1), bits)
-    )
+    scales: bytes = np.stack([low, step], axis=1).astype("<f4").tobytes()
+    return bytes(header) + scales + pack(codes.reshape(-1), bits)
 
 
 def decode(data: bytes) -> Update:
@@ -127,15 +126,15 @@ def encoded_bytes(dimension: int, bits: int) -> int:
     return HEADER_BYTES + blocks * (SCALE_BYTES + BLOCK * bits // 8)
 
 
-def values(update: Update) -> np.ndarray:
+def dequantize(update: Update) -> NDArray[Any]:
     """The rotated vector an update stands for, float64 [padded dimension]."""
     codes = update.codes.reshape(len(update.low), BLOCK)
-    return (
-        update.low.astype(np.float64)[:, None] + update.step.astype(np.float64)[:, None] * codes
-    ).reshape(-1)
+    low, step = update.low.astype(np.float64), update.step.astype(np.float64)
+    values: NDArray[Any] = low[:, None] + step[:, None] * codes  # [blocks, BLOCK]
+    return values.reshape(-1)
 
 
-def pack(codes: np.ndarray, bits: int) -> bytes:
+def pack(codes: NDArray[Any], bits: int) -> bytes:
     """Codes of `bits` bits each, most significant bit first, without gaps."""
     if bits in (8, 16):
         return codes.astype(">u2" if bits == 16 else np.uint8).tobytes()
@@ -143,7 +142,7 @@ def pack(codes: np.ndarray, bits: int) -> bytes:
     return np.packbits(wide[:, 16 - bits :].reshape(-1)).tobytes()
 
 
-def unpack(data: bytes | memoryview, bits: int, count: int) -> np.ndarray:
+def unpack(data: bytes | memoryview, bits: int, count: int) -> NDArray[Any]:
     """The inverse of `pack`: uint16 [count]; of 1, 2, 4 and 8 bits uint8, of 8 the bytes as they
     came.
     """

@@ -6,14 +6,16 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import safetensors
 import safetensors.numpy
+from numpy.typing import NDArray
 
 from device_runtime.errors import CheckpointError
 
-Weights = dict[str, np.ndarray]
+Weights = dict[str, NDArray[Any]]
 SAVE_AGAIN = "use a checkpoint written by `fedboard train` or by the server"
 
 
@@ -31,7 +33,7 @@ def to_bytes(checkpoint: Checkpoint, dtype: type = np.float32) -> bytes:
     """The checkpoint as a safetensors file; float16 is how it travels to devices. Equal checkpoints
     have equal bytes.
     """
-    arrays = {
+    arrays: Weights = {
         name: np.ascontiguousarray(array, dtype)
         for name, array in sorted(checkpoint.weights.items())
     }
@@ -79,6 +81,7 @@ def from_bytes(data: bytes, where: object = "checkpoint") -> Checkpoint:
 
 
 def read(path: Path) -> Checkpoint:
+    """The checkpoint in a file. Raises CheckpointError for one that cannot be read."""
     try:
         return from_bytes(Path(path).read_bytes(), path)
     except OSError as error:
@@ -124,6 +127,7 @@ def shapes_in(data: bytes, where: object = "checkpoint") -> str:
 
 
 def subtract(left: Weights, right: Weights) -> Weights:
+    """Left minus right, array by array: float32, of the shapes they share."""
     return {name: left[name] - right[name] for name in left}
 
 
@@ -134,15 +138,23 @@ def norm(weights: Weights) -> float:
     )
 
 
-def flatten(weights: Weights) -> np.ndarray:
+def flatten(weights: Weights) -> NDArray[Any]:
     """All values as one float32 vector, arrays in order of their names."""
-    return np.concatenate([weights[name].reshape(-1) for name in sorted(weights)]).astype(
-        np.float32, copy=False
-    )
+    vector: NDArray[Any] = np.concatenate([weights[name].reshape(-1) for name in sorted(weights)])
+    return vector.astype(np.float32, copy=False)
 
 
-def unflatten(vector: np.ndarray, like: Weights) -> Weights:
-    """The inverse of `flatten`, with names and shapes of `like`."""
+def unflatten(vector: NDArray[Any], like: Weights) -> Weights:
+    """The inverse of `flatten`: float [values of `like`] -> its names and shapes, float32.
+
+    Raises ValueError for a vector of another length.
+
+    >>> unflatten(np.arange(3), {"b": np.zeros(2), "a": np.zeros((1, 1))})["b"].tolist()
+    [1.0, 2.0]
+    """
+    expected = sum(array.size for array in like.values())
+    if vector.shape != (expected,):
+        raise ValueError(f"expected {expected} values, found shape {vector.shape}")
     result, start = {}, 0
     for name in sorted(like):
         size = like[name].size

@@ -43,12 +43,12 @@ class Plan:
         """Raises ConfigError for a number no device could work by."""
         for name in ("batch_size", "length", "epochs", "max_rows"):
             if getattr(self, name) < 1:
-                found = f"expected at least 1, found {getattr(self, name)}"
-                raise ConfigError(f"plan.{name}", found, "correct it")
+                problem = f"expected at least 1, found {getattr(self, name)}"
+                raise ConfigError(f"plan.{name}", problem, "correct it")
         for name, most in (("learning_rate", 1e6), ("clipping_norm", 1e6)):
             if not 0 < getattr(self, name) <= most:
-                found = f"expected more than 0 and at most {most:g}, found {getattr(self, name)}"
-                raise ConfigError(f"plan.{name}", found, "correct it")
+                problem = f"expected more than 0 and at most {most:g}, found {getattr(self, name)}"
+                raise ConfigError(f"plan.{name}", problem, "correct it")
         if not 1 <= self.bits <= 16:
             raise ConfigError("plan.bits", f"expected 1 to 16, found {self.bits}", "correct it")
 
@@ -70,6 +70,8 @@ class Enrolment:
 
 @dataclass(frozen=True)
 class Enrolled:
+    """The answer to an Enrolment."""
+
     device: str  # the name the device signs its requests with
 
 
@@ -84,6 +86,8 @@ class Conditions:
 
 @dataclass(frozen=True)
 class CheckIn:
+    """A device asks for work: how it stands and what it runs."""
+
     conditions: Conditions
     examples: int  # typed utterances waiting on the device
     tokenizer: str  # SHA-256 of the vocabulary in the device's bundle
@@ -98,6 +102,8 @@ class CheckIn:
 
 @dataclass(frozen=True)
 class Assignment:
+    """Work for a device: what to fetch, and until when."""
+
     assignment: str
     round: int
     plan: str  # SHA-256 of plan.json
@@ -136,6 +142,8 @@ class Ack:
 
 @dataclass(frozen=True)
 class Abandon:
+    """A device gives its assignment back."""
+
     cause: Cause
 
 
@@ -203,6 +211,8 @@ class RoundReport:
 
 @dataclass(frozen=True)
 class RoundReports:
+    """Rounds of one task, oldest first."""
+
     rounds: tuple[RoundReport, ...] = ()
 
 

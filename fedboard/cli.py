@@ -513,16 +513,17 @@ def predict(
     """Suggest the next word, or complete a typed prefix. Without TEXT: a small keyboard on standard
     input.
     """
+    from device_runtime.keyboard import Keyboard
     from device_runtime.predictor import Predictor
-    from fedboard import keyboard
+    from fedboard import terminal_keyboard
     from fedboard.run import open_bundle
 
-    predictor = Predictor(open_bundle(bundle, trust))
+    opened = open_bundle(bundle, trust)
     if text is None:
         if sys.stdin.isatty():
-            console.say(keyboard.HELP)
-        return keyboard.converse(predictor, sys.stdin)
-    strip = predictor.suggest(text, prefix)
+            console.say(terminal_keyboard.LINES_HELP)
+        return terminal_keyboard.converse(Keyboard(None, opened), sys.stdin)
+    strip = Predictor(opened).suggest(text, prefix)
     if as_json:
         return emit([asdict(suggestion) for suggestion in strip])
     console.say(
@@ -532,7 +533,7 @@ def predict(
 
 
 @app.command("keyboard")
-def live_keyboard(
+def keyboard(
     bundle: Annotated[
         Path | None,
         typer.Argument(
@@ -561,7 +562,8 @@ def live_keyboard(
     and counts the keys it saves.
     """
     from device_runtime.home import Home
-    from fedboard import keyboard
+    from device_runtime.keyboard import Keyboard, home_of
+    from fedboard import terminal_keyboard
     from fedboard.run import open_bundle
 
     if home and no_log:
@@ -571,8 +573,13 @@ def live_keyboard(
         if home and home.exists() and bundle is None
         else open_bundle(bundle, trust)
     )
-    device = None if no_log else keyboard.home_of(home or keyboard.default_home(), opened)
-    keyboard.live(opened, device, incognito)
+    device = None if no_log else home_of(home or terminal_keyboard.default_home(), opened)
+    with Keyboard(device, opened) as typed_on:
+        session = terminal_keyboard.run(typed_on, incognito)
+    console.say(
+        f"{session.messages} messages, {session.keys} keys pressed, {session.saved:.1%} of "
+        "keystrokes saved"
+    )
 
 
 @app.command()

@@ -21,6 +21,7 @@ class Clock:
         self._order = itertools.count()
 
     def now(self) -> float:
+        """Seconds, of the event under way."""
         return self._now
 
     def at(self, time: float, callback: Callback) -> None:

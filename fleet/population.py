@@ -6,7 +6,6 @@ device's own time zone, each on its own, or a role says which of them holds in e
 """
 
 import math
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from device_runtime import durable
 from device_runtime.errors import RunError
 from device_runtime.wire import DAY_S
 
@@ -128,9 +128,8 @@ def traces_from_roles(dealt: Sequence[Sequence[Role]], folder: Path) -> list[Pat
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for index, path in enumerate(paths):
-            temporary = path.with_name(f".{path.name}.{os.getpid()}")
-            temporary.write_text(_from_roles([round[index] for round in dealt]))
-            os.replace(temporary, path)
+            trace = _from_roles([round[index] for round in dealt])
+            durable.write(path, trace.encode(), mode=0o644)
     except OSError as error:
         raise RunError(
             folder, f"cannot be written ({error.strerror})", "choose a folder you may write to"

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from device_runtime import separation
+from device_runtime import separation, versions
 from device_runtime.causes import Cause
 from device_runtime.errors import ConfigError
 from device_runtime.wire import VERSION, CheckIn, forbidden_by
@@ -34,7 +34,7 @@ class Policy:
                 raise ConfigError(
                     f"policy.{field}", f"expected at least {least}, found {value}", "correct it"
                 )
-        if self.min_runtime and _numbers(self.min_runtime) is None:
+        if self.min_runtime and versions.numbers(self.min_runtime) is None:
             raise ConfigError(
                 "policy.min_runtime",
                 f"expected a version such as 2.14.0, found {self.min_runtime!r}",
@@ -63,9 +63,7 @@ def decide(
         return Cause.UNSUPPORTED_VERSION
     if check_in.tokenizer != tokenizer:
         return Cause.WRONG_MODEL
-    if policy.min_runtime and not (_numbers(check_in.runtime) or ()) >= (
-        _numbers(policy.min_runtime) or ()
-    ):
+    if policy.min_runtime and not versions.meets(check_in.runtime, policy.min_runtime):
         return Cause.OUTDATED_RUNTIME
     if check_in.release < policy.min_release:
         return Cause.OUTDATED_BUNDLE
@@ -82,12 +80,3 @@ def decide(
     if not separation.may_join(round, history.last_counted, policy.min_separation):
         return Cause.REPORTED_RECENTLY
     return None
-
-
-def _numbers(version: str) -> tuple[int, ...] | None:
-    parts = version.split(".")
-    return (
-        tuple(map(int, parts))
-        if all(part.isascii() and part.isdigit() and len(part) < 10 for part in parts)
-        else None
-    )

@@ -117,8 +117,9 @@ def test_an_unknown_format_is_refused_by_its_number_whatever_else_it_holds(
 
 
 def test_a_bundle_for_a_later_runtime_is_refused_and_says_which(
-    tmp_path, tiny_bundle, signing_key, trusted
+    tmp_path, tiny_bundle, signing_key, trusted, monkeypatch
 ):
+    monkeypatch.setattr(bundle, "runtime_version", lambda: "2.14.0")
     with pytest.raises(BundleError, match=r"needs tflite-runtime 99\.1 or later, found 2\.14\.0"):
         bundle.open_verified(
             rewritten(tmp_path / "later", tiny_bundle, signing_key, minimum_runtime="99.1"), trusted

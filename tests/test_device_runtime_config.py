@@ -1,3 +1,4 @@
+import math
 import tomllib
 from dataclasses import dataclass, field
 
@@ -59,6 +60,13 @@ def test_what_is_wrong_is_named_with_its_place(table, message):
 def test_toml_and_json_bring_back_what_was_written(value):
     assert config.from_table(Outer, tomllib.loads(config.to_toml(value)), "x") == value
     assert config.from_json(Outer, config.to_json(value), "x") == value
+
+
+@pytest.mark.parametrize("rate", [float("inf"), float("-inf"), float("nan"), 1e-300])
+def test_toml_holds_every_float_as_tomllib_reads_it(rate):
+    written = config.to_toml(Outer(1, inner=Inner(rate)))
+    read = config.from_table(Outer, tomllib.loads(written), "x").inner.rate
+    assert read == rate or (math.isnan(read) and math.isnan(rate))
 
 
 def test_messages_survive_the_wire_and_causes_are_checked():

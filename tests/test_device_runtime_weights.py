@@ -81,3 +81,11 @@ def test_the_shapes_of_a_file_are_read_without_its_arrays():
 def test_a_header_of_strangers_is_a_checkpoint_error(header):
     with contextlib.suppress(CheckpointError):
         weights.shapes_in(len(header).to_bytes(8, "little") + header)
+
+
+def test_a_vector_of_another_length_is_not_cut_to_fit():
+    vector = weights.flatten(TWO)
+    assert weights.shapes_hash(weights.unflatten(vector, TWO)) == weights.shapes_hash(TWO)
+    for other in (np.append(vector, 1.0), vector[:-1]):
+        with pytest.raises(ValueError, match=f"expected {len(vector)} values"):
+            weights.unflatten(other, TWO)

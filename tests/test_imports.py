@@ -20,6 +20,7 @@ CONTRACTS = {
     "signing",
     "text",
     "update",
+    "versions",
     "weights",
     "wire",
 }

@@ -80,6 +80,7 @@ def test_a_device_takes_part_as_often_as_the_policy_says_and_no_more():
     ("policy", "message", "cause"),
     [
         (Policy(min_runtime="2.14.0"), {"runtime": "2.14.0"}, None),
+        (Policy(min_runtime="2.14.0"), {"runtime": "ai-edge-litert 2.3.0"}, None),
         (Policy(min_runtime="2.14.0"), {"runtime": "2.9.1"}, Cause.OUTDATED_RUNTIME),
         (Policy(min_runtime="2.14.0"), {"runtime": "new"}, Cause.OUTDATED_RUNTIME),
         (Policy(min_runtime="2.14.0"), {}, Cause.OUTDATED_RUNTIME),

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from device_runtime.home import Home
-from fedboard.live_keyboard import (
+from fedboard.terminal_keyboard import (
     BACKSPACE,
     CLEAR,
     ENTER,

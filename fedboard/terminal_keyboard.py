@@ -1,8 +1,8 @@
-"""The live keyboard in a terminal: the strip follows each key, what is sent enters the typing log
-unless incognito is on.
+"""The keyboard in a terminal: line by line (`converse`), or key by key (`run`), where the strip
+follows each key and what is sent enters the typing log unless incognito is on.
 
 `press` and `screen` are pure: keys and a session in, a session or text out. `run` is the loop that
-owns the terminal and gives it back.
+owns the terminal and gives it back. What a keyboard is stands in `device_runtime/keyboard.py`.
 """
 
 import codecs
@@ -14,15 +14,17 @@ import signal
 import sys
 import termios
 import tty
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from rich.cells import cell_len, set_cell_size
 
 from device_runtime.errors import RunError
+from device_runtime.keyboard import Keyboard, accept, split
 from device_runtime.metrics import STRIP
 from device_runtime.predictor import Suggestion, centred
-from fedboard.keyboard import accept, split
+from fedboard import console
 
 TAB, ENTER, BACKSPACE = "\t", "\r", "\x7f"
 CLEAR, WORD_BACK, INCOGNITO, LITERAL, LEAVE = (
@@ -32,6 +34,10 @@ CLEAR, WORD_BACK, INCOGNITO, LITERAL, LEAVE = (
     "\x16",
     ("\x03", "\x04"),
 )  # Ctrl-U, -W, -P, -V; Ctrl-C and -D
+LINES_HELP = (
+    "Type a line: it ends in a space -> next words; in letters -> completions. 1, 2 or 3 accepts "
+    "a suggestion, an empty line starts anew."
+)
 HELP = "Tab or 1 2 3 accept · Enter sends · Ctrl-P incognito · Ctrl-V types a digit · Ctrl-D leaves"
 _ESCAPE = re.compile(
     r"\x1b(?:\[[0-?]*[ -/]*[@-~]|O.|[^\[O])"
@@ -128,14 +134,8 @@ def _type(session: Session, text: str) -> Session:
 
 
 def _accept(session: Session, word: str) -> Session:
-    begun = split(session.typed)[1]
-    if len(begun) > 1 and begun.isupper():
-        word = word.upper()
-    elif begun[:1].isupper():
-        word = word[:1].upper() + word[1:]
-    return replace(
-        session, typed=accept(session.typed, word), keys=session.keys + 1, space_is_ours=True
-    )
+    typed = accept(session.typed, word)
+    return replace(session, typed=typed, keys=session.keys + 1, space_is_ours=True)
 
 
 def _send(session: Session) -> Session:
@@ -160,13 +160,13 @@ def keys(pending: str) -> tuple[list[str], str]:
     >>> keys("a\\x1b[Ab\\x1b[")
     (['a', 'b'], '\\x1b[')
     """
-    found: list[str] = []
+    pressed: list[str] = []
     while pending:
         if pending.startswith(_PASTE):
             text, end, rest = pending[len(_PASTE) :].partition(_PASTE_END)
             if not end:
                 break
-            found.append(" ".join(text.split()))
+            pressed.append(" ".join(text.split()))
             pending = rest
         elif pending[0] == "\x1b":
             match = _ESCAPE.match(pending)
@@ -174,9 +174,9 @@ def keys(pending: str) -> tuple[list[str], str]:
                 break
             pending = pending[match.end() :]
         else:
-            found.append({"\n": ENTER, "\b": BACKSPACE}.get(pending[0], pending[0]))
+            pressed.append({"\n": ENTER, "\b": BACKSPACE}.get(pending[0], pending[0]))
             pending = pending[1:]
-    return found, pending
+    return pressed, pending
 
 
 def screen(session: Session, strip: Sequence[str], width: int) -> list[str]:
@@ -205,18 +205,32 @@ def screen(session: Session, strip: Sequence[str], width: int) -> list[str]:
     return ["│".join(shown), f"{mark}{text}\x1b[7m \x1b[0m", f"\x1b[2m{status}\x1b[0m"]
 
 
-def run(
-    suggest: Callable[[str, str], Sequence[Suggestion]],
-    on_message: Callable[[str], None],
-    incognito: bool = False,
-    stdin: int = 0,
-    stdout: int = 1,
-    on_key: Callable[[], None] = lambda: None,
-) -> Session:
-    """Show the keyboard until it is left. `suggest` gives words for a context and a prefix;
-    `on_message` gets what was sent, unless it is private.
+def default_home() -> Path:
+    """Where the keyboard keeps its typing log if no device is named."""
+    shared = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
+    return Path(shared) / "fedboard" / "keyboard"
 
-    `on_key` is told that keys were pressed, and not which.
+
+def show(suggestions: Sequence[Suggestion]) -> str:
+    """A strip on one line: `1 you 12.3 %   2 it 8.0 %   3 the 4.1 %`."""
+    shown = (f"[bold]{i} {s.word}[/] {s.probability:.1%}" for i, s in enumerate(suggestions, 1))
+    return "   ".join(shown) or "(no word of the vocabulary)"
+
+
+def converse(keyboard: Keyboard, lines: Iterable[str]) -> None:
+    """A small keyboard: prints the strip after each line. Nothing typed is recorded."""
+    typed = ""
+    strip = keyboard.suggest(typed)
+    console.say(show(strip))
+    for line in (line.rstrip("\r\n") for line in lines):
+        chosen = int(line) if line in ("1", "2", "3") else 0
+        typed = accept(typed, strip[chosen - 1].word) if 0 < chosen <= len(strip) else line
+        strip = keyboard.suggest(typed)
+        console.say(f"[dim]{typed}|[/]  {show(strip)}")
+
+
+def run(keyboard: Keyboard, incognito: bool = False, stdin: int = 0, stdout: int = 1) -> Session:
+    """Show the keyboard until it is left. What is sent goes to it, unless it is private.
 
     The terminal is given back as it was however this ends, SIGTERM included. Raises RunError if
     there is no terminal.
@@ -232,7 +246,7 @@ def run(
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
         pending, drawn = "", 0
         while not session.left:
-            strip = centred([suggestion.word for suggestion in suggest(*split(session.typed))])
+            strip = _words(keyboard, session)
             drawn = _draw(stdout, screen(session, strip, _width(stdout)), drawn)
             ready, _, _ = select.select([stdin, wake], [], [])
             if wake in ready:
@@ -242,19 +256,23 @@ def run(
             data = os.read(stdin, 4096)
             if not data:
                 break
-            on_key()
-            found, pending = keys(pending + decoder.decode(data))
-            for key in found:
+            keyboard.type()
+            pressed, pending = keys(pending + decoder.decode(data))
+            for key in pressed:
                 session = press(session, key, strip)
                 if session.sent is not None:
-                    if session.recorded:
-                        on_message(session.sent)
+                    keyboard.send(session.sent, private=not session.recorded)
                     drawn = _keep(stdout, session.sent, drawn)
                 if session.left:
                     break
-                strip = centred([suggestion.word for suggestion in suggest(*split(session.typed))])
+                strip = _words(keyboard, session)
         _draw(stdout, [], drawn)
     return session
+
+
+def _words(keyboard: Keyboard, session: Session) -> list[str]:
+    """The strip as it is shown, left to right."""
+    return centred([suggestion.word for suggestion in keyboard.suggest(session.typed)])
 
 
 def _draw(stdout: int, lines: Sequence[str], drawn: int) -> int:
