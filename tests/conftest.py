@@ -4,6 +4,7 @@ some thousand weights, and a signed bundle.
 
 import json
 import os
+from pathlib import Path
 
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from device_runtime import signing
+from device_runtime import bundle, signing
 from device_runtime.bundle import Bundle, open_verified
 from device_runtime.examples import rows
 from device_runtime.text import Vocabulary
@@ -19,6 +20,7 @@ from device_runtime.weights import Checkpoint
 from device_runtime.wire import Plan
 from model import corpus, network, vocabulary
 
+GOLDEN = Path(__file__).parent / "golden"
 SUBJECTS = ("i", "you", "we", "they")
 VERBS = ("will see", "like", "want to call", "do not know", "can hear")
 OBJECTS = ("you", "my dog", "the new house", "her tomorrow", "it", "what they said")
@@ -91,16 +93,16 @@ def trusted(signing_key) -> frozenset[str]:
 
 
 @pytest.fixture(scope="session")
-def tiny_bundle(
-    tmp_path_factory, tiny_checkpoint, tiny_vocabulary, tiny_rows, signing_key, trusted
-) -> Bundle:
+def tiny_bundle(tmp_path_factory, signing_key, trusted) -> Bundle:
     """A signed bundle on disk, opened as a device opens it. Do not write into its folder: copy
     it.
-    """
-    from conversion.package import package
 
-    path = tmp_path_factory.mktemp("bundle") / "bundle"
-    package(
-        path, tiny_checkpoint, tiny_vocabulary, TINY_PLAN, tiny_rows, "tiny", signing_key, steps=5
+    Its files were made of this tiny world and are kept in golden/tiny.zip, so that only the tests
+    of the export need TensorFlow; test_conversion.py holds them equal to what the export makes.
+    """
+    golden = open_verified(
+        GOLDEN / "tiny.zip", frozenset((GOLDEN / "tiny.pub").read_text().split())
     )
+    path = tmp_path_factory.mktemp("bundle") / "bundle"
+    bundle.write(path, golden.manifest, golden.content, signing_key)
     return open_verified(path, trusted)
