@@ -5,6 +5,7 @@ The one that predicts holds them as dynamic-range int8. Every shape in both is s
 
 import os
 import tempfile
+from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -85,7 +86,7 @@ def predict_graph(weights: Weights, quantized: bool = True) -> bytes:
     size = size_of(weights)
     constants = {name: tf.constant(array) for name, array in weights.items()}
 
-    class Functions(tf.Module):  # type: ignore[misc]  # TensorFlow has no types
+    class Functions(tf.Module):
         @tf.function
         def predict(self, token: tf.Tensor, hidden: tf.Tensor, cell: tf.Tensor) -> dict:
             logits, hidden, cell = training.step(constants, token, hidden, cell)
@@ -108,7 +109,8 @@ def predict_graph(weights: Weights, quantized: bool = True) -> bytes:
     return _convert(module, {"predict": function}, quantized)
 
 
-def _convert(module: tf.Module, signatures: dict, quantized: bool = False) -> bytes:
+def _convert(module: tf.Module, signatures: dict[str, Any], quantized: bool = False) -> bytes:
+    """The TFLite file of a module's concrete functions, by signature, of built-in operations."""
     with tempfile.TemporaryDirectory() as folder:
         tf.saved_model.save(module, folder, signatures=signatures)
         converter = tf.lite.TFLiteConverter.from_saved_model(

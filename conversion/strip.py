@@ -1,9 +1,8 @@
-"""The strip in life: the network mixed with each user's own words, scored while the user types. The
-mixing is the device's own code.
+"""The strip in life: the network mixed with each user's own words, scored while the user types.
 
-Before each message the device knows all that the same user typed before it, and nothing of anybody
-else's. Positions and measures are those of protocol nwp-v1, so the result compares with any other
-system's, user by user. Loads no TensorFlow.
+The mixing is the device's own code. Before each message the device knows all that the same user
+typed before it, and nothing of anybody else's. Positions and measures are those of protocol nwp-v1,
+so the result compares with any other system's, user by user. Loads no TensorFlow.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -27,9 +26,8 @@ class Life:
 
     evaluation: Evaluation
     served: int  # users who saw the mix in at least one scored message
-    behind: (
-        int  # of them, those who saw it while it was behind on their held-back messages: always 0
-    )
+    # of them, those who saw it while it was behind on their held-back messages: always 0
+    behind: int
 
 
 def evaluate(
@@ -64,7 +62,7 @@ def evaluate(
             if place >= history:
                 saw, lost = saw or trust.serves, lost or (trust.serves and trust.nats <= 0)
                 targets = targets_of([(user, tokens)])
-                found = said(
+                answer = said(
                     mixed if alone is None else alone,
                     ids,
                     tokens,
@@ -73,10 +71,10 @@ def evaluate(
                     alphabetical,
                     blocked_ids(words, blocked),
                 )
-                found = replace(
-                    found, known=found.known & (ids < len(vocabulary))
-                )  # perplexity compares at equal vocabulary
-                tally.add(found, targets, 0, on_prediction)
+                # perplexity compares at equal vocabulary
+                known = answer.known & (ids < len(vocabulary))
+                answer = replace(answer, known=known)
+                tally.add(answer, targets, 0, on_prediction)
             own.add(tokens)
             done += 1
             if progress:
@@ -87,8 +85,8 @@ def evaluate(
 
 
 def _scored(
-    engine: Engine, messages: Sequence[Sequence[str]], vocabulary: Vocabulary
-) -> Iterator[tuple[Sequence[str], np.ndarray]]:
+    engine: Engine, messages: Sequence[tuple[str, ...]], vocabulary: Vocabulary
+) -> Iterator[tuple[tuple[str, ...], np.ndarray]]:
     """Each message with the network's log-probabilities before each of its tokens, float32 [tokens,
     vocabulary].
     """

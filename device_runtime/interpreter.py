@@ -25,18 +25,21 @@ CHOICE = "FEDBOARD_INTERPRETER"
 INSTALL = "install the `device` extra, or on a newer Python or NumPy the `litert` extra"
 
 Arrays = dict[str, NDArray[Any]]
+Opener = Callable[..., Any]  # a class `Interpreter`; neither package has types
 
 
-def _litert() -> Callable[..., Any]:
-    from ai_edge_litert.interpreter import Interpreter
+def _litert() -> Opener:
+    from ai_edge_litert import interpreter
 
-    return Interpreter
+    opener: Opener = interpreter.Interpreter
+    return opener
 
 
-def _tflite() -> Callable[..., Any]:
-    from tflite_runtime.interpreter import Interpreter
+def _tflite() -> Opener:
+    from tflite_runtime import interpreter
 
-    return Interpreter
+    opener: Opener = interpreter.Interpreter
+    return opener
 
 
 LOADERS = {"ai-edge-litert": _litert, "tflite-runtime": _tflite}  # by distribution, preferred first
@@ -87,7 +90,7 @@ def chosen(name: str | None = None, runtimes: Sequence[Runtime] | None = None) -
 
 
 @functools.cache
-def load(runtime: Runtime) -> Callable[..., Any]:
+def load(runtime: Runtime) -> Opener:
     """The class `Interpreter` of an installed one. Raises RunError if it cannot be imported, as
     tflite-runtime cannot with NumPy 2.
     """
@@ -114,7 +117,7 @@ class Graph:
             name: self._interpreter.get_signature_runner(name) for name in self.signatures
         }
 
-    def run(self, signature: str, **inputs: NDArray[Any]) -> Arrays:
+    def run(self, signature: str, **inputs: NDArray[Any] | np.generic) -> Arrays:
         """Call one signature. The results are copies, so the next call cannot change them.
 
         Inputs may have more rows than the file declares where nothing in it fixes their number, as
@@ -138,7 +141,9 @@ class Graph:
             for name in self._state(signature)
         }
 
-    def step(self, signature: str, state: Arrays, **inputs: NDArray[Any]) -> tuple[Arrays, Arrays]:
+    def step(
+        self, signature: str, state: Arrays, **inputs: NDArray[Any] | np.generic
+    ) -> tuple[Arrays, Arrays]:
         """Call one signature on a state, and keep the state after it apart from the other results.
 
         Raises RuntimeError in any other thread.
