@@ -16,7 +16,7 @@ export TF_CPP_MIN_LOG_LEVEL   ?= 3
 RUN        := $(UV) run --locked --no-sync --
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint reference bench-simulation bench-memory bench-device bench-server device-env resolve fuzz lock requirements clean distclean
+.PHONY: help setup demo test test-numpy2 lint reference bench-simulation bench-memory bench-device bench-server device-env resolve fuzz lock requirements clean distclean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -42,6 +42,8 @@ demo: setup ## chat logs -> federated training -> TFLite -> server and devices -
 	@$(RUN) fedboard demo $(ARGS) </dev/null
 test: setup ## run the test suite
 	@$(RUN) pytest -q $(ARGS) </dev/null
+test-numpy2: .venv-numpy2/.synced ## run the tests that need no TensorFlow with NumPy 2 and ai-edge-litert, in .venv-numpy2
+	@UV_PROJECT_ENVIRONMENT=.venv-numpy2 $(RUN) pytest -q -n 2 -m "not tensorflow" $(ARGS) </dev/null
 lint: setup ## ruff
 	@$(RUN) ruff check . && $(RUN) ruff format --check .
 reference: setup ## train and export the reference bundle again, into runs/reference (a quarter of an hour)

@@ -65,9 +65,9 @@ class Bench:
     trust: tuple[str, ...]  # files
 
     def measure(self, name: str, **task: object) -> dict:
-        """Run one measurement of `device_process.py` on one core, with one thread, on the
-        interpreter that the `device` extra installs unless the environment names another. Raises
-        RuntimeError with what it said if it fails.
+        """Run one measurement of `device_process.py` on one core, with one thread, on the slower of
+        the interpreters unless the environment names one. Raises RuntimeError with what it said if
+        it fails.
         """
         task = {
             "bundle": str(self.folder),
@@ -75,6 +75,7 @@ class Bench:
             "repeats": self.repeats,
             **task,
         }
+        slower = interpreter.installed()[-1].name
         one_thread = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
         done = subprocess.run(
             [
@@ -90,7 +91,7 @@ class Bench:
             capture_output=True,
             text=True,
             cwd=ROOT,
-            env={interpreter.CHOICE: "tflite-runtime", **os.environ, **one_thread},
+            env={interpreter.CHOICE: slower, **os.environ, **one_thread},
         )
         if done.returncode:
             raise RuntimeError(
@@ -207,7 +208,8 @@ def step(bench: Bench) -> Iterator[Figure]:
         ("tflite-runtime", 3.0, None),
         ("ai-edge-litert", 2.0, bench.litert),
     ):
-        if folder == "":
+        absent = engine not in {runtime.name for runtime in interpreter.installed()}
+        if folder == "" or (folder is None and absent):
             continue
         found = bench.measure("step", litert=folder)
         cpu, wall = found["train"]["cpu_ms"], found["train"]["wall_ms"]

@@ -3,6 +3,7 @@ that needs it.
 """
 
 import contextlib
+import platform
 import sys
 import time
 from dataclasses import asdict, replace
@@ -31,7 +32,7 @@ app.command("codes")(task_commands.codes)
 
 OURS = ("device_runtime", "model", "server", "conversion", "fleet", "fedboard")
 EXTRAS = {
-    "device": ("tflite_runtime", "httpx"),
+    "device": ("httpx",),
     "server": (
         "fastapi",
         "uvicorn",
@@ -64,14 +65,7 @@ def main() -> None:
         package = (error.name or "").split(".")[0]
         if package in OURS:
             raise
-        extra = next(
-            (extra for extra, packages in EXTRAS.items() if package in packages), "simulation"
-        )
-        said = (
-            f"fedboard: expected the package {package} for this command, found none; install "
-            f"fedboard[{extra}]"
-        )
-        console.errors.print(said, style="red", markup=False, soft_wrap=True)
+        console.errors.print(lacking(package), style="red", markup=False, soft_wrap=True)
         code = 1
     except Exception as error:  # click's own usage errors
         if not hasattr(error, "show"):
@@ -79,6 +73,20 @@ def main() -> None:
         error.show()
         code = 2
     sys.exit(code or 0)
+
+
+def lacking(package: str) -> str:
+    """What to do about a package that a command needs and this installation has not.
+
+    >>> lacking("polars")
+    'fedboard: expected the package polars for this command, found none; install fedboard[data]'
+    """
+    from fedboard import doctor
+
+    extra = next((extra for extra, names in EXTRAS.items() if package in names), "simulation")
+    here = doctor.training(sys.version_info[:2], platform.machine())
+    remedy = here.remedy if extra == "simulation" and not here.ok else f"install fedboard[{extra}]"
+    return f"fedboard: expected the package {package} for this command, found none; {remedy}"
 
 
 @data_app.command("import")

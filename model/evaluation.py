@@ -530,9 +530,8 @@ def _gain(left: Evaluation, right: Evaluation, which: str, rng: np.random.Genera
     gains, wholes = _gains(left, right, which)
     enough = np.array([counts.targets >= MACRO_TARGETS for counts in left.users.values()])
     gains, wholes = gains[enough], wholes[enough]
-    gained, lost = (
-        np.count_nonzero(100 * way > wholes) for way in (gains, -gains)
-    )  # in whole numbers: a share of 0.01 is not exact
+    # in whole numbers: a share of 0.01 is not exact
+    gained, lost = (int(np.count_nonzero(100 * way > wholes)) for way in (gains, -gains))
     own = gains / wholes
     by_user = (
         tuple(map(float, (own.mean(), *np.percentile(own, [10, 50, 90])))) if len(own) else None

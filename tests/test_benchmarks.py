@@ -13,6 +13,7 @@ import pytest
 from benchmarks import device, device_process, simulation_memory, simulation_speed
 from benchmarks.peers import common
 from benchmarks.simulation_speed import Run
+from device_runtime.interpreter import installed
 from model import corpus
 
 
@@ -185,7 +186,7 @@ def test_the_devices_benchmarks_run_from_end_to_end(tiny_bundle, trusted, corpus
     assert all(figure.value > 0 for figure in figures)
     assert {
         "memory, predicting: peak",
-        "train step, tflite-runtime: times the floor",
+        *(f"train step, {runtime.name}: times the floor" for runtime in installed()),
         "upload, 8 bits",
     } <= {figure.name for figure in figures}
 

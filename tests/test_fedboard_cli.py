@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from device_runtime import weights
+from fedboard import cli, doctor
 
 ROOT = Path(__file__).parents[1]
 
@@ -91,6 +92,7 @@ def test_a_folder_of_somebody_else_is_not_touched(tmp_path, corpus_file, command
     assert [p.name for p in (tmp_path / "photos").iterdir()] == ["cat.jpg"]
 
 
+@pytest.mark.tensorflow
 def test_an_output_folder_that_cannot_be_written_is_named(tmp_path, corpus_file):
     (tmp_path / "file").write_text("in the way")
     assert fedboard("data", "import", corpus_file, "--out", "chat", cwd=tmp_path).returncode == 0
@@ -244,6 +246,13 @@ def test_make_without_the_venv_module_says_what_to_install(tmp_path):
     assert done.returncode != 0
     assert "python3-venv" in done.stderr
     assert not (tmp_path / ".tools").exists()
+
+
+def test_where_training_cannot_be_its_package_is_not_said_to_be_missing(monkeypatch):
+    monkeypatch.setattr(doctor.platform, "machine", lambda: "aarch64")
+    assert "install fedboard[simulation]" not in cli.lacking("tensorflow")
+    assert cli.lacking("tensorflow").endswith("then `make setup PY=python3.11`")
+    assert cli.lacking("polars").endswith("install fedboard[data]")
 
 
 def test_a_command_whose_packages_are_not_installed_names_the_extra(tmp_path):
