@@ -9,6 +9,7 @@ EXTRAS     ?= $(ANYWHERE) --extra device --extra simulation
 PYTHONS    := 3.11 3.12 3.13 3.14
 MACHINES   := x86_64-manylinux_2_35 aarch64-manylinux_2_35
 ARGS       ?=
+PYTEST_WORKERS ?= 2
 export UV_PROJECT_ENVIRONMENT := .venv
 export UV_PYTHON_DOWNLOADS    := never
 export UV_NO_PROGRESS         := $(if $(CI),1,0)
@@ -40,8 +41,10 @@ $(UV): Makefile
 setup: .venv/.synced ## create .venv with everything (once)
 demo: setup ## chat logs -> federated training -> TFLite -> server and devices -> report (options: ARGS="--rounds 300")
 	@$(RUN) fedboard demo $(ARGS) </dev/null
-test: setup ## run the test suite
-	@$(RUN) pytest -q $(ARGS) </dev/null
+# what is imported once is compiled once, also where the environment forbids it
+test prove: export PYTHONDONTWRITEBYTECODE :=
+test: setup ## run the test suite, on PYTEST_WORKERS cores (2); ARGS="-m quick": under a minute
+	@$(RUN) pytest -q -n $(PYTEST_WORKERS) $(ARGS) </dev/null
 test-numpy2: .venv-numpy2/.synced ## run the tests that need no TensorFlow with NumPy 2 and ai-edge-litert, in .venv-numpy2
 	@UV_PROJECT_ENVIRONMENT=.venv-numpy2 $(RUN) pytest -q -n 2 -m "not tensorflow" $(ARGS) </dev/null
 lint: setup ## ruff

@@ -1,9 +1,12 @@
 """The tiny world every test may use: a corpus of a few made-up users, its vocabulary, a network of
-some thousand weights, and a signed bundle.
+some thousand weights, and a signed bundle. `tests/suite.py` says which test is which.
 """
 
 import json
 import os
+import shutil
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
@@ -20,6 +23,8 @@ from device_runtime.weights import Checkpoint
 from device_runtime.wire import Plan
 from model import corpus, network, vocabulary
 
+pytest_plugins = ["tests.suite"]
+
 GOLDEN = Path(__file__).parent / "golden"
 SUBJECTS = ("i", "you", "we", "they")
 VERBS = ("will see", "like", "want to call", "do not know", "can hear")
@@ -27,6 +32,7 @@ OBJECTS = ("you", "my dog", "the new house", "her tomorrow", "it", "what they sa
 TINY_PLAN = Plan(
     batch_size=4, length=6, epochs=1, learning_rate=0.3, max_rows=16, clipping_norm=5.0, bits=8
 )
+ENOUGH_BYTES = 50_000_000  # in memory, for a folder of tests
 
 
 def sentences(rng: np.random.Generator, count: int) -> list[str]:
@@ -84,7 +90,8 @@ def tiny_rows(tiny_corpus, tiny_vocabulary) -> np.ndarray:
 
 @pytest.fixture(scope="session")
 def signing_key() -> Ed25519PrivateKey:
-    return Ed25519PrivateKey.generate()
+    """The same key in every worker: the bundle that one of them signs is opened by all."""
+    return Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
 
 
 @pytest.fixture(scope="session")
@@ -106,3 +113,16 @@ def tiny_bundle(tmp_path_factory, signing_key, trusted) -> Bundle:
     path = tmp_path_factory.mktemp("bundle") / "bundle"
     bundle.write(path, golden.manifest, golden.content, signing_key)
     return open_verified(path, trusted)
+
+
+@pytest.fixture
+def fast_folder(tmp_path) -> Iterator[Path]:
+    """A folder in memory where there is one: for work that is killed at every step, and flushes
+    its files thousands of times. Whether a disk keeps what was flushed is not what it tests.
+    """
+    memory = Path("/dev/shm")
+    if not os.access(memory, os.W_OK) or shutil.disk_usage(memory).free < ENOUGH_BYTES:
+        yield tmp_path
+        return
+    with tempfile.TemporaryDirectory(prefix="fedboard-tests-", dir=memory) as folder:
+        yield Path(folder)

@@ -1,6 +1,7 @@
 """The import table of the rooms: who may import whom, and what must never be loaded where."""
 
 import ast
+import functools
 import subprocess
 import sys
 from pathlib import Path
@@ -75,8 +76,9 @@ OUTSIDE = {  # packages that only some files of a room may import
 }
 
 
+@functools.cache
 def imports(path: Path) -> set[str]:
-    """Every module a file names in an import, `from a import b` as a.b."""
+    """Every module a file names in an import, `from a import b` as a.b. Each file is read once."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):

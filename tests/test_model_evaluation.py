@@ -363,10 +363,11 @@ def test_a_comparison_is_the_difference_of_two_summaries_and_its_mirror_image_th
         compare(left, right, np.random.default_rng(0)),
         compare(right, left, np.random.default_rng(0)),
     )
+    summaries = [summarise(each, np.random.default_rng(0)) for each in both]
     for which in ("top1", "top3", "keystroke_saving"):
         gain, loss = getattr(there, which), getattr(back, which)
-        summaries = [getattr(summarise(each, np.random.default_rng(0)), which) for each in both]
-        assert gain.change == pytest.approx(summaries[0] - summaries[1])
+        first, second = (getattr(summary, which) for summary in summaries)
+        assert gain.change == pytest.approx(first - second)
         assert (gain.gained, gain.lost, gain.same) == (loss.lost, loss.gained, loss.same)
         assert gain.gained + gain.lost + gain.same == there.users
         assert (gain.change, *gain.interval) == pytest.approx(

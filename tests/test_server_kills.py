@@ -122,17 +122,17 @@ TABLES = (
 )
 
 
-def test_a_server_killed_at_any_step_goes_on_as_if_it_never_was(tmp_path):
-    folder, scope = tmp_path / "server", {}
+def test_a_server_killed_at_any_step_goes_on_as_if_it_never_was(fast_folder):
+    folder, scope = fast_folder / "server", {}
     exec(compile(WORK, "work", "exec"), scope)
 
-    toy_server.new(tmp_path / "template", RULES, step=ServerStep(momentum=0.9)).close()
+    toy_server.new(fast_folder / "template", RULES, step=ServerStep(momentum=0.9)).close()
 
     def prepare(at: Path) -> None:
         Path(f"{at}.devices").unlink(missing_ok=True)
-        shutil.copytree(tmp_path / "template", at, dirs_exist_ok=True)
+        shutil.copytree(fast_folder / "template", at, dirs_exist_ok=True)
 
-    undisturbed = tmp_path / "undisturbed"
+    undisturbed = fast_folder / "undisturbed"
     prepare(undisturbed)
     scope["work"](undisturbed)
     expected = contents(undisturbed)
@@ -149,5 +149,4 @@ def test_a_server_killed_at_any_step_goes_on_as_if_it_never_was(tmp_path):
         assert {name: rows for name, rows in found.items() if rows != expected[name]} == {}
 
     steps = every_kill_point(WORK, folder, prepare, goes_on)
-    print(steps)
     assert steps > 100

@@ -1,0 +1,143 @@
+"""Which test is which: what needs TensorFlow, what is quick, what is a proof, who runs what.
+
+Marks are given by rule, when the tests are collected:
+
+    tensorflow   needs TensorFlow or TFF: in the test's process or in one that it starts
+    process      starts servers, commands or browsers, or takes more than a moment
+    prove        beyond half a minute each; runs when asked for by name, `make prove`
+    quick        all the others: `make test ARGS="-m quick"`
+
+A quick test runs with TensorFlow out of reach, so that one which needs it fails wherever it runs.
+With several workers (`pytest -n 2`, as `make test` does) a file's tests go to one worker, so that
+what a file starts is started once; and all that load TensorFlow go to the same one, for loading it
+takes longer than most of them.
+"""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+# files whose tests load TensorFlow into the process of the tests
+LOADING = (
+    "test_model_simulation",
+    "test_model_worker",
+    "test_model_aggregators",
+    "test_model_tff_corpora",
+    "test_model_central",
+    "test_conversion",
+    "test_conversion_gate",
+    "test_server_steps",
+    "test_model_executor",
+    "test_model_memory",
+)
+# files whose tests start processes that load it
+STARTING = ("test_fedboard_train", "test_path", "test_fedboard_doctor")
+# files whose tests start other processes, or take long for another reason
+PROCESSES = (
+    "test_server_kills",
+    "test_fedboard_cli",
+    "test_fedboard_device_day",
+    "test_device_runtime_kills",
+    "test_server_replicas",
+    "test_server_endpoint",
+    "test_fedboard_serve",
+    "test_fedboard_device_words",
+    "test_fedboard_device_log",
+    "test_fedboard_live_keyboard",
+    "test_server_doors",
+    "test_server_blobs",
+    "test_server_dashboard",
+    "test_bundles_reference",
+    "test_kill_points",
+)
+# what a fixture needs, all that use it need
+FIXTURES = {"tiny_bundle": "tensorflow", "chitchat": "process"}
+# begun first, the longest first: what is begun last should be short
+ORDER = ("test_fedboard_train", *LOADING, "test_path", *PROCESSES)
+MARKS = {
+    "tensorflow": "needs TensorFlow or TFF",
+    "process": "starts servers, commands or browsers, or takes more than a moment",
+    "prove": "beyond half a minute; runs only when it is asked for by this name",
+    "quick": "none of the above: under a minute all together, and TensorFlow is out of reach",
+}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    for name, meaning in MARKS.items():
+        config.addinivalue_line("markers", f"{name}: {meaning}")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Reading some of the files loads TensorFlow: not if their tests are not wanted."""
+    wanted = config.option.markexpr not in ("quick", "not tensorflow")
+    return None if wanted or collection_path.stem not in LOADING else True
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        for name in sorted(marks(item.path.stem, frozenset(getattr(item, "fixturenames", ())))):
+            item.add_marker(name)
+        if not any(item.get_closest_marker(name) for name in ("tensorflow", "process", "prove")):
+            item.add_marker("quick")
+    if "prove" not in config.option.markexpr:
+        asked = [item for item in items if not item.get_closest_marker("prove")]
+        config.hook.pytest_deselected(items=[item for item in items if item not in asked])
+        items[:] = asked
+    if hasattr(config, "workerinput"):  # of pytest-xdist
+        items.sort(key=lambda item: place(item.path.stem))
+
+
+def marks(file: str, fixtures: frozenset[str]) -> set[str]:
+    """What the rules say of a test in this file that uses these fixtures."""
+    needs = {mark for name, mark in FIXTURES.items() if name in fixtures}
+    if file in LOADING or file in STARTING:
+        needs.add("tensorflow")
+    if file in PROCESSES:
+        needs.add("process")
+    return needs
+
+
+def place(file: str) -> int:
+    """Where a file stands in the order in which files are begun."""
+    return ORDER.index(file) if file in ORDER else len(ORDER)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    if not item.get_closest_marker("quick"):
+        return (yield)
+    with out_of_reach("tensorflow", "tensorflow_federated"):
+        return (yield)
+
+
+@contextmanager
+def out_of_reach(*packages: str) -> Iterator[None]:
+    """In the block these packages cannot be imported."""
+    absent = object()
+    before = {name: sys.modules.get(name, absent) for name in packages}
+    sys.modules.update(dict.fromkeys(packages))  # a module that is None cannot be imported
+    try:
+        yield
+    finally:
+        for name, module in before.items():
+            del sys.modules[name]
+            if module is not absent:
+                sys.modules[name] = module
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log):
+    """Share tests out by file, in the order the workers collected them."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            path = nodeid.partition("::")[0]
+            return "tensorflow" if Path(path).stem in LOADING else path
+
+    config.option.loadscopereorder = False
+    return ByFile(config, log)

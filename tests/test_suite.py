@@ -1,0 +1,58 @@
+"""The suite about itself: its rules name what exists, and quick tests need no TensorFlow."""
+
+import importlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests import suite
+
+ROOT = Path(__file__).parents[1]
+ABSENT = """
+import sys
+import pytest
+
+sys.modules.update(tensorflow=None, tensorflow_federated=None)
+sys.exit(pytest.main(["-q", "--collect-only", "-m", "quick", "-p", "no:cacheprovider"]))
+"""
+
+
+def test_every_file_the_rules_name_exists():
+    files = {path.stem for path in (ROOT / "tests").glob("test_*.py")}
+    assert {*suite.LOADING, *suite.STARTING, *suite.PROCESSES} - files == set()
+
+
+def test_each_file_stands_under_one_rule():
+    named = [*suite.LOADING, *suite.STARTING, *suite.PROCESSES]
+    assert len(named) == len(set(named))
+    assert set(suite.ORDER) <= set(named)
+
+
+@pytest.mark.parametrize("package", ["tensorflow", "tensorflow_federated"])
+def test_a_quick_test_cannot_load_tensorflow(package):
+    with pytest.raises(ModuleNotFoundError):
+        importlib.import_module(package)
+
+
+def test_what_was_out_of_reach_is_there_again_afterwards():
+    with suite.out_of_reach("json"), pytest.raises(ModuleNotFoundError):
+        importlib.import_module("json")
+    assert importlib.import_module("json").loads("1") == 1
+
+
+def test_a_test_that_uses_the_bundle_is_not_quick_and_one_of_words_is():
+    assert suite.marks("test_device_runtime_text", frozenset({"tiny_bundle"})) == {"tensorflow"}
+    assert suite.marks("test_device_runtime_text", frozenset({"tmp_path"})) == set()
+
+
+@pytest.mark.process
+def test_quick_tests_are_collected_where_tensorflow_is_not_installed():
+    done = subprocess.run(
+        [sys.executable, "-c", ABSENT], cwd=ROOT, capture_output=True, text=True, env=os.environ
+    )
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert "tests/test_device_runtime_text.py::" in done.stdout
+    assert "tests/test_path.py::" not in done.stdout
