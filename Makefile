@@ -17,7 +17,7 @@ export TF_CPP_MIN_LOG_LEVEL   ?= 3
 RUN        := $(UV) run --locked --no-sync --
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-numpy2 lint reference bench-simulation bench-memory bench-device bench-server device-env resolve fuzz lock requirements clean distclean
+.PHONY: help setup demo test prove test-numpy2 lint reference bench-simulation bench-memory bench-device bench-server device-env resolve fuzz lock requirements clean distclean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -45,6 +45,9 @@ demo: setup ## chat logs -> federated training -> TFLite -> server and devices -
 test prove: export PYTHONDONTWRITEBYTECODE :=
 test: setup ## run the test suite, on PYTEST_WORKERS cores (2); ARGS="-m quick": under a minute
 	@$(RUN) pytest -q -n $(PYTEST_WORKERS) $(ARGS) </dev/null
+prove: setup ## what takes longer than a test may: kills in a row, fuzzing, ten times the examples; writes docs/prove.md
+	@$(UV) sync -q --locked $(EXTRAS) --group dev --group fuzz --python $(PY) </dev/null
+	@$(RUN) pytest -q -n $(PYTEST_WORKERS) -m prove --page docs/prove.md $(ARGS) </dev/null
 test-numpy2: .venv-numpy2/.synced ## run the tests that need no TensorFlow with NumPy 2 and ai-edge-litert, in .venv-numpy2
 	@UV_PROJECT_ENVIRONMENT=.venv-numpy2 $(RUN) pytest -q -n 2 -m "not tensorflow" $(ARGS) </dev/null
 lint: setup ## ruff

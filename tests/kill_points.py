@@ -20,10 +20,55 @@ import sqlite3
 import sqlite3.dbapi2
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True)
+class Try:
+    """How one try ended ("killed", "finished", or "failed" if the work raised), at which step."""
+
+    how: str
+    step: str
+
+
+class Stage:
+    """The process that reads scripts and forks for every try. A context manager, which ends it."""
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, __file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+        )
+
+    def __enter__(self) -> "Stage":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.communicate()
+
+    def work(self, script: str, folder: Path, n: int, unsynced_lost: bool = True) -> Try:
+        """Run the script's work(folder), killed at its n-th step. AssertionError if it raises."""
+        order = {
+            "script": script,
+            "folder": str(folder.resolve()),
+            "n": n,
+            "unsynced_lost": unsynced_lost,
+        }
+        self._process.stdin.write(json.dumps(order) + "\n")
+        self._process.stdin.flush()
+        line = self._process.stdout.readline()
+        ended = Try(**json.loads(line)) if line else Try("failed", "")
+        assert ended.how != "failed", (
+            f"at step {n} the work failed; its own words are on standard error"
+        )
+        return ended
 
 
 def every_kill_point(
@@ -40,45 +85,50 @@ def every_kill_point(
     Ends after the first child that finishes, which is checked too. The number of steps it was
     killed at. AssertionError if the work raises, or if a check does, naming the step.
     """
-    with subprocess.Popen(
-        [sys.executable, __file__],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
-    ) as stage:
-        try:
-            for n in range(1, most):
-                shutil.rmtree(folder, ignore_errors=True)
-                folder.mkdir(parents=True)
-                prepare(folder)
-                told = {
-                    "script": script,
-                    "folder": str(folder.resolve()),
-                    "n": n,
-                    "unsynced_lost": unsynced_lost,
-                }
-                answer = json.loads(_asked(stage, told))
-                assert answer["how"] != "failed", (
-                    f"at step {n} the work failed; its own words are on standard error"
-                )
-                try:
-                    check(folder)
-                except Exception as error:
-                    raise AssertionError(
-                        f"killed at step {n}, {answer['step']}: {error}"
-                    ) from error
-                if answer["how"] == "finished":
-                    return n - 1
-        finally:
-            stage.stdin.close()
+    with Stage() as stage:
+        for n in range(1, most):
+            _anew(folder, prepare)
+            ended = stage.work(script, folder, n, unsynced_lost)
+            try:
+                check(folder)
+            except Exception as error:
+                raise AssertionError(f"killed at step {n}, {ended.step}: {error}") from error
+            if ended.how == "finished":
+                return n - 1
     raise AssertionError(f"the work did not finish in {most} steps")
 
 
-def _asked(stage: subprocess.Popen, told: dict) -> str:
-    stage.stdin.write(json.dumps(told) + "\n")
-    stage.stdin.flush()
-    return stage.stdout.readline() or '{"how": "failed", "step": ""}'
+def killed_in_turn(
+    script: str,
+    folder: Path,
+    prepare: Callable[[Path], None],
+    check: Callable[[Path], None],
+    tries: Iterable[Sequence[int]],
+) -> int:
+    """Make `folder` anew for each try, run the work killed at the try's first step, again on what
+    that left, killed at the second, and so on, and `check(folder)`.
+
+    How often the work was killed; a try ends where the work finishes. AssertionError as above.
+    """
+    kills = 0
+    with Stage() as stage:
+        for steps in tries:
+            _anew(folder, prepare)
+            for n in steps:
+                if stage.work(script, folder, n).how == "finished":
+                    break
+                kills += 1
+            try:
+                check(folder)
+            except Exception as error:
+                raise AssertionError(f"killed at steps {list(steps)}: {error}") from error
+    return kills
+
+
+def _anew(folder: Path, prepare: Callable[[Path], None]) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    prepare(folder)
 
 
 # What follows runs in the stage, and in the children it forks.

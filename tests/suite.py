@@ -5,6 +5,7 @@ Marks are given by rule, when the tests are collected:
     tensorflow   needs TensorFlow or TFF: in the test's process or in one that it starts
     process      starts servers, commands or browsers, or takes more than a moment
     prove        beyond half a minute each; runs when asked for by name, `make prove`
+    property     a property that hypothesis tests with examples of its own
     quick        all the others: `make test ARGS="-m quick"`
 
 A quick test runs with TensorFlow out of reach, so that one which needs it fails wherever it runs.
@@ -14,11 +15,14 @@ takes longer than most of them.
 """
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import hypothesis
 import pytest
+
+from tests import prove_page
 
 # files whose tests load TensorFlow into the process of the tests
 LOADING = (
@@ -61,19 +65,28 @@ MARKS = {
     "tensorflow": "needs TensorFlow or TFF",
     "process": "starts servers, commands or browsers, or takes more than a moment",
     "prove": "beyond half a minute; runs only when it is asked for by this name",
-    "quick": "none of the above: under a minute all together, and TensorFlow is out of reach",
+    "property": "hypothesis makes its examples",
+    "quick": "none of the first three: under a minute together, with TensorFlow out of reach",
 }
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--page", type=Path, help="write there which proofs held")
+    parser.addoption("--examples-times", type=int, default=1, help="times a property's examples")
+
+
 def pytest_configure(config: pytest.Config) -> None:
+    if config.option.page and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(prove_page.Page(config.option.page))
     for name, meaning in MARKS.items():
         config.addinivalue_line("markers", f"{name}: {meaning}")
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """Reading some of the files loads TensorFlow: not if their tests are not wanted."""
-    wanted = config.option.markexpr not in ("quick", "not tensorflow")
-    return None if wanted or collection_path.stem not in LOADING else True
+    asked = config.option.markexpr
+    unwanted = ("quick" in asked and "not quick" not in asked) or "not tensorflow" in asked
+    return True if unwanted and collection_path.stem in LOADING else None
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -81,14 +94,26 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         for name in sorted(marks(item.path.stem, frozenset(getattr(item, "fixturenames", ())))):
             item.add_marker(name)
+        if hypothesis.is_hypothesis_test(getattr(item, "function", None)):  # a doctest has none
+            item.add_marker("property")
         if not any(item.get_closest_marker(name) for name in ("tensorflow", "process", "prove")):
             item.add_marker("quick")
+    for function in {item.function for item in items if item.get_closest_marker("property")}:
+        more_examples(function, config.option.examples_times)
     if "prove" not in config.option.markexpr:
-        asked = [item for item in items if not item.get_closest_marker("prove")]
-        config.hook.pytest_deselected(items=[item for item in items if item not in asked])
-        items[:] = asked
+        proofs = [item for item in items if item.get_closest_marker("prove")]
+        config.hook.pytest_deselected(items=proofs)
+        items[:] = [item for item in items if not item.get_closest_marker("prove")]
     if hasattr(config, "workerinput"):  # of pytest-xdist
         items.sort(key=lambda item: place(item.path.stem))
+
+
+def more_examples(function: Callable, times: int) -> None:
+    """Let hypothesis try this many times the examples that the function asks for."""
+    settings = function._hypothesis_internal_use_settings  # it has no name for this outside
+    function._hypothesis_internal_use_settings = hypothesis.settings(
+        settings, max_examples=settings.max_examples * times
+    )
 
 
 def marks(file: str, fixtures: frozenset[str]) -> set[str]:

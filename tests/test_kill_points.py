@@ -4,7 +4,7 @@ import sqlite3
 
 import pytest
 
-from tests.kill_points import every_kill_point
+from tests.kill_points import every_kill_point, killed_in_turn
 
 OLD, NEW = "old " * 1000, "new " * 1000
 
@@ -77,3 +77,19 @@ def test_every_sql_statement_is_a_step_and_a_transaction_is_whole_or_nothing(tmp
 def test_work_that_fails_by_itself_is_an_error(tmp_path):
     with pytest.raises(AssertionError, match="at step 1 the work failed"):
         every_kill_point(script("raise ValueError"), tmp_path / "f", old, is_old_or_new)
+
+
+def test_work_is_killed_again_on_what_the_first_kill_left(tmp_path):
+    """It appends a letter, which a loss of power at its second step takes away again."""
+    letter = script("with open(file, 'a') as f: f.write('x')", "aside.mkdir(exist_ok=True)")
+    lengths = []
+
+    def note(folder):
+        lengths.append(len((folder / "file").read_text()))
+
+    def empty(folder):
+        (folder / "file").write_text("")
+
+    # finished; killed, then finished; killed twice
+    assert killed_in_turn(letter, tmp_path / "f", empty, note, [(9,), (2, 9), (2, 2)]) == 3
+    assert lengths == [1, 1, 0]

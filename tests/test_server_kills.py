@@ -6,10 +6,13 @@ import shutil
 import sqlite3
 from pathlib import Path
 
+import numpy as np
+import pytest
+
 from server.aggregation import ServerStep
 from server.rounds import Rules
 from tests import toy_server
-from tests.kill_points import every_kill_point
+from tests.kill_points import every_kill_point, killed_in_turn
 
 # Devices are not killed: what they were answered they remember (in a file beside the server's
 # folder), what they were not they ask again. Two rounds of training in groups, with momentum; a
@@ -122,31 +125,52 @@ TABLES = (
 )
 
 
-def test_a_server_killed_at_any_step_goes_on_as_if_it_never_was(fast_folder):
-    folder, scope = fast_folder / "server", {}
-    exec(compile(WORK, "work", "exec"), scope)
+class Played:
+    """A server's folder before the work, and what the work leaves in one that is never killed."""
 
-    toy_server.new(fast_folder / "template", RULES, step=ServerStep(momentum=0.9)).close()
+    def __init__(self, place: Path):
+        self.folder, self._template, self._scope = place / "server", place / "template", {}
+        exec(compile(WORK, "work", "exec"), self._scope)
+        toy_server.new(self._template, RULES, step=ServerStep(momentum=0.9)).close()
+        undisturbed = place / "undisturbed"
+        self.prepare(undisturbed)
+        self._scope["work"](undisturbed)
+        self.expected = contents(undisturbed)
 
-    def prepare(at: Path) -> None:
+    def prepare(self, at: Path) -> None:
         Path(f"{at}.devices").unlink(missing_ok=True)
-        shutil.copytree(fast_folder / "template", at, dirs_exist_ok=True)
+        shutil.copytree(self._template, at, dirs_exist_ok=True)
 
-    undisturbed = fast_folder / "undisturbed"
-    prepare(undisturbed)
-    scope["work"](undisturbed)
-    expected = contents(undisturbed)
+    def goes_on(self, at: Path) -> None:
+        self._scope["work"](at)
+        left = contents(at)
+        assert {name: rows for name, rows in left.items() if rows != self.expected[name]} == {}
+
+
+@pytest.fixture
+def played(fast_folder) -> Played:
+    return Played(fast_folder)
+
+
+def test_a_server_killed_at_any_step_goes_on_as_if_it_never_was(played):
+    expected = played.expected
     assert [len(expected[table]) for table in ("checkpoints", "sums")] == [3, 0]
     assert {row.split(", ")[2] for row in expected["rounds"]} >= {
         "'committed'",
         "'abandoned'",
         "'selecting'",
     }
+    assert every_kill_point(WORK, played.folder, played.prepare, played.goes_on) > 100
 
-    def goes_on(at: Path) -> None:
-        scope["work"](at)
-        found = contents(at)
-        assert {name: rows for name, rows in found.items() if rows != expected[name]} == {}
 
-    steps = every_kill_point(WORK, folder, prepare, goes_on)
-    assert steps > 100
+@pytest.mark.prove
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("seed", range(4))
+def test_a_server_killed_three_times_in_a_row_goes_on_as_if_it_never_was(
+    played, seed, record_property
+):
+    rng = np.random.default_rng(seed)
+    tries = rng.integers(1, 150, (60, 3)).tolist()
+    kills = killed_in_turn(WORK, played.folder, played.prepare, played.goes_on, tries)
+    record_property("did", f"{kills} kills in {len(tries)} servers")
+    assert kills > len(tries)

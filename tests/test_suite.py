@@ -6,9 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import hypothesis
+import hypothesis.strategies
 import pytest
 
-from tests import suite
+from tests import prove_page, suite
 
 ROOT = Path(__file__).parents[1]
 ABSENT = """
@@ -46,6 +48,29 @@ def test_what_was_out_of_reach_is_there_again_afterwards():
 def test_a_test_that_uses_the_bundle_is_not_quick_and_one_of_words_is():
     assert suite.marks("test_device_runtime_text", frozenset({"tiny_bundle"})) == {"tensorflow"}
     assert suite.marks("test_device_runtime_text", frozenset({"tmp_path"})) == set()
+
+
+def test_a_property_is_tried_with_as_many_times_its_examples_as_asked_for():
+    tried = []
+
+    @hypothesis.settings(max_examples=5, deadline=None, database=None)
+    @hypothesis.given(hypothesis.strategies.integers())
+    def holds(number):
+        tried.append(number)
+
+    suite.more_examples(holds, 10)
+    holds()
+    assert len(tried) == 50
+
+
+def test_the_page_of_proofs_has_a_line_for_each_and_says_which_did_not_hold():
+    proofs = [
+        prove_page.Proof("test_b_holds[cut]", "7 tries", 61.4, True),
+        prove_page.Proof("test_a_holds", "", 30.0, False),
+    ]
+    lines = prove_page.page(proofs, "abc", "Python 3.11 on 2 cores", 120.0).splitlines()
+    assert lines[4] == "1 of 2 proofs held at commit abc, Python 3.11 on 2 cores, in 2 minutes."
+    assert lines[-2:] == ["| a holds |  | 30 | NO |", "| b holds: cut | 7 tries | 61 | yes |"]
 
 
 @pytest.mark.process
