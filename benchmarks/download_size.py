@@ -20,7 +20,7 @@ from device_runtime.weights import Checkpoint
 from fedboard import console
 from fedboard.run import open_bundle
 from model import corpus
-from server.aggregation import ServerStep, apply
+from server.step import ServerStep, apply
 
 ROWS = 64  # of one client
 

@@ -26,11 +26,11 @@ from device_runtime import config, quantize, signing
 from device_runtime.update import encode
 from device_runtime.weights import Checkpoint
 from device_runtime.wire import Assignment, CheckIn, Conditions, Enrolment, Plan
-from server.aggregation import ServerStep
 from server.coordinator import Coordinator, create_task, open_folder
 from server.eligibility import Policy
 from server.requests import CheckingIn
 from server.rounds import Rules
+from server.step import ServerStep
 
 ROOT = Path(__file__).parents[1]
 TOKENIZER = "70" * 32

@@ -11,9 +11,9 @@ from device_runtime.errors import ConfigError, RunError
 from fedboard import console
 from fedboard.run import writable, write_whole
 from server.access import Limits
-from server.aggregation import ServerStep
 from server.eligibility import Policy
 from server.rounds import Rules
+from server.step import ServerStep
 
 ADDRESS = "address"  # file in the server's folder that holds its URL once it listens
 DATABASE, BLOBS, TOKEN = (

@@ -22,6 +22,7 @@ import numpy as np
 
 from device_runtime import config, weights
 from device_runtime.errors import CheckpointError, RunError
+from device_runtime.optimizers import OPTIMIZERS
 from device_runtime.text import Vocabulary
 from fedboard import console
 from fedboard.run import (
@@ -85,11 +86,7 @@ def train(
         f"network `{recipe.size}`: {network.parameters(first.weights):,} parameters, vocabulary "
         f"of {len(words):,} ids"
     )
-    if (
-        recipe.encoded
-        and recipe.plan.bits < 8
-        and recipe.server.algorithm in ("fedadam", "fedyogi", "fedadagrad")
-    ):
+    if recipe.encoded and recipe.plan.bits < 8 and OPTIMIZERS[recipe.server.algorithm].adaptive:
         console.say(
             f"{recipe.plan.bits} bits suit fedavgm better than {recipe.server.algorithm}, which "
             "scales their noise up: docs/results.md"

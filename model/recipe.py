@@ -6,9 +6,10 @@ import math
 from dataclasses import dataclass, field
 
 from device_runtime.errors import ConfigError
+from device_runtime.optimizers import OPTIMIZERS
 from device_runtime.wire import Plan
 
-ALGORITHMS = ("fedavg", "fedavgm", "fedadam", "fedyogi", "fedadagrad", "fedprox")
+ALGORITHMS = tuple(OPTIMIZERS)
 SAMPLINGS = ("shuffled", "uniform")
 SCHEDULES = ("constant", "cosine", "inverse_sqrt", "step")
 WEIGHTINGS = ("rows", "tokens", "capped", "uniform")

@@ -20,6 +20,7 @@ import tensorflow_federated as tff
 from tensorflow.python.eager import context
 
 from device_runtime.errors import CheckpointError
+from device_runtime.optimizers import OPTIMIZERS
 from device_runtime.weights import Weights
 from model import aggregators, cohorts, memory, packed
 from model.clients import batches
@@ -246,15 +247,15 @@ def learning_process(initial: Weights, recipe: Recipe) -> tff.learning.templates
     if not weighs:
         aggregator = tff.aggregators.as_weighted_aggregator(aggregator)
     server = recipe.server
-    optimizer = tff.learning.optimizers.schedule_learning_rate(
-        _optimizer(server), _rate(server.learning_rate, server.schedule, recipe.rounds)
+    scheduled = tff.learning.optimizers.schedule_learning_rate(
+        optimizer(server), _rate(server.learning_rate, server.schedule, recipe.rounds)
     )
     return tff.learning.templates.compose_learning_process(
         first_weights,
         tff.learning.templates.build_broadcast_process(weights_type),
         client_work(weights_type, names, recipe),
         aggregator.create(weights_type.trainable, tff.TensorType(np.float32)),
-        tff.learning.templates.build_apply_optimizer_finalizer(optimizer, weights_type),
+        tff.learning.templates.build_apply_optimizer_finalizer(scheduled, weights_type),
     )
 
 
@@ -324,22 +325,13 @@ def client_work(
     return tff.learning.templates.ClientWorkProcess(initialize, next_fn)
 
 
-def _optimizer(server: Server) -> tff.learning.optimizers.Optimizer:
-    optimizers = tff.learning.optimizers
-    rate = server.learning_rate
-    if server.algorithm == "fedadam":
-        return optimizers.build_adam(
-            rate, beta_1=server.momentum, beta_2=server.beta_2, epsilon=server.epsilon
-        )
-    if server.algorithm == "fedyogi":
-        return optimizers.build_yogi(
-            rate, beta_1=server.momentum, beta_2=server.beta_2, epsilon=server.epsilon
-        )
-    if server.algorithm == "fedadagrad":
-        return optimizers.build_adagrad(rate, epsilon=server.epsilon)
-    return optimizers.build_sgdm(
-        rate, momentum=server.momentum if server.algorithm == "fedavgm" else None
-    )
+def optimizer(server: Server) -> tff.learning.optimizers.Optimizer:
+    """TFF's optimizer of a recipe's server, by the table of `device_runtime.optimizers`."""
+    named = OPTIMIZERS[server.algorithm]
+    numbers = {name: getattr(server, name) for name in named.takes}
+    if "beta_2" in numbers:
+        numbers["beta_1"] = numbers.pop("momentum")
+    return getattr(tff.learning.optimizers, named.builder)(server.learning_rate, **numbers)
 
 
 def _rate(full: float, schedule: Schedule, rounds: int):

@@ -1,4 +1,4 @@
-"""Aggregation: a running sum of updates -> mean delta -> new weights.
+"""Aggregation: a running sum of updates -> mean delta.
 
 The sum stays in the rotated domain, so the rotation is undone once a round, and in fixed point
 (int64, weight * value * SCALE), so addition is exact: neither the order in which devices report nor
@@ -11,9 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from device_runtime import quantize, weights
+from device_runtime import quantize
 from device_runtime.causes import Cause
-from device_runtime.errors import ConfigError
 from device_runtime.update import Update
 from device_runtime.weights import Weights
 from device_runtime.wire import Plan
@@ -21,9 +20,7 @@ from device_runtime.wire import Plan
 SCALE = 2**36  # fixed point: one unit is 2 ** -36 of a weighted value
 EXACT = 2.0**53  # float64 holds every whole number below it
 CHUNK = 16  # blocks worked on at a time: 65,536 values of 8 bytes stay in a core's own cache
-ALGORITHMS = ("fedavg", "fedavgm", "fedadam", "fedyogi")
 _FLOAT32_SLACK = 1.001  # devices clip and rotate in float32
-_FIRST_VARIANCE = np.float32(1e-6)  # of FedYogi, as in TFF
 
 
 @dataclass(frozen=True)
@@ -38,54 +35,6 @@ class Sum:
 Weighted = tuple[
     Update, int, float
 ]  # an update, its weight, and the share of its delta that moves the mean
-
-
-@dataclass(frozen=True)
-class ServerStep:
-    """How the mean delta moves the weights; the names are those of `fedboard train`.
-
-    fedavg adds it, with momentum it is FedAvgM (Hsu et al. 2019, arXiv:1909.06335); fedadam and
-    fedyogi are those of Reddi et al. 2020, arXiv:2003.00295, with bias correction as TFF does them.
-    Every number is TFF's on the same inputs, to float32 rounding.
-    """
-
-    learning_rate: float = 1.0
-    momentum: float | None = (
-        None  # beta 1 of fedadam and fedyogi; by default 0 for fedavg and 0.9 for the others
-    )
-    algorithm: str = "fedavg"
-    beta_2: float = 0.99  # fedadam, fedyogi
-    epsilon: float = 1e-5  # fedadam, fedyogi
-
-    def __post_init__(self) -> None:
-        if self.algorithm not in ALGORITHMS:
-            raise ConfigError(
-                "step.algorithm",
-                f"expected one of {', '.join(ALGORITHMS)}, found {self.algorithm!r}",
-                "correct it",
-            )
-        for field in ("learning_rate", "epsilon"):
-            if not (0 < getattr(self, field) < np.inf):
-                raise ConfigError(
-                    f"step.{field}",
-                    f"expected a positive number, found {getattr(self, field)}",
-                    "correct it",
-                )
-        for field, value in (("momentum", self.momentum or 0.0), ("beta_2", self.beta_2)):
-            if not 0 <= value < 1:
-                raise ConfigError(
-                    f"step.{field}", f"expected 0 up to 1, found {value}", "correct it"
-                )
-
-    @property
-    def beta_1(self) -> float:
-        if self.momentum is not None:
-            return self.momentum
-        return 0.0 if self.algorithm == "fedavg" else 0.9
-
-    @property
-    def adaptive(self) -> bool:
-        return self.algorithm in ("fedadam", "fedyogi")
 
 
 def empty(dimension: int) -> Sum:
@@ -207,52 +156,6 @@ def total(sums: Sequence[Sum]) -> Sum:
 def mean(sum: Sum, seed: int, dimension: int) -> np.ndarray:
     """The mean delta, float64 [dimension], rotated back. The sum must hold at least one update."""
     return quantize.unrotate(sum.total / (SCALE * sum.weight), seed, dimension)
-
-
-def apply(
-    step: ServerStep, before: Weights, moments: Weights | None, delta: np.ndarray
-) -> tuple[Weights, Weights | None]:
-    """The next weights and what the step has to remember: None for plain FedAvg, and before the
-    first step.
-
-    Moments are arrays by name: `momentum/<weight>`, `variance/<weight>`, and how many `steps` have
-    been made. All float32, as in TFF.
-    """
-    change, rate = weights.unflatten(delta, like=before), np.float32(step.learning_rate)
-    if not step.adaptive and not step.beta_1:
-        return {name: before[name] + rate * change[name] for name in before}, None
-    past = moments or {}
-    beta_1, beta_2 = np.float32(step.beta_1), np.float32(step.beta_2)
-    if not step.adaptive:
-        # servers before several algorithms kept it under the weight's own name
-        velocity = {
-            name: past.get(f"momentum/{name}", past.get(name, np.float32(0))) for name in change
-        }
-        velocity = {name: beta_1 * velocity[name] + change[name] for name in change}
-        return {name: before[name] + rate * velocity[name] for name in before}, {
-            f"momentum/{name}": array for name, array in velocity.items()
-        }
-    steps = past.get("steps", np.zeros(1, np.float32)) + np.float32(1)
-    rate = rate * np.sqrt(1 - beta_2 ** steps[0]) / (1 - beta_1 ** steps[0])
-    after: Weights = {}
-    kept: Weights = {"steps": steps}
-    for name, array in change.items():
-        momentum = past.get(f"momentum/{name}", np.zeros_like(array))
-        variance = past.get(
-            f"variance/{name}",
-            np.full_like(array, 0 if step.algorithm == "fedadam" else _FIRST_VARIANCE),
-        )
-        momentum = momentum + (array - momentum) * (1 - beta_1)
-        square = np.square(array)
-        if step.algorithm == "fedadam":
-            variance = variance + (square - variance) * (1 - beta_2)
-        else:
-            variance = variance + (1 - beta_2) * np.sign(square - variance) * square
-        after[name] = before[name] + rate * momentum / (
-            np.sqrt(variance) + np.float32(step.epsilon)
-        )
-        kept |= {f"momentum/{name}": momentum, f"variance/{name}": variance}
-    return after, kept
 
 
 def fits_float16(values: Weights) -> bool:

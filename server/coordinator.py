@@ -38,8 +38,8 @@ from device_runtime.wire import (
     RoundReports,
     Scores,
 )
-from server import aggregation, pacing
-from server.aggregation import ServerStep, Sum
+from server import aggregation, pacing, step
+from server.aggregation import Sum
 from server.blobs import Blobs
 from server.eligibility import Policy, decide
 from server.judging import Judged, judge
@@ -66,6 +66,7 @@ from server.rounds import (
     following,
     is_over,
 )
+from server.step import ServerStep
 from server.store import (
     Rows,
     Status,
@@ -899,7 +900,7 @@ class Coordinator:
         delta = aggregation.mean(
             aggregation.total(parts), rotation_seed(task, number), task.dimension
         )
-        after, moments = aggregation.apply(
+        after, moments = step.apply(
             task.step, weights.from_bytes(self.blobs.get(before.sha)).weights, moments, delta
         )
         if not aggregation.fits_float16(after):

@@ -19,11 +19,11 @@ from device_runtime import weights
 from device_runtime.causes import Cause
 from device_runtime.errors import CheckpointError, ConfigError, RunError
 from device_runtime.wire import Kind, Plan
-from server.aggregation import ServerStep
 from server.coordinator import Coordinator, create_evaluation, create_task
 from server.eligibility import Policy
 from server.requests import Refused
 from server.rounds import Rules
+from server.step import ServerStep
 from server.store import StoredTask
 from server.task import State
 

@@ -13,9 +13,9 @@ from device_runtime.errors import ConfigError
 from device_runtime.weights import digest
 from device_runtime.wire import Kind, Plan
 from server import aggregation
-from server.aggregation import ServerStep
 from server.eligibility import Policy
 from server.rounds import Rules
+from server.step import ServerStep
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 

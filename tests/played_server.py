@@ -11,11 +11,11 @@ from device_runtime import config
 from device_runtime.causes import Cause
 from device_runtime.weights import Checkpoint
 from device_runtime.wire import Assignment, Kind, Scores
-from server.aggregation import ServerStep
 from server.coordinator import Coordinator, create_evaluation, create_task, open_folder
 from server.eligibility import Policy
 from server.requests import Abandoning, CheckingIn, Reporting
 from server.rounds import Rules
+from server.step import ServerStep
 from tests.toy_server import PLAN, READY, TOKENIZER, WEIGHTS, encoded, enrolled
 
 HOUR_S = 3600.0

@@ -19,11 +19,11 @@ from device_runtime.transport import Interrupted, Unreachable
 from device_runtime.turn import Status
 from device_runtime.typing_log import Retention
 from fleet.simulate import asgi
-from server.aggregation import ServerStep
 from server.coordinator import Coordinator, create_task, open_folder
 from server.eligibility import Policy
 from server.endpoint import app
 from server.rounds import Rules
+from server.step import ServerStep
 
 ABLE = "0\tbattery_charged_on\n0\twifi\n0\tscreen_off\n"
 SECRET = "i will see zebracorn"

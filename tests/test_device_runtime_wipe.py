@@ -8,11 +8,11 @@ from device_runtime.drive import Turn, simulated
 from device_runtime.home import DeviceConfig, Home
 from device_runtime.turn import Status
 from fleet.simulate import asgi
-from server.aggregation import ServerStep
 from server.coordinator import Coordinator, create_task, open_folder
 from server.eligibility import Policy
 from server.endpoint import app
 from server.rounds import Rules
+from server.step import ServerStep
 
 ABLE = "0\tbattery_charged_on\n0\twifi\n0\tscreen_off\n"
 SECRETS = [(f"they said my dog will call {i}", float(i)) for i in range(6)]

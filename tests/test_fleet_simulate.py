@@ -12,11 +12,11 @@ from device_runtime.wire import Plan
 from fleet.clock import Clock
 from fleet.population import population
 from fleet.simulate import asgi, simulate, stand_in
-from server.aggregation import ServerStep
 from server.coordinator import Coordinator, create_task, open_folder
 from server.eligibility import Policy
 from server.endpoint import app
 from server.rounds import Rules
+from server.step import ServerStep
 
 TOKENIZER = digest(b"toy vocabulary")
 PLAN = Plan(batch_size=4, length=2, max_rows=16, clipping_norm=1.0)

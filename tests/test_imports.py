@@ -16,6 +16,7 @@ CONTRACTS = {
     "difference",
     "durable",
     "errors",
+    "optimizers",
     "quantize",
     "separation",
     "signing",

@@ -277,7 +277,7 @@ def test_server_optimizers_follow_their_formulas():
     from model import simulation
 
     def moved(server: Server) -> list[float]:
-        optimizer, at = simulation._optimizer(server), tf.constant(1.0)
+        optimizer, at = simulation.optimizer(server), tf.constant(1.0)
         state, seen = optimizer.initialize(tf.TensorSpec([])), []
         for delta in (0.5, -0.25):
             state, at = optimizer.next(state, at, tf.constant(delta))

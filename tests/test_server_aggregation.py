@@ -1,4 +1,4 @@
-"""Aggregation: the running sum, its mean, the server's step, and which updates may not enter."""
+"""Aggregation: the running sum, its mean, and which updates may not enter."""
 
 from dataclasses import replace
 from functools import reduce
@@ -8,14 +8,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from device_runtime import quantize, weights
+from device_runtime import quantize
 from device_runtime.causes import Cause
-from device_runtime.errors import ConfigError, UpdateError
+from device_runtime.errors import UpdateError
 from device_runtime.update import Update, decode, dequantize, encode
 from device_runtime.wire import Plan
 from server import aggregation
-from server.aggregation import ServerStep, Sum
-from tests.toy_server import DIMENSION, PLAN, SHAPES, WEIGHTS, delta
+from server.aggregation import Sum
+from tests.toy_server import DIMENSION, PLAN, SHAPES, delta
 
 SEED = 11
 BLOCK = quantize.BLOCK
@@ -168,47 +168,6 @@ def test_a_coarse_scale_does_not_buy_a_larger_norm():
     assert checked(replace(coarse, low=one(3e38), step=one(3e38))) is Cause.NORM_TOO_LARGE
 
 
-def test_fedavg_adds_the_mean_delta():
-    change = np.arange(DIMENSION, dtype=np.float64)
-    after, velocity = aggregation.apply(ServerStep(), WEIGHTS, None, change)
-    assert velocity is None
-    np.testing.assert_array_equal(
-        after["embedding"], WEIGHTS["embedding"] + np.arange(30, dtype=np.float32).reshape(10, 3)
-    )
-    np.testing.assert_array_equal(
-        after["units"], WEIGHTS["units"] + np.arange(30, 50, dtype=np.float32).reshape(4, 5)
-    )
-    assert all(array.dtype == np.float32 for array in after.values())
-
-
-def test_fedavgm_goes_on_in_the_direction_of_the_steps_before():
-    step = ServerStep(learning_rate=0.5, momentum=0.5)
-    first, velocity = aggregation.apply(step, WEIGHTS, None, np.full(DIMENSION, 1.0))
-    np.testing.assert_allclose(first["units"] - WEIGHTS["units"], 0.5)  # 0.5 * 1
-    second, velocity = aggregation.apply(step, first, velocity, np.full(DIMENSION, 1.0))
-    np.testing.assert_allclose(second["units"] - first["units"], 0.75)  # 0.5 * (0.5 * 1 + 1)
-    np.testing.assert_allclose(velocity["momentum/units"], 1.5)
-
-
-def test_momentum_kept_by_an_older_server_goes_on():
-    step, older = (
-        ServerStep(learning_rate=0.5, momentum=0.5),
-        {name: np.ones_like(array) for name, array in WEIGHTS.items()},
-    )
-    after, moments = aggregation.apply(step, WEIGHTS, older, np.full(DIMENSION, 1.0))
-    np.testing.assert_allclose(moments["momentum/units"], 1.5)
-    np.testing.assert_allclose(after["units"] - WEIGHTS["units"], 0.75)
-
-
-def test_the_first_step_of_fedadam_goes_by_its_rate_whatever_the_size_of_the_delta():
-    step = ServerStep(learning_rate=0.25, algorithm="fedadam", epsilon=1e-12)
-    after, moments = aggregation.apply(step, WEIGHTS, None, np.linspace(-1, 3, DIMENSION) + 0.01)
-    np.testing.assert_allclose(
-        np.abs(weights.flatten(after) - weights.flatten(WEIGHTS)), 0.25, rtol=1e-4
-    )  # bias is corrected
-    assert moments["steps"].tolist() == [1.0]
-
-
 def test_a_late_update_moves_the_mean_by_a_share_and_counts_fully_in_what_it_is_divided_by():
     assert [aggregation.staleness_weight(behind) for behind in (0, 3, 8)] == [
         1.0,
@@ -268,23 +227,6 @@ def test_what_several_replicas_have_counted_adds_up_to_what_one_would_have():
         one.weight,
         one.count,
     )
-
-
-@pytest.mark.parametrize(
-    "changed",
-    [
-        {"learning_rate": 0.0},
-        {"learning_rate": float("inf")},
-        {"momentum": 1.0},
-        {"momentum": -0.1},
-        {"algorithm": "sgd"},
-        {"beta_2": 1.0},
-        {"epsilon": 0.0},
-    ],
-)
-def test_a_step_that_cannot_converge_is_refused(changed):
-    with pytest.raises(ConfigError):
-        ServerStep(**changed)
 
 
 @pytest.mark.parametrize(

@@ -17,12 +17,12 @@ from device_runtime.errors import CheckpointError, ConfigError, RunError
 from device_runtime.update import HEADER_BYTES, encode
 from device_runtime.weights import Checkpoint
 from device_runtime.wire import Abandon, Ack, Assignment, Enrolment, Reject
-from server.aggregation import ServerStep
 from server.blobs import Blobs
 from server.coordinator import NONCE_LIFE_S, Coordinator, create_task, has_task, open_folder
 from server.eligibility import Policy
 from server.requests import CheckingIn, Refused
 from server.rounds import Rules
+from server.step import ServerStep
 from server.store import Store
 from tests.toy_server import (
     PLAN,

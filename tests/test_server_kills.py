@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from server.aggregation import ServerStep
 from server.rounds import Rules
+from server.step import ServerStep
 from tests import toy_server
 from tests.kill_points import every_kill_point, killed_in_turn
 

@@ -18,12 +18,12 @@ import sqlalchemy as sa
 
 from device_runtime.causes import Cause
 from device_runtime.errors import RunError
-from server.aggregation import ServerStep
 from server.blobs import Blobs
 from server.coordinator import Coordinator, create_task
 from server.eligibility import Policy
 from server.requests import CheckingIn, Reporting
 from server.rounds import Rules
+from server.step import ServerStep
 from server.store import Store
 from tests import postgres, s3, toy_server
 from tests.test_server_endpoint import Device

@@ -15,11 +15,11 @@ from device_runtime.causes import Cause
 from device_runtime.errors import RunError
 from device_runtime.weights import Checkpoint
 from device_runtime.wire import Abandon, Ack, Assignment, Enrolment, Kind, Reject, Scores
-from server.aggregation import ServerStep
 from server.coordinator import Coordinator, create_evaluation, create_task, open_folder
 from server.eligibility import Policy
 from server.requests import Abandoning, CheckingIn, Refused, Reporting
 from server.rounds import Mode, Rules
+from server.step import ServerStep
 from server.task import State
 from tests.toy_server import (
     PLAN,

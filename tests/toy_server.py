@@ -12,10 +12,10 @@ from device_runtime import signing, weights
 from device_runtime.update import encode
 from device_runtime.weights import Checkpoint
 from device_runtime.wire import Assignment, CheckIn, Conditions, Enrolment, Plan
-from server.aggregation import ServerStep
 from server.coordinator import Coordinator, create_task, open_folder
 from server.eligibility import Policy
 from server.rounds import Rules
+from server.step import ServerStep
 
 TOKENIZER = "70" * 32
 WEIGHTS = {
