@@ -31,7 +31,7 @@ with atheris.instrument_imports(
     from device_runtime.update import decode, dequantize, encode, encoded_bytes
     from device_runtime.wire import Abandon, CheckIn, Enrolment, Plan, Scores
     from fedboard.serve import ServerSettings
-    from server import access, aggregation, endpoint, judging, operators
+    from server import access, endpoint, judging, operators, sums
 
 import numpy as np
 
@@ -146,10 +146,11 @@ def window(data: bytes) -> None:
 
 def counted(data: bytes) -> None:
     found = decode(data)
-    cause = aggregation.check(found, found.round, found.seed, found.shapes, 3, PLAN)
+    cause = sums.check(found, found.round, found.seed, found.shapes, 3, PLAN)
     if cause is None:
-        total = aggregation.add(aggregation.empty(3), found, aggregation.capacity(PLAN, 3))
-        assert np.abs(total.total.astype(np.float64)).max() < 2.0**63 * 0.9999
+        weight = min(found.examples, sums.capacity(PLAN, 3))
+        added = sums.add_all(sums.empty(3), [sums.Weighted(found, weight, 1.0)])
+        assert np.abs(added.total.astype(np.float64)).max() < 2.0**63 * 0.9999
 
 
 def settings(data: bytes) -> None:

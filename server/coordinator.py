@@ -23,7 +23,6 @@ import numpy as np
 from device_runtime import difference, signing, weights
 from device_runtime.causes import MEANING, Cause
 from device_runtime.errors import CheckpointError, RunError
-from device_runtime.update import Update
 from device_runtime.weights import Checkpoint, Weights, digest
 from device_runtime.wire import (
     Abandon,
@@ -38,8 +37,7 @@ from device_runtime.wire import (
     RoundReports,
     Scores,
 )
-from server import aggregation, pacing, step
-from server.aggregation import Sum
+from server import mechanism, pacing, step
 from server.blobs import Blobs
 from server.eligibility import Policy, decide
 from server.judging import Judged, judge
@@ -77,6 +75,7 @@ from server.store import (
     StoredTask,
     loss_units,
 )
+from server.sums import Sum, Weighted
 from server.task import State, Task, rotation_seed
 
 log = logging.getLogger("fedboard.server")
@@ -88,8 +87,8 @@ DIFFERENCES = 8  # newest checkpoints a newer one is also offered as a differenc
 DIFFERENCES_KEPT = 256  # pairs whose difference is remembered
 SMALLER = 0.75  # a difference is offered if it has at most this share of the checkpoint's bytes
 POPULATION_S = 60.0  # how long the number of enrolled devices may be out of date
-NATS_A_TARGET = 100.0  # more is no loss of a target word: its probability would be under e ** -100
-_HEX_16, _HEX_32, _HEX_64 = (re.compile(f"[0-9a-f]{{{length}}}") for length in (16, 32, 64))
+_HEX_16, _HEX_64 = re.compile("[0-9a-f]{16}"), re.compile("[0-9a-f]{64}")
+Counted = dict[tuple[str, int], list[Weighted]]  # updates of a group, by the round they count in
 
 
 def open_folder(folder: Path, database: str = "", blobs: str = "") -> tuple[Store, Blobs]:
@@ -122,7 +121,7 @@ def create_task(
     do not fit float16, ConfigError for rules a sum cannot hold.
     """
     values = checkpoint.weights
-    if not aggregation.fits_float16(values):
+    if not fits_float16(values):
         raise CheckpointError(
             "checkpoint",
             "it has values too large for float16, as which it would travel",
@@ -142,6 +141,7 @@ def create_task(
         name,
         population,
     )
+    mechanism.require_room(task)
     blobs.put(task.plan_bytes)
     stored = replace(_put_checkpoint(blobs, checkpoint), made_at=now)
     with store.transaction(durable=True) as rows:
@@ -196,6 +196,7 @@ def create_evaluation(
             Kind.EVALUATION,
             evaluates,
         )
+        mechanism.require_room(task)
         blobs.put(task.plan_bytes)
         current = rows.current(evaluates)
         assert current is not None  # a training task has a checkpoint from its first moment
@@ -323,7 +324,7 @@ class Coordinator:
 
         A report after the round's end is rejected (SURPLUS, LATE, STALE or ROUND_CLOSED). Refused:
         UNKNOWN_ASSIGNMENT also for somebody else's, DIFFERENT_UPDATE for a second body, ABANDONED,
-        and whatever `aggregation.check` finds; such an update ends the assignment.
+        and whatever the task's mechanism finds; such an update ends the assignment.
         """
         answer = self._only(Reporting(device, assignment, body), now)
         assert isinstance(answer, Ack | Reject)
@@ -509,7 +510,7 @@ class Coordinator:
         names = [each.assignment for each in requests if isinstance(each, Reporting | Abandoning)]
         acknowledging = any(isinstance(each, Reporting) for each in requests)
         answers: list[Answer] = []
-        counted: dict[tuple[str, int], list[tuple[Update, int, float]]] = {}
+        counted: Counted = {}
         with self._forgetting_sums(), self.store.transaction(durable=acknowledging) as rows:
             ledger = Ledger(rows, now, devices, names, nonces)
             self._drop_overdue(rows, ledger)
@@ -539,7 +540,12 @@ class Coordinator:
             raise
 
     def _answer(
-        self, request: Request, judged: "Judged | None", ledger: Ledger, rows: Rows, counted: dict
+        self,
+        request: Request,
+        judged: "Judged | None",
+        ledger: Ledger,
+        rows: Rows,
+        counted: Counted,
     ) -> Answer:
         if request.device not in ledger.enrolled_at:
             return Refused(Cause.UNKNOWN_DEVICE, "the device is not enrolled")
@@ -647,7 +653,7 @@ class Coordinator:
         work: StoredAssignment,
         judged: "Judged",
         ledger: Ledger,
-        counted: dict,
+        counted: Counted,
     ) -> Answer:
         task, name, now = ledger.tasks[work.task].task, judged.name, ledger.now
         ledger.count(work, bytes_up=len(request.body), uploaded=int(not work.uploaded))
@@ -692,11 +698,8 @@ class Coordinator:
             sums["loss"] = loss_units(value.loss)
             ledger.count(work, round.round, **sums)
         else:
-            weight = min(value.examples, task.rules.max_weight)
-            factor = aggregation.staleness_weight(
-                round.round - work.round, task.rules.staleness_exponent
-            )
-            counted.setdefault((task.name, round.round), []).append((value, weight, factor))
+            weighted = mechanism.of(task).weigh(value, round.round - work.round)
+            counted.setdefault((task.name, round.round), []).append(weighted)
             ledger.count(work, round.round, examples=value.examples)
         taken = ledger.tell(task.name, Reported(now))
         assert taken, "an open assignment is one the round waits for"
@@ -799,15 +802,15 @@ class Coordinator:
         self,
         rows: Rows,
         key: tuple[str, int],
-        updates: list[tuple[Update, int, float]],
+        updates: list[Weighted],
         ledger: Ledger,
     ) -> Sum:
         """This replica's sum of a round with these updates in it."""
-        total = self._sums.get(key)
+        by, total = mechanism.of(ledger.tasks[key[0]].task), self._sums.get(key)
         if total is None:
             mine = rows.sums(*key, self.replica)
-            total = mine[0] if mine else aggregation.empty(ledger.tasks[key[0]].task.dimension)
-        return aggregation.add_all(total, updates)
+            total = mine[0] if mine else by.empty()
+        return by.add(total, updates)
 
     # the end of a round
 
@@ -897,13 +900,12 @@ class Coordinator:
         moments = (
             weights.from_bytes(self.blobs.get(before.moments)).weights if before.moments else None
         )
-        delta = aggregation.mean(
-            aggregation.total(parts), rotation_seed(task, number), task.dimension
-        )
+        by = mechanism.of(task)
+        delta = by.finish(by.total(parts), number)
         after, moments = step.apply(
             task.step, weights.from_bytes(self.blobs.get(before.sha)).weights, moments, delta
         )
-        if not aggregation.fits_float16(after):
+        if not fits_float16(after):
             log.warning(
                 "round abandoned: its weights are too large for float16; lower the learning rate",
                 extra={"task": task.name, "round": number},
@@ -966,6 +968,11 @@ class Coordinator:
         self._differences[held, wanted] = (
             self.blobs.put(found) if len(found) <= SMALLER * len(new) else None
         )
+
+
+def fits_float16(values: Weights) -> bool:
+    """Whether devices can be sent these weights: all finite as float16."""
+    return all(bool((np.abs(array) <= np.finfo(np.float16).max).all()) for array in values.values())
 
 
 def _add_task(rows: Rows, task: Task, now: float) -> None:

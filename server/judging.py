@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 from device_runtime import config
 from device_runtime.causes import Cause
-from device_runtime.errors import ConfigError, UpdateError
-from device_runtime.update import Update, decode
+from device_runtime.errors import ConfigError
+from device_runtime.update import Update
 from device_runtime.wire import Kind, Plan, Scores
-from server import aggregation
-from server.task import Task, rotation_seed
+from server import mechanism
+from server.task import Task
 
 NATS_A_TARGET = 100.0  # more is no loss of a target word: its probability would be under e ** -100
 
@@ -23,9 +23,8 @@ class Judged:
     genuine: bool  # the body is the one that was signed
     task: str  # that it was judged for
     round: int
-    value: (
-        Update | Scores | Cause | None
-    )  # what it holds, or why it must not be counted; None for an unknown task
+    # what it holds, or why it must not be counted; None for an unknown task
+    value: Update | Scores | Cause | None
 
 
 def judge(body: bytes | bytearray, kind: Kind, task: Task, round: int) -> Update | Scores | Cause:
@@ -36,16 +35,7 @@ def judge(body: bytes | bytearray, kind: Kind, task: Task, round: int) -> Update
         return Cause.NOT_AN_UPDATE if kind is Kind.TRAINING else Cause.NOT_SCORES
     if kind is Kind.EVALUATION:
         return scores_of(body, task.plan)
-    try:
-        update = decode(body)
-    except UpdateError:
-        return Cause.NOT_AN_UPDATE
-    return (
-        aggregation.check(
-            update, round, rotation_seed(task, round), task.shapes, task.dimension, task.plan
-        )
-        or update
-    )
+    return mechanism.of(task).check(body, round)
 
 
 def scores_of(body: bytes | bytearray, plan: Plan) -> Scores | Cause:

@@ -9,7 +9,9 @@ import prometheus_client
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
 from device_runtime.causes import MEANING
+from server import mechanism
 from server.coordinator import Coordinator
+from server.overview import exposure
 from server.rounds import Phase
 
 LATENCIES_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
@@ -57,9 +59,7 @@ class _Stored:
                 rows.causes(),
                 rows.count_devices(),
             )
-            participation = {
-                stored.task.name: rows.participation(stored.task.name) for stored in tasks
-            }
+            exposures = {stored.task.name: exposure(rows, stored.task.name) for stored in tasks}
         requests = CounterMetricFamily(
             "fedboard_refused_requests", "Requests answered with a Problem.", labels=["cause"]
         )
@@ -91,7 +91,7 @@ class _Stored:
         )
         epsilon = GaugeMetricFamily(
             "fedboard_privacy_epsilon",
-            "Privacy spent; +Inf without noise: nothing is claimed.",
+            "Privacy spent; +Inf: nothing is claimed.",
             labels=["task"],
         )
         most = GaugeMetricFamily(
@@ -127,8 +127,9 @@ class _Stored:
                     [name, direction], sum(each[f"bytes_{direction}"] for each in found.values())
                 )
             examples.add_metric([name], added["examples"])
-            epsilon.add_metric([name], float("inf"))
-            most.add_metric([name], participation[name][0])
+            spent = mechanism.of(stored.task).spent(exposures[name])
+            epsilon.add_metric([name], spent.epsilon)
+            most.add_metric([name], exposures[name].most)
         for (task, step, cause), count in sorted(causes.items()):
             lost.add_metric([task, step, cause], count)
         yield from (states, rounds, funnel, body, examples, lost, epsilon, most)

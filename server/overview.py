@@ -5,7 +5,9 @@ from dataclasses import dataclass
 
 from device_runtime.causes import MEANING
 from device_runtime.wire import Kind, RoundReport
+from server import mechanism
 from server.coordinator import Coordinator
+from server.mechanism import Exposure, Spent
 from server.store import Rows, StoredTask
 
 ROUNDS = 200  # of a task, newest
@@ -19,17 +21,6 @@ class Checkpoint:
     parent: str
     made_at: float
     current: bool
-
-
-@dataclass(frozen=True)
-class Participation:
-    """What the ledger holds for an accountant. No noise is added by this server, so no epsilon is
-    claimed.
-    """
-
-    rounds: int  # committed
-    most: int  # rounds of the device that was counted most often
-    smallest_separation: int | None  # rounds between two of one device
 
 
 @dataclass(frozen=True)
@@ -58,7 +49,8 @@ class TaskView:
     reports: tuple[RoundReport, ...]  # oldest first
     checkpoints: tuple[Checkpoint, ...]  # newest first
     scores: tuple[Score, ...]  # of the tasks that evaluate this one
-    participation: Participation
+    exposure: Exposure
+    spent: Spent
 
     @property
     def live(self) -> RoundReport | None:
@@ -118,6 +110,11 @@ def eligible(report: RoundReport) -> int:
     )
 
 
+def exposure(rows: Rows, task: str) -> Exposure:
+    """How often the devices of a task have been counted so far."""
+    return Exposure(rows.committed(task), *rows.participation(task))
+
+
 def _task(
     rows: Rows,
     stored: StoredTask,
@@ -127,7 +124,7 @@ def _task(
     task, rules = stored.task, stored.task.rules
     current = rows.current(task.name) if task.kind is Kind.TRAINING else None
     kept = rows.checkpoints(task.name, CHECKPOINTS)
-    most, smallest = rows.participation(task.name)
+    exposed = exposure(rows, task.name)
     evaluations = [
         report
         for other in others
@@ -157,7 +154,8 @@ def _task(
             for each in kept
         ),
         tuple(sorted(filter(None, map(_score, evaluations)), key=lambda score: score.round)),
-        Participation(rows.committed(task.name), most, smallest),
+        exposed,
+        mechanism.of(task).spent(exposed),
     )
 
 

@@ -29,8 +29,8 @@ from device_runtime import config
 from device_runtime.causes import Cause
 from device_runtime.errors import RunError
 from device_runtime.wire import RoundReport, Scores
-from server.aggregation import Sum
 from server.rounds import OPEN, Phase, RoundState
+from server.sums import Sum
 from server.tables import (
     REVISION,
     assignments,

@@ -12,7 +12,6 @@ from device_runtime import config
 from device_runtime.errors import ConfigError
 from device_runtime.weights import digest
 from device_runtime.wire import Kind, Plan
-from server import aggregation
 from server.eligibility import Policy
 from server.rounds import Rules
 from server.step import ServerStep
@@ -62,14 +61,6 @@ class Task:
                 "rules.mode",
                 "expected synchronous for an evaluation task, found buffered",
                 "remove it",
-            )
-        most = aggregation.capacity(self.plan, self.dimension)
-        if self.rules.report_goal * self.rules.max_weight > most:
-            found = f"report goal {self.rules.report_goal} x largest weight {self.rules.max_weight}"
-            raise ConfigError(
-                "rules.max_weight",
-                f"{found} is more than the {most} one sum can hold",
-                "lower either, or the clipping norm",
             )
 
     @property

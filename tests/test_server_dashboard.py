@@ -13,11 +13,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from device_runtime.bundle import NO_PRIVACY
 from device_runtime.wire import RoundReport
 from server import dashboard, endpoint, overview
 from server.coordinator import Coordinator, open_folder
 from server.dashboard import Line, plot
-from server.overview import Overview, Participation, Score, TaskView
+from server.mechanism import Exposure, Spent
+from server.overview import Overview, Score, TaskView
 from tests.played_server import played
 from tests.toy_server import READY, enrolled, new
 
@@ -55,7 +57,8 @@ TASK = TaskView(
     (REPORT,),
     (),
     (Score(6, 18.25, 30.5, 4.75, 900),),
-    Participation(6, 3, 2),
+    Exposure(6, 3, 2),
+    Spent(NO_PRIVACY),
 )
 SHOWN = Overview(1e9, 1e9 - 90, "SQLite", 12, (("replayed", 2),), (TASK,))
 
@@ -151,7 +154,7 @@ def test_an_overview_of_a_server_that_has_lived_adds_up(tmp_path):
     assert found.devices == 90
     assert len(trained.scores) == sum(report.phase == "committed" for report in scored.reports)
     assert trained.live is trained.reports[-1]
-    assert trained.participation.smallest_separation >= 2
+    assert trained.exposure.smallest_separation >= 2
     assert [each.current for each in trained.checkpoints] == [True] + [False] * (
         len(trained.checkpoints) - 1
     )

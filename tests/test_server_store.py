@@ -17,13 +17,13 @@ from device_runtime import weights
 from device_runtime.causes import Cause
 from device_runtime.errors import RunError
 from device_runtime.wire import Kind
-from server.aggregation import Sum
 from server.coordinator import Coordinator, open_folder
 from server.eligibility import Policy
 from server.ledger import Ledger
 from server.rounds import Phase, RoundState, Rules
 from server.step import ServerStep
 from server.store import Participation, Status, Store, StoredAssignment, StoredCheckpoint
+from server.sums import Sum
 from server.tables import REVISION, metadata
 from server.task import State, Task
 from tests.toy_server import PLAN, READY, SHAPES, TOKENIZER, delta, encoded, enrolled, stored

@@ -1,4 +1,4 @@
-"""Aggregation: the running sum, its mean, and which updates may not enter."""
+"""Sums: the running sum, its mean, and which updates may not enter."""
 
 from dataclasses import replace
 from functools import reduce
@@ -13,8 +13,9 @@ from device_runtime.causes import Cause
 from device_runtime.errors import UpdateError
 from device_runtime.update import Update, decode, dequantize, encode
 from device_runtime.wire import Plan
-from server import aggregation
-from server.aggregation import Sum
+from server import sums
+from server.mechanism import staleness_share
+from server.sums import Sum, Weighted
 from tests.toy_server import DIMENSION, PLAN, SHAPES, delta
 
 SEED = 11
@@ -27,15 +28,18 @@ def update_of(vector: np.ndarray, examples: int = 1, bits: int = 8, seed: int = 
 
 
 def summed(updates: list[Update], max_weight: int = 100) -> Sum:
+    """One update after the other, each by its examples."""
     return reduce(
-        lambda sum, update: aggregation.add(sum, update, max_weight),
+        lambda sum, update: sums.add_all(
+            sum, [Weighted(update, min(update.examples, max_weight), 1.0)]
+        ),
         updates,
-        aggregation.empty(DIMENSION),
+        sums.empty(DIMENSION),
     )
 
 
 def checked(update: Update, plan: Plan = PLAN) -> Cause | None:
-    return aggregation.check(update, 1, SEED, SHAPES, DIMENSION, plan)
+    return sums.check(update, 1, SEED, SHAPES, DIMENSION, plan)
 
 
 def test_the_examples_of_an_update_travel_in_its_header():
@@ -57,7 +61,7 @@ def test_an_update_counts_by_its_examples():
     assert (sum.weight, sum.count) == (4, 2)
     assert (sum.total == (3 * 1 + 1 * 5) * 2**36).all()
     np.testing.assert_allclose(
-        aggregation.mean(sum, SEED, DIMENSION),
+        sums.mean(sum, SEED, DIMENSION),
         quantize.unrotate(np.full(BLOCK, 2.0), SEED, DIMENSION),
     )
 
@@ -69,7 +73,7 @@ def test_an_update_counts_by_no_more_than_the_largest_weight():
 def test_the_mean_of_updates_is_the_mean_of_the_deltas_within_the_rounding_step():
     deltas = [delta(number) for number in range(20)]
     updates = [update_of(vector, bits=16, seed=number) for number, vector in enumerate(deltas)]
-    found = aggregation.mean(summed(updates), SEED, DIMENSION)
+    found = sums.mean(summed(updates), SEED, DIMENSION)
     # each rotated value is within one step, so the vector is within step * sqrt(BLOCK)
     assert np.linalg.norm(found - np.mean(deltas, axis=0)) <= max(
         float(update.step[0]) for update in updates
@@ -85,21 +89,20 @@ def test_the_order_of_arrival_cannot_change_a_bit(order, bits):
     first, second = summed(updates), summed([updates[i] for i in order])
     assert first.total.tobytes() == second.total.tobytes()
     assert (
-        aggregation.mean(first, SEED, DIMENSION).tobytes()
-        == aggregation.mean(second, SEED, DIMENSION).tobytes()
+        sums.mean(first, SEED, DIMENSION).tobytes() == sums.mean(second, SEED, DIMENSION).tobytes()
     )
 
 
 def test_adding_leaves_the_sum_it_started_from_alone():
     before = summed([update_of(delta(1))])
     kept = before.total.copy()
-    aggregation.add(before, update_of(delta(2)), 1)
+    sums.add_all(before, [Weighted(update_of(delta(2)), 1, 1.0)])
     assert (before.total == kept).all()
 
 
 def test_the_largest_sum_that_is_allowed_does_not_overflow():
-    most = aggregation.capacity(PLAN, DIMENSION)
-    limit = aggregation.largest_norm(PLAN, aggregation.largest_steps(PLAN, DIMENSION))
+    most = sums.capacity(PLAN, DIMENSION)
+    limit = sums.largest_norm(PLAN, sums.largest_steps(PLAN, DIMENSION))
     spike = Update(
         1,
         SEED,
@@ -148,16 +151,16 @@ def one(value: float) -> np.ndarray:
 def test_many_blocks_of_the_largest_step_do_not_buy_a_larger_norm():
     dimension, plan = 4 * BLOCK, replace(PLAN, bits=1)
     step = np.full(
-        4, aggregation.largest_steps(plan, dimension) * 0.9, np.float32
+        4, sums.largest_steps(plan, dimension) * 0.9, np.float32
     )  # each alone would pass
     spread = Update(
         1, SEED, SHAPES, 1, 1, dimension, -step / 2, step, np.ones(dimension, np.uint16)
     )
-    assert aggregation.check(spread, 1, SEED, SHAPES, dimension, plan) is Cause.NORM_TOO_LARGE
+    assert sums.check(spread, 1, SEED, SHAPES, dimension, plan) is Cause.NORM_TOO_LARGE
     alone = replace(
         spread, low=spread.low * [1, 0, 0, 0], step=step * np.array([1, 0, 0, 0], np.float32)
     )
-    assert aggregation.check(alone, 1, SEED, SHAPES, dimension, plan) is None
+    assert sums.check(alone, 1, SEED, SHAPES, dimension, plan) is None
 
 
 def test_a_coarse_scale_does_not_buy_a_larger_norm():
@@ -169,21 +172,20 @@ def test_a_coarse_scale_does_not_buy_a_larger_norm():
 
 
 def test_a_late_update_moves_the_mean_by_a_share_and_counts_fully_in_what_it_is_divided_by():
-    assert [aggregation.staleness_weight(behind) for behind in (0, 3, 8)] == [
+    assert [staleness_share(behind) for behind in (0, 3, 8)] == [
         1.0,
         0.5,
         pytest.approx(1 / 3),
     ]
-    assert aggregation.staleness_weight(3, exponent=0.0) == 1.0
+    assert staleness_share(3, exponent=0.0) == 1.0
     update = update_of(delta(1), bits=16)
     fresh, late = (
-        aggregation.add_all(aggregation.empty(DIMENSION), [(update, 4, share)])
-        for share in (1.0, 0.5)
+        sums.add_all(sums.empty(DIMENSION), [(update, 4, share)]) for share in (1.0, 0.5)
     )
     assert (fresh.weight, late.weight) == (4, 4)
     np.testing.assert_allclose(
-        aggregation.mean(late, SEED, DIMENSION),
-        0.5 * aggregation.mean(fresh, SEED, DIMENSION),
+        sums.mean(late, SEED, DIMENSION),
+        0.5 * sums.mean(fresh, SEED, DIMENSION),
         atol=1e-6,
     )
 
@@ -194,7 +196,7 @@ def test_the_sum_is_the_weighted_value_within_half_a_unit_and_half_a_unit_a_code
     bits, weight, seed
 ):
     update = update_of(delta(seed), bits=bits, seed=seed)
-    found = aggregation.add_all(aggregation.empty(DIMENSION), [(update, weight, 1.0)]).total
+    found = sums.add_all(sums.empty(DIMENSION), [(update, weight, 1.0)]).total
     exact = dequantize(update) * weight * 2.0**36
     assert (np.abs(found - exact) <= 0.5 + 0.5 * update.codes + 1e-15 * np.abs(exact)).all()
 
@@ -204,33 +206,26 @@ def test_the_sum_is_the_weighted_value_within_half_a_unit_and_half_a_unit_a_code
 )  # from ten million on, one update alone is beyond what float64 holds exactly
 def test_how_updates_are_grouped_cannot_change_a_bit_however_much_they_weigh(weight):
     updates = [(update_of(delta(number), seed=number), weight + number, 1.0) for number in range(3)]
-    assert sum(each for _, each, _ in updates) <= aggregation.capacity(PLAN, DIMENSION)
-    together = aggregation.add_all(aggregation.empty(DIMENSION), updates)
+    assert sum(each for _, each, _ in updates) <= sums.capacity(PLAN, DIMENSION)
+    together = sums.add_all(sums.empty(DIMENSION), updates)
     alone = reduce(
-        lambda total, update: aggregation.add_all(total, [update]),
+        lambda total, update: sums.add_all(total, [update]),
         updates,
-        aggregation.empty(DIMENSION),
+        sums.empty(DIMENSION),
     )
     assert together.total.tobytes() == alone.total.tobytes()
 
 
 def test_what_several_replicas_have_counted_adds_up_to_what_one_would_have():
     updates = [(update_of(delta(number), seed=number), number + 1, 1.0) for number in range(5)]
-    one = aggregation.add_all(aggregation.empty(DIMENSION), updates)
+    one = sums.add_all(sums.empty(DIMENSION), updates)
     parts = [
-        aggregation.add_all(aggregation.empty(DIMENSION), part)
+        sums.add_all(sums.empty(DIMENSION), part)
         for part in (updates[3:], updates[:2], updates[2:3])
     ]
-    together = aggregation.total(parts)
+    together = sums.total(parts)
     assert (together.total.tobytes(), together.weight, together.count) == (
         one.total.tobytes(),
         one.weight,
         one.count,
     )
-
-
-@pytest.mark.parametrize(
-    ("value", "fits"), [(65504.0, True), (-65520.0, False), (np.inf, False), (np.nan, False)]
-)
-def test_weights_that_float16_cannot_hold_are_recognised(value, fits):
-    assert aggregation.fits_float16({"w": np.array([0, value], np.float32)}) is fits

@@ -1,4 +1,4 @@
-"""Aggregation: a running sum of updates -> mean delta.
+"""Sums: updates -> a running sum -> the mean delta, in fixed point.
 
 The sum stays in the rotated domain, so the rotation is undone once a round, and in fixed point
 (int64, weight * value * SCALE), so addition is exact: neither the order in which devices report nor
@@ -8,13 +8,13 @@ updates.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from device_runtime import quantize
 from device_runtime.causes import Cause
 from device_runtime.update import Update
-from device_runtime.weights import Weights
 from device_runtime.wire import Plan
 
 SCALE = 2**36  # fixed point: one unit is 2 ** -36 of a weighted value
@@ -32,12 +32,16 @@ class Sum:
     count: int = 0
 
 
-Weighted = tuple[
-    Update, int, float
-]  # an update, its weight, and the share of its delta that moves the mean
+class Weighted(NamedTuple):
+    """An update as it counts."""
+
+    update: Update
+    weight: int  # in what the mean is divided by
+    share: float  # of its delta that moves the mean
 
 
 def empty(dimension: int) -> Sum:
+    """The sum of no update of so many values."""
     return Sum(np.zeros(quantize.padded(dimension), np.int64))
 
 
@@ -99,20 +103,6 @@ def check(
     return None
 
 
-def staleness_weight(staleness: int, exponent: float = 0.5) -> float:
-    """The share of a delta that moves the mean when it comes so many rounds late. Nguyen et al.
-    2022, arXiv:2106.06639.
-    """
-    return (1.0 + staleness) ** -exponent
-
-
-def add(sum: Sum, update: Update, max_weight: int) -> Sum:
-    """The sum with one checked update in it, counted by its examples but at most by
-    `max_weight`.
-    """
-    return add_all(sum, [(update, min(update.examples, max_weight), 1.0)])
-
-
 def add_all(sum: Sum, updates: Sequence[Weighted]) -> Sum:
     """The sum with checked updates in it. Only whole numbers are added: low and step of each block
     are rounded to units once, times their weight.
@@ -121,14 +111,11 @@ def add_all(sum: Sum, updates: Sequence[Weighted]) -> Sum:
     of a value of weight 1, at 16 bits 5e-7. A late update (share under 1) moves the mean by its
     share of its delta, and still counts fully in what the mean is divided by.
     """
-    total = sum.total.reshape(-1, quantize.BLOCK).copy()
-    together: list[
-        tuple[np.ndarray, np.ndarray]
-    ] = []  # codes and steps of updates whose products add up exactly in float64
-    reach, lows = (
-        np.zeros(len(total)),
-        np.zeros(len(total), np.int64),
-    )  # the most they can add up to, and what they start from, by block
+    total = sum.total.reshape(-1, quantize.BLOCK).copy()  # [blocks, BLOCK]
+    # codes and steps of updates whose products add up exactly in float64, the most they can add up
+    # to, and what they start from, by block
+    together: list[tuple[np.ndarray, np.ndarray]] = []
+    reach, lows = np.zeros(len(total)), np.zeros(len(total), np.int64)
     for update, weight, share in updates:
         step = _units(update.step, weight * share)
         lows += _units(update.low, weight * share)
@@ -158,11 +145,6 @@ def mean(sum: Sum, seed: int, dimension: int) -> np.ndarray:
     return quantize.unrotate(sum.total / (SCALE * sum.weight), seed, dimension)
 
 
-def fits_float16(values: Weights) -> bool:
-    """Whether devices can be sent these weights: all finite as float16."""
-    return all(bool((np.abs(array) <= np.finfo(np.float16).max).all()) for array in values.values())
-
-
 def _units(values: np.ndarray, weight: float) -> np.ndarray:
     """Values of blocks, times a weight, in units: int64 [blocks]."""
     return np.rint(values.astype(np.float64) * (weight * SCALE)).astype(np.int64)
@@ -177,8 +159,9 @@ def _add(
     """Add code * step of every update, and low, to the total, in place. No product, nor a sum of
     them, is over `reach`.
 
-    Float64 holds whole numbers up to EXACT, and takes half as long. One update of a large weight
-    can be beyond that alone.
+    total is int64 [blocks, BLOCK], low int64 [blocks]; an update is its codes, [blocks, BLOCK], and
+    its steps in units, int64 [blocks]. Float64 is faster and holds whole numbers up to EXACT; one
+    update of a large weight can be beyond that alone.
     """
     kind = np.float64 if reach < EXACT else np.int64
     product, added = (np.empty((CHUNK, quantize.BLOCK), kind) for _ in range(2))
@@ -198,16 +181,11 @@ def _norm(update: Update) -> float:
     """The L2 norm of the rotated vector an update stands for: of each block low^2 n + 2 low step
     (sum of codes) + step^2 (sum of their squares).
     """
-    codes, low, step = (
-        update.codes.reshape(-1, quantize.BLOCK),
-        update.low.astype(np.float64),
-        update.step.astype(np.float64),
-    )
-    first, second = np.empty((2, len(codes)))
-    scratch, ones = (
-        np.empty((CHUNK, quantize.BLOCK), np.float32),
-        np.ones((quantize.BLOCK, 1), np.float32),
-    )
+    codes = update.codes.reshape(-1, quantize.BLOCK)
+    low, step = update.low.astype(np.float64), update.step.astype(np.float64)
+    first, second = np.empty((2, len(codes)))  # sums of the codes and of their squares, by block
+    scratch = np.empty((CHUNK, quantize.BLOCK), np.float32)
+    ones = np.ones((quantize.BLOCK, 1), np.float32)
     for start in range(0, len(codes), CHUNK):
         part = slice(start, min(start + CHUNK, len(codes)))
         values = scratch[: part.stop - start, None]
@@ -215,9 +193,7 @@ def _norm(update: Update) -> float:
         # row by row: over a whole chunk the library would start threads
         first[part] = np.matmul(values, ones)[:, 0, 0]
         second[part] = np.matmul(values, values.transpose(0, 2, 1))[:, 0, 0]
-    with np.errstate(
-        over="ignore", invalid="ignore"
-    ):  # a hostile scale: infinite, or no number, and so not within any bound
-        return float(
-            np.sqrt(np.sum(quantize.BLOCK * low**2 + 2 * low * step * first + step**2 * second))
-        )
+    # a hostile scale: infinite, or no number, and so not within any bound
+    with np.errstate(over="ignore", invalid="ignore"):
+        squares = quantize.BLOCK * low**2 + 2 * low * step * first + step**2 * second
+        return float(np.sqrt(np.sum(squares)))
