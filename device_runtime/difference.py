@@ -26,6 +26,7 @@ from device_runtime.weights import digest
 
 MAGIC, VERSION = b"FBDF", 1
 _HEAD = struct.Struct("<4sH32s32sII")
+HEAD_BYTES = _HEAD.size
 FETCH_WHOLE = "fetch the whole checkpoint"
 MOST_HEADER = 1 << 16  # bytes of a safetensors header of ours
 
@@ -99,6 +100,16 @@ def apply(old: bytes, difference: bytes) -> bytes:
             "difference", "damaged: what it makes has another SHA-256 than it names", FETCH_WHOLE
         )
     return new
+
+
+def makes(start: bytes) -> str:
+    """The SHA-256 of the file that a difference makes, hexadecimal, by its first HEAD_BYTES; empty
+    for bytes that are not the start of a difference.
+    """
+    if len(start) < HEAD_BYTES:
+        return ""
+    magic, version, _, new_hash, _, _ = _HEAD.unpack_from(start)
+    return new_hash.hex() if (magic, version) == (MAGIC, VERSION) else ""
 
 
 def _values(file: bytes, where: str) -> NDArray[Any]:

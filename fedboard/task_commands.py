@@ -260,10 +260,11 @@ def codes(
     """Make enrolment codes, one a line. Each lets one device in; the server keeps only their
     hashes, so this is the only time they are shown.
     """
+    from device_runtime.wire import DAY_S
     from fedboard.operator import connect
 
     with connect(dir, server, token_file) as operator:
-        made = operator.codes(count, 86_400.0 * days)
+        made = operator.codes(count, DAY_S * days)
     if as_json:
         return emit(asdict(made))
     typer.echo("\n".join(made.codes))

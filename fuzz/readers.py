@@ -31,7 +31,7 @@ with atheris.instrument_imports(
     from device_runtime.update import decode, dequantize, encode, encoded_bytes
     from device_runtime.wire import Abandon, CheckIn, Enrolment, Plan, Scores
     from fedboard.serve import ServerSettings
-    from server import access, endpoint, judging, operators, sums
+    from server import access, bodies, judging, operators, sums
 
 import numpy as np
 
@@ -138,7 +138,7 @@ def proof(data: bytes) -> None:
 
 def window(data: bytes) -> None:
     asked, _, condition = data.decode("latin-1").partition("\n")
-    start, end = endpoint._window(
+    start, end = bodies.window(
         {"range": asked, "if-range": condition} if condition else {"range": asked}, '"tag"', 1000
     ) or (0, 1000)
     assert start >= 0 and end <= 1000

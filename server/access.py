@@ -7,7 +7,6 @@ import binascii
 import functools
 import hmac
 import ipaddress
-import os
 import re
 import secrets
 from collections import OrderedDict
@@ -184,8 +183,3 @@ class Buckets:
         if len(self._left) > self._most:
             self._left.popitem(last=False)
         return 0.0 if taken else (1 - left) / self._per_s if self._per_s else 60.0
-
-
-def is_private(path: Path) -> bool:
-    """Whether a file is its owner's alone."""
-    return not os.stat(path).st_mode & 0o077

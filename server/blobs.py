@@ -173,21 +173,6 @@ class Blobs:
         data = self.get(name)
         return data if (start, end) == (0, len(data)) else memoryview(data)[start:end]
 
-    def delete(self, name: str) -> None:
-        """Let go of a blob; of none, if there is none."""
-        with self._lock:
-            self._hot.pop(name, None)
-        try:
-            obstore.delete(self._store, name)
-        except FileNotFoundError:
-            pass
-        except BaseError as error:
-            raise RunError(
-                self._where,
-                f"cannot be written ({_reason(error)})",
-                "see that it is there and may be written",
-            ) from None
-
     def _warm(self, name: str) -> bytes | None:
         with self._lock:
             data = self._hot.get(name)

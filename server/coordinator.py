@@ -1,6 +1,25 @@
 """The coordinator: requests and time -> answers. The only object that remembers; everything it
 remembers is in its store.
 
+    requests of many devices
+        |  reports: judge (any thread): bytes -> mechanism.check -> update | scores | cause
+        v
+    +-- one group: one transaction ---------------------------------------------------------+
+    |   Ledger: what these devices and the open rounds are, read at once                    |
+    |       |                                                                               |
+    |       v  each in its turn                                                             |
+    |   CheckingIn -> eligibility.decide, rounds.advance -> Assignment | Reject             |
+    |   Fetching   -> bytes counted                                                         |
+    |   Reporting  -> mechanism.weigh, rounds.advance    -> Ack | Reject | Refused          |
+    |   Abandoning -> rounds.advance                     -> Ack                             |
+    |       |                                                                               |
+    |       v  all at once                                                                  |
+    |   mechanism.add -> this replica's sum; the ledger's changes                           |
+    +---------------------------------------------------------------------------------------+
+        |  a round is over
+        v
+    closing: sums of all replicas -> checkpoint blobs;   one transaction: round closed, next opened
+
 Requests are answered in groups: each group is one transaction, so what an answer acknowledges is on
 disk before the answer is given, and a hundred devices cost one wait for the disk. An update is
 checked, added to the round's sum and written to the ledger in that transaction. The answers do not
@@ -20,12 +39,12 @@ from pathlib import Path
 
 import numpy as np
 
-from device_runtime import difference, signing, weights
+from device_runtime import signing, weights
 from device_runtime.causes import MEANING, Cause
 from device_runtime.errors import CheckpointError, RunError
-from device_runtime.weights import Checkpoint, Weights, digest
+from device_runtime.weights import Checkpoint, digest
 from device_runtime.wire import (
-    Abandon,
+    DAY_S,
     Ack,
     Assignment,
     CheckIn,
@@ -37,8 +56,9 @@ from device_runtime.wire import (
     RoundReports,
     Scores,
 )
-from server import mechanism, pacing, step
+from server import closing, mechanism, pacing
 from server.blobs import Blobs
+from server.differences import NEWEST, Differences
 from server.eligibility import Policy, decide
 from server.judging import Judged, judge
 from server.ledger import Ledger
@@ -80,12 +100,8 @@ from server.task import State, Task, rotation_seed
 
 log = logging.getLogger("fedboard.server")
 
-NONCE_LIFE_S = (
-    30 * 86_400.0
-)  # how long a nonce is remembered; a request older than that can be replayed once
-DIFFERENCES = 8  # newest checkpoints a newer one is also offered as a difference from
-DIFFERENCES_KEPT = 256  # pairs whose difference is remembered
-SMALLER = 0.75  # a difference is offered if it has at most this share of the checkpoint's bytes
+# how long a nonce is remembered; a request older than that can be replayed once
+NONCE_LIFE_S = 30 * DAY_S
 POPULATION_S = 60.0  # how long the number of enrolled devices may be out of date
 _HEX_16, _HEX_64 = re.compile("[0-9a-f]{16}"), re.compile("[0-9a-f]{64}")
 Counted = dict[tuple[str, int], list[Weighted]]  # updates of a group, by the round they count in
@@ -121,7 +137,7 @@ def create_task(
     do not fit float16, ConfigError for rules a sum cannot hold.
     """
     values = checkpoint.weights
-    if not fits_float16(values):
+    if not closing.fits_float16(values):
         raise CheckpointError(
             "checkpoint",
             "it has values too large for float16, as which it would travel",
@@ -143,7 +159,7 @@ def create_task(
     )
     mechanism.require_room(task)
     blobs.put(task.plan_bytes)
-    stored = replace(_put_checkpoint(blobs, checkpoint), made_at=now)
+    stored = replace(closing.keep(blobs, checkpoint), made_at=now)
     with store.transaction(durable=True) as rows:
         _add_task(rows, task, now)
         rows.add_checkpoint(name, stored)
@@ -233,14 +249,10 @@ class Coordinator:
         self.codes_needed = codes_needed
         self._rng = np.random.default_rng() if rng is None else rng
         self._lock = threading.Lock()
-        self._working_out = threading.Lock()  # of a difference
+        self.differences = Differences(blobs)
         self._tasks: dict[str, Task] = {}
-        self._sums: dict[
-            tuple[str, int], Sum
-        ] = {}  # what this replica has counted of the open rounds
-        self._differences: dict[
-            tuple[str, str], str | None
-        ] = {}  # checkpoints held, wanted -> the blob that makes one of the other, if worth it
+        # what this replica has counted of the open rounds, by task and round
+        self._sums: dict[tuple[str, int], Sum] = {}
         self._population, self._population_at = 1, -np.inf
 
     # what devices ask
@@ -267,7 +279,7 @@ class Coordinator:
         with self.store.reading() as rows:
             return rows.public_key(device)
 
-    def judge(self, report: "Reporting") -> "Judged":
+    def judge(self, report: Reporting) -> Judged:
         """What can be said of a report before its turn: most of the work. Any thread may do it,
         while others are answered.
         """
@@ -288,7 +300,7 @@ class Coordinator:
         self,
         requests: Sequence[Request],
         now: float,
-        judged: "Sequence[Judged | None] | None" = None,
+        judged: Sequence[Judged | None] | None = None,
     ) -> list[Answer]:
         """The answer to each request, as if they had come one after the other. What an answer
         acknowledges is on disk when this returns.
@@ -306,60 +318,6 @@ class Coordinator:
                 if len(answers) == len(requests):
                     return answers
 
-    def check_in(self, device: str, check_in: CheckIn, now: float) -> Assignment | Reject:
-        """Work for a device that may join a round, at once. A device that has open work gets the
-        same again: its reply was lost.
-        """
-        answer = self._only(CheckingIn(device, check_in), now)
-        assert isinstance(answer, Assignment | Reject)
-        return (
-            self.with_difference(answer, check_in.holds)
-            if isinstance(answer, Assignment)
-            else answer
-        )
-
-    def update(self, device: str, assignment: str, body: bytes, now: float) -> Ack | Reject:
-        """Count an encoded update. The Ack means that it is on disk in the round's sum; the same
-        body again gets the same Ack.
-
-        A report after the round's end is rejected (SURPLUS, LATE, STALE or ROUND_CLOSED). Refused:
-        UNKNOWN_ASSIGNMENT also for somebody else's, DIFFERENT_UPDATE for a second body, ABANDONED,
-        and whatever the task's mechanism finds; such an update ends the assignment.
-        """
-        answer = self._only(Reporting(device, assignment, body), now)
-        assert isinstance(answer, Ack | Reject)
-        return answer
-
-    def scores(self, device: str, assignment: str, body: bytes, now: float) -> Ack | Reject:
-        """Count the Scores (as JSON) of an evaluation, under the rules of `update`."""
-        answer = self._only(Reporting(device, assignment, body, Kind.EVALUATION), now)
-        assert isinstance(answer, Ack | Reject)
-        return answer
-
-    def abandon(self, device: str, assignment: str, abandon: Abandon, now: float) -> Ack:
-        """Note that no report will come. One that already counts stays counted."""
-        answer = self._only(Abandoning(device, assignment, abandon.cause), now)
-        assert isinstance(answer, Ack)
-        return answer
-
-    def blob(
-        self,
-        device: str,
-        name: str,
-        now: float,
-        start: int = 0,
-        end: int | None = None,
-        signed_for: tuple[str, int] | None = None,
-    ) -> bytes:
-        """A blob, or its bytes from `start` up to `end` (not included), counted in the round it was
-        asked for. Refused if there is none.
-        """
-        size = self.blob_size(name)
-        end = size if end is None else min(end, size)
-        data = self.blobs.part(name, start, end)
-        self._only(Fetching(device, name, len(data), end == size, None, signed_for), now)
-        return bytes(data)
-
     def blob_size(self, name: str) -> int:
         """Bytes of a blob. Refused if there is none."""
         size = self.blobs.size(name)
@@ -376,10 +334,22 @@ class Coordinator:
         """
         if not _HEX_64.fullmatch(holds) or holds == answer.checkpoint:
             return answer
-        if (holds, answer.checkpoint) not in self._differences:
-            with self._working_out:
-                self._work_out(answer.task, holds, answer.checkpoint)
-        return replace(answer, difference=self._differences.get((holds, answer.checkpoint)))
+        return replace(
+            answer,
+            difference=self.differences.between(
+                holds, answer.checkpoint, lambda: self._newest(answer.task)
+            ),
+        )
+
+    def _newest(self, task: str) -> list[str]:
+        """The newest float16 checkpoints of a task, of an evaluation those of the task it
+        evaluates.
+        """
+        with self.store.reading() as rows:
+            evaluates = next(
+                (stored.task.evaluates for stored in rows.tasks() if stored.task.name == task), ""
+            )
+            return [each.half for each in rows.checkpoints(evaluates or task, NEWEST)]
 
     # time
 
@@ -431,10 +401,10 @@ class Coordinator:
             raise Refused(Cause.UNKNOWN_TASK, "there is no training task of that name")
         return found
 
-    def blobs_of(self, task: str, sha: str) -> StoredCheckpoint | None:
-        """A checkpoint of a task, by the SHA-256 of either of its forms; None if it has no such."""
+    def has_checkpoint(self, task: str, sha: str) -> bool:
+        """Whether a task has a checkpoint of that SHA-256 (of its float32 form)."""
         with self.store.reading() as rows:
-            return rows.checkpoint(task, sha)
+            return rows.checkpoint(task, sha) is not None
 
     def finished(self, task: str = "default") -> bool:
         """Whether the task has all the rounds it wants."""
@@ -493,14 +463,8 @@ class Coordinator:
 
     # one group
 
-    def _only(self, request: Request, now: float) -> Answer:
-        answer = self.handle([request], now)[0]
-        if isinstance(answer, Refused):
-            raise answer
-        return answer
-
     def _group(
-        self, requests: Sequence[Request], judged: Sequence["Judged | None"], now: float
+        self, requests: Sequence[Request], judged: Sequence[Judged | None], now: float
     ) -> list[Answer]:
         """Answers to the first of the requests, at most until a round is over; such a round is
         closed, and the next opened, before this returns.
@@ -542,7 +506,7 @@ class Coordinator:
     def _answer(
         self,
         request: Request,
-        judged: "Judged | None",
+        judged: Judged | None,
         ledger: Ledger,
         rows: Rows,
         counted: Counted,
@@ -564,7 +528,6 @@ class Coordinator:
             return Refused(Cause.WRONG_ROUND)
         if isinstance(request, Abandoning):
             return self._abandoned(request, work, ledger)
-        assert judged is not None  # of every report
         return self._reported(request, work, judged, ledger, counted)
 
     def _checked_in(self, request: CheckingIn, ledger: Ledger, rows: Rows) -> Assignment | Reject:
@@ -644,25 +607,30 @@ class Coordinator:
         round = ledger.rounds[task.name]
         if task.kind is Kind.EVALUATION and round.state.admitted == 0:
             newest = rows.current(task.evaluates)
-            assert newest is not None  # a training task has a checkpoint from its first moment
-            ledger.save(replace(round, base=newest.sha, base_round=newest.round, half=newest.half))
+            if newest is not None:
+                ledger.save(
+                    replace(round, base=newest.sha, base_round=newest.round, half=newest.half)
+                )
 
     def _reported(
         self,
         request: Reporting,
         work: StoredAssignment,
-        judged: "Judged",
+        judged: Judged | None,
         ledger: Ledger,
         counted: Counted,
     ) -> Answer:
-        task, name, now = ledger.tasks[work.task].task, judged.name, ledger.now
+        task, now = ledger.tasks[work.task].task, ledger.now
+        name = digest(request.body) if judged is None else judged.name
         ledger.count(work, bytes_up=len(request.body), uploaded=int(not work.uploaded))
         work = replace(work, uploaded=True)
         if work.status is not Status.OPEN:
             return self._again(work, name, task, ledger)
         round = ledger.rounds[task.name].state
-        value = judged.value if (judged.task, judged.round) == (work.task, work.round) else None
-        if value is None:  # judged as part of other work, or before it was assigned
+        value = None
+        if judged is not None and (judged.task, judged.round) == (work.task, work.round):
+            value = judged.value
+        if value is None:  # not judged, as part of other work, or before it was assigned
             value = judge(request.body, request.kind, task, work.round)
         if isinstance(value, Cause):
             ledger.settle(work, status=Status.REFUSED, cause=value, update_hash=name)
@@ -701,8 +669,12 @@ class Coordinator:
             weighted = mechanism.of(task).weigh(value, round.round - work.round)
             counted.setdefault((task.name, round.round), []).append(weighted)
             ledger.count(work, round.round, examples=value.examples)
-        taken = ledger.tell(task.name, Reported(now))
-        assert taken, "an open assignment is one the round waits for"
+        if not ledger.tell(task.name, Reported(now)):
+            raise RunError(
+                f"task {task.name}",
+                f"round {round.round} does not wait for {work.assignment}, which is open",
+                "restore the database from a backup",
+            )
         return Ack(True, self._retry(None, task.rules, now))
 
     def _again(self, work: StoredAssignment, name: str, task: Task, ledger: Ledger) -> Answer:
@@ -744,11 +716,8 @@ class Coordinator:
             ledger.count(work, bytes_down=request.size)
             round = ledger.rounds.get(work.task)
             wanted = round.half if round is not None and round.state.round == work.round else None
-            given = {
-                wanted,
-                *(name for (_, made), name in list(self._differences.items()) if made == wanted),
-            } - {None}
-            if request.complete and request.blob in given and not work.downloaded:
+            has_all = request.complete and wanted in (request.blob, request.makes)
+            if wanted is not None and has_all and not work.downloaded:
                 ledger.count(work, downloaded=1)
                 ledger.settle(work, downloaded=True)
 
@@ -839,7 +808,7 @@ class Coordinator:
         """
         state, rules = round.state, task.rules
         made = (
-            self._make_checkpoint(task, round, now)
+            self._next_checkpoint(task, round, now)
             if state.phase is Phase.COMMITTED and task.kind is Kind.TRAINING
             else None
         )
@@ -882,39 +851,22 @@ class Coordinator:
             },
         )
 
-    def _make_checkpoint(
+    def _next_checkpoint(
         self, task: Task, round: StoredRound, now: float
     ) -> StoredCheckpoint | None:
-        """The round's checkpoint, kept as blobs; None if the step has led to weights that cannot
-        travel.
-
-        The deltas are relative to the float16 copy the devices got; they are added to the exact
-        one, which so never loses its low bits.
-        """
+        """The round's checkpoint; None if there is none, or another replica has just closed it."""
         number = round.state.round
         with self.store.reading() as rows:
-            parts, before = rows.sums(task.name, number), rows.checkpoint(task.name, round.base)
-        assert before is not None  # rounds start from checkpoints of their task
+            parts, base = rows.sums(task.name, number), rows.checkpoint(task.name, round.base)
         if not parts:
-            return None  # another replica has just closed it
-        moments = (
-            weights.from_bytes(self.blobs.get(before.moments)).weights if before.moments else None
-        )
-        by = mechanism.of(task)
-        delta = by.finish(by.total(parts), number)
-        after, moments = step.apply(
-            task.step, weights.from_bytes(self.blobs.get(before.sha)).weights, moments, delta
-        )
-        if not fits_float16(after):
-            log.warning(
-                "round abandoned: its weights are too large for float16; lower the learning rate",
-                extra={"task": task.name, "round": number},
-            )
             return None
-        made = _put_checkpoint(
-            self.blobs, Checkpoint(after, number, before.sha, task.tokenizer), moments
-        )
-        return replace(made, parent=before.sha, made_at=now)
+        if base is None:
+            raise RunError(
+                f"task {task.name}",
+                f"the checkpoint round {number} starts from is not in the database",
+                "restore the database from a backup",
+            )
+        return closing.next_checkpoint(task, number, base, parts, self.blobs, now)
 
     # operators
 
@@ -948,32 +900,6 @@ class Coordinator:
             rows.use_code(hashed, device)
         self._population += 1
 
-    def _work_out(self, task: str, held: str, wanted: str) -> None:
-        """Find the blob that makes the checkpoint `wanted` of `held`; None if that is not one of
-        the newest of its task, or saves too little.
-        """
-        if (held, wanted) in self._differences:
-            return
-        with self.store.reading() as rows:
-            evaluates = next(
-                (stored.task.evaluates for stored in rows.tasks() if stored.task.name == task), ""
-            )
-            newest = [each.half for each in rows.checkpoints(evaluates or task, DIFFERENCES)]
-        if held not in newest:
-            return
-        old, new = self.blobs.get(held), self.blobs.get(wanted)
-        found = difference.encode(old, new)
-        while len(self._differences) >= DIFFERENCES_KEPT:
-            self._differences.pop(next(iter(self._differences)))
-        self._differences[held, wanted] = (
-            self.blobs.put(found) if len(found) <= SMALLER * len(new) else None
-        )
-
-
-def fits_float16(values: Weights) -> bool:
-    """Whether devices can be sent these weights: all finite as float16."""
-    return all(bool((np.abs(array) <= np.finfo(np.float16).max).all()) for array in values.values())
-
 
 def _add_task(rows: Rows, task: Task, now: float) -> None:
     if any(stored.task.name == task.name for stored in rows.tasks()):
@@ -983,13 +909,3 @@ def _add_task(rows: Rows, task: Task, now: float) -> None:
             "choose another name, or go on with that one",
         )
     rows.add_task(task, now)
-
-
-def _put_checkpoint(
-    blobs: Blobs, checkpoint: Checkpoint, moments: Weights | None = None
-) -> StoredCheckpoint:
-    moving = (
-        "" if moments is None else blobs.put(weights.to_bytes(replace(checkpoint, weights=moments)))
-    )
-    half = blobs.put(weights.to_bytes(checkpoint, dtype=np.float16))
-    return StoredCheckpoint(blobs.put(weights.to_bytes(checkpoint)), checkpoint.round, half, moving)

@@ -18,13 +18,12 @@ from collections.abc import (
     Awaitable,
     Callable,
     Coroutine,
-    Iterable,
     Mapping,
     Sequence,
 )
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 import prometheus_client
 import uvicorn
@@ -37,7 +36,7 @@ from starlette.requests import ClientDisconnect
 
 from device_runtime import config, signing
 from device_runtime.causes import Cause
-from device_runtime.errors import ConfigError, FedboardError, RunError
+from device_runtime.errors import FedboardError, RunError
 from device_runtime.update import encoded_bytes
 from device_runtime.wire import (
     Abandon,
@@ -52,7 +51,7 @@ from device_runtime.wire import (
     RoundReports,
     Scores,
 )
-from server import access, dashboard, memory, openapi, operators, overview
+from server import access, bodies, dashboard, memory, openapi, operators, overview
 from server.access import Buckets, Limits, Proof
 from server.coordinator import Coordinator
 from server.groups import Groups
@@ -63,14 +62,12 @@ from server.requests import Request as Asked
 from server.store import Unusable
 
 log = logging.getLogger("fedboard.server")
-T = TypeVar("T")
 
 CHECK_IN = "/v1/check-in"
 MESSAGE_BYTES = 16_384  # largest JSON body of a device
 CHECKPOINT_BYTES = 256 << 20  # largest body of an operator
 JUDGES = 2  # threads
 KEYS_KEPT = 100_000  # public keys in memory
-_RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 
 
 @dataclass(frozen=True)
@@ -105,7 +102,7 @@ def bind(host: str, port: int) -> socket.socket:
             "give another --port, or 0 for a free one",
         ) from None
     # asyncio does this only for sockets it made itself; without it every answer on a kept
-    # connection waits 40 ms for an acknowledgement
+    # connection waits for an acknowledgement
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return sock
 
@@ -165,7 +162,7 @@ class _Service:
         )  # hashing and adding up let go of the interpreter: other cores do them
         self.of_devices = Buckets(limits.device_burst, limits.device_per_s)
         self.of_addresses = Buckets(limits.address_burst, limits.address_per_s)
-        self.room = _Room(limits.bodies_bytes)
+        self.room = bodies.Room(limits.bodies_bytes)
         self.keys: OrderedDict[str, bytes] = OrderedDict()
         self.update_bytes: dict[str, int] = {}  # largest report by task
         self.answers_to_errors: tuple[
@@ -337,7 +334,7 @@ class _Service:
     async def enrol(self, request: Request) -> Response:
         self.address_may(request)
         body = await self.body(request, MESSAGE_BYTES)
-        enrolment = _parsed(Enrolment, body)
+        enrolment = bodies.parsed(Enrolment, body)
         if not re.fullmatch("[0-9a-f]{64}", enrolment.public_key):
             raise Refused(
                 Cause.MALFORMED,
@@ -352,14 +349,16 @@ class _Service:
         if (
             proof is None
             or not named
-            or not access.is_signed(key, proof, request.method, _path(request))
+            or not access.is_signed(key, proof, request.method, bodies.path(request))
         ):
             raise Refused(Cause.BAD_SIGNATURE, "the enrolment is not signed with the key it names")
         return _json(await run_in_threadpool(self.coordinator.enrol, enrolment, self.clock()))
 
     async def check_in(self, request: Request) -> Response:
         signed = await self.signed(request, MESSAGE_BYTES)
-        message = _parsed(CheckIn, await self.signed_body(request, signed.proof, MESSAGE_BYTES))
+        message = bodies.parsed(
+            CheckIn, await self.signed_body(request, signed.proof, MESSAGE_BYTES)
+        )
         answer = await self.answer(
             signed, CheckingIn(signed.proof.device, message, signed.proof.nonce)
         )
@@ -375,9 +374,13 @@ class _Service:
         name, proof = request.path_params["sha256"], signed.proof
 
         async def taken(size: int, complete: bool) -> None:
-            await self.answer(
-                signed, Fetching(proof.device, name, size, complete, proof.nonce, proof.signed_for)
+            makes = ""
+            if complete:
+                makes = await run_in_threadpool(self.coordinator.differences.makes, name)
+            fetching = Fetching(
+                proof.device, name, size, complete, makes, proof.nonce, proof.signed_for
             )
+            await self.answer(signed, fetching)
 
         return await self.blob_answer(request, name, taken)
 
@@ -392,7 +395,7 @@ class _Service:
         signed = await self.signed(request, limit)
         proof = signed.proof
         self.verify(signed)  # before a body this large is read
-        length = _content_length(request)
+        length = bodies.checked_length(request, limit)
         async with self.room.of(
             limit if length is None else length, self.allowed.limits.body_s
         ) as buffer:
@@ -415,7 +418,7 @@ class _Service:
     async def abandon(self, request: Request) -> Response:
         signed = await self.signed(request, MESSAGE_BYTES)
         proof = signed.proof
-        message = _parsed(Abandon, await self.signed_body(request, proof, MESSAGE_BYTES))
+        message = bodies.parsed(Abandon, await self.signed_body(request, proof, MESSAGE_BYTES))
         asked = Abandoning(
             proof.device,
             request.path_params["assignment"],
@@ -447,7 +450,7 @@ class _Service:
 
     async def create_task(self, request: Request) -> Response:
         self.may_act(request)
-        new = _parsed(operators.NewTask, await self.body(request, MESSAGE_BYTES))
+        new = bodies.parsed(operators.NewTask, await self.body(request, MESSAGE_BYTES))
         await run_in_threadpool(operators.create, self.coordinator, new, self.clock())
         self.update_bytes = {}
         return await self.changed(request, "created", new.name)
@@ -474,7 +477,7 @@ class _Service:
 
     async def roll_back(self, request: Request) -> Response:
         self.may_act(request)
-        message = _parsed(operators.Rollback, await self.body(request, MESSAGE_BYTES))
+        message = bodies.parsed(operators.Rollback, await self.body(request, MESSAGE_BYTES))
         await run_in_threadpool(
             operators.roll_back,
             self.coordinator,
@@ -492,13 +495,14 @@ class _Service:
     async def checkpoint(self, request: Request) -> Response:
         self.may_read(request)
         task, sha = request.path_params["name"], request.path_params["sha256"]
-        if await run_in_threadpool(self.coordinator.blobs_of, task, sha) is None:
+        if not await run_in_threadpool(self.coordinator.has_checkpoint, task, sha):
             raise Refused(Cause.UNKNOWN_BLOB, "the task has no such checkpoint")
         return await self.blob_answer(request, sha, None)
 
     async def codes(self, request: Request) -> Response:
         self.may_act(request)
-        message = _parsed(operators.NewCodes, await self.body(request, MESSAGE_BYTES) or b"{}")
+        body = await self.body(request, MESSAGE_BYTES)
+        message = bodies.parsed(operators.NewCodes, body or b"{}")
         made = await run_in_threadpool(
             operators.make_codes, self.coordinator, message, self.clock()
         )
@@ -550,15 +554,13 @@ class _Service:
         """A request with the proof it carries and the key of the device it names, before its body
         is read and its signature looked at.
         """
-        length = _content_length(request)
-        if length is not None and length > limit:
-            raise _too_large(limit)
+        bodies.checked_length(request, limit)
         self.address_may(request)
-        headers = _headers(request)
+        headers = bodies.headers(request)
         key, proof = await self.key(headers.get("fedboard-device", "")), access.proof(headers)
         if proof is None:
             raise _bad_signature()
-        return _Signed(request.method, _path(request), proof, key)
+        return _Signed(request.method, bodies.path(request), proof, key)
 
     def verify(self, signed: "_Signed") -> None:
         """Refused unless the device signed the request."""
@@ -627,28 +629,7 @@ class _Service:
     async def body(
         self, request: Request, limit: int, into: bytearray | None = None
     ) -> bytes | bytearray:
-        """The body, in `into` if it has its length; refused as soon as it is known to be longer
-        than `limit` bytes, coded, or too slow.
-        """
-        length, limits = _content_length(request), self.allowed.limits
-        if length is not None and length > limit:
-            raise _too_large(limit)
-        if _headers(request).get("content-encoding", "identity").lower() != "identity":
-            raise Refused(Cause.MALFORMED, "content-encoding: expected a body as it is")
-        body, size = (
-            into if into is not None and len(into) == length else bytearray(length or 0),
-            0,
-        )  # one piece of memory if its length is told
-        try:
-            async with asyncio.timeout(limits.body_s + limit / limits.least_bytes_per_s):
-                async for piece in request.stream():
-                    size += len(piece)
-                    if size > limit:
-                        raise _too_large(limit)
-                    body[size - len(piece) : size] = piece
-        except TimeoutError:
-            raise Refused(Cause.TOO_SLOW, "the body did not come in time") from None
-        return body if size == len(body) else body[:size]
+        return await bodies.read(request, limit, self.allowed.limits, into)
 
     async def signed_body(self, request: Request, proof: Proof, limit: int) -> bytes | bytearray:
         body = await self.body(request, limit)
@@ -689,10 +670,11 @@ class _Service:
             if taken is not None:
                 await taken(count, complete)
 
-        if headers["etag"] in _tags(request.headers.get("if-none-match", "")):
+        if headers["etag"] in bodies.tags(request.headers.get("if-none-match", "")):
             await let_go(0, False)
             return Response(status_code=304, headers=headers)
-        start, end = _window(request.headers, headers["etag"], size) or (0, size)
+        window = bodies.window(request.headers, headers["etag"], size)
+        start, end = window or (0, size)
         if start >= end and size:
             await let_go(0, False)
             return _problem(
@@ -704,7 +686,7 @@ class _Service:
         await let_go(end - start, end == size)
         data = await run_in_threadpool(self.coordinator.blobs.part, name, start, end)
         status = 200
-        if _window(request.headers, headers["etag"], size) is not None:
+        if window is not None:
             status, headers["content-range"] = 206, f"bytes {start}-{end - 1}/{size}"
         return Response(data, status, headers, "application/octet-stream")
 
@@ -788,45 +770,9 @@ class TooOften(Refused):
         self.wait_s = wait_s
 
 
-class _Room:
-    """Bytes of bodies in memory at once: who finds none waits, and is asked to come back if that
-    takes too long. Most bodies have one length, so their memory is used again.
-    """
-
-    def __init__(self, most: int):
-        self._left = self._most = most
-        self._freed = asyncio.Condition()
-        self._spare: list[bytearray] = []
-
-    @contextlib.asynccontextmanager
-    async def of(self, size: int, at_most_s: float) -> AsyncIterator[bytearray]:
-        size = min(size, self._most)
-        try:
-            async with asyncio.timeout(at_most_s), self._freed:
-                await self._freed.wait_for(lambda: self._left >= size)
-                self._left -= size
-        except TimeoutError:
-            raise Refused(Cause.UNAVAILABLE, "too many bodies at once") from None
-        buffer = (
-            self._spare.pop() if self._spare and len(self._spare[-1]) == size else bytearray(size)
-        )
-        try:
-            yield buffer
-            if (
-                not self._spare or len(self._spare[-1]) == size
-            ):  # answered: nobody looks at it any more
-                self._spare.append(buffer)
-            else:
-                self._spare = [buffer]
-        finally:
-            self._left += size
-            async with self._freed:
-                self._freed.notify_all()
-
-
 class _Observed:
-    """Times every request, and answers the most frequent one: through FastAPI's layers a check-in
-    takes half as long again. ASGI: bodies stream.
+    """Times every request, and answers the most frequent one itself: FastAPI's layers add most to
+    what is short. ASGI: bodies stream.
     """
 
     def __init__(self, app: Any, service: _Service):
@@ -871,68 +817,11 @@ class _Observed:
 # requests
 
 
-def _headers(request: Request) -> dict[str, str]:
-    """The headers by name; Starlette's own look through all of them at every question."""
-    found = request.scope.get("fedboard.headers")
-    if found is None:
-        found = {
-            name.decode("latin-1"): value.decode("latin-1")
-            for name, value in request.scope["headers"]
-        }
-        request.scope["fedboard.headers"] = found
-    return found
-
-
-def _content_length(request: Request) -> int | None:
-    given = _headers(request).get("content-length")
-    if given is None:
-        return None
-    if not (given.isascii() and given.isdigit() and len(given) < 19):
-        raise Refused(Cause.MALFORMED, "content-length: expected a number")
-    return int(given)
-
-
 def _bad_signature() -> Refused:
     return Refused(
         Cause.BAD_SIGNATURE,
         "the signature does not fit the device, the request, its body, task, round or nonce",
     )
-
-
-def _too_large(limit: int) -> Refused:
-    return Refused(Cause.TOO_LARGE, f"expected a body of at most {limit} bytes")
-
-
-def _parsed(kind: type[T], body: bytes) -> T:
-    try:
-        return config.from_json(kind, body, kind.__name__)
-    except ConfigError as error:
-        raise Refused(Cause.MALFORMED, str(error)) from None
-
-
-def _path(request: Request) -> str:
-    """As sent, without the query: an escaped path must not pass for the plain one."""
-    return request.scope["raw_path"].decode("ascii", "replace")
-
-
-def _tags(header: str) -> Iterable[str]:
-    return [tag.strip().removeprefix("W/") for tag in header.split(",")]
-
-
-def _window(headers: Mapping[str, str], tag: str, size: int) -> tuple[int, int] | None:
-    """The bytes a request asks for, start and end (not included), or None for all. Empty if they
-    lie outside. RFC 9110, section 14.
-    """
-    found = _RANGE.fullmatch(headers.get("range", ""))
-    if found is None or found.groups() == ("", "") or headers.get("if-range", tag) != tag:
-        # several ranges, other units and a blob that changed: the whole blob is a right answer
-        return None
-    first, last = found.groups()
-    if not first:
-        return max(0, size - int(last)), size
-    if last and int(last) < int(first):
-        return None
-    return int(first), min(size, int(last) + 1) if last else size
 
 
 # answers

@@ -1,8 +1,8 @@
 """Groups: requests that arrive while the disk is busy are answered together. One worker thread; as
 many requests as come in one transaction.
 
-A transaction costs about as much as thirty requests in it. So under load a group waits a few
-milliseconds for company; a request that comes alone does not.
+A transaction costs as much as many requests in it. So under load a group waits a few milliseconds
+for company; a request that comes alone does not.
 """
 
 import asyncio

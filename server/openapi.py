@@ -7,7 +7,7 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import TypeAdapter
 
 from device_runtime.causes import MEANING, Cause
-from device_runtime.wire import Abandon, CheckIn, Enrolment, Problem, Scores
+from device_runtime.wire import DAY_S, Abandon, CheckIn, Enrolment, Problem, Scores
 from server import operators
 
 _SHARED = "#/components/schemas/{model}"
@@ -91,7 +91,7 @@ def document(api: FastAPI) -> dict[str, Any]:
         }
         schemas["NewCodes"]["properties"]["life_s"] |= {
             "exclusiveMinimum": 0,
-            "maximum": 366 * operators.DAY_S,
+            "maximum": 366 * DAY_S,
         }
         schemas["Abandon"]["properties"]["cause"] = {
             "enum": [cause.value for cause in Cause if MEANING[cause].gives_back]

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from device_runtime import weights
 from device_runtime.causes import Cause
 from device_runtime.errors import CheckpointError, ConfigError, RunError
-from device_runtime.wire import Kind, Plan
+from device_runtime.wire import DAY_S, Kind, Plan
 from server.coordinator import Coordinator, create_evaluation, create_task
 from server.eligibility import Policy
 from server.requests import Refused
@@ -28,7 +28,6 @@ from server.store import StoredTask
 from server.task import State
 
 MOST_CODES = 10_000  # at once
-DAY_S = 86_400.0
 _ROUND = re.compile(r"[0-9]{1,9}")
 
 

@@ -55,12 +55,15 @@ class Abandoning:
 
 @dataclass(frozen=True)
 class Fetching:
-    """So many bytes of a blob are about to be sent, with its last or without."""
+    """So many bytes of a blob are about to be sent, with its last or without. `makes` is the
+    checkpoint that the blob makes if it is a difference.
+    """
 
     device: str
     blob: str
     size: int
     complete: bool
+    makes: str = ""
     nonce: str | None = None
     signed_for: tuple[str, int] | None = None
 

@@ -110,10 +110,6 @@ class StoredRound:
     base_round: int
     half: str  # of the base
 
-    @property
-    def key(self) -> tuple[str, int]:
-        return self.task, self.state.round
-
 
 @dataclass(frozen=True)
 class StoredAssignment:

@@ -16,12 +16,12 @@ from server.eligibility import Policy
 from server.requests import Abandoning, CheckingIn, Reporting
 from server.rounds import Rules
 from server.step import ServerStep
-from tests.toy_server import PLAN, READY, TOKENIZER, WEIGHTS, encoded, enrolled
+from tests.toy_server import PLAN, READY, TOKENIZER, WEIGHTS, OneByOne, encoded, enrolled
 
 HOUR_S = 3600.0
 
 
-def played(folder: Path, rounds: int, now: float, seed: int = 0) -> Coordinator:
+def played(folder: Path, rounds: int, now: float, seed: int = 0) -> OneByOne:
     """About so many rounds, an hour each, the last of them half done at `now`."""
     rules = Rules(report_goal=20, over_selection=1.3, selection_s=600, reporting_s=1800)
     store, blobs = open_folder(folder)
@@ -45,7 +45,7 @@ def played(folder: Path, rounds: int, now: float, seed: int = 0) -> Coordinator:
     create_task(
         store, blobs, start, PLAN, rules, Policy(), ServerStep(), now, 2, "swiss-german", "de-ch"
     )
-    coordinator = Coordinator(store, blobs)
+    coordinator = OneByOne(store, blobs)
     coordinator.pause("swiss-german", now)
     rng, devices = np.random.default_rng(seed), enrolled(coordinator, 90)
     for number in range(rounds):

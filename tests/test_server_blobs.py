@@ -75,16 +75,6 @@ def test_a_damaged_blob_is_refused_and_mended_by_putting_it_again(place):
     assert open_blobs().get(name) == b"a checkpoint"
 
 
-def test_a_deleted_blob_is_gone_and_may_be_deleted_again(place):
-    open_blobs, _ = place
-    blobs = open_blobs()
-    name = blobs.put(b"a sum")
-    blobs.get(name)
-    for _ in range(2):
-        blobs.delete(name)
-    assert (blobs.size(name), open_blobs().size(name)) == (None, None)
-
-
 def test_a_blob_asked_for_often_is_kept_in_memory_and_an_old_one_let_go(tmp_path):
     blobs = Blobs(tmp_path / "blobs", hot_bytes=250)
     names = [blobs.put(bytes([number]) * 100) for number in range(3)]

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import sqlalchemy as sa
 
 from device_runtime import signing, weights
 from device_runtime.causes import Cause
@@ -18,18 +19,20 @@ from device_runtime.update import HEADER_BYTES, encode
 from device_runtime.weights import Checkpoint
 from device_runtime.wire import Abandon, Ack, Assignment, Enrolment, Reject
 from server.blobs import Blobs
-from server.coordinator import NONCE_LIFE_S, Coordinator, create_task, has_task, open_folder
+from server.coordinator import NONCE_LIFE_S, create_task, has_task, open_folder
 from server.eligibility import Policy
 from server.requests import CheckingIn, Refused
 from server.rounds import Rules
 from server.step import ServerStep
 from server.store import Store
+from server.tables import checkpoints, rounds
 from tests.toy_server import (
     PLAN,
     READY,
     SHAPES,
     TOKENIZER,
     WEIGHTS,
+    OneByOne,
     check_in,
     delta,
     encoded,
@@ -50,13 +53,13 @@ def coordinator(tmp_path):
     opened.close()
 
 
-def assigned(coordinator: Coordinator, devices: list[str], now: float = 1.0) -> list[Assignment]:
+def assigned(coordinator: OneByOne, devices: list[str], now: float = 1.0) -> list[Assignment]:
     found = [coordinator.check_in(device, READY, now) for device in devices]
     assert all(isinstance(answer, Assignment) for answer in found), found
     return found
 
 
-def causes(coordinator: Coordinator, *calls) -> list[Cause]:
+def causes(coordinator: OneByOne, *calls) -> list[Cause]:
     """The cause each call is refused for."""
     found = []
     for call in calls:
@@ -275,7 +278,7 @@ def test_rounds_are_numbered_from_the_checkpoint_the_task_began_with(tmp_path):
         0.0,
         seed=1,
     )
-    coordinator = Coordinator(store, blobs)
+    coordinator = OneByOne(store, blobs)
     assert assigned(coordinator, enrolled(coordinator, 1))[0].round == 301
     coordinator.close()
 
@@ -524,7 +527,7 @@ def test_a_task_has_a_name_of_its_own_and_a_server_without_tasks_has_no_work(coo
             0.0,
         )
     store, blobs = open_folder(tmp_path / "empty")
-    coordinator = Coordinator(store, blobs)
+    coordinator = OneByOne(store, blobs)
     assert coordinator.check_in(enrolled(coordinator, 1)[0], READY, 1.0).cause is Cause.NO_ROUND
     coordinator.close()
 
@@ -574,7 +577,7 @@ def test_without_a_seed_two_tasks_rotate_differently(tmp_path):
             ServerStep(),
             0.0,
         )
-        coordinator = Coordinator(store, blobs)
+        coordinator = OneByOne(store, blobs)
         seeds.add(assigned(coordinator, enrolled(coordinator, 1))[0].rotation_seed)
         coordinator.close()
     assert len(seeds) == 2
@@ -606,7 +609,7 @@ def played(folder, restart_before: int = -1) -> str:
     return coordinator.checkpoint().sha
 
 
-def restarted(coordinator: Coordinator, folder) -> Coordinator:
+def restarted(coordinator: OneByOne, folder) -> OneByOne:
     coordinator.close()
     return reopened(folder)
 
@@ -670,7 +673,7 @@ def survives(folder, dies_at: int) -> tuple[str, bool]:
             try:
                 if coordinator is None:
                     store = MortalStore(folder / "server.sqlite", fate)
-                    coordinator = Coordinator(
+                    coordinator = OneByOne(
                         store, MortalBlobs(folder / "blobs", fate), np.random.default_rng(0)
                     )
                 return call(coordinator)
@@ -681,7 +684,7 @@ def survives(folder, dies_at: int) -> tuple[str, bool]:
     devices = persistently(lambda server: enrolled(server, 2))
     for index, device in enumerate(devices):
 
-        def turn(server: Coordinator, index=index, device=device) -> None:
+        def turn(server: OneByOne, index=index, device=device) -> None:
             work = server.check_in(device, READY, 1.0)
             if isinstance(work, Assignment) and work.round == 1:
                 assert server.update(device, work.assignment, encoded(work, index), 1.0).counted
@@ -760,9 +763,31 @@ def test_a_crash_while_a_task_is_made_leaves_no_half_of_it(tmp_path):
         store, blobs = open_folder(folder)
         if not has_task(store):
             create_task(store, blobs, *task)
-        coordinator = Coordinator(store, blobs)
+        coordinator = OneByOne(store, blobs)
         assert assigned(coordinator, enrolled(coordinator, 1))[0].shapes == SHAPES
         coordinator.close()
         if fate.left > 0:
             break
     assert dies_at > 8
+
+
+@pytest.mark.parametrize(
+    ("goal", "spoiled", "said"),
+    [
+        (2, sa.delete(checkpoints), "the checkpoint round 1 starts from is not in the database"),
+        (3, sa.update(rounds).values(admitted=1), "round 1 does not wait for"),
+    ],
+    ids=["no checkpoint", "no place"],
+)
+def test_a_database_that_contradicts_itself_is_said_and_not_counted_on(
+    tmp_path, goal, spoiled, said
+):
+    coordinator = new(tmp_path, Rules(report_goal=goal, over_selection=1.0))
+    a, b = enrolled(coordinator, 2)
+    works = assigned(coordinator, [a, b])
+    coordinator.update(a, works[0].assignment, encoded(works[0], 0), 2.0)
+    with coordinator.store.transaction() as rows:
+        rows._connection.execute(spoiled)
+    with pytest.raises(RunError, match=said):
+        coordinator.update(b, works[1].assignment, encoded(works[1], 1), 2.0)
+    coordinator.close()

@@ -7,10 +7,11 @@ import numpy as np
 
 from device_runtime import difference, update
 from device_runtime.weights import digest
-from server.coordinator import DIFFERENCES, SMALLER
+from server.blobs import Blobs
+from server.differences import NEWEST, SMALLER
 from server.rounds import Rules
 from tests import toy_server
-from tests.toy_server import READY, encoded, enrolled, new, reopened
+from tests.toy_server import READY, OneByOne, encoded, enrolled, new, reopened
 
 LARGE = {"embedding": np.random.default_rng(0).normal(0, 0.1, (400, 16)).astype(np.float32)}
 RULES = Rules(report_goal=1, over_selection=1.0)
@@ -68,7 +69,7 @@ def test_a_device_that_holds_the_round_s_checkpoint_counts_as_having_downloaded_
 def test_a_checkpoint_of_long_ago_is_sent_whole(tmp_path):
     coordinator, devices = large(tmp_path)
     held = commit(coordinator, devices[0], 1.0)
-    for number in range(1, DIFFERENCES):
+    for number in range(1, NEWEST):
         commit(coordinator, devices[number], 1.0 + number)
     assert coordinator.check_in(devices[9], replace(READY, holds=held), 50.0).difference is None
     coordinator.close()
@@ -100,6 +101,25 @@ def test_after_a_restart_the_same_difference_is_offered(tmp_path):
         coordinator.check_in(devices[1], replace(READY, holds=held), 3.0).difference
         == before.difference
     )
+    coordinator.close()
+
+
+def test_the_download_of_a_difference_counts_also_where_another_process_worked_it_out(tmp_path):
+    coordinator = new(tmp_path, replace(RULES, over_selection=2.0), values=LARGE)
+    devices = enrolled(coordinator, 4)
+    held = commit(coordinator, devices[0], 1.0)
+    works = [
+        coordinator.check_in(device, replace(READY, holds=held), 2.0) for device in devices[1:3]
+    ]
+    replica = OneByOne(coordinator.store, Blobs(tmp_path / "blobs"), replica="another")
+    replica.blob(devices[1], works[0].difference, 3.0, signed_for=("default", 2))
+    assert replica.reports(3.0).rounds[1].downloaded == 1
+    coordinator.close()
+    coordinator = reopened(tmp_path)
+    coordinator.blob(devices[2], works[1].difference, 4.0, signed_for=("default", 2))
+    assert coordinator.reports(4.0).rounds[1].downloaded == 2
+    coordinator.blob(devices[2], held, 5.0, signed_for=("default", 2))  # an older one is not it
+    assert coordinator.reports(5.0).rounds[1].downloaded == 2
     coordinator.close()
 
 

@@ -21,10 +21,10 @@ from device_runtime.errors import ConfigError, RunError, ServerError
 from device_runtime.wire import CheckIn, Enrolment
 from server import access, endpoint, operators
 from server.access import Buckets, Limits
-from server.coordinator import Coordinator, open_folder
+from server.coordinator import open_folder
 from server.rounds import Rules
 from tests.test_server_endpoint import TOKEN, Device, problem, running
-from tests.toy_server import PLAN, READY, TOKENIZER, WEIGHTS, encoded, key, new
+from tests.toy_server import PLAN, READY, TOKENIZER, WEIGHTS, OneByOne, encoded, key, new
 
 RULES = Rules(report_goal=2, over_selection=1.5)
 OPERATOR = {"authorization": f"Bearer {TOKEN}"}
@@ -144,7 +144,7 @@ def test_an_operator_makes_pauses_and_rolls_back_tasks_over_http(url, tmp_path):
 def test_a_code_lets_a_device_in_over_http(tmp_path):
     new(tmp_path, RULES).close()
     with (
-        running(Coordinator(*open_folder(tmp_path), codes_needed=True), access_=CLOSED) as url,
+        running(OneByOne(*open_folder(tmp_path), codes_needed=True), access_=CLOSED) as url,
         transport.http(url) as send,
     ):
         codes = httpx.post(f"{url}/v1/codes", headers=OPERATOR, content=b'{"count": 2}').json()[

@@ -19,7 +19,7 @@ import sqlalchemy as sa
 from device_runtime.causes import Cause
 from device_runtime.errors import RunError
 from server.blobs import Blobs
-from server.coordinator import Coordinator, create_task
+from server.coordinator import create_task
 from server.eligibility import Policy
 from server.requests import CheckingIn, Reporting
 from server.rounds import Rules
@@ -27,7 +27,7 @@ from server.step import ServerStep
 from server.store import Store
 from tests import postgres, s3, toy_server
 from tests.test_server_endpoint import Device
-from tests.toy_server import PLAN, READY, TOKENIZER, WEIGHTS, encoded, enrolled
+from tests.toy_server import PLAN, READY, TOKENIZER, WEIGHTS, OneByOne, encoded, enrolled
 
 ROOT = Path(__file__).parent.parent
 RULES = Rules(report_goal=6, over_selection=1.5, rounds=2)  # a cohort of 9
@@ -99,7 +99,7 @@ def test_a_store_on_postgresql_has_the_tables_the_code_uses_and_names_a_server_t
         ).scalar()
     assert storage in ("e", b"e")
     engine.dispose()
-    names = {Coordinator(store, Blobs(tmp_path)).replica for store in stores}
+    names = {OneByOne(store, Blobs(tmp_path)).replica for store in stores}
     assert (len(names), "" in names) == (2, False)
     for store in stores:
         store.close()
@@ -130,7 +130,7 @@ def test_devices_may_ask_any_replica_and_the_checkpoints_are_those_of_one_server
     blobs = Blobs(tmp_path / "shared")
     begun(database, blobs)
     replicas = [
-        Coordinator(Store(database), blobs, np.random.default_rng(number)) for number in range(3)
+        OneByOne(Store(database), blobs, np.random.default_rng(number)) for number in range(3)
     ]
     devices = enrolled(replicas[0], 9)
     for now in (1.0, 2.0):
@@ -162,7 +162,7 @@ def test_devices_may_ask_any_replica_and_the_checkpoints_are_those_of_one_server
 def test_replicas_that_answer_groups_at_the_same_time_count_each_device_once(database, tmp_path):
     blobs = Blobs(tmp_path / "shared")
     begun(database, blobs, Rules(report_goal=40, over_selection=1.0, rounds=1))
-    replicas = [Coordinator(Store(database), blobs) for _ in range(3)]
+    replicas = [OneByOne(Store(database), blobs) for _ in range(3)]
     devices = enrolled(replicas[0], 40)
     works = replicas[0].handle(
         [CheckingIn(device, READY, f"n{number}") for number, device in enumerate(devices)], 1.0
@@ -174,7 +174,7 @@ def test_replicas_that_answer_groups_at_the_same_time_count_each_device_once(dat
     answers: list = []
 
     def ask(
-        replica: Coordinator, order: np.random.Generator
+        replica: OneByOne, order: np.random.Generator
     ) -> None:  # every replica hears of every update
         for start in range(0, 40, 5):
             answers.extend(

@@ -17,7 +17,7 @@ from device_runtime import weights
 from device_runtime.causes import Cause
 from device_runtime.errors import RunError
 from device_runtime.wire import Kind
-from server.coordinator import Coordinator, open_folder
+from server.coordinator import open_folder
 from server.eligibility import Policy
 from server.ledger import Ledger
 from server.rounds import Phase, RoundState, Rules
@@ -26,7 +26,17 @@ from server.store import Participation, Status, Store, StoredAssignment, StoredC
 from server.sums import Sum
 from server.tables import REVISION, metadata
 from server.task import State, Task
-from tests.toy_server import PLAN, READY, SHAPES, TOKENIZER, delta, encoded, enrolled, stored
+from tests.toy_server import (
+    PLAN,
+    READY,
+    SHAPES,
+    TOKENIZER,
+    OneByOne,
+    delta,
+    encoded,
+    enrolled,
+    stored,
+)
 
 GOLDEN = Path(__file__).parent / "golden"
 TASK = Task(PLAN, Rules(report_goal=2), Policy(), ServerStep(), TOKENIZER, SHAPES, 50, seed=7)
@@ -63,7 +73,7 @@ def test_a_server_of_the_first_tables_goes_on_where_it_stood(tmp_path):
     second one with one report so far.
     """
     zipfile.ZipFile(GOLDEN / "server-0001.zip").extractall(tmp_path)
-    coordinator = Coordinator(*open_folder(tmp_path))
+    coordinator = OneByOne(*open_folder(tmp_path))
     first, second = coordinator.reports(8.0).rounds
     assert (first.phase, first.checked_in, first.refused, first.assigned, first.downloaded) == (
         "committed",

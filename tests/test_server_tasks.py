@@ -15,7 +15,7 @@ from device_runtime.causes import Cause
 from device_runtime.errors import RunError
 from device_runtime.weights import Checkpoint
 from device_runtime.wire import Abandon, Ack, Assignment, Enrolment, Kind, Reject, Scores
-from server.coordinator import Coordinator, create_evaluation, create_task, open_folder
+from server.coordinator import create_evaluation, create_task, open_folder
 from server.eligibility import Policy
 from server.requests import Abandoning, CheckingIn, Refused, Reporting
 from server.rounds import Mode, Rules
@@ -26,6 +26,7 @@ from tests.toy_server import (
     READY,
     TOKENIZER,
     WEIGHTS,
+    OneByOne,
     check_in,
     delta,
     encoded,
@@ -47,7 +48,7 @@ def coordinator(tmp_path):
 
 
 def add_task(
-    coordinator: Coordinator,
+    coordinator: OneByOne,
     name: str,
     rules: Rules = RULES,
     population: str = "default",
@@ -69,7 +70,7 @@ def add_task(
     )
 
 
-def add_evaluation(coordinator: Coordinator, rules: Rules = ONE, name: str = "scores") -> None:
+def add_evaluation(coordinator: OneByOne, rules: Rules = ONE, name: str = "scores") -> None:
     create_evaluation(
         coordinator.store, coordinator.blobs, "default", None, rules, Policy(), 1.0, name, seed=9
     )
@@ -90,7 +91,7 @@ def cause_of(call) -> Cause:
 
 
 def a_round(
-    coordinator: Coordinator, devices: list[str], now: float = 2.0, task: str = "default"
+    coordinator: OneByOne, devices: list[str], now: float = 2.0, task: str = "default"
 ) -> list[Assignment]:
     """The devices of one round of training, from check-in to counted update."""
     works = [coordinator.check_in(device, READY, now) for device in devices]
@@ -437,7 +438,7 @@ def test_a_rollback_ends_the_round_and_goes_on_from_the_earlier_checkpoint(coord
 def test_a_code_lets_in_one_device_once_and_the_same_device_again(tmp_path):
     folder = tmp_path / "server"
     new(folder, RULES).close()
-    coordinator = Coordinator(*open_folder(folder), codes_needed=True)
+    coordinator = OneByOne(*open_folder(folder), codes_needed=True)
     first, second = coordinator.create_codes(2, life_s=100.0, now=0.0)
     keys = [signing.public_hex(key(number)) for number in range(3)]
     assert cause_of(lambda: coordinator.enrol(Enrolment(keys[0]), 1.0)) is Cause.BAD_CODE

@@ -11,9 +11,20 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from device_runtime import signing, weights
 from device_runtime.update import encode
 from device_runtime.weights import Checkpoint
-from device_runtime.wire import Assignment, CheckIn, Conditions, Enrolment, Plan
+from device_runtime.wire import (
+    Abandon,
+    Ack,
+    Assignment,
+    CheckIn,
+    Conditions,
+    Enrolment,
+    Kind,
+    Plan,
+    Reject,
+)
 from server.coordinator import Coordinator, create_task, open_folder
 from server.eligibility import Policy
+from server.requests import Abandoning, Answer, CheckingIn, Fetching, Refused, Reporting, Request
 from server.rounds import Rules
 from server.step import ServerStep
 
@@ -30,6 +41,49 @@ READY = CheckIn(
 )
 
 
+class OneByOne(Coordinator):
+    """A coordinator that is asked one thing at a time. What it refuses is raised."""
+
+    def ask(self, request: Request, now: float) -> Answer:
+        (answer,) = self.handle([request], now)
+        if isinstance(answer, Refused):
+            raise answer
+        return answer
+
+    def check_in(self, device: str, message: CheckIn, now: float) -> Assignment | Reject:
+        """As the endpoint answers it: with the difference from what the device holds."""
+        answer = self.ask(CheckingIn(device, message), now)
+        if isinstance(answer, Assignment):
+            return self.with_difference(answer, message.holds)
+        return answer
+
+    def update(self, device: str, assignment: str, body: bytes, now: float) -> Ack | Reject:
+        return self.ask(Reporting(device, assignment, body), now)
+
+    def scores(self, device: str, assignment: str, body: bytes, now: float) -> Ack | Reject:
+        return self.ask(Reporting(device, assignment, body, Kind.EVALUATION), now)
+
+    def abandon(self, device: str, assignment: str, message: Abandon, now: float) -> Ack:
+        return self.ask(Abandoning(device, assignment, message.cause), now)
+
+    def blob(
+        self,
+        device: str,
+        name: str,
+        now: float,
+        start: int = 0,
+        end: int | None = None,
+        signed_for: tuple[str, int] | None = None,
+    ) -> bytes:
+        """A blob, or its bytes from `start` up to `end` (not included)."""
+        size = self.blob_size(name)
+        end = size if end is None else min(end, size)
+        data = self.blobs.part(name, start, end)
+        makes = self.differences.makes(name)
+        self.ask(Fetching(device, name, len(data), end == size, makes, None, signed_for), now)
+        return bytes(data)
+
+
 def new(
     folder: Path,
     rules: Rules,
@@ -37,7 +91,7 @@ def new(
     policy: Policy | None = None,
     step: ServerStep | None = None,
     values: weights.Weights = WEIGHTS,
-) -> Coordinator:
+) -> OneByOne:
     """A coordinator with a new task, at second 0."""
     store, blobs = open_folder(folder)
     create_task(
@@ -51,11 +105,11 @@ def new(
         now=0.0,
         seed=7,
     )
-    return Coordinator(store, blobs, np.random.default_rng(0))
+    return OneByOne(store, blobs, np.random.default_rng(0))
 
 
-def reopened(folder: Path) -> Coordinator:
-    return Coordinator(*open_folder(folder), np.random.default_rng(0))
+def reopened(folder: Path) -> OneByOne:
+    return OneByOne(*open_folder(folder), np.random.default_rng(0))
 
 
 def key(number: int) -> Ed25519PrivateKey:
