@@ -26,11 +26,11 @@ from device_runtime import config, quantize, signing
 from device_runtime.update import encode
 from device_runtime.weights import Checkpoint
 from device_runtime.wire import Assignment, CheckIn, Conditions, Enrolment, Plan
-from server.coordinator import Coordinator, create_task, open_folder
-from server.eligibility import Policy
+from server import tasks
+from server.coordinator import Coordinator, open_folder
 from server.requests import CheckingIn
 from server.rounds import Rules
-from server.step import ServerStep
+from server.task import TaskSettings
 
 ROOT = Path(__file__).parents[1]
 TOKENIZER = "70" * 32
@@ -210,16 +210,11 @@ def new(
 ) -> tuple[Coordinator, list[Device]]:
     store, blobs = open_folder(folder)
     weights = {"weights": np.zeros(parameters, np.float32)}
-    create_task(
-        store,
-        blobs,
-        Checkpoint(weights, 0, "", TOKENIZER),
-        plan,
-        rules,
-        Policy(),
-        ServerStep(),
+    tasks.create(
+        Coordinator(store, blobs),
+        TaskSettings(plan, rules=rules, seed=1),
         time.time(),
-        seed=1,
+        Checkpoint(weights, 0, "", TOKENIZER),
     )
     coordinator = Coordinator(store, blobs)
     return coordinator, population(coordinator, devices)

@@ -12,7 +12,7 @@ fetched by SHA-256.
     GET  /v1/rounds?task=NAME                         -> RoundReports
 
 All but the last are signed by the device: `signing.sign_request`. Every refusal is a Reject or a
-Problem with a named cause. What only the operator may ask for is in `server/operators.py`.
+Problem with a named cause. What only the operator may ask for is in `server/contract.py`.
 """
 
 from dataclasses import dataclass, field

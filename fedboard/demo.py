@@ -21,11 +21,12 @@ from fedboard import console, devices, score
 from fedboard.export import export
 from fedboard.report import build
 from fedboard.run import Run, Settings, trusted_keys, write_whole
-from fedboard.serve import ADDRESS, ServerSettings, newest_checkpoint
+from fedboard.serve import ServerSettings, newest_checkpoint
 from fedboard.train import train
 from fleet.population import Role, role_counts
 from model import child_process, corpus
 from model.recipe import Recipe
+from server.contract import ADDRESS
 from server.eligibility import Policy
 from server.rounds import Rules
 
@@ -200,7 +201,9 @@ def _rounds_with_devices(demo: Demo, run: Run, bundle: Path, users: corpus.Corpu
         reporting_s=300,
         retry_s=0.3,
     )
-    settings = ServerSettings(demo.seed, rules, Policy(min_examples=min(10, demo.min_examples)))
+    settings = ServerSettings(
+        seed=demo.seed, rules=rules, policy=Policy(min_examples=min(10, demo.min_examples))
+    )
     folder = run.path / "server"
     folder.mkdir()
     write_whole(run.path / "server.toml", config.to_toml(settings).encode())

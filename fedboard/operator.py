@@ -1,4 +1,6 @@
-"""The operator's calls of a running server: one function each, messages of `server.operators`."""
+"""The operator's calls of a running server: one function each, by the messages of
+`server.contract`.
+"""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -10,9 +12,18 @@ from device_runtime.config import from_json, to_json
 from device_runtime.errors import ConfigError, RunError, ServerError
 from device_runtime.transport import Reply, http
 from device_runtime.wire import Problem, RoundReports
-from fedboard.serve import ADDRESS, TOKEN
-from server.access import TOKEN_FILE
-from server.operators import Codes, NewCodes, NewTask, Rollback, Stored, TaskReport, TaskReports
+from server.contract import (
+    ADDRESS,
+    TOKEN,
+    TOKEN_FILE,
+    Codes,
+    NewCodes,
+    Rollback,
+    Stored,
+    TaskReport,
+    TaskReports,
+    TaskSettings,
+)
 
 T = TypeVar("T")
 
@@ -26,8 +37,8 @@ class Operator:
     def put_checkpoint(self, data: bytes) -> str:
         return self._call(Stored, "PUT", "/v1/checkpoints", data).sha256
 
-    def create(self, new: NewTask) -> TaskReport:
-        return self._call(TaskReport, "POST", "/v1/tasks", to_json(new))
+    def create(self, settings: TaskSettings) -> TaskReport:
+        return self._call(TaskReport, "POST", "/v1/tasks", to_json(settings))
 
     def tasks(self) -> tuple[TaskReport, ...]:
         return self._call(TaskReports, "GET", "/v1/tasks").tasks

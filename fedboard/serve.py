@@ -2,7 +2,7 @@
 
 import os
 import ssl
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from device_runtime import weights
@@ -11,16 +11,11 @@ from device_runtime.errors import ConfigError, RunError
 from fedboard import console
 from fedboard.run import writable, write_whole
 from server.access import Limits
-from server.eligibility import Policy
-from server.rounds import Rules
-from server.step import ServerStep
+from server.contract import ADDRESS, TOKEN, TOKEN_FILE
+from server.task import TaskSettings, settings_of
 
-ADDRESS = "address"  # file in the server's folder that holds its URL once it listens
-DATABASE, BLOBS, TOKEN = (
-    "FEDBOARD_DATABASE",
-    "FEDBOARD_BLOBS",
-    "FEDBOARD_OPERATOR_TOKEN",
-)  # environment: secrets stay out of files and commands
+# environment: secrets stay out of files and commands
+DATABASE, BLOBS = "FEDBOARD_DATABASE", "FEDBOARD_BLOBS"
 ENROLMENT = ("", "open", "code")
 
 
@@ -44,9 +39,8 @@ class Doors:
     # `open`: pages, reports and metrics need no token; `token`: they do. By default open only to
     # this machine
     readers: str = ""
-    behind_proxy: str = (
-        ""  # addresses of the proxies whose X-Forwarded-For is believed, separated by commas
-    )
+    # addresses of the proxies whose X-Forwarded-For is believed, separated by commas
+    behind_proxy: str = ""
 
     def __post_init__(self) -> None:
         for name, allowed in (("enrolment", ENROLMENT), ("readers", ("", "open", "token"))):
@@ -66,15 +60,9 @@ class Tls:
 
 
 @dataclass(frozen=True)
-class ServerSettings:
-    """server.toml. [rules], [policy], [step] and seed are those of the task that --bundle
-    starts.
-    """
+class ServerSettings(TaskSettings):
+    """server.toml: the settings of the task that --bundle starts, and of the server."""
 
-    seed: int | None = None  # None: the operating system's randomness
-    rules: Rules = field(default_factory=Rules)
-    policy: Policy = field(default_factory=Policy)
-    step: ServerStep = field(default_factory=ServerStep)
     storage: Storage = field(default_factory=Storage)
     access: Doors = field(default_factory=Doors)
     limits: Limits = field(default_factory=Limits)
@@ -93,8 +81,8 @@ def serve(
     """Serve until stopped. A server that has tasks goes on with them; one that has none starts one
     from a bundle, or waits for one to be made.
     """
-    from server import access, logs
-    from server.coordinator import Coordinator, create_task, has_task, open_folder
+    from server import access, logs, tasks
+    from server.coordinator import Coordinator, open_folder
     from server.endpoint import Access, app, bind
     from server.endpoint import serve as run
 
@@ -114,20 +102,17 @@ def serve(
             os.environ.get(DATABASE) or settings.storage.database,
             os.environ.get(BLOBS) or settings.storage.blobs,
         )
-        if has_task(store):
+        coordinator = Coordinator(
+            store,
+            blobs,
+            codes_needed=settings.access.enrolment == "code"
+            or not (local or settings.access.enrolment),
+        )
+        if coordinator.tasks():
             console.say("going on with the tasks of this server")
         elif bundle is not None:
-            create_task(
-                store,
-                blobs,
-                bundle.checkpoint,
-                bundle.plan,
-                settings.rules,
-                settings.policy,
-                settings.step,
-                now,
-                settings.seed,
-            )
+            task = replace(settings_of(settings), plan=settings.plan or bundle.plan)
+            tasks.create(coordinator, task, now, bundle.checkpoint)
         else:
             console.say(
                 "no task yet; start one: fedboard task create default --bundle BUNDLE --dir "
@@ -138,15 +123,9 @@ def serve(
         )
         url = f"{'https' if tls else 'http'}://{reachable}:{sock.getsockname()[1]}"
         readers = settings.access.readers == "open" or (local and not settings.access.readers)
-        coordinator = Coordinator(
-            store,
-            blobs,
-            codes_needed=settings.access.enrolment == "code"
-            or not (local or settings.access.enrolment),
-        )
         console.say(
             f"listening on {url}; open it in a browser to watch"
-            + ("" if readers else f" (password: the token in {folder / access.TOKEN_FILE})")
+            + ("" if readers else f" (password: the token in {folder / TOKEN_FILE})")
         )
         write_whole(address, f"{url}\n".encode())
         logs.begin()

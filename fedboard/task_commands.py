@@ -2,7 +2,7 @@
 commands over `fedboard.operator`.
 """
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
@@ -48,13 +48,15 @@ def task_create(
     ] = None,
     config: Annotated[
         Path | None,
-        typer.Option(
-            help="TOML file with [rules], [policy], [step] and seed, as for `fedboard serve`."
-        ),
+        typer.Option(help="TOML file with the task's settings, as for `fedboard serve`."),
     ] = None,
     population: Annotated[
-        str, typer.Option(help="Devices it is for: those that check in with this name.")
-    ] = "default",
+        str | None,
+        typer.Option(
+            help="Devices it is for: those that check in with this name; by default as --config "
+            "says, or `default`."
+        ),
+    ] = None,
     dir: Folder = None,
     server: Server = None,
     token_file: TokenFile = None,
@@ -68,7 +70,7 @@ def task_create(
     from fedboard.operator import connect
     from fedboard.run import open_bundle
     from fedboard.serve import ServerSettings
-    from server.operators import NewTask
+    from server.task import TaskSettings, settings_of
 
     if (bundle is None) == (evaluates is None):
         raise RunError(
@@ -76,27 +78,23 @@ def task_create(
             "expected one of them",
             "give a bundle to train from, or a training task to evaluate",
         )
-    settings = from_toml(ServerSettings, config) if config else ServerSettings()
-    common = {
-        "name": name,
-        "rules": settings.rules,
-        "policy": settings.policy,
-        "seed": settings.seed,
-    }
+    settings = settings_of(from_toml(ServerSettings, config)) if config else TaskSettings()
+    settings = replace(settings, name=name)
     opened = open_bundle(bundle, trust) if bundle else None
     with connect(dir, server, token_file) as operator:
         if opened:
-            sha = operator.put_checkpoint(weights.to_bytes(opened.checkpoint))
-            made = operator.create(
-                NewTask(
-                    opened.plan, population=population, checkpoint=sha, step=settings.step, **common
-                )
+            settings = replace(
+                settings,
+                kind=Kind.TRAINING,
+                evaluates="",
+                plan=settings.plan or opened.plan,
+                population=population or settings.population,
+                checkpoint=operator.put_checkpoint(weights.to_bytes(opened.checkpoint)),
             )
         else:
-            made = operator.create(
-                NewTask(None, kind=Kind.EVALUATION, evaluates=evaluates or "", **common)
-            )
-    _say(made, as_json)
+            settings = replace(settings, kind=Kind.EVALUATION, evaluates=evaluates or "")
+        report = operator.create(settings)
+    _say(report, as_json)
 
 
 @app.command("list")

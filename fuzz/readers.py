@@ -31,7 +31,7 @@ with atheris.instrument_imports(
     from device_runtime.update import decode, dequantize, encode, encoded_bytes
     from device_runtime.wire import Abandon, CheckIn, Enrolment, Plan, Scores
     from fedboard.serve import ServerSettings
-    from server import access, bodies, judging, operators, sums
+    from server import access, bodies, contract, judging, sums
 
 import numpy as np
 
@@ -100,9 +100,9 @@ def messages(data: bytes) -> None:
         Enrolment,
         Abandon,
         Scores,
-        operators.NewTask,
-        operators.Rollback,
-        operators.NewCodes,
+        contract.TaskSettings,
+        contract.Rollback,
+        contract.NewCodes,
     ):
         with contextlib.suppress(FedboardError):
             assert config.from_json(

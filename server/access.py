@@ -19,8 +19,8 @@ import nacl.exceptions
 
 from device_runtime import durable, signing
 from device_runtime.errors import ConfigError, RunError
+from server.contract import TOKEN_FILE
 
-TOKEN_FILE = "operator.token"  # in the server's folder, readable by its owner only
 _NONCE = re.compile(r"[0-9a-f]{32}")
 _ROUND = re.compile(r"0|[1-9][0-9]{0,17}")
 _DIGEST = re.compile(r"sha-256=:([A-Za-z0-9+/]{43}=):")

@@ -39,10 +39,10 @@ from pathlib import Path
 
 import numpy as np
 
-from device_runtime import signing, weights
+from device_runtime import signing
 from device_runtime.causes import MEANING, Cause
-from device_runtime.errors import CheckpointError, RunError
-from device_runtime.weights import Checkpoint, digest
+from device_runtime.errors import RunError
+from device_runtime.weights import digest
 from device_runtime.wire import (
     DAY_S,
     Ack,
@@ -51,7 +51,6 @@ from device_runtime.wire import (
     Enrolled,
     Enrolment,
     Kind,
-    Plan,
     Reject,
     RoundReports,
     Scores,
@@ -59,7 +58,7 @@ from device_runtime.wire import (
 from server import closing, mechanism, pacing
 from server.blobs import Blobs
 from server.differences import NEWEST, Differences
-from server.eligibility import Policy, decide
+from server.eligibility import decide
 from server.judging import Judged, judge
 from server.ledger import Ledger
 from server.requests import (
@@ -84,7 +83,6 @@ from server.rounds import (
     following,
     is_over,
 )
-from server.step import ServerStep
 from server.store import (
     Rows,
     Status,
@@ -115,115 +113,6 @@ def open_folder(folder: Path, database: str = "", blobs: str = "") -> tuple[Stor
     """
     kept = Blobs(Path(folder) / "blobs") if not blobs else Blobs.open(blobs)
     return Store(database or Path(folder) / "server.sqlite"), kept
-
-
-def create_task(
-    store: Store,
-    blobs: Blobs,
-    checkpoint: Checkpoint,
-    plan: Plan,
-    rules: Rules,
-    policy: Policy,
-    step: ServerStep,
-    now: float,
-    seed: int | None = None,
-    name: str = "default",
-    population: str = "default",
-) -> Task:
-    """Keep a new training task and open its first round, numbered one after the checkpoint's.
-
-    Without a seed the rotations cannot be foretold; with one, the same updates make the same
-    checkpoints. Raises RunError if there is a task of that name, CheckpointError for weights that
-    do not fit float16, ConfigError for rules a sum cannot hold.
-    """
-    values = checkpoint.weights
-    if not closing.fits_float16(values):
-        raise CheckpointError(
-            "checkpoint",
-            "it has values too large for float16, as which it would travel",
-            "train again with a smaller rate",
-        )
-    dimension = sum(array.size for array in values.values())
-    seed = secrets.randbits(63) if seed is None else seed
-    task = Task(
-        plan,
-        rules,
-        policy,
-        step,
-        checkpoint.tokenizer,
-        weights.shapes_hash(values),
-        dimension,
-        seed,
-        name,
-        population,
-    )
-    mechanism.require_room(task)
-    blobs.put(task.plan_bytes)
-    stored = replace(closing.keep(blobs, checkpoint), made_at=now)
-    with store.transaction(durable=True) as rows:
-        _add_task(rows, task, now)
-        rows.add_checkpoint(name, stored)
-        rows.open_round(name, RoundState(checkpoint.round + 1), stored, now)
-    return task
-
-
-def create_evaluation(
-    store: Store,
-    blobs: Blobs,
-    evaluates: str,
-    plan: Plan | None,
-    rules: Rules,
-    policy: Policy,
-    now: float,
-    name: str,
-    seed: int | None = None,
-) -> Task:
-    """Keep a new task that scores the newest checkpoints of the training task `evaluates` on its
-    devices' held-back messages.
-
-    Raises RunError if there is no such training task, or one of the new name.
-    """
-    with store.transaction(durable=True) as rows:
-        trained = next(
-            (
-                stored.task
-                for stored in rows.tasks()
-                if stored.task.name == evaluates and stored.task.kind is Kind.TRAINING
-            ),
-            None,
-        )
-        if trained is None:
-            raise RunError(
-                f"task {evaluates}",
-                "expected a training task to evaluate, found none of that name",
-                "see `fedboard task list`",
-            )
-        seed = secrets.randbits(63) if seed is None else seed
-        shared = trained.tokenizer, trained.shapes, trained.dimension
-        task = Task(
-            plan or trained.plan,
-            rules,
-            policy,
-            ServerStep(),
-            *shared,
-            seed,
-            name,
-            trained.population,
-            Kind.EVALUATION,
-            evaluates,
-        )
-        mechanism.require_room(task)
-        blobs.put(task.plan_bytes)
-        current = rows.current(evaluates)
-        assert current is not None  # a training task has a checkpoint from its first moment
-        _add_task(rows, task, now)
-        rows.open_round(name, RoundState(1), current, now)
-    return task
-
-
-def has_task(store: Store) -> bool:
-    with store.reading() as rows:
-        return bool(rows.tasks())
 
 
 class Coordinator:
@@ -899,13 +788,3 @@ class Coordinator:
         if self.codes_needed:
             rows.use_code(hashed, device)
         self._population += 1
-
-
-def _add_task(rows: Rows, task: Task, now: float) -> None:
-    if any(stored.task.name == task.name for stored in rows.tasks()):
-        raise RunError(
-            f"task {task.name}",
-            "there is one of that name already",
-            "choose another name, or go on with that one",
-        )
-    rows.add_task(task, now)

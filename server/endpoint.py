@@ -51,7 +51,7 @@ from device_runtime.wire import (
     RoundReports,
     Scores,
 )
-from server import access, bodies, dashboard, memory, openapi, operators, overview
+from server import access, bodies, contract, dashboard, memory, openapi, operators, overview
 from server.access import Buckets, Limits, Proof
 from server.coordinator import Coordinator
 from server.groups import Groups
@@ -133,7 +133,7 @@ def app(
     tick_s: float = 1.0,
     access_: Access | None = None,
 ) -> FastAPI:
-    """The routes of `device_runtime.wire` and `server.operators`, with /healthz, /readyz, /metrics
+    """The routes of `device_runtime.wire` and `server.contract`, with /healthz, /readyz, /metrics
     and the page at /.
 
     `clock` gives the seconds the coordinator is told.
@@ -266,44 +266,44 @@ class _Service:
                 "PUT",
                 "/v1/checkpoints",
                 self.put_checkpoint,
-                _operators(operators.Stored, 400, 413, body=bytes),
+                _operators(contract.Stored, 400, 413, body=bytes),
             ),
             (
                 "POST",
                 "/v1/tasks",
                 self.create_task,
-                _operators(operators.TaskReport, 400, 404, 409, 413, body=operators.NewTask),
+                _operators(contract.TaskReport, 400, 404, 409, 413, body=contract.TaskSettings),
             ),
-            ("GET", "/v1/tasks", self.tasks, _operators(operators.TaskReports)),
+            ("GET", "/v1/tasks", self.tasks, _operators(contract.TaskReports)),
             (
                 "GET",
                 "/v1/tasks/{name}",
                 self.task,
-                _operators(operators.TaskReport, 404, parameter="name"),
+                _operators(contract.TaskReport, 404, parameter="name"),
             ),
             (
                 "POST",
                 "/v1/tasks/{name}/pause",
                 self.pause,
-                _operators(operators.TaskReport, 404, 409, parameter="name"),
+                _operators(contract.TaskReport, 404, 409, parameter="name"),
             ),
             (
                 "POST",
                 "/v1/tasks/{name}/resume",
                 self.resume,
-                _operators(operators.TaskReport, 404, 409, parameter="name"),
+                _operators(contract.TaskReport, 404, 409, parameter="name"),
             ),
             (
                 "POST",
                 "/v1/tasks/{name}/rollback",
                 self.roll_back,
                 _operators(
-                    operators.TaskReport,
+                    contract.TaskReport,
                     400,
                     404,
                     409,
                     413,
-                    body=operators.Rollback,
+                    body=contract.Rollback,
                     parameter="name",
                 ),
             ),
@@ -317,7 +317,7 @@ class _Service:
                 "POST",
                 "/v1/codes",
                 self.codes,
-                _operators(operators.Codes, 400, 413, body=operators.NewCodes),
+                _operators(contract.Codes, 400, 413, body=contract.NewCodes),
             ),
             ("GET", "/", self.page, {"response_class": HTMLResponse, "responses": _READING}),
             ("GET", "/healthz", self.healthz, _documented(Health)),
@@ -450,7 +450,7 @@ class _Service:
 
     async def create_task(self, request: Request) -> Response:
         self.may_act(request)
-        new = bodies.parsed(operators.NewTask, await self.body(request, MESSAGE_BYTES))
+        new = bodies.parsed(contract.TaskSettings, await self.body(request, MESSAGE_BYTES))
         await run_in_threadpool(operators.create, self.coordinator, new, self.clock())
         self.update_bytes = {}
         return await self.changed(request, "created", new.name)
@@ -477,7 +477,7 @@ class _Service:
 
     async def roll_back(self, request: Request) -> Response:
         self.may_act(request)
-        message = bodies.parsed(operators.Rollback, await self.body(request, MESSAGE_BYTES))
+        message = bodies.parsed(contract.Rollback, await self.body(request, MESSAGE_BYTES))
         await run_in_threadpool(
             operators.roll_back,
             self.coordinator,
@@ -502,7 +502,7 @@ class _Service:
     async def codes(self, request: Request) -> Response:
         self.may_act(request)
         body = await self.body(request, MESSAGE_BYTES)
-        message = bodies.parsed(operators.NewCodes, body or b"{}")
+        message = bodies.parsed(contract.NewCodes, body or b"{}")
         made = await run_in_threadpool(
             operators.make_codes, self.coordinator, message, self.clock()
         )

@@ -7,8 +7,8 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import TypeAdapter
 
 from device_runtime.causes import MEANING, Cause
-from device_runtime.wire import DAY_S, Abandon, CheckIn, Enrolment, Problem, Scores
-from server import operators
+from device_runtime.wire import Abandon, CheckIn, Enrolment, Problem, Scores
+from server import contract
 
 _SHARED = "#/components/schemas/{model}"
 _REQUESTS = (
@@ -16,9 +16,9 @@ _REQUESTS = (
     CheckIn,
     Abandon,
     Scores,
-    operators.NewTask,
-    operators.Rollback,
-    operators.NewCodes,
+    contract.TaskSettings,
+    contract.Rollback,
+    contract.NewCodes,
 )
 _SIGNATURE = (
     "content-digest",
@@ -87,11 +87,11 @@ def document(api: FastAPI) -> dict[str, Any]:
         schemas["Enrolment"]["properties"]["public_key"]["pattern"] = "^[0-9a-f]{64}$"
         schemas["NewCodes"]["properties"]["count"] |= {
             "minimum": 1,
-            "maximum": operators.MOST_CODES,
+            "maximum": contract.MOST_CODES,
         }
         schemas["NewCodes"]["properties"]["life_s"] |= {
             "exclusiveMinimum": 0,
-            "maximum": 366 * DAY_S,
+            "maximum": contract.LONGEST_CODE_LIFE_S,
         }
         schemas["Abandon"]["properties"]["cause"] = {
             "enum": [cause.value for cause in Cause if MEANING[cause].gives_back]

@@ -5,8 +5,9 @@ rounds.
 import functools
 import hashlib
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
+from typing import Any
 
 from device_runtime import config
 from device_runtime.errors import ConfigError
@@ -28,28 +29,33 @@ class State(StrEnum):
 
 
 @dataclass(frozen=True)
-class Task:
-    plan: Plan
-    rules: Rules
-    policy: Policy
-    step: ServerStep
-    tokenizer: str  # SHA-256 of the vocabulary
-    shapes: str  # `weights.shapes_hash` of the network
-    dimension: int  # values of the network
-    seed: int  # of everything random in a result
+class TaskSettings:
+    """What an operator decides of a task. One record all the way: server.toml, the message that
+    makes a task, `tasks.create`, and the row of the database are this and what each adds to it.
+
+    Raises ConfigError for a name that cannot be one, and for words that do not go together.
+    """
+
+    plan: Plan | None = None  # by default the bundle's, or that of the task it evaluates
     name: str = "default"
-    population: str = "default"
+    population: str = "default"  # devices it is for: those that check in with this name
     kind: Kind = Kind.TRAINING
+    checkpoint: str = ""  # SHA-256 of the kept checkpoint that a training task starts from
     evaluates: str = ""  # the training task whose newest checkpoint an evaluation task scores
+    rules: Rules = field(default_factory=Rules)
+    policy: Policy = field(default_factory=Policy)
+    step: ServerStep = field(default_factory=ServerStep)
+    seed: int | None = None  # of everything random in a result; None: the system's randomness
 
     def __post_init__(self) -> None:
-        for field in ("name", "population"):
-            if not _NAME.fullmatch(getattr(self, field)):
-                found = (
+        for label in ("name", "population"):
+            if not _NAME.fullmatch(getattr(self, label)):
+                raise ConfigError(
+                    f"task.{label}",
                     "expected a-z, 0-9, '.', '_' and '-', at most 64, found "
-                    f"{getattr(self, field)[:80]!r}"
+                    f"{getattr(self, label)[:80]!r}",
+                    "choose another",
                 )
-                raise ConfigError(f"task.{field}", found, "choose another")
         if (self.kind is Kind.EVALUATION) != bool(self.evaluates):
             raise ConfigError(
                 "task.evaluates",
@@ -63,13 +69,40 @@ class Task:
                 "remove it",
             )
 
+
+@dataclass(frozen=True, kw_only=True)
+class Task(TaskSettings):
+    """A task as it is kept: its settings, complete, and what its checkpoints have in common."""
+
+    plan: Plan
+    seed: int
+    tokenizer: str  # SHA-256 of the vocabulary
+    shapes: str  # `weights.shapes_hash` of the network
+    dimension: int  # values of the network
+
     @property
     def plan_bytes(self) -> bytes:
+        """The plan as devices fetch it."""
         return config.to_json(self.plan)
 
     @property
     def plan_hash(self) -> str:
+        """The name of its blob."""
         return _hash_of(self.plan)
+
+
+def settings_of(record: TaskSettings) -> TaskSettings:
+    """The settings alone of a record that holds more: of a server.toml, or of a task."""
+    return TaskSettings(**_settings(record))
+
+
+def task_of(settings: TaskSettings, tokenizer: str, shapes: str, dimension: int) -> Task:
+    """The task of complete settings: those with a plan and a seed."""
+    return Task(**_settings(settings), tokenizer=tokenizer, shapes=shapes, dimension=dimension)
+
+
+def _settings(record: TaskSettings) -> dict[str, Any]:
+    return {each.name: getattr(record, each.name) for each in fields(TaskSettings)}
 
 
 @functools.lru_cache(maxsize=64)

@@ -11,11 +11,13 @@ from device_runtime import config
 from device_runtime.causes import Cause
 from device_runtime.weights import Checkpoint
 from device_runtime.wire import Assignment, Kind, Scores
-from server.coordinator import Coordinator, create_evaluation, create_task, open_folder
+from server import tasks
+from server.coordinator import Coordinator, open_folder
 from server.eligibility import Policy
 from server.requests import Abandoning, CheckingIn, Reporting
 from server.rounds import Rules
 from server.step import ServerStep
+from server.task import TaskSettings
 from tests.toy_server import PLAN, READY, TOKENIZER, WEIGHTS, OneByOne, encoded, enrolled
 
 HOUR_S = 3600.0
@@ -30,20 +32,28 @@ def played(folder: Path, rounds: int, now: float, seed: int = 0) -> OneByOne:
         now - HOUR_S * rounds,
         ServerStep(0.5, algorithm="fedadam"),
     )
-    create_task(store, blobs, start, PLAN, rules, Policy(min_separation=2), step, began, 1)
-    create_evaluation(
-        store,
-        blobs,
-        "default",
-        None,
-        Rules(report_goal=8, over_selection=1.5),
-        Policy(),
-        began + 1,
-        "accuracy",
-        1,
+    tasks.create(
+        Coordinator(store, blobs),
+        TaskSettings(PLAN, rules=rules, policy=Policy(min_separation=2), step=step, seed=1),
+        began,
+        start,
     )
-    create_task(
-        store, blobs, start, PLAN, rules, Policy(), ServerStep(), now, 2, "swiss-german", "de-ch"
+    tasks.create(
+        Coordinator(store, blobs),
+        TaskSettings(
+            kind=Kind.EVALUATION,
+            evaluates="default",
+            name="accuracy",
+            rules=Rules(report_goal=8, over_selection=1.5),
+            seed=1,
+        ),
+        began + 1,
+    )
+    tasks.create(
+        Coordinator(store, blobs),
+        TaskSettings(PLAN, name="swiss-german", population="de-ch", rules=rules, seed=2),
+        now,
+        start,
     )
     coordinator = OneByOne(store, blobs)
     coordinator.pause("swiss-german", now)

@@ -19,11 +19,13 @@ from device_runtime.transport import Interrupted, Unreachable
 from device_runtime.turn import Status
 from device_runtime.typing_log import Retention
 from fleet.simulate import asgi
-from server.coordinator import Coordinator, create_task, open_folder
+from server import tasks
+from server.coordinator import Coordinator, open_folder
 from server.eligibility import Policy
 from server.endpoint import app
 from server.rounds import Rules
 from server.step import ServerStep
+from server.task import TaskSettings
 
 ABLE = "0\tbattery_charged_on\n0\twifi\n0\tscreen_off\n"
 SECRET = "i will see zebracorn"
@@ -36,16 +38,11 @@ def server(tmp_path, tiny_bundle):
     """
     store, blobs = open_folder(tmp_path / "server")
     rules = Rules(report_goal=1, over_selection=1.0, rounds=1, retry_s=10.0)
-    create_task(
-        store,
-        blobs,
-        tiny_bundle.checkpoint,
-        tiny_bundle.plan,
-        rules,
-        Policy(min_examples=5),
-        ServerStep(),
+    tasks.create(
+        Coordinator(store, blobs),
+        TaskSettings(tiny_bundle.plan, rules=rules, policy=Policy(min_examples=5), seed=1),
         0.0,
-        seed=1,
+        tiny_bundle.checkpoint,
     )
     coordinator = Coordinator(store, blobs, np.random.default_rng(0))
     sent = []
@@ -164,16 +161,17 @@ def test_a_newer_checkpoint_travels_as_a_difference_from_the_one_the_device_hold
 ):
     store, blobs = open_folder(tmp_path / "server")
     rules = Rules(report_goal=1, over_selection=1.0, rounds=3)
-    create_task(
-        store,
-        blobs,
-        tiny_bundle.checkpoint,
-        tiny_bundle.plan,
-        rules,
-        Policy(min_examples=5),
-        ServerStep(0.01),
+    tasks.create(
+        Coordinator(store, blobs),
+        TaskSettings(
+            tiny_bundle.plan,
+            rules=rules,
+            policy=Policy(min_examples=5),
+            step=ServerStep(0.01),
+            seed=1,
+        ),
         0.0,
-        seed=1,
+        tiny_bundle.checkpoint,
     )
     coordinator, sizes = Coordinator(store, blobs, np.random.default_rng(0)), []
     first, second = device(), device()
@@ -258,16 +256,11 @@ def test_an_interruption_does_not_change_a_byte_of_the_upload(
     assert turn(home, server, 1000.0).status is Status.COUNTED
     store, blobs = open_folder(tmp_path / "other")
     rules = Rules(report_goal=1, over_selection=1.0, rounds=1)
-    create_task(
-        store,
-        blobs,
-        tiny_bundle.checkpoint,
-        tiny_bundle.plan,
-        rules,
-        Policy(min_examples=5),
-        ServerStep(),
+    tasks.create(
+        Coordinator(store, blobs),
+        TaskSettings(tiny_bundle.plan, rules=rules, policy=Policy(min_examples=5), seed=1),
         0.0,
-        seed=1,
+        tiny_bundle.checkpoint,
     )
     coordinator, alone = Coordinator(store, blobs, np.random.default_rng(0)), []
     with asgi(app(coordinator, itertools.count(1.0).__next__)) as way:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.test_device_runtime_participate import ABLE, device, server, turn  # noqa: F401
 
 from device_runtime import scoring, text
 from device_runtime.causes import Cause
@@ -17,10 +18,9 @@ from device_runtime.separation import may_join, most_participations
 from device_runtime.turn import Status
 from device_runtime.typing_log import Record
 from device_runtime.wire import Assignment, Kind
-from server.coordinator import create_evaluation
-from server.eligibility import Policy
+from server import tasks
 from server.rounds import Rules
-from tests.test_device_runtime_drive import ABLE, device, server, turn  # noqa: F401
+from server.task import TaskSettings
 
 LOST_LATER = "0\tbattery_charged_on\n0\twifi\n0\tscreen_off\n130\tbattery_charged_off\n"
 
@@ -71,15 +71,15 @@ def test_scores_are_those_of_the_words_as_they_would_be_typed(tiny_bundle):
 def evaluating(server, rules: Rules | None = None) -> None:  # noqa: F811
     coordinator = server.coordinator
     coordinator.pause("default", 1.0)
-    create_evaluation(
-        coordinator.store,
-        coordinator.blobs,
-        "default",
-        None,
-        rules or Rules(report_goal=1, over_selection=1.0),
-        Policy(),
+    tasks.create(
+        coordinator,
+        TaskSettings(
+            kind=Kind.EVALUATION,
+            evaluates="default",
+            name="scores",
+            rules=rules or Rules(report_goal=1, over_selection=1.0),
+        ),
         1.0,
-        "scores",
     )
 
 

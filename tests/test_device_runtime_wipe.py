@@ -8,11 +8,12 @@ from device_runtime.drive import Turn, simulated
 from device_runtime.home import DeviceConfig, Home
 from device_runtime.turn import Status
 from fleet.simulate import asgi
-from server.coordinator import Coordinator, create_task, open_folder
+from server import tasks
+from server.coordinator import Coordinator, open_folder
 from server.eligibility import Policy
 from server.endpoint import app
 from server.rounds import Rules
-from server.step import ServerStep
+from server.task import TaskSettings
 
 ABLE = "0\tbattery_charged_on\n0\twifi\n0\tscreen_off\n"
 SECRETS = [(f"they said my dog will call {i}", float(i)) for i in range(6)]
@@ -25,16 +26,11 @@ def uploads(tmp_path, tiny_bundle, trusted, lives) -> list[bytes]:
     """
     store, blobs = open_folder(tmp_path / "server")
     rules = Rules(report_goal=len(lives), over_selection=1.0, rounds=1, retry_s=10.0)
-    create_task(
-        store,
-        blobs,
-        tiny_bundle.checkpoint,
-        tiny_bundle.plan,
-        rules,
-        Policy(min_examples=5),
-        ServerStep(),
+    tasks.create(
+        Coordinator(store, blobs),
+        TaskSettings(tiny_bundle.plan, rules=rules, policy=Policy(min_examples=5), seed=1),
         0.0,
-        seed=1,
+        tiny_bundle.checkpoint,
     )
     coordinator = Coordinator(store, blobs, np.random.default_rng(0))
     (tmp_path / "able.tsv").write_text(ABLE)

@@ -12,11 +12,12 @@ from device_runtime.wire import Plan
 from fleet.clock import Clock
 from fleet.population import population
 from fleet.simulate import asgi, simulate, stand_in
-from server.coordinator import Coordinator, create_task, open_folder
+from server import tasks
+from server.coordinator import Coordinator, open_folder
 from server.eligibility import Policy
 from server.endpoint import app
 from server.rounds import Rules
-from server.step import ServerStep
+from server.task import TaskSettings
 
 TOKENIZER = digest(b"toy vocabulary")
 PLAN = Plan(batch_size=4, length=2, max_rows=16, clipping_norm=1.0)
@@ -37,16 +38,11 @@ def server(folder, rules=RULES):
     clock = Clock()
     store, blobs = open_folder(folder)
     weights = {"a": np.zeros((3, 4), np.float32), "b": np.ones(5, np.float32)}
-    create_task(
-        store,
-        blobs,
-        Checkpoint(weights, tokenizer=TOKENIZER),
-        PLAN,
-        rules,
-        Policy(min_examples=5),
-        ServerStep(),
+    tasks.create(
+        Coordinator(store, blobs),
+        TaskSettings(PLAN, rules=rules, policy=Policy(min_examples=5), seed=1),
         clock.now(),
-        seed=1,
+        Checkpoint(weights, tokenizer=TOKENIZER),
     )
     coordinator = Coordinator(store, blobs, np.random.default_rng(1))
     with asgi(app(coordinator, clock.now)) as send:

@@ -159,6 +159,15 @@ def test_neither_tensorflow_nor_a_web_framework_is_loaded(code):
     assert done.returncode == 0, done.stderr
 
 
+def test_an_operator_s_client_loads_no_database_web_framework_or_store_of_blobs():
+    code = (
+        "import sys, fedboard.operator; loaded = {'sqlalchemy', 'alembic', 'fastapi', 'starlette', "
+        "'pydantic', 'uvicorn', 'obstore', 'nacl'} & set(sys.modules); assert not loaded, loaded"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+
+
 def test_devices_run_where_tensorflow_cannot_be_imported():
     code = (
         f"from fedboard.devices import block_tensorflow; block_tensorflow(); {DEVICE}\nimport "

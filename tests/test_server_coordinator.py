@@ -18,14 +18,15 @@ from device_runtime.errors import CheckpointError, ConfigError, RunError
 from device_runtime.update import HEADER_BYTES, encode
 from device_runtime.weights import Checkpoint
 from device_runtime.wire import Abandon, Ack, Assignment, Enrolment, Reject
+from server import tasks
 from server.blobs import Blobs
-from server.coordinator import NONCE_LIFE_S, create_task, has_task, open_folder
-from server.eligibility import Policy
+from server.coordinator import NONCE_LIFE_S, Coordinator, open_folder
 from server.requests import CheckingIn, Refused
 from server.rounds import Rules
 from server.step import ServerStep
 from server.store import Store
 from server.tables import checkpoints, rounds
+from server.task import TaskSettings
 from tests.toy_server import (
     PLAN,
     READY,
@@ -267,16 +268,11 @@ def test_what_comes_after_the_task_has_ended_changes_nothing(tmp_path):
 
 def test_rounds_are_numbered_from_the_checkpoint_the_task_began_with(tmp_path):
     store, blobs = open_folder(tmp_path)
-    create_task(
-        store,
-        blobs,
-        Checkpoint(WEIGHTS, 300, "", TOKENIZER),
-        PLAN,
-        RULES,
-        Policy(),
-        ServerStep(),
+    tasks.create(
+        Coordinator(store, blobs),
+        TaskSettings(PLAN, rules=RULES, seed=1),
         0.0,
-        seed=1,
+        Checkpoint(WEIGHTS, 300, "", TOKENIZER),
     )
     coordinator = OneByOne(store, blobs)
     assert assigned(coordinator, enrolled(coordinator, 1))[0].round == 301
@@ -516,15 +512,8 @@ def test_a_download_in_parts_is_complete_with_its_last_byte(coordinator):
 
 def test_a_task_has_a_name_of_its_own_and_a_server_without_tasks_has_no_work(coordinator, tmp_path):
     with pytest.raises(RunError, match="one of that name already"):
-        create_task(
-            coordinator.store,
-            coordinator.blobs,
-            Checkpoint(WEIGHTS, 0, "", TOKENIZER),
-            PLAN,
-            RULES,
-            Policy(),
-            ServerStep(),
-            0.0,
+        tasks.create(
+            coordinator, TaskSettings(PLAN, rules=RULES), 0.0, Checkpoint(WEIGHTS, 0, "", TOKENIZER)
         )
     store, blobs = open_folder(tmp_path / "empty")
     coordinator = OneByOne(store, blobs)
@@ -538,26 +527,18 @@ def test_a_task_that_could_overflow_or_cannot_travel_is_refused_before_anything_
     store, blobs = open_folder(tmp_path)
     rules = Rules(report_goal=1000, max_weight=10**8)
     with pytest.raises(ConfigError, match="max_weight"):
-        create_task(
-            store,
-            blobs,
-            Checkpoint(WEIGHTS, 0, "", TOKENIZER),
-            PLAN,
-            rules,
-            Policy(),
-            ServerStep(),
+        tasks.create(
+            Coordinator(store, blobs),
+            TaskSettings(PLAN, rules=rules),
             0.0,
+            Checkpoint(WEIGHTS, 0, "", TOKENIZER),
         )
     with pytest.raises(CheckpointError, match="float16"):
-        create_task(
-            store,
-            blobs,
-            Checkpoint({"w": np.full(4, 1e6, np.float32)}),
-            PLAN,
-            RULES,
-            Policy(),
-            ServerStep(),
+        tasks.create(
+            Coordinator(store, blobs),
+            TaskSettings(PLAN, rules=RULES),
             0.0,
+            Checkpoint({"w": np.full(4, 1e6, np.float32)}),
         )
     assert list((tmp_path / "blobs").iterdir()) == []
     store.close()
@@ -567,15 +548,11 @@ def test_without_a_seed_two_tasks_rotate_differently(tmp_path):
     seeds = set()
     for name in ("a", "b"):
         store, blobs = open_folder(tmp_path / name)
-        create_task(
-            store,
-            blobs,
-            Checkpoint(WEIGHTS, 0, "", TOKENIZER),
-            PLAN,
-            RULES,
-            Policy(),
-            ServerStep(),
+        tasks.create(
+            Coordinator(store, blobs),
+            TaskSettings(PLAN, rules=RULES),
             0.0,
+            Checkpoint(WEIGHTS, 0, "", TOKENIZER),
         )
         coordinator = OneByOne(store, blobs)
         seeds.add(assigned(coordinator, enrolled(coordinator, 1))[0].rotation_seed)
@@ -750,19 +727,19 @@ def test_a_commit_nobody_knows_the_fate_of_loses_no_update_of_a_server_that_goes
 def test_a_crash_while_a_task_is_made_leaves_no_half_of_it(tmp_path):
     for dies_at in itertools.count(1):
         folder, fate = tmp_path / str(dies_at), Fate(dies_at)
-        task = (Checkpoint(WEIGHTS, 0, "", TOKENIZER), PLAN, RULES, Policy(), ServerStep(), 0.0, 7)
+        task = TaskSettings(PLAN, rules=RULES, seed=7), 0.0, Checkpoint(WEIGHTS, 0, "", TOKENIZER)
         store, blobs = (
             MortalStore(folder / "server.sqlite", fate),
             MortalBlobs(folder / "blobs", fate),
         )
         try:
-            create_task(store, blobs, *task)
+            tasks.create(Coordinator(store, blobs), *task)
         except Crash:
             assert fate.left == 0
         store.close()
         store, blobs = open_folder(folder)
-        if not has_task(store):
-            create_task(store, blobs, *task)
+        if not Coordinator(store, blobs).tasks():
+            tasks.create(Coordinator(store, blobs), *task)
         coordinator = OneByOne(store, blobs)
         assert assigned(coordinator, enrolled(coordinator, 1))[0].shapes == SHAPES
         coordinator.close()

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 
 from device_runtime import calls, config, signing, transport
 from device_runtime.errors import ConfigError, RunError, ServerError
-from device_runtime.wire import CheckIn, Enrolment
-from server import access, endpoint, operators
+from device_runtime.wire import CheckIn, Enrolment, Kind
+from server import access, contract, endpoint
 from server.access import Buckets, Limits
 from server.coordinator import open_folder
 from server.rounds import Rules
@@ -94,7 +94,7 @@ def test_an_operator_makes_pauses_and_rolls_back_tasks_over_http(url, tmp_path):
     made = ask(
         "POST",
         "/v1/tasks",
-        operators.NewTask(PLAN, "second", checkpoint=put["sha256"], rules=RULES),
+        contract.TaskSettings(PLAN, "second", checkpoint=put["sha256"], rules=RULES),
     ).json()
     assert (made["name"], made["state"], made["round"], made["checkpoint_round"]) == (
         "second",
@@ -103,19 +103,19 @@ def test_an_operator_makes_pauses_and_rolls_back_tasks_over_http(url, tmp_path):
         30,
     )
     assert problem(
-        ask("POST", "/v1/tasks", operators.NewTask(PLAN, "second", checkpoint=put["sha256"]))
+        ask("POST", "/v1/tasks", contract.TaskSettings(PLAN, "second", checkpoint=put["sha256"]))
     ) == (409, "wrong_state")
     assert problem(
-        ask("POST", "/v1/tasks", operators.NewTask(PLAN, "third", checkpoint="0" * 64))
+        ask("POST", "/v1/tasks", contract.TaskSettings(PLAN, "third", checkpoint="0" * 64))
     ) == (404, "unknown_blob")
     assert problem(
-        ask("POST", "/v1/tasks", operators.NewTask(PLAN, "Third Task", checkpoint=put["sha256"]))
+        ask("POST", "/v1/tasks", {"name": "Third Task", "checkpoint": put["sha256"]})
     ) == (400, "malformed")
     assert problem(ask("POST", "/v1/tasks", {"name": "x", "rules": {"report_goal": 0}})) == (
         400,
         "malformed",
     )
-    scored = operators.NewTask(name="scores", kind="evaluation", evaluates="second")
+    scored = contract.TaskSettings(name="scores", kind=Kind.EVALUATION, evaluates="second")
     assert ask("POST", "/v1/tasks", scored).json()["evaluates"] == "second"
     assert [task["name"] for task in ask("GET", "/v1/tasks").json()["tasks"]] == [
         "default",
@@ -126,8 +126,8 @@ def test_an_operator_makes_pauses_and_rolls_back_tasks_over_http(url, tmp_path):
     assert problem(ask("POST", "/v1/tasks/second/pause")) == (409, "wrong_state")
     assert ask("POST", "/v1/tasks/second/resume").json()["state"] == "running"
     assert problem(ask("POST", "/v1/tasks/nothing/resume")) == (404, "unknown_task")
-    assert ask("POST", "/v1/tasks/second/rollback", operators.Rollback("30")).json()["round"] == 32
-    assert problem(ask("POST", "/v1/tasks/second/rollback", operators.Rollback("77"))) == (
+    assert ask("POST", "/v1/tasks/second/rollback", contract.Rollback("30")).json()["round"] == 32
+    assert problem(ask("POST", "/v1/tasks/second/rollback", contract.Rollback("77"))) == (
         404,
         "unknown_blob",
     )

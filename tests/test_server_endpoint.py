@@ -32,7 +32,7 @@ from device_runtime.wire import (
     Reject,
     RoundReports,
 )
-from server import endpoint, operators
+from server import contract, endpoint
 from server.coordinator import Coordinator
 from server.rounds import Rules
 from tests.toy_server import DIMENSION, PLAN, READY, check_in, encoded, enrolled, key, new
@@ -370,7 +370,7 @@ def test_no_log_line_shows_a_body_a_key_or_a_header(tmp_path, caplog):
 SERVER = """
 import sys
 from pathlib import Path
-from server import endpoint, operators
+from server import contract, endpoint
 from server.rounds import Rules
 from tests.toy_server import new, reopened
 folder = Path(sys.argv[1])
@@ -517,7 +517,7 @@ def spoken_of() -> set[str]:
     itself.
     """
     spoken = (
-        (wire.__doc__ + operators.__doc__)
+        (wire.__doc__ + contract.__doc__)
         .replace("?task=NAME", "")
         .replace("{id}", "{assignment}")
         .splitlines()

@@ -25,10 +25,10 @@ import obstore
 from device_runtime import config
 from device_runtime.causes import Cause
 from device_runtime.wire import Assignment, Kind, Scores
-from server.coordinator import create_evaluation
+from server import tasks
 from server.requests import Abandoning, CheckingIn, Refused, Reporting
-from server.eligibility import Policy
 from server.rounds import Rules
+from server.task import TaskSettings
 from tests.toy_server import READY, encoded, enrolled, reopened
 
 really_put = obstore.put
@@ -57,8 +57,8 @@ def work(folder: Path) -> None:
     def evaluation():
         if len(coordinator.tasks()) == 1:
             rules = Rules(report_goal=1, over_selection=1.0)
-            where = coordinator.store, coordinator.blobs
-            create_evaluation(*where, "default", None, rules, Policy(), 1.0, "scores", 5)
+            named = {"name": "scores", "kind": Kind.EVALUATION, "evaluates": "default"}
+            tasks.create(coordinator, TaskSettings(**named, rules=rules, seed=5), 1.0)
 
     def reports(devices, answers, now):
         for number, (device, given) in enumerate(zip(devices, answers)):

@@ -11,11 +11,9 @@ from device_runtime.bundle import NO_PRIVACY
 from device_runtime.causes import Cause
 from device_runtime.errors import ConfigError
 from server import dashboard, mechanism, overview
-from server.eligibility import Policy
 from server.mechanism import Exposure, Mechanism, Spent, plain
 from server.metrics import Metrics
 from server.rounds import Rules
-from server.step import ServerStep
 from server.task import Task
 from tests.toy_server import (
     DIMENSION,
@@ -32,7 +30,7 @@ from tests.toy_server import (
 )
 
 RULES = Rules(report_goal=2, over_selection=1.0, max_weight=30)
-TASK = Task(PLAN, RULES, Policy(), ServerStep(), TOKENIZER, SHAPES, DIMENSION, seed=7)
+TASK = Task(plan=PLAN, rules=RULES, seed=7, tokenizer=TOKENIZER, shapes=SHAPES, dimension=DIMENSION)
 
 
 def test_the_plain_mechanism_takes_reports_to_their_mean_by_examples(tmp_path):

@@ -18,13 +18,14 @@ import sqlalchemy as sa
 
 from device_runtime.causes import Cause
 from device_runtime.errors import RunError
+from server import tasks
 from server.blobs import Blobs
-from server.coordinator import create_task
-from server.eligibility import Policy
+from server.coordinator import Coordinator
 from server.requests import CheckingIn, Reporting
 from server.rounds import Rules
 from server.step import ServerStep
 from server.store import Store
+from server.task import TaskSettings
 from tests import postgres, s3, toy_server
 from tests.test_server_endpoint import Device
 from tests.toy_server import PLAN, READY, TOKENIZER, WEIGHTS, OneByOne, encoded, enrolled
@@ -51,8 +52,11 @@ def database(socket):
 def begun(database: str, blobs: Blobs, rules: Rules = RULES) -> None:
     store = Store(database)
     start = toy_server.Checkpoint(WEIGHTS, 0, "", TOKENIZER)
-    create_task(
-        store, blobs, start, PLAN, rules, Policy(), ServerStep(momentum=0.9), now=0.0, seed=7
+    tasks.create(
+        Coordinator(store, blobs),
+        TaskSettings(PLAN, rules=rules, step=ServerStep(momentum=0.9), seed=7),
+        0.0,
+        start,
     )
     store.close()
 

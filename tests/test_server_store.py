@@ -39,7 +39,8 @@ from tests.toy_server import (
 )
 
 GOLDEN = Path(__file__).parent / "golden"
-TASK = Task(PLAN, Rules(report_goal=2), Policy(), ServerStep(), TOKENIZER, SHAPES, 50, seed=7)
+NETWORK = {"tokenizer": TOKENIZER, "shapes": SHAPES, "dimension": 50}
+TASK = Task(plan=PLAN, rules=Rules(report_goal=2), seed=7, **NETWORK)
 BASE = StoredCheckpoint("c" * 64, 0, "h" * 64)
 DEVICE = "d" * 16
 
@@ -113,6 +114,38 @@ def test_a_server_of_the_first_tables_goes_on_where_it_stood(tmp_path):
     np.testing.assert_allclose(
         moved, (delta(2) + delta(0)) / 2, atol=0.02
     )  # what the old server had counted is half of the mean
+    coordinator.close()
+
+
+def test_a_task_kept_before_settings_were_one_record_goes_on_where_it_stood(tmp_path):
+    """It was made by the server of that time: a round committed with two of three reports, a second
+    one with one of its two, and an evaluation nobody has joined.
+    """
+    zipfile.ZipFile(GOLDEN / "server-0002.zip").extractall(tmp_path)
+    coordinator = OneByOne(*open_folder(tmp_path))
+    letters, scores = (kept.task for kept in coordinator.tasks())
+    assert (letters.name, letters.seed, letters.plan, letters.checkpoint) == (
+        "letters",
+        7,
+        PLAN,
+        "",
+    )
+    assert letters.rules == Rules(2, 1.5, selection_s=500.0, max_weight=40)
+    assert letters.policy == Policy(min_examples=5, device_classes=("", "phone"))
+    assert letters.step == ServerStep(0.5, 0.5, "fedavgm")
+    assert (letters.tokenizer, letters.shapes, letters.dimension) == (TOKENIZER, SHAPES, 50)
+    assert (scores.kind, scores.evaluates, scores.seed) == (Kind.EVALUATION, "letters", 9)
+    first, second = coordinator.reports(7.0, "letters").rounds
+    assert (first.counted, first.dropped, second.counted) == (2, {"surplus": 1}, 1)
+    a = enrolled(coordinator, 1)[0]
+    work = coordinator.check_in(a, READY, 8.0)
+    assert coordinator.update(a, work.assignment, encoded(work, 0), 9.0).counted
+    after, before = (
+        weights.flatten(stored(coordinator, sha).weights)
+        for sha in (coordinator.checkpoint("letters").sha, first.checkpoint)
+    )
+    velocity = 0.5 * (delta(0) + delta(1)) / 2 + (delta(2) + delta(0)) / 2
+    np.testing.assert_allclose(after - before, 0.5 * velocity, atol=0.02)
     coordinator.close()
 
 
@@ -222,17 +255,7 @@ def test_participations_keep_the_count_and_the_smallest_separation(store):
 
 def test_tasks_come_back_oldest_first_with_their_state(store):
     scored = Task(
-        PLAN,
-        Rules(),
-        Policy(),
-        ServerStep(),
-        TOKENIZER,
-        SHAPES,
-        50,
-        1,
-        "scores",
-        kind=Kind.EVALUATION,
-        evaluates="default",
+        plan=PLAN, seed=1, name="scores", kind=Kind.EVALUATION, evaluates="default", **NETWORK
     )
     with store.transaction() as rows:
         rows.add_task(scored, 5.0)

@@ -15,12 +15,12 @@ from device_runtime.causes import Cause
 from device_runtime.errors import RunError
 from device_runtime.weights import Checkpoint
 from device_runtime.wire import Abandon, Ack, Assignment, Enrolment, Kind, Reject, Scores
-from server.coordinator import create_evaluation, create_task, open_folder
+from server import tasks
+from server.coordinator import open_folder
 from server.eligibility import Policy
 from server.requests import Abandoning, CheckingIn, Refused, Reporting
 from server.rounds import Mode, Rules
-from server.step import ServerStep
-from server.task import State
+from server.task import State, TaskSettings
 from tests.toy_server import (
     PLAN,
     READY,
@@ -55,24 +55,21 @@ def add_task(
     policy: Policy | None = None,
 ) -> None:
     start = Checkpoint(WEIGHTS, 0, "", TOKENIZER)
-    create_task(
-        coordinator.store,
-        coordinator.blobs,
-        start,
-        PLAN,
-        rules,
-        policy or Policy(),
-        ServerStep(),
+    tasks.create(
+        coordinator,
+        TaskSettings(
+            PLAN, name=name, population=population, rules=rules, policy=policy or Policy(), seed=8
+        ),
         1.0,
-        8,
-        name,
-        population,
+        start,
     )
 
 
 def add_evaluation(coordinator: OneByOne, rules: Rules = ONE, name: str = "scores") -> None:
-    create_evaluation(
-        coordinator.store, coordinator.blobs, "default", None, rules, Policy(), 1.0, name, seed=9
+    tasks.create(
+        coordinator,
+        TaskSettings(kind=Kind.EVALUATION, evaluates="default", name=name, rules=rules, seed=9),
+        1.0,
     )
 
 
@@ -226,8 +223,10 @@ def test_an_evaluation_scores_the_newest_checkpoint_once_and_its_sums_stand_besi
 
 def test_a_checkpoint_that_has_been_scored_is_not_scored_again(tmp_path):
     coordinator = new(tmp_path, RULES, policy=Policy(min_examples=1000))  # nobody trains
-    create_evaluation(
-        coordinator.store, coordinator.blobs, "default", None, ONE, Policy(), 1.0, "scores"
+    tasks.create(
+        coordinator,
+        TaskSettings(kind=Kind.EVALUATION, evaluates="default", name="scores", rules=ONE),
+        1.0,
     )
     a, b = enrolled(coordinator, 2)
     work = coordinator.check_in(a, READY, 2.0)
@@ -292,8 +291,10 @@ def test_a_report_of_the_other_kind_is_refused(coordinator):
 
 def test_an_evaluation_needs_a_training_task(coordinator):
     with pytest.raises(RunError, match="nothing"):
-        create_evaluation(
-            coordinator.store, coordinator.blobs, "nothing", None, ONE, Policy(), 1.0, "scores"
+        tasks.create(
+            coordinator,
+            TaskSettings(kind=Kind.EVALUATION, evaluates="nothing", name="scores", rules=ONE),
+            1.0,
         )
 
 

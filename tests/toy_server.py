@@ -22,11 +22,13 @@ from device_runtime.wire import (
     Plan,
     Reject,
 )
-from server.coordinator import Coordinator, create_task, open_folder
+from server import tasks
+from server.coordinator import Coordinator, open_folder
 from server.eligibility import Policy
 from server.requests import Abandoning, Answer, CheckingIn, Fetching, Refused, Reporting, Request
 from server.rounds import Rules
 from server.step import ServerStep
+from server.task import TaskSettings
 
 TOKENIZER = "70" * 32
 WEIGHTS = {
@@ -94,16 +96,13 @@ def new(
 ) -> OneByOne:
     """A coordinator with a new task, at second 0."""
     store, blobs = open_folder(folder)
-    create_task(
-        store,
-        blobs,
+    tasks.create(
+        Coordinator(store, blobs),
+        TaskSettings(
+            plan, rules=rules, policy=policy or Policy(), step=step or ServerStep(), seed=7
+        ),
+        0.0,
         Checkpoint(values, 0, "", TOKENIZER),
-        plan,
-        rules,
-        policy or Policy(),
-        step or ServerStep(),
-        now=0.0,
-        seed=7,
     )
     return OneByOne(store, blobs, np.random.default_rng(0))
 

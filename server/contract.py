@@ -1,0 +1,98 @@
+"""The operator's contract: the messages of what only an operator may ask, and the names of what a
+server leaves for him.
+
+    PUT  /v1/checkpoints                        a float32 checkpoint    -> Stored
+    POST /v1/tasks                              TaskSettings            -> TaskReport
+    GET  /v1/tasks                                                      -> TaskReports
+    GET  /v1/tasks/{name}                                               -> TaskReport
+    POST /v1/tasks/{name}/pause | resume                                -> TaskReport
+    POST /v1/tasks/{name}/rollback              Rollback                -> TaskReport
+    GET  /v1/tasks/{name}/checkpoints/{sha256}                          -> bytes
+    POST /v1/codes                              NewCodes                -> Codes
+All need the operator's token; reading does not on a server that only this machine can reach.
+
+An operator's client imports this file and needs no database, web framework or store of blobs.
+"""
+
+from dataclasses import dataclass
+
+from device_runtime.wire import DAY_S, Kind
+from server.rounds import Phase
+from server.task import State, TaskSettings
+
+ADDRESS = "address"  # file in the server's folder that holds its URL once it listens
+TOKEN_FILE = "operator.token"  # in the server's folder, readable by its owner only
+TOKEN = "FEDBOARD_OPERATOR_TOKEN"  # environment: secrets stay out of files and commands
+MOST_CODES = 10_000  # at once
+LONGEST_CODE_LIFE_S = 366 * DAY_S
+
+__all__ = [
+    "ADDRESS",
+    "LONGEST_CODE_LIFE_S",
+    "MOST_CODES",
+    "TOKEN",
+    "TOKEN_FILE",
+    "Codes",
+    "NewCodes",
+    "Rollback",
+    "Stored",
+    "TaskReport",
+    "TaskReports",
+    "TaskSettings",
+]
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A checkpoint has been kept."""
+
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Rollback:
+    """Go on from an earlier checkpoint."""
+
+    to: str  # SHA-256 of a checkpoint of the task, or the round that made it
+
+
+@dataclass(frozen=True)
+class NewCodes:
+    """So many enrolment codes, please."""
+
+    count: int = 1
+    life_s: float = 7 * DAY_S
+
+
+@dataclass(frozen=True)
+class Codes:
+    """New enrolment codes: the only time they are told."""
+
+    codes: tuple[str, ...]
+    expires_at: float
+
+
+@dataclass(frozen=True)
+class TaskReport:
+    """A task and where it stands."""
+
+    name: str
+    population: str
+    kind: Kind
+    state: State
+    created_at: float
+    round: int  # the newest
+    phase: Phase
+    counted: int  # reports of the newest round
+    goal: int
+    committed: int  # rounds
+    checkpoint: str  # SHA-256 of the current one (float32); of an evaluation the one being scored
+    checkpoint_round: int
+    evaluates: str = ""
+
+
+@dataclass(frozen=True)
+class TaskReports:
+    """Every task, oldest first."""
+
+    tasks: tuple[TaskReport, ...] = ()

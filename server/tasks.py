@@ -1,0 +1,108 @@
+"""Making tasks: an operator's settings -> a task in the store, with its first round open.
+
+TOML or message -> TaskSettings -> create -> Task, a row of the database
+                                     ^
+             training: a checkpoint -+- evaluation: the training task it scores
+"""
+
+import secrets
+from dataclasses import replace
+
+from device_runtime import weights
+from device_runtime.errors import CheckpointError, ConfigError, RunError
+from device_runtime.weights import Checkpoint
+from device_runtime.wire import Kind
+from server import closing, mechanism
+from server.blobs import Blobs
+from server.coordinator import Coordinator
+from server.rounds import RoundState
+from server.store import Rows, Store, StoredCheckpoint
+from server.task import Task, TaskSettings, task_of
+
+
+def create(
+    coordinator: Coordinator, settings: TaskSettings, now: float, start: Checkpoint | None = None
+) -> Task:
+    """Keep a new task and open its first round. Nothing is written if this raises, but blobs.
+
+    A training task starts from the checkpoint `start`, or from the blob its settings name, and its
+    first round is numbered one after the checkpoint's. An evaluation task scores the newest
+    checkpoints of the training task it names, on its devices' held-back messages. Without a seed
+    the rotations cannot be foretold; with one, the same updates make the same checkpoints.
+
+    Raises ConfigError for settings that do not hold together or a sum that could overflow,
+    CheckpointError for weights that do not fit float16, and RunError if there is a task of that
+    name, no training task to evaluate, or a blob or the store cannot be used.
+    """
+    if settings.seed is None:
+        settings = replace(settings, seed=secrets.randbits(63))
+    store, blobs = coordinator.store, coordinator.blobs
+    with coordinator.locked():
+        if settings.kind is Kind.EVALUATION:
+            task, first = _evaluating(store, settings)
+            state = RoundState(1)
+        else:
+            if start is None:
+                start = weights.from_bytes(blobs.get(settings.checkpoint), "checkpoint")
+            task, first = _training(blobs, settings, start, now)
+            state = RoundState(start.round + 1)
+        blobs.put(task.plan_bytes)
+        with store.transaction(durable=True) as rows:
+            _require_new(rows, task.name)
+            rows.add_task(task, now)
+            if task.kind is Kind.TRAINING:
+                rows.add_checkpoint(task.name, first)
+            rows.open_round(task.name, state, first, now)
+    return task
+
+
+def _training(
+    blobs: Blobs, settings: TaskSettings, start: Checkpoint, now: float
+) -> tuple[Task, StoredCheckpoint]:
+    if settings.plan is None:
+        raise ConfigError("plan", "expected for a training task", "give one")
+    if not closing.fits_float16(start.weights):
+        raise CheckpointError(
+            "checkpoint",
+            "it has values too large for float16, as which it would travel",
+            "train again with a smaller rate",
+        )
+    task = task_of(
+        settings,
+        tokenizer=start.tokenizer,
+        shapes=weights.shapes_hash(start.weights),
+        dimension=sum(array.size for array in start.weights.values()),
+    )
+    mechanism.require_room(task)
+    return task, replace(closing.keep(blobs, start), made_at=now)
+
+
+def _evaluating(store: Store, settings: TaskSettings) -> tuple[Task, StoredCheckpoint]:
+    with store.reading() as rows:
+        named = [each.task for each in rows.tasks() if each.task.name == settings.evaluates]
+        newest = rows.current(settings.evaluates)
+    if not named or named[0].kind is not Kind.TRAINING or newest is None:
+        raise RunError(
+            f"task {settings.evaluates}",
+            "expected a training task to evaluate, found none of that name",
+            "see `fedboard task list`",
+        )
+    trained = named[0]
+    settings = replace(settings, plan=settings.plan or trained.plan, population=trained.population)
+    task = task_of(
+        settings,
+        tokenizer=trained.tokenizer,
+        shapes=trained.shapes,
+        dimension=trained.dimension,
+    )
+    mechanism.require_room(task)
+    return task, newest
+
+
+def _require_new(rows: Rows, name: str) -> None:
+    if any(stored.task.name == name for stored in rows.tasks()):
+        raise RunError(
+            f"task {name}",
+            "there is one of that name already",
+            "choose another name, or go on with that one",
+        )
