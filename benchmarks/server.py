@@ -40,6 +40,8 @@ PARAMETERS = 1_421_766  # of the size gboard
 
 @dataclass(frozen=True)
 class Device:
+    """A device of the load: its key and its name."""
+
     key: Ed25519PrivateKey
     name: str
 

@@ -52,7 +52,7 @@ def from_table(kind: type[T], table: Any, where: str) -> T:
     return kind(**values)
 
 
-def from_json(kind: type[T], data: bytes, where: str) -> T:
+def from_json(kind: type[T], data: bytes | bytearray, where: str) -> T:
     """The dataclass `kind` from a JSON object. Raises ConfigError for bytes that are not one."""
     try:
         table = json.loads(data)

@@ -82,7 +82,7 @@ def encode(
     return bytes(header) + scales + pack(codes.reshape(-1), bits)
 
 
-def decode(data: bytes) -> Update:
+def decode(data: bytes | bytearray) -> Update:
     """Read what `encode` wrote. Raises UpdateError for anything else; nothing is allocated before
     the lengths agree.
     """

@@ -95,7 +95,7 @@ def _table(pairs: list[tuple[str, object]]) -> dict[str, object]:
     return table
 
 
-def digest(data: bytes) -> str:
+def digest(data: bytes | bytearray) -> str:
     """SHA-256 in hexadecimal: the name of a blob."""
     return hashlib.sha256(data).hexdigest()
 

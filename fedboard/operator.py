@@ -35,30 +35,39 @@ class Operator:
         self._send, self._token = send, token
 
     def put_checkpoint(self, data: bytes) -> str:
+        """Keep a float32 checkpoint on the server. Its SHA-256."""
         return self._call(Stored, "PUT", "/v1/checkpoints", data).sha256
 
     def create(self, settings: TaskSettings) -> TaskReport:
+        """Make a task."""
         return self._call(TaskReport, "POST", "/v1/tasks", to_json(settings))
 
     def tasks(self) -> tuple[TaskReport, ...]:
+        """Every task, oldest first."""
         return self._call(TaskReports, "GET", "/v1/tasks").tasks
 
     def task(self, name: str) -> TaskReport:
+        """A task and where it stands."""
         return self._call(TaskReport, "GET", f"/v1/tasks/{name}")
 
     def rounds(self, name: str) -> RoundReports:
+        """The funnel of every round of a task."""
         return self._call(RoundReports, "GET", f"/v1/rounds?task={name}")
 
     def pause(self, name: str) -> TaskReport:
+        """Admit nobody any more."""
         return self._call(TaskReport, "POST", f"/v1/tasks/{name}/pause")
 
     def resume(self, name: str) -> TaskReport:
+        """Admit devices again."""
         return self._call(TaskReport, "POST", f"/v1/tasks/{name}/resume")
 
     def roll_back(self, name: str, to: str) -> TaskReport:
+        """Go on from an earlier checkpoint, by its SHA-256 or round."""
         return self._call(TaskReport, "POST", f"/v1/tasks/{name}/rollback", to_json(Rollback(to)))
 
     def codes(self, count: int, life_s: float) -> Codes:
+        """New enrolment codes."""
         return self._call(Codes, "POST", "/v1/codes", to_json(NewCodes(count, life_s)))
 
     def _call(self, kind: type[T], method: str, path: str, body: bytes = b"") -> T:

@@ -55,6 +55,8 @@ class Doors:
 
 @dataclass(frozen=True)
 class Tls:
+    """The server's certificate; without one it speaks plain HTTP."""
+
     certificate: str = ""  # file, PEM, with those between it and the root
     key: str = ""
 

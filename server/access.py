@@ -35,9 +35,8 @@ class Limits:
     device_burst: int = 120
     device_per_s: float = 2.0
     address_burst: int = 2000
-    address_per_s: float = (
-        200.0  # of addresses other than this machine's own: many phones can share one
-    )
+    # of addresses other than this machine's own: many phones can share one
+    address_per_s: float = 200.0
     body_s: float = 30.0  # a body takes at most this long
     least_bytes_per_s: float = 10_000.0  # and this much longer for every so many bytes of it
     bodies_bytes: int = 256 << 20  # of all bodies in memory at once
@@ -66,6 +65,7 @@ class Proof:
 
     @property
     def signed_for(self) -> tuple[str, int]:
+        """The task and round it was signed for."""
         return self.task, self.round
 
 
@@ -113,41 +113,41 @@ def is_token(headers: Mapping[str, str], token: str) -> bool:
     """Whether a request carries the operator's token: as a bearer, or as the password of any user,
     which is what a browser can send.
     """
-    kind, _, given = headers.get("authorization", "").partition(" ")
+    kind, _, secret = headers.get("authorization", "").partition(" ")
     if kind.lower() == "basic":
         try:
-            given = base64.b64decode(given, validate=True).decode().partition(":")[2]
+            secret = base64.b64decode(secret, validate=True).decode().partition(":")[2]
         except (binascii.Error, ValueError):
             return False
     elif kind.lower() != "bearer":
         return False
-    return hmac.compare_digest(given.encode(), token.encode())
+    return hmac.compare_digest(secret.encode(), token.encode())
 
 
-def token(folder: Path, given: str | None = None) -> str:
-    """The operator's token: the one given, or the one in the folder, made on first use. Raises
+def token(folder: Path, told: str | None = None) -> str:
+    """The operator's token: the one told, or the one in the folder, made on first use. Raises
     RunError if it cannot be read or is too short.
     """
     path = Path(folder) / TOKEN_FILE
-    if not given:
+    if not told:
         try:
             if not path.exists():
                 path.parent.mkdir(parents=True, exist_ok=True)
                 durable.write(path, f"{secrets.token_urlsafe(32)}\n".encode(), mode=0o600)
-            given = path.read_text().strip()
+            told = path.read_text().strip()
         except (OSError, UnicodeDecodeError) as error:
             raise RunError(
                 path,
                 f"cannot be used ({getattr(error, 'strerror', None) or error})",
                 "give a folder that can be written",
             ) from None
-    if len(given) < 16:
+    if len(told) < 16:
         raise RunError(
             path,
-            f"expected a token of at least 16 characters, found {len(given)}",
+            f"expected a token of at least 16 characters, found {len(told)}",
             "remove it to have a new one made",
         )
-    return given
+    return told
 
 
 @functools.lru_cache(maxsize=10_000)
@@ -168,9 +168,8 @@ class Buckets:
 
     def __init__(self, burst: int, per_s: float, most: int = 100_000):
         self._burst, self._per_s, self._most = burst, per_s, most
-        self._left: OrderedDict[str, tuple[float, float]] = (
-            OrderedDict()
-        )  # tokens left, at which time; the least recently used first
+        # tokens left, at which time; the least recently used first
+        self._left: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
     def wait_s(self, key: str, now: float) -> float:
         """Take a token: 0.0; or the seconds until there is one."""

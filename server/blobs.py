@@ -2,20 +2,25 @@
 asked for often are kept in memory.
 """
 
+import contextlib
 import os
 import re
 import threading
-from collections import OrderedDict
 from datetime import timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import obstore
+from cachetools import LRUCache
 from obstore.exceptions import AlreadyExistsError, BaseError
-from obstore.store import LocalStore, from_url
+from obstore.store import LocalStore, ObjectStore, from_url
 
 from device_runtime import durable
 from device_runtime.errors import RunError
 from device_runtime.weights import digest
+
+if TYPE_CHECKING:  # they are no more than types
+    from obstore.store import ClientConfig, RetryConfig
 
 HOT_BYTES = 64 << 20  # of blobs in memory: every device of a round fetches the same checkpoint
 PATIENCE = timedelta(seconds=10)  # with a store that does not answer
@@ -66,13 +71,12 @@ class Blobs:
                 "its keys are needed, found none",
                 "set AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_REGION",
             )
-        found = cls.__new__(cls)
-        retry = {"max_retries": 2, "retry_timeout": PATIENCE}
-        plain = (
-            os.environ.get("AWS_ALLOW_HTTP", "").lower() == "true"
-        )  # not read by the store once it is given options of its client
+        blobs = cls.__new__(cls)
+        retry: RetryConfig = {"max_retries": 2, "retry_timeout": PATIENCE}
+        # not read by the store once it is given options of its client
+        plain = os.environ.get("AWS_ALLOW_HTTP", "").lower() == "true"
         try:
-            options = {
+            options: ClientConfig = {
                 "timeout": PATIENCE,
                 "connect_timeout": timedelta(seconds=3),
                 "allow_http": plain,
@@ -84,13 +88,13 @@ class Blobs:
                 f"cannot be used ({_reason(error)})",
                 "set AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_REGION",
             ) from None
-        found._set(address, store, None, hot_bytes)
-        found.put(b"fedboard")  # now rather than at the end of a round
-        return found
+        blobs._set(address, store, None, hot_bytes)
+        blobs.put(b"fedboard")  # now rather than at the end of a round
+        return blobs
 
-    def _set(self, where: str, store: object, folder: Path | None, hot_bytes: int) -> None:
-        self._where, self._store, self._folder, self._hot_bytes = where, store, folder, hot_bytes
-        self._hot: OrderedDict[str, bytes] = OrderedDict()
+    def _set(self, where: str, store: ObjectStore, folder: Path | None, hot_bytes: int) -> None:
+        self._where, self._store, self._folder = where, store, folder
+        self._hot: LRUCache[str, bytes] = LRUCache(hot_bytes, getsizeof=len)
         self._lock = threading.Lock()
 
     def put(self, data: bytes) -> str:
@@ -102,9 +106,8 @@ class Blobs:
             try:
                 obstore.put(self._store, name, data, mode="create", use_multipart=False)
             except AlreadyExistsError:
-                if (
-                    digest(self._bytes(name)) != name
-                ):  # a power cut can leave a name without its content
+                # a power cut can leave a name without its content
+                if digest(self._bytes(name)) != name:
                     obstore.put(self._store, name, data, mode="overwrite", use_multipart=False)
             if self._folder is not None:
                 durable.flush(self._folder / name)
@@ -160,10 +163,8 @@ class Blobs:
                 "damaged: its bytes do not match its name",
                 "restore the blobs from a backup",
             )
-        with self._lock:
+        with self._lock, contextlib.suppress(ValueError):  # one larger than all that is kept
             self._hot[name] = data
-            while sum(map(len, self._hot.values())) > self._hot_bytes:
-                self._hot.popitem(last=False)
         return data
 
     def part(self, name: str, start: int, end: int) -> bytes | memoryview:
@@ -175,10 +176,7 @@ class Blobs:
 
     def _warm(self, name: str) -> bytes | None:
         with self._lock:
-            data = self._hot.get(name)
-            if data is not None:
-                self._hot.move_to_end(name)
-            return data
+            return self._hot.get(name)
 
     def _bytes(self, name: str) -> bytes:
         return bytes(obstore.get(self._store, name).bytes())

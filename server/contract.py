@@ -16,8 +16,7 @@ An operator's client imports this file and needs no database, web framework or s
 
 from dataclasses import dataclass
 
-from device_runtime.wire import DAY_S, Kind
-from server.rounds import Phase
+from device_runtime.wire import DAY_S, Kind, Phase
 from server.task import State, TaskSettings
 
 ADDRESS = "address"  # file in the server's folder that holds its URL once it listens

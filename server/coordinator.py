@@ -45,12 +45,14 @@ from device_runtime.errors import RunError
 from device_runtime.weights import digest
 from device_runtime.wire import (
     DAY_S,
+    OPEN,
     Ack,
     Assignment,
     CheckIn,
     Enrolled,
     Enrolment,
     Kind,
+    Phase,
     Reject,
     RoundReports,
     Scores,
@@ -71,10 +73,8 @@ from server.requests import (
     Request,
 )
 from server.rounds import (
-    OPEN,
     Admitted,
     Dropped,
-    Phase,
     Reported,
     RoundState,
     Rules,
@@ -275,20 +275,20 @@ class Coordinator:
         Refused if there is none of that name.
         """
         with self.store.reading() as rows:
-            found = [stored.task for stored in rows.tasks() if task in (None, stored.task.name)]
-            if not found:
+            named = [stored.task for stored in rows.tasks() if task in (None, stored.task.name)]
+            if not named:
                 if task is None:
                     return RoundReports()
                 raise Refused(Cause.UNKNOWN_TASK, "there is no task of that name")
-            return RoundReports(rows.reports(found[0], now, most))
+            return RoundReports(rows.reports(named[0], now, most))
 
     def checkpoint(self, task: str = "default") -> StoredCheckpoint:
         """What a training task goes on from. Refused if there is no such task."""
         with self.store.reading() as rows:
-            found = rows.current(task)
-        if found is None:
+            current = rows.current(task)
+        if current is None:
             raise Refused(Cause.UNKNOWN_TASK, "there is no training task of that name")
-        return found
+        return current
 
     def has_checkpoint(self, task: str, sha: str) -> bool:
         """Whether a task has a checkpoint of that SHA-256 (of its float32 form)."""
@@ -324,25 +324,25 @@ class Coordinator:
                     raise Refused(
                         Cause.WRONG_STATE, "only a training task that is not finished can go back"
                     )
-                found = (
+                earlier = (
                     rows.checkpoint_of_round(task, to)
                     if isinstance(to, int)
                     else rows.checkpoint(task, to)
                 )
-                if found is None:
+                if earlier is None:
                     raise Refused(Cause.UNKNOWN_BLOB, "the task has no such checkpoint")
                 state = replace(rows.open_rounds()[task].state, phase=Phase.ABANDONED)
                 rows.close_round(task, state, None, Cause.ROUND_CLOSED, now, all_rounds=True)
-                rows.open_round(task, RoundState(state.round + 1), found, now)
+                rows.open_round(task, RoundState(state.round + 1), earlier, now)
             self._sums.pop((task, state.round), None)
-        return found
+        return earlier
 
     def create_codes(self, count: int, life_s: float, now: float) -> list[str]:
         """New enrolment codes, each good for one device. Only their hashes are kept."""
-        made = [secrets.token_hex(16) for _ in range(count)]
+        codes = [secrets.token_hex(16) for _ in range(count)]
         with self._lock, self.store.transaction(durable=True) as rows:
-            rows.add_codes([digest(code.encode()) for code in made], now + life_s)
-        return made
+            rows.add_codes([digest(code.encode()) for code in codes], now + life_s)
+        return codes
 
     def locked(self) -> threading.Lock:
         """Held while the store is written: for what is created beside the coordinator's own
@@ -368,8 +368,8 @@ class Coordinator:
             ledger = Ledger(rows, now, devices, names, nonces)
             self._drop_overdue(rows, ledger)
             if not ledger.over:
-                for request, found in zip(requests, judged, strict=True):
-                    answers.append(self._answer(request, found, ledger, rows, counted))
+                for request, opinion in zip(requests, judged, strict=True):
+                    answers.append(self._answer(request, opinion, ledger, rows, counted))
                     if ledger.over:
                         break
             added = {key: self._add(rows, key, updates, ledger) for key, updates in counted.items()}
@@ -409,7 +409,8 @@ class Coordinator:
         if isinstance(request, CheckingIn):
             return self._checked_in(request, ledger, rows)
         if isinstance(request, Fetching):
-            return self._fetched(request, ledger, rows)
+            self._fetched(request, ledger)
+            return None
         work = ledger.assignments.get(request.assignment)
         if work is None or work.device != request.device:
             return Refused(Cause.UNKNOWN_ASSIGNMENT, "this device has no such assignment")
@@ -596,7 +597,7 @@ class Coordinator:
         ledger.tell(work.task, Dropped(ledger.now))
         return Ack(False, retry)
 
-    def _fetched(self, request: Fetching, ledger: Ledger, rows: Rows) -> None:
+    def _fetched(self, request: Fetching, ledger: Ledger) -> None:
         """Count bytes in the round they are for, and the first time all of its checkpoint went to
         the device.
         """
@@ -696,19 +697,19 @@ class Coordinator:
         the process dies, the next group does it.
         """
         state, rules = round.state, task.rules
-        made = (
+        after = (
             self._next_checkpoint(task, round, now)
             if state.phase is Phase.COMMITTED and task.kind is Kind.TRAINING
             else None
         )
-        if made is None and task.kind is Kind.TRAINING:
+        if after is None and task.kind is Kind.TRAINING:
             state = replace(state, phase=Phase.ABANDONED)
         with self.store.transaction(durable=True) as rows:
-            found = rows.open_rounds().get(task.name)
-            if found is None or found.state.round != state.round:
+            still_open = rows.open_rounds().get(task.name)
+            if still_open is None or still_open.state.round != state.round:
                 return  # another replica has closed it
-            if made is not None:
-                rows.add_checkpoint(task.name, made)
+            if after is not None:
+                rows.add_checkpoint(task.name, after)
             finished = (
                 0 < rules.rounds <= rows.committed(task.name) + (state.phase is Phase.COMMITTED)
             )
@@ -717,7 +718,7 @@ class Coordinator:
             rows.close_round(
                 task.name,
                 state,
-                made and made.sha,
+                None if after is None else after.sha,
                 None if rules.buffered and not finished else late,
                 now,
                 all_rounds=finished,
@@ -726,7 +727,7 @@ class Coordinator:
             if finished:
                 rows.set_state(task.name, State.FINISHED)
             else:
-                base = made or StoredCheckpoint(round.base, round.base_round, round.half)
+                base = after or StoredCheckpoint(round.base, round.base_round, round.half)
                 rows.open_round(task.name, following(state, rules), base, now)
         self._sums.pop((task.name, state.round), None)
         self.store.tidy()
@@ -761,16 +762,16 @@ class Coordinator:
 
     def _set_state(self, task: str, before: State, after: State) -> None:
         with self._lock, self.store.transaction(durable=True) as rows:
-            found = self._stored(rows, task).state
-            if found is not before:
-                raise Refused(Cause.WRONG_STATE, f"expected a {before} task, found a {found} one")
+            state = self._stored(rows, task).state
+            if state is not before:
+                raise Refused(Cause.WRONG_STATE, f"expected a {before} task, state a {state} one")
             rows.set_state(task, after)
 
     def _stored(self, rows: Rows, task: str) -> StoredTask:
-        found = next((stored for stored in rows.tasks() if stored.task.name == task), None)
-        if found is None:
+        named = next((stored for stored in rows.tasks() if stored.task.name == task), None)
+        if named is None:
             raise Refused(Cause.UNKNOWN_TASK, "there is no task of that name")
-        return found
+        return named
 
     def _use_code(self, rows: Rows, code: str, device: str, key: str, now: float) -> None:
         """Enrol a new device, by its code where one is needed. A code lets in one device, again and
@@ -778,8 +779,8 @@ class Coordinator:
         """
         hashed = digest(code.encode())
         if self.codes_needed:
-            found = rows.code(hashed)
-            if found is None or found.expires_at < now or found.device not in (None, device):
+            kept = rows.code(hashed)
+            if kept is None or kept.expires_at < now or kept.device not in (None, device):
                 raise Refused(
                     Cause.BAD_CODE,
                     "an enrolment code is needed that has not been used and has not expired",

@@ -18,7 +18,7 @@ import jinja2
 from markupsafe import Markup
 
 from device_runtime import causes
-from device_runtime.wire import RoundReport
+from device_runtime.wire import OPEN, Kind, RoundReport
 from server.overview import Overview, TaskView, eligible
 
 REFRESH_S = 5
@@ -27,6 +27,8 @@ FOLDER = Path(__file__).parent / "templates"
 
 @dataclass(frozen=True)
 class Page:
+    """A page and what a browser may do with it."""
+
     html: str
     policy: str  # Content-Security-Policy
 
@@ -41,6 +43,7 @@ class Line:
 
 
 def page(overview: Overview) -> Page:
+    """The page of an overview."""
     template, style, script = _templates()
     html = template.render(overview=overview, style=Markup(style), script=Markup(script))
     hashes = (
@@ -140,23 +143,23 @@ def plot(
 
 def plots(task: TaskView) -> list[Markup]:
     """What a task's figures look like over its rounds."""
-    done = [report for report in task.reports if report.phase in ("committed", "abandoned")]
-    found: list[Markup] = []
+    done = [report for report in task.reports if report.phase not in OPEN]
+    figures: list[Markup] = []
     if not done and not task.scores:
-        return found
-    if task.kind == "training":
+        return figures
+    if task.kind is Kind.TRAINING:
         top1, top3 = (
             tuple((float(score.round), getattr(score, name)) for score in task.scores)
             for name in ("top1", "top3")
         )
-        found.append(
+        figures.append(
             plot(
                 "accuracy on held-back words, %",
                 [Line("top-1", "a", top1), Line("top-3", "b", top3)],
                 " %",
             )
         )
-        found.append(
+        figures.append(
             plot(
                 "loss, nats a word",
                 [
@@ -170,10 +173,10 @@ def plots(task: TaskView) -> list[Markup]:
         )
     counted = tuple((float(report.round), float(report.counted)) for report in done)
     assigned = tuple((float(report.round), float(report.assigned)) for report in done)
-    found.append(
+    figures.append(
         plot("devices a round", [Line("assigned", "b", assigned), Line("counted", "a", counted)])
     )
-    found.append(
+    figures.append(
         plot(
             "minutes a round",
             [
@@ -185,7 +188,7 @@ def plots(task: TaskView) -> list[Markup]:
             ],
         )
     )
-    return found
+    return figures
 
 
 def size(count: float) -> str:
@@ -210,6 +213,11 @@ def span(seconds: float) -> str:
 
 
 def moment(at: float) -> str:
+    """A time for people, in UTC.
+
+    >>> moment(86_400.0)
+    '1970-01-02 00:00'
+    """
     return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M")
 
 
@@ -220,14 +228,14 @@ def share(count: float, most: float) -> float:
 
 @functools.cache
 def _templates() -> tuple[jinja2.Template, str, str]:
-    found = jinja2.Environment(
+    environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(FOLDER),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    found.filters |= {"size": size, "span": span, "moment": moment}
-    found.globals |= {
+    environment.filters |= {"size": size, "span": span, "moment": moment}
+    environment.globals |= {
         "funnel": funnel,
         "plots": plots,
         "share": share,
@@ -237,7 +245,7 @@ def _templates() -> tuple[jinja2.Template, str, str]:
     style, script = (
         (FOLDER / name).read_text().strip() for name in ("dashboard.css", "dashboard.js")
     )
-    return found.get_template("dashboard.html.j2"), style, script
+    return environment.get_template("dashboard.html.j2"), style, script
 
 
 def _ticks(values: Sequence[float], about: int, whole: bool = False) -> list[float]:

@@ -50,12 +50,12 @@ class Differences:
         difference. Raises RunError if there is no such blob, or it cannot be read.
         """
         with self._reading:
-            made = self._makes.get(name)
-        if made is None:
-            made = difference.makes(bytes(self._blobs.part(name, 0, difference.HEAD_BYTES)))
+            sha = self._makes.get(name)
+        if sha is None:
+            sha = difference.makes(bytes(self._blobs.part(name, 0, difference.HEAD_BYTES)))
             with self._reading:
-                self._makes[name] = made
-        return made
+                self._makes[name] = sha
+        return sha
 
     def _worked_out(self, held: str, wanted: str) -> str | None:
         with self._reading:

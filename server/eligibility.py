@@ -10,10 +10,11 @@ from device_runtime.wire import VERSION, CheckIn, forbidden_by
 
 @dataclass(frozen=True)
 class Policy:
+    """Which devices may join the rounds of a task. Raises ConfigError for numbers out of range."""
+
     min_examples: int = 10  # typed utterances waiting on the device
-    min_separation: int = (
-        1  # rounds: a device counted in round t may join round t + min_separation at the earliest
-    )
+    # rounds: a device counted in round t may join round t + min_separation at the earliest
+    min_separation: int = 1
     max_participations: int = 0  # rounds one device is counted in at most; 0 = no limit
     # from enrolment to the first round: a device that lost its history comes back as a new one, and
     # waits as long

@@ -12,7 +12,6 @@ import logging
 import re
 import socket
 import time
-from collections import OrderedDict
 from collections.abc import (
     AsyncIterator,
     Awaitable,
@@ -27,6 +26,7 @@ from typing import Any
 
 import prometheus_client
 import uvicorn
+from cachetools import LRUCache
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import HTMLResponse
 from fastapi.routing import APIRoute
@@ -38,6 +38,7 @@ from device_runtime import config, signing
 from device_runtime.causes import Cause
 from device_runtime.errors import FedboardError, RunError
 from device_runtime.update import encoded_bytes
+from device_runtime.weights import digest
 from device_runtime.wire import (
     Abandon,
     Ack,
@@ -72,6 +73,8 @@ KEYS_KEPT = 100_000  # public keys in memory
 
 @dataclass(frozen=True)
 class Health:
+    """The answer to whoever asks whether the server lives."""
+
     status: str = "ok"
 
 
@@ -80,9 +83,8 @@ class Access:
     """Who is let in to what. The token is the operator's; nobody is one without it."""
 
     token: str = field(default="", repr=False)
-    open_to_readers: bool = (
-        True  # pages and reports need no token: for a server that only this machine reaches
-    )
+    # pages and reports need no token: for a server that only this machine reaches
+    open_to_readers: bool = True
     limits: Limits = field(default_factory=Limits)
 
 
@@ -156,14 +158,13 @@ class _Service:
         self.started_at = clock()
         self.metrics = Metrics(coordinator, clock)
         limits = allowed.limits
-        self.groups: Groups[_Signed, Answer] = Groups(self.handle)
-        self.judges = ThreadPoolExecutor(
-            JUDGES, "judge"
-        )  # hashing and adding up let go of the interpreter: other cores do them
+        self.groups: Groups[_Asking, Answer] = Groups(self.handle)
+        # hashing and adding up let go of the interpreter: other cores do them
+        self.judges = ThreadPoolExecutor(JUDGES, "judge")
         self.of_devices = Buckets(limits.device_burst, limits.device_per_s)
         self.of_addresses = Buckets(limits.address_burst, limits.address_per_s)
         self.room = bodies.Room(limits.bodies_bytes)
-        self.keys: OrderedDict[str, bytes] = OrderedDict()
+        self.keys: LRUCache[str, bytes] = LRUCache(KEYS_KEPT)
         self.update_bytes: dict[str, int] = {}  # largest report by task
         self.answers_to_errors: tuple[
             tuple[type[Exception], Callable[[Request, Any], Awaitable[Response]]], ...
@@ -344,7 +345,7 @@ class _Service:
         named = (
             proof is not None
             and proof.device == signing.name_of(enrolment.public_key)
-            and proof.body_digest == signing.digest(body)
+            and proof.body_digest == digest(body)
         )
         if (
             proof is None
@@ -410,10 +411,10 @@ class _Service:
                 proof.signed_for,
                 proof.body_digest,
             )
-            signed.judged = await asyncio.get_running_loop().run_in_executor(
+            judged = await asyncio.get_running_loop().run_in_executor(
                 self.judges, self.coordinator.judge, asked
             )
-            return _json(await self.answer(signed, asked, len(body)))
+            return _json(await self.answer(signed, asked, judged, len(body)))
 
     async def abandon(self, request: Request) -> Response:
         signed = await self.signed(request, MESSAGE_BYTES)
@@ -433,9 +434,8 @@ class _Service:
     async def rounds(self, request: Request) -> Response:
         proof = access.proof(request.headers)
         if proof is not None and proof.device:
-            self.verify(
-                await self.signed(request, 0)
-            )  # a device may see what becomes of its rounds
+            # a device may see what becomes of its rounds
+            self.verify(await self.signed(request, 0))
         else:
             self.may_read(request)
         task = request.query_params.get("task")
@@ -503,11 +503,11 @@ class _Service:
         self.may_act(request)
         body = await self.body(request, MESSAGE_BYTES)
         message = bodies.parsed(contract.NewCodes, body or b"{}")
-        made = await run_in_threadpool(
+        codes = await run_in_threadpool(
             operators.make_codes, self.coordinator, message, self.clock()
         )
-        log.info("enrolment codes made", extra={"count": len(made.codes)})
-        return _json(made)
+        log.info("enrolment codes made", extra={"count": len(codes.codes)})
+        return _json(codes)
 
     async def healthz(self, _: Request) -> Response:
         return _json(Health())
@@ -534,19 +534,19 @@ class _Service:
         """The operator's page."""
         self.may_read(request)
 
-        def made() -> dashboard.Page:
+        def render() -> dashboard.Page:
             return dashboard.page(
                 overview.read(self.coordinator, self.clock(), self.started_at, self.metrics.refused)
             )
 
-        found = await run_in_threadpool(made)
+        page = await run_in_threadpool(render)
         headers = {
-            "content-security-policy": found.policy,
+            "content-security-policy": page.policy,
             "cache-control": "no-store",
             "x-content-type-options": "nosniff",
             "referrer-policy": "no-referrer",
         }
-        return HTMLResponse(found.html, headers=headers)
+        return HTMLResponse(page.html, headers=headers)
 
     # who may
 
@@ -568,13 +568,13 @@ class _Service:
             raise _bad_signature()
         signed.is_verified = True
 
-    def handle(self, group: Sequence["_Signed"]) -> list[Answer]:
+    def handle(self, group: Sequence["_Asking"]) -> list[Answer]:
         """The answers to a group: signatures are verified here, in the coordinator's thread, so
         that the loop can read on.
         """
         answers: list[Answer] = [None] * len(group)
         good, now = [], self.clock()
-        for place, signed in enumerate(group):
+        for place, signed in enumerate(each.signed for each in group):
             try:
                 if not signed.is_verified:
                     self.verify(signed)
@@ -583,24 +583,20 @@ class _Service:
                 good.append(place)
             except Refused as refused:
                 answers[place] = refused
-        asked, judged = (
-            [group[place].asked for place in good],
-            [group[place].judged for place in good],
-        )
+        asked = [group[place].asked for place in good]
+        judged = [group[place].judged for place in good]
         for place, answer in zip(good, self.coordinator.handle(asked, now, judged), strict=True):
             answers[place] = answer
         return answers
 
     async def key(self, device: str) -> bytes:
-        found = self.keys.get(device)
-        if found is None:
+        key = self.keys.get(device)
+        if key is None:
             public = await run_in_threadpool(self.coordinator.public_key, device)
             if public is None:
                 raise Refused(Cause.UNKNOWN_DEVICE, "the device is not enrolled")
-            found = self.keys[device] = bytes.fromhex(public)
-            if len(self.keys) > KEYS_KEPT:
-                self.keys.popitem(last=False)
-        return found
+            key = self.keys[device] = bytes.fromhex(public)
+        return key
 
     def address_may(self, request: Request) -> None:
         address = request.client.host if request.client else ""
@@ -633,7 +629,7 @@ class _Service:
 
     async def signed_body(self, request: Request, proof: Proof, limit: int) -> bytes | bytearray:
         body = await self.body(request, limit)
-        if signing.digest(body) != proof.body_digest:
+        if digest(body) != proof.body_digest:
             raise Refused(Cause.BAD_SIGNATURE, "the body is not the one that was signed")
         return body
 
@@ -646,12 +642,13 @@ class _Service:
             }
         return max(self.update_bytes.values(), default=MESSAGE_BYTES)
 
-    async def answer(self, signed: "_Signed", asked: Asked, size: int = 0) -> Answer:
-        signed.asked = asked
-        found = await self.groups.answer(signed, size)
-        if isinstance(found, Refused):
-            raise found
-        return found
+    async def answer(
+        self, signed: "_Signed", asked: Asked, judged: Judged | None = None, size: int = 0
+    ) -> Answer:
+        answer = await self.groups.answer(_Asking(signed, asked, judged), size)
+        if isinstance(answer, Refused):
+            raise answer
+        return answer
 
     async def blob_answer(
         self, request: Request, name: str, taken: Callable[[int, bool], Any] | None
@@ -713,9 +710,8 @@ class _Service:
         return _problem(error.status_code, Cause.MALFORMED, error.detail, error.headers)
 
     async def forget(self, _: Request, __: Any) -> Response:
-        return _problem(
-            400, Cause.MALFORMED, "the connection ended inside the body"
-        )  # nobody reads it: a phone that lost its network is no error
+        # nobody reads it: a phone that lost its network is no error
+        return _problem(400, Cause.MALFORMED, "the connection ended inside the body")
 
     async def unavailable(self, _: Request, error: Any) -> Response:
         """The database or the blobs failed. Nothing was acknowledged, so the device asks again."""
@@ -736,9 +732,8 @@ class _Service:
             await asyncio.sleep(self.tick_s)
             try:
                 await run_in_threadpool(self.coordinator.tick, self.clock())
-            except (
-                Exception
-            ) as error:  # a full disk may have room again: the next tick tries the same
+            except Exception as error:
+                # a full disk may have room again: the next tick tries the same
                 log.exception("the rounds could not go on", extra={"error": type(error).__name__})
 
 
@@ -750,9 +745,16 @@ class _Signed:
     path: str
     proof: Proof
     key: bytes
-    asked: Asked | None = None
-    judged: Judged | None = None  # of a report
     is_verified: bool = False
+
+
+@dataclass(frozen=True)
+class _Asking:
+    """What a signed request asks of the coordinator."""
+
+    signed: _Signed
+    asked: Asked
+    judged: Judged | None = None  # of a report
 
 
 class _Route(APIRoute):
@@ -765,6 +767,8 @@ class _Route(APIRoute):
 
 
 class TooOften(Refused):
+    """A device or an address has asked more often than it may."""
+
     def __init__(self, wait_s: float):
         super().__init__(Cause.TOO_MANY_REQUESTS, f"ask again in {max(1, round(wait_s))} s")
         self.wait_s = wait_s
@@ -780,7 +784,8 @@ class _Observed:
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
-            return await self._app(scope, receive, send)
+            await self._app(scope, receive, send)
+            return
         began, status = time.perf_counter(), 500
 
         async def observing(message: Mapping[str, Any]) -> None:
@@ -792,18 +797,15 @@ class _Observed:
         often = scope["path"] == CHECK_IN and scope["method"] == "POST"
         try:
             if often:
-                await (
-                    await self._service.respond(
-                        Request(scope, receive, observing), self._service.check_in
-                    )
-                )(scope, receive, observing)
+                request = Request(scope, receive, observing)
+                response = await self._service.respond(request, self._service.check_in)
+                await response(scope, receive, observing)
             else:
                 await self._app(scope, receive, observing)
         finally:
             seconds, route = time.perf_counter() - began, scope.get("route")
-            path = (
-                CHECK_IN if often else getattr(route, "path", "other")
-            )  # parameters by name: the log holds no device's work
+            # parameters by name: the log holds no device's work
+            path = CHECK_IN if often else getattr(route, "path", "other")
             self._metrics.answered(path, status, seconds)
             told = {
                 "method": scope["method"],

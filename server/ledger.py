@@ -7,8 +7,9 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
+from device_runtime.wire import OPEN
 from server.eligibility import History
-from server.rounds import OPEN, Event, Tick, advance
+from server.rounds import Event, Tick, advance
 from server.store import (
     ASSIGNED,
     DROPPED,
@@ -77,9 +78,12 @@ class Ledger:
         return True
 
     def history(self, device: str, task: str) -> History:
-        found = self._participations.get((device, task))
+        """What eligibility needs to know of an enrolled device."""
+        counted = self._participations.get((device, task))
         return History(
-            self.enrolled_at[device], found and found.last_counted, found.counted if found else 0
+            self.enrolled_at[device],
+            None if counted is None else counted.last_counted,
+            0 if counted is None else counted.counted,
         )
 
     def work(self, device: str, task: str) -> StoredAssignment | None:
@@ -109,6 +113,7 @@ class Ledger:
         )
 
     def save(self, round: StoredRound) -> None:
+        """Keep how far the open round of a task is."""
         self.rounds[round.task] = self._changed_rounds[round.task] = round
 
     def assign(self, device: str, task: str, holds: bool) -> StoredAssignment:
@@ -169,6 +174,7 @@ class Ledger:
         self._participations[device, task] = self._changed_participations[device, task] = after
 
     def write(self) -> None:
+        """Put down everything that has changed. The last thing done with a ledger."""
         rows = self._rows
         if self._new_nonces:
             rows.note_nonces(self._new_nonces, self.now)

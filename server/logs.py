@@ -22,24 +22,27 @@ FIELDS = (
 
 
 class Lines(logging.Formatter):
+    """Formats a record as one JSON object, of its message and the FIELDS it carries."""
+
     def format(self, record: logging.LogRecord) -> str:
-        found: dict[str, Any] = {
+        """One line, without its end."""
+        line: dict[str, Any] = {
             "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z"),
             "level": record.levelname.lower(),
         }
-        found["event"] = record.getMessage()
-        found |= {name: getattr(record, name) for name in FIELDS if hasattr(record, name)}
+        line["event"] = record.getMessage()
+        line |= {name: getattr(record, name) for name in FIELDS if hasattr(record, name)}
         if record.exc_info and record.exc_info[0]:
             trace = record.exc_info[2]
             while trace is not None and trace.tb_next is not None:
                 trace = trace.tb_next
             # where it happened, not what it said: a database's words can hold what was written
-            found["raised"] = record.exc_info[0].__name__
+            line["raised"] = record.exc_info[0].__name__
             if trace is not None:
-                found["at"] = (
+                line["at"] = (
                     f"{trace.tb_frame.f_code.co_filename.rsplit('/', 1)[-1]}:{trace.tb_lineno}"
                 )
-        return json.dumps(found)
+        return json.dumps(line)
 
 
 def begin(stream: TextIO | None = None, level: int = logging.INFO) -> None:

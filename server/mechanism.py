@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from device_runtime.bundle import NO_PRIVACY
 from device_runtime.causes import Cause
@@ -65,7 +66,7 @@ class Mechanism:
     empty: Callable[[], Sum]
     add: Callable[[Sum, Sequence[Weighted]], Sum]
     total: Callable[[Sequence[Sum]], Sum]
-    finish: Callable[[Sum, int], np.ndarray]
+    finish: Callable[[Sum, int], NDArray[np.float64]]
     capacity: int
     spent: Callable[[Exposure], Spent]
 
@@ -87,7 +88,7 @@ def plain(task: Task) -> Mechanism:
         share = staleness_share(behind, task.rules.staleness_exponent)
         return Weighted(update, min(update.examples, task.rules.max_weight), share)
 
-    def finish(sum: Sum, round: int) -> np.ndarray:
+    def finish(sum: Sum, round: int) -> NDArray[np.float64]:
         return sums.mean(sum, rotation_seed(task, round), task.dimension)
 
     return Mechanism(
@@ -127,4 +128,4 @@ def staleness_share(behind: int, exponent: float = 0.5) -> float:
     >>> [staleness_share(behind) for behind in (0, 3)]
     [1.0, 0.5]
     """
-    return (1.0 + behind) ** -exponent
+    return float((1.0 + behind) ** -exponent)

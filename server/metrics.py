@@ -8,11 +8,11 @@ from typing import Any
 import prometheus_client
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
-from device_runtime.causes import MEANING
+from device_runtime.causes import MEANING, Step
+from device_runtime.wire import Phase
 from server import mechanism
 from server.coordinator import Coordinator
 from server.overview import exposure
-from server.rounds import Phase
 
 LATENCIES_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
 STEPS = ("checked_in", "eligible", "assigned", "downloaded", "uploaded", "counted")
@@ -36,12 +36,14 @@ class Metrics:
         self.registry.register(_Stored(coordinator, clock, self.refused))
 
     def answered(self, route: str, status: int, seconds: float) -> None:
+        """Count a request that was answered."""
         child = self._children.get((route, status))
         if child is None:
             child = self._children[route, status] = self._seconds.labels(route, str(status))
         child.observe(seconds)
 
     def text(self) -> bytes:
+        """All figures in Prometheus' text format."""
         return prometheus_client.generate_latest(self.registry)
 
 
@@ -102,17 +104,19 @@ class _Stored:
         for stored in tasks:
             name, kind = stored.task.name, stored.task.kind.value
             states.add_metric([name, kind, stored.state.value], 1)
-            found = totals.get(name, {})
+            by_phase = totals.get(name, {})
             for phase in Phase:
-                rounds.add_metric([name, phase.value], found.get(phase.value, {}).get("rounds", 0))
+                rounds.add_metric(
+                    [name, phase.value], by_phase.get(phase.value, {}).get("rounds", 0)
+                )
             added = {
-                key: sum(each[key] for each in found.values())
+                key: sum(each[key] for each in by_phase.values())
                 for key in ("assigned", "downloaded", "uploaded", "counted", "examples")
             }
             refused = {
                 cause: count
                 for (task, step, cause), count in causes.items()
-                if (task, step) == (name, "refused")
+                if (task, step) == (name, Step.REFUSED)
             }
             reached = {
                 "checked_in": added["assigned"] + sum(refused.values()),
@@ -124,7 +128,8 @@ class _Stored:
                 funnel.add_metric([name, step], reached[step])
             for direction in ("up", "down"):
                 body.add_metric(
-                    [name, direction], sum(each[f"bytes_{direction}"] for each in found.values())
+                    [name, direction],
+                    sum(each[f"bytes_{direction}"] for each in by_phase.values()),
                 )
             examples.add_metric([name], added["examples"])
             spent = mechanism.of(stored.task).spent(exposures[name])

@@ -74,9 +74,10 @@ def documented(
 
 
 def document(api: FastAPI) -> dict[str, Any]:
+    """The document of all routes, with what FastAPI cannot know, as it parses nothing here."""
     if api.openapi_schema is None:
-        found = get_openapi(title=api.title, version=api.version, routes=api.routes)
-        schemas = found["components"]["schemas"]
+        document = get_openapi(title=api.title, version=api.version, routes=api.routes)
+        schemas = document["components"]["schemas"]
         _, shared = TypeAdapter.json_schemas(
             [(kind, "validation", TypeAdapter(kind)) for kind in _REQUESTS], ref_template=_SHARED
         )
@@ -103,6 +104,6 @@ def document(api: FastAPI) -> dict[str, Any]:
             "token": {"type": "http", "scheme": "bearer"},
             "password": {"type": "http", "scheme": "basic"},
         }
-        found["components"]["securitySchemes"] = schemes
-        api.openapi_schema = found
+        document["components"]["securitySchemes"] = schemes
+        api.openapi_schema = document
     return api.openapi_schema

@@ -7,7 +7,7 @@ import re
 from device_runtime import weights
 from device_runtime.causes import Cause
 from device_runtime.errors import CheckpointError, ConfigError, RunError
-from device_runtime.wire import Kind
+from device_runtime.wire import Kind, Phase
 from server import tasks
 from server.contract import (
     LONGEST_CODE_LIFE_S,
@@ -22,7 +22,6 @@ from server.contract import (
 )
 from server.coordinator import Coordinator
 from server.requests import Refused
-from server.rounds import Phase
 from server.store import Rows, StoredTask
 
 _ROUND = re.compile(r"[0-9]{1,9}")

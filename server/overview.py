@@ -3,12 +3,14 @@
 from collections import Counter
 from dataclasses import dataclass
 
-from device_runtime.causes import MEANING
-from device_runtime.wire import Kind, RoundReport
+from device_runtime.causes import MEANING, Step
+from device_runtime.wire import OPEN, Kind, Phase, RoundReport
 from server import mechanism
 from server.coordinator import Coordinator
 from server.mechanism import Exposure, Spent
+from server.rounds import Mode
 from server.store import Rows, StoredTask
+from server.task import State
 
 ROUNDS = 200  # of a task, newest
 CHECKPOINTS = 20
@@ -16,6 +18,8 @@ CHECKPOINTS = 20
 
 @dataclass(frozen=True)
 class Checkpoint:
+    """A checkpoint of a task, by its SHA-256."""
+
     sha: str
     round: int
     parent: str
@@ -36,13 +40,15 @@ class Score:
 
 @dataclass(frozen=True)
 class TaskView:
+    """A task as its section of the page shows it."""
+
     name: str
     population: str
-    kind: str
-    state: str
+    kind: Kind
+    state: State
     evaluates: str
     algorithm: str
-    mode: str
+    mode: Mode
     goal: int
     cohort: int
     fewest: int
@@ -55,27 +61,25 @@ class TaskView:
     @property
     def live(self) -> RoundReport | None:
         """The round under way."""
-        return (
-            self.reports[-1]
-            if self.reports and self.reports[-1].phase in ("selecting", "reporting")
-            else None
-        )
+        return self.reports[-1] if self.reports and self.reports[-1].phase in OPEN else None
 
     @property
-    def outcomes(self) -> Counter[str]:
+    def outcomes(self) -> Counter[Phase]:
         """Rounds by phase."""
         return Counter(report.phase for report in self.reports)
 
-    def causes(self, step: str) -> list[tuple[str, int]]:
+    def causes(self, step: Step) -> list[tuple[str, int]]:
         """Devices `refused` or `dropped` in the rounds shown, by cause, the most frequent first."""
-        found: Counter[str] = Counter()
+        counts: Counter[str] = Counter()
         for report in self.reports:
-            found.update(getattr(report, step))
-        return found.most_common()
+            counts.update(getattr(report, step))
+        return counts.most_common()
 
 
 @dataclass(frozen=True)
 class Overview:
+    """All that the page shows."""
+
     now: float
     started_at: float
     database: str
@@ -87,6 +91,7 @@ class Overview:
 def read(
     coordinator: Coordinator, now: float, started_at: float, refused: dict[str, int]
 ) -> Overview:
+    """Everything at one moment: one transaction of reading."""
     with coordinator.store.reading() as rows:
         stored = rows.tasks()
         reports = {each.task.name: rows.reports(each.task, now, ROUNDS) for each in stored}
@@ -134,11 +139,11 @@ def _task(
     return TaskView(
         task.name,
         task.population,
-        task.kind.value,
-        stored.state.value,
+        task.kind,
+        stored.state,
         task.evaluates,
         task.step.algorithm,
-        rules.mode.value,
+        rules.mode,
         rules.report_goal,
         rules.cohort,
         rules.fewest,
@@ -160,14 +165,14 @@ def _task(
 
 
 def _score(report: RoundReport) -> Score | None:
-    found = report.scores
-    if found is None or report.phase != "committed":
+    scores = report.scores
+    if scores is None or report.phase is not Phase.COMMITTED:
         return None
-    loss = found.loss / found.in_vocabulary if found.in_vocabulary else float("nan")
+    loss = scores.loss / scores.in_vocabulary if scores.in_vocabulary else float("nan")
     return Score(
         report.base_round,
-        100 * found.top1 / found.targets,
-        100 * found.top3 / found.targets,
+        100 * scores.top1 / scores.targets,
+        100 * scores.top3 / scores.targets,
         loss,
-        found.targets,
+        scores.targets,
     )

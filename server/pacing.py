@@ -30,8 +30,8 @@ def retry_in_s(
     low, high = (1 - JITTER) * base, (1 + JITTER) * base
     if population <= rules.check_ins_per_s * 2 * SCATTER * base:
         meeting = round((now + base) / base) * base - now if base else 0.0
-        found = meeting + base * float(rng.uniform(-SCATTER, SCATTER))
-        found = min(max(found, low), high)
+        seconds = meeting + base * float(rng.uniform(-SCATTER, SCATTER))
+        seconds = min(max(seconds, low), high)
     else:
-        found = float(rng.uniform(low, max(high, low + population / rules.check_ins_per_s)))
-    return math.floor(1000 * found) / 1000
+        seconds = float(rng.uniform(low, max(high, low + population / rules.check_ins_per_s)))
+    return math.floor(1000 * seconds) / 1000

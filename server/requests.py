@@ -26,6 +26,8 @@ class Refused(Exception):
 
 @dataclass(frozen=True)
 class CheckingIn:
+    """A device asks for work."""
+
     device: str
     check_in: CheckIn
     nonce: str | None = None
@@ -46,6 +48,8 @@ class Reporting:
 
 @dataclass(frozen=True)
 class Abandoning:
+    """A device gives its work back, for a cause that it names."""
+
     device: str
     assignment: str
     cause: Cause

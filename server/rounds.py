@@ -19,37 +19,35 @@ from device_runtime.wire import OPEN, Phase
 
 
 class Mode(StrEnum):
+    """Whether a round waits for its own devices, or for whoever reports."""
+
     SYNCHRONOUS = "synchronous"
     BUFFERED = "buffered"
 
 
 @dataclass(frozen=True)
 class Rules:
+    """When a task's rounds admit, wait and end. Raises ConfigError for numbers out of range."""
+
     report_goal: int = 100  # counted reports that commit a round
-    over_selection: float = (
-        1.3  # cohort / report goal; of a buffered task: devices at work at once / report goal
-    )
-    min_reports: int | None = (
-        None  # fewest that commit at the end of a window; by default half the goal, at least 1
-    )
+    # cohort / report goal; of a buffered task: devices at work at once / report goal
+    over_selection: float = 1.3
+    # fewest that commit at the end of a window; by default half the goal, at least 1
+    min_reports: int | None = None
     selection_s: float = 600.0  # from the first admission: a round nobody has joined waits
     reporting_s: float = 3600.0  # from an admission: what every device is promised
     rounds: int = 0  # committed rounds the task wants; 0 = no end
-    retry_s: float = (
-        900.0  # until a device checks in again that may be of use soon, give or take 20 %
-    )
-    permanent_retry_s: float = (
-        14_400.0  # the same for one that will not be before something on it changes
-    )
-    check_ins_per_s: float = (
-        100.0  # a population too large to come at this rate in the time above is given more time
-    )
+    # until a device checks in again that may be of use soon, give or take 20 %
+    retry_s: float = 900.0
+    # the same for one that will not be before something on it changes
+    permanent_retry_s: float = 14_400.0
+    # a population too large to come at this rate in the time above is given more time
+    check_ins_per_s: float = 100.0
     max_weight: int = 256  # examples one device counts for at most
     mode: Mode = Mode.SYNCHRONOUS
     max_staleness: int = 20  # rounds a report to a buffered task may be behind
-    staleness_exponent: float = (
-        0.5  # a report s rounds behind moves the mean by (1 + s) ** -exponent of its delta
-    )
+    # a report s rounds behind moves the mean by (1 + s) ** -exponent of its delta
+    staleness_exponent: float = 0.5
 
     def __post_init__(self) -> None:
         for field, value, least in (
@@ -84,10 +82,12 @@ class Rules:
 
     @property
     def fewest(self) -> int:
+        """Reports with which a round commits at the end of a window."""
         return max(1, self.report_goal // 2) if self.min_reports is None else self.min_reports
 
     @property
     def buffered(self) -> bool:
+        """Whether late reports count in a later round."""
         return self.mode is Mode.BUFFERED
 
 
@@ -107,10 +107,12 @@ class RoundState:
 
     @property
     def staying(self) -> int:
+        """Devices that have not dropped out."""
         return self.admitted - self.dropped
 
     @property
     def waiting(self) -> int:
+        """Devices at work: staying, and not heard of yet."""
         return self.staying - self.reported
 
 
@@ -137,6 +139,8 @@ class Dropped:
 
 @dataclass(frozen=True)
 class Tick:
+    """Time has passed."""
+
     at: float
 
 
@@ -194,9 +198,8 @@ def _settle(state: RoundState, now: float, rules: Rules) -> RoundState:
         window_over = (
             state.first_admitted is not None and now >= state.first_admitted + rules.selection_s
         )
-        if (
-            state.admitted < rules.cohort and not window_over
-        ):  # who drops out is not replaced: over-selection allows for them
+        # who drops out is not replaced: over-selection allows for them
+        if state.admitted < rules.cohort and not window_over:
             return state
         state = replace(state, phase=Phase.REPORTING)
     if state.staying < rules.fewest:

@@ -9,8 +9,10 @@ An optimizer is its line in `device_runtime.optimizers` and its rule here.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from device_runtime import weights
 from device_runtime.errors import ConfigError
@@ -18,6 +20,7 @@ from device_runtime.optimizers import OPTIMIZERS
 from device_runtime.weights import Weights
 
 ALGORITHMS = tuple(name for name, optimizer in OPTIMIZERS.items() if optimizer.served)
+Floats = NDArray[np.float32]
 _FIRST_VARIANCE = np.float32(1e-6)  # of FedYogi, as in TFF
 
 
@@ -71,7 +74,7 @@ class ServerStep:
 
 
 def apply(
-    step: ServerStep, before: Weights, moments: Weights | None, delta: np.ndarray
+    step: ServerStep, before: Weights, moments: Weights | None, delta: NDArray[np.floating[Any]]
 ) -> tuple[Weights, Weights | None]:
     """The next weights, and what the step has to remember: None where it remembers nothing.
 
@@ -103,7 +106,7 @@ def _adam(step: ServerStep, past: Weights, delta: Weights) -> tuple[Weights, Wei
     """FedAdam: the variance is a running mean of squares, from nothing."""
     beta_2 = np.float32(step.beta_2)
 
-    def vary(variance: np.ndarray, square: np.ndarray) -> np.ndarray:
+    def vary(variance: Floats, square: Floats) -> Floats:
         return variance + (square - variance) * (1 - beta_2)
 
     return _adaptive(step, past, delta, np.float32(0), vary)
@@ -115,8 +118,9 @@ def _yogi(step: ServerStep, past: Weights, delta: Weights) -> tuple[Weights, Wei
     """
     beta_2 = np.float32(step.beta_2)
 
-    def vary(variance: np.ndarray, square: np.ndarray) -> np.ndarray:
-        return variance + (1 - beta_2) * np.sign(square - variance) * square
+    def vary(variance: Floats, square: Floats) -> Floats:
+        after: Floats = variance + (1 - beta_2) * np.sign(square - variance) * square
+        return after
 
     return _adaptive(step, past, delta, _FIRST_VARIANCE, vary)
 
@@ -126,7 +130,7 @@ def _adaptive(
     past: Weights,
     delta: Weights,
     first_variance: np.float32,
-    vary: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    vary: Callable[[Floats, Floats], Floats],
 ) -> tuple[Weights, Weights]:
     """The momentum over the root of the variance, the bias of both towards their start corrected.
     `vary` gives the next variance from the last one and the squares of the delta.

@@ -26,10 +26,10 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
 from device_runtime import config
-from device_runtime.causes import Cause
+from device_runtime.causes import Cause, Step
 from device_runtime.errors import RunError
-from device_runtime.wire import RoundReport, Scores
-from server.rounds import OPEN, Phase, RoundState
+from device_runtime.wire import OPEN, Phase, RoundReport, Scores
+from server.rounds import RoundState
 from server.sums import Sum
 from server.tables import (
     REVISION,
@@ -47,14 +47,12 @@ from server.tables import (
 )
 from server.task import State, Task
 
-Unusable = (
-    sa.exc.SQLAlchemyError
-)  # what any use of a store raises while its database cannot be used
-_LOSS_UNITS = (
-    2**30
-)  # of one nat: losses are added up in whole units, so that their sum does not depend on the order
+Unusable = sa.exc.SQLAlchemyError  # what a store raises while its database cannot be used
+# of one nat: losses are added up in whole units, so that their sum does not depend on the order
+_LOSS_UNITS = 2**30
 ASSIGNED = "assigned"  # the outcome of a check-in that was not refused
-REFUSED, DROPPED = "refused", "dropped"  # steps of `outcomes`
+REFUSED, DROPPED = Step.REFUSED.value, Step.DROPPED.value  # steps of `outcomes`
+# of a round, added to
 COUNTS = (
     "assigned",
     "downloaded",
@@ -67,7 +65,7 @@ COUNTS = (
     "top3",
     "in_vocabulary",
     "loss",
-)  # of a round, added to
+)
 _ADVISORY_LOCK = 0xFEDB0A2D  # one writing transaction at a time on a PostgreSQL database
 
 
@@ -83,6 +81,8 @@ class Status(StrEnum):
 
 @dataclass(frozen=True)
 class StoredTask:
+    """A task and what it is doing."""
+
     task: Task
     state: State
     created_at: float
@@ -113,6 +113,8 @@ class StoredRound:
 
 @dataclass(frozen=True)
 class StoredAssignment:
+    """One device's work in one round, and what became of it."""
+
     assignment: str
     task: str
     round: int
@@ -137,6 +139,8 @@ class Participation:
 
 @dataclass(frozen=True)
 class StoredCode:
+    """An enrolment code, and the device that has used it."""
+
     expires_at: float
     device: str | None
 
@@ -167,7 +171,7 @@ class Store:
         self.name = {"sqlite": "SQLite", "postgresql": "PostgreSQL"}.get(
             url.get_backend_name(), url.get_backend_name()
         )
-        where = url.database if self.shared is False else url.set(password=None).render_as_string()
+        where = url.set(password=None).render_as_string() if self.shared else str(url.database)
         self._lock_file = None
         if not self.shared:
             self._lock_file = _locked(Path(where))
@@ -226,6 +230,7 @@ class Store:
                 connection.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def close(self) -> None:
+        """Let go of the database. Nothing is lost without it."""
         self._engine.dispose()
         if self._lock_file is not None:
             self._lock_file.close()
@@ -258,9 +263,11 @@ class Rows:
     # devices, their codes and nonces
 
     def enrol(self, device: str, public_key: str, now: float) -> None:
+        """Keep a device's key; one that is kept already stays as it is."""
         self._put(devices, [{"device": device, "public_key": public_key, "enrolled_at": now}])
 
     def public_key(self, device: str) -> str | None:
+        """The key of a device, hexadecimal; None if it is not enrolled."""
         return self._connection.execute(_PUBLIC_KEY, {"device": device}).scalar_one_or_none()
 
     def enrolled_at(self, names: Iterable[str]) -> dict[str, float]:
@@ -271,42 +278,49 @@ class Rows:
         }
 
     def count_devices(self) -> int:
+        """Devices enrolled."""
         return self._connection.execute(
             sa.select(sa.func.count()).select_from(devices)
         ).scalar_one()
 
     def add_codes(self, hashes: Iterable[str], expires_at: float) -> None:
+        """Keep enrolment codes, by their SHA-256."""
         self._connection.execute(
             codes.insert(), [{"code": name, "expires_at": expires_at} for name in hashes]
         )
 
     def code(self, hashed: str) -> StoredCode | None:
+        """An enrolment code by its SHA-256; None if there is none."""
         row = self._connection.execute(
             sa.select(codes.c.expires_at, codes.c.device).where(codes.c.code == hashed)
         ).one_or_none()
         return None if row is None else StoredCode(*row)
 
     def use_code(self, hashed: str, device: str) -> None:
+        """Note which device a code has let in."""
         self._connection.execute(codes.update().where(codes.c.code == hashed).values(device=device))
 
     def seen(self, used: Iterable[tuple[str, str]]) -> set[tuple[str, str]]:
         """Those of the (device, nonce) that were noted before."""
         asked = set(used)
-        found = self._connection.execute(_NONCES, {"nonces": [nonce for _, nonce in asked]})
-        return {(device, nonce) for device, nonce in found if (device, nonce) in asked}
+        noted = self._connection.execute(_NONCES, {"nonces": [nonce for _, nonce in asked]})
+        return {(device, nonce) for device, nonce in noted if (device, nonce) in asked}
 
     def note_nonces(self, used: Iterable[tuple[str, str]], now: float) -> None:
+        """Remember (device, nonce) pairs."""
         self._many(
             _INSERT_NONCE,
             [{"device": device, "nonce": nonce, "seen_at": now} for device, nonce in used],
         )
 
     def forget_nonces(self, before: float) -> None:
+        """Forget what was noted before some time."""
         self._connection.execute(nonces.delete().where(nonces.c.seen_at < before))
 
     # tasks and their checkpoints
 
     def add_task(self, task: Task, now: float) -> None:
+        """Keep a new task, which runs."""
         row = {
             "task": task.name,
             "state": State.RUNNING.value,
@@ -323,23 +337,27 @@ class Rows:
         ]
 
     def set_state(self, task: str, state: State) -> None:
+        """Change what a task is doing."""
         self._connection.execute(
             tasks.update().where(tasks.c.task == task).values(state=state.value)
         )
 
     def add_checkpoint(self, task: str, checkpoint: StoredCheckpoint) -> None:
+        """Keep a checkpoint of a task; one that is kept already stays as it is."""
         names = ("sha", "round", "parent", "half", "moments", "made_at")
         self._put(
             checkpoints, [{"task": task, **{name: getattr(checkpoint, name) for name in names}}]
         )
 
     def checkpoint(self, task: str, sha: str) -> StoredCheckpoint | None:
+        """A checkpoint of a task by the SHA-256 of its float32 form."""
         row = self._connection.execute(
             _CHECKPOINT.where(checkpoints.c.task == task, checkpoints.c.sha == sha)
         ).one_or_none()
         return None if row is None else StoredCheckpoint(*row)
 
     def checkpoint_of_round(self, task: str, round: int) -> StoredCheckpoint | None:
+        """The checkpoint a round of a task has made."""
         row = self._connection.execute(
             _CHECKPOINT.where(checkpoints.c.task == task, checkpoints.c.round == round)
         ).one_or_none()
@@ -369,6 +387,7 @@ class Rows:
     # rounds
 
     def open_round(self, task: str, state: RoundState, base: StoredCheckpoint, now: float) -> None:
+        """Open a round that starts from the checkpoint `base`."""
         row = {
             "task": task,
             "base": base.sha,
@@ -381,7 +400,7 @@ class Rows:
 
     def open_rounds(self) -> dict[str, StoredRound]:
         """The round of each task that has not been closed; it may be over already."""
-        found = {}
+        open_rounds = {}
         for (
             task,
             number,
@@ -396,8 +415,8 @@ class Rows:
             half,
         ) in self._connection.execute(_OPEN_ROUNDS):
             state = RoundState(number, Phase(phase), admitted, reported, dropped, first, last)
-            found[task] = StoredRound(task, state, base, base_round, half)
-        return found
+            open_rounds[task] = StoredRound(task, state, base, base_round, half)
+        return open_rounds
 
     def save_rounds(self, changed: Iterable[StoredRound]) -> None:
         """Keep how far rounds are, and what they give: an evaluation takes its checkpoint when the
@@ -480,9 +499,9 @@ class Rows:
 
     def half_of(self, task: str, round: int) -> str:
         """The float16 checkpoint a round gave to its devices."""
-        return self._connection.execute(
-            sa.select(rounds.c.half).where(rounds.c.task == task, rounds.c.round == round)
-        ).scalar_one()
+        query = sa.select(rounds.c.half).where(rounds.c.task == task, rounds.c.round == round)
+        half: str = self._connection.execute(query).scalar_one()
+        return half
 
     def committed(self, task: str) -> int:
         """Rounds committed so far."""
@@ -514,6 +533,7 @@ class Rows:
         }
 
     def note_check_ins(self, changed: Mapping[tuple[str, str], str]) -> None:
+        """Keep what came of check-ins, by (device, task)."""
         rows = [
             {"device": device, "task": task, "outcome": outcome}
             for (device, task), outcome in changed.items()
@@ -521,6 +541,7 @@ class Rows:
         self._put(check_ins, rows, replaced=("outcome",))
 
     def assignments(self, names: Iterable[str]) -> dict[str, StoredAssignment]:
+        """By name, those that there are."""
         return {
             row[0]: _assignment(row)
             for row in self._connection.execute(_ASSIGNMENTS, {"assignments": list(names)})
@@ -547,6 +568,7 @@ class Rows:
         ]
 
     def save_assignments(self, changed: Iterable[StoredAssignment]) -> None:
+        """Keep new assignments, and what has changed of others."""
         rows = [
             {
                 **{name: getattr(each, name) for name in _ASSIGNMENT_COLUMNS},
@@ -563,10 +585,11 @@ class Rows:
 
     def participations(self, names: Iterable[str]) -> dict[tuple[str, str], Participation]:
         """By (device, task)."""
-        found = self._connection.execute(_PARTICIPATIONS, {"devices": list(names)})
-        return {(device, task): Participation(*values) for device, task, *values in found}
+        kept = self._connection.execute(_PARTICIPATIONS, {"devices": list(names)})
+        return {(device, task): Participation(*values) for device, task, *values in kept}
 
     def save_participations(self, changed: Mapping[tuple[str, str], Participation]) -> None:
+        """Keep participations, by (device, task)."""
         names = ("last_counted", "counted", "smallest_separation")
         rows = [
             {"device": device, "task": task, **{name: getattr(each, name) for name in names}}
@@ -589,6 +612,7 @@ class Rows:
     # the sums of the open rounds
 
     def save_sum(self, task: str, round: int, replica: str, sum: Sum) -> None:
+        """Keep what a replica has counted of a round, in the place of what it had."""
         total = sum.total.astype("<i8", copy=False).tobytes()
         row = {
             "task": task,
@@ -620,31 +644,31 @@ class Rows:
         """The newest rounds of a task (by default all), oldest first."""
         columns = rounds.c
         query = sa.select(rounds).where(columns.task == task.name).order_by(columns.round.desc())
-        found = list(self._connection.execute(query if most is None else query.limit(most)))[::-1]
-        if not found:
+        newest = list(self._connection.execute(query if most is None else query.limit(most)))[::-1]
+        if not newest:
             return ()
         by_cause: dict[tuple[int, str], Counter[str]] = {}
         counted = sa.select(outcomes).where(
-            outcomes.c.task == task.name, outcomes.c.round >= found[0].round, outcomes.c.count > 0
+            outcomes.c.task == task.name, outcomes.c.round >= newest[0].round, outcomes.c.count > 0
         )
         for row in self._connection.execute(counted.order_by(outcomes.c.cause)):
-            by_cause.setdefault((row.round, row.step), Counter())[row.cause] = row.count
-        return tuple(_report(task, row, by_cause, now) for row in found)
+            by_cause.setdefault((row.round, row.step), Counter())[row.cause] = row._mapping["count"]
+        return tuple(_report(task, row, by_cause, now) for row in newest)
 
     def totals(self) -> dict[str, dict[str, dict[str, int]]]:
         """By task and phase: rounds, and what their COUNTS and counted reports add up to."""
         names = ("assigned", "downloaded", "uploaded", "examples", "bytes_up", "bytes_down")
         added = [sa.func.sum(rounds.c[name]) for name in ("reported", *names)]
-        found: dict[str, dict[str, dict[str, int]]] = {}
+        totals: dict[str, dict[str, dict[str, int]]] = {}
         for task, phase, *values in self._connection.execute(
             sa.select(rounds.c.task, rounds.c.phase, sa.func.count(), *added).group_by(
                 rounds.c.task, rounds.c.phase
             )
         ):
-            found.setdefault(task, {})[phase] = dict(
+            totals.setdefault(task, {})[phase] = dict(
                 zip(("rounds", "counted", *names), map(int, values), strict=True)
             )
-        return found
+        return totals
 
     def causes(self) -> dict[tuple[str, str, str], int]:
         """Devices and rounds by (task, step, cause)."""
@@ -831,9 +855,8 @@ def _locked(database: Path) -> Any:
 
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:
-    connection.isolation_level = (
-        None  # SQLAlchemy begins and ends the transactions, tables included
-    )
+    # SQLAlchemy begins and ends the transactions, tables included
+    connection.isolation_level = None
     # what is deleted is overwritten, where that costs no more writing; each of many connections
     # keeps half a megabyte of pages
     for setting in (

@@ -8,9 +8,10 @@ updates.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from device_runtime import quantize
 from device_runtime.causes import Cause
@@ -27,7 +28,7 @@ _FLOAT32_SLACK = 1.001  # devices clip and rotate in float32
 class Sum:
     """What the updates of a round add up to."""
 
-    total: np.ndarray  # int64 [padded dimension], sum of weight * rotated value * SCALE
+    total: NDArray[np.int64]  # [padded dimension], sum of weight * rotated value * SCALE
     weight: int = 0
     count: int = 0
 
@@ -114,7 +115,7 @@ def add_all(sum: Sum, updates: Sequence[Weighted]) -> Sum:
     total = sum.total.reshape(-1, quantize.BLOCK).copy()  # [blocks, BLOCK]
     # codes and steps of updates whose products add up exactly in float64, the most they can add up
     # to, and what they start from, by block
-    together: list[tuple[np.ndarray, np.ndarray]] = []
+    together: list[tuple[NDArray[Any], NDArray[np.int64]]] = []
     reach, lows = np.zeros(len(total)), np.zeros(len(total), np.int64)
     for update, weight, share in updates:
         step = _units(update.step, weight * share)
@@ -140,20 +141,23 @@ def total(sums: Sequence[Sum]) -> Sum:
     return first
 
 
-def mean(sum: Sum, seed: int, dimension: int) -> np.ndarray:
+def mean(sum: Sum, seed: int, dimension: int) -> NDArray[np.float64]:
     """The mean delta, float64 [dimension], rotated back. The sum must hold at least one update."""
     return quantize.unrotate(sum.total / (SCALE * sum.weight), seed, dimension)
 
 
-def _units(values: np.ndarray, weight: float) -> np.ndarray:
+def _units(values: NDArray[np.float32], weight: float) -> NDArray[np.int64]:
     """Values of blocks, times a weight, in units: int64 [blocks]."""
-    return np.rint(values.astype(np.float64) * (weight * SCALE)).astype(np.int64)
+    units: NDArray[np.int64] = np.rint(values.astype(np.float64) * (weight * SCALE)).astype(
+        np.int64
+    )
+    return units
 
 
 def _add(
-    total: np.ndarray,
-    updates: Sequence[tuple[np.ndarray, np.ndarray]],
-    low: np.ndarray,
+    total: NDArray[np.int64],
+    updates: Sequence[tuple[NDArray[Any], NDArray[np.int64]]],
+    low: NDArray[np.int64],
     reach: float,
 ) -> None:
     """Add code * step of every update, and low, to the total, in place. No product, nor a sum of
@@ -163,11 +167,12 @@ def _add(
     its steps in units, int64 [blocks]. Float64 is faster and holds whole numbers up to EXACT; one
     update of a large weight can be beyond that alone.
     """
-    kind = np.float64 if reach < EXACT else np.int64
-    product, added = (np.empty((CHUNK, quantize.BLOCK), kind) for _ in range(2))
+    kind: type[np.float64 | np.int64] = np.float64 if reach < EXACT else np.int64
+    product, added = np.empty((2, CHUNK, quantize.BLOCK), kind)
     for start in range(0, len(total), CHUNK):
         part = slice(start, min(start + CHUNK, len(total)))
-        product_now, added_now = (each[: part.stop - start] for each in (product, added))
+        product_now: NDArray[Any] = product[: part.stop - start]
+        added_now: NDArray[Any] = added[: part.stop - start]
         added_now[:] = 0
         for codes, step in updates:
             np.copyto(product_now, codes[part], casting="unsafe")

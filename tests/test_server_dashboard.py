@@ -14,12 +14,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from device_runtime.bundle import NO_PRIVACY
-from device_runtime.wire import RoundReport
+from device_runtime.wire import Kind, Phase, RoundReport
 from server import dashboard, endpoint, overview
 from server.coordinator import Coordinator, open_folder
 from server.dashboard import Line, plot
 from server.mechanism import Exposure, Spent
 from server.overview import Overview, Score, TaskView
+from server.rounds import Mode
+from server.task import State
 from tests.played_server import played
 from tests.toy_server import READY, enrolled, new
 
@@ -28,7 +30,7 @@ CHROMIUM = (
 )
 REPORT = RoundReport(
     7,
-    "reporting",
+    Phase.REPORTING,
     4,
     checked_in=10,
     refused={"not_charging": 3, "round_full": 1},
@@ -46,11 +48,11 @@ REPORT = RoundReport(
 TASK = TaskView(
     "default",
     "default",
-    "training",
-    "running",
+    Kind.TRAINING,
+    State.RUNNING,
     "",
     "fedadam",
-    "synchronous",
+    Mode.SYNCHRONOUS,
     4,
     6,
     2,
