@@ -21,7 +21,7 @@ from device_runtime.errors import FedboardError
 from device_runtime.own_words import MOST_TOKENS
 from device_runtime.update import encoded_bytes
 from fedboard.run import REFERENCE, open_bundle, trusted_keys
-from model import corpus
+from model import corpora, corpus
 
 ROOT = Path(__file__).parents[1]
 TYPED = 5  # newest messages of a user that are typed key by key; the earlier ones are history
@@ -343,7 +343,7 @@ def main(arguments: Sequence[str] | None = None) -> list[Figure]:
         found.bundle.resolve(),
         tuple(trusted_keys(trust)),
         opened,
-        corpus.load(found.data).test,
+        corpora.load(found.data).test,
         found.core,
         found.people,
         found.repeats,

@@ -19,7 +19,7 @@ from device_runtime.turn import Train
 from device_runtime.weights import Checkpoint
 from fedboard import console
 from fedboard.run import open_bundle
-from model import corpus
+from model import corpora
 from server.step import ServerStep, apply
 
 ROWS = 64  # of one client
@@ -35,7 +35,7 @@ def main() -> None:
     )
     asked = parser.parse_args()
     bundle, rng = open_bundle(asked.bundle, None), np.random.default_rng(0)
-    users = [own for own in corpus.load("chitchat").train.values() if len(own) >= 20]
+    users = [own for own in corpora.load("chitchat").train.values() if len(own) >= 20]
     plan, exact, velocity = bundle.plan, bundle.checkpoint.weights, None
     travelled = [weights.to_bytes(bundle.checkpoint, np.float16)]
     with console.progress("rounds", asked.rounds) as advance:

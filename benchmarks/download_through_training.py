@@ -17,7 +17,7 @@ from device_runtime.config import from_toml
 from device_runtime.errors import FedboardError
 from device_runtime.weights import Checkpoint, Weights
 from fedboard.run import Run, Settings
-from model import corpus, worker
+from model import corpora, worker
 from model.clients import Clients
 
 APART = (1, 2, 5, 20)
@@ -47,7 +47,7 @@ def main() -> None:
     from fedboard.train import beginning
     from model import simulation
 
-    users = corpus.load(settings.data)
+    users = corpora.load(settings.data)
     words, first = beginning(settings, Run(Path()), users, False)
     wanted, kept = {end - apart for end in ENDS for apart in (0, *APART)}, {}
     with worker.running(len(os.sched_getaffinity(0))):

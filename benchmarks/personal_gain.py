@@ -16,7 +16,7 @@ from device_runtime.errors import FedboardError
 from device_runtime.metrics import Counts, blocked_ids
 from fedboard import console
 from fedboard.run import open_bundle
-from model import corpus, evaluation
+from model import corpora, evaluation
 
 
 def main() -> None:
@@ -32,7 +32,7 @@ def main() -> None:
     everybodys, known = bundle.checkpoint.weights, bundle.vocabulary
     users = {
         name: own
-        for name, own in corpus.load(asked.data).split(asked.split).items()
+        for name, own in corpora.load(asked.data).split(asked.split).items()
         if evaluation.scored_of(own, personal=True)
     }
     users = dict(list(users.items())[: asked.users])

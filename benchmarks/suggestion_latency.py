@@ -15,7 +15,7 @@ from device_runtime import weights
 from device_runtime.errors import FedboardError
 from device_runtime.text import BOS, FIRST_WORD, Vocabulary
 from fedboard.run import checkpoint_of, vocabulary_of
-from model import corpus, evaluation, network
+from model import corpora, corpus, evaluation, network
 from model.pieces import Decoder
 
 LENGTH = 12  # tokens of a context, at most
@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--contexts", type=int, default=300)
     parser.add_argument("--data", default="chitchat")
     found = parser.parse_args()
-    asked = contexts(corpus.load(found.data).test, found.contexts)
+    asked = contexts(corpora.load(found.data).test, found.contexts)
     print(f"{'run':<28} {'parameters':>10} {'pieces a word':>13} {'median ms':>9} {'95 % ms':>8}")
     for path in map(checkpoint_of, found.runs):
         read, vocabulary = weights.read(path).weights, vocabulary_of(path)

@@ -10,7 +10,7 @@ import numpy as np
 from benchmarks.peers.common import Work
 from device_runtime import examples
 from device_runtime.wire import Plan
-from model import cohorts, corpus, network, vocabulary
+from model import cohorts, corpora, corpus, network, vocabulary
 from model.clients import batches
 from model.recipe import Client, Recipe, Schedule, Server
 
@@ -36,7 +36,7 @@ def recipe(cohort: int, rounds: int, seed: int) -> Recipe:
 
 def build(cohort: int, rounds: int, seed: int = 0) -> Work:
     numbers = recipe(cohort, rounds, seed)
-    found = corpus.load("chitchat")
+    found = corpora.load("chitchat")
     words = vocabulary.build(corpus.token_lists(found.train), VOCABULARY)
 
     def rows(users: corpus.Users, most: int) -> list[np.ndarray]:

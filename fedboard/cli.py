@@ -103,9 +103,9 @@ def data_import(
     """Read a file of messages, clean them by protocol nwp-v1, and write a corpus directory; says
     what was dropped and why.
     """
-    from model import corpus
+    from model import imported
 
-    report = corpus.import_file(file, out, user, text, timestamp)
+    report = imported.import_file(file, out, user, text, timestamp)
     if as_json:
         return emit(asdict(report))
     console.say(
@@ -129,9 +129,9 @@ def data_stats(
     `stackoverflow` and `shakespeare` are fetched once by TFF into the folder that FEDBOARD_CACHE
     names (by default ~/.tff). Of StackOverflow only 1,000 users of each split are read.
     """
-    from model import corpus
+    from model import corpora, corpus
 
-    found = corpus.stats(corpus.load(data))
+    found = corpus.stats(corpora.load(data))
     if as_json:
         return emit(asdict(found))
     if found.most:
@@ -429,7 +429,7 @@ def evaluate(
     """
     from fedboard import score
     from fedboard.run import trusted_keys, writable, write_whole
-    from model import corpus
+    from model import corpora
 
     if predictions and len(targets) > 1:
         raise RunError(
@@ -448,7 +448,7 @@ def evaluate(
             )
     if as_json:
         console.quiet()
-    found = corpus.load(data)
+    found = corpora.load(data)
     measured, results = [], []
     for i, target in enumerate(targets):
         with console.progress(f"scoring {target}", 1000) as advance:

@@ -24,7 +24,7 @@ from fedboard.run import Run, Settings, trusted_keys, write_whole
 from fedboard.serve import ServerSettings, newest_checkpoint
 from fedboard.train import train
 from fleet.population import Role, role_counts
-from model import child_process, corpus
+from model import child_process, corpora, corpus
 from model.recipe import Recipe
 from server.contract import ADDRESS
 from server.eligibility import Policy
@@ -100,7 +100,7 @@ def run(demo: Demo) -> Run:
         "Every sender is a client: their messages stay together, and test users are never trained "
         "on.",
     ):
-        users = corpus.load(demo.data)
+        users = corpora.load(demo.data)
         devices.choose(
             users.train, demo.devices, demo.min_examples, demo.seed
         )  # too few users show now, not after training

@@ -43,13 +43,13 @@ def device_create(
     """
     from fedboard import devices
     from fedboard.run import trusted_keys
-    from model import corpus
+    from model import corpora
 
     made = devices.create_population(
         folder,
         bundle,
         trusted_keys(trust),
-        corpus.load(data).train,
+        corpora.load(data).train,
         count,
         rounds,
         min_examples,

@@ -14,7 +14,7 @@ from device_runtime.text import normalise, tokenise
 from device_runtime.wire import Plan
 from fedboard import console
 from fedboard.run import Settings, checkpoint_of, require_fit, run_of, signing_key, vocabulary_of
-from model import corpus
+from model import corpora, corpus
 
 MEASURED_UTTERANCES = 2000  # of validation users
 
@@ -43,7 +43,7 @@ def export(
     plan = settings.recipe.plan if settings else Plan()
     plan = replace(plan, learning_rate=learning_rate, clipping_norm=clipping_norm, bits=bits)
     name = data or (settings.data if settings else "chitchat")
-    found = users or corpus.load(name)
+    found = users or corpora.load(name)
     sample = itertools.islice(corpus.token_lists(found.validation), MEASURED_UTTERANCES)
     examples = rows((vocabulary.ids(tokens) for tokens in sample), plan.length)
     if not len(examples):

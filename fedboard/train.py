@@ -35,7 +35,7 @@ from fedboard.run import (
     vocabulary_of,
     write_whole,
 )
-from model import cohorts, corpus, evaluation, memory, network, vocabulary, worker
+from model import cohorts, corpora, corpus, evaluation, memory, network, vocabulary, worker
 from model.clients import Clients
 from model.recipe import Recipe
 
@@ -74,7 +74,7 @@ def train(
     recipe = settings.recipe
     if workers:
         worker.checked(list(workers))
-    users = users or corpus.load(settings.data)
+    users = users or corpora.load(settings.data)
     if not settings.central:
         cohorts.start(
             len(users.train), recipe.cohort, recipe.min_separation

@@ -45,14 +45,13 @@ class Source:
     name: str
     splits: tuple[str, ...]  # as TFF's file calls them, in the order of TFF's load_data
     fields: tuple[str, ...]  # of a TFF example, all strings
-    rows: Callable[
-        ..., Rows
-    ]  # those fields of one client, a list of bytes each -> utterances in the order given
+    # those fields of one client, a list of bytes each -> utterances in the order of the examples
+    rows: Callable[..., Rows]
     most: int | None  # see Corpus
 
 
 def load(name: str, cache: str | Path | None = None) -> Corpus:
-    """StackOverflow or Shakespeare; `cache` as in `corpus.load`. Imports TensorFlow and TFF, but
+    """StackOverflow or Shakespeare; `cache` as in `corpora.load`. Imports TensorFlow and TFF, but
     not before it is clear that there are data.
 
     Raises CorpusError if the file is damaged, or is neither in the cache nor can be fetched.
@@ -79,10 +78,10 @@ def corpus_of(source: Source, splits: Iterable, where: object) -> Corpus:
 
     Raises CorpusError if a split has no user.
     """
-    found = [users_of(data, source, where) for data in splits]
-    train, validation, test = (
-        found if len(found) == len(SPLITS) else (found[0], *_divided(found[1]))
-    )
+    users_by_split: list[Users] = [users_of(data, source, where) for data in splits]
+    if len(users_by_split) < len(SPLITS):
+        users_by_split = [users_by_split[0], *_divided(users_by_split[1])]
+    train, validation, test = users_by_split
     if empty := [
         split for split, users in zip(SPLITS, (train, validation, test), strict=True) if not users
     ]:
@@ -106,7 +105,7 @@ def users_of(data, source: Source, where: object, keep: int = KEEP) -> LazyUsers
     @tf.function(input_signature=[tf.TensorSpec([], tf.string)], autograph=False)
     def examples(client: tf.Tensor) -> list[tf.Tensor]:
         """The fields of all examples, string [examples] each. Traced once: a pipeline built for
-        each client anew would leak 120 kB with each.
+        each client anew would leak memory with each.
         """
         fields = dataset(client).map(lambda example: tuple(example[name] for name in source.fields))
         return fields.batch(1 << 31).get_single_element()
@@ -173,7 +172,7 @@ _AGAIN = "delete the file, and it is fetched again"
 def _require_database(path: Path, source: Source) -> None:
     try:
         with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database:
-            found = {
+            present = {
                 split
                 for (split,) in database.execute("SELECT DISTINCT split_name FROM client_metadata")
             }
@@ -182,7 +181,7 @@ def _require_database(path: Path, source: Source) -> None:
             ).fetchall()
     except sqlite3.Error as error:
         raise CorpusError(path, f"not TFF's {source.name} ({error})", _AGAIN) from None
-    if missing := [split for split in source.splits if split not in found]:
+    if missing := [split for split in source.splits if split not in present]:
         raise CorpusError(
             path, f"not TFF's {source.name}: it has no client of {' or '.join(missing)}", _AGAIN
         )

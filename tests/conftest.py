@@ -21,7 +21,7 @@ from device_runtime.examples import rows
 from device_runtime.text import Vocabulary
 from device_runtime.weights import Checkpoint
 from device_runtime.wire import Plan
-from model import corpus, network, vocabulary
+from model import corpora, corpus, imported, network, vocabulary
 
 pytest_plugins = ["tests.suite"]
 
@@ -63,8 +63,8 @@ def corpus_file(tmp_path_factory) -> str:
 @pytest.fixture(scope="session")
 def tiny_corpus(corpus_file, tmp_path_factory) -> corpus.Corpus:
     directory = tmp_path_factory.mktemp("imported") / "tiny"
-    corpus.import_file(corpus_file, directory)
-    return corpus.load(directory)
+    imported.import_file(corpus_file, directory)
+    return corpora.load(directory)
 
 
 @pytest.fixture(scope="session")

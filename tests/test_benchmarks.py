@@ -14,7 +14,7 @@ from benchmarks import device, device_process, simulation_memory, simulation_spe
 from benchmarks.peers import common
 from benchmarks.simulation_speed import Run
 from device_runtime.interpreter import installed
-from model import corpus
+from model import imported
 
 
 def run(seconds=(1.0, 2.0), tokens=(100, 100), first_s=5.0, peak_mb=300.0) -> Run:
@@ -169,7 +169,7 @@ def test_the_products_of_a_step_have_the_operations_that_are_counted(monkeypatch
 def test_the_devices_benchmarks_run_from_end_to_end(tiny_bundle, trusted, corpus_file, tmp_path):
     key, data = tmp_path / "maker.pub", tmp_path / "data"
     key.write_text(next(iter(trusted)))
-    corpus.import_file(corpus_file, data)
+    imported.import_file(corpus_file, data)
     options = [
         "--bundle",
         str(tiny_bundle.path),

@@ -40,10 +40,10 @@ averaging = 0.5
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, corpus_file):
-    from model import corpus
+    from model import imported
 
     path = tmp_path_factory.mktemp("train")
-    corpus.import_file(corpus_file, path / "corpus")
+    imported.import_file(corpus_file, path / "corpus")
     (path / "c.toml").write_text(RECIPE)
     return path
 

@@ -20,7 +20,8 @@ import pytest
 from device_runtime.errors import CorpusError
 from device_runtime.metrics import recall
 from model import evaluation, ngram, tff_corpora, vocabulary
-from model.corpus import Utterance, load, sample, split_of, stats, token_lists
+from model.corpora import load
+from model.corpus import Utterance, sample, split_of, stats, token_lists
 
 CLOSED = "http://127.0.0.1:9"  # nothing listens there
 MACBETH, EMILIA, CUPID = (

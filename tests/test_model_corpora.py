@@ -1,0 +1,58 @@
+"""Corpora by name: the built-in one, and what a name that is none is told."""
+
+import pytest
+
+from device_runtime.errors import CorpusError
+from model.corpora import load
+from model.corpus import stats, token_lists
+from model.vocabulary import build
+
+
+@pytest.fixture(scope="module")
+def chitchat():
+    return load("chitchat")
+
+
+def test_chitchat_has_the_figures_of_the_protocol(chitchat):
+    found = stats(chitchat)
+    assert (found.total.users, found.train.users, found.validation.users, found.test.users) == (
+        1314,
+        933,
+        137,
+        244,
+    )
+    assert (found.total.utterances, found.total.words) == (255_966, 2_450_432)
+    assert (found.train.words, found.validation.words, found.test.words) == (
+        1_725_976,
+        222_230,
+        502_226,
+    )
+    assert found.dropped == {"no word": 912, "mashing": 1155, "verbatim in train": 112}
+    assert (found.median_utterances, round(found.largest_ten, 3)) == (17, 0.421)
+    vocabulary = build(token_lists(chitchat.train))
+    targets = [
+        i
+        for utterances in chitchat.test.values()
+        for u in utterances[-200:]
+        for i, t in zip(vocabulary.ids(u.tokens), u.tokens, strict=True)
+        if t[0].isalnum()
+    ]
+    assert len(targets) == 120_464
+    assert round(targets.count(3) / len(targets), 3) == 0.026
+
+
+def test_chitchat_users_speak_in_time_order(chitchat):
+    for utterances in chitchat.test.values():
+        times = [utterance.time for utterance in utterances]
+        assert times == sorted(times)
+
+
+def test_a_name_that_is_no_corpus_is_told_what_to_use(tmp_path):
+    with pytest.raises(CorpusError, match="no such corpus, expected `chitchat` or a directory"):
+        load(tmp_path / "nothing")
+    path = tmp_path / "log.jsonl"
+    path.write_text('{"user": "ann", "text": "hello"}\n')
+    with pytest.raises(
+        CorpusError, match=r"is a file.*run `fedboard data import .*log\.jsonl --out DIR` first"
+    ):
+        load(path)
