@@ -16,7 +16,7 @@ from device_runtime.errors import FedboardError
 from device_runtime.metrics import Counts, blocked_ids
 from fedboard import console
 from fedboard.run import open_bundle
-from model import corpora, evaluation
+from model import comparison, corpora, evaluation, measures
 
 
 def main() -> None:
@@ -70,18 +70,18 @@ def main() -> None:
             harmed += judged.ahead and judged.nats <= 0
             advance(number + 1, f"{served} served")
     results = [
-        evaluation.Evaluation(counts, sum(counts.values(), Counts()))
+        measures.Evaluation(counts, sum(counts.values(), Counts()))
         for counts in (alone, gated, always)
     ]
     rng = np.random.default_rng(0)
-    for title, found in zip(("everybody's", "own, gated", "own, always"), results, strict=True):
-        said = evaluation.summarise(found, rng)
+    for title, result in zip(("everybody's", "own, gated", "own, always"), results, strict=True):
+        summary = measures.summarise(result, rng)
         print(
-            f"{title:<12} top-1 {said.top1:.2%}  top-3 {said.top3:.2%}  ppl {said.perplexity:.1f} "
-            f" keys saved {said.keystroke_saving:.2%}"
+            f"{title:<12} top-1 {summary.top1:.2%}  top-3 {summary.top3:.2%}  "
+            f"ppl {summary.perplexity:.1f}  keys saved {summary.keystroke_saving:.2%}"
         )
-    for title, found in zip(("gated", "always"), results[1:], strict=True):
-        print(title, asdict(evaluation.compare(found, results[0], rng).top1))
+    for title, result in zip(("gated", "always"), results[1:], strict=True):
+        print(title, asdict(comparison.compare(result, results[0], rng).top1))
     print(
         f"served to {served} of {len(users)} users, to {harmed} of them while behind on their own "
         "held-back messages"

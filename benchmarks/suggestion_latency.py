@@ -15,7 +15,7 @@ from device_runtime import weights
 from device_runtime.errors import FedboardError
 from device_runtime.text import BOS, FIRST_WORD, Vocabulary
 from fedboard.run import checkpoint_of, vocabulary_of
-from model import corpora, corpus, evaluation, network
+from model import corpora, corpus, network
 from model.pieces import Decoder
 
 LENGTH = 12  # tokens of a context, at most
@@ -37,7 +37,7 @@ def suggest(found: weights.Weights, vocabulary: Vocabulary):
         hidden = network.forward(found, np.array([[BOS, *vocabulary.ids(context)]], np.int32))[
             0, -1:
         ]
-        scores = evaluation.log_probs(found, hidden)[0, FIRST_WORD:]
+        scores = network.log_probs(found, hidden)[0, FIRST_WORD:]
         return [vocabulary.tokens[FIRST_WORD + i] for i in np.argsort(-scores)[:3]]
 
     return strip

@@ -15,7 +15,8 @@ from device_runtime.metrics import blocked_ids
 from device_runtime.own_words import OwnWords
 from device_runtime.text import BOS, Vocabulary
 from model.corpus import Users
-from model.evaluation import Engine, Evaluation, Prediction, Tally, said, scored_of, targets_of
+from model.evaluation import Engine, scored_of
+from model.measures import Evaluation, Prediction, Tally, said, targets_of
 
 BLOCK = 256  # messages of one user given to an engine at once
 

@@ -13,10 +13,11 @@ import numpy as np
 
 from device_runtime import bundle, config, weights
 from device_runtime.errors import ConfigError, RunError
-from device_runtime.metrics import blocked_ids
+from device_runtime.metrics import MACRO_TARGETS, blocked_ids, recall
 from device_runtime.text import Vocabulary
 from fedboard.run import checkpoint_of, require_fit, vocabulary_of
-from model import corpus, evaluation, ngram, vocabulary
+from model import comparison, corpus, evaluation, measures, ngram, vocabulary
+from model.pieces import Decoder
 
 OWN = "+own"  # after a target: with the user's own words
 BASELINES = {"unigram": 1, "kn2": 2, "kn3": 3, "kn4": 4}
@@ -34,7 +35,7 @@ class Measured:
 
     name: str
     kind: str  # checkpoint, bundle or baseline
-    evaluation: evaluation.Evaluation
+    evaluation: measures.Evaluation
     served: int | None = None  # users who saw their own words mixed in; None without own words
 
 
@@ -44,7 +45,7 @@ class Scored:
 
     name: str
     kind: str  # checkpoint, bundle or baseline
-    summary: evaluation.Summary
+    summary: measures.Summary
     users: dict[str, float]  # top-1 recall of each user with enough targets
 
 
@@ -72,8 +73,8 @@ def measure(
         known.require_words("own words")
 
     def run(
-        on_prediction: Callable[[evaluation.Prediction], None] | None,
-    ) -> tuple[evaluation.Evaluation, int | None]:
+        on_prediction: Callable[[measures.Prediction], None] | None,
+    ) -> tuple[measures.Evaluation, int | None]:
         if plain != target:
             from conversion import strip
 
@@ -93,7 +94,7 @@ def measure(
     if predictions is None:
         result, served = run(None)
     else:
-        with evaluation.predictions_file(predictions) as write:
+        with measures.predictions_file(predictions) as write:
             result, served = run(write)
     if not result.total.targets:
         raise RunError(
@@ -114,24 +115,24 @@ def measure(
 def scored(measured: Measured, seed: int = 0) -> Scored:
     """The numbers people compare; the seed draws the intervals."""
     per_user = {
-        user: evaluation.recall(counts, "top1")
+        user: recall(counts, "top1")
         for user, counts in measured.evaluation.users.items()
-        if counts.targets >= evaluation.MACRO_TARGETS
+        if counts.targets >= MACRO_TARGETS
     }
     return Scored(
         measured.name,
         measured.kind,
-        evaluation.summarise(measured.evaluation, np.random.default_rng(seed)),
+        measures.summarise(measured.evaluation, np.random.default_rng(seed)),
         per_user,
     )
 
 
-def compare(first: Measured, second: Measured, seed: int = 0) -> evaluation.Comparison:
+def compare(first: Measured, second: Measured, seed: int = 0) -> comparison.Comparison:
     """The second minus the first, user by user; the seed draws the intervals. Raises RunError if
     they did not score the same targets.
     """
     try:
-        return evaluation.compare(second.evaluation, first.evaluation, np.random.default_rng(seed))
+        return comparison.compare(second.evaluation, first.evaluation, np.random.default_rng(seed))
     except ValueError as error:
         raise RunError(
             "--paired",
@@ -146,7 +147,7 @@ def _engine(
     trusted: Callable[[], frozenset[str]],
     tokenizer: Path | None,
     words: int,
-) -> tuple[str, evaluation.Engine | evaluation.Decoder, Vocabulary, frozenset[str]]:
+) -> tuple[str, evaluation.Engine | Decoder, Vocabulary, frozenset[str]]:
     if target in BASELINES:
         known = (
             Vocabulary.read(tokenizer)
@@ -243,7 +244,7 @@ def _full_table(systems: list[Scored]) -> tuple[list[str], list[list[str]]]:
     widest = (WIDTH - 4 - LABEL) // len(systems) - GAP
     headings = ["\n".join(textwrap.wrap(system.name, widest)) for system in systems]
     summaries = [system.summary for system in systems]
-    rows: list[tuple[str, Callable[[evaluation.Summary], str]]] = [
+    rows: list[tuple[str, Callable[[measures.Summary], str]]] = [
         ("top-1 %", lambda s: _share(s.top1, s.top1_interval)),
         ("top-3 %", lambda s: _share(s.top3, s.top3_interval)),
         ("keys saved %", lambda s: _percent(s.keystroke_saving)),
@@ -271,7 +272,7 @@ MEASURES = {"top-1": "top1", "top-3": "top3", "keys saved": "keystroke_saving"}
 
 
 def difference_tables(
-    first: str, second: str, found: evaluation.Comparison
+    first: str, second: str, found: comparison.Comparison
 ) -> list[tuple[str, list[str], list[list[str]]]]:
     """Title, columns and rows, in points: the difference over all words with its interval and the
     users it gains or loses; then how it is spread over users, if any has enough words.
@@ -296,10 +297,7 @@ def difference_tables(
         )
     ]
     if found.users:
-        title = (
-            f"the same over users with {evaluation.MACRO_TARGETS} or more words: {found.users} "
-            "users"
-        )
+        title = f"the same over users with {MACRO_TARGETS} or more words: {found.users} users"
         tables.append(
             (
                 title,
@@ -310,7 +308,7 @@ def difference_tables(
     return tables
 
 
-def sentence(first: str, second: str, found: evaluation.Comparison) -> str:
+def sentence(first: str, second: str, found: comparison.Comparison) -> str:
     """The top-1 difference in plain words, from the side of the better system; no winner if the
     interval holds 0.
     """
@@ -350,7 +348,7 @@ def _percent(value: float) -> str:
     return "–" if math.isnan(value) else f"{100 * value:.1f}"
 
 
-def _perplexity(summary: evaluation.Summary) -> str:
+def _perplexity(summary: measures.Summary) -> str:
     """Starred over an open vocabulary: see `footnote`."""
     return (
         "–"

@@ -22,6 +22,7 @@ import numpy as np
 
 from device_runtime import config, weights
 from device_runtime.errors import CheckpointError, RunError
+from device_runtime.metrics import perplexity, recall
 from device_runtime.optimizers import OPTIMIZERS
 from device_runtime.text import Vocabulary
 from fedboard import console
@@ -254,9 +255,9 @@ def look(
         recipe.evaluate_users,
     ).total
     measured = {
-        "top1": evaluation.recall(total, "top1"),
-        "top3": evaluation.recall(total, "top3"),
-        "perplexity": evaluation.perplexity(total),
+        "top1": recall(total, "top1"),
+        "top3": recall(total, "top3"),
+        "perplexity": perplexity(total),
     }
     checkpoint = weights.to_bytes(
         weights.Checkpoint(found_weights, number, best.parent, words.hash)

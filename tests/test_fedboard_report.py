@@ -10,7 +10,7 @@ from device_runtime.metrics import Counts
 from device_runtime.wire import RoundReport, RoundReports
 from fedboard import report, score
 from fedboard.run import Run, Settings
-from model.evaluation import Evaluation, summarise
+from model.measures import Evaluation, summarise
 
 SECTIONS = {
     "metrics.csv": "training",

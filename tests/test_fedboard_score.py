@@ -12,7 +12,8 @@ from device_runtime.metrics import Counts
 from fedboard import console, score
 from fedboard.score import Measured
 from model import corpus, network
-from model.evaluation import Comparison, Evaluation, Gain
+from model.comparison import Comparison, Gain
+from model.measures import Evaluation
 from model.vocabulary import build_unigram
 
 HUNDRED = Counts(

@@ -10,7 +10,8 @@ import pytest
 
 from device_runtime.text import BOS, CLASSES, EOS, FIRST_WORD, tokenise
 from model.corpus import Utterance
-from model.evaluation import engine_of, evaluate, network_engine, predictions_file
+from model.evaluation import engine_of, evaluate, network_engine
+from model.measures import predictions_file
 from model.network import NetworkSize, forward, initial_weights, log_probs
 from model.pieces import Decoder
 from model.vocabulary import build, build_unigram

@@ -19,7 +19,7 @@ import pytest
 
 from device_runtime.errors import CorpusError
 from device_runtime.metrics import recall
-from model import evaluation, ngram, tff_corpora, vocabulary
+from model import evaluation, measures, ngram, tff_corpora, vocabulary
 from model.corpora import load
 from model.corpus import Utterance, sample, split_of, stats, token_lists
 
@@ -257,7 +257,7 @@ def test_vocabulary_baseline_and_evaluation_work_on_clients_read_lazily(shakespe
         4,
     )  # ay me what's here
     assert 0 < recall(found.total, "top3") <= 1
-    assert evaluation.summarise(found, np.random.default_rng(0)).users == 1
+    assert measures.summarise(found, np.random.default_rng(0)).users == 1
 
 
 def test_stats_count_what_was_read_of_each_split(shakespeare):
