@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from device_runtime.errors import FedboardError
-from fedboard import report
+from fedboard import report_material
 from fedboard.run import Run
 
 INK, SOFT, SEEDS, LEVEL = "#1f2328", "#59636e", ("#0b6e99", "#2f9e8f", "#7a5cc2"), "#b35900"
@@ -35,7 +35,7 @@ def main() -> None:
     found = parser.parse_args()
     figure, axes = pyplot.subplots(figsize=(8, 3.6), dpi=150, layout="constrained")
     for i, path in enumerate(found.runs):
-        run = report.read(Run(path))
+        run = report_material.read(Run(path))
         looks = [row for row in run.metrics if row.top1 is not None]
         label = f"federated, seed {run.settings.recipe.seed}" if run.settings else path.name
         axes.plot(

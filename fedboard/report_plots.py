@@ -1,0 +1,310 @@
+"""The report's plots: material -> inline SVG, without a script and in the page's own colours.
+
+Colours here are stand-ins: in the page they become CSS variables, which follow the reader's light
+or dark mode.
+"""
+
+import io
+import math
+import re
+import textwrap
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from device_runtime.wire import RoundReport
+from fedboard import score
+from fedboard.readable import percent, size
+from fedboard.report_material import Material, Pair, RoundMetrics
+
+if TYPE_CHECKING:  # a second to import: only drawing pays for it
+    from markupsafe import Markup
+    from matplotlib.axis import Axis
+    from matplotlib.figure import Figure
+
+INK, SOFT, LINE, NETWORK, BASELINE, BEFORE = (f"#0000{i:02x}" for i in range(1, 7))
+_VARIABLES = {
+    INK: "ink",
+    SOFT: "soft",
+    LINE: "line",
+    NETWORK: "network",
+    BASELINE: "baseline",
+    BEFORE: "before",
+}
+WIDTH = 400  # points; about one to one on a phone
+_STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",  # text stays text: selectable, and in the page's font
+    "svg.hashsalt": "fedboard",
+    "text.parse_math": False,
+    "font.size": 11.5,
+    "axes.edgecolor": LINE,
+    "axes.labelcolor": SOFT,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": LINE,
+    "grid.linewidth": 0.6,
+    "text.color": INK,
+    "xtick.color": LINE,
+    "ytick.color": LINE,
+    "xtick.labelcolor": SOFT,
+    "ytick.labelcolor": SOFT,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "legend.frameon": False,
+    "lines.linewidth": 2.0,
+}
+
+
+def plots(material: Material, compared: Pair | None) -> dict[str, "Markup"]:
+    """Every plot the material allows, by name, as inline SVG."""
+    import matplotlib
+
+    drawn = {}
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(_STYLE)
+        if material.metrics:
+            drawn["loss"] = _loss(material.metrics)
+        if any(row.top1 is not None for row in material.metrics):
+            drawn["recall"] = _recall(material.metrics)
+        if material.systems:
+            drawn["top1"], drawn["top3"] = (
+                _systems(material.systems, which) for which in ("top1", "top3")
+            )
+        if material.rounds:
+            drawn["bytes"] = _bytes_by_round(material.rounds)
+        if compared:
+            drawn["users"] = _histogram(compared, material.systems)
+            if compared.rival:
+                drawn["scatter"] = _scatter(compared, material.systems)
+    return drawn
+
+
+def _figure(height: float) -> tuple["Figure", Any]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(WIDTH / 72, height / 72), dpi=72, layout="constrained")
+    return figure, figure.add_subplot()
+
+
+def _svg(figure: "Figure", name: str, title: str, description: str) -> "Markup":
+    """The figure as an inline SVG, with a title and a description for those who do not see it.
+
+    `name` keeps its ids apart from other plots'.
+    """
+    from markupsafe import Markup, escape
+
+    written = io.StringIO()
+    figure.savefig(
+        written,
+        format="svg",
+        transparent=True,
+        metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")),
+    )
+    svg = written.getvalue()
+    svg = svg[svg.index("<svg") :].replace("xlink:href", "href")
+    # its style would reach the whole page
+    svg = re.sub(r"<style.*?</style>|<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r" font-family: [^;\"]*;", "", svg)
+    svg = re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{name}-", svg)
+    svg = re.sub(
+        r"(fill|stroke): (#0000\d\d)",
+        lambda match: f"{match[1]}: var(--{_VARIABLES[match[2]]})",
+        svg,
+    )
+    body = svg[svg.index(">") + 1 :]
+    view = f"0 0 {WIDTH} {figure.get_figheight() * 72:g}"
+    return Markup(
+        f'<svg viewBox="{view}" role="img" aria-labelledby="{name}-title {name}-about">'
+        f'<title id="{name}-title">{escape(title)}</title><desc '
+        f'id="{name}-about">{escape(description)}</desc>{body}'
+    )
+
+
+def _loss(metrics: tuple[RoundMetrics, ...]) -> "Markup":
+    figure, axes = _figure(230)
+    rounds, losses = [row.round for row in metrics], np.array([row.loss for row in metrics])
+    window = max(1, len(losses) // 20)
+    smooth = np.convolve(losses, np.ones(window) / window, mode="valid")
+    axes.plot(rounds, losses, color=BEFORE, linewidth=1, alpha=0.7 if window > 1 else 1)
+    axes.plot(rounds[window - 1 :], smooth, color=NETWORK, marker="o" if len(rounds) == 1 else "")
+    axes.set(xlabel="round", ylabel="loss, nats a token")
+    _whole_ticks(axes.xaxis)
+    axes.grid(axis="x", visible=False)
+    text = f"From {losses[0]:.2f} in round {rounds[0]} to {losses[-1]:.2f} in round {rounds[-1]}."
+    return _svg(figure, "loss", "Training loss by round", text)
+
+
+def _recall(metrics: tuple[RoundMetrics, ...]) -> "Markup":
+    figure, axes = _figure(230)
+    said = []
+    for which, label, colour in (("top3", "top-3", BEFORE), ("top1", "top-1", NETWORK)):
+        points = [
+            (row.round, 100 * getattr(row, which))
+            for row in metrics
+            if getattr(row, which) is not None
+        ]
+        if points:
+            axes.plot(*zip(*points, strict=True), color=colour, marker="o", markersize=3.5)
+            axes.annotate(
+                f"{label} {points[-1][1]:.1f}",
+                points[-1],
+                (0, 8),
+                textcoords="offset points",
+                ha="right",
+                color=colour,
+                weight="bold",
+            )
+            said.append(f"{label} ends at {points[-1][1]:.1f} % in round {points[-1][0]}")
+    axes.set(xlabel="round", ylabel="recall, %")
+    axes.set_ylim(bottom=0)
+    axes.margins(y=0.15)
+    _whole_ticks(axes.xaxis)
+    axes.grid(axis="x", visible=False)
+    return _svg(figure, "recall", "Recall on validation users by round", "; ".join(said))
+
+
+def _systems(systems: dict[str, score.Scored], which: str) -> "Markup":
+    label = which.replace("top", "top-")
+    figure, axes = _figure(52 + 30 * len(systems))
+    for place, (stem, scored) in enumerate(reversed(systems.items())):
+        value = 100 * getattr(scored.summary, which)
+        low, high = (100 * end for end in getattr(scored.summary, f"{which}_interval"))
+        colour = _colour(stem, scored)
+        axes.plot(
+            [low, high],
+            [place, place],
+            color=colour,
+            linewidth=3,
+            solid_capstyle="round",
+            alpha=0.45,
+        )
+        axes.plot([value], [place], color=colour, marker="o", markersize=7)
+        axes.annotate(
+            f"{value:.1f}",
+            (value, place),
+            (0, 7),
+            textcoords="offset points",
+            ha="center",
+            color=colour,
+            weight="bold",
+            size=10.5,
+        )
+    axes.set_yticks(
+        range(len(systems)),
+        [_wrapped(scored.name) for scored in reversed(systems.values())],
+        color=INK,
+        size=10.5,
+    )
+    axes.set_ylim(-0.6, len(systems) - 0.3)
+    axes.set(xlabel=f"{label} recall, %, and 95 % interval")
+    axes.grid(axis="y", visible=False)
+    axes.spines["left"].set_visible(False)
+    said = "; ".join(
+        f"{scored.name}: {percent(getattr(scored.summary, which))} %" for scored in systems.values()
+    )
+    return _svg(figure, f"systems-{which}", f"{label} recall of every system", said)
+
+
+def _bytes_by_round(rounds: tuple[RoundReport, ...]) -> "Markup":
+    figure, axes = _figure(230)
+    numbers = np.array([round.round for round in rounds], float)
+    up, down = (
+        np.array([getattr(round, way) for round in rounds], float) / 1e6
+        for way in ("bytes_up", "bytes_down")
+    )
+    axes.bar(numbers - 0.2, up, 0.38, color=NETWORK, label="up (updates)")
+    axes.bar(numbers + 0.2, down, 0.38, color=BEFORE, label="down (checkpoints, plans)")
+    axes.set(xlabel="round", ylabel="MB on the socket")
+    _whole_ticks(axes.xaxis)
+    axes.grid(axis="x", visible=False)
+    figure.legend(loc="outside upper left", ncols=2, fontsize=10.5, handlelength=1, labelcolor=SOFT)
+    text = f"All rounds together: {size(1e6 * up.sum())} up, {size(1e6 * down.sum())} down."
+    return _svg(figure, "bytes", "Bytes up and down by round", text)
+
+
+def _histogram(compared: Pair, systems: dict[str, score.Scored]) -> "Markup":
+    figure, axes = _figure(270)
+    shares = 100 * np.array(compared.users)  # [users, 2]: rival, network
+    edges = np.histogram_bin_edges(shares[np.isfinite(shares)], bins=16)
+    if compared.rival:
+        rival = systems[compared.rival]
+        axes.hist(
+            shares[:, 0],
+            edges,
+            histtype="stepfilled",
+            color=_colour(compared.rival, rival),
+            alpha=0.35,
+            label=rival.name,
+        )
+    colour = NETWORK if compared.rival else _colour(compared.network, systems[compared.network])
+    axes.hist(
+        shares[:, 1],
+        edges,
+        histtype="step",
+        color=colour,
+        linewidth=2.2,
+        label=systems[compared.network].name,
+    )
+    axes.set(xlabel="top-1 recall of a user, %", ylabel="users")
+    _whole_ticks(axes.yaxis)
+    axes.grid(axis="x", visible=False)
+    figure.legend(loc="outside upper left", fontsize=10.5, handlelength=1.2, labelcolor=SOFT)
+    median = float(np.median(shares[:, 1]))
+    return _svg(
+        figure,
+        "users",
+        "Test users by top-1 recall",
+        f"{len(shares)} users; the median user has {median:.1f} % with the network.",
+    )
+
+
+def _scatter(compared: Pair, systems: dict[str, score.Scored]) -> "Markup":
+    figure, axes = _figure(330)
+    shares = 100 * np.array(compared.users)
+    low, high = math.floor(shares.min()) - 1, math.ceil(shares.max()) + 1
+    axes.plot([low, high], [low, high], color=SOFT, linewidth=1, linestyle=(0, (4, 4)))
+    above = shares[:, 1] > shares[:, 0]
+    axes.scatter(*shares[above].T, s=26, color=NETWORK, alpha=0.65, linewidths=0)
+    axes.scatter(
+        *shares[~above].T,
+        s=26,
+        color=_colour(compared.rival, systems[compared.rival]),
+        alpha=0.65,
+        linewidths=0,
+    )
+    axes.set(xlim=(low, high), ylim=(low, high), aspect="equal")
+    axes.set_xlabel(f"{systems[compared.rival].name}, top-1 %")
+    axes.set_ylabel(f"{systems[compared.network].name}, top-1 %")
+    axes.annotate(
+        "network better",
+        (0.04, 0.95),
+        xycoords="axes fraction",
+        va="top",
+        color=NETWORK,
+        weight="bold",
+        size=10.5,
+    )
+    text = (
+        f"Each dot is a test user. The network is better for {compared.better} of {len(shares)}, "
+        f"worse for {compared.worse}."
+    )
+    return _svg(figure, "scatter", "Top-1 recall of each user under both systems", text)
+
+
+def _colour(stem: str, scored: score.Scored) -> str:
+    if scored.kind == "baseline":
+        return BASELINE
+    return BEFORE if stem == "before" else NETWORK
+
+
+def _wrapped(text: str) -> str:
+    return "\n".join(textwrap.wrap(text, 17)[:3]) or "?"
+
+
+def _whole_ticks(axis: "Axis") -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axis.set_major_locator(MaxNLocator(nbins=7, integer=True, min_n_ticks=1))
