@@ -1,8 +1,35 @@
-"""Federated training in TFF: cohorts of clients -> rounds -> global weights. The local step is
-`packed.py`, twin of the one devices run.
+"""Federated training in TFF: cohorts of clients -> rounds -> global weights.
 
-A learning process composed of TFF's own parts: its distributor, its aggregators, its server
-optimizers; only the client's work is ours.
+One round is a process of four parts, named as in TFF's `learning/templates/composers.py`. Three are
+TFF's own; the client's work is ours (`packed.py`, twin of the step devices run).
+
+        global weights, round n
+                  |
+                  v
+        +-------------------+   TFF's broadcast: every client of the
+        |    distributor    |   cohort gets the same weights
+        +-------------------+
+           |      |      |
+           v      v      v      `client_work`: SGD on the client's own rows,
+        +-------------------+   received minus trained weights, and what
+        |    client work    |   they weigh; a delta that is not finite
+        +-------------------+   counts as nothing
+           |      |      |
+           v      v      v      `aggregators.py`: the weighted mean, plain,
+        +-------------------+   of deltas encoded as devices encode them,
+        |    aggregator     |   or with noise and without weights
+        +-------------------+
+                  |
+                  v             the server's optimizer, which steps down
+        +-------------------+   the mean as down a gradient, at the rate
+        |     finalizer     |   of the round
+        +-------------------+
+                  |
+                  v
+        global weights, round n + 1
+
+Around it, without TFF: `cohorts.py` draws who trains, `clients.py` makes their batches, and `State`
+is all a round needs from the one before.
 """
 
 import os
@@ -26,23 +53,22 @@ from model import aggregators, cohorts, memory, packed
 from model.clients import batches
 from model.recipe import Recipe, Schedule, Server
 
-EXPLODED = (
-    100.0  # a run has diverged when the global weights' norm is this many times the first one's
-)
+# a run has diverged when the global weights' norm is this many times the first one's
+EXPLODED = 100.0
 
 
 @dataclass(frozen=True)
 class State:
-    """Everything a round needs from the one before: saved whole, it lets a run go on as if nothing
-    had happened.
+    """Everything a round needs from the one before.
+
+    Saved whole, it lets a run go on as if nothing had happened.
     """
 
     round: int  # rounds done
     learning: Any  # TFF's LearningAlgorithmState
     sampler: cohorts.Sampler
-    average: tuple[
-        np.ndarray, ...
-    ]  # running mean of the global weights, in the order of their names
+    # running mean of the global weights, float32 arrays in the order of their names
+    average: tuple[np.ndarray, ...]
 
 
 @dataclass(frozen=True)
@@ -58,9 +84,8 @@ class Round:
     seconds: float
     weights: Weights  # global, after the round; their running mean if the recipe averages
     state: State
-    encoding: dict[
-        str, float
-    ]  # of encoded updates: share clipped, mean norm before that, bytes of one upload
+    # of encoded updates: share clipped, mean norm before that, bytes of one upload
+    encoding: dict[str, float]
 
     def measured(self) -> dict[str, float]:
         """What is worth a place in the curves of a run."""
@@ -80,7 +105,10 @@ class Training:
     def __init__(
         self, initial: Weights, population: Sequence[np.ndarray], recipe: Recipe, machines: int = 1
     ):
-        """machines: among how many workers the context splits a cohort."""
+        """A population is int32 [rows, length + 1] of each client.
+
+        machines: among how many workers the context splits a cohort.
+        """
         self.rounds, self._machines = recipe.rounds, machines
         self._initial, self._population, self._recipe = initial, population, recipe
         self._names = sorted(initial)
@@ -88,8 +116,9 @@ class Training:
         self._limit = EXPLODED * _norm(initial.values())
 
     def start(self) -> State:
-        """Before the first round. Raises ConfigError if the population is too small for the
-        cohort.
+        """Before the first round.
+
+        Raises ConfigError if the population is too small for the cohort.
         """
         sampler = cohorts.start(
             len(self._population), self._recipe.cohort, self._recipe.min_separation
@@ -102,8 +131,7 @@ class Training:
         )
 
     def next(self, state: State) -> Round:
-        """One round. The same state gives the same round, to the bit, unless noise for privacy is
-        drawn.
+        """One round; the same state gives the same one, to the bit, unless privacy draws noise.
 
         Raises CheckpointError if the global weights diverge, or every client's do; the round and
         the norm are named.
@@ -113,16 +141,10 @@ class Training:
             state.sampler, recipe.cohort, recipe.sampling, recipe.min_separation, recipe.seed
         )
         number = sampler.round
-        data = [
-            [
-                batches(
-                    self._population[i],
-                    recipe.plan,
-                    recipe.client,
-                    np.random.default_rng([recipe.seed, 2, number, int(i)]),
-                )
-            ]  # one element
-            for i in chosen
+        rngs = [np.random.default_rng([recipe.seed, 2, number, int(i)]) for i in chosen]
+        data = [  # of each client one element: all its batches
+            [batches(self._population[i], recipe.plan, recipe.client, rng)]
+            for i, rng in zip(chosen, rngs, strict=True)
         ]
         result = self._process.next(state.learning, dealt(data, self._machines))
         before, after = (
@@ -145,9 +167,8 @@ class Training:
                 f"to {norm:.3g}",
                 "lower the learning rates",
             )
-        decay = min(
-            recipe.server.averaging, number / (number + 9)
-        )  # early means forget the first weights quickly
+        # early means forget the first weights quickly
+        decay = min(recipe.server.averaging, number / (number + 9))
         average = tuple(
             np.float32(decay) * mean + np.float32(1 - decay) * array
             for mean, array in zip(state.average, after, strict=True)
@@ -170,17 +191,23 @@ class Training:
 
 
 def dealt(data: list[list[np.ndarray]], machines: int) -> list[list[np.ndarray]]:
-    """A cohort's data in the order in which they should be trained on: a long one begun last would
-    keep the other cores waiting, so the longest come first; TFF splits the list where it stands, so
-    each machine's share comes after the other, dealt like cards.
+    """A cohort's data in the order in which they should be trained on.
+
+    A long one begun last would keep the other cores waiting, so the longest come first; TFF splits
+    the list where it stands, so each machine's share comes after the other, dealt like cards.
+
+    >>> one, two, three, four = ([np.zeros(n)] for n in (1, 2, 3, 4))
+    >>> [len(own[0]) for own in dealt([one, two, three, four], machines=2)]
+    [4, 2, 3, 1]
     """
     longest_first = sorted(data, key=lambda own: -len(own[0]))
     return [one for machine in range(machines) for one in longest_first[machine::machines]]
 
 
 def to_values(state: State) -> list:
-    """A state as a flat list of arrays: what TFF's program state manager can keep (dictionaries it
-    cannot, with current typing_extensions).
+    """A state as a flat list of arrays: what TFF's program state manager can keep.
+
+    Dictionaries it cannot, with current typing_extensions.
     """
     return [
         np.int64(state.round),
@@ -204,8 +231,10 @@ def from_values(values: list, like: State) -> State:
 
 
 def release_memory() -> None:
-    """Give up what saving a state leaves behind: TensorFlow traces five new functions for each and
-    keeps them ready to be called again (0.2 MB), and glibc keeps what was freed.
+    """Give up what saving a state leaves behind.
+
+    TensorFlow traces new functions for each state and keeps them ready to be called again, and
+    glibc keeps what was freed.
     """
     # the public way, Keras's clear_session, also resets graphs that TFF is building
     context.context().clear_kernel_cache()
@@ -223,7 +252,7 @@ def train(initial: Weights, population: Sequence[np.ndarray], recipe: Recipe) ->
 
 
 def learning_process(initial: Weights, recipe: Recipe) -> tff.learning.templates.LearningProcess:
-    """Broadcast, local training, aggregation, server step."""
+    """The four boxes at the head of this file, put together."""
     names = sorted(initial)
 
     @tff.tensorflow.computation
@@ -262,11 +291,11 @@ def learning_process(initial: Weights, recipe: Recipe) -> tff.learning.templates
 def client_work(
     weights_type: tff.Type, names: Sequence[str], recipe: Recipe
 ) -> tff.learning.templates.ClientWorkProcess:
-    """A client trains on its batches and returns received minus trained weights: the server steps
-    down that slope.
+    """A client trains on its batches and returns received minus trained weights.
 
-    An update that is not finite counts as nothing and is reported as dropped. Client data is a
-    sequence of one element, all its batches.
+    The server steps down that slope. An update that is not finite counts as nothing and is reported
+    as dropped. Client data is a sequence of one element, all its batches: int32 [steps, batch,
+    length + 1].
     """
     plan, client = recipe.plan, recipe.client
     data_type = tff.SequenceType(tff.TensorType(np.int32, [None, plan.batch_size, plan.length + 1]))
@@ -276,16 +305,15 @@ def client_work(
     def train_client(done, received, data):
         steps = data.get_single_element()
         start = dict(zip(names, received.trainable, strict=True))
-        seed = tf.stack(
-            [done, tf.reduce_sum(steps)]
-        )  # of dropout: no two clients or rounds draw alike, a repeated round does
+        # of dropout: no two clients or rounds draw alike, a repeated round does
+        seed = tf.stack([done, tf.reduce_sum(steps)])
         after, losses, targets = packed.train(
             start, steps, rate_at(done), client.momentum, client.proximal, client.dropout, seed
         )
         delta = tuple(start[name] - after[name] for name in names)
-        finite = tf.math.is_finite(tf.linalg.global_norm(delta)) & tf.math.is_finite(
-            losses
-        )  # a finite norm: no weighted sum overflows
+        # a finite norm: no weighted sum overflows
+        norm = tf.linalg.global_norm(delta)
+        finite = tf.math.is_finite(norm) & tf.math.is_finite(losses)
         delta = tuple(tf.where(finite, array, tf.zeros_like(array)) for array in delta)
         kept = tf.cast(finite, tf.float32)
         rows = tf.reduce_sum(tf.cast(tf.not_equal(steps[:, :, 0], 0), tf.float32)) / plan.epochs

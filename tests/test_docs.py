@@ -1,8 +1,13 @@
 """The documents say what is: names, sizes and keys, read out of the things themselves."""
 
+import os
 import re
+import subprocess
+import sys
 from dataclasses import fields, is_dataclass
 from pathlib import Path
+
+import pytest
 
 from device_runtime import bundle, config, difference, quantize
 from device_runtime.home import DeviceConfig
@@ -10,12 +15,14 @@ from device_runtime.interpreter import Graph
 from device_runtime.typing_log import Retention
 from device_runtime.update import HEADER_BYTES, MAGIC, VERSION
 from device_runtime.wire import Plan
+from fedboard import pages
 from fedboard.serve import ServerSettings
 from server.metrics import Metrics
 from server.rounds import Rules
 from tests import toy_server
 
 DOCS = Path(__file__).parents[1] / "docs"
+ROOMS_PAGE = (DOCS / "rooms.md").read_text()
 
 
 def named(text: str) -> set[str]:
@@ -86,3 +93,41 @@ def test_the_device_page_names_what_its_owner_may_set():
         "bundle",
     }
     assert {name for name in settings if name not in text} == set()
+
+
+@pytest.mark.parametrize("name", ["commands.md", "rooms.md"])
+def test_a_page_the_program_writes_says_what_the_program_says_now(name):
+    assert (DOCS / name).read_text() == pages.pages()[name], "run python -m fedboard.pages"
+
+
+def test_the_page_of_commands_depends_on_no_terminal():
+    code = "from fedboard import pages; print(pages.commands_page(pages.application()), end='')"
+    narrow = {**os.environ, "COLUMNS": "20", "FORCE_COLOR": "1", "TERM": "dumb"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=narrow, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == (DOCS / "commands.md").read_text()
+
+
+def test_the_page_of_rooms_names_every_file_with_its_sentence_and_no_other():
+    rows = re.findall(r"^## (\w+)$|^\| `([\w/.]+)` \| (.*) \|$", ROOMS_PAGE, flags=re.MULTILINE)
+    room, sentences = "", {}
+    for heading, file, sentence in rows:
+        room = heading or room
+        if file:
+            sentences[f"{room}/{file}"] = sentence
+    files = {
+        str(path.relative_to(DOCS.parent))
+        for room in ("device_runtime", "model", "server", "conversion", "fleet", "fedboard")
+        for path in (DOCS.parent / room).rglob("*.py")
+        if path.read_text()
+    }
+    assert sentences.keys() == files
+    assert [file for file, sentence in sentences.items() if len(sentence) < 10] == []
+
+
+def test_links_of_the_documents_lead_somewhere():
+    for page in (*DOCS.glob("*.md"), *DOCS.parent.glob("*.md")):
+        for link in re.findall(r"\]\(([^)#\s]+)", page.read_text()):
+            if "://" not in link:
+                assert (page.parent / link).exists(), f"{page.name} links {link}"

@@ -9,9 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from device_runtime import weights
 from fedboard import cli, doctor
+from fedboard.cli import app
+from fedboard.pages import application, walk
 
 ROOT = Path(__file__).parents[1]
 
@@ -164,45 +167,27 @@ def test_an_option_that_does_not_exist_is_a_usage_error(tmp_path):
     assert "--roundz" in done.stderr
 
 
-COMMANDS = [
-    "",
-    "demo",
-    "doctor",
-    "train",
-    "export",
-    "evaluate",
-    "predict",
-    "keyboard",
-    "serve",
-    "report",
-    "worker",
-]
-COMMANDS += [
-    "data import",
-    "data stats",
-    "bundle verify",
-    "bundle show",
-    "bundle diff",
-    "bundle build",
-    "device create",
-    "device run",
-    "device status",
-    "device ledger",
-    "device log add",
-    "device log forget",
-    "device enrol",
-    "device install",
-    "device personalise",
-    "bundle zip",
-    "device wipe",
-]
+COMMANDS = dict(walk(application()))
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_has_help(tmp_path, command):
-    done = fedboard(*command.split(), "--help", cwd=tmp_path)
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_says_what_it_does_and_what_its_options_are(name):
+    command = COMMANDS[name]
+    assert command.help, f"{name} has no docstring"
+    assert [each.name for each in command.params if each.name != "help" and not each.help] == []
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help(name):
+    done = CliRunner().invoke(app, [*name.split()[1:], "--help"])
+    assert done.exit_code == 0
+    assert "Usage" in done.output
+
+
+def test_help_of_the_installed_program_is_that_of_the_application(tmp_path):
+    done = fedboard("device", "log", "add", "--help", cwd=tmp_path)
     assert done.returncode == 0
-    assert "Usage" in done.stdout
+    assert "Record what was typed, encrypted." in done.stdout
 
 
 def make(tmp_path: Path, python: str) -> subprocess.CompletedProcess:
