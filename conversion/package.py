@@ -1,7 +1,9 @@
-"""Package: a checkpoint, its vocabulary and a plan -> a signed bundle, once the graphs were shown
-to agree with the network.
+"""Package: a checkpoint, its vocabulary and a plan -> a signed bundle, once its graphs are right.
+
+They are when the gate has shown that they agree with the network.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,31 +19,38 @@ from device_runtime.wire import Plan
 from model import network
 
 PARITY_STEPS = 50
-DEFAULT_BLOCKED = Path(__file__).with_name(
-    "blocked.txt"
-)  # words no keyboard should put into a mouth
+# words no keyboard should put into a mouth
+DEFAULT_BLOCKED = Path(__file__).with_name("blocked.txt")
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a bundle is made of."""
+
+    checkpoint: weights.Checkpoint
+    vocabulary: Vocabulary
+    plan: Plan
+    corpus: str  # its name, for the lineage
+    release: int | None = None  # by default the checkpoint's round
+    blocked: frozenset[str] | None = None  # words never suggested; by default our own list
+    privacy: str = bundle.NO_PRIVACY
 
 
 def package(
     path: Path,
-    checkpoint: weights.Checkpoint,
-    vocabulary: Vocabulary,
-    plan: Plan,
+    parts: Parts,
     examples: np.ndarray,
-    corpus: str,
     key: Ed25519PrivateKey,
     steps: int = PARITY_STEPS,
-    release: int | None = None,
-    blocked: frozenset[str] | None = None,
-    privacy: str = bundle.NO_PRIVACY,
 ) -> tuple[bundle.Manifest, Gate]:
     """Export, measure, sign and write a bundle; returns its manifest and what was measured.
 
-    examples are rows (int32 [n, plan.length + 1]) of real text to measure on; release is the
-    checkpoint's round by default; blocked are words never suggested, by default our own list.
-    Raises BundleError, and writes nothing, if the vocabulary does not fit the checkpoint or the
-    quality gate does not let the graphs pass; VocabularyError for a vocabulary of pieces.
+    examples are rows (int32 [n, plan.length + 1]) of real text to measure on, steps those of the
+    parity with TensorFlow. Raises BundleError, and writes nothing, if the vocabulary does not fit
+    the checkpoint or the quality gate does not let the graphs pass; VocabularyError for a
+    vocabulary of pieces.
     """
+    checkpoint, vocabulary, plan = parts.checkpoint, parts.vocabulary, parts.plan
     vocabulary.require_words("a bundle")  # its `predict` graph ranks ids, not words
     arrays = checkpoint.weights
     size = network.size_of(arrays)
@@ -53,11 +62,11 @@ def package(
             "package both from one run",
         )
     train, predict = export.train_graph(arrays, plan), export.predict_graph(arrays)
-    found = measure(train, predict, arrays, examples, _parity_batches(examples, plan, steps), plan)
-    if found.problems:
+    gate = measure(train, predict, arrays, examples, _parity_batches(examples, plan, steps), plan)
+    if gate.problems:
         raise BundleError(
             path,
-            "not signed: " + "; ".join(found.problems),
+            "not signed: " + "; ".join(gate.problems),
             "train or export again; if the graphs differ from TensorFlow, report it",
         )
     encoded = weights.to_bytes(checkpoint)
@@ -68,12 +77,11 @@ def package(
         bundle.CHECKPOINT: weights.to_bytes(checkpoint, np.float16),  # as it travels
         bundle.PLAN: config.to_json(plan),
     }
-    if words := sorted(_default_blocked() if blocked is None else blocked):
+    if words := sorted(_default_blocked() if parts.blocked is None else parts.blocked):
         content[bundle.BLOCKED] = "".join(f"{word}\n" for word in words).encode()
     name = next((name for name, known in network.SIZES.items() if known == size), "own")
-    lineage = bundle.Lineage(corpus, checkpoint.round, weights.digest(encoded), privacy)
-    gate = found.manifest
-    content[bundle.CARD] = _card(name, size, vocabulary, lineage, gate, content).encode()
+    lineage = bundle.Lineage(parts.corpus, checkpoint.round, weights.digest(encoded), parts.privacy)
+    content[bundle.CARD] = _card(name, size, vocabulary, lineage, gate.manifest, content).encode()
     manifest = bundle.Manifest(
         network=name,
         embedding=size.embedding,
@@ -83,11 +91,11 @@ def package(
         shapes=weights.shapes_hash(arrays),
         lineage=lineage,
         files=bundle.describe(content),
-        gate=gate,
-        release=checkpoint.round if release is None else release,
+        gate=gate.manifest,
+        release=checkpoint.round if parts.release is None else parts.release,
     )
     bundle.write(path, manifest, content, key)
-    return manifest, found
+    return manifest, gate
 
 
 def _default_blocked() -> frozenset[str]:
@@ -106,7 +114,11 @@ def _parity_batches(examples: np.ndarray, plan: Plan, steps: int) -> list[np.nda
 
 
 def figure(value: float) -> str:
-    """Whole numbers in full, others to three digits."""
+    """Whole numbers in full, others to three digits.
+
+    >>> figure(1234.0), figure(0.012345)
+    ('1,234', '0.0123')
+    """
     return f"{value:,.0f}" if value == int(value) else f"{value:.3g}"
 
 

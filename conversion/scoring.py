@@ -1,5 +1,6 @@
-"""Scoring a bundle as shipped: its int8 graph as an engine for `model.evaluation`. Loads no
-TensorFlow.
+"""Scoring a bundle as shipped: its int8 graph as an engine for `model.evaluation`.
+
+Loads no TensorFlow.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,9 +15,7 @@ ROWS = 64  # texts stepped side by side
 
 
 def bundle_engine(bundle: Bundle) -> Engine:
-    """The bundle's `predict` graph, one token at a time as on a phone, several texts side by
-    side.
-    """
+    """The bundle's `predict` graph, one token at a time as on a phone, many texts side by side."""
     predictor = Predictor(bundle)
 
     def score(sequences: Sequence[Sequence[int]]) -> Iterator[np.ndarray]:

@@ -1,5 +1,6 @@
-"""`fedboard bundle ...`: what a device installs. Thin commands; nothing heavy is imported before
-the command that needs it.
+"""`fedboard bundle ...`: what a device installs.
+
+Thin commands; nothing heavy is imported before the command that needs it.
 """
 
 from dataclasses import asdict
@@ -20,9 +21,7 @@ def bundle_verify(
     trust: Trust = None,
     as_json: Json = False,
 ) -> None:
-    """Check signature, sizes, hashes and vocabulary of a bundle, as a device does before it opens
-    one.
-    """
+    """Check signature, sizes, hashes and vocabulary of a bundle, as a device does first."""
     from fedboard.run import open_bundle
 
     manifest = open_bundle(path, trust).manifest
@@ -46,9 +45,7 @@ def bundle_show(
     trust: Trust = None,
     as_json: Json = False,
 ) -> None:
-    """What a bundle is: network, vocabulary, where it comes from, what was measured before it was
-    signed.
-    """
+    """What a bundle is: network, vocabulary, where it comes from, what was measured of it."""
     from fedboard.run import open_bundle
 
     opened = open_bundle(path, trust)
@@ -94,37 +91,35 @@ def bundle_diff(
     trust: Trust = None,
     as_json: Json = False,
 ) -> None:
-    """What differs between two bundles: fields of the manifest, files, words, and how far the
-    weights moved.
-    """
+    """What differs between two bundles: fields, files, words, and how far the weights moved."""
     from device_runtime.bundle import difference
     from fedboard.run import open_bundle
 
-    found = difference(open_bundle(old, trust), open_bundle(new, trust))
+    changed = difference(open_bundle(old, trust), open_bundle(new, trust))
     if as_json:
-        return emit(asdict(found))
-    if not (found.fields or found.files):
+        return emit(asdict(changed))
+    if not (changed.fields or changed.files):
         return console.say(f"{old} and {new} are the same")
     console.table(
         f"{old} and {new}",
         ["field", "old", "new"],
-        [[name, *map(str, pair)] for name, pair in found.fields.items()],
+        [[name, *map(str, pair)] for name, pair in changed.fields.items()],
     )
     console.table(
         "files that differ",
         ["file", "old bytes", "new bytes"],
-        [[name, *map(_bytes, pair)] for name, pair in found.files.items()],
+        [[name, *map(_bytes, pair)] for name, pair in changed.files.items()],
     )
     console.say(
-        f"words: {len(found.words_added):,} added, {len(found.words_removed):,} removed"
-        + _few(found.words_added)
-        + _few(found.words_removed)
+        f"words: {len(changed.words_added):,} added, {len(changed.words_removed):,} removed"
+        + _few(changed.words_added)
+        + _few(changed.words_removed)
     )
-    if found.weights is None:
+    if changed.weights is None:
         return console.say("weights: of other shapes")
     console.say(
-        f"weights: L2 distance {found.weights:.4g}, {found.weights_changed:.1%} of the values as "
-        "sent differ"
+        f"weights: L2 distance {changed.weights:.4g}, {changed.weights_changed:.1%} of the values "
+        "as sent differ"
     )
 
 
@@ -135,8 +130,9 @@ def bundle_zip(
     trust: Trust = None,
     as_json: Json = False,
 ) -> None:
-    """A bundle as one file, for a download. The same bundle gives the same bytes; every command
-    takes either.
+    """A bundle as one file, for a download.
+
+    The same bundle gives the same bytes; every command takes either.
     """
     from device_runtime.bundle import write_zip
     from fedboard.run import open_bundle

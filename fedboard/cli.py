@@ -1,5 +1,6 @@
-"""The command line: thin commands over the stages. Nothing heavy is imported before the command
-that needs it.
+"""The command line: thin commands over the stages.
+
+Nothing heavy is imported before the command that needs it.
 """
 
 import contextlib
@@ -8,7 +9,7 @@ import sys
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -30,6 +31,7 @@ app.add_typer(task_commands.app, name="task")
 app.command("codes")(task_commands.codes)
 
 
+PARTS = 1000  # of a bar that shows shares
 OURS = ("device_runtime", "model", "server", "conversion", "fleet", "fedboard")
 EXTRAS = {
     "device": ("httpx",),
@@ -100,8 +102,9 @@ def data_import(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Read a file of messages, clean them by protocol nwp-v1, and write a corpus directory; says
-    what was dropped and why.
+    """Read a file of messages, clean them by protocol nwp-v1, and write a corpus directory.
+
+    Says what was dropped and why.
     """
     from model import imported
 
@@ -131,25 +134,25 @@ def data_stats(
     """
     from model import corpora, corpus
 
-    found = corpus.stats(corpora.load(data))
+    stats = corpus.stats(corpora.load(data))
     if as_json:
-        return emit(asdict(found))
-    if found.most:
-        console.say(f"read at most {found.most:,} users of each split, of {found.users}")
+        return emit(asdict(stats))
+    if stats.most:
+        console.say(f"read at most {stats.most:,} users of each split, of {stats.users}")
     rows = [
-        [name, *(f"{n:,}" for n in asdict(getattr(found, name)).values())]
+        [name, *(f"{n:,}" for n in asdict(getattr(stats, name)).values())]
         for name in ("train", "validation", "test", "total")
     ]
     console.table(
-        f"{found.name} by protocol nwp-v1", ["split", "users", "utterances", "words"], rows
+        f"{stats.name} by protocol nwp-v1", ["split", "users", "utterances", "words"], rows
     )
     console.say(
-        f"median user: {found.median_words:,.0f} words in {found.median_utterances:,.0f} "
-        f"utterances; distinct words: {found.distinct_words:,}"
+        f"median user: {stats.median_words:,.0f} words in {stats.median_utterances:,.0f} "
+        f"utterances; distinct words: {stats.distinct_words:,}"
     )
     console.say(
-        f"the ten largest users typed {found.largest_ten:.0%} of all words; left out: "
-        f"{found.dropped or 'not counted'}"
+        f"the ten largest users typed {stats.largest_ten:.0%} of all words; left out: "
+        f"{stats.dropped or 'not counted'}"
     )
 
 
@@ -214,8 +217,9 @@ def train(
         bool, typer.Option("--json", help="Print one JSON object a round and nothing else.")
     ] = False,
 ) -> None:
-    """Train the next-word network by federated averaging, simulated in TFF. Ctrl-C finishes the
-    round and saves it; a second one leaves.
+    """Train the next-word network by federated averaging, simulated in TFF.
+
+    Ctrl-C finishes the round and saves it; a second one leaves.
     """
     from device_runtime.config import from_toml
     from fedboard import train as stage
@@ -235,21 +239,21 @@ def train(
         "--init": init,
     }
     if resume:
-        given = (
+        changed = (
             [name for name, value in fixed.items() if value is not None]
             + ["--overwrite"] * overwrite
             + ["--central"] * central
         )
-        if given:
+        if changed:
             raise RunError(
                 "--resume",
-                f"goes on with the run as it was, found {', '.join(given)}",
+                f"goes on with the run as it was, found {', '.join(changed)}",
                 "leave them out, or start a new run",
             )
         settings = stage.resumed(out, rounds)
     else:
         settings = from_toml(Settings, config) if config else Settings()
-        given = {
+        named: dict[str, Any] = {
             "rounds": rounds,
             "cohort": cohort,
             "size": size,
@@ -258,7 +262,7 @@ def train(
             "seed": seed,
         }
         recipe = replace(
-            settings.recipe, **{name: value for name, value in given.items() if value is not None}
+            settings.recipe, **{name: value for name, value in named.items() if value is not None}
         )
         if bits is not None:
             recipe = replace(recipe, encoded=True, plan=replace(recipe.plan, bits=bits))
@@ -275,9 +279,8 @@ def train(
             "leave out --workers and --bits",
         )
     addresses = tuple(workers.split(",")) if workers else ()
-    done = stage.train(
-        settings, out, overwrite, None, resume, addresses, round_deadline, emit if as_json else None
-    )
+    how = stage.How(overwrite, resume, addresses, round_deadline)
+    done = stage.train(settings, out, how, emit=emit if as_json else None)
     console.say(
         f"best checkpoint: {done.best}\nnext: fedboard evaluate {out}; fedboard export {out}"
     )
@@ -297,8 +300,9 @@ def worker(
         int | None, typer.Option(min=1, help="Clients trained at once; by default one per core.")
     ] = None,
 ) -> None:
-    """Train clients for `fedboard train --workers` on another machine. Runs until Ctrl-C. See
-    docs/scale-out.md.
+    """Train clients for `fedboard train --workers` on another machine.
+
+    Runs until Ctrl-C. See docs/scale-out.md.
     """
     import os
 
@@ -344,25 +348,13 @@ def export(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Export train.tflite and int8 predict.tflite, put them through the quality gate, and write a
-    signed bundle.
-    """
-    from fedboard.export import export as run
+    """Export train.tflite and int8 predict.tflite through the quality gate into a signed bundle."""
+    from fedboard import export as stage
 
     if as_json:
         console.quiet()
-    manifest, path = run(
-        target,
-        out,
-        data,
-        tokenizer,
-        key,
-        learning_rate,
-        clipping_norm,
-        bits,
-        release=release,
-        blocked=blocked,
-    )
+    asked = stage.Asked(data, tokenizer, key, learning_rate, clipping_norm, bits, release, blocked)
+    manifest, path = stage.export(target, out, asked)
     if as_json:
         return emit({"bundle": str(path), **asdict(manifest)})
     console.say(f"next: fedboard bundle verify {path}; fedboard predict {path} 'i will see you'")
@@ -424,8 +416,9 @@ def evaluate(
     trust: Trust = None,
     as_json: Json = False,
 ) -> None:
-    """Score next-word accuracy on held-out users by protocol nwp-v1. Loads no TensorFlow but for
-    TFF's own corpora.
+    """Score next-word accuracy on held-out users by protocol nwp-v1.
+
+    Loads no TensorFlow but for TFF's own corpora.
     """
     from fedboard import score
     from fedboard.run import trusted_keys, writable, write_whole
@@ -439,38 +432,34 @@ def evaluate(
         raise RunError(
             "--paired", f"compares two targets, found {len(targets)}", "name exactly two"
         )
-    for option, given in (("--name", name), ("--out", out)):
-        if given and len(given) != len(targets):
+    for option, values in (("--name", name), ("--out", out)):
+        if values and len(values) != len(targets):
             raise RunError(
                 option,
-                f"expected {len(targets)} of them, found {len(given)}",
+                f"expected {len(targets)} of them, found {len(values)}",
                 "give one for each target",
             )
     if as_json:
         console.quiet()
-    found = corpora.load(data)
+    corpus = corpora.load(data)
     measured, results = [], []
     for i, target in enumerate(targets):
-        with console.progress(f"scoring {target}", 1000) as advance:
-            sums = score.measure(
-                target,
-                found,
-                split,
-                lambda: trusted_keys(trust),
-                tokenizer,
-                vocabulary,
-                name[i] if name else "",
-                predictions,
-                lambda done, total, advance=advance: advance(round(1000 * done / total)),
-                personal,
-            )
+        asked = score.Asked(
+            split, tokenizer, vocabulary, name[i] if name else "", predictions, personal
+        )
+        with console.progress(f"scoring {target}", PARTS) as advance:
+
+            def progress(done: int, total: int, advance: console.Advance = advance) -> None:
+                advance(round(PARTS * done / total))
+
+            sums = score.measure(target, corpus, lambda: trusted_keys(trust), asked, progress)
         scored = score.scored(sums, seed)
         if out:
             with writable(out[i]) as path:
                 write_whole(path, score.to_json(scored).encode())
         measured.append(sums)
         results.append(scored)
-    difference = score.compare(*measured, seed) if paired else None
+    difference = score.compare(measured[0], measured[1], seed) if paired else None
     if as_json and difference:
         return emit(
             {
@@ -518,8 +507,9 @@ def predict(
     trust: Trust = None,
     as_json: Json = False,
 ) -> None:
-    """Suggest the next word, or complete a typed prefix. Without TEXT: a small keyboard on standard
-    input.
+    """Suggest the next word, or complete a typed prefix.
+
+    Without TEXT: a small keyboard on standard input.
     """
     from device_runtime.keyboard import Keyboard
     from device_runtime.predictor import Predictor
@@ -566,8 +556,9 @@ def keyboard(
     ] = False,
     trust: Trust = None,
 ) -> None:
-    """A keyboard in the terminal: the strip of three follows each key, learns from what you send,
-    and counts the keys it saves.
+    """A keyboard in the terminal: the strip of three follows each key.
+
+    It learns from what you send, and counts the keys it saves.
     """
     from device_runtime.home import Home
     from device_runtime.keyboard import Keyboard, home_of
@@ -621,8 +612,9 @@ def serve(
     ] = False,
     trust: Trust = None,
 ) -> None:
-    """Run the server: check-in, rounds, aggregation, a page to watch. State survives a restart, and
-    kill -9.
+    """Run the server: check-in, rounds, aggregation, a page to watch.
+
+    State survives a restart, and kill -9.
     """
     from device_runtime.config import from_toml
     from fedboard import serve as stage
@@ -652,18 +644,18 @@ def doctor(
     """Check this machine: Python, packages, worker, corpus, memory, ports."""
     from fedboard.doctor import checks
 
-    found = checks(deep=deep)
+    results = checks(deep=deep)
     if as_json:
-        emit([asdict(check) for check in found])
+        emit([asdict(check) for check in results])
     else:
-        for check in found:
+        for check in results:
             console.say(
                 f"[{'green' if check.ok else 'red'}]{'ok ' if check.ok else 'BAD'}[/] "
                 f"{check.name}: {check.found}"
             )
             if not check.ok:
                 console.say(f"     {check.remedy}")
-    if not all(check.ok for check in found):
+    if not all(check.ok for check in results):
         raise typer.Exit(1)
 
 
@@ -685,9 +677,7 @@ def demo(
     min_examples: Annotated[int, typer.Option(help="Fewest messages of a device's user.")] = 40,
     seed: Seed = 0,
 ) -> None:
-    """The whole path: corpus, federated training, TFLite bundle, server, devices, evaluation,
-    report.
-    """
+    """The whole path: corpus, training, bundle, server, devices, evaluation, report."""
     from fedboard.demo import Demo, run
 
     run(

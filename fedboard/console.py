@@ -1,10 +1,9 @@
-"""What a person sees: headings, plain sentences, progress bars on a terminal and plain lines
-elsewhere, tables.
-"""
+"""What a person sees: headings, plain sentences, progress, tables."""
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from typing import Protocol
 
 from rich import box
 from rich.console import Console
@@ -22,7 +21,12 @@ out = Console(highlight=False)
 errors = Console(stderr=True, highlight=False)
 PLAIN_EVERY_S = 10.0  # between two plain lines of one progress
 
-Advance = Callable[[int, str], None]
+
+class Advance(Protocol):
+    """Says how far something is."""
+
+    def __call__(self, done: int, note: str = "") -> None:
+        """done of the total, and what is worth saying beside it."""
 
 
 def quiet() -> None:
@@ -31,18 +35,18 @@ def quiet() -> None:
 
 
 def heading(text: str) -> None:
+    """A line that stands out, after an empty one."""
     out.print(f"\n[bold cyan]{text}[/]")
 
 
 def say(text: str) -> None:
+    """A sentence, however long: the terminal breaks it, we do not."""
     out.print(text, soft_wrap=True)
 
 
 @contextlib.contextmanager
 def progress(label: str, total: int) -> Iterator[Advance]:
-    """A function `advance(done, note)` that moves a bar, or prints a line now and then where there
-    is no terminal.
-    """
+    """A function `advance(done, note)` that moves a bar, or prints a line where no terminal is."""
     if out.is_terminal and not out.quiet:
         columns = (
             TextColumn("{task.description}"),
@@ -53,7 +57,11 @@ def progress(label: str, total: int) -> Iterator[Advance]:
         )
         with Progress(*columns, TextColumn("{task.fields[note]}"), console=out) as bar:
             task = bar.add_task(label, total=total, note="")
-            yield lambda done, note="": bar.update(task, completed=done, note=note)
+
+            def move(done: int, note: str = "") -> None:
+                bar.update(task, completed=done, note=note)
+
+            yield move
         return
     started = shown = time.monotonic()
     ended = False

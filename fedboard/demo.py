@@ -1,6 +1,4 @@
-"""The demo: the stages one after the other, on a real corpus, with a real server and real devices,
-told in plain words.
-"""
+"""The demo: the stages one after the other, with a real server and devices, in plain words."""
 
 import itertools
 import json
@@ -18,18 +16,20 @@ from device_runtime.errors import RunError
 from device_runtime.transport import http, persistent
 from device_runtime.wire import Plan, RoundReports
 from fedboard import console, devices, score
-from fedboard.export import export
+from fedboard.export import Asked, export
 from fedboard.report import build
 from fedboard.run import Run, Settings, trusted_keys, write_whole
 from fedboard.serve import ServerSettings, newest_checkpoint
-from fedboard.train import train
+from fedboard.train import How, train
 from fleet.population import Role, role_counts
-from model import child_process, corpora, corpus
+from model import child_process, corpora
+from model.corpus import SPLITS, Users, sample
 from model.recipe import Recipe
 from server.contract import ADDRESS
 from server.eligibility import Policy
 from server.rounds import Rules
 
+# what was typed before, and the letters of the next word
 SUGGESTIONS = (
     ("", ""),
     ("i will see you", ""),
@@ -100,15 +100,14 @@ def run(demo: Demo) -> Run:
         "Every sender is a client: their messages stay together, and test users are never trained "
         "on.",
     ):
-        users = corpora.load(demo.data)
-        devices.choose(
-            users.train, demo.devices, demo.min_examples, demo.seed
-        )  # too few users show now, not after training
-        for name in corpus.SPLITS:
-            split = users.split(name)
+        corpus = corpora.load(demo.data)
+        # too few users show now, not after training
+        devices.choose(corpus.train, demo.devices, demo.min_examples, demo.seed)
+        for name in SPLITS:
+            split = corpus.split(name)
             console.say(
                 f"  {name}: {len(split):,} users, "
-                f"{sum(map(len, corpus.sample(split, users.most).values())):,} messages"
+                f"{sum(map(len, sample(split, corpus.most).values())):,} messages"
             )
     with clock.stage(
         2,
@@ -116,16 +115,15 @@ def run(demo: Demo) -> Run:
         f"{demo.rounds} rounds in TensorFlow Federated: {demo.cohort} clients a round train on "
         "their own messages, only their changes are averaged.",
     ):
-        trained = train(Settings(demo.data, recipe=recipe), demo.out, overwrite=True, users=users)
+        trained = train(Settings(demo.data, recipe=recipe), demo.out, How(overwrite=True), corpus)
     with clock.stage(
         3,
         "Bundle for phones",
         "The network becomes two TFLite files: one that trains on the phone, one (int8) that "
         "predicts. Signed.",
     ):
-        _, first = export(
-            trained.path, trained.path / "bundle-simulation", learning_rate=DEVICE_RATE, users=users
-        )
+        asked = Asked(learning_rate=DEVICE_RATE)
+        _, first = export(trained.path, trained.path / "bundle-simulation", asked, corpus)
     with clock.stage(
         4,
         "Real rounds with devices",
@@ -134,17 +132,14 @@ def run(demo: Demo) -> Run:
         "encrypted typing log of one train user. Only devices that charge, are on WiFi and idle "
         "may train; they upload 8-bit changes, never text.",
     ):
-        measured = _rounds_with_devices(demo, trained, first, users)
+        measured = _rounds_with_devices(demo, trained, first, corpus.train)
     with clock.stage(
         5,
         "The better keyboard",
         "The checkpoint of the last round is exported again: this is the file a keyboard ships.",
     ):
         manifest, last = export(
-            trained.checkpoints / "after.safetensors",
-            trained.path / "bundle",
-            learning_rate=DEVICE_RATE,
-            users=users,
+            trained.checkpoints / "after.safetensors", trained.path / "bundle", asked, corpus
         )
         write_whole(
             trained.path / "suggestions.json", json.dumps(_suggestions(first, last)).encode()
@@ -184,9 +179,11 @@ def run(demo: Demo) -> Run:
     return trained
 
 
-def _rounds_with_devices(demo: Demo, run: Run, bundle: Path, users: corpus.Corpus) -> dict:
-    """Serve, let the devices take part in every round, and keep the last checkpoint and the rounds'
-    reports. What was measured on the way.
+def _rounds_with_devices(demo: Demo, run: Run, bundle: Path, users: Users) -> dict:
+    """Serve, let the devices take part in every round, and keep what came of it.
+
+    The last checkpoint and the rounds' reports go to the run's folder. Returns what was measured on
+    the way.
     """
     trusted = trusted_keys(None)
     counts = role_counts(demo.devices)
@@ -211,7 +208,7 @@ def _rounds_with_devices(demo: Demo, run: Run, bundle: Path, users: corpus.Corpu
         run.path / "devices",
         bundle,
         trusted,
-        users.train,
+        users,
         demo.devices,
         demo.device_rounds,
         demo.min_examples,
@@ -272,7 +269,7 @@ def _rounds_with_devices(demo: Demo, run: Run, bundle: Path, users: corpus.Corpu
     counted = sum(round.counted for round in reports.rounds)
     uploaded = sum(round.uploaded for round in reports.rounds)
     per_upload = sum(round.bytes_up for round in reports.rounds) // max(uploaded, 1)
-    refused = {}
+    refused: dict[str, int] = {}
     for name, number in itertools.chain.from_iterable(
         (*round.refused.items(), *round.dropped.items()) for round in reports.rounds
     ):

@@ -1,5 +1,6 @@
-"""`fedboard device ...`: phones, real or simulated. Thin commands; nothing heavy is imported before
-the command that needs it.
+"""`fedboard device ...`: phones, real or simulated.
+
+Thin commands; nothing heavy is imported before the command that needs it.
 """
 
 import sys
@@ -38,14 +39,15 @@ def device_create(
     seed: Seed = 0,
     trust: Trust = None,
 ) -> None:
-    """Make simulated phones: typing log, key, installed bundle, and a trace of when each is
-    charging, on WiFi and idle.
+    """Make simulated phones: typing log, key, installed bundle, and a trace of conditions.
+
+    A trace says when each is charging, on WiFi and idle.
     """
     from fedboard import devices
     from fedboard.run import trusted_keys
     from model import corpora
 
-    made = devices.create_population(
+    homes = devices.create_population(
         folder,
         bundle,
         trusted_keys(trust),
@@ -56,7 +58,7 @@ def device_create(
         seed,
     )
     console.say(
-        f"{len(made)} devices in {folder}\nnext: fedboard device run {folder}/device-* --server "
+        f"{len(homes)} devices in {folder}\nnext: fedboard device run {folder}/device-* --server "
         f"URL --rounds {rounds}"
     )
 
@@ -102,8 +104,9 @@ def device_enrol(
     trust: Trust = None,
     as_json: Json = False,
 ) -> None:
-    """Make this machine a device: folder, key, installed bundle; and make its key known to the
-    server. May be done again.
+    """Make this machine a device, and make its key known to the server.
+
+    It gets a folder, a key and an installed bundle. May be done again.
     """
     from device_runtime.home import DeviceConfig
     from fedboard import devices
@@ -146,19 +149,24 @@ def device_install(
     ],
     as_json: Json = False,
 ) -> None:
-    """Install a newer bundle: verified first, swapped in whole. The one before is kept; an older
-    release is refused.
+    """Install a newer bundle: verified first, swapped in whole.
+
+    The one before is kept; an older release is refused.
     """
     from device_runtime.home import Home
 
-    found = Home.open(folder).install(bundle).manifest
+    manifest = Home.open(folder).install(bundle).manifest
     if as_json:
         return emit(
-            {"release": found.release, "network": found.network, "round": found.lineage.round}
+            {
+                "release": manifest.release,
+                "network": manifest.network,
+                "round": manifest.lineage.round,
+            }
         )
     console.say(
-        f"{folder} uses release {found.release} of network `{found.network}`, round "
-        f"{found.lineage.round}"
+        f"{folder} uses release {manifest.release} of network `{manifest.network}`, round "
+        f"{manifest.lineage.round}"
     )
 
 
@@ -189,8 +197,9 @@ def device_run(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Check in, fine-tune and upload: until it is ended, once, or for some rounds. TensorFlow
-    cannot be imported in this process.
+    """Check in, fine-tune and upload: until it is ended, once, or for some rounds.
+
+    TensorFlow cannot be imported in this process.
     """
     from fedboard import devices
 
@@ -213,16 +222,17 @@ def device_run(
         )
     if not once:
         return devices.stay(homes[0], server)
-    found = devices.once(homes[0], server)
+    outcome = devices.once(homes[0], server)
     if as_json:
-        return emit(asdict(found))
-    console.say(f"{homes[0]}: {devices.sentence(found)}")
+        return emit(asdict(outcome))
+    console.say(f"{homes[0]}: {devices.sentence(outcome)}")
 
 
 @app.command("personalise")
 def device_personalise(folder: HomeFolder, as_json: Json = False) -> None:
-    """Train the user's own weights now, or judge them again, if enough was typed. Nothing leaves
-    the device; the daemon does this by itself.
+    """Train the user's own weights now, or judge them again, if enough was typed.
+
+    Nothing leaves the device; the daemon does this by itself.
     """
     from device_runtime import personal
     from device_runtime.home import Home
@@ -232,32 +242,31 @@ def device_personalise(folder: HomeFolder, as_json: Json = False) -> None:
     home = Home.open(folder)
     with home.alone():
         personal.update(home, home.bundle(), time.time(), lambda: True)
-    found = personal.verdict(home)
+    verdict = personal.verdict(home)
     if as_json:
-        return emit(None if found is None else asdict(found))
-    console.say(device_words.personal_line(found))
+        return emit(None if verdict is None else asdict(verdict))
+    console.say(device_words.personal_line(verdict))
 
 
 @app.command("status")
 def device_status(folder: HomeFolder, as_json: Json = False) -> None:
-    """How a device stands: bundle, messages waiting, whether it may train now and why not, what it
-    contributed.
-    """
+    """How a device stands: bundle, messages, whether it may train now, what it contributed."""
     from device_runtime.home import Home
     from fedboard import device_words
 
     home = Home.open(folder)
-    found = device_words.status(home, 0.0 if home.simulated else time.time())
+    status = device_words.status(home, 0.0 if home.simulated else time.time())
     if as_json:
-        return emit(asdict(found))
-    for line in device_words.status_lines(found):
+        return emit(asdict(status))
+    for line in device_words.status_lines(status):
         console.say(line)
 
 
 @app.command("ledger")
 def device_ledger(folder: HomeFolder, as_json: Json = False) -> None:
-    """What this device contributed: when, to which round, of how many examples, in how many bytes,
-    and what did not count and why.
+    """What this device contributed: when, to which round, of how many examples and bytes.
+
+    And what did not count, and why.
     """
     from device_runtime.home import Home
     from fedboard import device_words
@@ -282,8 +291,9 @@ def device_log_add(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Record what was typed, encrypted. Says how many messages were recorded, never what they
-    hold.
+    """Record what was typed, encrypted.
+
+    Says how many messages were recorded, never what they hold.
     """
     from device_runtime.home import Home
 
@@ -317,8 +327,9 @@ def device_log_forget(
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Remove some of what was typed, and what was learned from it on this device. Says how many
-    messages went, never what they held.
+    """Remove some of what was typed, and what was learned from it on this device.
+
+    Says how many messages went, never what they held.
     """
     from device_runtime.home import LEARNED, Home
 
@@ -328,9 +339,8 @@ def device_log_forget(
         )
     home = Home.open(folder)
     if words is None and last_hours is None:
-        words = typer.prompt(
-            "Words to forget", err=True
-        )  # asked for, they stay out of the shell's history
+        # asked for, they stay out of the shell's history
+        words = typer.prompt("Words to forget", err=True)
     if not yes:
         which = "with these words" if last_hours is None else f"of the last {last_hours:g} hours"
         typer.confirm(f"Remove every message {which} from {folder}?", abort=True, err=True)
@@ -342,9 +352,8 @@ def device_log_forget(
         )
         waiting = log.count()
     if removed:
-        home.drop(
-            *LEARNED
-        )  # learned from all messages: it is learned again from those that are left
+        # learned from all messages: it is learned again from those that are left
+        home.drop(*LEARNED)
     if as_json:
         return emit({"removed": removed, "messages": waiting})
     console.say(f"{removed:,} removed; {waiting:,} messages in the log")
@@ -358,8 +367,9 @@ def device_wipe(
         bool, typer.Option("--everything", help="Remove ledger, key and the device itself too.")
     ] = False,
 ) -> None:
-    """Remove what was typed and all that was learned from it. What was already sent cannot be taken
-    back: see `fedboard device ledger`.
+    """Remove what was typed and all that was learned from it.
+
+    What was already sent cannot be taken back: see `fedboard device ledger`.
     """
     from device_runtime.home import Home
 

@@ -1,9 +1,7 @@
-"""The export stage: a checkpoint of a run -> two TFLite files, checked against TensorFlow, in a
-signed bundle.
-"""
+"""The export stage: a checkpoint of a run -> two TFLite files, checked, in a signed bundle."""
 
 import itertools
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from device_runtime import weights
@@ -14,37 +12,48 @@ from device_runtime.text import normalise, tokenise
 from device_runtime.wire import Plan
 from fedboard import console
 from fedboard.run import Settings, checkpoint_of, require_fit, run_of, signing_key, vocabulary_of
-from model import corpora, corpus
+from model import corpora
+from model.corpus import Corpus, token_lists
 
 MEASURED_UTTERANCES = 2000  # of validation users
 
 
+@dataclass(frozen=True)
+class Asked:
+    """What a bundle is made with, beside its checkpoint. None is the default that is told."""
+
+    data: str | None = None  # corpus to check parity on: the run's
+    tokenizer: Path | None = None  # tokenizer.model: the run's
+    key: Path | None = None  # private key to sign with: our own
+    learning_rate: float = 0.1  # of local training on devices
+    clipping_norm: float = 10.0  # largest L2 norm of a device's delta
+    bits: int = 8  # of one value of an upload
+    release: int | None = None  # devices never go back to a lower one: the checkpoint's round
+    blocked: Path | None = None  # file of words never suggested: our own list
+
+
 def export(
-    target: Path,
-    out: Path | None = None,
-    data: str | None = None,
-    tokenizer: Path | None = None,
-    key: Path | None = None,
-    learning_rate: float = 0.1,
-    clipping_norm: float = 10.0,
-    bits: int = 8,
-    users: corpus.Corpus | None = None,
-    release: int | None = None,
-    blocked: Path | None = None,
+    target: Path, out: Path | None, asked: Asked, corpus: Corpus | None = None
 ) -> tuple[Manifest, Path]:
-    """Write the bundle of `target`'s checkpoint; returns its manifest and folder. Nothing is
-    written unless the quality gate lets it pass.
+    """Write the bundle of `target`'s checkpoint; returns its manifest and folder.
+
+    Nothing is written unless the quality gate lets it pass.
     """
     path = checkpoint_of(target)
-    checkpoint, vocabulary = weights.read(path), vocabulary_of(path, tokenizer)
+    checkpoint, vocabulary = weights.read(path), vocabulary_of(path, asked.tokenizer)
     require_fit(checkpoint, vocabulary, path)
     run = run_of(path)
     settings = run.settings() if run else None
     plan = settings.recipe.plan if settings else Plan()
-    plan = replace(plan, learning_rate=learning_rate, clipping_norm=clipping_norm, bits=bits)
-    name = data or (settings.data if settings else "chitchat")
-    found = users or corpora.load(name)
-    sample = itertools.islice(corpus.token_lists(found.validation), MEASURED_UTTERANCES)
+    plan = replace(
+        plan,
+        learning_rate=asked.learning_rate,
+        clipping_norm=asked.clipping_norm,
+        bits=asked.bits,
+    )
+    name = asked.data or (settings.data if settings else "chitchat")
+    corpus = corpus or corpora.load(name)
+    sample = itertools.islice(token_lists(corpus.validation), MEASURED_UTTERANCES)
     examples = rows((vocabulary.ids(tokens) for tokens in sample), plan.length)
     if not len(examples):
         raise CorpusError(
@@ -52,24 +61,22 @@ def export(
             "no validation utterance to check parity on",
             "give a corpus with validation users",
         )
-    private = signing_key(key)
-    words = None if blocked is None else word_list(blocked)
+    private = signing_key(asked.key)
+    blocked = None if asked.blocked is None else word_list(asked.blocked)
     out = Path(out) if out else (run.path if run else path.parent) / "bundle"
 
-    from conversion.package import package  # TensorFlow
+    from conversion.package import Parts, package  # TensorFlow
 
-    manifest, gate = package(
-        out,
+    parts = Parts(
         checkpoint,
         vocabulary,
         plan,
-        examples,
         Path(name).name,
-        private,
-        release=release,
-        blocked=words,
-        privacy=_privacy(settings),
+        asked.release,
+        blocked,
+        _privacy(settings),
     )
+    manifest, gate = package(out, parts, examples, private)
     console.say(
         f"parity with TensorFlow over {gate.steps} training steps: weights within "
         f"{gate.weights_apart:.1e}, loss within {gate.loss_apart:.1e}; "
@@ -86,8 +93,9 @@ def export(
 
 
 def word_list(path: Path) -> frozenset[str]:
-    """Words of a file, one a line, as the vocabulary writes them. Raises ConfigError if it cannot
-    be read or a line is not one word.
+    """Words of a file, one a line, as the vocabulary writes them.
+
+    Raises ConfigError if it cannot be read or a line is not one word.
     """
     try:
         lines = [line.strip() for line in Path(path).read_text().splitlines() if line.strip()]
@@ -110,10 +118,10 @@ def _privacy(settings: Settings | None) -> str:
         return "unknown: the checkpoint came without its run"
     if settings.central:
         return "none: trained with all text in one place"
-    found = settings.recipe.privacy
-    if found.mechanism == "none":
+    privacy = settings.recipe.privacy
+    if privacy.mechanism == "none":
         return NO_PRIVACY
     return (
-        f"{found.mechanism} noise of multiplier {found.noise_multiplier:g} was added in training, "
-        "but nothing accounts for what was spent"
+        f"{privacy.mechanism} noise of multiplier {privacy.noise_multiplier:g} was added in "
+        "training, but nothing accounts for what was spent"
     )

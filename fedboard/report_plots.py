@@ -17,7 +17,7 @@ from fedboard import score
 from fedboard.readable import percent, size
 from fedboard.report_material import Material, Pair, RoundMetrics
 
-if TYPE_CHECKING:  # a second to import: only drawing pays for it
+if TYPE_CHECKING:  # slow to import: only drawing pays for it
     from markupsafe import Markup
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure

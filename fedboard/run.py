@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
 from device_runtime import config, signing, weights
 from device_runtime.bundle import Bundle, open_verified
 from device_runtime.errors import CheckpointError, RunError
@@ -18,26 +20,31 @@ KEYS = Path(os.environ.get("FEDBOARD_KEYS", "runs/keys"))
 
 @dataclass(frozen=True)
 class Run:
-    """Paths of one run. `Settings` in config.toml mark a folder as ours, so that only such a folder
-    is ever replaced.
+    """Paths of one run.
+
+    `Settings` in config.toml mark a folder as ours, so that only such a folder is ever replaced.
     """
 
     path: Path
 
     @property
     def config(self) -> Path:
+        """What the run was asked for; see `Settings`."""
         return self.path / "config.toml"
 
     @property
     def tokenizer(self) -> Path:
+        """The vocabulary, as `.model`."""
         return self.path / "tokenizer.model"
 
     @property
     def checkpoints(self) -> Path:
+        """Weights, and saved program states."""
         return self.path / "checkpoints"
 
     @property
     def first(self) -> Path:
+        """The weights it started from."""
         return self.checkpoints / "first.safetensors"
 
     @property
@@ -47,25 +54,31 @@ class Run:
 
     @property
     def last(self) -> Path:
+        """The weights evaluated last."""
         return self.checkpoints / "last.safetensors"
 
     @property
     def best(self) -> Path:
+        """The weights that scored best."""
         return self.checkpoints / "best.safetensors"
 
     @property
     def metrics(self) -> Path:
+        """A line of numbers a round."""
         return self.path / "metrics.csv"
 
     @property
     def evaluations(self) -> Path:
+        """Results of `fedboard evaluate`, one file a system."""
         return self.path / "evaluations"
 
     @property
     def report(self) -> Path:
+        """The page."""
         return self.path / "report.html"
 
     def settings(self) -> "Settings":
+        """Its config.toml. Raises ConfigError for one that is none."""
         return config.from_toml(Settings, self.config)
 
 
@@ -80,8 +93,9 @@ class Settings:
 
 
 def create(path: Path, settings: Settings, replace: bool) -> Run:
-    """An empty run folder with its config. An older run there is removed only if `replace`;
-    anything else there is an error.
+    """An empty run folder with its config.
+
+    An older run there is removed only if `replace`; anything else there is an error.
 
     Raises RunError if the folder is taken or cannot be written.
     """
@@ -118,8 +132,9 @@ def require_free(path: Path, replace: bool) -> None:
 
 
 def clear(run: Run) -> None:
-    """Remove a run's files; the config goes last, so that an interrupted removal still leaves a
-    folder known as ours.
+    """Remove a run's files, the config last.
+
+    So an interrupted removal still leaves a folder known as ours.
     """
     for entry in sorted(run.path.iterdir(), key=lambda entry: entry == run.config):
         shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
@@ -138,8 +153,9 @@ def write_whole(path: Path, data: bytes) -> None:
 
 @contextmanager
 def writable(path: Path) -> Iterator[Path]:
-    """A path whose folder exists; an operating system's refusal inside the block becomes a
-    RunError.
+    """A path whose folder exists.
+
+    An operating system's refusal inside the block becomes a RunError.
     """
     try:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -154,14 +170,14 @@ def checkpoint_of(target: Path) -> Path:
     """The checkpoint file a target means: itself, or the best (else the last) of a run's folder."""
     target = Path(target)
     if target.is_dir():
-        found = [path for path in (Run(target).best, Run(target).last) if path.is_file()]
-        if not found:
+        paths = [path for path in (Run(target).best, Run(target).last) if path.is_file()]
+        if not paths:
             raise CheckpointError(
                 target,
                 "has no checkpoints/best.safetensors",
                 "give a run of `fedboard train`, a bundle, or a .safetensors file",
             )
-        return found[0]
+        return paths[0]
     if not target.is_file():
         raise CheckpointError(
             target,
@@ -172,7 +188,8 @@ def checkpoint_of(target: Path) -> Path:
 
 
 def run_of(target: Path) -> Run | None:
-    """The run a target belongs to: the folder itself, or the one whose checkpoints/ holds the file;
+    """The run a target belongs to: the folder itself, or the one whose checkpoints/ holds it.
+
     None if there is none.
     """
     target = Path(target)
@@ -181,12 +198,10 @@ def run_of(target: Path) -> Run | None:
     )
 
 
-def vocabulary_of(checkpoint: Path, given: Path | None = None) -> Vocabulary:
-    """The vocabulary of a checkpoint file: the one given, else tokenizer.model in its folder or the
-    one above.
-    """
-    if given is not None:
-        return Vocabulary.read(given)
+def vocabulary_of(checkpoint: Path, tokenizer: Path | None = None) -> Vocabulary:
+    """The vocabulary of a checkpoint file: the one named, else that beside it or one folder up."""
+    if tokenizer is not None:
+        return Vocabulary.read(tokenizer)
     for folder in (checkpoint.parent, checkpoint.parent.parent):
         if (folder / "tokenizer.model").is_file():
             return Vocabulary.read(folder / "tokenizer.model")
@@ -218,14 +233,14 @@ def trusted_keys(trust: list[Path] | None) -> frozenset[str]:
         ) from None
 
 
-REFERENCE = (
-    Path(__file__).parents[1] / "bundles" / "reference"
-)  # with its maker's public key beside it, reference.pub
+# with its maker's public key beside it, reference.pub
+REFERENCE = Path(__file__).parents[1] / "bundles" / "reference"
 
 
 def open_bundle(path: Path | None, trust: list[Path] | None) -> Bundle:
-    """The verified bundle at `path`, or the repository's reference bundle. A missing folder is said
-    before a missing key.
+    """The verified bundle at `path`, or the repository's reference bundle.
+
+    A missing folder is said before a missing key.
     """
     if path is None or Path(path).resolve() == REFERENCE:
         if not REFERENCE.is_dir():
@@ -238,9 +253,10 @@ def open_bundle(path: Path | None, trust: list[Path] | None) -> Bundle:
     return open_verified(path, trusted_keys(trust) if Path(path).exists() else frozenset())
 
 
-def signing_key(path: Path | None):
-    """The private key bundles are signed with, made on first use; its public half is kept beside it
-    as `<name>.pub`.
+def signing_key(path: Path | None) -> Ed25519PrivateKey:
+    """The private key bundles are signed with, made on first use.
+
+    Its public half is kept beside it as `<name>.pub`.
     """
     path = path or KEYS / "signing.key"
     key = signing.load_or_create(path)

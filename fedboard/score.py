@@ -1,5 +1,6 @@
-"""The evaluation stage: a target by name -> its accuracy by protocol nwp-v1, and two targets ->
-their difference; as tables and as JSON.
+"""The evaluation stage: a target by name -> its accuracy, two targets -> their difference.
+
+By protocol nwp-v1, as tables and as JSON.
 """
 
 import json
@@ -7,6 +8,7 @@ import math
 import textwrap
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,8 @@ from device_runtime.errors import ConfigError, RunError
 from device_runtime.metrics import MACRO_TARGETS, blocked_ids, recall
 from device_runtime.text import Vocabulary
 from fedboard.run import checkpoint_of, require_fit, vocabulary_of
-from model import comparison, corpus, evaluation, measures, ngram, vocabulary
+from model import comparison, evaluation, measures, ngram, vocabulary
+from model.corpus import Corpus, sample, token_lists
 from model.pieces import Decoder
 
 OWN = "+own"  # after a target: with the user's own words
@@ -49,63 +52,67 @@ class Scored:
     users: dict[str, float]  # top-1 recall of each user with enough targets
 
 
+@dataclass(frozen=True)
+class Asked:
+    """How a target is scored."""
+
+    split: str = "test"
+    tokenizer: Path | None = None  # vocabulary of a baseline or a bare checkpoint
+    words: int = vocabulary.SIZE  # of a baseline's vocabulary, where no tokenizer is named
+    name: str = ""  # in the table; by default the target's own
+    predictions: Path | None = None  # file for one JSON line a target position
+    personal: bool = False  # by the personal protocol
+
+
 def measure(
     target: str,
-    found: corpus.Corpus,
-    split: str,
+    corpus: Corpus,
     trusted: Callable[[], frozenset[str]],
-    tokenizer: Path | None = None,
-    words: int = vocabulary.SIZE,
-    name: str = "",
-    predictions: Path | None = None,
+    asked: Asked,
     progress: Callable[[int, int], None] | None = None,
-    personal: bool = False,
 ) -> Measured:
-    """Score a checkpoint, run, bundle or baseline on one split. Loads no TensorFlow but for TFF's
-    own corpora.
+    """Score a checkpoint, run, bundle or baseline on one split.
+
+    Loads no TensorFlow but for TFF's own corpora.
 
     Raises the error of whatever the target turns out to be, before anything is written.
     """
     plain = target.removesuffix(OWN)
-    kind, engine, known, blocked = _engine(plain, found, trusted, tokenizer, words)
-    users = corpus.sample(found.split(split), found.most)
-    if plain != target:
+    kind, engine, known, blocked = _engine(plain, corpus, trusted, asked.tokenizer, asked.words)
+    users = sample(corpus.split(asked.split), corpus.most)
+    mixed = plain != target
+    if mixed:
         known.require_words("own words")
 
     def run(
         on_prediction: Callable[[measures.Prediction], None] | None,
     ) -> tuple[measures.Evaluation, int | None]:
-        if plain != target:
+        if mixed and not isinstance(engine, Decoder):  # which knows pieces, not words
             from conversion import strip
 
-            life = strip.evaluate(engine, users, known, blocked, personal, progress, on_prediction)
+            life = strip.evaluate(
+                engine, users, known, blocked, asked.personal, progress, on_prediction
+            )
             return life.evaluation, life.served
         ids = blocked_ids(known.tokens, blocked)
-        return evaluation.evaluate(
-            engine,
-            users,
-            known,
-            progress=progress,
-            on_prediction=on_prediction,
-            blocked=ids,
-            personal=personal,
-        ), None
+        scope = evaluation.Scope(personal=asked.personal, blocked=ids)
+        return evaluation.evaluate(engine, users, known, scope, progress, on_prediction), None
 
-    if predictions is None:
+    if asked.predictions is None:
         result, served = run(None)
     else:
-        with measures.predictions_file(predictions) as write:
+        with measures.predictions_file(asked.predictions) as write:
             result, served = run(write)
     if not result.total.targets:
         raise RunError(
-            split,
+            asked.split,
             "no word to score",
             f"give users with {evaluation.PERSONAL} utterances or more"
-            if personal
+            if asked.personal
             else "give another corpus",
         )
     return Measured(
-        name or TITLES.get(plain, plain) + (" + own words" if plain != target else ""),
+        asked.name or TITLES.get(plain, plain) + (" + own words" if mixed else ""),
         kind,
         result,
         served,
@@ -128,8 +135,9 @@ def scored(measured: Measured, seed: int = 0) -> Scored:
 
 
 def compare(first: Measured, second: Measured, seed: int = 0) -> comparison.Comparison:
-    """The second minus the first, user by user; the seed draws the intervals. Raises RunError if
-    they did not score the same targets.
+    """The second minus the first, user by user; the seed draws the intervals.
+
+    Raises RunError if they did not score the same targets.
     """
     try:
         return comparison.compare(second.evaluation, first.evaluation, np.random.default_rng(seed))
@@ -143,7 +151,7 @@ def compare(first: Measured, second: Measured, seed: int = 0) -> comparison.Comp
 
 def _engine(
     target: str,
-    found: corpus.Corpus,
+    corpus: Corpus,
     trusted: Callable[[], frozenset[str]],
     tokenizer: Path | None,
     words: int,
@@ -152,10 +160,10 @@ def _engine(
         known = (
             Vocabulary.read(tokenizer)
             if tokenizer
-            else vocabulary.build(corpus.token_lists(found.train, found.most), words)
+            else vocabulary.build(token_lists(corpus.train, corpus.most), words)
         )
         known.require_words("a baseline")
-        sequences = [known.ids(tokens) for tokens in corpus.token_lists(found.train, found.most)]
+        sequences = [known.ids(tokens) for tokens in token_lists(corpus.train, corpus.most)]
         return (
             "baseline",
             evaluation.ngram_engine(ngram.train(sequences, BASELINES[target], len(known))),
@@ -185,6 +193,7 @@ def _engine(
 
 
 def to_json(scored: Scored) -> str:
+    """As `read` takes it."""
     return json.dumps(asdict(scored))
 
 
@@ -224,8 +233,9 @@ def footnote(systems: list[Scored]) -> str:
 
 
 def full_tables(systems: list[Scored]) -> list[tuple[list[str], list[list[str]]]]:
-    """Every measure of the protocol, one row each, with a column per system: columns and rows of as
-    many tables as 80 columns need.
+    """Every measure of the protocol, a row each, with a column per system.
+
+    Columns and rows of as many tables as 80 columns need.
     """
     return [
         _full_table(systems[start : start + BESIDE]) for start in range(0, len(systems), BESIDE)
@@ -233,11 +243,8 @@ def full_tables(systems: list[Scored]) -> list[tuple[list[str], list[list[str]]]
 
 
 BESIDE = 4  # systems in one full table
-LABEL, GAP, WIDTH = (
-    24,
-    3,
-    80,
-)  # the longest label, between two columns, the whole table with 2 on each side
+# the longest label, between two columns, the whole table with 2 on each side
+LABEL, GAP, WIDTH = 24, 3, 80
 
 
 def _full_table(systems: list[Scored]) -> tuple[list[str], list[list[str]]]:
@@ -256,15 +263,16 @@ def _full_table(systems: list[Scored]) -> tuple[list[str], list[list[str]]]:
         ("punctuation too, top-1 %", lambda s: _percent(s.with_punctuation_top1)),
         ("punctuation too, top-3 %", lambda s: _percent(s.with_punctuation_top3)),
     ]
-    for which, field in (("top-1", "macro_top1"), ("top-3", "macro_top3")):
-        for i, part in enumerate(SPREAD):
-            rows.append(
-                (
-                    f"users' {which} %, {part}",
-                    lambda s, field=field, i=i: _percent(getattr(s, field)[i]),
-                )
-            )
+    for i, part in enumerate(SPREAD):
+        rows.append((f"users' top-1 %, {part}", partial(_spread, "macro_top1", i)))
+    for i, part in enumerate(SPREAD):
+        rows.append((f"users' top-3 %, {part}", partial(_spread, "macro_top3", i)))
     return ["measure", *headings], [[label, *map(cell, summaries)] for label, cell in rows]
+
+
+def _spread(field: str, part: int, summary: measures.Summary) -> str:
+    """One part of how a measure is spread over users, in the order of SPREAD."""
+    return _percent(getattr(summary, field)[part])
 
 
 SPREAD = ["mean", "p10", "p50", "p90"]
@@ -272,12 +280,14 @@ MEASURES = {"top-1": "top1", "top-3": "top3", "keys saved": "keystroke_saving"}
 
 
 def difference_tables(
-    first: str, second: str, found: comparison.Comparison
+    first: str, second: str, compared: comparison.Comparison
 ) -> list[tuple[str, list[str], list[list[str]]]]:
-    """Title, columns and rows, in points: the difference over all words with its interval and the
-    users it gains or loses; then how it is spread over users, if any has enough words.
+    """Title, columns and rows of each table, in points.
+
+    The difference over all words with its interval and the users it gains or loses; then how it is
+    spread over users, if any has enough words.
     """
-    gains = [(label, getattr(found, field)) for label, field in MEASURES.items()]
+    gains = [(label, getattr(compared, field)) for label, field in MEASURES.items()]
     whole = [
         [
             label,
@@ -296,8 +306,8 @@ def difference_tables(
             whole,
         )
     ]
-    if found.users:
-        title = f"the same over users with {MACRO_TARGETS} or more words: {found.users} users"
+    if compared.users:
+        title = f"the same over users with {MACRO_TARGETS} or more words: {compared.users} users"
         tables.append(
             (
                 title,
@@ -308,17 +318,18 @@ def difference_tables(
     return tables
 
 
-def sentence(first: str, second: str, found: comparison.Comparison) -> str:
-    """The top-1 difference in plain words, from the side of the better system; no winner if the
-    interval holds 0.
+def sentence(first: str, second: str, compared: comparison.Comparison) -> str:
+    """The top-1 difference in plain words, from the side of the better system.
+
+    No winner if the interval holds 0.
     """
-    gain, (low, high) = found.top1, found.top1.interval
+    gain, (low, high) = compared.top1, compared.top1.interval
     if low <= 0 <= high:
         said = (
             f"No clear difference in top-1: {second} minus {first} is {_points(gain.change)} "
             f"points ({_points(low)} to {_points(high)})"
         )
-        return said + _users(found.users, second, gain.gained, gain.lost)
+        return said + _users(compared.users, second, gain.gained, gain.lost)
     sign, better, gained, lost = (
         (1, second, gain.gained, gain.lost) if low > 0 else (-1, first, gain.lost, gain.gained)
     )
@@ -327,7 +338,7 @@ def sentence(first: str, second: str, found: comparison.Comparison) -> str:
         f"{better} is better by {_percent(sign * gain.change)} points of top-1 ({_percent(low)} "
         f"to {_percent(high)})"
     )
-    return said + _users(found.users, "it", gained, lost)
+    return said + _users(compared.users, "it", gained, lost)
 
 
 def _users(users: int, system: str, gained: int, lost: int) -> str:

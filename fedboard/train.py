@@ -1,9 +1,9 @@
-"""The training stage: corpus -> vocabulary -> federated rounds in TFF -> checkpoints, metrics and
-curves in a run's folder.
+"""The training stage: corpus -> vocabulary -> federated rounds in TFF -> a run's folder.
 
-What a run needs to go on is saved every few rounds as TFF's program state. Rounds are
-deterministic, so a run that was killed anywhere and resumed ends with the same bytes as one that
-was not: what was written after the last saved state is simply written again.
+The folder gets checkpoints, metrics and curves. What a run needs to go on is saved every few rounds
+as TFF's program state. Rounds are deterministic, so a run that was killed anywhere and resumed ends
+with the same bytes as one that was not: what was written after the last saved state is simply
+written again.
 """
 
 import asyncio
@@ -36,8 +36,9 @@ from fedboard.run import (
     vocabulary_of,
     write_whole,
 )
-from model import cohorts, corpora, corpus, evaluation, memory, network, vocabulary, worker
+from model import cohorts, corpora, evaluation, memory, network, vocabulary, worker
 from model.clients import Clients
+from model.corpus import Corpus, Users, token_lists
 from model.recipe import Recipe
 
 
@@ -49,40 +50,46 @@ class Best:
     parent: str = ""  # digest of the checkpoint evaluated last
 
     def values(self) -> list:
+        """As a saved state keeps it."""
         return [np.float64(self.top1), self.parent]
+
+
+@dataclass(frozen=True)
+class How:
+    """How a training runs, whatever it trains."""
+
+    overwrite: bool = False  # replace an earlier run in the folder
+    resume: bool = False  # go on from the folder's last saved state, or from the start without one
+    workers: tuple[str, ...] = ()  # addresses of TFF workers on other machines
+    deadline_s: float | None = None  # of a round
 
 
 def train(
     settings: Settings,
     out: Path,
-    overwrite: bool = False,
-    users: corpus.Corpus | None = None,
-    resume: bool = False,
-    workers: tuple[str, ...] = (),
-    deadline_s: float | None = None,
-    emit=None,
+    how: How,
+    corpus: Corpus | None = None,
+    emit: Callable[[dict[str, Any]], None] | None = None,
 ) -> Run:
-    """Train by `settings.recipe` and write the run's folder. Files appear whole, after each
-    evaluation.
+    """Train by `settings.recipe` and write the run's folder.
+
+    Files appear whole, after each evaluation.
 
     A central run trains with all text in one place, the ceiling of what rounds can reach; its looks
-    stand where rounds would. resume goes on from the folder's last saved state, or from the start
-    if there is none; workers are addresses of TFF workers on other machines; emit is called with a
-    dict after every round. Raises CorpusError, ConfigError, CheckpointError or RunError before
-    anything is written, CheckpointError if training diverges, and KeyboardInterrupt, the state
-    saved, if Ctrl-C ended it.
+    stand where rounds would. emit is called with a dict after every round. Raises CorpusError,
+    ConfigError, CheckpointError or RunError before anything is written, CheckpointError if training
+    diverges, and KeyboardInterrupt, the state saved, if Ctrl-C ended it.
     """
     recipe = settings.recipe
-    if workers:
-        worker.checked(list(workers))
-    users = users or corpora.load(settings.data)
+    if how.workers:
+        worker.checked(list(how.workers))
+    corpus = corpus or corpora.load(settings.data)
     if not settings.central:
-        cohorts.start(
-            len(users.train), recipe.cohort, recipe.min_separation
-        )  # refuses a population that is too small
-    if not resume:
-        require_free(out, overwrite)
-    words, first = beginning(settings, Run(Path(out)), users, resume)
+        # refuses a population that is too small
+        cohorts.start(len(corpus.train), recipe.cohort, recipe.min_separation)
+    if not how.resume:
+        require_free(out, how.overwrite)
+    words, first = beginning(settings, Run(Path(out)), corpus, how.resume)
     console.say(
         f"network `{recipe.size}`: {network.parameters(first.weights):,} parameters, vocabulary "
         f"of {len(words):,} ids"
@@ -95,9 +102,9 @@ def train(
 
     if not settings.central:  # which trains in this process, in many threads
         memory.use_one_heap()  # before TensorFlow starts its own
-    from model import central, simulation  # TensorFlow and TFF: some twenty seconds
+    from model import central, simulation  # TensorFlow and TFF, which take long
 
-    population = Clients(users.train, words, recipe.plan.length)
+    population = Clients(corpus.train, words, recipe.plan.length)
     trainer = central if settings.central else simulation
     look_every, save_every = (
         (1, 1) if settings.central else (recipe.evaluate_every, recipe.save_every)
@@ -107,16 +114,14 @@ def train(
             stack.enter_context(_finish_on_interrupt()),
             stack.enter_context(asyncio.Runner()),
         )
-        call = stack.enter_context(_computing(settings.central, workers, deadline_s))
-        training = trainer.Training(
-            first.weights, population, recipe, **({"machines": len(workers)} if workers else {})
-        )
+        call = stack.enter_context(_computing(settings.central, how))
+        machines = {"machines": len(how.workers)} if how.workers else {}
+        training = trainer.Training(first.weights, population, recipe, **machines)
         state = call(training.start, "start")
-        run = Run(Path(out)) if resume else create(out, settings, overwrite)
+        run = Run(Path(out)) if how.resume else create(out, settings, how.overwrite)
         states, best = _States(run.state, loop.run), Best()
-        saved = states.load(
-            [*trainer.to_values(state), *best.values()]
-        )  # before anything is written: it may be damaged
+        # before anything is written: it may be damaged
+        saved = states.load([*trainer.to_values(state), *best.values()])
         _write_beginning(run, settings, words, first)
         curves = _Curves(run, loop.run)
         if saved:
@@ -133,7 +138,7 @@ def train(
             gc.collect()
             state, measured = done.state, done.measured()
             if is_due(done.number, look_every, training.rounds) or done.number == 1:
-                looked, best = look(run, done.weights, done.number, users, words, recipe, best)
+                looked, best = look(run, done, corpus.validation, words, recipe, best)
                 seen = f", top-1 {looked['top1']:.1%}"
                 measured |= looked
             curves.release(done.number, measured)
@@ -151,9 +156,8 @@ def train(
                 f"loss {done.loss:.2f}{seen}, {done.targets / max(done.seconds, 1e-9):,.0f} "
                 "tokens/s",
             )
-        states.save(
-            [*trainer.to_values(state), *best.values()], state.round
-        )  # if Ctrl-C came after the round's own
+        # if Ctrl-C came after the round's own
+        states.save([*trainer.to_values(state), *best.values()], state.round)
     if state.round < training.rounds:
         console.say(
             f"stopped after round {state.round}; `fedboard train --out {run.path} --resume` goes on"
@@ -163,7 +167,7 @@ def train(
 
 
 def beginning(
-    settings: Settings, run: Run, users: corpus.Corpus, resume: bool
+    settings: Settings, run: Run, corpus: Corpus, resume: bool
 ) -> tuple[Vocabulary, weights.Checkpoint]:
     """Vocabulary and first weights: the run's own if it is resumed, those of `settings.init`, or
     new ones. Writes nothing.
@@ -182,7 +186,7 @@ def beginning(
                 path, f"holds a network of another size than `{recipe.size}`", "pass its --size"
             )
         return words, first
-    tokens = corpus.token_lists(users.train, users.most)
+    tokens = token_lists(corpus.train, corpus.most)
     words = (vocabulary.build_unigram if recipe.tokenizer == "unigram" else vocabulary.build)(
         tokens, recipe.vocabulary
     )
@@ -193,8 +197,9 @@ def beginning(
 
 
 def resumed(out: Path, rounds: int | None) -> Settings:
-    """The settings of the run in a folder, with more rounds if asked. Raises RunError if there is
-    no run, or it has done more rounds than asked.
+    """The settings of the run in a folder, with more rounds if asked.
+
+    Raises RunError if there is no run, or it has done more rounds than asked.
     """
     run = Run(Path(out))
     if not run.config.is_file():
@@ -226,8 +231,9 @@ def resumed(out: Path, rounds: int | None) -> Settings:
 def _write_beginning(
     run: Run, settings: Settings, words: Vocabulary, first: weights.Checkpoint
 ) -> None:
-    """What a run is from its first moment; the weights go last, so that where they are, the rest
-    is.
+    """What a run is from its first moment.
+
+    The weights go last, so that where they are, the rest is.
     """
     run.checkpoints.mkdir(exist_ok=True)
     write_whole(run.config, config.to_toml(settings).encode())
@@ -237,22 +243,21 @@ def _write_beginning(
 
 def look(
     run: Run,
-    found_weights: weights.Weights,
-    number: int,
-    found: corpus.Corpus,
+    done: Any,
+    validation: Users,
     words: Vocabulary,
     recipe: Recipe,
     best: Best,
 ) -> tuple[dict[str, float], Best]:
-    """Score weights on validation users and write them as the last checkpoint, and as the best if
-    they are.
+    """Score a round's weights and write them as the last checkpoint, and as the best if they are.
+
+    done is what the trainer's `next` gives: it has a `number` and `weights`.
     """
     total = evaluation.evaluate(
-        evaluation.engine_of(found_weights, words),
-        found.validation,
+        evaluation.engine_of(done.weights, words),
+        validation,
         words,
-        recipe.evaluate_utterances,
-        recipe.evaluate_users,
+        evaluation.Scope(recipe.evaluate_utterances, recipe.evaluate_users),
     ).total
     measured = {
         "top1": recall(total, "top1"),
@@ -260,33 +265,38 @@ def look(
         "perplexity": perplexity(total),
     }
     checkpoint = weights.to_bytes(
-        weights.Checkpoint(found_weights, number, best.parent, words.hash)
+        weights.Checkpoint(done.weights, done.number, best.parent, words.hash)
     )
     write_whole(run.last, checkpoint)
     if measured["top1"] > best.top1:
         write_whole(run.best, checkpoint)
     console.say(
-        f"  {number}: validation top-1 {measured['top1']:.1%}, top-3 {measured['top3']:.1%}, "
+        f"  {done.number}: validation top-1 {measured['top1']:.1%}, top-3 {measured['top3']:.1%}, "
         f"perplexity {measured['perplexity']:.0f}"
     )
     return measured, Best(max(best.top1, measured["top1"]), weights.digest(checkpoint))
 
 
 @contextlib.contextmanager
-def _computing(
-    centrally: bool, workers: tuple[str, ...], deadline_s: float | None
-) -> Iterator[Callable[[Callable, str], Any]]:
-    """A function that calls another one where training is computed, and names it if it misses the
-    deadline.
+def _computing(centrally: bool, how: How) -> Iterator[Callable[[Callable, str], Any]]:
+    """A function that calls another one where training is computed; the other has a name.
+
+    The name is said if it misses the deadline.
     """
     if centrally:
         yield lambda compute, what: compute()
         return
-    with worker.remote(list(workers)) if workers else worker.running(_cores(), restarts=3) as on:
-        yield lambda compute, what: on.call(compute, deadline_s, what)
+    addresses = list(how.workers)
+    with worker.remote(addresses) if addresses else worker.running(_cores(), restarts=3) as on:
+        yield lambda compute, what: on.call(compute, how.deadline_s, what)
 
 
 def is_due(number: int, every: int, rounds: int) -> bool:
+    """Whether something done every so many rounds, and in the last, is due.
+
+    >>> [number for number in range(1, 8) if is_due(number, 3, 7)]
+    [3, 6, 7]
+    """
     return number % every == 0 or number == rounds
 
 
@@ -294,8 +304,9 @@ STATE = "program_state_"  # what TFF calls a saved state, before its round
 
 
 class _States:
-    """Saved program states, the last two, in TFF's own format; a state half written when the
-    process was killed is not one.
+    """Saved program states, the last two, in TFF's own format.
+
+    A state half written when the process was killed is not one.
     """
 
     def __init__(self, folder: Path, run: Callable[[Coroutine], Any]):
@@ -316,8 +327,9 @@ class _States:
             release_memory()
 
     def load(self, like: list) -> list | None:
-        """The newest state, or None. Raises CheckpointError for one that is damaged or of another
-        training.
+        """The newest state, or None.
+
+        Raises CheckpointError for one that is damaged or of another training.
         """
         versions = self._run(self._manager.get_versions())
         if not versions:
@@ -334,8 +346,9 @@ class _States:
 
 
 class _Curves:
-    """metrics.csv and TensorBoard, by TFF's own release managers. A round released again replaces
-    what followed it.
+    """metrics.csv and TensorBoard, by TFF's own release managers.
+
+    A round released again replaces what followed it.
     """
 
     def __init__(self, run: Run, wait: Callable[[Coroutine], Any]):
@@ -357,8 +370,9 @@ class _Curves:
 
 @contextlib.contextmanager
 def _quick_collections() -> Iterator[None]:
-    """Spare the garbage collector what is there already: TensorFlow's objects are so many that
-    looking through them takes a second.
+    """Spare the garbage collector what is there already.
+
+    TensorFlow's objects are so many that looking through them takes long.
     """
     gc.collect()
     gc.freeze()

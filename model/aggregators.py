@@ -1,5 +1,6 @@
-"""Aggregators: how TFF brings the cohort's deltas together. The plain mean, the mean of updates
-encoded as devices encode them, or a private mean.
+"""Aggregators: how TFF brings the cohort's deltas together.
+
+The plain mean, the mean of updates encoded as devices encode them, or a private mean.
 
 `Encoded` repeats `device_runtime.quantize` in TensorFlow operations: clip -> rotate -> round at
 random to b bits, and as on the server one inverse rotation of the weighted mean. The rotation is
@@ -23,40 +24,45 @@ from device_runtime.errors import ConfigError
 from device_runtime.update import encoded_bytes
 
 _SIDE = math.isqrt(quantize.BLOCK)
-_HADAMARD = functools.reduce(
-    np.kron, [np.array([[1, 1], [1, -1]], np.float32)] * int(math.log2(_SIDE))
-)  # [64, 64]
+_PAIR = np.array([[1, 1], [1, -1]], np.float32)
+_HADAMARD = functools.reduce(np.kron, [_PAIR] * int(math.log2(_SIDE)))  # [64, 64]
+
+
+@dataclass(frozen=True)
+class Averaging:
+    """What a recipe says of how deltas become a mean."""
+
+    encoded: bool  # whether they go through the device's encoding; a private mean never does
+    bits: int  # the plan's, of one encoded value
+    clipping_norm: float  # the plan's, of an encoded delta
+    mechanism: str  # of privacy; `none` for none
+    noise_multiplier: float
+    privacy_clipping_norm: float  # the mechanism's
+    clients_per_round: int
+    seed: int
 
 
 def build(
-    *,
-    encoded: bool,
-    bits: int,
-    clipping_norm: float,
-    seed: int,
-    mechanism: str,
-    noise_multiplier: float,
-    privacy_clipping_norm: float,
-    clients_per_round: int,
-    shapes: Sequence[Sequence[int]],
+    averaging: Averaging, shapes: Sequence[Sequence[int]]
 ) -> tuple[tff.aggregators.AggregationFactory, bool]:
-    """The aggregator a recipe asks for, and whether it weighs clients. A private mean is never
-    encoded.
+    """The aggregator a recipe asks for, and whether it weighs clients.
 
-    bits and clipping_norm are the plan's, used when the updates are encoded; the other norm is the
-    private mechanism's, `none` for no mechanism. shapes are those of the weights in order of their
-    names, the order in which clients hand over their deltas, as a tuple. Raises ConfigError for
-    values no device or mechanism takes.
+    shapes are those of the weights in order of their names, the order in which clients hand over
+    their deltas, as a tuple. Raises ConfigError for values no device or mechanism takes.
     """
-    if mechanism != "none":
+    if averaging.mechanism != "none":
         return private(
-            mechanism, noise_multiplier, privacy_clipping_norm, clients_per_round, shapes, seed
+            averaging.mechanism,
+            averaging.noise_multiplier,
+            averaging.privacy_clipping_norm,
+            averaging.clients_per_round,
+            shapes,
+            averaging.seed,
         ), False
-    if encoded:
-        return Encoded(clipping_norm, bits, seed), True
-    return tff.aggregators.MeanFactory(
-        no_nan_division=True
-    ), True  # nobody's weight left: a mean of 0
+    if averaging.encoded:
+        return Encoded(averaging.clipping_norm, averaging.bits, averaging.seed), True
+    # with nobody's weight left, a mean of 0
+    return tff.aggregators.MeanFactory(no_nan_division=True), True
 
 
 def private(
@@ -67,8 +73,9 @@ def private(
     shapes: Sequence[Sequence[int]],
     seed: int,
 ) -> tff.aggregators.UnweightedAggregationFactory:
-    """The mean of clipped deltas with noise; every client counts once and the denominator is
-    `clients_per_round`, however many there were.
+    """The mean of clipped deltas with noise.
+
+    Every client counts once and the denominator is `clients_per_round`, however many there were.
 
     The noise on the sum has the standard deviation noise_multiplier x clipping norm: `gaussian`:
     anew in every round, at a fixed norm. McMahan et al. 2018, arXiv:1710.06963.
@@ -85,11 +92,9 @@ def private(
     if mechanism == "gaussian":
         return factory.gaussian_fixed(noise, clients, norm)
     if mechanism == "gaussian-adaptive":
-        if (
-            noise >= clients / 10
-            # the noise on the count of clipped clients is clients / 20, and half of that is what
-            # the deltas' can make up for
-        ):
+        # the noise on the count of clipped clients is clients / 20, and half of that is what the
+        # deltas' can make up for
+        if noise >= clients / 10:
             raise ConfigError(
                 "privacy.noise_multiplier",
                 f"an adaptive norm needs less than a tenth of the {clients_per_round} clients of "
@@ -110,8 +115,9 @@ def private(
 
 @dataclass(frozen=True)
 class Encoded(tff.aggregators.WeightedAggregationFactory):
-    """The weighted mean of deltas that went through the device's encoding. State: rounds done, so
-    that each has a rotation of its own.
+    """The weighted mean of deltas that went through the device's encoding.
+
+    State: rounds done, so that each has a rotation of its own.
 
     Measures over the clients that count (weight above 0): the share that was clipped, the mean norm
     before it, and the bytes one upload takes. Two clients with the very same delta round alike. A
@@ -149,9 +155,8 @@ class Encoded(tff.aggregators.WeightedAggregationFactory):
             value_type, weight_type, draw_signs.type_signature.result, np.int32
         )
         def encode_at_client(delta, weight, signs, done):
-            vector = tf.concat(
-                [tf.reshape(array, [-1]) for array in tf.nest.flatten(delta)], axis=0
-            )  # nest sorts a dict by its names
+            arrays = tf.nest.flatten(delta)  # sorts a dict by its names
+            vector = tf.concat([tf.reshape(array, [-1]) for array in arrays], axis=0)
             weight = tf.cast(weight, tf.float32)
             clipped, norm = clip(vector, self.clipping_norm)
             counts = tf.cast(weight > 0, tf.float32)
@@ -209,18 +214,22 @@ class Encoded(tff.aggregators.WeightedAggregationFactory):
 
 
 def rotation_key(seed: int, number: int) -> int:
-    """The seed by which `quantize.rotate` rotates as round `number` does here: its two 64-bit
-    halves are the round and the seed.
+    """The seed by which `quantize.rotate` rotates as round `number` does here.
+
+    Its two 64-bit halves are the round and the seed.
+
+    >>> rotation_key(seed=3, number=1) == 2**64 + 3
+    True
     """
     return number << 64 | seed
 
 
 def signs(seed: int, number: tf.Tensor, dimension: int) -> tf.Tensor:
-    """The signs of a round's rotation, int8 [padded dimension] of 1 and -1: those NumPy draws from
-    Philox keyed by `rotation_key`.
+    """The signs of a round's rotation, 1 and -1: int8 [padded(dimension)].
 
-    Source: Philox4x64-10 of Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"; each
-    byte of its stream gives one sign.
+    They are those NumPy draws from Philox keyed by `rotation_key`. Source: Philox4x64-10 of Salmon
+    et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"; each byte of its stream gives one
+    sign.
     """
     size = quantize.padded(dimension)
     counter = tf.cast(tf.range(1, size // 32 + 1), tf.uint64)  # a block is 4 words of 8 bytes
@@ -238,9 +247,7 @@ def signs(seed: int, number: tf.Tensor, dimension: int) -> tf.Tensor:
 
 
 def clip(vector: tf.Tensor, clipping_norm: float) -> tuple[tf.Tensor, tf.Tensor]:
-    """The vector, float32 [n], scaled down to at most `clipping_norm`, and its L2 norm before that,
-    float64.
-    """
+    """float32 [n], scaled down to at most `clipping_norm`, and its L2 norm before, float64."""
     norm = tf.norm(tf.cast(vector, tf.float64))
     return vector * tf.cast(clipping_norm / tf.maximum(norm, clipping_norm), tf.float32), norm
 
@@ -257,25 +264,24 @@ def unrotate(vector: tf.Tensor, signs: tf.Tensor, dimension: int) -> tf.Tensor:
 
 
 def encode(vector: tf.Tensor, signs: tf.Tensor, bits: int, seed: tf.Tensor) -> tf.Tensor:
-    """`update.encode` and `update.dequantize` in one: a clipped float32 [n] -> the rotated values
-    the server reads, float32 [padded(n)].
+    """`update.encode` and `update.dequantize` in one: float32 [n] -> float32 [padded(n)].
 
-    seed: int64 [2], of the rounding.
+    vector is clipped; what comes out are the rotated values the server reads. seed: int64 [2], of
+    the rounding.
     """
     rotated = tf.reshape(tf.cast(rotate(vector, signs), tf.float64), [-1, quantize.BLOCK])
     low, levels = tf.reduce_min(rotated, axis=1, keepdims=True), 2**bits - 1
-    step = tf.cast(
-        tf.cast((tf.reduce_max(rotated, axis=1, keepdims=True) - low) / levels, tf.float32),
-        tf.float64,
-    )  # it travels as float32
+    span = tf.reduce_max(rotated, axis=1, keepdims=True) - low
+    step = tf.cast(tf.cast(span / levels, tf.float32), tf.float64)  # it travels as float32
     draw = tf.random.stateless_uniform(rotated.shape, seed, alg="philox")
     codes = tf.floor(tf.math.divide_no_nan(rotated - low, step) + tf.cast(draw, tf.float64))
     return tf.cast(tf.reshape(low + step * tf.minimum(codes, levels), [-1]), tf.float32)
 
 
 def rounding_seed(seed: int, number: tf.Tensor, delta: tf.Tensor) -> tf.Tensor:
-    """int64 [2] from the run's seed, the round and the bits of the client's delta: who else trains,
-    and in what order, changes nothing.
+    """int64 [2] from the run's seed, the round and the bits of the client's delta, float32 [n].
+
+    Who else trains, and in what order, changes nothing.
     """
     fingerprint = tf.reduce_sum(tf.bitcast(delta, tf.int32))  # wraps around
     return tf.random.fold_in(
@@ -285,8 +291,9 @@ def rounding_seed(seed: int, number: tf.Tensor, delta: tf.Tensor) -> tf.Tensor:
 
 
 def _hadamard(vector: tf.Tensor) -> tf.Tensor:
-    """Orthonormal Walsh-Hadamard transform of each block. The matrix of 4096 is the Kronecker
-    product of two of 64: two fast matrix products.
+    """Orthonormal Walsh-Hadamard transform of each block.
+
+    The matrix of 4096 is the Kronecker product of two of 64: two fast matrix products.
     """
     blocks = tf.reshape(vector, [-1, _SIDE, _SIDE])
     return tf.reshape(tf.matmul(_HADAMARD, tf.matmul(blocks, _HADAMARD)) / _SIDE, [-1])
@@ -296,13 +303,10 @@ def _multiply(words: tf.Tensor, factor: int) -> tuple[tf.Tensor, tf.Tensor]:
     """Upper and lower 64 bits of the products, uint64 [n] each."""
     mask, half = _uint64(2**32 - 1), _uint64(32)
     upper, lower = tf.bitwise.right_shift(words, half), words & mask
-    middle = upper * _uint64(factor & 0xFFFFFFFF) + tf.bitwise.right_shift(
-        lower * _uint64(factor & 0xFFFFFFFF), half
-    )  # cannot overflow
-    carry = lower * _uint64(factor >> 32) + (middle & mask)
-    return upper * _uint64(factor >> 32) + tf.bitwise.right_shift(
-        middle, half
-    ) + tf.bitwise.right_shift(carry, half), words * _uint64(factor)
+    low, high, shift = _uint64(factor & 0xFFFFFFFF), _uint64(factor >> 32), tf.bitwise.right_shift
+    middle = upper * low + shift(lower * low, half)  # cannot overflow
+    carry = lower * high + (middle & mask)
+    return upper * high + shift(middle, half) + shift(carry, half), words * _uint64(factor)
 
 
 def _uint64(number: int) -> tf.Tensor:

@@ -1,5 +1,6 @@
-"""Training with all text in one place: the ceiling of what federated rounds can reach. Same
-network, same loss, Adam, TensorFlow alone.
+"""Training with all text in one place: the ceiling of what federated rounds can reach.
+
+Same network, same loss, Adam, TensorFlow alone.
 """
 
 import os
@@ -36,6 +37,8 @@ class State:
 
 @dataclass(frozen=True)
 class Look:
+    """What training did since the look before, and where it stands."""
+
     number: int  # 1 is the first, LOOKS the last
     loss: float  # mean since the look before
     targets: int
@@ -49,9 +52,7 @@ class Look:
 
 
 class Training:
-    """`recipe.central.passes` over all rows in random order, with Adam, a cosine schedule and
-    dropout.
-    """
+    """Passes over all rows in random order, with Adam, a cosine schedule and dropout."""
 
     rounds = LOOKS
 
@@ -73,6 +74,7 @@ class Training:
         self._step = tf.function(self._one_step, reduce_retracing=True)
 
     def start(self) -> State:
+        """Before the first step."""
         return State(
             0,
             self._start,
@@ -151,8 +153,9 @@ def from_values(values: list, like: State) -> State:
 
 
 def _batches(rows: np.ndarray, size: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
-    """Endless batches, each the numbers of `size` rows, or of all if there are fewer, the longest
-    first; rows of like length together, everything else at random.
+    """Endless batches, each the numbers of `size` rows, or of all if there are fewer: int [size].
+
+    The longest come first; rows of like length are together, everything else is at random.
     """
     lengths, size = (rows != 0).sum(axis=1), min(size, len(rows))
     while True:

@@ -21,8 +21,9 @@ def start(
     environment: dict[str, str] | None = None,
     pass_fds: tuple[int, ...] = (),
 ) -> subprocess.Popen:
-    """Start a command whose output goes to `log` (or nowhere). Call it from a thread that lives as
-    long as the child should.
+    """Start a command whose output goes to `log` (or nowhere).
+
+    Call it from a thread that lives as long as the child should.
     """
     launcher = [sys.executable, "-m", "model.child_process", str(os.getpid()), *command]
     with open(log or os.devnull, "ab") as output:
@@ -49,8 +50,9 @@ def end(child: subprocess.Popen, patience_s: float = 10.0) -> int:
 
 
 def peak_memory_mb(pid: int) -> float:
-    """Peak resident memory of a process since it became its command. (getrusage would count the
-    parent it was forked from.)
+    """Peak resident memory of a process since it became its command.
+
+    getrusage would count the parent it was forked from.
     """
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         if line.startswith("VmHWM:"):

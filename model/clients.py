@@ -1,5 +1,6 @@
-"""Clients: users' utterances -> the batches one participation trains on. Read one client at a time,
-when it is drawn.
+"""Clients: users' utterances -> the batches one participation trains on.
+
+Read one client at a time, when it is drawn.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,8 +14,7 @@ from device_runtime.wire import Plan
 from model.corpus import Utterance
 from model.recipe import Client
 
-# clients whose rows are kept in memory, the last ones drawn (about 20 kB each; making them again
-# takes a millisecond)
+# clients whose rows are kept in memory, the last ones drawn: making them again is cheap
 KEPT = 256
 
 
@@ -41,12 +41,12 @@ class Clients(Sequence):
 def batches(
     examples: np.ndarray, plan: Plan, client: Client, rng: np.random.Generator
 ) -> np.ndarray:
-    """What one participation trains on: int32 [steps, batch_size, length + 1], every epoch in a new
-    random order.
+    """What one participation trains on: int32 [steps, batch_size, length + 1].
 
-    The plan's max_rows and the client's max_tokens cap it. Rows of a batch are sorted, longest
-    first, and the last batch of an epoch is filled with empty rows: neither changes the mean
-    gradient, and packed training needs both. No rows give no steps.
+    examples is int32 [rows, length + 1]. Every epoch comes in a new random order. The plan's
+    max_rows and the client's max_tokens cap it. Rows of a batch are sorted, longest first, and the
+    last batch of an epoch is filled with empty rows: neither changes the mean gradient, and packed
+    training needs both. No rows give no steps.
     """
     chosen = (
         rng.permutation(len(examples))
@@ -56,9 +56,8 @@ def batches(
     chosen = chosen[: plan.max_rows]
     lengths = (examples[:, 1:] != PAD).sum(axis=1)
     if client.max_tokens:
-        chosen = chosen[
-            : max(1, np.searchsorted(np.cumsum(lengths[chosen]), client.max_tokens, side="right"))
-        ]
+        fit = np.searchsorted(np.cumsum(lengths[chosen]), client.max_tokens, side="right")
+        chosen = chosen[: max(1, fit)]
     steps = -(-len(chosen) // plan.batch_size)
     epochs = []
     for _ in range(plan.epochs):

@@ -1,5 +1,6 @@
-"""Cohorts: which clients train in a round. Pure functions of a seed and a small state that is saved
-with the run.
+"""Cohorts: which clients train in a round.
+
+Pure functions of a seed and a small state that is saved with the run.
 """
 
 from dataclasses import dataclass
@@ -16,15 +17,16 @@ class Sampler:
     """What must be remembered between two rounds."""
 
     round: int  # rounds drawn so far
-    waiting: (
-        np.ndarray
-    )  # int32 [n], clients still to train in this pass, in order; empty for uniform sampling
+    # int32 [n], clients still to train in this pass, in order; empty for uniform sampling
+    waiting: np.ndarray
     last: np.ndarray  # int32 [population], the round each client trained in last
 
 
 def start(population: int, cohort: int, min_separation: int = 1) -> Sampler:
-    """Raises ConfigError if the population cannot fill every cohort with clients that are far
-    enough from their last round.
+    """Before the first round: nobody has trained yet.
+
+    Raises ConfigError if the population cannot fill every cohort with clients that are far enough
+    from their last round.
     """
     if population < cohort * min_separation:
         raise ConfigError(
@@ -59,9 +61,9 @@ def draw(
             fresh = rng.permutation(len(sampler.last)).astype(np.int32)
             eligible = fresh[ready[fresh] & ~np.isin(fresh, np.concatenate([chosen, waiting]))]
             more = eligible[: cohort - len(chosen)]
-            waiting = np.concatenate(
-                [waiting, fresh[~np.isin(fresh, np.concatenate([more, waiting]))]]
-            )  # each at most once
+            # each at most once
+            rest = fresh[~np.isin(fresh, np.concatenate([more, waiting]))]
+            waiting = np.concatenate([waiting, rest])
             chosen = np.concatenate([chosen, more])
     last = sampler.last.copy()
     last[chosen] = number

@@ -82,8 +82,9 @@ def difference(
 
 
 def _gains(left: Evaluation, right: Evaluation, which: str) -> tuple[np.ndarray, np.ndarray]:
-    """Of each user: hits (or spared keys) left has more than right, and the targets (or letters)
-    they are a share of; int [users] both.
+    """Of each user, how much more left has than right, and what it is a share of: int [users] both.
+
+    That is hits of targets, or spared keys of letters.
     """
     scored = [
         {user: (counts.targets, counts.letters) for user, counts in each.users.items()}

@@ -38,8 +38,9 @@ Users = Mapping[str, Sequence[Utterance]]
 
 
 class LazyUsers(Mapping[str, Sequence[Utterance]]):
-    """Users whose names are known and whose utterances are read each time they are asked for; the
-    last `keep` users read are remembered.
+    """Users whose names are known and whose utterances are read each time they are asked for.
+
+    The last `keep` users read are remembered.
 
     `len`, `in` and iteration over names read nothing. `items` and `values` read one user after the
     other, so a loop over all holds one at a time. Cleaning happens on reading: unlike in a dict, a
@@ -70,8 +71,10 @@ class LazyUsers(Mapping[str, Sequence[Utterance]]):
 
 @dataclass(frozen=True)
 class Corpus:
-    """A cleaned corpus, split by user. `digest` is the SHA-256 of the file it was read from; TFF's
-    file is too large: of the users' names.
+    """A cleaned corpus, split by user.
+
+    `digest` is the SHA-256 of the file it was read from; TFF's file is too large: of the users'
+    names.
     """
 
     name: str
@@ -106,8 +109,9 @@ class Size:
 
 @dataclass(frozen=True)
 class Stats:
-    """What `fedboard data stats` prints. Of a corpus with a `most`, everything but `users` is about
-    that many users of each split.
+    """What `fedboard data stats` prints.
+
+    Of a corpus with a `most`, everything but `users` is about that many users of each split.
     """
 
     name: str
@@ -253,8 +257,9 @@ def _in_time_order(utterances: list[Utterance]) -> list[Utterance]:
 
 
 def sample(users: Users, most: int | None) -> Users:
-    """At most `most` of these users, evenly spaced in the order of their names, so the same ones
-    each time; None: all. Reads nothing.
+    """At most `most` of these users, evenly spaced in the order of their names; None: all.
+
+    They are the same ones each time. Reads nothing.
     """
     if most is None or len(users) <= most:
         return users
@@ -268,17 +273,16 @@ def only(users: Users, names: Iterable[str]) -> Users:
 
 
 def token_lists(users: Users, most: int | None = None) -> Iterator[tuple[str, ...]]:
-    """The tokens of every utterance of these users (of a `sample` of at most `most`), one user
-    after the other.
-    """
+    """The tokens of every utterance, one user after the other; of a `sample` of at most `most`."""
     return (
         utterance.tokens for utterances in sample(users, most).values() for utterance in utterances
     )
 
 
 def stats(corpus: Corpus) -> Stats:
-    """Users, utterances and words by split, and how unevenly they are spread; of at most
-    `corpus.most` users of each split.
+    """Users, utterances and words by split, and how unevenly they are spread.
+
+    It is about at most `corpus.most` users of each split.
 
     Raises CorpusError if cleaning leaves no utterance of them.
     """

@@ -6,6 +6,7 @@ Contexts never cross utterances (the base protocol: no history).
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from typing import Protocol
 
@@ -86,32 +87,40 @@ def _chunks(positions: int, vocabulary_size: int) -> Iterator[tuple[int, int]]:
     return ((start, min(start + size, positions)) for start in range(0, positions, size))
 
 
+@dataclass(frozen=True)
+class Scope:
+    """What of a corpus is scored, and what is never suggested."""
+
+    last: int = LAST  # newest utterances of each user, at most
+    max_users: int | None = None  # the first ones only, for a quick look
+    personal: bool = False  # by the personal protocol: the newer half of users who typed enough
+    blocked: Sequence[int] = ()  # ids that are never suggested
+
+
+BASE = Scope()
+
+
 def evaluate(
     engine: Engine | Decoder,
     users: Users,
     vocabulary: Vocabulary,
-    last: int = LAST,
-    max_users: int | None = None,
+    scope: Scope = BASE,
     progress: Callable[[int, int], None] | None = None,
     on_prediction: Callable[[Prediction], None] | None = None,
-    blocked: Sequence[int] = (),
-    personal: bool = False,
 ) -> Evaluation:
-    """Score a system on the last `last` utterances of each user, as `scored_of` says.
+    """Score a system on each user's newest utterances, by the base protocol unless scope differs.
 
-    Of the first `max_users` only, for a quick look; personal asks for the personal protocol.
     progress is called with (positions done, all positions); on_prediction once for each word
-    target, users and utterances in order; blocked are ids that are never suggested. Raises
-    ValueError if the engine's vocabulary or number of positions is not that of the corpus, or a
-    vocabulary of pieces comes without a decoder.
+    target, users and utterances in order. Raises ValueError if the engine's vocabulary or number of
+    positions is not that of the corpus, or a vocabulary of pieces comes without a decoder.
     """
     if vocabulary.of_pieces and not isinstance(engine, Decoder):
         raise ValueError("a vocabulary of pieces is scored by a decoder, which gives whole words")
     names: list[str] = []
     scored: list[tuple[int, Sequence[str]]] = []
     # users are read one at a time and not kept
-    for name, own in islice(users.items(), max_users):
-        if newest := scored_of(own, personal, last):
+    for name, own in islice(users.items(), scope.max_users):
+        if newest := scored_of(own, scope.personal, scope.last):
             scored += [(len(names), utterance.tokens) for utterance in own[-newest:]]
             names.append(name)
     everything = sum(len(tokens) for _, tokens in scored)
@@ -123,7 +132,7 @@ def evaluate(
         for answers in (
             _decoded(engine, targets)
             if isinstance(engine, Decoder)
-            else _said(engine, targets, vocabulary, blocked)
+            else _said(engine, targets, vocabulary, scope.blocked)
         ):
             tally.add(answers, targets, start, on_prediction)
             start += len(answers.own)
@@ -147,8 +156,9 @@ def scored_of(utterances: Sequence[Utterance], personal: bool = False, last: int
 def _said(
     engine: Engine, targets: Targets, vocabulary: Vocabulary, blocked: Sequence[int]
 ) -> Iterator[Said]:
-    """What an engine says. Raises ValueError if its vocabulary or number of positions is
-    another.
+    """What an engine says.
+
+    Raises ValueError if its vocabulary or number of positions is another.
     """
     spelled = [vocabulary.ids(utterance) for utterance in targets.utterances]
     every = np.array([i for own in spelled for i in own], np.int64)

@@ -1,6 +1,4 @@
-"""TFF's remote executor, but a round's global state travels without being copied once for every
-level of its nesting.
-"""
+"""TFF's remote executor, but a round's global state is built in place before it travels."""
 
 import tensorflow_federated as tff
 from tensorflow_federated.proto.v0 import executor_pb2
@@ -8,11 +6,14 @@ from tensorflow_federated.python.core.impl.executors.remote_executor import Remo
 
 
 class Executor(tff.framework.RemoteExecutor):
-    """TFF builds a message from the inside out and copies what is inside into each level, while all
-    cores wait. Here it is built where it stays.
+    """A remote executor that builds a message where it stays.
+
+    TFF builds it from the inside out and copies what is inside into each level of its nesting,
+    while all cores wait.
     """
 
     async def create_value(self, value: object, type_spec: tff.Type | None = None) -> RemoteValue:
+        """The value in the worker, as TFF's own method leaves it there."""
         if not isinstance(type_spec, tff.FederatedType) or not type_spec.all_equal:
             return await super().create_value(value, type_spec)
         self._check_has_executor_id()

@@ -73,8 +73,7 @@ def import_file(
     text: str = "text",
     timestamp: str | None = None,
 ) -> ImportReport:
-    """Read JSONL, CSV or Parquet and write the directory `out`: corpus.jsonl and corpus.json, whole
-    or not at all.
+    """Read JSONL, CSV or Parquet and write the directory `out`, whole or not at all.
 
     user, text and timestamp name the columns; without `timestamp` a column of that name is used if
     there is one. Timestamps are ISO 8601 (UTC where no offset is given) or an epoch in seconds or
@@ -176,8 +175,9 @@ def _manifest(path: Path) -> _Manifest | None:
 def _copy(
     rows: Iterable[Row], path: Path, required: list[str], columns: dict[str, str], file: BinaryIO
 ) -> ImportReport:
-    """Write the usable rows to `file` as lines of user, text and timestamp; count the others by
-    reason.
+    """Write the usable rows to `file` as lines of user, text and timestamp.
+
+    Count the others by reason.
     """
     count = kept = words = 0
     first_line: dict[str, int] = {}

@@ -1,5 +1,6 @@
-"""How glibc hands out memory, to TFF's worker and to this process. With another C library all of it
-does nothing.
+"""How glibc hands out memory, to TFF's worker and to this process.
+
+With another C library all of it does nothing.
 """
 
 import contextlib
@@ -19,8 +20,9 @@ _M_ARENA_MAX = -8  # of malloc.h
 
 
 def use_one_heap() -> None:
-    """Let all threads share one heap from now on. Otherwise what one thread frees stays with it,
-    and a process that trains for hours grows.
+    """Let all threads share one heap from now on.
+
+    Otherwise what one thread frees stays with it, and a process that trains for hours grows.
     """
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)

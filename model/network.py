@@ -1,4 +1,5 @@
 """The next-word network in plain numpy: what it is, its first weights, and its forward pass.
+
 `training.py` is its twin in TensorFlow.
 
 CIFG-LSTM of Hard et al. 2018 (arXiv:1811.03604): one layer whose input and forget gates are
@@ -18,6 +19,8 @@ from device_runtime.weights import Weights
 
 @dataclass(frozen=True)
 class NetworkSize:
+    """How large the network is; the vocabulary comes from elsewhere."""
+
     embedding: int = 96  # also the output projection: both ends share one table
     units: int = 670  # CIFG-LSTM cells
 
@@ -26,6 +29,7 @@ SIZES = {"tiny": NetworkSize(16, 24), "small": NetworkSize(64, 192), "gboard": N
 
 
 def size_named(name: str) -> NetworkSize:
+    """The size of that name. Raises ConfigError for one that is none."""
     if name not in SIZES:
         raise ConfigError(
             "network size",
@@ -49,8 +53,9 @@ def size_of(weights: Weights) -> NetworkSize:
 
 
 def initial_weights(size: NetworkSize, vocabulary: Vocabulary, rng: np.random.Generator) -> Weights:
-    """First weights: the output bias starts at log unigram probabilities, which saves most of the
-    early rounds; the rest is random.
+    """First weights: the output bias starts at log unigram probabilities, the rest is random.
+
+    Such a bias saves most of the early rounds.
     """
     v, d, h = len(vocabulary), size.embedding, size.units
 
@@ -71,6 +76,7 @@ def initial_weights(size: NetworkSize, vocabulary: Vocabulary, rng: np.random.Ge
 
 
 def parameters(weights: Weights) -> int:
+    """How many values all arrays have together."""
     return sum(array.size for array in weights.values())
 
 
@@ -85,9 +91,7 @@ def forward(weights: Weights, inputs: np.ndarray) -> np.ndarray:
 
 
 def start(weights: Weights, rows: int) -> tuple[np.ndarray, np.ndarray]:
-    """Hidden, float32 [rows, embedding], and cell, float32 [rows, units], before the first
-    token.
-    """
+    """Hidden, float32 [rows, embedding], and cell, float32 [rows, units], of no token yet."""
     size = size_of(weights)
     return np.zeros((rows, size.embedding), np.float32), np.zeros((rows, size.units), np.float32)
 
@@ -115,9 +119,7 @@ def log_probs(weights: Weights, hidden: np.ndarray) -> np.ndarray:
 
 
 def mean_loss(weights: Weights, rows: np.ndarray) -> float:
-    """Mean cross-entropy in nats of the targets of rows (int [n, length + 1]); padding is left
-    out.
-    """
+    """Mean cross-entropy, in nats, of the targets of rows, int [n, length + 1], without padding."""
     total, count = 0.0, 0
     for chunk in _chunks(rows, 64):
         targets = chunk[:, 1:]

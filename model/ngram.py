@@ -1,11 +1,10 @@
-"""N-gram baselines: the plain unigram, and Kneser-Ney of order 2 to 4, modified, interpolated and
-unpruned.
+"""N-gram baselines: the plain unigram, and Kneser-Ney of order 2 to 4.
 
-They are trained centrally on what a fleet could not collect, so they are an upper reference for
-what counting can do. An n-gram is one integer key, its ids as digits of a number in base
-`vocabulary_size`; counting is sorting keys. Lower orders count the distinct words before an n-gram;
-before one that starts with bos there is nothing, so it counts as often as it occurs. Sources: Chen
-and Goodman 1998, TR-10-98; Heafield et al. 2013.
+Modified, interpolated and unpruned. They are trained centrally on what a fleet could not collect,
+so they are an upper reference for what counting can do. An n-gram is one integer key, its ids as
+digits of a number in base `vocabulary_size`; counting is sorting keys. Lower orders count the
+distinct words before an n-gram; before one that starts with bos there is nothing, so it counts as
+often as it occurs. Sources: Chen and Goodman 1998, TR-10-98; Heafield et al. 2013.
 """
 
 from collections.abc import Sequence
@@ -21,8 +20,9 @@ _FALLBACK = (0.5, 1.0, 1.5)  # discounts where a corpus is too small to estimate
 
 @dataclass(frozen=True)
 class _Order:
-    """The discounted probabilities after each context of one length; what is left over, `rest`,
-    goes to the next shorter context.
+    """The discounted probabilities after each context of one length.
+
+    What is left over, `rest`, goes to the next shorter context.
     """
 
     contexts: np.ndarray  # int64 [contexts], keys in order
@@ -52,15 +52,16 @@ class NGram:
         flat = np.array([i for sequence in sequences for i in sequence], np.int64)
         place = _places(lengths)
         back = np.arange(width - 1, -1, -1)
-        found = flat[np.maximum(np.arange(len(flat))[:, None] - back, 0)]  # [positions, width]
-        return np.where(back <= place[:, None], found, PAD)
+        before = flat[np.maximum(np.arange(len(flat))[:, None] - back, 0)]  # [positions, width]
+        return np.where(back <= place[:, None], before, PAD)
 
     def log_probs(self, contexts: np.ndarray) -> np.ndarray:
-        """int [n, order - 1] as `contexts` gives them -> float32 [n, vocabulary] log-probabilities,
-        -inf for pad and bos.
+        """Log-probabilities after contexts: int [n, order - 1] -> float32 [n, vocabulary].
+
+        contexts are as `contexts` gives them; pad and bos have -inf.
         """
         n, width = contexts.shape
-        found = []
+        hits = []
         share = np.ones(n, np.float32)  # what longer contexts leave over
         for length in range(width, 0, -1):
             order = self.longer[length - 1]
@@ -70,11 +71,11 @@ class NGram:
             at = np.minimum(np.searchsorted(order.contexts, keys), len(order.contexts) - 1)
             rows = np.flatnonzero(order.contexts[at] == keys)
             at = at[rows]
-            found.append((order, rows, at, share[rows]))
+            hits.append((order, rows, at, share[rows]))
             share[rows] *= order.rest[at]
         scores = np.outer(share, self.unigram)
         flat = scores.reshape(-1)
-        for order, rows, at, shares in found:
+        for order, rows, at, shares in hits:
             sizes = order.start[at + 1] - order.start[at]
             entries = np.repeat(order.start[at], sizes) + _places(sizes)
             flat[np.repeat(rows * self.vocabulary_size, sizes) + order.words[entries]] += (
@@ -85,8 +86,9 @@ class NGram:
 
 
 def train(sequences: Sequence[Sequence[int]], order: int, vocabulary_size: int) -> NGram:
-    """Count id sequences (no bos, no eos) into a model of `order`, 1 to 4; 1 is the plain unigram,
-    one added to each count.
+    """Count id sequences (no bos, no eos) into a model of `order`, 1 to 4.
+
+    Order 1 is the plain unigram, one added to each count.
 
     Raises ValueError for another order, no sequence, or a vocabulary too large for keys of 63 bits.
     """
@@ -98,9 +100,8 @@ def train(sequences: Sequence[Sequence[int]], order: int, vocabulary_size: int) 
         raise ValueError(f"a vocabulary of {vocabulary_size} ids is too large for order {order}")
     lengths = np.array([len(sequence) + 2 for sequence in sequences], np.int64)
     flat = np.array([i for sequence in sequences for i in (BOS, *sequence, EOS)], np.int64)
-    left = np.repeat(lengths, lengths) - _places(
-        lengths
-    )  # ids from here to the end of the sequence
+    # ids from here to the end of the sequence
+    left = np.repeat(lengths, lengths) - _places(lengths)
     counted = [_count(flat, left, length, vocabulary_size) for length in range(1, order + 1)]
     if order == 1:
         return NGram(order, vocabulary_size, _plain(*counted[0], vocabulary_size), ())
@@ -119,9 +120,7 @@ def train(sequences: Sequence[Sequence[int]], order: int, vocabulary_size: int) 
 def _count(
     flat: np.ndarray, left: np.ndarray, length: int, base: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Every n-gram of `length` ids within a sequence: its key (in order) and how often it
-    occurs.
-    """
+    """Every n-gram of `length` ids within a sequence: its key, in order, and its count."""
     begins = np.flatnonzero(left >= length)
     return np.unique(_keys([flat[begins + i] for i in range(length)], base), return_counts=True)
 
@@ -129,8 +128,9 @@ def _count(
 def _distinct_before(
     longer: np.ndarray, keys: np.ndarray, counts: np.ndarray, length: int, base: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Keys of `length` ids with the number of distinct ids before each; those that start with bos
-    keep their counts.
+    """Keys of `length` ids with the number of distinct ids before each.
+
+    Those that start with bos keep their counts.
     """
     endings, before = np.unique(longer % base**length, return_counts=True)
     adjusted = np.where(keys // base ** (length - 1) == BOS, counts, 0)
@@ -174,6 +174,7 @@ def _discounted(keys: np.ndarray, counts: np.ndarray, base: int) -> _Order:
 
 def discounts(counts: np.ndarray) -> np.ndarray:
     """What each count gives up, by how many n-grams occur once, twice, three and four times.
+
     Source: Chen and Goodman 1998, equation 26.
     """
     n1, n2, n3, n4 = (int(np.count_nonzero(counts == i)) for i in (1, 2, 3, 4))

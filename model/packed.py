@@ -1,5 +1,4 @@
-"""Local training of one client as TFF simulates it: `training.py`'s loss and step without the
-padding, several times faster.
+"""Local training of one client as TFF simulates it: the step of `training.py` without padding.
 
 Rows of a batch come longest first, so the rows still running at a time step are the first ones, and
 real tokens lie packed one time step after the other (as in cuDNN's packed sequences). No product,
@@ -15,12 +14,16 @@ import math
 
 import tensorflow as tf
 
+from model.recipe import Client
+
 Tensors = dict[str, tf.Tensor]
+PLAIN = Client()  # SGD, without momentum, a pull or dropout
 
 
 def pack(weights: Tensors) -> Tensors:
-    """Weights as packed training keeps them: embedding and output_bias side by side with a column
-    of ones in `table`.
+    """Weights as packed training keeps them, with one `table` of embedding, bias and ones.
+
+    table is float32 [vocabulary, embedding + 2].
     """
     table = tf.concat(
         [
@@ -48,33 +51,31 @@ def train(
     weights: Tensors,
     batches: tf.Tensor,
     learning_rate: tf.Tensor,
-    momentum: float = 0.0,
-    proximal: float = 0.0,
-    dropout: float = 0.0,
+    client: Client = PLAIN,
     seed: tf.Tensor | None = None,
 ) -> tuple[Tensors, tf.Tensor, tf.Tensor]:
-    """Local SGD over batches, int32 [steps, batch, length + 1]: the weights after it, the sum of
-    losses (nats) and the number of targets.
+    """Local SGD over batches: the weights after it, the sum of losses (nats), and the targets.
 
-    Each batch's rows must come longest first. momentum is heavy-ball; proximal is FedProx's mu, the
-    pull towards the given weights; dropout needs a seed, int32 [2].
+    batches is int32 [steps, batch, length + 1]; the number of targets is a float. Each batch's rows
+    must come longest first. Of the client its momentum (heavy-ball), its proximal pull (FedProx's
+    mu, towards the first weights) and its dropout count; dropout needs a seed, int32 [2].
     """
     start = pack(weights)
     names = sorted(start)
-    moving = bool(momentum)
+    moving = bool(client.momentum)
 
     def step(i, losses, targets, *arrays):
         now = dict(zip(names, arrays[: len(names)], strict=True))
-        seeds = None if not dropout else tf.stack([seed[0], seed[1] + i])
-        loss, count, change = changes(now, batches[i], learning_rate, dropout, seeds)
-        if proximal:
+        seeds = None if seed is None or not client.dropout else tf.stack([seed[0], seed[1] + i])
+        loss, count, change = changes(now, batches[i], learning_rate, client.dropout, seeds)
+        if client.proximal:
             change = {
-                name: change[name] + learning_rate * proximal * (now[name] - start[name])
+                name: change[name] + learning_rate * client.proximal * (now[name] - start[name])
                 for name in names
             }
         if moving:
             change = {
-                name: momentum * velocity + change[name]
+                name: client.momentum * velocity + change[name]
                 for name, velocity in zip(names, arrays[len(names) :], strict=True)
             }
         after = [now[name] - change[name] for name in names]
@@ -101,8 +102,7 @@ def changes(
     dropout: float = 0.0,
     seed: tf.Tensor | None = None,
 ) -> tuple[tf.Tensor, tf.Tensor, Tensors]:
-    """Mean cross-entropy of a batch's targets, their number, and the gradients of the mean times
-    `scale`.
+    """Mean cross-entropy of a batch's targets, their number, and `scale` times its gradients.
 
     rows is int32 [batch, length + 1], longest first.
     """
@@ -111,13 +111,13 @@ def changes(
     length = rows.shape[1] - 1
     columns = tf.transpose(rows)  # time-major: [length + 1, batch]
     real = tf.not_equal(columns[1:], 0)
-    running = tf.reduce_sum(
-        tf.cast(real, tf.int32), axis=1
-    )  # [length], rows with a target at each time step
+    # [length], rows with a target at each time step
+    running = tf.reduce_sum(tf.cast(real, tf.int32), axis=1)
     at = tf.squeeze(tf.where(tf.reshape(real, [-1])), 1)
+    # [tokens] each
     inputs, targets = (
         tf.gather(tf.reshape(part, [-1]), at) for part in (columns[:-1], columns[1:])
-    )  # [tokens]
+    )
     count = tf.cast(tf.shape(targets)[0], tf.float32)
     per_target = scale / tf.maximum(count, 1.0)
     at_step = tf.unstack(running, length)
@@ -158,9 +158,10 @@ def changes(
     target_logits = tf.reduce_sum(
         tf.concat([read, ones], axis=1) * target_rows[:, : d + 1], axis=1, keepdims=True
     )
+    # [tokens, vocabulary]
     ratios = tf.exp(
         tf.matmul(tf.concat([read, ones, -target_logits], axis=1), table, transpose_b=True)
-    )  # [tokens, vocabulary]
+    )
     totals = tf.reduce_sum(ratios, axis=1, keepdims=True)
     loss = tf.reduce_sum(tf.math.log(totals)) / tf.maximum(count, 1.0)
 
@@ -184,10 +185,8 @@ def changes(
     d_hidden, d_cell, after = tf.zeros([0, d]), tf.zeros([0, units]), 0
     d_gates, d_projected = [], []
     for time in reversed(range(length)):
-        longer = [
-            [0, at_step[time] - after],
-            [0, 0],
-        ]  # rows that end here get nothing from the next time step
+        # rows that end here get nothing from the next time step
+        longer = [[0, at_step[time] - after], [0, 0]]
         d_h = d_states[time] + tf.pad(d_hidden, longer)
         d_output = tf.matmul(d_h, projection)
         d_c = tf.pad(d_cell, longer) + d_output * to_cell[time]

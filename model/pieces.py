@@ -36,9 +36,7 @@ Path = tuple[int, ...]  # ids of pieces
 
 @dataclass(frozen=True)
 class Offers:
-    """What is known before each token of some utterances, one after the other, and how the token
-    itself stands to it.
-    """
+    """What is known before each token of some utterances, and how the token stands to it."""
 
     known: np.ndarray  # bool [n], whether the token can be spelled
     own: np.ndarray  # float64 [n], log-probability of the token
@@ -51,26 +49,28 @@ class Decoder:
     """A network of pieces and its vocabulary. Remembers how paths read."""
 
     def __init__(self, weights: Weights, vocabulary: Vocabulary, width: int = WIDTH):
-        """`width` is how many paths one search may follow: the more, the surer. Also decodes a
-        vocabulary of words, where no path goes on.
+        """`width` is how many paths one search may follow: the more, the surer.
+
+        Also decodes a vocabulary of words, where no path goes on.
         """
         self._weights, self._vocabulary, self._width = weights, vocabulary, width
         self._read_path = lru_cache(PATHS)(self._text)
         self._inner = vocabulary.first_inner
-        starts = [
-            i for i in range(FIRST_WORD, self._inner) if self._read_path((i,))
-        ]  # without those that are a worse spelling of what they read
+        # without those that are a worse spelling of what they read
+        starts = [i for i in range(FIRST_WORD, self._inner) if self._read_path((i,))]
         self._fitting = (
             _Index(starts, vocabulary.tokens).fitting,
             _Index(range(self._inner, len(vocabulary)), vocabulary.tokens).fitting,
         )
 
     def offers(self, utterances: Sequence[Sequence[str]]) -> Iterator[Offers]:
-        """Score each token after the tokens before it in its utterance; all tokens in order, in
-        chunks of whole utterances.
+        """Score each token after the tokens before it in its utterance.
+
+        All tokens in order, in chunks of whole utterances.
         """
         size = CHUNK // len(self._vocabulary)
-        block, positions = [], 0
+        block: list[tuple[Sequence[str], list[Path]]] = []
+        positions = 0
         for utterance in utterances:
             spelled = [self._vocabulary.spelling(token) for token in utterance]
             more = 1 + sum(map(len, spelled))
@@ -108,9 +108,8 @@ class Decoder:
             [[BOS, *(i for pieces in own for i in pieces)] for _, own in block],
         )
         lengths = np.array([len(pieces) for pieces in spelled], np.int64)
-        utterance = np.repeat(
-            np.arange(len(block)), [len(own) for _, own in block]
-        )  # of each token
+        # of each token
+        utterance = np.repeat(np.arange(len(block)), [len(own) for _, own in block])
         before = np.cumsum(lengths) - lengths  # pieces before each token
         first = before + utterance  # its place: every utterance has one more, after its last piece
         ids = np.array([i for pieces in spelled for i in pieces], np.int64)
@@ -159,9 +158,6 @@ class Decoder:
                 keys[row] = typed + 1
                 del waiting[row]
         return keys
-
-    # --- search
-    # --------------------------------------------------------------------------------------------
 
     def _run(self, searches: list["_Search"], places: "_Places") -> None:
         """Find the words of all searches side by side, so that every step of the network serves
@@ -215,20 +211,21 @@ class Decoder:
     def _open(
         self, search: "_Search", path: Path, bound: float, scores: np.ndarray, state: int
     ) -> bool:
-        """Open the likeliest paths one piece longer than `path`, whose log-probability is `bound`;
-        whether there is any.
+        """Open the likeliest paths one piece longer than `path`, whose log-probability is `bound`.
+
+        Returns whether there is any.
         """
         text = self._read_path(path)[0] if path else ""  # type: ignore[index]
         ids = self._fitting[bool(path)](search.prefix[len(text) :])
-        found = bound + scores[ids]
-        good = np.flatnonzero(found > search.limit)
+        extended = bound + scores[ids]  # log-probabilities of the longer paths
+        good = np.flatnonzero(extended > search.limit)
         if len(good) > search.left:
-            good = good[np.argpartition(-found[good], search.left)[: search.left]]
+            good = good[np.argpartition(-extended[good], search.left)[: search.left]]
         opened = False
         for i in good:
             longer = (*path, int(ids[i]))
             if self._read_path(longer):
-                heappush(search.open, (-float(found[i]), longer, state))
+                heappush(search.open, (-float(extended[i]), longer, state))
                 opened = True
         return opened
 
@@ -275,14 +272,12 @@ class _Search:
     k: int
     left: int  # paths it may still follow
     prefix: str = ""
-    floor: float = (
-        -np.inf
-    )  # words must be likelier than this; if it is given, any k such words are enough
+    # words must be likelier than this; if it is set, any k such words are enough
+    floor: float = -np.inf
     but: str = ""  # a word left out
     words: Words = field(default_factory=list)
-    open: list[tuple[float, Path, int]] = field(
-        default_factory=list
-    )  # heap of minus the log-probability, the path, the state before its last piece
+    # heap of minus the log-probability, the path, the state before its last piece
+    open: list[tuple[float, Path, int]] = field(default_factory=list)
 
     @property
     def limit(self) -> float:
@@ -293,25 +288,26 @@ class _Search:
 
     def likeliest(self) -> list[tuple[float, Path, int]]:
         """The next paths to follow: as many as words are missing, at least one."""
-        found: list[tuple[float, Path, int]] = []
+        paths: list[tuple[float, Path, int]] = []
         while (
             self.left
             and self.open
-            and len(found) < max(self.k - len(self.words), 1)
+            and len(paths) < max(self.k - len(self.words), 1)
             and -self.open[0][0] > self.limit
         ):
-            found.append(heappop(self.open))
+            paths.append(heappop(self.open))
             self.left -= 1
-        return found
+        return paths
 
     def find(self, word: str, score: float) -> None:
+        """Take a word into the list, if it is likely enough and wanted."""
         if (
             score > self.limit
             and word != self.but
             and word.startswith(self.prefix)
             and all(word != known for known, _ in self.words)
         ):
-            self.words = sorted([*self.words, (word, score)], key=lambda found: -found[1])[: self.k]
+            self.words = sorted([*self.words, (word, score)], key=lambda offer: -offer[1])[: self.k]
 
     def narrowed(self, prefix: str, floor: float, but: str, width: int) -> "_Search":
         """A search for words ahead of one: longer prefix, and what was found already."""
@@ -338,9 +334,8 @@ class _Places:
             tokens = np.array([sequences[i][time] for i in active])
             hidden, cell = step(weights, tokens, hidden[: len(active)], cell[: len(active)])
             self.hidden[starts[active] + time], self.cell[starts[active] + time] = hidden, cell
-        self.scores, self.complete = _scores(
-            weights, first_inner, self.hidden
-        )  # [places, vocabulary], [places]
+        # [places, vocabulary], [places]
+        self.scores, self.complete = _scores(weights, first_inner, self.hidden)
 
 
 def _scores(

@@ -1,5 +1,6 @@
-"""Recipe: every number that decides a training run. `config.toml` of a run holds one, a table per
-dataclass.
+"""Recipe: every number that decides a training run.
+
+`config.toml` of a run holds one, a table per dataclass.
 """
 
 import math
@@ -51,8 +52,9 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Server:
-    """The server's step on the mean delta. FedOpt: Reddi et al. 2020, arXiv:2003.00295; FedAvgM:
-    Hsu et al. 2019, arXiv:1909.06335.
+    """The server's step on the mean delta.
+
+    FedOpt: Reddi et al. 2020, arXiv:2003.00295; FedAvgM: Hsu et al. 2019, arXiv:1909.06335.
     """
 
     algorithm: str = "fedadam"
@@ -73,8 +75,9 @@ class Server:
 
 @dataclass(frozen=True)
 class Client:
-    """What the plan leaves open about a client's local work. FedProx: Li et al. 2018,
-    arXiv:1812.06127.
+    """What the plan leaves open about a client's local work.
+
+    FedProx: Li et al. 2018, arXiv:1812.06127.
     """
 
     momentum: float = 0.0  # of local SGD
@@ -104,8 +107,9 @@ class Client:
 
 @dataclass(frozen=True)
 class Privacy:
-    """Central differential privacy by `tff.aggregators`; the standard deviation of the noise on the
-    sum is noise_multiplier x clipping_norm.
+    """Central differential privacy by `tff.aggregators`.
+
+    The standard deviation of the noise on the sum is noise_multiplier x clipping_norm.
     """
 
     mechanism: str = "none"
@@ -142,6 +146,8 @@ class Central:
 
 @dataclass(frozen=True)
 class Recipe:
+    """One training run, but for its corpus and where it starts. Raises ConfigError for nonsense."""
+
     size: str = "small"  # of the network: tiny, small, gboard
     tokenizer: str = "words"  # or SentencePiece `unigram` pieces
     vocabulary: int = 5000  # words or pieces beside special ids and classes
@@ -156,9 +162,8 @@ class Recipe:
     save_every: int = 10  # rounds between two saved program states, from which --resume goes on
     # whether updates go through the device's encoding: clipped, rotated, rounded to the plan's bits
     encoded: bool = False
-    plan: Plan = field(
-        default_factory=lambda: Plan(learning_rate=0.5, max_rows=64)
-    )  # a client's local work, as a device gets it
+    # a client's local work, as a device gets it
+    plan: Plan = field(default_factory=lambda: Plan(learning_rate=0.5, max_rows=64))
     client: Client = field(default_factory=Client)
     server: Server = field(default_factory=Server)
     privacy: Privacy = field(default_factory=Privacy)
@@ -199,18 +204,18 @@ class Recipe:
             )
 
 
-def _one_of(name: str, found: str, choices: tuple[str, ...]) -> None:
-    if found not in choices:
+def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
         raise ConfigError(
-            name, f"expected one of {', '.join(choices)}, found {found!r}", "choose one of them"
+            name, f"expected one of {', '.join(choices)}, found {value!r}", "choose one of them"
         )
 
 
-def _at_least(name: str, found: int, least: int) -> None:
-    if found < least:
-        raise ConfigError(name, f"expected at least {least}, found {found}", "raise it")
+def _at_least(name: str, value: int, least: int) -> None:
+    if value < least:
+        raise ConfigError(name, f"expected at least {least}, found {value}", "raise it")
 
 
-def _share(name: str, found: float) -> None:
-    if not 0 <= found < 1:
-        raise ConfigError(name, f"expected 0 or more and less than 1, found {found}", "correct it")
+def _share(name: str, value: float) -> None:
+    if not 0 <= value < 1:
+        raise ConfigError(name, f"expected 0 or more and less than 1, found {value}", "correct it")

@@ -262,17 +262,17 @@ def learning_process(initial: Weights, recipe: Recipe) -> tff.learning.templates
         )
 
     weights_type = first_weights.type_signature.result
-    aggregator, weighs = aggregators.build(
+    averaging = aggregators.Averaging(
         encoded=recipe.encoded,
         bits=recipe.plan.bits,
         clipping_norm=recipe.plan.clipping_norm,
-        seed=recipe.seed,
         mechanism=recipe.privacy.mechanism,
         noise_multiplier=recipe.privacy.noise_multiplier,
         privacy_clipping_norm=recipe.privacy.clipping_norm,
         clients_per_round=recipe.cohort,
-        shapes=[initial[name].shape for name in names],
+        seed=recipe.seed,
     )
+    aggregator, weighs = aggregators.build(averaging, [initial[name].shape for name in names])
     if not weighs:
         aggregator = tff.aggregators.as_weighted_aggregator(aggregator)
     server = recipe.server
@@ -307,9 +307,7 @@ def client_work(
         start = dict(zip(names, received.trainable, strict=True))
         # of dropout: no two clients or rounds draw alike, a repeated round does
         seed = tf.stack([done, tf.reduce_sum(steps)])
-        after, losses, targets = packed.train(
-            start, steps, rate_at(done), client.momentum, client.proximal, client.dropout, seed
-        )
+        after, losses, targets = packed.train(start, steps, rate_at(done), client, seed)
         delta = tuple(start[name] - after[name] for name in names)
         # a finite norm: no weighted sum overflows
         norm = tf.linalg.global_norm(delta)

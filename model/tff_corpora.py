@@ -1,5 +1,6 @@
-"""TFF's StackOverflow and Shakespeare as corpora: TFF's clients and splits, our rules for text. A
-client is read when it is asked for.
+"""TFF's StackOverflow and Shakespeare as corpora: TFF's clients and splits, our rules for text.
+
+A client is read when it is asked for.
 
 The data are SQLite files that `tff.simulation.datasets` fetches and gives no hash of; one that
 SQLite cannot read is refused.
@@ -51,8 +52,9 @@ class Source:
 
 
 def load(name: str, cache: str | Path | None = None) -> Corpus:
-    """StackOverflow or Shakespeare; `cache` as in `corpora.load`. Imports TensorFlow and TFF, but
-    not before it is clear that there are data.
+    """StackOverflow or Shakespeare; `cache` as in `corpora.load`.
+
+    Imports TensorFlow and TFF, but not before it is clear that there are data.
 
     Raises CorpusError if the file is damaged, or is neither in the cache nor can be fetched.
     """
@@ -73,8 +75,9 @@ def load(name: str, cache: str | Path | None = None) -> Corpus:
 
 
 def corpus_of(source: Source, splits: Iterable, where: object) -> Corpus:
-    """The corpus of TFF's ClientData objects, in the order of `source.splits`. `where` is what
-    errors name.
+    """The corpus of TFF's ClientData objects, in the order of `source.splits`.
+
+    `where` is what errors name.
 
     Raises CorpusError if a split has no user.
     """
@@ -95,8 +98,9 @@ def corpus_of(source: Source, splits: Iterable, where: object) -> Corpus:
 
 
 def users_of(data, source: Source, where: object, keep: int = KEEP) -> LazyUsers:
-    """The clients of a tff.simulation.datasets.ClientData. Asking for one raises CorpusError if its
-    examples cannot be read.
+    """The clients of a tff.simulation.datasets.ClientData.
+
+    Asking for one raises CorpusError if its examples cannot be read.
     """
     import tensorflow as tf
 
@@ -104,8 +108,9 @@ def users_of(data, source: Source, where: object, keep: int = KEEP) -> LazyUsers
 
     @tf.function(input_signature=[tf.TensorSpec([], tf.string)], autograph=False)
     def examples(client: tf.Tensor) -> list[tf.Tensor]:
-        """The fields of all examples, string [examples] each. Traced once: a pipeline built for
-        each client anew would leak memory with each.
+        """The fields of all examples, string [examples] each.
+
+        Traced once: a pipeline built for each client anew would leak memory with each.
         """
         fields = dataset(client).map(lambda example: tuple(example[name] for name in source.fields))
         return fields.batch(1 << 31).get_single_element()
@@ -194,8 +199,9 @@ def _require_network(path: Path, source: Source) -> None:
 
 
 def _fetch(path: Path, source: Source, load_data: Callable[[str], object]) -> None:
-    """Let TFF fetch the file, and put it in place when it is whole: TFF itself would take the half
-    of an interrupted download for the file.
+    """Let TFF fetch the file, and put it in place when it is whole.
+
+    TFF itself would take the half of an interrupted download for the file.
     """
     timeout = socket.getdefaulttimeout()
     socket.setdefaulttimeout(STALL_S)  # TFF gives none

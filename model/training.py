@@ -1,13 +1,14 @@
-"""Training in TensorFlow: the loss, its gradients by hand, and one local SGD step. TFF and TFLite
-run this one definition.
+"""Training in TensorFlow: the loss, its gradients by hand, and one local SGD step.
+
+TFF and TFLite run this one definition.
 
 The backward pass is written out because it is what plain TFLite can run: unrolled over time,
-built-in operations only, no one-hot matrix. It is also several times faster than automatic
-differentiation there. Parity with `tf.GradientTape` is held by a test. Matrices are [out, in], so
-that a product with a transposed right side becomes TFLite's fully connected operation, the fastest
-for a few rows. For many rows tflite-runtime is two to three times faster where nothing is
-transposed (on x86 another library multiplies), so the large products turn their matrix first. It
-subtracts slowly where shapes differ: no `1 - x` below. Rows are laid out time-major.
+built-in operations only, no one-hot matrix. It is also faster there than automatic differentiation.
+Parity with `tf.GradientTape` is held by a test. Matrices are [out, in], so that a product with a
+transposed right side becomes TFLite's fully connected operation, the fastest for a few rows. For
+many rows tflite-runtime is faster where nothing is transposed (on x86 another library multiplies),
+so the large products turn their matrix first. It subtracts slowly where shapes differ: no `1 - x`
+below. Rows are laid out time-major.
 """
 
 import math
@@ -37,9 +38,8 @@ def loss_and_gradients(
     count = tf.reduce_sum(mask)
     weight = mask / tf.maximum(count, 1.0)
 
-    logits = (
-        tf.matmul(hidden, _transposed(table)) + weights["output_bias"]
-    )  # [time * batch (or real tokens), vocabulary]
+    # [time * batch (or real tokens), vocabulary]
+    logits = tf.matmul(hidden, _transposed(table)) + weights["output_bias"]
     softmax = tf.nn.softmax(logits)
     target_rows, target_bias = tf.gather(table, targets), tf.gather(weights["output_bias"], targets)
     target_logits = tf.reduce_sum(hidden * target_rows, axis=1) + target_bias
@@ -63,14 +63,14 @@ def loss_and_gradients(
         d_m = tf.matmul(d_h, weights["projection"])  # [batch, units]
         d_cell = d_next_cell + d_m * (step["o"] - step["output"] * step["tanh_cell"])
         d_i = d_cell * step["i"]
-        d_z = tf.concat(
+        d_z = tf.concat(  # [batch, 3 * units]
             [
                 d_cell * (step["g"] - step["previous_cell"]) * (step["i"] - step["i"] * step["i"]),
                 d_m * (step["output"] - step["output"] * step["o"]),
                 d_i - d_i * step["g"] * step["g"],
             ],
             axis=1,
-        )  # [batch, 3 * units]
+        )
         d_next_cell = d_cell - d_i
         d_next_hidden = tf.matmul(d_z, kernel)
         d_gates.append(d_z)
@@ -81,14 +81,13 @@ def loss_and_gradients(
     previous_hidden = tf.concat(
         [states["first_hidden"], *(step["hidden"] for step in states["steps"][:-1])], axis=0
     )
-    cell_outputs = tf.concat(
-        [step["output"] for step in states["steps"]], axis=0
-    )  # [time * batch, units]
-    sparse = tf.scatter_nd(
+    # [time * batch, units]
+    cell_outputs = tf.concat([step["output"] for step in states["steps"]], axis=0)
+    sparse = tf.scatter_nd(  # duplicates are summed
         tf.expand_dims(tf.concat([inputs, targets], axis=0), 1),
         tf.concat([d_x, -hidden * column], axis=0),
         table.shape,
-    )  # duplicates are summed
+    )
     gradients = {
         "cell_bias": tf.reduce_sum(d_gate, axis=0),
         "embedding": d_table + sparse,
@@ -101,7 +100,7 @@ def loss_and_gradients(
 
 
 def loss_only(weights: Tensors, rows: tf.Tensor, length: int) -> tuple[tf.Tensor, tf.Tensor]:
-    """The same loss and count without gradients."""
+    """The loss and count of `loss_and_gradients`, without gradients."""
     hidden, _ = _forward(weights, rows, length)
     targets = _time_major(rows[:, 1:], length)
     mask = tf.cast(tf.not_equal(targets, 0), tf.float32)
@@ -117,7 +116,10 @@ def loss_only(weights: Tensors, rows: tf.Tensor, length: int) -> tuple[tf.Tensor
 def sgd_step(
     weights: Tensors, rows: tf.Tensor, learning_rate: tf.Tensor, length: int
 ) -> tuple[Tensors, tf.Tensor, tf.Tensor]:
-    """One local step: new weights, the loss before it, and the number of targets."""
+    """One local step: new weights, the loss before it, and the number of targets.
+
+    rows is int32 [batch, length + 1], as in `loss_and_gradients`.
+    """
     loss, count, gradients = loss_and_gradients(weights, rows, length)
     return {name: weights[name] - learning_rate * gradients[name] for name in weights}, loss, count
 
@@ -131,10 +133,10 @@ def step(
     d = weights["embedding"].shape[1]
     x = tf.gather(weights["embedding"], token) * math.sqrt(d)
     gates = tf.matmul(x, weights["input_kernel"], transpose_b=True) + weights["cell_bias"]
-    cell, found = _cell(weights, gates, hidden, cell)
+    cell, parts = _cell(weights, gates, hidden, cell)
     return (
-        tf.matmul(found["hidden"], weights["embedding"], transpose_b=True) + weights["output_bias"],
-        found["hidden"],
+        tf.matmul(parts["hidden"], weights["embedding"], transpose_b=True) + weights["output_bias"],
+        parts["hidden"],
         cell,
     )
 
@@ -149,18 +151,17 @@ def _forward(weights: Tensors, rows: tf.Tensor, length: int) -> tuple[tf.Tensor,
     inputs = _time_major(rows[:, :-1], length)
     d = weights["embedding"].shape[1]
     x = tf.gather(weights["embedding"], inputs) * math.sqrt(d)
-    gates = (
-        tf.matmul(x, _transposed(weights["input_kernel"])) + weights["cell_bias"]
-    )  # one product for all time steps
+    # one product for all time steps
+    gates = tf.matmul(x, _transposed(weights["input_kernel"])) + weights["cell_bias"]
     per_step = tf.split(gates, length, axis=0)
     hidden = first_hidden = tf.zeros_like(tf.split(x, length, axis=0)[0])
     cell = first_cell = tf.zeros_like(tf.split(per_step[0], 3, axis=1)[0])
     steps = []
     for gate in per_step:
-        cell, found = _cell(weights, gate, hidden, cell)
-        hidden = found["hidden"]
-        steps.append(found)
-    outputs = tf.concat([found["hidden"] for found in steps], axis=0)
+        cell, parts = _cell(weights, gate, hidden, cell)
+        hidden = parts["hidden"]
+        steps.append(parts)
+    outputs = tf.concat([parts["hidden"] for parts in steps], axis=0)
     return outputs, {
         "inputs": inputs,
         "x": x,
@@ -194,8 +195,9 @@ def _cell(
 
 
 def _transposed(matrix: tf.Tensor) -> tf.Tensor:
-    """[rows, columns] -> [columns, rows]; over three axes, or the converter would make it part of
-    the product again.
+    """[rows, columns] -> [columns, rows].
+
+    Over three axes, or the converter would make it part of the product again.
     """
     rows, columns = matrix.shape
     return tf.reshape(

@@ -1,5 +1,6 @@
-"""Build the vocabulary of a corpus as a SentencePiece `.model`: words (protocol nwp-v1, step 5), or
-pieces that spell any word.
+"""The vocabulary of a corpus, built as a SentencePiece `.model`: words, or pieces that spell any.
+
+Words are those of protocol nwp-v1, step 5.
 
 Any SentencePiece reader encodes tokenised text (tokens joined by spaces) to the ids our own
 `Vocabulary` gives, except that it joins neighbouring unknown words into one. The score of a piece
@@ -28,16 +29,11 @@ from device_runtime.text import (
 )
 
 SIZE = 10_000  # words, beside the special ids and classes
-NEVER = (
-    -20.0
-)  # score of pad and bos, which are never targets: below a word seen once among 400 million targets
+# score of pad and bos, which are never targets: below a word seen once among 400 million targets
+NEVER = -20.0
 _SPACE = "\u2581"
-ALPHABET = (
-    _SPACE,
-    *string.ascii_lowercase,
-    *string.digits,
-    "'",
-)  # pieces of any vocabulary of pieces, so that every word can be spelled
+# pieces of any vocabulary of pieces, so that every word can be spelled
+ALPHABET = (_SPACE, *string.ascii_lowercase, *string.digits, "'")
 PASSES = 20  # scores and segmentation agree after some five
 _Kind = sentencepiece_model_pb2.TrainerSpec
 _Piece = sentencepiece_model_pb2.ModelProto.SentencePiece
@@ -45,11 +41,10 @@ _TYPES = {PAD: _Piece.CONTROL, BOS: _Piece.CONTROL, EOS: _Piece.CONTROL, OOV: _P
 
 
 def build(utterances: Iterable[Sequence[str]], size: int = SIZE) -> Vocabulary:
-    """The `size` most frequent words of these token lists (ties alphabetical), after the special
-    ids and classes.
+    """The `size` most frequent words of these token lists, after the special ids and classes.
 
-    Fewer distinct words give a smaller vocabulary. The same utterances, in any order, give the same
-    bytes. Raises VocabularyError if there is no word at all.
+    Ties are alphabetical. Fewer distinct words give a smaller vocabulary. The same utterances, in
+    any order, give the same bytes. Raises VocabularyError if there is no word at all.
     """
     if size < 1:
         raise VocabularyError(
@@ -74,13 +69,13 @@ def build(utterances: Iterable[Sequence[str]], size: int = SIZE) -> Vocabulary:
 
 
 def build_unigram(utterances: Iterable[Sequence[str]], size: int) -> Vocabulary:
-    """`size` pieces of words by SentencePiece's unigram training on these token lists, after the
-    special ids and classes: those a word starts with, then the inner ones, as the training ranks
-    them. Letters, digits and the apostrophe are always among them.
+    """`size` pieces of words by SentencePiece's unigram training on these token lists.
 
-    A small corpus gives fewer pieces. The same utterances, in any order, give the same bytes: one
-    thread, sorted text. Raises VocabularyError if there is no word at all or the size is below that
-    of the alphabet. Source: Kudo 2018, arXiv:1804.10959.
+    They stand after the special ids and classes: those a word starts with, then the inner ones, as
+    the training ranks them. Letters, digits and the apostrophe are always among them. A small
+    corpus gives fewer pieces. The same utterances, in any order, give the same bytes: one thread,
+    sorted text. Raises VocabularyError if there is no word at all or the size is below that of the
+    alphabet. Source: Kudo 2018, arXiv:1804.10959.
     """
     if size < len(ALPHABET):
         raise VocabularyError(
@@ -137,9 +132,8 @@ def _train(lines: list[str], size: int) -> tuple[list[str], list[float]]:
     """
     file = io.BytesIO()
     SentencePieceTrainer.train(
-        sentence_iterator=iter(
-            lines
-        ),  # whole lines, not counted words: seeds are the strings that occur twice
+        # whole lines, not counted words: seeds are the strings that occur twice
+        sentence_iterator=iter(lines),
         model_writer=file,
         model_type="unigram",
         vocab_size=size + 1,  # and the unknown one
@@ -155,17 +149,17 @@ def _train(lines: list[str], size: int) -> tuple[list[str], list[float]]:
         minloglevel=2,
     )
     processor = SentencePieceProcessor(model_proto=file.getvalue())
-    found = {
+    score_of = {
         processor.id_to_piece(i): processor.get_score(i)
         for i in range(1, processor.get_piece_size())
     }
-    lowest = min(found.values())
-    longer = [piece for piece in found if piece not in ALPHABET][: size - len(ALPHABET)]
+    lowest = min(score_of.values())
+    longer = [piece for piece in score_of if piece not in ALPHABET][: size - len(ALPHABET)]
     ranked = sorted(
         [*longer, *ALPHABET],
-        key=lambda piece: (not piece.startswith(_SPACE), -found.get(piece, lowest), piece),
+        key=lambda piece: (not piece.startswith(_SPACE), -score_of.get(piece, lowest), piece),
     )
-    return ranked, [found.get(piece, lowest) for piece in ranked]
+    return ranked, [score_of.get(piece, lowest) for piece in ranked]
 
 
 def _model(

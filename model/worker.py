@@ -32,9 +32,8 @@ _Result = TypeVar("_Result")
 _ADDRESS = re.compile(r"([A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\]):([0-9]{1,5})")
 _START_S = 30.0
 _PROBE_S = 3.0
-_PAUSE_S = (
-    1.0  # before a worker is started again, so that one that cannot live does not keep a core busy
-)
+# before a worker is started again, so that one that cannot live does not keep a core busy
+_PAUSE_S = 1.0
 _CHANNEL = [
     ("grpc.max_send_message_length", -1),
     ("grpc.max_receive_message_length", -1),
@@ -50,13 +49,12 @@ _CHANNEL = [
 
 @contextlib.contextmanager
 def running(threads: int, log: Path | None = None, restarts: int = 3) -> Iterator["LocalWorker"]:
-    """A worker of this machine that TFF computations run on inside the `with` block, training up to
-    `threads` clients at once.
+    """A worker of this machine that TFF computations run on inside the `with` block.
 
-    It is started again when it dies, at most `restarts` times; after that every computation, also
-    one that is waiting, raises RunError, as does a worker that does not start. The binary listens
-    without encryption or a password on a port of every interface, as TFF's own context does; keep
-    the machine behind a firewall while it trains.
+    It trains up to `threads` clients at once. It is started again when it dies, at most `restarts`
+    times; after that every computation, also one that is waiting, raises RunError, as does a worker
+    that does not start. The binary listens without encryption or a password on a port of every
+    interface, as TFF's own context does; keep the machine behind a firewall while it trains.
     """
     worker = LocalWorker(threads, log, restarts)
     try:
@@ -69,21 +67,21 @@ def running(threads: int, log: Path | None = None, restarts: int = 3) -> Iterato
 
 @contextlib.contextmanager
 def remote(addresses: list[str], patience_s: float = _START_S) -> Iterator["Workers"]:
-    """Workers of other machines (`serve`, one per `host:port`) that TFF computations run on inside
-    the `with` block, the clients split over them.
+    """Workers of other machines that TFF computations run on inside the `with` block.
 
-    A computation must end in aggregations that merge, as sums and means do. Its result is that of
-    one worker up to the rounding of sums. Raises RunError for an address that is none, and for
-    workers that do not answer within `patience_s` seconds.
+    Each is a `serve` at a `host:port`, and the clients are split over them. A computation must end
+    in aggregations that merge, as sums and means do. Its result is that of one worker up to the
+    rounding of sums. Raises RunError for an address that is none, and for workers that do not
+    answer within `patience_s` seconds.
     """
-    found = checked(addresses)
-    if missing := silent(found, patience_s):
+    addresses = checked(addresses)
+    if missing := silent(addresses, patience_s):
         raise RunError(
             f"worker {', '.join(missing)}",
             f"does not answer within {patience_s:g} s",
             f"start it with {_commands(missing)}, and let this machine through its firewall",
         )
-    workers = Workers(found)
+    workers = Workers(addresses)
     try:
         workers.become_default()
         yield workers
@@ -92,33 +90,33 @@ def remote(addresses: list[str], patience_s: float = _START_S) -> Iterator["Work
 
 
 def checked(addresses: list[str]) -> list[str]:
-    """The addresses without surrounding blanks, each `host:port` or `[IPv6]:port`. Raises RunError
-    for none, a wrong or a repeated one.
+    """The addresses without surrounding blanks, each `host:port` or `[IPv6]:port`.
+
+    Raises RunError for none, a wrong or a repeated one.
     """
-    found = [address.strip() for address in addresses]
+    stripped = [address.strip() for address in addresses]
     wrong = [
         address
-        for address in found
+        for address in stripped
         if not (match := _ADDRESS.fullmatch(address)) or not 0 < int(match[2]) < 65536
     ]
-    if wrong or not found:
+    if wrong or not stripped:
         problem = f"expected host:port, found {', '.join(map(repr, wrong)) or 'nothing'}"
         raise RunError("--workers", problem, "write them like 10.0.0.2:9000,10.0.0.3:9000")
-    if repeated := sorted({address for address in found if found.count(address) > 1}):
+    if repeated := sorted({address for address in stripped if stripped.count(address) > 1}):
         raise RunError(
             "--workers", f"{', '.join(repeated)} is named twice", "name each worker once"
         )
-    return found
+    return stripped
 
 
 def silent(
     addresses: list[str], patience_s: float, given_up: Callable[[], object] = lambda: None
 ) -> list[str]:
-    """Those where no worker answers within `patience_s` seconds, or before `given_up` returns
-    something true; asked all at once.
+    """Those where no worker answers within `patience_s` seconds; all are asked at once.
 
-    To answer is to speak HTTP/2: the near end of an SSH tunnel accepts connections also when nobody
-    is at the far end.
+    They are given up early when `given_up` returns something true. To answer is to speak HTTP/2:
+    the near end of an SSH tunnel accepts connections also when nobody is at the far end.
     """
     import grpc
 
@@ -141,9 +139,7 @@ def silent(
 
 
 class Workers:
-    """Where computations run: connections to workers, and the reason why no computation can be
-    finished any more, once there is one.
-    """
+    """Where computations run: connections to workers, and why none can be finished any more."""
 
     def __init__(self, addresses: list[str]):
         import grpc
@@ -156,8 +152,9 @@ class Workers:
     def call(
         self, compute: Callable[[], _Result], seconds: float | None = None, what: str = "round"
     ) -> _Result:
-        """What `compute` returns; it calls TFF. After `seconds`, if given, it is stopped and the
-        connections are closed for good.
+        """What `compute` returns; it calls TFF.
+
+        After `seconds`, if given, it is stopped and the connections are closed for good.
 
         Raises RunError, headed by `what`, that names the workers that do not answer; and whatever
         `compute` raises for reasons of its own.
@@ -176,9 +173,7 @@ class Workers:
             timer.cancel()
 
     def become_default(self) -> None:
-        """Computations called from this thread run here from now on (TFF keeps one context per
-        thread).
-        """
+        """Computations called from this thread run here from now on: TFF has a context a thread."""
         import tensorflow_federated as tff
 
         compiled = functools.cache(tff.backends.native.desugar_and_transform_to_native)
@@ -221,6 +216,7 @@ class Workers:
         tff.framework.set_default_context(UntilFailure())
 
     def close(self) -> None:
+        """Compute nothing any more, and leave the workers alone."""
         self._fail(RunError("TFF worker", "was ended", "compute inside the `with` block"))
         self._disconnect()
 
@@ -289,12 +285,14 @@ class LocalWorker(Workers):
         self._watch.start()
 
     def await_start(self) -> None:
+        """Wait until the worker answers. Raises RunError if it does not."""
         if silent(self.addresses, _START_S, lambda: self.failure):
             raise self.failure or RunError(
                 "TFF worker", f"does not answer within {_START_S:g} s", "run `fedboard doctor`"
             )
 
     def close(self) -> None:
+        """Compute nothing any more, and end the worker."""
         self._closing.set()
         self._watch.join()
         child_process.end(self.process)
@@ -335,13 +333,13 @@ class LocalWorker(Workers):
 def serve(
     port: int, threads: int, on_event: Callable[[str], None], log: Path | None = None
 ) -> None:
-    """Run a worker on `port` in the foreground for training on another machine, up to `threads`
-    clients at once; ends on SIGTERM or Ctrl-C.
+    """Run a worker on `port` in the foreground, for training on another machine.
 
-    A worker that dies is started again on the same port. on_event is told in a line what happens;
-    the worker's own output goes to `log`, or nowhere. Call it from the main thread. Raises RunError
-    if the port is taken or the worker does not start. Whoever reaches the port may run any graph on
-    this machine: see docs/scale-out.md.
+    It trains up to `threads` clients at once and ends on SIGTERM or Ctrl-C. A worker that dies is
+    started again on the same port. on_event is told in a line what happens; the worker's own output
+    goes to `log`, or nowhere. Call it from the main thread. Raises RunError if the port is taken or
+    the worker does not start. Whoever reaches the port may run any graph on this machine: see
+    docs/scale-out.md.
     """
     _require_free(port)
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -372,14 +370,13 @@ def serve(
 
 
 def _start(port: int, threads: int, log: Path | None) -> subprocess.Popen:
-    found = importlib.util.find_spec(
-        "tensorflow_federated"
-    )  # finds it without the twenty seconds of importing it
-    if found is None:
+    # finds it without importing it, which takes long
+    spec = importlib.util.find_spec("tensorflow_federated")
+    if spec is None or not spec.submodule_search_locations:
         raise RunError(
             "TFF worker", "TensorFlow Federated is not installed", "install the `simulation` extra"
         )
-    binary = Path(found.submodule_search_locations[0]) / "data" / "worker_binary"
+    binary = Path(spec.submodule_search_locations[0]) / "data" / "worker_binary"
     command = [str(binary), f"--port={port}", f"--max_concurrent_computation_calls={threads}"]
     return child_process.start(
         command,
@@ -392,9 +389,8 @@ def _require_free(port: int) -> None:
     # Two workers on one port would both start and share its connections, as gRPC asks the kernel
     # for SO_REUSEPORT.
     with socket.socket() as free:
-        free.setsockopt(
-            socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
-        )  # a worker that ended a minute ago is no obstacle
+        # a worker that ended a minute ago is no obstacle
+        free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             free.bind(("", port))
         except (OSError, OverflowError) as error:
@@ -432,8 +428,9 @@ def _in_time(answer, until: float, given_up: Callable[[], object]) -> bool:
 
 
 def _on_a_loop_of_its_own(context):
-    """A TFF context that leaves other contexts time: its executor blocks the event loop it runs on,
-    so workers that share one take turns.
+    """A TFF context that leaves other contexts time.
+
+    Its executor blocks the event loop it runs on, so workers that share one would take turns.
     """
     import tensorflow_federated as tff
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from conversion import export, gate, parity
-from conversion.package import package
+from conversion.package import Parts, package
 from conversion.scoring import bundle_engine
 from device_runtime import bundle
 from device_runtime.errors import BundleError, VocabularyError
@@ -227,17 +227,9 @@ def test_packaging_twice_gives_the_same_files_which_are_those_every_test_uses(
     """Where this fails because the export changed, keep the new bundle: `bundle.write_zip` of what
     is packaged here, signed with a key that is then thrown away, and its public half.
     """
+    parts = Parts(tiny_checkpoint, tiny_vocabulary, tiny_plan, "tiny")
     for name in ("once", "again"):
-        package(
-            tmp_path / name,
-            tiny_checkpoint,
-            tiny_vocabulary,
-            tiny_plan,
-            tiny_rows,
-            "tiny",
-            signing_key,
-            steps=5,
-        )
+        package(tmp_path / name, parts, tiny_rows, signing_key, steps=5)
     once, again = (
         {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()}
         for name in ("once", "again")
@@ -255,7 +247,10 @@ def test_a_vocabulary_of_another_run_is_refused_and_nothing_is_written(
     foreign = Checkpoint(tiny_checkpoint.weights, tokenizer="0" * 64)
     with pytest.raises(BundleError, match="package both from one run"):
         package(
-            tmp_path / "bundle", foreign, tiny_vocabulary, tiny_plan, tiny_rows, "tiny", signing_key
+            tmp_path / "bundle",
+            Parts(foreign, tiny_vocabulary, tiny_plan, "tiny"),
+            tiny_rows,
+            signing_key,
         )
     assert list(tmp_path.iterdir()) == []
 
@@ -282,5 +277,10 @@ def test_a_network_of_pieces_is_not_packaged_yet(tmp_path, tiny_plan, tiny_rows,
         tokenizer=pieces.hash,
     )
     with pytest.raises(VocabularyError, match="a bundle needs whole words"):
-        package(tmp_path / "bundle", checkpoint, pieces, tiny_plan, tiny_rows, "tiny", signing_key)
+        package(
+            tmp_path / "bundle",
+            Parts(checkpoint, pieces, tiny_plan, "tiny"),
+            tiny_rows,
+            signing_key,
+        )
     assert not (tmp_path / "bundle").exists()

@@ -71,11 +71,8 @@ def test_a_graph_that_fails_the_gate_is_not_signed(
     ):
         package.package(
             tmp_path / "bundle",
-            tiny_checkpoint,
-            tiny_vocabulary,
-            tiny_plan,
+            package.Parts(tiny_checkpoint, tiny_vocabulary, tiny_plan, "tiny"),
             tiny_rows,
-            "tiny",
             signing_key,
             steps=2,
         )

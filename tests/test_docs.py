@@ -1,6 +1,9 @@
 """The documents say what is: names, sizes and keys, read out of the things themselves."""
 
+import contextlib
+import importlib.metadata
 import os
+import platform
 import re
 import subprocess
 import sys
@@ -8,6 +11,7 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 
 import pytest
+from packaging.specifiers import SpecifierSet
 
 from device_runtime import bundle, config, difference, quantize
 from device_runtime.home import DeviceConfig
@@ -124,6 +128,20 @@ def test_the_page_of_rooms_names_every_file_with_its_sentence_and_no_other():
     }
     assert sentences.keys() == files
     assert [file for file, sentence in sentences.items() if len(sentence) < 10] == []
+
+
+def test_installing_by_pip_says_so_where_pip_by_itself_would_refuse_a_package():
+    text = (DOCS.parent / "requirements.txt").read_text()
+    pinned = set(re.findall(r"^([\w.-]+)==", text, flags=re.MULTILINE))
+    refused = []
+    for package in pinned:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            wanted = importlib.metadata.metadata(package)["Requires-Python"]
+            if wanted and platform.python_version() not in SpecifierSet(wanted):
+                refused.append(package)
+    command = (DOCS / "install.md").read_text().partition("pip install")[2].partition("\n")[0]
+    assert ("--ignore-requires-python" in command) == bool(refused)
+    assert "--no-deps" in command
 
 
 def test_links_of_the_documents_lead_somewhere():

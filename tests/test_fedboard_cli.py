@@ -127,11 +127,11 @@ def test_two_systems_of_any_kind_are_compared_by_user(
     words = ["evaluate", "new.safetensors", "kn3", "--data", "chat", "--paired"]
     done = fedboard(*words, "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    untrained, trigram = found["systems"]
+    printed = json.loads(done.stdout)
+    untrained, trigram = printed["systems"]
     assert (untrained["kind"], trigram["kind"]) == ("checkpoint", "baseline")
     assert untrained["summary"]["targets"] == trigram["summary"]["targets"]
-    difference = found["second_minus_first"]
+    difference = printed["second_minus_first"]
     assert (
         difference["users"] == untrained["summary"]["users"] == len(untrained["users"])
     )  # all of them typed 20 words or more

@@ -44,10 +44,10 @@ def scored(name: str, kind: str, top1: int) -> score.Scored:
 @pytest.fixture
 def run(tmp_path) -> Run:
     """A run's folder with every part."""
-    made = Run(tmp_path / "run")
-    made.evaluations.mkdir(parents=True)
-    made.config.write_text(config.to_toml(Settings()))
-    made.metrics.write_text(
+    run_folder = Run(tmp_path / "run")
+    run_folder.evaluations.mkdir(parents=True)
+    run_folder.config.write_text(config.to_toml(Settings()))
+    run_folder.metrics.write_text(
         "round,loss,targets,seconds,top1,top3,perplexity\n1,5.5,100,1.0,0.05,0.1,600\n"
         "2,5.0,100,1.0,,,\n3,4.5,100,1.0,0.12,0.2,200\n"
     )
@@ -57,7 +57,7 @@ def run(tmp_path) -> Run:
         ("after", "checkpoint", 7),
         ("shipped", "bundle", 7),
     ):
-        (made.evaluations / f"{stem}.json").write_text(
+        (run_folder.evaluations / f"{stem}.json").write_text(
             score.to_json(scored(f"{stem} <model>", kind, top1))
         )
     rounds = RoundReport(
@@ -77,9 +77,9 @@ def run(tmp_path) -> Run:
         2.5,
         "ab",
     )
-    (made.path / "rounds.json").write_bytes(config.to_json(RoundReports((rounds,))))
+    (run_folder.path / "rounds.json").write_bytes(config.to_json(RoundReports((rounds,))))
     strip = [["you", 0.5], ["it", 0.2], ["<b>", 0.1]]
-    (made.path / "suggestions.json").write_text(
+    (run_folder.path / "suggestions.json").write_text(
         json.dumps([{"context": "see <i>", "prefix": "", "before": strip, "after": strip}])
     )
     totals = {
@@ -88,8 +88,8 @@ def run(tmp_path) -> Run:
         "bytes_per_upload": 1000,
         "verdict": "It is better.",
     }
-    (made.path / "summary.json").write_text(json.dumps(totals))
-    return made
+    (run_folder.path / "summary.json").write_text(json.dumps(totals))
+    return run_folder
 
 
 def test_every_part_of_the_folder_has_its_section_and_the_page_stands_by_itself(run):

@@ -45,9 +45,9 @@ def printed(monkeypatch, title: str, columns: list[str], rows: list[list[str]]) 
     """A table as a terminal of 80 columns shows it."""
     terminal = Console(width=80, highlight=False)
     monkeypatch.setattr(console, "out", terminal)
-    with terminal.capture() as found:
+    with terminal.capture() as captured:
         console.table(title, columns, rows)
-    return found.get().splitlines()
+    return captured.get().splitlines()
 
 
 def test_the_full_table_has_every_measure_once_and_divides_as_the_protocol_says():
@@ -105,11 +105,11 @@ def test_measures_without_anything_to_measure_are_dashes():
 @pytest.mark.parametrize(("systems", "tables"), [(1, 1), (2, 1), (4, 1), (5, 2), (9, 3)])
 def test_full_tables_fit_80_columns_whatever_the_names(monkeypatch, systems, tables):
     name = "runs/a-long-name/checkpoints/best-of-all-rounds.safetensors"
-    found = score.full_tables(
+    tables_shown = score.full_tables(
         [score.scored(measured(f"{name}{i}", HUNDRED)) for i in range(systems)]
     )
-    assert len(found) == tables
-    for columns, rows in found:
+    assert len(tables_shown) == tables
+    for columns, rows in tables_shown:
         lines = printed(monkeypatch, "title", columns, rows)
         assert max(map(len, lines)) <= 80
         assert "…" not in "".join(lines)
@@ -168,10 +168,13 @@ def test_the_sentence_names_the_better_system_unless_the_interval_holds_zero(gai
 
 def test_without_a_user_of_20_words_there_are_no_shares_of_users():
     first, second = (Counts(targets=10, top1=hits, letters=50, keys=50) for hits in (1, 2))
-    found = score.compare(measured("A", first), measured("B", second))
-    (whole,) = score.difference_tables("A", "B", found)
+    comparison = score.compare(measured("A", first), measured("B", second))
+    (whole,) = score.difference_tables("A", "B", comparison)
     assert whole[2][0] == ["top-1", "+10.0", "+10.0 to +10.0", "0", "0", "0"]
-    assert score.sentence("A", "B", found) == "B is better by 10.0 points of top-1 (10.0 to 10.0)."
+    assert (
+        score.sentence("A", "B", comparison)
+        == "B is better by 10.0 points of top-1 (10.0 to 10.0)."
+    )
 
 
 def test_systems_that_scored_other_words_are_not_compared():
@@ -183,16 +186,16 @@ def test_a_result_is_the_same_after_a_round_trip_and_seeds_only_move_intervals(t
     rng = np.random.default_rng(0)
     many = [Counts(targets=100, top1=int(hits), letters=500) for hits in rng.integers(10, 30, 20)]
     sums = measured("A", HUNDRED, Counts(targets=19, top1=19, letters=19), *many)
-    found = score.scored(sums, seed=1)
-    (tmp_path / "a.json").write_text(score.to_json(found))
-    assert score.read(tmp_path / "a.json") == found
+    row = score.scored(sums, seed=1)
+    (tmp_path / "a.json").write_text(score.to_json(row))
+    assert score.read(tmp_path / "a.json") == row
     other = score.scored(sums, seed=2)
-    assert (other.summary.top1, other.users) == (found.summary.top1, found.users)
-    assert other.summary.top1_interval != found.summary.top1_interval
+    assert (other.summary.top1, other.users) == (row.summary.top1, row.users)
+    assert other.summary.top1_interval != row.summary.top1_interval
 
 
 def test_a_user_of_few_words_has_no_recall_of_their_own():
-    found = score.scored(
+    row = score.scored(
         measured(
             "A",
             HUNDRED,
@@ -200,8 +203,8 @@ def test_a_user_of_few_words_has_no_recall_of_their_own():
             Counts(targets=20, top1=2, letters=50),
         )
     )
-    assert found.users == {"user0": 0.2, "user2": 0.1}
-    assert found.summary.top1 == 41 / 139
+    assert row.users == {"user0": 0.2, "user2": 0.1}
+    assert row.summary.top1 == 41 / 139
 
 
 @pytest.fixture(scope="module")
@@ -222,7 +225,7 @@ def test_a_run_of_pieces_is_scored_on_the_same_words_as_a_baseline_and_compared_
     run_of_pieces, tiny_corpus, tmp_path
 ):
     def measure(target, **options):
-        return score.measure(str(target), tiny_corpus, "test", frozenset, words=20, **options)
+        return score.measure(str(target), tiny_corpus, frozenset, score.Asked(words=20, **options))
 
     pieces, words = measure(run_of_pieces, predictions=tmp_path / "p.jsonl"), measure("kn2")
     assert (
@@ -238,15 +241,14 @@ def test_a_run_of_pieces_is_scored_on_the_same_words_as_a_baseline_and_compared_
         (pieces.evaluation.total.top1 - words.evaluation.total.top1)
         / words.evaluation.total.targets
     )
-    found, other = score.scored(pieces), score.scored(words)
-    assert found.summary.oov_rate == 0 < other.summary.oov_rate
-    assert score.row(found)[3].endswith("*") and not score.row(other)[3].endswith("*")
-    assert score.footnote([found, other]).startswith("* of all words, spelled in pieces")
+    row, other = score.scored(pieces), score.scored(words)
+    assert row.summary.oov_rate == 0 < other.summary.oov_rate
+    assert score.row(row)[3].endswith("*") and not score.row(other)[3].endswith("*")
+    assert score.footnote([row, other]).startswith("* of all words, spelled in pieces")
     assert score.footnote([other]) == ""
 
 
 def test_a_baseline_over_pieces_is_refused(run_of_pieces, tiny_corpus):
+    asked = score.Asked(tokenizer=run_of_pieces / "tokenizer.model")
     with pytest.raises(VocabularyError, match="a baseline needs whole words"):
-        score.measure(
-            "kn2", tiny_corpus, "test", frozenset, tokenizer=run_of_pieces / "tokenizer.model"
-        )
+        score.measure("kn2", tiny_corpus, frozenset, asked)

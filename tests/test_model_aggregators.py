@@ -19,7 +19,6 @@ SETTINGS = {
     "noise_multiplier": 0.0,
     "privacy_clipping_norm": 1.0,
     "clients_per_round": 2,
-    "shapes": SHAPES,
 }
 
 
@@ -34,7 +33,7 @@ def aggregators():
 def process(aggregators, shapes, **settings):
     import tensorflow_federated as tff
 
-    factory, weighs = aggregators.build(**{**SETTINGS, "shapes": shapes, **settings})
+    factory, weighs = aggregators.build(aggregators.Averaging(**{**SETTINGS, **settings}), shapes)
     if not weighs:
         factory = tff.aggregators.as_weighted_aggregator(factory)
     return factory.create(
@@ -251,7 +250,7 @@ def test_without_noise_privacy_is_the_mean_of_clipped_deltas(aggregators):
 )
 def test_what_no_mechanism_takes_is_refused(aggregators, settings, says):
     with pytest.raises(ConfigError, match=says):
-        aggregators.build(**{**SETTINGS, **settings})
+        aggregators.build(aggregators.Averaging(**{**SETTINGS, **settings}), SHAPES)
 
 
 def test_encoded_rounds_train(aggregators, tiny_checkpoint, tiny_rows, tiny_plan):

@@ -22,12 +22,12 @@ def recipe(tiny_plan) -> Recipe:
 def looks(initial, population, recipe, state=None) -> list:
     from model import central
 
-    training, found = central.Training(initial, population, recipe), []
+    training, result = central.Training(initial, population, recipe), []
     state = state or training.start()
     while state.round < central.LOOKS:
-        found.append(training.next(state))
-        state = found[-1].state
-    return found
+        result.append(training.next(state))
+        state = result[-1].state
+    return result
 
 
 def test_it_lowers_the_loss_and_a_state_saved_and_loaded_goes_on_to_the_same_bits(

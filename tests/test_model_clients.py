@@ -12,7 +12,7 @@ ROWS = np.array(
 )  # 2, 3, 1, 3 and 2 targets
 
 
-def made(examples=ROWS, client=Client(), seed=0, **plan) -> np.ndarray:
+def batched(examples=ROWS, client=Client(), seed=0, **plan) -> np.ndarray:
     return batches(
         examples,
         Plan(**{"batch_size": 2, "length": 3, **plan}),
@@ -22,43 +22,45 @@ def made(examples=ROWS, client=Client(), seed=0, **plan) -> np.ndarray:
 
 
 def test_a_participation_sees_every_row_once_an_epoch():
-    found = made(epochs=2)
-    assert found.shape == (6, 2, 4)
-    for epoch in (found[:3], found[3:]):
+    result = batched(epochs=2)
+    assert result.shape == (6, 2, 4)
+    for epoch in (result[:3], result[3:]):
         assert sorted(map(tuple, epoch.reshape(-1, 4))) == sorted([*map(tuple, ROWS), (0, 0, 0, 0)])
 
 
 def test_rows_of_a_batch_come_longest_first():
     for seed in range(5):
-        targets = (made(seed=seed)[:, :, 1:] != 0).sum(axis=2)
+        targets = (batched(seed=seed)[:, :, 1:] != 0).sum(axis=2)
         assert (np.diff(targets, axis=1) <= 0).all()
 
 
 def test_the_newest_rows_are_kept_or_a_new_choice_each_time():
-    newest = {tuple(row) for row in made(client=Client(rows="newest"), max_rows=2).reshape(-1, 4)}
+    newest = {
+        tuple(row) for row in batched(client=Client(rows="newest"), max_rows=2).reshape(-1, 4)
+    }
     assert newest == {tuple(ROWS[3]), tuple(ROWS[4])}
     chosen = {
-        tuple(row) for seed in range(20) for row in made(seed=seed, max_rows=2).reshape(-1, 4)
+        tuple(row) for seed in range(20) for row in batched(seed=seed, max_rows=2).reshape(-1, 4)
     }
     assert {tuple(row) for row in ROWS} <= chosen
 
 
 def test_a_cap_on_tokens_stops_before_the_row_that_would_pass_it():
     assert (
-        made(client=Client(rows="newest", max_tokens=6))[:, :, 1:] != 0
+        batched(client=Client(rows="newest", max_tokens=6))[:, :, 1:] != 0
     ).sum() == 6  # the newest rows have 2, 3 and 1 targets; the next has 3
     assert (
-        made(client=Client(rows="newest", max_tokens=1))[:, :, 1:] != 0
+        batched(client=Client(rows="newest", max_tokens=1))[:, :, 1:] != 0
     ).sum() == 2  # one row stays, whatever its length
 
 
 def test_a_client_without_rows_has_no_steps():
-    assert made(ROWS[:0]).shape == (0, 2, 4)
+    assert batched(ROWS[:0]).shape == (0, 2, 4)
 
 
 def test_a_seed_repeats_a_participation():
-    assert (made(seed=3) == made(seed=3)).all()
-    assert not (made(seed=3) == made(seed=4)).all()
+    assert (batched(seed=3) == batched(seed=3)).all()
+    assert not (batched(seed=3) == batched(seed=4)).all()
 
 
 def test_clients_are_read_when_they_are_drawn(tiny_vocabulary):

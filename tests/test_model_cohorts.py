@@ -17,23 +17,23 @@ def drawn(
     seed: int = 0,
     rounds: int = 12,
 ) -> list[list[int]]:
-    sampler, found = cohorts.start(population, cohort, min_separation), []
+    sampler, result = cohorts.start(population, cohort, min_separation), []
     for _ in range(rounds):
         chosen, sampler = cohorts.draw(sampler, cohort, sampling, min_separation, seed)
-        found.append(chosen.tolist())
-    return found
+        result.append(chosen.tolist())
+    return result
 
 
 def test_shuffled_cohorts_are_passes_in_which_nobody_trains_twice():
-    found = drawn(10, 5)
+    result = drawn(10, 5)
     for i in range(0, 12, 2):
-        assert sorted(found[i] + found[i + 1]) == list(range(10))
+        assert sorted(result[i] + result[i + 1]) == list(range(10))
 
 
 def test_a_cohort_that_does_not_divide_the_population_crosses_passes():
-    found = drawn(7, 3, rounds=70)
-    assert all(len(set(cohort)) == 3 for cohort in found)
-    counts = np.bincount(np.concatenate(found))
+    result = drawn(7, 3, rounds=70)
+    assert all(len(set(cohort)) == 3 for cohort in result)
+    counts = np.bincount(np.concatenate(result))
     assert counts.max() - counts.min() <= 2
 
 
@@ -47,9 +47,9 @@ def test_a_cohort_that_does_not_divide_the_population_crosses_passes():
 def test_no_client_trains_again_before_the_minimum_separation(
     cohort, separation, spare, sampling, seed
 ):
-    found = drawn(cohort * separation + spare, cohort, sampling, separation, seed)
+    result = drawn(cohort * separation + spare, cohort, sampling, separation, seed)
     last: dict[int, int] = {}
-    for number, chosen in enumerate(found):
+    for number, chosen in enumerate(result):
         assert len(set(chosen)) == cohort
         for client in chosen:
             assert number - last.get(client, -100) >= separation

@@ -47,26 +47,28 @@ def test_a_comparison_counts_users_who_gain_and_lose_more_than_a_point():
         cid=Counts(targets=50, top1=15, top3=20, letters=100, keys=70),
         dan=Counts(targets=19, letters=50, keys=50),
     )
-    found = compare(left, right, np.random.default_rng(0))
+    comparison = compare(left, right, np.random.default_rng(0))
     assert (
-        found.users == 3
+        comparison.users == 3
     )  # dan has too few targets to count as a user, not too few to count in the sums
-    assert found.top1.change == (3 + 1 - 5 + 19) / 269
-    assert (found.top1.gained, found.top1.lost, found.top1.same) == (
+    assert comparison.top1.change == (3 + 1 - 5 + 19) / 269
+    assert (comparison.top1.gained, comparison.top1.lost, comparison.top1.same) == (
         1,
         1,
         1,
     )  # bob's gain is one point, not more
-    assert found.top1.by_user == pytest.approx((-0.02, -0.078, 0.01, 0.026))  # of -0.10, 0.01, 0.03
-    assert found.top3.change == 19 / 269
-    assert (found.top3.gained, found.top3.lost, found.top3.same) == (0, 0, 3)
-    assert found.keystroke_saving.change == (50 - 4 - 10) / 1050
+    assert comparison.top1.by_user == pytest.approx(
+        (-0.02, -0.078, 0.01, 0.026)
+    )  # of -0.10, 0.01, 0.03
+    assert comparison.top3.change == 19 / 269
+    assert (comparison.top3.gained, comparison.top3.lost, comparison.top3.same) == (0, 0, 3)
+    assert comparison.keystroke_saving.change == (50 - 4 - 10) / 1050
     assert (
-        found.keystroke_saving.gained,
-        found.keystroke_saving.lost,
-        found.keystroke_saving.same,
+        comparison.keystroke_saving.gained,
+        comparison.keystroke_saving.lost,
+        comparison.keystroke_saving.same,
     ) == (1, 1, 1)
-    assert found.keystroke_saving.by_user == pytest.approx(
+    assert comparison.keystroke_saving.by_user == pytest.approx(
         (-0.01 / 3, -0.082, -0.01, 0.078)
     )  # of -0.10, -0.01, 0.10
 
@@ -78,17 +80,17 @@ def test_users_who_spare_alike_leave_no_doubt_about_keystrokes():
     right = of_users(
         ann=Counts(targets=20, letters=100, keys=50), bob=Counts(targets=20, letters=200, keys=200)
     )
-    found = compare(left, right, np.random.default_rng(0)).keystroke_saving
-    assert (found.change, *found.interval) == pytest.approx((0.1, 0.1, 0.1))
+    comparison = compare(left, right, np.random.default_rng(0)).keystroke_saving
+    assert (comparison.change, *comparison.interval) == pytest.approx((0.1, 0.1, 0.1))
 
 
 def test_without_a_user_of_enough_targets_there_is_a_change_but_no_spread():
-    found = compare(
+    comparison = compare(
         of_users(ann=Counts(targets=4, top1=1, letters=9)),
         of_users(ann=Counts(targets=4, letters=9)),
         np.random.default_rng(0),
     )
-    assert (found.users, found.top1.change, found.top1.by_user) == (0, 0.25, None)
+    assert (comparison.users, comparison.top1.change, comparison.top1.by_user) == (0, 0.25, None)
 
 
 def test_systems_that_read_other_words_are_not_compared():

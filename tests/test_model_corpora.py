@@ -14,21 +14,26 @@ def chitchat():
 
 
 def test_chitchat_has_the_figures_of_the_protocol(chitchat):
-    found = stats(chitchat)
-    assert (found.total.users, found.train.users, found.validation.users, found.test.users) == (
+    figures = stats(chitchat)
+    assert (
+        figures.total.users,
+        figures.train.users,
+        figures.validation.users,
+        figures.test.users,
+    ) == (
         1314,
         933,
         137,
         244,
     )
-    assert (found.total.utterances, found.total.words) == (255_966, 2_450_432)
-    assert (found.train.words, found.validation.words, found.test.words) == (
+    assert (figures.total.utterances, figures.total.words) == (255_966, 2_450_432)
+    assert (figures.train.words, figures.validation.words, figures.test.words) == (
         1_725_976,
         222_230,
         502_226,
     )
-    assert found.dropped == {"no word": 912, "mashing": 1155, "verbatim in train": 112}
-    assert (found.median_utterances, round(found.largest_ten, 3)) == (17, 0.421)
+    assert figures.dropped == {"no word": 912, "mashing": 1155, "verbatim in train": 112}
+    assert (figures.median_utterances, round(figures.largest_ten, 3)) == (17, 0.421)
     vocabulary = build(token_lists(chitchat.train))
     targets = [
         i

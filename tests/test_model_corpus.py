@@ -42,32 +42,32 @@ def texts(utterances: list[Utterance]) -> list[str]:
 
 def test_users_fall_into_splits_by_name():
     assert [split_of(user) for user in USERS] == list(SPLITS)
-    found = [split_of(f"user{i}") for i in range(2000)]
-    assert 0.17 < found.count("test") / 2000 < 0.23
-    assert 0.08 < found.count("validation") / 2000 < 0.12
+    splits = [split_of(f"user{i}") for i in range(2000)]
+    assert 0.17 < splits.count("test") / 2000 < 0.23
+    assert 0.08 < splits.count("validation") / 2000 < 0.12
 
 
 def test_utterances_without_a_word_and_mashing_are_dropped():
-    found = corpus(
+    toy = corpus(
         (TRAIN, "123 !!", None),
         (TRAIN, "ha ha ha ha ha ha", None),
         (TRAIN, "ha ha ha ha ha", None),
         (TRAIN, "a b a b a b", None),
     )
-    assert texts(found.train[TRAIN]) == ["hello", "ha ha ha ha ha"]
-    assert found.dropped == {"no word": 1, "mashing": 2, "verbatim in train": 0}
+    assert texts(toy.train[TRAIN]) == ["hello", "ha ha ha ha ha"]
+    assert toy.dropped == {"no word": 1, "mashing": 2, "verbatim in train": 0}
 
 
 def test_long_utterances_of_train_are_dropped_elsewhere_short_ones_stay():
     long, short = "one two three four five six seven eight", "one two three four five six seven"
-    found = corpus(*((user, text, None) for user in USERS for text in (long, long.upper(), short)))
-    assert texts(found.train[TRAIN]) == ["hello", long, long.upper(), short]
-    assert texts(found.validation[VALIDATION]) == texts(found.test[TEST]) == ["hello", short]
-    assert found.dropped["verbatim in train"] == 4
+    toy = corpus(*((user, text, None) for user in USERS for text in (long, long.upper(), short)))
+    assert texts(toy.train[TRAIN]) == ["hello", long, long.upper(), short]
+    assert texts(toy.validation[VALIDATION]) == texts(toy.test[TEST]) == ["hello", short]
+    assert toy.dropped["verbatim in train"] == 4
 
 
 def test_utterances_are_in_time_order_and_equal_times_keep_theirs():
-    found = prepare(
+    toy = prepare(
         "toy",
         "",
         [
@@ -76,7 +76,7 @@ def test_utterances_are_in_time_order_and_equal_times_keep_theirs():
             for text, time in (("c", 3.0), ("a", 1.0), ("b", 2.0), ("d", 3.0))
         ],
     )
-    assert texts(found.test[TEST]) == ["a", "b", "c", "d"]
+    assert texts(toy.test[TEST]) == ["a", "b", "c", "d"]
 
 
 def test_without_a_time_for_every_utterance_the_order_given_stands():
@@ -105,14 +105,14 @@ def test_too_few_users_to_split_are_counted_and_told_how_many_are_needed():
 
 
 def test_stats_count_users_words_and_the_share_of_the_largest():
-    found = stats(corpus((TRAIN, "hello again, 3 times", None)))
-    assert (found.total.users, found.total.utterances, found.total.words) == (3, 4, 6)
+    figures = stats(corpus((TRAIN, "hello again, 3 times", None)))
+    assert (figures.total.users, figures.total.utterances, figures.total.words) == (3, 4, 6)
     assert (
-        found.train.words,
-        found.median_words,
-        found.median_utterances,
-        found.distinct_words,
-        found.largest_ten,
+        figures.train.words,
+        figures.median_words,
+        figures.median_utterances,
+        figures.distinct_words,
+        figures.largest_ten,
     ) == (4, 1, 1, 3, 1)
 
 
@@ -186,8 +186,8 @@ def test_users_narrowed_by_name_share_what_is_remembered():
 
 def test_vocabulary_and_stats_of_a_large_corpus_read_a_few_users_of_each_split():
     users, read = lazy([f"user{i}" for i in range(9)])
-    found = replace(corpus(), train=users, validation=users, test=users, dropped=None, most=2)
-    counted = stats(found)
+    toy = replace(corpus(), train=users, validation=users, test=users, dropped=None, most=2)
+    counted = stats(toy)
     assert read == ["user0", "user4"] * 3
     assert (counted.users, counted.most) == ({"train": 9, "validation": 9, "test": 9}, 2)
     assert (counted.train.users, counted.total.words, counted.distinct_words, counted.dropped) == (
@@ -208,10 +208,10 @@ def test_users_of_whom_cleaning_leaves_nothing_do_not_count_in_stats():
 
 @given(st.integers(1, 60), st.integers(1, 60))
 def test_a_sample_is_spread_evenly_and_never_larger_than_asked(users, most):
-    found = [int(name) for name in sample({f"{i:02d}": [] for i in range(users)}, most)]
-    even = {users // len(found), -(-users // len(found))}
-    assert (len(found), found[0]) == (min(users, most), 0)
-    assert {later - earlier for earlier, later in itertools.pairwise([*found, users])} <= even
+    sampled = [int(name) for name in sample({f"{i:02d}": [] for i in range(users)}, most)]
+    even = {users // len(sampled), -(-users // len(sampled))}
+    assert (len(sampled), sampled[0]) == (min(users, most), 0)
+    assert {later - earlier for earlier, later in itertools.pairwise([*sampled, users])} <= even
 
 
 def test_a_sample_of_everybody_is_the_users_themselves():

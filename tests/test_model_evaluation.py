@@ -13,7 +13,7 @@ from device_runtime.metrics import Counts
 from device_runtime.text import BOS, FIRST_WORD, tokenise
 from model import ngram
 from model.corpus import Utterance
-from model.evaluation import evaluate, network_engine, ngram_engine
+from model.evaluation import Scope, evaluate, network_engine, ngram_engine
 from model.measures import Evaluation, Prediction, predictions_file, summarise
 from model.network import NetworkSize, forward, initial_weights, log_probs
 from model.vocabulary import build
@@ -49,45 +49,55 @@ def always(chunk: int = 100, **probabilities: float):
 
 
 def test_word_targets_are_counted_and_unknown_ones_are_misses():
-    found = evaluate(
+    result = evaluate(
         always(the=0.4, cat=0.3, dog=0.2, sat=0.1),
         users(ann=["The cat sat.", "The aardvark"]),
         VOCABULARY,
     )
     # targets: the cat sat the aardvark; the strip is always the, cat, dog; sat needs one letter
-    assert found.total.targets == 5
-    assert (found.total.top1, found.total.top3) == (2, 3)
-    assert found.total.in_vocabulary == 4
-    assert found.total.nll == pytest.approx(-math.log(0.4 * 0.3 * 0.1 * 0.4))
-    assert (found.total.first, found.total.first_top1) == (2, 2)
-    assert found.total.letters == 4 + 4 + 4 + 4 + 9
-    assert found.total.keys == 1 + 1 + 2 + 1 + 9
+    assert result.total.targets == 5
+    assert (result.total.top1, result.total.top3) == (2, 3)
+    assert result.total.in_vocabulary == 4
+    assert result.total.nll == pytest.approx(-math.log(0.4 * 0.3 * 0.1 * 0.4))
+    assert (result.total.first, result.total.first_top1) == (2, 2)
+    assert result.total.letters == 4 + 4 + 4 + 4 + 9
+    assert result.total.keys == 1 + 1 + 2 + 1 + 9
 
 
 def test_with_punctuation_classes_are_targets_and_compete():
-    found = evaluate(
+    total = evaluate(
         always(the=0.3, stop=0.4, cat=0.2, dog=0.1), users(ann=["the cat dog."]), VOCABULARY
     ).total
     # ranked with classes: "." the cat dog
-    assert (found.targets, found.top1, found.top3) == (3, 1, 3)
-    assert (found.tokens, found.tokens_top1, found.tokens_top3) == (4, 1, 3)
+    assert (total.targets, total.top1, total.top3) == (3, 1, 3)
+    assert (total.tokens, total.tokens_top1, total.tokens_top3) == (4, 1, 3)
 
 
 def test_only_the_last_utterances_of_each_user_are_scored():
-    found = evaluate(
-        always(the=0.9), users(ann=["cat"] * 5 + ["the"] * 2, bob=["the"]), VOCABULARY, last=3
+    result = evaluate(
+        always(the=0.9),
+        users(ann=["cat"] * 5 + ["the"] * 2, bob=["the"]),
+        VOCABULARY,
+        Scope(last=3),
     )
     assert (
-        found.users["ann"]
+        result.users["ann"]
         == evaluate(always(the=0.9), users(ann=["cat", "the", "the"]), VOCABULARY).total
     )
-    assert (found.users["ann"].targets, found.users["bob"].targets, found.total.top1) == (3, 1, 3)
+    assert (result.users["ann"].targets, result.users["bob"].targets, result.total.top1) == (
+        3,
+        1,
+        3,
+    )
 
 
 def test_a_quick_look_scores_the_first_users():
     assert list(
         evaluate(
-            always(the=0.9), users(ann=["the"], bob=["the"], cid=["cat"]), VOCABULARY, max_users=2
+            always(the=0.9),
+            users(ann=["the"], bob=["the"], cid=["cat"]),
+            VOCABULARY,
+            Scope(max_users=2),
         ).users
     ) == ["ann", "bob"]
 
@@ -140,16 +150,16 @@ def test_the_network_engine_scores_rows_of_all_lengths_as_one_by_one():
 def test_the_n_gram_engine_knows_what_followed():
     sequences = [[THE, CAT, SAT, STOP]] * 5 + [[THE, DOG]]
     model = ngram.train(sequences, 3, len(VOCABULARY))
-    found = evaluate(ngram_engine(model), users(ann=["the cat sat."]), VOCABULARY).total
-    assert (found.top1, found.top3, found.targets) == (3, 3, 3)
-    assert found.tokens_top1 == found.tokens == 4
+    total = evaluate(ngram_engine(model), users(ann=["the cat sat."]), VOCABULARY).total
+    assert (total.top1, total.top3, total.targets) == (3, 3, 3)
+    assert total.tokens_top1 == total.tokens == 4
 
 
 def test_predictions_hold_all_that_is_needed_to_score_the_run_again(tmp_path):
     path = tmp_path / "predictions.jsonl"
     people = users(ann=["The cat sat, the aardvark", "dog"], bob=["the"])
     with predictions_file(path) as write:
-        found = evaluate(
+        result = evaluate(
             always(chunk=2, the=0.4, cat=0.3, dog=0.2, sat=0.1),
             people,
             VOCABULARY,
@@ -166,7 +176,7 @@ def test_predictions_hold_all_that_is_needed_to_score_the_run_again(tmp_path):
         "in_vocab": False,
     }
     assert lines[5]["context"] == []
-    for user, counts in found.users.items():
+    for user, counts in result.users.items():
         own = [line for line in lines if line["user"] == user]
         again = Counts(
             targets=len(own),
@@ -217,19 +227,19 @@ def test_the_summary_divides_once():
         tokens_top1=15,
         tokens_top3=25,
     )
-    found = summarise(Evaluation({"ann": total}, total), np.random.default_rng(0))
-    assert (found.users, found.targets, found.top1, found.top3, found.oov_rate) == (
+    summary = summarise(Evaluation({"ann": total}, total), np.random.default_rng(0))
+    assert (summary.users, summary.targets, summary.top1, summary.top3, summary.oov_rate) == (
         1,
         40,
         0.25,
         0.5,
         pytest.approx(0.2),
     )
-    assert (found.perplexity, found.keystroke_saving) == (pytest.approx(5), pytest.approx(0.6))
-    assert (found.in_vocabulary_top1, found.first_word_top1, found.with_punctuation_top3) == (
+    assert (summary.perplexity, summary.keystroke_saving) == (pytest.approx(5), pytest.approx(0.6))
+    assert (summary.in_vocabulary_top1, summary.first_word_top1, summary.with_punctuation_top3) == (
         10 / 32,
         0.25,
         0.5,
     )
-    assert found.top1_interval == (0.25, 0.25)
-    assert found.macro_top1 == (0.25, 0.25, 0.25, 0.25)
+    assert summary.top1_interval == (0.25, 0.25)
+    assert summary.macro_top1 == (0.25, 0.25, 0.25, 0.25)

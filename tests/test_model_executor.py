@@ -40,9 +40,9 @@ def type_of(value) -> tff.Type:
 def test_a_state_is_sent_as_the_bytes_tff_would_send(value):
     type_spec = tff.FederatedType(type_of(value), tff.SERVER)
     expected, _ = tff.framework.serialize_value(value, type_spec)
-    found = executor_pb2.Value()
-    write(found, value, type_spec)
-    assert found.SerializeToString(deterministic=True) == expected.SerializeToString(
+    result = executor_pb2.Value()
+    write(result, value, type_spec)
+    assert result.SerializeToString(deterministic=True) == expected.SerializeToString(
         deterministic=True
     )
 

@@ -61,9 +61,9 @@ def test_an_imported_file_is_loaded_as_it_was(tmp_path, extension):
         15,
         (),
     )
-    found = load(tmp_path / "out")
-    assert (found.name, found.digest) == ("out", report.digest)
-    assert found.test[TEST] == [
+    toy = load(tmp_path / "out")
+    assert (toy.name, toy.digest) == ("out", report.digest)
+    assert toy.test[TEST] == [
         Utterance("a\nnewline", ("a", "newline"), 1.0),
         Utterance("B \u201cq\u201d, x", ("b", "<sym>", "q", "<sym>", ",", "x"), 2.0),
     ]
@@ -74,8 +74,8 @@ def test_columns_are_named_by_options_and_numbers_can_be_users(tmp_path):
         tmp_path / "log.jsonl", [{"who": i, "said": "hello", "at": "2020-01-01"} for i in range(60)]
     )
     assert import_file(path, tmp_path / "out", user="who", text="said", timestamp="at").users == 60
-    found = load(tmp_path / "out")
-    assert found.split(split_of("7"))["7"] == [Utterance("hello", ("hello",), 1_577_836_800.0)]
+    toy = load(tmp_path / "out")
+    assert toy.split(split_of("7"))["7"] == [Utterance("hello", ("hello",), 1_577_836_800.0)]
 
 
 def test_what_is_dropped_is_counted_by_reason_with_its_first_line(tmp_path):

@@ -37,14 +37,14 @@ glibc_only = pytest.mark.skipif(
 
 
 def heaps(how: str) -> int:
-    found = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", HEAPS, how],
         capture_output=True,
         text=True,
         check=True,
         cwd=Path(__file__).parents[1],
     )
-    return found.stdout.count("<heap nr=")
+    return result.stdout.count("<heap nr=")
 
 
 @glibc_only

@@ -24,20 +24,20 @@ def probabilities(sequences, order, context):
 
 
 def test_the_unigram_is_the_share_of_each_id_with_one_added():
-    found = probabilities(TOY, 1, [BOS, A])
+    shares = probabilities(TOY, 1, [BOS, A])
     # 9 targets (a 3, b 2, c 1, eos 3) and one for each of the five ids that can be next
-    assert found[[A, B, C, EOS, OOV]] == pytest.approx(np.array([4, 3, 2, 4, 1]) / 14)
+    assert shares[[A, B, C, EOS, OOV]] == pytest.approx(np.array([4, 3, 2, 4, 1]) / 14)
 
 
 def test_the_bigram_is_the_one_worked_out_by_hand():
-    found = probabilities(TOY, 2, [BOS, A])
+    shares = probabilities(TOY, 2, [BOS, A])
     # too few counts to estimate discounts, so 0.5, 1 and 1.5 are given up. Distinct words before: a
     # 1, b 1, c 1, eos 2, together 5; (0.5 + 0.5 + 0.5 + 1) / 5 = 0.5 is spread over five ids
     unigram = {A: 0.1 + 0.1, B: 0.1 + 0.1, C: 0.1 + 0.1, EOS: 0.1 + 0.2, OOV: 0.1}
     # after a: b twice, c once; (1 + 0.5) / 3 is left for the unigram
     expected = {A: 0, B: (2 - 1) / 3, C: (1 - 0.5) / 3, EOS: 0, OOV: 0}
     for i, share in unigram.items():
-        assert found[i] == pytest.approx(expected[i] + 0.5 * share)
+        assert shares[i] == pytest.approx(expected[i] + 0.5 * share)
 
 
 def test_an_unseen_context_falls_back_to_the_next_shorter_one():
@@ -58,10 +58,10 @@ def test_n_grams_at_the_start_count_occurrences_and_others_the_distinct_ids_befo
 @settings(max_examples=60, deadline=None)
 @given(SEQUENCES, st.integers(1, 4), st.lists(st.integers(OOV, SIZE - 1), max_size=5))
 def test_probabilities_sum_to_one_after_any_context(sequences, order, context):
-    found = probabilities(sequences, order, [BOS, *context])
-    assert found.sum() == pytest.approx(1, abs=1e-5)
-    assert found[PAD] == found[BOS] == 0
-    assert (np.delete(found, [PAD, BOS]) > 0).all()
+    shares = probabilities(sequences, order, [BOS, *context])
+    assert shares.sum() == pytest.approx(1, abs=1e-5)
+    assert shares[PAD] == shares[BOS] == 0
+    assert (np.delete(shares, [PAD, BOS]) > 0).all()
 
 
 def by_the_definition(sequences, order, context, target):
@@ -111,10 +111,10 @@ def test_sorted_keys_give_what_the_recursion_gives(sequences, order, data):
         max(Counter(text[i : i + order] for text in texts for i in range(len(text))).values()) < 4
     )
     context = [BOS, *data.draw(st.sampled_from(sequences))]
-    found = probabilities(sequences, order, context)
+    shares = probabilities(sequences, order, context)
     for target in (A, B, EOS, OOV):
         assert math.isclose(
-            found[target], by_the_definition(sequences, order, context, target), rel_tol=1e-4
+            shares[target], by_the_definition(sequences, order, context, target), rel_tol=1e-4
         )
 
 

@@ -107,14 +107,14 @@ def test_a_word_is_as_likely_as_its_pieces_and_its_end():
     # a word is complete with probability 0.8, which a first piece is divided by: a 0.5 / 0.8 * 0.8,
     # ac 0.5 / 0.8 * 0.2 * 0.8, b 0.2, bc 0.04
     decoder = Decoder(always(a_=0.5, b_=0.2, _c=0.2, eos=0.1), PIECES)
-    (found,) = decoder.best([[]])
-    assert [(word, pytest.approx(math.exp(score))) for word, score in found] == [
+    (words,) = decoder.best([[]])
+    assert [(word, pytest.approx(math.exp(score))) for word, score in words] == [
         ("a", 0.5),
         ("b", 0.2),
         ("ac", 0.1),
     ]
-    (found,) = decoder.best([["b"]], ["ac"])
-    assert [(word, pytest.approx(math.exp(score))) for word, score in found] == [
+    (words,) = decoder.best([["b"]], ["ac"])
+    assert [(word, pytest.approx(math.exp(score))) for word, score in words] == [
         ("ac", 0.1),
         ("acc", 0.02),
         ("accc", 0.004),
@@ -127,10 +127,10 @@ def test_the_beam_finds_the_words_that_scoring_every_word_finds(seed):
     contexts = [[], ["ab", "."], ["ccb", "a", "bc"]]
     prefixes = ["", "a", "b", "cc", "abc"]
     asked = list(itertools.product(contexts, prefixes))
-    found = Decoder(weights, PIECES, width=SURE).best(
+    result = Decoder(weights, PIECES, width=SURE).best(
         [context for context, _ in asked], [prefix for _, prefix in asked]
     )
-    for (context, prefix), words in zip(asked, found, strict=True):
+    for (context, prefix), words in zip(asked, result, strict=True):
         expected = listed(weights, context, prefix)
         assert [word for word, _ in words] == [word for word, _ in expected]
         assert [score for _, score in words] == pytest.approx(
@@ -140,7 +140,7 @@ def test_the_beam_finds_the_words_that_scoring_every_word_finds(seed):
 
 def test_a_word_may_be_likelier_than_the_shorter_one_its_pieces_go_through():
     prefixes = ["", "a", "b", "cc"]
-    found = [
+    result = [
         words
         for seed in SEEDS
         for words in Decoder(drawn(seed), PIECES).best(
@@ -149,7 +149,7 @@ def test_a_word_may_be_likelier_than_the_shorter_one_its_pieces_go_through():
     ]
     pairs = [
         (better, worse)
-        for words in found
+        for words in result
         for (better, _), (worse, _) in itertools.combinations(words, 2)
     ]
     assert any(better.startswith(worse) for better, worse in pairs)
@@ -195,7 +195,7 @@ def test_keystrokes_are_the_letters_typed_until_the_three_completions_have_the_w
     for tokens in utterances:
         for place, word in enumerate(tokens):
             shown = [
-                any(word == found for found, _ in listed(weights, tokens[:place], word[:typed]))
+                any(word == result for result, _ in listed(weights, tokens[:place], word[:typed]))
                 for typed in range(len(word))
                 if word != "."
             ]
@@ -249,26 +249,26 @@ def users(**texts: list[str]) -> dict[str, list[Utterance]]:
 
 def test_a_word_never_seen_whole_counts_if_it_is_spelled_right():
     weights = always(a_=0.5, b_=0.2, _c=0.2, eos=0.05, stop=0.05)
-    found = evaluate(Decoder(weights, PIECES), users(ann=["a ac. acc zebra"]), PIECES).total
+    total = evaluate(Decoder(weights, PIECES), users(ann=["a ac. acc zebra"]), PIECES).total
     # the strip is always a, b, ac; acc comes after "ac" only, with "acc" the first completion of a,
     # ac... : a b ac | a ac acc | ac acc accc
-    assert (found.targets, found.top1, found.top3, found.in_vocabulary) == (4, 1, 2, 4)
-    assert (found.first, found.first_top1) == (1, 1)
-    assert found.keys == 1 + 1 + 2 + 6
-    assert found.letters == 2 + 3 + 4 + 6
-    assert found.nll == pytest.approx(
+    assert (total.targets, total.top1, total.top3, total.in_vocabulary) == (4, 1, 2, 4)
+    assert (total.first, total.first_top1) == (1, 1)
+    assert total.keys == 1 + 1 + 2 + 6
+    assert total.letters == 2 + 3 + 4 + 6
+    assert total.nll == pytest.approx(
         -math.log(0.5 * 0.1 * 0.02) - log_probability(weights, [], "zebra")
     )
     # with punctuation: a 0.5, b 0.2, ac 0.1, stop 0.05 / 0.8
-    assert (found.tokens, found.tokens_top1, found.tokens_top3) == (5, 1, 2)
+    assert (total.tokens, total.tokens_top1, total.tokens_top3) == (5, 1, 2)
 
 
 def test_a_class_competes_with_whole_words():
     weights = always(a_=0.3, b_=0.1, _c=0.2, eos=0.1, stop=0.3)
-    found = evaluate(Decoder(weights, PIECES), users(ann=["a. b. ac"]), PIECES).total
+    total = evaluate(Decoder(weights, PIECES), users(ann=["a. b. ac"]), PIECES).total
     # stop 0.3 / 0.8, a 0.3, b 0.1, ac 0.06
-    assert (found.tokens, found.tokens_top1, found.tokens_top3) == (5, 2, 4)
-    assert (found.targets, found.top1, found.top3) == (3, 1, 3)
+    assert (total.tokens, total.tokens_top1, total.tokens_top3) == (5, 2, 4)
+    assert (total.targets, total.top1, total.top3) == (3, 1, 3)
 
 
 def test_predictions_of_pieces_are_whole_words_with_their_log_probability(tmp_path):

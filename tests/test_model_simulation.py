@@ -146,12 +146,12 @@ def test_a_state_saved_and_loaded_by_tff_goes_on_to_the_same_bits(
     loaded = simulation.from_values(
         asyncio.run(manager.load(2, simulation.to_values(two.state))), again.start()
     )
-    expected, found = training.next(two.state), again.next(loaded)
-    assert found.number == 3
-    np.testing.assert_array_equal(found.state.sampler.last, expected.state.sampler.last)
-    assert found.loss == expected.loss
-    assert same(found.weights, expected.weights)
-    assert same(again.next(found.state).weights, training.next(expected.state).weights)
+    expected, result = training.next(two.state), again.next(loaded)
+    assert result.number == 3
+    np.testing.assert_array_equal(result.state.sampler.last, expected.state.sampler.last)
+    assert result.loss == expected.loss
+    assert same(result.weights, expected.weights)
+    assert same(again.next(result.state).weights, training.next(expected.state).weights)
 
 
 def test_weighting_decides_what_a_client_counts_by(simulation, recipe, tiny_checkpoint, tiny_rows):
@@ -366,10 +366,10 @@ def test_padding_and_the_fast_step_change_no_weight(tiny_checkpoint, tiny_rows):
     after, losses, targets = packed.train(weights, tf.constant(steps), tf.constant(0.3))
     plain, total, count = weights, 0.0, 0.0
     for rows in steps:
-        plain, loss, found = training.sgd_step(
+        plain, loss, result = training.sgd_step(
             plain, tf.constant(rows), tf.constant(0.3), rows.shape[1] - 1
         )
-        total, count = total + float(loss * found), count + float(found)
+        total, count = total + float(loss * result), count + float(result)
     assert float(targets) == count
     assert float(losses) == pytest.approx(total, rel=1e-5)
     assert all(np.abs(after[name] - plain[name]).max() < 2e-5 for name in weights)
@@ -418,8 +418,8 @@ def test_momentum_and_the_proximal_pull_follow_their_formulas(tiny_checkpoint, t
     steps, length = tf.constant(np.stack([rows, rows])), rows.shape[1] - 1
     once, _, _ = training.sgd_step(weights, tf.constant(rows), tf.constant(0.1), length)
     twice, _, _ = training.sgd_step(once, tf.constant(rows), tf.constant(0.1), length)
-    heavy, _, _ = packed.train(weights, steps, tf.constant(0.1), momentum=0.5)
-    pulled, _, _ = packed.train(weights, steps, tf.constant(0.1), proximal=2.0)
+    heavy, _, _ = packed.train(weights, steps, tf.constant(0.1), Client(momentum=0.5))
+    pulled, _, _ = packed.train(weights, steps, tf.constant(0.1), Client(proximal=2.0))
     for name in weights:
         np.testing.assert_allclose(
             heavy[name], twice[name] + 0.5 * (once[name] - weights[name]), atol=1e-6

@@ -201,9 +201,9 @@ def test_sampling_three_of_a_thousand_clients_opens_the_datasets_of_three(tff, p
         [f"client{i:03d}" for i in range(1000)], dataset
     )
     opened.clear()  # TFF looks at one to know its form
-    found = tff_corpora.corpus_of(tff_corpora.SOURCES["stackoverflow"], [data, data, data], "toy")
-    assert (len(found.train), opened) == (1000, [])
-    some = sample(found.train, 3)
+    toy = tff_corpora.corpus_of(tff_corpora.SOURCES["stackoverflow"], [data, data, data], "toy")
+    assert (len(toy.train), opened) == (1000, [])
+    some = sample(toy.train, 3)
     assert (list(some), opened) == (["client000", "client333", "client666"], [])
     assert {name: texts(utterances) for name, utterances in some.items()} == {
         name: ["the spec is available here ."] for name in some
@@ -251,20 +251,20 @@ def test_vocabulary_baseline_and_evaluation_work_on_clients_read_lazily(shakespe
     engine = evaluation.ngram_engine(
         ngram.train([words.ids(tokens) for tokens in token_lists(shakespeare.train)], 2, len(words))
     )
-    found = evaluation.evaluate(engine, shakespeare.validation, words)
-    assert (list(found.users), found.total.targets) == (
+    result = evaluation.evaluate(engine, shakespeare.validation, words)
+    assert (list(result.users), result.total.targets) == (
         list(shakespeare.validation),
         4,
     )  # ay me what's here
-    assert 0 < recall(found.total, "top3") <= 1
-    assert measures.summarise(found, np.random.default_rng(0)).users == 1
+    assert 0 < recall(result.total, "top3") <= 1
+    assert measures.summarise(result, np.random.default_rng(0)).users == 1
 
 
 def test_stats_count_what_was_read_of_each_split(shakespeare):
-    found = stats(shakespeare)
-    assert found.users == {"train": 4, "validation": 1, "test": 3}
-    assert (found.train.users, found.train.utterances, found.validation.words) == (4, 15, 4)
-    assert (found.most, found.dropped) == (None, None)
+    figures = stats(shakespeare)
+    assert figures.users == {"train": 4, "validation": 1, "test": 3}
+    assert (figures.train.users, figures.train.utterances, figures.validation.words) == (4, 15, 4)
+    assert (figures.most, figures.dropped) == (None, None)
 
 
 # --- the file ---
@@ -357,14 +357,14 @@ def test_a_file_is_fetched_once_into_the_folder_the_environment_names(
     network, tmp_path, monkeypatch, shakespeare
 ):
     monkeypatch.setenv("FEDBOARD_CACHE", str(tmp_path / "new" / "cache"))
-    found = load("shakespeare")
-    assert found.digest == shakespeare.digest
-    assert found.test[CUPID] == shakespeare.test[CUPID]
+    toy = load("shakespeare")
+    assert toy.digest == shakespeare.digest
+    assert toy.test[CUPID] == shakespeare.test[CUPID]
     assert [entry.name for entry in (tmp_path / "new" / "cache").iterdir()] == [
         "shakespeare.sqlite"
     ]
     (network / "shakespeare.sqlite.lzma").unlink()
-    assert load("shakespeare").digest == found.digest
+    assert load("shakespeare").digest == toy.digest
 
 
 def half(data: bytes) -> bytes:

@@ -169,9 +169,9 @@ def test_plain_sentencepiece_knows_the_special_ids_of_pieces():
 def test_any_text_gives_pieces_that_spell_it_or_a_clear_error(utterances, size):
     tokens = [token for utterance in utterances for token in utterance]
     if any(map(is_word, tokens)):
-        found = build_unigram(utterances, size)
-        assert len(found) <= FIRST_WORD + size
-        assert OOV not in found.ids(tokens)
+        vocabulary = build_unigram(utterances, size)
+        assert len(vocabulary) <= FIRST_WORD + size
+        assert OOV not in vocabulary.ids(tokens)
     else:
         with pytest.raises(VocabularyError, match="the utterances have no word"):
             build_unigram(utterances, size)

@@ -307,9 +307,9 @@ def test_rounds_split_over_two_workers_are_those_of_one_machine_to_rounding(
         rounds = simulation.train(tiny_checkpoint.weights, population, recipe)
         next(rounds)
         os.kill(served[0].worker(), signal.SIGKILL)
-        found = next(rounds)
+        round = next(rounds)
     for name, array in expected.weights.items():
-        np.testing.assert_allclose(found.weights[name], array, atol=1e-5)
+        np.testing.assert_allclose(round.weights[name], array, atol=1e-5)
 
 
 def test_a_remote_worker_that_stays_away_ends_the_round_at_its_deadline_by_name(serve, gate):

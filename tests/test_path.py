@@ -55,15 +55,15 @@ def environment() -> dict[str, str]:
 
 def processes_of(folder: Path) -> list[str]:
     """Command lines of running processes that work in this folder."""
-    found = []
+    result = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
                 if (entry / "cwd").resolve() == folder.resolve():
-                    found.append((entry / "cmdline").read_bytes().decode(errors="replace"))
+                    result.append((entry / "cmdline").read_bytes().decode(errors="replace"))
             except OSError:
                 continue
-    return found
+    return result
 
 
 @pytest.fixture(scope="module")
