@@ -1,5 +1,6 @@
-"""What a device downloads: the whole checkpoint, or its difference from one some rounds older. Real
-rounds of fine-tuning on train users.
+"""What a device downloads: the whole checkpoint, or its difference from one some rounds older.
+
+Real rounds of fine-tuning on train users.
 
 python benchmarks/download_size.py [BUNDLE] --rounds 10
 """
@@ -26,6 +27,7 @@ ROWS = 64  # of one client
 
 
 def main() -> None:
+    """Measure, and print what the head of this file says."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("bundle", nargs="?", type=Path, help="by default the reference bundle")
     parser.add_argument("--rounds", type=int, default=10)
@@ -40,14 +42,15 @@ def main() -> None:
     travelled = [weights.to_bytes(bundle.checkpoint, np.float16)]
     with console.progress("rounds", asked.rounds) as advance:
         for number in range(asked.rounds):
-            given, total, weight = weights.from_bytes(travelled[-1]).weights, 0.0, 0
+            received, weight = weights.from_bytes(travelled[-1]).weights, 0
+            total = np.zeros(sum(array.size for array in received.values()))
             for user in rng.choice(len(users), asked.clients, replace=False):
                 own = rows(
                     (bundle.vocabulary.ids(utterance.tokens) for utterance in users[user]),
                     plan.length,
                 )[-ROWS:]
                 total = total + len(own) * weights.flatten(
-                    finetune(bundle.train_graph, Train(given, own, plan, rng)).delta
+                    finetune(bundle.train_graph, Train(received, own, plan, rng)).delta
                 ).astype(np.float64)
                 weight += len(own)
             exact, velocity = apply(
@@ -66,12 +69,12 @@ def main() -> None:
     for apart in (each for each in (1, 2, 5, 10, 20) if each < len(travelled)):
         old, new = travelled[-1 - apart], travelled[-1]
         began = time.perf_counter()
-        made = difference.encode(old, new)
+        encoded = difference.encode(old, new)
         between = time.perf_counter()
-        assert difference.apply(old, made) == new
+        assert difference.apply(old, encoded) == new
         print(
-            f"{apart:>12} {len(made):>10,} {len(made) / len(new):>12.1%} {between - began:>8.2f} "
-            f"{time.perf_counter() - between:>8.2f}"
+            f"{apart:>12} {len(encoded):>10,} {len(encoded) / len(new):>12.1%} "
+            f"{between - began:>8.2f} {time.perf_counter() - between:>8.2f}"
         )
 
 

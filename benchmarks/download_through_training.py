@@ -1,5 +1,6 @@
-"""What a device downloads early, midway and late in a training: the difference from the checkpoint
-of some rounds before, of the whole one's size.
+"""What a device downloads early, midway and late in a training.
+
+The difference from the checkpoint of some rounds before, of the whole one's size:
 
 python benchmarks/download_through_training.py configs/four-bits.toml --bits 4 > sizes.txt
 """
@@ -25,6 +26,7 @@ ENDS = (21, 110, 200)  # rounds whose checkpoint is fetched
 
 
 def main() -> None:
+    """Measure, and print what the head of this file says."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("config", type=Path)
     parser.add_argument("--bits", type=int, help="encode updates as devices do")
@@ -49,7 +51,8 @@ def main() -> None:
 
     users = corpora.load(settings.data)
     words, first = beginning(settings, Run(Path()), users, False)
-    wanted, kept = {end - apart for end in ENDS for apart in (0, *APART)}, {}
+    wanted = {end - apart for end in ENDS for apart in (0, *APART)}
+    kept: dict[int, Weights] = {}
     with worker.running(len(os.sched_getaffinity(0))):
         for done in simulation.train(
             first.weights, Clients(users.train, words, settings.recipe.plan.length), settings.recipe
@@ -63,28 +66,25 @@ def main() -> None:
 
 
 def show(end: int, kept: dict[int, Weights], grids: list[int]) -> None:
+    """Print a line for each distance to the round at the end, exact and on each grid."""
     for apart in APART:
         shares = []
         for grid in (0, *grids):
             old, new = (travelling(kept[number], number, grid) for number in (end - apart, end))
-            made = difference.encode(old, new)
-            assert difference.apply(old, made) == new
+            encoded = difference.encode(old, new)
+            assert difference.apply(old, encoded) == new
             shares.append(
-                f"{'on a grid of 1/' + format(grid) if grid else 'exact'} {len(made):,} "
-                f"({len(made) / len(new):.1%})"
+                f"{'on a grid of 1/' + format(grid) if grid else 'exact'} {len(encoded):,} "
+                f"({len(encoded) / len(new):.1%})"
             )
         print(f"round {end - apart} -> {end}, {apart} apart: {', '.join(shares)}", flush=True)
 
 
 def travelling(exact: Weights, number: int, grid: int) -> bytes:
-    """The file a device gets; with a grid, weights rounded to its multiples first, as float16 holds
-    them.
-    """
-    rounded = (
-        {name: np.rint(array * grid) / grid + 0.0 for name, array in exact.items()}
-        if grid
-        else exact
-    )  # + 0.0: no negative zeros
+    """The file a device gets, as float16; with a grid, weights are rounded to its multiples."""
+    rounded = exact
+    if grid:  # + 0.0: no negative zeros
+        rounded = {name: np.rint(array * grid) / grid + 0.0 for name, array in exact.items()}
     return weights.to_bytes(Checkpoint(rounded, number), np.float16)
 
 

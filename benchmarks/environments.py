@@ -1,5 +1,6 @@
-"""The peers' environments: built once with the project's uv, then used again. Our own peer and
-plain TFF run in the environment this runs in.
+"""The peers' environments: built once with the project's uv, then used again.
+
+Our own peer and plain TFF run in the environment this runs in.
 """
 
 import os
@@ -13,10 +14,9 @@ PACKAGES = {"pfl": ["torch==2.13.0", "pfl==0.6.0"], "fedjax": ["jax==0.10.2", "f
 
 
 def python(name: str) -> Path:
-    """The interpreter of an environment, built if it is not there yet or was built from other
-    packages.
+    """The interpreter of an environment, built if it is not there yet.
 
-    Raises CalledProcessError if uv cannot build it.
+    It is built again if it was of other packages. Raises CalledProcessError if uv cannot build it.
     """
     folder, wanted = FOLDER / name, "\n".join(PACKAGES[name])
     stamp = folder / "packages.txt"
@@ -26,11 +26,8 @@ def python(name: str) -> Path:
             file=sys.stderr,
             flush=True,
         )
-        uv = [
-            str(ROOT / ".tools/bin/uv"),
-            "--no-config",
-            "--quiet",
-        ]  # the project's own overrides would pin an old JAX
+        # the project's own overrides would pin an old JAX
+        uv = [str(ROOT / ".tools/bin/uv"), "--no-config", "--quiet"]
         variables = dict(os.environ)
         if "PIP_FIND_LINKS" in variables:  # a machine that tells pip where its wheels are
             variables.setdefault("UV_FIND_LINKS", variables["PIP_FIND_LINKS"])

@@ -20,6 +20,7 @@ from model import comparison, corpora, evaluation, measures
 
 
 def main() -> None:
+    """Measure, and print what the head of this file says."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("bundle", nargs="?", type=Path, help="by default the reference bundle")
     parser.add_argument("--data", default="chitchat")
@@ -47,8 +48,7 @@ def main() -> None:
                     evaluation.engine_of(weights, known),
                     {name: own},
                     known,
-                    blocked=blocked,
-                    personal=True,
+                    evaluation.Scope(personal=True, blocked=blocked),
                 ).users[name]
 
             history = own[: -evaluation.scored_of(own, personal=True)]
@@ -58,16 +58,13 @@ def main() -> None:
             tuned = personal.train(
                 graph, everybodys, to_train, bundle.plan, rng, epochs=asked.epochs, rate=asked.rate
             )
-            judged = (
-                personal.Judged()
-                if tuned is None
-                else personal.judge(graph, everybodys, tuned, held)
-            )
+            judged = None if tuned is None else personal.judge(graph, everybodys, tuned, held)
+            ahead = judged is not None and judged.ahead
             alone[name] = score(everybodys)
             always[name] = alone[name] if tuned is None else score(tuned)
-            gated[name] = always[name] if judged.ahead else alone[name]
-            served += judged.ahead
-            harmed += judged.ahead and judged.nats <= 0
+            gated[name] = always[name] if ahead else alone[name]
+            served += ahead
+            harmed += judged is not None and judged.ahead and judged.nats <= 0
             advance(number + 1, f"{served} served")
     results = [
         measures.Evaluation(counts, sum(counts.values(), Counts()))

@@ -1,5 +1,6 @@
-"""Whether federated training keeps its memory: resident MB of `fedboard train` and of its TFF
-worker over many rounds, and the slope of each.
+"""Whether federated training keeps its memory over many rounds.
+
+Resident MB of `fedboard train` and of its TFF worker, and the slope of each.
 
 python benchmarks/simulation_memory.py --rounds 1000 --json memory.json
 python benchmarks/simulation_memory.py --rounds 300 --size gboard
@@ -29,25 +30,25 @@ WORDS = {"tiny": 500, "small": 2_000, "gboard": 10_000}
 
 
 def slope(rounds: Sequence[int], megabytes: Sequence[float], after: int = SETTLED) -> float:
-    """Least-squares MB per 100 rounds, over the looks after the given round; nan for fewer than
-    two.
+    """Least-squares MB per 100 rounds, over the looks after the given round.
+
+    Nan for fewer than two.
     """
-    kept = [
-        (number, found) for number, found in zip(rounds, megabytes, strict=True) if number > after
-    ]
+    kept = [(number, mb) for number, mb in zip(rounds, megabytes, strict=True) if number > after]
     if len(kept) < 2:
         return float("nan")
-    return float(np.polyfit(*zip(*kept, strict=True), 1)[0] * 100)
+    numbers, least = zip(*kept, strict=True)
+    return float(np.polyfit(numbers, least, 1)[0] * 100)
 
 
 def looks(
     process: subprocess.Popen, events: Path, every: int, rounds: int
 ) -> Iterator[tuple[int, float, float]]:
-    """Round, MB of Python, MB of the worker, every so many rounds of a run that writes an event a
-    round; not the last, after which both may be gone.
+    """Round, MB of Python, MB of the worker, every so many rounds of a run.
 
-    MB are the least seen since the look before: what stays between rounds, without what a round
-    takes and gives back. Raises RuntimeError if the run ends early.
+    events is the file the run writes an event a round to. The last round is left out, after which
+    both processes may be gone. MB are the least seen since the look before: what stays between
+    rounds, without what a round takes and gives back. Raises RuntimeError if the run ends early.
     """
     for number in range(every, rounds, every):
         least = (math.inf, math.inf)
@@ -59,12 +60,13 @@ def looks(
                     Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
                 )
                 now = (resident_mb([process.pid]), resident_mb([int(child) for child in children]))
-                least = tuple(map(min, least, now))
+                least = (min(least[0], now[0]), min(least[1], now[1]))
             time.sleep(0.02)
         yield number, *least
 
 
 def arguments() -> argparse.Namespace:
+    """The options, checked."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=1000)
     parser.add_argument(
@@ -80,13 +82,14 @@ def arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    found = arguments()
+    """Measure, and print what the head of this file says."""
+    asked = arguments()
     plan = Plan(learning_rate=0.1, max_rows=16)
     recipe = Recipe(
-        size=found.size,
-        vocabulary=WORDS[found.size],
-        rounds=found.rounds,
-        cohort=found.cohort,
+        size=asked.size,
+        vocabulary=WORDS[asked.size],
+        rounds=asked.rounds,
+        cohort=asked.cohort,
         evaluate_every=100,
         plan=plan,
     )
@@ -108,7 +111,7 @@ def main() -> None:
         print(f"{'round':>6}  {'Python MB':>9}  {'worker MB':>9}", flush=True)
         process = child_process.start(command, events)
         try:
-            for row in looks(process, events, found.every, found.rounds):
+            for row in looks(process, events, asked.every, asked.rounds):
                 seen.append(row)
                 print("{:>6}  {:>9.1f}  {:>9.1f}".format(*row), flush=True)
         finally:
@@ -119,14 +122,14 @@ def main() -> None:
         f"MB per 100 rounds after round {SETTLED}: Python {slopes['python']:+.2f}, worker "
         f"{slopes['worker']:+.2f}"
     )
-    if found.json:
+    if asked.json:
         ran = {
-            "rounds": found.rounds,
-            "cohort": found.cohort,
+            "rounds": asked.rounds,
+            "cohort": asked.cohort,
             "size": recipe.size,
             "vocabulary": recipe.vocabulary,
         }
-        found.json.write_text(
+        asked.json.write_text(
             json.dumps({"settings": ran, "looks": seen, "mb_per_100_rounds": slopes}, indent=1)
         )
 

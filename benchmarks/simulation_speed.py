@@ -1,5 +1,6 @@
-"""How fast federated simulation is, against peers that do the same work: real tokens per CPU second
-on one core, and how far from the core's floor.
+"""How fast federated simulation is, against peers that do the same work.
+
+In real tokens per CPU second on one core, and how far from the core's floor:
 
     python benchmarks/simulation_speed.py --cohort 8 --rounds 4 --core 1 --json result.json
 
@@ -47,6 +48,8 @@ CPU_ONLY = {
 
 @dataclass(frozen=True)
 class Peer:
+    """A simulator, and how its process is run."""
+
     title: str
     module: str  # in benchmarks/peers
     options: tuple[str, ...] = ()
@@ -98,6 +101,7 @@ class Row:
 
 def flop_per_token(weights: dict[str, np.ndarray]) -> int:
     """FLOP of training on one real token: 6 for each weight of a matrix, forward 2, backward 4.
+
     Reading the embedding is no product, scoring is.
     """
     return 6 * sum(array.size for array in weights.values() if array.ndim == 2)
@@ -136,10 +140,6 @@ def row(title: str, runs: Sequence[Run], ours: Sequence[Run], floor: float) -> R
         held_out_loss=runs[0].held_out_loss,
         packages=runs[0].packages,
     )
-
-
-# --- running
-# ------------------------------------------------------------------------------------------------
 
 
 class PeerError(Exception):
@@ -193,33 +193,35 @@ def launch(
 def run(
     peer: Peer, todo: common.Work, folder: Path, cores: Sequence[int], options: Sequence[str] = ()
 ) -> Run:
+    """One process of a peer. Raises PeerError if it fails."""
     python = environments.python(peer.environment) if peer.environment else sys.executable
-    found, started, peak = launch(python, peer.module, folder, cores, [*peer.options, *options])
-    loss = found["held_out_loss"]
+    result, started, peak = launch(python, peer.module, folder, cores, [*peer.options, *options])
+    loss = result["held_out_loss"]
     if loss is None:
         with np.load(folder / "result.npz") as weights:
             loss = network.mean_loss(dict(weights), todo.held_out)
     return Run(
-        seconds=tuple(np.diff(found["seconds"])[1:].tolist()),
-        cpu_seconds=tuple(np.diff(found["cpu_seconds"])[1:].tolist()),
+        seconds=tuple(np.diff(result["seconds"])[1:].tolist()),
+        cpu_seconds=tuple(np.diff(result["cpu_seconds"])[1:].tolist()),
         tokens=tuple(todo.tokens(number) for number in range(1, todo.rounds)),
-        first_s=found["seconds"][1] - started,
+        first_s=result["seconds"][1] - started,
         peak_mb=peak,
         held_out_loss=loss,
-        packages=found["packages"],
+        packages=result["packages"],
     )
 
 
 def measure(
     names: Sequence[str], todo: common.Work, folder: Path, core: int, threads: int, repeats: int
 ) -> tuple[dict[str, list[Run]], list[dict]]:
-    """Every peer once, then all over again in reverse, so that a machine that slows down slows all:
-    runs by peer, and the floor before each turn.
+    """Every peer once, then all over again in reverse: runs by peer, the floor before each turn.
 
-    A peer that fails has fewer runs.
+    So a machine that slows down slows all. A peer that fails has fewer runs.
     """
     cores = [core, *sorted(os.sched_getaffinity(0) - {core})][:threads]
-    turns = [(name, name, cores[:1], ()) for name in names]
+    turns: list[tuple[str, str, list[int], tuple[str, ...]]] = [
+        (name, name, cores[:1], ()) for name in names
+    ]
     if threads > 1:
         turns.append(("ours", f"ours-{threads}", cores, ("--threads", str(threads))))
     runs: dict[str, list[Run]] = {key: [] for _, key, _, _ in turns}
@@ -228,12 +230,12 @@ def measure(
         floors.append(launch(sys.executable, "gemm", folder, [core])[0])
         for name, key, pinned, options in turns[::-1] if repeat % 2 else turns:
             try:
-                found = run(PEERS[name], todo, folder, pinned, options)
+                done = run(PEERS[name], todo, folder, pinned, options)
             except PeerError as error:
                 print(f"{key} failed:\n{error}", file=sys.stderr, flush=True)
                 continue
-            runs[key].append(found)
-            rate = sum(found.tokens) / sum(found.cpu_seconds)
+            runs[key].append(done)
+            rate = sum(done.tokens) / sum(done.cpu_seconds)
             print(
                 f"{repeat + 1}/{repeats} {key}: {rate:,.0f} tokens per CPU second, load "
                 f"{os.getloadavg()[0]:.1f}",
@@ -243,11 +245,8 @@ def measure(
     return runs, floors
 
 
-# --- showing
-# ------------------------------------------------------------------------------------------------
-
-
 def show(rows: Sequence[Row]) -> str:
+    """The rows as a table of text."""
     head = (
         "",
         "tokens/CPU s",
@@ -287,6 +286,7 @@ def show(rows: Sequence[Row]) -> str:
 
 
 def processor() -> str:
+    """What the kernel calls the processor."""
     names = [
         line.partition(":")[2].strip()
         for line in Path("/proc/cpuinfo").read_text().splitlines()
@@ -296,6 +296,7 @@ def processor() -> str:
 
 
 def arguments() -> argparse.Namespace:
+    """The options, checked."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cohort", type=int, default=8, help="clients a round")
     parser.add_argument("--rounds", type=int, default=4, help="measured, after one that is not")
@@ -313,30 +314,31 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--only", default=",".join(PEERS), help=f"some of {','.join(PEERS)}")
     parser.add_argument("--json", type=Path, help="write everything measured here")
-    found = parser.parse_args()
-    found.only = found.only.split(",")
-    if unknown := set(found.only) - set(PEERS):
+    asked = parser.parse_args()
+    asked.only = asked.only.split(",")
+    if unknown := set(asked.only) - set(PEERS):
         parser.error(
             f"--only: expected some of {', '.join(PEERS)}, found {', '.join(sorted(unknown))}"
         )
-    if not 1 <= found.cores <= len(os.sched_getaffinity(0)):
-        parser.error(f"--cores: expected 1 to {len(os.sched_getaffinity(0))}, found {found.cores}")
-    return found
+    if not 1 <= asked.cores <= len(os.sched_getaffinity(0)):
+        parser.error(f"--cores: expected 1 to {len(os.sched_getaffinity(0))}, found {asked.cores}")
+    return asked
 
 
 def main() -> None:
-    found = arguments()
-    todo = work.build(found.cohort, found.rounds + 1)
+    """Measure, and print what the head of this file says."""
+    asked = arguments()
+    todo = work.build(asked.cohort, asked.rounds + 1)
     flop = flop_per_token(todo.weights)
     with tempfile.TemporaryDirectory() as folder:
         common.write(todo, Path(folder) / "work.npz")
         runs, floors = measure(
-            found.only, todo, Path(folder), found.core, found.cores, found.repeats
+            asked.only, todo, Path(folder), asked.core, asked.cores, asked.repeats
         )
     gemm = {shape: max(floor[shape] for floor in floors) for shape in ("square", "softmax")}
     floor = gemm["square"] * 1e9 / flop
-    complete = {key: done for key, done in runs.items() if len(done) == found.repeats}
-    ours, threaded = complete.get("ours", []), f"ours-{found.cores}"
+    complete = {key: done for key, done in runs.items() if len(done) == asked.repeats}
+    ours, threaded = complete.get("ours", []), f"ours-{asked.cores}"
     rows = {
         key: row(PEERS[key].title, done, ours, floor)
         for key, done in complete.items()
@@ -344,13 +346,13 @@ def main() -> None:
     }
     if threaded in complete:
         rows[threaded] = row(
-            f"{PEERS['ours'].title}, {found.cores} threads", complete[threaded], [], floor
+            f"{PEERS['ours'].title}, {asked.cores} threads", complete[threaded], [], floor
         )
     print(show(list(rows.values())))
     tokens = sum(todo.tokens(number) for number in range(1, todo.rounds))
     print(
-        f"\n{found.rounds} rounds of {found.cohort} clients, {tokens:,} real tokens, after one "
-        f"round to warm up; {found.repeats} turns; one core each"
+        f"\n{asked.rounds} rounds of {asked.cohort} clients, {tokens:,} real tokens, after one "
+        f"round to warm up; {asked.repeats} turns; one core each"
     )
     print(
         f"floor: {floor:,.0f} tokens per CPU second = {gemm['square']:.1f} GFLOP/s of 512 x 512 "
@@ -374,16 +376,16 @@ def main() -> None:
         print(f"WARNING: held-out losses differ by more than {AGREE}: not all did the same work")
     if "ours" in rows and threaded in rows:
         print(
-            f"{found.cores} threads on {found.cores} cores: "
+            f"{asked.cores} threads on {asked.cores} cores: "
             f"{rows[threaded].per_s / rows['ours'].per_s:.2f} x the tokens per second of one"
         )
-    if found.json:
+    if asked.json:
         record = {
             "settings": {
-                "cohort": found.cohort,
-                "rounds": found.rounds,
-                "repeats": found.repeats,
-                "core": found.core,
+                "cohort": asked.cohort,
+                "rounds": asked.rounds,
+                "repeats": asked.repeats,
+                "core": asked.core,
             },
             "machine": {"processor": processor(), "cores": os.cpu_count(), "load": os.getloadavg()},
             "flop_per_token": flop,
@@ -392,7 +394,7 @@ def main() -> None:
             "rows": {key: vars(one) for key, one in rows.items()},
             "runs": {key: [vars(one) for one in done] for key, done in runs.items()},
         }
-        found.json.write_text(json.dumps(record, indent=1))
+        asked.json.write_text(json.dumps(record, indent=1))
     if len(complete) < len(runs):
         sys.exit(1)
 

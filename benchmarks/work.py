@@ -1,5 +1,4 @@
-"""The work of the speed benchmark: the built-in corpus -> which clients train in which round, on
-which rows, in which order.
+"""The work of the speed benchmark: the built-in corpus -> who trains when on which rows.
 
 Cohorts and batches come from the project's own pure functions, so the project's simulation and
 every peer do the same sums.
@@ -35,20 +34,21 @@ def recipe(cohort: int, rounds: int, seed: int) -> Recipe:
 
 
 def build(cohort: int, rounds: int, seed: int = 0) -> Work:
+    """The work of so many rounds. The same numbers give the same work."""
     numbers = recipe(cohort, rounds, seed)
-    found = corpora.load("chitchat")
-    words = vocabulary.build(corpus.token_lists(found.train), VOCABULARY)
+    chitchat = corpora.load("chitchat")
+    words = vocabulary.build(corpus.token_lists(chitchat.train), VOCABULARY)
 
     def rows(users: corpus.Users, most: int) -> list[np.ndarray]:
-        made = (
+        own_rows = (
             examples.rows(
                 (words.ids(utterance.tokens) for utterance in utterances), numbers.plan.length
             )
             for utterances in users.values()
         )
-        return [one[-most:] for one in made if len(one)]
+        return [one[-most:] for one in own_rows if len(one)]
 
-    population = rows(found.train, numbers.plan.max_rows)
+    population = rows(chitchat.train, numbers.plan.max_rows)
     participations, sampler = [], cohorts.start(len(population), cohort)
     for number in range(1, rounds + 1):
         chosen, sampler = cohorts.draw(
@@ -62,18 +62,28 @@ def build(cohort: int, rounds: int, seed: int = 0) -> Work:
                 np.random.default_rng([seed, 2, number, int(i)]),
             )
             flat = drawn.reshape(-1, drawn.shape[-1])
-            participations.append(
-                flat[flat[:, 0] != 0]
-            )  # the last batch is filled with empty rows, which are nobody's work
+            # the last batch is filled with empty rows, which are nobody's work
+            participations.append(flat[flat[:, 0] != 0])
     held_out = np.concatenate(
-        rows(dict(list(found.validation.items())[:HELD_OUT_USERS]), HELD_OUT_ROWS)
+        rows(dict(list(chitchat.validation.items())[:HELD_OUT_USERS]), HELD_OUT_ROWS)
     )
     weights = network.initial_weights(
         network.size_named(SIZE), words, np.random.default_rng([seed, 0])
     )
+    starts, rows_of_all = _stacked(participations)
+    population_starts, population_rows = _stacked(population)
     return Work(
-        *(cohort, rounds, numbers.plan.batch_size, numbers.plan.learning_rate, seed),
-        *(*_stacked(participations), *_stacked(population), held_out, weights),
+        cohort,
+        rounds,
+        numbers.plan.batch_size,
+        numbers.plan.learning_rate,
+        seed,
+        starts,
+        rows_of_all,
+        population_starts,
+        population_rows,
+        held_out,
+        weights,
     )
 
 

@@ -1,5 +1,4 @@
-"""What every peer of the speed benchmark shares: the work it reads, the marks it leaves between
-rounds, the result it writes.
+"""What every peer of the speed benchmark shares: its work, its marks of time, its result.
 
 A peer is a process of its own in an environment of its own, so this file needs numpy and the
 standard library only, and Linux's /proc.
@@ -21,9 +20,7 @@ _TICKS, _PAGE = os.sysconf("SC_CLK_TCK"), os.sysconf("SC_PAGE_SIZE")
 
 @dataclass(frozen=True)
 class Work:
-    """What is to be trained: who takes part in which round with which rows in which order, and the
-    weights it starts from.
-    """
+    """What is to be trained: who takes part when with which rows, and the first weights."""
 
     cohort: int  # clients a round
     rounds: int
@@ -34,16 +31,15 @@ class Work:
     # int32 [all participations' rows, length + 1]: inputs and targets shifted by one, padded with
     # 0; no row is empty
     rows: np.ndarray
-    population_starts: (
-        np.ndarray
-    )  # the same for all clients, from whom our own simulation draws these cohorts itself
+    # the same for all clients, from whom our own simulation draws these cohorts itself
+    population_starts: np.ndarray
     population_rows: np.ndarray
-    held_out: (
-        np.ndarray
-    )  # int32 [n, length + 1], rows of validation users, on which all are scored after training
+    # int32 [n, length + 1], rows of validation users, on which all are scored after training
+    held_out: np.ndarray
     weights: dict[str, np.ndarray]  # of the CIFG network in `model/network.py`, matrices [out, in]
 
     def participation(self, i: int) -> np.ndarray:
+        """The rows of one participation, int32 [rows, length + 1]; the first is 0."""
         return self.rows[self.starts[i] : self.starts[i + 1]]
 
     def round(self, number: int) -> list[np.ndarray]:
@@ -57,15 +53,18 @@ class Work:
         return sum(int(np.count_nonzero(rows[:, 1:])) for rows in self.round(number))
 
     def population(self) -> list[np.ndarray]:
+        """The rows of each client of the population, int32 [rows, length + 1]."""
         return np.split(self.population_rows, self.population_starts[1:-1])
 
 
 def write(work: Work, path: Path) -> None:
+    """The work as one .npz file."""
     fields = {name: value for name, value in vars(work).items() if name != "weights"}
     np.savez(path, **fields, **{f"weights/{name}": array for name, array in work.weights.items()})
 
 
 def read(path: Path) -> Work:
+    """What `write` wrote."""
     with np.load(path) as file:
         arrays = {name: file[name] for name in file.files}
     weights = {
@@ -81,14 +80,16 @@ def read(path: Path) -> Work:
 
 @dataclass
 class Marks:
-    """When rounds ended: monotonic seconds, which all processes share, and CPU seconds of this
-    process and all below it.
+    """When rounds ended: monotonic seconds, which all processes share, and CPU seconds.
+
+    Those are of this process and all below it.
     """
 
     seconds: list[float] = field(default_factory=list)
     cpu_seconds: list[float] = field(default_factory=list)
 
     def mark(self) -> None:
+        """A round ends now."""
         self.seconds.append(time.monotonic())
         self.cpu_seconds.append(cpu_seconds(tree(os.getpid())))
 
@@ -112,30 +113,27 @@ def finish(
     packages: Iterable[str],
     weights: dict[str, np.ndarray] | None = None,
     held_out_loss: float | None = None,
-):
-    """Write the result: RESULT.json, and the trained weights beside it as RESULT.npz unless the
-    peer scored them itself.
+) -> None:
+    """Write the result: RESULT.json, and the trained weights beside it as RESULT.npz.
+
+    A peer that scored them itself gives no weights but the loss.
     """
     if weights is not None:
         np.savez(path.with_suffix(".npz"), **weights)
-    found = {
+    result = {
         **vars(marks),
         "packages": {name: version(name) for name in packages},
         "held_out_loss": held_out_loss,
     }
-    path.write_text(json.dumps(found))
-
-
-# --- what a process and all below it cost
-# ------------------------------------------------------------------------------------------------
+    path.write_text(json.dumps(result))
 
 
 def tree(root: int) -> list[int]:
     """A process and its living descendants."""
     children: dict[int, list[int]] = {}
     for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and (found := _stat(int(entry.name))):
-            children.setdefault(int(found[1]), []).append(int(entry.name))
+        if entry.name.isdigit() and (stat := _stat(int(entry.name))):
+            children.setdefault(int(stat[1]), []).append(int(entry.name))
     pids = [root]
     for pid in pids:
         pids += children.get(pid, [])
@@ -144,18 +142,16 @@ def tree(root: int) -> list[int]:
 
 def cpu_seconds(pids: Iterable[int]) -> float:
     """User and system time so far, with that of children that have ended."""
-    return sum(sum(map(int, found[11:15])) for pid in pids if (found := _stat(pid))) / _TICKS
+    return sum(sum(map(int, stat[11:15])) for pid in pids if (stat := _stat(pid))) / _TICKS
 
 
 def resident_mb(pids: Iterable[int]) -> float:
     """Resident memory now; pages that two processes share count twice."""
-    return sum(int(found[21]) for pid in pids if (found := _stat(pid))) * _PAGE / 2**20
+    return sum(int(stat[21]) for pid in pids if (stat := _stat(pid))) * _PAGE / 2**20
 
 
 def _stat(pid: int) -> list[str] | None:
-    """/proc/PID/stat from the state on, which is field 3 of proc(5); None if the process has
-    ended.
-    """
+    """/proc/PID/stat from its field 3 on, the state, as in proc(5); None if it has ended."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:

@@ -1,5 +1,6 @@
-"""Peer: FedJAX on a current JAX, FedAvg by its jit backend, one jitted step a batch; batches are
-padded so that nothing compiles twice.
+"""Peer: FedJAX on a current JAX, FedAvg by its jit backend, one jitted step a batch.
+
+Batches are padded so that nothing compiles twice.
 """
 
 import jax
@@ -40,8 +41,9 @@ def loss(weights, batch, _):
 
 
 def main() -> None:
-    found = common.arguments()
-    work, marks = common.read(found.work), common.Marks()
+    """Do the work, and write when rounds ended and what came out."""
+    asked = common.arguments()
+    work, marks = common.read(asked.work), common.Marks()
     weights = {name: jnp.asarray(array) for name, array in work.weights.items()}
     train = create_train_for_each_client(jax.grad(loss), fedjax.optimizers.sgd(work.learning_rate))
     server = fedjax.optimizers.sgd(1.0)
@@ -60,7 +62,7 @@ def main() -> None:
         jax.block_until_ready(weights)
         marks.mark()
     common.finish(
-        found.result,
+        asked.result,
         marks,
         ["fedjax", "jax"],
         {name: np.asarray(array) for name, array in weights.items()},

@@ -1,5 +1,6 @@
-"""The floor: how fast one core multiplies float32 matrices, GFLOP per CPU second; a square product,
-and the three of one softmax step.
+"""The floor: how fast one core multiplies float32 matrices, GFLOP per CPU second.
+
+A square product, and the three of one softmax step.
 """
 
 import json
@@ -13,8 +14,9 @@ SIDE, WARM_UP_S, MEASURED_S = 512, 0.3, 1.5
 
 
 def speed(products: list[tuple[np.ndarray, np.ndarray]]) -> float:
-    """The best of many runs of the products one after the other: what the core can do when nobody
-    disturbs it.
+    """GFLOP per CPU second of the best of many runs of the products, one after the other.
+
+    The best is what the core can do when nobody disturbs it.
     """
     best, started = float("inf"), time.process_time()
     while (spent := time.process_time() - started) < WARM_UP_S + MEASURED_S:
@@ -31,21 +33,18 @@ def speed(products: list[tuple[np.ndarray, np.ndarray]]) -> float:
 
 
 def main() -> None:
-    found = common.arguments()
-    work, rng = common.read(found.work), np.random.default_rng(0)
+    """Do the work, and write when rounds ended and what came out."""
+    asked = common.arguments()
+    work, rng = common.read(asked.work), np.random.default_rng(0)
     table = work.weights["embedding"]
-    real = round(
-        np.count_nonzero(work.rows[:, 1:]) / len(work.rows) * work.batch_size
-    )  # tokens of a mean batch
+    # tokens of a mean batch
+    real = round(np.count_nonzero(work.rows[:, 1:]) / len(work.rows) * work.batch_size)
     hidden = rng.random((real, table.shape[1]), np.float32)
     scores = rng.random((real, len(table)), np.float32)
     square = rng.random((SIDE, SIDE), np.float32)
-    softmax = [
-        (hidden, table.T),
-        (scores, table),
-        (scores.T, hidden),
-    ]  # logits, gradients of the hidden states and of the table
-    found.result.write_text(
+    # logits, gradients of the hidden states and of the table
+    softmax = [(hidden, table.T), (scores, table), (scores.T, hidden)]
+    asked.result.write_text(
         json.dumps(
             {"square": speed([(square, square)]), "softmax": speed(softmax), "softmax_rows": real}
         )

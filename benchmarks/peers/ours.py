@@ -1,5 +1,6 @@
-"""The project itself: `model/simulation.py` on a worker of its own. It draws the cohorts itself;
-their targets say that they are the peers'.
+"""The project itself: `model/simulation.py` on a worker of its own.
+
+It draws the cohorts itself; their targets say that they are the peers'.
 """
 
 from benchmarks import work as works
@@ -8,10 +9,11 @@ from model import simulation, worker
 
 
 def main() -> None:
-    found = common.arguments(threads=1)
-    work, marks = common.read(found.work), common.Marks()
+    """Do the work, and write when rounds ended and what came out."""
+    asked = common.arguments(threads=1)
+    work, marks = common.read(asked.work), common.Marks()
     recipe = works.recipe(work.cohort, work.rounds, work.seed)
-    with worker.running(found.threads):
+    with worker.running(asked.threads):
         marks.mark()
         for done in simulation.train(work.weights, work.population(), recipe):
             marks.mark()
@@ -20,7 +22,7 @@ def main() -> None:
                     f"round {done.number}: trained {done.targets} targets, the peers "
                     f"{work.tokens(done.number - 1)}"
                 )
-    common.finish(found.result, marks, ["tensorflow-federated", "tensorflow"], done.weights)
+    common.finish(asked.result, marks, ["tensorflow-federated", "tensorflow"], done.weights)
 
 
 if __name__ == "__main__":

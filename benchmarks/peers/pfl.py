@@ -26,8 +26,9 @@ from benchmarks.peers import common
 
 
 class Cifg(nn.Module):
-    """Hidden states [time, batch, embedding] of inputs of the same shape; input and forget gate
-    coupled, recurrent projection.
+    """Hidden states [time, batch, embedding] of inputs of the same shape.
+
+    Input and forget gate coupled, recurrent projection.
     """
 
     def __init__(self, weights: dict[str, np.ndarray]):
@@ -37,6 +38,7 @@ class Cifg(nn.Module):
             self.register_parameter(name, nn.Parameter(torch.tensor(weights[name])))
 
     def forward(self, x):
+        """float32 [time, batch, embedding] -> the same."""
         hidden, cell = x.new_zeros(x.shape[1:]), x.new_zeros(x.shape[1], self.projection.shape[1])
         recurrent, projection = (
             self.recurrent_kernel.t().contiguous(),
@@ -48,12 +50,13 @@ class Cifg(nn.Module):
             cell = torch.lerp(cell, g.tanh(), i.sigmoid())
             hidden = (o.sigmoid() * cell.tanh()) @ projection
             states.append(hidden)
-        return torch.stack(states)
+        return torch.stack(states)  # [time, batch, embedding]
 
 
 class Lstm(nn.Module):
-    """torch's LSTM with as many units as give the CIFG layer's parameters; without a recurrent
-    projection, which oneDNN cannot do.
+    """torch's LSTM with as many units as give the CIFG layer's parameters.
+
+    Without a recurrent projection, which oneDNN cannot do.
     """
 
     def __init__(self, weights: dict[str, np.ndarray]):
@@ -67,10 +70,13 @@ class Lstm(nn.Module):
         self.layer, self.projection = nn.LSTM(width, units), nn.Linear(units, width, bias=False)
 
     def forward(self, x):
+        """float32 [time, batch, embedding] -> the same."""
         return self.projection(self.layer(x)[0])
 
 
 class NextWord(nn.Module):
+    """The network of `model/network.py` as pfl wants a model: its loss, and what it measures."""
+
     def __init__(self, weights: dict[str, np.ndarray], lstm: bool, shortcuts: bool):
         super().__init__()
         self.shortcuts = shortcuts
@@ -93,6 +99,7 @@ class NextWord(nn.Module):
         )
 
     def metrics(self, rows):
+        """pfl's hook: nothing is measured on the way."""
         return {}
 
     @torch.no_grad()
@@ -105,6 +112,7 @@ class NextWord(nn.Module):
         return float(np.average([float(self.loss(chunk)) for chunk in chunks], weights=targets))
 
     def weights(self) -> dict[str, np.ndarray]:
+        """As `model/network.py` names them."""
         return {
             name.removeprefix("recurrent."): array.detach().numpy()
             for name, array in self.named_parameters()
@@ -112,21 +120,25 @@ class NextWord(nn.Module):
 
 
 class Mark(TrainingProcessCallback):
+    """Marks the end of each round."""
+
     def __init__(self, marks: common.Marks):
         self.marks = marks
 
     def after_central_iteration(self, aggregate_metrics, model, *, central_iteration):
+        """pfl's hook: go on, with nothing to report."""
         self.marks.mark()
         return False, Metrics()
 
 
 def main() -> None:
-    found = common.arguments(lstm=False, shortcuts=False)
+    """Do the work, and write when rounds ended and what came out."""
+    asked = common.arguments(lstm=False, shortcuts=False)
     torch.set_num_threads(1)
     torch.set_num_interop_threads(1)
     torch.manual_seed(0)
-    work, marks = common.read(found.work), common.Marks()
-    network = NextWord(work.weights, found.lstm, found.shortcuts)
+    work, marks = common.read(asked.work), common.Marks()
+    network = NextWord(work.weights, asked.lstm, asked.shortcuts)
     taking_part = iter(range(work.rounds * work.cohort))
     data = FederatedDataset(
         lambda i: Dataset([torch.from_numpy(work.participation(i)).long()], user_id=str(i)),
@@ -147,15 +159,15 @@ def main() -> None:
     FederatedAveraging().run(
         rounds, backend, model, local, callbacks=[Mark(marks)], send_metrics_to_platform=False
     )
-    if found.lstm:
+    if asked.lstm:
         common.finish(
-            found.result,
+            asked.result,
             marks,
             ["pfl", "torch"],
             held_out_loss=network.held_out_loss(work.held_out),
         )
     else:
-        common.finish(found.result, marks, ["pfl", "torch"], network.weights())
+        common.finish(asked.result, marks, ["pfl", "torch"], network.weights())
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
-"""Peer: TFF as its guides show it: a Keras model through `from_keras_model`,
-`build_weighted_fed_avg`, tf.data clients, the local C++ runtime.
+"""Peer: TFF as its guides show it.
+
+A Keras model through `from_keras_model`, `build_weighted_fed_avg`, tf.data clients, the local C++
+runtime.
 """
 
 import math
@@ -12,19 +14,9 @@ import tensorflow_federated as tff
 
 from benchmarks.peers import common
 
-NAMES = (
-    "embedding",
-    "input_kernel",
-    "recurrent_kernel",
-    "cell_bias",
-    "projection",
-    "output_bias",
-)  # in the order Keras lists the variables
-TRANSPOSED = (
-    "input_kernel",
-    "recurrent_kernel",
-    "projection",
-)  # Keras multiplies from the other side
+GATES = ("input_kernel", "recurrent_kernel", "cell_bias")
+NAMES = ("embedding", *GATES, "projection", "output_bias")  # in the order Keras lists them
+TRANSPOSED = ("input_kernel", "recurrent_kernel", "projection")  # Keras has the other side first
 
 
 class Cifg(tf.keras.layers.Layer):
@@ -36,12 +28,14 @@ class Cifg(tf.keras.layers.Layer):
         self.state_size, self.output_size = [width, units], width
 
     def build(self, shape):
+        """Keras's hook: the cell's weights."""
         self.input_kernel = self.add_weight("input_kernel", (shape[-1], 3 * self.units))
         self.recurrent_kernel = self.add_weight("recurrent_kernel", (self.width, 3 * self.units))
         self.cell_bias = self.add_weight("cell_bias", (3 * self.units,))
         self.projection = self.add_weight("projection", (self.units, self.width))
 
     def call(self, x, states):
+        """One time step: float32 [batch, width] and the states -> hidden, and the states after."""
         hidden, cell = states
         i, o, g = tf.split(
             tf.matmul(x, self.input_kernel)
@@ -63,9 +57,11 @@ class Tied(tf.keras.layers.Layer):
         self.embedding = embedding
 
     def build(self, shape):
+        """Keras's hook: the bias."""
         self.output_bias = self.add_weight("output_bias", (self.embedding.input_dim,))
 
     def call(self, hidden):
+        """float32 [batch, time, width] -> [batch, time, vocabulary]."""
         return tf.matmul(hidden, self.embedding.embeddings, transpose_b=True) + self.output_bias
 
 
@@ -73,12 +69,14 @@ class TokenMean(tf.keras.losses.Loss):
     """Mean cross-entropy over real tokens."""
 
     def call(self, targets, logits):
+        """Ids [batch, time] and logits [batch, time, vocabulary] -> a scalar."""
         real = tf.cast(tf.not_equal(targets, 0), tf.float32)
         losses = tf.nn.sparse_softmax_cross_entropy_with_logits(tf.cast(targets, tf.int32), logits)
         return tf.reduce_sum(losses * real) / tf.maximum(tf.reduce_sum(real), 1.0)
 
 
 def learning_process(work: common.Work) -> tff.learning.templates.LearningProcess:
+    """Federated averaging of the Keras model, weighted by rows as TFF does by default."""
     vocabulary, width = work.weights["embedding"].shape
     units, length = work.weights["projection"].shape[1], work.rows.shape[1] - 1
 
@@ -100,8 +98,9 @@ def learning_process(work: common.Work) -> tff.learning.templates.LearningProces
 
 
 def main() -> None:
-    found = common.arguments()
-    work, marks = common.read(found.work), common.Marks()
+    """Do the work, and write when rounds ended and what came out."""
+    asked = common.arguments()
+    work, marks = common.read(asked.work), common.Marks()
     tff.backends.native.set_sync_local_cpp_execution_context(max_concurrent_computation_calls=1)
 
     def turned(name: str, array: np.ndarray) -> np.ndarray:
@@ -123,7 +122,7 @@ def main() -> None:
     trained = zip(NAMES, process.get_model_weights(state).trainable, strict=True)
     packages = ["tensorflow-federated", "tensorflow"]
     common.finish(
-        found.result,
+        asked.result,
         marks,
         packages,
         {name: turned(name, np.asarray(array)) for name, array in trained},
