@@ -50,8 +50,8 @@ prove: setup ## what takes longer than a test may: kills in a row, fuzzing, ten 
 	@$(RUN) pytest -q -n $(PYTEST_WORKERS) -m prove --page docs/prove.md $(ARGS) </dev/null
 test-numpy2: .venv-numpy2/.synced ## run the tests that need no TensorFlow with NumPy 2 and ai-edge-litert, in .venv-numpy2
 	@UV_PROJECT_ENVIRONMENT=.venv-numpy2 $(RUN) pytest -q -n 2 -m "not tensorflow" $(ARGS) </dev/null
-lint: setup ## ruff
-	@$(RUN) ruff check . && $(RUN) ruff format --check .
+lint: setup ## ruff and mypy
+	@$(RUN) ruff check . && $(RUN) ruff format --check . && $(RUN) mypy
 reference: setup ## train and export the reference bundle again, into runs/reference (a quarter of an hour)
 	@$(RUN) fedboard train --config configs/gboard.toml --seed 0 --out runs/reference $(ARGS) </dev/null
 	@$(RUN) fedboard export runs/reference </dev/null

@@ -3,7 +3,7 @@ typed.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from device_runtime import causes, daemon, personal, unfinished
@@ -157,7 +157,7 @@ def _sentence(line: Contribution) -> str:
     if line.kind == Kind.EVALUATION:
         return _evaluation(line)
     cause = causes.sentence(line.cause)
-    became = {
+    words: Mapping[str, str] = {
         Status.COUNTED: f"an update of {line.examples:,} examples was counted",
         Status.SENDING: f"an update of {line.examples:,} examples may have left: no answer came",
         Status.PAUSED: f"the work was interrupted and waits for the next window: {cause}",
@@ -165,7 +165,8 @@ def _sentence(line: Contribution) -> str:
         Status.NOT_COUNTED: (
             f"an update of {line.examples:,} examples was sent and not counted: {cause}"
         ),
-    }.get(line.outcome, line.outcome)
+    }
+    became = words.get(line.outcome, line.outcome)
     return (
         f"{moment(line.at)}, round {line.round}: {became} ({line.bytes_up:,} bytes sent, "
         f"{line.bytes_down:,} received)"
@@ -174,7 +175,7 @@ def _sentence(line: Contribution) -> str:
 
 def _evaluation(line: Contribution) -> str:
     cause = causes.sentence(line.cause)
-    became = {
+    words: Mapping[str, str] = {
         Status.COUNTED: (
             f"a checkpoint was scored on {line.examples:,} held-back words; only sums were sent, "
             "and counted"
@@ -188,7 +189,8 @@ def _evaluation(line: Contribution) -> str:
             f"a checkpoint was scored on {line.examples:,} held-back words; only sums were sent, "
             f"and not counted: {cause}"
         ),
-    }.get(line.outcome, line.outcome)
+    }
+    became = words.get(line.outcome, line.outcome)
     return (
         f"{moment(line.at)}, round {line.round} of {line.task}: {became} ({line.bytes_up:,} bytes "
         f"sent, {line.bytes_down:,} received)"

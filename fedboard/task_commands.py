@@ -146,7 +146,8 @@ def task_show(
         f"{task.committed} rounds committed"
     )
     console.say(f"checkpoint {task.checkpoint} of round {task.checkpoint_round}")
-    rows, why = [], {}
+    rows: list[list[str]] = []
+    why: dict[str, int] = {}
     for report in reports:
         for cause, count in (*report.refused.items(), *report.dropped.items()):
             why[cause] = why.get(cause, 0) + count

@@ -113,7 +113,7 @@ def step(
 
 def log_probs(weights: Weights, hidden: np.ndarray) -> np.ndarray:
     """Log-probabilities of the next token: float32 [n, embedding] -> float32 [n, vocabulary]."""
-    logits = hidden @ weights["embedding"].T + weights["output_bias"]
+    logits: np.ndarray = hidden @ weights["embedding"].T + weights["output_bias"]
     logits -= logits.max(axis=1, keepdims=True)
     return logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
 

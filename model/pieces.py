@@ -344,7 +344,7 @@ def _scores(
     """Log-probabilities of the next piece, float32 [n, vocabulary], and of its not being an inner
     one, [n]. One exponential serves both.
     """
-    logits = hidden @ weights["embedding"].T
+    logits: np.ndarray = hidden @ weights["embedding"].T
     logits += weights["output_bias"]
     logits -= logits.max(axis=1, keepdims=True)
     exponentials = np.exp(logits)

@@ -50,7 +50,7 @@ PROCESSES = (
     "test_fedboard_serve",
     "test_fedboard_device_words",
     "test_fedboard_device_log",
-    "test_fedboard_live_keyboard",
+    "test_fedboard_terminal_keyboard",
     "test_server_doors",
     "test_server_blobs",
     "test_server_dashboard",
@@ -58,7 +58,7 @@ PROCESSES = (
     "test_kill_points",
 )
 # what a fixture needs, all that use it need
-FIXTURES = {"tiny_bundle": "tensorflow", "chitchat": "process"}
+FIXTURES = {"chitchat": "process"}
 # begun first, the longest first: what is begun last should be short
 ORDER = ("test_fedboard_train", *LOADING, "test_path", *PROCESSES)
 MARKS = {

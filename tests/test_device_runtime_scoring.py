@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.test_device_runtime_participate import ABLE, device, server, turn  # noqa: F401
 
 from device_runtime import scoring, text
 from device_runtime.causes import Cause
@@ -21,6 +20,7 @@ from device_runtime.wire import Assignment, Kind
 from server import tasks
 from server.rounds import Rules
 from server.task import TaskSettings
+from tests.test_device_runtime_drive import ABLE, device, server, turn  # noqa: F401
 
 LOST_LATER = "0\tbattery_charged_on\n0\twifi\n0\tscreen_off\n130\tbattery_charged_off\n"
 
