@@ -152,6 +152,7 @@ def played(fast_folder) -> Played:
     return Played(fast_folder)
 
 
+@pytest.mark.timeout(900)  # some two hundred servers, however busy the cores are
 def test_a_server_killed_at_any_step_goes_on_as_if_it_never_was(played):
     expected = played.expected
     assert [len(expected[table]) for table in ("checkpoints", "sums")] == [3, 0]
