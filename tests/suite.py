@@ -57,7 +57,7 @@ PROCESSES = (
     "test_bundles_reference",
     "test_kill_points",
 )
-# what a fixture needs, all that use it need
+# what a fixture costs, it costs all that use it
 FIXTURES = {"chitchat": "process"}
 # begun first, the longest first: what is begun last should be short
 ORDER = ("test_fedboard_train", *LOADING, "test_path", *PROCESSES)

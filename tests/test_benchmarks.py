@@ -166,6 +166,7 @@ def test_the_products_of_a_step_have_the_operations_that_are_counted(monkeypatch
     assert Counted.done == device_process.step_flop(weights, batch=4, length=6)
 
 
+@pytest.mark.process
 def test_the_devices_benchmarks_run_from_end_to_end(tiny_bundle, trusted, corpus_file, tmp_path):
     key, data = tmp_path / "maker.pub", tmp_path / "data"
     key.write_text(next(iter(trusted)))

@@ -45,9 +45,11 @@ def test_what_was_out_of_reach_is_there_again_afterwards():
     assert importlib.import_module("json").loads("1") == 1
 
 
-def test_a_test_that_uses_the_bundle_is_not_quick_and_one_of_words_is():
-    assert suite.marks("test_device_runtime_text", frozenset({"tiny_bundle"})) == {"tensorflow"}
+def test_a_test_of_words_is_quick_and_one_that_reads_a_whole_corpus_or_starts_a_server_is_not():
     assert suite.marks("test_device_runtime_text", frozenset({"tmp_path"})) == set()
+    assert suite.marks("test_device_runtime_text", frozenset({"chitchat"})) == {"process"}
+    assert suite.marks("test_fedboard_serve", frozenset()) == {"process"}
+    assert suite.marks("test_path", frozenset()) == {"tensorflow"}
 
 
 def test_a_property_is_tried_with_as_many_times_its_examples_as_asked_for():
