@@ -388,8 +388,9 @@ def _remove_log(path: Path) -> None:
         db = sqlite3.connect(path, timeout=30, isolation_level=None)
         with (
             contextlib.closing(db),
-            contextlib.suppress(sqlite3.Error, MemoryError),
-        ):  # a damaged file cannot be emptied, only removed
+            # a damaged file cannot be emptied, only removed; nor can SQLite always name the damage
+            contextlib.suppress(sqlite3.Error, UnicodeDecodeError, MemoryError),
+        ):
             db.execute("PRAGMA secure_delete = ON")
             db.execute("DELETE FROM records")
             db.execute("VACUUM")

@@ -646,6 +646,18 @@ def damages(draw):
     )
 
 
+def test_a_log_whose_damage_sqlite_cannot_even_name_is_still_wiped(tmp_path):
+    """SQLite quotes the damaged schema in its message, which is no text any more."""
+    path = tmp_path / "log.sqlite"
+    with TypingLog(path) as log:
+        log.append("see you tomorrow", 1.0)
+    whole = path.read_bytes()
+    path.write_bytes(whole.replace(b"CREATE TABLE records", b"CREATE T\x80BLE records"))
+    assert path.read_bytes() != whole
+    wipe(path)
+    assert list(tmp_path.iterdir()) == []
+
+
 @given(damage=st.lists(damages(), min_size=1, max_size=4))
 @settings(max_examples=150, deadline=None)
 def test_a_damaged_log_gives_what_was_typed_or_one_error(whole_log, tmp_path_factory, damage):
