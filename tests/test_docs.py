@@ -136,7 +136,7 @@ def test_installing_by_pip_says_so_where_pip_by_itself_would_refuse_a_package():
     refused = []
     for package in pinned:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            wanted = importlib.metadata.metadata(package)["Requires-Python"]
+            wanted = importlib.metadata.metadata(package).get("Requires-Python")
             if wanted and platform.python_version() not in SpecifierSet(wanted):
                 refused.append(package)
     command = (DOCS / "install.md").read_text().partition("pip install")[2].partition("\n")[0]

@@ -11,6 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("device_runtime", "model", "server", "conversion", "fleet", "fedboard", "tests")
 PROMPT = "\n    >>> "
+LOADING_TENSORFLOW = {"model.aggregators", "model.simulation", "conversion.package"}
 
 
 def modules_with_examples() -> list[str]:
@@ -20,7 +21,12 @@ def modules_with_examples() -> list[str]:
     return [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in shown]
 
 
-@pytest.mark.parametrize("name", modules_with_examples())
+def marked(name: str) -> object:
+    """The name as a parameter, with the mark of what the module loads."""
+    return pytest.param(name, marks=[pytest.mark.tensorflow] * (name in LOADING_TENSORFLOW))
+
+
+@pytest.mark.parametrize("name", map(marked, modules_with_examples()))
 def test_the_examples_of_a_module_hold(name):
     results = doctest.testmod(importlib.import_module(name), raise_on_error=False)
     assert results.attempted > 0
