@@ -18,12 +18,18 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from device_runtime import bundle, signing
 from device_runtime.bundle import Bundle, open_verified
 from device_runtime.examples import rows
+from device_runtime.interpreter import CHOICE, LOADERS, installed
 from device_runtime.text import Vocabulary
 from device_runtime.weights import Checkpoint
 from device_runtime.wire import Plan
 from model import corpora, corpus, imported, network, vocabulary
 
 pytest_plugins = ["tests.suite"]
+
+# each interpreter is tested: here the one that the `device` extra installs, the other where it is
+# the only one, as in the environment of `make test-numpy2`
+if len(installed()) == len(LOADERS):
+    os.environ.setdefault(CHOICE, "tflite-runtime")
 
 GOLDEN = Path(__file__).parent / "golden"
 SUBJECTS = ("i", "you", "we", "they")

@@ -83,11 +83,11 @@ def test_parity_sees_a_wrong_gradient(monkeypatch, tiny_checkpoint, tiny_plan, f
 def test_loss_is_the_same_in_numpy_and_in_the_graph(tiny_bundle, tiny_checkpoint, fifty):
     graph = Graph(tiny_bundle.train_graph)
     for batch in fifty[:5]:
-        found = graph.run("evaluate", rows=batch, **tiny_checkpoint.weights)
-        assert found["loss"] == pytest.approx(
+        results = graph.run("evaluate", rows=batch, **tiny_checkpoint.weights)
+        assert results["loss"] == pytest.approx(
             network.mean_loss(tiny_checkpoint.weights, batch), abs=1e-5
         )
-        assert found["targets"] == np.count_nonzero(batch[:, 1:])
+        assert results["targets"] == np.count_nonzero(batch[:, 1:])
 
 
 def test_a_batch_of_padding_has_loss_zero_and_moves_nothing(

@@ -41,9 +41,8 @@ def test_each_limit_is_named_with_what_was_found(changes, said):
 
 
 def test_few_words_refuse_nothing_by_chance():
-    assert (
-        replace(PASSING, int8=Int8(100, 0.99, 0.0, 1.0, 1.0)).problems == []
-    )  # one word of a hundred
+    one_of_a_hundred = Int8(100, 0.99, 0.0, 1.0, 1.0)
+    assert replace(PASSING, int8=one_of_a_hundred).problems == []
 
 
 def test_the_time_of_a_step_is_not_signed():
@@ -51,8 +50,8 @@ def test_the_time_of_a_step_is_not_signed():
 
 
 def test_int8_against_float_by_counting(tiny_bundle, tiny_checkpoint, tiny_rows):
-    found = int8_difference(tiny_bundle.predict_graph, tiny_checkpoint.weights, tiny_rows)
-    assert found.positions == np.count_nonzero(tiny_rows[:, 1:] >= 13)
+    int8 = int8_difference(tiny_bundle.predict_graph, tiny_checkpoint.weights, tiny_rows)
+    assert int8.positions == np.count_nonzero(tiny_rows[:, 1:] >= 13)
     exact = int8_difference(
         export.predict_graph(tiny_checkpoint.weights, quantized=False),
         tiny_checkpoint.weights,

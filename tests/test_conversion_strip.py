@@ -97,18 +97,18 @@ def test_a_blocked_word_is_never_offered(tiny_bundle, people):
 
 def test_the_personal_protocol_scores_the_newer_half_of_users_with_forty_messages(tiny_bundle):
     users = {"ann": utterances(["call my dog"] * 41), "bob": utterances(["call my dog"] * 39)}
-    result = strip.evaluate(
+    mixed = strip.evaluate(
         bundle_engine(tiny_bundle), users, tiny_bundle.vocabulary, personal=True
     ).evaluation
-    assert list(result.users) == ["ann"]
-    assert result.total.targets == 20 * 3
+    assert list(mixed.users) == ["ann"]
+    assert mixed.total.targets == 20 * 3
     alone = evaluation.evaluate(
         bundle_engine(tiny_bundle),
         users,
         tiny_bundle.vocabulary,
         evaluation.Scope(personal=True),
     )
-    assert alone.total.targets == result.total.targets
+    assert alone.total.targets == mixed.total.targets
 
 
 def test_messages_come_back_whole_however_the_engine_cuts_its_answer(
