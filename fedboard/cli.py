@@ -45,7 +45,7 @@ EXTRAS = {
         "prometheus_client",
     ),
     "report": ("matplotlib", "jinja2"),
-    "data": ("polars",),
+    "data": ("polars", "chitchat_dataset", "google"),
 }
 
 

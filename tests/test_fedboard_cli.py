@@ -237,7 +237,8 @@ def test_where_training_cannot_be_its_package_is_not_said_to_be_missing(monkeypa
     monkeypatch.setattr(doctor.platform, "machine", lambda: "aarch64")
     assert "install fedboard[simulation]" not in cli.lacking("tensorflow")
     assert cli.lacking("tensorflow").endswith("then `make setup PY=python3.11`")
-    assert cli.lacking("polars").endswith("install fedboard[data]")
+    for package in ("polars", "chitchat_dataset", "google"):
+        assert cli.lacking(package).endswith("install fedboard[data]")
 
 
 def test_a_command_whose_packages_are_not_installed_names_the_extra(tmp_path):
