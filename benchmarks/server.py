@@ -8,6 +8,7 @@ file response, a thousand devices at once, and memory over ten thousand updates.
 import argparse
 import asyncio
 import contextlib
+import functools
 import itertools
 import statistics
 import subprocess
@@ -46,6 +47,7 @@ class Device:
     name: str
 
     def request(self, method: str, path: str, body: bytes, task: str = "", round: int = 0) -> bytes:
+        """A signed request as bytes of HTTP/1.1."""
         signed = signing.sign_request(self.key, self.name, method, path, body, task, round)
         lines = [
             f"{method} {path} HTTP/1.1",
@@ -121,6 +123,8 @@ class Connection(asyncio.Protocol):
 
 @dataclass(frozen=True)
 class Load:
+    """What a load of requests met with."""
+
     per_s: float
     statuses: dict[int, int]
     p99_ms: float
@@ -135,9 +139,8 @@ async def _load(
     opened, began = [], time.perf_counter()
     for requests in connections:
         done = loop.create_future()
-        _, protocol = await loop.create_connection(
-            lambda requests=requests, done=done: Connection(requests, done), "127.0.0.1", port
-        )
+        make = functools.partial(Connection, requests, done)
+        _, protocol = await loop.create_connection(make, "127.0.0.1", port)
         opened.append(protocol)
     await asyncio.gather(*(protocol.done for protocol in opened))
     return opened, time.perf_counter() - began
@@ -146,6 +149,10 @@ async def _load(
 def load(server: "Server", requests: Sequence[bytes], connections: int) -> Load:
     """All requests, over so many connections: whoever is free takes the next."""
     return load_lazily(server, iter(requests), len(requests), connections)
+
+
+def _load_next(server: "Server", batches: list[list[bytes]], connections: int) -> Load:
+    return load(server, batches.pop(), connections)
 
 
 def load_lazily(server: "Server", requests: Iterator[bytes], count: int, connections: int) -> Load:
@@ -167,49 +174,57 @@ def load_lazily(server: "Server", requests: Iterator[bytes], count: int, connect
 
 def _statuses(opened: Sequence[Connection]) -> dict[int, int]:
     """Answers by status."""
-    found: dict[int, int] = {}
+    counts: dict[int, int] = {}
     for protocol in opened:
         for status, count in protocol.statuses.items():
-            found[status] = found.get(status, 0) + count
-    return found
+            counts[status] = counts.get(status, 0) + count
+    return counts
 
 
 class Server:
+    """A server process under load."""
+
     def __init__(self, process: subprocess.Popen, port: int):
         self.process, self.port = process, port
 
     def cpu_s(self) -> float:
+        """Seconds of processor time it has used."""
         times = psutil.Process(self.process.pid).cpu_times()
         return times.user + times.system
 
     def memory_mb(self) -> float:
+        """Memory it holds now."""
         return psutil.Process(self.process.pid).memory_info().rss / 2**20
 
 
 @contextlib.contextmanager
 def running(kind: str, folder: Path) -> Iterator[Server]:
+    """A server of benchmarks/server_process.py until the block ends."""
     command = [sys.executable, "-m", "benchmarks.server_process", kind, str(folder)]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         try:
-            yield Server(process, int(process.stdout.readline()))
+            said = process.stdout.readline() if process.stdout else ""
+            yield Server(process, int(said))
         finally:
             process.terminate()
             process.wait()
 
 
 def population(coordinator: Coordinator, count: int) -> list[Device]:
-    made = []
+    """So many enrolled devices."""
+    devices = []
     for number in range(count):
         key = Ed25519PrivateKey.from_private_bytes((number + 1).to_bytes(32, "big"))
         public = signing.public_hex(key)
         coordinator.enrol(Enrolment(public), 0.0)
-        made.append(Device(key, signing.name_of(public)))
-    return made
+        devices.append(Device(key, signing.name_of(public)))
+    return devices
 
 
 def new(
     folder: Path, rules: Rules, plan: Plan, devices: int, parameters: int = 50
 ) -> tuple[Coordinator, list[Device]]:
+    """A coordinator with a training task, and its devices."""
     store, blobs = open_folder(folder)
     weights = {"weights": np.zeros(parameters, np.float32)}
     tasks.create(
@@ -220,6 +235,15 @@ def new(
     )
     coordinator = Coordinator(store, blobs)
     return coordinator, population(coordinator, devices)
+
+
+def assigned(coordinator: Coordinator, devices: Sequence[Device]) -> list[Assignment]:
+    """Work for every device. Raises SystemExit if one of them gets none."""
+    answers = coordinator.handle([CheckingIn(each.name, READY) for each in devices], time.time())
+    works = [answer for answer in answers if isinstance(answer, Assignment)]
+    if len(works) < len(devices):
+        raise SystemExit(f"expected {len(devices)} assignments, found {len(works)}")
+    return works
 
 
 def ratio(
@@ -245,23 +269,21 @@ def ratio(
             f"{theirs_now.cpu_s:5.2f} CPU s",
             flush=True,
         )
-    found = statistics.median(ours_now.per_s / theirs_now.per_s for ours_now, theirs_now in pairs)
-    print(
-        f"{name}: {found:.2f} of the bare rate (bar {bar}): {'met' if found >= bar else 'MISSED'}",
-        flush=True,
-    )
+    median = statistics.median(ours_now.per_s / theirs_now.per_s for ours_now, theirs_now in pairs)
+    verdict = "met" if median >= bar else "MISSED"
+    print(f"{name}: {median:.2f} of the bare rate (bar {bar}): {verdict}", flush=True)
 
 
 def check_ins(folder: Path, count: int, repeats: int, connections: int) -> None:
+    """Check-ins a second, of a full round and of one with room."""
     for name, goal in (("check-ins, round full", 1), ("check-ins, assigned", 10**6)):
         place = folder / str(goal)
         rules = Rules(
             report_goal=goal, over_selection=1.0, max_weight=1, selection_s=1e6, reporting_s=1e6
         )
         coordinator, devices = new(place, rules, Plan(clipping_norm=1.0), count + 1)
-        coordinator.handle(
-            [CheckingIn(devices[0].name, READY)], time.time()
-        )  # fills a round of one
+        # fills a round of one
+        coordinator.handle([CheckingIn(devices[0].name, READY)], time.time())
         coordinator.close()
         body = config.to_json(READY)
         with running("fedboard", place) as ours, running("bare", place) as theirs:
@@ -274,8 +296,8 @@ def check_ins(folder: Path, count: int, repeats: int, connections: int) -> None:
             load(ours, batches.pop(), connections)
             ratio(
                 name,
-                lambda ours=ours, batches=batches: load(ours, batches.pop(), connections),
-                lambda theirs=theirs, once=once: load(theirs, once, connections),
+                functools.partial(_load_next, ours, batches, connections),
+                functools.partial(load, theirs, once, connections),
                 "a second",
                 0.5,
                 repeats,
@@ -283,16 +305,16 @@ def check_ins(folder: Path, count: int, repeats: int, connections: int) -> None:
 
 
 def updates(folder: Path, count: int, repeats: int, connections: int) -> None:
+    """Updates counted a second, and the memory that takes."""
     rules = Rules(
         report_goal=10**6, over_selection=1.0, max_weight=1, selection_s=1e6, reporting_s=1e6
     )
     plan = Plan(clipping_norm=1.0, bits=8)
     each = count // repeats
     coordinator, devices = new(folder, rules, plan, each * repeats, PARAMETERS)
-    works = coordinator.handle([CheckingIn(device.name, READY) for device in devices], time.time())
+    works = assigned(coordinator, devices)
     coordinator.close()
     first = works[0]
-    assert isinstance(first, Assignment)
     rng = np.random.default_rng(0)
     delta = rng.standard_normal(PARAMETERS).astype(np.float32)
     delta *= np.float32(0.5 / np.linalg.norm(delta))
@@ -310,9 +332,9 @@ def updates(folder: Path, count: int, repeats: int, connections: int) -> None:
         memory = [ours.memory_mb()]
 
         def count_ours() -> Load:
-            found = load_lazily(ours, signed(), each, connections)
+            under_load = load_lazily(ours, signed(), each, connections)
             memory.append(ours.memory_mb())
-            return found
+            return under_load
 
         discarded = devices[0].request("PUT", f"/v1/assignments/{first.assignment}/update", body)
         ratio(
@@ -337,6 +359,7 @@ def updates(folder: Path, count: int, repeats: int, connections: int) -> None:
 
 
 def downloads(folder: Path, count: int, repeats: int, connections: int) -> None:
+    """Checkpoints sent a second."""
     coordinator, devices = new(
         folder, Rules(), Plan(clipping_norm=1.0), count * (repeats + 1), PARAMETERS
     )
@@ -370,7 +393,7 @@ def crowd(folder: Path, devices: int) -> None:
         report_goal=devices, over_selection=1.0, max_weight=1, selection_s=1e6, reporting_s=1e6
     )
     coordinator, members = new(folder, rules, Plan(clipping_norm=1.0), devices, PARAMETERS)
-    works = coordinator.handle([CheckingIn(device.name, READY) for device in members], time.time())
+    works = assigned(coordinator, members)
     coordinator.close()
     first = works[0]
     rng = np.random.default_rng(0)

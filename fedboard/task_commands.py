@@ -5,13 +5,16 @@ commands over `fedboard.operator`.
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from device_runtime.errors import RunError
 from fedboard import console
 from fedboard.options import Json, Trust, emit
+
+if TYPE_CHECKING:  # the command line starts without it
+    from server.contract import TaskReport
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -105,9 +108,9 @@ def task_list(
     from fedboard.operator import connect
 
     with connect(dir, server, token_file) as operator:
-        found = operator.tasks()
+        reports = operator.tasks()
     if as_json:
-        return emit([asdict(task) for task in found])
+        return emit([asdict(task) for task in reports])
     rows = [
         [
             task.name,
@@ -118,7 +121,7 @@ def task_list(
             f"{task.counted}/{task.goal}",
             task.checkpoint[:8],
         ]
-        for task in found
+        for task in reports
     ]
     console.table(
         "tasks", ["task", "kind", "state", "committed", "round", "counted", "checkpoint"], rows
@@ -263,18 +266,18 @@ def codes(
     from fedboard.operator import connect
 
     with connect(dir, server, token_file) as operator:
-        made = operator.codes(count, DAY_S * days)
+        codes = operator.codes(count, DAY_S * days)
     if as_json:
-        return emit(asdict(made))
-    typer.echo("\n".join(made.codes))
-    until = datetime.fromtimestamp(made.expires_at, UTC)
+        return emit(asdict(codes))
+    typer.echo("\n".join(codes.codes))
+    until = datetime.fromtimestamp(codes.expires_at, UTC)
     console.errors.print(
         f"good until {until:%Y-%m-%d %H:%M} UTC; on each device: fedboard device enrol HOME "
         "--server URL --code-file FILE"
     )
 
 
-def _say(task, as_json: bool) -> None:
+def _say(task: "TaskReport", as_json: bool) -> None:
     if as_json:
         return emit(asdict(task))
     console.say(

@@ -71,11 +71,8 @@ class Proof:
 
 def proof(headers: Mapping[str, str]) -> Proof | None:
     """The proof in a request's headers, or None if one is missing or malformed."""
-    digest, number = (
-        _DIGEST.fullmatch(headers.get("content-digest", "")),
-        headers.get("fedboard-round", ""),
-    )
-    nonce = headers.get("fedboard-nonce", "")
+    digest = _DIGEST.fullmatch(headers.get("content-digest", ""))
+    number, nonce = headers.get("fedboard-round", ""), headers.get("fedboard-nonce", "")
     if digest is None or not _ROUND.fullmatch(number) or not _NONCE.fullmatch(nonce):
         return None
     try:

@@ -17,28 +17,14 @@ An operator's client imports this file and needs no database, web framework or s
 from dataclasses import dataclass
 
 from device_runtime.wire import DAY_S, Kind, Phase
-from server.task import State, TaskSettings
+from server.task import State
+from server.task import TaskSettings as TaskSettings  # the message that makes a task
 
 ADDRESS = "address"  # file in the server's folder that holds its URL once it listens
 TOKEN_FILE = "operator.token"  # in the server's folder, readable by its owner only
 TOKEN = "FEDBOARD_OPERATOR_TOKEN"  # environment: secrets stay out of files and commands
 MOST_CODES = 10_000  # at once
 LONGEST_CODE_LIFE_S = 366 * DAY_S
-
-__all__ = [
-    "ADDRESS",
-    "LONGEST_CODE_LIFE_S",
-    "MOST_CODES",
-    "TOKEN",
-    "TOKEN_FILE",
-    "Codes",
-    "NewCodes",
-    "Rollback",
-    "Stored",
-    "TaskReport",
-    "TaskReports",
-    "TaskSettings",
-]
 
 
 @dataclass(frozen=True)

@@ -132,9 +132,9 @@ class Coordinator:
         store. `codes_needed`: to enrol.
         """
         self.store, self.blobs = store, blobs
-        self.replica = (
-            replica if replica is not None else secrets.token_hex(8) if store.shared else ""
-        )
+        if replica is None:
+            replica = secrets.token_hex(8) if store.shared else ""
+        self.replica = replica
         self.codes_needed = codes_needed
         self._rng = np.random.default_rng() if rng is None else rng
         self._lock = threading.Lock()
@@ -180,9 +180,9 @@ class Coordinator:
                 work = rows.assignments([report.assignment]).get(report.assignment)
             name, number = ("", 0) if work is None else (work.task, work.round)
         task, genuine = self._task(name), report.body_digest in (None, hashed)
-        value = (
-            judge(report.body, report.kind, task, number) if task is not None and genuine else None
-        )
+        value = None
+        if task is not None and genuine:
+            value = judge(report.body, report.kind, task, number)
         return Judged(hashed, genuine, name, number, value)
 
     def handle(
@@ -324,11 +324,10 @@ class Coordinator:
                     raise Refused(
                         Cause.WRONG_STATE, "only a training task that is not finished can go back"
                     )
-                earlier = (
-                    rows.checkpoint_of_round(task, to)
-                    if isinstance(to, int)
-                    else rows.checkpoint(task, to)
-                )
+                if isinstance(to, int):
+                    earlier = rows.checkpoint_of_round(task, to)
+                else:
+                    earlier = rows.checkpoint(task, to)
                 if earlier is None:
                     raise Refused(Cause.UNKNOWN_BLOB, "the task has no such checkpoint")
                 state = replace(rows.open_rounds()[task].state, phase=Phase.ABANDONED)
@@ -630,9 +629,9 @@ class Coordinator:
         self, task: Task, work: StoredAssignment, ledger: Ledger, rows: Rows
     ) -> Assignment:
         round = ledger.rounds[task.name]
-        half = (
-            round.half if work.round == round.state.round else rows.half_of(task.name, work.round)
-        )
+        half = round.half
+        if work.round != round.state.round:
+            half = rows.half_of(task.name, work.round)
         return Assignment(
             assignment=work.assignment,
             round=work.round,
@@ -697,11 +696,9 @@ class Coordinator:
         the process dies, the next group does it.
         """
         state, rules = round.state, task.rules
-        after = (
-            self._next_checkpoint(task, round, now)
-            if state.phase is Phase.COMMITTED and task.kind is Kind.TRAINING
-            else None
-        )
+        after = None
+        if state.phase is Phase.COMMITTED and task.kind is Kind.TRAINING:
+            after = self._next_checkpoint(task, round, now)
         if after is None and task.kind is Kind.TRAINING:
             state = replace(state, phase=Phase.ABANDONED)
         with self.store.transaction(durable=True) as rows:
@@ -710,9 +707,8 @@ class Coordinator:
                 return  # another replica has closed it
             if after is not None:
                 rows.add_checkpoint(task.name, after)
-            finished = (
-                0 < rules.rounds <= rows.committed(task.name) + (state.phase is Phase.COMMITTED)
-            )
+            committed = rows.committed(task.name) + (state.phase is Phase.COMMITTED)
+            finished = 0 < rules.rounds <= committed
             ends = Cause.ROUND_CLOSED if state.phase is Phase.ABANDONED else Cause.SURPLUS
             late = Cause.TIMED_OUT if not rules.buffered and is_over(state, now, rules) else ends
             rows.close_round(

@@ -149,12 +149,8 @@ class _Service:
     def __init__(
         self, coordinator: Coordinator, clock: Callable[[], float], tick_s: float, allowed: Access
     ):
-        self.coordinator, self.clock, self.tick_s, self.allowed = (
-            coordinator,
-            clock,
-            tick_s,
-            allowed,
-        )
+        self.coordinator, self.allowed = coordinator, allowed
+        self.clock, self.tick_s = clock, tick_s
         self.started_at = clock()
         self.metrics = Metrics(coordinator, clock)
         limits = allowed.limits

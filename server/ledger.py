@@ -45,13 +45,10 @@ class Ledger:
         self.assignments = rows.assignments(sorted(set(assignments))) if assignments else {}
         if names:
             self.assignments |= {each.assignment: each for each in rows.work_of(names)}
-            self._participations, self._outcomes = (
-                rows.participations(names),
-                rows.outcomes_of(names),
-            )
-        self._works: dict[
-            tuple[str, str], list[str]
-        ] = {}  # names of assignments by device and task
+            self._participations = rows.participations(names)
+            self._outcomes = rows.outcomes_of(names)
+        # names of assignments by device and task
+        self._works: dict[tuple[str, str], list[str]] = {}
         for each in self.assignments.values():
             self._works.setdefault((each.device, each.task), []).append(each.assignment)
         self._new_nonces: list[tuple[str, str]] = []

@@ -55,12 +55,8 @@ class _Stored:
 
     def collect(self) -> Iterable[Any]:
         with self._coordinator.store.reading() as rows:
-            tasks, totals, causes, devices = (
-                rows.tasks(),
-                rows.totals(),
-                rows.causes(),
-                rows.count_devices(),
-            )
+            tasks, totals, causes = rows.tasks(), rows.totals(), rows.causes()
+            devices = rows.count_devices()
             exposures = {stored.task.name: exposure(rows, stored.task.name) for stored in tasks}
         requests = CounterMetricFamily(
             "fedboard_refused_requests", "Requests answered with a Problem.", labels=["cause"]

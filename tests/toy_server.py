@@ -126,8 +126,8 @@ def enrolled(coordinator: Coordinator, count: int) -> list[str]:
 
 def delta(number: int, dimension: int = DIMENSION) -> np.ndarray:
     """What device `number` would have learnt, within the clipping norm."""
-    found = np.random.default_rng(number).normal(0, 1, dimension).astype(np.float32)
-    return found * np.float32(0.5 / np.linalg.norm(found))
+    vector = np.random.default_rng(number).normal(0, 1, dimension).astype(np.float32)
+    return vector * np.float32(0.5 / np.linalg.norm(vector))
 
 
 def encoded(
