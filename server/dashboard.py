@@ -252,7 +252,7 @@ def _hash(part: str) -> str:
 def _ticks(values: Sequence[float], about: int, whole: bool = False) -> list[float]:
     """Round numbers that span the values."""
     low, high = min(values), max(values)
-    if high == low:
+    if high - low <= 1e-9 * max(1.0, abs(low), abs(high)):  # nobody could tell them apart
         high = low + 1
     rough = (high - low) / about
     power = 10.0 ** math.floor(math.log10(rough))

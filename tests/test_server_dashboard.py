@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import httpx
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from device_runtime.bundle import NO_PRIVACY
@@ -116,6 +116,7 @@ def test_only_the_page_s_own_style_and_script_may_run():
 
 
 @given(st.lists(st.tuples(st.floats(0, 1e6), st.floats(-1e9, 1e9)), min_size=1, max_size=50))
+@example([(0.0, 0.0), (1.0, 5e-324)])
 def test_every_point_of_a_plot_lies_inside_it(points):
     drawn = str(plot("any", [Line("line", "a", tuple(sorted(points)))]))
     path = drawn.partition('<polyline class="line a" points="')[2].partition('"')[0]
