@@ -74,6 +74,7 @@ class Connection(asyncio.Protocol):
         self._left = 0
 
     def connection_made(self, transport) -> None:
+        """Send the first request."""
         self.transport = transport
         self._next()
 
@@ -88,6 +89,7 @@ class Connection(asyncio.Protocol):
         self.transport.write(request)
 
     def data_received(self, data: bytes) -> None:
+        """Take in an answer, and send the next request after its end."""
         self.received += len(data)
         if self._left:
             self._left -= len(data)
@@ -117,6 +119,7 @@ class Connection(asyncio.Protocol):
         self._next()
 
     def connection_lost(self, error) -> None:
+        """Be done, with an error if an answer is missing."""
         if not self.done.done():
             self.done.set_exception(error or ConnectionError("the server closed the connection"))
 
@@ -428,6 +431,7 @@ def crowd(folder: Path, devices: int) -> None:
 
 
 def main() -> None:
+    """Run the loads that were asked for, and print what they met with."""
     asked = argparse.ArgumentParser(description=__doc__)
     asked.add_argument("--check-ins", type=int, default=4000)
     asked.add_argument("--updates", type=int, default=10_000)

@@ -18,6 +18,8 @@ from server.coordinator import Coordinator, open_folder
 
 
 class Signals(BaseModel):
+    """The conditions of a check-in."""
+
     charging: bool | None = None
     unmetered: bool | None = None
     idle: bool | None = None
@@ -38,6 +40,8 @@ class Message(BaseModel):
 
 
 class Refusal(BaseModel):
+    """The one answer of the bare check-in."""
+
     cause: str
     retry_in_s: float
 
@@ -67,6 +71,7 @@ def bare(folder: Path) -> FastAPI:
 
 
 def main(kind: str, folder: Path) -> None:
+    """Serve one of the two, and print the port."""
     sys.setswitchinterval(0.0005)
     sock = endpoint.bind("127.0.0.1", 0)
     print(sock.getsockname()[1], flush=True)

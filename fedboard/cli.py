@@ -622,7 +622,7 @@ def serve(
 
     settings = from_toml(stage.ServerSettings, config) if config else stage.ServerSettings()
     opened = open_bundle(bundle, trust) if bundle else None
-    stage.serve(dir, opened, settings, host, port, time.time(), insecure)
+    stage.serve(dir, opened, settings, stage.Listening(host, port, insecure), time.time())
 
 
 @app.command()

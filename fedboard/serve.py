@@ -71,14 +71,17 @@ class ServerSettings(TaskSettings):
     tls: Tls = field(default_factory=Tls)
 
 
+@dataclass(frozen=True)
+class Listening:
+    """Where a server listens."""
+
+    host: str = "127.0.0.1"
+    port: int = 8000  # 0: any free one
+    insecure: bool = False  # for other machines without TLS: behind a proxy that has it
+
+
 def serve(
-    folder: Path,
-    bundle: Bundle | None,
-    settings: ServerSettings,
-    host: str,
-    port: int,
-    now: float,
-    insecure: bool = False,
+    folder: Path, bundle: Bundle | None, settings: ServerSettings, at: Listening, now: float
 ) -> None:
     """Serve until stopped. A server that has tasks goes on with them; one that has none starts one
     from a bundle, or waits for one to be made.
@@ -88,14 +91,14 @@ def serve(
     from server.endpoint import Access, app, bind
     from server.endpoint import serve as run
 
-    local, tls = access.is_loopback(host), _tls(settings.tls)
-    if not (local or tls or insecure):
+    local, tls = access.is_loopback(at.host), _tls(settings.tls)
+    if not (local or tls or at.insecure):
         raise RunError(
-            f"--host {host}",
+            f"--host {at.host}",
             "other machines could read along",
             "set [tls] certificate and key, or pass --insecure behind a TLS proxy",
         )
-    with bind(host, port) as sock:
+    with bind(at.host, at.port) as sock:
         with writable(folder / ADDRESS) as address:
             address.unlink(missing_ok=True)
         token = access.token(folder, os.environ.get(TOKEN))
@@ -120,9 +123,9 @@ def serve(
                 "no task yet; start one: fedboard task create default --bundle BUNDLE --dir "
                 f"{folder}"
             )
-        reachable = (
-            "127.0.0.1" if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
-        )
+        reachable = f"[{at.host}]" if ":" in at.host else at.host
+        if at.host in ("0.0.0.0", "::"):
+            reachable = "127.0.0.1"
         url = f"{'https' if tls else 'http'}://{reachable}:{sock.getsockname()[1]}"
         readers = settings.access.readers == "open" or (local and not settings.access.readers)
         console.say(

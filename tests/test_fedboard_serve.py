@@ -229,7 +229,7 @@ def test_a_server_that_cannot_be_started_as_asked_says_why_in_one_line(
             if words[0] == "--config"
             else stage.ServerSettings()
         )
-        stage.serve(tmp_path / "server", None, settings, host, 0, 0.0)
+        stage.serve(tmp_path / "server", None, settings, stage.Listening(host, 0), 0.0)
     assert said in str(caught.value)
     assert "hunter2" not in str(caught.value)
 

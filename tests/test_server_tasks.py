@@ -3,7 +3,7 @@ codes; and that grouping changes nothing.
 """
 
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -15,12 +15,14 @@ from device_runtime.causes import Cause
 from device_runtime.errors import RunError
 from device_runtime.weights import Checkpoint
 from device_runtime.wire import Abandon, Ack, Assignment, Enrolment, Kind, Reject, Scores
-from server import tasks
+from fedboard.serve import ServerSettings
+from server import operators, tasks
 from server.coordinator import open_folder
 from server.eligibility import Policy
 from server.requests import Abandoning, CheckingIn, Refused, Reporting
 from server.rounds import Mode, Rules
-from server.task import State, TaskSettings
+from server.step import ServerStep
+from server.task import State, TaskSettings, settings_of
 from tests.toy_server import (
     PLAN,
     READY,
@@ -71,6 +73,30 @@ def add_evaluation(coordinator: OneByOne, rules: Rules = ONE, name: str = "score
         TaskSettings(kind=Kind.EVALUATION, evaluates="default", name=name, rules=rules, seed=9),
         1.0,
     )
+
+
+def test_every_setting_goes_from_the_file_by_the_message_to_the_row(coordinator, tmp_path):
+    wanted = TaskSettings(
+        replace(PLAN, learning_rate=0.25),
+        "words",
+        "de-ch",
+        checkpoint=coordinator.checkpoint().sha,
+        rules=Rules(7, 1.5, min_reports=2, max_weight=9),
+        policy=Policy(min_examples=3, device_classes=("phone",)),
+        step=ServerStep(0.5, 0.5, "fedavgm"),
+        seed=12,
+    )
+    assert [
+        field.name
+        for field in fields(TaskSettings)
+        if getattr(wanted, field.name) == getattr(TaskSettings(), field.name)
+    ] == ["kind", "evaluates"]
+    (tmp_path / "server.toml").write_text(config.to_toml(wanted))
+    read = settings_of(config.from_toml(ServerSettings, tmp_path / "server.toml"))
+    sent = config.from_json(TaskSettings, config.to_json(read), "TaskSettings")
+    operators.create(coordinator, sent, 1.0)
+    kept = next(each.task for each in coordinator.tasks() if each.task.name == "words")
+    assert settings_of(kept) == wanted
 
 
 def scored(
