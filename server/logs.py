@@ -7,6 +7,7 @@ import logging
 import sys
 from typing import Any, TextIO
 
+# what a line may hold beside its message
 FIELDS = (
     "task",
     "round",
@@ -18,7 +19,7 @@ FIELDS = (
     "ms",
     "count",
     "error",
-)  # what a line may hold beside its message
+)
 
 
 class Lines(logging.Formatter):

@@ -131,9 +131,8 @@ def test_a_lost_reply_to_a_check_in_is_given_again_with_the_time_that_is_left(co
 def test_the_funnel_of_a_round_adds_up(coordinator):
     a, b, c, d, e = enrolled(coordinator, 5)
     assert coordinator.check_in(e, check_in(unmetered=None), 1.0).cause is Cause.METERED_NETWORK
-    assert (
-        coordinator.check_in(a, check_in(idle=False), 1.0).cause is Cause.IN_USE
-    )  # and ready a little later
+    # and ready a little later
+    assert coordinator.check_in(a, check_in(idle=False), 1.0).cause is Cause.IN_USE
     works = assigned(coordinator, [a, b, c])
     assert coordinator.check_in(d, READY, 1.0).cause is Cause.ROUND_FULL
     half = coordinator.blob(a, works[0].checkpoint, 1.0, signed_for=("default", 1))
@@ -291,9 +290,8 @@ def test_momentum_goes_on_after_a_restart(tmp_path):
         )
         coordinator.close()
         coordinator = reopened(tmp_path)
-    np.testing.assert_allclose(
-        moved, 1.9 * delta(1), atol=0.04
-    )  # 0.9 * the first mean and the second, both delta(1)
+    # 0.9 * the first mean and the second, both delta(1)
+    np.testing.assert_allclose(moved, 1.9 * delta(1), atol=0.04)
     coordinator.close()
 
 

@@ -261,9 +261,8 @@ def test_the_page_fits_a_phone_and_reads_well_in_the_dark(browser, tmp_path):
         )
         assert page.evaluate("document.documentElement.scrollWidth") == 360
         page.locator("summary").first.click()
-        assert (
-            page.evaluate("document.documentElement.scrollWidth") == 360
-        )  # a wide table scrolls inside
+        # a wide table scrolls inside
+        assert page.evaluate("document.documentElement.scrollWidth") == 360
         assert page.locator("svg.plot").count() >= 6
         for scheme in ("dark", "light"):
             page.emulate_media(color_scheme=scheme)

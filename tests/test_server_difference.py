@@ -78,9 +78,8 @@ def test_a_checkpoint_of_long_ago_is_sent_whole(tmp_path):
 def test_a_difference_that_saves_little_is_not_offered(tmp_path):
     coordinator, devices = large(tmp_path)
     work = coordinator.check_in(devices[0], READY, 1.0)
-    vector = (
-        np.random.default_rng(1).normal(0, 0.01, LARGE["embedding"].size).astype(np.float32)
-    )  # every weight becomes another
+    # every weight becomes another
+    vector = np.random.default_rng(1).normal(0, 0.01, LARGE["embedding"].size).astype(np.float32)
     body = update.encode(
         vector, work.round, work.rotation_seed, work.shapes, 8, 20, np.random.default_rng(1)
     )

@@ -219,9 +219,8 @@ def test_requests_for_another_round_or_task_or_with_another_body_are_refused_by_
     assert httpx.put(url + path, content=body, headers=signed).json()["counted"]
     assert problem(httpx.put(url + path, content=body, headers=signed)) == (409, "replayed")
     owner.work = work
-    assert owner.send("PUT", path, body).json()[
-        "counted"
-    ]  # the same update, signed anew: the answer was lost
+    # the same update, signed anew: the answer was lost
+    assert owner.send("PUT", path, body).json()["counted"]
 
 
 def test_a_coded_body_is_never_unpacked(url):

@@ -260,14 +260,16 @@ def test_a_body_that_is_too_large_is_refused_before_it_is_read(url):
     for size in (encoded_bytes(DIMENSION, PLAN.bits) + 1, 200_000, 20_000_000):
         assert problem(device.send("PUT", path, b"x" * size)) == (413, "too_large")
     signed = signing.sign_request(device.key, device.name, "PUT", path, b"", "default", 1)
+    # chunked: its length is not told
     assert problem(device.http.put(path, content=pieces(200_000), headers=signed)) == (
         413,
         "too_large",
-    )  # chunked: its length is not told
+    )
+    # nobody's body is not even read
     assert problem(device.http.put(path, content=pieces(200_000))) == (
         401,
         "unknown_device",
-    )  # nobody's body is not even read
+    )
     assert problem(device.http.post("/v1/devices", content=b"x" * 20_000)) == (413, "too_large")
     assert device.upload(work, 1).counted
 
@@ -413,10 +415,11 @@ def test_a_server_killed_after_it_acknowledged_updates_goes_on_with_them(tmp_pat
         again = [Device(url, number) for number in range(3)]
         report = httpx.get(f"{url}/v1/rounds").json()["rounds"][0]
         assert (report["assigned"], report["phase"]) == (3, "reporting")
+        # whether the update under way made it is open, the acknowledged one must
         assert report["counted"] in (
             1,
             2,
-        )  # whether the update under way made it is open, the acknowledged one must
+        )
         assert again[0].upload(works[0], 0).counted
         assert again[1].upload(works[1], 1).counted
         assert again[2].check_in().assignment == works[2].assignment
@@ -424,9 +427,8 @@ def test_a_server_killed_after_it_acknowledged_updates_goes_on_with_them(tmp_pat
         report = httpx.get(f"{url}/v1/rounds").json()["rounds"][0]
         assert (report["counted"], report["examples"], report["phase"]) == (3, 60, "committed")
         child.send_signal(signal.SIGTERM)
-        assert (
-            child.wait() == -signal.SIGTERM
-        )  # uvicorn finishes its requests, then ends as the signal asks
+        # uvicorn finishes its requests, then ends as the signal asks
+        assert child.wait() == -signal.SIGTERM
     undisturbed = new(tmp_path / "undisturbed", Rules(report_goal=3, over_selection=1.0, rounds=1))
     names = enrolled(undisturbed, 3)
     works = [undisturbed.check_in(name, READY, 1.0) for name in names]

@@ -48,19 +48,16 @@ def test_ten_million_devices_that_all_ask_at_once_come_back_no_faster_than_the_s
         [retry_in_s(Cause.UNAVAILABLE, RULES, 10_000_000, 0.0, rng) for _ in range(share)]
     )
     assert times.min() >= 720
-    busiest = (
-        max(Counter((times // 1000).astype(int)).values()) * 1000 / 1000
-    )  # check-ins a second, over the busiest thousand seconds of a sample
+    # check-ins a second, over the busiest thousand seconds of a sample
+    busiest = max(Counter((times // 1000).astype(int)).values()) * 1000 / 1000
     assert busiest <= 1.35 * RULES.check_ins_per_s
-    assert times.max() - times.min() == pytest.approx(
-        100_000, rel=0.01
-    )  # ten million at a hundred a second
+    # ten million at a hundred a second
+    assert times.max() - times.min() == pytest.approx(100_000, rel=0.01)
 
 
 def test_devices_that_were_together_once_are_not_together_again_when_they_are_many():
     rng = np.random.default_rng(3)
     times = np.array([retry_in_s(Cause.ROUND_FULL, RULES, 20_000, 0.0, rng) for _ in range(20_000)])
     seconds = Counter(times.astype(int))
-    assert (
-        max(seconds.values()) <= 1.8 * 20_000 / 360
-    )  # spread over 720 to 1080 s: 56 a second and what chance adds
+    # spread over 720 to 1080 s: 56 a second and what chance adds
+    assert max(seconds.values()) <= 1.8 * 20_000 / 360

@@ -53,9 +53,8 @@ def test_a_full_cohort_ends_selection():
 
 
 def test_a_device_that_drops_out_during_selection_is_not_replaced():
-    rules = Rules(
-        report_goal=2, over_selection=1.0
-    )  # a cohort of 2, of which one report is enough in the end
+    # a cohort of 2, of which one report is enough in the end
+    rules = Rules(report_goal=2, over_selection=1.0)
     state = play(rules, Admitted(), Dropped(), Admitted())
     assert state.phase is Phase.REPORTING
     assert play(rules, Admitted(), Dropped(), Admitted(), Reported()).phase is Phase.COMMITTED
@@ -127,9 +126,8 @@ def test_everybody_reporting_does_not_commit_while_others_may_still_join():
 
 
 def test_reports_and_losses_that_nobody_is_left_to_make_change_nothing():
-    rules = Rules(
-        report_goal=3, over_selection=1.5
-    )  # a cohort of 5, of which two have joined and are through
+    # a cohort of 5, of which two have joined and are through
+    rules = Rules(report_goal=3, over_selection=1.5)
     state = play(rules, *[Admitted()] * 2, Reported(), Dropped())
     assert (state.admitted, state.waiting) == (2, 0)
     assert [advance(state, event, rules) for event in (Reported(), Dropped())] == [state, state]
@@ -143,9 +141,10 @@ def test_a_round_that_is_over_takes_no_event():
     ] == [state] * 4
 
 
+# three devices at work at once
 BUFFERED = Rules(
     report_goal=2, over_selection=1.5, mode=Mode.BUFFERED, selection_s=10, reporting_s=100
-)  # three devices at work at once
+)
 
 
 def test_a_buffered_round_admits_a_device_whenever_fewer_than_a_cohort_are_at_work():

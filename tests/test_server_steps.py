@@ -111,9 +111,10 @@ def test_momentum_kept_by_an_older_server_goes_on():
 def test_the_first_step_of_fedadam_goes_by_its_rate_whatever_the_size_of_the_delta():
     settings = ServerStep(learning_rate=0.25, algorithm="fedadam", epsilon=1e-12)
     after, moments = step.apply(settings, WEIGHTS, None, np.linspace(-1, 3, DIMENSION) + 0.01)
+    # bias is corrected
     np.testing.assert_allclose(
         np.abs(weights.flatten(after) - weights.flatten(WEIGHTS)), 0.25, rtol=1e-4
-    )  # bias is corrected
+    )
     assert moments["steps"].tolist() == [1.0]
 
 

@@ -111,9 +111,8 @@ def test_a_server_of_the_first_tables_goes_on_where_it_stood(tmp_path):
     moved = weights.flatten(stored(coordinator, done.checkpoint).weights) - weights.flatten(
         stored(coordinator, first.checkpoint).weights
     )
-    np.testing.assert_allclose(
-        moved, (delta(2) + delta(0)) / 2, atol=0.02
-    )  # what the old server had counted is half of the mean
+    # what the old server had counted is half of the mean
+    np.testing.assert_allclose(moved, (delta(2) + delta(0)) / 2, atol=0.02)
     coordinator.close()
 
 

@@ -53,9 +53,8 @@ def test_the_examples_of_an_update_travel_in_its_header():
 
 
 def test_an_update_counts_by_its_examples():
-    ones = Update(
-        1, SEED, SHAPES, 8, 3, DIMENSION, one(1.0), one(0.0), np.zeros(BLOCK, np.uint16)
-    )  # every rotated value is 1
+    # every rotated value is 1
+    ones = Update(1, SEED, SHAPES, 8, 3, DIMENSION, one(1.0), one(0.0), np.zeros(BLOCK, np.uint16))
     fives = replace(ones, low=one(5.0), examples=1)
     sum = summed([ones, fives])
     assert (sum.weight, sum.count) == (4, 2)
@@ -150,9 +149,8 @@ def one(value: float) -> np.ndarray:
 
 def test_many_blocks_of_the_largest_step_do_not_buy_a_larger_norm():
     dimension, plan = 4 * BLOCK, replace(PLAN, bits=1)
-    step = np.full(
-        4, sums.largest_steps(plan, dimension) * 0.9, np.float32
-    )  # each alone would pass
+    # each alone would pass
+    step = np.full(4, sums.largest_steps(plan, dimension) * 0.9, np.float32)
     spread = Update(
         1, SEED, SHAPES, 1, 1, dimension, -step / 2, step, np.ones(dimension, np.uint16)
     )
@@ -164,9 +162,8 @@ def test_many_blocks_of_the_largest_step_do_not_buy_a_larger_norm():
 
 
 def test_a_coarse_scale_does_not_buy_a_larger_norm():
-    coarse = replace(
-        update_of(delta(1)), low=one(-500.0), step=one(1000.0)
-    )  # one step excuses an error of 64,000
+    # one step excuses an error of 64,000
+    coarse = replace(update_of(delta(1)), low=one(-500.0), step=one(1000.0))
     assert checked(coarse) is Cause.NORM_TOO_LARGE
     assert checked(replace(coarse, low=one(3e38), step=one(3e38))) is Cause.NORM_TOO_LARGE
 
@@ -201,9 +198,8 @@ def test_the_sum_is_the_weighted_value_within_half_a_unit_and_half_a_unit_a_code
     assert (np.abs(found - exact) <= 0.5 + 0.5 * update.codes + 1e-15 * np.abs(exact)).all()
 
 
-@pytest.mark.parametrize(
-    "weight", [1, 10**6, 10**7, 3 * 10**7]
-)  # from ten million on, one update alone is beyond what float64 holds exactly
+# from ten million on, one update alone is beyond what float64 holds exactly
+@pytest.mark.parametrize("weight", [1, 10**6, 10**7, 3 * 10**7])
 def test_how_updates_are_grouped_cannot_change_a_bit_however_much_they_weigh(weight):
     updates = [(update_of(delta(number), seed=number), weight + number, 1.0) for number in range(3)]
     assert sum(each for _, each, _ in updates) <= sums.capacity(PLAN, DIMENSION)

@@ -128,15 +128,15 @@ def a_round(
 
 
 def test_devices_go_to_the_task_that_has_the_smallest_share_of_those_it_wants(coordinator):
-    add_task(
-        coordinator, "other", Rules(report_goal=4, over_selection=1.5)
-    )  # a cohort of 6; the first task has one of 3
+    # a cohort of 6; the first task has one of 3
+    add_task(coordinator, "other", Rules(report_goal=4, over_selection=1.5))
     works = [coordinator.check_in(device, READY, 2.0) for device in enrolled(coordinator, 9)]
+    # a third of each
     assert sorted(work.task for work in works[:3]) == [
         "default",
         "other",
         "other",
-    ]  # a third of each
+    ]
     assert [sum(work.task == name for work in works) for name in ("default", "other")] == [3, 6]
     assert coordinator.check_in(enrolled(coordinator, 10)[9], READY, 2.0).cause is Cause.ROUND_FULL
 
@@ -327,9 +327,10 @@ def test_an_evaluation_needs_a_training_task(coordinator):
 # buffered
 
 
+# four at work at once
 BUFFERED = Rules(
     report_goal=2, over_selection=2.0, mode=Mode.BUFFERED, reporting_s=100, max_staleness=1
-)  # four at work at once
+)
 
 
 def test_a_buffered_task_counts_whoever_reports_and_weighs_late_ones_less(tmp_path):
@@ -488,9 +489,8 @@ def played(folder, group: int) -> tuple[list[str], list[str]]:
     """Two rounds of seven devices with all that can happen, `group` requests at once; the kinds of
     the answers and the checkpoints.
     """
-    coordinator = new(
-        folder, Rules(report_goal=3, over_selection=2.0, reporting_s=50)
-    )  # a cohort of 6
+    # a cohort of 6
+    coordinator = new(folder, Rules(report_goal=3, over_selection=2.0, reporting_s=50))
     devices, kinds, made = enrolled(coordinator, 7), [], []
     for now in (1.0, 2.0):
         asked = [CheckingIn(device, READY, f"{now}{device}") for device in devices]
@@ -511,9 +511,8 @@ def played(folder, group: int) -> tuple[list[str], list[str]]:
             else asked[0],
         )
         asked.insert(2, asked[0])  # the same again
-        asked.insert(
-            3, replace(asked[3], body=b"FBUP" + asked[3].body[4:-1])
-        )  # one that breaks the rules
+        # one that breaks the rules
+        asked.insert(3, replace(asked[3], body=b"FBUP" + asked[3].body[4:-1]))
         for chunk in _batched(asked, group):
             kinds += [
                 getattr(answer, "cause", None) or f"{answer.counted}"
