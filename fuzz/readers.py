@@ -56,14 +56,14 @@ def zip_(data: bytes) -> None:
 
 
 def checkpoint(data: bytes) -> None:
-    found = weights.from_bytes(data)
-    assert all(np.isfinite(array).all() for array in found.weights.values())
+    parsed = weights.from_bytes(data)
+    assert all(np.isfinite(array).all() for array in parsed.weights.values())
 
 
 def update(data: bytes) -> None:
-    found = decode(data)
-    assert len(data) == encoded_bytes(found.dimension, found.bits)
-    assert np.isfinite(dequantize(found)).all()
+    decoded = decode(data)
+    assert len(data) == encoded_bytes(decoded.dimension, decoded.bits)
+    assert np.isfinite(dequantize(decoded)).all()
 
 
 def difference_(data: bytes) -> None:
@@ -108,14 +108,14 @@ def messages(data: bytes) -> None:
             assert config.from_json(
                 kind, config.to_json(config.from_json(kind, data, "message")), "message"
             )
-    found = judging.scores_of(data, PLAN)
+    scores = judging.scores_of(data, PLAN)
     assert (
-        isinstance(found, str)
+        isinstance(scores, str)
         or 0
-        <= found.top1
-        <= found.top3
-        <= found.in_vocabulary
-        <= found.targets
+        <= scores.top1
+        <= scores.top3
+        <= scores.in_vocabulary
+        <= scores.targets
         <= PLAN.max_rows * PLAN.length
     )
 
@@ -131,8 +131,8 @@ def proof(data: bytes) -> None:
         "authorization",
     )
     headers = dict(zip(names, data.decode("latin-1").split("\n"), strict=False))
-    found = access.proof(headers)
-    assert found is None or not access.is_signed(bytes(32), found, "GET", "/")
+    claim = access.proof(headers)
+    assert claim is None or not access.is_signed(bytes(32), claim, "GET", "/")
     assert not access.is_token(headers, "a token nobody knows of")
 
 
@@ -145,11 +145,11 @@ def window(data: bytes) -> None:
 
 
 def counted(data: bytes) -> None:
-    found = decode(data)
-    cause = sums.check(found, found.round, found.seed, found.shapes, 3, PLAN)
+    decoded = decode(data)
+    cause = sums.check(decoded, decoded.round, decoded.seed, decoded.shapes, 3, PLAN)
     if cause is None:
-        weight = min(found.examples, sums.capacity(PLAN, 3))
-        added = sums.add_all(sums.empty(3), [sums.Weighted(found, weight, 1.0)])
+        weight = min(decoded.examples, sums.capacity(PLAN, 3))
+        added = sums.add_all(sums.empty(3), [sums.Weighted(decoded, weight, 1.0)])
         assert np.abs(added.total.astype(np.float64)).max() < 2.0**63 * 0.9999
 
 

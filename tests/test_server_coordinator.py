@@ -55,19 +55,19 @@ def coordinator(tmp_path):
 
 
 def assigned(coordinator: OneByOne, devices: list[str], now: float = 1.0) -> list[Assignment]:
-    found = [coordinator.check_in(device, READY, now) for device in devices]
-    assert all(isinstance(answer, Assignment) for answer in found), found
-    return found
+    works = [coordinator.check_in(device, READY, now) for device in devices]
+    assert all(isinstance(answer, Assignment) for answer in works), works
+    return works
 
 
 def causes(coordinator: OneByOne, *calls) -> list[Cause]:
     """The cause each call is refused for."""
-    found = []
+    named = []
     for call in calls:
         with pytest.raises(Refused) as caught:
             call()
-        found.append(caught.value.cause)
-    return found
+        named.append(caught.value.cause)
+    return named
 
 
 # one round
@@ -81,21 +81,21 @@ def test_a_round_turns_the_mean_of_the_updates_into_the_next_checkpoint(coordina
         for i, (device, work) in enumerate(zip(devices, works, strict=True))
     ]
     assert all(answer.counted for answer in answers)
-    made = stored(coordinator, coordinator.checkpoint().sha)
+    checkpoint = stored(coordinator, coordinator.checkpoint().sha)
     first = coordinator.reports(2.0).rounds[0]
-    assert (made.round, made.tokenizer, first.phase, first.checkpoint) == (
+    assert (checkpoint.round, checkpoint.tokenizer, first.phase, first.checkpoint) == (
         1,
         TOKENIZER,
         "committed",
         coordinator.checkpoint().sha,
     )
-    moved = weights.flatten(made.weights) - weights.flatten(WEIGHTS)
+    moved = weights.flatten(checkpoint.weights) - weights.flatten(WEIGHTS)
     np.testing.assert_allclose(moved, (delta(0) + delta(1)) / 2, atol=0.02)  # 8 bits
     half = stored(coordinator, coordinator.checkpoint().half)
-    assert half == replace(made, weights=half.weights)
+    assert half == replace(checkpoint, weights=half.weights)
     assert all(
         (half.weights[name] == array.astype(np.float16)).all()
-        for name, array in made.weights.items()
+        for name, array in checkpoint.weights.items()
     )
 
 
@@ -376,12 +376,12 @@ def test_an_update_that_breaks_a_rule_is_named_counted_and_leaves_the_sum_as_it_
 def test_after_a_refused_update_no_other_is_taken(coordinator):
     device = enrolled(coordinator, 1)[0]
     work = assigned(coordinator, [device])[0]
-    found = causes(
+    named = causes(
         coordinator,
         lambda: coordinator.update(device, work.assignment, b"rubbish", 2.0),
         lambda: coordinator.update(device, work.assignment, encoded(work, 0), 2.0),
     )
-    assert found == [Cause.NOT_AN_UPDATE, Cause.DIFFERENT_UPDATE]
+    assert named == [Cause.NOT_AN_UPDATE, Cause.DIFFERENT_UPDATE]
 
 
 def test_the_same_update_twice_counts_once_and_another_one_is_refused(coordinator):

@@ -81,7 +81,7 @@ def test_the_funnel_goes_from_check_in_to_counted_by_way_of_those_who_could_have
 
 
 def test_the_page_says_what_is_going_on_in_words_and_figures():
-    found = html()
+    text = html()
     for said in (
         "Round 7: reporting, open for 1 h 2 min",
         "2 of 4",
@@ -95,7 +95,7 @@ def test_the_page_says_what_is_going_on_in_words_and_figures():
         "nearer than 2",
         "up 1 min 30 s",
     ):
-        assert said in found, said
+        assert said in text, said
     assert "No task yet" in dashboard.page(replace(SHOWN, tasks=())).html
     assert "No round has ended yet" in html(scores=())
 
@@ -147,14 +147,14 @@ def test_times_for_people(seconds, said):
 
 def test_an_overview_of_a_server_that_has_lived_adds_up(tmp_path):
     coordinator = played(tmp_path, 4, now=1e6)
-    found = overview.read(coordinator, 1e6, 0.0, {})
-    trained, scored, paused = found.tasks
-    assert [(task.name, task.kind, task.state) for task in found.tasks] == [
+    shown = overview.read(coordinator, 1e6, 0.0, {})
+    trained, scored, paused = shown.tasks
+    assert [(task.name, task.kind, task.state) for task in shown.tasks] == [
         ("default", "training", "running"),
         ("accuracy", "evaluation", "running"),
         ("swiss-german", "training", "paused"),
     ]
-    assert found.devices == 90
+    assert shown.devices == 90
     assert len(trained.scores) == sum(report.phase == "committed" for report in scored.reports)
     assert trained.live is trained.reports[-1]
     assert trained.exposure.smallest_separation >= 2

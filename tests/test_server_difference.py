@@ -84,9 +84,9 @@ def test_a_difference_that_saves_little_is_not_offered(tmp_path):
         vector, work.round, work.rotation_seed, work.shapes, 8, 20, np.random.default_rng(1)
     )
     assert coordinator.update(devices[0], work.assignment, body, 1.0).counted
-    found = coordinator.check_in(devices[1], replace(READY, holds=work.checkpoint), 2.0).difference
+    change = coordinator.check_in(devices[1], replace(READY, holds=work.checkpoint), 2.0).difference
     whole = len(coordinator.blob(devices[1], work.checkpoint, 2.0))
-    assert found is None or len(coordinator.blob(devices[1], found, 2.0)) <= SMALLER * whole
+    assert change is None or len(coordinator.blob(devices[1], change, 2.0)) <= SMALLER * whole
     coordinator.close()
 
 
@@ -134,11 +134,12 @@ def test_the_toy_s_own_rounds_still_take_whole_checkpoints(tmp_path):
 def test_of_many_devices_that_hold_the_same_one_works_the_difference_out(tmp_path, monkeypatch):
     coordinator, devices = large(tmp_path)
     held = commit(coordinator, devices[0], 1.0)
-    work, made, encode = coordinator.check_in(devices[1], READY, 2.0), [], difference.encode
-    monkeypatch.setattr(difference, "encode", lambda old, new: made.append(1) or encode(old, new))
+    work = coordinator.check_in(devices[1], READY, 2.0)
+    calls, encode = [], difference.encode
+    monkeypatch.setattr(difference, "encode", lambda old, new: calls.append(1) or encode(old, new))
     with ThreadPoolExecutor(8) as pool:
         names = set(
             pool.map(lambda _: coordinator.with_difference(work, held).difference, range(8))
         )
-    assert (len(names), len(made)) == (1, 1)
+    assert (len(names), len(calls)) == (1, 1)
     coordinator.close()

@@ -33,8 +33,8 @@ CLOSED = endpoint.Access(TOKEN, open_to_readers=False)
 
 @pytest.fixture
 def url(tmp_path):
-    with running(new(tmp_path / "server", RULES), access_=CLOSED) as found:
-        yield found
+    with running(new(tmp_path / "server", RULES), access_=CLOSED) as address:
+        yield address
 
 
 # operators
@@ -91,12 +91,12 @@ def test_an_operator_makes_pauses_and_rolls_back_tasks_over_http(url, tmp_path):
     data = weights.to_bytes(Checkpoint(WEIGHTS, 30, "", TOKENIZER))
     put = httpx.put(f"{url}/v1/checkpoints", content=data, headers=OPERATOR).json()
     assert put == {"sha256": weights.digest(data)}
-    made = ask(
+    report = ask(
         "POST",
         "/v1/tasks",
         contract.TaskSettings(PLAN, "second", checkpoint=put["sha256"], rules=RULES),
     ).json()
-    assert (made["name"], made["state"], made["round"], made["checkpoint_round"]) == (
+    assert (report["name"], report["state"], report["round"], report["checkpoint_round"]) == (
         "second",
         "running",
         31,
@@ -131,8 +131,8 @@ def test_an_operator_makes_pauses_and_rolls_back_tasks_over_http(url, tmp_path):
         404,
         "unknown_blob",
     )
-    assert ask("GET", f"/v1/tasks/second/checkpoints/{made['checkpoint']}").content == data
-    assert problem(ask("GET", f"/v1/tasks/default/checkpoints/{made['checkpoint']}")) == (
+    assert ask("GET", f"/v1/tasks/second/checkpoints/{report['checkpoint']}").content == data
+    assert problem(ask("GET", f"/v1/tasks/default/checkpoints/{report['checkpoint']}")) == (
         404,
         "unknown_blob",
     )
@@ -183,8 +183,8 @@ def test_a_token_that_is_too_short_is_refused(tmp_path, stolen):
 
 
 def test_a_token_is_made_once_and_only_its_owner_reads_it(tmp_path):
-    made = access.token(tmp_path / "server")
-    assert (access.token(tmp_path / "server"), len(made) >= 32) == (made, True)
+    token = access.token(tmp_path / "server")
+    assert (access.token(tmp_path / "server"), len(token) >= 32) == (token, True)
     assert (tmp_path / "server" / access.TOKEN_FILE).stat().st_mode & 0o077 == 0
 
 
@@ -228,13 +228,13 @@ def test_a_coded_body_is_never_unpacked(url):
     work = device.check_in()
     device.work = work
     for coding in ("gzip", "deflate, gzip", "br"):
-        found = device.send(
+        reply = device.send(
             "PUT",
             f"/v1/assignments/{work.assignment}/update",
             b"\x1f\x8b" + b"0" * 100,
             **{"content-encoding": coding},
         )
-        assert problem(found) == (400, "malformed")
+        assert problem(reply) == (400, "malformed")
 
 
 def raw(url: str, request: bytes, then: float = 0.0) -> bytes:
@@ -244,10 +244,10 @@ def raw(url: str, request: bytes, then: float = 0.0) -> bytes:
         connection.sendall(request)
         time.sleep(then)
         connection.shutdown(socket.SHUT_WR)
-        found = b""
+        answer = b""
         while piece := connection.recv(65_536):
-            found += piece
-    return found
+            answer += piece
+    return answer
 
 
 def head(device: Device, path: str, body: bytes, length: str, work) -> bytes:
@@ -297,10 +297,10 @@ def test_a_device_that_asks_too_often_is_told_when_to_come_back_and_others_are_n
     ) as url:
         eager, other = Device(url, 1), Device(url, 2)
         body = config.to_json(READY)
-        found = [eager.send("POST", "/v1/check-in", body) for _ in range(4)]
-        assert [reply.status_code for reply in found] == [200, 200, 200, 429]
-        assert problem(found[3]) == (429, "too_many_requests")
-        assert found[3].headers["retry-after"] == "2"
+        replies = [eager.send("POST", "/v1/check-in", body) for _ in range(4)]
+        assert [reply.status_code for reply in replies] == [200, 200, 200, 429]
+        assert problem(replies[3]) == (429, "too_many_requests")
+        assert replies[3].headers["retry-after"] == "2"
         forged = signing.sign_request(key(9), other.name, "POST", "/v1/check-in", body)
         for _ in range(5):  # a stranger cannot use up what another device may ask
             assert problem(httpx.post(f"{url}/v1/check-in", content=body, headers=forged)) == (
@@ -365,8 +365,8 @@ def test_what_reaches_this_machine_only(host, local):
     )
 )
 def test_no_header_can_break_the_reading_of_a_proof(headers):
-    found = access.proof(headers)
-    assert found is None or not access.is_signed(bytes(32), found, "GET", "/")
+    proof = access.proof(headers)
+    assert proof is None or not access.is_signed(bytes(32), proof, "GET", "/")
 
 
 def test_a_database_that_fails_is_a_503_that_says_when_to_come_back_and_nothing_of_itself(
@@ -399,19 +399,19 @@ def certificates(tmp_path_factory):
     ca = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "tests")])
 
     def certificate(subject: x509.Name, public, *extensions):
-        made = (
+        builder = (
             x509.CertificateBuilder()
             .subject_name(subject)
             .issuer_name(ca)
             .public_key(public)
             .serial_number(x509.random_serial_number())
         )
-        made = made.not_valid_before(now - datetime.timedelta(days=1)).not_valid_after(
+        builder = builder.not_valid_before(now - datetime.timedelta(days=1)).not_valid_after(
             now + datetime.timedelta(days=1)
         )
         for extension, critical in extensions:
-            made = made.add_extension(extension, critical)
-        return made.sign(ca_key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+            builder = builder.add_extension(extension, critical)
+        return builder.sign(ca_key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
 
     import ipaddress
 

@@ -92,14 +92,14 @@ def running(coordinator: Coordinator, tls: dict[str, str] | None = None, **optio
 
 @pytest.fixture
 def url(tmp_path):
-    with running(new(tmp_path / "server", RULES)) as found:
-        yield found
+    with running(new(tmp_path / "server", RULES)) as address:
+        yield address
 
 
 def problem(reply: httpx.Response) -> tuple[int, str]:
-    found = config.from_json(Problem, reply.content, "reply")
-    assert found.detail
-    return reply.status_code, found.cause.value
+    refusal = config.from_json(Problem, reply.content, "reply")
+    assert refusal.detail
+    return reply.status_code, refusal.cause.value
 
 
 # a round
@@ -135,8 +135,8 @@ def test_two_rounds_over_http_from_enrolment_to_a_new_checkpoint(url):
     assert (reports[0].refused, reports[0].dropped) == ({"not_charging": 1}, {"surplus": 1})
     assert reports[0].bytes_up == 3 * len(encoded(works[0], 0))
     assert reports[0].bytes_down == len(plan) + len(first)
-    made = weights.from_bytes(a.send("GET", f"/v1/blobs/{reports[1].checkpoint}").content)
-    assert (made.round, made.parent) == (2, reports[0].checkpoint)
+    checkpoint = weights.from_bytes(a.send("GET", f"/v1/blobs/{reports[1].checkpoint}").content)
+    assert (checkpoint.round, checkpoint.parent) == (2, reports[0].checkpoint)
 
 
 def test_the_round_goes_on_by_itself_when_a_window_is_over(tmp_path):
@@ -524,16 +524,16 @@ def spoken_of() -> set[str]:
         .replace("{id}", "{assignment}")
         .splitlines()
     )
-    found = {
+    routes = {
         " ".join(line.split()[:2])
         for line in spoken
         if line.split()[:1] in (["GET"], ["PUT"], ["POST"])
     }
-    found |= {
+    routes |= {
         "GET /",
         "POST /v1/tasks/{name}/resume",
         "GET /healthz",
         "GET /readyz",
         "GET /metrics",
     }
-    return found
+    return routes

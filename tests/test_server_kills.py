@@ -34,9 +34,9 @@ from tests.toy_server import READY, encoded, enrolled, reopened
 really_put = obstore.put
 def put(*arguments, **options):
     sys.audit("kill_points.step", "put a blob")
-    found = really_put(*arguments, **options)
+    name = really_put(*arguments, **options)
     sys.audit("kill_points.step", "have put a blob")
-    return found
+    return name
 obstore.put = put
 
 def work(folder: Path) -> None:
@@ -47,10 +47,10 @@ def work(folder: Path) -> None:
         nonlocal step
         step += 1
         if step > len(answered):
-            found = call()
-            if isinstance(found, list):
-                found = [str(each) if isinstance(each, Refused) else each for each in found]
-            answered.append(found)
+            answer = call()
+            if isinstance(answer, list):
+                answer = [str(each) if isinstance(each, Refused) else each for each in answer]
+            answered.append(answer)
             memory.write_bytes(pickle.dumps(answered))
         return answered[step - 1]
 
@@ -61,18 +61,18 @@ def work(folder: Path) -> None:
             tasks.create(coordinator, TaskSettings(**named, rules=rules, seed=5), 1.0)
 
     def reports(devices, answers, now):
-        for number, (device, given) in enumerate(zip(devices, answers)):
-            if not isinstance(given, Assignment):
+        for number, (device, work) in enumerate(zip(devices, answers)):
+            if not isinstance(work, Assignment):
                 continue
-            if given.kind is Kind.EVALUATION:
+            if work.kind is Kind.EVALUATION:
                 scores = config.to_json(Scores(10, 2, 3, 10, 40.0 + number))
-                yield Reporting(device, given.assignment, scores, Kind.EVALUATION)
+                yield Reporting(device, work.assignment, scores, Kind.EVALUATION)
             elif number == 1:
-                yield Abandoning(device, given.assignment, Cause.IN_USE)
+                yield Abandoning(device, work.assignment, Cause.IN_USE)
             elif number == 2 and now == 2.0:
-                yield Reporting(device, given.assignment, b"no update")
+                yield Reporting(device, work.assignment, b"no update")
             else:
-                yield Reporting(device, given.assignment, encoded(given, number))
+                yield Reporting(device, work.assignment, encoded(work, number))
 
     devices = told(lambda: enrolled(coordinator, 5))
     told(evaluation)
@@ -102,13 +102,13 @@ def contents(folder: Path) -> dict[str, list]:
             table: [row[1] for row in connection.execute(f"PRAGMA table_info({table})")]
             for table in TABLES
         }
-        found = {}
+        rows = {}
         for table, columns in names.items():
             kept = ", ".join(name for name in columns if name not in ("bytes_up", "bytes_down"))
-            found[table] = sorted(map(repr, connection.execute(f"SELECT {kept} FROM {table}")))
+            rows[table] = sorted(map(repr, connection.execute(f"SELECT {kept} FROM {table}")))
     connection.close()
     return {
-        **found,
+        **rows,
         "blobs": sorted(path.name for path in (folder / "blobs").iterdir() if len(path.name) == 64),
     }
 

@@ -20,9 +20,9 @@ RULES = Rules()  # a quarter of an hour, four hours, a hundred check-ins a secon
 def test_a_device_comes_back_within_a_fifth_of_the_time_the_rules_name(
     cause, now, population, seed
 ):
-    found = retry_in_s(cause, RULES, population, now, np.random.default_rng(seed))
+    seconds = retry_in_s(cause, RULES, population, now, np.random.default_rng(seed))
     base = 14_400 if cause and MEANING[cause].lasts else 900
-    assert 0.8 * base - 0.001 <= found <= 1.2 * base
+    assert 0.8 * base - 0.001 <= seconds <= 1.2 * base
 
 
 def test_what_will_not_pass_by_itself_waits_for_hours():

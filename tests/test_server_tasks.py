@@ -225,12 +225,12 @@ def test_an_evaluation_scores_the_newest_checkpoint_once_and_its_sums_stand_besi
     devices = enrolled(coordinator, 3)
     a_round(coordinator, devices[:2])
     add_evaluation(coordinator, Rules(report_goal=2, over_selection=1.0))
-    made = coordinator.checkpoint()
+    checkpoint = coordinator.checkpoint()
     works = [coordinator.check_in(device, READY, 3.0) for device in devices[:2]]
     assert {work.kind for work in works} == {Kind.TRAINING, Kind.EVALUATION}
     (work,) = [work for work in works if work.kind is Kind.EVALUATION]
     owner = devices[works.index(work)]
-    assert (work.checkpoint, work.round) == (made.half, 1)
+    assert (work.checkpoint, work.round) == (checkpoint.half, 1)
     assert coordinator.scores(owner, work.assignment, scored(100, 20, 33, 480.5), 3.0).counted
     other = coordinator.check_in(devices[2], check_in(), 3.0)
     while other.kind is not Kind.EVALUATION:  # the training task may want it first
@@ -240,7 +240,7 @@ def test_an_evaluation_scores_the_newest_checkpoint_once_and_its_sums_stand_besi
     (report, _) = coordinator.reports(4.0, "scores").rounds
     assert (report.phase, report.base, report.base_round, report.checkpoint) == (
         "committed",
-        made.sha,
+        checkpoint.sha,
         1,
         "",
     )
@@ -455,8 +455,8 @@ def test_a_rollback_ends_the_round_and_goes_on_from_the_earlier_checkpoint(coord
     )
     works = a_round(coordinator, devices, 7.0)
     assert (works[0].checkpoint, works[0].round) == (first.half, 5)
-    made = stored(coordinator, coordinator.checkpoint().sha)
-    assert (made.parent, made.round) == (first.sha, 5)
+    checkpoint = stored(coordinator, coordinator.checkpoint().sha)
+    assert (checkpoint.parent, checkpoint.round) == (first.sha, 5)
     phases = [report.phase for report in coordinator.reports(8.0).rounds]
     assert phases == ["committed", "committed", "abandoned", "abandoned", "committed", "selecting"]
     with coordinator.store.reading() as rows:
@@ -491,7 +491,7 @@ def played(folder, group: int) -> tuple[list[str], list[str]]:
     """
     # a cohort of 6
     coordinator = new(folder, Rules(report_goal=3, over_selection=2.0, reporting_s=50))
-    devices, kinds, made = enrolled(coordinator, 7), [], []
+    devices, kinds, shas = enrolled(coordinator, 7), [], []
     for now in (1.0, 2.0):
         asked = [CheckingIn(device, READY, f"{now}{device}") for device in devices]
         works = {}
@@ -519,12 +519,12 @@ def played(folder, group: int) -> tuple[list[str], list[str]]:
                 for answer in coordinator.handle(chunk, now)
             ]
         coordinator.tick(now)
-        made.append(coordinator.checkpoint().sha)
+        shas.append(coordinator.checkpoint().sha)
     reports = [
         replace(report, seconds=0.0, opened_at=0.0) for report in coordinator.reports(3.0).rounds
     ]
     coordinator.close()
-    return kinds, [*made, *map(str, reports)]
+    return kinds, [*shas, *map(str, reports)]
 
 
 def _batched(requests: list, size: int) -> list[list]:
@@ -572,7 +572,7 @@ def test_whatever_devices_do_the_ledger_and_the_rounds_agree(tmp_path_factory, h
                 coordinator.handle([Abandoning(device, work.assignment, Cause.IN_USE)], now)
     reports = coordinator.reports(1e4).rounds
     with coordinator.store.reading() as rows:
-        given = rows.assignments([work.assignment for work in works.values()])
+        kept = rows.assignments([work.assignment for work in works.values()])
         took_part = rows.participations(devices).values()
         (open_round,) = rows.open_rounds().values()
         added = rows.sums("default", open_round.state.round)
@@ -590,5 +590,5 @@ def test_whatever_devices_do_the_ledger_and_the_rounds_agree(tmp_path_factory, h
     for report in reports:
         assert report.counted <= report.uploaded or mode is Mode.BUFFERED
         assert report.phase != "committed" or report.counted >= 1
-    assert len(given) == len({work.assignment for work in works.values()})
+    assert len(kept) == len({work.assignment for work in works.values()})
     coordinator.close()
