@@ -38,7 +38,7 @@ def evaluate(
     blocked: frozenset[str] = frozenset(),
     personal: bool = False,
     progress: Callable[[int, int], None] | None = None,
-    on_prediction: Callable[[Prediction], None] | None = None,
+    on_prediction: Callable[[Prediction], object] | None = None,
 ) -> Life:
     """Score the strip on each user's scored utterances, the earlier ones being history.
 

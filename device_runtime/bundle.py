@@ -240,7 +240,7 @@ def write_zip(bundle: Bundle, path: Path) -> None:
             archive.writestr(entry, data)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        durable.write(path, packed.getvalue(), mode=0o644)
+        durable.share(path, packed.getvalue())
     except OSError as error:
         raise BundleError(
             path, f"cannot be written ({error.strerror})", "choose a file you may write"

@@ -250,13 +250,13 @@ class Home:
         """While this lasts no other process takes turns of this device. Raises RunError if one does
         now.
         """
-        with contextlib.ExitStack() as stack:
-            try:
-                stack.enter_context(durable.locked(self.folder / LOCK))
-            except BlockingIOError:
-                raise RunError(
-                    self.folder, "another process runs this device", "end that one first"
-                ) from None
+        try:
+            file = durable.lock(self.folder / LOCK)
+        except BlockingIOError:
+            raise RunError(
+                self.folder, "another process runs this device", "end that one first"
+            ) from None
+        with file:
             yield
 
     def wipe(self, everything: bool = False) -> None:
@@ -338,7 +338,7 @@ class Home:
                 )
                 has = {row[1] for row in ledger.execute("PRAGMA table_info(contributions)")}
                 for column in fields(Contribution):
-                    if column.name not in has:  # a ledger from before there were tasks
+                    if column.name not in has:  # an older ledger has fewer columns
                         ledger.execute(f"ALTER TABLE contributions ADD COLUMN {_column(column)}")
                 yield ledger
         except sqlite3.Error as error:

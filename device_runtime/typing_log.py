@@ -23,6 +23,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from device_runtime import keystore
 from device_runtime.errors import TypingLogError
 from device_runtime.text import normalise
+from device_runtime.wire import DAY_S
 
 VERSION = 2  # version 1 counted no uses
 NONCE_BYTES = 12
@@ -38,7 +39,7 @@ _PROBE = b"fedboard-typing-log-v1"
 class Retention:
     """What `TypingLog.expire` keeps."""
 
-    max_age_s: float = 90 * 86_400.0
+    max_age_s: float = 90 * DAY_S
     max_bytes: int = 4 << 20  # of sealed records
     # uploads one message may contribute to; then it is kept, shown to no training
     max_uses: int = 30

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
+from device_runtime import durable
 from device_runtime.errors import FedboardError, RunError
 from fedboard import bundle_commands, console, device_commands, task_commands
 from fedboard.options import Data, Json, Seed, Trust, emit
@@ -421,7 +422,7 @@ def evaluate(
     Loads no TensorFlow but for TFF's own corpora.
     """
     from fedboard import score
-    from fedboard.run import trusted_keys, writable, write_whole
+    from fedboard.run import trusted_keys, writable
     from model import corpora
 
     if predictions and len(targets) > 1:
@@ -456,7 +457,7 @@ def evaluate(
         scored = score.scored(sums, seed)
         if out:
             with writable(out[i]) as path:
-                write_whole(path, score.to_json(scored).encode())
+                durable.share(path, score.to_json(scored).encode())
         measured.append(sums)
         results.append(scored)
     difference = score.compare(measured[0], measured[1], seed) if paired else None

@@ -5,20 +5,21 @@ import json
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from device_runtime import bundle as bundles
-from device_runtime import calls, config, weights
+from device_runtime import calls, config, durable, interpreter, weights
 from device_runtime.errors import RunError
 from device_runtime.transport import http, persistent
 from device_runtime.wire import Plan, RoundReports
 from fedboard import console, devices, score
 from fedboard.export import Asked, export
 from fedboard.report import build
-from fedboard.run import Run, Settings, trusted_keys, write_whole
+from fedboard.run import Run, Settings, trusted_keys
 from fedboard.serve import ServerSettings, newest_checkpoint
 from fedboard.train import How, train
 from fleet.population import Role, role_counts
@@ -141,7 +142,7 @@ def run(demo: Demo) -> Run:
         manifest, last = export(
             trained.checkpoints / "after.safetensors", trained.path / "bundle", asked, corpus
         )
-        write_whole(
+        durable.share(
             trained.path / "suggestions.json", json.dumps(_suggestions(first, last)).encode()
         )
     with clock.stage(
@@ -161,7 +162,7 @@ def run(demo: Demo) -> Run:
         "processes": demo.processes,
         "verdict": verdict,
     }
-    write_whole(trained.path / "summary.json", json.dumps({**summary, **measured}).encode())
+    durable.share(trained.path / "summary.json", json.dumps({**summary, **measured}).encode())
     path = build(trained)
     targets = scored["after"].summary.targets
     console.table(
@@ -203,7 +204,7 @@ def _rounds_with_devices(demo: Demo, run: Run, bundle: Path, users: Users) -> di
     )
     folder = run.path / "server"
     folder.mkdir()
-    write_whole(run.path / "server.toml", config.to_toml(settings).encode())
+    durable.share(run.path / "server.toml", config.to_toml(settings).encode())
     homes = devices.create_population(
         run.path / "devices",
         bundle,
@@ -237,6 +238,7 @@ def _rounds_with_devices(demo: Demo, run: Run, bundle: Path, users: Users) -> di
             "others are refused for a cause"
         )
         hosts = [homes[i :: demo.processes] for i in range(demo.processes)]
+        choices = itertools.cycle(interpreter.installed())  # each process on another of them
         for i, own in enumerate(hosts):
             command = _command(
                 "device",
@@ -250,22 +252,24 @@ def _rounds_with_devices(demo: Demo, run: Run, bundle: Path, users: Users) -> di
                 run.path / "outcomes.jsonl",
                 "--json",
             )
-            children.append(
-                child_process.start(
-                    command, run.path / f"devices-{i}.log", {"OMP_NUM_THREADS": "1"}
-                )
-            )
+            environment = {"OMP_NUM_THREADS": "1", interpreter.CHOICE: next(choices).name}
+            log = run.path / f"devices-{i}.log"
+            children.append(child_process.start(command, log, environment))
         reports = _watch(demo, url, server, children[1:], run)
         memory = {"server": child_process.peak_memory_mb(server.pid)}
     finally:
         for child in children:
             child_process.end(child)
-    for i in range(len(hosts)):
-        memory[f"device process {i + 1} ({len(hosts[i])} devices)"] = json.loads(
-            (run.path / f"devices-{i}.log").read_text()
-        )["peak_memory_mb"]
-    write_whole(run.path / "rounds.json", config.to_json(reports))
-    write_whole(run.checkpoints / "after.safetensors", weights.to_bytes(newest_checkpoint(folder)))
+    interpreters: Counter[str] = Counter()
+    for i, own in enumerate(hosts):
+        totals = json.loads((run.path / f"devices-{i}.log").read_text())
+        interpreters[totals["interpreter"]] += len(own)
+        name = f"device process {i + 1} ({len(own)} devices, {totals['interpreter']})"
+        memory[name] = totals["peak_memory_mb"]
+    durable.share(run.path / "rounds.json", config.to_json(reports))
+    durable.share(
+        run.checkpoints / "after.safetensors", weights.to_bytes(newest_checkpoint(folder))
+    )
     counted = sum(round.counted for round in reports.rounds)
     uploaded = sum(round.uploaded for round in reports.rounds)
     per_upload = sum(round.bytes_up for round in reports.rounds) // max(uploaded, 1)
@@ -281,6 +285,7 @@ def _rounds_with_devices(demo: Demo, run: Run, bundle: Path, users: Users) -> di
     return {
         "memory_mb": {name: round(value, 1) for name, value in memory.items()},
         "bytes_per_upload": per_upload,
+        "interpreters": dict(interpreters),
     }
 
 

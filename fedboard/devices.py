@@ -113,14 +113,14 @@ def create_population(
     return create(folder, opened, trusted, users, names, list(traces), seed)
 
 
-def run(folders: Sequence[Path], url: str, rounds: int, outcomes: Path | None) -> dict[str, float]:
+def run(folders: Sequence[Path], url: str, rounds: int, outcomes: Path | None) -> dict[str, Any]:
     """Turns of the devices in `folders` over HTTP; a JSON line for each goes to `outcomes` and to
     the console. What it came to.
 
     The caller blocks TensorFlow first. Raises ServerError if the server cannot be reached, and
     whatever is wrong with a device's folder.
     """
-    from device_runtime import drive
+    from device_runtime import drive, interpreter
     from device_runtime.home import Home
     from device_runtime.transport import http
     from device_runtime.turn import Outcome, Status
@@ -149,6 +149,7 @@ def run(folders: Sequence[Path], url: str, rounds: int, outcomes: Path | None) -
         "devices": len(homes),
         "rounds": seen,
         **totals,
+        "interpreter": str(interpreter.chosen()),
         "peak_memory_mb": child_process.peak_memory_mb(os.getpid()),
     }
 

@@ -8,12 +8,12 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from device_runtime import causes, config
+from device_runtime import causes, config, durable
 from device_runtime.wire import RoundReport
 from fedboard.readable import duration, number, percent, size
 from fedboard.report_material import NETWORKS, Material, Totals, pair, read
 from fedboard.report_plots import plots
-from fedboard.run import Run, writable, write_whole
+from fedboard.run import Run, writable
 
 
 def build(run: Run) -> Path:
@@ -24,7 +24,7 @@ def build(run: Run) -> Path:
     page = render(run.path.resolve().name, read(run))
     with writable(run.report) as path:
         # a lone surrogate in a message has no bytes
-        write_whole(path, page.encode(errors="replace"))
+        durable.share(path, page.encode(errors="replace"))
     return run.report
 
 

@@ -57,6 +57,7 @@ class Totals:
     seed: int | None = None
     devices: int | None = None
     processes: int | None = None
+    interpreters: dict[str, int] = field(default_factory=dict)  # devices that trained with each
     verdict: str = ""  # one sentence: does the network beat the bigram
 
 

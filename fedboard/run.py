@@ -9,7 +9,7 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from device_runtime import config, signing, weights
+from device_runtime import config, durable, signing, weights
 from device_runtime.bundle import Bundle, open_verified
 from device_runtime.errors import CheckpointError, RunError
 from device_runtime.text import Vocabulary
@@ -105,7 +105,7 @@ def create(path: Path, settings: Settings, replace: bool) -> Run:
         if run.config.is_file():
             clear(run)
         run.path.mkdir(parents=True, exist_ok=True)
-        write_whole(run.config, config.to_toml(settings).encode())
+        durable.share(run.config, config.to_toml(settings).encode())
         run.checkpoints.mkdir(exist_ok=True)
     except OSError as error:
         raise RunError(
@@ -138,17 +138,6 @@ def clear(run: Run) -> None:
     """
     for entry in sorted(run.path.iterdir(), key=lambda entry: entry == run.config):
         shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_bytes(data)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -262,5 +251,5 @@ def signing_key(path: Path | None) -> Ed25519PrivateKey:
     key = signing.load_or_create(path)
     with writable(path.with_suffix(".pub")) as public:
         if not public.is_file() or public.read_text().strip() != signing.public_hex(key):
-            write_whole(public, signing.public_hex(key).encode() + b"\n")
+            durable.share(public, signing.public_hex(key).encode() + b"\n")
     return key

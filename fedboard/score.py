@@ -85,7 +85,7 @@ def measure(
         known.require_words("own words")
 
     def run(
-        on_prediction: Callable[[measures.Prediction], None] | None,
+        on_prediction: Callable[[measures.Prediction], object] | None,
     ) -> tuple[measures.Evaluation, int | None]:
         if mixed and not isinstance(engine, Decoder):  # which knows pieces, not words
             from conversion import strip

@@ -5,11 +5,11 @@ import ssl
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from device_runtime import weights
+from device_runtime import durable, weights
 from device_runtime.bundle import Bundle
 from device_runtime.errors import ConfigError, RunError
 from fedboard import console
-from fedboard.run import writable, write_whole
+from fedboard.run import writable
 from server.access import Limits
 from server.contract import ADDRESS, TOKEN, TOKEN_FILE
 from server.task import TaskSettings, settings_of
@@ -132,7 +132,7 @@ def serve(
             f"listening on {url}; open it in a browser to watch"
             + ("" if readers else f" (password: the token in {folder / TOKEN_FILE})")
         )
-        write_whole(address, f"{url}\n".encode())
+        durable.share(address, f"{url}\n".encode())
         logs.begin()
         proxies = (
             {"proxy_headers": True, "forwarded_allow_ips": settings.access.behind_proxy}

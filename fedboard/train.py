@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from device_runtime import config, weights
+from device_runtime import config, durable, weights
 from device_runtime.errors import CheckpointError, RunError
 from device_runtime.metrics import perplexity, recall
 from device_runtime.optimizers import OPTIMIZERS
@@ -34,7 +34,6 @@ from fedboard.run import (
     require_fit,
     require_free,
     vocabulary_of,
-    write_whole,
 )
 from model import cohorts, corpora, evaluation, memory, network, vocabulary, worker
 from model.clients import Clients
@@ -236,9 +235,9 @@ def _write_beginning(
     The weights go last, so that where they are, the rest is.
     """
     run.checkpoints.mkdir(exist_ok=True)
-    write_whole(run.config, config.to_toml(settings).encode())
-    write_whole(run.tokenizer, words.model)
-    write_whole(run.first, weights.to_bytes(first))
+    durable.share(run.config, config.to_toml(settings).encode())
+    durable.share(run.tokenizer, words.model)
+    durable.share(run.first, weights.to_bytes(first))
 
 
 def look(
@@ -267,9 +266,9 @@ def look(
     checkpoint = weights.to_bytes(
         weights.Checkpoint(done.weights, done.number, best.parent, words.hash)
     )
-    write_whole(run.last, checkpoint)
+    durable.share(run.last, checkpoint)
     if measured["top1"] > best.top1:
-        write_whole(run.best, checkpoint)
+        durable.share(run.best, checkpoint)
     console.say(
         f"  {done.number}: validation top-1 {measured['top1']:.1%}, top-3 {measured['top3']:.1%}, "
         f"perplexity {measured['perplexity']:.0f}"

@@ -129,7 +129,7 @@ def traces_from_roles(dealt: Sequence[Sequence[Role]], folder: Path) -> list[Pat
         folder.mkdir(parents=True, exist_ok=True)
         for index, path in enumerate(paths):
             trace = _from_roles([round[index] for round in dealt])
-            durable.write(path, trace.encode(), mode=0o644)
+            durable.share(path, trace.encode())
     except OSError as error:
         raise RunError(
             folder, f"cannot be written ({error.strerror})", "choose a folder you may write to"

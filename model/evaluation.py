@@ -106,7 +106,7 @@ def evaluate(
     vocabulary: Vocabulary,
     scope: Scope = BASE,
     progress: Callable[[int, int], None] | None = None,
-    on_prediction: Callable[[Prediction], None] | None = None,
+    on_prediction: Callable[[Prediction], object] | None = None,
 ) -> Evaluation:
     """Score a system on each user's newest utterances, by the base protocol unless scope differs.
 

@@ -4,7 +4,6 @@ Protocol nwp-v1, steps 7 to 10. All sums are kept per user, so intervals are ove
 """
 
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from device_runtime import durable
 from device_runtime.errors import RunError
 from device_runtime.metrics import (
     STRIP,
@@ -220,7 +220,7 @@ class Tally:
         said: Said,
         targets: Targets,
         start: int,
-        on_prediction: Callable[[Prediction], None] | None = None,
+        on_prediction: Callable[[Prediction], object] | None = None,
     ) -> None:
         """Count what was said at the targets from `start` on."""
         marks = marks_of(said, targets, start)
@@ -266,20 +266,15 @@ def summarise(evaluation: Evaluation, rng: np.random.Generator) -> Summary:
 
 
 @contextmanager
-def predictions_file(path: Path) -> Iterator[Callable[[Prediction], None]]:
+def predictions_file(path: Path) -> Iterator[Callable[[Prediction], object]]:
     """A function that writes one JSON line per prediction.
 
     The file appears when the block ends well. Raises RunError if it cannot be written.
     """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with open(temporary, "w") as file:
-            yield lambda prediction: print(json.dumps(asdict(prediction)), file=file)
-        os.replace(temporary, path)
+        with durable.replacing(path, durable.SHARED) as file:
+            yield lambda prediction: file.write(json.dumps(asdict(prediction)).encode() + b"\n")
     except OSError as error:
         raise RunError(
             path, f"cannot be written ({error.strerror})", "choose another file"
         ) from None
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -8,7 +8,6 @@ cut none that was `durable`. Statements take whole groups: a transaction costs t
 device and for a hundred.
 """
 
-import fcntl
 import functools
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import alembic.command
 import alembic.config
@@ -25,7 +24,7 @@ import numpy as np
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
-from device_runtime import config
+from device_runtime import config, durable
 from device_runtime.causes import Cause, Step
 from device_runtime.errors import RunError
 from device_runtime.wire import OPEN, Phase, RoundReport, Scores
@@ -831,27 +830,23 @@ def loss_units(nats: float) -> int:
     return round(nats * _LOSS_UNITS)
 
 
-def _locked(database: Path) -> Any:
+def _locked(database: Path) -> TextIO:
     """A file that stays locked until it is closed or the process ends, however it ends."""
     try:
         database.parent.mkdir(parents=True, exist_ok=True)
-        file = database.with_name(f"{database.name}.lock").open("w")
+        return durable.lock(database.with_name(f"{database.name}.lock"))
+    except BlockingIOError:
+        raise RunError(
+            database.parent,
+            "another server is using this folder",
+            "stop that server or give another folder",
+        ) from None
     except OSError as error:
         raise RunError(
             database.parent,
             f"cannot be written ({error.strerror})",
             "give a folder that can be written",
         ) from None
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        file.close()
-        raise RunError(
-            database.parent,
-            "another server is using this folder",
-            "stop that server or give another folder",
-        ) from None
-    return file
 
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:

@@ -5,16 +5,20 @@ tflite-runtime.
 import contextlib
 import gc
 import itertools
+import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from device_runtime import weights
 from device_runtime.causes import Cause
+from device_runtime.daemon import Schedule, read_schedule
 from device_runtime.drive import Turn, simulated
 from device_runtime.finetune import finetune
 from device_runtime.home import LEARNED, UNFINISHED, DeviceConfig, Home
 from device_runtime.interpreter import Graph
+from device_runtime.keyboard import Keyboard
 from device_runtime.transport import Interrupted, Unreachable
 from device_runtime.turn import Status
 from device_runtime.typing_log import Retention
@@ -27,6 +31,7 @@ from server.rounds import Rules
 from server.step import ServerStep
 from server.task import TaskSettings
 
+GOLDEN = Path(__file__).parent / "golden"
 ABLE = "0\tbattery_charged_on\n0\twifi\n0\tscreen_off\n"
 SECRET = "i will see zebracorn"
 
@@ -430,3 +435,33 @@ def test_a_wipe_takes_half_done_work_with_it(server, device):
     turn(home, server)
     home.wipe()
     assert [name for name in LEARNED if (home.folder / name).exists()] == []
+
+
+# --- what an earlier version left
+# ------------------------------------------------------------------------------------------------
+
+
+def test_a_home_of_an_earlier_version_opens_and_its_half_done_work_is_gone_on_with(tmp_path):
+    """golden/home.zip: a device that was counted in one round and unplugged in the next, and its
+    server, as the version wrote them whose turn was one class, with message format 2.
+    """
+    with zipfile.ZipFile(GOLDEN / "home.zip") as archive:
+        archive.extractall(tmp_path)
+    for name in ("device.key", "typing_log.key"):
+        (tmp_path / "home" / name).chmod(0o600)
+    (tmp_path / "home" / "trace.tsv").write_text(ABLE)
+    home, train = Home.open(tmp_path / "home"), Trained()
+    assert [(line.round, line.outcome) for line in home.contributions()] == [
+        (1, "counted"),
+        (2, "paused"),
+    ]
+    assert read_schedule(home) == Schedule(1000.0, 600.0, 1)
+    with Keyboard(home, home.bundle()) as keyboard:
+        assert len(keyboard.suggest("i will ")) == 3
+    coordinator = Coordinator(*open_folder(tmp_path / "server"), np.random.default_rng(0))
+    with asgi(app(coordinator, itertools.count(100.0).__next__)) as way:
+        outcome = turn(home, way, 2000.0, train)
+    assert (outcome.status, outcome.round) == (Status.COUNTED, 2)
+    assert train.batches == [2]  # of 4: the others were done before
+    assert [report.counted for report in coordinator.reports(200.0).rounds][:2] == [1, 1]
+    coordinator.close()

@@ -86,6 +86,7 @@ def run(tmp_path) -> Run:
         "seconds": {"Corpus": 4.0},
         "sizes": {"predict.tflite": 434656},
         "bytes_per_upload": 1000,
+        "interpreters": {"tflite-runtime 2.14.0": 3, "ai-edge-litert 2.3.0": 2},
         "verdict": "It is better.",
     }
     (run_folder.path / "summary.json").write_text(json.dumps(totals))
@@ -98,6 +99,7 @@ def test_every_part_of_the_folder_has_its_section_and_the_page_stands_by_itself(
         assert f'id="{section}"' in page
     assert "It is better." in page
     assert "condition lost" in page
+    assert "trained with: tflite-runtime 2.14.0 3, ai-edge-litert 2.3.0 2." in page
     assert "http://" not in page.replace("http://www.w3.org", "")
     assert "https://" not in page
     assert "<script" not in page

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from device_runtime import config
+from device_runtime import config, interpreter
 from device_runtime.wire import RoundReports
 
 TINY = [
@@ -100,6 +100,14 @@ def test_every_device_is_counted_or_refused_for_its_cause(place):
         assert r.checked_in == 6
         assert r.refused == {"not_charging": 1, "metered_network": 1, "in_use": 1}
         assert (r.assigned, r.counted, r.dropped) == (3, 2, {"condition_lost": 1})
+
+
+def test_the_device_rounds_run_on_each_interpreter_there_is_and_the_report_says_on_which(place):
+    summary = json.loads((place / "runs/demo/summary.json").read_text())
+    assert [*summary["interpreters"]] == [str(runtime) for runtime in interpreter.installed()]
+    assert sum(summary["interpreters"].values()) == 6
+    page = (place / "runs/demo/report.html").read_text()
+    assert all(name in page for name in summary["interpreters"])
 
 
 def test_no_process_is_left_after_the_demo(place):
