@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from device_runtime import bundle as bundles
 from device_runtime import calls, config, durable, interpreter, weights
@@ -262,7 +263,7 @@ def _rounds_with_devices(demo: Demo, run: Run, bundle: Path, users: Users) -> di
             child_process.end(child)
     interpreters: Counter[str] = Counter()
     for i, own in enumerate(hosts):
-        totals = json.loads((run.path / f"devices-{i}.log").read_text())
+        totals = totals_of(run.path / f"devices-{i}.log")
         interpreters[totals["interpreter"]] += len(own)
         name = f"device process {i + 1} ({len(own)} devices, {totals['interpreter']})"
         memory[name] = totals["peak_memory_mb"]
@@ -424,6 +425,11 @@ def _address(server: subprocess.Popen, folder: Path, log: Path) -> str:
             return (folder / ADDRESS).read_text().strip()
         time.sleep(0.1)
     raise RunError("server", f"did not start: {_last_line(log)}", "see server.log in the run")
+
+
+def totals_of(log: Path) -> dict[str, Any]:
+    """What `fedboard device run --json` said last: an interpreter may have written before it."""
+    return json.loads(_last_line(log))
 
 
 def _last_line(log: Path) -> str:

@@ -46,7 +46,7 @@ def _chitchat() -> Corpus:
         raise CorpusError(
             "chitchat",
             "the package chitchat-dataset is not installed",
-            "install the extra `simulation`, or import your own corpus",
+            "install the extra `data`, or import your own corpus",
         )
     # read directly: importing the package brings nothing but this path
     path = Path(spec.origin).with_name("dataset.json")
