@@ -149,26 +149,25 @@ def difference(old: Bundle, new: Bundle) -> Difference:
         if before.get(name) != after.get(name)
     }
     names = sorted({*old.content, *new.content})
-    sizes = {
-        name: tuple(
-            len(each.content[name]) if name in each.content else None for each in (old, new)
-        )
-        for name in names
-    }
+    changed = [name for name in names if old.content.get(name) != new.content.get(name)]
     had, has = old.vocabulary.tokens, new.vocabulary.tokens
     known, still = set(had), set(has)
-    apart, changed = None, 1.0
+    apart, share = None, 1.0
     if old.manifest.shapes == new.manifest.shapes:
         moved = weights.subtract(new.checkpoint.weights, old.checkpoint.weights)
-        apart, changed = weights.norm(moved), float(np.mean(weights.flatten(moved) != 0))
+        apart, share = weights.norm(moved), float(np.mean(weights.flatten(moved) != 0))
     return Difference(
         {name: pair for name, pair in fields.items() if not name.startswith("files.")},
-        {name: sizes[name] for name in names if old.content.get(name) != new.content.get(name)},  # type: ignore[misc]
+        {name: (_size(old, name), _size(new, name)) for name in changed},
         tuple(word for word in has if word not in known),
         tuple(word for word in had if word not in still),
         apart,
-        changed,
+        share,
     )
+
+
+def _size(bundle: Bundle, name: str) -> int | None:
+    return len(bundle.content[name]) if name in bundle.content else None
 
 
 def _flat(table: dict[str, Any], prefix: str = "") -> dict[str, str]:

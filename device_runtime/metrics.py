@@ -136,7 +136,8 @@ def macro(users: list[Counts], which: str) -> tuple[float, float, float, float]:
     recalls = [recall(counts, which) for counts in users if counts.targets >= MACRO_TARGETS]
     if not recalls:
         return (float("nan"),) * 4
-    return (float(np.mean(recalls)), *(float(q) for q in np.percentile(recalls, [10, 50, 90])))  # type: ignore[return-value]
+    low, middle, high = np.percentile(recalls, [10, 50, 90])
+    return float(np.mean(recalls)), float(low), float(middle), float(high)
 
 
 def interval(

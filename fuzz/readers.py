@@ -163,7 +163,8 @@ PLAN = Plan(clipping_norm=10.0, bits=1)
 READERS = {
     "messages": (
         messages,
-        b'{"conditions":{"charging":true},"examples":3,"tokenizer":"ab","holds":"","population":"default"}',
+        b'{"conditions":{"charging":true},"examples":3,"tokenizer":"ab","holds":"",'
+        b'"population":"default"}',
     ),
     "proof": (
         proof,

@@ -251,9 +251,11 @@ def _utterance(text: str, tokens: list[str], time: float | None) -> Utterance:
 
 
 def _in_time_order(utterances: list[Utterance]) -> list[Utterance]:
-    if any(utterance.time is None for utterance in utterances):
+    times = [utterance.time for utterance in utterances if utterance.time is not None]
+    if len(times) < len(utterances):
         return utterances
-    return sorted(utterances, key=lambda utterance: utterance.time)  # type: ignore[arg-type,return-value]
+    order = sorted(range(len(times)), key=times.__getitem__)
+    return [utterances[place] for place in order]
 
 
 def sample(users: Users, most: int | None) -> Users:

@@ -83,7 +83,7 @@ def evaluating(server, rules: Rules | None = None) -> None:  # noqa: F811
     )
 
 
-def test_an_evaluation_sends_sums_of_held_back_messages_and_nothing_else(server, device):  # noqa: F811
+def test_an_evaluation_sends_sums_of_held_back_messages_only(server, device):  # noqa: F811
     evaluating(server)
     home = device(messages=50)
     outcome = turn(home, server)
