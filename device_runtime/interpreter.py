@@ -8,13 +8,14 @@ A truncated graph crashes tflite-runtime, so only bytes whose SHA-256 was checke
 turned away.
 """
 
+import contextlib
 import functools
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,9 @@ from numpy.typing import NDArray
 from device_runtime.errors import RunError
 
 CHOICE = "FEDBOARD_INTERPRETER"
+STDERR = 2
+# what LiteRT writes at the first run of a process, where no setting of it can be reached
+ANNOUNCEMENT = b"INFO: Created TensorFlow Lite XNNPACK delegate for CPU.\n"
 INSTALL = "install the `device` extra, or on a newer Python or NumPy the `litert` extra"
 
 Arrays = dict[str, NDArray[Any]]
@@ -101,8 +105,27 @@ def load(runtime: Runtime) -> Opener:
         raise RunError("interpreter", problem, INSTALL) from None
 
 
+@contextlib.contextmanager
+def _without(line: bytes) -> Iterator[None]:
+    """In the block, what a library writes to standard error is held back, and given out after it
+    but for one line.
+    """
+    with open(os.memfd_create("standard error"), "w+b") as held:
+        stderr = os.dup(STDERR)
+        os.dup2(held.fileno(), STDERR)
+        try:
+            yield
+        finally:
+            os.dup2(stderr, STDERR)
+            os.close(stderr)
+            held.seek(0)
+            os.write(STDERR, held.read().replace(line, b""))
+
+
 class Graph:
     """Named pure functions of one TFLite file."""
+
+    _announced: ClassVar[bool] = False  # LiteRT writes its line once a process
 
     def __init__(self, verified: bytes, threads: int = 1, interpreter: str | None = None):
         """Open the bytes of a file whose hash was checked. `interpreter` is a name in LOADERS.
@@ -127,7 +150,14 @@ class Graph:
             raise RuntimeError(
                 "a graph belongs to the thread it was made in: two at once crash the process"
             )
-        results: Arrays = self._runners[signature](**inputs)
+        runner = self._runners[signature]
+        results: Arrays
+        if Graph._announced:
+            results = runner(**inputs)
+        else:
+            with _without(ANNOUNCEMENT):
+                results = runner(**inputs)
+            Graph._announced = True
         return results
 
     def start(self, signature: str = "predict", rows: int = 1) -> Arrays:

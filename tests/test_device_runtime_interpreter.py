@@ -132,3 +132,18 @@ def test_a_graph_turns_away_every_other_thread(tiny_bundle):
     other.start()
     other.join()
     assert "belongs to the thread it was made in" in raised[0]
+
+
+def test_the_first_run_of_a_process_writes_nothing_and_hides_nothing(tiny_bundle):
+    script = f"""
+import os
+from pathlib import Path
+import numpy as np
+from device_runtime import interpreter
+graph = interpreter.Graph(Path({str(tiny_bundle.path / "predict.tflite")!r}).read_bytes())
+graph.step("predict", graph.start(), token=np.array([1], np.int32))
+with interpreter._without(b"noise\\n"):
+    os.write(2, b"noise\\na warning\\n")
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "a warning\n")
