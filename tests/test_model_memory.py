@@ -53,6 +53,7 @@ def test_threads_share_one_heap_where_each_had_its_own():
     assert heaps("many") > 1
 
 
+@pytest.mark.tensorflow
 @glibc_only
 def test_the_worker_starts_with_settings_that_keep_its_memory():
     with worker.running(1) as on:
