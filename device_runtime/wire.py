@@ -15,6 +15,7 @@ All but the last are signed by the device: `signing.sign_request`. Every refusal
 Problem with a named cause. What only the operator may ask for is in `server/contract.py`.
 """
 
+import math
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -45,9 +46,9 @@ class Plan:
             if getattr(self, name) < 1:
                 problem = f"expected at least 1, found {getattr(self, name)}"
                 raise ConfigError(f"plan.{name}", problem, "correct it")
-        for name, most in (("learning_rate", 1e6), ("clipping_norm", 1e6)):
-            if not 0 < getattr(self, name) <= most:
-                problem = f"expected more than 0 and at most {most:g}, found {getattr(self, name)}"
+        for name in ("learning_rate", "clipping_norm"):
+            if not 0 < getattr(self, name) < math.inf:
+                problem = f"expected a positive number, found {getattr(self, name)}"
                 raise ConfigError(f"plan.{name}", problem, "correct it")
         if not 1 <= self.bits <= 16:
             raise ConfigError("plan.bits", f"expected 1 to 16, found {self.bits}", "correct it")

@@ -206,9 +206,9 @@ def test_a_turn_is_taken_without_a_socket_an_interpreter_or_a_database():
 @pytest.mark.parametrize(
     ("numbers", "problem"),
     [
-        ({"learning_rate": float("nan")}, "plan.learning_rate: expected more than 0"),
-        ({"learning_rate": float("inf")}, "at most 1e+06, found inf"),
-        ({"clipping_norm": 0.0}, "plan.clipping_norm: expected more than 0"),
+        ({"learning_rate": float("nan")}, "plan.learning_rate: expected a positive number"),
+        ({"learning_rate": float("inf")}, "expected a positive number, found inf"),
+        ({"clipping_norm": 0.0}, "plan.clipping_norm: expected a positive number"),
         ({"bits": 17}, "plan.bits: expected 1 to 16, found 17"),
         ({"max_rows": 0}, "plan.max_rows: expected at least 1, found 0"),
     ],
