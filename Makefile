@@ -17,7 +17,7 @@ export TF_CPP_MIN_LOG_LEVEL   ?= 3
 RUN        := $(UV) run --locked --no-sync --
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test prove test-numpy2 lint reference bench-simulation bench-memory bench-device bench-server device-env resolve fuzz lock requirements clean distclean
+.PHONY: help setup demo test prove test-numpy2 lint pages reference bench-simulation bench-memory bench-device bench-server device-env resolve fuzz lock requirements clean distclean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -42,7 +42,7 @@ setup: .venv/.synced ## create .venv with everything (once)
 demo: setup ## chat logs -> federated training -> TFLite -> server and devices -> report (options: ARGS="--rounds 300")
 	@$(RUN) fedboard demo $(ARGS) </dev/null
 # what is imported once is compiled once, also where the environment forbids it
-test prove: export PYTHONDONTWRITEBYTECODE :=
+test prove test-numpy2 demo: export PYTHONDONTWRITEBYTECODE :=
 test: setup ## run the test suite, on PYTEST_WORKERS cores (2); ARGS="-m quick": under a minute
 	@$(RUN) pytest -q -n $(PYTEST_WORKERS) $(ARGS) </dev/null
 prove: setup ## what takes longer than a test may: kills in a row, fuzzing, ten times the examples; writes docs/prove.md
@@ -52,6 +52,8 @@ test-numpy2: .venv-numpy2/.synced ## run the tests that need no TensorFlow with 
 	@UV_PROJECT_ENVIRONMENT=.venv-numpy2 $(RUN) pytest -q -n 2 -m "not tensorflow" $(ARGS) </dev/null
 lint: setup ## ruff and mypy
 	@$(RUN) ruff check . && $(RUN) ruff format --check . && $(RUN) mypy
+pages: setup ## write docs/commands.md and docs/rooms.md anew, out of the application and its docstrings
+	@$(RUN) python -m fedboard.pages
 reference: setup ## train and export the reference bundle again, into runs/reference (a quarter of an hour)
 	@$(RUN) fedboard train --config configs/gboard.toml --seed 0 --out runs/reference $(ARGS) </dev/null
 	@$(RUN) fedboard export runs/reference </dev/null

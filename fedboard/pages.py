@@ -1,6 +1,6 @@
 """Pages the program writes of itself: its commands, and its rooms with one line a file.
 
-`python -m fedboard.pages` writes docs/commands.md and docs/rooms.md; a test fails where a page says
+`make pages` writes docs/commands.md and docs/rooms.md; a test fails where a page says
 something else than the program does.
 """
 
@@ -18,13 +18,13 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 COMMANDS_HEAD = """# Commands
 
-Written by `python -m fedboard.pages` out of the application itself. `fedboard COMMAND --help` says
+Written by `make pages` out of the application itself. `fedboard COMMAND --help` says
 the same. Bad input gives one line that says where, what was expected and found, and what to do, and
 an exit code that is not 0; `--json`, where there is one, prints one JSON object and nothing else.
 """
 ROOMS_HEAD = """# Rooms
 
-Written by `python -m fedboard.pages` out of the first sentence of each file. A room imports only
+Written by `make pages` out of the first sentence of each file. A room imports only
 from the rooms below it, as `tests/test_imports.py` says.
 """
 

@@ -101,7 +101,7 @@ def test_the_device_page_names_what_its_owner_may_set():
 
 @pytest.mark.parametrize("name", ["commands.md", "rooms.md"])
 def test_a_page_the_program_writes_says_what_the_program_says_now(name):
-    assert (DOCS / name).read_text() == pages.pages()[name], "run python -m fedboard.pages"
+    assert (DOCS / name).read_text() == pages.pages()[name], "run make pages"
 
 
 def test_the_page_of_commands_depends_on_no_terminal():
