@@ -116,31 +116,31 @@ def typing(bench: Bench) -> Iterator[Figure]:
         for own in chosen
     ]
     for kind, settings in KINDS.items():
-        found = bench.measure(
+        measured = bench.measure(
             "typing", users=users, **{"own": False, "personal": False, **settings}
         )
         cpu, wall, floor = (
-            found["suggestion"]["cpu_ms"],
-            found["suggestion"]["wall_ms"],
-            found["floor_ms"],
+            measured["suggestion"]["cpu_ms"],
+            measured["suggestion"]["wall_ms"],
+            measured["floor_ms"],
         )
         note = (
-            f"{found['keys']:,} keys; wall {wall['p99']:.2f}, longest {cpu['most']:.1f} (wall "
+            f"{measured['keys']:,} keys; wall {wall['p99']:.2f}, longest {cpu['most']:.1f} (wall "
             f"{wall['most']:.1f}); median {cpu['p50']:.3f}"
         )
         yield Figure(
             f"suggestion, {kind}: p99", cpu["p99"], "ms CPU", 5.0, cpu["p99"] / floor, note
         )
-        new = found["new_word"]["cpu_ms"]
+        new = measured["new_word"]["cpu_ms"]
         read = (
-            f"floor {floor:.3f} ms = {found['bytes_read'] / 1e6:.2f} MB of weights at "
-            f"{found['read_gb_s']:.1f} GB/s"
+            f"floor {floor:.3f} ms = {measured['bytes_read'] / 1e6:.2f} MB of weights at "
+            f"{measured['read_gb_s']:.1f} GB/s"
         )
-        note = f"{read}; first after opening {found['first_ms']:.1f} (wall)"
+        note = f"{read}; first after opening {measured['first_ms']:.1f} (wall)"
         yield Figure(
             "  of a new word: median", new["p50"], "ms CPU", None, new["p50"] / floor, note
         )
-        sent = found["sent"]["cpu_ms"]
+        sent = measured["sent"]["cpu_ms"]
         yield Figure(
             "  a message sent: p99",
             sent["p99"],
@@ -164,42 +164,42 @@ def predicting(bench: Bench) -> Iterator[Figure]:
         ("predicting", False),
         (f"predicting, {min(tokens, MOST_TOKENS):,} own tokens", True),
     ):
-        found = bench.measure("predicting", messages=typed, own=own, history=history)
+        measured = bench.measure("predicting", messages=typed, own=own, history=history)
         yield Figure(
             f"memory, {name}: peak",
-            found["peak_mb"],
+            measured["peak_mb"],
             "MB",
             70.0,
             None,
-            f"{found['now_mb']:.1f} at the end",
+            f"{measured['now_mb']:.1f} at the end",
         )
 
 
 def finetuning(bench: Bench) -> Iterator[Figure]:
     """Memory of the work of one turn, from typing log to encoded update."""
-    found = bench.measure(
+    measured = bench.measure(
         "finetuning", messages=list(islice(bench.messages(), 2 * bench.bundle.plan.max_rows))
     )
-    before, after = found["loss"]
+    before, after = measured["loss"]
     note = (
-        f"{found['rows']} rows, {found['batches']} batches, loss {before:.2f} to {after:.2f}; "
-        f"{found['before_mb']:.1f} before training"
+        f"{measured['rows']} rows, {measured['batches']} batches, loss {before:.2f} to "
+        f"{after:.2f}; {measured['before_mb']:.1f} before training"
     )
-    yield Figure("memory, a whole turn: peak", found["peak_mb"], "MB", 180.0, None, note)
+    yield Figure("memory, a whole turn: peak", measured["peak_mb"], "MB", 180.0, None, note)
     yield Figure(
         "  its training",
-        found["train_cpu_s"],
+        measured["train_cpu_s"],
         "s CPU",
         None,
         None,
-        f"encoding {found['encode_cpu_s']:.2f}",
+        f"encoding {measured['encode_cpu_s']:.2f}",
     )
 
 
 def _litert() -> str:
     """The folder in which ai-edge-litert is installed; empty without it."""
-    found = importlib.util.find_spec("ai_edge_litert")
-    return "" if found is None or found.origin is None else str(Path(found.origin).parents[1])
+    spec = importlib.util.find_spec("ai_edge_litert")
+    return "" if spec is None or spec.origin is None else str(Path(spec.origin).parents[1])
 
 
 def step(bench: Bench) -> Iterator[Figure]:
@@ -211,22 +211,22 @@ def step(bench: Bench) -> Iterator[Figure]:
         absent = engine not in {runtime.name for runtime in interpreter.installed()}
         if folder == "" or (folder is None and absent):
             continue
-        found = bench.measure("step", litert=folder)
-        cpu, wall = found["train"]["cpu_ms"], found["train"]["wall_ms"]
+        measured = bench.measure("step", litert=folder)
+        cpu, wall = measured["train"]["cpu_ms"], measured["train"]["wall_ms"]
         floor = (
-            f"floor {found['floor_ms']:.1f} ms = {found['flop'] / 1e9:.2f} GFLOP at "
-            f"{found['gflop_s']:.0f} GFLOP/s"
+            f"floor {measured['floor_ms']:.1f} ms = {measured['flop'] / 1e9:.2f} GFLOP at "
+            f"{measured['gflop_s']:.0f} GFLOP/s"
         )
         note = (
             f"{cpu['p50']:.1f} ms CPU (wall {wall['p50']:.1f}); {floor}; "
-            f"{found['over_products']:.2f} times numpy's products in its shapes"
+            f"{measured['over_products']:.2f} times numpy's products in its shapes"
         )
         yield Figure(
             f"train step, {engine}: times the floor",
-            found["over_floor"],
+            measured["over_floor"],
             "x",
             most,
-            found["over_floor"],
+            measured["over_floor"],
             note,
         )
 
@@ -281,8 +281,11 @@ def int8(bench: Bench) -> Iterator[Figure]:
         raise RuntimeError(
             f"`fedboard evaluate` ended with {done.returncode}: {done.stderr.strip()[-500:]}"
         )
-    found = json.loads(done.stdout)
-    change, words = found["second_minus_first"]["top1"], found["systems"][0]["summary"]["targets"]
+    measured = json.loads(done.stdout)
+    change, words = (
+        measured["second_minus_first"]["top1"],
+        measured["systems"][0]["summary"]["targets"],
+    )
     low, high = (100 * value for value in change["interval"])
     note = f"{words:,} words; int8 minus float {low:+.3f} to {high:+.3f} (95 %, by user)"
     yield Figure("int8: top-1 lost", -100 * change["change"], "points", 0.2, None, note)
@@ -336,28 +339,28 @@ def main(arguments: Sequence[str] | None = None) -> list[Figure]:
         help="folder with ai-edge-litert; by default where it is installed",
     )
     parser.add_argument("--json", action="store_true")
-    found = parser.parse_args(arguments)
-    opened = open_bundle(found.bundle, found.trust)
-    trust = found.trust or ([REFERENCE.with_suffix(".pub")] if found.bundle == REFERENCE else [])
+    asked = parser.parse_args(arguments)
+    opened = open_bundle(asked.bundle, asked.trust)
+    trust = asked.trust or ([REFERENCE.with_suffix(".pub")] if asked.bundle == REFERENCE else [])
     bench = Bench(
-        found.bundle.resolve(),
+        asked.bundle.resolve(),
         tuple(trusted_keys(trust)),
         opened,
-        corpora.load(found.data).test,
-        found.core,
-        found.people,
-        found.repeats,
-        str(found.litert),
-        found.data,
+        corpora.load(asked.data).test,
+        asked.core,
+        asked.people,
+        asked.repeats,
+        str(asked.litert),
+        asked.data,
         tuple(str(path.resolve()) for path in trust),
     )
     figures = []
-    for name in found.only.split(","):
+    for name in asked.only.split(","):
         print(f"measuring {name}", file=sys.stderr, flush=True)
         figures += PARTS[name](bench)
     print(
         json.dumps([asdict(row) | {"verdict": row.verdict} for row in figures])
-        if found.json
+        if asked.json
         else show(figures),
         flush=True,
     )

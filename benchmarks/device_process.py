@@ -107,14 +107,14 @@ def typing(task: dict) -> dict:
         first = first or 1000 * (time.perf_counter() - began)
         for message in user["typed"]:
             for context, prefix in keys(message):
-                found = timed(
+                measured = timed(
                     lambda context=context, prefix=prefix, predictor=predictor: predictor.suggest(
                         context, prefix
                     )
                 )
-                every.append(found)
+                every.append(measured)
                 if not prefix:
-                    word.append(found)
+                    word.append(measured)
             sent.append(
                 timed(lambda message=message, predictor=predictor: predictor.typed(message))
             )
@@ -242,22 +242,22 @@ def step(task: dict) -> dict:
     times: dict[str, list] = {name: [] for name in work}
     for repeat in range(task["repeats"] + 2):
         for name, run in work.items():
-            found = timed(run)
+            measured = timed(run)
             if repeat >= 2:  # the first calls prepare memory
-                times[name].append(found)
-    found = {name: spread(each) for name, each in times.items()}
+                times[name].append(measured)
+    measured = {name: spread(each) for name, each in times.items()}
     flop = step_flop(weights, plan.batch_size, plan.length)
-    speed = 2 * GEMM_SIZE**3 / found["square"]["cpu_ms"]["p50"] / 1e6  # GFLOP/s
+    speed = 2 * GEMM_SIZE**3 / measured["square"]["cpu_ms"]["p50"] / 1e6  # GFLOP/s
     floor = flop / speed / 1e6
     return {
         "interpreter": str(graph.runtime),
-        "train": found["train"],
+        "train": measured["train"],
         "flop": flop,
         "gflop_s": speed,
         "floor_ms": floor,
-        "over_floor": found["train"]["cpu_ms"]["p50"] / floor,
-        "products_ms": found["products"]["cpu_ms"]["p50"],
-        "over_products": found["train"]["cpu_ms"]["p50"] / found["products"]["cpu_ms"]["p50"],
+        "over_floor": measured["train"]["cpu_ms"]["p50"] / floor,
+        "products_ms": measured["products"]["cpu_ms"]["p50"],
+        "over_products": measured["train"]["cpu_ms"]["p50"] / measured["products"]["cpu_ms"]["p50"],
     }
 
 

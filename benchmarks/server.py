@@ -432,26 +432,26 @@ def crowd(folder: Path, devices: int) -> None:
 
 def main() -> None:
     """Run the loads that were asked for, and print what they met with."""
-    asked = argparse.ArgumentParser(description=__doc__)
-    asked.add_argument("--check-ins", type=int, default=4000)
-    asked.add_argument("--updates", type=int, default=10_000)
-    asked.add_argument("--downloads", type=int, default=500)
-    asked.add_argument("--devices", type=int, default=1000)
-    asked.add_argument("--repeats", type=int, default=5)
-    asked.add_argument("--connections", type=int, default=32)
-    asked.add_argument("--only", default="check-ins,updates,downloads,crowd")
-    given = asked.parse_args()
-    only = given.only.split(",")
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check-ins", type=int, default=4000)
+    parser.add_argument("--updates", type=int, default=10_000)
+    parser.add_argument("--downloads", type=int, default=500)
+    parser.add_argument("--devices", type=int, default=1000)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--connections", type=int, default=32)
+    parser.add_argument("--only", default="check-ins,updates,downloads,crowd")
+    asked = parser.parse_args()
+    only = asked.only.split(",")
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         if "check-ins" in only:
-            check_ins(folder / "check-ins", given.check_ins, given.repeats, given.connections)
+            check_ins(folder / "check-ins", asked.check_ins, asked.repeats, asked.connections)
         if "updates" in only:
-            updates(folder / "updates", given.updates, given.repeats, given.connections)
+            updates(folder / "updates", asked.updates, asked.repeats, asked.connections)
         if "downloads" in only:
-            downloads(folder / "downloads", given.downloads, given.repeats, given.connections)
+            downloads(folder / "downloads", asked.downloads, asked.repeats, asked.connections)
         if "crowd" in only:
-            crowd(folder / "crowd", given.devices)
+            crowd(folder / "crowd", asked.devices)
 
 
 if __name__ == "__main__":

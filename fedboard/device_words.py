@@ -38,14 +38,14 @@ class Standing:
 def status(home: Home, now: float) -> Standing:
     """Read a device at `now`, in seconds of its own clock."""
     try:
-        found = home.installed()
-        manifest = found.bundle.manifest
+        installed = home.installed()
+        manifest = installed.bundle.manifest
         bundle = (
             f"network `{manifest.network}`, release {manifest.release}, round "
             f"{manifest.lineage.round}"
         )
-        if found.problem:
-            bundle += f", the last good one: {found.problem}"
+        if installed.problem:
+            bundle += f", the last good one: {installed.problem}"
     except BundleError as error:
         bundle = f"none usable: {error}"
     with home.typing_log() as log:
@@ -73,12 +73,12 @@ def status(home: Home, now: float) -> Standing:
     )
 
 
-def status_lines(found: Standing) -> list[str]:
+def status_lines(standing: Standing) -> list[str]:
     """The status as sentences."""
     signals = {
-        "charging": found.conditions.charging,
-        "on an unmetered network": found.conditions.unmetered,
-        "idle": found.conditions.idle,
+        "charging": standing.conditions.charging,
+        "on an unmetered network": standing.conditions.unmetered,
+        "idle": standing.conditions.idle,
     }
     said = ", ".join(
         f"{name}: {'unknown' if value is None else 'yes' if value else 'no'}"
@@ -86,52 +86,56 @@ def status_lines(found: Standing) -> list[str]:
     )
     trains = (
         "it may train now"
-        if found.forbidden is None
-        else f"it does not train now ({found.forbidden}; unknown counts as no)"
+        if standing.forbidden is None
+        else f"it does not train now ({standing.forbidden}; unknown counts as no)"
     )
     return [
-        f"device {found.folder}, "
-        f"{f'enrolled as {found.name}' if found.name else 'not enrolled yet'}",
-        f"bundle: {found.bundle}",
-        f"typing log: {found.messages:,} messages, encrypted, kept {found.max_age_days:g} days "
-        f"and at most {found.max_bytes:,} bytes"
-        + (f"; {found.used_up:,} contributed as often as they may" if found.used_up else ""),
+        f"device {standing.folder}, "
+        f"{f'enrolled as {standing.name}' if standing.name else 'not enrolled yet'}",
+        f"bundle: {standing.bundle}",
+        f"typing log: {standing.messages:,} messages, encrypted, kept {standing.max_age_days:g} "
+        f"days and at most {standing.max_bytes:,} bytes"
+        + (f"; {standing.used_up:,} contributed as often as they may" if standing.used_up else ""),
         f"conditions: {said}; {trains}",
-        f"contributed {found.contributions} times, {found.bytes_up:,} bytes sent in all",
-        personal_line(found.personal),
+        f"contributed {standing.contributions} times, {standing.bytes_up:,} bytes sent in all",
+        personal_line(standing.personal),
         *(
             [
-                f"half-done work for round {found.half_done[0]} waits until "
-                f"{moment(found.half_done[1])}"
+                f"half-done work for round {standing.half_done[0]} waits until "
+                f"{moment(standing.half_done[1])}"
             ]
-            if found.half_done
+            if standing.half_done
             else []
         ),
-        *([f"may check in again in {found.check_in_in_s:.0f} s"] if found.check_in_in_s else []),
+        *(
+            [f"may check in again in {standing.check_in_in_s:.0f} s"]
+            if standing.check_in_in_s
+            else []
+        ),
     ]
 
 
-def personal_line(found: personal.Verdict | None) -> str:
+def personal_line(verdict: personal.Verdict | None) -> str:
     """What became of the user's own weights, in a sentence."""
-    if found is None:
+    if verdict is None:
         return (
             f"personal weights: none yet; they are tried from {personal.LEAST_MESSAGES} messages on"
         )
-    judged = found.judged
+    judged = verdict.judged
     figures = (
         f"{judged.nats:+.1f} nats (±{judged.error:.1f}) and {judged.hits:+d} first suggestions on "
         f"{judged.words:,} held-back words"
     )
     became = (
         "served"
-        if found.serves
+        if verdict.serves
         else "rolled back: ahead no more"
-        if found.rolled_back
+        if verdict.rolled_back
         else "not served: not surely ahead"
     )
     return (
-        f"personal weights: {became}; {figures}, trained on {found.messages:,} messages, judged "
-        f"{moment(found.at)}"
+        f"personal weights: {became}; {figures}, trained on {verdict.messages:,} messages, judged "
+        f"{moment(verdict.at)}"
     )
 
 

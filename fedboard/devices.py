@@ -253,7 +253,7 @@ def server_of(folder: Path, url: str | None) -> str:
     """The address given, else the one the device was enrolled at."""
     from device_runtime.home import Home
 
-    found = url or Home.open(folder).config.server
-    if found is None:
+    address = url or Home.open(folder).config.server
+    if address is None:
         raise RunError(folder, "no server is named in its device.toml", "pass --server URL")
-    return found
+    return address

@@ -459,17 +459,21 @@ class Rows:
         self,
         task: str,
         state: RoundState,
-        made: str | None,
+        checkpoint: str | None,
         cause: Cause | None,
         now: float,
         all_rounds: bool = False,
     ) -> None:
-        """End a round and remove its sums. Its open assignments are dropped for `cause`, or stay
-        open if that is None; `all_rounds`: also those of the rounds before it.
+        """End a round, with the checkpoint it made if any, and remove its sums.
+
+        Its open assignments are dropped for `cause`, or stay open if that is None; `all_rounds`:
+        also those of the rounds before it.
         """
         at = (rounds.c.task == task) & (rounds.c.round == state.round)
         self._connection.execute(
-            rounds.update().where(at).values(phase=state.phase.value, made=made, closed_at=now)
+            rounds.update()
+            .where(at)
+            .values(phase=state.phase.value, made=checkpoint, closed_at=now)
         )
         if cause is not None:
             left = (assignments.c.task == task) & (assignments.c.status == Status.OPEN.value)

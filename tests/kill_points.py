@@ -192,8 +192,8 @@ class Killer:
         if not isinstance(path, str | bytes | os.PathLike):
             return None
         start = os.readlink(f"/proc/self/fd/{descriptor}") if descriptor >= 0 else os.getcwd()
-        found = os.path.normpath(os.path.join(start, os.fsdecode(path)))
-        return found if found.startswith(self.folder + "/") else None
+        resolved = os.path.normpath(os.path.join(start, os.fsdecode(path)))
+        return resolved if resolved.startswith(self.folder + "/") else None
 
     def renamed(self, old: str | None, new: str | None) -> None:
         """Files that were not flushed are not flushed by another name."""

@@ -153,14 +153,14 @@ def test_two_bundles_differ_in_what_was_changed(tmp_path, tiny_bundle, signing_k
     other = bundle.open_verified(
         rewritten(tmp_path / "other", tiny_bundle, signing_key, release=9), trusted
     )
-    found = bundle.difference(tiny_bundle, other)
-    assert found.fields == {"release": ("0", "9")}
+    change = bundle.difference(tiny_bundle, other)
+    assert change.fields == {"release": ("0", "9")}
     assert (
-        found.files,
-        found.words_added,
-        found.words_removed,
-        found.weights,
-        found.weights_changed,
+        change.files,
+        change.words_added,
+        change.words_removed,
+        change.weights,
+        change.weights_changed,
     ) == ({}, (), (), 0, 0)
 
 
@@ -175,6 +175,6 @@ def test_weights_that_moved_are_measured(tiny_bundle, tiny_checkpoint):
         tiny_bundle.manifest,
         {**tiny_bundle.content, bundle.CHECKPOINT: checkpoint},
     )
-    found = bundle.difference(tiny_bundle, other)
-    assert found.weights == pytest.approx(np.sqrt(len(tiny_bundle.vocabulary)), rel=1e-2)
-    assert list(found.files) == [bundle.CHECKPOINT]
+    change = bundle.difference(tiny_bundle, other)
+    assert change.weights == pytest.approx(np.sqrt(len(tiny_bundle.vocabulary)), rel=1e-2)
+    assert list(change.files) == [bundle.CHECKPOINT]

@@ -57,10 +57,10 @@ def test_changes_travel_by_the_exponent_of_the_old_value_then_as_in_the_file():
         file([1.0, 0.25, -0.25, 1.5]),
         file([1.0 + 2**-10, 0.25, -0.25 - 2**-12, 1.5 + 2**-9]),
     )
-    made, head = difference.encode(old, new), difference._HEAD
-    header, low = head.unpack_from(made)[4:]
+    encoded, head = difference.encode(old, new), difference._HEAD
+    header, low = head.unpack_from(encoded)[4:]
     start = head.size + header
-    assert list(zlib.decompress(made[start : start + low])) == [
+    assert list(zlib.decompress(encoded[start : start + low])) == [
         0,
         1,
         2,
@@ -89,9 +89,9 @@ def test_a_damaged_difference_is_a_checkpoint_error_or_harmless(data):
     at = data.draw(st.integers(0, len(right) - 1))
     cut, flipped = right[:at], bytearray(right)
     flipped[at] ^= 1 << data.draw(st.integers(0, 7))
-    for found in (cut, bytes(flipped), data.draw(st.binary(max_size=120)), right + b"x"):
+    for damaged in (cut, bytes(flipped), data.draw(st.binary(max_size=120)), right + b"x"):
         with contextlib.suppress(CheckpointError):
-            assert difference.apply(OLD, found) == NEW
+            assert difference.apply(OLD, damaged) == NEW
 
 
 def test_a_stream_that_would_fill_the_memory_is_stopped():
@@ -105,10 +105,10 @@ def test_a_stream_that_would_fill_the_memory_is_stopped():
 
 
 def test_a_difference_of_another_version_is_refused_by_its_version():
-    made = bytearray(difference.encode(OLD, NEW))
-    made[4] = 9
+    encoded = bytearray(difference.encode(OLD, NEW))
+    encoded[4] = 9
     with pytest.raises(CheckpointError, match=r"version 1, found .* version 9"):
-        difference.apply(OLD, bytes(made))
+        difference.apply(OLD, bytes(encoded))
 
 
 def test_the_golden_difference_can_still_be_applied():

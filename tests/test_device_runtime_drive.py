@@ -298,10 +298,10 @@ def test_a_process_that_must_end_keeps_its_work_within_one_batch(server, device)
 def test_interrupted_work_frees_its_interpreter_and_leaves_no_temporary_file(server, device):
     home = device(UNPLUGGED)
     gc.collect()
-    before = sum(isinstance(found, Graph) for found in gc.get_objects())
+    before = sum(isinstance(each, Graph) for each in gc.get_objects())
     assert turn(home, server).status is Status.PAUSED
     gc.collect()
-    assert sum(isinstance(found, Graph) for found in gc.get_objects()) == before
+    assert sum(isinstance(each, Graph) for each in gc.get_objects()) == before
     assert [path.name for path in home.folder.rglob(".*")] == []
 
 
@@ -352,11 +352,11 @@ def test_damaged_half_done_work_is_begun_anew(server, device):
 def test_an_update_that_found_no_network_is_kept_and_sent_later_without_training_again(
     server, device
 ):
-    home, train, made = device(), Trained(), []
+    home, train, bodies = device(), Trained(), []
 
     def offline(method, path, body, headers):
         if method == "PUT":
-            made.append(body)
+            bodies.append(body)
             raise Unreachable(path, "no connection", "try again")
         return server(method, path, body, headers)
 
@@ -364,7 +364,9 @@ def test_an_update_that_found_no_network_is_kept_and_sent_later_without_training
         turn(home, offline, train=train)
     assert turn(home, server, 1000.0, train).status is Status.COUNTED
     assert train.batches == [4, 0]
-    assert {*made, *uploads(server)} == {made[0]}  # every try, now and later, is of the same bytes
+    assert {*bodies, *uploads(server)} == {
+        bodies[0]
+    }  # every try, now and later, is of the same bytes
 
 
 class Died(Exception):
@@ -372,18 +374,18 @@ class Died(Exception):
 
 
 def test_a_device_that_died_before_its_upload_left_makes_the_same_bytes_again(server, device):
-    home, made = device(seed=None), []
+    home, bodies = device(seed=None), []
 
     def dying(method, path, body, headers):
         if method == "PUT":
-            made.append(body)
+            bodies.append(body)
             raise Died
         return server(method, path, body, headers)
 
     with pytest.raises(Died):
         turn(home, dying)
     assert turn(home, server, 60.0).status is Status.COUNTED
-    assert uploads(server) == made
+    assert uploads(server) == bodies
 
 
 def test_a_device_that_died_before_it_heard_of_its_upload_counts_once_and_its_ledger_says_so(

@@ -37,9 +37,9 @@ def test_each_epoch_holds_every_row_once_and_fills_the_last_batch_with_empty_row
     utterances, length, size, epochs
 ):
     examples = rows(utterances, length)
-    found = list(batches(examples, size, epochs, np.random.default_rng(1)))
-    assert all(batch.shape == (size, length + 1) and batch.dtype == np.int32 for batch in found)
-    seen = [row.tolist() for batch in found for row in batch if row.any()]
+    drawn = list(batches(examples, size, epochs, np.random.default_rng(1)))
+    assert all(batch.shape == (size, length + 1) and batch.dtype == np.int32 for batch in drawn)
+    seen = [row.tolist() for batch in drawn for row in batch if row.any()]
     assert sorted(seen) == sorted(examples.tolist() * epochs)
 
 

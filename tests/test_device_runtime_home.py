@@ -13,10 +13,12 @@ SETTINGS = DeviceConfig(bundle="bundle", trusted=("ab" * 32,), conditions="trace
 
 
 def test_a_home_opens_as_it_was_created(tmp_path):
-    made = Home.create(tmp_path / "phone", SETTINGS, [("hello there", 1.0), ("how are you", 2.0)])
+    created = Home.create(
+        tmp_path / "phone", SETTINGS, [("hello there", 1.0), ("how are you", 2.0)]
+    )
     opened = Home.open(tmp_path / "phone")
     assert opened.config == SETTINGS
-    assert public_hex(opened.key) == public_hex(made.key)
+    assert public_hex(opened.key) == public_hex(created.key)
     with opened.typing_log() as log:
         assert log.read(10) == ["hello there", "how are you"]
     assert stat.S_IMODE((tmp_path / "phone" / "device.key").stat().st_mode) == 0o600

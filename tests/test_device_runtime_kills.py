@@ -20,7 +20,7 @@ from tests.kill_points import every_kill_point
 def test_power_lost_at_any_step_of_an_install_leaves_one_whole_bundle(
     tmp_path, tiny_bundle, signing_key, trusted
 ):
-    newer, found = tmp_path / "newer", set()
+    newer, result = tmp_path / "newer", set()
     bundle.write(newer, replace(tiny_bundle.manifest, release=7), tiny_bundle.content, signing_key)
     script = f"""
 from pathlib import Path
@@ -36,7 +36,7 @@ def work(folder):
     def check(folder):
         now = installed.current(folder, trusted)
         assert now.problem is None
-        found.add(now.bundle.manifest.release)
+        result.add(now.bundle.manifest.release)
         installed.install(folder, newer, trusted)
         assert installed.current(folder, trusted).bundle.manifest.release == 7
         assert (
@@ -44,7 +44,7 @@ def work(folder):
         )  # the two bundles and the pointer: nothing is left over
 
     assert every_kill_point(script, tmp_path / "bundles", prepare, check) > 20
-    assert found == {0, 7}
+    assert result == {0, 7}
 
 
 @pytest.fixture

@@ -121,9 +121,9 @@ def test_bytes_of_strangers_are_refused_by_name(data, at, byte):
     right = bytearray(
         encode(vector(0, 3), 1, 2, SHAPES, 1, rng=np.random.default_rng(0), examples=1)
     )
-    for found in (data, bytes(right[:-1]), bytes(right[: at % HEADER_BYTES])):
+    for damaged in (data, bytes(right[:-1]), bytes(right[: at % HEADER_BYTES])):
         with pytest.raises(UpdateError):
-            decode(found)
+            decode(damaged)
     right[at % HEADER_BYTES] = byte
     with contextlib.suppress(UpdateError):
         assert len(decode(bytes(right)).codes) == quantize.BLOCK
@@ -156,8 +156,8 @@ def test_the_bytes_of_an_update_stay_what_they_were(bits):
         21,
         5000,
     )
-    found = quantize.unrotate(dequantize(update), update.seed, 5000)
-    assert np.linalg.norm(found - exact) <= np.sqrt(
+    damaged = quantize.unrotate(dequantize(update), update.seed, 5000)
+    assert np.linalg.norm(damaged - exact) <= np.sqrt(
         quantize.BLOCK * np.square(update.step, dtype=np.float64).sum()
     )
 

@@ -546,19 +546,21 @@ def test_killed_at_any_step_an_operation_is_done_whole_or_not_at_all(tmp_path, n
     old = held(tmp_path / "unharmed" / "log.sqlite")
     operate(tmp_path / "unharmed" / "log.sqlite")
     new = held(tmp_path / "unharmed" / "log.sqlite")
-    found = []
+    outcomes = []
     for step in itertools.count(1):
         shutil.copytree(start, folder := tmp_path / str(step))
         killed = killed_at(step, lambda: operate(folder / "log.sqlite"))
-        found.append(held(folder / "log.sqlite"))
-        assert found[-1] in (old, new)
+        outcomes.append(held(folder / "log.sqlite"))
+        assert outcomes[-1] in (old, new)
         wipe(folder / "log.sqlite")
         assert list(folder.iterdir()) == []
         if not killed:
             break
     assert step > 8
-    assert (found[0], found[-1]) == (old, new)
-    assert found == sorted(found, key=lambda state: state == new)  # once done it is not undone
+    assert (outcomes[0], outcomes[-1]) == (old, new)
+    assert outcomes == sorted(
+        outcomes, key=lambda state: state == new
+    )  # once done it is not undone
 
 
 def test_killed_at_any_step_a_wipe_that_began_leaves_nothing_to_read(tmp_path):
@@ -609,13 +611,13 @@ def test_a_journal_cut_off_anywhere_holds_the_last_operation_whole_or_not_at_all
         ],
     )
     journal = (tmp_path / "cut" / "log.sqlite-wal").read_bytes()
-    found = []
+    outcomes = []
     for length in [*range(0, len(journal), len(journal) // 60), len(journal)]:
         shutil.copytree(tmp_path / "cut", folder := tmp_path / str(length))
         with open(folder / f"{cut.name}-wal", "r+b") as file:
             file.truncate(length)
-        found.append(states.index(held(folder / cut.name)))
-    assert found == sorted(found) and set(found) == {0, 1, 2, 3}
+        outcomes.append(states.index(held(folder / cut.name)))
+    assert outcomes == sorted(outcomes) and set(outcomes) == {0, 1, 2, 3}
 
 
 @pytest.fixture(scope="module")

@@ -52,9 +52,9 @@ def test_the_ledger_in_words():
 
 
 def test_a_device_that_knows_nothing_of_its_conditions_says_why_it_does_not_train(home):
-    found = status(home, 0.0)
-    assert (found.messages, found.forbidden, found.name) == (1, "not_charging", None)
-    said = "\n".join(status_lines(found))
+    standing = status(home, 0.0)
+    assert (standing.messages, standing.forbidden, standing.name) == (1, "not_charging", None)
+    said = "\n".join(status_lines(standing))
     assert "charging: unknown" in said
     assert "it does not train now (not_charging; unknown counts as no)" in said
     assert "network `tiny`, release 0" in said

@@ -32,12 +32,12 @@ def fedboard(capfd, monkeypatch):
         monkeypatch.setattr(sys, "argv", ["fedboard", *map(str, words)])
         with pytest.raises(SystemExit) as ended:
             main()
-        found = capfd.readouterr()
-        assert ended.value.code == (1 if fails else 0), found
+        printed = capfd.readouterr()
+        assert ended.value.code == (1 if fails else 0), printed
         if fails:
-            (line,) = found.err.strip().splitlines()
+            (line,) = printed.err.strip().splitlines()
             return line
-        return found.out
+        return printed.out
 
     return run
 
@@ -108,8 +108,8 @@ def test_a_server_without_any_configuration_is_given_tasks_and_devices_and_goes_
     assert "No task yet" in httpx.get(server.url).text
     trust = ("--trust", tmp_path / "maker.pub")
     start = ("--bundle", tiny_bundle.path, "--config", tmp_path / "task.toml", *trust)
-    made = json.loads(fedboard("task", "create", "words", *start, *where, "--json"))
-    assert (made["name"], made["state"], made["checkpoint_round"]) == (
+    task = json.loads(fedboard("task", "create", "words", *start, *where, "--json"))
+    assert (task["name"], task["state"], task["checkpoint_round"]) == (
         "words",
         "running",
         tiny_bundle.checkpoint.round,

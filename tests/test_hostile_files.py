@@ -170,13 +170,13 @@ TENSOR = st.fixed_dictionaries(
 )
 def test_any_header_gives_finite_float32_arrays_or_a_checkpoint_error(arrays, meta, data):
     try:
-        found = weights.from_bytes(file({"__metadata__": {"fedboard": meta}, **arrays}, data))
+        read_back = weights.from_bytes(file({"__metadata__": {"fedboard": meta}, **arrays}, data))
     except CheckpointError as error:
         assert str(error).isprintable()
     else:
         assert all(
             array.dtype == np.float32 and np.isfinite(array).all()
-            for array in found.weights.values()
+            for array in read_back.weights.values()
         )
 
 
@@ -217,11 +217,11 @@ def test_any_value_in_a_manifest_gives_a_manifest_or_a_bundle_error(where, value
         table = table[name]
     table[where[-1]] = value
     try:
-        found = manifest(json.dumps(changed).encode())
+        read_back = manifest(json.dumps(changed).encode())
     except BundleError as error:
         assert str(error).isprintable()
     else:
-        assert (type(found.release), type(found.lineage.round), found.format) == (
+        assert (type(read_back.release), type(read_back.lineage.round), read_back.format) == (
             int,
             int,
             bundle.FORMAT,

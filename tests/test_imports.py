@@ -80,13 +80,13 @@ OUTSIDE = {  # packages that only some files of a room may import
 @functools.cache
 def imports(path: Path) -> set[str]:
     """Every module a file names in an import, `from a import b` as a.b. Each file is read once."""
-    found = set()
+    names = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            found |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return found
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
 
 
 def files(room: str) -> list[Path]:

@@ -93,7 +93,7 @@ def listed(
     whole, begun = log_probabilities(
         weights, context, [word for word in WORDS if word.startswith(prefix)]
     )
-    best = sorted(whole.items(), key=lambda found: -found[1])[:3]
+    best = sorted(whole.items(), key=lambda spelling: -spelling[1])[:3]
     assert (
         max(score for word, score in begun.items() if len(word) == LONGEST) < best[-1][1]
     )  # so that no longer word is likelier
