@@ -56,6 +56,8 @@ PROCESSES = (
     "test_server_dashboard",
     "test_bundles_reference",
     "test_kill_points",
+    "test_device_runtime_typing_log",
+    "test_benchmarks",
 )
 # what a fixture costs, it costs all that use it
 FIXTURES = {"chitchat": "process"}

@@ -99,7 +99,7 @@ def test_every_part_of_the_folder_has_its_section_and_the_page_stands_by_itself(
         assert f'id="{section}"' in page
     assert "It is better." in page
     assert "condition lost" in page
-    assert "trained with: tflite-runtime 2.14.0 3, ai-edge-litert 2.3.0 2." in page
+    assert "The devices trained 3 on tflite-runtime 2.14.0, 2 on ai-edge-litert 2.3.0." in page
     assert "http://" not in page.replace("http://www.w3.org", "")
     assert "https://" not in page
     assert "<script" not in page
