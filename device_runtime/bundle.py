@@ -8,8 +8,6 @@ bytes), and the files the manifest lists with size and SHA-256.
 import contextlib
 import io
 import json
-import os
-import shutil
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -198,30 +196,16 @@ def write(
     if path.exists() and not (path / MANIFEST).is_file():
         raise BundleError(path, "exists and is not a bundle", "choose another output folder")
     encoded = config.to_json(manifest)
-    temporary, old = (
-        path.with_name(f".{path.name}.{os.getpid()}"),
-        path.with_name(f".{path.name}.old.{os.getpid()}"),
-    )
+    signature = f"{signing.public_hex(key)}\n{key.sign(encoded).hex()}\n".encode()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir()
-        signature = f"{signing.public_hex(key)}\n{key.sign(encoded).hex()}\n".encode()
-        for name, data in {**content, MANIFEST: encoded, SIGNATURE: signature}.items():
-            (temporary / name).write_bytes(data)
-            durable.flush(temporary / name)
-        durable.flush(temporary)
-        if path.exists():
-            os.replace(path, old)
-        os.replace(temporary, path)
-        durable.flush(path.parent)
+        with durable.folder(path) as folder:
+            for name, data in {**content, MANIFEST: encoded, SIGNATURE: signature}.items():
+                (folder / name).write_bytes(data)
     except OSError as error:
         raise BundleError(
             path, f"cannot be written ({error.strerror})", "choose a folder you may write to"
         ) from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
 
 
 def write_zip(bundle: Bundle, path: Path) -> None:
@@ -404,8 +388,8 @@ def _manifest(encoded: bytes, where: Path) -> Manifest:
             f"{manifest.minimum_runtime!r}",
             EXPORT_AGAIN,
         )
-    runtime = runtime_version()
-    if runtime and not versions.meets(runtime, manifest.minimum_runtime):
+    runtime = _named(interpreter.chosen()) if interpreter.installed() else ""
+    if versions.meets(runtime, manifest.minimum_runtime) is False:
         raise BundleError(
             where,
             f"needs tflite-runtime {manifest.minimum_runtime} or later, found {runtime}",
@@ -415,12 +399,14 @@ def _manifest(encoded: bytes, where: Path) -> Manifest:
 
 
 def runtime_version() -> str:
-    """What a device says of its interpreter when it checks in: the bare version of tflite-runtime,
-    `ai-edge-litert` and its version, or empty where there is none, as on a server.
+    """What a device says of its interpreters when it checks in: the bare version of tflite-runtime,
+    which any server understands, else `ai-edge-litert` and its version; empty where there is none.
     """
-    if not interpreter.installed():
-        return ""
-    runtime = interpreter.chosen()
+    runtimes = sorted(interpreter.installed(), key=lambda each: each.name == versions.LITERT)
+    return _named(runtimes[0]) if runtimes else ""
+
+
+def _named(runtime: interpreter.Runtime) -> str:
     return str(runtime) if runtime.name == versions.LITERT else runtime.version
 
 

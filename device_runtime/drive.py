@@ -128,7 +128,10 @@ class Turn:
         """Do what `check_in` was assigned. Raises RuntimeError if that was nothing."""
         if self._assigned is None:
             raise RuntimeError("there is no work before a check-in has got some")
-        return self._metered(self._drive(turn.work(*self._assigned), self.home.bundle()))
+        device, assignment = self._assigned
+        bundle = self.home.bundle()  # which may be another by now
+        device = replace(device, shapes=bundle.manifest.shapes, plan=bundle.plan, where=bundle.path)
+        return self._metered(self._drive(turn.work(device, assignment), bundle))
 
     def whole(self) -> Outcome:
         """Check in, and work if there is work. Raises ServerError, BundleError or TypingLogError

@@ -1,8 +1,9 @@
-"""Durable: a file is written whole or not at all, and is on disk when the call returns."""
+"""Durable: files and folders are written whole or not at all, and are then on disk."""
 
 import contextlib
 import fcntl
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, TextIO
@@ -12,26 +13,33 @@ SHARED = 0o666  # less what the umask takes away
 
 
 def write(path: Path, data: bytes, mode: int = PRIVATE) -> None:
-    """Write a file in place of any other of its name. Raises OSError, and leaves the old one, if it
-    cannot be written.
+    """Write a file that only one process writes, in place of any other of its name. Raises OSError,
+    and leaves the old one, if it cannot be written.
+
+    What a killed process left half written is written over by the next.
     """
+    with _replacing(Path(path), Path(path).with_name(f".{Path(path).name}"), mode) as file:
+        file.write(data)
+
+
+def share(path: Path, data: bytes, mode: int = SHARED) -> None:
+    """`write` for a file that several processes may write at once: the last one's stays."""
     with replacing(path, mode) as file:
         file.write(data)
 
 
-def share(path: Path, data: bytes) -> None:
-    """`write` for a file that others than its owner may read."""
-    write(path, data, SHARED)
+@contextlib.contextmanager
+def replacing(path: Path, mode: int = SHARED) -> Iterator[BinaryIO]:
+    """A file to write to, which takes the place of any other of its name when the block ends well.
+    Otherwise the old one stays. Several processes may do so at once.
+    """
+    path = Path(path)
+    with _replacing(path, path.with_name(f".{path.name}.{os.getpid()}.part"), mode) as file:
+        yield file
 
 
 @contextlib.contextmanager
-def replacing(path: Path, mode: int = PRIVATE) -> Iterator[BinaryIO]:
-    """A file to write to, which takes the place of any other of its name when the block ends well.
-    Otherwise the old one stays.
-    """
-    path = Path(path)
-    # always the same name: what a killed process left is written over
-    temporary = path.with_name(f".{path.name}")
+def _replacing(path: Path, temporary: Path, mode: int) -> Iterator[BinaryIO]:
     try:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
         with os.fdopen(descriptor, "wb") as file:
@@ -43,6 +51,34 @@ def replacing(path: Path, mode: int = PRIVATE) -> Iterator[BinaryIO]:
         temporary.unlink(missing_ok=True)
         raise
     flush(path.parent)
+
+
+@contextlib.contextmanager
+def folder(path: Path) -> Iterator[Path]:
+    """A folder to fill, which takes the place of the one at `path` when the block ends well: on
+    disk, and whole or not at all. Otherwise the old one stays.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    old = path.with_name(f".{path.name}.old.{os.getpid()}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        for each in (*temporary.rglob("*"), temporary):
+            flush(each)
+        if path.exists():
+            os.replace(path, old)
+        try:
+            os.replace(temporary, path)
+        except OSError:
+            if old.exists():
+                os.replace(old, path)
+            raise
+        flush(path.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def flush(path: Path) -> None:

@@ -18,7 +18,6 @@ All but the bundle is its own: removing the folder removes the device.
 """
 
 import contextlib
-import os
 import shutil
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
@@ -131,22 +130,18 @@ class Home:
             raise RunError(
                 folder, "expected no such folder, found one", "remove it or choose another folder"
             )
-        temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
         try:
-            temporary.mkdir(parents=True)
-            (temporary / CONFIG).write_text(config.to_toml(settings))
-            signing.load_or_create(temporary / KEY)
-            with TypingLog(temporary / TYPING_LOG, settings.typing_log, settings.key_store) as log:
-                log.append_many(typed)
-            if bundle is not None:
-                installed.install(temporary / BUNDLES, bundle, frozenset(settings.trusted))
-            os.replace(temporary, folder)
+            with durable.folder(folder) as new:
+                (new / CONFIG).write_text(config.to_toml(settings))
+                signing.load_or_create(new / KEY)
+                with TypingLog(new / TYPING_LOG, settings.typing_log, settings.key_store) as log:
+                    log.append_many(typed)
+                if bundle is not None:
+                    installed.install(new / BUNDLES, bundle, frozenset(settings.trusted))
         except OSError as error:
             raise RunError(
                 folder, f"cannot be written ({error.strerror})", "choose a folder you may write to"
             ) from None
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
         return cls.open(folder)
 
     @classmethod

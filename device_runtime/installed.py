@@ -8,7 +8,6 @@ A new bundle is verified where it comes from, copied, verified again, and only t
 power lost at any step leaves one whole bundle.
 """
 
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,7 +59,7 @@ def install(folder: Path, source: Path, trusted: frozenset[str]) -> Bundle:
         folder.mkdir(parents=True, exist_ok=True)
         _sweep(folder, pointer)
         if not _whole(folder / name, trusted):
-            _copy(offered, folder, name)
+            _copy(offered, folder / name)
         if pointer is None or pointer.current != name:
             earlier = (pointer.current, pointer.before) if pointer else ()
             good = next(
@@ -124,20 +123,12 @@ def _pointer(folder: Path) -> Pointer | None:
         ) from None
 
 
-def _copy(bundle: Bundle, folder: Path, name: str) -> None:
-    temporary = folder / f".{name}"
-    temporary.mkdir()
-    for file, data in {
-        **bundle.content,
-        MANIFEST: bundle.encoded,
-        SIGNATURE: bundle.signature,
-    }.items():
-        (temporary / file).write_bytes(data)
-        durable.flush(temporary / file)
-    durable.flush(temporary)
-    shutil.rmtree(folder / name, ignore_errors=True)  # a damaged one of the same name
-    os.replace(temporary, folder / name)
-    durable.flush(folder)
+def _copy(bundle: Bundle, path: Path) -> None:
+    """In place of a damaged one of the same name."""
+    signed = {MANIFEST: bundle.encoded, SIGNATURE: bundle.signature}
+    with durable.folder(path) as folder:
+        for name, data in {**bundle.content, **signed}.items():
+            (folder / name).write_bytes(data)
 
 
 def _whole(path: Path, trusted: frozenset[str]) -> bool:

@@ -20,10 +20,12 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from device_runtime import versions
 from device_runtime.errors import RunError
 
 CHOICE = "FEDBOARD_INTERPRETER"
 STDERR = 2
+_FIRST_RUN = threading.Lock()  # standard error is the whole process's
 # what LiteRT writes at the first run of a process, where no setting of it can be reached
 ANNOUNCEMENT = b"INFO: Created TensorFlow Lite XNNPACK delegate for CPU.\n"
 INSTALL = "install the `device` extra, or on a newer Python or NumPy the `litert` extra"
@@ -46,7 +48,7 @@ def _tflite() -> Opener:
     return opener
 
 
-LOADERS = {"ai-edge-litert": _litert, "tflite-runtime": _tflite}  # by distribution, preferred first
+LOADERS = {versions.LITERT: _litert, "tflite-runtime": _tflite}  # by distribution, preferred first
 
 
 @dataclass(frozen=True)
@@ -110,8 +112,13 @@ def _without(line: bytes) -> Iterator[None]:
     """In the block, what a library writes to standard error is held back, and given out after it
     but for one line.
     """
-    with open(os.memfd_create("standard error"), "w+b") as held:
+    try:
         stderr = os.dup(STDERR)
+        held = os.fdopen(os.memfd_create("standard error"), "w+b")
+    except (AttributeError, OSError):  # no such files here, or no standard error
+        yield
+        return
+    with held:
         os.dup2(held.fileno(), STDERR)
         try:
             yield
@@ -119,13 +126,14 @@ def _without(line: bytes) -> Iterator[None]:
             os.dup2(stderr, STDERR)
             os.close(stderr)
             held.seek(0)
-            os.write(STDERR, held.read().replace(line, b""))
+            with contextlib.suppress(OSError):  # nobody reads it any more
+                os.write(STDERR, held.read().replace(line, b""))
 
 
 class Graph:
     """Named pure functions of one TFLite file."""
 
-    _announced: ClassVar[bool] = False  # LiteRT writes its line once a process
+    _has_run: ClassVar[bool] = False  # any graph of this process, on LiteRT
 
     def __init__(self, verified: bytes, threads: int = 1, interpreter: str | None = None):
         """Open the bytes of a file whose hash was checked. `interpreter` is a name in LOADERS.
@@ -152,13 +160,17 @@ class Graph:
             )
         runner = self._runners[signature]
         results: Arrays
-        if Graph._announced:
+        if self._announced():
             results = runner(**inputs)
         else:
-            with _without(ANNOUNCEMENT):
+            with _FIRST_RUN, _without(ANNOUNCEMENT):
                 results = runner(**inputs)
-            Graph._announced = True
+                Graph._has_run = True
         return results
+
+    def _announced(self) -> bool:
+        """Whether nothing need be held back any more: LiteRT writes its line once a process."""
+        return Graph._has_run or self.runtime.name != versions.LITERT
 
     def start(self, signature: str = "predict", rows: int = 1) -> Arrays:
         """The state before the first token, of `rows` texts: zeros, [rows, width], float32.

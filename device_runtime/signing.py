@@ -26,7 +26,7 @@ def load_or_create(path: Path) -> Ed25519PrivateKey:
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             secret = Ed25519PrivateKey.generate().private_bytes_raw().hex()
-            durable.write(path, f"{secret}\n".encode())
+            durable.share(path, f"{secret}\n".encode(), durable.PRIVATE)
         return Ed25519PrivateKey.from_private_bytes(bytes.fromhex(path.read_text().strip()))
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not 32 bytes in hexadecimal"

@@ -22,6 +22,7 @@ import tensorflow_federated as tff
 from device_runtime import quantize
 from device_runtime.errors import ConfigError
 from device_runtime.update import encoded_bytes
+from device_runtime.wire import Plan
 
 _SIDE = math.isqrt(quantize.BLOCK)
 _PAIR = np.array([[1, 1], [1, -1]], np.float32)
@@ -129,14 +130,7 @@ class Encoded(tff.aggregators.WeightedAggregationFactory):
     seed: int
 
     def __post_init__(self):
-        if not 1 <= self.bits <= 16:
-            raise ConfigError("plan.bits", f"expected 1 to 16, found {self.bits}", "correct it")
-        if not 0 < self.clipping_norm < math.inf:
-            raise ConfigError(
-                "plan.clipping_norm",
-                f"expected a positive number, found {self.clipping_norm}",
-                "correct it",
-            )
+        Plan(bits=self.bits, clipping_norm=self.clipping_norm)  # which holds their bounds
 
     def create(
         self, value_type: tff.Type, weight_type: tff.Type

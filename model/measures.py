@@ -272,7 +272,7 @@ def predictions_file(path: Path) -> Iterator[Callable[[Prediction], object]]:
     The file appears when the block ends well. Raises RunError if it cannot be written.
     """
     try:
-        with durable.replacing(path, durable.SHARED) as file:
+        with durable.replacing(path) as file:
             yield lambda prediction: file.write(json.dumps(asdict(prediction)).encode() + b"\n")
     except OSError as error:
         raise RunError(

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from device_runtime import bundle, weights
+from device_runtime import bundle, interpreter, weights
 from device_runtime.errors import BundleError
 from device_runtime.predictor import Predictor
 
@@ -119,7 +119,9 @@ def test_an_unknown_format_is_refused_by_its_number_whatever_else_it_holds(
 def test_a_bundle_for_a_later_runtime_is_refused_and_says_which(
     tmp_path, tiny_bundle, signing_key, trusted, monkeypatch
 ):
-    monkeypatch.setattr(bundle, "runtime_version", lambda: "2.14.0")
+    tflite = [interpreter.Runtime("tflite-runtime", "2.14.0")]
+    monkeypatch.setattr(interpreter, "installed", lambda: tflite)
+    monkeypatch.setenv(interpreter.CHOICE, "tflite-runtime")
     with pytest.raises(BundleError, match=r"needs tflite-runtime 99\.1 or later, found 2\.14\.0"):
         bundle.open_verified(
             rewritten(tmp_path / "later", tiny_bundle, signing_key, minimum_runtime="99.1"), trusted

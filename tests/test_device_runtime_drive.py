@@ -6,15 +6,17 @@ import contextlib
 import gc
 import itertools
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from device_runtime import weights
+from device_runtime import bundle, config, weights
 from device_runtime.causes import Cause
 from device_runtime.daemon import Schedule, read_schedule
 from device_runtime.drive import Turn, simulated
+from device_runtime.errors import BundleError
 from device_runtime.finetune import finetune
 from device_runtime.home import LEARNED, UNFINISHED, DeviceConfig, Home
 from device_runtime.interpreter import Graph
@@ -406,6 +408,25 @@ def test_a_device_that_died_before_it_heard_of_its_upload_counts_once_and_its_le
         turn(home, server, 60.0).cause is Cause.NO_ROUND
     )  # the only round has committed, with this update
     assert server.coordinator.reports(0.0).rounds[0].counted == len(uploads(server)) == 1
+
+
+def test_a_bundle_installed_between_check_in_and_work_has_the_work_given_back_if_it_does_not_fit(
+    server, device, tmp_path, tiny_bundle, signing_key
+):
+    """The graphs of the new one are made for longer rows."""
+    home = device(bundle=None)
+    home.install(tiny_bundle.path)
+    longer = config.to_json(replace(tiny_bundle.plan, length=tiny_bundle.plan.length + 1))
+    content = {**tiny_bundle.content, bundle.PLAN: longer}
+    manifest = replace(tiny_bundle.manifest, files=bundle.describe(content), release=9)
+    bundle.write(tmp_path / "newer", manifest, content, signing_key)
+    taken = Turn(home, server, simulated(0.0), sleep=lambda s: None)
+    assert taken.check_in() is None
+    home.install(tmp_path / "newer")
+    with pytest.raises(BundleError, match="does not fit its graphs"):
+        taken.work()
+    (line,) = home.contributions()
+    assert (line.outcome, line.cause) == ("abandoned", "training_failed")
 
 
 # --- how often a message may be used

@@ -147,3 +147,45 @@ with interpreter._without(b"noise\\n"):
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "a warning\n")
+
+
+def test_the_first_runs_of_several_threads_leave_standard_error_as_it_was(tiny_bundle):
+    script = f"""
+import os, threading
+from pathlib import Path
+import numpy as np
+from device_runtime import interpreter
+data = Path({str(tiny_bundle.path / "predict.tflite")!r}).read_bytes()
+gate = threading.Barrier(8)
+def work():
+    graph = interpreter.Graph(data)
+    gate.wait()
+    graph.step("predict", graph.start(), token=np.array([1], np.int32))
+threads = [threading.Thread(target=work) for _ in range(8)]
+[thread.start() for thread in threads]
+[thread.join() for thread in threads]
+os.write(2, b"still here\\n")
+"""
+    environment = {name: value for name, value in os.environ.items() if name != interpreter.CHOICE}
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, env=environment
+    )
+    assert (done.returncode, done.stderr) == (0, "still here\n")
+
+
+def test_a_process_without_standard_error_still_runs_its_graphs(tiny_bundle):
+    script = f"""
+import os
+from pathlib import Path
+import numpy as np
+from device_runtime import interpreter
+os.close(2)
+graph = interpreter.Graph(Path({str(tiny_bundle.path / "predict.tflite")!r}).read_bytes())
+results, _ = graph.step("predict", graph.start(), token=np.array([1], np.int32))
+print(sorted(results))
+"""
+    environment = {name: value for name, value in os.environ.items() if name != interpreter.CHOICE}
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, env=environment
+    )
+    assert "log_probs" in done.stdout
