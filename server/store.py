@@ -324,7 +324,7 @@ class Rows:
             "task": task.name,
             "state": State.RUNNING.value,
             "created_at": now,
-            "body": config.to_json(task).decode(),
+            "body": task.body.decode(),
         }
         self._connection.execute(tasks.insert(), row)
 

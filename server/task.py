@@ -62,6 +62,12 @@ class TaskSettings:
                 f"expected for an evaluation task and no other, found {self.evaluates!r}",
                 "name a training task",
             )
+        if self.kind is Kind.EVALUATION and self.checkpoint:
+            raise ConfigError(
+                "task.checkpoint",
+                f"expected none for an evaluation task, found {self.checkpoint[:80]!r}",
+                "remove it: the newest one is scored",
+            )
         if self.kind is Kind.EVALUATION and self.rules.buffered:
             raise ConfigError(
                 "rules.mode",
@@ -81,6 +87,12 @@ class Task(TaskSettings):
     dimension: int  # values of the network
 
     @property
+    def body(self) -> bytes:
+        """The row of the database, as JSON. What it started from stands in a table of its own."""
+        kept = [each.name for each in fields(self) if each.name != "checkpoint"]
+        return config.to_json({name: getattr(self, name) for name in kept})
+
+    @property
     def plan_bytes(self) -> bytes:
         """The plan as devices fetch it."""
         return config.to_json(self.plan)
@@ -98,7 +110,8 @@ def settings_of(record: TaskSettings) -> TaskSettings:
 
 def task_of(settings: TaskSettings, tokenizer: str, shapes: str, dimension: int) -> Task:
     """The task of complete settings: those with a plan and a seed."""
-    return Task(**_settings(settings), tokenizer=tokenizer, shapes=shapes, dimension=dimension)
+    complete = _settings(settings) | {"checkpoint": ""}  # a start is none of a task's settings
+    return Task(**complete, tokenizer=tokenizer, shapes=shapes, dimension=dimension)
 
 
 def _settings(record: TaskSettings) -> dict[str, Any]:

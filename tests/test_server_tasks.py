@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from device_runtime import config, signing, weights
 from device_runtime.causes import Cause
-from device_runtime.errors import RunError
+from device_runtime.errors import ConfigError, RunError
 from device_runtime.weights import Checkpoint
 from device_runtime.wire import Abandon, Ack, Assignment, Enrolment, Kind, Reject, Scores
 from fedboard.serve import ServerSettings
@@ -22,7 +22,7 @@ from server.eligibility import Policy
 from server.requests import Abandoning, CheckingIn, Refused, Reporting
 from server.rounds import Mode, Rules
 from server.step import ServerStep
-from server.task import State, TaskSettings, settings_of
+from server.task import State, Task, TaskSettings, settings_of
 from tests.toy_server import (
     PLAN,
     READY,
@@ -96,7 +96,7 @@ def test_every_setting_goes_from_the_file_by_the_message_to_the_row(coordinator,
     sent = config.from_json(TaskSettings, config.to_json(read), "TaskSettings")
     operators.create(coordinator, sent, 1.0)
     kept = next(each.task for each in coordinator.tasks() if each.task.name == "words")
-    assert settings_of(kept) == wanted
+    assert settings_of(kept) == replace(wanted, checkpoint="")  # a start is none of a task's own
 
 
 def scored(
@@ -592,3 +592,19 @@ def test_whatever_devices_do_the_ledger_and_the_rounds_agree(tmp_path_factory, h
         assert report.phase != "committed" or report.counted >= 1
     assert len(kept) == len({work.assignment for work in works.values()})
     coordinator.close()
+
+
+def test_a_task_s_row_has_the_fields_a_server_of_the_version_before_can_read(tmp_path):
+    """Two replicas of different versions may share a database while one is brought up to date."""
+    coordinator = new(tmp_path, Rules())
+    with coordinator.store.reading() as rows:
+        (stored,) = rows.tasks()
+    fields = "plan rules policy step tokenizer shapes dimension seed name population kind evaluates"
+    assert sorted(json.loads(stored.task.body)) == sorted(fields.split())
+    assert config.from_json(Task, stored.task.body, "task") == stored.task
+    coordinator.close()
+
+
+def test_an_evaluation_names_no_checkpoint_to_start_from():
+    with pytest.raises(ConfigError, match=r"task\.checkpoint: expected none for an evaluation"):
+        TaskSettings(kind=Kind.EVALUATION, evaluates="words", checkpoint="ab" * 32)
