@@ -14,6 +14,8 @@ what a file starts is started once; and all that load TensorFlow go to the same 
 takes longer than most of them.
 """
 
+import importlib.util
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -36,6 +38,7 @@ LOADING = (
     "test_server_steps",
     "test_model_executor",
     "test_model_memory",
+    "test_doctests_tensorflow",
 )
 # files whose tests start processes that load it
 STARTING = ("test_fedboard_train", "test_path", "test_fedboard_doctor")
@@ -63,6 +66,9 @@ PROCESSES = (
 FIXTURES = {"chitchat": "process"}
 # begun first, the longest first: what is begun last should be short
 ORDER = ("test_fedboard_train", *LOADING, "test_path", *PROCESSES)
+# a Python other than that of training has none
+INSTALLED = importlib.util.find_spec("tensorflow") is not None
+WITHOUT_TENSORFLOW = "fedboard: TensorFlow is not installed: the tests that need it were left out"
 MARKS = {
     "tensorflow": "needs TensorFlow or TFF",
     "process": "starts servers, commands or browsers, or takes more than a moment",
@@ -85,10 +91,33 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Reading some of the files loads TensorFlow: not if their tests are not wanted."""
-    asked = config.option.markexpr
-    unwanted = ("quick" in asked and "not quick" not in asked) or "not tensorflow" in asked
-    return True if unwanted and collection_path.stem in LOADING else None
+    """Reading some of the files loads TensorFlow: not if none of their tests can be wanted, nor
+    where there is none to load.
+    """
+    if collection_path.stem not in LOADING:
+        return None
+    return True if leaves_out_tensorflow(config.option.markexpr) or not INSTALLED else None
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    """Say once what was left out that was asked for."""
+    if not INSTALLED and not leaves_out_tensorflow(config.option.markexpr):
+        terminalreporter.write_line(WITHOUT_TENSORFLOW)
+
+
+def leaves_out_tensorflow(asked: str) -> bool:
+    """Whether a mark expression can want no test that loads TensorFlow: not, surely, unless it is
+    `quick`, `not tensorflow`, or one of them `and` more.
+
+    >>> leaves_out_tensorflow("quick and not property"), leaves_out_tensorflow("quick or process")
+    (True, False)
+    """
+    if re.search(r"\bor\b|[()]", asked):
+        return False
+    parts = [" ".join(part.split()) for part in re.split(r"\band\b", asked)]
+    return "quick" in parts or "not tensorflow" in parts
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -103,11 +132,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for function in {item.function for item in items if item.get_closest_marker("property")}:
         more_examples(function, config.option.examples_times)
     if "prove" not in config.option.markexpr:
-        proofs = [item for item in items if item.get_closest_marker("prove")]
-        config.hook.pytest_deselected(items=proofs)
-        items[:] = [item for item in items if not item.get_closest_marker("prove")]
+        leave_out("prove", config, items)
+    if not INSTALLED:
+        leave_out("tensorflow", config, items)
     if hasattr(config, "workerinput"):  # of pytest-xdist
         items.sort(key=lambda item: place(item.path.stem))
+
+
+def leave_out(mark: str, config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Take the tests with this mark off the list."""
+    config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker(mark)])
+    items[:] = [item for item in items if not item.get_closest_marker(mark)]
 
 
 def more_examples(function: Callable, times: int) -> None:

@@ -1,39 +1,31 @@
-"""Every example in a docstring holds. Modules without one are not loaded, so that TensorFlow is not
-loaded either.
+"""Every example in a docstring holds. Modules without one are not loaded; those that load
+TensorFlow are in `test_doctests_tensorflow.py`.
 """
-
-import doctest
-import importlib
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
-FOLDERS = ("device_runtime", "model", "server", "conversion", "fleet", "fedboard", "tests")
-PROMPT = "\n    >>> "
-LOADING_TENSORFLOW = {"model.aggregators", "model.simulation", "conversion.package"}
+from tests import shown_examples
+
+MODULES = [
+    name
+    for name in shown_examples.modules_that_show()
+    if name not in shown_examples.LOADING_TENSORFLOW
+]
 
 
-def modules_with_examples() -> list[str]:
-    """The dotted names of the files of ours in which some docstring shows one."""
-    paths = (path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py")))
-    shown = [path for path in paths if PROMPT in path.read_text()]
-    return [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in shown]
-
-
-def marked(name: str) -> object:
-    """The name as a parameter, with the mark of what the module loads."""
-    return pytest.param(name, marks=[pytest.mark.tensorflow] * (name in LOADING_TENSORFLOW))
-
-
-@pytest.mark.parametrize("name", map(marked, modules_with_examples()))
+@pytest.mark.parametrize("name", MODULES)
 def test_the_examples_of_a_module_hold(name):
-    results = doctest.testmod(importlib.import_module(name), raise_on_error=False)
+    results = shown_examples.tried(name)
     assert results.attempted > 0
     assert results.failed == 0
 
 
 def test_the_modules_are_those_that_show_examples():
-    names = modules_with_examples()
-    assert {"device_runtime.interpreter", "device_runtime.predictor", "fedboard.doctor"} <= {*names}
-    assert "tests.test_doctests" not in names
+    assert {"device_runtime.interpreter", "fedboard.doctor", "benchmarks.recall_plot"} <= {*MODULES}
+    assert "tests.test_doctests" not in MODULES
+
+
+def test_an_example_of_a_property_is_one_however_far_it_is_indented():
+    assert {"server.step", "device_runtime.optimizers"} <= {*MODULES}
+    assert shown_examples.shows('    """\n        >>> 1\n        1\n        """\n')
+    assert not shown_examples.shows("prompt = '>>> '\n")

@@ -18,8 +18,16 @@ import sys
 import pytest
 
 sys.modules.update(tensorflow=None, tensorflow_federated=None)
-sys.exit(pytest.main(["-q", "--collect-only", "-m", "quick", "-p", "no:cacheprovider"]))
+sys.exit(pytest.main(["-q", "--collect-only", "-p", "no:cacheprovider", *sys.argv[1:]]))
 """
+
+
+def collected_without_tensorflow(*asked: str) -> str:
+    """What pytest says it would run where TensorFlow cannot be imported."""
+    command = [sys.executable, "-c", ABSENT, *asked]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=os.environ)
+    assert done.returncode == 0, done.stdout[-2000:]
+    return done.stdout
 
 
 def test_every_file_the_rules_name_exists():
@@ -75,11 +83,33 @@ def test_the_page_of_proofs_has_a_line_for_each_and_says_which_did_not_hold():
     assert lines[-2:] == ["| a holds |  | 30 | NO |", "| b holds: cut | 7 tries | 61 | yes |"]
 
 
+@pytest.mark.parametrize(
+    "asked",
+    ["quick", "not tensorflow", "quick and not property", "not prove and not  tensorflow"],
+)
+def test_an_expression_that_no_test_of_tensorflow_can_match_reads_none_of_their_files(asked):
+    assert suite.leaves_out_tensorflow(asked)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    ["", "tensorflow", "not quick", "quick or tensorflow", "not (quick)", "process", "not quickly"],
+)
+def test_any_other_expression_reads_them(asked):
+    assert not suite.leaves_out_tensorflow(asked)
+
+
 @pytest.mark.process
 def test_quick_tests_are_collected_where_tensorflow_is_not_installed():
-    done = subprocess.run(
-        [sys.executable, "-c", ABSENT], cwd=ROOT, capture_output=True, text=True, env=os.environ
-    )
-    assert done.returncode == 0, done.stdout[-2000:]
-    assert "tests/test_device_runtime_text.py::" in done.stdout
-    assert "tests/test_path.py::" not in done.stdout
+    said = collected_without_tensorflow("-m", "quick")
+    assert "tests/test_device_runtime_text.py::" in said
+    assert "tests/test_path.py::" not in said
+    assert suite.WITHOUT_TENSORFLOW not in said  # nothing that was asked for
+
+
+@pytest.mark.process
+def test_all_other_tests_are_collected_there_too_and_one_line_says_which_were_left_out():
+    said = collected_without_tensorflow()
+    assert "tests/test_server_endpoint.py::" in said
+    assert not any(f"tests/{file}.py" in said for file in (*suite.LOADING, *suite.STARTING))
+    assert said.count(suite.WITHOUT_TENSORFLOW) == 1
