@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from device_runtime import config, personal
-from device_runtime.drive import Clock, Turn
+from device_runtime.drive import DeviceClock, Turn
 from device_runtime.errors import ConfigError, FedboardError
 from device_runtime.home import SCHEDULE, Home
 from device_runtime.transport import Send
@@ -163,7 +163,7 @@ class Daemon:
         """One turn, whatever the schedule says. Raises ServerError, BundleError or
         TypingLogError.
         """
-        clock = Clock(self._now)
+        clock = DeviceClock(self._now)
         turn = Turn(self.home, self._send, clock, sleep=self._sleep, may_go_on=self._may_go_on)
         return turn.whole()
 

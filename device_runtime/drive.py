@@ -1,8 +1,8 @@
 """Drive: a turn on this device, with its home, its way to the server, its interpreter and its
 clock.
 
-The steps come from `turn.py`; each is done here in one place. A simulated device takes the same
-turns: its clock stands still but for the time that training takes (`Clock`).
+The actions come from `turn.py`; each is done here in one place. A simulated device takes the same
+turns: its clock stands still but for the time that training takes (`DeviceClock`).
 """
 
 import time
@@ -21,10 +21,12 @@ from device_runtime.finetune import finetune
 from device_runtime.home import UNFINISHED, Contribution, Home
 from device_runtime.transport import Meter, Send, persistent
 from device_runtime.turn import (
+    Action,
     Ask,
-    Device,
+    CheckConditions,
     Drop,
     Enrol,
+    Evaluate,
     Fetch,
     Gather,
     Gathered,
@@ -33,14 +35,13 @@ from device_runtime.turn import (
     Hold,
     Keep,
     LastSent,
-    Look,
     Note,
     Outcome,
+    Participant,
     Report,
-    Score,
-    Step,
     Train,
     Trainer,
+    Upload,
     Used,
     Work,
 )
@@ -63,14 +64,14 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Clock:
+class DeviceClock:
     """Seconds, and who makes them pass while a device trains: nobody, on a real one."""
 
     now: Callable[[], float] = time.time
     worked: Callable[[], None] = lambda: None  # told before each batch is begun
 
 
-def simulated(start: float = 0.0, batch_s: float = BATCH_S) -> Clock:
+def simulated(start: float = 0.0, batch_s: float = BATCH_S) -> DeviceClock:
     """A clock that stands at `start`, and moves on by `batch_s` for each batch.
 
     >>> clock = simulated(5.0, batch_s=60.0)
@@ -83,14 +84,14 @@ def simulated(start: float = 0.0, batch_s: float = BATCH_S) -> Clock:
     def worked() -> None:
         at[0] += batch_s
 
-    return Clock(lambda: at[0], worked)
+    return DeviceClock(lambda: at[0], worked)
 
 
-def clock_of(home: Home, night: float = 0.0) -> Clock:
+def clock_of(home: Home, night: float = 0.0) -> DeviceClock:
     """The clock a device lives by: the real one, or that of its trace from `night` on, in
     seconds.
     """
-    return simulated(night) if home.simulated else Clock()
+    return simulated(night) if home.simulated else DeviceClock()
 
 
 class Turn:
@@ -102,7 +103,7 @@ class Turn:
         self,
         home: Home,
         send: Send,
-        clock: Clock,
+        clock: DeviceClock,
         train: Trainer = finetune,
         sleep: Callable[[float], object] = time.sleep,
         may_go_on: Callable[[], bool] = lambda: True,
@@ -112,7 +113,7 @@ class Turn:
         self._meter = Meter(send)
         self._sleep = sleep
         self._began = clock.now()
-        self._assigned: tuple[Device, Assignment] | None = None
+        self._assigned: tuple[Participant, Assignment] | None = None
 
     def check_in(self) -> Outcome | None:
         """Ask for work: the outcome if refused, None if there is work to do."""
@@ -139,7 +140,7 @@ class Turn:
         """
         return self.check_in() or self.work()
 
-    def _describe(self, bundle: Bundle) -> Device:
+    def _describe(self, bundle: Bundle) -> Participant:
         """What the device says of itself, after its log let go of what is too old."""
         settings, manifest = self.home.config, bundle.manifest
         with self.home.typing_log() as log:
@@ -155,7 +156,7 @@ class Turn:
             release=manifest.release,
             device_class=settings.device_class,
         )
-        return Device(
+        return Participant(
             message,
             enrolled=self.home.name is not None,
             shapes=manifest.shapes,
@@ -165,23 +166,23 @@ class Turn:
             where=bundle.path,
         )
 
-    def _drive(self, steps: Generator[Step, Any, T], bundle: Bundle) -> T:
-        """Do step after step. That no answer came is told to the turn; other errors end it."""
+    def _drive(self, actions: Generator[Action, Any, T], bundle: Bundle) -> T:
+        """Do action after action. That no answer came is told to the turn; other errors end it."""
         try:
-            step = next(steps)
+            action = next(actions)
             while True:
                 try:
-                    result = self._do(step, bundle)
+                    result = self._do(action, bundle)
                 except Unanswered as error:
-                    step = steps.throw(error)
+                    action = actions.throw(error)
                 else:
-                    step = steps.send(result)
+                    action = actions.send(result)
         except StopIteration as end:
             value: T = end.value
             return value
 
-    def _do(self, step: Step, bundle: Bundle) -> Any:
-        match step:
+    def _do(self, action: Action, bundle: Bundle) -> Any:
+        match action:
             case Enrol():
                 enrolled = calls.enrol(self._persistent(self._meter), self.home.key)
                 return self.home.keep_name(enrolled.device)
@@ -199,17 +200,17 @@ class Turn:
                 until = self._began + assignment.deadline_s
                 return gather(self.home, bundle, assignment, plan, until)
             case Train():
-                return self._train(bundle.train_graph, step, self._may_train)
-            case Score(values, plan):
+                return self._train(bundle.train_graph, action, self._may_train)
+            case Evaluate(values, plan):
                 return self._score(bundle, values, plan)
-            case Look():
+            case CheckConditions():
                 return self._forbidden()
             case Used(records):
                 with self.home.typing_log() as log:
                     return log.mark_used(records)
             case Note():
-                return self._note(step)
-            case turn.Send(assignment, encoded):
+                return self._note(action)
+            case Upload(assignment, encoded):
                 return calls.upload(self._line(assignment), assignment.assignment, encoded)
             case Report(assignment, scores):
                 return calls.report_scores(self._line(assignment), assignment.assignment, scores)

@@ -15,24 +15,24 @@ from device_runtime.weights import Weights, subtract
 
 
 def finetune(
-    graph: bytes, step: Train, may_continue: Callable[[], bool] = lambda: True
+    graph: bytes, action: Train, may_continue: Callable[[], bool] = lambda: True
 ) -> FineTuned:
-    """Local SGD by the plan on the step's rows.
+    """Local SGD by the plan on the action's rows.
 
     `may_continue` is asked before every batch, those of the loss before and after included: work
     stops within one batch of a condition being lost. Given the progress it left, the same rows and
     an equal rng, a later call ends with the same bits. A loss that is not finite, or one that ends
     higher than twice where it began, stops the work too: such a delta is never sent.
     """
-    train, weights, plan, start = Graph(graph), step.weights, step.plan, step.start
-    before = start.loss_before if start else _loss(train, step, weights, may_continue)
+    train, weights, plan, start = Graph(graph), action.weights, action.plan, action.start
+    before = start.loss_before if start else _loss(train, action, weights, may_continue)
     if before is None:
         return _stopped(Cause.CONDITION_LOST, weights)
     if not np.isfinite(before):
         return _stopped(Cause.TRAINING_FAILED, weights, before=before)
     local, done = (start.weights, start.batches) if start else (weights, 0)
     rate, lost = np.array(plan.learning_rate, np.float32), False
-    every = batches(step.rows, plan.batch_size, plan.epochs, step.rng)
+    every = batches(action.rows, plan.batch_size, plan.epochs, action.rng)
     for batch in itertools.islice(every, done, None):
         lost = not may_continue()
         if lost:
@@ -42,7 +42,7 @@ def finetune(
             return _stopped(Cause.TRAINING_FAILED, weights, done, before)
         local = {name: result[name] for name in weights}
         done += 1
-    after = None if lost else _loss(train, step, local, may_continue)
+    after = None if lost else _loss(train, action, local, may_continue)
     if after is None:
         return _stopped(Cause.CONDITION_LOST, weights, done, before, Progress(local, done, before))
     delta = subtract(local, weights)
@@ -63,12 +63,12 @@ def _stopped(
 
 
 def _loss(
-    graph: Graph, step: Train, weights: Weights, may_continue: Callable[[], bool], most: int = 8
+    graph: Graph, action: Train, weights: Weights, may_continue: Callable[[], bool], most: int = 8
 ) -> float | None:
-    """Mean loss over at most `most` batches of the step's rows, taken in order; None if a condition
-    was lost meanwhile.
+    """Mean loss over at most `most` batches of the action's rows, taken in order; None if a
+    condition was lost meanwhile.
     """
-    rows, plan, total, count = step.rows, step.plan, 0.0, 0.0
+    rows, plan, total, count = action.rows, action.plan, 0.0, 0.0
     for start in range(0, min(len(rows), most * plan.batch_size), plan.batch_size):
         if not may_continue():
             return None

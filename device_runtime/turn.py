@@ -1,13 +1,13 @@
-"""A device's turn with the server, as a generator of steps: what it does next, and why.
+"""A device's turn with the server, as a generator of actions: what it does next, and why.
 
                 refused                  lost or failed      no answer: kept
-                   ^                            ^                  ^
-    Enrol? --> Ask --> Fetch plan --> Gather --> Train --> Note --> Send --> Note
-               |       Fetch or hold  rows of     |      "sending"           what became of it
-               |       the checkpoint the log     +-- Score --> Note --> Report --> Note
+                   ^                            ^                   ^
+    Enrol? --> Ask --> Fetch plan --> Gather --> Train --> Note --> Upload --> Note
+               |       Fetch or hold  rows of     |      "sending"             what became of it
+               |       the checkpoint the log     +-- Evaluate --> Note --> Report --> Note
             check in                              an evaluation
 
-`check_in` and `work` yield one step after the other; whoever drives them does each step and sends
+`check_in` and `work` yield one action after the other; whoever drives them does each and sends
 back what came of it. There is no socket, clock, file or thread here, so a phone (`drive.py`) and a
 simulated one take the same turn. Before an update leaves, "sending" is noted: a ledger never says
 less than what left.
@@ -114,7 +114,7 @@ class Gathered:
 
 
 @dataclass(frozen=True)
-class Device:
+class Participant:
     """What a device knows of itself when its turn begins."""
 
     check_in: CheckIn  # what it says of itself
@@ -126,7 +126,7 @@ class Device:
     where: object = "bundle"  # of an error: the bundle it uses
 
 
-# steps, and what is sent back for each
+# actions, and what is sent back for each
 
 
 @dataclass(frozen=True)
@@ -195,7 +195,7 @@ Trainer = Callable[[bytes, Train, Callable[[], bool]], FineTuned]
 
 
 @dataclass(frozen=True)
-class Score:
+class Evaluate:
     """Score weights on the messages held back from training -> Scores, None if a condition was
     lost.
     """
@@ -205,7 +205,7 @@ class Score:
 
 
 @dataclass(frozen=True)
-class Look:
+class CheckConditions:
     """Which condition forbids work now -> Cause | None."""
 
 
@@ -227,7 +227,7 @@ class Note:
 
 
 @dataclass(frozen=True)
-class Send:
+class Upload:
     """Hand in an update -> Ack | Reject; `errors.Unanswered` is thrown if no answer comes."""
 
     assignment: Assignment
@@ -263,7 +263,7 @@ class Drop:
     """Throw half-done work away -> None."""
 
 
-Step = (
+Action = (
     Enrol
     | Ask
     | LastSent
@@ -272,21 +272,21 @@ Step = (
     | Hold
     | Gather
     | Train
-    | Score
-    | Look
+    | Evaluate
+    | CheckConditions
     | Used
     | Note
-    | Send
+    | Upload
     | Report
     | GiveBack
     | Keep
     | Drop
 )
-Checking = Generator[Step, Any, Assignment | Outcome]
-Working = Generator[Step, Any, Outcome]
+Checking = Generator[Action, Any, Assignment | Outcome]
+Working = Generator[Action, Any, Outcome]
 
 
-def check_in(device: Device) -> Checking:
+def check_in(device: Participant) -> Checking:
     """Ask for work, whatever the conditions are: an Assignment, or the Outcome if refused."""
     if not device.enrolled:
         yield Enrol()
@@ -301,13 +301,13 @@ def check_in(device: Device) -> Checking:
     return Outcome(Status.REFUSED, answer.cause, retry_in_s=answer.retry_in_s)
 
 
-def work(device: Device, assignment: Assignment) -> Working:
+def work(device: Participant, assignment: Assignment) -> Working:
     """Fetch, fine-tune, encode and hand in what `check_in` was assigned; give it back if a
     condition is lost or training fails. An evaluation is scored and handed in.
 
     A round too near the last this device sent an update for is given back: the server should know
     better. Raises ServerError for a plan that cannot be read, BundleError for work that does not
-    fit the device's graphs, and whatever is thrown in for a step.
+    fit the device's graphs, and whatever is thrown in for an action.
     """
     if assignment.kind is Kind.TRAINING:
         last: int | None = yield LastSent(assignment)
@@ -327,7 +327,9 @@ def work(device: Device, assignment: Assignment) -> Working:
     return (yield from _train(device, assignment, plan, checkpoint))
 
 
-def _train(device: Device, assignment: Assignment, plan: Plan, checkpoint: Checkpoint) -> Working:
+def _train(
+    device: Participant, assignment: Assignment, plan: Plan, checkpoint: Checkpoint
+) -> Working:
     gathered: Gathered = yield Gather(assignment, plan)
     rows = len(gathered.rows)
     if not rows:  # what is waiting holds no token
@@ -336,7 +338,7 @@ def _train(device: Device, assignment: Assignment, plan: Plan, checkpoint: Check
     tuned: FineTuned = yield Train(checkpoint.weights, gathered.rows, plan, rng, gathered.start)
     if tuned.stopped is Cause.TRAINING_FAILED:
         return (yield from _give_back(assignment, tuned.stopped, rows, tuned))
-    forbidden: Cause | None = yield Look()  # an upload needs the conditions too
+    forbidden: Cause | None = yield CheckConditions()  # an upload needs the conditions too
     if tuned.stopped is not None or forbidden is not None:
         if not device.keeps_work:
             return (yield from _give_back(assignment, Cause.CONDITION_LOST, rows, tuned))
@@ -347,7 +349,7 @@ def _train(device: Device, assignment: Assignment, plan: Plan, checkpoint: Check
     yield Used(gathered.work.records)
     yield Note(assignment, Status.SENDING, examples=rows)
     try:
-        answer: Ack | Reject = yield Send(assignment, encoded)
+        answer: Ack | Reject = yield Upload(assignment, encoded)
     except Unanswered:
         yield from _keep(gathered.work, tuned)
         raise
@@ -357,7 +359,7 @@ def _train(device: Device, assignment: Assignment, plan: Plan, checkpoint: Check
 
 def _evaluate(assignment: Assignment, plan: Plan, checkpoint: Checkpoint) -> Working:
     """Nothing is kept of it when a condition is lost."""
-    scores: Scores | None = yield Score(checkpoint.weights, plan)
+    scores: Scores | None = yield Evaluate(checkpoint.weights, plan)
     if scores is None:
         return (yield from _give_back(assignment, Cause.CONDITION_LOST))
     if not scores.targets:
@@ -367,7 +369,7 @@ def _evaluate(assignment: Assignment, plan: Plan, checkpoint: Checkpoint) -> Wor
     return (yield from _answered(assignment, answer, scores.targets))
 
 
-def _plan(assignment: Assignment) -> Generator[Step, Any, Plan]:
+def _plan(assignment: Assignment) -> Generator[Action, Any, Plan]:
     """The assigned plan. One that cannot be read, or that no device can work by, is given back."""
     data: bytes = yield Fetch(assignment, assignment.plan)
     try:
@@ -379,7 +381,7 @@ def _plan(assignment: Assignment) -> Generator[Step, Any, Plan]:
         ) from None
 
 
-def _checkpoint(assignment: Assignment) -> Generator[Step, Any, Checkpoint]:
+def _checkpoint(assignment: Assignment) -> Generator[Action, Any, Checkpoint]:
     """The assigned checkpoint: the one held, made of it and a difference, or fetched whole."""
     held: bytes = yield Held()
     if weights.digest(held) == assignment.checkpoint:
@@ -395,7 +397,7 @@ def _checkpoint(assignment: Assignment) -> Generator[Step, Any, Checkpoint]:
     return weights.from_bytes(data, "assigned checkpoint")
 
 
-def _keep(work: Work, tuned: FineTuned) -> Generator[Step, Any, None]:
+def _keep(work: Work, tuned: FineTuned) -> Generator[Action, Any, None]:
     if tuned.progress is not None:
         yield Keep(work, tuned.progress)
 
@@ -440,7 +442,7 @@ def _end(
     )
 
 
-def _fits(device: Device, assignment: Assignment, plan: Plan, checkpoint: Checkpoint) -> bool:
+def _fits(device: Participant, assignment: Assignment, plan: Plan, checkpoint: Checkpoint) -> bool:
     """Whether the assigned work can be done with the installed graph and encoded as asked."""
     shapes = weights.shapes_hash(checkpoint.weights)
     fixed = device.plan.batch_size, device.plan.length

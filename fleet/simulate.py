@@ -58,17 +58,17 @@ def asgi(app: Any) -> Iterator[Send]:
             loop.run(client.aclose())
 
 
-def stand_in(graph: bytes, step: Train, may_continue: Callable[[], bool]) -> FineTuned:
+def stand_in(graph: bytes, action: Train, may_continue: Callable[[], bool]) -> FineTuned:
     """A stand-in for training, for populations too large to train: a random delta of a tenth of the
     clipping norm. It learns nothing.
     """
     delta = {
-        name: step.rng.standard_normal(array.shape, np.float32)
-        for name, array in sorted(step.weights.items())
+        name: action.rng.standard_normal(array.shape, np.float32)
+        for name, array in sorted(action.weights.items())
     }
-    factor = np.float32(0.1 * step.plan.clipping_norm / weights.norm(delta))
+    factor = np.float32(0.1 * action.plan.clipping_norm / weights.norm(delta))
     scaled = {name: factor * array for name, array in delta.items()}
-    return FineTuned(scaled, _batches(step.rows, step.plan), 0.0, 0.0)
+    return FineTuned(scaled, _batches(action.rows, action.plan), 0.0, 0.0)
 
 
 def simulate(
@@ -192,8 +192,8 @@ class _Phone:
         self, assignment: Assignment, plan: Plan, checkpoint: Checkpoint, rows: np.ndarray
     ) -> None:
         rng = np.random.default_rng([self._fleet.seed, self.device.index, assignment.round])
-        step = Train(checkpoint.weights, rows, plan, rng)
-        tuned = self._fleet.train(self._fleet.graph, step, lambda: True)
+        action = Train(checkpoint.weights, rows, plan, rng)
+        tuned = self._fleet.train(self._fleet.graph, action, lambda: True)
         if tuned.stopped is not None:
             self._abandon(assignment, tuned.stopped)
             return

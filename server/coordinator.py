@@ -84,8 +84,8 @@ from server.rounds import (
     is_over,
 )
 from server.store import (
+    AssignmentStatus,
     Rows,
-    Status,
     Store,
     StoredAssignment,
     StoredCheckpoint,
@@ -476,7 +476,7 @@ class Coordinator:
             ledger.now,
         )
         if cause is None and work is not None:
-            return Cause.ALREADY_ASSIGNED, work if work.status is Status.OPEN else None
+            return Cause.ALREADY_ASSIGNED, work if work.status is AssignmentStatus.OPEN else None
         if cause is None and stored.state is State.PAUSED:
             cause = Cause.TASK_PAUSED
         if (
@@ -513,7 +513,7 @@ class Coordinator:
         name = digest(request.body) if judged is None else judged.name
         ledger.count(work, bytes_up=len(request.body), uploaded=int(not work.uploaded))
         work = replace(work, uploaded=True)
-        if work.status is not Status.OPEN:
+        if work.status is not AssignmentStatus.OPEN:
             return self._again(work, name, task, ledger)
         round = ledger.rounds[task.name].state
         value = None
@@ -522,11 +522,11 @@ class Coordinator:
         if value is None:  # not judged, as part of other work, or before it was assigned
             value = judge(request.body, request.kind, task, work.round)
         if isinstance(value, Cause):
-            ledger.settle(work, status=Status.REFUSED, cause=value, update_hash=name)
+            ledger.settle(work, status=AssignmentStatus.REFUSED, cause=value, update_hash=name)
             ledger.tell(task.name, Dropped(now))
             return Refused(value)
         if round.round - work.round > task.rules.max_staleness:
-            ledger.settle(work, status=Status.CLOSED, cause=Cause.STALE, update_hash=name)
+            ledger.settle(work, status=AssignmentStatus.CLOSED, cause=Cause.STALE, update_hash=name)
             ledger.tell(task.name, Dropped(now))
             return Reject(Cause.STALE, self._retry(Cause.STALE, task.rules, now))
         participation = ledger.history(work.device, task.name)
@@ -537,14 +537,19 @@ class Coordinator:
             # only in a buffered task: the device has been counted in this very round by an older
             # assignment
             ledger.settle(
-                work, status=Status.CLOSED, cause=Cause.REPORTED_RECENTLY, update_hash=name
+                work,
+                status=AssignmentStatus.CLOSED,
+                cause=Cause.REPORTED_RECENTLY,
+                update_hash=name,
             )
             ledger.tell(task.name, Dropped(now))
             return Reject(
                 Cause.REPORTED_RECENTLY, self._retry(Cause.REPORTED_RECENTLY, task.rules, now)
             )
         ledger.participated(work.device, task.name)
-        ledger.settle(work, status=Status.COUNTED, update_hash=name, counted_in=round.round)
+        ledger.settle(
+            work, status=AssignmentStatus.COUNTED, update_hash=name, counted_in=round.round
+        )
         if isinstance(value, Scores):
             sums = {
                 "targets": value.targets,
@@ -568,14 +573,14 @@ class Coordinator:
 
     def _again(self, work: StoredAssignment, name: str, task: Task, ledger: Ledger) -> Answer:
         """The answer to a report for an assignment that is no longer open."""
-        if work.status is Status.CLOSED:
+        if work.status is AssignmentStatus.CLOSED:
             cause = MEANING[work.cause].told_late if work.cause else Cause.ROUND_CLOSED
             ledger.settle(
                 ledger.assignments[work.assignment], uploaded=True, cause=cause, update_hash=name
             )
             return Reject(cause, self._retry(cause, task.rules, ledger.now))
         ledger.settle(ledger.assignments[work.assignment], uploaded=True)
-        if work.status is Status.ABANDONED:
+        if work.status is AssignmentStatus.ABANDONED:
             return Refused(Cause.ABANDONED, "the device has abandoned this assignment")
         if work.update_hash != name:
             return Refused(Cause.DIFFERENT_UPDATE, "this assignment has another report already")
@@ -590,9 +595,9 @@ class Coordinator:
             expected = ", ".join(cause for cause in Cause if MEANING[cause].gives_back)
             return Refused(Cause.MALFORMED, f"cause: expected one of {expected}")
         retry = self._retry(request.cause, ledger.tasks[work.task].task.rules, ledger.now)
-        if work.status is not Status.OPEN:
-            return Ack(work.status is Status.COUNTED, retry)
-        ledger.settle(work, status=Status.ABANDONED, cause=request.cause)
+        if work.status is not AssignmentStatus.OPEN:
+            return Ack(work.status is AssignmentStatus.COUNTED, retry)
+        ledger.settle(work, status=AssignmentStatus.ABANDONED, cause=request.cause)
         ledger.tell(work.task, Dropped(ledger.now))
         return Ack(False, retry)
 
@@ -620,7 +625,7 @@ class Coordinator:
                 for work in rows.overdue(name, ledger.now - rules.reporting_s):
                     ledger.settle(
                         ledger.assignments.get(work.assignment, work),
-                        status=Status.CLOSED,
+                        status=AssignmentStatus.CLOSED,
                         cause=Cause.TIMED_OUT,
                     )
                     ledger.tell(name, Dropped(ledger.now))

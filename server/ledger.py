@@ -14,9 +14,9 @@ from server.store import (
     ASSIGNED,
     DROPPED,
     REFUSED,
+    AssignmentStatus,
     Participation,
     Rows,
-    Status,
     StoredAssignment,
     StoredRound,
 )
@@ -88,7 +88,7 @@ class Ledger:
         before it.
         """
         mine = self.works(device, task)
-        still_open = next((each for each in mine if each.status is Status.OPEN), None)
+        still_open = next((each for each in mine if each.status is AssignmentStatus.OPEN), None)
         return still_open or next(
             (each for each in mine if each.round == self.rounds[task].state.round), None
         )

@@ -68,7 +68,7 @@ COUNTS = (
 _ADVISORY_LOCK = 0xFEDB0A2D  # one writing transaction at a time on a PostgreSQL database
 
 
-class Status(StrEnum):
+class AssignmentStatus(StrEnum):
     """What became of an assignment."""
 
     OPEN = "open"
@@ -119,7 +119,7 @@ class StoredAssignment:
     round: int
     device: str
     admitted_at: float
-    status: Status = Status.OPEN
+    status: AssignmentStatus = AssignmentStatus.OPEN
     cause: Cause | None = None
     update_hash: str | None = None
     downloaded: bool = False
@@ -476,7 +476,7 @@ class Rows:
             .values(phase=state.phase.value, made=checkpoint, closed_at=now)
         )
         if cause is not None:
-            left = (assignments.c.task == task) & (assignments.c.status == Status.OPEN.value)
+            left = _STILL_OPEN & (assignments.c.task == task)
             if not all_rounds:
                 left &= assignments.c.round == state.round
             query = (
@@ -493,7 +493,7 @@ class Rows:
             self._connection.execute(
                 assignments.update()
                 .where(left)
-                .values(status=Status.CLOSED.value, cause=cause.value)
+                .values(status=AssignmentStatus.CLOSED.value, cause=cause.value)
             )
         self._connection.execute(check_ins.delete().where(check_ins.c.task == task))
         self._connection.execute(
@@ -558,11 +558,7 @@ class Rows:
 
     def overdue(self, task: str, before: float) -> list[StoredAssignment]:
         """Open assignments of a task from before some time."""
-        at = (
-            (assignments.c.task == task)
-            & (assignments.c.status == Status.OPEN.value)
-            & (assignments.c.admitted_at <= before)
-        )
+        at = _STILL_OPEN & (assignments.c.task == task) & (assignments.c.admitted_at <= before)
         return [
             _assignment(row)
             for row in self._connection.execute(
@@ -737,6 +733,7 @@ _ADD_COUNTS = (
 _CHECK_INS = sa.select(check_ins.c.device, check_ins.c.task, check_ins.c.outcome).where(
     check_ins.c.device.in_(_any_of("devices"))
 )
+_STILL_OPEN = assignments.c.status == AssignmentStatus.OPEN.value
 _ASSIGNMENT = sa.select(*(assignments.c[name] for name in _ASSIGNMENT_COLUMNS))
 _ASSIGNMENTS = _ASSIGNMENT.where(assignments.c.assignment.in_(_any_of("assignments")))
 _WORK = (
@@ -744,7 +741,7 @@ _WORK = (
         rounds, (rounds.c.task == assignments.c.task) & (rounds.c.round == assignments.c.round)
     )
     .where(assignments.c.device.in_(_any_of("devices")))
-    .where(rounds.c.closed_at.is_(None) | (assignments.c.status == Status.OPEN.value))
+    .where(rounds.c.closed_at.is_(None) | _STILL_OPEN)
     .order_by(assignments.c.assignment)
 )
 _PARTICIPATIONS = sa.select(
@@ -790,9 +787,10 @@ def _columns(state: RoundState) -> dict[str, Any]:
 
 
 def _assignment(row: Any) -> StoredAssignment:
-    name, task, number, device, admitted_at, status, cause, *rest = row
+    name, task, number, device, admitted_at, text, cause, *rest = row
+    status = AssignmentStatus(text)
     return StoredAssignment(
-        name, task, number, device, admitted_at, Status(status), cause and Cause(cause), *rest
+        name, task, number, device, admitted_at, status, cause and Cause(cause), *rest
     )
 
 

@@ -234,9 +234,9 @@ class Trained:
     def __init__(self):
         self.batches = []
 
-    def __call__(self, graph, step, may_continue):
-        tuned = finetune(graph, step, may_continue)
-        self.batches.append(tuned.batches - (step.start.batches if step.start else 0))
+    def __call__(self, graph, action, may_continue):
+        tuned = finetune(graph, action, may_continue)
+        self.batches.append(tuned.batches - (action.start.batches if action.start else 0))
         return tuned
 
 

@@ -14,8 +14,8 @@ def tune(tiny_bundle, tiny_checkpoint, tiny_rows, tiny_plan):
     def run(may_continue=lambda: True, values=None, start=None, **plan):
         rng = np.random.default_rng(5)
         values = values or tiny_checkpoint.weights
-        step = Train(values, tiny_rows[:16], replace(tiny_plan, **plan), rng, start)
-        return finetune(tiny_bundle.train_graph, step, may_continue)
+        action = Train(values, tiny_rows[:16], replace(tiny_plan, **plan), rng, start)
+        return finetune(tiny_bundle.train_graph, action, may_continue)
 
     return run
 

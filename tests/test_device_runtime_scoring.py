@@ -127,9 +127,9 @@ def test_an_evaluation_stops_when_a_condition_is_lost(server, device):  # noqa: 
 def test_training_never_sees_what_is_held_back(server, device):  # noqa: F811
     home, seen = device(messages=50), []
 
-    def train(graph, step, may_continue):
-        seen.append(len(step.rows))
-        return finetune(graph, step, may_continue)
+    def train(graph, action, may_continue):
+        seen.append(len(action.rows))
+        return finetune(graph, action, may_continue)
 
     assert turn(home, server, train=train).status is Status.COUNTED
     with home.typing_log() as log:

@@ -14,9 +14,10 @@ from device_runtime.causes import Cause
 from device_runtime.errors import BundleError, ServerError, Unanswered
 from device_runtime.turn import (
     Ask,
-    Device,
+    CheckConditions,
     Drop,
     Enrol,
+    Evaluate,
     Fetch,
     FineTuned,
     Gather,
@@ -25,15 +26,14 @@ from device_runtime.turn import (
     Held,
     Keep,
     LastSent,
-    Look,
     Note,
     Outcome,
+    Participant,
     Progress,
     Report,
-    Score,
-    Send,
     Status,
     Train,
+    Upload,
     Used,
     Work,
 )
@@ -45,7 +45,7 @@ VALUES = {"a": np.zeros(3, np.float32)}
 HELD = weights.to_bytes(Checkpoint(VALUES), np.float16)
 WORK = Work("w", 7, 60.0, (4, 5), "ab" * 32)
 ROWS = np.ones((2, 4), np.int32)
-DEVICE = Device(
+DEVICE = Participant(
     CheckIn(Conditions(True, True, True), 20, "cd" * 32),
     enrolled=True,
     shapes=weights.shapes_hash(VALUES),
@@ -68,59 +68,61 @@ USUAL = {
     Held: HELD,
     Gather: Gathered(WORK, ROWS),
     Train: TUNED,
-    Score: Scores(10, 2, 3, 10, 40.0),
-    Look: None,
-    Send: Ack(True, 5.0),
+    Evaluate: Scores(10, 2, 3, 10, 40.0),
+    CheckConditions: None,
+    Upload: Ack(True, 5.0),
     Report: Ack(True, 5.0),
     GiveBack: Ack(False, 9.0),
     Ask: ASSIGNMENT,
-}  # what is sent back for each kind of step, None for the others
+}  # what is sent back for each kind of action, None for the others
 
 
-def play(steps, **told):
-    """Drive a turn: the steps it took, and how it ended. `told` goes over what is usual; an
+def play(actions, **told):
+    """Drive a turn: the actions it took, and how it ended. `told` goes over what is usual; an
     exception is thrown in.
     """
     answers = USUAL | {getattr(turn, name): answer for name, answer in told.items()}
     taken = []
     try:
-        step = next(steps)
+        action = next(actions)
         while True:
-            taken.append(step)
-            answer = answers.get(type(step))
+            taken.append(action)
+            answer = answers.get(type(action))
             if isinstance(answer, list):
                 answer = answer.pop(0)
-            step = steps.throw(answer) if isinstance(answer, Exception) else steps.send(answer)
+            action = (
+                actions.throw(answer) if isinstance(answer, Exception) else actions.send(answer)
+            )
     except StopIteration as end:
         return taken, end.value
     except (ServerError, BundleError) as error:
         return taken, error
 
 
-def kinds(steps):
-    return [type(step) for step in steps]
+def kinds(actions):
+    return [type(action) for action in actions]
 
 
 def test_sending_is_noted_before_the_update_leaves_and_what_became_of_it_after():
-    steps, outcome = play(turn.work(DEVICE, ASSIGNMENT))
-    assert kinds(steps) == [
-        *(LastSent, Fetch, Held, Gather, Train, Look, Used, Note, Send, Drop, Note)
+    actions, outcome = play(turn.work(DEVICE, ASSIGNMENT))
+    assert kinds(actions) == [
+        *(LastSent, Fetch, Held, Gather, Train, CheckConditions, Used, Note, Upload, Drop, Note)
     ]
-    before, after = (step.status for step in steps if isinstance(step, Note))
+    before, after = (action.status for action in actions if isinstance(action, Note))
     assert (before, after) == (Status.SENDING, Status.COUNTED)
     assert outcome == Outcome(Status.COUNTED, None, 7, 5.0, 2, 1, 2.0, 1.0)
 
 
 def test_an_update_nobody_answered_is_kept_and_the_ledger_goes_on_saying_that_it_may_have_left():
     lost = Unanswered("PUT update", "no whole reply came", "try again")
-    steps, error = play(turn.work(DEVICE, ASSIGNMENT), Send=lost)
+    actions, error = play(turn.work(DEVICE, ASSIGNMENT), Upload=lost)
     assert error is lost
-    assert kinds(steps)[-2:] == [Send, Keep]
-    assert [step.status for step in steps if isinstance(step, Note)] == [Status.SENDING]
+    assert kinds(actions)[-2:] == [Upload, Keep]
+    assert [action.status for action in actions if isinstance(action, Note)] == [Status.SENDING]
 
 
 def test_an_update_that_was_not_taken_names_the_server_s_cause():
-    _, outcome = play(turn.work(DEVICE, ASSIGNMENT), Send=Reject(Cause.LATE, 30.0))
+    _, outcome = play(turn.work(DEVICE, ASSIGNMENT), Upload=Reject(Cause.LATE, 30.0))
     assert (outcome.status, outcome.cause, outcome.retry_in_s) == (
         Status.NOT_COUNTED,
         Cause.LATE,
@@ -129,20 +131,20 @@ def test_an_update_that_was_not_taken_names_the_server_s_cause():
 
 
 def test_a_condition_lost_after_training_keeps_the_work_or_gives_it_back():
-    steps, outcome = play(turn.work(DEVICE, ASSIGNMENT), Look=Cause.IN_USE)
+    actions, outcome = play(turn.work(DEVICE, ASSIGNMENT), CheckConditions=Cause.IN_USE)
     assert (outcome.status, outcome.cause) == (Status.PAUSED, Cause.IN_USE)
-    assert Keep in kinds(steps) and not {Send, GiveBack, Used} & set(kinds(steps))
-    steps, outcome = play(
-        turn.work(replace(DEVICE, keeps_work=False), ASSIGNMENT), Look=Cause.IN_USE
+    assert Keep in kinds(actions) and not {Upload, GiveBack, Used} & set(kinds(actions))
+    actions, outcome = play(
+        turn.work(replace(DEVICE, keeps_work=False), ASSIGNMENT), CheckConditions=Cause.IN_USE
     )
     assert (outcome.status, outcome.cause) == (Status.ABANDONED, Cause.CONDITION_LOST)
-    assert GiveBack in kinds(steps) and not {Send, Keep, Used} & set(kinds(steps))
+    assert GiveBack in kinds(actions) and not {Upload, Keep, Used} & set(kinds(actions))
 
 
 def test_a_round_too_near_the_last_is_given_back_before_anything_is_fetched():
     near = replace(ASSIGNMENT, min_separation=3)
-    steps, outcome = play(turn.work(DEVICE, near), LastSent=5)
-    assert kinds(steps) == [LastSent, GiveBack, Note]
+    actions, outcome = play(turn.work(DEVICE, near), LastSent=5)
+    assert kinds(actions) == [LastSent, GiveBack, Note]
     assert outcome.cause is Cause.REPORTED_RECENTLY
     _, outcome = play(turn.work(DEVICE, near), LastSent=4)
     assert outcome.status is Status.COUNTED
@@ -157,38 +159,38 @@ def test_a_round_too_near_the_last_is_given_back_before_anything_is_fetched():
     ],
 )
 def test_a_plan_no_device_can_work_by_is_given_back_and_named(plan, problem):
-    steps, error = play(turn.work(DEVICE, ASSIGNMENT), Fetch=plan)
-    assert kinds(steps)[-2:] == [GiveBack, Note]
+    actions, error = play(turn.work(DEVICE, ASSIGNMENT), Fetch=plan)
+    assert kinds(actions)[-2:] == [GiveBack, Note]
     assert problem in str(error)
 
 
 def test_work_that_does_not_fit_the_graphs_is_given_back_and_named():
     longer = config.to_json(replace(PLAN, length=4))
-    steps, error = play(turn.work(DEVICE, ASSIGNMENT), Fetch=longer)
-    assert kinds(steps)[-2:] == [GiveBack, Note]
+    actions, error = play(turn.work(DEVICE, ASSIGNMENT), Fetch=longer)
+    assert kinds(actions)[-2:] == [GiveBack, Note]
     assert "does not fit its graphs" in str(error)
 
 
 def test_an_evaluation_sends_scores_and_never_an_update():
     scoring = replace(ASSIGNMENT, kind=Kind.EVALUATION)
-    steps, outcome = play(turn.work(DEVICE, scoring))
-    assert kinds(steps) == [Fetch, Held, Score, Note, Report, Note]
+    actions, outcome = play(turn.work(DEVICE, scoring))
+    assert kinds(actions) == [Fetch, Held, Evaluate, Note, Report, Note]
     assert (outcome.status, outcome.examples) == (Status.COUNTED, 10)
 
 
 def test_a_device_enrols_before_its_first_check_in_and_again_where_nobody_knows_it():
-    steps, answer = play(turn.check_in(replace(DEVICE, enrolled=False)))
-    assert (kinds(steps), answer) == ([Enrol, Ask], ASSIGNMENT)
+    actions, answer = play(turn.check_in(replace(DEVICE, enrolled=False)))
+    assert (kinds(actions), answer) == ([Enrol, Ask], ASSIGNMENT)
     forgotten = [Reject(Cause.UNKNOWN_DEVICE, 0.0), ASSIGNMENT]
-    steps, answer = play(turn.check_in(DEVICE), Ask=forgotten)
-    assert (kinds(steps), answer) == ([Ask, Enrol, Ask], ASSIGNMENT)
+    actions, answer = play(turn.check_in(DEVICE), Ask=forgotten)
+    assert (kinds(actions), answer) == ([Ask, Enrol, Ask], ASSIGNMENT)
 
 
 def test_a_refusal_that_says_the_round_stands_no_more_drops_half_done_work_and_others_do_not():
-    steps, outcome = play(turn.check_in(DEVICE), Ask=Reject(Cause.NO_ROUND, 60.0))
-    assert (kinds(steps), outcome.status) == ([Ask, Drop], Status.REFUSED)
-    steps, outcome = play(turn.check_in(DEVICE), Ask=Reject(Cause.IN_USE, 60.0))
-    assert (kinds(steps), outcome.retry_in_s) == ([Ask], 60.0)
+    actions, outcome = play(turn.check_in(DEVICE), Ask=Reject(Cause.NO_ROUND, 60.0))
+    assert (kinds(actions), outcome.status) == ([Ask, Drop], Status.REFUSED)
+    actions, outcome = play(turn.check_in(DEVICE), Ask=Reject(Cause.IN_USE, 60.0))
+    assert (kinds(actions), outcome.retry_in_s) == ([Ask], 60.0)
 
 
 def test_a_turn_is_taken_without_a_socket_an_interpreter_or_a_database():

@@ -104,7 +104,7 @@ def test_a_day_in_the_life_of_devices_that_are_asked_to_wait_an_hour(tmp_path):
 
 
 def test_a_device_whose_training_fails_gives_its_work_back(tmp_path):
-    def failing(graph, step, may_continue):
+    def failing(graph, action, may_continue):
         return FineTuned({}, 0, float("nan"), float("nan"), Cause.TRAINING_FAILED)
 
     result = a_fleet(

@@ -22,7 +22,7 @@ from server.eligibility import Policy
 from server.ledger import Ledger
 from server.rounds import Phase, RoundState, Rules
 from server.step import ServerStep
-from server.store import Participation, Status, Store, StoredAssignment, StoredCheckpoint
+from server.store import AssignmentStatus, Participation, Store, StoredAssignment, StoredCheckpoint
 from server.sums import Sum
 from server.tables import REVISION, metadata
 from server.task import State, Task
@@ -199,7 +199,7 @@ def test_a_closed_round_keeps_its_funnel_and_lets_go_of_sums_and_of_who_checked_
             {"timed_out": 1},
             9.0,
         )
-        assert rows.assignments(["a" * 32])["a" * 32].status is Status.CLOSED
+        assert rows.assignments(["a" * 32])["a" * 32].status is AssignmentStatus.CLOSED
 
 
 def test_a_round_that_is_over_and_not_closed_yet_still_shows_as_reporting(store):
