@@ -24,7 +24,7 @@ import psutil
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from device_runtime import config, quantize, signing
-from device_runtime.update import encode
+from device_runtime.update import Header, encode
 from device_runtime.weights import Checkpoint
 from device_runtime.wire import Assignment, CheckIn, Conditions, Enrolment, Plan
 from server import tasks
@@ -48,7 +48,8 @@ class Device:
 
     def request(self, method: str, path: str, body: bytes, task: str = "", round: int = 0) -> bytes:
         """A signed request as bytes of HTTP/1.1."""
-        signed = signing.sign_request(self.key, self.name, method, path, body, task, round)
+        asked = signing.Request(method, path, body, task, round)
+        signed = signing.sign_request(self.key, self.name, asked)
         lines = [
             f"{method} {path} HTTP/1.1",
             "host: bench",
@@ -321,7 +322,7 @@ def updates(folder: Path, count: int, repeats: int, connections: int) -> None:
     rng = np.random.default_rng(0)
     delta = rng.standard_normal(PARAMETERS).astype(np.float32)
     delta *= np.float32(0.5 / np.linalg.norm(delta))
-    body = encode(delta, first.round, first.rotation_seed, first.shapes, 8, 20, rng)
+    body = encode(delta, Header(first.round, first.rotation_seed, first.shapes, 8, 20), rng)
     print(f"  an update has {len(body):,} bytes")
     with running("fedboard", folder) as ours, running("bare", folder) as theirs:
         pairs = iter(zip(devices, works, strict=True))
@@ -403,7 +404,7 @@ def crowd(folder: Path, devices: int) -> None:
     delta = rng.standard_normal(PARAMETERS).astype(np.float32) * np.float32(
         0.5 / np.sqrt(PARAMETERS)
     )
-    body = encode(delta, first.round, first.rotation_seed, first.shapes, 8, 20, rng)
+    body = encode(delta, Header(first.round, first.rotation_seed, first.shapes, 8, 20), rng)
     message = config.to_json(replace(READY, holds=first.checkpoint))
     with running("fedboard", folder) as server:
 

@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from device_runtime.causes import Cause
 from device_runtime.config import from_json, to_json
 from device_runtime.errors import ConfigError, ServerError
-from device_runtime.signing import name_of, public_hex, sign_request
+from device_runtime.signing import Request, name_of, public_hex, sign_request
 from device_runtime.transport import CHECK_ADDRESS, Reply, Send
 from device_runtime.weights import digest
 from device_runtime.wire import (
@@ -38,12 +38,8 @@ def signed(send: Send, key: Ed25519PrivateKey, device: str, task: str = "", roun
     """
 
     def send_signed(method: str, path: str, body: bytes, headers: Mapping[str, str]) -> Reply:
-        return send(
-            method,
-            path,
-            body,
-            {**headers, **sign_request(key, device, method, path, body, task, round)},
-        )
+        proof = sign_request(key, device, Request(method, path, body, task, round))
+        return send(method, path, body, {**headers, **proof})
 
     return send_signed
 

@@ -2,6 +2,7 @@
 
 import base64
 import os
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from cryptography.exceptions import InvalidSignature
@@ -62,27 +63,32 @@ def request_message(
     ).encode()
 
 
-def sign_request(
-    key: Ed25519PrivateKey,
-    device: str,
-    method: str,
-    path: str,
-    body: bytes,
-    task: str = "",
-    round: int = 0,
-) -> dict[str, str]:
-    """The headers that prove a request comes from `device`. `task` and `round` are those of the
-    assignment it is about, if it is about one.
+@dataclass(frozen=True)
+class Request:
+    """What a device asks of the server. `task` and `round` are those of the assignment it is about,
+    if it is about one.
+    """
+
+    method: str
+    path: str
+    body: bytes = field(default=b"", repr=False)
+    task: str = ""
+    round: int = 0
+
+
+def sign_request(key: Ed25519PrivateKey, device: str, request: Request) -> dict[str, str]:
+    """The headers that prove a request comes from `device`.
 
     The body's SHA-256 is a header of its own (RFC 9530), so that a server can refuse a stranger
     before it reads what he sends.
     """
-    nonce, hashed = os.urandom(16).hex(), digest(body)
-    signature = key.sign(request_message(method, path, hashed, task, round, nonce))
+    nonce, hashed = os.urandom(16).hex(), digest(request.body)
+    named = request.method, request.path, hashed, request.task, request.round
+    signature = key.sign(request_message(*named, nonce))
     return {
         "fedboard-device": device,
-        "fedboard-task": task,
-        "fedboard-round": str(round),
+        "fedboard-task": request.task,
+        "fedboard-round": str(request.round),
         "fedboard-nonce": nonce,
         "fedboard-signature": base64.b64encode(signature).decode(),
         "content-digest": f"sha-256=:{base64.b64encode(bytes.fromhex(hashed)).decode()}:",

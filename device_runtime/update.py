@@ -30,16 +30,22 @@ SEND_AGAIN = "encode the update again with this round's plan"
 
 
 @dataclass(frozen=True)
-class Update:
-    """One encoded delta: in each block `low + step * codes` is its rotated vector, within one step
-    of the exact one.
-    """
+class Header:
+    """What a delta travels with: the round it answers, and how it is to be read and weighed."""
 
     round: int
     seed: int  # of the round's rotation
     shapes: str  # `weights.shapes_hash` of what the delta belongs to
-    bits: int
+    bits: int  # of a code, 1 to 16
     examples: int  # the update counts by them, at least 1
+
+
+@dataclass(frozen=True)
+class Update(Header):
+    """One encoded delta: in each block `low + step * codes` is its rotated vector, within one step
+    of the exact one.
+    """
+
     dimension: int  # values before padding
     low: NDArray[Any]  # float32 [blocks]
     step: NDArray[Any]  # float32 [blocks], at least 0
@@ -54,32 +60,27 @@ def of_delta(
     the rows it was trained on as its weight.
     """
     vector = weights.flatten(clip(delta, plan.clipping_norm))
-    about = assignment.round, assignment.rotation_seed, assignment.shapes
-    return encode(vector, *about, plan.bits, rows, rng)
+    of_round = assignment.round, assignment.rotation_seed, assignment.shapes
+    return encode(vector, Header(*of_round, plan.bits, examples=rows), rng)
 
 
-def encode(
-    vector: NDArray[Any],
-    round: int,
-    seed: int,
-    shapes: str,
-    bits: int,
-    examples: int,
-    rng: np.random.Generator,
-) -> bytes:
-    """A clipped delta (flat float32 vector) as the bytes a device uploads: header, scales, then
-    codes packed at `bits` each.
+def encode(vector: NDArray[Any], about: Header, rng: np.random.Generator) -> bytes:
+    """A clipped delta as the bytes a device uploads: header, scales, then codes of `about.bits`.
 
-    Raises ValueError for examples under 1, bits outside 1..16 or a value that is not finite.
+    `vector` is float32 [dimension], the delta's arrays one after the other; it is padded to whole
+    blocks, and each block has a low and a step. Raises ValueError for examples under 1, bits
+    outside 1..16 or a value that is not finite.
     """
-    if examples < 1:
-        raise ValueError(f"an update counts by its examples: expected at least 1, found {examples}")
-    codes, low, step = quantize(rotate(vector, seed).reshape(-1, BLOCK), bits, rng)
-    header = _HEADER.pack(
-        MAGIC, VERSION, bits, round, examples, len(vector), seed, bytes.fromhex(shapes)
-    )
+    if about.examples < 1:
+        raise ValueError(
+            f"an update counts by its examples: expected at least 1, found {about.examples}"
+        )
+    blocks = rotate(vector, about.seed).reshape(-1, BLOCK)  # [blocks, BLOCK]
+    codes, low, step = quantize(blocks, about.bits, rng)
+    sizes = about.bits, about.round, about.examples, len(vector)
+    header = _HEADER.pack(MAGIC, VERSION, *sizes, about.seed, bytes.fromhex(about.shapes))
     scales: bytes = np.stack([low, step], axis=1).astype("<f4").tobytes()
-    return bytes(header) + scales + pack(codes.reshape(-1), bits)
+    return bytes(header) + scales + pack(codes.reshape(-1), about.bits)
 
 
 def decode(data: bytes | bytearray) -> Update:
@@ -135,7 +136,12 @@ def dequantize(update: Update) -> NDArray[Any]:
 
 
 def pack(codes: NDArray[Any], bits: int) -> bytes:
-    """Codes of `bits` bits each, most significant bit first, without gaps."""
+    """Codes, unsigned integers [n] each under 2 ** bits, as `bits` bits each: most significant bit
+    first, without gaps, the last byte filled with zeros.
+
+    >>> pack(np.array([1, 2, 3], np.uint8), bits=2).hex()  # 01 10 11 00
+    '6c'
+    """
     if bits in (8, 16):
         return codes.astype(">u2" if bits == 16 else np.uint8).tobytes()
     wide = np.unpackbits(codes.astype(">u2").view(np.uint8).reshape(-1, 2), axis=1)  # [n, 16]

@@ -139,7 +139,11 @@ def norm(weights: Weights) -> float:
 
 
 def flatten(weights: Weights) -> NDArray[Any]:
-    """All values as one float32 vector, arrays in order of their names."""
+    """All values as one vector, float32 [values of all arrays], arrays in order of their names.
+
+    >>> flatten({"b": np.zeros(2, np.float32), "a": np.ones((1, 1), np.float32)}).tolist()
+    [1.0, 0.0, 0.0]
+    """
     vector: NDArray[Any] = np.concatenate([weights[name].reshape(-1) for name in sorted(weights)])
     return vector.astype(np.float32, copy=False)
 

@@ -28,7 +28,7 @@ with atheris.instrument_imports(
     )
     from device_runtime.errors import FedboardError
     from device_runtime.typing_log import TypingLog
-    from device_runtime.update import decode, dequantize, encode, encoded_bytes
+    from device_runtime.update import Header, decode, dequantize, encode, encoded_bytes
     from device_runtime.wire import Abandon, CheckIn, Enrolment, Plan, Scores
     from fedboard.serve import ServerSettings
     from server import access, bodies, contract, judging, sums
@@ -179,7 +179,7 @@ READERS = {
     "window": (window, b'bytes=1-5\n"tag"'),
     "counted": (
         counted,
-        encode(np.ones(3, np.float32), 1, 2, "ab" * 32, 1, 1, np.random.default_rng(0)),
+        encode(np.ones(3, np.float32), Header(1, 2, "ab" * 32, 1, 1), np.random.default_rng(0)),
     ),
     "settings": (settings, b"[rules]\nreport_goal = 5\n[storage]\nblobs = 's3://a/b'\n"),
     "manifest": (manifest, b'{"format":2}'),
@@ -187,7 +187,7 @@ READERS = {
     "checkpoint": (checkpoint, OLD),
     "update": (
         update,
-        encode(np.ones(3, np.float32), 1, 2, "ab" * 32, 1, 1, np.random.default_rng(0)),
+        encode(np.ones(3, np.float32), Header(1, 2, "ab" * 32, 1, 1), np.random.default_rng(0)),
     ),
     "difference": (difference_, difference.encode(OLD, NEW)),
     "typing_log": (typing_log, LOG_BYTES),

@@ -13,6 +13,7 @@ from device_runtime.errors import UpdateError
 from device_runtime.update import (
     HEADER_BYTES,
     SCALE_BYTES,
+    Header,
     decode,
     dequantize,
     encode,
@@ -38,9 +39,7 @@ def test_rounding_to_two_values_by_hand():
 
 
 def test_a_constant_vector_has_step_zero_and_survives():
-    data = encode(
-        np.zeros(5, np.float32), 1, 2, SHAPES, 8, rng=np.random.default_rng(0), examples=1
-    )
+    data = encode(np.zeros(5, np.float32), Header(1, 2, SHAPES, 8, 1), np.random.default_rng(0))
     update = decode(data)
     assert update.step.tolist() == [0]
     assert (dequantize(update) == 0).all()
@@ -55,7 +54,7 @@ def test_a_constant_vector_has_step_zero_and_survives():
 )
 def test_what_is_decoded_lies_within_one_step_and_every_field_survives(seed, size, bits, scale):
     exact = vector(seed, size, scale)
-    data = encode(exact, 7, seed, SHAPES, bits, rng=np.random.default_rng(seed), examples=21)
+    data = encode(exact, Header(7, seed, SHAPES, bits, 21), np.random.default_rng(seed))
     update = decode(data)
     assert (
         update.round,
@@ -118,9 +117,7 @@ def test_clipping_by_hand():
 @settings(max_examples=150, deadline=None)
 @given(data=st.binary(max_size=200), at=st.integers(0, 59), byte=st.integers(0, 255))
 def test_bytes_of_strangers_are_refused_by_name(data, at, byte):
-    right = bytearray(
-        encode(vector(0, 3), 1, 2, SHAPES, 1, rng=np.random.default_rng(0), examples=1)
-    )
+    right = bytearray(encode(vector(0, 3), Header(1, 2, SHAPES, 1, 1), np.random.default_rng(0)))
     for damaged in (data, bytes(right[:-1]), bytes(right[: at % HEADER_BYTES])):
         with pytest.raises(UpdateError):
             decode(damaged)
@@ -147,7 +144,7 @@ GOLDEN = Path(__file__).parent / "golden"
 def test_the_bytes_of_an_update_stay_what_they_were(bits):
     """To make a golden file anew after a change of format: write what this test encodes."""
     exact = vector(11, 5000) * np.linspace(1, 0.01, 5000, dtype=np.float32)
-    data = encode(exact, 3, 2**52 + 5, SHAPES, bits, 21, np.random.default_rng(4))
+    data = encode(exact, Header(3, 2**52 + 5, SHAPES, bits, 21), np.random.default_rng(4))
     assert data == (GOLDEN / f"update-{bits}.bin").read_bytes()
     update = decode(data)
     assert (update.round, update.seed, update.examples, update.dimension) == (
@@ -170,7 +167,7 @@ def test_the_expected_error_is_at_most_half_a_step_a_value(seed, bits):
     """
     exact = vector(seed, 9000)
     exact[quantize.BLOCK :] *= 1e-3  # two blocks of little
-    update = decode(encode(exact, 1, seed, SHAPES, bits, 1, np.random.default_rng(seed)))
+    update = decode(encode(exact, Header(1, seed, SHAPES, bits, 1), np.random.default_rng(seed)))
     error = (
         np.square(dequantize(update) - quantize.rotate(exact, seed))
         .reshape(-1, quantize.BLOCK)
@@ -187,14 +184,14 @@ def test_the_expected_error_is_at_most_half_a_step_a_value(seed, bits):
 )
 @pytest.mark.parametrize("block", [0, 1])
 def test_a_scale_of_any_block_that_is_not_finite_or_negative_is_refused(block, at, value):
-    data = bytearray(encode(vector(0, 5000), 1, 2, SHAPES, 4, 1, np.random.default_rng(0)))
+    data = bytearray(encode(vector(0, 5000), Header(1, 2, SHAPES, 4, 1), np.random.default_rng(0)))
     struct.pack_into("<f", data, HEADER_BYTES + block * SCALE_BYTES + at, value)
     with pytest.raises(UpdateError, match="a scale is not finite, or negative"):
         decode(bytes(data))
 
 
 def test_a_header_that_promises_more_values_than_follow_allocates_nothing():
-    data = bytearray(encode(vector(0, 3), 1, 2, SHAPES, 16, 1, np.random.default_rng(0)))
+    data = bytearray(encode(vector(0, 3), Header(1, 2, SHAPES, 16, 1), np.random.default_rng(0)))
     struct.pack_into(
         "<I", data, 16, 2**32 - 1
     )  # the dimension: four thousand million values, eight gigabytes of codes
@@ -206,7 +203,7 @@ def test_a_header_that_promises_more_values_than_follow_allocates_nothing():
 
 
 def test_an_update_of_version_1_is_refused_by_its_version():
-    data = bytearray(encode(vector(0, 3), 1, 2, SHAPES, 8, 1, np.random.default_rng(0)))
+    data = bytearray(encode(vector(0, 3), Header(1, 2, SHAPES, 8, 1), np.random.default_rng(0)))
     data[4] = 1
     with pytest.raises(UpdateError, match=r"version 2, found .* version 1"):
         decode(bytes(data))

@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from device_runtime import signing, weights
 from device_runtime.causes import Cause
 from device_runtime.errors import CheckpointError, ConfigError, RunError
-from device_runtime.update import HEADER_BYTES, encode
+from device_runtime.update import HEADER_BYTES, Header, encode
 from device_runtime.weights import Checkpoint
 from device_runtime.wire import Abandon, Ack, Assignment, Enrolment, Reject
 from server import tasks
@@ -315,14 +315,7 @@ def refused_bodies(work: Assignment) -> dict[Cause, list[bytes]]:
     head = bytearray(good)
     struct.pack_into("<f", head, HEADER_BYTES, float("nan"))
     rng = np.random.default_rng(0)
-    fields = {
-        "round": work.round,
-        "seed": work.rotation_seed,
-        "shapes": work.shapes,
-        "bits": PLAN.bits,
-        "examples": 20,
-        "rng": rng,
-    }
+    about = Header(work.round, work.rotation_seed, work.shapes, PLAN.bits, examples=20)
     return {
         Cause.NOT_AN_UPDATE: [
             b"",
@@ -330,16 +323,17 @@ def refused_bodies(work: Assignment) -> dict[Cause, list[bytes]]:
             good + b"\0",
             b"not an update",
             bytes(head),  # its scale is not a number
-            encode(delta(0), **{**fields, "bits": 4}),
+            encode(delta(0), replace(about, bits=4), rng),
         ],
         Cause.WRONG_ROUND: [
-            encode(delta(0), **{**fields, **changed}) for changed in ({"round": 9}, {"seed": 1})
+            encode(delta(0), changed, rng)
+            for changed in (replace(about, round=9), replace(about, seed=1))
         ],
         Cause.WRONG_SHAPES: [
-            encode(delta(0), **{**fields, "shapes": "0" * 64}),
-            encode(delta(0, 51), **fields),
+            encode(delta(0), replace(about, shapes="0" * 64), rng),
+            encode(delta(0, 51), about, rng),
         ],
-        Cause.NORM_TOO_LARGE: [encode(delta(0) * 100, **fields)],
+        Cause.NORM_TOO_LARGE: [encode(delta(0) * 100, about, rng)],
     }
 
 

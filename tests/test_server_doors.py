@@ -162,9 +162,9 @@ def test_a_code_lets_a_device_in_over_http(tmp_path):
 
 def test_nobody_enrols_a_key_that_is_not_his(url):
     body = config.to_json(Enrolment(signing.public_hex(key(1))))
-    by_another = signing.sign_request(
-        key(2), signing.name_of(signing.public_hex(key(1))), "POST", "/v1/devices", body
-    )
+    name = signing.name_of(signing.public_hex(key(1)))
+    request = signing.Request("POST", "/v1/devices", body)
+    by_another = signing.sign_request(key(2), name, request)
     assert problem(httpx.post(f"{url}/v1/devices", content=body, headers=by_another)) == (
         401,
         "bad_signature",
@@ -196,9 +196,11 @@ def test_requests_for_another_round_or_task_or_with_another_body_are_refused_by_
     work = owner.check_in()
     path, body = f"/v1/assignments/{work.assignment}/update", encoded(work, 1)
     for task, round in (("other", work.round), ("default", work.round + 1), ("", 0)):
-        signed = signing.sign_request(owner.key, owner.name, "PUT", path, body, task, round)
+        request = signing.Request("PUT", path, body, task, round)
+        signed = signing.sign_request(owner.key, owner.name, request)
         assert problem(httpx.put(url + path, content=body, headers=signed)) == (422, "wrong_round")
-    signed = signing.sign_request(owner.key, owner.name, "PUT", path, body, "default", work.round)
+    request = signing.Request("PUT", path, body, "default", work.round)
+    signed = signing.sign_request(owner.key, owner.name, request)
     for changed in (b"!" + body[1:], body[:-1], b""):
         assert problem(httpx.put(url + path, content=changed, headers=signed)) == (
             401,
@@ -251,7 +253,8 @@ def raw(url: str, request: bytes, then: float = 0.0) -> bytes:
 
 
 def head(device: Device, path: str, body: bytes, length: str, work) -> bytes:
-    signed = signing.sign_request(device.key, device.name, "PUT", path, body, work.task, work.round)
+    request = signing.Request("PUT", path, body, work.task, work.round)
+    signed = signing.sign_request(device.key, device.name, request)
     lines = [
         f"PUT {path} HTTP/1.1",
         "host: x",
@@ -301,7 +304,9 @@ def test_a_device_that_asks_too_often_is_told_when_to_come_back_and_others_are_n
         assert [reply.status_code for reply in replies] == [200, 200, 200, 429]
         assert problem(replies[3]) == (429, "too_many_requests")
         assert replies[3].headers["retry-after"] == "2"
-        forged = signing.sign_request(key(9), other.name, "POST", "/v1/check-in", body)
+        forged = signing.sign_request(
+            key(9), other.name, signing.Request("POST", "/v1/check-in", body)
+        )
         for _ in range(5):  # a stranger cannot use up what another device may ask
             assert problem(httpx.post(f"{url}/v1/check-in", content=body, headers=forged)) == (
                 401,

@@ -55,9 +55,8 @@ class Device:
         assert config.from_json(Enrolled, reply.content, "reply").device == self.name
 
     def send(self, method: str, path: str, body: bytes = b"", **headers: str) -> httpx.Response:
-        signed = signing.sign_request(
-            self.key, self.name, method, path, body, self.work.task, self.work.round
-        )
+        request = signing.Request(method, path, body, self.work.task, self.work.round)
+        signed = signing.sign_request(self.key, self.name, request)
         return self.http.request(method, path, content=body, headers={**signed, **headers})
 
     def check_in(self, message=READY) -> Assignment | Reject:
@@ -166,7 +165,9 @@ def test_the_round_goes_on_by_itself_when_a_window_is_over(tmp_path):
 
 def test_a_request_must_be_signed_by_an_enrolled_device_and_is_good_once(url):
     device, body = Device(url, 1), config.to_json(READY)
-    signed = signing.sign_request(device.key, device.name, "POST", "/v1/check-in", body)
+    signed = signing.sign_request(
+        device.key, device.name, signing.Request("POST", "/v1/check-in", body)
+    )
 
     def send(content: bytes = body, **changed: str) -> httpx.Response:
         return device.http.post("/v1/check-in", content=content, headers={**signed, **changed})
@@ -259,7 +260,9 @@ def test_a_body_that_is_too_large_is_refused_before_it_is_read(url):
     path = f"/v1/assignments/{work.assignment}/update"
     for size in (encoded_bytes(DIMENSION, PLAN.bits) + 1, 200_000, 20_000_000):
         assert problem(device.send("PUT", path, b"x" * size)) == (413, "too_large")
-    signed = signing.sign_request(device.key, device.name, "PUT", path, b"", "default", 1)
+    signed = signing.sign_request(
+        device.key, device.name, signing.Request("PUT", path, b"", "default", 1)
+    )
     # chunked: its length is not told
     assert problem(device.http.put(path, content=pieces(200_000), headers=signed)) == (
         413,
@@ -350,7 +353,9 @@ def test_no_log_line_shows_a_body_a_key_or_a_header(tmp_path, caplog):
         device = Device(url, 1)
         work = device.check_in()
         body = config.to_json(check_in(tokenizer="a tokenizer nobody has"))
-        headers = signing.sign_request(device.key, device.name, "POST", "/v1/check-in", body)
+        headers = signing.sign_request(
+            device.key, device.name, signing.Request("POST", "/v1/check-in", body)
+        )
         for content in (body, body, b"a body that is not JSON"):
             device.http.post("/v1/check-in", content=content, headers=headers)
         device.upload(work, 1)
@@ -449,11 +454,9 @@ class Signed(requests.auth.AuthBase):
 
     def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
         body = request.body.encode() if isinstance(request.body, str) else request.body or b""
-        request.headers.update(
-            signing.sign_request(
-                self.key, self.name, request.method, request.path_url.partition("?")[0], body
-            )
-        )
+        path = request.path_url.partition("?")[0]
+        asked = signing.Request(request.method, path, body)
+        request.headers.update(signing.sign_request(self.key, self.name, asked))
         return request
 
 

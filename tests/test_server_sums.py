@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from device_runtime import quantize
 from device_runtime.causes import Cause
 from device_runtime.errors import UpdateError
-from device_runtime.update import Update, decode, dequantize, encode
+from device_runtime.update import Header, Update, decode, dequantize, encode
 from device_runtime.wire import Plan
 from server import sums
 from server.mechanism import staleness_share
@@ -24,7 +24,7 @@ BLOCK = quantize.BLOCK
 
 def update_of(vector: np.ndarray, examples: int = 1, bits: int = 8, seed: int = 0) -> Update:
     rng = np.random.default_rng(seed)
-    return decode(encode(vector.astype(np.float32), 1, SEED, SHAPES, bits, examples, rng))
+    return decode(encode(vector.astype(np.float32), Header(1, SEED, SHAPES, bits, examples), rng))
 
 
 def summed(updates: list[Update], max_weight: int = 100) -> Sum:
@@ -46,7 +46,7 @@ def test_the_examples_of_an_update_travel_in_its_header():
     assert update_of(delta(1), examples=123).examples == 123
     with pytest.raises(ValueError, match="examples"):
         update_of(delta(1), examples=0)
-    sent = encode(delta(1), 1, SEED, SHAPES, 8, 1, np.random.default_rng(0))
+    sent = encode(delta(1), Header(1, SEED, SHAPES, 8, 1), np.random.default_rng(0))
     assert sent[12:16] == b"\x01\0\0\0"
     with pytest.raises(UpdateError, match="at least 1 example"):
         decode(sent[:12] + b"\0\0\0\0" + sent[16:])

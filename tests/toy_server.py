@@ -9,7 +9,7 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from device_runtime import signing, weights
-from device_runtime.update import encode
+from device_runtime.update import Header, encode
 from device_runtime.weights import Checkpoint
 from device_runtime.wire import (
     Abandon,
@@ -135,15 +135,8 @@ def encoded(
 ) -> bytes:
     """The update of device `number`: the same bytes for the same round."""
     rng = np.random.default_rng([number, assignment.round])
-    return encode(
-        delta(number),
-        assignment.round,
-        assignment.rotation_seed,
-        assignment.shapes,
-        bits,
-        examples,
-        rng,
-    )
+    of_round = assignment.round, assignment.rotation_seed, assignment.shapes
+    return encode(delta(number), Header(*of_round, bits, examples), rng)
 
 
 def stored(coordinator: Coordinator, sha: str) -> Checkpoint:
