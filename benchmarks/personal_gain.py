@@ -13,7 +13,7 @@ import numpy as np
 
 from device_runtime import personal
 from device_runtime.errors import FedboardError
-from device_runtime.metrics import Counts, blocked_ids
+from device_runtime.metrics import Counts
 from fedboard import console
 from fedboard.run import open_bundle
 from model import comparison, corpora, evaluation, measures
@@ -37,7 +37,6 @@ def main() -> None:
         if evaluation.scored_of(own, personal=True)
     }
     users = dict(list(users.items())[: asked.users])
-    blocked = blocked_ids(known.tokens, bundle.blocked)
     alone, gated, always = {}, {}, {}
     served = harmed = 0
     with console.progress("users", len(users)) as advance:
@@ -48,16 +47,15 @@ def main() -> None:
                     evaluation.engine_of(weights, known),
                     {name: own},
                     known,
-                    evaluation.Scope(personal=True, blocked=blocked),
+                    evaluation.Scope(personal=True, blocked=bundle.blocked),
                 ).users[name]
 
             history = own[: -evaluation.scored_of(own, personal=True)]
             messages = [known.ids(utterance.tokens) for utterance in history]
             to_train, held = personal.split(messages)
             graph, rng = bundle.train_graph, np.random.default_rng(number)
-            tuned = personal.train(
-                graph, everybodys, to_train, bundle.plan, rng, epochs=asked.epochs, rate=asked.rate
-            )
+            plan = personal.own_plan(bundle.plan, asked.epochs, asked.rate)
+            tuned = personal.train(graph, everybodys, to_train, plan, rng)
             judged = None if tuned is None else personal.judge(graph, everybodys, tuned, held)
             ahead = judged is not None and judged.ahead
             alone[name] = score(everybodys)

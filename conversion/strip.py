@@ -7,7 +7,7 @@ so the result compares with any other system's, user by user. Loads no TensorFlo
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import islice, pairwise
 
 import numpy as np
 
@@ -15,8 +15,8 @@ from device_runtime.metrics import blocked_ids
 from device_runtime.own_words import OwnWords
 from device_runtime.text import BOS, Vocabulary
 from model.corpus import Users
-from model.evaluation import Engine, scored_of
-from model.measures import Evaluation, Prediction, Tally, said, targets_of
+from model.evaluation import BASE, Engine, Scope, scored_of
+from model.measures import Evaluation, Lexicon, Prediction, Tally, said, targets_of
 
 BLOCK = 256  # messages of one user given to an engine at once
 
@@ -35,23 +35,27 @@ def evaluate(
     engine: Engine,
     users: Users,
     vocabulary: Vocabulary,
-    blocked: frozenset[str] = frozenset(),
-    personal: bool = False,
+    scope: Scope = BASE,
     progress: Callable[[int, int], None] | None = None,
     on_prediction: Callable[[Prediction], object] | None = None,
 ) -> Life:
-    """Score the strip on each user's scored utterances, the earlier ones being history.
+    """Score the strip on each user's newest utterances, the earlier ones being history, by the base
+    protocol unless scope differs.
 
     progress is called with (utterances done, all utterances). Raises VocabularyError for a
     vocabulary of pieces.
     """
-    users = {name: own for name, own in users.items() if scored_of(own, personal)}
+    users = {
+        name: own
+        for name, own in islice(users.items(), scope.max_users)
+        if scored_of(own, scope.personal, scope.last)
+    }
     tally = Tally(list(users))
     done, everything = 0, sum(map(len, users.values()))
     served = behind = 0
     for user, utterances in enumerate(users.values()):
         own = OwnWords(vocabulary)
-        history = len(utterances) - scored_of(utterances, personal)
+        history = len(utterances) - scored_of(utterances, scope.personal, scope.last)
         saw = lost = False
         for place, (tokens, scores) in enumerate(
             _scored(engine, [utterance.tokens for utterance in utterances], vocabulary)
@@ -63,15 +67,9 @@ def evaluate(
             if place >= history:
                 saw, lost = saw or trust.serves, lost or (trust.serves and trust.nats <= 0)
                 targets = targets_of([(user, tokens)])
-                answer = said(
-                    mixed if alone is None else alone,
-                    ids,
-                    tokens,
-                    targets.is_word,
-                    words,
-                    alphabetical,
-                    blocked_ids(words, blocked),
-                )
+                lexicon = Lexicon(words, alphabetical, blocked_ids(words, scope.blocked))
+                shown = mixed if alone is None else alone
+                answer = said(shown, ids, tokens, targets.is_word, lexicon)
                 # perplexity compares at equal vocabulary
                 known = answer.known & (ids < len(vocabulary))
                 answer = replace(answer, known=known)

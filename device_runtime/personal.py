@@ -73,6 +73,28 @@ class Verdict:
         return self.weights != ""
 
 
+@dataclass(frozen=True)
+class _Trial:
+    """What a verdict is reached on, and when."""
+
+    home: Home
+    bundle: Bundle
+    log: TypingLog
+    records: Sequence[Record]  # oldest first
+    now: float  # seconds of the device's clock
+    may_continue: Callable[[], bool]
+
+    def judge(self, personal: Weights, held: Sequence[Record]) -> Judged | None:
+        """These weights against everybody's; None if it had to stop."""
+        everybodys, ids = self.bundle.checkpoint.weights, _ids(held, self.bundle.vocabulary)
+        return judge(self.bundle.train_graph, everybodys, personal, ids, self.may_continue)
+
+
+def own_plan(plan: Plan, epochs: int = EPOCHS, rate: float = RATE) -> Plan:
+    """A bundle's plan with the passes and the learning rate of personal training."""
+    return replace(plan, epochs=epochs, learning_rate=rate)
+
+
 def train(
     graph: bytes,
     start: Weights,
@@ -80,15 +102,12 @@ def train(
     plan: Plan,
     rng: np.random.Generator,
     may_continue: Callable[[], bool] = lambda: True,
-    epochs: int = EPOCHS,
-    rate: float = RATE,
 ) -> Weights | None:
-    """Everybody's weights fine-tuned to the newest messages (token ids); None if training failed or
-    had to stop.
+    """Everybody's weights fine-tuned to the newest messages (token ids) by a plan that is
+    `own_plan`'s; None if training failed or had to stop.
     """
     rows = examples.rows(messages, plan.length)[-MOST_ROWS:]
-    local = replace(plan, epochs=epochs, learning_rate=rate)
-    tuned = finetune(graph, Train(start, rows, local, rng), may_continue)
+    tuned = finetune(graph, Train(start, rows, plan, rng), may_continue)
     return None if tuned.stopped else {name: start[name] + tuned.delta[name] for name in start}
 
 
@@ -167,13 +186,14 @@ def update(
         records = sorted(log.records(log.count()), key=lambda record: record.id)
         if len(records) < LEAST_MESSAGES:
             return None
+        trial = _Trial(home, bundle, log, records, now, may_continue)
         newer = [record for record in records if last is None or record.id > last.judged_to]
         if last is None or sum(
             record.id > last.trained_to for record in records
         ) >= NEW_MESSAGES + len(split(records)[1]):
-            latest = _try(home, bundle, log, records, now, may_continue)
+            latest = _try(trial)
         elif last.serves and len(newer) >= JUDGED_AGAIN:
-            latest = _judge_again(home, bundle, log, records, last, now, may_continue)
+            latest = _judge_again(trial, last)
         else:
             return None
     if latest is not None:
@@ -181,77 +201,52 @@ def update(
     return latest
 
 
-def _try(
-    home: Home,
-    bundle: Bundle,
-    log: TypingLog,
-    records: Sequence[Record],
-    now: float,
-    may_continue: Callable[[], bool],
-) -> Verdict | None:
-    to_train, held = split(records)
+def _try(trial: _Trial) -> Verdict | None:
+    """Train anew, judge, and keep the weights if they are ahead."""
+    home, bundle = trial.home, trial.bundle
+    to_train, held = split(trial.records)
     start, rng = bundle.checkpoint.weights, np.random.default_rng(home.config.seed or 0)
-    own = train(
-        bundle.train_graph, start, _ids(to_train, bundle.vocabulary), bundle.plan, rng, may_continue
-    )
-    if own is None:
-        return None if not may_continue() else _verdict(bundle, "", now, to_train, held, Judged())
-    # as they are kept
-    own = {name: array.astype(np.float16).astype(np.float32) for name, array in own.items()}
-    judged = judge(bundle.train_graph, start, own, _ids(held, bundle.vocabulary), may_continue)
-    if judged is None:
+    messages, plan = _ids(to_train, bundle.vocabulary), own_plan(bundle.plan)
+    own = train(bundle.train_graph, start, messages, plan, rng, trial.may_continue)
+    if own is None and not trial.may_continue():
         return None
-    sealed = (
-        log.seal(weights.to_bytes(Checkpoint(own), np.float16), PURPOSE) if judged.ahead else b""
+    judged, sealed = Judged(), b""
+    if own is not None:
+        # as they are kept
+        own = {name: array.astype(np.float16).astype(np.float32) for name, array in own.items()}
+        answer = trial.judge(own, held)
+        if answer is None:
+            return None
+        judged = answer
+        if judged.ahead:
+            sealed = trial.log.seal(weights.to_bytes(Checkpoint(own), np.float16), PURPOSE)
+            home.keep(PERSONAL_WEIGHTS, sealed)
+    return Verdict(
+        base=_base(bundle),
+        weights=weights.digest(sealed) if sealed else "",
+        at=trial.now,
+        messages=len(to_train),
+        trained_to=to_train[-1].id,
+        judged_to=held[-1].id,
+        judged=judged,
     )
-    if sealed:
-        home.keep(PERSONAL_WEIGHTS, sealed)
-    return _verdict(bundle, weights.digest(sealed) if sealed else "", now, to_train, held, judged)
 
 
-def _judge_again(
-    home: Home,
-    bundle: Bundle,
-    log: TypingLog,
-    records: Sequence[Record],
-    last: Verdict,
-    now: float,
-    may_continue: Callable[[], bool],
-) -> Verdict | None:
-    held = [record for record in records if record.id > last.trained_to][-MOST_HELD:]
-    own = _weights(home, log, last)
-    judged = (
-        Judged()
-        if own is None
-        else judge(
-            bundle.train_graph,
-            bundle.checkpoint.weights,
-            own,
-            _ids(held, bundle.vocabulary),
-            may_continue,
-        )
-    )
+def _judge_again(trial: _Trial, last: Verdict) -> Verdict | None:
+    """Judge the weights kept on what was typed since they were trained."""
+    held = [record for record in trial.records if record.id > last.trained_to][-MOST_HELD:]
+    own = _weights(trial.home, trial.log, last)
+    judged = Judged() if own is None else trial.judge(own, held)
     if judged is None:
         return None
     return replace(
         last,
         weights=last.weights if judged.ahead else "",
-        at=now,
+        at=trial.now,
         judged_to=held[-1].id,
         judged=judged,
         rolled_back=not judged.ahead,
     )
-
-
-def _verdict(
-    bundle: Bundle,
-    sealed: str,
-    now: float,
-    trained: Sequence[Record],
-    held: Sequence[Record],
-    judged: Judged,
-) -> Verdict:
-    return Verdict(_base(bundle), sealed, now, len(trained), trained[-1].id, held[-1].id, judged)
 
 
 def _keep(home: Home, verdict: Verdict, last: Verdict | None) -> None:

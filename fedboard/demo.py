@@ -206,16 +206,8 @@ def _rounds_with_devices(demo: Demo, run: Run, bundle: Path, users: Users) -> di
     folder = run.path / "server"
     folder.mkdir()
     durable.share(run.path / "server.toml", config.to_toml(settings).encode())
-    homes = devices.create_population(
-        run.path / "devices",
-        bundle,
-        trusted,
-        users,
-        demo.devices,
-        demo.device_rounds,
-        demo.min_examples,
-        demo.seed,
-    )
+    draw = devices.Draw(demo.devices, demo.device_rounds, demo.min_examples, demo.seed)
+    homes = devices.create_population(run.path / "devices", bundle, trusted, users, draw)
     children: list[subprocess.Popen] = []
     try:
         server = child_process.start(

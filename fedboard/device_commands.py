@@ -47,16 +47,9 @@ def device_create(
     from fedboard.run import trusted_keys
     from model import corpora
 
-    homes = devices.create_population(
-        folder,
-        bundle,
-        trusted_keys(trust),
-        corpora.load(data).train,
-        count,
-        rounds,
-        min_examples,
-        seed,
-    )
+    draw = devices.Draw(count, rounds, min_examples, seed)
+    users = corpora.load(data).train
+    homes = devices.create_population(folder, bundle, trusted_keys(trust), users, draw)
     console.say(
         f"{len(homes)} devices in {folder}\nnext: fedboard device run {folder}/device-* --server "
         f"URL --rounds {rounds}"

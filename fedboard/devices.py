@@ -8,9 +8,9 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,16 @@ if TYPE_CHECKING:
     from device_runtime.turn import Outcome
 
 BLOCKED = ("tensorflow", "tensorflow_federated")
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Which users get a device, and for how many rounds it has a trace."""
+
+    count: int
+    rounds: int
+    least: int  # utterances a user must have typed
+    seed: int
 
 
 def block_tensorflow() -> None:
@@ -68,21 +78,20 @@ def create(
     bundle: Bundle,
     trusted: frozenset[str],
     users: Users,
-    names: Sequence[str],
-    traces: Sequence[Path | None],
+    traces: Mapping[str, Path],
     seed: int,
 ) -> list[Path]:
     """One device folder a user, `device-000` and so on, each with that user's messages in its
-    typing log.
+    typing log and the conditions of that user's trace.
     """
     from device_runtime.home import DeviceConfig, Home
 
     homes = []
-    for index, (name, trace) in enumerate(zip(names, traces, strict=True)):
+    for index, (name, trace) in enumerate(traces.items()):
         settings = DeviceConfig(
             bundle=str(bundle.path.resolve()),
             trusted=tuple(sorted(trusted)),
-            conditions=None if trace is None else str(trace.resolve()),
+            conditions=str(trace.resolve()),
             seed=seed + index,
             keeps_work=False,  # a simulated night ends with its round
         )
@@ -96,21 +105,19 @@ def create_population(
     bundle: Path,
     trusted: frozenset[str],
     users: Users,
-    count: int,
-    rounds: int,
-    least: int,
-    seed: int,
+    draw: Draw,
 ) -> list[Path]:
-    """`count` devices of train users, with traces in which some are kept from training in every
-    round, each for its own cause.
+    """Devices of train users, with traces in which some are kept from training in every round, each
+    for its own cause.
     """
     from device_runtime.bundle import open_verified
     from fleet.population import roles, traces_from_roles
 
     opened = open_verified(bundle, trusted)
-    names = choose(users, count, least, seed)
-    traces = traces_from_roles(roles(count, rounds, seed), folder / "traces")
-    return create(folder, opened, trusted, users, names, list(traces), seed)
+    names = choose(users, draw.count, draw.least, draw.seed)
+    parts = roles(draw.count, draw.rounds, draw.seed)
+    traces = dict(zip(names, traces_from_roles(parts, folder / "traces"), strict=True))
+    return create(folder, opened, trusted, users, traces, draw.seed)
 
 
 def run(folders: Sequence[Path], url: str, rounds: int, outcomes: Path | None) -> dict[str, Any]:

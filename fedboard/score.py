@@ -15,7 +15,7 @@ import numpy as np
 
 from device_runtime import bundle, config, weights
 from device_runtime.errors import ConfigError, RunError
-from device_runtime.metrics import MACRO_TARGETS, blocked_ids, recall
+from device_runtime.metrics import MACRO_TARGETS, recall
 from device_runtime.text import Vocabulary
 from fedboard.run import checkpoint_of, require_fit, vocabulary_of
 from model import comparison, evaluation, measures, ngram, vocabulary
@@ -80,6 +80,7 @@ def measure(
     plain = target.removesuffix(OWN)
     kind, engine, known, blocked = _engine(plain, corpus, trusted, asked.tokenizer, asked.words)
     users = sample(corpus.split(asked.split), corpus.most)
+    scope = evaluation.Scope(personal=asked.personal, blocked=blocked)
     mixed = plain != target
     if mixed:
         known.require_words("own words")
@@ -90,12 +91,8 @@ def measure(
         if mixed and not isinstance(engine, Decoder):  # which knows pieces, not words
             from conversion import strip
 
-            life = strip.evaluate(
-                engine, users, known, blocked, asked.personal, progress, on_prediction
-            )
+            life = strip.evaluate(engine, users, known, scope, progress, on_prediction)
             return life.evaluation, life.served
-        ids = blocked_ids(known.tokens, blocked)
-        scope = evaluation.Scope(personal=asked.personal, blocked=ids)
         return evaluation.evaluate(engine, users, known, scope, progress, on_prediction), None
 
     if asked.predictions is None:

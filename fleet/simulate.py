@@ -27,7 +27,18 @@ from device_runtime.wire import Ack, Assignment, CheckIn, Plan, RoundReports, fo
 from fleet.clock import Clock
 from fleet.population import DAY_S, Device, trace
 
+SPREAD_S = 3600.0  # into which all first check-ins fall
 LEAST_RETRY_S = 1.0  # a server that names no retry time is asked again after this
+
+
+@dataclass(frozen=True)
+class LocalTraining:
+    """What the devices train on, and how."""
+
+    rows: Callable[[Device], np.ndarray]  # a device's examples, int32 [n, length + 1]
+    tokenizer: str  # hash of their vocabulary
+    train: Trainer  # `finetune` is what a phone has
+    graph: bytes = b""  # what `train` is handed: a bundle's train graph
 
 
 @dataclass(frozen=True)
@@ -75,28 +86,20 @@ def simulate(
     send: Send,
     clock: Clock,
     devices: Sequence[Device],
-    rows: Callable[[Device], np.ndarray],
-    train: Trainer,
-    tokenizer: str,
+    training: LocalTraining,
     days: int,
     seed: int,
-    spread_s: float = 3600.0,
-    graph: bytes = b"",
 ) -> Result:
     """Let `days` pass for the devices and the server behind `send`, which must run on the same
     clock. Ends early when it has no round left.
-
-    `rows` gives the examples of a device, int32 [n, length + 1]; `tokenizer` is the hash of their
-    vocabulary; `graph` is what `train` is given: `finetune` and a bundle's train graph are what a
-    phone has. All first check-ins fall into the first `spread_s` seconds.
     """
-    fleet = _Fleet(send, clock, rows, train, tokenizer, seed, graph)
+    fleet = _Fleet(send, clock, training, seed)
     start, phones = clock.now(), []
     for device in devices:
         phone = _Phone(device, conditions.parse(trace(device, days, seed)), fleet)
         phones.append(phone)
         # 0 to 2 are its trace's
-        first = np.random.default_rng([seed, device.index, 3]).uniform(0, spread_s)
+        first = np.random.default_rng([seed, device.index, 3]).uniform(0, SPREAD_S)
         clock.at(start + first, phone.check_in)
     clock.run_until(start + days * DAY_S, done=lambda: fleet.over)
     return Result(
@@ -110,25 +113,8 @@ def simulate(
 class _Fleet:
     """What all devices of a simulation share."""
 
-    def __init__(
-        self,
-        send: Send,
-        clock: Clock,
-        rows: Callable[[Device], np.ndarray],
-        train: Trainer,
-        tokenizer: str,
-        seed: int,
-        graph: bytes,
-    ):
-        self.graph = graph
-        self.send, self.clock, self.rows, self.train, self.tokenizer, self.seed = (
-            send,
-            clock,
-            rows,
-            train,
-            tokenizer,
-            seed,
-        )
+    def __init__(self, send: Send, clock: Clock, training: LocalTraining, seed: int):
+        self.send, self.clock, self.training, self.seed = send, clock, training, seed
         self.over = False
         self._newest = ("", Checkpoint({}))
 
@@ -153,12 +139,15 @@ class _Phone:
         self._send = calls.signed(fleet.send, self._key, self._name)
 
     def check_in(self) -> None:
-        now, rows = self._fleet.clock.now(), self._fleet.rows(self.device)
+        now, rows = self._fleet.clock.now(), self._fleet.training.rows(self.device)
         self._send = calls.signed(self._fleet.send, self._key, self._name)
         answer = calls.check_in(
             self._send,
             CheckIn(
-                self._source(now), len(rows), self._fleet.tokenizer, device_class=self.device.kind
+                self._source(now),
+                len(rows),
+                self._fleet.training.tokenizer,
+                device_class=self.device.kind,
             ),
         )
         self.check_ins += 1
@@ -193,7 +182,8 @@ class _Phone:
     ) -> None:
         rng = np.random.default_rng([self._fleet.seed, self.device.index, assignment.round])
         action = Train(checkpoint.weights, rows, plan, rng)
-        tuned = self._fleet.train(self._fleet.graph, action, lambda: True)
+        training = self._fleet.training
+        tuned = training.train(training.graph, action, lambda: True)
         if tuned.stopped is not None:
             self._abandon(assignment, tuned.stopped)
             return

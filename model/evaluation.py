@@ -12,11 +12,11 @@ from typing import Protocol
 
 import numpy as np
 
-from device_runtime.metrics import STRIP
+from device_runtime.metrics import STRIP, blocked_ids
 from device_runtime.text import BOS, Vocabulary
 from device_runtime.weights import Weights
 from model.corpus import Users, Utterance
-from model.measures import Evaluation, Prediction, Said, Tally, Targets, said, targets_of
+from model.measures import Evaluation, Lexicon, Prediction, Said, Tally, Targets, said, targets_of
 from model.network import forward, log_probs
 from model.ngram import NGram
 from model.pieces import Decoder
@@ -94,7 +94,7 @@ class Scope:
     last: int = LAST  # newest utterances of each user, at most
     max_users: int | None = None  # the first ones only, for a quick look
     personal: bool = False  # by the personal protocol: the newer half of users who typed enough
-    blocked: Sequence[int] = ()  # ids that are never suggested
+    blocked: frozenset[str] = frozenset()  # words that are never suggested
 
 
 BASE = Scope()
@@ -125,6 +125,7 @@ def evaluate(
             names.append(name)
     everything = sum(len(tokens) for _, tokens in scored)
     tally = Tally(names, vocabulary.of_pieces)
+    blocked = blocked_ids(vocabulary.tokens, scope.blocked)
     done = 0
     for first in range(0, len(scored), BLOCK):
         targets = targets_of(scored[first : first + BLOCK])
@@ -132,7 +133,7 @@ def evaluate(
         for answers in (
             _decoded(engine, targets)
             if isinstance(engine, Decoder)
-            else _said(engine, targets, vocabulary, scope.blocked)
+            else _said(engine, targets, vocabulary, blocked)
         ):
             tally.add(answers, targets, start, on_prediction)
             start += len(answers.own)
@@ -161,6 +162,7 @@ def _said(
     Raises ValueError if its vocabulary or number of positions is another.
     """
     spelled = [vocabulary.ids(utterance) for utterance in targets.utterances]
+    lexicon = Lexicon(vocabulary.tokens, vocabulary.alphabetical, blocked)
     every = np.array([i for own in spelled for i in own], np.int64)
     start = 0
     for scores in engine([[BOS, *own[:-1]] for own in spelled]):
@@ -171,15 +173,7 @@ def _said(
                 f"engine gave {scores.shape}"
             )
         here = slice(start, end)
-        yield said(
-            scores,
-            every[here],
-            targets.tokens[here],
-            targets.is_word[here],
-            vocabulary.tokens,
-            vocabulary.alphabetical,
-            blocked,
-        )
+        yield said(scores, every[here], targets.tokens[here], targets.is_word[here], lexicon)
         start = end
     if start != len(every):
         raise ValueError(f"expected {len(every)} positions, the engine gave {start}")

@@ -93,6 +93,15 @@ class Targets:
 
 
 @dataclass(frozen=True)
+class Lexicon:
+    """What a system can say, by id, and what it never suggests."""
+
+    words: Sequence[str]
+    alphabetical: tuple[list[str], list[int]]  # the words sorted, and their ids
+    blocked: Sequence[int] = ()
+
+
+@dataclass(frozen=True)
 class Said:
     """What a system says at some positions, and how the targets stand there."""
 
@@ -125,15 +134,14 @@ def said(
     ids: np.ndarray,
     tokens: Sequence[str],
     word: np.ndarray,
-    words: Sequence[str],
-    alphabetical: tuple[list[str], list[int]],
-    blocked: Sequence[int] = (),
+    lexicon: Lexicon,
 ) -> Said:
-    """What log-probabilities, float [n, words], say about n targets.
+    """What log-probabilities, float [n, words of the lexicon], say about n targets.
 
     ids are int [n], those of the targets (OOV if unknown), tokens their text, word bool [n] which
-    of them are words; words and alphabetical are those of all ids, blocked ids never suggested.
+    of them are words.
     """
+    blocked = lexicon.blocked
     rows = np.arange(len(ids))
     own = scores[rows, ids]
     if len(blocked):
@@ -145,13 +153,13 @@ def said(
         hits &= scores[rows[:, None], best] > -np.inf
     offered = np.where(word & ~np.isin(ids, blocked), ids, OOV)  # a blocked word is typed in full
     return Said(
-        strip=[tuple(words[i] for i in row) for row in best.tolist()],
+        strip=[tuple(lexicon.words[i] for i in row) for row in best.tolist()],
         known=ids != OOV,
         own=own,
         hits=hits,
         words_ahead=(scores[rows[:, None], best] > own[:, None]).sum(axis=1),
         classes_ahead=(scores[:, len(SPECIALS) : FIRST_WORD] > own[:, None]).sum(axis=1),
-        keys=keystrokes(scores, tokens, offered, hits.any(axis=1), alphabetical),
+        keys=keystrokes(scores, tokens, offered, hits.any(axis=1), lexicon.alphabetical),
     )
 
 

@@ -89,16 +89,25 @@ def test_a_blocked_word_is_never_offered(tiny_bundle, people):
         bundle_engine(tiny_bundle),
         people,
         tiny_bundle.vocabulary,
-        frozenset({"zoe", "my"}),
+        evaluation.Scope(blocked=frozenset({"zoe", "my"})),
         on_prediction=scored.append,
     )
     assert not {"zoe", "my"} & {word for prediction in scored for word in prediction.top3}
 
 
+def test_a_scope_of_fewer_users_and_utterances_scores_those_alone(tiny_bundle, people):
+    engine, vocabulary = bundle_engine(tiny_bundle), tiny_bundle.vocabulary
+    narrow = evaluation.Scope(last=2, max_users=1)
+    mixed = strip.evaluate(engine, people, vocabulary, narrow).evaluation
+    alone = evaluation.evaluate(engine, people, vocabulary, narrow)
+    assert list(mixed.users) == list(alone.users) == list(people)[:1]
+    assert 0 < mixed.total.targets == alone.total.targets
+
+
 def test_the_personal_protocol_scores_the_newer_half_of_users_with_forty_messages(tiny_bundle):
     users = {"ann": utterances(["call my dog"] * 41), "bob": utterances(["call my dog"] * 39)}
     mixed = strip.evaluate(
-        bundle_engine(tiny_bundle), users, tiny_bundle.vocabulary, personal=True
+        bundle_engine(tiny_bundle), users, tiny_bundle.vocabulary, evaluation.Scope(personal=True)
     ).evaluation
     assert list(mixed.users) == ["ann"]
     assert mixed.total.targets == 20 * 3

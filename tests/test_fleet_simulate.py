@@ -11,7 +11,7 @@ from device_runtime.weights import Checkpoint, digest
 from device_runtime.wire import Plan
 from fleet.clock import Clock
 from fleet.population import population
-from fleet.simulate import asgi, simulate, stand_in
+from fleet.simulate import LocalTraining, asgi, simulate, stand_in
 from server import tasks
 from server.coordinator import Coordinator, open_folder
 from server.eligibility import Policy
@@ -52,9 +52,8 @@ def server(folder, rules=RULES):
 
 def a_fleet(folder, size=12, rules=RULES, train=stand_in, days=2, seed=4):
     with server(folder, rules) as (send, clock):
-        return simulate(
-            send, clock, population(size, seed), lambda device: ROWS, train, TOKENIZER, days, seed
-        )
+        training = LocalTraining(lambda device: ROWS, TOKENIZER, train)
+        return simulate(send, clock, population(size, seed), training, days, seed)
 
 
 @pytest.fixture(scope="module")
@@ -92,9 +91,8 @@ def test_a_day_in_the_life_of_devices_that_are_asked_to_wait_an_hour(tmp_path):
                 causes.add(json.loads(reply.body).get("cause"))
             return reply
 
-        simulate(
-            noted, clock, population(4, 1), lambda device: ROWS, stand_in, TOKENIZER, days=1, seed=1
-        )
+        training = LocalTraining(lambda device: ROWS, TOKENIZER, stand_in)
+        simulate(noted, clock, population(4, 1), training, days=1, seed=1)
     gaps = [
         later - earlier for seen in times.values() for earlier, later in itertools.pairwise(seen)
     ]
