@@ -258,9 +258,8 @@ def int8(bench: Bench) -> Iterator[Figure]:
     """Top-1 of the shipped int8 graph and of the float checkpoint on all test positions, paired by
     user: `fedboard evaluate`.
     """
-    with (
-        tempfile.TemporaryDirectory() as folder
-    ):  # a tokenizer belongs to a bare checkpoint's run, not to a bundle's
+    with tempfile.TemporaryDirectory() as folder:
+        # a tokenizer belongs to a bare checkpoint's run, not to a bundle's
         tokenizer = Path(folder) / bundle.TOKENIZER
         tokenizer.write_bytes(bench.bundle.content[bundle.TOKENIZER])
         targets = [str(bench.folder / bundle.CHECKPOINT), str(bench.folder)]
@@ -291,9 +290,10 @@ def int8(bench: Bench) -> Iterator[Figure]:
     yield Figure("int8: top-1 lost", -100 * change["change"], "points", 0.2, None, note)
 
 
+# in the order of the table
 PARTS: dict[str, Callable[[Bench], Iterator[Figure]]] = {
     part.__name__: part for part in (typing, predicting, finetuning, step, sizes, int8)
-}  # in the order of the table
+}
 
 
 def show(figures: Sequence[Figure]) -> str:

@@ -279,10 +279,11 @@ def products(weights: dict[str, np.ndarray], batch: int, length: int) -> Callabl
         weights["projection"],
     )
     (vocabulary, embedding), units = table.shape, projection.shape[1]
+    # each [batch * length, n]
     all_hidden, all_scores, all_gates, all_cells = (
         rng.random((batch * length, n), np.float32)
         for n in (embedding, vocabulary, 3 * units, units)
-    )  # [batch * length, n]
+    )
     hidden, gates, cells = all_hidden[:batch], all_gates[:batch], all_cells[:batch]
 
     def run() -> None:

@@ -57,15 +57,11 @@ class DeviceConfig:
     # folder of a bundle it uses in place; None: the one installed in its home
     bundle: str | None = None
     server: str | None = None  # address it checks in at
-    conditions: str | None = (
-        # `linux`, `termux`, or the trace of a simulated device; None: unknown, so it never trains
-        None
-    )
+    # `linux`, `termux`, or the trace of a simulated device; None: unknown, so it never trains
+    conditions: str | None = None
     stated: tuple[str, ...] = ()  # conditions its owner vouches for where no sensor tells
-    seed: int | None = (
-        # of a simulated device's randomness; None: its own key's, another for every assignment
-        None
-    )
+    # of a simulated device's randomness; None: its own key's, another for every assignment
+    seed: int | None = None
     spread_s: float = 60.0  # the first check-in of a process comes somewhere in it
     # a half-done epoch waits for the next window; else it is given back at once
     keeps_work: bool = True
@@ -234,10 +230,8 @@ class Home:
     def drop(self, *names: str) -> None:
         """Remove small files of its own."""
         for name in names:
-            for path in (
-                self.folder / name,
-                self.folder / f".{name}",
-            ):  # the second from a process that was killed while it wrote
+            # the second from a process that was killed while it wrote
+            for path in (self.folder / name, self.folder / f".{name}"):
                 path.unlink(missing_ok=True)
 
     @contextlib.contextmanager
@@ -267,12 +261,12 @@ class Home:
             finally:  # also when the system's keystore does not give its key up now
                 self.drop(*LEARNED)
             if everything:
-                for path in sorted(
-                    self.folder.iterdir(), key=lambda path: path.name == CONFIG
-                ):  # the config last: until then this is a home
-                    shutil.rmtree(
-                        path
-                    ) if path.is_dir() and not path.is_symlink() else path.unlink()
+                # the config last: until then this is a home
+                for path in sorted(self.folder.iterdir(), key=lambda path: path.name == CONFIG):
+                    if path.is_dir() and not path.is_symlink():
+                        shutil.rmtree(path)
+                    else:
+                        path.unlink()
                 self.folder.rmdir()
 
     def note(self, contribution: Contribution) -> None:

@@ -52,8 +52,10 @@ LOGIND = (
     "IdleSinceHint",
 )
 NMCLI = ("nmcli", "-t", "-f", "GENERAL.METERED,IP4.GATEWAY,IP6.GATEWAY", "device", "show")
-BUS_TIMEOUT_S, BUS_REMEMBERED_S = 1.0, 2.0  # a property takes about 7 ms
-TERMUX_TIMEOUT_S, TERMUX_REMEMBERED_S = 5.0, 10.0  # a command takes about 1 s
+# a command that hangs is given up; an answer serves the batches that follow too, for asking takes
+# long beside one: longest of Termux's commands, which ask an app
+BUS_TIMEOUT_S, BUS_REMEMBERED_S = 1.0, 2.0
+TERMUX_TIMEOUT_S, TERMUX_REMEMBERED_S = 5.0, 10.0
 
 
 def output(command: Sequence[str], timeout_s: float) -> bytes | None:
@@ -247,9 +249,8 @@ def charging(power: Path = POWER) -> bool | None:
     ]
     if "Discharging" in batteries:
         return False
-    if (
-        "1" in online or "2" in online or "Charging" in batteries
-    ):  # 2: online at a voltage that can be set
+    # 2: online at a voltage that can be set
+    if "1" in online or "2" in online or "Charging" in batteries:
         return True
     return False if batteries and "0" in online else None
 

@@ -25,7 +25,7 @@ from device_runtime.errors import TypingLogError
 from device_runtime.text import normalise
 from device_runtime.wire import DAY_S
 
-VERSION = 2  # version 1 counted no uses
+VERSION = 2  # a log of version 1, which has no column of uses, is given one when it is opened
 NONCE_BYTES = 12
 KEY_BYTES = 32
 START_ANEW = "wipe this typing log to start anew"
@@ -333,9 +333,8 @@ class TypingLog:
                 yield
                 self._db.execute("COMMIT")
             except BaseException:
-                if (
-                    self._db.in_transaction
-                ):  # SQLite ends it by itself when the disk is full or the file damaged
+                # SQLite ends it by itself when the disk is full or the file damaged
+                if self._db.in_transaction:
                     self._db.execute("ROLLBACK")
                 raise
 

@@ -27,21 +27,15 @@ from device_runtime.predictor import Suggestion, centred
 from fedboard import console
 
 TAB, ENTER, BACKSPACE = "\t", "\r", "\x7f"
-CLEAR, WORD_BACK, INCOGNITO, LITERAL, LEAVE = (
-    "\x15",
-    "\x17",
-    "\x10",
-    "\x16",
-    ("\x03", "\x04"),
-)  # Ctrl-U, -W, -P, -V; Ctrl-C and -D
+# Ctrl-U, -W, -P, -V; Ctrl-C and -D
+CLEAR, WORD_BACK, INCOGNITO, LITERAL, LEAVE = "\x15", "\x17", "\x10", "\x16", ("\x03", "\x04")
 LINES_HELP = (
     "Type a line: it ends in a space -> next words; in letters -> completions. 1, 2 or 3 accepts "
     "a suggestion, an empty line starts anew."
 )
 HELP = "Tab or 1 2 3 accept · Enter sends · Ctrl-P incognito · Ctrl-V types a digit · Ctrl-D leaves"
-_ESCAPE = re.compile(
-    r"\x1b(?:\[[0-?]*[ -/]*[@-~]|O.|[^\[O])"
-)  # ECMA-48: control sequences, and keys with Alt
+# ECMA-48: control sequences, and keys with Alt
+_ESCAPE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|O.|[^\[O])")
 _PASTE, _PASTE_END = "\x1b[200~", "\x1b[201~"
 
 

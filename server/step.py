@@ -91,7 +91,7 @@ def _heavy_ball(step: ServerStep, past: Weights, delta: Weights) -> tuple[Weight
     rate, beta_1 = np.float32(step.learning_rate), np.float32(step.beta_1)
     if not beta_1:
         return {name: rate * array for name, array in delta.items()}, {}
-    # servers before several algorithms kept it under the weight's own name
+    # an older folder's moments lie under the weights' own names
     velocity = {
         name: beta_1 * past.get(f"momentum/{name}", past.get(name, np.float32(0))) + array
         for name, array in delta.items()

@@ -871,8 +871,7 @@ def _begin_sqlite(connection: sa.Connection) -> None:
     if options.get("reading"):
         connection.exec_driver_sql("BEGIN")
         return
-    # FULL waits for the disk, about a millisecond: worth it for an acknowledged update, not for a
-    # check-in
+    # FULL waits for the disk: worth it for an acknowledged update, not for a check-in
     level = "FULL" if options.get("durable", True) else "NORMAL"
     connection.exec_driver_sql(f"PRAGMA synchronous = {level}")
     connection.exec_driver_sql("BEGIN IMMEDIATE")

@@ -162,9 +162,8 @@ class Killer:
         self.busy = False
         os.fsync = self._flushing(os.fsync)
         os.fdatasync = self._flushing(os.fdatasync)
-        sqlite3.connect = sqlite3.dbapi2.connect = self._traced(
-            sqlite3.connect
-        )  # SQLAlchemy knows it by the second name
+        # SQLAlchemy knows it by the second name
+        sqlite3.connect = sqlite3.dbapi2.connect = self._traced(sqlite3.connect)
         sys.addaudithook(self.hook)
 
     def hook(self, event: str, arguments: tuple) -> None:

@@ -50,9 +50,10 @@ def test_a_token_costs_six_operations_for_each_weight_of_a_matrix_and_none_for_a
 
 def test_memory_that_grows_two_megabytes_a_look_grows_four_a_hundred_rounds():
     rounds = [50, 100, 150, 200, 250]
+    # before round 100 anything may happen
     assert simulation_memory.slope(rounds, [900.0, 500.0, 300.0, 302.0, 304.0]) == pytest.approx(
         4.0
-    )  # before round 100 anything may happen
+    )
 
 
 def test_memory_seen_once_after_settling_has_no_slope():

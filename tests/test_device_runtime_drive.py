@@ -196,10 +196,8 @@ def test_a_newer_checkpoint_travels_as_a_difference_from_the_one_the_device_hold
     whole = len(weights.to_bytes(tiny_bundle.checkpoint, np.float16))
     assert len(sizes) == 2  # plan and difference
     assert sizes[1] <= 0.75 * whole
-    assert [report.downloaded for report in coordinator.reports(0.0).rounds][:2] == [
-        1,
-        1,
-    ]  # the first had it in its bundle
+    # the first had it in its bundle
+    assert [report.downloaded for report in coordinator.reports(0.0).rounds][:2] == [1, 1]
     coordinator.close()
 
 
@@ -218,9 +216,8 @@ def test_nothing_typed_is_in_any_request_nor_in_any_file_of_the_device(server, d
 # --- work that is interrupted
 # ------------------------------------------------------------------------------------------------
 
-UNPLUGGED = (
-    ABLE + "420\tbattery_charged_off\n"
-)  # a look each minute: after the loss and two batches
+# a look each minute: after the loss and two batches
+UNPLUGGED = ABLE + "420\tbattery_charged_off\n"
 PLUGGED = UNPLUGGED + "1000\tbattery_charged_on\n"
 
 
@@ -246,9 +243,8 @@ def test_half_done_work_waits_for_the_next_window_and_is_gone_on_with(server, de
     assert (first.status, first.cause) == (Status.PAUSED, Cause.NOT_CHARGING)
     assert 0 < first.batches < 4
     assert uploads(server) == []
-    assert (
-        turn(home, server, 500.0, train).cause is Cause.NOT_CHARGING
-    )  # still unplugged: the work goes on waiting
+    # still unplugged: the work goes on waiting
+    assert turn(home, server, 500.0, train).cause is Cause.NOT_CHARGING
     assert turn(home, server, 1000.0, train).status is Status.COUNTED
     assert train.batches == [first.batches, 4 - first.batches]  # 16 rows in batches of 4
     assert home.kept(UNFINISHED) is None
@@ -289,11 +285,12 @@ def test_a_process_that_must_end_keeps_its_work_within_one_batch(server, device)
     )
     assert ended.check_in() is None
     outcome = ended.work()
+    # four looks were for the loss before
     assert (outcome.status, outcome.cause, outcome.batches) == (
         Status.PAUSED,
         Cause.CONDITION_LOST,
         2,
-    )  # four looks were for the loss before
+    )
     assert turn(home, server, 1000.0).status is Status.COUNTED
 
 
@@ -366,9 +363,8 @@ def test_an_update_that_found_no_network_is_kept_and_sent_later_without_training
         turn(home, offline, train=train)
     assert turn(home, server, 1000.0, train).status is Status.COUNTED
     assert train.batches == [4, 0]
-    assert {*bodies, *uploads(server)} == {
-        bodies[0]
-    }  # every try, now and later, is of the same bytes
+    # every try, now and later, is of the same bytes
+    assert {*bodies, *uploads(server)} == {bodies[0]}
 
 
 class Died(Exception):
@@ -404,9 +400,8 @@ def test_a_device_that_died_before_it_heard_of_its_upload_counts_once_and_its_le
     with pytest.raises(Died):
         turn(home, dying)
     assert [line.outcome for line in home.contributions()] == ["sending"]
-    assert (
-        turn(home, server, 60.0).cause is Cause.NO_ROUND
-    )  # the only round has committed, with this update
+    # the only round has committed, with this update
+    assert turn(home, server, 60.0).cause is Cause.NO_ROUND
     assert server.coordinator.reports(0.0).rounds[0].counted == len(uploads(server)) == 1
 
 
@@ -437,10 +432,8 @@ def test_a_message_is_used_up_after_as_many_uploads_as_it_may_contribute_to(serv
     home = device(typing_log=Retention(max_uses=1))
     assert turn(home, server).status is Status.COUNTED
     with home.typing_log() as log:
-        assert (log.count(), log.count(usable=True)) == (
-            20,
-            12,
-        )  # the upload took 16 rows, two of each message
+        # the upload took 16 rows, two of each message
+        assert (log.count(), log.count(usable=True)) == (20, 12)
         assert [record.text for record in log.records(3, usable=True)] == [
             f"{SECRET} number {i}" for i in (9, 10, 11)
         ]

@@ -94,9 +94,8 @@ def test_while_the_pointer_is_damaged_the_highest_release_is_used_and_nothing_is
     (folder / installed.POINTER).write_bytes(b"\xff")
     now = installed.current(folder, trusted)
     assert (now.bundle.manifest.release, "current.json: cannot be read" in now.problem) == (2, True)
-    with pytest.raises(
-        BundleError, match=r"current\.json: cannot be read"
-    ):  # it knew the highest release there ever was
+    # it knew the highest release there ever was
+    with pytest.raises(BundleError, match=r"current\.json: cannot be read"):
         installed.install(folder, release(1), trusted)
     assert used(folder, trusted) == 2
 

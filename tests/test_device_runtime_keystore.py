@@ -130,9 +130,8 @@ def test_a_wipe_removes_a_log_even_if_the_system_keeps_the_key_and_can_be_done_a
     use(fail.Keyring())
     with pytest.raises(RunError):
         wipe(path)
-    assert [file.name for file in path.parent.iterdir()] == [
-        "typing_log.key"
-    ]  # by which the key is found the next time
+    # by which the key is found the next time
+    assert [file.name for file in path.parent.iterdir()] == ["typing_log.key"]
     use(unlocked)
     wipe(path)
     assert list(path.parent.iterdir()) == []
@@ -140,9 +139,8 @@ def test_a_wipe_removes_a_log_even_if_the_system_keeps_the_key_and_can_be_done_a
 
 
 def test_a_first_use_cut_short_uses_the_same_entry_the_next_time(path, system):
-    keystore.SystemKey(keystore.key_path(path)).store(
-        os.urandom(32)
-    )  # and then the process was killed
+    # and then the process was killed
+    keystore.SystemKey(keystore.key_path(path)).store(os.urandom(32))
     name, old = keystore.key_path(path).read_text(), key_in_system(path)
     write_log(path, keystore.SYSTEM)
     assert keystore.key_path(path).read_text() == name

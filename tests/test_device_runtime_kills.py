@@ -39,9 +39,8 @@ def work(folder):
         result.add(now.bundle.manifest.release)
         installed.install(folder, newer, trusted)
         assert installed.current(folder, trusted).bundle.manifest.release == 7
-        assert (
-            len(list(folder.iterdir())) == 3
-        )  # the two bundles and the pointer: nothing is left over
+        # the two bundles and the pointer: nothing is left over
+        assert len(list(folder.iterdir())) == 3
 
     assert every_kill_point(script, tmp_path / "bundles", prepare, check) > 20
     assert result == {0, 7}
@@ -120,9 +119,8 @@ def work(folder):
         with home.typing_log() as log:
             assert log.count() == 12
         assert home.kept(UNFINISHED) is None
-        assert [
-            path.name for path in home.folder.rglob(".*")
-        ] == []  # what a killed process was writing is written over
+        # what a killed process was writing is written over
+        assert [path.name for path in home.folder.rglob(".*")] == []
 
     steps = every_kill_point(script, tmp_path / "device", prepare, check)
     assert steps > 20
@@ -130,6 +128,5 @@ def work(folder):
         reports = calls.rounds(send).rounds
     committed = [report for report in reports if report.phase == "committed"]
     assert {report.counted for report in committed} == {1}
-    assert (
-        steps + 1 <= len(committed) <= 2 * (steps + 1)
-    )  # each check counted one, and so did each turn that got as far as the upload
+    # each check counted one, and so did each turn that got as far as the upload
+    assert steps + 1 <= len(committed) <= 2 * (steps + 1)

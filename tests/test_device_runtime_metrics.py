@@ -22,18 +22,8 @@ from device_runtime.metrics import (
 from device_runtime.text import FIRST_WORD, OOV
 from model.vocabulary import build
 
-WORDS = (
-    "a",
-    "i",
-    "in",
-    "is",
-    "it",
-    "item",
-    "items",
-    "to",
-    "too",
-    "tool",
-)  # alphabetical, so ids follow this order at equal counts
+# alphabetical, so ids follow this order at equal counts
+WORDS = ("a", "i", "in", "is", "it", "item", "items", "to", "too", "tool")
 VOCABULARY = build([WORDS], size=20)
 
 
@@ -83,9 +73,8 @@ def test_letters_are_typed_until_three_completions_hold_the_word():
 
 
 def test_a_word_the_strip_never_shows_costs_its_letters_and_a_space():
-    assert (
-        keys("items", scores(i=-1, it=-1, item=-1, **{"is": -1})) == 3
-    )  # "it" leaves it, item and items
+    # "it" leaves it, item and items
+    assert keys("items", scores(i=-1, it=-1, item=-1, **{"is": -1})) == 3
     assert keys("i", scores(to=-1, too=-1, tool=-1)) == 2
     assert keys("unheard", scores()) == 8
 

@@ -83,9 +83,8 @@ def test_random_rounding_is_unbiased_in_every_block_at_every_width(bits):
         .reshape(2, draws, 20)
         .mean(axis=1)
     )
-    allowed = 5 * step[::draws] / 2 / np.sqrt(draws) + 1e-6 * np.abs(exact).max(
-        axis=1
-    )  # a step travels as float32
+    # a step travels as float32
+    allowed = 5 * step[::draws] / 2 / np.sqrt(draws) + 1e-6 * np.abs(exact).max(axis=1)
     assert (np.abs(mean - exact).max(axis=1) <= allowed).all()
 
 
@@ -174,9 +173,8 @@ def test_the_expected_error_is_at_most_half_a_step_a_value(seed, bits):
         .mean(axis=1)
     )
     assert (error <= 0.3 * np.square(update.step, dtype=np.float64) + 1e-12).all()
-    assert (
-        update.step[1:].max() < 0.01 * update.step[0]
-    )  # a block of little is spared the noise of a large one
+    # a block of little is spared the noise of a large one
+    assert update.step[1:].max() < 0.01 * update.step[0]
 
 
 @pytest.mark.parametrize(
@@ -192,9 +190,8 @@ def test_a_scale_of_any_block_that_is_not_finite_or_negative_is_refused(block, a
 
 def test_a_header_that_promises_more_values_than_follow_allocates_nothing():
     data = bytearray(encode(vector(0, 3), Header(1, 2, SHAPES, 16, 1), np.random.default_rng(0)))
-    struct.pack_into(
-        "<I", data, 16, 2**32 - 1
-    )  # the dimension: four thousand million values, eight gigabytes of codes
+    # the dimension: four thousand million values, eight gigabytes of codes
+    struct.pack_into("<I", data, 16, 2**32 - 1)
     tracemalloc.start()
     with pytest.raises(UpdateError, match="bytes, found"):
         decode(bytes(data))

@@ -99,6 +99,9 @@ def battery(status: str) -> dict[str, str]:
     return {"type": "Battery", "present": "1", "status": status}
 
 
+EMPTY_BAY = {**battery("Discharging"), "present": "0"}
+
+
 @pytest.mark.parametrize(
     ("supplies", "expected"),
     [
@@ -111,24 +114,16 @@ def battery(status: str) -> dict[str, str]:
         ({"AC": MAINS_ON, "BAT0": battery("Discharging")}, False),  # a charger too weak
         ({"AC": MAINS_ON, "BAT0": battery("Not charging"), "BAT1": battery("Charging")}, True),
         ({"AC": MAINS_OFF, "BAT0": battery("Unknown"), "BAT1": battery("Discharging")}, False),
-        (
-            {
-                "AC": MAINS_ON,
-                "BAT0": battery("Charging"),
-                "BAT1": {**battery("Discharging"), "present": "0"},
-            },
-            True,
-        ),  # an empty bay
+        # an empty bay
+        ({"AC": MAINS_ON, "BAT0": battery("Charging"), "BAT1": EMPTY_BAY}, True),
         ({"AC": MAINS_ON, "mouse": MOUSE}, True),
         ({"mouse": MOUSE}, None),
         ({"dock": {**MAINS_ON, "scope": "Device"}}, None),
         ({"usb": {"type": "USB", "online": "1"}, "BAT0": battery("Charging")}, True),
         ({"usb": {"type": "USB_PD", "online": "2"}}, True),
         ({"usb": {"type": "USB", "online": "0"}}, None),  # a desktop's port
-        (
-            {"usb": {"type": "USB", "online": "0"}, "battery": battery("Charging")},
-            True,
-        ),  # by a charger the kernel does not show
+        # by a charger the kernel does not show
+        ({"usb": {"type": "USB", "online": "0"}, "battery": battery("Charging")}, True),
         ({"battery": battery("Full")}, None),
         ({"ups": {"type": "UPS", "status": "Discharging"}}, False),
         ({"AC": {"type": "Mains", "online": "perhaps"}, "BAT0": battery("???")}, None),
@@ -503,9 +498,8 @@ def test_a_source_is_named_by_its_system(tmp_path):
         named("windows", tmp_path)
     with pytest.raises(ConfigError, match="stated"):
         named("linux", tmp_path, ["wifi"])
-    assert isinstance(
-        named("linux", tmp_path, ["charging"])(NOW), Conditions
-    )  # on whatever machine this is
+    # on whatever machine this is
+    assert isinstance(named("linux", tmp_path, ["charging"])(NOW), Conditions)
 
 
 def test_reading_the_plug_costs_little_beside_a_batch(tmp_path):

@@ -154,9 +154,8 @@ def test_a_download_that_never_gets_any_further_is_given_up():
         pytest.raises(Interrupted),
     ):
         persistent(send, pauses_s=(0.0, 0.0), sleep=lambda _: None)("GET", "/v1/blobs/x", b"", {})
-    assert (
-        len(listening.seen) == 3
-    )  # the first piece starts the pauses anew, later ones bring nothing
+    # the first piece starts the pauses anew, later ones bring nothing
+    assert len(listening.seen) == 3
 
 
 @given(cuts=st.lists(st.integers(0, 40), max_size=12))

@@ -62,6 +62,7 @@ ASSIGNMENT = Assignment(
     deadline_s=60.0,
 )
 TUNED = FineTuned({"a": np.ones(3, np.float32)}, 1, 2.0, 1.0, progress=Progress(VALUES, 1, 2.0))
+# what is sent back for each kind of action, None for the others
 USUAL = {
     LastSent: None,
     Fetch: config.to_json(PLAN),
@@ -74,7 +75,7 @@ USUAL = {
     Report: Ack(True, 5.0),
     GiveBack: Ack(False, 9.0),
     Ask: ASSIGNMENT,
-}  # what is sent back for each kind of action, None for the others
+}
 
 
 def play(actions, **told):

@@ -70,9 +70,8 @@ def test_typed_text_is_in_no_file_even_while_the_log_is_open(path):
         log.append(SECRET, 1.0)
         assert (path.parent / "typing_log.sqlite-wal").exists()
         for word in SECRET.split():
-            assert (
-                word.encode() not in files(path) or len(word) < 4
-            )  # two or three letters stand in any file by chance
+            # two or three letters stand in any file by chance
+            assert word.encode() not in files(path) or len(word) < 4
     assert SECRET.encode() not in files(path)
 
 
@@ -278,10 +277,8 @@ def test_a_record_keeps_its_number_and_shows_no_text(path):
         log.append_many([("one", 1.0), ("three", 3.0), ("two", 2.0)])
         assert [(record.id, record.text) for record in log.records(2)] == [(3, "two"), (2, "three")]
         assert repr(log.records(1)) == "[Record(id=2)]"
-        assert [record.text for record in log.records_of([2, 9, 1])] == [
-            "three",
-            "one",
-        ]  # there is no record 9
+        # there is no record 9
+        assert [record.text for record in log.records_of([2, 9, 1])] == ["three", "one"]
         assert log.records_of([]) == []
 
 
@@ -344,11 +341,8 @@ def test_a_use_reaches_the_disk_before_it_counts_as_marked(path):
         ("write to ann@example.org", "ann@example.org", True),
         ("I can\u2019t say", "can't", True),
         ("\uff2f\uff2c\uff24 mill", "old", True),  # full-width letters
-        (
-            "встретимся у мельницы",
-            "мельниц",
-            True,
-        ),  # in other scripts anywhere: some write no space between words
+        # in other scripts anywhere: some write no space between words
+        ("встретимся у мельницы", "мельниц", True),
         ("so :-) funny", ":-)", True),
         ("anything", "", False),
         ("anything", "  ", False),
@@ -385,9 +379,8 @@ def test_other_data_is_sealed_for_its_purpose_and_ends_with_the_log(path):
     with TypingLog(path) as log:
         sealed = log.seal(SECRET.encode(), "personal weights")
         assert b"mill" not in sealed
-        assert (
-            log.seal(SECRET.encode(), "personal weights") != sealed
-        )  # a nonce of its own each time
+        # a nonce of its own each time
+        assert log.seal(SECRET.encode(), "personal weights") != sealed
     with TypingLog(path) as log:
         assert log.unseal(sealed, "personal weights") == SECRET.encode()
         altered = sealed[:-1] + bytes([sealed[-1] ^ 1])
@@ -558,9 +551,8 @@ def test_killed_at_any_step_an_operation_is_done_whole_or_not_at_all(tmp_path, n
             break
     assert step > 8
     assert (outcomes[0], outcomes[-1]) == (old, new)
-    assert outcomes == sorted(
-        outcomes, key=lambda state: state == new
-    )  # once done it is not undone
+    # once done it is not undone
+    assert outcomes == sorted(outcomes, key=lambda state: state == new)
 
 
 def test_killed_at_any_step_a_wipe_that_began_leaves_nothing_to_read(tmp_path):

@@ -132,9 +132,8 @@ def test_two_systems_of_any_kind_are_compared_by_user(
     assert (untrained["kind"], trigram["kind"]) == ("checkpoint", "baseline")
     assert untrained["summary"]["targets"] == trigram["summary"]["targets"]
     difference = printed["second_minus_first"]
-    assert (
-        difference["users"] == untrained["summary"]["users"] == len(untrained["users"])
-    )  # all of them typed 20 words or more
+    # all of them typed 20 words or more
+    assert difference["users"] == untrained["summary"]["users"] == len(untrained["users"])
     for which in ("top1", "top3", "keystroke_saving"):
         assert difference[which]["change"] == pytest.approx(
             trigram["summary"][which] - untrained["summary"][which]

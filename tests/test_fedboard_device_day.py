@@ -86,9 +86,8 @@ def wait(until, seconds: float = 60.0) -> None:
 def test_a_device_is_enrolled_types_trains_uploads_waits_and_leaks_nothing(world, tmp_path):
     home = tmp_path / "phone"
     assert "is enrolled at" in fedboard("device", "enrol", home, *world)
-    assert "is enrolled at" in fedboard(
-        "device", "enrol", home, *world
-    )  # again: the same key, the same name
+    # again: the same key, the same name
+    assert "is enrolled at" in fedboard("device", "enrol", home, *world)
     assert "12 recorded" in fedboard("device", "log", "add", home, typed="\n".join(TYPED))
     config = home / "device.toml"
     config.write_text(config.read_text().replace("spread_s = 60.0", "spread_s = 0.0"))
@@ -108,9 +107,8 @@ def test_a_device_is_enrolled_types_trains_uploads_waits_and_leaks_nothing(world
     said = (tmp_path / "device.log").read_text()
     assert "counted in round 1: 16 examples" in said
     assert not any(secret in said + (tmp_path / "server.log").read_text() for secret in SECRETS)
-    once = json.loads(
-        fedboard("device", "run", home, "--once", "--json")
-    )  # a new process keeps to the server's window
+    # a new process keeps to the server's window
+    once = json.loads(fedboard("device", "run", home, "--once", "--json"))
     assert (once["status"], once["cause"]) == ("not_asked", "retry_window")
     assert 3600 * 0.8 - 60 < once["retry_in_s"] <= 3600 * 1.2 * 1.2
     assert "an update of 16 examples was counted" in fedboard("device", "ledger", home)

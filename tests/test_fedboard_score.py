@@ -87,9 +87,8 @@ def test_the_full_table_has_every_measure_once_and_divides_as_the_protocol_says(
         "56.0",
     ]
     assert three["top-1 %"].startswith("20.0 ±")
-    assert (
-        three["top-1 %"] != one["top-1 %"]
-    )  # the mean of users who differ is less certain than that of one
+    # the mean of users who differ is less certain than that of one
+    assert three["top-1 %"] != one["top-1 %"]
 
 
 def test_measures_without_anything_to_measure_are_dashes():

@@ -160,9 +160,8 @@ def test_central_training_starts_from_another_run_and_goes_on_after_a_kill(folde
         uninterrupted.path / "tokenizer.model"
     ).read_bytes()
     losses = [float(row["loss"]) for row in rounds_of(central)]
-    assert (
-        losses[0] < float(rounds_of(uninterrupted)[0]["loss"]) - 0.2
-    )  # it started where the other run ended
+    # it started where the other run ended
+    assert losses[0] < float(rounds_of(uninterrupted)[0]["loss"]) - 0.2
     assert losses[-1] < losses[0]
 
     again = Run(folder / "again")

@@ -244,9 +244,8 @@ def log_file(tmp_path):
 
 
 def test_a_typing_log_whose_tables_are_described_in_what_is_no_text_is_refused(log_file):
-    log_file.write_bytes(
-        log_file.read_bytes().replace(b"CREATE TABLE", b"CRE\xffTE TABLE")
-    )  # SQLite's own message quotes it
+    # SQLite's own message quotes it
+    log_file.write_bytes(log_file.read_bytes().replace(b"CREATE TABLE", b"CRE\xffTE TABLE"))
     with pytest.raises(TypingLogError, match="damaged"), TypingLog(log_file) as log:
         log.read(1)
 

@@ -48,9 +48,8 @@ def test_a_flush_before_the_rename_is_safe(tmp_path):
         "os.replace(aside, file)",
         "os.mkdir(aside)",
     )
-    assert (
-        every_kill_point(flushed, tmp_path / "f", old, is_old_or_new) == 4
-    )  # open, flush, rename, mkdir
+    # open, flush, rename, mkdir
+    assert every_kill_point(flushed, tmp_path / "f", old, is_old_or_new) == 4
 
 
 def test_every_sql_statement_is_a_step_and_a_transaction_is_whole_or_nothing(tmp_path):

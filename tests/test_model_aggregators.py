@@ -137,12 +137,10 @@ def test_values_are_rounded_as_the_device_rounds_them(aggregators, bits):
     fraction, ups = position % 1, codes.mean(axis=0) - np.floor(position)
     sure = (fraction < 1e-3) | (fraction > 1 - 1e-3)  # float rounding may put these on either side
     deviation = np.sqrt(fraction * (1 - fraction) / draws)
-    assert (
-        np.abs(ups - fraction)[~sure].max() < 6 * deviation[~sure].max()
-    )  # 4096 values: 6 deviations are a chance of one in 100,000
-    assert np.mean(((ups - fraction)[~sure] / deviation[~sure]) ** 2) == pytest.approx(
-        1, abs=0.12
-    )  # Bernoulli's own spread, no more and no less
+    # 4096 values: 6 deviations are a chance of one in 100,000
+    assert np.abs(ups - fraction)[~sure].max() < 6 * deviation[~sure].max()
+    # Bernoulli's own spread, no more and no less
+    assert np.mean(((ups - fraction)[~sure] / deviation[~sure]) ** 2) == pytest.approx(1, abs=0.12)
 
 
 def test_a_delta_that_rotates_to_one_constant_survives(aggregators):

@@ -7,9 +7,8 @@ from model.clients import Clients, batches
 from model.corpus import Utterance
 from model.recipe import Client
 
-ROWS = np.array(
-    [[1, 5, 2, 0], [1, 6, 7, 2], [1, 2, 0, 0], [1, 8, 9, 2], [1, 5, 2, 0]], np.int32
-)  # 2, 3, 1, 3 and 2 targets
+# 2, 3, 1, 3 and 2 targets
+ROWS = np.array([[1, 5, 2, 0], [1, 6, 7, 2], [1, 2, 0, 0], [1, 8, 9, 2], [1, 5, 2, 0]], np.int32)
 
 
 def batched(examples=ROWS, client=Client(), seed=0, **plan) -> np.ndarray:
@@ -46,12 +45,10 @@ def test_the_newest_rows_are_kept_or_a_new_choice_each_time():
 
 
 def test_a_cap_on_tokens_stops_before_the_row_that_would_pass_it():
-    assert (
-        batched(client=Client(rows="newest", max_tokens=6))[:, :, 1:] != 0
-    ).sum() == 6  # the newest rows have 2, 3 and 1 targets; the next has 3
-    assert (
-        batched(client=Client(rows="newest", max_tokens=1))[:, :, 1:] != 0
-    ).sum() == 2  # one row stays, whatever its length
+    # the newest rows have 2, 3 and 1 targets; the next has 3
+    assert (batched(client=Client(rows="newest", max_tokens=6))[:, :, 1:] != 0).sum() == 6
+    # one row stays, whatever its length
+    assert (batched(client=Client(rows="newest", max_tokens=1))[:, :, 1:] != 0).sum() == 2
 
 
 def test_a_client_without_rows_has_no_steps():

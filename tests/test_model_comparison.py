@@ -17,11 +17,8 @@ def test_two_systems_are_compared_by_user():
 
     rng = np.random.default_rng(0)
     gain, low, high = difference(evaluation(9, 1, 5), evaluation(8, 0, 4), "top1", rng)
-    assert (gain, low, high) == (
-        pytest.approx(0.1),
-        pytest.approx(0.1),
-        pytest.approx(0.1),
-    )  # users differ much, systems always by one
+    # users differ much, systems always by one
+    assert (gain, low, high) == (pytest.approx(0.1), pytest.approx(0.1), pytest.approx(0.1))
     gain, low, high = difference(
         evaluation(*range(10)), evaluation(*reversed(range(10))), "top1", rng
     )
@@ -48,18 +45,13 @@ def test_a_comparison_counts_users_who_gain_and_lose_more_than_a_point():
         dan=Counts(targets=19, letters=50, keys=50),
     )
     comparison = compare(left, right, np.random.default_rng(0))
-    assert (
-        comparison.users == 3
-    )  # dan has too few targets to count as a user, not too few to count in the sums
+    # dan has too few targets to count as a user, not too few to count in the sums
+    assert comparison.users == 3
     assert comparison.top1.change == (3 + 1 - 5 + 19) / 269
-    assert (comparison.top1.gained, comparison.top1.lost, comparison.top1.same) == (
-        1,
-        1,
-        1,
-    )  # bob's gain is one point, not more
-    assert comparison.top1.by_user == pytest.approx(
-        (-0.02, -0.078, 0.01, 0.026)
-    )  # of -0.10, 0.01, 0.03
+    # bob's gain is one point, not more
+    assert (comparison.top1.gained, comparison.top1.lost, comparison.top1.same) == (1, 1, 1)
+    # of -0.10, 0.01, 0.03
+    assert comparison.top1.by_user == pytest.approx((-0.02, -0.078, 0.01, 0.026))
     assert comparison.top3.change == 19 / 269
     assert (comparison.top3.gained, comparison.top3.lost, comparison.top3.same) == (0, 0, 3)
     assert comparison.keystroke_saving.change == (50 - 4 - 10) / 1050
@@ -68,9 +60,8 @@ def test_a_comparison_counts_users_who_gain_and_lose_more_than_a_point():
         comparison.keystroke_saving.lost,
         comparison.keystroke_saving.same,
     ) == (1, 1, 1)
-    assert comparison.keystroke_saving.by_user == pytest.approx(
-        (-0.01 / 3, -0.082, -0.01, 0.078)
-    )  # of -0.10, -0.01, 0.10
+    # of -0.10, -0.01, 0.10
+    assert comparison.keystroke_saving.by_user == pytest.approx((-0.01 / 3, -0.082, -0.01, 0.078))
 
 
 def test_users_who_spare_alike_leave_no_doubt_about_keystrokes():

@@ -18,9 +18,8 @@ from model.measures import Evaluation, Prediction, predictions_file, summarise
 from model.network import NetworkSize, forward, initial_weights, log_probs
 from model.vocabulary import build
 
-VOCABULARY = build(
-    [["the", "the", "cat", "sat", "dog", "."], ["the", "cat"]], size=4
-)  # the 3, cat 2, dog 1, sat 1
+# the 3, cat 2, dog 1, sat 1
+VOCABULARY = build([["the", "the", "cat", "sat", "dog", "."], ["the", "cat"]], size=4)
 THE, CAT, DOG, SAT = range(FIRST_WORD, FIRST_WORD + 4)
 STOP = VOCABULARY.id(".")
 

@@ -72,9 +72,10 @@ def log_probabilities(
     for length in {len(PIECES.spelling(word)) for word in words}:
         alike = [word for word in words if len(PIECES.spelling(word)) == length]
         ids = np.array([[*before, *PIECES.spelling(word)] for word in alike])
+        # [words, places, pieces]
         scores = np.array(
             [log_probs(weights, states) for states in forward(weights, ids)], np.float64
-        )  # [words, places, pieces]
+        )
         complete = np.log(np.exp(scores[:, :, : PIECES.first_inner]).sum(axis=2))
         places = np.arange(len(before), ids.shape[1])
         pieces = (
@@ -94,9 +95,8 @@ def listed(
         weights, context, [word for word in WORDS if word.startswith(prefix)]
     )
     best = sorted(whole.items(), key=lambda spelling: -spelling[1])[:3]
-    assert (
-        max(score for word, score in begun.items() if len(word) == LONGEST) < best[-1][1]
-    )  # so that no longer word is likelier
+    # so that no longer word is likelier
+    assert max(score for word, score in begun.items() if len(word) == LONGEST) < best[-1][1]
     return best
 
 
@@ -213,9 +213,8 @@ def test_keystrokes_are_the_letters_typed_until_the_three_completions_have_the_w
 
 
 def test_utterances_of_all_lengths_are_scored_as_one_by_one(monkeypatch):
-    monkeypatch.setattr(
-        "model.pieces.CHUNK", 40 * len(PIECES)
-    )  # some utterances in a chunk, the longest alone
+    # some utterances in a chunk, the longest alone
+    monkeypatch.setattr("model.pieces.CHUNK", 40 * len(PIECES))
     weights, rng = drawn(2), np.random.default_rng(0)
     utterances = [
         [WORDS[i] for i in rng.integers(len(WORDS), size=size)] for size in (1, 5, 2, 30, 1, 3)

@@ -9,11 +9,12 @@ from device_runtime.errors import ConfigError
 from fedboard.run import Settings
 from model.recipe import Recipe, Schedule
 
+# those of training
 CONFIGS = sorted(
     path
     for path in (Path(__file__).parents[1] / "configs").glob("*.toml")
     if path.name != "server.toml"
-)  # of training
+)
 
 
 def shares(rounds: int, **how) -> list[float]:

@@ -262,9 +262,8 @@ def test_a_schedule_sets_the_rate_of_its_round(simulation, recipe, tiny_checkpoi
         population,
         replace(recipe, server=Server("fedavg", 1.0, schedule=warm)),
     )
-    assert half.step == pytest.approx(
-        whole.step / 2, rel=1e-4
-    )  # one batch each: a step is linear in the rate
+    # one batch each: a step is linear in the rate
+    assert half.step == pytest.approx(whole.step / 2, rel=1e-4)
     assert slow.step == pytest.approx(whole.step / 2, rel=1e-4)
 
 
@@ -303,9 +302,10 @@ def test_server_optimizers_follow_their_formulas():
     assert moved(adam) == pytest.approx(
         [first, first - rates[1] * mean / (0.8 * 0.05 + 0.2 * 0.0625) ** 0.5]
     )
+    # TFF starts with 1e-6
     assert moved(yogi) == pytest.approx(
         [first, first - rates[1] * mean / (0.05 + 0.2 * 0.0625) ** 0.5], abs=1e-4
-    )  # TFF starts with 1e-6
+    )
 
 
 def test_a_run_that_diverges_stops_with_the_round_and_the_norm(

@@ -252,10 +252,8 @@ def test_vocabulary_baseline_and_evaluation_work_on_clients_read_lazily(shakespe
         ngram.train([words.ids(tokens) for tokens in token_lists(shakespeare.train)], 2, len(words))
     )
     result = evaluation.evaluate(engine, shakespeare.validation, words)
-    assert (list(result.users), result.total.targets) == (
-        list(shakespeare.validation),
-        4,
-    )  # ay me what's here
+    # ay me what's here
+    assert (list(result.users), result.total.targets) == (list(shakespeare.validation), 4)
     assert 0 < recall(result.total, "top3") <= 1
     assert measures.summarise(result, np.random.default_rng(0)).users == 1
 

@@ -67,9 +67,10 @@ def test_plain_sentencepiece_encodes_tokenised_text_to_our_ids(tokens):
     vocabulary = build([*UTTERANCES, ("don't", "2day")], size=10)
     plain = sentencepiece.SentencePieceProcessor(model_proto=vocabulary.model)
     ours = vocabulary.ids(tokens)
+    # SentencePiece joins unknown neighbours
     joined = [
         i for place, i in enumerate(ours) if not (i == OOV and place and ours[place - 1] == OOV)
-    ]  # SentencePiece joins unknown neighbours
+    ]
     assert plain.encode(" ".join(tokens)) == joined
 
 
@@ -111,9 +112,8 @@ def test_pieces_that_start_words_come_before_inner_ones_and_the_alphabet_is_amon
         PIECES.tokens[FIRST_WORD : PIECES.first_inner],
         PIECES.tokens[PIECES.first_inner :],
     )
-    assert {"", "you", "see"} <= set(
-        starts
-    )  # frequent words are pieces, and a bare start lets any letter follow
+    # frequent words are pieces, and a bare start lets any letter follow
+    assert {"", "you", "see"} <= set(starts)
     assert set("abcdefghijklmnopqrstuvwxyz0123456789'") <= set(inner)
     assert len(starts) + len(inner) == len(ALPHABET) + 6
 

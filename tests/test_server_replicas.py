@@ -145,10 +145,8 @@ def test_devices_may_ask_any_replica_and_the_checkpoints_are_those_of_one_server
         assert len({work.assignment for work in works}) == 9
         assert replicas[1].check_in(devices[0], READY, now).assignment == works[0].assignment
         for number in range(6):
-            for replica in (
-                replicas[number % 3],
-                replicas[(number + 1) % 3],
-            ):  # its answer was lost; the next one it asks knows
+            # the first one's answer was lost; the next one it asks knows
+            for replica in (replicas[number % 3], replicas[(number + 1) % 3]):
                 assert replica.update(
                     devices[number], works[number].assignment, encoded(works[number], number), now
                 ).counted
