@@ -1,5 +1,4 @@
-"""The device's benchmarks: a suggestion, a process that predicts, one that fine-tunes, a train
-step, sizes, and what int8 costs; each beside its bar.
+"""The device's benchmarks: what suggesting, training, sizes and int8 cost, beside their bars.
 
 .venv/bin/python -m benchmarks.device
 """

@@ -1,5 +1,6 @@
-"""What the user's own weights are worth: everybody's network and each user's fine-tuned one, gated
-as on a phone, by the personal protocol.
+"""What the user's own weights are worth: everybody's network beside each user's fine-tuned one.
+
+They are gated as on a phone, and scored by the personal protocol.
 
 python benchmarks/personal_gain.py [BUNDLE] --split test
 """

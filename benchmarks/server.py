@@ -1,6 +1,8 @@
-"""The server's benchmarks over loopback, one server process each: signed check-ins beside a bare
-FastAPI endpoint, counted updates beside reading and discarding the same bodies, downloads beside a
-file response, a thousand devices at once, and memory over ten thousand updates.
+"""The server's benchmarks over loopback, one server process each.
+
+Signed check-ins beside a bare FastAPI endpoint, counted updates beside reading and discarding the
+same bodies, downloads beside a file response, a thousand devices at once, and memory over ten
+thousand updates.
 
 .venv/bin/python -m benchmarks.server [--updates 10000] [--devices 1000]
 """

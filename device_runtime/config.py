@@ -1,5 +1,6 @@
-"""Tables and messages: a TOML or JSON table becomes a frozen dataclass; an unknown key or a wrong
-type is an error.
+"""Tables and messages: how TOML or JSON becomes a frozen dataclass, and what is refused.
+
+An unknown key or a wrong type is an error.
 """
 
 import functools

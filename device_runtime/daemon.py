@@ -1,10 +1,9 @@
-"""The daemon: lives on a device, waits politely, and takes a turn when the device may train and the
-server's retry window is open.
+"""The daemon: when a device that lives on its own asks the server, and how long it waits.
 
-It asks the server nothing while a condition forbids training. Retry windows are kept across
-restarts, errors back off, and every wait has jitter, so that a fleet that was switched on at once,
-or lost its server, does not come back at once. Its log lines hold rounds, counts and causes; never
-text.
+A turn is taken when the device may train and the server's retry window is open. The server is asked
+nothing while a condition forbids training. Retry windows are kept across restarts, errors back off,
+and every wait has jitter, so that a fleet that was switched on at once, or lost its server, does
+not come back at once. Its log lines hold rounds, counts and causes; never text.
 """
 
 import logging

@@ -1,11 +1,10 @@
-"""A checkpoint as the difference from another: what travels down to a device that holds an older
-one. Nothing is lost.
+"""A difference between checkpoints: what travels to a device that holds an older one.
 
-Values near each other have neighbouring bit patterns, so float16 bits are read as whole numbers
-that rise with the value, subtracted, folded so that small differences of either sign are small, and
-cut into bit planes' bytes, which are entropy-coded apart: most changes fit the lower byte. How far
-a value moves in these numbers follows from its size, which both sides know, so values of one
-exponent stand together.
+Nothing is lost. Values near each other have neighbouring bit patterns, so float16 bits are read as
+whole numbers that rise with the value, subtracted, folded so that small differences of either sign
+are small, and cut into bit planes' bytes, which are entropy-coded apart: most changes fit the lower
+byte. How far a value moves in these numbers follows from its size, which both sides know, so values
+of one exponent stand together.
 
     magic "FBDF", version uint16, SHA-256 of the old file, SHA-256 of the new one,
     length of the first zlib stream uint32, of the second uint32, all little-endian;

@@ -1,5 +1,4 @@
-"""Drive: a turn on this device, with its home, its way to the server, its interpreter and its
-clock.
+"""Drive: a turn on this device, with its home, way to the server, interpreter and clock.
 
 The actions come from `turn.py`; each is done here in one place. A simulated device takes the same
 turns: its clock stands still but for the time that training takes (`DeviceClock`).

@@ -1,5 +1,6 @@
-"""Local fine-tuning: checkpoint and examples -> delta, by the `train` signature of the bundle's
-graph. Nothing is kept in the graph.
+"""Local fine-tuning: checkpoint and rows -> delta, by the bundle's train graph.
+
+Nothing is kept in the graph.
 """
 
 import itertools

@@ -1,5 +1,4 @@
-"""Where the key of a typing log lives: in a file beside the log that only its owner can read, or in
-the system's keystore.
+"""Where a typing log's key lies: in its owner's file beside the log, or in the system's keystore.
 
 The system's keystore is Secret Service or KWallet, through the `keyring` library (extra
 `keystore`). It is never replaced by anything weaker: where there is none, or only one that keeps

@@ -1,8 +1,8 @@
-"""The server's optimizers by name: the facts on which a recipe, TFF's simulation of it and the
-server that goes on with its result must agree. The arithmetic is not here.
+"""The server's optimizers by name: what recipe, simulation and server must agree on.
 
-It lies on the ground because `model` and `server` stand side by side and see nothing else in
-common; no phone loads it.
+The recipe names one, TFF's simulation takes its steps, and the server goes on with the result. The
+arithmetic is not here. It lies on the ground because `model` and `server` stand side by side and
+see nothing else in common; no phone loads it.
 """
 
 from dataclasses import dataclass

@@ -1,13 +1,13 @@
-"""The user's own words: n-grams of what one user typed lately, mixed with the network as far as
-they were right before.
+"""The user's own words: n-grams mixed with the network as far as they were right before.
 
-Every message is scored before it is counted, so each is held back once and none is wasted. From
-these scores the user's trust is learned: how much weight n-grams of each length deserve after
-contexts seen so many times. The mix is served only while it is ahead of the network alone. What was
-typed lives in memory as a row of ids, in which n-grams are counted when they are asked for: a table
-of them would take a hundred times the room. It is built anew from the typing log; only the trust,
-numbers without words, is worth keeping. Sources: Jelinek and Mercer 1980 (weights by bucket,
-estimated by expectation maximisation on held-out text); Dempster et al. 1977.
+They are counted in what one user typed lately. Every message is scored before it is counted, so
+each is held back once and none is wasted. From these scores the user's trust is learned: how much
+weight n-grams of each length deserve after contexts seen so many times. The mix is served only
+while it is ahead of the network alone. What was typed lives in memory as a row of ids, in which
+n-grams are counted when they are asked for: a table of them would take many times the room. It
+is built anew from the typing log; only the trust, numbers without words, is worth keeping. Sources:
+Jelinek and Mercer 1980 (weights by bucket, estimated by expectation maximisation on held-out text);
+Dempster et al. 1977.
 """
 
 from bisect import bisect_left, insort

@@ -1,8 +1,8 @@
-"""Unfinished work: a half-done epoch kept for the next window, sealed under the typing log's key
-because it was learned from typed text.
+"""Unfinished work: a half-done epoch kept for the next window.
 
-The messages themselves are not kept, only their numbers in the typing log: one that was forgotten
-meanwhile takes the work with it.
+It was learned from typed text, so it is sealed under the typing log's key. The messages themselves
+are not kept, only their numbers in the typing log: one that was forgotten meanwhile takes the work
+with it.
 """
 
 from dataclasses import dataclass

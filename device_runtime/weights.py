@@ -1,6 +1,4 @@
-"""Weights: a flat dict of named float32 arrays, and the checkpoint file that holds them
-(safetensors).
-"""
+"""Weights: a flat dict of named float32 arrays, and the checkpoint file (safetensors) of them."""
 
 import hashlib
 import json

@@ -1,6 +1,4 @@
-"""The device stage: typing logs of corpus users -> device folders, and turns of several devices in
-one process without TensorFlow.
-"""
+"""The device stage: users -> device folders, and turns of several without TensorFlow."""
 
 import json
 import logging

@@ -1,6 +1,4 @@
-"""The operator's calls of a running server: one function each, by the messages of
-`server.contract`.
-"""
+"""The operator's calls of a running server, one function each, by `server.contract`'s messages."""
 
 import os
 from collections.abc import Iterator, Mapping

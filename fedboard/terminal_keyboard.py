@@ -1,5 +1,6 @@
-"""The keyboard in a terminal: line by line (`converse`), or key by key (`run`), where the strip
-follows each key and what is sent enters the typing log unless incognito is on.
+"""The keyboard in a terminal: line by line (`converse`), or key by key (`run`).
+
+Key by key the strip follows, and what is sent enters the typing log unless incognito is on.
 
 `press` and `screen` are pure: keys and a session in, a session or text out. `run` is the loop that
 owns the terminal and gives it back. What a keyboard is stands in `device_runtime/keyboard.py`.

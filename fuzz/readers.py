@@ -1,5 +1,6 @@
-"""Coverage-guided fuzzing of every reader of bytes from elsewhere: whatever they hold, it is read
-or refused by one of our errors.
+"""Coverage-guided fuzzing of every reader of foreign bytes: they are read, or refused in our words.
+
+The error is one of ours, whatever the bytes hold.
 
 python fuzz/readers.py manifest -max_total_time=60        (or zip, checkpoint, update, difference,
 typing_log, unfinished, schedule, trace; of the server: messages, proof, window, counted, settings)

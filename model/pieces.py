@@ -1,10 +1,10 @@
-"""Whole words from a network of pieces: the likeliest next words by beam search, the probability of
-the word typed, keystrokes with the strip.
+"""Whole words from a network of pieces: how they are offered, scored and typed.
 
-A word's probability is that of its pieces, one after the other, times that of being complete: the
-next piece starts a word, is a class or ends the utterance. What was typed before is complete, so a
-first piece is taken among those that may follow a complete word; the probabilities of an
-utterance's tokens then multiply to that of its pieces. A word counts by its best segmentation
+The likeliest next words by beam search, the probability of the word typed, keystrokes with the
+strip. A word's probability is that of its pieces, one after the other, times that of being
+complete: the next piece starts a word, is a class or ends the utterance. What was typed before is
+complete, so a first piece is taken among those that may follow a complete word; the probabilities
+of an utterance's tokens then multiply to that of its pieces. A word counts by its best segmentation
 alone, which is all the network has seen.
 
 The beam goes on with the likeliest path first. No word is likelier than a path it goes through, so

@@ -1,5 +1,4 @@
-"""The operator's contract: the messages of what only an operator may ask, and the names of what a
-server leaves for him.
+"""The operator's contract: what only an operator may ask, and what a server leaves for him.
 
     PUT  /v1/checkpoints                        a float32 checkpoint    -> Stored
     POST /v1/tasks                              TaskSettings            -> TaskReport

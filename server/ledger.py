@@ -1,6 +1,4 @@
-"""The ledger of one group: what its requests need of the store, read at once, and what they change,
-written at once.
-"""
+"""The ledger of one group: what its requests read of the store and write to it, each at once."""
 
 from collections import Counter
 from collections.abc import Iterable

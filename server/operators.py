@@ -1,5 +1,6 @@
-"""What only an operator may ask, answered: tasks made, shown, paused and rolled back, checkpoints,
-and enrolment codes. The messages are those of `server.contract`.
+"""What only an operator may ask, answered: tasks, checkpoints and enrolment codes.
+
+Tasks are made, shown, paused and rolled back. The messages are those of `server.contract`.
 """
 
 import re

@@ -1,5 +1,4 @@
-"""Durable state: devices, tasks, rounds, the ledger of assignments and the sums of the open rounds,
-in one database.
+"""Durable state: devices, tasks, rounds, assignments and the sums of open rounds, in one database.
 
 SQLite by default (write-ahead log), used by one server; PostgreSQL by its URL for several replicas
 that share it. The tables are made and changed by the alembic migrations beside this file. What must

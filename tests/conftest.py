@@ -1,5 +1,7 @@
-"""The tiny world every test may use: a corpus of a few made-up users, its vocabulary, a network of
-some thousand weights, and a signed bundle. `tests/suite.py` says which test is which.
+"""The tiny world every test may use.
+
+A corpus of a few made-up users, its vocabulary, a network of some thousand weights, and a signed
+bundle. `tests/suite.py` says which test is which.
 """
 
 import json

@@ -1,5 +1,6 @@
-"""Kill a piece of work at its first step, at its second, and so on until it finishes, and look at
-what it leaves each time.
+"""Kill a piece of work at its first step, its second, and so on, and look at what it leaves.
+
+This goes on until the work finishes.
 
 A step is what the work does to its folder: open a file for writing, flush one, rename, remove, make
 or remove a folder, change a mode, connect to SQLite, or one SQL statement that writes. The process

@@ -1,5 +1,6 @@
-"""A server that has lived: days of rounds with devices that are away, late or broken, an evaluation
-beside the training, and a paused task.
+"""A server that has lived: days of rounds with devices that are away, late or broken.
+
+An evaluation beside the training, and a paused task.
 """
 
 from dataclasses import replace

@@ -1,5 +1,6 @@
-"""A real PostgreSQL for tests: the one a package of the test environment brings, in a temporary
-folder, over a UNIX socket.
+"""A real PostgreSQL for tests, over a UNIX socket.
+
+It is the one a package of the test environment brings, in a temporary folder.
 """
 
 import contextlib

@@ -1,6 +1,4 @@
-"""The sums of the benchmarks: what a token costs, how memory grows, how runs become a row of the
-table.
-"""
+"""The sums of the benchmarks: what a token costs, how memory grows, how runs become a row."""
 
 import math
 import os

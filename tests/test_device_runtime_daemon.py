@@ -1,5 +1,6 @@
-"""The daemon's politeness, by numbers; its life with a real server is in
-test_fedboard_device_day.py.
+"""The daemon's politeness, by numbers.
+
+Its life with a real server is in test_fedboard_device_day.py.
 """
 
 import logging

@@ -1,5 +1,6 @@
-"""A device's turn against the real coordinator behind the real app, with the real bundle and
-tflite-runtime.
+"""A device's turn against the real coordinator behind the real app.
+
+The bundle and tflite-runtime are real too.
 """
 
 import contextlib

@@ -1,5 +1,6 @@
-"""Bundles on one device: swapped whole, never back, and the last good one when the newest is
-damaged. Kills are in test_device_runtime_kills.py.
+"""Bundles on one device: swapped whole, never back, the last good one when the newest is damaged.
+
+Kills are in test_device_runtime_kills.py.
 """
 
 import shutil

@@ -1,5 +1,6 @@
-"""A device killed at any step of an install or a turn: its bundle is whole, and nothing is counted
-twice. The log has its own kills.
+"""A device killed at any step of an install or a turn has a whole bundle and counts once.
+
+The log has its own kills.
 """
 
 import subprocess

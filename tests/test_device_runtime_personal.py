@@ -1,6 +1,4 @@
-"""The user's own weights: served to whom they help, thrown away or rolled back where they do not,
-and gone with a wipe.
-"""
+"""The user's own weights: served to whom they help, rolled back else, and gone with a wipe."""
 
 from dataclasses import replace
 

@@ -1,5 +1,6 @@
-"""Scoring and separation: what an evaluation reports, which messages are held back for it, and how
-near two reports of a device may be.
+"""Scoring and separation: what an evaluation reports, and how near two reports may be.
+
+Also which messages are held back for it.
 """
 
 from dataclasses import replace

@@ -1,5 +1,6 @@
 """The documents say what is: names, sizes and keys, read out of the things themselves."""
 
+import ast
 import contextlib
 import importlib.metadata
 import os
@@ -128,6 +129,21 @@ def test_the_page_of_rooms_names_every_file_with_its_sentence_and_no_other():
     }
     assert sentences.keys() == files
     assert [file for file, sentence in sentences.items() if len(sentence) < 10] == []
+
+
+def our_modules() -> list[Path]:
+    folders = (*pages.ROOMS, "benchmarks", "fuzz", "tests")
+    return [path for folder in folders for path in pages.modules(DOCS.parent, folder)]
+
+
+def test_the_first_sentence_of_every_module_ends_on_its_first_line():
+    runs_on = [
+        str(path.relative_to(DOCS.parent))
+        for path in our_modules()
+        if (text := ast.get_docstring(ast.parse(path.read_text())))
+        and pages.first_sentence(text) != re.split(r"(?<=[.?!]) ", text.splitlines()[0])[0]
+    ]
+    assert runs_on == []
 
 
 def test_installing_by_pip_says_so_where_pip_by_itself_would_refuse_a_package():

@@ -1,6 +1,4 @@
-"""Bad input on the command line: one clear line, an exit code that is not 0, nothing
-half-written.
-"""
+"""Bad input on the command line: one clear line, an exit code that is not 0, no half file."""
 
 import json
 import os

@@ -1,5 +1,6 @@
-"""The training stage as people run it: real processes, killed and resumed, interrupted, started
-from another run.
+"""The training stage as people run it: killed, resumed, interrupted, started from another run.
+
+All processes are real.
 """
 
 import asyncio

@@ -1,5 +1,6 @@
-"""The ids of a sentence do not depend on the version of SentencePiece: a network trained with one
-must be read with another. tests/golden/ids.json was written with 0.2.0.
+"""The ids of a sentence do not depend on the version of SentencePiece.
+
+A network trained with one must be read with another. tests/golden/ids.json was written with 0.2.0.
 """
 
 import json

@@ -1,5 +1,6 @@
-"""What strangers may put into a checkpoint or manifest, or a failing disk into a typing log: it is
-read whole or refused in one line.
+"""What strangers or a failing disk put into our files is read whole or refused in one line.
+
+Strangers write checkpoints and manifests, the disk holds the typing log.
 """
 
 import json

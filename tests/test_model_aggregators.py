@@ -1,6 +1,4 @@
-"""Aggregators in TFF: the device's encoding with its very rotation, and privacy's clip and
-noise.
-"""
+"""Aggregators in TFF: the device's encoding with its very rotation, privacy's clip and noise."""
 
 import numpy as np
 import pytest

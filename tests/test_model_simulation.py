@@ -1,6 +1,4 @@
-"""Federated training in TFF, in the one process of the tests that loads it, on a worker of our
-own.
-"""
+"""Federated training in TFF, on a worker of our own, in the tests' process that loads it."""
 
 import os
 import signal

@@ -1,5 +1,6 @@
-"""TFF's workers: here, on other ports as if on other machines, killed, started again, or gone for
-good. All processes are real.
+"""TFF's workers: on other ports as if on other machines, killed, started again, or gone for good.
+
+All processes are real.
 
 The clients of these tests say in a file that they started and then wait for a gate, another file,
 so that a worker can be killed while it computes.

@@ -1,5 +1,6 @@
-"""The whole path, tiny, as a person runs it: `fedboard demo` with real processes, then each product
-of it used.
+"""The whole path, tiny, as a person runs it: `fedboard demo`, then each product of it used.
+
+All processes are real.
 """
 
 import json

@@ -1,6 +1,4 @@
-"""The coordinator: whole rounds by plain calls, and what it remembers when it is closed, or dies,
-in the middle of one.
-"""
+"""The coordinator: whole rounds by plain calls, and what it remembers when it dies in one."""
 
 import itertools
 import shutil

@@ -1,6 +1,4 @@
-"""The operator's page: what it shows of a server that has lived, and that it works in a real
-browser.
-"""
+"""The operator's page: what it shows of a server that has lived, and that a real browser has it."""
 
 import contextlib
 import shutil

@@ -1,5 +1,6 @@
-"""Who is let in: codes, tokens, limits, TLS, and bodies that are slow, cut, coded or not what was
-signed. A real uvicorn on loopback.
+"""Who is let in: codes, tokens, limits, TLS, and bodies that are not what they should be.
+
+They are slow, cut, coded or not what was signed. A real uvicorn on loopback.
 """
 
 import datetime

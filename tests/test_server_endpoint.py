@@ -1,6 +1,4 @@
-"""The endpoint: a real uvicorn on loopback, real signatures, and a server that is killed in the
-middle of a round.
-"""
+"""The endpoint: a real uvicorn on loopback, real signatures, and a server killed mid-round."""
 
 import contextlib
 import signal

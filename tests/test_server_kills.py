@@ -1,5 +1,6 @@
-"""The server killed with SIGKILL at every step it writes: what it goes on with equals, to the bit,
-that of a server which was never killed.
+"""The server killed at every step it writes goes on as if it never was, to the bit.
+
+It is killed with SIGKILL, beside one that is not.
 """
 
 import shutil

@@ -1,5 +1,6 @@
-"""Several servers on one PostgreSQL: they share rounds, count nothing twice, and one that is killed
-takes nothing acknowledged with it.
+"""Several servers on one PostgreSQL share rounds and count nothing twice.
+
+One that is killed takes nothing acknowledged with it.
 """
 
 import contextlib

@@ -1,6 +1,4 @@
-"""The server's step: by hand, and beside TFF's, where the same mean deltas lead to the same weights
-round after round.
-"""
+"""The server's step, by hand and beside TFF's: equal deltas, equal weights, round after round."""
 
 import numpy as np
 import pytest

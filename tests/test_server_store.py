@@ -1,6 +1,4 @@
-"""The store: tables, transactions, a database of the first version, and what an unusable one is
-told as.
-"""
+"""The store: tables, transactions, a first version's database, and what an unusable one says."""
 
 import sqlite3
 import zipfile

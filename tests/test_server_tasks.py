@@ -1,5 +1,6 @@
-"""Several tasks side by side: training, evaluation and buffered ones; pause, rollback and enrolment
-codes; and that grouping changes nothing.
+"""Several tasks side by side: training, evaluation and buffered ones.
+
+Pause, rollback and enrolment codes; and that grouping changes nothing.
 """
 
 import json

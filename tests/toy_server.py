@@ -1,5 +1,6 @@
-"""A toy task for the server's tests: fifty weights, tiny rules, and devices that make updates
-without training.
+"""A toy task for the server's tests.
+
+Fifty weights, tiny rules, and devices that make updates without training.
 """
 
 from dataclasses import replace

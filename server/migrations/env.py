@@ -1,6 +1,4 @@
-"""Where alembic gets its connection: `server.store` hands over an open one, so a migration is one
-transaction with it.
-"""
+"""Where alembic gets its connection: `server.store` lends an open one, for one transaction."""
 
 from alembic import context
 

@@ -1,5 +1,4 @@
-"""Several tasks, enrolment codes, counts kept with their rounds, participations, and sums by
-replica.
+"""Several tasks, enrolment codes, counts kept with their rounds, participations, sums by replica.
 
 A server of the first tables had one task: it becomes the task `default`. What can be counted from
 the old ledger is counted from it.
