@@ -54,7 +54,7 @@ lint: setup ## ruff and mypy
 	@$(RUN) ruff check . && $(RUN) ruff format --check . && $(RUN) mypy
 pages: setup ## write docs/commands.md and docs/rooms.md anew, out of the application and its docstrings
 	@$(RUN) python -m fedboard.pages
-reference: setup ## train and export the reference bundle again, into runs/reference (a quarter of an hour)
+reference: setup ## train and export the reference bundle again, into runs/reference; docs/results.md says how long it takes
 	@$(RUN) fedboard train --config configs/gboard.toml --seed 0 --out runs/reference $(ARGS) </dev/null
 	@$(RUN) fedboard export runs/reference </dev/null
 bench-simulation: setup ## speed of simulated training beside plain TFF, pfl and FedJAX (builds their environments; half an hour)
