@@ -45,6 +45,7 @@ class Figure:
 
     @property
     def verdict(self) -> str:
+        """`met` or `MISSED`, by the bar; empty where there is none."""
         return "" if self.bar is None else "met" if self.value <= self.bar else "MISSED"
 
 
@@ -99,6 +100,7 @@ class Bench:
         return json.loads(done.stdout.splitlines()[-1])
 
     def messages(self) -> Iterator[str]:
+        """Every message of the bench's users, user by user."""
         return (utterance.text for utterance in chain.from_iterable(self.users.values()))
 
 
@@ -317,6 +319,7 @@ def show(figures: Sequence[Figure]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> list[Figure]:
+    """Measure the parts asked for and print them as one table, or as JSON: the figures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
         "--bundle",

@@ -72,6 +72,7 @@ def keys(message: str) -> list[tuple[str, str]]:
 
 
 def opened(task: dict):
+    """The bundle a task names, verified by the keys it trusts."""
     from device_runtime.bundle import open_verified
 
     return open_verified(Path(task["bundle"]), frozenset(task["trusted"]))

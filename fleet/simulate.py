@@ -139,6 +139,7 @@ class _Phone:
         self._send = calls.signed(fleet.send, self._key, self._name)
 
     def check_in(self) -> None:
+        """Ask for work, and plan what follows from the answer."""
         now, rows = self._fleet.clock.now(), self._fleet.training.rows(self.device)
         self._send = calls.signed(self._fleet.send, self._key, self._name)
         answer = calls.check_in(

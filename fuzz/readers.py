@@ -47,31 +47,37 @@ LOG_BYTES = LOG.read_bytes()
 
 
 def manifest(data: bytes) -> None:
+    """A bundle's manifest.json."""
     bundle._manifest(data, FOLDER)
 
 
 def zip_(data: bytes) -> None:
+    """A bundle that comes as one zip file."""
     path = FOLDER / "bundle.zip"
     path.write_bytes(data)
     bundle.open_verified(path, frozenset({"ab" * 32}))
 
 
 def checkpoint(data: bytes) -> None:
+    """A checkpoint: whatever is read has values that are finite."""
     parsed = weights.from_bytes(data)
     assert all(np.isfinite(array).all() for array in parsed.weights.values())
 
 
 def update(data: bytes) -> None:
+    """An update: what is read has the length its header promises, and stands for finite values."""
     decoded = decode(data)
     assert len(data) == encoded_bytes(decoded.dimension, decoded.bits)
     assert np.isfinite(dequantize(decoded)).all()
 
 
 def difference_(data: bytes) -> None:
+    """A difference between checkpoints: what applies gives the new one, to the byte."""
     assert difference.apply(OLD, data) == NEW
 
 
 def typing_log(data: bytes) -> None:
+    """A damaged typing log: what is read was typed."""
     LOG.write_bytes(data)
     for suffix in ("-wal", "-shm"):
         LOG.with_name(LOG.name + suffix).unlink(missing_ok=True)
@@ -81,21 +87,25 @@ def typing_log(data: bytes) -> None:
 
 
 def unfinished_(data: bytes) -> None:
+    """Half-done work: nothing that was not sealed here is gone on with."""
     with TypingLog(LOG) as opened:
         assert unfinished.unseal(data, opened) is None
 
 
 def schedule(data: bytes) -> None:
+    """The device's small files: its schedule, its verdict on personal weights, its trust."""
     for kind in (daemon.Schedule, personal.Verdict):
         config.from_json(kind, data, "file")
     own_words.read_trust(data, "file")
 
 
 def trace(data: bytes) -> None:
+    """A trace of conditions."""
     conditions.parse(data.decode("utf-8", "replace"))(0.0)
 
 
 def messages(data: bytes) -> None:
+    """Every message a server reads: one that is read can be written and read again."""
     for kind in (
         CheckIn,
         Enrolment,
@@ -122,6 +132,7 @@ def messages(data: bytes) -> None:
 
 
 def proof(data: bytes) -> None:
+    """The headers that prove who asks: none that is made up proves anything."""
     names = (
         "content-digest",
         "fedboard-round",
@@ -138,6 +149,7 @@ def proof(data: bytes) -> None:
 
 
 def window(data: bytes) -> None:
+    """The range of a download: a window within its 1000 bytes."""
     asked, _, condition = data.decode("latin-1").partition("\n")
     start, end = bodies.window(
         {"range": asked, "if-range": condition} if condition else {"range": asked}, '"tag"', 1000
@@ -146,6 +158,7 @@ def window(data: bytes) -> None:
 
 
 def counted(data: bytes) -> None:
+    """An update that a round would count: the sum it is added to does not overflow."""
     decoded = decode(data)
     cause = sums.check(decoded, decoded.round, decoded.seed, decoded.shapes, 3, PLAN)
     if cause is None:
@@ -155,6 +168,7 @@ def counted(data: bytes) -> None:
 
 
 def settings(data: bytes) -> None:
+    """A server's settings file."""
     path = FOLDER / "server.toml"
     path.write_bytes(data)
     config.from_toml(ServerSettings, path)
@@ -199,6 +213,7 @@ READERS = {
 
 
 def main() -> None:
+    """Fuzz the reader that the first argument names, by the options of libFuzzer after it."""
     reader, seed = READERS[sys.argv.pop(1)]
     seeds = Path(tempfile.mkdtemp(prefix="fedboard-seeds-"))
     (seeds / "whole").write_bytes(seed)

@@ -8,6 +8,7 @@ down_revision = None
 
 
 def upgrade() -> None:
+    """Make the tables of a server of one task."""
     op.create_table(
         "devices",
         sa.Column("device", sa.String(16), primary_key=True),
@@ -83,6 +84,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
+    """Remove them, and all that was kept."""
     for table in (
         "sums",
         "assignments",

@@ -16,6 +16,7 @@ FINER = 16  # a unit of an old sum, in units of a new one
 
 
 def upgrade() -> None:
+    """Make the tables of several tasks, and move what the first ones held into them."""
     op.drop_index("ix_nonces_seen_at", "nonces")
     op.drop_index("ix_assignments_device", "assignments")
     for table in OLD:
@@ -207,6 +208,7 @@ def _copy_sums() -> None:
 
 
 def downgrade() -> None:
+    """Raises NotImplementedError: several tasks do not fit the tables of one."""
     raise NotImplementedError(
         "a server of several tasks does not fit the first tables: restore the backup made before "
         "the upgrade"
