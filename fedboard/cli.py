@@ -34,19 +34,34 @@ app.command("codes")(task_commands.codes)
 
 PARTS = 1000  # of a bar that shows shares
 OURS = ("device_runtime", "model", "server", "conversion", "fleet", "fedboard")
+# by extra, the packages whose lack it mends, as they are imported: what it installs, and what comes
+# along and is imported too. Each stands once, in an extra that brings it on every Python there is
+# one for
 EXTRAS = {
-    "device": ("httpx",),
+    "device": ("httpx", "tflite_runtime"),
+    "litert": ("ai_edge_litert",),
+    "keystore": ("keyring",),
     "server": (
-        "fastapi",
-        "uvicorn",
-        "pydantic",
-        "sqlalchemy",
         "alembic",
+        "cachetools",
+        "fastapi",
+        "httptools",
+        "markupsafe",
+        "nacl",
         "obstore",
         "prometheus_client",
+        "pydantic",
+        "sqlalchemy",
+        "starlette",
+        "uvicorn",
+        "uvloop",
     ),
-    "report": ("matplotlib", "jinja2"),
-    "data": ("polars", "chitchat_dataset", "google"),
+    "postgres": ("psycopg",),
+    "simulation": ("grpc", "tensorflow", "tensorflow_federated"),
+    "data": ("chitchat_dataset", "google", "polars"),
+    # a server misses its database first
+    "report": ("jinja2", "matplotlib"),
+    "scale": ("ray",),
 }
 
 
@@ -86,9 +101,14 @@ def lacking(package: str) -> str:
     """
     from fedboard import doctor
 
-    extra = next((extra for extra, names in EXTRAS.items() if package in names), "simulation")
+    extra = next((extra for extra, names in EXTRAS.items() if package in names), None)
     here = doctor.training(sys.version_info[:2], platform.machine())
-    remedy = here.remedy if extra == "simulation" and not here.ok else f"install fedboard[{extra}]"
+    if extra is None:
+        remedy = doctor.REINSTALL
+    elif extra == "simulation" and not here.ok:
+        remedy = here.remedy
+    else:
+        remedy = f"install fedboard[{extra}]"
     return f"fedboard: expected the package {package} for this command, found none; {remedy}"
 
 

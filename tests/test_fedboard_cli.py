@@ -1,18 +1,23 @@
 """Bad input on the command line: one clear line, an exit code that is not 0, no half file."""
 
+import importlib.metadata
 import json
 import os
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 from typer.testing import CliRunner
 
 from device_runtime import weights
 from fedboard import cli, doctor
 from fedboard.cli import app
 from fedboard.pages import application, walk
+from tests.test_imports import ROOMS, files, imports
 
 ROOT = Path(__file__).parents[1]
 
@@ -236,6 +241,70 @@ def test_where_training_cannot_be_its_package_is_not_said_to_be_missing(monkeypa
     assert cli.lacking("tensorflow").endswith("then `make setup PY=python3.11`")
     for package in ("polars", "chitchat_dataset", "google"):
         assert cli.lacking(package).endswith("install fedboard[data]")
+
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def imported_as(distribution: str) -> set[str]:
+    """The names a distribution is imported by; its own, where it is not installed."""
+    by_name = importlib.metadata.packages_distributions()
+    spelled = re.sub("[-_.]+", "_", distribution).lower()
+    names = {
+        name
+        for name, brought_by in by_name.items()
+        if spelled in {re.sub("[-_.]+", "_", each).lower() for each in brought_by}
+    }
+    return names or {spelled}
+
+
+ALWAYS = {name for each in PROJECT["dependencies"] for name in imported_as(Requirement(each).name)}
+
+
+def extra_told(package: str) -> str:
+    """The extra of which the command line says that it brings a package."""
+    return re.fullmatch(r".*; install fedboard\[(.*)\]", cli.lacking(package))[1]
+
+
+@pytest.mark.parametrize("extra", PROJECT["optional-dependencies"])
+def test_whatever_an_extra_installs_is_said_to_come_with_it_or_with_another_that_brings_it(
+    monkeypatch, extra
+):
+    monkeypatch.setattr(doctor, "training", lambda *_: doctor.Check("training", True, "here"))
+    extras = {
+        name: [Requirement(each) for each in requirements]
+        for name, requirements in PROJECT["optional-dependencies"].items()
+    }
+    packages = {package for row in cli.EXTRAS.values() for package in row}
+    for wanted in extras[extra]:
+        if imported_as(wanted.name) <= ALWAYS:
+            continue  # a narrower version of what is installed in any case
+        names = imported_as(wanted.name) & packages
+        assert names, f"{wanted.name} is not in the table"
+        for told in map(extra_told, names):
+            markers = [each.marker for each in extras[told] if each.name == wanted.name]
+            assert markers, f"{told} does not bring {wanted.name}"
+            # where only some Pythons get it by the extra that is told, no other gets it by this one
+            assert None in markers or wanted.marker is not None, f"{wanted.name}: {told}"
+
+
+def test_every_package_that_a_file_of_ours_imports_has_an_extra():
+    imported = {
+        module.partition(".")[0]
+        for room in ROOMS
+        for path in files(room)
+        for module in imports(path)
+    }
+    known = {*ROOMS, *ALWAYS, *sys.stdlib_module_names}
+    for extra in cli.EXTRAS.values():
+        known |= set(extra)
+    assert imported <= known
+
+
+def test_each_package_stands_in_one_extra_and_an_unknown_one_in_none():
+    packages = [package for extra in cli.EXTRAS.values() for package in extra]
+    assert len(packages) == len(set(packages))
+    assert cli.lacking("sun_spots").endswith(doctor.REINSTALL)
 
 
 def test_a_command_whose_packages_are_not_installed_names_the_extra(tmp_path):
