@@ -662,7 +662,10 @@ def doctor(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Check this machine: Python, packages, worker, corpus, memory, ports."""
+    """Check this machine: Python, packages, worker, corpus, memory, ports.
+
+    Exit code 1 if something is wrong; that models cannot be trained here is a note.
+    """
     from fedboard.doctor import checks
 
     results = checks(deep=deep)
@@ -670,13 +673,11 @@ def doctor(
         emit([asdict(check) for check in results])
     else:
         for check in results:
-            console.say(
-                f"[{'green' if check.ok else 'red'}]{'ok ' if check.ok else 'BAD'}[/] "
-                f"{check.name}: {check.found}"
-            )
+            mark = "[green]ok  [/]" if check.ok else "[red]BAD [/]" if check.failed else "note"
+            console.say(f"{mark} {check.name}: {check.found}")
             if not check.ok:
                 console.say(f"     {check.remedy}")
-    if not all(check.ok for check in results):
+    if any(check.failed for check in results):
         raise typer.Exit(1)
 
 

@@ -41,6 +41,12 @@ class Check:
     ok: bool
     found: str
     remedy: str = ""
+    needed: bool = True  # False: a note of what cannot be done here; all else can
+
+    @property
+    def failed(self) -> bool:
+        """Whether it is wrong, and more than a note of what this machine cannot do."""
+        return self.needed and not self.ok
 
 
 def checks(deep: bool = False, runs: Path = Path("runs")) -> list[Check]:
@@ -90,6 +96,7 @@ def training(version: tuple[int, ...], machine: str) -> Check:
         f"not with {here}; device, server and keyboard run",
         "TensorFlow Federated has wheels for Python 3.11 on x86_64 only: there, run `make "
         "distclean`, then `make setup PY=python3.11`",
+        needed=False,
     )
 
 

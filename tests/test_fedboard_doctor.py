@@ -1,9 +1,12 @@
 import sys
 
 import numpy as np
+import pytest
+from typer.testing import CliRunner
 
 from device_runtime.interpreter import CHOICE, installed
 from fedboard import doctor
+from fedboard.cli import app
 
 
 def test_this_machine_can_run_the_project():
@@ -55,6 +58,24 @@ def test_where_training_cannot_be_nothing_of_it_is_missed(monkeypatch):
     names = [check.name for check in doctor.checks()]
     assert "training and export" in names
     assert not {"tensorflow", "tensorflow-federated", "TFF worker"} & set(names)
+
+
+@pytest.mark.parametrize(
+    ("checks", "code", "said"),
+    [
+        ([doctor.training((3, 11), "x86_64")], 0, "ok   training and export: possible"),
+        ([doctor.training((3, 14), "x86_64")], 0, "note training and export: not with Python 3.14"),
+        ([doctor.training((3, 11), "aarch64")], 0, "note training and export: not with Python"),
+        ([doctor.training((3, 14), "x86_64"), doctor.disk(10)], 1, "BAD  free disk"),
+    ],
+    ids=["all", "newer", "arm", "wrong"],
+)
+def test_a_machine_that_cannot_train_and_is_right_for_all_else_passes(
+    monkeypatch, checks, code, said
+):
+    monkeypatch.setattr(doctor, "checks", lambda deep: checks)
+    done = CliRunner().invoke(app, ["doctor"])
+    assert (done.exit_code, said in done.output) == (code, True), done.output
 
 
 def test_the_interpreter_is_said_with_its_version_and_that_of_numpy(monkeypatch):
