@@ -13,8 +13,8 @@ from starlette.responses import FileResponse
 
 from device_runtime.causes import Cause
 from server import endpoint
-from server.access import Limits
 from server.coordinator import Coordinator, open_folder
+from server.settings import Limits
 
 
 class Signals(BaseModel):

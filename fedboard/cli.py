@@ -640,8 +640,9 @@ def serve(
     from device_runtime.config import from_toml
     from fedboard import serve as stage
     from fedboard.run import open_bundle
+    from server.settings import ServerSettings
 
-    settings = from_toml(stage.ServerSettings, config) if config else stage.ServerSettings()
+    settings = from_toml(ServerSettings, config) if config else ServerSettings()
     opened = open_bundle(bundle, trust) if bundle else None
     stage.serve(dir, opened, settings, stage.Listening(host, port, insecure), time.time())
 

@@ -21,7 +21,7 @@ from fedboard import console, devices, score
 from fedboard.export import Asked, export
 from fedboard.report import build
 from fedboard.run import Run, Settings, trusted_keys
-from fedboard.serve import ServerSettings, newest_checkpoint
+from fedboard.serve import newest_checkpoint
 from fedboard.train import How, train
 from fleet.population import Role, role_counts
 from model import child_process, corpora
@@ -30,6 +30,7 @@ from model.recipe import Recipe
 from server.contract import ADDRESS
 from server.eligibility import Policy
 from server.rounds import Rules
+from server.settings import ServerSettings
 
 # what was typed before, and the letters of the next word
 SUGGESTIONS = (

@@ -2,73 +2,20 @@
 
 import os
 import ssl
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from device_runtime import durable, weights
 from device_runtime.bundle import Bundle
-from device_runtime.errors import ConfigError, RunError
+from device_runtime.errors import RunError
 from fedboard import console
 from fedboard.run import writable
-from server.access import Limits
 from server.contract import ADDRESS, TOKEN, TOKEN_FILE
-from server.task import TaskSettings, settings_of
+from server.settings import ServerSettings, Tls
+from server.task import settings_of
 
 # environment: secrets stay out of files and commands
 DATABASE, BLOBS = "FEDBOARD_DATABASE", "FEDBOARD_BLOBS"
-ENROLMENT = ("", "open", "code")
-
-
-@dataclass(frozen=True)
-class Storage:
-    """Where state lies; by default in the server's folder. The environment's FEDBOARD_DATABASE and
-    FEDBOARD_BLOBS come first.
-    """
-
-    database: str = ""  # SQLAlchemy URL, such as postgresql+psycopg://fedboard@db/fedboard
-    blobs: str = ""  # s3://bucket/prefix
-
-
-@dataclass(frozen=True)
-class Doors:
-    """Who is let in."""
-
-    # `open`: every device; `code`: with a code of `fedboard codes`. By default open only to this
-    # machine
-    enrolment: str = ""
-    # `open`: pages, reports and metrics need no token; `token`: they do. By default open only to
-    # this machine
-    readers: str = ""
-    # addresses of the proxies whose X-Forwarded-For is believed, separated by commas
-    behind_proxy: str = ""
-
-    def __post_init__(self) -> None:
-        for name, allowed in (("enrolment", ENROLMENT), ("readers", ("", "open", "token"))):
-            if getattr(self, name) not in allowed:
-                expected = " or ".join(filter(None, allowed))
-                raise ConfigError(
-                    f"access.{name}",
-                    f"expected {expected}, found {getattr(self, name)!r}",
-                    "correct it",
-                )
-
-
-@dataclass(frozen=True)
-class Tls:
-    """The server's certificate; without one it speaks plain HTTP."""
-
-    certificate: str = ""  # file, PEM, with those between it and the root
-    key: str = ""
-
-
-@dataclass(frozen=True)
-class ServerSettings(TaskSettings):
-    """server.toml: the settings of the task that --bundle starts, and of the server."""
-
-    storage: Storage = field(default_factory=Storage)
-    access: Doors = field(default_factory=Doors)
-    limits: Limits = field(default_factory=Limits)
-    tls: Tls = field(default_factory=Tls)
 
 
 @dataclass(frozen=True)

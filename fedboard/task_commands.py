@@ -72,7 +72,7 @@ def task_create(
     from device_runtime.wire import Kind
     from fedboard.operator import connect
     from fedboard.run import open_bundle
-    from fedboard.serve import ServerSettings
+    from server.settings import ServerSettings
     from server.task import TaskSettings, settings_of
 
     if (bundle is None) == (evaluates is None):

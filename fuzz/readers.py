@@ -31,8 +31,8 @@ with atheris.instrument_imports(
     from device_runtime.typing_log import TypingLog
     from device_runtime.update import Header, decode, dequantize, encode, encoded_bytes
     from device_runtime.wire import Abandon, CheckIn, Enrolment, Plan, Scores
-    from fedboard.serve import ServerSettings
     from server import access, bodies, contract, judging, sums
+    from server.settings import ServerSettings
 
 import numpy as np
 

@@ -18,38 +18,12 @@ import nacl.bindings
 import nacl.exceptions
 
 from device_runtime import durable, signing
-from device_runtime.errors import ConfigError, RunError
+from device_runtime.errors import RunError
 from server.contract import TOKEN_FILE
 
 _NONCE = re.compile(r"[0-9a-f]{32}")
 _ROUND = re.compile(r"0|[1-9][0-9]{0,17}")
 _DIGEST = re.compile(r"sha-256=:([A-Za-z0-9+/]{43}=):")
-
-
-@dataclass(frozen=True)
-class Limits:
-    """How often one device and one address may ask: so many at once, and so many a second after
-    that. 0 = no limit.
-    """
-
-    device_burst: int = 120
-    device_per_s: float = 2.0
-    address_burst: int = 2000
-    # of addresses other than this machine's own: many phones can share one
-    address_per_s: float = 200.0
-    body_s: float = 30.0  # a body takes at most this long
-    least_bytes_per_s: float = 10_000.0  # and this much longer for every so many bytes of it
-    bodies_bytes: int = 256 << 20  # of all bodies in memory at once
-
-    def __post_init__(self) -> None:
-        for name in self.__dataclass_fields__:
-            least = 1 if name in ("body_s", "least_bytes_per_s", "bodies_bytes") else 0
-            if not getattr(self, name) >= least:
-                raise ConfigError(
-                    f"limits.{name}",
-                    f"expected at least {least}, found {getattr(self, name)}",
-                    "correct it",
-                )
 
 
 @dataclass(frozen=True)

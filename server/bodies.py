@@ -13,8 +13,8 @@ from starlette.requests import Request
 from device_runtime import config
 from device_runtime.causes import Cause
 from device_runtime.errors import ConfigError
-from server.access import Limits
 from server.requests import Refused
+from server.settings import Limits
 
 T = TypeVar("T")
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")

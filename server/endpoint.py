@@ -53,13 +53,14 @@ from device_runtime.wire import (
     Scores,
 )
 from server import access, bodies, contract, dashboard, memory, openapi, operators, overview
-from server.access import Buckets, Limits, Proof
+from server.access import Buckets, Proof
 from server.coordinator import Coordinator
 from server.groups import Groups
 from server.judging import Judged
 from server.metrics import Metrics
 from server.requests import Abandoning, Answer, CheckingIn, Fetching, Refused, Reporting
 from server.requests import Request as Asked
+from server.settings import Limits
 from server.store import Unusable
 
 log = logging.getLogger("fedboard.server")

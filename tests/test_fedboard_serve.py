@@ -17,6 +17,8 @@ from device_runtime.errors import ConfigError, RunError
 from device_runtime.home import Home
 from fedboard import serve as stage
 from fedboard.cli import main
+from server.settings import ServerSettings
+from tests.test_imports import ONLY_A_DEVICE
 
 ABLE = "0\tbattery_charged_on\n0\twifi\n0\tscreen_off\n"
 
@@ -171,6 +173,49 @@ def test_a_server_without_any_configuration_is_given_tasks_and_devices_and_goes_
     assert not any(secret in log for secret in (token, code, "number 1"))
 
 
+OPERATOR = """
+import json
+from fedboard.cli import main
+for words in json.loads(sys.argv[1]):
+    sys.argv = ["fedboard", "task", *words, "--dir", sys.argv[-1]]
+    try:
+        main()
+    except SystemExit as ended:
+        assert ended.code == 0, words
+"""
+
+
+def test_an_operator_makes_and_keeps_tasks_where_only_a_device_s_packages_are_installed(
+    running, tmp_path, tiny_bundle, trusted
+):
+    running()
+    (tmp_path / "maker.pub").write_text(next(iter(trusted)))
+    (tmp_path / "task.toml").write_text("[rules]\nreport_goal = 7\n[limits]\nbody_s = 5\n")
+    settings = ["--config", str(tmp_path / "task.toml")]
+    bundle = ["--bundle", str(tiny_bundle.path), "--trust", str(tmp_path / "maker.pub")]
+    commands = [
+        ["create", "words", *bundle, *settings],
+        ["create", "scores", "--evaluates", "words", *settings],
+        ["pause", "words"],
+        ["resume", "words"],
+        ["list", "--json"],
+        ["show", "words"],
+    ]
+    where = str(tmp_path / "server")
+    done = subprocess.run(
+        [sys.executable, "-c", ONLY_A_DEVICE + OPERATOR, json.dumps(commands), where],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    (listed,) = (json.loads(line) for line in done.stdout.splitlines() if line.startswith("["))
+    assert [(task["name"], task["kind"], task["goal"]) for task in listed] == [
+        ("words", "training", 7),
+        ("scores", "evaluation", 7),
+    ]
+
+
 def test_what_an_operator_gets_wrong_is_one_clear_line(running, fedboard, tmp_path):
     def error(*words: object, **environment: str) -> str:
         return fedboard(*words, fails=True, **environment)
@@ -225,13 +270,43 @@ def test_a_server_that_cannot_be_started_as_asked_says_why_in_one_line(
     host = words[1] if words[0] == "--host" else "127.0.0.1"
     with pytest.raises((RunError, ConfigError)) as caught:
         settings = (
-            from_toml(stage.ServerSettings, Path(words[1]))
+            from_toml(ServerSettings, Path(words[1]))
             if words[0] == "--config"
-            else stage.ServerSettings()
+            else ServerSettings()
         )
         stage.serve(tmp_path / "server", None, settings, stage.Listening(host, 0), 0.0)
     assert said in str(caught.value)
     assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("serve", "--port", 0),
+        ("task", "create", "words", "--bundle", "bundles/reference"),
+        ("task", "create", "words", "--evaluates", "default"),
+    ],
+    ids=["serve", "train", "evaluate"],
+)
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ('kind = "evaluation"', "task create NAME --evaluates TASK"),
+        ('evaluates = "default"', "task create NAME --evaluates TASK"),
+        (f'checkpoint = "{"ab" * 32}"', "starts from the checkpoint of its `--bundle`"),
+    ],
+    ids=["kind", "evaluates", "checkpoint"],
+)
+def test_what_a_command_decides_is_refused_in_a_file_of_settings(
+    fedboard, tmp_path, command, line, said
+):
+    (tmp_path / "task.toml").write_text(f"{line}\n")
+    where = ("--dir", tmp_path / "server", "--config", tmp_path / "task.toml")
+    error = fedboard(*command, *where, fails=True)
+    name = line.partition(" ")[0]
+    assert error.startswith(f"ConfigError: task.{name}: not decided by a file of settings, found")
+    assert said in error
+    assert not (tmp_path / "server").exists()
 
 
 def test_on_an_address_others_reach_devices_need_codes_and_readers_the_token(

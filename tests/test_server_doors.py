@@ -21,9 +21,10 @@ from device_runtime import calls, config, signing, transport
 from device_runtime.errors import ConfigError, RunError, ServerError
 from device_runtime.wire import CheckIn, Enrolment, Kind
 from server import access, contract, endpoint
-from server.access import Buckets, Limits
+from server.access import Buckets
 from server.coordinator import open_folder
 from server.rounds import Rules
+from server.settings import Limits
 from tests.test_server_endpoint import TOKEN, Device, problem, running
 from tests.toy_server import PLAN, READY, TOKENIZER, WEIGHTS, OneByOne, encoded, key, new
 

@@ -204,7 +204,6 @@ def test_replicas_that_answer_groups_at_the_same_time_count_each_device_once(dat
 SERVER = """
 import sys
 from server import endpoint
-from server.access import Limits
 from server.blobs import Blobs
 from server.coordinator import Coordinator
 from server.store import Store

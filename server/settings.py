@@ -1,0 +1,112 @@
+"""server.toml: the settings of a task and of the server that runs it, as they are written down.
+
+An operator's client reads the same file and needs none of a server's packages.
+"""
+
+from dataclasses import dataclass, field
+
+from device_runtime.errors import ConfigError
+from server.task import TaskSettings
+
+ENROLMENT, READERS = ("", "open", "code"), ("", "open", "token")
+# what a task's settings hold and a file of them does not decide, and who does
+_BESIDE = "an evaluation is made by `fedboard task create NAME --evaluates TASK`"
+ELSEWHERE = {
+    "kind": _BESIDE,
+    "evaluates": _BESIDE,
+    "checkpoint": "a training task starts from the checkpoint of its `--bundle`",
+}
+
+
+@dataclass(frozen=True)
+class Storage:
+    """Where state lies; by default in the server's folder. The environment's FEDBOARD_DATABASE and
+    FEDBOARD_BLOBS come first.
+    """
+
+    database: str = ""  # SQLAlchemy URL, such as postgresql+psycopg://fedboard@db/fedboard
+    blobs: str = ""  # s3://bucket/prefix
+
+
+@dataclass(frozen=True)
+class Doors:
+    """Who is let in."""
+
+    # `open`: every device; `code`: with a code of `fedboard codes`. By default open only to this
+    # machine
+    enrolment: str = ""
+    # `open`: pages, reports and metrics need no token; `token`: they do. By default open only to
+    # this machine
+    readers: str = ""
+    # addresses of the proxies whose X-Forwarded-For is believed, separated by commas
+    behind_proxy: str = ""
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError for a door that is neither open nor kept."""
+        for name, allowed in (("enrolment", ENROLMENT), ("readers", READERS)):
+            if getattr(self, name) not in allowed:
+                expected = " or ".join(filter(None, allowed))
+                raise ConfigError(
+                    f"access.{name}",
+                    f"expected {expected}, found {getattr(self, name)!r}",
+                    "correct it",
+                )
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How often one device and one address may ask: so many at once, and so many a second after
+    that. 0 = no limit.
+    """
+
+    device_burst: int = 120
+    device_per_s: float = 2.0
+    address_burst: int = 2000
+    # of addresses other than this machine's own: many phones can share one
+    address_per_s: float = 200.0
+    body_s: float = 30.0  # a body takes at most this long
+    least_bytes_per_s: float = 10_000.0  # and this much longer for every so many bytes of it
+    bodies_bytes: int = 256 << 20  # of all bodies in memory at once
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError for a limit that would let nothing through."""
+        for name in self.__dataclass_fields__:
+            least = 1 if name in ("body_s", "least_bytes_per_s", "bodies_bytes") else 0
+            if not getattr(self, name) >= least:
+                raise ConfigError(
+                    f"limits.{name}",
+                    f"expected at least {least}, found {getattr(self, name)}",
+                    "correct it",
+                )
+
+
+@dataclass(frozen=True)
+class Tls:
+    """The server's certificate; without one it speaks plain HTTP."""
+
+    certificate: str = ""  # file, PEM, with those between it and the root
+    key: str = ""
+
+
+@dataclass(frozen=True)
+class ServerSettings(TaskSettings):
+    """server.toml: the settings of the task that --bundle starts, and of the server.
+
+    Raises ConfigError for what a file of settings does not decide, see `ELSEWHERE`.
+    """
+
+    storage: Storage = field(default_factory=Storage)
+    access: Doors = field(default_factory=Doors)
+    limits: Limits = field(default_factory=Limits)
+    tls: Tls = field(default_factory=Tls)
+
+    def __post_init__(self) -> None:
+        for name, who_does in ELSEWHERE.items():
+            value = getattr(self, name)
+            if value != getattr(TaskSettings, name):
+                raise ConfigError(
+                    f"task.{name}",
+                    f"not decided by a file of settings, found {str(value)!r}",
+                    f"remove it; {who_does}",
+                )
+        super().__post_init__()
