@@ -207,23 +207,12 @@ class Encoded(tff.aggregators.WeightedAggregationFactory):
         return tff.templates.AggregationProcess(start, next_round)
 
 
-def rotation_key(seed: int, number: int) -> int:
-    """The seed by which `quantize.rotate` rotates as round `number` does here.
-
-    Its two 64-bit halves are the round and the seed.
-
-    >>> rotation_key(seed=3, number=1) == 2**64 + 3
-    True
-    """
-    return number << 64 | seed
-
-
 def signs(seed: int, number: tf.Tensor, dimension: int) -> tf.Tensor:
     """The signs of a round's rotation, 1 and -1: int8 [padded(dimension)].
 
-    They are those NumPy draws from Philox keyed by `rotation_key`. Source: Philox4x64-10 of Salmon
-    et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"; each byte of its stream gives one
-    sign.
+    They are those `quantize.rotate` draws by the seed `number << 64 | seed`, whose halves are the
+    key of Philox. Source: Philox4x64-10 of Salmon et al. 2011, "Parallel random numbers: as easy as
+    1, 2, 3"; each byte of its stream gives one sign.
     """
     size = quantize.padded(dimension)
     counter = tf.cast(tf.range(1, size // 32 + 1), tf.uint64)  # a block is 4 words of 8 bytes

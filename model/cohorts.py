@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from device_runtime import separation
 from device_runtime.errors import ConfigError
 
 NEVER = -(1 << 30)  # the last round of a client that has not trained yet
@@ -50,7 +51,7 @@ def draw(
     """
     number = sampler.round + 1
     rng = np.random.default_rng([seed, 1, number])
-    ready = number - sampler.last >= min_separation
+    ready = separation.may_join(number, sampler.last, min_separation)  # bool [population]
     waiting = sampler.waiting
     if sampling == "uniform":
         chosen = rng.choice(np.flatnonzero(ready), cohort, replace=False)

@@ -39,7 +39,7 @@ from pathlib import Path
 
 import numpy as np
 
-from device_runtime import signing
+from device_runtime import separation, signing
 from device_runtime.causes import MEANING, Cause
 from device_runtime.errors import RunError
 from device_runtime.weights import digest
@@ -301,13 +301,13 @@ class Coordinator:
             stored.task.name == task and stored.state is State.FINISHED for stored in self.tasks()
         )
 
-    def pause(self, task: str, now: float) -> None:
+    def pause(self, task: str) -> None:
         """Admit nobody any more; whoever is at work may still report. Refused unless the task is
         running.
         """
         self._set_state(task, State.RUNNING, State.PAUSED)
 
-    def resume(self, task: str, now: float) -> None:
+    def resume(self, task: str) -> None:
         """Admit devices again. Refused unless the task is paused."""
         self._set_state(task, State.PAUSED, State.RUNNING)
 
@@ -530,9 +530,8 @@ class Coordinator:
             ledger.tell(task.name, Dropped(now))
             return Reject(Cause.STALE, self._retry(Cause.STALE, task.rules, now))
         participation = ledger.history(work.device, task.name)
-        if (
-            participation.last_counted is not None
-            and round.round - participation.last_counted < task.policy.min_separation
+        if not separation.may_join(
+            round.round, participation.last_counted, task.policy.min_separation
         ):
             # only in a buffered task: the device has been counted in this very round by an older
             # assignment

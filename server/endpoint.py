@@ -464,12 +464,12 @@ class _Service:
 
     async def pause(self, request: Request) -> Response:
         self.may_act(request)
-        await run_in_threadpool(self.coordinator.pause, request.path_params["name"], self.clock())
+        await run_in_threadpool(self.coordinator.pause, request.path_params["name"])
         return await self.changed(request, "paused", request.path_params["name"])
 
     async def resume(self, request: Request) -> Response:
         self.may_act(request)
-        await run_in_threadpool(self.coordinator.resume, request.path_params["name"], self.clock())
+        await run_in_threadpool(self.coordinator.resume, request.path_params["name"])
         return await self.changed(request, "resumed", request.path_params["name"])
 
     async def roll_back(self, request: Request) -> Response:

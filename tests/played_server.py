@@ -57,7 +57,7 @@ def played(folder: Path, rounds: int, now: float, seed: int = 0) -> OneByOne:
         start,
     )
     coordinator = OneByOne(store, blobs)
-    coordinator.pause("swiss-german", now)
+    coordinator.pause("swiss-german")
     rng, devices = np.random.default_rng(seed), enrolled(coordinator, 90)
     for number in range(rounds):
         at = now - HOUR_S * (rounds - number - 1) - 600

@@ -100,10 +100,7 @@ def test_rounding_repeats_by_seed_and_differs_by_round(aggregators):
     ("seed", "round", "size"), [(0, 1, 1), (3, 7, 5000), (2**62 + 11, 120, 4097)]
 )
 def test_a_round_has_the_rotation_numpy_makes_from_its_key(aggregators, seed, round, size):
-    vector, key = (
-        np.random.default_rng(1).standard_normal(size, np.float32),
-        aggregators.rotation_key(seed, round),
-    )
+    vector, key = np.random.default_rng(1).standard_normal(size, np.float32), round << 64 | seed
     signs = aggregators.signs(seed, round, size)
     theirs = quantize.rotate(vector, key)
     np.testing.assert_allclose(aggregators.rotate(vector, signs), theirs, atol=1e-5)
@@ -117,10 +114,7 @@ def test_values_are_rounded_as_the_device_rounds_them(aggregators, bits):
     """
     vector, draws = np.random.default_rng(1).standard_normal(5000, np.float32), 100
     vector[quantize.BLOCK :] *= 0.01  # a block of another size
-    signs, rotated = (
-        aggregators.signs(3, 7, 5000),
-        quantize.rotate(vector, aggregators.rotation_key(3, 7)),
-    )
+    signs, rotated = aggregators.signs(3, 7, 5000), quantize.rotate(vector, 7 << 64 | 3)
     _, low, step = quantize.quantize(
         rotated.reshape(-1, quantize.BLOCK), bits, np.random.default_rng(0)
     )

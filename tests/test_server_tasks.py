@@ -289,7 +289,7 @@ NONSENSE = [
 
 @pytest.mark.parametrize("body", NONSENSE)
 def test_scores_nobody_could_have_are_refused_and_change_nothing(coordinator, body):
-    coordinator.pause("default", 1.0)
+    coordinator.pause("default")
     add_evaluation(coordinator)
     (device,) = enrolled(coordinator, 1)
     work = coordinator.check_in(device, READY, 2.0)
@@ -309,7 +309,7 @@ def test_a_report_of_the_other_kind_is_refused(coordinator):
         )
         is Cause.NOT_SCORES
     )
-    coordinator.pause("default", 2.0)
+    coordinator.pause("default")
     add_evaluation(coordinator)
     work = coordinator.check_in(devices[1], READY, 2.0)
     assert (
@@ -419,23 +419,23 @@ def test_a_buffered_task_lets_go_of_a_device_that_takes_too_long_and_admits_anot
 def test_a_paused_task_admits_nobody_and_still_counts_those_at_work(coordinator):
     a, b, c = enrolled(coordinator, 3)
     works = [coordinator.check_in(device, READY, 1.0) for device in (a, b)]
-    coordinator.pause("default", 2.0)
+    coordinator.pause("default")
     assert coordinator.check_in(c, READY, 3.0).cause is Cause.TASK_PAUSED
     assert coordinator.check_in(b, READY, 3.0).assignment == works[1].assignment
     for number, (device, work) in enumerate(zip((a, b), works, strict=True)):
         assert coordinator.update(device, work.assignment, encoded(work, number), 3.0).counted
     assert coordinator.reports(4.0).rounds[0].phase == "committed"
     assert coordinator.check_in(c, READY, 4.0).cause is Cause.TASK_PAUSED
-    coordinator.resume("default", 5.0)
+    coordinator.resume("default")
     assert isinstance(coordinator.check_in(c, READY, 5.0), Assignment)
 
 
 def test_states_that_do_not_fit_are_refused_by_name(coordinator):
-    assert cause_of(lambda: coordinator.resume("default", 1.0)) is Cause.WRONG_STATE
-    coordinator.pause("default", 1.0)
-    assert cause_of(lambda: coordinator.pause("default", 1.0)) is Cause.WRONG_STATE
+    assert cause_of(lambda: coordinator.resume("default")) is Cause.WRONG_STATE
+    coordinator.pause("default")
+    assert cause_of(lambda: coordinator.pause("default")) is Cause.WRONG_STATE
     for call in (coordinator.pause, coordinator.resume):
-        assert cause_of(lambda call=call: call("nothing", 1.0)) is Cause.UNKNOWN_TASK
+        assert cause_of(lambda call=call: call("nothing")) is Cause.UNKNOWN_TASK
     assert cause_of(lambda: coordinator.roll_back("default", 77, 1.0)) is Cause.UNKNOWN_BLOB
     assert cause_of(lambda: coordinator.roll_back("nothing", 0, 1.0)) is Cause.UNKNOWN_TASK
     assert [stored.state for stored in coordinator.tasks()] == [State.PAUSED]
