@@ -142,7 +142,7 @@ def run(demo: Demo) -> Run:
         "The checkpoint of the last round is exported again: this is the file a keyboard ships.",
     ):
         manifest, last = export(
-            trained.checkpoints / "after.safetensors", trained.path / "bundle", asked, corpus
+            trained.checkpoints / "after.safetensors", trained.bundle, asked, corpus
         )
         durable.share(
             trained.path / "suggestions.json", json.dumps(_suggestions(first, last)).encode()

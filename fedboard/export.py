@@ -5,13 +5,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from device_runtime import weights
-from device_runtime.bundle import NO_PRIVACY, Manifest
+from device_runtime.bundle import Manifest
 from device_runtime.errors import ConfigError, CorpusError
 from device_runtime.examples import rows
 from device_runtime.text import normalise, tokenise
 from device_runtime.wire import Plan
 from fedboard import console
-from fedboard.run import Settings, checkpoint_of, require_fit, run_of, signing_key, vocabulary_of
+from fedboard.run import checkpoint_of, privacy_of, require_fit, run_of, signing_key, vocabulary_of
 from model import corpora
 from model.corpus import Corpus, token_lists
 
@@ -63,7 +63,7 @@ def export(
         )
     private = signing_key(asked.key)
     blocked = None if asked.blocked is None else word_list(asked.blocked)
-    out = Path(out) if out else (run.path if run else path.parent) / "bundle"
+    out = Path(out) if out else (run.bundle if run else path.parent / "bundle")
 
     from conversion.package import Parts, package  # TensorFlow
 
@@ -74,7 +74,7 @@ def export(
         Path(name).name,
         asked.release,
         blocked,
-        _privacy(settings),
+        privacy_of(settings),
     )
     manifest, gate = package(out, parts, examples, private)
     console.say(
@@ -110,18 +110,3 @@ def word_list(path: Path) -> frozenset[str]:
                 f"{path}, line {number}", "expected one word", "put every word on a line of its own"
             )
     return frozenset(map(normalise, lines))
-
-
-def _privacy(settings: Settings | None) -> str:
-    """What the manifest says of privacy: what is known, and no more."""
-    if settings is None:
-        return "unknown: the checkpoint came without its run"
-    if settings.central:
-        return "none: trained with all text in one place"
-    privacy = settings.recipe.privacy
-    if privacy.mechanism == "none":
-        return NO_PRIVACY
-    return (
-        f"{privacy.mechanism} noise of multiplier {privacy.noise_multiplier:g} was added in "
-        "training, but nothing accounts for what was spent"
-    )

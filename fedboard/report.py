@@ -130,6 +130,7 @@ def render(name: str, material: Material) -> str:
         pair=compared,
         examples=material.examples,
         totals=totals,
+        privacy=material.privacy,
         time=bars(totals.seconds),
         memory=bars(totals.memory_mb),
         sizes=bars({name: float(count) for name, count in totals.sizes.items()}),

@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 
 from device_runtime import config
+from device_runtime.bundle import MANIFEST, Manifest
 from device_runtime.errors import ConfigError, RunError
 from device_runtime.wire import RoundReport, RoundReports
 from fedboard import score
-from fedboard.run import Run, Settings
+from fedboard.run import Run, Settings, privacy_of
 
 # first rows of the table; others follow by name
 SYSTEMS = ("unigram", "kn2", "kn3", "kn4", "before", "after", "shipped")
@@ -71,13 +72,15 @@ class Material:
     rounds: tuple[RoundReport, ...]
     examples: tuple[Example, ...]
     totals: Totals | None
+    privacy: str  # in the words of the bundle's lineage; empty if nothing is known of it
 
 
 def read(run: Run) -> Material:
     """The parts of a run's folder. Raises RunError naming the file that is damaged."""
     files = {path.stem: path for path in sorted(run.evaluations.glob("*.json"))}
+    settings = _settings(run) if run.config.exists() else None
     material = Material(
-        settings=_settings(run) if run.config.exists() else None,
+        settings=settings,
         metrics=_metrics(run.metrics),
         systems={
             stem: _scored(files[stem])
@@ -86,6 +89,7 @@ def read(run: Run) -> Material:
         rounds=_message(RoundReports, run.path / "rounds.json", RoundReports()).rounds,
         examples=_examples(run.path / "suggestions.json"),
         totals=_message(Totals, run.path / "summary.json", None),
+        privacy=_privacy(run.bundle / MANIFEST, settings),
     )
     if not any(
         getattr(material, part)
@@ -95,6 +99,13 @@ def read(run: Run) -> Material:
             run.path, "holds nothing to report on", "give the folder of a run, such as runs/demo"
         )
     return material
+
+
+def _privacy(manifest: Path, settings: Settings | None) -> str:
+    exported = _message(Manifest, manifest, None)
+    if exported is not None:
+        return exported.lineage.privacy
+    return "" if settings is None else privacy_of(settings)
 
 
 def _settings(run: Run) -> Settings:

@@ -10,7 +10,7 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from device_runtime import config, durable, signing, weights
-from device_runtime.bundle import Bundle, open_verified
+from device_runtime.bundle import NO_PRIVACY, Bundle, open_verified
 from device_runtime.errors import CheckpointError, RunError
 from device_runtime.text import Vocabulary
 from model.recipe import Recipe
@@ -71,6 +71,11 @@ class Run:
     def evaluations(self) -> Path:
         """Results of `fedboard evaluate`, one file a system."""
         return self.path / "evaluations"
+
+    @property
+    def bundle(self) -> Path:
+        """What devices install, where `fedboard export` writes it by default."""
+        return self.path / "bundle"
 
     @property
     def report(self) -> Path:
@@ -184,6 +189,21 @@ def run_of(target: Path) -> Run | None:
     target = Path(target)
     return next(
         (run for run in (Run(target), Run(target.parent.parent)) if run.config.is_file()), None
+    )
+
+
+def privacy_of(settings: Settings | None) -> str:
+    """What a bundle's lineage says of privacy: what is known of the run, and no more."""
+    if settings is None:
+        return "unknown: the checkpoint came without its run"
+    if settings.central:
+        return "none: trained with all text in one place"
+    privacy = settings.recipe.privacy
+    if privacy.mechanism == "none":
+        return NO_PRIVACY
+    return (
+        f"{privacy.mechanism} noise of multiplier {privacy.noise_multiplier:g} was added in "
+        "training, but nothing accounts for what was spent"
     )
 
 

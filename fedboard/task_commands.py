@@ -149,6 +149,8 @@ def task_show(
         f"{task.committed} rounds committed"
     )
     console.say(f"checkpoint {task.checkpoint} of round {task.checkpoint_round}")
+    if task.privacy:
+        console.say(f"privacy: {task.privacy}")
     rows: list[list[str]] = []
     why: dict[str, int] = {}
     for report in reports:

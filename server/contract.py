@@ -73,6 +73,7 @@ class TaskReport:
     checkpoint: str  # SHA-256 of the current one (float32); of an evaluation the one being scored
     checkpoint_round: int
     evaluates: str = ""
+    privacy: str = ""  # what a training task has spent of it, in a sentence
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,8 @@ from server import sums
 from server.sums import Sum, Weighted
 from server.task import Task, rotation_seed
 
+NOTHING_CLAIMED = "no privacy guarantee (epsilon) is claimed and no budget is kept"
+
 
 @dataclass(frozen=True)
 class Exposure:
@@ -40,13 +42,24 @@ class Exposure:
 class Spent:
     """What a task has spent of its devices' privacy."""
 
-    sentence: str  # as bundles and pages say it
+    protection: str  # what hides the updates, in the words of a bundle's lineage
     epsilon: float = math.inf  # inf: nothing is claimed
 
     @property
     def claimed(self) -> bool:
         """Whether there is a guarantee to state."""
         return math.isfinite(self.epsilon)
+
+    @property
+    def sentence(self) -> str:
+        """The whole of it, as pages and reports say it.
+
+        >>> Spent("noise on every sum", 1.5).sentence
+        'noise on every sum; epsilon 1.50'
+        """
+        if self.claimed:
+            return f"{self.protection}; epsilon {self.epsilon:.2f}"
+        return f"{self.protection}; {NOTHING_CLAIMED}"
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from device_runtime import weights
 from device_runtime.causes import Cause
 from device_runtime.errors import CheckpointError, ConfigError, RunError
 from device_runtime.wire import Kind, Phase
-from server import tasks
+from server import mechanism, tasks
 from server.contract import (
     LONGEST_CODE_LIFE_S,
     MOST_CODES,
@@ -22,6 +22,7 @@ from server.contract import (
     TaskSettings,
 )
 from server.coordinator import Coordinator
+from server.overview import exposure
 from server.requests import Refused
 from server.store import Rows, StoredTask
 
@@ -88,7 +89,10 @@ def report(coordinator: Coordinator, name: str) -> TaskReport:
 def _report(rows: Rows, stored: StoredTask) -> TaskReport:
     task = stored.task
     newest = rows.reports(task, 0.0, most=1)[0]
-    current = rows.current(task.name) if task.kind is Kind.TRAINING else None
+    current, privacy = None, ""
+    if task.kind is Kind.TRAINING:
+        current = rows.current(task.name)
+        privacy = mechanism.of(task).spent(exposure(rows, task.name)).sentence
     return TaskReport(
         task.name,
         task.population,
@@ -103,4 +107,5 @@ def _report(rows: Rows, stored: StoredTask) -> TaskReport:
         current.sha if current else newest.base,
         current.round if current else newest.base_round,
         task.evaluates,
+        privacy,
     )

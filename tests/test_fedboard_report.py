@@ -1,17 +1,21 @@
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from device_runtime import config
+from device_runtime.bundle import MANIFEST
 from device_runtime.errors import RunError
 from device_runtime.metrics import Counts
 from device_runtime.wire import RoundReport, RoundReports
 from fedboard import report, score
 from fedboard.run import Run, Settings
 from model.measures import Evaluation, summarise
+from model.recipe import Client, Privacy, Recipe
 
+UNIFORM = Client(weighting="uniform")  # which noise asks for
 SECTIONS = {
     "metrics.csv": "training",
     "evaluations": "systems",
@@ -112,6 +116,24 @@ def test_a_missing_part_leaves_the_rest_standing(run, part, section):
     page = report.build(run).read_text()
     assert f'id="{section}"' not in page
     assert all(f'id="{other}"' in page for other in SECTIONS.values() if other != section)
+
+
+def test_what_is_said_of_privacy_is_what_the_bundle_says_or_else_the_run(run, tiny_bundle):
+    line = "Privacy: none: no noise was added and updates were not securely aggregated."
+    assert line in report.build(run).read_text()
+    noised = replace(Settings(), recipe=Recipe(privacy=Privacy("tree", 0.5), client=UNIFORM))
+    run.config.write_text(config.to_toml(noised))
+    assert "Privacy: tree noise of multiplier 0.5 was added" in report.build(run).read_text()
+    manifest = tiny_bundle.manifest
+    lineage = replace(manifest.lineage, privacy="noise of a later version")
+    run.bundle.mkdir()
+    (run.bundle / MANIFEST).write_bytes(config.to_json(replace(manifest, lineage=lineage)))
+    assert "Privacy: noise of a later version." in report.build(run).read_text()
+
+
+def test_of_a_run_nobody_knows_the_settings_of_no_privacy_is_claimed_or_denied(run):
+    run.config.unlink()
+    assert "Privacy:" not in report.build(run).read_text()
 
 
 def test_text_is_escaped_and_the_same_folder_gives_the_same_bytes(run):

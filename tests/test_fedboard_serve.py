@@ -12,11 +12,13 @@ from pathlib import Path
 import httpx
 import pytest
 
+from device_runtime.bundle import NO_PRIVACY
 from device_runtime.config import from_toml
 from device_runtime.errors import ConfigError, RunError
 from device_runtime.home import Home
 from fedboard import serve as stage
 from fedboard.cli import main
+from server.mechanism import NOTHING_CLAIMED
 from server.settings import ServerSettings
 from tests.test_imports import ONLY_A_DEVICE
 
@@ -158,6 +160,8 @@ def test_a_server_without_any_configuration_is_given_tasks_and_devices_and_goes_
     assert back["checkpoint_round"] == tiny_bundle.checkpoint.round
     shown = fedboard("task", "show", "words", *where)
     assert "abandoned" in shown and "checkpoint" in shown
+    assert f"privacy: {NO_PRIVACY}; {NOTHING_CLAIMED}" in " ".join(shown.split())
+    assert "privacy" not in fedboard("task", "show", "scores", *where)
     (code,) = fedboard("codes", *where).split()
     assert len(code) == 32
     log = again.log.read_text()

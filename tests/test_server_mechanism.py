@@ -10,7 +10,7 @@ from device_runtime import weights
 from device_runtime.bundle import NO_PRIVACY
 from device_runtime.causes import Cause
 from device_runtime.errors import ConfigError
-from server import dashboard, mechanism, overview
+from server import dashboard, mechanism, operators, overview
 from server.mechanism import Exposure, Mechanism, Spent, plain
 from server.metrics import Metrics
 from server.rounds import Rules
@@ -56,7 +56,8 @@ def test_the_plain_mechanism_takes_reports_to_their_mean_by_examples(tmp_path):
 def test_nothing_is_claimed_of_privacy_without_noise_however_little_was_counted():
     for exposure in (Exposure(0, 0, None), Exposure(900, 30, 4)):
         spent = plain(TASK).spent(exposure)
-        assert (spent.sentence, spent.epsilon, spent.claimed) == (NO_PRIVACY, math.inf, False)
+        assert (spent.protection, spent.epsilon, spent.claimed) == (NO_PRIVACY, math.inf, False)
+        assert spent.sentence == f"{NO_PRIVACY}; {mechanism.NOTHING_CLAIMED}"
 
 
 def test_rules_a_sum_cannot_hold_are_refused():
@@ -88,6 +89,7 @@ def test_another_mechanism_takes_its_place_in_rounds_pages_and_figures(tmp_path,
     )
     page = dashboard.page(overview.read(coordinator, 3.0, 0.0, {})).html
     assert "shifted by one; epsilon 0.50." in page
+    assert operators.report(coordinator, "default").privacy == "shifted by one; epsilon 0.50"
     assert (
         'fedboard_privacy_epsilon{task="default"} 0.5'
         in Metrics(coordinator, lambda: 3.0).text().decode()
