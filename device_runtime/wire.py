@@ -16,10 +16,12 @@ Problem with a named cause. What only the operator may ask for is in `server/con
 """
 
 import math
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from device_runtime.causes import Cause
+from device_runtime.causes import Cause, Step
 from device_runtime.errors import ConfigError
 
 VERSION = 2
@@ -208,6 +210,24 @@ class RoundReport:
     base_round: int = 0  # the round that made it
     scores: Scores | None = None  # of an evaluation: sums over its devices
     opened_at: float = 0.0  # seconds since 1970
+
+
+# the steps of the funnel, in order: a device that came to one came to all before it
+FUNNEL = ("checked_in", "assigned", "downloaded", "uploaded", "counted")
+
+
+def lost(reports: Iterable[RoundReport], *steps: Step) -> list[tuple[str, int]]:
+    """Devices that fell out of these rounds at the steps, by cause, the most frequent first.
+
+    >>> report = RoundReport(1, Phase.COMMITTED, 2, refused={"in_use": 1}, dropped={"late": 2})
+    >>> lost([report, report], Step.REFUSED), lost([report], Step.REFUSED, Step.DROPPED)
+    ([('in_use', 2)], [('late', 2), ('in_use', 1)])
+    """
+    counts: Counter[str] = Counter()
+    for report in reports:
+        for step in steps:
+            counts.update(getattr(report, step))
+    return sorted((+counts).items(), key=lambda each: (-each[1], each[0]))
 
 
 @dataclass(frozen=True)

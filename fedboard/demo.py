@@ -14,9 +14,10 @@ from typing import Any
 
 from device_runtime import bundle as bundles
 from device_runtime import calls, config, durable, interpreter, weights
+from device_runtime.causes import Step, label
 from device_runtime.errors import RunError
 from device_runtime.transport import http, persistent
-from device_runtime.wire import Plan, RoundReports
+from device_runtime.wire import Phase, Plan, RoundReports, lost
 from fedboard import console, devices, score
 from fedboard.export import Asked, export
 from fedboard.report import build
@@ -267,14 +268,10 @@ def _rounds_with_devices(demo: Demo, run: Run, bundle: Path, users: Users) -> di
     counted = sum(round.counted for round in reports.rounds)
     uploaded = sum(round.uploaded for round in reports.rounds)
     per_upload = sum(round.bytes_up for round in reports.rounds) // max(uploaded, 1)
-    refused: dict[str, int] = {}
-    for name, number in itertools.chain.from_iterable(
-        (*round.refused.items(), *round.dropped.items()) for round in reports.rounds
-    ):
-        refused[name] = refused.get(name, 0) + number
+    fallen = lost(reports.rounds, Step.REFUSED, Step.DROPPED)
     console.say(
         f"{counted} updates counted, {per_upload:,} bytes each; refused or dropped: "
-        f"{', '.join(f'{n} {name}' for name, n in refused.items())}"
+        f"{', '.join(f'{number} {label(cause)}' for cause, number in fallen)}"
     )
     return {
         "memory_mb": {name: round(value, 1) for name, value in memory.items()},
@@ -291,7 +288,7 @@ def _watch(
         while True:
             running = [host for host in hosts if host.poll() is None]
             reports = calls.rounds(persistent(send))
-            committed = [round for round in reports.rounds if round.phase == "committed"]
+            committed = [round for round in reports.rounds if round.phase is Phase.COMMITTED]
             last = committed[-1] if committed else None
             note = (
                 f"round {last.round}: {last.checked_in} checked in, {last.assigned} assigned, "

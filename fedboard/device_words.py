@@ -87,7 +87,7 @@ def status_lines(standing: Standing) -> list[str]:
     trains = (
         "it may train now"
         if standing.forbidden is None
-        else f"it does not train now ({standing.forbidden}; unknown counts as no)"
+        else f"it does not train now ({causes.sentence(standing.forbidden)}; unknown counts as no)"
     )
     return [
         f"device {standing.folder}, "

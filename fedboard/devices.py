@@ -160,12 +160,14 @@ def run(folders: Sequence[Path], url: str, rounds: int, outcomes: Path | None) -
 
 
 def sentence(outcome: "Outcome | NotAsked") -> str:
-    """What came of a turn."""
+    """What came of a turn, in words."""
+    from device_runtime import causes
     from device_runtime.daemon import NotAsked
 
     if isinstance(outcome, NotAsked):
         return (
-            f"the server was not asked ({outcome.cause}); look again in {outcome.retry_in_s:.0f} s"
+            f"the server was not asked ({causes.sentence(outcome.cause)}); look again in "
+            f"{outcome.retry_in_s:.0f} s"
         )
     losses = (
         ""
@@ -173,7 +175,8 @@ def sentence(outcome: "Outcome | NotAsked") -> str:
         else f", loss {outcome.loss_before:.3f} -> {outcome.loss_after:.3f}"
     )
     round_number = "" if outcome.round is None else f" in round {outcome.round}"
-    return f"{outcome.status}{round_number}{f' ({outcome.cause})' if outcome.cause else ''}{losses}"
+    why = f" ({causes.sentence(outcome.cause)})" if outcome.cause else ""
+    return f"{causes.label(outcome.status)}{round_number}{why}{losses}"
 
 
 def enrol(folder: Path, settings: Any, bundle: Path | None, url: str, code: str = "") -> str:

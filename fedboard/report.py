@@ -4,16 +4,19 @@ A part of the folder that is missing leaves its section out. The same files give
 """
 
 import math
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 from device_runtime import causes, config, durable
-from device_runtime.wire import RoundReport
+from device_runtime.causes import Step
+from device_runtime.wire import FUNNEL, RoundReport, lost
 from fedboard.readable import duration, number, percent, size
 from fedboard.report_material import NETWORKS, Material, Totals, pair, read
 from fedboard.report_plots import plots
 from fedboard.run import Run, writable
+
+# by step of the funnel: those it is short of, where devices fall out before it
+LOST_BEFORE = {"assigned": Step.REFUSED, "counted": Step.DROPPED}
 
 
 def build(run: Run) -> Path:
@@ -44,30 +47,15 @@ def funnel(rounds: tuple[RoundReport, ...]) -> list[Bar]:
     Each cause has its bar before the step where they fell out, the most frequent first.
     """
 
-    def total(step: str) -> int:
-        return sum(getattr(round, step) for round in rounds)
-
-    def lost(losses: str) -> list[tuple[str, int, bool]]:
-        by_cause: Counter[str] = Counter()
-        for round in rounds:
-            by_cause.update(getattr(round, losses))
-        return [
-            (causes.label(cause), count, True)
-            for cause, count in sorted(by_cause.items(), key=lambda item: (-item[1], item[0]))
-            if count
-        ]
-
-    steps = [
-        ("checked in", total("checked_in"), False),
-        *lost("refused"),
-        *((step, total(step), False) for step in ("assigned", "downloaded", "uploaded")),
-        *lost("dropped"),
-        ("counted", total("counted"), False),
-    ]
-    longest = max(value for _, value, _ in steps)
+    rows: list[tuple[str, int, bool]] = []
+    for step in FUNNEL:
+        fallen = lost(rounds, LOST_BEFORE[step]) if step in LOST_BEFORE else []
+        rows += [(cause, count, True) for cause, count in fallen]
+        rows.append((step, sum(getattr(round, step) for round in rounds), False))
+    longest = max(count for _, count, _ in rows)
     return [
-        Bar(label, value, value / longest if longest > 0 else 0.0, is_lost)
-        for label, value, is_lost in steps
+        Bar(causes.label(name), count, count / longest if longest > 0 else 0.0, is_lost)
+        for name, count, is_lost in rows
     ]
 
 

@@ -14,6 +14,7 @@ from fedboard import console
 from fedboard.options import Json, Trust, emit
 
 if TYPE_CHECKING:  # the command line starts without it
+    from device_runtime.wire import RoundReport
     from server.contract import TaskReport
 
 app = typer.Typer(
@@ -34,6 +35,14 @@ TokenFile = Annotated[
     typer.Option(help="File with the operator's token, unless FEDBOARD_OPERATOR_TOKEN holds it."),
 ]
 Name = Annotated[str, typer.Argument(help="Name of the task: a-z, 0-9, '.', '_' and '-'.")]
+# by step of the funnel, a word that keeps the table within 80 columns
+SHORT = {
+    "checked_in": "asked",
+    "assigned": "given",
+    "downloaded": "loaded",
+    "uploaded": "sent",
+    "counted": "counted",
+}
 
 
 @app.command("create")
@@ -138,6 +147,8 @@ def task_show(
     as_json: Json = False,
 ) -> None:
     """One task and the funnel of its newest rounds."""
+    from device_runtime import causes
+    from device_runtime.wire import FUNNEL, Kind, lost
     from fedboard.operator import connect
 
     with connect(dir, server, token_file) as operator:
@@ -151,56 +162,25 @@ def task_show(
     console.say(f"checkpoint {task.checkpoint} of round {task.checkpoint_round}")
     if task.privacy:
         console.say(f"privacy: {task.privacy}")
-    rows: list[list[str]] = []
-    why: dict[str, int] = {}
-    for report in reports:
-        for cause, count in (*report.refused.items(), *report.dropped.items()):
-            why[cause] = why.get(cause, 0) + count
-        scores = report.scores
-        score = (
-            f"{100 * scores.top1 / scores.targets:.1f}/{100 * scores.top3 / scores.targets:.1f}"
-            if scores
-            else ""
-        )
-        funnel = [
-            report.checked_in,
-            report.assigned,
-            report.downloaded,
-            report.uploaded,
-            report.counted,
+    scored = task.kind is Kind.EVALUATION
+    rows = [
+        [
+            str(report.round),
+            report.phase,
+            *(str(getattr(report, step)) for step in FUNNEL),
+            *([_score(report)] if scored else []),
         ]
-        rows.append(
-            [
-                str(report.round),
-                report.phase,
-                *map(str, funnel),
-                *([score] if task.kind == "evaluation" else []),
-            ]
-        )
-    columns = [
-        "round",
-        "phase",
-        "asked",
-        "given",
-        "loaded",
-        "sent",
-        "counted",
-        *(["top-1/3 %"] if task.kind == "evaluation" else []),
+        for report in reports
     ]
     console.table(
-        f"rounds of {name}: devices that checked in, were assigned, downloaded, uploaded, were "
-        "counted",
-        columns,
+        f"rounds of {name}: devices by step ({', '.join(map(causes.label, FUNNEL))})",
+        ["round", "phase", *(SHORT[step] for step in FUNNEL), *(["top-1/3 %"] if scored else [])],
         rows,
     )
-    if why:
-        console.say(
-            "refused or dropped: "
-            + ", ".join(
-                f"{count} {cause}"
-                for cause, count in sorted(why.items(), key=lambda item: -item[1])
-            )
-        )
+    fallen = lost(reports, causes.Step.REFUSED, causes.Step.DROPPED)
+    if fallen:
+        said = ", ".join(f"{count} {causes.label(cause)}" for cause, count in fallen)
+        console.say(f"refused or dropped: {said}")
 
 
 @app.command("pause")
@@ -277,6 +257,14 @@ def codes(
         f"good until {until:%Y-%m-%d %H:%M} UTC; on each device: fedboard device enrol HOME "
         "--server URL --code-file FILE"
     )
+
+
+def _score(report: "RoundReport") -> str:
+    """Top-1 and top-3 of an evaluation's round in per cent; empty before it is over."""
+    sums = report.scores
+    if sums is None:
+        return ""
+    return f"{100 * sums.top1 / sums.targets:.1f}/{100 * sums.top3 / sums.targets:.1f}"
 
 
 def _say(task: "TaskReport", as_json: bool) -> None:

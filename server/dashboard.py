@@ -18,11 +18,25 @@ import jinja2
 from markupsafe import Markup
 
 from device_runtime import causes
-from device_runtime.wire import OPEN, Kind, RoundReport
-from server.overview import Overview, TaskView, eligible
+from device_runtime.causes import Step
+from device_runtime.wire import FUNNEL, OPEN, Kind, RoundReport
+from server.overview import STEPS, Overview, TaskView, eligible
+from server.rounds import Mode
 
 REFRESH_S = 5
 FOLDER = Path(__file__).parent / "templates"
+REACHED = {  # by step of the funnel: what is true of the devices that came to it
+    "checked_in": "devices that asked for work",
+    "eligible": "charging, on an unmetered network, idle, and allowed by the task",
+    "assigned": "given work",
+    "downloaded": "have the checkpoint",
+    "uploaded": "trained, and sent a report",
+    "counted": "in the round's sum",
+}
+LOST = {  # by step: the heading over the causes that took devices out
+    Step.REFUSED: "Not given work, by cause",
+    Step.DROPPED: "Lost after that, by cause",
+}
 
 
 @dataclass(frozen=True)
@@ -56,18 +70,9 @@ def page(overview: Overview) -> Page:
 
 def funnel(report: RoundReport) -> list[tuple[str, int, str]]:
     """The steps of a round: name, devices, and what it means."""
-    return [
-        ("checked in", report.checked_in, "devices that asked for work"),
-        (
-            "eligible",
-            eligible(report),
-            "charging, on an unmetered network, idle, and allowed by the task",
-        ),
-        ("assigned", report.assigned, "given work"),
-        ("downloaded", report.downloaded, "have the checkpoint"),
-        ("uploaded", report.uploaded, "trained, and sent a report"),
-        ("counted", report.counted, "in the round's sum"),
-    ]
+    reached = {step: getattr(report, step) for step in FUNNEL}
+    reached["eligible"] = eligible(report.assigned, report.refused)
+    return [(causes.label(step), reached[step], REACHED[step]) for step in STEPS]
 
 
 def plot(
@@ -236,6 +241,9 @@ def _templates() -> tuple[jinja2.Template, str, str]:
         "plots": plots,
         "share": share,
         "sentence": causes.sentence,
+        "lost": LOST,
+        "Kind": Kind,
+        "Mode": Mode,
         "refresh": REFRESH_S,
     }
     style, script = (

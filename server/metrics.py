@@ -8,14 +8,13 @@ from typing import Any
 import prometheus_client
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
-from device_runtime.causes import MEANING, Step
-from device_runtime.wire import Phase
+from device_runtime.causes import Step
+from device_runtime.wire import FUNNEL, Phase
 from server import mechanism
 from server.coordinator import Coordinator
-from server.overview import exposure
+from server.overview import STEPS, eligible, exposure
 
 LATENCIES_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
-STEPS = ("checked_in", "eligible", "assigned", "downloaded", "uploaded", "counted")
 
 
 class Metrics:
@@ -107,7 +106,7 @@ class _Stored:
                 )
             added = {
                 key: sum(each[key] for each in by_phase.values())
-                for key in ("assigned", "downloaded", "uploaded", "counted", "examples")
+                for key in (*FUNNEL[1:], "examples")
             }
             refused = {
                 cause: count
@@ -116,8 +115,7 @@ class _Stored:
             }
             reached = {
                 "checked_in": added["assigned"] + sum(refused.values()),
-                "eligible": added["assigned"]
-                + sum(count for cause, count in refused.items() if MEANING[cause].no_place),
+                "eligible": eligible(added["assigned"], refused),
                 **added,
             }
             for step in STEPS:

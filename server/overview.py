@@ -1,10 +1,11 @@
 """What the operator's page shows of a server, as plain values read in one go."""
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from device_runtime.causes import MEANING, Step
-from device_runtime.wire import OPEN, Kind, Phase, RoundReport
+from device_runtime.wire import FUNNEL, OPEN, Kind, Phase, RoundReport, lost
 from server import mechanism
 from server.coordinator import Coordinator
 from server.mechanism import Exposure, Spent
@@ -12,6 +13,7 @@ from server.rounds import Mode
 from server.store import Rows, StoredTask
 from server.task import State
 
+STEPS = (FUNNEL[0], "eligible", *FUNNEL[1:])  # of the funnel, with what no report holds
 ROUNDS = 200  # of a task, newest
 CHECKPOINTS = 20
 
@@ -70,10 +72,7 @@ class TaskView:
 
     def causes(self, step: Step) -> list[tuple[str, int]]:
         """Devices `refused` or `dropped` in the rounds shown, by cause, the most frequent first."""
-        counts: Counter[str] = Counter()
-        for report in self.reports:
-            counts.update(getattr(report, step))
-        return counts.most_common()
+        return lost(self.reports, step)
 
 
 @dataclass(frozen=True)
@@ -106,13 +105,14 @@ def read(
         )
 
 
-def eligible(report: RoundReport) -> int:
-    """Devices of a round that might have joined it: those assigned, and those there was no place
-    for.
+def eligible(assigned: int, refused: Mapping[str, int]) -> int:
+    """Devices that might have joined a round: those assigned, and of those refused at check-in, by
+    cause, the ones there was no place for.
+
+    >>> eligible(6, {"not_charging": 3, "round_full": 1})
+    7
     """
-    return report.assigned + sum(
-        count for cause, count in report.refused.items() if MEANING[cause].no_place
-    )
+    return assigned + sum(count for cause, count in refused.items() if MEANING[cause].no_place)
 
 
 def exposure(rows: Rows, task: str) -> Exposure:

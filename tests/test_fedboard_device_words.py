@@ -5,8 +5,12 @@ from dataclasses import replace
 import pytest
 
 from device_runtime import bundle
+from device_runtime.causes import Cause
+from device_runtime.daemon import NotAsked
 from device_runtime.home import Contribution, DeviceConfig, Home
+from device_runtime.turn import Outcome, Status
 from device_runtime.wire import Conditions
+from fedboard import devices
 from fedboard.device_words import Standing, ledger_lines, status, status_lines
 
 DAY = 86_400.0
@@ -56,8 +60,27 @@ def test_a_device_that_knows_nothing_of_its_conditions_says_why_it_does_not_trai
     assert (standing.messages, standing.forbidden, standing.name) == (1, "not_charging", None)
     said = "\n".join(status_lines(standing))
     assert "charging: unknown" in said
-    assert "it does not train now (not_charging; unknown counts as no)" in said
+    assert "it does not train now (not on a charger; unknown counts as no)" in said
     assert "network `tiny`, release 0" in said
+
+
+def test_what_came_of_a_turn_is_said_in_words():
+    assert [
+        devices.sentence(outcome)
+        for outcome in (
+            NotAsked(Cause.NOT_CHARGING, 90.0),
+            NotAsked("retry_window", 5.0),
+            Outcome(Status.REFUSED, Cause.TASK_PAUSED),
+            Outcome(Status.NOT_COUNTED, Cause.LATE, 4, loss_before=5.0, loss_after=4.5),
+            Outcome(Status.COUNTED, round=4),
+        )
+    ] == [
+        "the server was not asked (not on a charger); look again in 90 s",
+        "the server was not asked (retry window); look again in 5 s",
+        "refused (the task is paused)",
+        "not counted in round 4 (came after the deadline), loss 5.000 -> 4.500",
+        "counted in round 4",
+    ]
 
 
 def test_a_device_that_may_train_says_so():

@@ -20,6 +20,7 @@ from fedboard import serve as stage
 from fedboard.cli import main
 from server.mechanism import NOTHING_CLAIMED
 from server.settings import ServerSettings
+from tests.played_server import played
 from tests.test_imports import ONLY_A_DEVICE
 
 ABLE = "0\tbattery_charged_on\n0\twifi\n0\tscreen_off\n"
@@ -218,6 +219,21 @@ def test_an_operator_makes_and_keeps_tasks_where_only_a_device_s_packages_are_in
         ("words", "training", 7),
         ("scores", "evaluation", 7),
     ]
+
+
+def test_the_funnel_of_a_task_is_shown_in_words_within_80_columns(running, fedboard, tmp_path):
+    played(tmp_path / "server", 3, time.time()).close()
+    running()
+    trained, scored = (
+        fedboard("task", "show", name, "--dir", tmp_path / "server")
+        for name in ("default", "accuracy")
+    )
+    for shown in (trained, scored):
+        assert "asked" in shown and "given" in shown and "…" not in shown
+        assert "_" not in shown
+    assert "top-1/3 %" in scored and "top-1/3 %" not in trained
+    (why,) = (said for said in " ".join(trained.split()).split(": ") if "not charging" in said)
+    assert "in use" in why and "round full" in why
 
 
 def test_what_an_operator_gets_wrong_is_one_clear_line(running, fedboard, tmp_path):
