@@ -234,7 +234,7 @@ def task_rollback(
 
 
 def codes(
-    count: Annotated[int, typer.Option(min=1, max=10_000, help="How many.")] = 1,
+    count: Annotated[int, typer.Option(min=1, help="How many.")] = 1,
     days: Annotated[float, typer.Option(help="Days until they expire.")] = 7.0,
     dir: Folder = None,
     server: Server = None,

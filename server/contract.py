@@ -15,6 +15,7 @@ An operator's client imports this file and needs no database, web framework or s
 
 from dataclasses import dataclass
 
+from device_runtime.errors import ConfigError
 from device_runtime.wire import DAY_S, Kind, Phase
 from server.task import State
 from server.task import TaskSettings as TaskSettings  # the message that makes a task
@@ -46,6 +47,16 @@ class NewCodes:
 
     count: int = 1
     life_s: float = 7 * DAY_S
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError for too many, or a life that is no time or too long."""
+        if not 1 <= self.count <= MOST_CODES:
+            problem = f"expected 1 to {MOST_CODES:,}, found {self.count:,}"
+            raise ConfigError("codes.count", problem, "ask several times")
+        if not 0 < self.life_s <= LONGEST_CODE_LIFE_S:
+            longest = f"{LONGEST_CODE_LIFE_S / DAY_S:.0f} days"
+            problem = f"expected more than 0 and at most {longest}, found {self.life_s / DAY_S:g}"
+            raise ConfigError("codes.life_s", problem, "give another time")
 
 
 @dataclass(frozen=True)

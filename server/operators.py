@@ -11,8 +11,6 @@ from device_runtime.errors import CheckpointError, ConfigError, RunError
 from device_runtime.wire import Kind, Phase
 from server import mechanism, tasks
 from server.contract import (
-    LONGEST_CODE_LIFE_S,
-    MOST_CODES,
     Codes,
     NewCodes,
     Rollback,
@@ -62,11 +60,7 @@ def roll_back(coordinator: Coordinator, task: str, message: Rollback, now: float
 
 
 def make_codes(coordinator: Coordinator, message: NewCodes, now: float) -> Codes:
-    """New enrolment codes. Refused for too many, or a life that is no time or too long."""
-    if not 1 <= message.count <= MOST_CODES:
-        raise Refused(Cause.MALFORMED, f"count: expected 1 to {MOST_CODES}")
-    if not 0 < message.life_s <= LONGEST_CODE_LIFE_S:
-        raise Refused(Cause.MALFORMED, "life_s: expected more than 0 and at most a year")
+    """New enrolment codes, as many as the message asks for."""
     return Codes(
         tuple(coordinator.create_codes(message.count, message.life_s, now)), now + message.life_s
     )

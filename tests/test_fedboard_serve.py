@@ -258,6 +258,8 @@ def test_what_an_operator_gets_wrong_is_one_clear_line(running, fedboard, tmp_pa
         server.url,
         FEDBOARD_OPERATOR_TOKEN="a token of another server",
     )
+    assert "expected 1 to 10,000, found 10,001" in error("codes", "--count", 10_001, *where)
+    assert "at most 366 days, found 400" in error("codes", "--days", 400, *where)
     assert "another server is using this folder" in error("serve", *where, "--port", 0)
 
 

@@ -152,6 +152,9 @@ def test_a_code_lets_a_device_in_over_http(tmp_path):
         codes = httpx.post(f"{url}/v1/codes", headers=OPERATOR, content=b'{"count": 2}').json()[
             "codes"
         ]
+        for beyond in (b'{"count": 0}', b'{"count": 10001}', b'{"life_s": 0}', b'{"life_s": 4e7}'):
+            answer = httpx.post(f"{url}/v1/codes", headers=OPERATOR, content=beyond)
+            assert problem(answer) == (400, "malformed")
         with pytest.raises(ServerError, match="bad_code"):
             calls.enrol(send, key(1))
         assert calls.enrol(send, key(1), codes[0]).device == signing.name_of(
