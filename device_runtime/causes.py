@@ -157,6 +157,16 @@ MEANING: Mapping[str, Meaning] = {
 }
 
 
+def had_no_place(cause: str) -> bool:
+    """Whether a device refused for it was eligible; of a cause of a later version nobody knows.
+
+    >>> had_no_place("round_full"), had_no_place("in_use"), had_no_place("sun_spots")
+    (True, False, False)
+    """
+    meaning = MEANING.get(cause)
+    return meaning is not None and meaning.no_place
+
+
 def sentence(cause: str) -> str:
     """A cause for people; one of a later version in its own words.
 

@@ -8,9 +8,9 @@
             check in                              an evaluation
 
 `check_in` and `work` yield one action after the other; whoever drives them does each and sends
-back what came of it. There is no socket, clock, file or thread here, so a phone (`drive.py`) and a
-simulated one take the same turn. Before an update leaves, "sending" is noted: a ledger never says
-less than what left.
+back what came of it. There is no socket, clock, file or thread here, so whoever keeps a device's
+state can take a turn: `drive.py` does on a phone. Before an update leaves, "sending" is noted: a
+ledger never says less than what left.
 Source of the form: a state receives a message and returns the next (Bonawitz et al. 2019,
 arXiv:1902.01046, section 2.2, names the phases).
 """

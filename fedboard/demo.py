@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import subprocess
 import sys
 import time
@@ -233,7 +234,10 @@ def _rounds_with_devices(demo: Demo, run: Run, bundle: Path, users: Users) -> di
             "others are refused for a cause"
         )
         hosts = [homes[i :: demo.processes] for i in range(demo.processes)]
-        choices = itertools.cycle(interpreter.installed())  # each process on another of them
+        # each process on another interpreter, unless whoever runs the demo has chosen one
+        chosen = interpreter.CHOICE in os.environ
+        runtimes = [interpreter.chosen()] if chosen else interpreter.installed()
+        choices = itertools.cycle(runtimes or [interpreter.chosen()])
         for i, own in enumerate(hosts):
             command = _command(
                 "device",

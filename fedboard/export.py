@@ -45,6 +45,12 @@ def export(
     run = run_of(path)
     settings = run.settings() if run else None
     plan = settings.recipe.plan if settings else Plan()
+    for name, value, most in (
+        ("learning rate", asked.learning_rate, 100.0),
+        ("clipping norm", asked.clipping_norm, 1e6),
+    ):
+        if not value <= most:  # a device's float32, or a server's sum, would not hold it
+            raise ConfigError(name, f"expected at most {most:g}, found {value:g}", "lower it")
     plan = replace(
         plan,
         learning_rate=asked.learning_rate,

@@ -3,7 +3,8 @@ funnel, the rounds and the bytes are real.
 
 Each device checks in when its retry window says so, downloads and uploads at its own bandwidth,
 trains at its own speed, and gives its work back when its trace says that it was unplugged, left its
-WiFi or was picked up. The server's side is the real one: routes, signatures, store and sums.
+WiFi or was picked up. The server's side is the real one: routes, signatures, store and sums. The
+device's is shorter than a phone's turn: it keeps no half-done work and takes no evaluation.
 """
 
 import asyncio

@@ -764,7 +764,7 @@ class Coordinator:
         with self._lock, self.store.transaction(durable=True) as rows:
             state = self._stored(rows, task).state
             if state is not before:
-                raise Refused(Cause.WRONG_STATE, f"expected a {before} task, state a {state} one")
+                raise Refused(Cause.WRONG_STATE, f"expected a {before} task, found a {state} one")
             rows.set_state(task, after)
 
     def _stored(self, rows: Rows, task: str) -> StoredTask:

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from device_runtime.causes import MEANING, Step
+from device_runtime.causes import Step, had_no_place
 from device_runtime.wire import FUNNEL, OPEN, Kind, Phase, RoundReport, lost
 from server import mechanism
 from server.coordinator import Coordinator
@@ -112,7 +112,7 @@ def eligible(assigned: int, refused: Mapping[str, int]) -> int:
     >>> eligible(6, {"not_charging": 3, "round_full": 1})
     7
     """
-    return assigned + sum(count for cause, count in refused.items() if MEANING[cause].no_place)
+    return assigned + sum(count for cause, count in refused.items() if had_no_place(cause))
 
 
 def exposure(rows: Rows, task: str) -> Exposure:

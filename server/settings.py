@@ -14,6 +14,7 @@ _BESIDE = "an evaluation is made by `fedboard task create NAME --evaluates TASK`
 ELSEWHERE = {
     "kind": _BESIDE,
     "evaluates": _BESIDE,
+    "plan": "a task's plan is that of its bundle, made by `fedboard export`",
     "checkpoint": "a training task starts from the checkpoint of its `--bundle`",
 }
 

@@ -51,7 +51,9 @@ def fedboard(*words: object, cwd: Path, stdin: str | None = None) -> subprocess.
 
 
 def environment() -> dict[str, str]:
-    return {**os.environ, "COLUMNS": "160"}
+    """That of a user who has chosen no interpreter."""
+    kept = {name: value for name, value in os.environ.items() if name != interpreter.CHOICE}
+    return {**kept, "COLUMNS": "160"}
 
 
 def processes_of(folder: Path) -> list[str]:

@@ -78,6 +78,12 @@ def test_the_funnel_goes_from_check_in_to_counted_by_way_of_those_who_could_have
     ]
 
 
+def test_a_cause_of_a_later_version_is_shown_in_its_own_words_and_counts_as_no_place():
+    report = replace(REPORT, refused={"sun_spots": 2, "round_full": 1})
+    assert overview.eligible(report.assigned, report.refused) == report.assigned + 1
+    assert "sun spots" in html(reports=(report,))
+
+
 def test_the_page_says_what_is_going_on_in_words_and_figures():
     text = html()
     for said in (

@@ -92,10 +92,10 @@ def test_every_setting_goes_from_the_file_by_the_message_to_the_row(coordinator,
         for field in fields(TaskSettings)
         if getattr(wanted, field.name) == getattr(TaskSettings(), field.name)
     ] == ["kind", "evaluates"]
-    # which checkpoint it starts from is not written down: `task create` keeps the bundle's
-    (tmp_path / "server.toml").write_text(config.to_toml(replace(wanted, checkpoint="")))
+    # plan and start are not written down: they are the bundle's
+    (tmp_path / "server.toml").write_text(config.to_toml(replace(wanted, plan=None, checkpoint="")))
     read = settings_of(config.from_toml(ServerSettings, tmp_path / "server.toml"))
-    read = replace(read, checkpoint=wanted.checkpoint)
+    read = replace(read, plan=wanted.plan, checkpoint=wanted.checkpoint)
     sent = config.from_json(TaskSettings, config.to_json(read), "TaskSettings")
     operators.create(coordinator, sent, 1.0)
     kept = next(each.task for each in coordinator.tasks() if each.task.name == "words")
