@@ -114,11 +114,9 @@ class Assignment:
     shapes: str  # `weights.shapes_hash` of the network
     rotation_seed: int  # of the round: every update of a round is rotated alike
     deadline_s: float  # seconds from now until the report is too late
-    difference: str | None = (
-        # SHA-256 of the checkpoint as a difference from the one the device holds, where that is
-        # smaller
-        None
-    )
+    # SHA-256 of the checkpoint as a difference from the one the device holds, where that is
+    # smaller
+    difference: str | None = None
     task: str = "default"  # by name
     kind: Kind = Kind.TRAINING
     # rounds of the task between two reports of one device; the device holds the server to it

@@ -29,9 +29,8 @@ class Standing:
     contributions: int  # lines of the ledger that counted
     bytes_up: int
     personal: personal.Verdict | None  # what became of the user's own weights
-    half_done: (
-        tuple[int, float] | None
-    )  # round and last second of work that waits for its next window
+    # round and last second of work that waits for its next window
+    half_done: tuple[int, float] | None
     check_in_in_s: float
 
 
