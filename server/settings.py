@@ -43,7 +43,7 @@ class Doors:
     behind_proxy: str = ""
 
     def __post_init__(self) -> None:
-        """Raises ConfigError for a door that is neither open nor kept."""
+        """Raises ConfigError for a word that is none of those."""
         for name, allowed in (("enrolment", ENROLMENT), ("readers", READERS)):
             if getattr(self, name) not in allowed:
                 expected = " or ".join(filter(None, allowed))
