@@ -5,6 +5,7 @@ Nothing heavy is imported before the command that needs it.
 
 import contextlib
 import platform
+import signal
 import sys
 import time
 from dataclasses import asdict, replace
@@ -75,6 +76,7 @@ def main() -> None:
         )
         code = 1
     except (KeyboardInterrupt, typer.Abort):
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is leaving already
         console.errors.print("interrupted")
         code = 130
     except BrokenPipeError:

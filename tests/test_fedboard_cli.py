@@ -320,3 +320,18 @@ def test_a_command_whose_packages_are_not_installed_names_the_extra(tmp_path):
         "fedboard: expected the package fastapi for this command, found none; install "
         "fedboard[server]\n",
     )
+
+
+def test_a_second_ctrl_c_while_a_command_is_leaving_changes_nothing():
+    script = """
+import os, signal
+from fedboard import cli, console
+
+def interrupted(**_):
+    raise KeyboardInterrupt
+
+cli.app = interrupted
+console.errors.print = lambda *_: os.kill(os.getpid(), signal.SIGINT)
+cli.main()
+"""
+    assert subprocess.run([sys.executable, "-c", script], capture_output=True).returncode == 130
