@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from device_runtime import config, durable, interpreter, signing, versions, weights
+from device_runtime import config, durable, folder, interpreter, signing, versions, weights
 from device_runtime.errors import BundleError, ConfigError
 from device_runtime.text import Vocabulary
 from device_runtime.wire import Plan
@@ -39,6 +39,25 @@ MANIFEST, SIGNATURE = "manifest.json", "manifest.sig"
 MANIFEST_BYTES = 1 << 20  # more is no manifest of ours
 NO_PRIVACY = "none: no noise was added and updates were not securely aggregated"
 EXPORT_AGAIN = "make it again with `fedboard export`"
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a folder's manifest is a bundle's, of whatever format."""
+    try:
+        table = json.loads(_read(path / MANIFEST, MANIFEST_BYTES))
+    except (ValueError, RecursionError, BundleError):
+        return False
+    return (
+        isinstance(table, dict)
+        and isinstance(table.get("format"), int)
+        and isinstance(table.get("tokenizer"), str)
+        and all(isinstance(table.get(part), dict) for part in ("lineage", "files"))
+    )
+
+
+FOLDER = folder.Kind(
+    "a bundle", _is_ours, (*FILES, *OPTIONAL, MANIFEST, SIGNATURE), MANIFEST, error=BundleError
+)
 
 
 @dataclass(frozen=True)
@@ -192,20 +211,16 @@ def write(
 
     Raises BundleError if `path` holds something that is not a bundle or cannot be written.
     """
-    path = Path(path)
-    if path.exists() and not (path / MANIFEST).is_file():
-        raise BundleError(path, "exists and is not a bundle", "choose another output folder")
     encoded = config.to_json(manifest)
     signature = f"{signing.public_hex(key)}\n{key.sign(encoded).hex()}\n".encode()
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with durable.folder(path) as folder:
-            for name, data in {**content, MANIFEST: encoded, SIGNATURE: signature}.items():
-                (folder / name).write_bytes(data)
-    except OSError as error:
-        raise BundleError(
-            path, f"cannot be written ({error.strerror})", "choose a folder you may write to"
-        ) from None
+    copy(path, {**content, MANIFEST: encoded, SIGNATURE: signature})
+
+
+def copy(path: Path, content: dict[str, bytes], kind: folder.Kind = FOLDER) -> None:
+    """Write all files of a bundle, by name, whole or not at all, in place of an older one."""
+    with folder.replaced(path, kind) as new:
+        for name, data in content.items():
+            (new / name).write_bytes(data)
 
 
 def write_zip(bundle: Bundle, path: Path) -> None:
@@ -246,6 +261,7 @@ def open_verified(path: Path, trusted: frozenset[str]) -> Bundle:
             "is not a bundle folder",
             "give the folder that holds manifest.json, or a zip of it",
         )
+    folder.settle(path)
     return _verified(path, trusted, lambda name, most: _read(path / name, most))
 
 

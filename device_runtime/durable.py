@@ -1,9 +1,8 @@
-"""Durable: files and folders are written whole or not at all, and are then on disk."""
+"""Durable: files are written whole or not at all, and are then on disk; locks of processes."""
 
 import contextlib
 import fcntl
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, TextIO
@@ -53,34 +52,6 @@ def _replacing(path: Path, temporary: Path, mode: int) -> Iterator[BinaryIO]:
     flush(path.parent)
 
 
-@contextlib.contextmanager
-def folder(path: Path) -> Iterator[Path]:
-    """A folder to fill, which takes the place of the one at `path` when the block ends well: on
-    disk, and whole or not at all. Otherwise the old one stays.
-    """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    old = path.with_name(f".{path.name}.old.{os.getpid()}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        temporary.mkdir(parents=True)
-        yield temporary
-        for each in (*temporary.rglob("*"), temporary):
-            flush(each)
-        if path.exists():
-            os.replace(path, old)
-        try:
-            os.replace(temporary, path)
-        except OSError:
-            if old.exists():
-                os.replace(old, path)
-            raise
-        flush(path.parent)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    shutil.rmtree(old, ignore_errors=True)
-
-
 def flush(path: Path) -> None:
     """Wait until a file, or the names in a folder, are on disk."""
     descriptor = os.open(path, os.O_RDONLY)
@@ -90,15 +61,43 @@ def flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def lock(path: Path) -> TextIO:
+class Locked(BlockingIOError):
+    """Another process holds a lock; as text, that process."""
+
+    def __init__(self, process: int | None):
+        """process is its number, None if that is not known."""
+        self.process = process
+        super().__init__("another process" if process is None else f"process {process}")
+
+
+def lock(path: Path, wait: bool = False) -> TextIO:
     """The file, made if needed, that no other process can lock before this one closes it or ends,
-    however it ends. Raises BlockingIOError if another holds it.
+    however it ends. It holds this process's number. `wait`: until another gives it up.
+
+    Raises Locked if another holds it, and OSError.
     """
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, PRIVATE)
-    file = os.fdopen(descriptor, "a")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, PRIVATE)
+        file = os.fdopen(descriptor, "r+")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            if _is_still(path, descriptor):  # whoever held it may have removed it
+                file.truncate(0)
+                file.write(f"{os.getpid()}\n")
+                file.flush()
+                return file
+        except BlockingIOError:
+            number = file.read(20).strip()
+            file.close()
+            raise Locked(int(number) if number.isdecimal() else None) from None
+        except BaseException:
+            file.close()
+            raise
         file.close()
-        raise
-    return file
+
+
+def _is_still(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False

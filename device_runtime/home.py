@@ -18,7 +18,6 @@ All but the bundle is its own: removing the folder removes the device.
 """
 
 import contextlib
-import shutil
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import MISSING, Field, astuple, dataclass, field, fields
@@ -29,9 +28,12 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from device_runtime import config, durable, installed, keystore, sensors, signing
+from device_runtime.bundle import FOLDER as BUNDLE
 from device_runtime.bundle import Bundle, open_verified
 from device_runtime.conditions import Source, trace_source, unknown
-from device_runtime.errors import RunError
+from device_runtime.errors import ConfigError, RunError
+from device_runtime.folder import Kind as FolderKind
+from device_runtime.folder import clear, replaced, require_free, settle, writing
 from device_runtime.installed import Installed
 from device_runtime.sensors import LAST_KEY
 from device_runtime.turn import SENT
@@ -70,6 +72,30 @@ class DeviceConfig:
     population: str = "default"  # whose tasks it works for
     device_class: str = ""  # coarse, such as "low"; never a model's name
     typing_log: Retention = field(default_factory=Retention)
+
+
+def _is_ours(folder: Path) -> bool:
+    try:
+        config.from_toml(DeviceConfig, folder / CONFIG)
+    except ConfigError:
+        return False
+    return True
+
+
+FOLDER = FolderKind(
+    "a device",
+    _is_ours,
+    (
+        *(CONFIG, KEY, NAME, SCHEDULE, LOCK, *LEARNED),
+        *(name + end for name in (TYPING_LOG, LEDGER) for end in ("", "-wal", "-shm", "-journal")),
+        keystore.key_path(Path(TYPING_LOG)).name,
+        f"{CHECKPOINT}/*.safetensors",
+        f"{BUNDLES}/{installed.POINTER}",
+        *(f"{BUNDLES}/*/{name}" for name in BUNDLE.holds),
+    ),
+    CONFIG,
+    "choose another folder, or wipe that device first: fedboard device wipe --everything",
+)
 
 
 def conditions_of(folder: Path, settings: DeviceConfig) -> Source:
@@ -121,24 +147,16 @@ class Home:
         already or cannot be written, BundleError for a bundle it does not trust.
         """
         # first: an error of whoever gives them is not one of the folder
-        folder, typed = (Path(folder), list(typed))
-        if folder.exists():
-            raise RunError(
-                folder, "expected no such folder, found one", "remove it or choose another folder"
-            )
-        try:
-            with durable.folder(folder) as new:
-                (new / CONFIG).write_text(config.to_toml(settings))
-                signing.load_or_create(new / KEY)
-                with TypingLog(new / TYPING_LOG, settings.typing_log, settings.key_store) as log:
-                    log.append_many(typed)
-                if bundle is not None:
-                    installed.install(new / BUNDLES, bundle, frozenset(settings.trusted))
-        except OSError as error:
-            raise RunError(
-                folder, f"cannot be written ({error.strerror})", "choose a folder you may write to"
-            ) from None
-        return cls.open(folder)
+        path, typed = (Path(folder), list(typed))
+        require_free(path, FOLDER, replace=False)
+        with replaced(path, FOLDER) as new:
+            (new / CONFIG).write_text(config.to_toml(settings))
+            signing.load_or_create(new / KEY)
+            with TypingLog(new / TYPING_LOG, settings.typing_log, settings.key_store) as log:
+                log.append_many(typed)
+            if bundle is not None:
+                installed.install(new / BUNDLES, bundle, frozenset(settings.trusted))
+        return cls.open(path)
 
     @classmethod
     def open(cls, folder: Path) -> "Home":
@@ -146,6 +164,7 @@ class Home:
         naming the file.
         """
         folder = Path(folder)
+        settle(folder)
         settings = config.from_toml(DeviceConfig, folder / CONFIG)
         return cls(folder, settings, signing.load_or_create(folder / KEY))
 
@@ -241,16 +260,16 @@ class Home:
         """
         try:
             file = durable.lock(self.folder / LOCK)
-        except BlockingIOError:
+        except durable.Locked as held:
             raise RunError(
-                self.folder, "another process runs this device", "end that one first"
+                self.folder, f"{held} runs this device", "end that one first"
             ) from None
         with file:
             yield
 
     def wipe(self, everything: bool = False) -> None:
         """Remove what was typed and all that was learned from it; with `everything`, ledger, key
-        and the folder itself too.
+        and the folder itself too, unless it holds files that are not the device's.
 
         May be done again after a crash: the key of the typing log goes first, and without it
         nothing typed can be read.
@@ -261,13 +280,10 @@ class Home:
             finally:  # also when the system's keystore does not give its key up now
                 self.drop(*LEARNED)
             if everything:
-                # the config last: until then this is a home
-                for path in sorted(self.folder.iterdir(), key=lambda path: path.name == CONFIG):
-                    if path.is_dir() and not path.is_symlink():
-                        shutil.rmtree(path)
-                    else:
-                        path.unlink()
-                self.folder.rmdir()
+                with writing(self.folder, FOLDER):
+                    clear(self.folder, FOLDER)
+                with contextlib.suppress(OSError):  # something of somebody else's is in it
+                    self.folder.rmdir()
 
     def note(self, contribution: Contribution) -> None:
         """Write one line of the ledger, or write it anew: a round and the time of a turn name a

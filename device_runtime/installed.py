@@ -8,16 +8,23 @@ A new bundle is verified where it comes from, copied, verified again, and only t
 power lost at any step leaves one whole bundle.
 """
 
-import shutil
-from dataclasses import dataclass
+import contextlib
+import re
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from device_runtime import bundle as bundles
 from device_runtime import config, durable
-from device_runtime.bundle import MANIFEST, SIGNATURE, Bundle, open_verified
+from device_runtime.bundle import FOLDER, MANIFEST, SIGNATURE, Bundle, open_verified
 from device_runtime.errors import BundleError, ConfigError
+from device_runtime.folder import clear, writing
 from device_runtime.weights import digest
 
 POINTER = "current.json"
+# a bundle's folder, and what earlier versions left of one when they were killed
+_NAME = re.compile(r"\.?[0-9a-f]{64}(\.old)?(\.[0-9]+)?")
+# ours by its name, even where its manifest is damaged
+_INSTALLED = replace(FOLDER, is_ours=lambda path: True)
 INSTALL = "install a bundle: fedboard device install HOME BUNDLE"
 
 
@@ -126,9 +133,7 @@ def _pointer(folder: Path) -> Pointer | None:
 def _copy(bundle: Bundle, path: Path) -> None:
     """In place of a damaged one of the same name."""
     signed = {MANIFEST: bundle.encoded, SIGNATURE: bundle.signature}
-    with durable.folder(path) as folder:
-        for name, data in {**bundle.content, **signed}.items():
-            (folder / name).write_bytes(data)
+    bundles.copy(path, {**bundle.content, **signed}, _INSTALLED)
 
 
 def _whole(path: Path, trusted: frozenset[str]) -> bool:
@@ -140,10 +145,11 @@ def _whole(path: Path, trusted: frozenset[str]) -> bool:
 
 
 def _sweep(folder: Path, pointer: Pointer | None) -> None:
-    """Remove what is no longer used, and what a killed process left."""
-    kept = {POINTER, *((pointer.current, pointer.before) if pointer else ())}
+    """Remove bundles that are no longer used, and what a killed process left."""
+    kept = (pointer.current, pointer.before) if pointer else ()
     for path in folder.iterdir():
-        if path.name not in kept:
-            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(
-                missing_ok=True
-            )
+        if path.name not in kept and _NAME.fullmatch(path.name) and not path.is_symlink():
+            with contextlib.suppress(OSError, BundleError):
+                with writing(path, _INSTALLED):
+                    clear(path, _INSTALLED)
+                path.rmdir()

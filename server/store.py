@@ -836,10 +836,10 @@ def _locked(database: Path) -> TextIO:
     try:
         database.parent.mkdir(parents=True, exist_ok=True)
         return durable.lock(database.with_name(f"{database.name}.lock"))
-    except BlockingIOError:
+    except durable.Locked as held:
         raise RunError(
             database.parent,
-            "another server is using this folder",
+            f"another server, {held}, is using this folder",
             "stop that server or give another folder",
         ) from None
     except OSError as error:

@@ -63,39 +63,6 @@ def test_processes_that_use_a_key_first_at_once_all_get_one(tmp_path):
     assert not any(name.startswith(".") for name in names(tmp_path))
 
 
-def test_a_folder_takes_the_place_of_the_old_one_only_when_it_is_whole(tmp_path, monkeypatch):
-    place = tmp_path / "place"
-    with durable.folder(place) as folder:
-        (folder / "file").write_text("old")
-    with pytest.raises(ZeroDivisionError), durable.folder(place) as folder:
-        (folder / "file").write_text("half")
-        raise ZeroDivisionError
-    assert (place / "file").read_text() == "old"
-    with durable.folder(place) as folder:
-        (folder / "file").write_text("new")
-    assert (place / "file").read_text() == "new"
-    assert names(tmp_path) == ["place"]
-
-
-def test_a_folder_that_cannot_be_put_in_its_place_leaves_the_old_one(tmp_path, monkeypatch):
-    place = tmp_path / "place"
-    with durable.folder(place) as folder:
-        (folder / "file").write_text("old")
-    move, moved = os.replace, []
-
-    def second_fails(source, target):
-        moved.append(target)
-        if len(moved) == 2:
-            raise OSError(28, "No space left on device")
-        move(source, target)
-
-    monkeypatch.setattr(os, "replace", second_fails)
-    with pytest.raises(OSError, match="No space left"), durable.folder(place) as folder:
-        (folder / "file").write_text("new")
-    assert (place / "file").read_text() == "old"
-    assert names(tmp_path) == ["place"]
-
-
 def test_a_lock_is_held_by_one_process_and_ends_with_the_file(tmp_path):
     with durable.lock(tmp_path / "lock"), pytest.raises(BlockingIOError):
         durable.lock(tmp_path / "lock")

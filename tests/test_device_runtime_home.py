@@ -36,7 +36,7 @@ def test_a_home_is_created_whole_or_not_at_all(tmp_path):
 
 def test_a_home_is_not_created_over_another(tmp_path):
     Home.create(tmp_path / "phone", SETTINGS)
-    with pytest.raises(RunError, match="expected no such folder, found one"):
+    with pytest.raises(RunError, match="holds an earlier device already"):
         Home.create(tmp_path / "phone", SETTINGS)
 
 
