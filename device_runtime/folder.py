@@ -64,7 +64,7 @@ def require_free(path: Path, kind: Kind, replace: bool = True) -> None:
             if path.exists():
                 raise kind.error(path, "is a file, expected a folder", other)
             if path.is_symlink():
-                raise kind.error(path, "is a link to nothing", "remove the link, or make its folder")
+                raise kind.error(path, "is a link to nothing", "make its folder")
             return
         if kind.is_ours(path) or kind.is_ours(path / READY):
             if not replace:
@@ -273,7 +273,9 @@ def _named(name: str, patterns: tuple[str, ...]) -> bool:
         whole, _, number = last[1:].removesuffix(".part").rpartition(".")
         partial = whole if last.endswith(".part") and number.isdigit() else last[1:]
         names.append("/".join((*place, partial)))
-    return any(_matches(each.split("/"), pattern.split("/")) for each in names for pattern in patterns)
+    return any(
+        _matches(each.split("/"), pattern.split("/")) for each in names for pattern in patterns
+    )
 
 
 def _reaches(name: str, patterns: tuple[str, ...]) -> bool:

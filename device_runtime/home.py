@@ -33,7 +33,7 @@ from device_runtime.bundle import Bundle, open_verified
 from device_runtime.conditions import Source, trace_source, unknown
 from device_runtime.errors import ConfigError, RunError
 from device_runtime.folder import Kind as FolderKind
-from device_runtime.folder import clear, replaced, require_free, settle, writing
+from device_runtime.folder import clear, is_empty, replaced, require_free, settle, writing
 from device_runtime.installed import Installed
 from device_runtime.sensors import LAST_KEY
 from device_runtime.turn import SENT
@@ -158,6 +158,14 @@ class Home:
                 installed.install(new / BUNDLES, bundle, frozenset(settings.trusted))
         return cls.open(path)
 
+    @staticmethod
+    def is_there(folder: Path) -> bool:
+        """Whether there is anything to open: not in an empty folder, or one in which a command was
+        killed before it had made a device.
+        """
+        settle(folder)
+        return Path(folder).exists() and not (Path(folder).is_dir() and is_empty(folder))
+
     @classmethod
     def open(cls, folder: Path) -> "Home":
         """The device that lives in `folder`. Raises ConfigError or RunError if there is none,
@@ -261,9 +269,7 @@ class Home:
         try:
             file = durable.lock(self.folder / LOCK)
         except durable.Locked as held:
-            raise RunError(
-                self.folder, f"{held} runs this device", "end that one first"
-            ) from None
+            raise RunError(self.folder, f"{held} runs this device", "end that one first") from None
         with file:
             yield
 

@@ -51,7 +51,7 @@ def home_of(folder: Path, bundle: Bundle) -> Home:
     """The device in `folder`, made there on first use with this bundle, a folder or a zip. Raises
     RunError or ConfigError for a folder that is none.
     """
-    if Path(folder).exists():
+    if Home.is_there(Path(folder)):
         return Home.open(folder)
     settings = DeviceConfig(trusted=(bundle.signer,), bundle=str(bundle.path.resolve()))
     return Home.create(folder, settings)

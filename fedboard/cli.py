@@ -592,7 +592,7 @@ def keyboard(
         raise RunError("--no-log", "uses no typing log, found --home", "leave out one of them")
     opened = (
         Home.open(home).bundle()
-        if home and home.exists() and bundle is None
+        if home and Home.is_there(home) and bundle is None
         else open_bundle(bundle, trust)
     )
     device = None if no_log else home_of(home or terminal_keyboard.default_home(), opened)

@@ -15,6 +15,7 @@ from typing import Any
 
 from device_runtime import bundle as bundles
 from device_runtime import calls, config, durable, interpreter, weights
+from device_runtime import folder as folders
 from device_runtime.causes import Step, label
 from device_runtime.errors import RunError
 from device_runtime.transport import http, persistent
@@ -22,7 +23,15 @@ from device_runtime.wire import Phase, Plan, RoundReports, lost
 from fedboard import console, devices, score
 from fedboard.export import Asked, export
 from fedboard.report import build
-from fedboard.run import Run, Settings, trusted_keys
+from fedboard.run import (
+    DEMO,
+    SIMULATED,
+    Run,
+    Settings,
+    folder_kind,
+    require_free,
+    trusted_keys,
+)
 from fedboard.serve import newest_checkpoint
 from fedboard.train import How, train
 from fleet.population import Role, role_counts
@@ -88,7 +97,17 @@ class _Clock:
 
 
 def run(demo: Demo) -> Run:
-    """All stages; returns the run. An interrupted or earlier demo in the folder is replaced."""
+    """All stages; returns the run. An interrupted or earlier demo in the folder is replaced, and
+    files that are not a demo's stay.
+
+    Raises RunError, before anything is written, for a folder that holds something else.
+    """
+    require_free(demo.out, replace=True, kind=DEMO)
+    with folders.writing(demo.out, folder_kind(DEMO)):
+        return _run(demo)
+
+
+def _run(demo: Demo) -> Run:
     clock = _Clock()
     recipe = Recipe(
         size=demo.size,
@@ -120,7 +139,9 @@ def run(demo: Demo) -> Run:
         f"{demo.rounds} rounds in TensorFlow Federated: {demo.cohort} clients a round train on "
         "their own messages, only their changes are averaged.",
     ):
-        trained = train(Settings(demo.data, recipe=recipe), demo.out, How(overwrite=True), corpus)
+        trained = train(
+            Settings(demo.data, recipe=recipe), demo.out, How(overwrite=True, kind=DEMO), corpus
+        )
     with clock.stage(
         3,
         "Bundle for phones",
@@ -128,7 +149,7 @@ def run(demo: Demo) -> Run:
         "predicts. Signed.",
     ):
         asked = Asked(learning_rate=DEVICE_RATE)
-        _, first = export(trained.path, trained.path / "bundle-simulation", asked, corpus)
+        _, first = export(trained.path, trained.path / SIMULATED, asked, corpus)
     with clock.stage(
         4,
         "Real rounds with devices",
@@ -207,7 +228,7 @@ def _rounds_with_devices(demo: Demo, run: Run, bundle: Path, users: Users) -> di
         seed=demo.seed, rules=rules, policy=Policy(min_examples=min(10, demo.min_examples))
     )
     folder = run.path / "server"
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     durable.share(run.path / "server.toml", config.to_toml(settings).encode())
     draw = devices.Draw(demo.devices, demo.device_rounds, demo.min_examples, demo.seed)
     homes = devices.create_population(run.path / "devices", bundle, trusted, users, draw)

@@ -101,16 +101,16 @@ def device_enrol(
 
     It gets a folder, a key and an installed bundle. May be done again.
     """
-    from device_runtime.home import DeviceConfig
+    from device_runtime.home import DeviceConfig, Home
     from fedboard import devices
     from fedboard.run import trusted_keys
 
-    if bundle is None and not folder.exists():
+    if bundle is None and not Home.is_there(folder):
         raise RunError(
             folder, "no device there yet, and no bundle to install", "pass --bundle BUNDLE"
         )
     settings = None
-    if not folder.exists():
+    if not Home.is_there(folder):
         source = (
             conditions if conditions in ("linux", "termux") else str(Path(conditions).resolve())
         )
@@ -374,8 +374,11 @@ def device_wipe(
             err=True,
         )
     home.wipe(everything)
+    kept = folder.exists()
     console.say(
-        f"{folder}: removed"
+        f"{folder}: the device is removed; files that are not its own stay there"
+        if everything and kept
+        else f"{folder}: removed"
         if everything
         else f"{folder}: what was typed and what was learned from it is gone; the ledger is kept"
     )

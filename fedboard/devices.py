@@ -109,10 +109,14 @@ def create_population(
     for its own cause.
     """
     from device_runtime.bundle import open_verified
+    from device_runtime.folder import require_free
+    from device_runtime.home import FOLDER
     from fleet.population import roles, traces_from_roles
 
     opened = open_verified(bundle, trusted)
     names = choose(users, draw.count, draw.least, draw.seed)
+    for index in range(draw.count):  # before the first trace is written: one may be in use
+        require_free(folder / f"device-{index:03d}", FOLDER, replace=False)
     parts = roles(draw.count, draw.rounds, draw.seed)
     traces = dict(zip(names, traces_from_roles(parts, folder / "traces"), strict=True))
     return create(folder, opened, trusted, users, traces, draw.seed)
@@ -193,7 +197,7 @@ def enrol(folder: Path, settings: Any, bundle: Path | None, url: str, code: str 
     with http(
         url
     ) as send:  # first: an address that is none, or conditions that cannot be read, make no device
-        if not folder.exists():
+        if not Home.is_there(folder):
             conditions_of(folder, settings)
             Home.create(folder, settings, bundle=bundle)
         home = Home.open(folder)

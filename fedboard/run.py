@@ -1,7 +1,6 @@
 """A run's folder: what stands where, and how a target named on the command line is found in it."""
 
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -9,9 +8,9 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from device_runtime import config, durable, signing, weights
+from device_runtime import bundle, config, durable, folder, home, signing, weights
 from device_runtime.bundle import NO_PRIVACY, Bundle, open_verified
-from device_runtime.errors import CheckpointError, RunError
+from device_runtime.errors import CheckpointError, ConfigError, FedboardError, RunError
 from device_runtime.text import Vocabulary
 from model.recipe import Recipe
 
@@ -20,10 +19,7 @@ KEYS = Path(os.environ.get("FEDBOARD_KEYS", "runs/keys"))
 
 @dataclass(frozen=True)
 class Run:
-    """Paths of one run.
-
-    `Settings` in config.toml mark a folder as ours, so that only such a folder is ever replaced.
-    """
+    """Paths of one run."""
 
     path: Path
 
@@ -97,52 +93,126 @@ class Settings:
     recipe: Recipe = field(default_factory=Recipe)
 
 
-def create(path: Path, settings: Settings, replace: bool) -> Run:
+@dataclass(frozen=True)
+class Source:
+    """The corpus that a run is trained on."""
+
+    name: str  # as it was named: `chitchat`, or a directory
+    path: str  # of a directory, absolute; empty for a corpus that has none
+    digest: str  # SHA-256, see `model.corpus.Corpus`
+
+
+@dataclass(frozen=True)
+class Mark:
+    """run.json: says that a folder is a run's, and which command's."""
+
+    format: str
+    kind: str  # TRAINED or DEMO
+    corpus: Source | None = None  # None: not known
+
+
+FORMAT, TRAINED, DEMO = "fedboard-run-1", "train", "demo"
+MARK = "run.json"
+
+
+def mark_of(folder: Path) -> Mark | None:
+    """What a folder says of the run in it; None if it is no run's.
+
+    Earlier versions wrote no run.json: a run of theirs has a config and first weights, a demo the
+    bundle of its simulation too.
+    """
+    path = Path(folder) / MARK
+    try:
+        mark = config.from_json(Mark, path.read_bytes(), str(path))
+        return mark if mark.format == FORMAT and mark.kind in (TRAINED, DEMO) else None
+    except FileNotFoundError:
+        pass
+    except (OSError, ConfigError):
+        return None
+    try:
+        Run(path.parent).settings()
+        weights.read(Run(path.parent).first)
+    except FedboardError:
+        return None
+    is_demo = bundle.FOLDER.is_ours(path.parent / SIMULATED)
+    return Mark(FORMAT, DEMO if is_demo else TRAINED)
+
+
+SIMULATED = "bundle-simulation"  # of a demo: its first bundle
+_HOLDS = (
+    *(MARK, "config.toml", "tokenizer.model", "metrics.csv", "report.html"),
+    *("summary.json", "suggestions.json", "rounds.json", "evaluations/*.json"),
+    *(f"checkpoints/{name}.safetensors" for name in ("first", "last", "best", "after")),
+    "checkpoints/state/program_state_*/**",
+    "tensorboard/events.out.tfevents.*",
+    *(f"bundle/{name}" for name in bundle.FOLDER.holds),
+)
+_DEMO_HOLDS = (
+    *("server.toml", "server.log", "outcomes.jsonl", "devices-*.log", "evaluate-*.log"),
+    *(f"{SIMULATED}/{name}" for name in bundle.FOLDER.holds),
+    *(f"server/{name}" for name in ("address", "operator.token", "server.sqlite*", "blobs/*")),
+    "devices/traces/device-*.tsv",
+    *(f"devices/device-*/{name}" for name in home.FOLDER.holds),
+)
+
+
+def _wrote(path: Path) -> bool:
+    """Whether what stands among a run's evaluations is one."""
+    from fedboard import score
+
+    if path.parent.name != "evaluations":
+        return True
+    try:
+        score.read(path)
+    except FedboardError:
+        return False
+    return True
+
+
+def folder_kind(kind: str) -> folder.Kind:
+    """What a folder of TRAINED or DEMO holds."""
+
+    def is_ours(path: Path) -> bool:
+        mark = mark_of(path)
+        return mark is not None and mark.kind == kind
+
+    return folder.Kind(
+        "a run" if kind == TRAINED else "a demo",
+        is_ours,
+        _HOLDS if kind == TRAINED else _HOLDS + _DEMO_HOLDS,
+        MARK,
+        "choose another folder, or pass --overwrite",
+        wrote=_wrote,
+    )
+
+
+def create(path: Path, settings: Settings, replace: bool, kind: str = TRAINED) -> Run:
     """An empty run folder with its config.
 
-    An older run there is removed only if `replace`; anything else there is an error.
+    An older run there is removed only if `replace`; files that are not a run's stay. The caller
+    holds the folder (`folder.writing`).
 
     Raises RunError if the folder is taken or cannot be written.
     """
-    require_free(path, replace)
+    require_free(path, replace, kind)
     run = Run(Path(path))
     try:
-        if run.config.is_file():
-            clear(run)
         run.path.mkdir(parents=True, exist_ok=True)
+        # first, and never removed: whatever happens, the folder is known as ours
+        durable.share(run.path / MARK, config.to_json(Mark(FORMAT, kind)))
+        folder.clear(run.path, folder_kind(kind), keep=(MARK,))
         durable.share(run.config, config.to_toml(settings).encode())
         run.checkpoints.mkdir(exist_ok=True)
     except OSError as error:
-        raise RunError(
-            run.path, f"cannot be written ({error.strerror})", "choose a folder you may write to"
-        ) from None
+        raise folder.cannot_write(folder_kind(kind), error.filename or run.path, error) from None
     return run
 
 
-def require_free(path: Path, replace: bool) -> None:
+def require_free(path: Path, replace: bool, kind: str = TRAINED) -> None:
     """Raises RunError if a run cannot go to this folder because of what is in it."""
-    run = Run(Path(path))
-    try:
-        taken = run.path.exists() and any(run.path.iterdir())
-    except OSError as error:
-        raise RunError(
-            run.path, f"cannot be read ({error.strerror})", "choose another folder"
-        ) from None
-    if taken and not run.config.is_file():
-        raise RunError(run.path, "holds files that are not a Fedboard run", "choose another folder")
-    if taken and not replace:
-        raise RunError(
-            run.path, "holds an earlier run", "choose another folder, or pass --overwrite"
-        )
-
-
-def clear(run: Run) -> None:
-    """Remove a run's files, the config last.
-
-    So an interrupted removal still leaves a folder known as ours.
-    """
-    for entry in sorted(run.path.iterdir(), key=lambda entry: entry == run.config):
-        shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+    folder.require_free(path, folder_kind(kind), replace)
+    if Path(path).is_dir():
+        folder.require_no_links(Path(path), folder_kind(kind))
 
 
 @contextmanager
@@ -211,9 +281,9 @@ def vocabulary_of(checkpoint: Path, tokenizer: Path | None = None) -> Vocabulary
     """The vocabulary of a checkpoint file: the one named, else that beside it or one folder up."""
     if tokenizer is not None:
         return Vocabulary.read(tokenizer)
-    for folder in (checkpoint.parent, checkpoint.parent.parent):
-        if (folder / "tokenizer.model").is_file():
-            return Vocabulary.read(folder / "tokenizer.model")
+    for place in (checkpoint.parent, checkpoint.parent.parent):
+        if (place / "tokenizer.model").is_file():
+            return Vocabulary.read(place / "tokenizer.model")
     raise CheckpointError(
         checkpoint, "no tokenizer.model beside it or one folder up", "pass --tokenizer FILE"
     )

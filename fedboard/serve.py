@@ -1,6 +1,7 @@
 """The server stage: a folder, or a database and a store of blobs, -> a running service."""
 
 import os
+import re
 import ssl
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -47,6 +48,7 @@ def serve(
         )
     with bind(at.host, at.port) as sock:
         with writable(folder / ADDRESS) as address:
+            _require_address(address)
             address.unlink(missing_ok=True)
         token = access.token(folder, os.environ.get(TOKEN))
         store, blobs = open_folder(
@@ -91,6 +93,24 @@ def serve(
             sock,
             **tls,
             **proxies,
+        )
+
+
+def _require_address(path: Path) -> None:
+    """Raises RunError if something else than a server's address stands in its place: it would be
+    replaced.
+    """
+    try:
+        is_ours = re.fullmatch(r"https?://\S+\n", path.read_text()) is not None
+    except FileNotFoundError:
+        return
+    except UnicodeDecodeError:
+        is_ours = False
+    if not is_ours:
+        raise RunError(
+            path,
+            "is not a server's address, and a server writes its own there",
+            "choose another folder, or move the file away",
         )
 
 

@@ -20,17 +20,20 @@ from typing import Any
 
 import numpy as np
 
-from device_runtime import config, durable, weights
+from device_runtime import config, durable, folder, weights
 from device_runtime.errors import CheckpointError, RunError
 from device_runtime.metrics import perplexity, recall
 from device_runtime.optimizers import OPTIMIZERS
 from device_runtime.text import Vocabulary
 from fedboard import console
 from fedboard.run import (
+    TRAINED,
     Run,
     Settings,
     checkpoint_of,
     create,
+    folder_kind,
+    mark_of,
     require_fit,
     require_free,
     vocabulary_of,
@@ -57,10 +60,11 @@ class Best:
 class How:
     """How a training runs, whatever it trains."""
 
-    overwrite: bool = False  # replace an earlier run in the folder
+    overwrite: bool = False  # replace an earlier run of its kind in the folder
     resume: bool = False  # go on from the folder's last saved state, or from the start without one
     workers: tuple[str, ...] = ()  # addresses of TFF workers on other machines
     deadline_s: float | None = None  # of a round
+    kind: str = TRAINED  # whose run it is
 
 
 def train(
@@ -87,8 +91,22 @@ def train(
         # refuses a population that is too small
         cohorts.start(len(corpus.train), recipe.cohort, recipe.min_separation)
     if not how.resume:
-        require_free(out, how.overwrite)
-    words, first = beginning(settings, Run(Path(out)), corpus, how.resume)
+        require_free(out, how.overwrite, how.kind)
+    mark = mark_of(out) if how.resume else None
+    with folder.writing(out, folder_kind(mark.kind if mark else how.kind)):
+        return _train(settings, Run(Path(out)), how, corpus, emit)
+
+
+def _train(
+    settings: Settings,
+    run: Run,
+    how: How,
+    corpus: Corpus,
+    emit: Callable[[dict[str, Any]], None] | None,
+) -> Run:
+    """`train` while no other process writes the run's folder."""
+    recipe = settings.recipe
+    words, first = beginning(settings, run, corpus, how.resume)
     console.say(
         f"network `{recipe.size}`: {network.parameters(first.weights):,} parameters, vocabulary "
         f"of {len(words):,} ids"
@@ -117,7 +135,8 @@ def train(
         machines = {"machines": len(how.workers)} if how.workers else {}
         training = trainer.Training(first.weights, population, recipe, **machines)
         state = call(training.start, "start")
-        run = Run(Path(out)) if how.resume else create(out, settings, how.overwrite)
+        if not how.resume:
+            create(run.path, settings, how.overwrite, how.kind)
         states, best = _States(run.state, loop.run), Best()
         # before anything is written: it may be damaged
         saved = states.load([*trainer.to_values(state), *best.values()])

@@ -839,7 +839,7 @@ def _locked(database: Path) -> TextIO:
     except durable.Locked as held:
         raise RunError(
             database.parent,
-            f"another server, {held}, is using this folder",
+            f"another server is using this folder ({held})",
             "stop that server or give another folder",
         ) from None
     except OSError as error:

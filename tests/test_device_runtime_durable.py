@@ -1,7 +1,6 @@
 """Files and folders that are there whole or not at all."""
 
 import multiprocessing
-import os
 
 import pytest
 

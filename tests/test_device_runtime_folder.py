@@ -1,4 +1,4 @@
-"""Folders that commands write: foreign files stay, one process writes, killed ones leave no half."""
+"""Folders that commands write: foreign files stay, one process writes, a kill leaves no half."""
 
 import os
 import subprocess

@@ -93,7 +93,7 @@ def test_a_folder_of_somebody_else_is_not_touched(tmp_path, corpus_file, command
     refused(
         fedboard(*command, *small, "--data", "chat", "--out", "photos", cwd=tmp_path),
         "photos",
-        "not a Fedboard run",
+        f"files that are not a {'run' if command[0] == 'train' else 'demo'} of Fedboard",
     )
     assert [p.name for p in (tmp_path / "photos").iterdir()] == ["cat.jpg"]
 

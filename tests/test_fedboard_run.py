@@ -1,39 +1,130 @@
-"""A run's folder: what an earlier version wrote still opens."""
+"""Run folders: whose they are, what an overwrite removes, and what of the user's stays."""
 
 import shutil
 from pathlib import Path
 
 import pytest
 
-from device_runtime import weights
-from device_runtime.errors import CheckpointError
-from fedboard import report
-from fedboard.run import Run, checkpoint_of, require_fit, run_of, vocabulary_of
+from device_runtime import folder
+from device_runtime.errors import RunError
+from fedboard.run import (
+    DEMO,
+    MARK,
+    TRAINED,
+    Mark,
+    Run,
+    Settings,
+    create,
+    folder_kind,
+    mark_of,
+    require_free,
+)
 
-GOLDEN = Path(__file__).parent / "golden" / "run"  # as `fedboard train` and the demo wrote it
-
-
-def test_a_run_of_an_earlier_version_still_opens():
-    settings = Run(GOLDEN).settings()
-    assert (settings.data, settings.recipe.size, settings.recipe.rounds) == ("chitchat", "tiny", 3)
-    path = checkpoint_of(GOLDEN)
-    assert path == GOLDEN / "checkpoints" / "best.safetensors"
-    assert run_of(path) == Run(GOLDEN)
-    checkpoint, vocabulary = weights.read(path), vocabulary_of(path)
-    require_fit(checkpoint, vocabulary, path)
-    assert checkpoint.round == 3
-    assert checkpoint.parent == weights.digest(Run(GOLDEN).first.read_bytes())
+GOLDEN = Path(__file__).parent / "golden" / "run"
 
 
-def test_a_run_of_an_earlier_version_still_has_its_report(tmp_path):
-    shutil.copytree(GOLDEN, tmp_path / "run")
-    page = report.build(Run(tmp_path / "run")).read_text()
-    sections = ("training", "systems", "funnel", "suggestions", "cost")
-    assert [section for section in sections if f'id="{section}"' not in page] == []
-    assert "condition lost" in page
+def new_run(path: Path, replace: bool = False, kind: str = TRAINED) -> Run:
+    """A new run's folder, as training makes it."""
+    with folder.writing(path, folder_kind(kind)):
+        return create(path, Settings(), replace, kind)
 
 
-def test_a_checkpoint_of_another_vocabulary_is_refused(tiny_vocabulary):
-    path = checkpoint_of(GOLDEN)
-    with pytest.raises(CheckpointError, match="trained with another vocabulary"):
-        require_fit(weights.read(path), tiny_vocabulary, path)
+def names(path: Path) -> list[str]:
+    return sorted(each.relative_to(path).as_posix() for each in path.rglob("*") if each.is_file())
+
+
+@pytest.mark.parametrize("kind", [TRAINED, DEMO])
+@pytest.mark.parametrize(
+    "config", ["", 'title = "My lab notes"\n', 'data = "chitchat"\n', "[recipe]\nrounds = 3\n"]
+)
+def test_a_folder_that_merely_holds_a_config_is_not_a_run(tmp_path, config, kind):
+    (tmp_path / ".git").mkdir()
+    (tmp_path / ".git" / "HEAD").write_text("ref: refs/heads/main\n")
+    (tmp_path / "config.toml").write_text(config)
+    with pytest.raises(RunError, match="holds files that are not a"):
+        require_free(tmp_path, replace=True, kind=kind)
+    with pytest.raises(RunError, match="holds files that are not a"):
+        new_run(tmp_path, replace=True, kind=kind)
+    assert names(tmp_path) == [".git/HEAD", "config.toml"]
+
+
+@pytest.mark.parametrize("mark", ["", "{}", '{"format": "other-1", "kind": "train"}', "[1]"])
+def test_a_run_json_of_somebody_else_makes_no_run(tmp_path, mark):
+    (tmp_path / MARK).write_text(mark)
+    assert mark_of(tmp_path) is None
+    with pytest.raises(RunError, match="not a run of Fedboard"):
+        require_free(tmp_path, replace=True)
+
+
+def test_overwriting_removes_what_a_run_wrote_and_keeps_the_rest(tmp_path):
+    run = new_run(tmp_path / "run")
+    for name in (
+        "tokenizer.model",
+        "metrics.csv",
+        "checkpoints/best.safetensors",
+        "checkpoints/state/program_state_3/saved_model.pb",
+        "tensorboard/events.out.tfevents.1.host",
+        "bundle/predict.tflite",
+        "checkpoints/.best.safetensors.77.part",
+    ):
+        path = run.path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("ours")
+    for name in (
+        "notes.md",
+        "thesis/chapter.tex",
+        "checkpoints/favourite.safetensors",
+        "evaluations/mine.json",
+    ):
+        path = run.path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("theirs")
+    shutil.copy(GOLDEN / "evaluations" / "kn2.json", run.path / "evaluations" / "kn2.json")
+    new_run(tmp_path / "run", replace=True)
+    assert names(run.path) == [
+        "checkpoints/favourite.safetensors",
+        "config.toml",
+        "evaluations/mine.json",
+        "notes.md",
+        MARK,
+        "thesis/chapter.tex",
+    ]
+
+
+def test_a_run_is_replaced_only_when_asked_and_only_by_its_own_kind(tmp_path):
+    new_run(tmp_path / "trained")
+    new_run(tmp_path / "demo", kind=DEMO)
+    with pytest.raises(
+        RunError, match="earlier run already; choose another folder, or pass --over"
+    ):
+        require_free(tmp_path / "trained", replace=False)
+    with pytest.raises(RunError, match="not a demo of Fedboard"):
+        require_free(tmp_path / "trained", replace=True, kind=DEMO)
+    with pytest.raises(RunError, match="not a run of Fedboard"):
+        require_free(tmp_path / "demo", replace=True)
+    require_free(tmp_path / "demo", replace=True, kind=DEMO)
+
+
+def test_a_link_among_a_runs_files_is_named_and_nothing_behind_it_is_touched(tmp_path):
+    run = new_run(tmp_path / "run")
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "shared" / "best.safetensors").write_text("another run's")
+    run.checkpoints.rmdir()
+    run.checkpoints.symlink_to(tmp_path / "shared")
+    with pytest.raises(RunError, match="checkpoints: is a link"):
+        require_free(run.path, replace=True)
+    with pytest.raises(RunError, match="checkpoints: is a link"):
+        new_run(run.path, replace=True)
+    assert (tmp_path / "shared" / "best.safetensors").read_text() == "another run's"
+
+
+def test_runs_and_demos_that_earlier_versions_wrote_are_known(tmp_path):
+    assert mark_of(GOLDEN).kind == TRAINED
+    shutil.copytree(GOLDEN, tmp_path / "demo")
+    (tmp_path / "demo" / "bundle-simulation").mkdir()
+    (tmp_path / "demo" / "bundle-simulation" / "manifest.json").write_text(
+        '{"format": 2, "tokenizer": "", "lineage": {}, "files": {}}'
+    )
+    assert mark_of(tmp_path / "demo") == Mark("fedboard-run-1", DEMO)
+    new_run(tmp_path / "demo", replace=True, kind=DEMO)
+    assert names(tmp_path / "demo") == ["config.toml", MARK]
