@@ -1,5 +1,7 @@
 """Errors a person reads: where, what was expected and found, what to do. One line each."""
 
+from device_runtime.shown import printable
+
 
 class FedboardError(Exception):
     """Base of every error we raise on bad input. `str(error)` is one line: `where: problem;
@@ -10,10 +12,7 @@ class FedboardError(Exception):
     """
 
     def __init__(self, where: object, problem: str, remedy: str):
-        message = f"{where}: {problem}; {remedy}"
-        super().__init__(
-            "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
-        )
+        super().__init__(printable(f"{where}: {problem}; {remedy}"))
 
 
 class ConfigError(FedboardError):

@@ -4,19 +4,25 @@ Nothing heavy is imported before the command that needs it.
 """
 
 import contextlib
+import os
 import platform
 import signal
 import sys
 import time
+import traceback
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+# first, so that what follows is ours
+from fedboard import __main__ as program  # isort: skip
+
 from device_runtime import durable
 from device_runtime.errors import FedboardError, RunError
-from fedboard import bundle_commands, console, device_commands, task_commands
+from device_runtime.shown import command
+from fedboard import bundle_commands, console, device_commands, failures, streams, task_commands
 from fedboard.options import Data, Json, Seed, Trust, emit
 
 app = typer.Typer(
@@ -34,7 +40,7 @@ app.command("codes")(task_commands.codes)
 
 
 PARTS = 1000  # of a bar that shows shares
-OURS = ("device_runtime", "model", "server", "conversion", "fleet", "fedboard")
+OURS = program.ROOMS
 # by extra, the packages whose lack it mends, as they are imported: what it installs, and what comes
 # along and is imported too. Each stands once, in an extra that brings it on every Python there is
 # one for
@@ -67,32 +73,41 @@ EXTRAS = {
 
 
 def main() -> None:
-    """Run a command: exit code 0 on success, 1 with one clear line on bad input, 130 on Ctrl-C."""
+    """Run a command: exit code 0 on success, 1 with one clear line on bad input, 2 for words that
+    are no command, 130 on Ctrl-C.
+    """
     try:
+        streams.begin()
         code = app(standalone_mode=False)
-    except FedboardError as error:
-        console.errors.print(
-            f"{type(error).__name__}: {error}", style="red", markup=False, soft_wrap=True
-        )
-        code = 1
+        streams.end()
     except (KeyboardInterrupt, typer.Abort):
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is leaving already
-        console.errors.print("interrupted")
+        console.note("interrupted")
         code = 130
-    except BrokenPipeError:
-        code = 1
-    except ModuleNotFoundError as error:  # a smaller installation, such as a device's
-        package = (error.name or "").split(".")[0]
-        if package in OURS:
-            raise
-        console.errors.print(lacking(package), style="red", markup=False, soft_wrap=True)
-        code = 1
-    except Exception as error:  # click's own usage errors
-        if not hasattr(error, "show"):
-            raise
-        error.show()
-        code = 2
+    except Exception as error:
+        code = _failed(error)
+    with contextlib.suppress(FedboardError):
+        streams.end()
     sys.exit(code or 0)
+
+
+def _failed(error: Exception) -> int:
+    """Say in one line what ended a command; its exit code."""
+    if hasattr(error, "show"):  # the parser's own
+        if type(error).__name__ == "NoArgsIsHelpError":
+            error.show()
+        else:
+            console.note(failures.usage(error), style="red")
+        return 2
+    if isinstance(error, ModuleNotFoundError):  # a smaller installation, such as a device's
+        package = (error.name or "").split(".")[0]
+        if package not in OURS:
+            console.note(lacking(package), style="red")
+            return 1
+    if os.environ.get(failures.TRACEBACK) and not isinstance(error, FedboardError):
+        traceback.print_exception(error)
+    console.note(failures.line(error), style="red")
+    return 1
 
 
 def lacking(package: str) -> str:
@@ -305,7 +320,8 @@ def train(
     how = stage.How(overwrite, resume, addresses, round_deadline)
     done = stage.train(settings, out, how, emit=emit if as_json else None)
     console.say(
-        f"best checkpoint: {done.best}\nnext: fedboard evaluate {out}; fedboard export {out}"
+        f"best checkpoint: {done.best}",
+        f"next: {command('evaluate', out)}; {command('export', out)}",
     )
 
 
@@ -380,7 +396,9 @@ def export(
     manifest, path = stage.export(target, out, asked)
     if as_json:
         return emit({"bundle": str(path), **asdict(manifest)})
-    console.say(f"next: fedboard bundle verify {path}; fedboard predict {path} 'i will see you'")
+    console.say(
+        f"next: {command('bundle', 'verify', path)}; {command('predict', path, 'i will see you')}"
+    )
 
 
 bundle_commands.app.command("build")(export)  # by the name of what comes out
@@ -547,10 +565,8 @@ def predict(
     strip = Predictor(opened).suggest(text, prefix)
     if as_json:
         return emit([asdict(suggestion) for suggestion in strip])
-    console.say(
-        "\n".join(f"{s.probability:6.1%}  {s.word}" for s in strip)
-        or "no word of the vocabulary starts so"
-    )
+    lines = [f"{suggestion.probability:6.1%}  {suggestion.word}" for suggestion in strip]
+    console.say(*lines or ["no word of the vocabulary starts so"])
 
 
 @app.command("keyboard")
@@ -669,6 +685,8 @@ def doctor(
 
     Exit code 1 if something is wrong; that models cannot be trained here is a note.
     """
+    from rich.text import Text
+
     from fedboard.doctor import checks
 
     results = checks(deep=deep)
@@ -676,8 +694,8 @@ def doctor(
         emit([asdict(check) for check in results])
     else:
         for check in results:
-            mark = "[green]ok  [/]" if check.ok else "[red]BAD [/]" if check.failed else "note"
-            console.say(f"{mark} {check.name}: {check.found}")
+            mark = ("ok  ", "green") if check.ok else ("BAD ", "red") if check.failed else "note"
+            console.say(Text.assemble(mark, console.text(f" {check.name}: {check.found}")))
             if not check.ok:
                 console.say(f"     {check.remedy}")
     if any(check.failed for check in results):
@@ -723,5 +741,4 @@ def demo(
 
 
 if __name__ == "__main__":
-    with contextlib.suppress(BrokenPipeError):
-        main()
+    main()

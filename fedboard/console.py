@@ -7,6 +7,7 @@ from typing import Protocol
 
 from rich import box
 from rich.console import Console
+from rich.measure import Measurement
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -15,10 +16,16 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.segment import Segments
 from rich.table import Table
+from rich.text import Text
 
-out = Console(highlight=False)
-errors = Console(stderr=True, highlight=False)
+from device_runtime.shown import printable
+
+# what is printed is text and never markup: a path or a name may hold brackets and colons
+out = Console(highlight=False, markup=False, emoji=False)
+errors = Console(stderr=True, highlight=False, markup=False, emoji=False)
+WIDEST = 10_000  # cells that a table may take
 PLAIN_EVERY_S = 10.0  # between two plain lines of one progress
 
 
@@ -34,32 +41,45 @@ def quiet() -> None:
     out.quiet = True
 
 
-def heading(text: str) -> None:
+def text(line: str | Text, style: str = "") -> Text:
+    """A line as it is shown: as it is, with what a terminal would obey written as an escape."""
+    return line if isinstance(line, Text) else Text(printable(line), style)
+
+
+def heading(line: str) -> None:
     """A line that stands out, after an empty one."""
-    out.print(f"\n[bold cyan]{text}[/]")
+    out.print()
+    out.print(text(line, "bold cyan"), soft_wrap=True)
 
 
-def say(text: str) -> None:
-    """A sentence, however long: the terminal breaks it, we do not."""
-    out.print(text, soft_wrap=True)
+def say(*lines: str | Text, style: str = "") -> None:
+    """Sentences, each on a line of its own, however long: the terminal breaks it, we do not."""
+    for line in lines:
+        out.print(text(line, style), soft_wrap=True)
+
+
+def note(line: str, style: str = "") -> None:
+    """A sentence on standard error, beside the results."""
+    errors.print(text(line, style), soft_wrap=True)
 
 
 @contextlib.contextmanager
 def progress(label: str, total: int) -> Iterator[Advance]:
     """A function `advance(done, note)` that moves a bar, or prints a line where no terminal is."""
-    if out.is_terminal and not out.quiet:
+    if out.is_terminal and not out.is_dumb_terminal and not out.quiet:
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
         )
-        with Progress(*columns, TextColumn("{task.fields[note]}"), console=out) as bar:
-            task = bar.add_task(label, total=total, note="")
+        beside = TextColumn("{task.fields[note]}", markup=False)
+        with Progress(*columns, beside, console=out) as bar:
+            task = bar.add_task(printable(label), total=total, note="")
 
             def move(done: int, note: str = "") -> None:
-                bar.update(task, completed=done, note=note)
+                bar.update(task, completed=done, note=printable(note))
 
             yield move
         return
@@ -77,11 +97,16 @@ def progress(label: str, total: int) -> Iterator[Advance]:
 
 
 def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
-    """A table whose first column is text and whose others are numbers."""
+    """A table whose first column is text and whose others are numbers. A line end in the head of a
+    column is kept. Where the terminal is too narrow, its lines are broken, and nothing is cut off.
+    """
     say(title)
     shown = Table(box=box.SIMPLE)  # fits 80 columns
     for i, column in enumerate(columns):
-        shown.add_column(column, justify="left" if i == 0 else "right", no_wrap=True)
+        head = Text("\n").join(map(text, column.split("\n")))
+        shown.add_column(head, justify="left" if i == 0 else "right", no_wrap=True)
     for row in rows:
-        shown.add_row(*row)
-    out.print(shown)
+        shown.add_row(*map(text, row))
+    whole = Measurement.get(out, out.options.update(max_width=WIDEST), shown).maximum
+    wide = out.options.update(width=max(out.width, whole))
+    out.print(Segments(out.render(shown, wide)), crop=False, end="")

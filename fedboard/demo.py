@@ -4,7 +4,6 @@ import itertools
 import json
 import os
 import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -18,9 +17,11 @@ from device_runtime import calls, config, durable, interpreter, weights
 from device_runtime import folder as folders
 from device_runtime.causes import Step, label
 from device_runtime.errors import RunError
+from device_runtime.shown import command
 from device_runtime.transport import http, persistent
 from device_runtime.wire import Phase, Plan, RoundReports, lost
 from fedboard import console, devices, score
+from fedboard.__main__ import program
 from fedboard.export import Asked, export
 from fedboard.report import build
 from fedboard.run import (
@@ -93,7 +94,7 @@ class _Clock:
         started = time.monotonic()
         yield
         self.seconds[name] = round(time.monotonic() - started, 1)
-        console.say(f"[dim]{self.seconds[name]:.0f} s[/]")
+        console.say(f"{self.seconds[name]:.0f} s", style="dim")
 
 
 def run(demo: Demo) -> Run:
@@ -154,7 +155,7 @@ def _run(demo: Demo) -> Run:
         4,
         "Real rounds with devices",
         f"A server on this machine, and {demo.devices} devices in {demo.processes} processes that "
-        "cannot import TensorFlow. Each holds the\n"
+        "cannot import TensorFlow. Each holds the "
         "encrypted typing log of one train user. Only devices that charge, are on WiFi and idle "
         "may train; they upload 8-bit changes, never text.",
     ):
@@ -190,17 +191,20 @@ def _run(demo: Demo) -> Run:
     durable.share(trained.path / "summary.json", json.dumps({**summary, **measured}).encode())
     path = build(trained)
     targets = scored["after"].summary.targets
+    console.say("")
     console.table(
-        f"\n{demo.data}: {targets:,} words of test users nobody trained on",
+        f"{demo.data}: {targets:,} words of test users nobody trained on",
         score.COLUMNS,
         [score.row(row) for row in scored.values()],
     )
     console.say(verdict)
     console.heading(f"Report: {path}")
+    scores = ("--data", demo.data, "--predictions", "predictions.jsonl")
     console.say(
-        f"Try next:\n  fedboard predict {last} 'i will see you'\n  fedboard evaluate {last} "
-        f"--data {demo.data} --predictions predictions.jsonl"
-        f"\n  fedboard train --out runs/longer --rounds 600"
+        "Try next:",
+        f"  {command('predict', last, 'i will see you')}",
+        f"  {command('evaluate', last, *scores)}",
+        f"  {command('train', '--out', 'runs/longer', '--rounds', 600)}",
     )
     return trained
 
@@ -235,7 +239,7 @@ def _rounds_with_devices(demo: Demo, run: Run, bundle: Path, users: Users) -> di
     children: list[subprocess.Popen] = []
     try:
         server = child_process.start(
-            _command(
+            program(
                 "serve",
                 "--dir",
                 folder,
@@ -260,7 +264,7 @@ def _rounds_with_devices(demo: Demo, run: Run, bundle: Path, users: Users) -> di
         runtimes = [interpreter.chosen()] if chosen else interpreter.installed()
         choices = itertools.cycle(runtimes or [interpreter.chosen()])
         for i, own in enumerate(hosts):
-            command = _command(
+            words = program(
                 "device",
                 "run",
                 *own,
@@ -274,7 +278,7 @@ def _rounds_with_devices(demo: Demo, run: Run, bundle: Path, users: Users) -> di
             )
             environment = {"OMP_NUM_THREADS": "1", interpreter.CHOICE: next(choices).name}
             log = run.path / f"devices-{i}.log"
-            children.append(child_process.start(command, log, environment))
+            children.append(child_process.start(words, log, environment))
         reports = _watch(demo, url, server, children[1:], run)
         memory = {"server": child_process.peak_memory_mb(server.pid)}
     finally:
@@ -361,7 +365,7 @@ def _scored(demo: Demo, run: Run, bundle: Path) -> dict[str, score.Scored]:
             files = itertools.chain.from_iterable(
                 ("--out", run.evaluations / f"{name}.json") for name in share
             )
-            command = _command(
+            words = program(
                 "evaluate",
                 *(targets[name] for name in share),
                 "--data",
@@ -373,7 +377,7 @@ def _scored(demo: Demo, run: Run, bundle: Path) -> dict[str, score.Scored]:
             )
             children.append(
                 child_process.start(
-                    [*command, "--seed", str(demo.seed)],
+                    [*words, "--seed", str(demo.seed)],
                     run.path / f"evaluate-{i}.log",
                     {"OMP_NUM_THREADS": "1"},
                 )
@@ -427,10 +431,6 @@ def _verdict(scored: dict[str, score.Scored], demo: Demo) -> str:
         f"rounds of {demo.cohort} clients are too few for "
         f"it to catch up with counts over all the text at once; try more --rounds."
     )
-
-
-def _command(*words: object) -> list[str]:
-    return [sys.executable, "-m", "fedboard.cli", *map(str, words)]
 
 
 def _address(server: subprocess.Popen, folder: Path, log: Path) -> str:

@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from device_runtime.errors import RunError
+from device_runtime.shown import command, printable
 from fedboard import console
 from fedboard.options import Data, Json, Seed, Trust, emit
 
@@ -51,8 +52,8 @@ def device_create(
     users = corpora.load(data).train
     homes = devices.create_population(folder, bundle, trusted_keys(trust), users, draw)
     console.say(
-        f"{len(homes)} devices in {folder}\nnext: fedboard device run {folder}/device-* --server "
-        f"URL --rounds {rounds}"
+        f"{len(homes)} devices in {folder}",
+        f"next: {command('device', 'run', folder)}/device-* --server URL --rounds {rounds}",
     )
 
 
@@ -129,8 +130,8 @@ def device_enrol(
     if as_json:
         return emit({"device": name, "home": str(folder), "server": server})
     console.say(
-        f"{folder} is enrolled at {server} as {name}\nnext: fedboard device run {folder}, or "
-        f"fedboard device status {folder}"
+        f"{folder} is enrolled at {server} as {name}",
+        f"next: {command('device', 'run', folder)}; {command('device', 'status', folder)}",
     )
 
 
@@ -336,7 +337,9 @@ def device_log_forget(
         words = typer.prompt("Words to forget", err=True)
     if not yes:
         which = "with these words" if last_hours is None else f"of the last {last_hours:g} hours"
-        typer.confirm(f"Remove every message {which} from {folder}?", abort=True, err=True)
+        typer.confirm(
+            f"Remove every message {which} from {printable(str(folder))}?", abort=True, err=True
+        )
     with home.typing_log() as log:
         removed = (
             log.forget(words or "")
@@ -369,7 +372,7 @@ def device_wipe(
     home = Home.open(folder)
     if not yes:
         typer.confirm(
-            f"Remove {'all of' if everything else 'what was typed on'} {folder}?",
+            f"Remove {'all of' if everything else 'what was typed on'} {printable(str(folder))}?",
             abort=True,
             err=True,
         )

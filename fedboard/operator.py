@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from device_runtime.config import from_json, to_json
 from device_runtime.errors import ConfigError, RunError, ServerError
+from device_runtime.shown import command
 from device_runtime.transport import Reply, http
 from device_runtime.wire import Problem, RoundReports
 from server.contract import (
@@ -100,7 +101,9 @@ def connect(
             "--dir, --server", "expected one of them", "give the server's folder, or its address"
         )
     if folder is not None:
-        server = _line(folder / ADDRESS, f"start the server first: fedboard serve --dir {folder}")
+        server = _line(
+            folder / ADDRESS, f"start the server first: {command('serve', '--dir', folder)}"
+        )
         token_file = token_file or folder / TOKEN_FILE
     token = os.environ.get(TOKEN) or (
         _line(token_file, "give the file with the operator's token") if token_file else ""

@@ -9,6 +9,7 @@ from pathlib import Path
 from device_runtime import durable, weights
 from device_runtime.bundle import Bundle
 from device_runtime.errors import RunError
+from device_runtime.shown import command
 from fedboard import console
 from fedboard.run import writable
 from server.contract import ADDRESS, TOKEN, TOKEN_FILE
@@ -68,10 +69,8 @@ def serve(
             task = replace(settings_of(settings), plan=settings.plan or bundle.plan)
             tasks.create(coordinator, task, now, bundle.checkpoint)
         else:
-            console.say(
-                "no task yet; start one: fedboard task create default --bundle BUNDLE --dir "
-                f"{folder}"
-            )
+            first = command("task", "create", "default", "--bundle", "BUNDLE", "--dir", folder)
+            console.say(f"no task yet; start one: {first}")
         reachable = f"[{at.host}]" if ":" in at.host else at.host
         if at.host in ("0.0.0.0", "::"):
             reachable = "127.0.0.1"

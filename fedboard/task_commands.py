@@ -253,7 +253,7 @@ def codes(
         return emit(asdict(codes))
     typer.echo("\n".join(codes.codes))
     until = datetime.fromtimestamp(codes.expires_at, UTC)
-    console.errors.print(
+    console.note(
         f"good until {until:%Y-%m-%d %H:%M} UTC; on each device: fedboard device enrol HOME "
         "--server URL --code-file FILE"
     )

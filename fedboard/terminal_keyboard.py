@@ -20,12 +20,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.cells import cell_len, set_cell_size
+from rich.text import Text
 
 from device_runtime.errors import RunError
 from device_runtime.keyboard import Keyboard, accept, split
 from device_runtime.metrics import STRIP
 from device_runtime.predictor import Suggestion, centred
-from fedboard import console
+from device_runtime.shown import printable
+from fedboard import console, streams
 
 TAB, ENTER, BACKSPACE = "\t", "\r", "\x7f"
 # Ctrl-U, -W, -P, -V; Ctrl-C and -D
@@ -179,7 +181,7 @@ def screen(session: Session, strip: Sequence[str], width: int) -> list[str]:
     centre, the text, the count.
     """
     cell = max((width - 4) // STRIP, 1)
-    shown = [set_cell_size(f"{i} {word}", cell) for i, word in enumerate(strip, 1)]
+    shown = [set_cell_size(f"{i} {printable(word)}", cell) for i, word in enumerate(strip, 1)]
     if shown:
         shown[len(shown) // 2] = f"\x1b[1m{shown[len(shown) // 2]}\x1b[0m"
     text = session.typed
@@ -201,15 +203,28 @@ def screen(session: Session, strip: Sequence[str], width: int) -> list[str]:
 
 
 def default_home() -> Path:
-    """Where the keyboard keeps its typing log if no device is named."""
-    shared = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
+    """Where the keyboard keeps its typing log if no device is named.
+
+    Raises RunError where nobody has a home.
+    """
+    try:
+        shared = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
+    except RuntimeError:
+        raise RunError(
+            "HOME", "is not set, and this user has no home", "pass --home FOLDER, or --no-log"
+        ) from None
     return Path(shared) / "fedboard" / "keyboard"
 
 
-def show(suggestions: Sequence[Suggestion]) -> str:
+def show(suggestions: Sequence[Suggestion]) -> Text:
     """A strip on one line: `1 you 12.3 %   2 it 8.0 %   3 the 4.1 %`."""
-    shown = (f"[bold]{i} {s.word}[/] {s.probability:.1%}" for i, s in enumerate(suggestions, 1))
-    return "   ".join(shown) or "(no word of the vocabulary)"
+    if not suggestions:
+        return Text("(no word of the vocabulary)")
+    shown = (
+        Text.assemble((printable(f"{i} {s.word}"), "bold"), f" {s.probability:.1%}")
+        for i, s in enumerate(suggestions, 1)
+    )
+    return Text("   ").join(shown)
 
 
 def converse(keyboard: Keyboard, lines: Iterable[str]) -> None:
@@ -221,7 +236,7 @@ def converse(keyboard: Keyboard, lines: Iterable[str]) -> None:
         chosen = int(line) if line in ("1", "2", "3") else 0
         typed = accept(typed, strip[chosen - 1].word) if 0 < chosen <= len(strip) else line
         strip = keyboard.suggest(typed)
-        console.say(f"[dim]{typed}|[/]  {show(strip)}")
+        console.say(Text.assemble((f"{printable(typed)}|", "dim"), "  ", show(strip)))
 
 
 def run(keyboard: Keyboard, incognito: bool = False, stdin: int = 0, stdout: int = 1) -> Session:
@@ -273,7 +288,7 @@ def _words(keyboard: Keyboard, session: Session) -> list[str]:
 def _draw(stdout: int, lines: Sequence[str], drawn: int) -> int:
     """Draw over the `drawn` lines of last time; the number drawn now."""
     back = f"\x1b[{drawn - 1}A" if drawn > 1 else ""
-    os.write(stdout, (f"{back}\r\x1b[J" + "\r\n".join(lines)).encode())
+    os.write(stdout, streams.encoded(f"{back}\r\x1b[J" + "\r\n".join(lines)))
     return len(lines)
 
 

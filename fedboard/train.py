@@ -24,6 +24,7 @@ from device_runtime import config, durable, folder, weights
 from device_runtime.errors import CheckpointError, RunError
 from device_runtime.metrics import perplexity, recall
 from device_runtime.optimizers import OPTIMIZERS
+from device_runtime.shown import command
 from device_runtime.text import Vocabulary
 from fedboard import console
 from fedboard.run import (
@@ -178,7 +179,8 @@ def _train(
         states.save([*trainer.to_values(state), *best.values()], state.round)
     if state.round < training.rounds:
         console.say(
-            f"stopped after round {state.round}; `fedboard train --out {run.path} --resume` goes on"
+            f"stopped after round {state.round}; to go on: "
+            f"{command('train', '--out', run.path, '--resume')}"
         )
         raise KeyboardInterrupt
     return run
@@ -411,7 +413,7 @@ def _finish_on_interrupt() -> Iterator[threading.Event]:
     def first(*_) -> None:
         stop.set()
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        console.errors.print("finishing the round; Ctrl-C again leaves at once")
+        console.note("finishing the round; Ctrl-C again leaves at once")
 
     before = signal.signal(signal.SIGINT, first)
     try:

@@ -25,7 +25,8 @@ def start(
 
     Call it from a thread that lives as long as the child should.
     """
-    launcher = [sys.executable, "-m", "model.child_process", str(os.getpid()), *command]
+    # by its path: no folder on the way decides what runs
+    launcher = [sys.executable, "-P", __file__, str(os.getpid()), *command]
     with open(log or os.devnull, "ab") as output:
         return subprocess.Popen(
             launcher,

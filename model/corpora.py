@@ -7,6 +7,7 @@ from datetime import datetime
 from pathlib import Path
 
 from device_runtime.errors import CorpusError
+from device_runtime.shown import command
 from model import imported, tff_corpora
 from model.corpus import Corpus, prepare
 
@@ -29,7 +30,7 @@ def load(name: str | Path, cache: str | Path | None = None) -> Corpus:
         raise CorpusError(
             path,
             "is a file, expected `chitchat` or a corpus directory",
-            f"run `fedboard data import {path} --out DIR` first",
+            f"first: {command('data', 'import', path, '--out', 'DIR')}",
         )
     if not path.is_dir():
         raise CorpusError(

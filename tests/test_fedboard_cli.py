@@ -331,7 +331,7 @@ def interrupted(**_):
     raise KeyboardInterrupt
 
 cli.app = interrupted
-console.errors.print = lambda *_: os.kill(os.getpid(), signal.SIGINT)
+console.note = lambda *_: os.kill(os.getpid(), signal.SIGINT)
 cli.main()
 """
     assert subprocess.run([sys.executable, "-c", script], capture_output=True).returncode == 130

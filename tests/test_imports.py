@@ -19,6 +19,7 @@ CONTRACTS = {
     "optimizers",
     "quantize",
     "separation",
+    "shown",
     "signing",
     "text",
     "update",
