@@ -3,6 +3,7 @@
 Nothing heavy is imported before the command that needs it.
 """
 
+import atexit
 import contextlib
 import os
 import platform
@@ -88,6 +89,11 @@ def main() -> None:
         code = _failed(error)
     with contextlib.suppress(FedboardError):
         streams.end()
+    if code == 130:
+        # an interrupt inside of an `eval`, wherever, makes Python end by the signal in the place of
+        # this code: it must not come to that
+        atexit._run_exitfuncs()
+        os._exit(code)
     sys.exit(code or 0)
 
 

@@ -419,7 +419,8 @@ def _finish_on_interrupt() -> Iterator[threading.Event]:
     try:
         yield stop
     finally:
-        signal.signal(signal.SIGINT, before)
+        # whoever stops is leaving: one more Ctrl-C has nothing to add
+        signal.signal(signal.SIGINT, signal.SIG_IGN if stop.is_set() else before)
 
 
 def _cores() -> int:
