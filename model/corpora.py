@@ -8,14 +8,14 @@ from pathlib import Path
 
 from device_runtime.errors import CorpusError
 from device_runtime.shown import command
-from model import imported, tff_corpora
+from model import directory, tff_corpora
 from model.corpus import Corpus, prepare
 
 TFF_CORPORA = tuple(tff_corpora.SOURCES)
 
 
 def load(name: str | Path, cache: str | Path | None = None) -> Corpus:
-    """The corpus `chitchat`, a directory of `import_file`, or TFF's `stackoverflow`, `shakespeare`.
+    """The corpus `chitchat`, a directory of `data import`, or TFF's `stackoverflow`, `shakespeare`.
 
     TFF's are fetched once into the folder `cache`: by default $FEDBOARD_CACHE, or ~/.tff as in TFF
     itself. They cost the import of TFF. Raises CorpusError for another name, an altered
@@ -38,7 +38,7 @@ def load(name: str | Path, cache: str | Path | None = None) -> Corpus:
             "no such corpus, expected `chitchat` or a directory",
             "make one with `fedboard data import FILE --out DIR`",
         )
-    return imported.open_directory(path)
+    return directory.open_directory(path)
 
 
 def _chitchat() -> Corpus:

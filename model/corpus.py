@@ -144,7 +144,7 @@ def prepare(name: str, digest: str, rows: Iterable[tuple[str, str, float | None]
             continue
         if user not in home:
             home[user] = splits[split_of(user)]
-        home[user][user].append(_utterance(text, tokens, time))
+        home[user][user].append(utterance_of(text, tokens, time))
     recited = {
         utterance.tokens
         for utterances in splits["train"].values()
@@ -171,7 +171,7 @@ def prepare(name: str, digest: str, rows: Iterable[tuple[str, str, float | None]
 def cleaned(rows: Iterable[tuple[str, float | None]]) -> tuple[Utterance, ...]:
     """One user's rows (text, time) without the `unfit` ones, in time order as in `prepare`."""
     tokenised = ((text, tokenise(text), time) for text, time in rows)
-    utterances = [_utterance(*row) for row in tokenised if not unfit(row[1])]
+    utterances = [utterance_of(*row) for row in tokenised if not unfit(row[1])]
     return tuple(_in_time_order(utterances))
 
 
@@ -245,7 +245,8 @@ def seconds(timestamp: object) -> float:
     return float(timestamp / 1000 if abs(timestamp) > _MILLISECONDS else timestamp)
 
 
-def _utterance(text: str, tokens: list[str], time: float | None) -> Utterance:
+def utterance_of(text: str, tokens: list[str], time: float | None) -> Utterance:
+    """A message and its tokens, whose words are shared with every other message."""
     # one object a word, however often it is typed: the memory of a corpus is mostly its words
     return Utterance(text, tuple(map(sys.intern, tokens)), time)
 

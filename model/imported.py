@@ -1,28 +1,21 @@
-"""A user's own file as a corpus: JSONL, CSV or Parquet -> a directory, which is opened again here.
-
-The directory holds corpus.jsonl, one usable message a line, and corpus.json, which says that the
-directory is ours and what corpus.jsonl must be.
-"""
+"""A user's own file as a corpus: JSONL, CSV or Parquet -> a directory of `directory.py`."""
 
 import csv
-import hashlib
 import json
 import os
 import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-from device_runtime.config import from_json, to_json
-from device_runtime.errors import ConfigError, CorpusError
-from device_runtime.text import is_word, tokenise
-from model.corpus import Corpus, prepare, require_users, seconds, split_of, unfit
+from device_runtime.errors import CorpusError
+from model import directory
+from model.corpus import seconds
 
 EXTENSIONS = (".jsonl", ".csv", ".parquet")
-FORMAT = "fedboard-corpus-1"
 BAD_ROW, NO_USER, NO_TEXT, BAD_TIMESTAMP = "bad row", "no user", "no text", "unreadable timestamp"
 _EMPTY = (None, "")
 
@@ -37,7 +30,8 @@ class Dropped:
 
     reason: str
     rows: int
-    first_line: int  # in the imported file, from 1; for Parquet the row
+    # in the imported file, from 1; for Parquet the row; 0 for what is known of all rows only
+    first_line: int
 
 
 @dataclass(frozen=True)
@@ -50,20 +44,6 @@ class ImportReport:
     words: int
     dropped: tuple[Dropped, ...]  # most frequent reason first
     digest: str  # SHA-256 of corpus.jsonl
-
-
-@dataclass(frozen=True)
-class _Manifest:
-    """corpus.json: says that the directory is ours and what corpus.jsonl must be."""
-
-    format: str
-    source: str  # name of the imported file
-    rows: int
-    kept: int
-    users: int
-    words: int
-    dropped: dict[str, int]
-    digest: str
 
 
 def import_file(
@@ -100,20 +80,8 @@ def import_file(
             out, f"cannot be written ({error.strerror})", "choose a folder you may write to"
         ) from None
     try:
-        with open(temporary / "corpus.jsonl", "wb") as file:
-            report = _copy(read(path, required, columns), path, required, columns, file)
-        dropped = {drop.reason: drop.rows for drop in report.dropped}
-        manifest = _Manifest(
-            FORMAT,
-            path.name,
-            report.rows,
-            report.kept,
-            report.users,
-            report.words,
-            dropped,
-            report.digest,
-        )
-        (temporary / "corpus.json").write_bytes(to_json(manifest))
+        with directory.Writer(temporary) as writer:
+            report = _copy(read(path, required, columns), path, required, columns, writer)
         _publish(temporary, out)
     except OSError as error:
         raise CorpusError(
@@ -126,122 +94,69 @@ def import_file(
     return report
 
 
-def open_directory(path: Path) -> Corpus:
-    """The corpus in a directory that `import_file` wrote.
-
-    Raises CorpusError if it is not one, is of another format, or was altered.
-    """
-    again = "import the corpus again with `fedboard data import`"
-    manifest = _manifest(path)
-    if manifest is None:
-        raise CorpusError(
-            path,
-            "not a corpus directory (no corpus.json of ours)",
-            "give one written by `fedboard data import`",
-        )
-    if manifest.format != FORMAT:
-        raise CorpusError(
-            path / "corpus.json", f"expected format {FORMAT}, found {manifest.format[:40]!r}", again
-        )
-    try:
-        data = (path / "corpus.jsonl").read_bytes()
-    except OSError as error:
-        raise CorpusError(
-            path / "corpus.jsonl", f"cannot be read ({error.strerror})", again
-        ) from None
-    if hashlib.sha256(data).hexdigest() != manifest.digest:
-        raise CorpusError(
-            path / "corpus.jsonl",
-            "its SHA-256 is not the one in corpus.json: the file was altered",
-            again,
-        )
-    # ours by its hash, so every line has these keys
-    rows = (json.loads(line) for line in data.splitlines())
-    corpus = prepare(
-        path.name,
-        manifest.digest,
-        ((row["user"], row["text"], row.get("timestamp")) for row in rows),
-    )
-    return replace(corpus, dropped=dict(Counter(manifest.dropped) + Counter(corpus.dropped)))
-
-
-def _manifest(path: Path) -> _Manifest | None:
-    try:
-        return from_json(_Manifest, (path / "corpus.json").read_bytes(), str(path / "corpus.json"))
-    except (OSError, ConfigError):
-        return None
-
-
 def _copy(
-    rows: Iterable[Row], path: Path, required: list[str], columns: dict[str, str], file: BinaryIO
+    rows: Iterable[Row],
+    path: Path,
+    required: list[str],
+    columns: dict[str, str],
+    writer: directory.Writer,
 ) -> ImportReport:
-    """Write the usable rows to `file` as lines of user, text and timestamp.
-
-    Count the others by reason.
-    """
-    count = kept = words = 0
+    """Give the usable rows to `writer` and count the others by reason."""
+    count = kept = 0
     first_line: dict[str, int] = {}
     dropped: Counter[str] = Counter()
-    users: set[str] = set()
     columns_seen: set[str] = set()
-    digest = hashlib.sha256()
     for line_number, values in rows:
         count += 1
         columns_seen.update(values or ())
-        reason, row, tokens = _usable(values, columns)
-        if reason:
+        if reason := _add(values, columns, writer):
             dropped[reason] += 1
             first_line.setdefault(reason, line_number)
-            continue
-        line = json.dumps(row, ensure_ascii=True).encode() + b"\n"
-        digest.update(line)
-        file.write(line)
-        kept += 1
-        words += sum(map(is_word, tokens))
-        users.add(row["user"])
+        else:
+            kept += 1
     if count == 0:
         raise CorpusError(path, "the file has no rows", "give a file with one message a row")
     if count > dropped[BAD_ROW]:
         _require_columns(path, required, columns_seen)
-    drops = tuple(
-        Dropped(reason, number, first_line[reason]) for reason, number in dropped.most_common()
-    )
     if not kept:
         causes = ", ".join(
-            f"{drop.reason} {drop.rows} (first in line {drop.first_line})" for drop in drops
+            f"{reason} {number} (first in line {first_line[reason]})"
+            for reason, number in dropped.most_common()
         )
         raise CorpusError(
             path,
             f"none of {count} rows can be used: {causes}",
             "give rows with a user and a text of words",
         )
-    require_users(path, len(users), Counter(map(split_of, users)))
-    return ImportReport(count, kept, len(users), words, drops, digest.hexdigest())
+    places = {reason: (f"{path.name}:{line}",) for reason, line in first_line.items()}
+    manifest = writer.finish(path.name, count, dropped, places)
+    drops = tuple(
+        Dropped(reason, number, first_line.get(reason, 0))
+        for reason, number in Counter(manifest.dropped).most_common()
+    )
+    return ImportReport(
+        count, manifest.kept, manifest.users, manifest.words, drops, manifest.digest
+    )
 
 
-def _usable(
-    values: dict[str, Any] | None, columns: dict[str, str]
-) -> tuple[str, dict[str, Any], list[str]]:
-    """(reason to drop the row or "", the row as it is written, its tokens)."""
+def _add(values: dict[str, Any] | None, columns: dict[str, str], writer: directory.Writer) -> str:
+    """Why a row is left out, or "" if `writer` has it."""
     if values is None:
-        return BAD_ROW, {}, []
+        return BAD_ROW
     user, text, timestamp = (values.get(columns[key]) for key in ("user", "text", "timestamp"))
     if isinstance(user, int) and not isinstance(user, bool):
         user = str(user)
     if not isinstance(user, str) or not user.strip():
-        return NO_USER, {}, []
+        return NO_USER
     if not isinstance(text, str) or not text.strip():
-        return NO_TEXT, {}, []
+        return NO_TEXT
     if not (_is_unicode(user) and _is_unicode(text)):
-        return BAD_ROW, {}, []
-    row: dict[str, Any] = {"user": user.strip(), "text": text}
-    if timestamp not in _EMPTY:
-        try:
-            row["timestamp"] = seconds(timestamp)
-        except (ValueError, OverflowError):
-            return BAD_TIMESTAMP, {}, []
-    tokens = tokenise(text)
-    return unfit(tokens), row, tokens
+        return BAD_ROW
+    try:
+        time = None if timestamp in _EMPTY else seconds(timestamp)
+    except (ValueError, OverflowError):
+        return BAD_TIMESTAMP
+    return writer.add(user.strip(), text, time)
 
 
 def _is_unicode(text: str) -> bool:
@@ -335,7 +250,7 @@ def _require_columns(path: Path, required: Iterable[str], present: Iterable[str]
 
 
 def _require_ours(out: Path) -> None:
-    if out.is_dir() and (not any(out.iterdir()) or _manifest(out)):
+    if out.is_dir() and (not any(out.iterdir()) or directory.is_ours(out)):
         return
     if out.exists():
         raise CorpusError(

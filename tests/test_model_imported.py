@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from device_runtime.errors import CorpusError
 from model.corpora import load
 from model.corpus import Utterance, split_of
-from model.imported import import_file, open_directory
+from model.directory import open_directory
+from model.imported import import_file
 
 TRAIN, VALIDATION, TEST = "user0", "user26", "user13"  # where their names fall
 USERS = (TRAIN, VALIDATION, TEST)
@@ -265,5 +266,8 @@ def test_a_directory_of_another_format_is_refused_with_the_way_out(tmp_path):
     shutil.copytree(GOLDEN, tmp_path / "later")
     manifest = tmp_path / "later" / "corpus.json"
     manifest.write_text(manifest.read_text().replace("corpus-1", "corpus-9"))
-    with pytest.raises(CorpusError, match=r"expected format fedboard-corpus-1, found .*import the"):
+    with pytest.raises(
+        CorpusError,
+        match=r"expected format fedboard-corpus-1 or fedboard-corpus-2, found .*import the",
+    ):
         open_directory(tmp_path / "later")
