@@ -3,6 +3,7 @@
 An unknown key or a wrong type is an error.
 """
 
+import contextlib
 import functools
 import json
 import tomllib
@@ -67,10 +68,10 @@ def from_toml(kind: type[T], path: Path) -> T:
     parsed.
     """
     try:
-        table = tomllib.loads(Path(path).read_text())
+        table = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(path, f"cannot be read ({error})", "give a TOML file") from None
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # also of a number of thousands of digits
         raise ConfigError(path, f"not TOML ({error})", "correct that line") from None
     return from_table(kind, table, str(path))
 
@@ -154,11 +155,15 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
                 "correct it",
             ) from None
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        with contextlib.suppress(OverflowError):  # no float is as large
+            return float(value)
     if type(value) is not hint:
         raise ConfigError(where, f"expected {hint.__name__}, found {_name(value)}", "correct it")
     return value
 
 
 def _name(value: Any) -> str:
-    return f"{type(value).__name__} {value!r}"[:60]
+    try:
+        return f"{type(value).__name__} {value!r}"[:60]
+    except ValueError:  # Python does not write numbers of thousands of digits
+        return f"{type(value).__name__} of thousands of digits"

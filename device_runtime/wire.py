@@ -15,17 +15,19 @@ All but the last are signed by the device: `signing.sign_request`. Every refusal
 Problem with a named cause. What only the operator may ask for is in `server/contract.py`.
 """
 
-import math
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Annotated
 
+from device_runtime import bounds
+from device_runtime.bounds import Within
 from device_runtime.causes import Cause, Step
-from device_runtime.errors import ConfigError
 
 VERSION = 2
 DAY_S = 86_400.0  # seconds of a day
+RATE = Within(1e-30, 1e38)  # of a learning rate: float32 holds it, and a step of it
 
 
 @dataclass(frozen=True)
@@ -34,26 +36,20 @@ class Plan:
     assignment by hash.
     """
 
-    batch_size: int = 8  # rows of one train step; fixed in the exported graph
-    length: int = 20  # tokens of one row; fixed in the exported graph
-    epochs: int = 1
-    learning_rate: float = 0.3  # local SGD
-    max_rows: int = 256  # rows used of one device, newest utterances first
-    clipping_norm: float = 10.0  # largest L2 norm of a delta
-    bits: int = 8  # of one value of the upload, 1 to 16
+    # rows of one train step; fixed in the exported graph
+    batch_size: Annotated[int, Within(1, 65_536)] = 8
+    # tokens of one row; fixed in the exported graph
+    length: Annotated[int, Within(1, 1000)] = 20
+    epochs: Annotated[int, Within(1, 1000)] = 1
+    learning_rate: Annotated[float, RATE] = 0.3  # local SGD
+    # rows used of one device, newest utterances first
+    max_rows: Annotated[int, Within(1, 10_000_000)] = 256
+    clipping_norm: Annotated[float, Within(1e-9, 1e12)] = 10.0  # largest L2 norm of a delta
+    bits: Annotated[int, Within(1, 16)] = 8  # of one value of the upload
 
     def __post_init__(self) -> None:
         """Raises ConfigError for a number no device could work by."""
-        for name in ("batch_size", "length", "epochs", "max_rows"):
-            if getattr(self, name) < 1:
-                problem = f"expected at least 1, found {getattr(self, name)}"
-                raise ConfigError(f"plan.{name}", problem, "correct it")
-        for name in ("learning_rate", "clipping_norm"):
-            if not 0 < getattr(self, name) < math.inf:
-                problem = f"expected a positive number, found {getattr(self, name)}"
-                raise ConfigError(f"plan.{name}", problem, "correct it")
-        if not 1 <= self.bits <= 16:
-            raise ConfigError("plan.bits", f"expected 1 to 16, found {self.bits}", "correct it")
+        bounds.check(self, "plan")
 
 
 class Kind(StrEnum):

@@ -488,18 +488,18 @@ def evaluate(
             )
     if as_json:
         console.quiet()
+    # before the corpus is read: it may refuse
+    asked = score.Asked(split, tokenizer, vocabulary, "", predictions, personal)
     corpus = corpora.load(data)
     measured, results = [], []
     for i, target in enumerate(targets):
-        asked = score.Asked(
-            split, tokenizer, vocabulary, name[i] if name else "", predictions, personal
-        )
         with console.progress(f"scoring {target}", PARTS) as advance:
 
             def progress(done: int, total: int, advance: console.Advance = advance) -> None:
                 advance(round(PARTS * done / total))
 
-            sums = score.measure(target, corpus, lambda: trusted_keys(trust), asked, progress)
+            named = replace(asked, name=name[i] if name else "")
+            sums = score.measure(target, corpus, lambda: trusted_keys(trust), named, progress)
         scored = score.scored(sums, seed)
         if out:
             with writable(out[i]) as path:

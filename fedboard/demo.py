@@ -10,11 +10,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from device_runtime import bounds, calls, config, durable, interpreter, weights
 from device_runtime import bundle as bundles
-from device_runtime import calls, config, durable, interpreter, weights
 from device_runtime import folder as folders
+from device_runtime.bounds import Within
 from device_runtime.causes import Step, label
 from device_runtime.errors import RunError
 from device_runtime.shown import command
@@ -74,11 +75,15 @@ class Demo:
     vocabulary: int = 5000
     rounds: int = 120
     cohort: int = 20
-    device_rounds: int = 6
-    devices: int = 24
-    processes: int = 2
-    min_examples: int = 40
+    device_rounds: Annotated[int, Within(1, 10_000)] = 6
+    devices: Annotated[int, Within(5, 10_000)] = 24
+    processes: Annotated[int, Within(1, 1000)] = 2
+    min_examples: Annotated[int, Within(1, 1_000_000)] = 40
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError for a number no demo could be run with; the recipe has the others'."""
+        bounds.check(self)
 
 
 @dataclass

@@ -3,8 +3,10 @@
 import itertools
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Annotated
 
-from device_runtime import weights
+from device_runtime import bounds, weights
+from device_runtime.bounds import Within
 from device_runtime.bundle import Manifest
 from device_runtime.errors import ConfigError, CorpusError
 from device_runtime.examples import rows
@@ -25,11 +27,19 @@ class Asked:
     data: str | None = None  # corpus to check parity on: the run's
     tokenizer: Path | None = None  # tokenizer.model: the run's
     key: Path | None = None  # private key to sign with: our own
-    learning_rate: float = 0.1  # of local training on devices
-    clipping_norm: float = 10.0  # largest L2 norm of a device's delta
-    bits: int = 8  # of one value of an upload
+    # of local training on devices, and the largest L2 norm of a device's delta: what a device's
+    # float32, and a server's sum, can hold
+    learning_rate: Annotated[float, Within(1e-9, 100.0)] = 0.1
+    clipping_norm: Annotated[float, Within(1e-9, 1e6)] = 10.0
+    bits: Annotated[int, Within(1, 16)] = 8  # of one value of an upload
     release: int | None = None  # devices never go back to a lower one: the checkpoint's round
     blocked: Path | None = None  # file of words never suggested: our own list
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError for a number no device could work by."""
+        bounds.check(self)
+        if self.release is not None:
+            bounds.within("release", self.release, 0, 2**31 - 1)
 
 
 def export(
@@ -45,12 +55,6 @@ def export(
     run = run_of(path)
     settings = run.settings() if run else None
     plan = settings.recipe.plan if settings else Plan()
-    for name, value, most in (
-        ("learning rate", asked.learning_rate, 100.0),
-        ("clipping norm", asked.clipping_norm, 1e6),
-    ):
-        if not value <= most:  # a device's float32, or a server's sum, would not hold it
-            raise ConfigError(name, f"expected at most {most:g}, found {value:g}", "lower it")
     plan = replace(
         plan,
         learning_rate=asked.learning_rate,

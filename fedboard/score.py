@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from device_runtime import bundle, config, weights
+from device_runtime import bounds, bundle, config, weights
 from device_runtime.errors import ConfigError, RunError
 from device_runtime.metrics import MACRO_TARGETS, recall
 from device_runtime.text import Vocabulary
@@ -21,6 +21,7 @@ from fedboard.run import checkpoint_of, require_fit, vocabulary_of
 from model import comparison, evaluation, measures, ngram, vocabulary
 from model.corpus import Corpus, sample, token_lists
 from model.pieces import Decoder
+from model.recipe import VOCABULARY
 
 OWN = "+own"  # after a target: with the user's own words
 BASELINES = {"unigram": 1, "kn2": 2, "kn3": 3, "kn4": 4}
@@ -58,10 +59,15 @@ class Asked:
 
     split: str = "test"
     tokenizer: Path | None = None  # vocabulary of a baseline or a bare checkpoint
-    words: int = vocabulary.SIZE  # of a baseline's vocabulary, where no tokenizer is named
+    # of a baseline's vocabulary, where no tokenizer is named
+    words: int = vocabulary.SIZE
     name: str = ""  # in the table; by default the target's own
     predictions: Path | None = None  # file for one JSON line a target position
     personal: bool = False  # by the personal protocol
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError for a vocabulary of no size."""
+        bounds.within("--vocabulary", self.words, VOCABULARY.low, VOCABULARY.high)
 
 
 def measure(

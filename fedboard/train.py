@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from device_runtime import config, durable, folder, weights
+from device_runtime import bounds, config, durable, folder, weights
 from device_runtime.errors import CheckpointError, RunError
 from device_runtime.metrics import perplexity, recall
 from device_runtime.optimizers import OPTIMIZERS
@@ -66,6 +66,11 @@ class How:
     workers: tuple[str, ...] = ()  # addresses of TFF workers on other machines
     deadline_s: float | None = None  # of a round
     kind: str = TRAINED  # whose run it is
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError for a deadline that no round could keep or miss."""
+        if self.deadline_s is not None:
+            bounds.within("--round-deadline", self.deadline_s, 0.001, 1e9)
 
 
 def train(

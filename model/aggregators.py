@@ -23,6 +23,7 @@ from device_runtime import quantize
 from device_runtime.errors import ConfigError
 from device_runtime.update import encoded_bytes
 from device_runtime.wire import Plan
+from model.recipe import require_adaptable
 
 _SIDE = math.isqrt(quantize.BLOCK)
 _PAIR = np.array([[1, 1], [1, -1]], np.float32)
@@ -93,15 +94,7 @@ def private(
     if mechanism == "gaussian":
         return factory.gaussian_fixed(noise, clients, norm)
     if mechanism == "gaussian-adaptive":
-        # the noise on the count of clipped clients is clients / 20, and half of that is what the
-        # deltas' can make up for
-        if noise >= clients / 10:
-            raise ConfigError(
-                "privacy.noise_multiplier",
-                f"an adaptive norm needs less than a tenth of the {clients_per_round} clients of "
-                f"a round, found {noise_multiplier}",
-                "lower it, take more clients, or use the mechanism `gaussian`",
-            )
+        require_adaptable(noise_multiplier, clients_per_round)
         return factory.gaussian_adaptive(noise, clients, initial_l2_norm_clip=norm)
     if mechanism == "tree":
         return factory.tree_aggregation(

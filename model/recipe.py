@@ -1,14 +1,19 @@
-"""Recipe: every number that decides a training run.
+"""Recipe: every number that decides a training run, and its bounds.
 
-`config.toml` of a run holds one, a table per dataclass.
+`config.toml` of a run holds one, a table per dataclass. What is not within its bounds is refused
+here, before anything is loaded that could train.
 """
 
 import math
 from dataclasses import dataclass, field
+from typing import Annotated
 
+from device_runtime import bounds
+from device_runtime.bounds import OneOf, Within
 from device_runtime.errors import ConfigError
 from device_runtime.optimizers import OPTIMIZERS
-from device_runtime.wire import Plan
+from device_runtime.wire import RATE, Plan
+from model.network import SIZES
 
 ALGORITHMS = tuple(OPTIMIZERS)
 SAMPLINGS = ("shuffled", "uniform")
@@ -16,22 +21,30 @@ SCHEDULES = ("constant", "cosine", "inverse_sqrt", "step")
 WEIGHTINGS = ("rows", "tokens", "capped", "uniform")
 TOKENIZERS = ("words", "unigram")
 MECHANISMS = ("none", "gaussian", "gaussian-adaptive", "tree")
+ROWS = ("sampled", "newest")
+ROUNDS = 1_000_000  # of a run at most: a schedule is a table of them
+DECAY = Within(0.0, 0.999999)  # float32 still tells it from 1, which would keep everything
+SHARE = Within(0.0, 1.0)
+NORM = Within(1e-9, 1e12)  # of what is clipped to it
+VOCABULARY = Within(1, 1_000_000)  # words or pieces beside special ids and classes
+COHORT = Within(1, 100_000)  # clients a round
+SEED = Within(0, 2**63 - 1)  # what TOML and an int64 hold
 
 
 @dataclass(frozen=True)
 class Schedule:
     """A learning rate over the rounds, as a share of its full value."""
 
-    kind: str = "cosine"
-    warm_up: int = 0  # rounds in which it rises linearly from nothing, whatever the kind
-    final: float = 0.05  # cosine: share in the last round
-    every: int = 100  # step: rounds from one cut to the next; inverse_sqrt: rounds at the full rate
-    factor: float = 0.5  # step: what a cut leaves
+    kind: Annotated[str, OneOf(SCHEDULES)] = "cosine"
+    # rounds in which it rises linearly from nothing, whatever the kind
+    warm_up: Annotated[int, Within(0, ROUNDS)] = 0
+    final: Annotated[float, SHARE] = 0.05  # cosine: share in the last round
+    # step: rounds from one cut to the next; inverse_sqrt: rounds at the full rate
+    every: Annotated[int, Within(1, ROUNDS)] = 100
+    factor: Annotated[float, Within(1e-6, 1.0)] = 0.5  # step: what a cut leaves
 
     def __post_init__(self):
-        _one_of("kind", self.kind, SCHEDULES)
-        _at_least("every", self.every, 1)
-        _at_least("warm_up", self.warm_up, 0)
+        bounds.check(self, "schedule")
 
     def shares(self, rounds: int) -> list[float]:
         """The share in each round, the first at index 0."""
@@ -57,20 +70,18 @@ class Server:
     FedOpt: Reddi et al. 2020, arXiv:2003.00295; FedAvgM: Hsu et al. 2019, arXiv:1909.06335.
     """
 
-    algorithm: str = "fedadam"
-    learning_rate: float = 0.03
-    momentum: float = 0.9  # fedavgm's; beta 1 of fedadam and fedyogi
-    beta_2: float = 0.99  # fedadam, fedyogi
-    epsilon: float = 1e-5  # fedadam, fedyogi, fedadagrad
+    algorithm: Annotated[str, OneOf(ALGORITHMS)] = "fedadam"
+    learning_rate: Annotated[float, RATE] = 0.03
+    momentum: Annotated[float, DECAY] = 0.9  # fedavgm's; beta 1 of fedadam and fedyogi
+    beta_2: Annotated[float, DECAY] = 0.99  # fedadam, fedyogi
+    epsilon: Annotated[float, Within(0.0, 1e6)] = 1e-5  # fedadam, fedyogi, fedadagrad
     # decay of the running mean of global weights that is evaluated and kept; 0 keeps the weights
     # themselves
-    averaging: float = 0.0
+    averaging: Annotated[float, DECAY] = 0.0
     schedule: Schedule = field(default_factory=Schedule)
 
     def __post_init__(self):
-        _one_of("algorithm", self.algorithm, ALGORITHMS)
-        _share("averaging", self.averaging)
-        _share("momentum", self.momentum)
+        bounds.check(self, "server")
 
 
 @dataclass(frozen=True)
@@ -80,29 +91,24 @@ class Client:
     FedProx: Li et al. 2018, arXiv:1812.06127.
     """
 
-    momentum: float = 0.0  # of local SGD
-    proximal: float = 0.0  # pull towards the global weights; FedProx's mu
-    dropout: float = 0.0  # share of the values that enter and leave the recurrent cell set to 0
+    momentum: Annotated[float, DECAY] = 0.0  # of local SGD
+    # pull towards the global weights; FedProx's mu
+    proximal: Annotated[float, Within(0.0, 1e6)] = 0.0
+    # share of the values that enter and leave the recurrent cell set to 0
+    dropout: Annotated[float, DECAY] = 0.0
     # which of a client's rows are used when the plan caps them: a new random choice each time, or
     # the `newest`
-    rows: str = "sampled"
-    max_tokens: int = 0  # cap on the targets of one participation; 0 is none
+    rows: Annotated[str, OneOf(ROWS)] = "sampled"
+    # cap on the targets of one participation; 0 is none
+    max_tokens: Annotated[int, Within(0, 1_000_000_000)] = 0
     # what a client counts by in the mean: rows as devices do, tokens, tokens `capped`, uniform
-    weighting: str = "rows"
-    weight_cap: float = 500.0  # capped: tokens a client counts by at most
+    weighting: Annotated[str, OneOf(WEIGHTINGS)] = "rows"
+    # capped: tokens a client counts by at most
+    weight_cap: Annotated[float, Within(1e-6, 1e9)] = 500.0
     schedule: Schedule = field(default_factory=Schedule)  # of the plan's learning rate
 
     def __post_init__(self):
-        _one_of("rows", self.rows, ("sampled", "newest"))
-        _one_of("weighting", self.weighting, WEIGHTINGS)
-        for name in ("momentum", "dropout"):
-            _share(name, getattr(self, name))
-        if self.proximal < 0:
-            raise ConfigError("proximal", f"expected at least 0, found {self.proximal}", "raise it")
-        if self.weight_cap <= 0:
-            raise ConfigError(
-                "weight_cap", f"expected more than 0, found {self.weight_cap}", "raise it"
-            )
+        bounds.check(self, "client")
 
 
 @dataclass(frozen=True)
@@ -112,16 +118,12 @@ class Privacy:
     The standard deviation of the noise on the sum is noise_multiplier x clipping_norm.
     """
 
-    mechanism: str = "none"
-    noise_multiplier: float = 0.0
-    clipping_norm: float = 1.0
+    mechanism: Annotated[str, OneOf(MECHANISMS)] = "none"
+    noise_multiplier: Annotated[float, Within(0.0, 1e6)] = 0.0
+    clipping_norm: Annotated[float, NORM] = 1.0
 
     def __post_init__(self):
-        _one_of("mechanism", self.mechanism, MECHANISMS)
-        if self.noise_multiplier < 0 or self.clipping_norm <= 0:
-            raise ConfigError(
-                "privacy", "expected noise_multiplier >= 0 and clipping_norm > 0", "correct them"
-            )
+        bounds.check(self, "privacy")
 
 
 @dataclass(frozen=True)
@@ -130,36 +132,42 @@ class Central:
     can reach. Adam with a cosine schedule.
     """
 
-    passes: float = 7.0  # over the train users' rows
-    batch_size: int = 64  # rows of a step
-    learning_rate: float = 0.002
-    final: float = 0.02  # share of the rate at the end
-    dropout: float = 0.2
-    clipping_norm: float = 1.0  # of a step's gradient
+    passes: Annotated[float, Within(1e-6, 1e4)] = 7.0  # over the train users' rows
+    batch_size: Annotated[int, Within(1, 65_536)] = 64  # rows of a step
+    learning_rate: Annotated[float, RATE] = 0.002
+    final: Annotated[float, SHARE] = 0.02  # share of the rate at the end
+    dropout: Annotated[float, DECAY] = 0.2
+    clipping_norm: Annotated[float, NORM] = 1.0  # of a step's gradient
 
     def __post_init__(self):
-        _share("dropout", self.dropout)
-        _at_least("batch_size", self.batch_size, 1)
-        if self.passes <= 0:
-            raise ConfigError("passes", f"expected more than 0, found {self.passes}", "raise it")
+        bounds.check(self, "central")
 
 
 @dataclass(frozen=True)
 class Recipe:
     """One training run, but for its corpus and where it starts. Raises ConfigError for nonsense."""
 
-    size: str = "small"  # of the network: tiny, small, gboard
-    tokenizer: str = "words"  # or SentencePiece `unigram` pieces
-    vocabulary: int = 5000  # words or pieces beside special ids and classes
-    rounds: int = 120
-    cohort: int = 20  # clients a round
-    sampling: str = "shuffled"  # passes in which everybody trains once; or uniform
-    min_separation: int = 1  # rounds from one participation of a client to its next, at least
-    seed: int = 0
-    evaluate_every: int = 20  # rounds
-    evaluate_users: int = 137  # validation users of a quick look, and
-    evaluate_utterances: int = 10  # newest utterances of each
-    save_every: int = 10  # rounds between two saved program states, from which --resume goes on
+    size: Annotated[str, OneOf(tuple(SIZES))] = "small"  # of the network
+    # words, or SentencePiece `unigram` pieces
+    tokenizer: Annotated[str, OneOf(TOKENIZERS)] = "words"
+    # words or pieces beside special ids and classes
+    vocabulary: Annotated[int, VOCABULARY] = 5000
+    rounds: Annotated[int, Within(1, ROUNDS)] = 120
+    cohort: Annotated[int, COHORT] = 20  # clients a round
+    # passes in which everybody trains once; or uniform
+    sampling: Annotated[str, OneOf(SAMPLINGS)] = "shuffled"
+    # rounds from one participation of a client to its next, at least
+    min_separation: Annotated[int, Within(1, ROUNDS)] = 1
+    seed: Annotated[int, SEED] = 0
+    evaluate_every: Annotated[int, Within(1, ROUNDS)] = 20  # rounds from one look to the next
+    # validation users of a look, and
+    evaluate_users: Annotated[int, Within(1, 1_000_000)] = 137
+    # newest utterances of each
+    evaluate_utterances: Annotated[int, Within(1, 1_000_000)] = 10
+    # looks at validation users in a row without a better top-1 after which training ends; 0: never
+    patience: Annotated[int, Within(0, ROUNDS)] = 0
+    # rounds between two saved program states, from which --resume goes on
+    save_every: Annotated[int, Within(1, ROUNDS)] = 10
     # whether updates go through the device's encoding: clipped, rotated, rounded to the plan's bits
     encoded: bool = False
     # a client's local work, as a device gets it
@@ -170,20 +178,7 @@ class Recipe:
     central: Central = field(default_factory=Central)
 
     def __post_init__(self):
-        _one_of("tokenizer", self.tokenizer, TOKENIZERS)
-        _one_of("sampling", self.sampling, SAMPLINGS)
-        for name in (
-            "vocabulary",
-            "rounds",
-            "cohort",
-            "min_separation",
-            "evaluate_every",
-            "evaluate_users",
-            "evaluate_utterances",
-            "save_every",
-        ):
-            _at_least(name, getattr(self, name), 1)
-        _at_least("seed", self.seed, 0)
+        bounds.check(self)
         if self.server.algorithm == "fedprox" and self.client.proximal == 0:
             raise ConfigError(
                 "client.proximal", "fedprox needs a pull above 0", "set it, such as 0.01"
@@ -196,6 +191,8 @@ class Recipe:
                 f"has no privacy guarantee, found mechanism {self.privacy.mechanism!r}",
                 "choose one of them",
             )
+        if self.privacy.mechanism == "gaussian-adaptive":
+            require_adaptable(self.privacy.noise_multiplier, self.cohort)
         if self.privacy.mechanism != "none" and self.client.weighting != "uniform":
             raise ConfigError(
                 "client.weighting",
@@ -204,18 +201,16 @@ class Recipe:
             )
 
 
-def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
+def require_adaptable(noise_multiplier: float, clients: int) -> None:
+    """Raises ConfigError for noise under which a round of so many clients cannot adapt its norm.
+
+    The noise on the count of clipped clients is clients / 20, and half of that is what the deltas'
+    can make up for.
+    """
+    if noise_multiplier >= clients / 10:
         raise ConfigError(
-            name, f"expected one of {', '.join(choices)}, found {value!r}", "choose one of them"
+            "privacy.noise_multiplier",
+            f"an adaptive norm needs less than a tenth of the {clients} clients of a round, found "
+            f"{noise_multiplier}",
+            "lower it, take more clients, or use the mechanism `gaussian`",
         )
-
-
-def _at_least(name: str, value: int, least: int) -> None:
-    if value < least:
-        raise ConfigError(name, f"expected at least {least}, found {value}", "raise it")
-
-
-def _share(name: str, value: float) -> None:
-    if not 0 <= value < 1:
-        raise ConfigError(name, f"expected 0 or more and less than 1, found {value}", "correct it")

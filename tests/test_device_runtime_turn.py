@@ -155,7 +155,7 @@ def test_a_round_too_near_the_last_is_given_back_before_anything_is_fetched():
     ("plan", "problem"),
     [
         (b'{"bits":0}', "plan.bits: expected 1 to 16, found 0"),
-        (b'{"epochs":0}', "plan.epochs: expected at least 1, found 0"),
+        (b'{"epochs":0}', "plan.epochs: expected 1 to 1,000, found 0"),
         (b"not a plan", "not JSON"),
     ],
 )
@@ -209,11 +209,11 @@ def test_a_turn_is_taken_without_a_socket_an_interpreter_or_a_database():
 @pytest.mark.parametrize(
     ("numbers", "problem"),
     [
-        ({"learning_rate": float("nan")}, "plan.learning_rate: expected a positive number"),
-        ({"learning_rate": float("inf")}, "expected a positive number, found inf"),
-        ({"clipping_norm": 0.0}, "plan.clipping_norm: expected a positive number"),
+        ({"learning_rate": float("nan")}, "plan.learning_rate: expected 1e-30 to 1e+38, found nan"),
+        ({"learning_rate": float("inf")}, "plan.learning_rate: expected 1e-30 to 1e+38, found inf"),
+        ({"clipping_norm": 0.0}, "plan.clipping_norm: expected 1e-09 to 1e+12, found 0"),
         ({"bits": 17}, "plan.bits: expected 1 to 16, found 17"),
-        ({"max_rows": 0}, "plan.max_rows: expected at least 1, found 0"),
+        ({"max_rows": 0}, "plan.max_rows: expected 1 to 10,000,000, found 0"),
     ],
 )
 def test_a_plan_holds_its_own_bounds(numbers, problem):

@@ -253,7 +253,7 @@ def test_a_run_is_not_resumed_to_fewer_rounds_than_it_has_done(folder, uninterru
         (["--central", "--resume", "--out", "whole"], "found --central"),
         (["--central", "--bits", "4", "--out", "x"], "sends no updates"),
         (["--out", "x", "--init", "nowhere.safetensors"], "no such file or folder"),
-        (["--out", "x", "--seed", "-1"], "expected at least 0, found -1"),
+        (["--out", "x", "--seed", "-1"], "seed: expected 0 to 9,223,372,036,854,775,807, found -1"),
         (
             [
                 "--out",

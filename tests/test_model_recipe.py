@@ -1,9 +1,16 @@
 """Recipes: schedules by hand, and what they refuse."""
 
+import math
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 
+from device_runtime import bounds
+from device_runtime.bounds import OneOf, Within
 from device_runtime.config import from_table, from_toml, to_toml
 from device_runtime.errors import ConfigError
 from fedboard.run import Settings
@@ -40,7 +47,7 @@ def test_a_warm_up_rises_linearly_before_any_schedule():
             "expected one of fedavg, fedavgm, fedadam, fedyogi, fedadagrad, fedprox",
         ),
         ({"server": {"algorithm": "fedprox"}}, "needs a pull above 0"),
-        ({"client": {"dropout": 1.0}}, "less than 1"),
+        ({"client": {"dropout": 1.0}}, "client.dropout: expected 0 to 0.999999, found 1"),
         ({"client": {"weighting": "words"}}, "expected one of rows, tokens, capped, uniform"),
         ({"sampling": "poisson"}, "expected one of shuffled, uniform"),
         (
@@ -53,10 +60,28 @@ def test_a_warm_up_rises_linearly_before_any_schedule():
             {"encoded": True, "privacy": {"mechanism": "tree"}},
             "encoded: has no privacy guarantee, found mechanism 'tree'",
         ),
-        ({"plan": {"batch_size": 0}}, "plan.batch_size: expected at least 1, found 0"),
-        ({"seed": -1}, "seed: expected at least 0, found -1"),
-        ({"cohort": 0}, "expected at least 1, found 0"),
+        ({"plan": {"batch_size": 0}}, "plan.batch_size: expected 1 to 65,536, found 0"),
+        ({"seed": -1}, "seed: expected 0 to 9,223,372,036,854,775,807, found -1"),
+        ({"cohort": 0}, "cohort: expected 1 to 100,000, found 0"),
         ({"cohrot": 5}, "unknown key"),
+        ({"size": "huge"}, "size: expected one of tiny, small, gboard, found 'huge'"),
+        ({"client": {"weight_cap": math.inf}}, "client.weight_cap: expected 1e-06 to 1e"),
+        ({"server": {"learning_rate": -0.5}}, "server.learning_rate: expected .*, found -0.5"),
+        ({"plan": {"learning_rate": 0.0}}, "plan.learning_rate: expected .*, found 0"),
+        ({"server": {"learning_rate": math.nan}}, "server.learning_rate: expected .*, found nan"),
+        ({"server": {"learning_rate": 10**400}}, "server.learning_rate: expected float"),
+        ({"server": {"learning_rate": 10**5000}}, "expected float, found int of thousands"),
+        ({"rounds": 10**30}, "rounds: expected 1 to 1,000,000, found a number of more than 30"),
+        ({"rounds": 10**5000}, "rounds: expected 1 to 1,000,000, found a number of more than 30"),
+        ({"rounds": True}, "rounds: expected int, found bool True"),
+        ({"patience": -1}, "patience: expected 0 to 1,000,000, found -1"),
+        (
+            {
+                "privacy": {"mechanism": "gaussian-adaptive", "noise_multiplier": 2.0},
+                "client": {"weighting": "uniform"},
+            },
+            "an adaptive norm needs less than a tenth of the 20 clients",
+        ),
     ],
 )
 def test_a_recipe_that_cannot_be_meant_is_refused(table, says):
@@ -64,10 +89,105 @@ def test_a_recipe_that_cannot_be_meant_is_refused(table, says):
         from_table(Recipe, table, "recipe")
 
 
-def test_a_recipe_survives_its_file(tmp_path):
-    recipe = Recipe(cohort=7, sampling="uniform")
-    (tmp_path / "r.toml").write_text(to_toml(recipe))
-    assert from_toml(Recipe, tmp_path / "r.toml") == recipe
+NUMBERS = [
+    0,
+    -1,
+    10**30,
+    10**5000,
+    True,
+    0.0,
+    -0.5,
+    1.5,
+    math.nan,
+    math.inf,
+    -math.inf,
+    5e-324,
+    1.7e308,
+    3.5e38,
+]
+
+
+def fields_of(kind: type) -> list[tuple[type, str]]:
+    """Every field of a record and of the records in it, with the record that has it."""
+    own = [
+        (kind, field.name)
+        for field in fields(kind)
+        if not is_dataclass(get_type_hints(kind)[field.name])
+    ]
+    inner = [hint for hint in get_type_hints(kind).values() if is_dataclass(hint)]
+    return own + [one for hint in inner for one in fields_of(hint)]
+
+
+def values_of(kind: type, name: str) -> st.SearchStrategy:
+    """What may stand in a field, its bounds included."""
+    bound = bounds.of(kind).get(name)
+    if isinstance(bound, OneOf):
+        return st.sampled_from(bound.choices)
+    if bound is None:  # `encoded`, and only it, has none
+        return st.booleans()
+    if bound.is_whole:
+        return st.integers(bound.low, bound.high) | st.sampled_from([bound.low, bound.high])
+    return st.floats(bound.low, bound.high)
+
+
+def records(kind: type) -> st.SearchStrategy:
+    """A record with any values that its bounds allow, as a table."""
+    hints = get_type_hints(kind)
+    return st.fixed_dictionaries(
+        {
+            name: records(hint) if is_dataclass(hint) else values_of(kind, name)
+            for name, hint in hints.items()
+        }
+    )
+
+
+def accepted(table: dict) -> Recipe | None:
+    """The recipe of a table, or None if what is within bounds does not go together."""
+    try:
+        return from_table(Recipe, table, "recipe")
+    except ConfigError:
+        return None
+
+
+@settings(max_examples=200, derandomize=True, deadline=None)
+@given(records(Recipe))
+def test_whatever_recipe_is_accepted_survives_its_file(tmp_path_factory, table):
+    recipe = accepted(table)
+    assume(recipe is not None)
+    path = tmp_path_factory.getbasetemp() / "recipe.toml"
+    path.write_text(to_toml(recipe))
+    assert from_toml(Recipe, path) == recipe
+    rates = Schedule.shares(recipe.server.schedule, 3)
+    assert all(0 < rate <= 1 for rate in rates)
+
+
+@pytest.mark.parametrize(("kind", "name"), sorted(set(fields_of(Recipe)), key=str))
+def test_every_field_of_a_recipe_has_finite_bounds(kind, name):
+    """Whatever number stands there, it is refused in one line or is one that a file can hold."""
+    if name == "encoded":
+        return
+    bound = bounds.of(kind)[name]
+    if isinstance(bound, Within):
+        assert math.isfinite(bound.low)
+        assert math.isfinite(bound.high)
+    for value in NUMBERS:
+        try:
+            record = replace(kind(), **{name: value})
+        except ConfigError as refused:
+            assert "\n" not in str(refused)
+        else:
+            assert getattr(record, name) == value
+            assert math.isfinite(value)
+            assert type(value) in (int, float)
+
+
+@pytest.mark.parametrize("digits", [31, 5000])
+def test_a_number_too_long_for_any_float_is_one_line(tmp_path, digits):
+    path = tmp_path / "r.toml"
+    path.write_text(f"rounds = {'9' * digits}")
+    with pytest.raises(ConfigError, match=r"r\.toml|rounds") as refused:
+        from_toml(Recipe, path)
+    assert len(str(refused.value)) < 400
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
