@@ -124,7 +124,7 @@ class Training:
     def _one_step(self, now, state, rows, rate, seed):
         how = self._recipe.central
         names = sorted(now)
-        loss, count, gradients = packed.changes(now, rows, 1.0, how.dropout, seed)
+        loss, count, _, gradients = packed.changes(now, rows, 1.0, how.dropout, seed)
         norm = tf.linalg.global_norm([gradients[name] for name in names])
         clipped = {
             name: gradients[name] * tf.minimum(1.0, how.clipping_norm / tf.maximum(norm, 1e-12))

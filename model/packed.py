@@ -14,10 +14,13 @@ import math
 
 import tensorflow as tf
 
+from device_runtime.text import OOV
 from model.recipe import Client
 
 Tensors = dict[str, tf.Tensor]
 PLAIN = Client()  # SGD, without momentum, a pull or dropout
+# a target is the best guess if no other id is likelier by more than what float32 rounds away
+TIED = 1.0001
 
 
 def pack(weights: Tensors) -> Tensors:
@@ -53,21 +56,24 @@ def train(
     learning_rate: tf.Tensor,
     client: Client = PLAIN,
     seed: tf.Tensor | None = None,
-) -> tuple[Tensors, tf.Tensor, tf.Tensor]:
-    """Local SGD over batches: the weights after it, the sum of losses (nats), and the targets.
+) -> tuple[Tensors, tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Local SGD over batches: the weights after it, the sum of losses (nats), targets and hits.
 
-    batches is int32 [steps, batch, length + 1]; the number of targets is a float. Each batch's rows
-    must come longest first. Of the client its momentum (heavy-ball), its proximal pull (FedProx's
+    A hit is a target that was the network's best guess, in the step that learns from it: of all
+    ids, and a word outside the vocabulary never is.
+
+    batches is int32 [steps, batch, length + 1]; the numbers of targets and hits are floats. Each
+    batch's rows must come longest first. Of the client its momentum (heavy-ball), its proximal pull (FedProx's
     mu, towards the first weights) and its dropout count; dropout needs a seed, int32 [2].
     """
     start = pack(weights)
     names = sorted(start)
     moving = bool(client.momentum)
 
-    def step(i, losses, targets, *arrays):
+    def step(i, losses, targets, hits, *arrays):
         now = dict(zip(names, arrays[: len(names)], strict=True))
         seeds = None if seed is None or not client.dropout else tf.stack([seed[0], seed[1] + i])
-        loss, count, change = changes(now, batches[i], learning_rate, client.dropout, seeds)
+        loss, count, best, change = changes(now, batches[i], learning_rate, client.dropout, seeds)
         if client.proximal:
             change = {
                 name: change[name] + learning_rate * client.proximal * (now[name] - start[name])
@@ -83,16 +89,17 @@ def train(
             i + 1,
             losses + loss * count,
             targets + count,
+            hits + best,
             *after,
             *([change[name] for name in names] if moving else []),
         )
 
     velocities = [tf.zeros_like(start[name]) for name in names] if moving else []
-    loop = (0, 0.0, 0.0, *(start[name] for name in names), *velocities)
-    _, losses, targets, *arrays = tf.while_loop(
+    loop = (0, 0.0, 0.0, 0.0, *(start[name] for name in names), *velocities)
+    _, losses, targets, hits, *arrays = tf.while_loop(
         lambda i, *_: i < tf.shape(batches)[0], step, loop, parallel_iterations=1
     )
-    return unpack(dict(zip(names, arrays[: len(names)], strict=True))), losses, targets
+    return unpack(dict(zip(names, arrays[: len(names)], strict=True))), losses, targets, hits
 
 
 def changes(
@@ -101,8 +108,8 @@ def changes(
     scale: tf.Tensor | float,
     dropout: float = 0.0,
     seed: tf.Tensor | None = None,
-) -> tuple[tf.Tensor, tf.Tensor, Tensors]:
-    """Mean cross-entropy of a batch's targets, their number, and `scale` times its gradients.
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, Tensors]:
+    """Mean cross-entropy of a batch's targets, their number, hits, and `scale` times its gradients.
 
     rows is int32 [batch, length + 1], longest first.
     """
@@ -164,6 +171,7 @@ def changes(
     )
     totals = tf.reduce_sum(ratios, axis=1, keepdims=True)
     loss = tf.reduce_sum(tf.math.log(totals)) / tf.maximum(count, 1.0)
+    is_best = (tf.reduce_max(ratios, axis=1) <= TIED) & tf.not_equal(targets, OOV)
 
     # backward: softmax = ratios / totals, and the target's own share is taken off by hand
     share = per_target / totals  # [tokens, 1]
@@ -205,6 +213,7 @@ def changes(
     return (
         loss,
         count,
+        tf.reduce_sum(tf.cast(is_best, tf.float32)),
         {
             "cell_bias": tf.reduce_sum(d_gate, axis=0),
             "input_kernel": tf.matmul(d_gate, x, transpose_a=True),

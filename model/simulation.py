@@ -34,7 +34,6 @@ is all a round needs from the one before.
 
 import os
 import time
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -53,6 +52,8 @@ from model import aggregators, cohorts, memory, packed
 from model.clients import batches
 from model.recipe import Recipe, Schedule, Server
 
+# what a simulation sees of each client's training: of real devices a server sees sums alone
+MEASURED = ("losses", "targets", "hits", "dropped")
 # a run has diverged when the global weights' norm is this many times the first one's
 EXPLODED = 100.0
 
@@ -86,11 +87,13 @@ class Round:
     state: State
     # of encoded updates: share clipped, mean norm before that, bytes of one upload
     encoding: dict[str, float]
+    spread: dict[str, float]  # of the cohort's clients: see `spread_of`
 
     def measured(self) -> dict[str, float]:
         """What is worth a place in the curves of a run."""
         return {
             "loss": self.loss,
+            **self.spread,
             "targets": self.targets,
             "dropped": self.dropped,
             "step": self.step,
@@ -151,8 +154,10 @@ class Training:
             [np.asarray(array) for array in of.global_model_weights.trainable]
             for of in (state.learning, result.state)
         )
-        norm, measured = _norm(after), result.metrics["client_work"]
-        dropped = int(measured["dropped"])
+        # float64 [clients, 4]; in an order of its own, so that sums do not hang on who was first
+        clients = np.sort(np.asarray(result.metrics["client_work"], np.float64), axis=0)
+        losses, targets, _, dropped = clients.sum(axis=0)
+        norm, dropped = _norm(after), int(dropped)
         if dropped == len(chosen):
             raise CheckpointError(
                 f"round {number}",
@@ -176,10 +181,10 @@ class Training:
         weights = dict(zip(self._names, average if recipe.server.averaging else after, strict=True))
         return Round(
             number,
-            float(measured["losses"]) / max(float(measured["targets"]), 1.0),
+            float(losses / max(targets, 1.0)),
             len(chosen),
             dropped,
-            int(measured["targets"]),
+            int(targets),
             _norm(new - old for new, old in zip(after, before, strict=True)),
             time.monotonic() - started,
             weights,
@@ -187,7 +192,41 @@ class Training:
             {name: float(value) for name, value in result.metrics["aggregator"].items()}
             if recipe.encoded
             else {},
+            spread_of(np.asarray(result.metrics["client_work"], np.float64)),
         )
+
+
+def spread_of(clients: np.ndarray) -> dict[str, float]:
+    """How a round's loss and top-1 lie over its clients: percentiles 10, 50 and 90 of each.
+
+    clients is float [clients, 4], a row of MEASURED each. A client's loss is the mean over its
+    targets, its top-1 the share of them that were the network's best guess while it trained (ends
+    of messages and classes of words are targets too). Who was dropped, or has no target, is left
+    out; without anybody the dict is empty.
+
+    >>> spread = spread_of(np.array([[8.0, 4, 1, 0], [6, 2, 1, 0], [0, 0, 0, 1]]))
+    >>> spread["loss_p50"], spread["train_top1"], spread["train_top1_p50"]
+    (2.5, 0.3333333333333333, 0.375)
+    """
+    counted = clients[clients[:, 1] > 0]
+    if not len(counted):
+        return {}
+    losses, targets, hits, _ = counted.T
+    return {
+        **percentiles("loss", losses / targets),
+        "train_top1": float(np.sort(hits).sum() / targets.sum()),
+        **percentiles("train_top1", hits / targets),
+    }
+
+
+def percentiles(name: str, values: Sequence[float] | np.ndarray) -> dict[str, float]:
+    """The 10th, 50th and 90th percentile of values, as name_p10, name_p50, name_p90.
+
+    >>> percentiles("loss", [1.0, 2.0, 3.0])
+    {'loss_p10': 1.2, 'loss_p50': 2.0, 'loss_p90': 2.8}
+    """
+    low, middle, high = np.percentile(values, [10, 50, 90]).tolist()
+    return {f"{name}_p10": low, f"{name}_p50": middle, f"{name}_p90": high}
 
 
 def dealt(data: list[list[np.ndarray]], machines: int) -> list[list[np.ndarray]]:
@@ -307,7 +346,7 @@ def client_work(
         start = dict(zip(names, received.trainable, strict=True))
         # of dropout: no two clients or rounds draw alike, a repeated round does
         seed = tf.stack([done, tf.reduce_sum(steps)])
-        after, losses, targets = packed.train(start, steps, rate_at(done), client, seed)
+        after, losses, targets, hits = packed.train(start, steps, rate_at(done), client, seed)
         delta = tuple(start[name] - after[name] for name in names)
         # a finite norm: no weighted sum overflows
         norm = tf.linalg.global_norm(delta)
@@ -324,8 +363,22 @@ def client_work(
         losses = tf.where(finite, losses, 0.0)
         return (
             tff.learning.templates.ClientResult(delta, weight * kept),
-            OrderedDict(losses=losses, targets=targets * kept, dropped=1.0 - kept),
+            tf.stack([losses, targets * kept, hits * kept, 1.0 - kept])[None],  # [1, 4]
         )
+
+    each_type = tff.TensorType(np.float32, [None, len(MEASURED)])
+
+    @tff.tensorflow.computation
+    def nobody():
+        return tf.zeros([0, len(MEASURED)])
+
+    @tff.tensorflow.computation(each_type, each_type)
+    def together(some, others):
+        return tf.concat([some, others], axis=0)
+
+    @tff.tensorflow.computation(each_type)
+    def all_of_them(every):
+        return every
 
     @tff.tensorflow.computation(np.int32)
     def one_more(done):
@@ -344,9 +397,8 @@ def client_work(
         result, measured = tff.federated_map(
             train_client, (tff.federated_broadcast(done), weights, data)
         )
-        return tff.templates.MeasuredProcessOutput(
-            tff.federated_map(one_more, done), result, tff.federated_sum(measured)
-        )
+        every = tff.federated_aggregate(measured, nobody(), together, together, all_of_them)
+        return tff.templates.MeasuredProcessOutput(tff.federated_map(one_more, done), result, every)
 
     return tff.learning.templates.ClientWorkProcess(initialize, next_fn)
 

@@ -9,6 +9,7 @@ import pytest
 
 from device_runtime.errors import CheckpointError, ConfigError
 from device_runtime.interpreter import Graph
+from device_runtime.text import OOV
 from model import network
 from model.recipe import ALGORITHMS, Client, Privacy, Recipe, Schedule, Server
 
@@ -75,6 +76,32 @@ def test_the_loss_tff_reports_is_the_loss_evaluation_computes(
     rows = tiny_rows[:4]
     (done,) = simulation.train(tiny_checkpoint.weights, [rows, rows], recipe)
     assert done.loss == pytest.approx(network.mean_loss(tiny_checkpoint.weights, rows), abs=1e-5)
+
+
+def best_guesses(weights, rows) -> float:
+    """The share of targets the network ranks first, by numpy; a word it does not know never is."""
+    targets = rows[:, 1:]
+    scores = network.log_probs(weights, network.forward(weights, rows[:, :-1])[targets != 0])
+    own = targets[targets != 0]
+    return float(((scores.argmax(axis=1) == own) & (own != OOV)).mean())
+
+
+def test_a_round_says_how_loss_and_top_1_lie_over_its_clients(
+    simulation, recipe, tiny_checkpoint, tiny_rows
+):
+    """Three clients of one batch each, so that each is measured by the weights it was given."""
+    weights, population = tiny_checkpoint.weights, [tiny_rows[i : i + 4] for i in (0, 20, 50)]
+    (done,) = simulation.train(weights, population, replace(recipe, cohort=3))
+    losses = [network.mean_loss(weights, rows) for rows in population]
+    shares = [best_guesses(weights, rows) for rows in population]
+    assert len(set(losses)) == 3
+    for name, values in (("loss", losses), ("train_top1", shares)):
+        for percent in (10, 50, 90):
+            expected = np.percentile(values, percent)
+            assert done.spread[f"{name}_p{percent}"] == pytest.approx(expected, abs=1e-5)
+    assert done.measured()["train_top1"] == pytest.approx(
+        best_guesses(weights, np.concatenate(population)), abs=1e-6
+    )
 
 
 def test_training_lowers_the_loss_and_a_seed_repeats_it(
@@ -207,6 +234,8 @@ def test_a_client_whose_training_diverges_does_not_spoil_the_round(
     )
     assert (done.clients, done.dropped) == (2, 1)
     assert (alone.clients, alone.dropped) == (2, 0)
+    assert done.spread["loss_p10"] == done.spread["loss_p90"] == pytest.approx(done.loss)
+    assert done.spread == pytest.approx(alone.spread)
     for name, array in alone.weights.items():
         np.testing.assert_allclose(done.weights[name], array, atol=1e-6)
 
@@ -361,7 +390,7 @@ def test_padding_and_the_fast_step_change_no_weight(tiny_checkpoint, tiny_rows):
     steps = batches(
         tiny_rows[:21], replace(plan, batch_size=4, epochs=2), Client(), np.random.default_rng(0)
     )
-    after, losses, targets = packed.train(weights, tf.constant(steps), tf.constant(0.3))
+    after, losses, targets, _ = packed.train(weights, tf.constant(steps), tf.constant(0.3))
     plain, total, count = weights, 0.0, 0.0
     for rows in steps:
         plain, loss, result = training.sgd_step(
@@ -390,12 +419,12 @@ def test_gradients_with_dropout_are_those_of_the_network_with_the_same_values_dr
         tf.constant(tiny_rows[np.argsort(-(tiny_rows[:6] != 0).sum(axis=1), kind="stable")]),
         tf.constant([1, 2]),
     )
-    loss, _, gradients = packed.changes(start, rows, 1.0, 0.3, seed)
+    loss, _, _, gradients = packed.changes(start, rows, 1.0, 0.3, seed)
     step = 1e-2
-    ahead, _, _ = packed.changes(
+    ahead, _, _, _ = packed.changes(
         {name: start[name] + step * gradients[name] for name in start}, rows, 1.0, 0.3, seed
     )
-    behind, _, _ = packed.changes(
+    behind, _, _, _ = packed.changes(
         {name: start[name] - step * gradients[name] for name in start}, rows, 1.0, 0.3, seed
     )
     squared = sum(float(tf.reduce_sum(gradient**2)) for gradient in gradients.values())
@@ -416,8 +445,8 @@ def test_momentum_and_the_proximal_pull_follow_their_formulas(tiny_checkpoint, t
     steps, length = tf.constant(np.stack([rows, rows])), rows.shape[1] - 1
     once, _, _ = training.sgd_step(weights, tf.constant(rows), tf.constant(0.1), length)
     twice, _, _ = training.sgd_step(once, tf.constant(rows), tf.constant(0.1), length)
-    heavy, _, _ = packed.train(weights, steps, tf.constant(0.1), Client(momentum=0.5))
-    pulled, _, _ = packed.train(weights, steps, tf.constant(0.1), Client(proximal=2.0))
+    heavy, *_ = packed.train(weights, steps, tf.constant(0.1), Client(momentum=0.5))
+    pulled, *_ = packed.train(weights, steps, tf.constant(0.1), Client(proximal=2.0))
     for name in weights:
         np.testing.assert_allclose(
             heavy[name], twice[name] + 0.5 * (once[name] - weights[name]), atol=1e-6
