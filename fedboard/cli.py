@@ -206,7 +206,8 @@ def train(
     data: Annotated[
         str | None,
         typer.Option(
-            help="`chitchat` (default), `stackoverflow`, `shakespeare`, or a corpus directory."
+            help="`chitchat` (default), `stackoverflow`, `shakespeare`, or a corpus directory; "
+            "with --resume where the run's corpus is now, if it was moved."
         ),
     ] = None,
     config: Annotated[
@@ -233,6 +234,13 @@ def train(
         typer.Option(min=1, max=16, help="Encode updates as devices do, in so many bits a value."),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Repeats the run.")] = None,
+    patience: Annotated[
+        int | None,
+        typer.Option(
+            help="Looks at validation users in a row without a better top-1 after which training "
+            "ends; 0: never."
+        ),
+    ] = None,
     resume: Annotated[
         bool,
         typer.Option(
@@ -273,7 +281,6 @@ def train(
         console.quiet()
     fixed = {
         "--config": config,
-        "--data": data,
         "--seed": seed,
         "--cohort": cohort,
         "--size": size,
@@ -294,7 +301,7 @@ def train(
                 f"goes on with the run as it was, found {', '.join(changed)}",
                 "leave them out, or start a new run",
             )
-        settings = stage.resumed(out, rounds)
+        settings = stage.resumed(out, rounds, patience)
     else:
         settings = from_toml(Settings, config) if config else Settings()
         named: dict[str, Any] = {
@@ -304,6 +311,7 @@ def train(
             "vocabulary": vocabulary,
             "tokenizer": tokenizer,
             "seed": seed,
+            "patience": patience,
         }
         recipe = replace(
             settings.recipe, **{name: value for name, value in named.items() if value is not None}
@@ -312,7 +320,7 @@ def train(
             recipe = replace(recipe, encoded=True, plan=replace(recipe.plan, bits=bits))
         settings = Settings(
             data or settings.data,
-            str(init) if init else settings.init,
+            str(init.absolute()) if init else settings.init,  # resumed from any folder
             central or settings.central,
             recipe,
         )
@@ -323,7 +331,7 @@ def train(
             "leave out --workers and --bits",
         )
     addresses = tuple(workers.split(",")) if workers else ()
-    how = stage.How(overwrite, resume, addresses, round_deadline)
+    how = stage.How(overwrite, resume, addresses, round_deadline, data=data if resume else None)
     done = stage.train(settings, out, how, emit=emit if as_json else None)
     console.say(
         f"best checkpoint: {done.best}",
@@ -419,7 +427,13 @@ def evaluate(
             "mixed with each user's own words."
         ),
     ],
-    data: Data = "chitchat",
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="`chitchat`, `stackoverflow`, `shakespeare`, or a corpus directory; by default "
+            "the one the runs were trained on, and `chitchat` where no target is a run's."
+        ),
+    ] = None,
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
     predictions: Annotated[
         Path | None, typer.Option(help="Write one JSON line per target position (one target only).")
@@ -467,9 +481,8 @@ def evaluate(
 
     Loads no TensorFlow but for TFF's own corpora.
     """
-    from fedboard import score
+    from fedboard import score, source
     from fedboard.run import trusted_keys, writable
-    from model import corpora
 
     if predictions and len(targets) > 1:
         raise RunError(
@@ -490,7 +503,11 @@ def evaluate(
         console.quiet()
     # before the corpus is read: it may refuse
     asked = score.Asked(split, tokenizer, vocabulary, "", predictions, personal)
-    corpus = corpora.load(data)
+    corpus, data, notes = source.for_targets(
+        [target.removesuffix(score.OWN) for target in targets], data
+    )
+    for note in notes:
+        console.say(note)
     measured, results = [], []
     for i, target in enumerate(targets):
         with console.progress(f"scoring {target}", PARTS) as advance:

@@ -12,9 +12,8 @@ from device_runtime.errors import ConfigError, CorpusError
 from device_runtime.examples import rows
 from device_runtime.text import normalise, tokenise
 from device_runtime.wire import Plan
-from fedboard import console
+from fedboard import console, source
 from fedboard.run import checkpoint_of, privacy_of, require_fit, run_of, signing_key, vocabulary_of
-from model import corpora
 from model.corpus import Corpus, token_lists
 
 MEASURED_UTTERANCES = 2000  # of validation users
@@ -61,8 +60,11 @@ def export(
         clipping_norm=asked.clipping_norm,
         bits=asked.bits,
     )
-    name = asked.data or (settings.data if settings else "chitchat")
-    corpus = corpus or corpora.load(name)
+    name = asked.data or (settings.data if settings else source.DEFAULT)
+    if corpus is None:
+        corpus, name, notes = source.for_targets([str(path)], asked.data)
+        for note in notes:
+            console.say(note)
     sample = itertools.islice(token_lists(corpus.validation), MEASURED_UTTERANCES)
     examples = rows((vocabulary.ids(tokens) for tokens in sample), plan.length)
     if not len(examples):

@@ -64,6 +64,11 @@ class Run:
         return self.path / "metrics.csv"
 
     @property
+    def tensorboard(self) -> Path:
+        """The same for TensorBoard."""
+        return self.path / "tensorboard"
+
+    @property
     def evaluations(self) -> Path:
         """Results of `fedboard evaluate`, one file a system."""
         return self.path / "evaluations"
@@ -186,8 +191,14 @@ def folder_kind(kind: str) -> folder.Kind:
     )
 
 
-def create(path: Path, settings: Settings, replace: bool, kind: str = TRAINED) -> Run:
-    """An empty run folder with its config.
+def create(
+    path: Path,
+    settings: Settings,
+    replace: bool,
+    kind: str = TRAINED,
+    corpus: Source | None = None,
+) -> Run:
+    """An empty run folder with its config, and the corpus it is trained on in its mark.
 
     An older run there is removed only if `replace`; files that are not a run's stay. The caller
     holds the folder (`folder.writing`).
@@ -199,7 +210,7 @@ def create(path: Path, settings: Settings, replace: bool, kind: str = TRAINED) -
     try:
         run.path.mkdir(parents=True, exist_ok=True)
         # first, and never removed: whatever happens, the folder is known as ours
-        durable.share(run.path / MARK, config.to_json(Mark(FORMAT, kind)))
+        durable.share(run.path / MARK, config.to_json(Mark(FORMAT, kind, corpus)))
         folder.clear(run.path, folder_kind(kind), keep=(MARK,))
         durable.share(run.config, config.to_toml(settings).encode())
         run.checkpoints.mkdir(exist_ok=True)

@@ -9,11 +9,11 @@ written again.
 import asyncio
 import contextlib
 import gc
+import math
 import os
-import shutil
 import signal
 import threading
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,15 +22,16 @@ import numpy as np
 
 from device_runtime import bounds, config, durable, folder, weights
 from device_runtime.errors import CheckpointError, RunError
-from device_runtime.metrics import perplexity, recall
+from device_runtime.metrics import macro, perplexity, recall
 from device_runtime.optimizers import OPTIMIZERS
-from device_runtime.shown import command
 from device_runtime.text import Vocabulary
-from fedboard import console
+from fedboard import console, source
 from fedboard.run import (
+    MARK,
     TRAINED,
     Run,
     Settings,
+    Source,
     checkpoint_of,
     create,
     folder_kind,
@@ -39,22 +40,12 @@ from fedboard.run import (
     require_free,
     vocabulary_of,
 )
+from fedboard.saved import ADDED, Best, Curves, States, best_of, going_on, versions_of, writing
 from model import cohorts, corpora, evaluation, memory, network, vocabulary, worker
 from model.clients import Clients
 from model.corpus import Corpus, Users, token_lists
+from model.measures import Evaluation
 from model.recipe import Recipe
-
-
-@dataclass(frozen=True)
-class Best:
-    """What the next evaluation is compared and linked with."""
-
-    top1: float = -1.0
-    parent: str = ""  # digest of the checkpoint evaluated last
-
-    def values(self) -> list:
-        """As a saved state keeps it."""
-        return [np.float64(self.top1), self.parent]
 
 
 @dataclass(frozen=True)
@@ -66,6 +57,7 @@ class How:
     workers: tuple[str, ...] = ()  # addresses of TFF workers on other machines
     deadline_s: float | None = None  # of a round
     kind: str = TRAINED  # whose run it is
+    data: str | None = None  # where the corpus of a resumed run is now, if it was moved
 
     def __post_init__(self) -> None:
         """Raises ConfigError for a deadline that no round could keep or miss."""
@@ -92,7 +84,13 @@ def train(
     recipe = settings.recipe
     if how.workers:
         worker.checked(list(how.workers))
-    corpus = corpus or corpora.load(settings.data)
+    if how.resume:
+        corpus, its_source = source.load(Run(Path(out)), how.data)
+        for note in source.unknown(Run(Path(out))):
+            console.say(note)
+    else:
+        corpus = corpus or corpora.load(settings.data)
+        its_source = source.known(settings.data, corpus)
     if not settings.central:
         # refuses a population that is too small
         cohorts.start(len(corpus.train), recipe.cohort, recipe.min_separation)
@@ -100,18 +98,21 @@ def train(
         require_free(out, how.overwrite, how.kind)
     mark = mark_of(out) if how.resume else None
     with folder.writing(out, folder_kind(mark.kind if mark else how.kind)):
-        return _train(settings, Run(Path(out)), how, corpus, emit)
+        if mark and mark.corpus and mark.corpus != its_source:  # it was moved
+            moved = replace(mark, corpus=its_source)
+            durable.share(Path(out) / MARK, config.to_json(moved))
+        return _train(settings, Run(Path(out)), how, (corpus, its_source), emit)
 
 
 def _train(
     settings: Settings,
     run: Run,
     how: How,
-    corpus: Corpus,
+    data: tuple[Corpus, Source],
     emit: Callable[[dict[str, Any]], None] | None,
 ) -> Run:
     """`train` while no other process writes the run's folder."""
-    recipe = settings.recipe
+    recipe, (corpus, its_source) = settings.recipe, data
     words, first = beginning(settings, run, corpus, how.resume)
     console.say(
         f"network `{recipe.size}`: {network.parameters(first.weights):,} parameters, vocabulary "
@@ -129,8 +130,8 @@ def _train(
 
     population = Clients(corpus.train, words, recipe.plan.length)
     trainer = central if settings.central else simulation
-    look_every, save_every = (
-        (1, 1) if settings.central else (recipe.evaluate_every, recipe.save_every)
+    look_every, save_every, unit = (
+        (1, 1, "look") if settings.central else (recipe.evaluate_every, recipe.save_every, "round")
     )
     with contextlib.ExitStack() as stack:
         stop, loop = (
@@ -142,20 +143,29 @@ def _train(
         training = trainer.Training(first.weights, population, recipe, **machines)
         state = call(training.start, "start")
         if not how.resume:
-            create(run.path, settings, how.overwrite, how.kind)
-        states, best = _States(run.state, loop.run), Best()
+            create(run.path, settings, how.overwrite, how.kind, its_source)
+        states, best = States(run, loop.run), Best()
         # before anything is written: it may be damaged
-        saved = states.load([*trainer.to_values(state), *best.values()])
-        _write_beginning(run, settings, words, first)
-        curves = _Curves(run, loop.run)
-        if saved:
-            *values, top1, parent = saved
-            state, best = trainer.from_values(values, state), Best(float(top1), parent.decode())
-            console.say(f"going on after round {state.round}")
+        values = trainer.to_values(state)
+        kept = states.load([*values, *best.values()], ADDED)
+        with writing(run, run.path):
+            _write_beginning(run, settings, words, first)
+        curves = Curves(run, loop.run)
+        if kept:
+            state = trainer.from_values(kept[: len(values)], state)
+            best = best_of(kept[len(values) :])
+            if not best.round and run.best.is_file():
+                best = replace(best, round=weights.read(run.best).round)
+            console.say(f"going on after {unit} {state.round}")
+        best = best.over(training.rounds)
         advance = stack.enter_context(console.progress("training", training.rounds))
         stack.enter_context(_quick_collections())
         seen = ""
-        while state.round < training.rounds and not stop.is_set():
+        while (
+            state.round < training.rounds
+            and not best.has_waited(recipe.patience)
+            and not stop.is_set()
+        ):
             done = call(lambda state=state: training.next(state), f"round {state.round + 1}")
             # TFF leaves a round's weights behind in cycles, and among so many objects Python would
             # not look for them soon
@@ -182,13 +192,30 @@ def _train(
             )
         # if Ctrl-C came after the round's own
         states.save([*trainer.to_values(state), *best.values()], state.round)
-    if state.round < training.rounds:
-        console.say(
-            f"stopped after round {state.round}; to go on: "
-            f"{command('train', '--out', run.path, '--resume')}"
-        )
+    waited = best.has_waited(recipe.patience)
+    if state.round < training.rounds and not waited:
+        console.say(f"stopped after {unit} {state.round}; to go on: {going_on(run)}")
         raise KeyboardInterrupt
+    console.say(ending(best, f"{unit} {state.round}", unit, recipe.patience if waited else 0))
     return run
+
+
+def ending(best: Best, last: str, unit: str, patience: int) -> str:
+    """What is said of a run's best look, and of its end; of patience where that ended it.
+
+    >>> ending(Best(0.182, "", 80, 3), "round 140", "round", 3)
+    'best round 80: validation top-1 18.2%; stopped after round 140: no better for 3 looks; \
+raise --patience or --rounds to go on'
+    >>> ending(Best(0.182, "", 80), "round 80", "round", 0)
+    'best round 80: validation top-1 18.2%'
+    """
+    number = best.round or "(unknown)"  # saved by an earlier version
+    said = f"best {unit} {number}: validation top-1 {best.top1:.1%}"
+    if not patience:
+        return said
+    looks = f"{patience} look{'s' * (patience > 1)}"
+    more = "--patience or --rounds" if unit == "round" else "--patience"
+    return f"{said}; stopped after {last}: no better for {looks}; raise {more} to go on"
 
 
 def beginning(
@@ -221,8 +248,8 @@ def beginning(
     )
 
 
-def resumed(out: Path, rounds: int | None) -> Settings:
-    """The settings of the run in a folder, with more rounds if asked.
+def resumed(out: Path, rounds: int | None, patience: int | None = None) -> Settings:
+    """The settings of the run in a folder, with more rounds or another patience if asked.
 
     Raises RunError if there is no run, or it has done more rounds than asked.
     """
@@ -232,18 +259,13 @@ def resumed(out: Path, rounds: int | None) -> Settings:
             run.path, "holds no run to go on with", "leave out --resume, or name its folder"
         )
     settings = run.settings()
+    if patience is not None:
+        settings = replace(settings, recipe=replace(settings.recipe, patience=patience))
     if rounds is None:
         return settings
     if settings.central:
         raise RunError("--rounds", "a central run has none", "leave it out")
-    done = max(
-        (
-            int(number)
-            for saved in run.state.glob(f"{STATE}*")
-            if (number := saved.name.removeprefix(STATE)).isdigit()
-        ),
-        default=0,
-    )
+    done = max(versions_of(run), default=0)
     if done > rounds:
         raise RunError(
             "--rounds",
@@ -278,28 +300,40 @@ def look(
 
     done is what the trainer's `next` gives: it has a `number` and `weights`.
     """
-    total = evaluation.evaluate(
+    scored = evaluation.evaluate(
         evaluation.engine_of(done.weights, words),
         validation,
         words,
         evaluation.Scope(recipe.evaluate_utterances, recipe.evaluate_users),
-    ).total
-    measured = {
-        "top1": recall(total, "top1"),
-        "top3": recall(total, "top3"),
-        "perplexity": perplexity(total),
-    }
+    )
+    measured = measures_of(scored)
     checkpoint = weights.to_bytes(
         weights.Checkpoint(done.weights, done.number, best.parent, words.hash)
     )
-    durable.share(run.last, checkpoint)
-    if measured["top1"] > best.top1:
-        durable.share(run.best, checkpoint)
+    with writing(run, run.checkpoints):
+        durable.share(run.last, checkpoint)
+        if measured["top1"] > best.top1:
+            durable.share(run.best, checkpoint)
     console.say(
         f"  {done.number}: validation top-1 {measured['top1']:.1%}, top-3 {measured['top3']:.1%}, "
         f"perplexity {measured['perplexity']:.0f}"
     )
-    return measured, Best(max(best.top1, measured["top1"]), weights.digest(checkpoint))
+    return measured, best.after(measured["top1"], done.number, weights.digest(checkpoint))
+
+
+def measures_of(scored: Evaluation) -> dict[str, float]:
+    """What a look adds to the curves: recall and perplexity over all targets, and how the top-1 of
+    users with enough targets is spread, if there are such users.
+    """
+    total = scored.total
+    _, *spread = macro(list(scored.users.values()), "top1")
+    names = ("top1_p10", "top1_p50", "top1_p90")
+    return {
+        "top1": recall(total, "top1"),
+        "top3": recall(total, "top3"),
+        "perplexity": perplexity(total),
+        **({} if math.isnan(spread[0]) else dict(zip(names, spread, strict=True))),
+    }
 
 
 @contextlib.contextmanager
@@ -323,74 +357,6 @@ def is_due(number: int, every: int, rounds: int) -> bool:
     [3, 6, 7]
     """
     return number % every == 0 or number == rounds
-
-
-STATE = "program_state_"  # what TFF calls a saved state, before its round
-
-
-class _States:
-    """Saved program states, the last two, in TFF's own format.
-
-    A state half written when the process was killed is not one.
-    """
-
-    def __init__(self, folder: Path, run: Callable[[Coroutine], Any]):
-        import tensorflow_federated as tff
-
-        for leftover in folder.glob("*_temp*"):
-            shutil.rmtree(leftover)
-        self._folder, self._run = folder, run
-        self._manager = tff.program.FileProgramStateManager(
-            folder, STATE, keep_total=2, keep_first=False
-        )
-
-    def save(self, values: list, version: int) -> None:
-        from model.simulation import release_memory
-
-        if version not in (self._run(self._manager.get_versions()) or []):
-            self._run(self._manager.save(values, version))
-            release_memory()
-
-    def load(self, like: list) -> list | None:
-        """The newest state, or None.
-
-        Raises CheckpointError for one that is damaged or of another training.
-        """
-        versions = self._run(self._manager.get_versions())
-        if not versions:
-            return None
-        try:
-            return self._run(self._manager.load(versions[-1], like))
-        except Exception as error:  # TensorFlow's errors have no base of their own
-            remedy = "remove it to go on from the one before"
-            raise CheckpointError(
-                self._folder / f"{STATE}{versions[-1]}",
-                f"cannot be read ({type(error).__name__})",
-                remedy,
-            ) from error
-
-
-class _Curves:
-    """metrics.csv and TensorBoard, by TFF's own release managers.
-
-    A round released again replaces what followed it.
-    """
-
-    def __init__(self, run: Run, wait: Callable[[Coroutine], Any]):
-        import tensorflow_federated as tff
-
-        self._wait = wait
-        self._managers = [
-            tff.program.CSVFileReleaseManager(run.metrics, key_fieldname="round"),
-            tff.program.TensorBoardReleaseManager(run.path / "tensorboard"),
-        ]
-
-    def release(self, number: int, measured: dict[str, float]) -> None:
-        async def both() -> None:
-            for manager in self._managers:
-                await manager.release(measured, number)
-
-        self._wait(both())
 
 
 @contextlib.contextmanager

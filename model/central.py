@@ -19,9 +19,8 @@ import tensorflow_federated as tff
 from device_runtime.errors import CheckpointError, CorpusError
 from device_runtime.weights import Weights
 from model import packed
-from model.recipe import Recipe
+from model.recipe import LOOKS, Recipe
 
-LOOKS = 20  # looks at the weights on the way, evenly spaced
 # batches whose rows are sorted by length together, so that a batch holds rows of like length
 BUCKET = 32
 

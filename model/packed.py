@@ -63,8 +63,9 @@ def train(
     ids, and a word outside the vocabulary never is.
 
     batches is int32 [steps, batch, length + 1]; the numbers of targets and hits are floats. Each
-    batch's rows must come longest first. Of the client its momentum (heavy-ball), its proximal pull (FedProx's
-    mu, towards the first weights) and its dropout count; dropout needs a seed, int32 [2].
+    batch's rows must come longest first. Of the client its momentum (heavy-ball), its proximal
+    pull (FedProx's mu, towards the first weights) and its dropout count; dropout needs a seed,
+    int32 [2].
     """
     start = pack(weights)
     names = sorted(start)

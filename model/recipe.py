@@ -23,6 +23,7 @@ TOKENIZERS = ("words", "unigram")
 MECHANISMS = ("none", "gaussian", "gaussian-adaptive", "tree")
 ROWS = ("sampled", "newest")
 ROUNDS = 1_000_000  # of a run at most: a schedule is a table of them
+LOOKS = 20  # at the weights of a central run on its way, evenly spaced
 DECAY = Within(0.0, 0.999999)  # float32 still tells it from 1, which would keep everything
 SHARE = Within(0.0, 1.0)
 NORM = Within(1e-9, 1e12)  # of what is clipped to it

@@ -7,6 +7,8 @@ import asyncio
 import csv
 import json
 import os
+import resource
+import shlex
 import shutil
 import signal
 import subprocess
@@ -19,7 +21,7 @@ import pytest
 
 from device_runtime import weights
 from device_runtime.errors import CheckpointError, RunError
-from fedboard.run import Run, create
+from fedboard.run import Run, create, mark_of
 
 RECIPE = """
 [recipe]
@@ -123,7 +125,9 @@ def test_ctrl_c_finishes_the_round_and_the_run_goes_on_from_it(folder, uninterru
     assert child.wait(60) == 130
     said = (folder / "interrupted.log").read_text()
     assert "finishing the round" in said
-    assert "--resume` goes on" in said
+    (line,) = (line for line in said.splitlines() if line.startswith("stopped after round"))
+    command = shlex.split(line.partition("to go on: fedboard ")[2])
+    assert command == ["train", "--out", str(run.path), "--resume"]
     trained(folder, "--resume", out="interrupted")
     assert run.last.read_bytes() == uninterrupted.last.read_bytes()
 
@@ -217,20 +221,21 @@ def test_a_run_killed_before_its_first_weights_were_written_still_starts_from_an
 
 
 def test_a_damaged_saved_state_is_named_and_the_one_before_still_serves(tmp_path):
-    from fedboard import train as stage
+    from fedboard.saved import States
 
+    folder = Run(tmp_path).state
     with asyncio.Runner() as loop:
-        states = stage._States(tmp_path, loop.run)
+        states = States(Run(tmp_path), loop.run)
         for number in (10, 20):
             states.save([np.full(1000, number, np.float32)], number)
-        (damaged,) = (tmp_path / "program_state_20").rglob("variables.data*")
+        (damaged,) = (folder / "program_state_20").rglob("variables.data*")
         os.truncate(damaged, 100)
         with pytest.raises(
             CheckpointError,
             match=r"program_state_20: cannot be read .*remove it to go on from the one before",
         ):
             states.load([np.zeros(1000, np.float32)])
-        shutil.rmtree(tmp_path / "program_state_20")
+        shutil.rmtree(folder / "program_state_20")
         assert states.load([np.zeros(1000, np.float32)])[0][0] == 10
 
 
@@ -240,6 +245,149 @@ def test_a_run_is_not_resumed_to_fewer_rounds_than_it_has_done(folder, uninterru
     assert stage.resumed(uninterrupted.path, 20).recipe.rounds == 20
     with pytest.raises(RunError, match="expected 12 or more, which the run has done, found 11"):
         stage.resumed(uninterrupted.path, 11)
+
+
+STILL = """
+[recipe]
+size = "tiny"
+vocabulary = 40
+rounds = 12
+cohort = 2
+evaluate_every = 1
+save_every = 1
+patience = 3
+[recipe.plan]
+batch_size = 4
+length = 6
+[recipe.server]
+learning_rate = 1e-30
+"""
+
+
+def test_patience_ends_a_run_that_gets_no_better_and_says_which_round_was_best(folder):
+    """Its weights stay as they are, so no look is better than the first: of three more it is tired.
+    Killed on the way, it stops at the same round; and it goes on only if it is given more.
+    """
+    (folder / "still.toml").write_text(STILL)
+    run = Run(folder / "still")
+    child = started(folder, "--config", "still.toml", "--data", "corpus", out="still")
+    wait_for(run.state / "program_state_2", child)
+    child.kill()
+    child.wait()
+    trained(folder, "--resume", out="still")
+    said = (folder / "still.log").read_text()
+    assert "; stopped after round 4: no better for 3 looks; raise --patience or --rounds" in said
+    assert "best round 1: validation top-1" in said
+    assert [row["round"] for row in rounds_of(run)] == ["1", "2", "3", "4"]
+    assert weights.read(run.best).round == 1
+
+    before = run.metrics.read_bytes()
+    trained(folder, "--resume", out="still")
+    assert (folder / "still.log").read_text().count("; stopped after round 4:") == 2
+    assert run.metrics.read_bytes() == before
+
+    trained(folder, "--resume", "--patience", "4", out="still")
+    assert [row["round"] for row in rounds_of(run)][-1] == "5"
+    trained(folder, "--resume", "--rounds", "13", out="still")  # four more looks
+    assert [row["round"] for row in rounds_of(run)][-1] == "9"
+
+
+def test_a_round_says_how_loss_and_top_1_are_spread_and_a_look_how_users_top_1_is(uninterrupted):
+    with open(uninterrupted.metrics, newline="") as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        low, middle, high = (float(row[f"loss_p{percent}"]) for percent in (10, 50, 90))
+        assert low <= middle <= high
+        assert low <= float(row["loss"]) <= high
+        assert 0 <= float(row["train_top1_p10"]) <= float(row["train_top1_p90"]) <= 1
+    looks = [row for row in rows if row["top1"]]
+    assert [row["round"] for row in looks] == ["1", "4", "8", "12"]
+    assert all(float(row["top1_p10"]) <= float(row["top1_p90"]) for row in looks)
+
+
+def test_a_run_is_resumed_from_any_folder_on_its_own_corpus_and_on_no_other(
+    folder, uninterrupted, tmp_path
+):
+    from model import imported
+
+    mark = mark_of(uninterrupted.path)
+    assert mark.corpus.name == "corpus"
+    assert mark.corpus.path == str(folder / "corpus")
+    run = Run(folder / "anywhere")
+    child = started(folder, "--config", "c.toml", "--data", "corpus", "--bits", "8", out="anywhere")
+    wait_for(run.state / "program_state_3", child)
+    child.kill()
+    child.wait()
+
+    os.rename(folder / "corpus", tmp_path / "moved")
+    try:
+        refused = started(folder, "--resume", out="anywhere")
+        assert refused.wait(100) == 1
+        said = (folder / "anywhere.log").read_text()
+        assert f"digest {mark.corpus.digest[:12]}, expected at {folder / 'corpus'}" in said
+
+        other = tmp_path / "other.csv"
+        other.write_text("user,text\n" + "".join(f"user{i},we will see them\n" for i in range(40)))
+        imported.import_file(other, folder / "corpus")
+        digest = imported.open_directory(folder / "corpus").digest
+        refused = started(folder, "--resume", out="anywhere")
+        assert refused.wait(100) == 1
+        said = (folder / "anywhere.log").read_text()
+        assert f"found digest {digest[:12]} at {folder / 'corpus'}" in said
+    finally:
+        shutil.rmtree(folder / "corpus", ignore_errors=True)
+        shutil.copytree(tmp_path / "moved", folder / "corpus")
+    trained(folder, "--resume", "--data", str(tmp_path / "moved"), out="anywhere")
+    assert run.last.read_bytes() == uninterrupted.last.read_bytes()
+    assert mark_of(run.path).corpus.path == str(tmp_path / "moved")
+
+
+@pytest.mark.parametrize(
+    "room",
+    [
+        pytest.param(60_000, id="no room for a saved state"),
+        pytest.param(8_000, id="no room for the first weights"),
+    ],
+)
+def test_a_run_without_room_ends_in_one_line_and_goes_on_when_there_is_some(
+    folder, uninterrupted, room
+):
+    """Room is taken from the files of one process, as a full disk would from all."""
+    name = f"room{room}"
+    with open(folder / f"{name}.log", "wb") as log:
+        done = subprocess.run(
+            [
+                *(sys.executable, "-m", "fedboard.cli", "train", "--out", str(folder / name)),
+                *("--config", "c.toml", "--data", "corpus", "--bits", "8"),
+            ],
+            cwd=folder,
+            stdout=log,
+            stderr=log,
+            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (room, room)),
+        )
+    said = (folder / f"{name}.log").read_text()
+    assert done.returncode == 1, said
+    assert "Traceback" not in said
+    (line,) = (line for line in said.splitlines() if line.startswith("RunError"))
+    assert "cannot be written (File too large); make room, then: fedboard train" in line
+    assert not list((folder / name).rglob("*_temp*"))
+    trained(folder, "--resume", out=name)
+    assert Run(folder / name).last.read_bytes() == uninterrupted.last.read_bytes()
+
+
+def test_a_state_of_an_earlier_version_is_read_without_what_it_did_not_hold(tmp_path):
+    from fedboard.saved import ADDED, Best, States, best_of
+
+    best = Best(0.25, "abc", 4, 2, 12)
+    with asyncio.Runner() as loop:
+        states = States(Run(tmp_path), loop.run)
+        states.save([np.zeros(3, np.float32), *best.values()[:-ADDED]], 5)
+        values, *kept = states.load([np.ones(3, np.float32), *Best().values()], ADDED)
+        assert values.tolist() == [0, 0, 0]
+        assert best_of(kept) == Best(0.25, "abc")
+        states.save([np.zeros(3, np.float32), *best.values()], 6)
+        _, *kept = states.load([np.ones(3, np.float32), *Best().values()], ADDED)
+        assert best_of(kept) == best
 
 
 @pytest.mark.parametrize(

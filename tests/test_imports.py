@@ -63,7 +63,7 @@ OUTSIDE = {  # packages that only some files of a room may import
                 "tff_corpora",
             )
         ),
-        "fedboard/train.py",
+        "fedboard/saved.py",
     },
     "tflite_runtime": {"device_runtime/interpreter.py"},
     "ai_edge_litert": {"device_runtime/interpreter.py"},
