@@ -11,7 +11,15 @@ from device_runtime import causes, config, durable
 from device_runtime.causes import Step
 from device_runtime.wire import FUNNEL, RoundReport, lost
 from fedboard.readable import duration, number, percent, size
-from fedboard.report_material import NETWORKS, Material, Totals, pair, read
+from fedboard.report_material import (
+    NETWORKS,
+    Material,
+    Totals,
+    best_look,
+    pair,
+    read,
+    stopped,
+)
 from fedboard.report_plots import plots
 from fedboard.run import Run, writable
 
@@ -109,6 +117,9 @@ def render(name: str, material: Material) -> str:
         recipe=config.to_toml(material.settings.recipe) if material.settings else "",
         metrics=material.metrics,
         looks=[row for row in material.metrics if row.top1 is not None],
+        best=best_look(material.metrics),
+        stopped=stopped(material.metrics, material.settings),
+        corpus=material.corpus,
         systems=systems,
         headline=systems[headline] if headline else None,
         best_baseline=max(baselines, key=lambda scored: scored.summary.top1, default=None),

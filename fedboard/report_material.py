@@ -7,7 +7,7 @@ import csv
 import io
 import json
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,10 @@ from device_runtime.bundle import MANIFEST, Manifest
 from device_runtime.errors import ConfigError, RunError
 from device_runtime.wire import RoundReport, RoundReports
 from fedboard import score
-from fedboard.run import Run, Settings, privacy_of
+from fedboard.run import Run, Settings, Source, mark_of, privacy_of
+from fedboard.saved import whole_lines
+from fedboard.source import SHORT
+from model.recipe import LOOKS
 
 # first rows of the table; others follow by name
 SYSTEMS = ("unigram", "kn2", "kn3", "kn4", "before", "after", "shipped")
@@ -28,11 +31,25 @@ _WRITE_AGAIN = "remove it, or run the stage that writes it again"
 
 @dataclass(frozen=True)
 class RoundMetrics:
-    """One row of metrics.csv; shares are 0..1, None where the round was not evaluated."""
+    """One row of metrics.csv; shares are 0..1, None where the round was not evaluated, or by an
+    earlier version that did not measure it.
+
+    p10, p50 and p90 are percentiles: of a round's clients, or of the validation users of a look.
+    """
 
     round: int
     loss: float  # mean over the cohort's targets, nats
+    loss_p10: float | None = None
+    loss_p50: float | None = None
+    loss_p90: float | None = None
+    train_top1: float | None = None  # of the cohort's targets, while they were trained on
+    train_top1_p10: float | None = None
+    train_top1_p50: float | None = None
+    train_top1_p90: float | None = None
     top1: float | None = None
+    top1_p10: float | None = None
+    top1_p50: float | None = None
+    top1_p90: float | None = None
     top3: float | None = None
     perplexity: float | None = None
 
@@ -66,6 +83,8 @@ class Totals:
 class Material:
     """Everything the page is made of; a part that is missing is None or empty."""
 
+    corpus: Source | None  # what it was trained on; None: not known
+
     settings: Settings | None
     metrics: tuple[RoundMetrics, ...]
     systems: dict[str, score.Scored]  # in the order of the table
@@ -79,11 +98,14 @@ def read(run: Run) -> Material:
     """The parts of a run's folder. Raises RunError naming the file that is damaged."""
     files = {path.stem: path for path in sorted(run.evaluations.glob("*.json"))}
     settings = _settings(run) if run.config.exists() else None
+    mark = mark_of(run.path)
+    corpus = mark.corpus if mark else None
     material = Material(
+        corpus=corpus,
         settings=settings,
         metrics=_metrics(run.metrics),
         systems={
-            stem: _scored(files[stem])
+            stem: _scored(files[stem], corpus)
             for stem in sorted(files, key=lambda stem: (*SYSTEMS, stem).index(stem))
         },
         rounds=_message(RoundReports, run.path / "rounds.json", RoundReports()).rounds,
@@ -115,8 +137,15 @@ def _settings(run: Run) -> Settings:
         raise _damaged(run.config, error) from None
 
 
-def _scored(path: Path) -> score.Scored:
+def _scored(path: Path, corpus: Source | None) -> score.Scored:
     scored = score.read(path)
+    if corpus and scored.corpus and scored.corpus != corpus.digest:
+        raise RunError(
+            path,
+            f"was scored on the corpus with digest {scored.corpus[:SHORT]}, expected the run's, "
+            f"{corpus.digest[:SHORT]}",
+            "move it away, or evaluate again without --data",
+        )
     if len(scored.summary.top1_interval) != 2 or len(scored.summary.top3_interval) != 2:
         raise _damaged(path, "an interval needs two ends")
     return scored
@@ -139,7 +168,9 @@ def _metrics(path: Path) -> tuple[RoundMetrics, ...]:
         return ()
     try:
         return tuple(
-            _round_metrics(row) for row in csv.DictReader(io.StringIO(data.decode(), newline=""))
+            _round_metrics(row)
+            # whoever was killed while it wrote left half a line
+            for row in csv.DictReader(io.StringIO(whole_lines(data).decode(), newline=""))
         )
     except (ValueError, KeyError, TypeError, csv.Error) as error:
         raise _damaged(
@@ -148,10 +179,26 @@ def _metrics(path: Path) -> tuple[RoundMetrics, ...]:
 
 
 def _round_metrics(row: dict[str, str]) -> RoundMetrics:
-    looks = {
-        name: float(row[name]) if row.get(name) else None for name in ("top1", "top3", "perplexity")
-    }
-    return RoundMetrics(int(row["round"]), float(row["loss"]), **looks)
+    optional = [field.name for field in fields(RoundMetrics)][2:]
+    others = {name: float(row[name]) if row.get(name) else None for name in optional}
+    return RoundMetrics(int(row["round"]), float(row["loss"]), **others)
+
+
+def best_look(metrics: tuple[RoundMetrics, ...]) -> RoundMetrics | None:
+    """The first round of the best top-1 on validation users; None without a look."""
+    looks = [row for row in metrics if row.top1 is not None]
+    return max(looks, key=lambda row: row.top1 or 0.0, default=None)
+
+
+def stopped(metrics: tuple[RoundMetrics, ...], settings: Settings | None) -> int:
+    """Looks without a better top-1 after which patience ended training; 0 if it did not."""
+    best = best_look(metrics)
+    if best is None or settings is None:
+        return 0
+    rounds = LOOKS if settings.central else settings.recipe.rounds
+    since = sum(row.top1 is not None for row in metrics if row.round > best.round)
+    is_short = metrics[-1].round < rounds
+    return since if is_short and 0 < settings.recipe.patience <= since else 0
 
 
 def _examples(path: Path) -> tuple[Example, ...]:

@@ -15,7 +15,7 @@ import numpy as np
 from device_runtime.wire import RoundReport
 from fedboard import score
 from fedboard.readable import percent, size
-from fedboard.report_material import Material, Pair, RoundMetrics
+from fedboard.report_material import Material, Pair, RoundMetrics, best_look
 
 if TYPE_CHECKING:  # slow to import: only drawing pays for it
     from markupsafe import Markup
@@ -67,6 +67,8 @@ def plots(material: Material, compared: Pair | None) -> dict[str, "Markup"]:
         matplotlib.rcParams.update(_STYLE)
         if material.metrics:
             drawn["loss"] = _loss(material.metrics)
+        if any(row.train_top1 is not None for row in material.metrics):
+            drawn["clients"] = _clients(material.metrics)
         if any(row.top1 is not None for row in material.metrics):
             drawn["recall"] = _recall(material.metrics)
         if material.systems:
@@ -127,6 +129,7 @@ def _loss(metrics: tuple[RoundMetrics, ...]) -> "Markup":
     figure, axes = _figure(230)
     rounds, losses = [row.round for row in metrics], np.array([row.loss for row in metrics])
     window = max(1, len(losses) // 20)
+    spread = _band(axes, metrics, "loss", BEFORE)
     smooth = np.convolve(losses, np.ones(window) / window, mode="valid")
     axes.plot(rounds, losses, color=BEFORE, linewidth=1, alpha=0.7 if window > 1 else 1)
     axes.plot(rounds[window - 1 :], smooth, color=NETWORK, marker="o" if len(rounds) == 1 else "")
@@ -134,12 +137,57 @@ def _loss(metrics: tuple[RoundMetrics, ...]) -> "Markup":
     _whole_ticks(axes.xaxis)
     axes.grid(axis="x", visible=False)
     text = f"From {losses[0]:.2f} in round {rounds[0]} to {losses[-1]:.2f} in round {rounds[-1]}."
-    return _svg(figure, "loss", "Training loss by round", text)
+    if spread:
+        low, middle, high = spread[-1][1:]
+        text += (
+            f" In the last round the median client has {middle:.2f}, eight of ten lie between "
+            f"{low:.2f} and {high:.2f}."
+        )
+    return _svg(figure, "loss", "Training loss by round, and its spread over clients", text)
+
+
+def _clients(metrics: tuple[RoundMetrics, ...]) -> "Markup":
+    figure, axes = _figure(230)
+    spread = _band(axes, metrics, "train_top1", BEFORE, 100.0)
+    own = [(row.round, 100 * row.train_top1) for row in metrics if row.train_top1 is not None]
+    axes.plot(*zip(*own, strict=True), color=NETWORK, marker="o" if len(own) == 1 else "")
+    axes.set(xlabel="round", ylabel="top-1 while training, %")
+    axes.set_ylim(bottom=0)
+    _whole_ticks(axes.xaxis)
+    axes.grid(axis="x", visible=False)
+    text = f"All clients of round {own[-1][0]} together: {own[-1][1]:.1f} %."
+    if spread:
+        low, middle, high = spread[-1][1:]
+        text += (
+            f" The median client has {middle:.1f} %, eight of ten lie between {low:.1f} and "
+            f"{high:.1f} %."
+        )
+    return _svg(figure, "clients", "Top-1 of the clients that train, by round", text)
+
+
+def _band(
+    axes: Any, metrics: tuple[RoundMetrics, ...], name: str, colour: str, scale: float = 1.0
+) -> list[tuple[float, ...]]:
+    """Draw percentiles 10 to 90 of a number, and a thin line at the median, by round.
+
+    Returns (round, p10, p50, p90), scaled, of each round that has them.
+    """
+    spread = [
+        (row.round, *(scale * value for value in values))
+        for row in metrics
+        if None not in (values := [getattr(row, f"{name}_p{part}") for part in (10, 50, 90)])
+    ]
+    if spread:
+        rounds, low, middle, high = zip(*spread, strict=True)
+        axes.fill_between(rounds, low, high, color=colour, alpha=0.2, linewidth=0)
+        axes.plot(rounds, middle, color=colour, linewidth=1, linestyle=(0, (4, 3)))
+    return spread
 
 
 def _recall(metrics: tuple[RoundMetrics, ...]) -> "Markup":
     figure, axes = _figure(230)
     said = []
+    spread = _band(axes, metrics, "top1", NETWORK, 100.0)
     for which, label, colour in (("top3", "top-3", BEFORE), ("top1", "top-1", NETWORK)):
         points = [
             (row.round, 100 * getattr(row, which))
@@ -158,6 +206,16 @@ def _recall(metrics: tuple[RoundMetrics, ...]) -> "Markup":
                 weight="bold",
             )
             said.append(f"{label} ends at {points[-1][1]:.1f} % in round {points[-1][0]}")
+    if spread:
+        number, low, middle, high = spread[-1]
+        said.append(
+            f"in round {number} the median user has {middle:.1f} % top-1, eight of ten lie between "
+            f"{low:.1f} and {high:.1f} %"
+        )
+    best = best_look(metrics)
+    if best is not None:
+        axes.axvline(best.round, color=SOFT, linewidth=1, linestyle=(0, (1, 3)))
+        said.append(f"top-1 is best in round {best.round}")
     axes.set(xlabel="round", ylabel="recall, %")
     axes.set_ylim(bottom=0)
     axes.margins(y=0.15)

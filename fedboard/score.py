@@ -41,6 +41,7 @@ class Measured:
     kind: str  # checkpoint, bundle or baseline
     evaluation: measures.Evaluation
     served: int | None = None  # users who saw their own words mixed in; None without own words
+    corpus: str = ""  # digest of the one it was scored on
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ class Scored:
     kind: str  # checkpoint, bundle or baseline
     summary: measures.Summary
     users: dict[str, float]  # top-1 recall of each user with enough targets
+    corpus: str = ""  # digest of the one it was scored on; empty: by an earlier version
 
 
 @dataclass(frozen=True)
@@ -119,6 +121,7 @@ def measure(
         kind,
         result,
         served,
+        corpus.digest,
     )
 
 
@@ -134,6 +137,7 @@ def scored(measured: Measured, seed: int = 0) -> Scored:
         measured.kind,
         measures.summarise(measured.evaluation, np.random.default_rng(seed)),
         per_user,
+        measured.corpus,
     )
 
 

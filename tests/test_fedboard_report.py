@@ -11,7 +11,7 @@ from device_runtime.errors import RunError
 from device_runtime.metrics import Counts
 from device_runtime.wire import RoundReport, RoundReports
 from fedboard import report, score
-from fedboard.run import Run, Settings
+from fedboard.run import FORMAT, MARK, TRAINED, Mark, Run, Settings, Source
 from model.measures import Evaluation, summarise
 from model.recipe import Client, Privacy, Recipe
 
@@ -155,3 +155,55 @@ def test_a_damaged_part_is_named_and_an_older_report_stays(run, part):
     with pytest.raises(RunError, match=part.rpartition("/")[2]):
         report.build(run)
     assert run.report.read_bytes() == before
+
+
+SPREAD = (
+    "round,loss,loss_p10,loss_p50,loss_p90,train_top1,train_top1_p10,train_top1_p50,"
+    "train_top1_p90,top1,top1_p10,top1_p50,top1_p90\n"
+    "1,5.5,5,5.4,6,0.1,0.05,0.1,0.15,0.12,0.1,0.12,0.2\n"
+    "2,5.0,4.5,4.9,5.5,0.12,0.06,0.11,0.16,,,,\n"
+    "3,4.5,4,4.4,5,0.14,0.07,0.12,0.17,0.11,0.1,0.11,0.2\n"
+)
+
+
+def test_loss_and_top_1_are_drawn_with_their_spread(run):
+    without = report.build(run).read_text()
+    assert "eight of ten" not in without
+    run.metrics.write_text(SPREAD)
+    page = report.build(run).read_text()
+    assert "the median client has 4.40, eight of ten lie between 4.00 and 5.00" in page
+    assert "The median client has 12.0 %, eight of ten lie between 7.0 and 17.0 %" in page
+    assert "in round 3 the median user has 11.0 % top-1" in page
+    assert "A band holds eight of ten clients" in page
+
+
+def test_the_best_round_is_said_and_whether_patience_ended_training_after_it(run):
+    run.metrics.write_text(SPREAD)
+    assert "Best round: 1, top-1 12.0 % on validation users." in report.build(run).read_text()
+    patient = replace(Settings(), recipe=Recipe(rounds=9, patience=1))
+    run.config.write_text(config.to_toml(patient))
+    assert "training stopped after round 3, no better for 1 look." in report.build(run).read_text()
+    ended = replace(patient, recipe=Recipe(rounds=3, patience=1))
+    run.config.write_text(config.to_toml(ended))
+    assert "training stopped" not in report.build(run).read_text()
+
+
+def test_half_a_line_that_a_killed_training_left_is_left_out(run):
+    run.metrics.write_text(SPREAD + "4,4.")
+    assert "to 4.50 in round 3." in report.build(run).read_text()
+
+
+def test_scores_of_another_corpus_than_the_runs_are_refused_by_both_digests(run):
+    corpus = Source("mine", "/somewhere/mine", "a" * 64)
+    (run.path / MARK).write_bytes(config.to_json(Mark(FORMAT, TRAINED, corpus)))
+    page = report.build(run).read_text()  # scores of an earlier version do not say theirs
+    assert "Trained on the corpus mine" in page
+    assert "/somewhere" not in page
+    path = run.evaluations / "kn2.json"
+    for digest in ("a" * 64, "b" * 64):
+        other = replace(scored("kn2", "baseline", 5), corpus=digest)
+        path.write_text(score.to_json(other))
+        if digest == corpus.digest:
+            report.build(run)
+    with pytest.raises(RunError, match=f"kn2.json: .*digest {'b' * 12}, expected .* {'a' * 12};"):
+        report.build(run)
