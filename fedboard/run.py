@@ -148,6 +148,7 @@ _HOLDS = (
     *(MARK, "config.toml", "tokenizer.model", "metrics.csv", "report.html"),
     *("summary.json", "suggestions.json", "rounds.json", "evaluations/*.json"),
     *(f"checkpoints/{name}.safetensors" for name in ("first", "last", "best", "after")),
+    "metrics.csv_temp[0-9]*",
     "checkpoints/state/program_state_*/**",
     "tensorboard/events.out.tfevents.*",
     *(f"bundle/{name}" for name in bundle.FOLDER.holds),
