@@ -6,13 +6,11 @@ split here is scored like any other.
 
 import hashlib
 import itertools
-import math
 import statistics
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, date, datetime
 from functools import lru_cache
 
 from device_runtime.errors import CorpusError
@@ -21,7 +19,10 @@ from device_runtime.text import is_word, tokenise
 SPLITS = ("train", "validation", "test")
 LONG = 8  # tokens from which an utterance seen in train would be recited rather than predicted
 NO_WORD, MASHING, IN_TRAIN = "no word", "mashing", "verbatim in train"
-_MILLISECONDS = 1e11  # a larger epoch is in milliseconds: in seconds it would be the year 5138
+# of six tokens or more, fewer distinct ones than this share are mashing
+_SHORT, _DISTINCT = 6, 0.34
+# prose repeats its words the more the longer it is: what is longer is judged by windows of so many
+_WINDOW = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,14 +179,25 @@ def cleaned(rows: Iterable[tuple[str, float | None]]) -> tuple[Utterance, ...]:
 def unfit(tokens: list[str]) -> str:
     """Why cleaning leaves an utterance out, or "" if it stays. Source: protocol nwp-v1, step 3.
 
+    A long one is mashing if its windows are, or if it pastes the same words again and again.
+
     >>> unfit(["hello", "there"]), unfit(["<num>"]), unfit(["ha"] * 6)
     ('', 'no word', 'mashing')
     """
     if not any(map(is_word, tokens)):
         return NO_WORD
-    if len(tokens) >= 6 and len(set(tokens)) < 0.34 * len(tokens):
-        return MASHING
-    return ""
+    return MASHING if _is_mashing(tokens) else ""
+
+
+def _is_mashing(tokens: list[str]) -> bool:
+    if len(tokens) < _SHORT:
+        return False
+    if len(tokens) <= _WINDOW:
+        return len(set(tokens)) < _DISTINCT * len(tokens)
+    windows = [tokens[i : i + _WINDOW] for i in range(0, len(tokens), _WINDOW)]
+    distinct = sum(len(set(window)) for window in windows)
+    threes = set(zip(tokens, tokens[1:], tokens[2:], strict=False))
+    return min(distinct, len(threes)) < _DISTINCT * len(tokens)
 
 
 def split_of(user: str) -> str:
@@ -216,33 +228,6 @@ def require_users(where: object, users: int, by_split: Mapping[str, int]) -> Non
             "give at least 3 users, better 50: the user's id decides on the split (70 % train, 10 "
             "% validation, 20 % test)",
         )
-
-
-def seconds(timestamp: object) -> float:
-    """ISO 8601 text, an epoch in seconds or milliseconds, or a date, as seconds since 1970.
-
-    UTC where no offset stands. Raises ValueError or OverflowError for anything else.
-
-    >>> seconds("1970-01-01T01:00:00+01:00"), seconds("1577836800000")
-    (0.0, 1577836800.0)
-    """
-    if isinstance(timestamp, str):
-        text = timestamp.strip()
-        try:
-            timestamp = float(text)
-        except ValueError:
-            timestamp = datetime.fromisoformat(text)
-    if isinstance(timestamp, datetime):
-        return (timestamp if timestamp.tzinfo else timestamp.replace(tzinfo=UTC)).timestamp()
-    if isinstance(timestamp, date):
-        return datetime(timestamp.year, timestamp.month, timestamp.day, tzinfo=UTC).timestamp()
-    if (
-        not isinstance(timestamp, int | float)
-        or isinstance(timestamp, bool)
-        or not math.isfinite(timestamp)
-    ):
-        raise ValueError(f"not a time: {timestamp!r}"[:60])
-    return float(timestamp / 1000 if abs(timestamp) > _MILLISECONDS else timestamp)
 
 
 def utterance_of(text: str, tokens: list[str], time: float | None) -> Utterance:

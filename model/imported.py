@@ -13,7 +13,7 @@ from typing import Any
 
 from device_runtime.errors import CorpusError
 from model import directory
-from model.corpus import seconds
+from model.times import seconds
 
 EXTENSIONS = (".jsonl", ".csv", ".parquet")
 BAD_ROW, NO_USER, NO_TEXT, BAD_TIMESTAMP = "bad row", "no user", "no text", "unreadable timestamp"

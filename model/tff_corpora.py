@@ -29,7 +29,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from device_runtime.errors import CorpusError
-from model.corpus import SPLITS, Corpus, LazyUsers, Users, cleaned, only, seconds, split_of
+from model.corpus import SPLITS, Corpus, LazyUsers, Users, cleaned, only, split_of
+from model.times import seconds
 
 CACHE = "FEDBOARD_CACHE"  # environment variable: folder of TFF's files
 URL = "https://storage.googleapis.com/tff-datasets-public/{}.sqlite.lzma"  # where TFF fetches them

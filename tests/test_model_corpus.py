@@ -1,9 +1,7 @@
 """The record of a corpus: what is kept, for whom, in which order."""
 
-import contextlib
 import itertools
 from dataclasses import replace
-from datetime import UTC, date, datetime, timedelta, timezone
 
 import pytest
 from hypothesis import given
@@ -18,10 +16,10 @@ from model.corpus import (
     only,
     prepare,
     sample,
-    seconds,
     split_of,
     stats,
     token_lists,
+    unfit,
 )
 
 TRAIN, VALIDATION, TEST = "user0", "user26", "user13"  # where their names fall
@@ -56,6 +54,15 @@ def test_utterances_without_a_word_and_mashing_are_dropped():
     )
     assert texts(toy.train[TRAIN]) == ["hello", "ha ha ha ha ha"]
     assert toy.dropped == {"no word": 1, "mashing": 2, "verbatim in train": 0}
+
+
+def test_a_long_post_is_no_mashing_but_repeats_of_any_length_are():
+    prose = [f"word{i * i % 271}" for i in range(3000)]  # 136 words, ever again in another order
+    prose = [word if i % 5 else f"rare{i}" for i, word in enumerate(prose)]
+    assert [unfit(prose[:words]) for words in (99, 101, 900, 3000)] == [""] * 4
+    assert len(set(prose)) < 0.34 * len(prose)
+    for mashed in (["ha"] * 900, ["asdf", "jkl"] * 450, prose[:60] * 20, prose[:300] * 4):
+        assert unfit(mashed) == "mashing"
 
 
 def test_long_utterances_of_train_are_dropped_elsewhere_short_ones_stay():
@@ -217,36 +224,3 @@ def test_a_sample_is_spread_evenly_and_never_larger_than_asked(users, most):
 def test_a_sample_of_everybody_is_the_users_themselves():
     users = corpus().train
     assert sample(users, None) is sample(users, 1) is users
-
-
-@pytest.mark.parametrize(
-    "timestamp",
-    [
-        0.5,
-        500,
-        "0.5",
-        "1970-01-01T00:00:00.5Z",
-        "1970-01-01 01:00:00.500+01:00",
-        " 1970-01-01T00:00:00.500 ",
-        datetime(1970, 1, 1, 0, 0, 0, 500_000),
-        datetime(1970, 1, 1, 0, 0, 0, 500_000, UTC),
-        datetime(1970, 1, 1, 2, 0, 0, 500_000, timezone(timedelta(hours=2))),
-    ],
-)
-def test_a_time_is_iso_or_an_epoch(timestamp):
-    assert seconds(timestamp) == (500 if timestamp == 500 else 0.5)
-
-
-def test_an_epoch_of_thirteen_digits_is_in_milliseconds():
-    assert (
-        seconds(1_577_836_800_000)
-        == seconds("1577836800")
-        == seconds(date(2020, 1, 1))
-        == 1_577_836_800
-    )
-
-
-@given(st.one_of(st.text(), st.booleans(), st.floats(), st.integers(), st.lists(st.integers())))
-def test_any_other_time_is_a_value_error(timestamp):
-    with contextlib.suppress(ValueError, OverflowError):
-        assert abs(seconds(timestamp)) >= 0
