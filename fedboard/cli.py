@@ -40,6 +40,7 @@ app.add_typer(task_commands.app, name="task")
 app.command("codes")(task_commands.codes)
 
 
+MEGABYTE = 1_000_000
 PARTS = 1000  # of a bar that shows shares
 OURS = program.ROOMS
 # by extra, the packages whose lack it mends, as they are imported: what it installs, and what comes
@@ -66,7 +67,7 @@ EXTRAS = {
     ),
     "postgres": ("psycopg",),
     "simulation": ("grpc", "tensorflow", "tensorflow_federated"),
-    "data": ("chitchat_dataset", "google", "polars"),
+    "data": ("chitchat_dataset", "google", "polars", "zstandard"),
     # a server misses its database first
     "report": ("jinja2", "matplotlib"),
     "scale": ("ray",),
@@ -137,30 +138,92 @@ def lacking(package: str) -> str:
 
 @data_app.command("import")
 def data_import(
-    file: Annotated[Path, typer.Argument(help="A .jsonl, .csv or .parquet file.")],
+    files: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="FILE...",
+            help="CSV, JSONL, JSON, Parquet, WhatsApp's _chat.txt or Telegram's result.json, plain "
+            "or packed with gzip or zstd; folders of parts; - for standard input.",
+        ),
+    ],
     out: Annotated[Path, typer.Option(help="Directory to write.")],
     user: Annotated[str, typer.Option(help="Column that says who typed.")] = "user",
     text: Annotated[str, typer.Option(help="Column with the message.")] = "text",
     timestamp: Annotated[
-        str | None, typer.Option(help="Column with the time (ISO 8601 or epoch); optional.")
+        str | None,
+        typer.Option(
+            help="Column with the time (ISO 8601 or epoch); by default `timestamp`, if it is there."
+        ),
     ] = None,
+    timestamp_format: Annotated[
+        str | None, typer.Option(help="How times are written, such as '%d.%m.%Y %H:%M'.")
+    ] = None,
+    no_timestamp: Annotated[
+        bool, typer.Option("--no-timestamp", help="Leave times out; rows stay in their order.")
+    ] = False,
+    delimiter: Annotated[
+        str | None,
+        typer.Option(
+            help="Between CSV's columns; by default what the header shows of , ; and tab."
+        ),
+    ] = None,
+    encoding: Annotated[
+        str | None,
+        typer.Option(help="Of text that is not UTF-8 and bears no mark, such as cp1252."),
+    ] = None,
+    file_format: Annotated[
+        str | None,
+        typer.Option(
+            "--format",
+            help="csv, json, parquet, whatsapp or telegram; by default as name and content say.",
+        ),
+    ] = None,
+    allow_damage: Annotated[
+        bool,
+        typer.Option(
+            "--allow-damage", help="Go on where more than one row in a hundred cannot be read."
+        ),
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Read a file of messages, clean them by protocol nwp-v1, and write a corpus directory.
+    """Read files of messages, clean them by protocol nwp-v1, and write a corpus directory.
 
-    Says what was dropped and why.
+    Says how the files were read, and what was dropped and why.
     """
     from model import imported
 
-    report = imported.import_file(file, out, user, text, timestamp)
+    if as_json:
+        console.quiet()
+    reading = imported.Reading(
+        user=user,
+        text=text,
+        timestamp=timestamp,
+        timestamp_format=timestamp_format,
+        no_timestamp=no_timestamp,
+        delimiter=delimiter,
+        encoding=encoding,
+        format=file_format,
+        allow_damage=allow_damage,
+    )
+    size = sum(source.size for source in imported.sources(files))
+    with console.progress("MB read", size // MEGABYTE or 1) as advance:
+        report = imported.import_file(
+            files, out, reading, lambda read: advance(min(read, size) // MEGABYTE)
+        )
     if as_json:
         return emit(asdict(report))
     console.say(
         f"{out}: kept {report.kept:,} of {report.rows:,} rows, {report.users:,} users, "
         f"{report.words:,} words"
     )
+    for note in report.notes:
+        console.say(f"  {note}")
     for drop in report.dropped:
-        console.say(f"  dropped {drop.rows:,}: {drop.reason} (first in row {drop.first_line})")
+        why = f": expected {drop.expected}, found {drop.found}" if drop.damage else ""
+        places = ", ".join(drop.places) + ", ..." * (drop.rows > len(drop.places) > 0)
+        where = f" ({places})" if places else ""
+        console.say(f"  dropped {drop.rows:,}: {drop.reason}{why}{where}")
+    console.say(f"next: {command('data', 'stats', out)}")
 
 
 @data_app.command("stats")

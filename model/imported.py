@@ -1,27 +1,72 @@
-"""A user's own file as a corpus: JSONL, CSV or Parquet -> a directory of `directory.py`."""
+"""The import: a person's own files -> a corpus directory, and a report of what was left out."""
 
-import csv
-import json
+import contextlib
 import os
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from device_runtime.errors import CorpusError
-from model import directory
-from model.times import seconds
+from model import directory, fields
+from model.fields import Left
+from model.formats import FORMATS, Choice, Note, records, suffix
+from model.records import Columns, Damage, Record
+from model.sources import Source, listed, require_encoding
 
-EXTENSIONS = (".jsonl", ".csv", ".parquet")
-BAD_ROW, NO_USER, NO_TEXT, BAD_TIMESTAMP = "bad row", "no user", "no text", "unreadable timestamp"
-_EMPTY = (None, "")
+MOST_DAMAGED = 0.01  # share of the rows that may be damaged without a word from the person
+DELIMITERS = {"comma": ",", "semicolon": ";", "tab": "\t", "\\t": "\t", "pipe": "|"}
+_PLACES = 3  # of one kind of damage that a report names
+_KINDS = 20  # of damage that a report tells apart
+_AFTER = 1 << 20  # bytes between two words on the progress
 
 
-# line number and values by column; None is a row that cannot be parsed
-Row = tuple[int, dict[str, Any] | None]
+@dataclass(frozen=True)
+class Reading:
+    """How a person's files are to be read."""
+
+    user: str = "user"  # names of columns
+    text: str = "text"
+    timestamp: str | None = None  # None: `timestamp`, where there is one
+    timestamp_format: str | None = None  # strptime's; None: ISO 8601 and epochs
+    no_timestamp: bool = False  # leave times out
+    delimiter: str | None = None  # of CSV; None: as the header has it
+    encoding: str | None = None  # None: UTF-8, or what the file's mark says
+    format: str | None = None  # one of `formats.FORMATS`; None: as name and content say
+    allow_damage: bool = False  # of more than MOST_DAMAGED of the rows
+
+    def choice(self) -> Choice:
+        """What the readers of files need to know. Raises CorpusError for what cannot be meant."""
+        require_encoding(self.encoding)
+        if self.format is not None and self.format not in FORMATS:
+            raise CorpusError(
+                "--format", f"expected one of {', '.join(FORMATS)}, found another", "name one"
+            )
+        mark = DELIMITERS.get(self.delimiter or "", self.delimiter)
+        if mark is not None and (len(mark) != 1 or mark in '"\r\n' or mark.isalnum()):
+            raise CorpusError(
+                "--delimiter",
+                f"expected one character, or {', '.join(DELIMITERS)}, found otherwise",
+                "name what stands between two columns",
+            )
+        if self.no_timestamp and (self.timestamp or self.timestamp_format):
+            raise CorpusError(
+                "--no-timestamp", "expected no other option on times, found one", "leave one out"
+            )
+        if self.user == self.text or self.timestamp in (self.user, self.text):
+            raise CorpusError(
+                "--user, --text, --timestamp",
+                "expected three columns, found one twice",
+                "name each",
+            )
+        if self.timestamp_format is not None:
+            _require_pattern(self.timestamp_format)
+        time = None if self.no_timestamp else self.timestamp or "timestamp"
+        columns = Columns(self.user, self.text, time, time_required=self.timestamp is not None)
+        return Choice(columns, mark, self.encoding, self.format)
 
 
 @dataclass(frozen=True)
@@ -30,8 +75,11 @@ class Dropped:
 
     reason: str
     rows: int
-    # in the imported file, from 1; for Parquet the row; 0 for what is known of all rows only
-    first_line: int
+    damage: bool  # could not be read, rather than left out by name or by cleaning
+    expected: str  # of damage; holds nothing that was typed, nor does `found`
+    found: str
+    # the first ones, as file:line; of Parquet the row; none of what is known of all rows only
+    places: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -42,36 +90,41 @@ class ImportReport:
     kept: int
     users: int
     words: int
-    dropped: tuple[Dropped, ...]  # most frequent reason first
+    dropped: tuple[Dropped, ...]  # most frequent first
+    notes: tuple[str, ...]  # sentences on how the files were read
     digest: str  # SHA-256 of corpus.jsonl
 
 
-def import_file(
-    path: str | Path,
-    out: str | Path,
-    user: str = "user",
-    text: str = "text",
-    timestamp: str | None = None,
-) -> ImportReport:
-    """Read JSONL, CSV or Parquet and write the directory `out`, whole or not at all.
+def sources(paths: str | Path | list[str | Path] | list[Path]) -> list[Source]:
+    """The files that are read for these paths. Raises CorpusError as `sources.listed` does."""
+    return listed([paths] if isinstance(paths, str | Path) else paths, suffix)
 
-    user, text and timestamp name the columns; without `timestamp` a column of that name is used if
-    there is one. Timestamps are ISO 8601 (UTC where no offset is given) or an epoch in seconds or
-    milliseconds. Rows that cannot be used are counted by reason; JSONL and CSV are streamed. Raises
-    CorpusError for a file that cannot be read, a missing column, nothing left, too few users to
-    split, or an `out` that is not ours.
+
+def import_file(
+    paths: str | Path | list[str | Path] | list[Path],
+    out: str | Path,
+    reading: Reading = Reading(),
+    progress: Callable[[int], None] = lambda read: None,
+) -> ImportReport:
+    """Read files, folders of parts or standard input (`-`) into the directory `out`, all or none.
+
+    What cannot be used is counted by reason; memory does not grow with the rows read. `progress` is
+    told, now and then, how many bytes of the files were read. Raises CorpusError for files that
+    cannot be read, a missing column, too much damage, nothing left, too few users to split, or an
+    `out` that is not ours or holds one of the files.
     """
-    path, out = Path(path), Path(out)
-    if path.suffix.lower() not in EXTENSIONS:
-        raise CorpusError(
-            path,
-            f"unknown extension {path.suffix!r}, expected one of {', '.join(EXTENSIONS)}",
-            "convert or rename the file",
-        )
+    out = Path(out)
+    choice = reading.choice()
+    files = sources(paths)
+    _require_apart(files, out)
     _require_ours(out)
-    read = {".jsonl": _jsonl, ".csv": _csv, ".parquet": _parquet}[path.suffix.lower()]
-    columns = {"user": user, "text": text, "timestamp": timestamp or "timestamp"}
-    required = [user, text, *([timestamp] if timestamp else [])]
+    with _staged(out) as staging, directory.Writer(staging) as writer:
+        return _copy(files, choice, reading, writer, progress)
+
+
+@contextlib.contextmanager
+def _staged(out: Path) -> Iterator[Path]:
+    """An empty folder, which takes the place of `out` if the block ends well."""
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
@@ -80,8 +133,7 @@ def import_file(
             out, f"cannot be written ({error.strerror})", "choose a folder you may write to"
         ) from None
     try:
-        with directory.Writer(temporary) as writer:
-            report = _copy(read(path, required, columns), path, required, columns, writer)
+        yield temporary
         _publish(temporary, out)
     except OSError as error:
         raise CorpusError(
@@ -91,161 +143,173 @@ def import_file(
         ) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)  # gone already if it was published
-    return report
+
+
+@dataclass
+class _Tally:
+    """Counts rows, and what became of those that were not kept."""
+
+    rows: int = 0
+    damaged: int = 0
+    counts: Counter[tuple[str, str, str]] = field(default_factory=Counter)
+    places: dict[tuple[str, str, str], list[str]] = field(default_factory=dict)
+
+    def drop(self, source: Source, left: Left | Damage) -> None:
+        """Count a row that is left out."""
+        key = (left.reason, "", "")
+        if isinstance(left, Damage):
+            self.damaged += 1
+            key = (left.reason, left.expected, left.found)
+            if key not in self.counts and len(self.counts) >= _KINDS:
+                key = (left.reason, left.expected, "otherwise")
+        self.counts[key] += 1
+        places = self.places.setdefault(key, [])
+        if len(places) < _PLACES:
+            places.append(f"{source.name}:{left.line}")
+
+    def dropped(self) -> tuple[Dropped, ...]:
+        """Most frequent first."""
+        return tuple(
+            Dropped(reason, number, bool(expected), expected, told, tuple(self.places[key]))
+            for key, number in self.counts.most_common()
+            for reason, expected, told in (key,)
+        )
+
+    def by_reason(self) -> dict[str, int]:
+        """Reason -> rows."""
+        reasons: Counter[str] = Counter()
+        for (reason, _, _), number in self.counts.items():
+            reasons[reason] += number
+        return dict(reasons)
+
+    def places_by_reason(self) -> dict[str, list[str]]:
+        """Reason -> where the first ones are."""
+        reasons: dict[str, list[str]] = {}
+        for (reason, _, _), places in self.places.items():
+            reasons.setdefault(reason, []).extend(places)
+        return {reason: places[:_PLACES] for reason, places in reasons.items()}
 
 
 def _copy(
-    rows: Iterable[Row],
-    path: Path,
-    required: list[str],
-    columns: dict[str, str],
+    files: list[Source],
+    choice: Choice,
+    reading: Reading,
     writer: directory.Writer,
+    progress: Callable[[int], None],
 ) -> ImportReport:
-    """Give the usable rows to `writer` and count the others by reason."""
-    count = kept = 0
-    first_line: dict[str, int] = {}
-    dropped: Counter[str] = Counter()
-    columns_seen: set[str] = set()
-    for line_number, values in rows:
-        count += 1
-        columns_seen.update(values or ())
-        if reason := _add(values, columns, writer):
-            dropped[reason] += 1
-            first_line.setdefault(reason, line_number)
-        else:
-            kept += 1
-    if count == 0:
-        raise CorpusError(path, "the file has no rows", "give a file with one message a row")
-    if count > dropped[BAD_ROW]:
-        _require_columns(path, required, columns_seen)
+    """Give the usable rows to `writer`, count the others, and have it finish."""
+    tally, reader = _Tally(), fields.Reader(reading.timestamp_format)
+    notes: dict[str, None] = {}
+    for source, record in _all(files, choice, progress):
+        if isinstance(record, Note):
+            notes[f"{source.name}: {record.text}"] = None
+            continue
+        tally.rows += 1
+        message = reader.message(record) if isinstance(record, Record) else record
+        if isinstance(message, Damage | Left):
+            tally.drop(source, message)
+        elif reason := writer.add(*message):
+            tally.drop(source, Left(record.line, reason))
+    where = ", ".join(source.name for source in files[:_PLACES]) + ", ..." * (len(files) > _PLACES)
+    _require_enough(where, tally, reading)
+    told = (*notes, *_on_times(reader), *_on_headers(reader))
+    dropped = tally.by_reason()
+    manifest = writer.finish(where, tally.rows, dropped, tally.places_by_reason(), told)
+    late = [
+        Dropped(reason, rows - dropped.get(reason, 0), False, "", "", ())
+        for reason, rows in manifest.dropped.items()
+        if rows > dropped.get(reason, 0)  # known of all rows only
+    ]
+    return ImportReport(
+        tally.rows,
+        manifest.kept,
+        manifest.users,
+        manifest.words,
+        (*tally.dropped(), *late),
+        told,
+        manifest.digest,
+    )
+
+
+def _all(
+    files: list[Source], choice: Choice, progress: Callable[[int], None]
+) -> Iterator[tuple[Source, Record | Damage | Left | Note]]:
+    """The records of every file, one file after the other."""
+    done = told = 0
+
+    def read(more: int) -> None:
+        nonlocal done, told
+        done += more
+        if done - told >= _AFTER:
+            told = done
+            progress(done)
+
+    for source in files:
+        for record in records(source, choice, read):
+            yield source, record
+    progress(done)
+
+
+def _require_enough(where: str, tally: _Tally, reading: Reading) -> None:
+    """Raises CorpusError for no rows, none kept, or more damage than is allowed."""
+    if tally.rows == 0:
+        raise CorpusError(where, "the file has no rows", "give a file with one message a row")
+    kept = tally.rows - tally.counts.total()
+    told = "; ".join(
+        f"{drop.reason} {drop.rows} (first in {drop.places[0]}"
+        + (f": expected {drop.expected}, found {drop.found})" if drop.damage else ")")
+        for drop in tally.dropped()
+        if drop.damage or not kept
+    )
     if not kept:
-        causes = ", ".join(
-            f"{reason} {number} (first in line {first_line[reason]})"
-            for reason, number in dropped.most_common()
-        )
         raise CorpusError(
-            path,
-            f"none of {count} rows can be used: {causes}",
+            where,
+            f"none of {tally.rows} rows can be used: {told}",
             "give rows with a user and a text of words",
         )
-    places = {reason: (f"{path.name}:{line}",) for reason, line in first_line.items()}
-    manifest = writer.finish(path.name, count, dropped, places)
-    drops = tuple(
-        Dropped(reason, number, first_line.get(reason, 0))
-        for reason, number in Counter(manifest.dropped).most_common()
-    )
-    return ImportReport(
-        count, manifest.kept, manifest.users, manifest.words, drops, manifest.digest
-    )
-
-
-def _add(values: dict[str, Any] | None, columns: dict[str, str], writer: directory.Writer) -> str:
-    """Why a row is left out, or "" if `writer` has it."""
-    if values is None:
-        return BAD_ROW
-    user, text, timestamp = (values.get(columns[key]) for key in ("user", "text", "timestamp"))
-    if isinstance(user, int) and not isinstance(user, bool):
-        user = str(user)
-    if not isinstance(user, str) or not user.strip():
-        return NO_USER
-    if not isinstance(text, str) or not text.strip():
-        return NO_TEXT
-    if not (_is_unicode(user) and _is_unicode(text)):
-        return BAD_ROW
-    try:
-        time = None if timestamp in _EMPTY else seconds(timestamp)
-    except (ValueError, OverflowError):
-        return BAD_TIMESTAMP
-    return writer.add(user.strip(), text, time)
-
-
-def _is_unicode(text: str) -> bool:
-    """False for half a surrogate pair, which JSON can carry and UTF-8 cannot."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _jsonl(path: Path, required: list[str], columns: dict[str, str]) -> Iterator[Row]:
-    with open(path, "rb") as file:
-        for number, line in enumerate(file, 1):
-            if line.isspace():
-                continue
-            try:
-                values = json.loads(line.removeprefix(b"\xef\xbb\xbf"))
-            except (ValueError, RecursionError):
-                values = None
-            yield number, values if isinstance(values, dict) else None
-
-
-def _csv(path: Path, required: list[str], columns: dict[str, str]) -> Iterator[Row]:
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(file)
-        try:
-            try:
-                header = next(reader)
-            except StopIteration:
-                return
-            except csv.Error as error:
-                raise CorpusError(
-                    f"{path}:1",
-                    f"not a CSV header ({error})",
-                    "give a first line with the names of the columns",
-                ) from None
-            _require_columns(path, required, header)
-            while True:
-                try:
-                    fields = next(reader)
-                except StopIteration:
-                    return
-                except csv.Error:
-                    yield reader.line_num, None
-                    continue
-                if fields:
-                    yield (
-                        reader.line_num,
-                        dict(zip(header, fields, strict=True))
-                        if len(fields) == len(header)
-                        else None,
-                    )
-        except UnicodeDecodeError:
-            raise CorpusError(
-                f"{path}:{reader.line_num + 1}", "not UTF-8 text", "save the file as UTF-8"
-            ) from None
-
-
-def _parquet(path: Path, required: list[str], columns: dict[str, str]) -> Iterator[Row]:
-    try:
-        import polars
-    except ImportError:
+    if tally.damaged > MOST_DAMAGED * tally.rows and not reading.allow_damage:
         raise CorpusError(
-            path, "reading Parquet needs polars", "install the extra `data`, or give JSONL or CSV"
-        ) from None
-    try:
-        present = list(polars.read_parquet_schema(path))
-        _require_columns(path, required, present)
-        table = polars.read_parquet(
-            path, columns=[name for name in dict.fromkeys(columns.values()) if name in present]
+            where,
+            f"expected at most one row in a hundred to be damaged, found {tally.damaged} of "
+            f"{tally.rows}: {told}",
+            "mend them, or leave them out with --allow-damage",
         )
-    except (polars.exceptions.PolarsError, OSError) as error:
+
+
+def _on_times(reader: fields.Reader) -> Iterator[str]:
+    for unit, rows in reader.times.most_common():
+        if unit and unit != "dates":
+            yield f"{rows:,} times read as {unit}"
+    without = reader.times[""]
+    if without and without < reader.times.total():
+        yield f"{without:,} messages without a time"
+
+
+def _on_headers(reader: fields.Reader) -> Iterator[str]:
+    if reader.headers:
+        yield f"mail headers cut off {reader.headers:,} messages"
+
+
+def _require_pattern(pattern: str) -> None:
+    try:
+        datetime.strptime(datetime(2021, 3, 1).strftime(pattern), pattern)
+    except ValueError:
         raise CorpusError(
-            path,
-            f"not a readable Parquet file ({type(error).__name__})",
-            "write it again, or give JSONL or CSV",
+            "--timestamp-format",
+            "expected a format of strptime's, found another",
+            "give one such as '%d.%m.%Y %H:%M'",
         ) from None
-    yield from enumerate(table.iter_rows(named=True), 1)
 
 
-def _require_columns(path: Path, required: Iterable[str], present: Iterable[str]) -> None:
-    present = list(present)
-    for name in required:
-        if name not in present:
+def _require_apart(files: list[Source], out: Path) -> None:
+    """Raises CorpusError if a file to read lies in the folder to write."""
+    folder = out.resolve()
+    for source in files:
+        if source.regular and source.path.resolve().is_relative_to(folder):
             raise CorpusError(
-                path,
-                f"no column {name!r}, found {', '.join(sorted(present)[:12]) or 'none'}",
-                "name your columns by options",
+                source.name,
+                "is to be read, but lies in the folder to be written",
+                "choose another --out, nothing there was touched",
             )
 
 

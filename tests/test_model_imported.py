@@ -14,7 +14,7 @@ from device_runtime.errors import CorpusError
 from model.corpora import load
 from model.corpus import Utterance, split_of
 from model.directory import open_directory
-from model.imported import import_file
+from model.imported import Dropped, Reading, import_file
 
 TRAIN, VALIDATION, TEST = "user0", "user26", "user13"  # where their names fall
 USERS = (TRAIN, VALIDATION, TEST)
@@ -74,12 +74,13 @@ def test_columns_are_named_by_options_and_numbers_can_be_users(tmp_path):
     path = write_jsonl(
         tmp_path / "log.jsonl", [{"who": i, "said": "hello", "at": "2020-01-01"} for i in range(60)]
     )
-    assert import_file(path, tmp_path / "out", user="who", text="said", timestamp="at").users == 60
+    reading = Reading(user="who", text="said", timestamp="at")
+    assert import_file(path, tmp_path / "out", reading).users == 60
     toy = load(tmp_path / "out")
     assert toy.split(split_of("7"))["7"] == [Utterance("hello", ("hello",), 1_577_836_800.0)]
 
 
-def test_what_is_dropped_is_counted_by_reason_with_its_first_line(tmp_path):
+def test_what_is_dropped_is_counted_by_reason_with_its_first_lines(tmp_path):
     path = tmp_path / "log.jsonl"
     good = "".join(json.dumps(row) + "\n" for row in ROWS)  # lines 1 to 6
     bad = [
@@ -95,22 +96,38 @@ def test_what_is_dropped_is_counted_by_reason_with_its_first_line(tmp_path):
         "",
     ]
     path.write_text(good + "\n".join(bad))
-    report = import_file(path, tmp_path / "out")
-    assert (report.rows, report.kept) == (15, 6)
-    assert {drop.reason: (drop.rows, drop.first_line) for drop in report.dropped} == {
-        "bad row": (3, 7),
-        "no user": (2, 9),
-        "no text": (1, 11),
-        "no word": (1, 13),
-        "unreadable timestamp": (2, 14),
+    report = import_file(path, tmp_path / "out", Reading(allow_damage=True))
+    assert (report.rows, report.kept) == (15, 7)
+    place = f"{path}:{{}}".format
+    time = "ISO 8601 or an epoch (--timestamp-format names another, --no-timestamp none)"
+    assert set(report.dropped) == {
+        Dropped("no user", 2, False, "", "", (place(9), place(10))),
+        Dropped("no text", 1, False, "", "", (place(11),)),
+        Dropped("no word", 1, False, "", "", (place(13),)),
+        Dropped("bad row", 1, True, "a JSON object", "no JSON", (place(7),)),
+        Dropped("bad row", 1, True, "a JSON object", "a list", (place(8),)),
+        Dropped("bad row", 1, True, "Unicode text", "half a surrogate pair", (place(12),)),
+        Dropped("unreadable timestamp", 1, True, time, "text", (place(14),)),
     }
     assert load(tmp_path / "out").dropped == {
         "bad row": 3,
         "no user": 2,
         "no text": 1,
         "no word": 1,
-        "unreadable timestamp": 2,
+        "unreadable timestamp": 1,
     }
+
+
+def test_more_than_one_damaged_row_in_a_hundred_must_be_allowed(tmp_path):
+    path = write_jsonl(tmp_path / "log.jsonl", ROWS * 33)  # 198 rows
+    for damaged in (2, 3):
+        with open(path, "a") as file:
+            file.write("{\n" * (damaged - (damaged == 3) * 2))
+        if damaged == 2:
+            assert import_file(path, tmp_path / "out").kept == 198
+    with pytest.raises(CorpusError, match=r"found 3 of 201: bad row 3 \(first in .*log\.jsonl:199"):
+        import_file(path, tmp_path / "out")
+    assert import_file(path, tmp_path / "out", Reading(allow_damage=True)).kept == 198
 
 
 def test_a_csv_row_with_too_many_fields_is_dropped_and_the_next_is_read(tmp_path):
@@ -121,10 +138,8 @@ def test_a_csv_row_with_too_many_fields_is_dropped_and_the_next_is_read(tmp_path
         + "x,one, two\n"
         + f'{TEST},"one, two"\n'
     )
-    report = import_file(path, tmp_path / "out")
-    assert [(drop.reason, drop.rows, drop.first_line) for drop in report.dropped] == [
-        ("bad row", 1, 5)
-    ]
+    report = import_file(path, tmp_path / "out", Reading(allow_damage=True))
+    assert report.dropped == (Dropped("bad row", 1, True, "2 fields", "3", (f"{path}:5",)),)
     assert texts(load(tmp_path / "out").test[TEST]) == ["hello", "one, two"]
 
 
@@ -137,9 +152,13 @@ def test_a_csv_row_with_too_many_fields_is_dropped_and_the_next_is_read(tmp_path
         (
             "log.csv",
             b"name,text\nx,hello\n",
-            r"log\.csv: no column 'user', found name, text; name your columns",
+            r"log\.csv:1: no column 'user', found name, text; name your columns",
         ),
-        ("log.csv", b"user,text\nx,ok\ny,caf\xe9\n", r"log\.csv:\d: not UTF-8 text"),
+        (
+            "log.csv",
+            b"user,text\nx,ok\ny,caf\xe9\n",
+            r"log\.csv:3: expected UTF-8 text, found the byte 0xe9; name its encoding",
+        ),
         (
             "log.jsonl",
             b'{"name": "x", "text": "hello"}\n',
@@ -147,15 +166,15 @@ def test_a_csv_row_with_too_many_fields_is_dropped_and_the_next_is_read(tmp_path
         ),
         (
             "log.jsonl",
-            b"hello\n\x00\xff\n",
-            r"none of 2 rows can be used: bad row 2 \(first in line 1\)",
+            b"hello\n\x00\n",
+            r"none of 2 rows can be used: bad row 2 \(first in .*log\.jsonl:1: expected",
         ),
         ("log.jsonl", b'{"user": "x", "text": "hello"}\n', r"1 user, none of whom falls into"),
-        ("log.parquet", b"PAR1 no", r"log\.parquet: not a readable Parquet file"),
+        ("log.parquet", b"PAR1 no", r"log\.parquet: expected a Parquet file, found one that"),
         (
             "log.txt",
             b"hello",
-            r"unknown extension '\.txt', expected one of \.jsonl, \.csv, \.parquet",
+            r"log\.txt: expected a chat that WhatsApp exported, found other text",
         ),
     ],
 )
@@ -168,15 +187,15 @@ def test_a_bad_file_gets_one_clear_line_and_leaves_nothing_behind(tmp_path, name
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(
-        CorpusError, match=r"missing\.csv: cannot be read or written \(No such file"
-    ):
+    with pytest.raises(CorpusError, match=r"missing\.csv: no such file"):
         import_file(tmp_path / "missing.csv", tmp_path / "out")
 
 
 def test_a_named_timestamp_column_must_be_there(tmp_path):
     with pytest.raises(CorpusError, match="no column 'at'"):
-        import_file(write_csv(tmp_path / "log.csv", ROWS), tmp_path / "out", timestamp="at")
+        import_file(
+            write_csv(tmp_path / "log.csv", ROWS), tmp_path / "out", Reading(timestamp="at")
+        )
 
 
 def test_a_folder_of_other_things_is_not_overwritten_but_an_older_import_is(tmp_path):
@@ -243,7 +262,7 @@ def test_any_jsonl_file_is_imported_or_refused_by_name(tmp_path_factory, rows):
     lines = [row if isinstance(row, bytes) else json.dumps(row).encode() for row in rows]
     (folder / "log.jsonl").write_bytes(b"\n".join(lines))
     try:
-        report = import_file(folder / "log.jsonl", folder / "out")
+        report = import_file(folder / "log.jsonl", folder / "out", Reading(allow_damage=True))
     except CorpusError as error:
         assert "\n" not in str(error)
         assert not (folder / "out").exists()

@@ -1,0 +1,244 @@
+"""Chats as messengers export them: WhatsApp's `_chat.txt` and Telegram's `result.json` -> records.
+
+What the messenger wrote itself (who joined, what was left out) is told by name and is no message.
+"""
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import NamedTuple
+
+from device_runtime.errors import CorpusError
+from model.documents import Document, elements, is_ended, members
+from model.fields import BOT, DELETED, GONE, MEDIA, SYSTEM, Left, is_bot
+from model.records import BAD_ROW, Damage, Record, element
+from model.sources import LONGEST, Source
+
+# --- WhatsApp ---
+
+_SPACE = "[ \u00a0\u202f]"
+_DATE = r"(\d{1,4})[./-](\d{1,2})[./-](\d{1,4})\.?"
+_TIME = rf"(\d{{1,2}})[:.](\d{{2}})(?:[:.](\d{{2}}))?(?:{_SPACE}?([ap])\.?{_SPACE}?m\.?)?"
+_BETWEEN = rf",?{_SPACE}(?:(?:um|à|at|klo|kl\.?){_SPACE})?"
+_IOS = re.compile(rf"\u200e?\[{_DATE}{_BETWEEN}{_TIME}\]{_SPACE}?(.*)", re.IGNORECASE | re.DOTALL)
+_ANDROID = re.compile(
+    rf"\u200e?{_DATE}{_BETWEEN}{_TIME}{_SPACE}-{_SPACE}(.*)", re.IGNORECASE | re.DOTALL
+)
+_MARKS = str.maketrans("", "", "\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+_EDITED = re.compile(
+    r"\s*<(?:This message was edited|Diese Nachricht wurde bearbeitet\.?|Se editó este mensaje\.?"
+    r"|Ce message a été modifié\.?|Questo messaggio è stato modificato\.?)>\s*$"
+)
+_OMITTED = re.compile(
+    r"<[^<>\n]{3,60}>|(?:image|video|audio|sticker|GIF|document|Contact card|video note) omitted"
+    r"|null",
+    re.IGNORECASE,
+)
+_ATTACHED = re.compile(  # a message may follow on the next lines
+    r"(?:IMG|VID|AUD|PTT|STK|DOC|PHOTO)-[^\n]+ \([^()\n]+\)(?:\n|$)"
+    r"|[^\n]+ \((?:file attached|Datei angehängt|archivo adjunto|fichier joint|file allegato)\)"
+    r"(?:\n|$)|<attached: [^<>\n]+>(?:\n|$)",
+    re.IGNORECASE,
+)
+_DELETED = re.compile(
+    r"(?:This message was deleted|You deleted this message|Message deleted"
+    r"|This message was deleted by admin .*|Diese Nachricht wurde gelöscht"
+    r"|Du hast diese Nachricht gelöscht|Se eliminó este mensaje|Eliminaste este mensaje"
+    r"|Ce message a été supprimé|Questo messaggio è stato eliminato|Mensagem apagada)\.?"
+)
+_SAYS = re.compile(  # what WhatsApp writes, with a name or without
+    r"Messages and calls are end-to-end encrypted|Messages to this (?:chat|group) and calls"
+    r"|Missed (?:voice|video|group)|(?:Voice|Video) call|Waiting for this message"
+    r"|You (?:created|added|removed|joined|left|changed|blocked|unblocked|turned|were)\b"
+    r"|Your security code|Disappearing messages|This chat is with|This business"
+)
+_DOES = re.compile(  # in what would be the name: such a line has no name
+    r" (?:changed (?:the|this|their|to)|created group|added|removed|left|joined using"
+    r"|turned (?:on|off)|is now an admin|pinned a message|security code with) ?"
+)
+
+
+@dataclass(frozen=True)
+class Order:
+    """In which order the numbers of a date stand, and how that is known."""
+
+    format: str  # of "day", "month", "year": "dmy", "mdy" or "ymd"
+    known: str  # a sentence for the report
+
+
+class _Opening(NamedTuple):
+    """The first line of a message."""
+
+    numbers: tuple[int, int, int]  # of the date, as they stand
+    clock: tuple[int, int, int]
+    rest: str
+
+
+def is_whatsapp(head: str) -> bool:
+    """Whether a text begins as an exported chat does."""
+    return any(_opening(line) for line in head.lstrip("\ufeff\r\n ").splitlines()[:1])
+
+
+def _opening(line: str) -> _Opening | None:
+    match = _IOS.match(line) or _ANDROID.match(line)
+    if not match:
+        return None
+    first, second, third, hour, minute, second_of, half, rest = match.groups()
+    hours = int(hour)
+    if half:
+        hours = hours % 12 + 12 * (half.lower() == "p")
+    return _Opening(
+        (int(first), int(second), int(third)), (hours, int(minute), int(second_of or 0)), rest
+    )
+
+
+def date_order(lines: Iterable[str]) -> Order:
+    """What the dates of a chat say about their order: a number above 12 is no month.
+
+    A chat is in the order of time, which tells where no day is above 12. Else the day is first.
+    """
+    candidates = {"dmy": True, "mdy": True}
+    before: dict[str, tuple[int, ...]] = {}
+    in_time = {"dmy": True, "mdy": True}
+    for line in lines:
+        opening = _opening(line) if line[:1] in "[\u200e0123456789" else None
+        if opening is None:
+            continue
+        first, second, third = opening.numbers
+        if first > 31:
+            return Order("ymd", "dates read as year, month, day")
+        candidates["mdy"] &= first <= 12
+        candidates["dmy"] &= second <= 12
+        for order, day in (("dmy", (third, second, first)), ("mdy", (third, first, second))):
+            in_time[order] &= before.get(order, day) <= day
+            before[order] = day
+    told = {"dmy": "day, month, year", "mdy": "month, day, year"}
+    for table, why in ((candidates, "no month is above 12"), (in_time, "so they are in order")):
+        left = [order for order in table if table[order]]
+        if len(left) == 1:
+            return Order(left[0], f"dates read as {told[left[0]]}: {why}")
+    return Order("dmy", "dates read as day, month, year: they would fit either order")
+
+
+def whatsapp(
+    source: Source, lines: Iterator[str], order: Order
+) -> Iterator[Record | Left | Damage]:
+    """The messages of a chat: a line that does not begin with a date goes on with the one before.
+
+    Times are as they stand, in UTC. Raises CorpusError for a message without an end.
+    """
+    begin, opening, body = 0, None, list[str]()
+    for number, line in enumerate(lines, 1):
+        line = line.rstrip("\r\n")
+        following = _opening(line) if line[:1] in "[\u200e0123456789" else None
+        if following is None:
+            body.append(line)
+            if len(body) > LONGEST // 16:
+                raise CorpusError(
+                    f"{source.name}:{begin}",
+                    f"expected the next message within {LONGEST // 16:,} lines, found none",
+                    "export the chat again",
+                )
+            continue
+        if opening is not None:
+            yield _said(begin, opening, body, order)
+        elif any(map(str.strip, body)):
+            yield Damage(1, BAD_ROW, "a date and a time", "other text")
+        begin, opening, body = number, following, []
+    if opening is not None:
+        yield _said(begin, opening, body, order)
+
+
+def _said(line: int, opening: _Opening, body: list[str], order: Order) -> Record | Left | Damage:
+    name, colon, first = opening.rest.partition(": ")
+    if not colon and opening.rest.endswith(":"):
+        name, colon = opening.rest[:-1], ":"  # a text that begins on the next line
+    if not colon or _DOES.search(name) or _SAYS.match(name.translate(_MARKS)):
+        return Left(line, SYSTEM)
+    marked = first.startswith("\u200e")
+    text = "\n".join([first, *body]).translate(_MARKS)
+    text = _EDITED.sub("", text).strip()
+    if _DELETED.fullmatch(text):
+        return Left(line, DELETED)
+    if caption := _ATTACHED.match(text):
+        text = text[caption.end() :].strip()
+    if not text or _OMITTED.fullmatch(text):
+        return Left(line, MEDIA)
+    if _SAYS.match(text) and (marked or not body):
+        return Left(line, SYSTEM)
+    try:
+        return Record(line, name.translate(_MARKS).strip(), text, _moment(opening, order.format))
+    except ValueError:
+        return Damage(line, "unreadable timestamp", f"a date as {order.format}", "another")
+
+
+def _moment(opening: _Opening, order: str) -> datetime:
+    numbers = dict(zip(order, opening.numbers, strict=True))
+    year = numbers["y"] + 2000 * (numbers["y"] < 100)
+    return datetime(year, numbers["m"], numbers["d"], *opening.clock, tzinfo=UTC)
+
+
+# --- Telegram ---
+
+
+def telegram(document: Document) -> Iterator[Record | Left | Damage]:
+    """The messages of one chat, or of all chats of a full export.
+
+    Raises CorpusError for a JSON object that is no export of Telegram's.
+    """
+    yield from _chat(document)
+    is_ended(document)
+
+
+def _chat(document: Document) -> Iterator[Record | Left | Damage]:
+    """The messages in the object that comes next, wherever in it they are."""
+    for key in members(document):
+        follows = document.peek()
+        if key == "messages" and follows == "[":
+            for line, text in elements(document):
+                yield _message(line, element(document, line, text), document)
+        elif key in ("chats", "left_chats") and follows == "{":
+            yield from _chat(document)
+        elif key == "list" and follows == "[":
+            yield from _list(document)
+        else:
+            document.value()
+
+
+def _list(document: Document) -> Iterator[Record | Left | Damage]:
+    document.take("[")
+    if document.peek() == "]":
+        document.take("]")
+        return
+    more = True
+    while more:
+        yield from _chat(document)
+        more = document.take(",", "]") == ","
+
+
+def _message(
+    line: int, values: dict[str, object] | Damage, document: Document
+) -> Record | Left | Damage:
+    if isinstance(values, Damage):
+        return values
+    kind = values.get("type")
+    if kind not in ("message", "service", "unsupported"):
+        raise CorpusError(
+            f"{document.source.name}:{line}",
+            "expected a message of Telegram's export, found another object",
+            "give the list itself as JSON, or one object a line",
+        )
+    if kind != "message":
+        return Left(line, SYSTEM)
+    name = values.get("from")
+    if values.get("via_bot") or (isinstance(name, str) and is_bot(name)):
+        return Left(line, BOT)
+    if name == "Deleted Account":
+        return Left(line, GONE)
+    text = values.get("text")
+    if not text and {"media_type", "file", "photo", "poll", "location_information"} & set(values):
+        return Left(line, MEDIA)
+    user = values.get("from_id") or name
+    time = values.get("date_unixtime") or values.get("date")
+    return Record(line, user, text, time)
