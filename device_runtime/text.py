@@ -44,6 +44,8 @@ _QUOTES = str.maketrans({"\u2018": "'", "\u2019": "'", "\u02bc": "'", "`": "'"})
 
 def normalise(text: str) -> str:
     """NFKC, lower case, every apostrophe straight."""
+    if text.isascii():  # which NFKC leaves as it is
+        return text.replace("`", "'").lower()
     return unicodedata.normalize("NFKC", text).translate(_QUOTES).lower()
 
 

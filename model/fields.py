@@ -31,22 +31,19 @@ _GONE = re.compile(
 # who is called a bot by a platform's own rule; Talbot and Abbot are people
 _BOT = re.compile(r"(?:.*(?:[a-z0-9]B|[_\-. ][Bb])ot|.*\[bot\]|.*[_\-. ]BOT)")
 _BOTS = frozenset(("automoderator", "slackbot", "remindmebot", "usercommentbot", "sneakpeekbot"))
+_AROUND = " \t\r\n\u200e\ufeff"
 _WHOLE = re.compile(r"-?(?:0|[1-9]\d*)\.0+", re.ASCII)
 _BESIDE = "\ufeff\u200b\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 
-_DELETED = re.compile(
-    r"\[(?:deleted|removed|message deleted)\]|\[ removed by (?:reddit|moderator) \]"
-    r"|(?:this message was deleted|you deleted this message)\.?",
+_PLATFORMS = re.compile(
+    r"(?P<deleted>\[(?:deleted|removed|message deleted)\]|\[ removed by (?:reddit|moderator) \]"
+    r"|(?:this message was deleted|you deleted this message)\.?)$"
+    r"|(?P<media><media omitted>|(?:image|video|audio|sticker|gif|document) omitted)$"
+    r"|(?P<system>messages (?:and calls are|to this (?:chat|group)(?: and calls)? are(?: now)?) "
+    r"(?:secured with )?end-to-end encrypt)",
     re.IGNORECASE,
 )
-_MEDIA = re.compile(
-    r"<media omitted>|\u200e?(?:image|video|audio|sticker|gif|document) omitted", re.IGNORECASE
-)
-_SYSTEM = re.compile(
-    r"\u200e?messages (?:and calls are|to this (?:chat|group)(?: and calls)? are(?: now)?) "
-    r"(?:secured with )?end-to-end encrypt",
-    re.IGNORECASE,
-)
+_REASONS = {"deleted": DELETED, "media": MEDIA, "system": SYSTEM}
 
 # RFC 5322, RFC 5536 (Usenet), and what mail programs write above a mail they quote
 _HEADER = (
@@ -97,8 +94,6 @@ class Reader:
         text = joined(record.text)
         if text is None:
             return Damage(line, BAD_ROW, "text or a list of runs", shape(record.text))
-        if not text or text.isspace():
-            return Left(line, NO_TEXT)
         if not (_is_unicode(user) and _is_unicode(text)):
             return Damage(line, BAD_ROW, "Unicode text", "half a surrogate pair")
         if _MAY_BE_HEADERS.match(text) and (headers := _HEADERS.match(text)):
@@ -142,6 +137,8 @@ def person(value: object) -> tuple[str, str]:
     """
     if value is None or isinstance(value, bool):
         return "", NO_USER
+    if isinstance(value, str):
+        return _known(value)
     if isinstance(value, bytes):
         value = value.decode()
     if not isinstance(value, str | int | float | Decimal):
@@ -196,14 +193,11 @@ def left_out(text: str) -> str:
     """Why a text is nobody's typing, or "": it stands for a deleted one or for media, or the
     platform wrote it.
     """
-    stripped = text.strip()
+    stripped = text.strip(_AROUND)
     if not stripped:
         return NO_TEXT
-    if _DELETED.fullmatch(stripped):
-        return DELETED
-    if _MEDIA.fullmatch(stripped):
-        return MEDIA
-    return SYSTEM if _SYSTEM.match(stripped) else ""
+    match = _PLATFORMS.match(stripped)
+    return _REASONS[match.lastgroup or ""] if match else ""
 
 
 def _is_unicode(text: str) -> bool:

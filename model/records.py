@@ -5,6 +5,7 @@ reading stops with the line at which it begins.
 """
 
 import csv
+import io
 import json
 import re
 import unicodedata
@@ -94,7 +95,6 @@ def csv_rows(
         return
     csv.field_size_limit(2 * LONGEST)  # `taken` stops before
     reader = csv.reader(taken, delimiter=mark, strict=True)
-    next(reader)  # the header
     width, people = len(names), set[str]()
     user, text = names.index(columns.user), names.index(columns.text)
     time = names.index(columns.time) if columns.time in names else None
@@ -112,7 +112,9 @@ def csv_rows(
         regular = len(fields) == width
         if len(taken.row) > 1:
             _require_one_row(taken, layout, people if regular else None)
-        if regular and not any("\0" in each for each in taken.row):
+        if taken.swapped:
+            fields = [field.replace("\0", "\r") for field in fields]
+        if regular and not taken.nul:
             people.add(fields[user])
             at = None if time is None else fields[time]
             yield Record(line, fields[user], fields[text], at)
@@ -141,10 +143,15 @@ class _Taken:
         self.row: list[str] = []  # the lines of the row in hand
         self._characters = 0
         self._again: str | None = None
+        self.nul = False  # whether the row holds a NUL byte
+        # whether it holds carriage returns that end no line, which the module csv would not take
+        # and which therefore are NUL here
+        self.swapped = False
 
     def begin(self) -> None:
         """What is taken from here on is another row."""
         self.row, self._characters = [], 0
+        self.nul = self.swapped = False
 
     def give_back(self) -> None:
         """The last line comes again."""
@@ -157,6 +164,11 @@ class _Taken:
     def __next__(self) -> str:
         line, self._again = self._again or next(self._lines), None
         self.number += 1
+        if "\0" in line:
+            self.nul = True
+        elif "\r" in line and "\r" in (body := line.rstrip("\r\n")):
+            self.swapped = True
+            line = body.replace("\r", "\0") + line[len(body) :]
         self.row.append(line)
         self._characters += len(line)
         if self._characters > LONGEST:
@@ -180,16 +192,14 @@ def _endless(source: Source, line: int, problem: str) -> CorpusError:
 
 def _header(taken: _Taken, columns: Columns, delimiter: str | None) -> tuple[str, list[str]]:
     """The delimiter and the names of the columns; none for a file without a line."""
-    header = next((line for line in taken if not line.isspace()), "")
+    header = _first_row(taken)
     if header.startswith("sep=") and len(header.strip("\r\n")) == 5:  # as Excel says it
         delimiter = delimiter or header[4]
-        header = next((line for line in taken if not line.isspace()), "")
+        header = _first_row(taken)
     if not header:
         return "", []
     where = f"{taken.source.name}:{taken.number}"
     by_mark = {mark: _names(header, mark) for mark in (*CANDIDATES, "|", *(delimiter or ()))}
-    if not any(by_mark.values()):
-        raise CorpusError(where, "expected a header, found a broken quote", "mend the first line")
     fits = [mark for mark in by_mark if set(columns.required) <= set(by_mark[mark])]
     most = max(CANDIDATES, key=lambda mark: len(by_mark[mark]))
     mark = delimiter or next((mark for mark in fits if mark in CANDIDATES), most)
@@ -206,15 +216,20 @@ def _header(taken: _Taken, columns: Columns, delimiter: str | None) -> tuple[str
             "put them there, or name yours by --user and --text",
         )
     require(where, columns, names, hint)
-    taken.give_back()
     return mark, names
 
 
+def _first_row(taken: _Taken) -> str:
+    """The next lines that are not blank, up to one where every quote is closed."""
+    taken.begin()
+    row = next((line for line in taken if not line.isspace()), "")
+    while row.count('"') % 2 and (line := next(taken, "")):
+        row += line
+    return row
+
+
 def _names(header: str, mark: str) -> list[str]:
-    try:
-        names = next(csv.reader([header], delimiter=mark, strict=True))
-    except csv.Error:
-        return []
+    names = next(csv.reader(io.StringIO(header, newline=""), delimiter=mark), [])
     return [unicodedata.normalize("NFC", name).strip() for name in names]
 
 

@@ -7,6 +7,7 @@ nothing here. A file that is not what it says is one error with its line.
 import codecs
 import gzip
 import io
+import re
 import stat
 import sys
 import zlib
@@ -314,16 +315,19 @@ def line_ends(text: str) -> int:
 
 
 def lines(source: Source, blocks: Iterable[str]) -> Iterator[str]:
-    """The lines of a text with their ends, which are CR, LF or both.
+    """The lines of a text with their ends: LF or CR LF where the first line ends so, else CR too.
 
     Raises CorpusError for a line that is longer than LONGEST.
     """
-    rest, number = "", 1
+    rest, number, only_lf = "", 1, False
     for block in blocks:
         rest += block
-        complete = max(rest.rfind("\n"), rest.rfind("\r", 0, -1)) + 1  # a last CR may lack its LF
+        only_lf = only_lf or (number == 1 and _first_end(rest) == "\n")
+        complete = rest.rfind("\n") + 1
+        if not only_lf:
+            complete = max(complete, rest.rfind("\r", 0, -1) + 1)  # a last CR may lack its LF
         if complete:
-            yield from io.StringIO(rest[:complete], newline="")
+            yield from io.StringIO(rest[:complete], newline="\n" if only_lf else "")
             number += line_ends(rest[:complete])
             rest = rest[complete:]
         if len(rest) > LONGEST:
@@ -332,4 +336,10 @@ def lines(source: Source, blocks: Iterable[str]) -> Iterator[str]:
                 f"expected a line's end within {LONGEST:,} characters, found none",
                 "give one message a line",
             )
-    yield from io.StringIO(rest, newline="")
+    yield from io.StringIO(rest, newline="\n" if only_lf else "")
+
+
+def _first_end(text: str) -> str:
+    """The last character of the end of a text's first line; "" if that cannot be told yet."""
+    match = re.search(r"\r\n|\n|\r(?=[^\n])", text)
+    return match.group()[-1] if match else ""
