@@ -262,7 +262,7 @@ def _named(name: str, patterns: tuple[str, ...]) -> bool:
 
     >>> _named("a/b.txt", ("a/*.txt",)), _named("a/.b.txt.12.part", ("a/*.txt",))
     (True, True)
-    >>> _named("b/c/d", ("b/**",)), _named("a/c/b.txt", ("a/*.txt",)), _named("a/b", ("*",))
+    >>> _named("b/c/d", ("b/**",)), _named("b/c", ("b/*/**",)), _named("a/c/b.txt", ("a/*.txt",))
     (True, False, False)
     """
     *place, last = name.split("/")
@@ -290,7 +290,7 @@ def _reaches(name: str, patterns: tuple[str, ...]) -> bool:
 
 
 def _matches(parts: list[str], pattern: list[str]) -> bool:
-    if pattern[-1] == "**":
+    if pattern[-1] == "**" and len(parts) >= len(pattern):
         parts, pattern = parts[: len(pattern) - 1], pattern[:-1]
     return len(parts) == len(pattern) and all(map(fnmatch.fnmatchcase, parts, pattern))
 
