@@ -245,6 +245,16 @@ def write_zip(bundle: Bundle, path: Path) -> None:
         ) from None
 
 
+def is_zip_of_one(path: Path) -> bool:
+    """Whether a file is a zip with the names of a bundle's files, and no other."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = set(archive.namelist())
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError):
+        return False
+    return {MANIFEST, SIGNATURE} <= names <= {MANIFEST, SIGNATURE, *FILES, *OPTIONAL}
+
+
 def open_verified(path: Path, trusted: frozenset[str]) -> Bundle:
     """The bundle at `path`, a folder or a zip, if it was signed by a trusted key (public,
     hexadecimal) and is complete and unaltered.

@@ -18,24 +18,54 @@ def public_hex(key: Ed25519PrivateKey) -> str:
     return key.public_key().public_bytes_raw().hex()
 
 
-def load_or_create(path: Path) -> Ed25519PrivateKey:
-    """The private key in `path`, made there on first use, readable by its owner only. Raises
-    RunError if it is not a key.
+def load_or_create(path: Path, elsewhere: str = "choose another folder") -> Ed25519PrivateKey:
+    """The private key in `path`, made there on first use, readable by its owner only. What is
+    there already is never written over.
+
+    Raises RunError if it is not a key, or none can be made; `elsewhere` says what to do then.
     """
     path = Path(path)
     try:
-        if not path.exists():
+        if not os.path.lexists(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             secret = Ed25519PrivateKey.generate().private_bytes_raw().hex()
-            durable.share(path, f"{secret}\n".encode(), durable.PRIVATE)
+            _put(path, f"{secret}\n".encode())
+    except OSError as error:
+        raise RunError(
+            path, f"no key can be made there ({error.strerror})", f"{elsewhere}, or make room"
+        ) from None
+    try:
         return Ed25519PrivateKey.from_private_bytes(bytes.fromhex(path.read_text().strip()))
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not 32 bytes in hexadecimal"
+    except OSError as error:
         raise RunError(
             path,
-            f"expected a private key, found: {reason}",
-            "remove the file to have a new key made",
+            f"the private key cannot be read ({error.strerror})",
+            f"{elsewhere}, or change its permissions",
         ) from None
+    except ValueError:
+        raise RunError(
+            path,
+            "expected a private key, found: not 32 bytes in hexadecimal",
+            f"{elsewhere}, or remove the file to have a new key made",
+        ) from None
+
+
+def _put(path: Path, data: bytes) -> None:
+    """A new private file, whole or not at all. Another process may have been first: its one stays.
+
+    Raises OSError if it cannot be written.
+    """
+    whole = path.with_name(f".{path.name}.{os.getpid()}.new")
+    durable.write(whole, data, durable.PRIVATE)
+    try:
+        os.link(whole, path)
+    except FileExistsError:
+        pass
+    except OSError:  # a file system without links
+        os.replace(whole, path)
+    finally:
+        whole.unlink(missing_ok=True)
+    durable.flush(path.parent)
 
 
 def verified(public: str, message: bytes, signature: bytes) -> bool:

@@ -134,9 +134,10 @@ def bundle_zip(
 
     The same bundle gives the same bytes; every command takes either.
     """
-    from device_runtime.bundle import write_zip
-    from fedboard.run import open_bundle
+    from device_runtime.bundle import is_zip_of_one, write_zip
+    from fedboard.run import open_bundle, require_result_file
 
+    require_result_file(out, "a bundle's zip", is_zip_of_one)
     write_zip(open_bundle(path, trust), out)
     if as_json:
         return emit({"zip": str(out), "bytes": out.stat().st_size})

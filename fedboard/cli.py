@@ -24,7 +24,7 @@ from device_runtime import durable
 from device_runtime.errors import FedboardError, RunError
 from device_runtime.shown import command
 from fedboard import bundle_commands, console, device_commands, failures, streams, task_commands
-from fedboard.options import Data, Json, Seed, Trust, emit
+from fedboard.options import MOST_DEVICES, MOST_ROUNDS, MOST_WORDS, Data, Json, Seed, Trust, emit
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -42,6 +42,7 @@ app.command("codes")(task_commands.codes)
 
 MEGABYTE = 1_000_000
 PARTS = 1000  # of a bar that shows shares
+WEEK_S = 604_800.0
 OURS = program.ROOMS
 # by extra, the packages whose lack it mends, as they are imported: what it installs, and what comes
 # along and is imported too. Each stands once, in an extra that brings it on every Python there is
@@ -80,7 +81,7 @@ def main() -> None:
     """
     try:
         streams.begin()
-        code = app(standalone_mode=False)
+        code = app(prog_name="fedboard", standalone_mode=False)
         streams.end()
     except (KeyboardInterrupt, typer.Abort):
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is leaving already
@@ -108,7 +109,7 @@ def _failed(error: Exception) -> int:
         return 2
     if isinstance(error, ModuleNotFoundError):  # a smaller installation, such as a device's
         package = (error.name or "").split(".")[0]
-        if package not in OURS:
+        if package not in OURS and failures.stranger() is None:
             console.note(lacking(package), style="red")
             return 1
     if os.environ.get(failures.TRACEBACK) and not isinstance(error, FedboardError):
@@ -326,7 +327,12 @@ def train(
         ),
     ] = None,
     round_deadline: Annotated[
-        float | None, typer.Option(help="Seconds a round may take; then the run stops, resumable.")
+        float | None,
+        typer.Option(
+            min=1e-3,
+            max=WEEK_S,
+            help="Seconds a round may take; then the run stops, resumable.",
+        ),
     ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object a round and nothing else.")
@@ -382,18 +388,18 @@ def train(
         if bits is not None:
             recipe = replace(recipe, encoded=True, plan=replace(recipe.plan, bits=bits))
         settings = Settings(
-            data or settings.data,
-            str(init.absolute()) if init else settings.init,  # resumed from any folder
+            settings.data if data is None else data,
+            settings.init if init is None else str(init.absolute()),  # resumed from any folder
             central or settings.central,
             recipe,
         )
-    if settings.central and (workers or bits is not None):
+    if settings.central and (workers is not None or bits is not None):
         raise RunError(
             "--central",
             "trains in this process, and sends no updates",
             "leave out --workers and --bits",
         )
-    addresses = tuple(workers.split(",")) if workers else ()
+    addresses = () if workers is None else tuple(workers.split(","))
     how = stage.How(overwrite, resume, addresses, round_deadline, data=data if resume else None)
     done = stage.train(settings, out, how, emit=emit if as_json else None)
     console.say(
@@ -413,7 +419,8 @@ def worker(
         ),
     ],
     threads: Annotated[
-        int | None, typer.Option(min=1, help="Clients trained at once; by default one per core.")
+        int | None,
+        typer.Option(min=1, max=1024, help="Clients trained at once; by default one per core."),
     ] = None,
 ) -> None:
     """Train clients for `fedboard train --workers` on another machine.
@@ -562,6 +569,7 @@ def evaluate(
                 f"expected {len(targets)} of them, found {len(values)}",
                 "give one for each target",
             )
+    score.require_files(predictions, out or [])  # before the work
     if as_json:
         console.quiet()
     # before the corpus is read: it may refuse
@@ -795,15 +803,25 @@ def demo(
     ] = Path("runs/demo"),
     data: Data = "chitchat",
     size: Annotated[str, typer.Option(help="Network: tiny, small or gboard.")] = "small",
-    vocabulary: Annotated[int, typer.Option(help="Words of the vocabulary.")] = 5000,
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds of simulated training.")] = 120,
-    cohort: Annotated[int, typer.Option(min=1, help="Clients a round of it.")] = 20,
+    vocabulary: Annotated[
+        int, typer.Option(min=1, max=MOST_WORDS, help="Words of the vocabulary.")
+    ] = 5000,
+    rounds: Annotated[
+        int, typer.Option(min=1, max=MOST_ROUNDS, help="Rounds of simulated training.")
+    ] = 120,
+    cohort: Annotated[
+        int, typer.Option(min=1, max=MOST_DEVICES, help="Clients a round of it.")
+    ] = 20,
     device_rounds: Annotated[
-        int, typer.Option(min=1, help="Rounds over HTTP with the devices.")
+        int, typer.Option(min=1, max=MOST_ROUNDS, help="Rounds over HTTP with the devices.")
     ] = 6,
-    devices: Annotated[int, typer.Option(min=5, help="Devices.")] = 24,
-    processes: Annotated[int, typer.Option(min=1, help="Processes the devices run in.")] = 2,
-    min_examples: Annotated[int, typer.Option(help="Fewest messages of a device's user.")] = 40,
+    devices: Annotated[int, typer.Option(min=5, max=MOST_DEVICES, help="Devices.")] = 24,
+    processes: Annotated[
+        int, typer.Option(min=1, max=64, help="Processes the devices run in.")
+    ] = 2,
+    min_examples: Annotated[
+        int, typer.Option(min=1, max=2000, help="Fewest messages of a device's user.")
+    ] = 40,
     seed: Seed = 0,
 ) -> None:
     """The whole path: corpus, training, bundle, server, devices, evaluation, report."""

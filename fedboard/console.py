@@ -1,6 +1,7 @@
 """What a person sees: headings, plain sentences, progress, tables."""
 
 import contextlib
+import os
 import time
 from collections.abc import Iterator
 from typing import Protocol
@@ -22,11 +23,16 @@ from rich.text import Text
 
 from device_runtime.shown import printable
 
+WIDEST = 10_000  # cells that a table may take
+PLAIN_EVERY_S = 10.0  # between two plain lines of one progress
+for size in ("COLUMNS", "LINES", "TERMINAL_WIDTH"):
+    told = os.environ.get(size, "1")
+    if not (told.isascii() and told.isdigit() and len(told) <= 5 and 0 < int(told) <= WIDEST):
+        del os.environ[size]  # Rich and Typer would take it as it is: it is no size
+
 # what is printed is text and never markup: a path or a name may hold brackets and colons
 out = Console(highlight=False, markup=False, emoji=False)
 errors = Console(stderr=True, highlight=False, markup=False, emoji=False)
-WIDEST = 10_000  # cells that a table may take
-PLAIN_EVERY_S = 10.0  # between two plain lines of one progress
 
 
 class Advance(Protocol):

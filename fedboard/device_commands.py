@@ -14,7 +14,7 @@ import typer
 from device_runtime.errors import RunError
 from device_runtime.shown import command, printable
 from fedboard import console
-from fedboard.options import Data, Json, Seed, Trust, emit
+from fedboard.options import MOST_DEVICES, MOST_ROUNDS, Data, Json, Seed, Trust, emit
 
 app = typer.Typer(no_args_is_help=True, help="Devices: phones with typing logs.")
 log_app = typer.Typer(
@@ -31,12 +31,20 @@ def device_create(
     bundle: Annotated[Path, typer.Option(help="Bundle they install.")],
     data: Data = "chitchat",
     count: Annotated[
-        int, typer.Option(help="Devices, each with the typing log of one train user.")
+        int,
+        typer.Option(
+            min=5, max=MOST_DEVICES, help="Devices, each with the typing log of one train user."
+        ),
     ] = 24,
     rounds: Annotated[
-        int, typer.Option(help="Rounds their simulated conditions are drawn for.")
+        int,
+        typer.Option(
+            min=1, max=MOST_ROUNDS, help="Rounds their simulated conditions are drawn for."
+        ),
     ] = 6,
-    min_examples: Annotated[int, typer.Option(help="Fewest messages of a user.")] = 40,
+    min_examples: Annotated[
+        int, typer.Option(min=1, max=2000, help="Fewest messages of a user.")
+    ] = 40,
     seed: Seed = 0,
     trust: Trust = None,
 ) -> None:
@@ -183,7 +191,9 @@ def device_run(
     rounds: Annotated[
         int | None,
         typer.Option(
-            min=1, help="So many rounds, whatever the retry windows: for simulated devices."
+            min=1,
+            max=MOST_ROUNDS,
+            help="So many rounds, whatever the retry windows: for simulated devices.",
         ),
     ] = None,
     outcomes: Annotated[
@@ -196,11 +206,14 @@ def device_run(
     TensorFlow cannot be imported in this process.
     """
     from fedboard import devices
+    from fedboard.run import require_result_file
 
     devices.block_tensorflow()
     if as_json:
         console.quiet()
     if rounds is not None:
+        if outcomes:
+            require_result_file(outcomes, "outcomes of devices", devices.are_outcomes)
         totals = devices.run(homes, devices.server_of(homes[0], server), rounds, outcomes)
         if as_json:
             return emit(totals)
@@ -316,7 +329,9 @@ def device_log_forget(
     ] = None,
     last_hours: Annotated[
         float | None,
-        typer.Option(min=0.0, help="What was typed in the last so many hours goes instead."),
+        typer.Option(
+            min=0.0, max=1e6, help="What was typed in the last so many hours goes instead."
+        ),
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     as_json: Json = False,

@@ -163,6 +163,16 @@ def run(folders: Sequence[Path], url: str, rounds: int, outcomes: Path | None) -
     }
 
 
+def are_outcomes(path: Path) -> bool:
+    """Whether the first line of a file is a turn's as `run` appends it."""
+    try:
+        with open(path, "rb") as lines:
+            first = json.loads(next(lines))
+    except (ValueError, RecursionError, StopIteration):
+        return False
+    return isinstance(first, dict) and {"device", "status"} <= set(first)
+
+
 def sentence(outcome: "Outcome | NotAsked") -> str:
     """What came of a turn, in words."""
     from device_runtime import causes

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from device_runtime.errors import FedboardError
+from fedboard.__main__ import ROOMS, ROOT, namesakes
 
 REINSTALL = "run `make setup`"
 OLDEST, NEWEST = (3, 11), (3, 14)
@@ -61,6 +62,7 @@ def checks(deep: bool = False, runs: Path = Path("runs")) -> list[Check]:
     return [
         python(version),
         trains,
+        own_packages(ROOT, namesakes()),
         *(package(name, *versions) for name, versions in packages.items()),
         *worker,
         interpreter(),
@@ -98,6 +100,23 @@ def training(version: tuple[int, ...], machine: str) -> Check:
         "distclean`, then `make setup PY=python3.11`",
         needed=False,
     )
+
+
+def own_packages(root: Path, others: list[str]) -> Check:
+    """Whether our packages, all in one folder, are as they were installed; others are files that
+    have their names and come earlier on the path. Commands pass over those.
+    """
+    altered = [
+        name
+        for name in ROOMS
+        if not (root / name / "__init__.py").is_file()
+        or (root / name / "__init__.py").stat().st_size  # ours are empty
+    ]
+    if altered:
+        remedy = f"another package of that name was installed over ours: {REINSTALL}"
+        return Check("own packages", False, f"altered: {', '.join(altered)}", remedy)
+    state = f"ours; passed over: {', '.join(others)}" if others else "ours"
+    return Check("own packages", True, state)
 
 
 def package(name: str, *versions: str) -> Check:
@@ -208,11 +227,12 @@ def tool(name: str) -> Check:
 def federated() -> Check:
     """TFF imported, and one computation run in its worker, in a process of its own."""
     code = (
-        "from model import worker; import tensorflow_federated as tff\nwith worker.running(1): "
+        "import fedboard.__main__; from model import worker; import tensorflow_federated as tff\n"
+        "with worker.running(1): "
         "print(tff.tensorflow.computation(lambda: 6 * 7)())"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code],
+        [sys.executable, "-P", "-c", code],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,

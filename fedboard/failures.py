@@ -1,8 +1,11 @@
 """What a command that failed says: one line and an exit code, whatever was raised."""
 
 import errno
+import importlib.metadata
 import os
 import sqlite3
+import sys
+import sysconfig
 import tempfile
 import traceback
 from pathlib import Path
@@ -38,8 +41,24 @@ def line(error: Exception) -> str:
     A fault of our own, which is any exception not expected here, is named by its place; the calls
     that led to it go to a file of their own.
     """
-    known = _known(error)
+    known = _known(error) or _shadowed()
     return f"{type(known).__name__}: {known}" if known else _fault(error)
+
+
+def stranger() -> tuple[str, str] | None:
+    """A package that this process has from elsewhere than where it is installed, and its file, if
+    there is one: somebody's file of that name comes earlier on the path.
+    """
+    paths = sysconfig.get_paths()
+    homes = [ROOT, *(Path(paths[name]) for name in ("stdlib", "platstdlib", "purelib", "platlib"))]
+    installed = {*importlib.metadata.packages_distributions(), *sys.stdlib_module_names}
+    for name, module in list(sys.modules.items()):
+        file = getattr(module, "__file__", None)
+        if name not in installed or not file:
+            continue
+        if not any(Path(file).is_relative_to(home) for home in homes):
+            return name, file
+    return None
 
 
 def usage(error: Exception) -> str:
@@ -75,6 +94,15 @@ def _known(error: Exception) -> FedboardError | None:
     if isinstance(error, ValueError) and "null byte" in str(error):
         return RunError("a path", "holds a null byte", "check the path")
     return None
+
+
+def _shadowed() -> FedboardError | None:
+    other = stranger()
+    if other is None:
+        return None
+    name, file = other
+    problem = f"stands in the way of the package {name}"
+    return RunError(file, problem, "rename it, or take its folder off PYTHONPATH")
 
 
 def _system(error: OSError) -> RunError:

@@ -22,7 +22,9 @@ Trust = Annotated[
         help="Public key file of a bundle's maker; by default our own, runs/keys/signing.pub."
     ),
 ]
-Seed = Annotated[int, typer.Option(help="Repeats the run.")]
+# counts beyond these are slips of the hand, and would fill the memory first
+MOST_ROUNDS, MOST_DEVICES, MOST_WORDS = 100_000, 100_000, 1_000_000
+Seed = Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Repeats the run.")]
 
 
 def emit(value: object) -> None:

@@ -21,7 +21,7 @@ from fedboard.report_material import (
     stopped,
 )
 from fedboard.report_plots import plots
-from fedboard.run import Run, writable
+from fedboard.run import Run, require_result_file, writable
 
 # by step of the funnel: those it is short of, where devices fall out before it
 LOST_BEFORE = {"assigned": Step.REFUSED, "counted": Step.DROPPED}
@@ -32,11 +32,17 @@ def build(run: Run) -> Path:
 
     Raises RunError for a folder without any part of a run, and for a damaged part, naming the file.
     """
+    require_result_file(run.report, "a report", _is_report)
     page = render(run.path.resolve().name, read(run))
     with writable(run.report) as path:
         # a lone surrogate in a message has no bytes
         durable.share(path, page.encode(errors="replace"))
     return run.report
+
+
+def _is_report(path: Path) -> bool:
+    with open(path, "rb") as file:
+        return b"<title>Fedboard: " in file.read(1000)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,9 @@
 """A run's folder: what stands where, and how a target named on the command line is found in it."""
 
 import os
-from collections.abc import Iterator
+import string
+import tempfile
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -242,6 +244,33 @@ def writable(path: Path) -> Iterator[Path]:
         ) from None
 
 
+def require_result_file(path: Path, what: str, is_ours: Callable[[Path], bool]) -> None:
+    """Raises RunError if a result cannot go to this file: a folder, a device, or a file with
+    something else in it than `what` is there, or its folder cannot be written. Changes nothing.
+    """
+    path = Path(path)
+    try:
+        if path.is_dir():
+            raise RunError(path, "is a folder, expected a file to write", "name a file in it")
+        if path.exists() and not path.is_file():
+            raise RunError(path, "is no ordinary file", "name another file")
+        if path.is_file() and path.stat().st_size and not is_ours(path):
+            remedy = "name another file; this one was left as it is"
+            raise RunError(path, f"holds something else than {what}", remedy)
+        if path.parent.is_dir():
+            with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}."):
+                return
+        nearest = next(folder for folder in path.absolute().parents if folder.exists())
+        if not nearest.is_dir():
+            raise RunError(path, f"{nearest} is a file, expected a folder", "name another file")
+        if not os.access(nearest, os.W_OK | os.X_OK):
+            raise RunError(path, f"{nearest} cannot be written", "choose a place you may write to")
+    except OSError as error:
+        raise RunError(
+            path, f"cannot be written ({error.strerror})", "choose a place you may write to"
+        ) from None
+
+
 def checkpoint_of(target: Path) -> Path:
     """The checkpoint file a target means: itself, or the best (else the last) of a run's folder."""
     target = Path(target)
@@ -312,16 +341,24 @@ def require_fit(checkpoint: weights.Checkpoint, vocabulary: Vocabulary, where: o
 
 
 def trusted_keys(trust: list[Path] | None) -> frozenset[str]:
-    """Public keys whose bundles may be opened: the files given, else our own signing key's."""
-    paths = trust or [KEYS / "signing.pub"]
+    """Public keys whose bundles may be opened: the files given, else our own signing key's.
+
+    Raises RunError for a file that is no public key.
+    """
+    return frozenset(map(_public_key, trust or [KEYS / "signing.pub"]))
+
+
+def _public_key(path: Path) -> str:
+    remedy = "pass the bundle maker's key with --trust FILE"
     try:
-        return frozenset(path.read_text().strip() for path in paths)
+        key = path.read_text().strip()
     except OSError as error:
-        raise RunError(
-            paths[0],
-            f"no trusted public key ({error.strerror})",
-            "pass the bundle maker's key with --trust FILE",
-        ) from None
+        raise RunError(path, f"no trusted public key ({error.strerror})", remedy) from None
+    except UnicodeDecodeError:
+        key = ""
+    if len(key) != 64 or not set(key) <= set(string.hexdigits):
+        raise RunError(path, "expected a public key, 64 digits in hexadecimal", remedy)
+    return key
 
 
 # with its maker's public key beside it, reference.pub
@@ -347,11 +384,25 @@ def open_bundle(path: Path | None, trust: list[Path] | None) -> Bundle:
 def signing_key(path: Path | None) -> Ed25519PrivateKey:
     """The private key bundles are signed with, made on first use.
 
-    Its public half is kept beside it as `<name>.pub`.
+    Its public half is kept beside it as `<name>.pub`. No file that is there is written over.
+    Raises RunError for a key that cannot be read or made, and for another's public half beside it.
     """
     path = path or KEYS / "signing.key"
-    key = signing.load_or_create(path)
-    with writable(path.with_suffix(".pub")) as public:
-        if not public.is_file() or public.read_text().strip() != signing.public_hex(key):
+    elsewhere = "name another key with --key FILE"
+    if path.is_dir() or path.suffix == ".pub":
+        raise RunError(path, "expected a private key's file", elsewhere)
+    public = path.with_suffix(".pub")
+    other = RunError(public, "holds something else than this key's public half", elsewhere)
+    try:
+        shown = public.read_text().strip() if os.path.lexists(public) else None
+    except (OSError, UnicodeDecodeError):
+        raise other from None
+    if shown is not None and not path.exists():
+        raise other
+    key = signing.load_or_create(path, elsewhere)
+    if shown is None:
+        with writable(public):
             durable.share(public, signing.public_hex(key).encode() + b"\n")
+    elif shown != signing.public_hex(key):
+        raise other
     return key

@@ -17,7 +17,7 @@ from device_runtime import bounds, bundle, config, weights
 from device_runtime.errors import ConfigError, RunError
 from device_runtime.metrics import MACRO_TARGETS, recall
 from device_runtime.text import Vocabulary
-from fedboard.run import checkpoint_of, require_fit, vocabulary_of
+from fedboard.run import checkpoint_of, require_fit, require_result_file, vocabulary_of
 from model import comparison, evaluation, measures, ngram, vocabulary
 from model.corpus import Corpus, sample, token_lists
 from model.pieces import Decoder
@@ -212,6 +212,28 @@ def read(path: Path) -> Scored:
         raise RunError(
             path, f"not a result of `fedboard evaluate` ({error})", "evaluate again"
         ) from None
+
+
+def require_files(predictions: Path | None, results: list[Path]) -> None:
+    """Raises RunError if predictions or results cannot go to these files, or to one of them twice.
+
+    An earlier result, or earlier predictions, may be replaced; nothing else.
+    """
+    if predictions is not None:
+        require_result_file(predictions, "predictions", measures.are_predictions)
+    for path in results:
+        require_result_file(path, "a result of `fedboard evaluate`", _is_result)
+    places = [path.resolve() for path in (*results, *([predictions] if predictions else []))]
+    if twice := next((path for path in places if places.count(path) > 1), None):
+        raise RunError(twice, "is named for two results", "name a file for each")
+
+
+def _is_result(path: Path) -> bool:
+    try:
+        read(path)
+    except RunError:
+        return False
+    return True
 
 
 def row(scored: Scored) -> list[str]:

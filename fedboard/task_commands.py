@@ -11,7 +11,7 @@ import typer
 
 from device_runtime.errors import RunError
 from fedboard import console
-from fedboard.options import Json, Trust, emit
+from fedboard.options import MOST_ROUNDS, Json, Trust, emit
 
 if TYPE_CHECKING:  # the command line starts without it
     from device_runtime.wire import RoundReport
@@ -140,7 +140,9 @@ def task_list(
 @app.command("show")
 def task_show(
     name: Name,
-    rounds: Annotated[int, typer.Option(min=1, help="How many of its newest rounds.")] = 10,
+    rounds: Annotated[
+        int, typer.Option(min=1, max=MOST_ROUNDS, help="How many of its newest rounds.")
+    ] = 10,
     dir: Folder = None,
     server: Server = None,
     token_file: TokenFile = None,

@@ -273,6 +273,16 @@ def summarise(evaluation: Evaluation, rng: np.random.Generator) -> Summary:
     )
 
 
+def are_predictions(path: Path) -> bool:
+    """Whether every line of a file is a prediction as `predictions_file` writes it."""
+    names = {field.name for field in fields(Prediction)}
+    try:
+        with open(path, "rb") as lines:
+            return all(set(json.loads(line)) == names for line in lines)
+    except (ValueError, TypeError, RecursionError):
+        return False
+
+
 @contextmanager
 def predictions_file(path: Path) -> Iterator[Callable[[Prediction], object]]:
     """A function that writes one JSON line per prediction.

@@ -46,6 +46,7 @@ STARTING = ("test_fedboard_train", "test_path", "test_fedboard_doctor")
 PROCESSES = (
     "test_server_kills",
     "test_fedboard_cli",
+    "test_fedboard_streams",
     "test_fedboard_device_day",
     "test_device_runtime_kills",
     "test_server_replicas",
