@@ -11,7 +11,7 @@ import traceback
 from pathlib import Path
 
 from device_runtime.errors import FedboardError, RunError
-from fedboard.__main__ import ROOT
+from fedboard.__main__ import ROOMS, ROOT
 
 TRACEBACK = "FEDBOARD_TRACEBACK"  # environment: print the whole traceback of a fault of ours
 _MAKE_ROOM = "make room there, or choose another place"
@@ -33,6 +33,8 @@ _REMEDIES = {
     errno.ELOOP: "check where its links lead",
     errno.EIO: "check the disk",
 }
+# what a library's error of its own says of a disk, in the system's words
+_OF_A_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EMFILE, errno.EIO)
 
 
 def line(error: Exception) -> str:
@@ -93,7 +95,11 @@ def _known(error: Exception) -> FedboardError | None:
         return RunError("a name or text", problem, "use a name that is UTF-8 text")
     if isinstance(error, ValueError) and "null byte" in str(error):
         return RunError("a path", "holds a null byte", "check the path")
-    return None
+    number = next((number for number in _OF_A_DISK if os.strerror(number) in str(error)), None)
+    if number is None:
+        return None
+    path, is_tensorflow_s, _ = str(error).partition(f"; {os.strerror(number)}")
+    return _system(OSError(number, os.strerror(number), path if is_tensorflow_s else None))
 
 
 def _shadowed() -> FedboardError | None:
@@ -131,12 +137,12 @@ def _fault(error: Exception) -> str:
     somebody typed.
     """
     frames = traceback.extract_tb(error.__traceback__)
-    ours = [frame for frame in frames if Path(frame.filename).is_relative_to(ROOT)] or frames
-    place = "fedboard"
-    if ours:
-        path = Path(ours[-1].filename)
-        named = path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
-        place = f"{named}, line {ours[-1].lineno}"
+    ours = [
+        f"{path.relative_to(ROOT)}, line {frame.lineno}"
+        for frame in frames
+        if any((path := Path(frame.filename)).is_relative_to(ROOT / room) for room in ROOMS)
+    ]
+    place = ours[-1] if ours else "a library"
     said = f"{type(error).__name__}: {place}: this is a fault of Fedboard"
     try:
         descriptor, kept = tempfile.mkstemp(prefix="fedboard-", suffix=".txt")

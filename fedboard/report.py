@@ -32,8 +32,9 @@ def build(run: Run) -> Path:
 
     Raises RunError for a folder without any part of a run, and for a damaged part, naming the file.
     """
+    material = read(run)
     require_result_file(run.report, "a report", _is_report)
-    page = render(run.path.resolve().name, read(run))
+    page = render(run.path.resolve().name, material)
     with writable(run.report) as path:
         # a lone surrogate in a message has no bytes
         durable.share(path, page.encode(errors="replace"))

@@ -16,6 +16,7 @@ from device_runtime.errors import CheckpointError, ConfigError, FedboardError, R
 from device_runtime.text import Vocabulary
 from model.recipe import Recipe
 
+PROBE_BYTES = 4096
 KEYS = Path(os.environ.get("FEDBOARD_KEYS", "runs/keys"))
 
 
@@ -257,14 +258,11 @@ def require_result_file(path: Path, what: str, is_ours: Callable[[Path], bool]) 
         if path.is_file() and path.stat().st_size and not is_ours(path):
             remedy = "name another file; this one was left as it is"
             raise RunError(path, f"holds something else than {what}", remedy)
-        if path.parent.is_dir():
-            with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}."):
-                return
         nearest = next(folder for folder in path.absolute().parents if folder.exists())
         if not nearest.is_dir():
             raise RunError(path, f"{nearest} is a file, expected a folder", "name another file")
-        if not os.access(nearest, os.W_OK | os.X_OK):
-            raise RunError(path, f"{nearest} cannot be written", "choose a place you may write to")
+        with tempfile.NamedTemporaryFile(dir=nearest, prefix=f".{path.name}.") as probe:
+            probe.write(bytes(PROBE_BYTES))  # a full disk takes a file, but nothing into it
     except OSError as error:
         raise RunError(
             path, f"cannot be written ({error.strerror})", "choose a place you may write to"
