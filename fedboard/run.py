@@ -100,6 +100,16 @@ class Settings:
     central: bool = False  # whether all text is in one place
     recipe: Recipe = field(default_factory=Recipe)
 
+    def __post_init__(self) -> None:
+        """Raises ConfigError for a name that no TOML file could hold."""
+        for name in ("data", "init"):
+            try:
+                getattr(self, name).encode()
+            except UnicodeEncodeError:
+                raise ConfigError(
+                    name, "expected a name of UTF-8 characters, found others", "rename it"
+                ) from None
+
 
 @dataclass(frozen=True)
 class Source:

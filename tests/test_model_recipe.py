@@ -161,6 +161,21 @@ def test_whatever_recipe_is_accepted_survives_its_file(tmp_path_factory, table):
     assert all(0 < rate <= 1 for rate in rates)
 
 
+@settings(max_examples=100, derandomize=True, deadline=None)
+@given(st.text(), st.text(), st.booleans())
+def test_whatever_a_corpus_is_called_its_name_survives_the_file(
+    tmp_path_factory, data, init, central
+):
+    path = tmp_path_factory.getbasetemp() / "settings.toml"
+    path.write_bytes(to_toml(Settings(data, init, central)).encode())
+    assert from_toml(Settings, path) == Settings(data, init, central)
+
+
+def test_a_name_of_no_characters_is_refused_where_it_is_said():
+    with pytest.raises(ConfigError, match="data: expected a name of UTF-8 characters"):
+        Settings("corpus\udcff")
+
+
 @pytest.mark.parametrize(("kind", "name"), sorted(set(fields_of(Recipe)), key=str))
 def test_every_field_of_a_recipe_has_finite_bounds(kind, name):
     """Whatever number stands there, it is refused in one line or is one that a file can hold."""
