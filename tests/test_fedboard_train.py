@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -381,6 +382,21 @@ def test_a_state_of_an_earlier_version_is_read_without_what_it_did_not_hold(tmp_
         states.save([np.zeros(3, np.float32), *best.values()], 6)
         _, *kept = states.load([np.ones(3, np.float32), *Best().values()], ADDED)
         assert best_of(kept) == best
+
+
+def test_the_curves_of_an_earlier_version_go_on_with_the_columns_of_this_one(tmp_path):
+    from fedboard.saved import Curves
+
+    run = Run(tmp_path)
+    golden = Run(Path(__file__).parent / "golden" / "run").metrics.read_text()
+    run.metrics.write_text(golden + "4,4.")  # and half a line
+    with asyncio.Runner() as loop:
+        Curves(run, loop.run).release(4, {"loss": 4.0, "loss_p50": 3.9})
+    with open(run.metrics, newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["round"] for row in rows] == ["1", "2", "3", "4"]
+    assert (rows[0]["loss"], rows[0]["top1"], rows[0]["loss_p50"]) == ("5.5", "0.05", "")
+    assert (rows[3]["loss"], rows[3]["loss_p50"]) == ("4.0", "3.9")
 
 
 @pytest.mark.parametrize(
