@@ -115,8 +115,10 @@ def _refusal(error: Exception) -> str | None:
 
 def sweep(run: Run) -> None:
     """Remove what a killed training, or one without room, left half written. Raises OSError."""
-    for leftover in run.state.glob(f"{STATE}*_temp*"):
-        shutil.rmtree(leftover)
+    for leftover in run.state.glob(f"{STATE}*"):
+        is_empty = not any(path.is_file() for path in leftover.rglob("*"))  # of a removed run
+        if "_temp" in leftover.name or is_empty:
+            shutil.rmtree(leftover)
     for leftover in run.path.glob(f"{run.metrics.name}_temp[0-9]*"):
         leftover.unlink()
 

@@ -41,7 +41,9 @@ def test_only_what_was_left_half_written_is_swept(tmp_path):
     run = Run(tmp_path)
     names = ["program_state_3", "program_state_4_temp1234", "notes_temp"]
     for name in names:
-        (run.state / name).mkdir(parents=True)
+        (run.state / name / "assets").mkdir(parents=True)
+        (run.state / name / "saved_model.pb").write_bytes(b"")
+    (run.state / "program_state_9" / "assets").mkdir(parents=True)  # no file is left of it
     (tmp_path / "metrics.csv_temp77").write_text("x")
     sweep(run)
     assert sorted(path.name for path in run.state.iterdir()) == ["notes_temp", "program_state_3"]
