@@ -28,6 +28,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from device_runtime import folder
 from device_runtime.config import from_json, to_json
 from device_runtime.errors import ConfigError, CorpusError
 from device_runtime.text import is_word, tokenise
@@ -301,6 +302,10 @@ def is_ours(path: Path) -> bool:
         return False
 
 
+# what data import writes; "a corpus" in its errors
+FOLDER = folder.Kind("a corpus", is_ours, FILES, MARKER, error=CorpusError)
+
+
 def open_directory(path: Path) -> Corpus:
     """The corpus in a directory that `Writer` filled, or an earlier version of Fedboard.
 
@@ -308,6 +313,7 @@ def open_directory(path: Path) -> Corpus:
     another format, or was altered.
     """
     path = Path(path)
+    folder.settle(path)
     manifest = _manifest(path)
     if isinstance(manifest, str):
         raise CorpusError(

@@ -1,9 +1,5 @@
 """The import: a person's own files -> a corpus directory, and a report of what was left out."""
 
-import contextlib
-import os
-import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -11,6 +7,7 @@ from datetime import datetime
 from pathlib import Path
 
 from device_runtime.errors import CorpusError
+from device_runtime.folder import replaced
 from model import directory, fields
 from model.fields import Left
 from model.formats import FORMATS, Choice, Note, records, suffix
@@ -117,32 +114,8 @@ def import_file(
     choice = reading.choice()
     files = sources(paths)
     _require_apart(files, out)
-    _require_ours(out)
-    with _staged(out) as staging, directory.Writer(staging) as writer:
+    with replaced(out, directory.FOLDER) as staging, directory.Writer(staging) as writer:
         return _copy(files, choice, reading, writer, progress)
-
-
-@contextlib.contextmanager
-def _staged(out: Path) -> Iterator[Path]:
-    """An empty folder, which takes the place of `out` if the block ends well."""
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    except OSError as error:
-        raise CorpusError(
-            out, f"cannot be written ({error.strerror})", "choose a folder you may write to"
-        ) from None
-    try:
-        yield temporary
-        _publish(temporary, out)
-    except OSError as error:
-        raise CorpusError(
-            error.filename or out,
-            f"cannot be read or written ({error.strerror})",
-            "check the path and the free space",
-        ) from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)  # gone already if it was published
 
 
 @dataclass
@@ -311,30 +284,3 @@ def _require_apart(files: list[Source], out: Path) -> None:
                 "is to be read, but lies in the folder to be written",
                 "choose another --out, nothing there was touched",
             )
-
-
-def _require_ours(out: Path) -> None:
-    if out.is_dir() and (not any(out.iterdir()) or directory.is_ours(out)):
-        return
-    if out.exists():
-        raise CorpusError(
-            out,
-            "exists and is not a corpus directory",
-            "choose another --out, nothing there was touched",
-        )
-
-
-def _publish(temporary: Path, out: Path) -> None:
-    """Put the finished directory in place of an older one of ours."""
-    temporary.chmod(0o755)  # mkdtemp makes it private
-    if out.is_dir() and any(out.iterdir()):
-        old = temporary.with_name(temporary.name + ".old")
-        os.replace(out, old)
-        try:
-            os.replace(temporary, out)
-        except OSError:
-            os.replace(old, out)
-            raise
-        shutil.rmtree(old)
-    else:
-        os.replace(temporary, out)

@@ -15,6 +15,7 @@ from model.corpora import load
 from model.corpus import Utterance, split_of
 from model.directory import open_directory
 from model.imported import Dropped, Reading, import_file
+from tests.kill_points import every_kill_point
 
 TRAIN, VALIDATION, TEST = "user0", "user26", "user13"  # where their names fall
 USERS = (TRAIN, VALIDATION, TEST)
@@ -202,7 +203,7 @@ def test_a_folder_of_other_things_is_not_overwritten_but_an_older_import_is(tmp_
     path, out = write_jsonl(tmp_path / "log.jsonl", ROWS), tmp_path / "out"
     out.mkdir()
     (out / "thesis.txt").write_text("mine")
-    with pytest.raises(CorpusError, match="exists and is not a corpus directory"):
+    with pytest.raises(CorpusError, match="holds files that are not a corpus"):
         import_file(path, out)
     assert (out / "thesis.txt").read_text() == "mine"
     (out / "thesis.txt").unlink()
@@ -290,3 +291,36 @@ def test_a_directory_of_another_format_is_refused_with_the_way_out(tmp_path):
         match=r"expected format fedboard-corpus-1 or fedboard-corpus-2, found .*import the",
     ):
         open_directory(tmp_path / "later")
+
+
+def test_an_import_killed_at_any_step_leaves_the_old_corpus_or_the_new_one(tmp_path):
+    old, new = tmp_path / "old.jsonl", tmp_path / "new.jsonl"
+    write_jsonl(old, ROWS)
+    write_jsonl(new, [{**row, "text": "entirely new words"} for row in ROWS])
+    script = f"""
+from model import imported
+
+def work(folder):
+    imported.import_file({str(new)!r}, folder)
+"""
+    digests = {
+        name: import_file(path, tmp_path / name).digest
+        for name, path in (("an old one", old), ("a new one", new))
+    }
+    seen = set()
+
+    def prepare(place):
+        import_file(old, place)
+        (place / "notes.md").write_text("mine")
+
+    def check(place):
+        seen.add(load(place).digest)
+        assert sorted(path.name for path in place.iterdir()) == [
+            "corpus.json",
+            "corpus.jsonl",
+            "notes.md",
+            "users.jsonl",
+        ]
+
+    assert every_kill_point(script, tmp_path / "place", prepare, check) > 10
+    assert seen == set(digests.values())
