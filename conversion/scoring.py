@@ -11,7 +11,8 @@ from device_runtime.bundle import Bundle
 from device_runtime.predictor import Predictor
 from model.evaluation import Engine
 
-ROWS = 64  # texts stepped side by side
+ROWS = 64  # texts stepped side by side, at most
+POSITIONS = 1 << 11  # of theirs together, each of which has a score a word, unless one has more
 
 
 def bundle_engine(bundle: Bundle) -> Engine:
@@ -19,8 +20,13 @@ def bundle_engine(bundle: Bundle) -> Engine:
     predictor = Predictor(bundle)
 
     def score(sequences: Sequence[Sequence[int]]) -> Iterator[np.ndarray]:
-        for start in range(0, len(sequences), ROWS):
-            yield _score(predictor, sequences[start : start + ROWS])
+        start = 0
+        while start < len(sequences):
+            beside = sequences[start : start + ROWS]
+            ends = np.cumsum([len(sequence) for sequence in beside])
+            beside = beside[: max(1, int(np.searchsorted(ends, POSITIONS, side="right")))]
+            yield _score(predictor, beside)
+            start += len(beside)
 
     return score
 

@@ -45,15 +45,16 @@ def evaluate(
     progress is called with (utterances done, all utterances). Raises VocabularyError for a
     vocabulary of pieces.
     """
-    users = {
-        name: own
+    # users are read one at a time, once to count and once to score, and are not kept
+    lengths = {
+        name: len(own)
         for name, own in islice(users.items(), scope.max_users)
         if scored_of(own, scope.personal, scope.last)
     }
-    tally = Tally(list(users))
-    done, everything = 0, sum(map(len, users.values()))
+    tally = Tally(list(lengths))
+    done, everything = 0, sum(lengths.values())
     served = behind = 0
-    for user, utterances in enumerate(users.values()):
+    for user, utterances in enumerate(map(users.__getitem__, lengths)):
         own = OwnWords(vocabulary)
         history = len(utterances) - scored_of(utterances, scope.personal, scope.last)
         saw = lost = False

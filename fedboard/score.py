@@ -6,7 +6,7 @@ By protocol nwp-v1, as tables and as JSON.
 import json
 import math
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -19,11 +19,12 @@ from device_runtime.metrics import MACRO_TARGETS, recall
 from device_runtime.text import Vocabulary
 from fedboard.run import checkpoint_of, require_fit, require_result_file, vocabulary_of
 from model import comparison, evaluation, measures, ngram, vocabulary
-from model.corpus import Corpus, sample, token_lists
+from model.corpus import Corpus, few, sample, token_lists
 from model.pieces import Decoder
 from model.recipe import VOCABULARY
 
 OWN = "+own"  # after a target: with the user's own words
+COUNTED = 5_000_000  # train words that a baseline is counted of, at most, where that is known
 BASELINES = {"unigram": 1, "kn2": 2, "kn3": 3, "kn4": 4}
 TITLES = {
     "unigram": "unigram",
@@ -66,6 +67,7 @@ class Asked:
     name: str = ""  # in the table; by default the target's own
     predictions: Path | None = None  # file for one JSON line a target position
     personal: bool = False  # by the personal protocol
+    users: int | None = None  # scored at most; None: all, or as many as the corpus says
 
     def __post_init__(self) -> None:
         """Raises ConfigError for a vocabulary of no size."""
@@ -87,7 +89,7 @@ def measure(
     """
     plain = target.removesuffix(OWN)
     kind, engine, known, blocked = _engine(plain, corpus, trusted, asked.tokenizer, asked.words)
-    users = sample(corpus.split(asked.split), corpus.most)
+    users = sample(corpus.split(asked.split), asked.users or corpus.most)
     scope = evaluation.Scope(personal=asked.personal, blocked=blocked)
     mixed = plain != target
     if mixed:
@@ -167,10 +169,10 @@ def _engine(
         known = (
             Vocabulary.read(tokenizer)
             if tokenizer
-            else vocabulary.build(token_lists(corpus.train, corpus.most), words)
+            else vocabulary.build(token_lists(few(corpus, vocabulary.COUNTED)), words)
         )
         known.require_words("a baseline")
-        sequences = [known.ids(tokens) for tokens in token_lists(corpus.train, corpus.most)]
+        sequences = [known.ids(tokens) for tokens in token_lists(few(corpus, COUNTED))]
         return (
             "baseline",
             evaluation.ngram_engine(ngram.train(sequences, BASELINES[target], len(known))),
@@ -249,6 +251,23 @@ def row(scored: Scored) -> list[str]:
 
 
 COLUMNS = ["system", "top-1 %", "top-3 %", "ppl", "keys saved"]
+
+
+def partly(corpus: Corpus, asked: Asked, targets: Sequence[str]) -> list[str]:
+    """What is said beside a table where not all of a corpus was read: a sentence each."""
+    sentences = []
+    everyone, most = len(corpus.split(asked.split)), asked.users or corpus.most
+    if most and everyone > most:
+        sentences.append(f"read at most {most:,} of {everyone:,} {asked.split} users")
+    counted = len(few(corpus, COUNTED))
+    if counted < len(corpus.train) and BASELINES.keys() & targets:
+        sentences.append(
+            f"n-grams were counted of {counted:,} of {len(corpus.train):,} train users: a baseline "
+            f"reads at most {COUNTED:,} words"
+            if corpus.noted
+            else f"n-grams were counted of {counted:,} of {len(corpus.train):,} train users"
+        )
+    return sentences
 
 
 def footnote(systems: list[Scored]) -> str:

@@ -43,7 +43,7 @@ from fedboard.run import (
 from fedboard.saved import ADDED, Best, Curves, States, best_of, going_on, versions_of, writing
 from model import cohorts, corpora, evaluation, memory, network, vocabulary, worker
 from model.clients import Clients
-from model.corpus import Corpus, Users, token_lists
+from model.corpus import Corpus, Users, few, token_lists
 from model.measures import Evaluation
 from model.recipe import Recipe
 
@@ -238,7 +238,7 @@ def beginning(
                 path, f"holds a network of another size than `{recipe.size}`", "pass its --size"
             )
         return words, first
-    tokens = token_lists(corpus.train, corpus.most)
+    tokens = token_lists(few(corpus, vocabulary.COUNTED))
     words = (vocabulary.build_unigram if recipe.tokenizer == "unigram" else vocabulary.build)(
         tokens, recipe.vocabulary
     )

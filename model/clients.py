@@ -3,8 +3,8 @@
 Read one client at a time, when it is drawn.
 """
 
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 
 import numpy as np
 
@@ -16,6 +16,9 @@ from model.recipe import Client
 
 # clients whose rows are kept in memory, the last ones drawn: making them again is cheap
 KEPT = 256
+KEPT_ROWS = 1 << 18  # of all of them together
+MOST_ROWS = 1 << 17  # of one client: of a longer history, the newest
+_BLOCK = 4096  # utterances whose rows are made at once
 
 
 class Clients(Sequence):
@@ -25,17 +28,34 @@ class Clients(Sequence):
         self, users: Mapping[str, Sequence[Utterance]], vocabulary: Vocabulary, length: int
     ):
         self._users, self._names = users, list(users)
-        self._rows = lru_cache(KEPT)(
-            lambda name: rows(
-                (vocabulary.ids(utterance.tokens) for utterance in users[name]), length
-            )
-        )
+        self._vocabulary, self._length = vocabulary, length
+        self._kept: OrderedDict[str, np.ndarray] = OrderedDict()  # the last one drawn last
+        self._held = 0  # their rows
 
     def __len__(self) -> int:
         return len(self._names)
 
     def __getitem__(self, i: int) -> np.ndarray:  # type: ignore[override]
-        return self._rows(self._names[i])
+        name = self._names[i]
+        if name in self._kept:
+            self._kept.move_to_end(name)
+            return self._kept[name]
+        own = self._kept[name] = self._rows(self._users[name])
+        self._held += len(own)
+        while len(self._kept) > KEPT or (self._held > KEPT_ROWS and len(self._kept) > 1):
+            self._held -= len(self._kept.popitem(last=False)[1])
+        return own
+
+    def _rows(self, utterances: Sequence[Utterance]) -> np.ndarray:
+        """At most MOST_ROWS; an utterance has one or more."""
+        blocks = [
+            rows(
+                (self._vocabulary.ids(said.tokens) for said in utterances[start : start + _BLOCK]),
+                self._length,
+            )
+            for start in range(max(0, len(utterances) - MOST_ROWS), len(utterances), _BLOCK)
+        ]
+        return np.concatenate(blocks)[-MOST_ROWS:] if blocks else rows([], self._length)
 
 
 def batches(

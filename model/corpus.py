@@ -71,6 +71,19 @@ class LazyUsers(Mapping[str, Sequence[Utterance]]):
 
 
 @dataclass(frozen=True)
+class Noted:
+    """What is known of a corpus without reading a message: it was noted at the import."""
+
+    rows: int  # of what was imported
+    words: Mapping[str, Sequence[int]]  # of each split, by user, in the order of their names
+    utterances: Mapping[str, Sequence[int]]  # likewise
+    distinct_words: int
+    # reason -> the first places of what was dropped for it, such as chat.csv:12
+    places: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    notes: Sequence[str] = ()  # what else the import said
+
+
+@dataclass(frozen=True)
 class Corpus:
     """A cleaned corpus, split by user.
 
@@ -85,8 +98,10 @@ class Corpus:
     test: Users
     # reason -> utterances left out by cleaning; None: cleaned on reading, not counted
     dropped: dict[str, int] | None = field(default_factory=dict)
-    # users of a split that vocabulary, statistics and scores are taken from, by `sample`; None: all
+    # users of a split that scores are taken from, by `sample`, and all else of which nothing is
+    # noted; None: all
     most: int | None = None
+    noted: Noted | None = None  # None: nothing is known before the messages are read
 
     def split(self, name: str) -> Users:
         """Raises CorpusError for a name that is not a split."""
@@ -109,6 +124,16 @@ class Size:
 
 
 @dataclass(frozen=True)
+class Bin:
+    """The users who typed so much, both ends included."""
+
+    least: int
+    most: int
+    users: int
+    typed: int  # by all of them
+
+
+@dataclass(frozen=True)
 class Stats:
     """What `fedboard data stats` prints.
 
@@ -127,6 +152,11 @@ class Stats:
     distinct_words: int
     largest_ten: float  # share of all words that the ten users with most words typed, 0..1
     dropped: dict[str, int] | None  # None: not counted
+    rows: int | None  # dropped and kept; None: not counted
+    places: dict[str, tuple[str, ...]]  # of the first that were dropped, by reason, where known
+    notes: tuple[str, ...]  # what the import said
+    by_words: tuple[Bin, ...]  # users by how many words they typed, each bin twice the last
+    by_utterances: tuple[Bin, ...]
 
 
 def prepare(name: str, digest: str, rows: Iterable[tuple[str, str, float | None]]) -> Corpus:
@@ -267,27 +297,44 @@ def token_lists(users: Users, most: int | None = None) -> Iterator[tuple[str, ..
     )
 
 
+def few(corpus: Corpus, most_words: int) -> Users:
+    """Train users who typed at most `most_words` words together, the same ones each time.
+
+    All of them if they typed no more, or if that is not known: then a sample of `corpus.most`.
+    They are spread by a hash of their names; of a single user who typed more, it is the newest
+    utterances. Reads nothing before it is asked for.
+    """
+    users, noted = corpus.train, corpus.noted
+    if noted is None:
+        return sample(users, corpus.most)
+    words = dict(zip(users, noted.words["train"], strict=True))
+    if sum(words.values()) <= most_words:
+        return users
+    chosen, left = set(), most_words
+    for name in sorted(words, key=lambda name: hashlib.sha256(name.encode()).digest()):
+        if words[name] <= left:
+            chosen.add(name)
+            left -= words[name]
+    if chosen:
+        return only(users, (name for name in users if name in chosen))
+    name = min(words, key=words.__getitem__)
+
+    def newest(name: str) -> Sequence[Utterance]:
+        own = users[name]
+        return own[-max(1, len(own) * most_words // words[name]) :]
+
+    return LazyUsers([name], newest)
+
+
 def stats(corpus: Corpus) -> Stats:
     """Users, utterances and words by split, and how unevenly they are spread.
 
-    It is about at most `corpus.most` users of each split.
+    It is about at most `corpus.most` users of each split, unless all is noted; then nothing is
+    read.
 
     Raises CorpusError if cleaning leaves no utterance of them.
     """
-    words: Counter[str] = Counter()
-    counts: dict[str, list[tuple[int, int]]] = {}  # split -> words and utterances of each user
-    for split in SPLITS:
-        counts[split] = []
-        for utterances in sample(corpus.split(split), corpus.most).values():
-            if utterances:
-                own = Counter(
-                    token
-                    for utterance in utterances
-                    for token in utterance.tokens
-                    if is_word(token)
-                )
-                counts[split].append((own.total(), len(utterances)))
-                words.update(own)
+    counts, distinct_words = _counts(corpus) if corpus.noted is None else _noted(corpus.noted)
     everyone = sorted(itertools.chain.from_iterable(counts.values()), reverse=True)
     if not everyone:
         raise CorpusError(
@@ -305,15 +352,71 @@ def stats(corpus: Corpus) -> Stats:
             for name in ("users", "utterances", "words")
         )
     )
+    noted = corpus.noted
+    kept = None if corpus.dropped is None else total.utterances + sum(corpus.dropped.values())
     return Stats(
         corpus.name,
         {split: len(corpus.split(split)) for split in SPLITS},
-        corpus.most,
+        corpus.most if noted is None else None,
         total,
         **sizes,
         median_words=statistics.median(n for n, _ in everyone),
         median_utterances=statistics.median(n for _, n in everyone),
-        distinct_words=len(words),
+        distinct_words=distinct_words,
         largest_ten=sum(n for n, _ in everyone[:10]) / total.words,
         dropped=corpus.dropped,
+        rows=noted.rows if noted else kept,
+        places={reason: tuple(where) for reason, where in noted.places.items()} if noted else {},
+        notes=tuple(noted.notes) if noted else (),
+        by_words=bins(n for n, _ in everyone),
+        by_utterances=bins(n for _, n in everyone),
     )
+
+
+def bins(numbers: Iterable[int]) -> tuple[Bin, ...]:
+    """Users by how much each typed, in bins of doubling size; numbers are 1 or more.
+
+    >>> [(each.least, each.most, each.users, each.typed) for each in bins([1, 3, 2, 9])]
+    [(1, 1, 1, 1), (2, 3, 2, 5), (4, 7, 0, 0), (8, 15, 1, 9)]
+    """
+    users: Counter[int] = Counter()
+    typed: Counter[int] = Counter()
+    for number in numbers:
+        users[number.bit_length()] += 1
+        typed[number.bit_length()] += number
+    return tuple(
+        Bin(2 ** (size - 1), 2**size - 1, users[size], typed[size])
+        for size in range(min(users, default=1), max(users, default=0) + 1)
+    )
+
+
+# split -> words and utterances of each user
+_Counts = dict[str, list[tuple[int, int]]]
+
+
+def _counts(corpus: Corpus) -> tuple[_Counts, int]:
+    """What is counted by reading, and the number of distinct words."""
+    words: Counter[str] = Counter()
+    counts: _Counts = {}
+    for split in SPLITS:
+        counts[split] = []
+        for utterances in sample(corpus.split(split), corpus.most).values():
+            if utterances:
+                own = Counter(
+                    token
+                    for utterance in utterances
+                    for token in utterance.tokens
+                    if is_word(token)
+                )
+                counts[split].append((own.total(), len(utterances)))
+                words.update(own)
+    return counts, len(words)
+
+
+def _noted(noted: Noted) -> tuple[_Counts, int]:
+    """The same of a corpus of which it is noted."""
+    counts = {
+        split: list(zip(noted.words[split], noted.utterances[split], strict=True))
+        for split in SPLITS
+    }
+    return counts, noted.distinct_words

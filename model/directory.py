@@ -13,6 +13,7 @@ import hashlib
 import itertools
 import json
 import math
+import operator
 import os
 import weakref
 from array import array
@@ -21,10 +22,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from io import BufferedReader
-from operator import itemgetter
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, overload
 
 import numpy as np
 
@@ -38,6 +38,7 @@ from model.corpus import (
     SPLITS,
     Corpus,
     LazyUsers,
+    Noted,
     Utterance,
     prepare,
     require_users,
@@ -52,6 +53,9 @@ EARLIER = "fedboard-corpus-1"
 DATA, INDEX, MARKER = "corpus.jsonl", "users.jsonl", "corpus.json"
 FILES = (DATA, INDEX, MARKER)  # all that is ever written into a corpus directory
 AGAIN = "import the corpus again with `fedboard data import`"
+MANY = 1_000_000  # messages from which scores are taken of a sample of the users
+SAMPLE = 1000  # of them, in each split
+LARGE = 4 << 20  # bytes of one user's messages from which they are read one by one
 _NO_TIME = -math.inf  # sorts before every time
 _NEW_WORDS = 1 << 17  # words that are remembered as they are before they are counted by hash
 
@@ -212,7 +216,7 @@ class _Written:
 
     def write(self, rows: Iterable[Row], data: BinaryIO, index: BinaryIO) -> None:
         """Rows come in order: by user, then those without a time, then by time."""
-        for name, own in itertools.groupby(rows, itemgetter(0)):
+        for name, own in itertools.groupby(rows, operator.itemgetter(0)):
             split = self._splits[name]
             size = messages = words = 0
             for number, line in self._in_order(own if split == "train" else self._new(own)):
@@ -327,7 +331,16 @@ def open_directory(path: Path) -> Corpus:
     splits = {split: LazyUsers(data.names(split), data.utterances) for split in SPLITS}
     require_users(path, manifest.users, {split: len(users) for split, users in splits.items()})
     train, validation, test = splits.values()
-    return Corpus(path.name, manifest.digest, train, validation, test, manifest.dropped)
+    return Corpus(
+        path.name,
+        manifest.digest,
+        train,
+        validation,
+        test,
+        manifest.dropped,
+        SAMPLE if manifest.kept > MANY else None,
+        data.noted(manifest),
+    )
 
 
 class _Data:
@@ -338,9 +351,11 @@ class _Data:
         self._path = path / DATA
         users = list(_index(path / INDEX, manifest))
         self._places = {user.name: place for place, user in enumerate(users)}
-        self._splits = [user.split for user in users]
+        self._splits = [SPLITS.index(user.split) for user in users]
         self._sizes = array("Q", (user.bytes for user in users))
         self._ends = array("Q", itertools.accumulate(self._sizes))
+        self._messages = array("Q", (user.messages for user in users))
+        self._words = array("Q", (user.words for user in users))
         with _opened(self._path) as file:
             _require_digest(self._path, file, manifest.digest)
             if os.fstat(file.fileno()).st_size != (self._ends[-1] if users else 0):
@@ -350,26 +365,91 @@ class _Data:
 
     def names(self, split: str) -> list[str]:
         """The users of a split, in alphabetical order."""
-        return [name for name, own in zip(self._places, self._splits, strict=True) if own == split]
+        return list(self._of(split, self._places))
 
-    def utterances(self, name: str) -> list[Utterance]:
-        """Raises CorpusError if they are no longer there."""
+    def noted(self, manifest: Manifest) -> Noted:
+        """What manifest and index say of the corpus."""
+        words, messages = (
+            {split: array("Q", self._of(split, numbers)) for split in SPLITS}
+            for numbers in (self._words, self._messages)
+        )
+        distinct, places = manifest.distinct_words, manifest.places
+        return Noted(manifest.rows, words, messages, distinct, places, manifest.notes)
+
+    def _of(self, split: str, values: Iterable[Any]) -> Iterator[Any]:
+        which = SPLITS.index(split)
+        return (value for value, own in zip(values, self._splits, strict=True) if own == which)
+
+    def utterances(self, name: str) -> Sequence[Utterance]:
+        """A user's, in time order; read one by one if they are many.
+
+        Raises CorpusError if they are no longer there.
+        """
         place = self._places[name]
-        size = self._sizes[place]
+        size, end = self._sizes[place], self._ends[place]
+        if size >= LARGE:
+            messages = _Messages(self, end - size, end)
+            self._require_all(len(messages), place)
+            return messages
+        lines = self.read(end - size, end).splitlines()
+        self._require_all(len(lines), place)
+        return [self.utterance(line) for line in lines]
+
+    def read(self, start: int, end: int) -> bytes:
+        """The bytes of the file from start to end. Raises CorpusError if it cannot be read."""
         try:
-            data = os.pread(self._file, size, self._ends[place] - size)
-            return [utterance_of(*_row(line)) for line in data.splitlines()]
+            return os.pread(self._file, end - start, start)
         except OSError as error:
             raise CorpusError(self._path, f"cannot be read ({error.strerror})", AGAIN) from None
+
+    def utterance(self, line: bytes) -> Utterance:
+        """The message of a line. Raises CorpusError if it holds none."""
+        try:
+            row = json.loads(line)
+            return utterance_of(row["text"], tokenise(row["text"]), row.get("timestamp"))
         except (ValueError, KeyError, TypeError):
-            raise CorpusError(
-                self._path, "was altered while it was open", "leave it alone, and begin again"
-            ) from None
+            raise self._altered() from None
+
+    def _require_all(self, messages: int, place: int) -> None:
+        if messages != self._messages[place]:
+            raise self._altered()
+
+    def _altered(self) -> CorpusError:
+        remedy = "leave it alone, and begin again"
+        return CorpusError(self._path, "was altered while it was open", remedy)
 
 
-def _row(line: bytes) -> tuple[str, list[str], float | None]:
-    row = json.loads(line)
-    return row["text"], tokenise(row["text"]), row.get("timestamp")
+class _Messages(Sequence[Utterance]):
+    """The messages of a user who wrote very many: each is read when it is asked for."""
+
+    def __init__(self, data: _Data, start: int, end: int):
+        """They stand in the data's file from start to end."""
+        self._data = data
+        self._ends = array("Q", [start])
+        for place in range(start, end, LARGE):
+            block = np.frombuffer(data.read(place, min(place + LARGE, end)), np.uint8)
+            ends = np.flatnonzero(block == ord("\n")).astype(np.uint64) + np.uint64(place + 1)
+            self._ends.frombytes(ends.tobytes())
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    @overload
+    def __getitem__(self, i: int) -> Utterance: ...
+    @overload
+    def __getitem__(self, i: slice) -> list[Utterance]: ...
+    def __getitem__(self, i: int | slice) -> Utterance | list[Utterance]:
+        if isinstance(i, slice):
+            return [self[place] for place in range(*i.indices(len(self)))]
+        place = range(len(self))[i]
+        return self._data.utterance(self._data.read(self._ends[place], self._ends[place + 1]))
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Sequence) or len(self) != len(other):
+            return NotImplemented
+        return all(map(operator.eq, self, other))
+
+    __hash__ = None  # type: ignore[assignment]
 
 
 def _index(path: Path, manifest: Manifest) -> Iterator[_User]:

@@ -5,7 +5,7 @@ log-probabilities of the next id. A network of pieces is a decoder instead, whic
 Contexts never cross utterances (the base protocol: no history).
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Protocol
@@ -23,9 +23,11 @@ from model.pieces import Decoder
 
 LAST = 200  # utterances scored of each user
 PERSONAL = 40  # utterances of a user of the personal protocol
-BLOCK = 4096  # utterances given to an engine at once
+BLOCK = 4096  # utterances given to an engine at once, at most
+TOKENS = 1 << 17  # of them together, unless one alone has more
 CHUNK = 1 << 23  # log-probabilities held at once by our engines: 32 MB
-BATCH = 128  # sequences of like length the network reads side by side
+BATCH = 128  # sequences of like length the network reads side by side, at most
+STEPS = 1 << 15  # their positions together, padding included
 
 
 class Engine(Protocol):
@@ -71,7 +73,7 @@ def _hidden(weights: Weights, sequences: Sequence[Sequence[int]]) -> np.ndarray:
     starts = np.cumsum(lengths) - lengths
     states = np.empty((lengths.sum(), weights["embedding"].shape[1]), np.float32)
     order = np.argsort(lengths, kind="stable")
-    for rows in (order[start : start + BATCH] for start in range(0, len(order), BATCH)):
+    for rows in _batches(order, lengths):
         inputs = np.zeros((len(rows), lengths[rows[-1]]), np.int32)
         for row, i in enumerate(rows):
             inputs[row, : lengths[i]] = sequences[i]
@@ -80,6 +82,17 @@ def _hidden(weights: Weights, sequences: Sequence[Sequence[int]]) -> np.ndarray:
             weights, inputs
         )[within]
     return states
+
+
+def _batches(order: np.ndarray, lengths: np.ndarray) -> Iterator[np.ndarray]:
+    """Sequences to read side by side; `order` names them, shortest first."""
+    start = 0
+    while start < len(order):
+        rows = order[start : start + BATCH]
+        places = lengths[rows] * np.arange(1, len(rows) + 1)
+        rows = rows[: max(1, int(np.searchsorted(places, STEPS, side="right")))]
+        yield rows
+        start += len(rows)
 
 
 def _chunks(positions: int, vocabulary_size: int) -> Iterator[tuple[int, int]]:
@@ -116,19 +129,19 @@ def evaluate(
     """
     if vocabulary.of_pieces and not isinstance(engine, Decoder):
         raise ValueError("a vocabulary of pieces is scored by a decoder, which gives whole words")
-    names: list[str] = []
-    scored: list[tuple[int, Sequence[str]]] = []
-    # users are read one at a time and not kept
+    # users are read one at a time, once to count and once to score, and are not kept
+    newest_of: dict[str, int] = {}
+    everything = 0
     for name, own in islice(users.items(), scope.max_users):
         if newest := scored_of(own, scope.personal, scope.last):
-            scored += [(len(names), utterance.tokens) for utterance in own[-newest:]]
-            names.append(name)
-    everything = sum(len(tokens) for _, tokens in scored)
+            newest_of[name] = newest
+            everything += sum(len(utterance.tokens) for utterance in own[-newest:])
+    names = list(newest_of)
     tally = Tally(names, vocabulary.of_pieces)
     blocked = blocked_ids(vocabulary.tokens, scope.blocked)
     done = 0
-    for first in range(0, len(scored), BLOCK):
-        targets = targets_of(scored[first : first + BLOCK])
+    for block in _blocks(users, newest_of):
+        targets = targets_of(block)
         start = 0
         for answers in (
             _decoded(engine, targets)
@@ -141,6 +154,23 @@ def evaluate(
                 progress(done + start, everything)
         done += start
     return tally.evaluation()
+
+
+def _blocks(
+    users: Users, newest_of: Mapping[str, int]
+) -> Iterator[list[tuple[int, Sequence[str]]]]:
+    """The newest utterances of each user, so many: the place of the user, and tokens."""
+    block: list[tuple[int, Sequence[str]]] = []
+    size = 0
+    for user, (name, newest) in enumerate(newest_of.items()):
+        for utterance in users[name][-newest:]:
+            if len(block) == BLOCK or (block and size + len(utterance.tokens) > TOKENS):
+                yield block
+                block, size = [], 0
+            block.append((user, utterance.tokens))
+            size += len(utterance.tokens)
+    if block:
+        yield block
 
 
 def scored_of(utterances: Sequence[Utterance], personal: bool = False, last: int = LAST) -> int:

@@ -29,6 +29,8 @@ from device_runtime.text import (
 )
 
 SIZE = 10_000  # words, beside the special ids and classes
+# train words that it is counted of, at most, where that is known: none of its words is rare then
+COUNTED = 20_000_000
 # score of pad and bos, which are never targets: below a word seen once among 400 million targets
 NEVER = -20.0
 _SPACE = "\u2581"

@@ -3,9 +3,11 @@
 import numpy as np
 
 from device_runtime.wire import Plan
+from model import clients
 from model.clients import Clients, batches
-from model.corpus import Utterance
+from model.corpus import LazyUsers, Utterance
 from model.recipe import Client
+from model.vocabulary import build
 
 # 2, 3, 1, 3 and 2 targets
 ROWS = np.array([[1, 5, 2, 0], [1, 6, 7, 2], [1, 2, 0, 0], [1, 8, 9, 2], [1, 5, 2, 0]], np.int32)
@@ -73,3 +75,39 @@ def test_clients_are_read_when_they_are_drawn(tiny_vocabulary):
     assert len(clients) == 100
     assert clients[7].shape == (7, 7)
     assert read == ["u7"]
+
+
+def said(*lengths):
+    """Utterances of so many unknown words."""
+    return [Utterance("", ("zq",) * length) for length in lengths]
+
+
+def reading(users, monkeypatch, **bounds):
+    """Clients with rows of two targets, and the list of the users who were read."""
+    for name, value in bounds.items():
+        monkeypatch.setattr(clients, name, value)
+    read = []
+
+    def own(name):
+        read.append(name)
+        return users[name]
+
+    return Clients(LazyUsers(users, own), build([("hello",)]), 2), read
+
+
+def test_rows_kept_in_memory_are_bounded_by_clients_and_by_rows(monkeypatch):
+    users = {"ann": said(1), "bob": said(1, 1), "cid": said(1), "dan": said(9)}  # 1, 2, 1, 5 rows
+    some, read = reading(users, monkeypatch, KEPT=3, KEPT_ROWS=3)
+    for i in (0, 1, 0, 2, 1):
+        assert len(some[i]) == (1, 2, 1, 5)[i]
+    assert read == ["ann", "bob", "cid", "bob"]  # the third took the place of the one asked last
+    assert (len(some[3]), len(some[3])) == (5, 5)  # alone it may have more
+    assert read[4:] == ["dan"]
+
+
+def test_of_a_very_long_history_the_newest_rows_are_used(monkeypatch):
+    history = said(9, 1, 3, 1)  # 5, 1, 2, 1 rows
+    whole, _ = reading({"ann": history}, monkeypatch)
+    some, _ = reading({"ann": history}, monkeypatch, MOST_ROWS=3, _BLOCK=2)
+    np.testing.assert_array_equal(some[0], whole[0][-3:])
+    assert len(reading({"ann": []}, monkeypatch)[0][0]) == 0

@@ -11,8 +11,11 @@ from device_runtime.errors import CorpusError
 from model.corpus import (
     SPLITS,
     LazyUsers,
+    Noted,
     Utterance,
+    bins,
     cleaned,
+    few,
     only,
     prepare,
     sample,
@@ -224,3 +227,45 @@ def test_a_sample_is_spread_evenly_and_never_larger_than_asked(users, most):
 def test_a_sample_of_everybody_is_the_users_themselves():
     users = corpus().train
     assert sample(users, None) is sample(users, 1) is users
+
+
+def noted(**words):
+    """A corpus whose train users typed so many words, an utterance a word, and nobody was read."""
+    users, read = lazy(words)
+    said = LazyUsers(users, lambda name: users[name] * words[name])
+    counts = {"train": list(words.values()), "validation": [], "test": []}
+    return replace(corpus(), train=said, noted=Noted(0, counts, counts, 1)), read
+
+
+def test_few_users_are_those_who_typed_at_most_so_many_words_together():
+    toy, read = noted(ann=5, bob=3, cid=2, dan=4)
+    assert few(toy, 14) is toy.train
+    some = few(toy, 9)
+    assert sum({"ann": 5, "bob": 3, "cid": 2, "dan": 4}[name] for name in some) <= 9
+    assert list(some) == sorted(some) == list(few(toy, 9))
+    assert len(some) >= 2
+    assert read == []
+
+
+def test_of_a_user_who_typed_more_than_all_may_the_newest_utterances_are_few():
+    toy, _ = noted(ann=50, bob=8)
+    assert {name: len(own) for name, own in few(toy, 4).items()} == {"bob": 4}
+
+
+def test_few_users_of_a_corpus_nobody_counted_are_its_sample():
+    users, _ = lazy([f"user{i}" for i in range(9)])
+    assert list(few(replace(corpus(), train=users, most=2), 1)) == ["user0", "user4"]
+    assert few(replace(corpus(), train=users), 1) is users
+
+
+@given(st.lists(st.integers(1, 10_000), min_size=1, max_size=30))
+def test_every_user_is_in_one_bin_and_bins_are_without_gaps(numbers):
+    result = bins(numbers)
+    assert (sum(each.users for each in result), sum(each.typed for each in result)) == (
+        len(numbers),
+        sum(numbers),
+    )
+    assert result[0].least <= min(numbers) <= result[0].most
+    assert result[-1].least <= max(numbers) <= result[-1].most
+    for before, after in itertools.pairwise(result):
+        assert after.least == before.most + 1

@@ -1,8 +1,10 @@
 """Corpus directories: equal to what `prepare` makes in memory, refused where they were altered."""
 
+import hashlib
 import json
 import shutil
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ from device_runtime.config import from_json
 from device_runtime.errors import CorpusError
 from model import directory, sorting
 from model.corpora import load
-from model.corpus import IN_TRAIN, SPLITS, Corpus, Utterance, prepare
+from model.corpus import IN_TRAIN, SPLITS, Corpus, Utterance, prepare, stats
 from model.directory import Manifest, Writer, is_ours, open_directory
 
 TRAIN, VALIDATION, TEST = "user0", "user26", "user13"  # where their names fall
@@ -142,6 +144,45 @@ def test_messages_are_read_one_user_at_a_time(tmp_path):
         corpus.train[TEST]
 
 
+@given(st.lists(st.tuples(TEXTS, TIMES), max_size=9), st.slices(9))
+def test_a_user_with_very_many_messages_is_read_message_by_message(tmp_path_factory, said, part):
+    folder = tmp_path_factory.mktemp("corpus") / "toy"
+    rows = [(user, f"I am {user}", 0.0) for user in USERS]
+    write(folder, [*rows, *((TRAIN, text, time) for text, time in said)])
+    whole = open_directory(folder).train[TRAIN]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(directory, "LARGE", 50)  # bytes, and of the blocks that are looked through
+        messages = open_directory(folder).train[TRAIN]
+    assert type(messages) is not type(whole)
+    assert (len(messages), list(messages), messages[part]) == (len(whole), whole, whole[part])
+    assert messages == whole
+    assert whole == messages
+    assert messages != [*whole, whole[0]]
+    assert messages[-1] == whole[-1]
+    with pytest.raises(IndexError):
+        messages[len(whole)]
+
+
+def test_what_is_counted_at_the_import_is_what_is_counted_by_reading(tmp_path):
+    rows = [
+        (f"user{i}", f"hello {'again ' * (i % 3)}person number {i}", None)
+        for i in range(60)
+        for _ in range(1 + i % 5)
+    ]
+    write(tmp_path / "toy", rows)
+    corpus = open_directory(tmp_path / "toy")
+    read = prepare("toy", corpus.digest, rows)
+    noted = stats(replace(corpus, train={}, validation={}, test={}))  # nothing is read
+    assert replace(noted, users=stats(read).users, dropped=stats(read).dropped) == stats(read)
+
+
+def test_only_a_very_large_corpus_is_scored_on_a_sample(tmp_path, monkeypatch):
+    write(tmp_path / "toy", [(user, "hello", None) for user in USERS])
+    assert open_directory(tmp_path / "toy").most is None
+    monkeypatch.setattr(directory, "MANY", 2)
+    assert open_directory(tmp_path / "toy").most == 1000
+
+
 def test_an_open_corpus_outlives_an_import_in_its_place(tmp_path):
     write(tmp_path / "toy", [(user, "before", None) for user in USERS])
     corpus = open_directory(tmp_path / "toy")
@@ -190,8 +231,6 @@ def test_a_truncated_or_altered_or_missing_file_is_named(tmp_path):
     ],
 )
 def test_an_index_that_does_not_fit_is_named_even_if_its_digest_does(tmp_path, lines):
-    import hashlib
-
     manifest, _ = write(tmp_path / "toy", [(user, "hello", None) for user in USERS])
     (tmp_path / "toy/users.jsonl").write_text(lines)
     marker = tmp_path / "toy/corpus.json"
