@@ -233,35 +233,33 @@ def data_stats(
         str,
         typer.Argument(help="`chitchat`, a corpus directory, `stackoverflow` or `shakespeare`."),
     ] = "chitchat",
+    plot: Annotated[
+        Path | None, typer.Option(help="SVG file to draw the plots into, such as stats.svg.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Users, utterances and words by split, and how unevenly they are spread.
+    """Users, utterances and words by split, how unevenly they are spread, and what was left out.
 
     `stackoverflow` and `shakespeare` are fetched once by TFF into the folder that FEDBOARD_CACHE
     names (by default ~/.tff). Of StackOverflow only 1,000 users of each split are read.
     """
+    from fedboard import corpus_figures
+    from fedboard.run import writable
     from model import corpora, corpus
 
     stats = corpus.stats(corpora.load(data))
+    if plot:
+        with writable(plot) as path:
+            durable.share(path, corpus_figures.svg(stats).encode())
     if as_json:
         return emit(asdict(stats))
-    if stats.most:
-        console.say(f"read at most {stats.most:,} users of each split, of {stats.users}")
-    rows = [
-        [name, *(f"{n:,}" for n in asdict(getattr(stats, name)).values())]
-        for name in ("train", "validation", "test", "total")
-    ]
-    console.table(
-        f"{stats.name} by protocol nwp-v1", ["split", "users", "utterances", "words"], rows
-    )
-    console.say(
-        f"median user: {stats.median_words:,.0f} words in {stats.median_utterances:,.0f} "
-        f"utterances; distinct words: {stats.distinct_words:,}"
-    )
-    console.say(
-        f"the ten largest users typed {stats.largest_ten:.0%} of all words; left out: "
-        f"{stats.dropped or 'not counted'}"
-    )
+    for table in corpus_figures.tables(stats):
+        console.table(*table)
+    for sentence in corpus_figures.sentences(stats):
+        console.say(sentence)
+    for title, bars in corpus_figures.plots(stats):
+        console.say("", title)
+        console.say(*corpus_figures.bars(bars, console.out.width, console.out.encoding))
 
 
 @app.command()
@@ -543,6 +541,14 @@ def evaluate(
             "--paired", help="Also compare two targets user by user: the second minus the first."
         ),
     ] = False,
+    users: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Users of the split to score at most, evenly spaced; by default 1,000 of a corpus "
+            "of more than a million messages, and all of a smaller one.",
+        ),
+    ] = None,
     seed: Seed = 0,
     trust: Trust = None,
     as_json: Json = False,
@@ -573,7 +579,7 @@ def evaluate(
     if as_json:
         console.quiet()
     # before the corpus is read: it may refuse
-    asked = score.Asked(split, tokenizer, vocabulary, "", predictions, personal)
+    asked = score.Asked(split, tokenizer, vocabulary, "", predictions, personal, users)
     corpus, data, notes = source.for_targets(
         [target.removesuffix(score.OWN) for target in targets], data
     )
@@ -613,6 +619,8 @@ def evaluate(
             console.table(title, columns, rows)
     else:
         console.table(title, score.COLUMNS, [score.row(row) for row in results])
+    for sentence in score.partly(corpus, asked, targets):
+        console.say(sentence)
     for sums in measured:
         if sums.served is not None:
             console.say(
