@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import io
+import re
 import shutil
 from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass, replace
@@ -116,8 +117,11 @@ def _refusal(error: Exception) -> str | None:
 def sweep(run: Run) -> None:
     """Remove what a killed training, or one without room, left half written. Raises OSError."""
     for leftover in run.state.glob(f"{STATE}*"):
-        is_empty = not any(path.is_file() for path in leftover.rglob("*"))  # of a removed run
-        if "_temp" in leftover.name or is_empty:
+        named = re.fullmatch(rf"{STATE}\d+(_temp\d+)?", leftover.name)
+        if named is None or leftover.is_symlink() or not leftover.is_dir():
+            continue  # not TFF's
+        # of a run that was removed, only folders may be left
+        if named[1] or not any(not path.is_dir() for path in leftover.rglob("*")):
             shutil.rmtree(leftover)
     for leftover in run.path.glob(f"{run.metrics.name}_temp[0-9]*"):
         leftover.unlink()

@@ -1,9 +1,12 @@
 """Numbers that no command can use: refused in one line, with TensorFlow out of reach."""
 
 import pytest
+import typer
 
 from device_runtime.errors import ConfigError
 from fedboard.cli import app
+from fedboard.demo import Demo
+from fedboard.train import How
 
 HUGE = "9" * 31
 
@@ -19,9 +22,6 @@ HUGE = "9" * 31
         ("train --out x --patience -1", "patience: expected 0 to 1,000,000, found -1"),
         ("train --out x --size huge", "size: expected one of tiny, small, gboard, found 'huge'"),
         ("train --out x --tokenizer bpe", "tokenizer: expected one of words, unigram"),
-        ("train --out x --round-deadline nan", "--round-deadline: expected 0.001 to 1e"),
-        ("train --out x --round-deadline -1", "--round-deadline: expected 0.001 to 1e"),
-        ("train --out x --round-deadline inf", "--round-deadline: expected 0.001 to 1e"),
         ("export x --learning-rate nan", "learning_rate: expected 1e-09 to 100, found nan"),
         ("export x --learning-rate -0.5", "learning_rate: expected 1e-09 to 100, found -0.5"),
         ("export x --learning-rate 0", "learning_rate: expected 1e-09 to 100, found 0"),
@@ -30,10 +30,6 @@ HUGE = "9" * 31
         (f"export x --release {HUGE}", "release: expected 0 to 2,147,483,647, found a number"),
         ("evaluate kn2 --vocabulary 0", "--vocabulary: expected 1 to 1,000,000, found 0"),
         ("evaluate kn2 --vocabulary -5", "--vocabulary: expected 1 to 1,000,000, found -5"),
-        ("demo --out x --vocabulary 0", "vocabulary: expected 1 to 1,000,000, found 0"),
-        ("demo --out x --min-examples -1", "min_examples: expected 1 to 1,000,000, found -1"),
-        (f"demo --out x --devices {HUGE}", "devices: expected 5 to 10,000, found a number"),
-        ("demo --out x --seed -1", "seed: expected 0 to 9,223"),
         ("demo --out x --size huge", "size: expected one of tiny, small, gboard, found 'huge'"),
     ],
 )
@@ -45,6 +41,39 @@ def test_a_number_no_command_can_use_is_refused_before_anything_is_loaded_or_wri
         app(arguments.split(), standalone_mode=False)
     assert "\n" not in str(refused.value)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "train --out x --round-deadline nan",
+        "train --out x --round-deadline -1",
+        "train --out x --round-deadline inf",
+        "train --out x --bits 0",
+        "demo --out x --vocabulary 0",
+        "demo --out x --min-examples -1",
+        f"demo --out x --devices {HUGE}",
+        "demo --out x --rounds 0",
+        "demo --out x --seed -1",
+    ],
+)
+def test_so_is_one_that_an_option_refuses_by_itself(arguments, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises((typer.BadParameter, ConfigError)):
+        app(arguments.split(), standalone_mode=False)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("deadline", [float("nan"), float("inf"), -1.0, 0.0])
+def test_a_training_holds_its_deadline_itself(deadline):
+    with pytest.raises(ConfigError, match=r"--round-deadline: expected 0\.001 to"):
+        How(deadline_s=deadline)
+
+
+@pytest.mark.parametrize("numbers", [{"devices": 4}, {"processes": 0}, {"min_examples": -1}])
+def test_so_does_a_demo(numbers):
+    with pytest.raises(ConfigError, match="expected"):
+        Demo(**numbers)
 
 
 @pytest.mark.parametrize(

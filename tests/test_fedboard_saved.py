@@ -39,14 +39,18 @@ def test_a_row_that_was_spoiled_is_left_out(tmp_path):
 
 def test_only_what_was_left_half_written_is_swept(tmp_path):
     run = Run(tmp_path)
-    names = ["program_state_3", "program_state_4_temp1234", "notes_temp"]
+    kept = ["notes_temp", "program_state_3", "program_state_3_temporary", "program_state_mine"]
+    names = [*kept, "program_state_4_temp1234"]
     for name in names:
         (run.state / name / "assets").mkdir(parents=True)
         (run.state / name / "saved_model.pb").write_bytes(b"")
     (run.state / "program_state_9" / "assets").mkdir(parents=True)  # no file is left of it
+    (run.state / "program_state_5_temp1").write_text("a file of somebody's")
+    (run.state / "program_state_6_temp1").symlink_to(tmp_path)
     (tmp_path / "metrics.csv_temp77").write_text("x")
     sweep(run)
-    assert sorted(path.name for path in run.state.iterdir()) == ["notes_temp", "program_state_3"]
+    kept += ["program_state_5_temp1", "program_state_6_temp1"]
+    assert sorted(path.name for path in run.state.iterdir()) == sorted(kept)
     assert versions_of(run) == [3]
     assert not (tmp_path / "metrics.csv_temp77").exists()
 

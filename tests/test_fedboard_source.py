@@ -9,6 +9,7 @@ import pytest
 from device_runtime import config, weights
 from device_runtime.errors import RunError
 from fedboard import source
+from fedboard.cli import app
 from fedboard.run import MARK, Run, Settings, Source, create, mark_of
 from model import corpora, imported
 
@@ -135,6 +136,17 @@ def test_a_folder_above_a_bundle_that_is_no_run_says_nothing_of_it(place, tiny_b
     shutil.copytree(tiny_bundle.path, place / "bundle")
     (place / "config.toml").write_text('title = "My lab notes"\n')
     assert source.of_target(str(place / "bundle")) is None
+
+
+def test_evaluate_scores_a_run_on_its_own_corpus_and_says_so_of_another(run, capsys):
+    app(["evaluate", "a"], standalone_mode=False)
+    printed = capsys.readouterr().out
+    assert "one, test users: " in printed
+    assert "another corpus" not in printed
+    app(["evaluate", "a", "--data", "two"], standalone_mode=False)
+    printed = " ".join(capsys.readouterr().out.split())
+    assert f"a was trained on another corpus ({Path('one').absolute()}" in printed
+    assert "two, test users: " in printed
 
 
 def test_a_mark_survives_its_file(run):
