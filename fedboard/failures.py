@@ -3,7 +3,6 @@
 import errno
 import importlib.metadata
 import os
-import sqlite3
 import sys
 import sysconfig
 import tempfile
@@ -78,7 +77,7 @@ def _known(error: Exception) -> FedboardError | None:
         return error
     if isinstance(error, OSError):
         return _system(error)
-    if isinstance(error, sqlite3.Error):
+    if type(error).__module__ == "sqlite3":
         reason = getattr(error, "sqlite_errorname", type(error).__name__)
         return RunError(
             "a database", f"cannot be used ({reason})", f"is its disk full? {_ELSEWHERE}"

@@ -11,7 +11,7 @@ from fedboard.pages import application, walk
 
 # numbers whose bounds stand at the record that they go into, which refuses them before any work
 AT_THE_RECORD = {
-    *(("train", f"--{name}") for name in ("rounds", "cohort", "vocabulary", "seed")),
+    *(("train", f"--{name}") for name in ("rounds", "cohort", "vocabulary", "seed", "patience")),
     *(
         (name, f"--{option}")
         for name in ("export", "bundle build")

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shlex
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -251,6 +252,7 @@ def test_the_doctor_sees_a_package_installed_over_ours(tmp_path):
         (OSError(errno.EMFILE, "Too many open files"), ("Too many open files", "ulimit -n")),
         (OSError("no number"), ("no number",)),
         (FileExistsError(17, "File exists", "a", None, "b"), ("a -> b",)),
+        (sqlite3.OperationalError("disk is full of secret"), ("a database", "its disk full")),
         (MemoryError(), ("memory", "close other programs")),
         (RecursionError("deep"), ("nested too deeply",)),
         (UnicodeDecodeError("utf-8", b"secret\xff", 6, 7, "bad"), ("expected utf-8 text", "at 6")),
