@@ -43,9 +43,17 @@ def namesakes(path: Sequence[str] | None = None) -> list[str]:
 
 
 def main() -> None:
-    """Run a command: see `fedboard.cli.main`."""
-    from fedboard import cli
+    """Run a command: see `fedboard.cli.main`. Where a package it needs is somebody else's file of
+    that name, it says which.
+    """
+    try:
+        from fedboard import cli
+    except (ImportError, AttributeError) as error:
+        from fedboard import failures
 
+        if failures.stranger() is None:
+            raise
+        sys.exit(failures.line(error))
     cli.main()
 
 

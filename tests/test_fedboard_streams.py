@@ -223,6 +223,13 @@ def test_another_program_s_file_with_the_name_of_a_package_we_need_is_named(chat
             one_line(done, f"{name}.py: stands in the way of the package {name}")
 
 
+def test_another_program_s_file_that_keeps_the_program_from_starting_is_named(tmp_path):
+    (tmp_path / "rich.py").write_text("")
+    path = f"{tmp_path}{os.pathsep}{ROOT}"
+    done = shell(f"{PYTHON} -P -m fedboard --help", tmp_path, PYTHONPATH=path)
+    one_line(done, "rich.py: stands in the way of the package rich")
+
+
 def test_the_doctor_names_the_files_that_have_the_names_of_our_packages(namesakes):
     others = program.namesakes([str(namesakes), str(ROOT)])
     assert others == [str(namesakes / f"{name}.py") for name in program.ROOMS[:-1]]
