@@ -113,7 +113,7 @@ def _texts(source: Source, choice: Choice, blocks: Iterator[str]) -> Records:
     head, blocks = _head(blocks)
     if not head.strip():
         return iter(())
-    kind = choice.format or _kind(source, head)
+    kind = choice.format or _kind(source, choice, head)
     readers: dict[str, Callable[[], Records]] = {
         "csv": lambda: csv_rows(source, lines(source, blocks), choice.columns, choice.delimiter),
         "json": lambda: _json(source, choice, head, blocks),
@@ -135,7 +135,7 @@ def _head(blocks: Iterator[str]) -> tuple[str, Iterator[str]]:
     return head, again()
 
 
-def _kind(source: Source, head: str) -> str:
+def _kind(source: Source, choice: Choice, head: str) -> str:
     """The format of a text by its name, by what it begins with where that says nothing."""
     named, begins = suffix(source.path), head.lstrip()[:1]
     first = head.lstrip().splitlines()[0]
@@ -146,6 +146,8 @@ def _kind(source: Source, head: str) -> str:
     else:
         looks = "json" if begins == "{" else "csv"
     if named == "txt":
+        if looks == "csv" and all(name in first for name in choice.columns.required):
+            return looks  # a table under another name
         if looks != "whatsapp":
             raise _another(source, "a chat that WhatsApp exported", "other text")
         return looks

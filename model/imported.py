@@ -238,15 +238,23 @@ def _require_enough(where: str, tally: _Tally, reading: Reading) -> None:
         raise CorpusError(
             where,
             f"none of {tally.rows} rows can be used: {told}",
-            "give rows with a user and a text of words",
+            _remedy(tally),
         )
     if tally.damaged > MOST_DAMAGED * tally.rows and not reading.allow_damage:
         raise CorpusError(
             where,
             f"expected at most one row in a hundred to be damaged, found {tally.damaged} of "
             f"{tally.rows}: {told}",
-            "mend them, or leave them out with --allow-damage",
+            f"{_remedy(tally)}, or leave them out with --allow-damage",
         )
+
+
+def _remedy(tally: _Tally) -> str:
+    """What to do about what was dropped most often."""
+    (reason, _, _), _ = tally.counts.most_common(1)[0]
+    if reason == fields.BAD_TIME:
+        return "name their --timestamp-format, or read none with --no-timestamp"
+    return "mend them" if tally.damaged else "give rows with a user and a text of words"
 
 
 def _on_times(reader: fields.Reader) -> Iterator[str]:

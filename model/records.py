@@ -270,25 +270,42 @@ def _opening(row: list[str], mark: str) -> int:
 
 
 def _require_one_row(taken: _Taken, layout: _Layout, people: set[str] | None) -> None:
-    """Raise if a quoted field took in lines that are rows of this file: with as many fields, a time
-    that can be read, and somebody of `people` if there are any to ask for.
+    """Raise if a quoted field took in lines that look like rows of this file.
+
+    One with a time, of somebody of `people`, is enough, or if the row has a wrong number of fields
+    (`people` is None) any one; where no line has a time, all must look so. Somebody's name and a
+    comma may begin a line of a message; a row has no space after it.
     """
-    line = taken.number - len(taken.row) + 1
-    for number, inner in enumerate(taken.row[1:], line + 1):
-        if inner.count(layout.delimiter) < layout.width - 1:
-            continue
-        fields = next(csv.reader([inner], delimiter=layout.delimiter), [])
-        if len(fields) != layout.width or not fields[layout.user].strip():
-            continue
-        if people is not None and fields[layout.user] not in people:
-            continue
-        if layout.time is None or _is_time(fields[layout.time]):
-            raise _endless(
-                taken.source,
-                line + _opening(taken.row[: number - line], layout.delimiter),
-                f"a quote opens here that takes in line {number}, which looks like a row of its "
-                "own",
-            )
+    begin = taken.number - len(taken.row) + 1
+    rows = {
+        number: _like_row(line, layout, people)
+        for number, line in enumerate(taken.row[1:], begin + 1)
+        if not line.isspace()
+    }
+    surely = [number for number, likeness in rows.items() if likeness == 2]
+    if not surely and rows and all(rows.values()):
+        surely = list(rows)
+    if surely:
+        raise _endless(
+            taken.source,
+            begin + _opening(taken.row[: surely[0] - begin], layout.delimiter),
+            f"a quote opens here that takes in line {surely[0]}, which looks like a row of its own",
+        )
+
+
+def _like_row(line: str, layout: _Layout, people: set[str] | None) -> int:
+    """How much a line of a message looks like a row: 2 surely, 1 perhaps, 0 not at all."""
+    if line.count(layout.delimiter) < layout.width - 1:
+        return 0
+    fields = next(csv.reader([line], delimiter=layout.delimiter), [])
+    if len(fields) != layout.width or any(field[:1] == " " for field in fields):
+        return 0
+    if people is None:
+        return 2
+    if fields[layout.user] not in people:
+        return 0
+    time = "" if layout.time is None else fields[layout.time].strip()
+    return 2 if time and _is_time(time) else 1 if not time else 0
 
 
 def _is_time(value: str) -> bool:

@@ -9,7 +9,6 @@ import gzip
 import io
 import re
 import stat
-import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -164,7 +163,7 @@ def _raw(source: Source, progress: Progress) -> Iterator[bytes]:
 def _opened(source: Source) -> IO[bytes]:
     if str(source.path) != STANDARD_INPUT:
         return open(source.path, "rb")
-    return io.BufferedReader(io.FileIO(sys.stdin.fileno(), closefd=False))
+    return io.BufferedReader(io.FileIO(0, closefd=False))
 
 
 def peeked(blocks: Iterator[bytes], size: int) -> tuple[bytes, Iterator[bytes]]:

@@ -150,11 +150,19 @@ def test_a_damaged_row_is_dropped_alone(tmp_path, rows, expected):
         ('b,"x\ny",1\na,"hi,1\nb,yo,2\nc,"you, too",3\n', 4),  # by a later one's
         ('b,x,1\na,"hi,1\nb,yo",2\nc,you,3\n', 3),  # by a stray one: b is known
         ('a,"hi,1\nb,yo,2\nc,",you",3\n', 2),  # by one before a delimiter
+        ('b,x,1\na,"hi,1\nb,yo,2\nc,you", 3\n', 3),  # among rows of which one is surely one
     ],
 )
 def test_a_quote_whose_end_cannot_be_told_stops_at_its_line(tmp_path, rows, line):
     with pytest.raises(CorpusError, match=rf"a\.csv:{line}: .*quote"):
         read_text(tmp_path, "a.csv", HEADER + rows)
+
+
+def test_a_message_may_call_people_by_name_on_a_line_of_its_own(tmp_path):
+    text = 'user,text\nann,hi\nbob,"well\nann, come here\nann,really"\nbob,"ann, come"\n'
+    assert len(values(read_text(tmp_path, "a.csv", text))) == 3
+    with pytest.raises(CorpusError, match=r"a\.csv:3: .* takes in line 4"):
+        read_text(tmp_path, "a.csv", 'user,text\nann,hi\nbob,"well\nann,come here\nann,yes"\n')
 
 
 def test_a_long_message_with_line_ends_is_one_row(tmp_path):
