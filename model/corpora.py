@@ -30,7 +30,7 @@ def load(name: str | Path, cache: str | Path | None = None) -> Corpus:
         raise CorpusError(
             path,
             "is a file, expected `chitchat` or a corpus directory",
-            f"first: {command('data', 'import', path, '--out', 'DIR')}",
+            f"run `{command('data', 'import', path, '--out', 'DIR')}` first",
         )
     if not path.is_dir():
         raise CorpusError(
