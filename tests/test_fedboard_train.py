@@ -309,7 +309,7 @@ def test_a_round_says_how_loss_and_top_1_are_spread_and_a_look_how_users_top_1_i
 def test_a_run_is_resumed_from_any_folder_on_its_own_corpus_and_on_no_other(
     folder, uninterrupted, tmp_path
 ):
-    from model import imported
+    from model import corpora, imported
 
     mark = mark_of(uninterrupted.path)
     assert mark.corpus.name == "corpus"
@@ -330,7 +330,7 @@ def test_a_run_is_resumed_from_any_folder_on_its_own_corpus_and_on_no_other(
         other = tmp_path / "other.csv"
         other.write_text("user,text\n" + "".join(f"user{i},we will see them\n" for i in range(40)))
         imported.import_file(other, folder / "corpus")
-        digest = imported.open_directory(folder / "corpus").digest
+        digest = corpora.load(folder / "corpus").digest
         refused = started(folder, "--resume", out="anywhere")
         assert refused.wait(100) == 1
         said = (folder / "anywhere.log").read_text()
