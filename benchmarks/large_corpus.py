@@ -114,7 +114,10 @@ def commands(data: str, folder: Path, asked: argparse.Namespace) -> dict[str, li
     training = ["--size", "tiny", "--vocabulary", "2000", "--cohort", "8"]
     return {
         "stats": ["data", "stats", data, "--json"],
-        "evaluate": ["evaluate", asked.bundle, "--data", data, *users, "--json"],
+        "evaluate": [
+            *("evaluate", asked.bundle, "--trust", asked.trust),
+            *("--data", data, *users, "--json"),
+        ],
         "kn3": ["evaluate", "kn3", "--data", data, *users, "--json"],
         "train": [
             *("train", "--data", data, "--out", str(run), "--overwrite"),
@@ -133,6 +136,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--score-users", type=int, default=100, help="users scored of a split")
     parser.add_argument("--rounds", type=int, default=5, help="of training")
     parser.add_argument("--bundle", default="bundles/reference")
+    parser.add_argument("--trust", default="bundles/reference.pub", help="its maker's key")
     parser.add_argument("--beside", default="chitchat", help="corpus to compare with")
     parser.add_argument("--only", default=",".join(STEPS), help="steps to measure")
     parser.add_argument("--seed", type=int, default=0)
