@@ -4,11 +4,12 @@ import math
 import os
 import subprocess
 import sys
+from collections import Counter
 
 import numpy as np
 import pytest
 
-from benchmarks import device, device_process, simulation_memory, simulation_speed
+from benchmarks import device, device_process, large_corpus, simulation_memory, simulation_speed
 from benchmarks.peers import common
 from benchmarks.simulation_speed import Run
 from device_runtime.interpreter import installed
@@ -195,3 +196,25 @@ def test_a_figure_above_its_bar_is_called_missed():
     assert device.Figure("memory", 71.0, "MB", 70.0).verdict == "MISSED"
     assert device.Figure("memory", 70.0, "MB", 70.0).verdict == "met"
     assert "MISSED" in device.show([device.Figure("memory", 71.0, "MB", 70.0)])
+
+
+def test_a_large_file_is_the_same_each_time_and_its_users_are_of_unequal_size():
+    rows = list(large_corpus.messages(rows=300, users=40, words=5, seed=1))
+    assert rows == list(large_corpus.messages(rows=300, users=40, words=5, seed=1))
+    assert rows != list(large_corpus.messages(rows=300, users=40, words=5, seed=2))
+    sizes = Counter(user for user, _, _ in rows).most_common()
+    assert sizes[0][1] > 5 * sizes[-1][1]
+    assert 3 < np.mean([len(text.split()) for _, text, _ in rows]) < 7
+
+
+@pytest.mark.process
+def test_the_benchmark_of_a_large_corpus_runs_from_end_to_end(tiny_bundle, trusted, tmp_path):
+    key = tmp_path / "maker.pub"
+    key.write_text(next(iter(trusted)))
+    options = ["--folder", str(tmp_path), "--rows", "400", "--users", "30", "--words", "6"]
+    options += ["--bundle", str(tiny_bundle.path), "--trust", str(key), "--score-users", "2"]
+    options += ["--beside", str(tmp_path / "large")]
+    costs = large_corpus.main([*options, "--only", "import,stats,evaluate"])
+    steps = ["import", "stats", "stats", "evaluate", "evaluate"]
+    assert [(cost.step, cost.code) for cost in costs] == [(step, 0) for step in steps]
+    assert all(cost.peak_mb > 20 for cost in costs)
