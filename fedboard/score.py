@@ -24,7 +24,7 @@ from model.pieces import Decoder
 from model.recipe import VOCABULARY
 
 OWN = "+own"  # after a target: with the user's own words
-COUNTED = 4_000_000  # train words that a baseline is counted of, at most, where that is known
+COUNTED = 3_000_000  # train words that a baseline is counted of, at most, where that is known
 BASELINES = {"unigram": 1, "kn2": 2, "kn3": 3, "kn4": 4}
 TITLES = {
     "unigram": "unigram",

@@ -7,7 +7,7 @@ distinct words before an n-gram; before one that starts with bos there is nothin
 often as it occurs. Sources: Chen and Goodman 1998, TR-10-98; Heafield et al. 2013.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -99,22 +99,21 @@ def train(sequences: Sequence[Sequence[int]], order: int, vocabulary_size: int) 
     if vocabulary_size**order >= 2**63:
         raise ValueError(f"a vocabulary of {vocabulary_size} ids is too large for order {order}")
     lengths = np.array([len(sequence) + 2 for sequence in sequences], np.int64)
-    flat = np.array([i for sequence in sequences for i in (BOS, *sequence, EOS)], np.int64)
+    marked = (i for sequence in sequences for i in (BOS, *sequence, EOS))
+    flat = np.fromiter(marked, np.int32, lengths.sum())
     # ids from here to the end of the sequence
     left = np.repeat(lengths, lengths) - _places(lengths)
     counted = [_count(flat, left, length, vocabulary_size) for length in range(1, order + 1)]
+    del flat, left
     if order == 1:
         return NGram(order, vocabulary_size, _plain(*counted[0], vocabulary_size), ())
-    adjusted = [
-        _distinct_before(counted[k + 1][0], *counted[k], k + 1, vocabulary_size)
-        for k in range(order - 1)
-    ]
-    longer = tuple(
-        _discounted(keys, counts, vocabulary_size) for keys, counts in [*adjusted[1:], counted[-1]]
-    )
-    return NGram(
-        order, vocabulary_size, _interpolated_unigram(*adjusted[0], vocabulary_size), longer
-    )
+    for k in range(order - 1):
+        counted[k] = _distinct_before(counted[k + 1][0], *counted[k], k + 1, vocabulary_size)
+    longer: list[_Order] = []
+    while len(counted) > 1:  # the highest order takes most and goes first
+        longer.insert(0, _discounted(*counted.pop(), vocabulary_size))
+    unigram = _interpolated_unigram(*counted[0], vocabulary_size)
+    return NGram(order, vocabulary_size, unigram, tuple(longer))
 
 
 def _count(
@@ -122,7 +121,8 @@ def _count(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Every n-gram of `length` ids within a sequence: its key, in order, and its count."""
     begins = np.flatnonzero(left >= length)
-    return np.unique(_keys([flat[begins + i] for i in range(length)], base), return_counts=True)
+    # a column at a time: all of them together would be most of what this takes
+    return np.unique(_keys((flat[begins + i] for i in range(length)), base), return_counts=True)
 
 
 def _distinct_before(
@@ -159,7 +159,7 @@ def _interpolated_unigram(keys: np.ndarray, counts: np.ndarray, size: int) -> np
 
 
 def _discounted(keys: np.ndarray, counts: np.ndarray, base: int) -> _Order:
-    contexts, start = np.unique(keys // base, return_index=True)
+    contexts, start = _runs(keys // base)
     sizes = np.diff(start, append=len(keys))
     totals = np.add.reduceat(counts, start)
     given_up = discounts(counts)
@@ -170,6 +170,12 @@ def _discounted(keys: np.ndarray, counts: np.ndarray, base: int) -> _Order:
         probabilities=((counts - given_up) / np.repeat(totals, sizes)).astype(np.float32),
         rest=(np.add.reduceat(given_up, start) / totals).astype(np.float32),
     )
+
+
+def _runs(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Each of these values, which are in order, once, and where it begins."""
+    start = np.flatnonzero(np.diff(values, prepend=values[:1] - 1))
+    return values[start], start
 
 
 def discounts(counts: np.ndarray) -> np.ndarray:
@@ -187,11 +193,13 @@ def discounts(counts: np.ndarray) -> np.ndarray:
     return by_count[np.minimum(counts, 3) - 1]
 
 
-def _keys(columns: Sequence[np.ndarray] | np.ndarray, base: int) -> np.ndarray:
-    """Ids as digits, the first the most significant: int64 [n]."""
-    key = np.zeros(len(columns[0]), np.int64)
-    for column in columns:
-        key = key * base + column
+def _keys(columns: Iterable[np.ndarray], base: int) -> np.ndarray:
+    """Ids as digits, the first the most significant: int64 [n]. There is one column or more."""
+    rest = iter(columns)
+    key = next(rest).astype(np.int64)
+    for column in rest:
+        key *= base
+        key += column
     return key
 
 
