@@ -31,7 +31,7 @@ CONTRACTS = {
 ALLOWED = {
     "device_runtime": {},
     "server": {"device_runtime": CONTRACTS | {"bundle"}},  # of which it says the same of privacy
-    "model": {"device_runtime": CONTRACTS | {"examples", "metrics"}},
+    "model": {"device_runtime": CONTRACTS | {"examples", "folder", "metrics"}},
     "conversion": {"device_runtime": None, "model": None},
     "fleet": {"device_runtime": None, "server": None},
     "fedboard": dict.fromkeys(ROOMS),
