@@ -24,7 +24,17 @@ from device_runtime import durable
 from device_runtime.errors import FedboardError, RunError
 from device_runtime.shown import command
 from fedboard import bundle_commands, console, device_commands, failures, streams, task_commands
-from fedboard.options import MOST_DEVICES, MOST_ROUNDS, MOST_WORDS, Data, Json, Seed, Trust, emit
+from fedboard.options import (
+    MOST_DEVICES,
+    MOST_ROUNDS,
+    MOST_USERS,
+    MOST_WORDS,
+    Data,
+    Json,
+    Seed,
+    Trust,
+    emit,
+)
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -545,6 +555,7 @@ def evaluate(
         int | None,
         typer.Option(
             min=1,
+            max=MOST_USERS,
             help="Users of the split to score at most, evenly spaced; by default 1,000 of a corpus "
             "of more than a million messages, and all of a smaller one.",
         ),
