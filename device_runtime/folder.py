@@ -141,6 +141,11 @@ def clear(folder: Path, kind: Kind, keep: tuple[str, ...] = ()) -> None:
     """
     names = [name for name in owned(folder, kind) if name not in keep]
     _remove(folder, sorted(names, key=lambda name: name == kind.marker))
+    for place, _, _ in os.walk(folder, topdown=False):  # what was empty before, as TensorFlow makes
+        name = Path(place).relative_to(folder).as_posix()
+        if _reaches(name, kind.holds):
+            with contextlib.suppress(OSError):
+                os.rmdir(place)
 
 
 def require_no_links(folder: Path, kind: Kind) -> None:

@@ -178,6 +178,15 @@ def test_clearing_follows_no_link_and_they_are_named_before(tmp_path):
     assert sorted(path.name for path in place.iterdir()) == ["box.txt", "in"]
 
 
+def test_clearing_takes_empty_folders_of_ours_along_and_no_others(tmp_path):
+    fill(tmp_path / "box", state__1__x="ours")
+    (tmp_path / "box" / "state" / "1" / "assets").mkdir()
+    (tmp_path / "box" / "mine").mkdir()
+    with writing(tmp_path / "box", BOX) as place:
+        clear(place, BOX)
+    assert sorted(path.name for path in place.rglob("*")) == ["mine"]
+
+
 def test_a_reader_in_a_folder_it_may_not_write_is_told_what_is_unfinished(tmp_path, monkeypatch):
     fill(tmp_path / "box", lid="old")
     (tmp_path / "box" / READY).mkdir()
