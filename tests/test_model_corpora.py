@@ -58,6 +58,6 @@ def test_a_name_that_is_no_corpus_is_told_what_to_use(tmp_path):
     path = tmp_path / "log.jsonl"
     path.write_text('{"user": "ann", "text": "hello"}\n')
     with pytest.raises(
-        CorpusError, match=r"is a file.*; run `fedboard data import .*log\.jsonl --out DIR` first"
+        CorpusError, match=r"is a file.*run `fedboard data import .*log\.jsonl --out DIR` first"
     ):
         load(path)
