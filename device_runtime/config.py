@@ -70,7 +70,8 @@ def from_toml(kind: type[T], path: Path) -> T:
     try:
         table = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(path, f"cannot be read ({error})", "give a TOML file") from None
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(path, f"cannot be read ({reason})", "give a TOML file") from None
     except (ValueError, RecursionError) as error:  # also of a number of thousands of digits
         raise ConfigError(path, f"not TOML ({error})", "correct that line") from None
     return from_table(kind, table, str(path))

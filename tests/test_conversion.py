@@ -258,7 +258,7 @@ def test_a_vocabulary_of_another_run_is_refused_and_nothing_is_written(
 def test_a_folder_that_is_not_a_bundle_is_never_replaced(tmp_path, tiny_bundle, signing_key):
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "cat.jpg").write_bytes(b"meow")
-    with pytest.raises(BundleError, match="is not a bundle"):
+    with pytest.raises(BundleError, match="holds files that are not a bundle"):
         bundle.write(tmp_path / "photos", tiny_bundle.manifest, tiny_bundle.content, signing_key)
     assert [p.name for p in tmp_path.rglob("*")] == ["photos", "cat.jpg"]
 
