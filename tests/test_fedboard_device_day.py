@@ -98,9 +98,7 @@ def test_a_device_is_enrolled_types_trains_uploads_waits_and_leaks_nothing(world
         try:
             wait(lambda: any(line.outcome == "counted" for line in Home.open(home).contributions()))
             wait((home / SCHEDULE).is_file)
-            assert " runs this device" in fedboard(
-                "device", "run", home, "--once", code=1
-            )
+            assert " runs this device" in fedboard("device", "run", home, "--once", code=1)
         finally:
             daemon.send_signal(signal.SIGTERM)
             assert daemon.wait(timeout=30) == 0

@@ -324,3 +324,89 @@ def work(folder):
 
     assert every_kill_point(script, tmp_path / "place", prepare, check) > 10
     assert seen == set(digests.values())
+
+
+EVERYBODY = [{"user": f"u{i}", "text": f"hello number {i}"} for i in range(60)]
+
+
+def test_one_unclosed_quote_loses_nobodys_messages(tmp_path):
+    path = write_csv(tmp_path / "log.csv", EVERYBODY * 12)
+    lines = path.read_text().splitlines(keepends=True)
+    lines[200] = lines[200].replace(",", ',"')
+    path.write_text("".join(lines))
+    with pytest.raises(CorpusError, match=r"log\.csv:201: .*quote"):
+        import_file(path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_several_files_of_any_format_are_one_corpus(tmp_path):
+    paths = [
+        write_csv(tmp_path / "a.csv", EVERYBODY),
+        write_jsonl(tmp_path / "b.jsonl", EVERYBODY),
+        write_parquet(tmp_path / "messages[1].parquet", EVERYBODY),
+    ]
+    write_parquet(tmp_path / "messages1.parquet", [{"user": "other", "text": "no"}])
+    report = import_file(paths, tmp_path / "out")
+    assert (report.rows, report.users) == (180, 60)
+
+
+def test_how_files_were_read_is_said_and_kept(tmp_path):
+    rows = [{**row, "timestamp": 1_614_592_800_000 + i} for i, row in enumerate(EVERYBODY)]
+    rows[3]["timestamp"] = None
+    rows[4]["text"] = "From: a\nSubject: b\n\nhello"
+    report = import_file(write_jsonl(tmp_path / "a.jsonl", rows), tmp_path / "out")
+    assert report.notes == (
+        "59 times read as milliseconds",
+        "1 messages without a time",
+        "mail headers cut off 1 messages",
+    )
+    untimed = import_file(tmp_path / "a.jsonl", tmp_path / "out", Reading(no_timestamp=True))
+    assert (untimed.kept, len(untimed.notes)) == (60, 1)
+
+
+def test_a_source_in_the_folder_to_be_written_is_not_touched(tmp_path):
+    out = tmp_path / "out"
+    import_file(write_jsonl(tmp_path / "log.jsonl", EVERYBODY), out)
+    (out / "raw").mkdir()
+    path = write_csv(out / "raw" / "base.csv", EVERYBODY)
+    before = path.read_bytes()
+    with pytest.raises(CorpusError, match=r"base\.csv: is to be read, but lies in the folder"):
+        import_file(path, out)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"delimiter": "ab"}, "--delimiter: expected one character"),
+        ({"delimiter": '"'}, "--delimiter: expected one character"),
+        ({"encoding": "rot13"}, "--encoding: expected the name of an encoding"),
+        ({"format": "xml"}, "--format: expected one of csv, json"),
+        ({"timestamp_format": "%Q"}, "--timestamp-format: expected a format"),
+        ({"timestamp": "at", "no_timestamp": True}, "--no-timestamp: expected no other"),
+        ({"user": "text"}, "expected three columns, found one twice"),
+    ],
+)
+def test_options_are_checked_before_anything_is_read(tmp_path, options, message):
+    with pytest.raises(CorpusError, match=message):
+        import_file(tmp_path / "none.csv", tmp_path / "out", Reading(**options))
+
+
+MARKS = st.sampled_from(
+    [b"{", b"[", b'"', b",", b"\n", b"\r", b"\0", b"\xff", b"user,text\n", b"[1/2/23, 1:00] a: b\n",
+     b'{"user": 1, "text": "x"}', b'{"messages": [', b"PAR1", b"\x1f\x8b", b"\x28\xb5\x2f\xfd",
+     b"\xef\xbb\xbf", b"\xff\xfe", b"1/2/23, 1:00 - "]
+)  # fmt: skip
+
+
+@given(
+    st.lists(MARKS | st.binary(max_size=6), max_size=10),
+    st.sampled_from(["a.csv", "a.json", "a.jsonl", "a.txt", "a", "a.parquet"]),
+)
+def test_any_bytes_are_read_or_refused_in_one_line(tmp_path_factory, pieces, name):
+    folder = tmp_path_factory.mktemp("bytes")
+    (folder / name).write_bytes(b"".join(pieces))
+    with pytest.raises(CorpusError) as raised:  # too few users at the least
+        import_file(folder / name, folder / "out", Reading(allow_damage=True))
+    assert "\n" not in str(raised.value)
+    assert [path.name for path in folder.iterdir()] == [name]
