@@ -263,12 +263,12 @@ def _on_times(reader: fields.Reader) -> Iterator[str]:
             yield f"{rows:,} times read as {unit}"
     without = reader.times[""]
     if without and without < reader.times.total():
-        yield f"{without:,} messages without a time"
+        yield f"messages without a time: {without:,}"
 
 
 def _on_headers(reader: fields.Reader) -> Iterator[str]:
     if reader.headers:
-        yield f"mail headers cut off {reader.headers:,} messages"
+        yield f"messages that mail headers were cut off: {reader.headers:,}"
 
 
 def _require_pattern(pattern: str) -> None:

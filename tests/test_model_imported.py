@@ -357,8 +357,8 @@ def test_how_files_were_read_is_said_and_kept(tmp_path):
     report = import_file(write_jsonl(tmp_path / "a.jsonl", rows), tmp_path / "out")
     assert report.notes == (
         "59 times read as milliseconds",
-        "1 messages without a time",
-        "mail headers cut off 1 messages",
+        "messages without a time: 1",
+        "messages that mail headers were cut off: 1",
     )
     untimed = import_file(tmp_path / "a.jsonl", tmp_path / "out", Reading(no_timestamp=True))
     assert (untimed.kept, len(untimed.notes)) == (60, 1)
