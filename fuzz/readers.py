@@ -3,7 +3,8 @@
 The error is one of ours, whatever the bytes hold.
 
 python fuzz/readers.py manifest -max_total_time=60        (or zip, checkpoint, update, difference,
-typing_log, unfinished, schedule, trace; of the server: messages, proof, window, counted, settings)
+typing_log, unfinished, schedule, trace; of people's own: files, corpus; of the server: messages,
+proof, window, counted, settings)
 """
 
 import contextlib
@@ -14,7 +15,7 @@ from pathlib import Path
 import atheris
 
 with atheris.instrument_imports(
-    include=["device_runtime", "server", "fedboard", "zipfile", "safetensors"]
+    include=["device_runtime", "model", "server", "fedboard", "zipfile", "safetensors"]
 ):
     from device_runtime import (
         bundle,
@@ -31,6 +32,7 @@ with atheris.instrument_imports(
     from device_runtime.typing_log import TypingLog
     from device_runtime.update import Header, decode, dequantize, encode, encoded_bytes
     from device_runtime.wire import Abandon, CheckIn, Enrolment, Plan, Scores
+    from model import directory, imported
     from server import access, bodies, contract, judging, sums
     from server.settings import ServerSettings
 
@@ -104,6 +106,30 @@ def trace(data: bytes) -> None:
     conditions.parse(data.decode("utf-8", "replace"))(0.0)
 
 
+def files(data: bytes) -> None:
+    """A person's own file, of a kind that its first byte chooses: what is imported can be opened,
+    and every row was kept or counted.
+    """
+    path = FOLDER / NAMES[data[0] % len(NAMES) if data else 0]
+    path.write_bytes(data[1:])
+    report = imported.import_file(path, FOLDER / "imported")
+    assert report.rows == report.kept + sum(drop.rows for drop in report.dropped)
+    directory.open_directory(FOLDER / "imported")
+
+
+def corpus(data: bytes) -> None:
+    """A corpus directory with a file that was altered: it is not opened."""
+    name = directory.FILES[data[0] % len(directory.FILES) if data else 0]
+    path = CORPUS / name
+    whole = path.read_bytes()
+    try:
+        path.write_bytes(data[1:])
+        directory.open_directory(CORPUS)
+        assert data[1:] == whole or name == directory.MARKER
+    finally:
+        path.write_bytes(whole)
+
+
 def messages(data: bytes) -> None:
     """Every message a server reads: one that is read can be written and read again."""
     for kind in (
@@ -174,6 +200,11 @@ def settings(data: bytes) -> None:
     config.from_toml(ServerSettings, path)
 
 
+NAMES = ("a.csv", "a.jsonl", "a.json", "_chat.txt", "result.json", "a.parquet", "a.csv.gz")
+CORPUS = FOLDER / "corpus"
+ROWS = b"user,text\n" + b"".join(b"u%d,hello there\n" % i for i in range(40))
+(FOLDER / "rows.csv").write_bytes(ROWS)
+imported.import_file(FOLDER / "rows.csv", CORPUS)
 PLAN = Plan(clipping_norm=10.0, bits=1)
 READERS = {
     "messages": (
@@ -209,6 +240,8 @@ READERS = {
     "unfinished": (unfinished_, SEALED[:-1] + bytes([SEALED[-1] ^ 1])),
     "schedule": (schedule, b'{"asked_at":1.0,"wait_s":2.0,"errors":0}'),
     "trace": (trace, b"1\twifi\n"),
+    "files": (files, b"\0" + ROWS),
+    "corpus": (corpus, b"\0" + (CORPUS / directory.DATA).read_bytes()),
 }
 
 

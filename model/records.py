@@ -111,7 +111,8 @@ def csv_rows(
             continue
         regular = len(fields) == width
         if len(taken.row) > 1:
-            _require_one_row(taken, layout, people if regular else None)
+            told = regular and not any("\n" in fields[i] for i in (user, time) if i is not None)
+            _require_one_row(taken, layout, people | {fields[user]} if told else None)
         if taken.swapped:
             fields = [field.replace("\0", "\r") for field in fields]
         if regular and not taken.nul:
@@ -229,7 +230,10 @@ def _first_row(taken: _Taken) -> str:
 
 
 def _names(header: str, mark: str) -> list[str]:
-    names = next(csv.reader(io.StringIO(header, newline=""), delimiter=mark), [])
+    try:
+        names = next(csv.reader(io.StringIO(header, newline=""), delimiter=mark), [])
+    except csv.Error:  # a carriage return within a line
+        return []
     return [unicodedata.normalize("NFC", name).strip() for name in names]
 
 
@@ -272,9 +276,10 @@ def _opening(row: list[str], mark: str) -> int:
 def _require_one_row(taken: _Taken, layout: _Layout, people: set[str] | None) -> None:
     """Raise if a quoted field took in lines that look like rows of this file.
 
-    One with a time, of somebody of `people`, is enough, or if the row has a wrong number of fields
-    (`people` is None) any one; where no line has a time, all must look so. Somebody's name and a
-    comma may begin a line of a message; a row has no space after it.
+    One with a time, of somebody of `people`, is enough, or any one if the row cannot be right
+    (`people` is None): it has a wrong number of fields, or a person or a time of several lines.
+    Otherwise all must look so: with a time, or of somebody of `people` where there is none.
+    Somebody's name and a comma may begin a line of a message; a row has no space after it.
     """
     begin = taken.number - len(taken.row) + 1
     rows = {
@@ -297,15 +302,19 @@ def _like_row(line: str, layout: _Layout, people: set[str] | None) -> int:
     """How much a line of a message looks like a row: 2 surely, 1 perhaps, 0 not at all."""
     if line.count(layout.delimiter) < layout.width - 1:
         return 0
-    fields = next(csv.reader([line], delimiter=layout.delimiter), [])
+    try:
+        fields = next(csv.reader([line], delimiter=layout.delimiter), [])
+    except csv.Error:  # a carriage return within it
+        return 0
     if len(fields) != layout.width or any(field[:1] == " " for field in fields):
         return 0
     if people is None:
         return 2
-    if fields[layout.user] not in people:
-        return 0
+    is_known = fields[layout.user] in people
     time = "" if layout.time is None else fields[layout.time].strip()
-    return 2 if time and _is_time(time) else 1 if not time else 0
+    if time:
+        return 0 if not _is_time(time) else 2 if is_known else 1
+    return int(is_known)
 
 
 def _is_time(value: str) -> bool:

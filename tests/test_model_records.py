@@ -242,3 +242,18 @@ def test_columns_may_have_any_name(tmp_path):
         tmp_path, "a.csv", "who,said,at\n1,b,2\n", columns=Columns("who", "said", "at")
     )
     assert values(rows) == [("1", "b", "2")]
+
+
+@pytest.mark.parametrize("first", ['"0,a,1600000000', 'u0,"a,1600000000', 'u0,a,"1600000000'])
+def test_a_quote_in_the_first_row_takes_no_later_one_in(tmp_path, first):
+    rest = [f"u{i},b,160000000{i}" for i in range(1, 6)]
+    text = "\n".join(["user,text,timestamp", first, *rest, 'u6,",c",1600000006', ""])
+    with pytest.raises(CorpusError, match=r"a\.csv:2: a quote opens here"):
+        read_text(tmp_path, "a.csv", text)
+
+
+def test_carriage_returns_beside_nul_bytes_are_damage_and_no_fault(tmp_path):
+    rows = read_text(tmp_path, "a.csv", 'user,text\nann,"one\0\nann,x\r\r\0y\rz\n"\nben,hello\n')
+    assert values(rows)[-1:] == [("ben", "hello", None)] and len(damage(rows)) == 1
+    with pytest.raises(CorpusError, match=r"a\.csv:1: "):
+        read_text(tmp_path, "a.csv", "user,te\rxt\0\nann,hello\n")
