@@ -8,6 +8,7 @@ bytes), and the files the manifest lists with size and SHA-256.
 import contextlib
 import io
 import json
+import os
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -237,8 +238,9 @@ def write_zip(bundle: Bundle, path: Path) -> None:
             entry.external_attr, entry.create_system = 0o100644 << 16, 3
             archive.writestr(entry, data)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        durable.share(path, packed.getvalue())
+        place = Path(os.path.realpath(path))  # a link stays, and what it leads to is written
+        place.parent.mkdir(parents=True, exist_ok=True)
+        durable.share(place, packed.getvalue())
     except OSError as error:
         raise BundleError(
             path, f"cannot be written ({error.strerror})", "choose a file you may write"

@@ -254,9 +254,11 @@ def data_stats(
     names (by default ~/.tff). Of StackOverflow only 1,000 users of each split are read.
     """
     from fedboard import corpus_figures
-    from fedboard.run import writable
+    from fedboard.run import require_result_file, writable
     from model import corpora, corpus
 
+    if plot:  # before the work
+        require_result_file(plot, "plots of a corpus", corpus_figures.are_figures)
     stats = corpus.stats(corpora.load(data))
     if plot:
         with writable(plot) as path:

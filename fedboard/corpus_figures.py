@@ -5,6 +5,7 @@ Names of users are never shown.
 
 import io
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from fedboard.readable import percent
@@ -16,6 +17,7 @@ Table = tuple[str, list[str], list[list[str]]]  # title, columns, rows
 _FULL, _EIGHTHS = "\u2588", " \u258f\u258e\u258d\u258c\u258b\u258a\u2589"
 _LEAST = 10  # cells of the longest bar
 _WIDEST = 60
+_BY_WORDS = "users, by words typed"  # a title; stands in every drawing
 
 
 def tables(stats: Stats) -> list[Table]:
@@ -69,7 +71,7 @@ def plots(stats: Stats) -> list[tuple[str, Bars]]:
     drawn = [("rows left out, by reason", _by_number(stats.dropped))] if stats.dropped else []
     return [
         *drawn,
-        ("users, by words typed", _bars(stats.by_words)),
+        (_BY_WORDS, _bars(stats.by_words)),
         ("users, by messages sent", _bars(stats.by_utterances)),
     ]
 
@@ -125,6 +127,12 @@ def svg(stats: Stats) -> str:
         figure.savefig(written, format="svg", metadata=metadata)
     drawing = written.getvalue()
     return drawing[drawing.index("<svg") :]  # without a document type, which lies elsewhere
+
+
+def are_figures(path: Path) -> bool:
+    """Whether a file is a drawing of `svg`. Raises OSError."""
+    drawing = path.read_bytes()
+    return drawing.startswith(b"<svg") and f">{_BY_WORDS}<".encode() in drawing
 
 
 def _by_number(dropped: dict[str, int]) -> Bars:

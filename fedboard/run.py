@@ -242,13 +242,14 @@ def require_free(path: Path, replace: bool, kind: str = TRAINED) -> None:
 
 @contextmanager
 def writable(path: Path) -> Iterator[Path]:
-    """A path whose folder exists.
+    """A path whose folder exists: where a link leads, which itself stays.
 
     An operating system's refusal inside the block becomes a RunError.
     """
     try:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        yield Path(path)
+        place = Path(os.path.realpath(path))
+        place.parent.mkdir(parents=True, exist_ok=True)
+        yield place
     except OSError as error:
         raise RunError(
             path, f"cannot be written ({error.strerror})", "choose a place you may write to"
@@ -268,7 +269,8 @@ def require_result_file(path: Path, what: str, is_ours: Callable[[Path], bool]) 
         if path.is_file() and path.stat().st_size and not is_ours(path):
             remedy = "name another file; this one was left as it is"
             raise RunError(path, f"holds something else than {what}", remedy)
-        nearest = next(folder for folder in path.absolute().parents if folder.exists())
+        place = Path(os.path.realpath(path))  # the link itself stays
+        nearest = next(folder for folder in place.parents if folder.exists())
         if not nearest.is_dir():
             raise RunError(path, f"{nearest} is a file, expected a folder", "name another file")
         with tempfile.NamedTemporaryFile(dir=nearest, prefix=f".{path.name}.") as probe:

@@ -4,6 +4,7 @@ Protocol nwp-v1, steps 7 to 10. All sums are kept per user, so intervals are ove
 """
 
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
@@ -287,10 +288,13 @@ def are_predictions(path: Path) -> bool:
 def predictions_file(path: Path) -> Iterator[Callable[[Prediction], object]]:
     """A function that writes one JSON line per prediction.
 
-    The file appears when the block ends well. Raises RunError if it cannot be written.
+    The file appears, in a folder made if needed, when the block ends well. Raises RunError if
+    it cannot be written.
     """
     try:
-        with durable.replacing(path) as file:
+        place = Path(os.path.realpath(path))  # a link stays, and what it leads to is written
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with durable.replacing(place) as file:
             yield lambda prediction: file.write(json.dumps(asdict(prediction)).encode() + b"\n")
     except OSError as error:
         raise RunError(

@@ -9,9 +9,9 @@ import pytest
 from device_runtime import signing
 from device_runtime.bundle import is_zip_of_one, write_zip
 from device_runtime.errors import RunError
-from fedboard import devices, score
-from fedboard.run import require_result_file, signing_key, trusted_keys
-from model import measures
+from fedboard import cli, corpus_figures, devices, score
+from fedboard.run import require_result_file, signing_key, trusted_keys, writable
+from model import corpus, measures
 
 
 def refused(path: Path, *parts: str) -> None:
@@ -138,3 +138,41 @@ def test_a_trusted_key_that_is_none_is_named(tmp_path):
             trusted_keys([good, bad])
     with pytest.raises(RunError, match=r"none\.pub: no trusted public key"):
         trusted_keys([good, tmp_path / "none.pub"])
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_link_stays_and_what_it_leads_to_is_the_result(tmp_path, tiny_bundle, there):
+    (tmp_path / "results").mkdir()
+    for name in ("zip", "jsonl", "json"):
+        if there:
+            (tmp_path / "results" / name).touch()
+        (tmp_path / f"link.{name}").symlink_to(f"results/{name}")
+    require_result_file(tmp_path / "link.json", "a number", lambda path: False)
+    with writable(tmp_path / "link.json") as place:
+        place.write_text("1")
+    write_zip(tiny_bundle, tmp_path / "link.zip")
+    with measures.predictions_file(tmp_path / "link.jsonl"):
+        pass
+    assert all((tmp_path / f"link.{name}").is_symlink() for name in ("zip", "jsonl", "json"))
+    assert is_zip_of_one(tmp_path / "results" / "zip")
+    assert (tmp_path / "results" / "jsonl").is_file()
+    assert (tmp_path / "results" / "json").read_text() == "1"
+
+
+def test_predictions_make_their_folder_as_results_do(tmp_path):
+    path = tmp_path / "new" / "p.jsonl"
+    score.require_files(path, [])
+    with measures.predictions_file(path):
+        pass
+    assert path.is_file()
+
+
+def test_plots_take_the_place_of_earlier_plots_and_of_nothing_else(tmp_path, tiny_corpus):
+    thesis, stats = tmp_path / "thesis.svg", corpus.stats(tiny_corpus)
+    drawing = "<svg><text>a drawing of somebody's</text></svg>"
+    thesis.write_text(drawing)
+    with pytest.raises(RunError, match="something else than"):
+        cli.data_stats(str(tmp_path / "no corpus: refused before it is read"), thesis)
+    assert thesis.read_text() == drawing
+    thesis.write_text(corpus_figures.svg(stats))
+    require_result_file(thesis, "plots of a corpus", corpus_figures.are_figures)
