@@ -273,7 +273,7 @@ def open_verified(path: Path, trusted: frozenset[str]) -> Bundle:
             "is not a bundle folder",
             "give the folder that holds manifest.json, or a zip of it",
         )
-    folder.settle(path)
+    folder.settle(path, FOLDER)
     return _verified(path, trusted, lambda name, most: _read(path / name, most))
 
 

@@ -100,7 +100,7 @@ def writing(path: Path, kind: Kind) -> Iterator[Path]:
             stack.enter_context(_made(path))
             stack.enter_context(_alone(path))
             require_free(path, kind)  # again: now nobody else can change it
-            _settle(path)
+            _settle(path, kind)
         except OSError as error:
             raise cannot_write(kind, error.filename or path, error) from None
         yield path
@@ -128,7 +128,7 @@ def replaced(path: Path, kind: Kind) -> Iterator[Path]:
                 durable.flush(each)
             os.rename(new, folder / READY)
             durable.flush(folder)
-            _settle(folder)
+            _settle(folder, kind)
         except OSError as error:
             raise cannot_write(kind, error.filename or path, error) from None
         finally:
@@ -173,9 +173,11 @@ def owned(folder: Path, kind: Kind) -> list[str]:
     return [name for name in names if kind.wrote is None or kind.wrote(folder / name)]
 
 
-def settle(path: Path) -> None:
+def settle(path: Path, kind: Kind) -> None:
     """Before a folder is read: finish what a killed command had ready for it, and remove what one
     left half written. Waits for a command that is moving its files now.
+
+    Raises the kind's error where what is ready is not what a command of ours left.
 
     Where neither can be done, because the folder is read-only, only files on their way are an
     error: RunError.
@@ -185,7 +187,7 @@ def settle(path: Path) -> None:
         if not any((path / name).exists() for name in OURS):
             return
         with _alone(path, wait=(path / READY).exists()):
-            _settle(path)
+            _settle(path, kind)
     except InUse:
         return  # whoever writes it sees to that
     except OSError as error:
@@ -215,11 +217,13 @@ def _require_room(folder: Path, names: list[str], kind: Kind) -> None:
 def cannot_write(kind: Kind, where: object, error: OSError) -> FedboardError:
     """The kind's error for what the operating system refused."""
     return kind.error(
-        where, f"cannot be written ({error.strerror})", "make room, or choose another folder"
+        where,
+        f"cannot be written ({error.strerror or 'it is a link'})",
+        "make room, or choose another folder",
     )
 
 
-def _settle(folder: Path) -> None:
+def _settle(folder: Path, kind: Kind) -> None:
     """Go on where a killed command stopped. The caller holds the lock."""
     if (folder / NEW).exists():
         shutil.rmtree(folder / NEW)
@@ -227,16 +231,39 @@ def _settle(folder: Path) -> None:
     if not ready.exists():
         return
     if (ready / ORDER).exists():
-        order = json.loads((ready / ORDER).read_text())
-        _remove(folder, order["remove"])
-        for name in order["move"]:
+        move, remove = _order(folder, kind)
+        _remove(folder, remove)
+        for name in move:
             if (ready / name).exists():
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 os.replace(ready / name, folder / name)
-        for place in sorted({(folder / name).parent for name in order["move"]}):
+        for place in sorted({(folder / name).parent for name in move}):
             durable.flush(place)
     shutil.rmtree(ready)
     durable.flush(folder)
+
+
+def _order(folder: Path, kind: Kind) -> tuple[list[str], list[str]]:
+    """What to move from `ready` and what to remove. Raises the kind's error for an order that no
+    command of ours wrote: a folder may come from anywhere.
+    """
+    where = folder / READY / ORDER
+    try:
+        order = json.loads(where.read_text())
+        parts = order["move"], order["remove"]
+        if all(_is_file_of(kind, folder, name) for names in parts for name in names):
+            return parts
+    except (ValueError, KeyError, TypeError, RecursionError):
+        pass
+    problem = f"was not written by a command of ours that writes {kind.name}"
+    raise kind.error(where, problem, f"look at what is in {READY}, and move that away")
+
+
+def _is_file_of(kind: Kind, folder: Path, name: str) -> bool:
+    """Whether a name is that of a file of the kind which lies in the folder, behind no link."""
+    if Path(name).is_absolute() or ".." in Path(name).parts or not _named(name, kind.holds):
+        return False
+    return (folder / name).parent.resolve().is_relative_to(folder.resolve())
 
 
 def _remove(folder: Path, names: list[str]) -> None:

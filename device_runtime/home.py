@@ -163,7 +163,7 @@ class Home:
         """Whether there is anything to open: not in an empty folder, or one in which a command was
         killed before it had made a device.
         """
-        settle(folder)
+        settle(folder, FOLDER)
         return Path(folder).exists() and not (Path(folder).is_dir() and is_empty(folder))
 
     @classmethod
@@ -172,7 +172,7 @@ class Home:
         naming the file.
         """
         folder = Path(folder)
-        settle(folder)
+        settle(folder, FOLDER)
         settings = config.from_toml(DeviceConfig, folder / CONFIG)
         return cls(folder, settings, signing.load_or_create(folder / KEY))
 

@@ -317,7 +317,7 @@ def open_directory(path: Path) -> Corpus:
     another format, or was altered.
     """
     path = Path(path)
-    folder.settle(path)
+    folder.settle(path, FOLDER)
     manifest = _manifest(path)
     if isinstance(manifest, str):
         raise CorpusError(

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from device_runtime import folder
 from device_runtime.errors import CorpusError
-from device_runtime.folder import NEW, READY, InUse, Kind, clear, replaced, settle, writing
+from device_runtime.folder import NEW, ORDER, READY, InUse, Kind, clear, replaced, settle, writing
 from tests.kill_points import every_kill_point
 
 ROOT = Path(__file__).parents[1]
@@ -149,7 +149,7 @@ def test_a_second_process_is_refused_with_the_number_of_the_first(tmp_path):
         assert child.stdout.readline() == "holds\n"
         with pytest.raises(InUse, match=f"is being written by process {child.pid}"):
             fill(tmp_path / "box")
-        settle(tmp_path / "box")  # a reader does not wait for it, nor take its lock away
+        settle(tmp_path / "box", BOX)  # a reader does not wait for it, nor take its lock away
         child.kill()
     assert (tmp_path / "box" / ".fedboard.lock").exists()
     fill(tmp_path / "box", lid="after")  # a killed one's lock holds nobody up
@@ -196,10 +196,10 @@ def test_a_reader_in_a_folder_it_may_not_write_is_told_what_is_unfinished(tmp_pa
 
     monkeypatch.setattr(folder.durable, "lock", refuse)
     with pytest.raises(folder.RunError, match="killed while it replaced this folder"):
-        settle(tmp_path / "box")
+        settle(tmp_path / "box", BOX)
     (tmp_path / "box" / READY).rmdir()
     (tmp_path / "box" / NEW).mkdir()
-    settle(tmp_path / "box")  # what was not ready is of no use to a reader
+    settle(tmp_path / "box", BOX)  # what was not ready is of no use to a reader
 
 
 def test_a_folder_killed_at_any_step_is_all_old_or_all_new(tmp_path):
@@ -216,7 +216,7 @@ def work(folder):
         (place / "mine").write_text("mine")
 
     def check(place):
-        settle(place)
+        settle(place, BOX)
         files = contents(place)
         assert files.pop("mine") == "mine" and files.pop("box.txt") == "a box\n"
         seen.add(tuple(files.items()))
@@ -240,7 +240,7 @@ def work(folder):
 
     def check(place):
         if (place / "box").exists():
-            settle(place / "box")
+            settle(place / "box", BOX)
         fill(place / "box", lid="again")
         assert contents(place / "box") == {"box.txt": "a box\n", "lid": "again"}
 
@@ -275,3 +275,45 @@ def test_no_file_but_those_the_kind_names_is_ever_removed(tmp_path_factory, path
             or (parts[0] == "state" and len(parts) > 2)
             or name == ".lid"
         )
+
+
+@pytest.mark.parametrize(
+    "order",
+    [
+        "",
+        "{half",
+        "[]",
+        '{"move": [], "remove": 1}',
+        '{"move": [], "remove": [["lid"]]}',
+        '{"move": [], "remove": ["notes.txt"]}',
+        '{"move": ["notes.txt"], "remove": []}',
+        '{"move": [], "remove": ["../other/lid"]}',
+        '{"move": [], "remove": ["in/../../other/lid"]}',
+        '{"move": [], "remove": ["state/theirs/lid"]}',
+        '{"move": [], "remove": ["OTHER/lid"]}',
+    ],
+)
+def test_a_folder_from_somebody_else_has_nothing_removed_or_replaced(tmp_path, order):
+    box, other = tmp_path / "box", tmp_path / "other"
+    fill(box, lid="old")
+    fill(other, lid="theirs")
+    (box / "notes.txt").write_text("mine")
+    (box / "state").mkdir()
+    (box / "state" / "theirs").symlink_to(other)
+    (box / READY).mkdir()
+    (box / READY / "notes.txt").write_text("not mine")
+    (box / READY / ORDER).write_text(order.replace("OTHER", str(other)))
+    before = contents(tmp_path)
+    for attempt in (lambda: settle(box, BOX), lambda: fill(box)):
+        with pytest.raises(CorpusError, match="not written by a command of ours that writes a box"):
+            attempt()
+    assert contents(tmp_path) == before
+
+
+def test_a_link_in_the_place_of_a_folder_of_ours_is_said(tmp_path):
+    fill(tmp_path / "box", lid="old")
+    fill(tmp_path / "other", lid="theirs")
+    (tmp_path / "box" / NEW).symlink_to(tmp_path / "other")
+    with pytest.raises(CorpusError, match="it is a link"):
+        fill(tmp_path / "box")
+    assert contents(tmp_path / "other")["lid"] == "theirs"
