@@ -7,7 +7,9 @@ cut none that was `durable`. Statements take whole groups: a transaction costs t
 device and for a hundred.
 """
 
+import contextlib
 import functools
+import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -172,6 +174,7 @@ class Store:
         where = url.set(password=None).render_as_string() if self.shared else str(url.database)
         self._lock_file = None
         if not self.shared:
+            _require_ours(Path(where))
             self._lock_file = _locked(Path(where))
             sa.event.listen(self._engine, "connect", _prepare_sqlite)
             sa.event.listen(self._engine, "begin", _begin_sqlite)
@@ -829,6 +832,24 @@ def _report(
 def loss_units(nats: float) -> int:
     """A loss as `rounds.loss` adds it up."""
     return round(nats * _LOSS_UNITS)
+
+
+def _require_ours(database: Path) -> None:
+    """Raises RunError for an SQLite file with somebody else's tables. Writes nothing; what cannot
+    be read is said by whoever opens it.
+    """
+    if not database.is_file():
+        return
+    try:
+        address = f"{database.absolute().as_uri()}?mode=ro"
+        with contextlib.closing(sqlite3.connect(address, uri=True)) as connection:
+            tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
+    except sqlite3.Error:
+        return
+    if tables and "alembic_version" not in tables:
+        raise RunError(
+            database, "is the database of another program", "give another folder, or move it away"
+        )
 
 
 def _locked(database: Path) -> TextIO:

@@ -1,5 +1,6 @@
 """The store: tables, transactions, a first version's database, and what an unusable one says."""
 
+import contextlib
 import sqlite3
 import zipfile
 from dataclasses import replace
@@ -275,6 +276,17 @@ def test_a_file_that_is_no_database_is_one_clear_line(tmp_path):
     (tmp_path / "server.sqlite").write_bytes(b"this is a letter, not a database" * 100)
     with pytest.raises(RunError, match="not a database"):
         Store(tmp_path / "server.sqlite")
+
+
+def test_a_database_of_another_program_is_left_alone(tmp_path):
+    path = tmp_path / "server.sqlite"
+    with contextlib.closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("CREATE TABLE mine (a)")
+    before = path.read_bytes()
+    with pytest.raises(RunError, match="another program"):
+        Store(path)
+    assert path.read_bytes() == before
+    assert [entry.name for entry in tmp_path.iterdir()] == ["server.sqlite"]
 
 
 def test_a_database_of_a_newer_version_is_left_alone(tmp_path):
