@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from device_runtime import durable
-from device_runtime.errors import RunError
+from device_runtime.conditions import trace_source
+from device_runtime.errors import ConfigError, RunError
 from device_runtime.wire import DAY_S
 
 HOUR_S = 3600.0
@@ -121,10 +122,14 @@ def traces_from_roles(dealt: Sequence[Sequence[Role]], folder: Path) -> list[Pat
     """Write one trace a device in which the role of round k holds from k days on. The paths, in
     order of devices.
 
-    Raises RunError if the folder cannot be written.
+    Raises RunError if the folder cannot be written, or something else than a trace is in the place
+    of one.
     """
     folder = Path(folder)
     paths = [folder / f"device-{index:03d}.tsv" for index in range(len(dealt[0]))]
+    for path in paths:
+        if path.exists() and not _is_trace(path):
+            raise RunError(path, "holds something else than a trace", "choose another folder")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for index, path in enumerate(paths):
@@ -135,6 +140,14 @@ def traces_from_roles(dealt: Sequence[Sequence[Role]], folder: Path) -> list[Pat
             folder, f"cannot be written ({error.strerror})", "choose a folder you may write to"
         ) from None
     return paths
+
+
+def _is_trace(path: Path) -> bool:
+    try:
+        trace_source(path)
+    except ConfigError:
+        return False
+    return True
 
 
 def _from_roles(nights: Iterable[Role]) -> str:

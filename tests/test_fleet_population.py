@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from device_runtime.causes import Cause
 from device_runtime.conditions import parse, trace_source
+from device_runtime.errors import RunError
 from device_runtime.wire import forbidden_by
 from fleet.population import DAY_S, Role, population, role_counts, roles, trace, traces_from_roles
 
@@ -95,3 +96,13 @@ def test_the_unplugged_device_loses_charging_ninety_seconds_into_the_round(tmp_p
     source = trace_source(traces_from_roles(dealt, tmp_path)[dealt[0].index(Role.UNPLUGGED)])
     assert source(89.0).charging is True
     assert source(90.0).charging is False
+
+
+def test_a_file_of_somebody_s_is_not_taken_for_an_earlier_trace(tmp_path):
+    dealt = roles(5, 2, 0)
+    (tmp_path / "device-003.tsv").write_text("my\tdata\n")
+    with pytest.raises(RunError, match="something else than a trace"):
+        traces_from_roles(dealt, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["device-003.tsv"]
+    (tmp_path / "device-003.tsv").unlink()
+    assert traces_from_roles(dealt, tmp_path) == traces_from_roles(dealt, tmp_path)
