@@ -15,7 +15,7 @@ import numpy as np
 from device_runtime import durable
 from device_runtime.errors import CheckpointError, FedboardError, RunError
 from device_runtime.shown import command
-from fedboard.run import Run
+from fedboard.run import DEMO, Run, mark_of
 
 STATE = "program_state_"  # what TFF calls a saved state, before its round
 LONGEST = 200  # characters of what an operating system or TensorFlow says
@@ -73,11 +73,14 @@ ADDED = len(Best().values()) - 2  # values at the end that earlier versions did 
 
 
 def going_on(run: Run) -> str:
-    """The command that goes on with a run, as it can be pasted into a shell.
+    """The command that goes on with a run, as it can be pasted into a shell; a demo begins anew.
 
     >>> going_on(Run(Path("my run")))
     "fedboard train --out 'my run' --resume"
     """
+    mark = mark_of(run.path)
+    if mark is not None and mark.kind == DEMO:
+        return command("demo", "--out", run.path)
     return command("train", "--out", run.path, "--resume")
 
 

@@ -4,9 +4,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from device_runtime import config
 from device_runtime.errors import RunError
-from fedboard.run import Run
-from fedboard.saved import Best, mend, sweep, versions_of, writing
+from fedboard.run import DEMO, FORMAT, MARK, TRAINED, Mark, Run
+from fedboard.saved import Best, going_on, mend, sweep, versions_of, writing
 
 WHOLE = "round,loss,top1\r\n1,5.5,0.1\r\n2,5.0,\r\n"
 
@@ -65,6 +66,13 @@ def test_what_stops_a_file_from_being_written_is_one_line_with_the_way_on(tmp_pa
     )
     with pytest.raises(KeyError), writing(run, run.metrics):
         raise KeyError("a fault of ours stays one")
+
+
+def test_a_demo_without_room_is_begun_anew(tmp_path):
+    (tmp_path / MARK).write_bytes(config.to_json(Mark(FORMAT, DEMO)))
+    assert going_on(Run(tmp_path)) == f"fedboard demo --out {tmp_path}"
+    (tmp_path / MARK).write_bytes(config.to_json(Mark(FORMAT, TRAINED)))
+    assert going_on(Run(tmp_path)) == f"fedboard train --out {tmp_path} --resume"
 
 
 def test_patience_counts_looks_in_a_row_that_are_not_better():
