@@ -83,7 +83,7 @@ def export(
         checkpoint,
         vocabulary,
         plan,
-        Path(name).name,
+        Path(settings.data if settings else name).name,
         asked.release,
         blocked,
         privacy_of(settings),
