@@ -17,7 +17,11 @@ NO_TIME = frozenset(
 # the largest of its kind is the year 5138, the smallest of the next is March 1973
 _UNITS = ((1e11, 1, "seconds"), (1e14, 1e3, "milliseconds"), (1e17, 1e6, "microseconds"))
 _NUMBER = re.compile(r"[+-]?\d+(?:\.\d*)?(?:[eE][+-]?\d{1,3})?|[+-]?\.\d+", re.ASCII)
-_COMPACT_DATE = re.compile(r"(?:199|20\d)\d{5}(?:\.0+)?", re.ASCII)
+# a day, or a day with its minute or second: no epoch of the years of chats has these digits
+_COMPACT_DATE = re.compile(r"((?:199|20\d)\d{5}(?:\d{4}(?:\d\d)?)?)(?:\.0+)?", re.ASCII)
+_COMPACT = {8: "%Y%m%d", 12: "%Y%m%d%H%M", 14: "%Y%m%d%H%M%S"}  # by the number of digits
+# of what else Python takes for the date of a mail it would overlook one of these, and be hours off
+_OVERLOOKED = re.compile(r"\d\s*[ap]\.?\s?m\b|(?:GMT|UTC)[+-]", re.IGNORECASE)
 _ZONE = re.compile(r"\s*(?:UTC|GMT)$", re.IGNORECASE)
 _LETTERS, _DIGITS = re.compile(r"[^\W\d_]+"), re.compile(r"\d")
 _SHAPE = 24  # characters of a value's shape that an error shows
@@ -94,6 +98,8 @@ def _text(text: str, pattern: str | None) -> Instant:
     try:
         moment = datetime.fromisoformat(text)
     except ValueError:
+        if _OVERLOOKED.search(text):
+            raise ValueError("not a time") from None
         try:  # as mail, Twitter and C's ctime write it
             moment = email.utils.parsedate_to_datetime(text)
         except (IndexError, TypeError):
@@ -102,11 +108,13 @@ def _text(text: str, pattern: str | None) -> Instant:
 
 
 def _compact_date(text: str) -> Instant | None:
-    """20210301 is a day of that year rather than one in August 1970."""
-    if not _COMPACT_DATE.fullmatch(text):
+    """20210301 is a day of that year rather than one in August 1970, and so with a time of day."""
+    digits = _COMPACT_DATE.fullmatch(text)
+    if not digits:
         return None
     try:
-        return Instant(_since_1970(datetime.strptime(text[:8], "%Y%m%d")), "dates")
+        moment = datetime.strptime(digits[1], _COMPACT[len(digits[1])])
+        return Instant(_since_1970(moment), "dates")
     except ValueError:
         return None
 

@@ -96,3 +96,23 @@ def test_a_format_reads_what_nothing_else_would():
 @given(st.text())
 def test_a_shape_holds_no_letter_of_the_text(text):
     assert shape(text) == "text" or not set(shape(text)) & set("bcdefghijklmnopqrstuvwxyz")
+
+
+@pytest.mark.parametrize(
+    "value", ["20210301100000", 20210301100000, "202103011000", 202103011000, "20210301100000.0"]
+)
+def test_digits_that_are_a_day_and_a_time_are_that_moment(value):
+    assert instant(value) == (1614592800.0, "dates")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "Mar 1, 2021, 10:00:00 PM",
+        "1 Mar 2021 10:00 p.m.",
+        "Mon Mar 01 2021 22:00:00 GMT+0100 (CET)",
+    ],
+)
+def test_no_half_of_the_day_and_no_offset_is_overlooked(value):
+    with pytest.raises(ValueError):
+        instant(value)
