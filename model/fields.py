@@ -22,6 +22,7 @@ SYSTEM, MEDIA, DELETED = "system line", "media without text", "deleted message"
 BOT, GONE = "bot", "deleted account"
 _EXPECTED_TIME = "ISO 8601 or an epoch"
 _PEOPLE = 1 << 16  # names that are remembered
+_LOST = "a float that has lost digits of an id"
 _EXACT = 2**53  # from here on a float has lost digits of an id
 
 _NOBODY = frozenset(("NULL", "null", "NaN", "nan", "None", "<NA>", "N/A", "\\N"))
@@ -32,6 +33,8 @@ _GONE = re.compile(
 _BOT = re.compile(r"(?:.*(?:[a-z0-9]B|[_\-. ][Bb])ot|.*\[bot\]|.*[_\-. ]BOT)")
 _BOTS = frozenset(("automoderator", "slackbot", "remindmebot", "usercommentbot", "sneakpeekbot"))
 _AROUND = " \t\r\n\u200e\ufeff"
+# as spreadsheets show a long number and Python a large float: 1.23457E+18
+_ROUNDED = re.compile(r"-?\d(?:\.\d+)?[eE]\+\d+", re.ASCII)
 _WHOLE = re.compile(r"-?(?:0|[1-9]\d*)\.0+", re.ASCII)
 _BESIDE = "\ufeff\u200b\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 
@@ -116,6 +119,8 @@ def _known(value: str | int | float | Decimal | None) -> tuple[str, str]:
         name = unicodedata.normalize("NFC", value).strip().strip(_BESIDE).strip()
         name = name.split(".")[0] if _WHOLE.fullmatch(name) else name
         name = "0" if name == "-0" else name
+        if _ROUNDED.fullmatch(name):
+            raise ValueError(_LOST)
     else:
         name = _number(value)
     if not name or name in _NOBODY:
@@ -140,7 +145,10 @@ def person(value: object) -> tuple[str, str]:
     if isinstance(value, str):
         return _known(value)
     if isinstance(value, bytes):
-        value = value.decode()
+        try:
+            return _known(value.decode())
+        except UnicodeDecodeError:
+            raise ValueError("bytes that are not UTF-8") from None
     if not isinstance(value, str | int | float | Decimal):
         item = getattr(value, "item", None)  # of numpy
         value = item() if item else value
@@ -160,7 +168,7 @@ def _number(value: int | float | Decimal | None) -> str:
     if not isinstance(value, int) and not math.isfinite(value):
         raise ValueError("an infinite number")
     if isinstance(value, float) and abs(value) >= _EXACT:
-        raise ValueError("a float that has lost digits of an id")
+        raise ValueError(_LOST)
     if not -(10**100) < value < 10**100:
         raise ValueError("a number of more than 100 digits")
     whole = int(value)

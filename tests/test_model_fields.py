@@ -133,3 +133,14 @@ def test_times_are_counted_by_how_they_were_read():
     damage = reader.message(Record(1, "ann", "hi", "my secret 31.12."))
     assert damage.reason == "unreadable timestamp"
     assert "secret" not in str(damage)
+
+
+@pytest.mark.parametrize("user", ["1.23457E+18", "1.2345678901234568e+18", "1E+16"])
+def test_an_id_that_a_spreadsheet_rounded_is_nobody_rather_than_many_people(user):
+    with pytest.raises(ValueError, match="lost digits of an id"):
+        person(user)
+
+
+def test_what_is_wrong_with_bytes_is_said_without_the_bytes():
+    with pytest.raises(ValueError, match=r"^bytes that are not UTF-8$"):
+        person(b"secret\xff")
