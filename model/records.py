@@ -7,23 +7,31 @@ reading stops with the line at which it begins.
 import csv
 import io
 import json
+import math
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from datetime import date
+from typing import TYPE_CHECKING, NamedTuple
 
 from device_runtime.errors import CorpusError
 from model.documents import Document, elements, ends_surely, is_ended
 from model.sources import LONGEST, Source
 from model.times import instant
 
+if TYPE_CHECKING:
+    import polars
+
 BAD_ROW, NO_JSON = "bad row", "no JSON"
 TAB = "\t"
 CANDIDATES = (",", ";", TAB)  # that a delimiter is looked for among
 # a column's, rather than what somebody said
 _NAME = re.compile(r"[^\W\d][\w.:/()\[\]-]{0,30}(?: [\w.:/()\[\]-]{1,20}){0,2}")
+_SAID = re.compile(r'"?sep=([^"\r\n])"?[\r\n]*', re.IGNORECASE)  # of a delimiter, by Excel
 _ROWS = 1 << 16  # of Parquet that are held at a time
+_EPOCH = date(1970, 1, 1)
+_A_DAY = {"day": 1, "ms": 86_400_000, "us": 86_400_000_000, "ns": 86_400_000_000_000}
 _TOLD = 12  # names of columns that an error lists
 
 
@@ -115,6 +123,8 @@ def csv_rows(
             _require_one_row(taken, layout, people | {fields[user]} if told else None)
         if taken.swapped:
             fields = [field.replace("\0", "\r") for field in fields]
+        if regular and [field.strip() for field in fields] == names:
+            continue  # the header of a file that was put behind another
         if regular and not taken.nul:
             people.add(fields[user])
             at = None if time is None else fields[time]
@@ -165,6 +175,8 @@ class _Taken:
     def __next__(self) -> str:
         line, self._again = self._again or next(self._lines), None
         self.number += 1
+        if not self.row:  # the mark of a file that was put behind another
+            line = line.removeprefix("\ufeff")
         if "\0" in line:
             self.nul = True
         elif "\r" in line and "\r" in (body := line.rstrip("\r\n")):
@@ -194,8 +206,8 @@ def _endless(source: Source, line: int, problem: str) -> CorpusError:
 def _header(taken: _Taken, columns: Columns, delimiter: str | None) -> tuple[str, list[str]]:
     """The delimiter and the names of the columns; none for a file without a line."""
     header = _first_row(taken)
-    if header.startswith("sep=") and len(header.strip("\r\n")) == 5:  # as Excel says it
-        delimiter = delimiter or header[4]
+    if said := _SAID.fullmatch(header):
+        delimiter = delimiter or said[1]
         header = _first_row(taken)
     if not header:
         return "", []
@@ -435,7 +447,7 @@ def parquet_rows(source: Source, columns: Columns) -> Iterator[Record | Damage]:
         count = table.select(polars.len()).collect().item()
         for first in range(0, count, _ROWS):
             rows = table.select(*dict.fromkeys(wanted)).slice(first, _ROWS).collect()
-            series = [rows[name].to_list() for name in wanted]
+            series = [_listed(rows[name]) for name in wanted]
             for line, values in enumerate(zip(*series, strict=True), first + 1):
                 yield Record(line, *values)
     except (polars.exceptions.PolarsError, OSError) as error:
@@ -444,3 +456,19 @@ def parquet_rows(source: Source, columns: Columns) -> Iterator[Record | Damage]:
             f"expected a Parquet file, found one that is damaged ({type(error).__name__})",
             "write it again, or give CSV or JSONL",
         ) from None
+
+
+def _listed(series: "polars.Series") -> list[object]:
+    """The values of a column; a date that Python has none for is infinite."""
+    import polars
+
+    values = series
+    if isinstance(series.dtype, polars.Date | polars.Datetime):
+        first, last = date(2, 1, 1), date(9998, 1, 1)  # a year apart, for time zones
+        days = series.to_physical() // _A_DAY[getattr(series.dtype, "time_unit", "day")]
+        outside = (days < (first - _EPOCH).days) | (days > (last - _EPOCH).days)
+        values = series.set(outside, None)
+        if outside.any():
+            pairs = zip(values.to_list(), outside, strict=True)
+            return [math.inf if lies_outside else value for value, lies_outside in pairs]
+    return values.to_list()

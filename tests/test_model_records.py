@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from device_runtime.errors import CorpusError
+from model.fields import Reader
 from model.formats import Choice, records, suffix
 from model.records import Columns, Damage, Record
 from model.sources import listed
@@ -257,3 +258,32 @@ def test_carriage_returns_beside_nul_bytes_are_damage_and_no_fault(tmp_path):
     assert values(rows)[-1:] == [("ben", "hello", None)] and len(damage(rows)) == 1
     with pytest.raises(CorpusError, match=r"a\.csv:1: "):
         read_text(tmp_path, "a.csv", "user,te\rxt\0\nann,hello\n")
+
+
+def test_a_header_and_a_mark_in_the_middle_are_of_a_file_put_behind_another(tmp_path):
+    text = '\ufeffuser,text\na,b\n\ufeffuser,text\nc,d\n\ufeff"e","f, g"\n'
+    rows = read_text(tmp_path, "a.csv", text)
+    assert values(rows) == [("a", "b", None), ("c", "d", None), ("e", "f, g", None)]
+
+
+def test_excels_word_on_the_delimiter_may_be_quoted(tmp_path):
+    rows = read_text(tmp_path, "a.csv", '"sep=|"\r\nuser|text\r\na|b, c\r\n')
+    assert values(rows) == [("a", "b, c", None)]
+
+
+def test_an_open_quote_before_another_person_swallows_none_of_their_messages(tmp_path):
+    rows = 'a,hi,1614592800\na,"open,1614592801\nb,x,1614592802\nb,it is 50",1614592803\n'
+    with pytest.raises(CorpusError, match=r"a.csv:3: a quote opens here that takes in line 4"):
+        read_text(tmp_path, "a.csv", HEADER + rows)
+
+
+@pytest.mark.parametrize("kind", [polars.Datetime("ms"), polars.Datetime("ms", "UTC"), polars.Date])
+def test_a_date_of_parquet_beyond_all_calendars_is_one_damaged_time(tmp_path, kind):
+    days = polars.Series([2**30, 18687, None], dtype=polars.Int64)
+    unit = 1 if kind == polars.Date else 86_400_000
+    times = (days * unit).cast(polars.Int32 if unit == 1 else polars.Int64).cast(kind)
+    table = polars.DataFrame({"user": [1, 2, 3], "text": ["a", "b", "c"], "timestamp": times})
+    table.write_parquet(tmp_path / "a.parquet")
+    messages = [Reader().message(row) for row in read(tmp_path / "a.parquet")]
+    assert messages[0][1] == "unreadable timestamp"
+    assert messages[1:] == [("2", "b", 1614556800.0), ("3", "c", None)]
