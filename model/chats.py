@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from device_runtime.errors import CorpusError
 from model.documents import Document, elements, is_ended, members
-from model.fields import BOT, DELETED, GONE, MEDIA, SYSTEM, Left, is_bot
+from model.fields import BOT, DELETED, FORWARDED, GONE, MEDIA, SYSTEM, Left, is_bot
 from model.records import BAD_ROW, Damage, Record, element
 from model.sources import LONGEST, Source
 
@@ -21,14 +21,22 @@ _SPACE = "[ \u00a0\u202f]"
 _DATE = r"(\d{1,4})[./-](\d{1,2})[./-](\d{1,4})\.?"
 _TIME = rf"(\d{{1,2}})[:.](\d{{2}})(?:[:.](\d{{2}}))?(?:{_SPACE}?([ap])\.?{_SPACE}?m\.?)?"
 _BETWEEN = rf",?{_SPACE}(?:(?:um|à|at|klo|kl\.?){_SPACE})?"
-_IOS = re.compile(rf"\u200e?\[{_DATE}{_BETWEEN}{_TIME}\]{_SPACE}?(.*)", re.IGNORECASE | re.DOTALL)
-_ANDROID = re.compile(
-    rf"\u200e?{_DATE}{_BETWEEN}{_TIME}{_SPACE}-{_SPACE}(.*)", re.IGNORECASE | re.DOTALL
+_IOS = re.compile(
+    rf"[\u200e\u200f]?\[{_DATE}{_BETWEEN}{_TIME}\]{_SPACE}?(.*)", re.IGNORECASE | re.DOTALL
 )
+_ANDROID = re.compile(
+    rf"[\u200e\u200f]?{_DATE}{_BETWEEN}{_TIME}{_SPACE}-{_SPACE}(.*)", re.IGNORECASE | re.DOTALL
+)
+_BEGINS = "[\u200e\u200f0123456789"  # an opening
+_QUOTATION = re.compile(r'"[^"]*"|«[^»]*»|„[^“”]*[“”]|“[^”]*”')
 _MARKS = str.maketrans("", "", "\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+# what it writes itself it marks so, on an iPhone
+_OWN = "\u200e"
 _EDITED = re.compile(
-    r"\s*<(?:This message was edited|Diese Nachricht wurde bearbeitet\.?|Se editó este mensaje\.?"
-    r"|Ce message a été modifié\.?|Questo messaggio è stato modificato\.?)>\s*$"
+    r"\s*(?:\u200e<[^<>\n]{3,60}>"
+    r"|<(?:This message was edited|Diese Nachricht wurde bearbeitet\.?|Se editó este mensaje\.?"
+    r"|Ce message a été modifié\.?|Questo messaggio è stato modificato\.?|Mensagem editada"
+    r"|Esta mensagem foi editada|Dit bericht is bewerkt|इस मैसेज को एडिट किया गया)>)\s*$"
 )
 _OMITTED = re.compile(
     r"<[^<>\n]{3,60}>|(?:image|video|audio|sticker|GIF|document|Contact card|video note) omitted"
@@ -37,21 +45,30 @@ _OMITTED = re.compile(
 )
 _ATTACHED = re.compile(  # a message may follow on the next lines
     r"(?:IMG|VID|AUD|PTT|STK|DOC|PHOTO)-[^\n]+ \([^()\n]+\)(?:\n|$)"
-    r"|[^\n]+ \((?:file attached|Datei angehängt|archivo adjunto|fichier joint|file allegato)\)"
-    r"(?:\n|$)|<attached: [^<>\n]+>(?:\n|$)",
+    r"|[^\n]+ \((?:file attached|Datei angehängt|archivo adjunto|fichier joint|file allegato"
+    r"|(?:arquivo|ficheiro) anexado|bestand bijgevoegd|फ़ाइल अटैच है)\)(?:\n|$)"
+    r"|<attached: [^<>\n]+>(?:\n|$)",
     re.IGNORECASE,
 )
+# of an iPhone's: a message may stand before it, or the document's name and how long it is
+_ATTACHMENT = re.compile(r"(?:[^\n]+ • \u200e[^\n]*)?\u200e<[^<>\n:]+: ?[^<>\n]+>(?:\n|$)")
 _DELETED = re.compile(
     r"(?:This message was deleted|You deleted this message|Message deleted"
     r"|This message was deleted by admin .*|Diese Nachricht wurde gelöscht"
     r"|Du hast diese Nachricht gelöscht|Se eliminó este mensaje|Eliminaste este mensaje"
-    r"|Ce message a été supprimé|Questo messaggio è stato eliminato|Mensagem apagada)\.?"
+    r"|Ce message a été supprimé|Vous avez supprimé ce message"
+    r"|Questo messaggio è stato eliminato|Hai eliminato questo messaggio"
+    r"|Mensagem apagada|(?:Esta|Essa) mensagem foi apagada|(?:Você )?apagou esta mensagem"
+    r"|Dit bericht is verwijderd|U hebt dit bericht verwijderd"
+    r"|यह मैसेज डिलीट (?:कर दिया गया|किया गया(?: था)?)|आपने यह मैसेज डिलीट (?:कर दिया|किया))[.।]?",
+    re.IGNORECASE,
 )
-_SAYS = re.compile(  # what WhatsApp writes, with a name or without
-    r"Messages and calls are end-to-end encrypted|Messages to this (?:chat|group) and calls"
-    r"|Missed (?:voice|video|group)|(?:Voice|Video) call|Waiting for this message"
-    r"|You (?:created|added|removed|joined|left|changed|blocked|unblocked|turned|were)\b"
-    r"|Your security code|Disappearing messages|This chat is with|This business"
+# what it writes under a name without marking it; nobody else writes just that
+_SAYS = re.compile(
+    r"Messages (?:and calls|to this (?:chat|group)(?: and calls)?) are (?:now )?(?:secured with )?"
+    r"end-to-end encrypted.*|Missed (?:group )?(?:voice|video) call\b(?: at [\d: apm.]+)?"
+    r"|Waiting for this message\. This may take a while\.?",
+    re.DOTALL,
 )
 _DOES = re.compile(  # in what would be the name: such a line has no name
     r" (?:changed (?:the|this|their|to)|created group|added|removed|left|joined using"
@@ -102,7 +119,7 @@ def date_order(lines: Iterable[str]) -> Order:
     before: dict[str, tuple[int, ...]] = {}
     in_time = {"dmy": True, "mdy": True}
     for line in lines:
-        opening = _opening(line) if line[:1] in "[\u200e0123456789" else None
+        opening = _opening(line) if line[:1] in _BEGINS else None
         if opening is None:
             continue
         first, second, third = opening.numbers
@@ -131,7 +148,7 @@ def whatsapp(
     begin, opening, body = 0, None, list[str]()
     for number, line in enumerate(lines, 1):
         line = line.rstrip("\r\n")
-        following = _opening(line) if line[:1] in "[\u200e0123456789" else None
+        following = _opening(line) if line[:1] in _BEGINS else None
         if following is None:
             body.append(line)
             if len(body) > LONGEST // 16:
@@ -154,23 +171,32 @@ def _said(line: int, opening: _Opening, body: list[str], order: Order) -> Record
     name, colon, first = opening.rest.partition(": ")
     if not colon and opening.rest.endswith(":"):
         name, colon = opening.rest[:-1], ":"  # a text that begins on the next line
-    if not colon or _DOES.search(name) or _SAYS.match(name.translate(_MARKS)):
+    if not colon or _DOES.search(name) or _SAYS.match(name) or _opens_quotation(name):
         return Left(line, SYSTEM)
-    marked = first.startswith("\u200e")
-    text = "\n".join([first, *body]).translate(_MARKS)
-    text = _EDITED.sub("", text).strip()
+    whole = _ATTACHMENT.sub("", "\n".join([first, *body]))
+    own = whole.startswith(_OWN) and whole[1:2] != "@"  # somebody is called by name
+    text = _EDITED.sub("", whole).translate(_MARKS).strip()
     if _DELETED.fullmatch(text):
         return Left(line, DELETED)
     if caption := _ATTACHED.match(text):
-        text = text[caption.end() :].strip()
+        text, own = text[caption.end() :].strip(), False
     if not text or _OMITTED.fullmatch(text):
         return Left(line, MEDIA)
-    if _SAYS.match(text) and (marked or not body):
+    if own or _SAYS.fullmatch(text):
         return Left(line, SYSTEM)
     try:
         return Record(line, name.translate(_MARKS).strip(), text, _moment(opening, order.format))
     except ValueError:
         return Damage(line, "unreadable timestamp", f"a date as {order.format}", "another")
+
+
+def _opens_quotation(name: str) -> bool:
+    """Whether a quotation begins in what would be a name and ends behind it.
+
+    >>> _opens_quotation('Ann named the group "a'), _opens_quotation('Bob "Bo" Lee')
+    (True, False)
+    """
+    return bool(re.search(r'\s["«„“]', _QUOTATION.sub("", name)))
 
 
 def _moment(opening: _Opening, order: str) -> datetime:
@@ -237,7 +263,16 @@ def _message(
     if name == "Deleted Account":
         return Left(line, GONE)
     text = values.get("text")
-    if not text and {"media_type", "file", "photo", "poll", "location_information"} & set(values):
+    if "forwarded_from" in values or "saved_from" in values:
+        return Left(line, FORWARDED)  # somebody else typed it
+    if not text and {
+        "media_type",
+        "file",
+        "photo",
+        "poll",
+        "location_information",
+        "contact_information",
+    } & set(values):
         return Left(line, MEDIA)
     user = values.get("from_id") or name
     time = values.get("date_unixtime") or values.get("date")

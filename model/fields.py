@@ -19,6 +19,7 @@ from model.times import instant, shape
 
 NO_USER, NO_TEXT, BAD_TIME = "no user", "no text", "unreadable timestamp"
 SYSTEM, MEDIA, DELETED = "system line", "media without text", "deleted message"
+FORWARDED = "forwarded message"
 BOT, GONE = "bot", "deleted account"
 _EXPECTED_TIME = "ISO 8601 or an epoch"
 _PEOPLE = 1 << 16  # names that are remembered

@@ -178,3 +178,53 @@ def test_a_folder_of_an_export_stands_for_its_messages(tmp_path):
     (tmp_path / "photos").mkdir()
     (tmp_path / "result.json").write_text(json.dumps(CHAT))
     assert [source.path.name for source in listed([tmp_path], suffix)] == ["result.json"]
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "Gruppe: \u200eNachrichten und Anrufe sind Ende-zu-Ende-verschlüsselt.",
+        "Ann: \u200eBild weggelassen",
+        "Ann: \u200eimagem ocultada",
+        "Ann: \u200eAnn hat Bob hinzugefügt",
+        "Ann: \u200ePOLL:",
+        "Ann: \u200e<Anhang: 00000007-PHOTO.jpg>",
+        "Ann: letter.pdf • \u200e4 pages \u200e<attached: 00000008-letter.pdf>",
+        "Ann: IMG.jpg (arquivo anexado)",
+        "Ann: Essa mensagem foi apagada",
+        "Ann: Vous avez supprimé ce message",
+        "Ann: यह मैसेज डिलीट कर दिया गया",
+        "Ann hat den Betreff von „a“ zu „b: c“ geändert.",
+        'Ann cambió el asunto de "a" a "b: c"',
+        "Ann a changé l'objet de « a » à « b: c »",
+        "Ann: Missed voice call",
+    ],
+)
+def test_what_whatsapp_writes_is_no_message_in_any_language(tmp_path, written):
+    assert said(read(tmp_path, "_chat.txt", f"[31/12/2023, 10:15:30] {written}\n")) == []
+
+
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        ("Bob: You left your keys", "You left your keys"),
+        ("Bob: Video call?", "Video call?"),
+        ("Bob: This business is mad", "This business is mad"),
+        ("Bob: oi \u200e<Mensagem editada>", "oi"),
+        ("Bob: oi <Mensagem editada>", "oi"),
+        ("Bob: look \u200e<attached: 00000007-PHOTO.jpg>", "look"),
+        ("Bob: \u200e@\u2068Ann\u2069 come", "@Ann come"),
+    ],
+)
+def test_what_only_looks_like_whatsapps_own_words_is_kept(tmp_path, written, message):
+    rows = read(tmp_path, "_chat.txt", f"\u200f[31/12/2023, 10:15:30] {written}\n")
+    assert said(rows) == [("Bob", message)]
+
+
+def test_what_was_forwarded_in_telegram_was_typed_by_somebody_else(tmp_path):
+    own = {"type": "message", "from": "A", "from_id": "user1", "text": "mine"}
+    others = {**own, "text": "theirs", "forwarded_from": None}
+    export = {"name": "x", "type": "personal_chat", "id": 1, "messages": [own, others]}
+    rows = read(tmp_path, "result.json", json.dumps(export))
+    assert said(rows) == [("user1", "mine")]
+    assert reasons(rows) == ["forwarded message"]
