@@ -60,6 +60,8 @@ _HEADERS = re.compile(
     rf"(?:{_HEADER}[ \t]*:[^\n]*(?:\n[ \t]+\S[^\n]*)*(?:\n|$)){{2,}}\s*",
     re.IGNORECASE,
 )
+# every mail has one of these; a list of things to do, whose words may have hyphens, has none
+_SURELY = re.compile(r"^(?:date|from|subject|sent|message-id)[ \t]*:", re.IGNORECASE | re.MULTILINE)
 _MAY_BE_HEADERS = re.compile(r"\s*[A-Za-z][A-Za-z.-]*[ \t]*:|\s*From \S")
 
 
@@ -100,9 +102,9 @@ class Reader:
             return Damage(line, BAD_ROW, "text or a list of runs", shape(record.text))
         if not (_is_unicode(user) and _is_unicode(text)):
             return Damage(line, BAD_ROW, "Unicode text", "half a surrogate pair")
-        if _MAY_BE_HEADERS.match(text) and (headers := _HEADERS.match(text)):
+        if headers := _headers(text):
             self.headers += 1
-            text = text[headers.end() :]
+            text = text[headers:]
         if reason := left_out(text):
             return Left(line, reason)
         try:
@@ -196,6 +198,12 @@ def joined(value: object) -> str | None:
         except UnicodeDecodeError:
             return None
     return "" if value is None or isinstance(value, int | float) else None
+
+
+def _headers(text: str) -> int:
+    """How many characters of mail headers a text begins with."""
+    match = _HEADERS.match(text) if _MAY_BE_HEADERS.match(text) else None
+    return match.end() if match and _SURELY.search(match.group()) else 0
 
 
 def left_out(text: str) -> str:

@@ -144,3 +144,9 @@ def test_an_id_that_a_spreadsheet_rounded_is_nobody_rather_than_many_people(user
 def test_what_is_wrong_with_bytes_is_said_without_the_bytes():
     with pytest.raises(ValueError, match=r"^bytes that are not UTF-8$"):
         person(b"secret\xff")
+
+
+def test_a_list_of_things_to_do_is_no_mail_header():
+    reader, text = Reader(), "to-do: buy milk\npick-up: five\n"
+    assert reader.message(Record(1, "a", text)) == ("a", text, None)
+    assert reader.headers == 0
