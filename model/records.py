@@ -235,10 +235,12 @@ def _header(taken: _Taken, columns: Columns, delimiter: str | None) -> tuple[str
 def _first_row(taken: _Taken) -> str:
     """The next lines that are not blank, up to one where every quote is closed."""
     taken.begin()
-    row = next((line for line in taken if not line.isspace()), "")
-    while row.count('"') % 2 and (line := next(taken, "")):
-        row += line
-    return row
+    row = [next((line for line in taken if not line.isspace()), "")]
+    quotes = row[0].count('"')
+    while quotes % 2 and (line := next(taken, "")):
+        row.append(line)
+        quotes += line.count('"')
+    return "".join(row)
 
 
 def _names(header: str, mark: str) -> list[str]:
@@ -418,6 +420,12 @@ def _objects(
             yield values
             continue
         read += 1
+        if read == 1 and {type(values.get(user)), type(values.get(text))} in ({dict}, {list}):
+            raise CorpusError(
+                f"{source.name}:{line}",
+                "expected an object a message, found one that holds whole columns",
+                "write one object a message, as to_json(orient='records') of pandas does",
+            )
         if missing:
             missing -= values.keys()
             present.update(dict.fromkeys(values))

@@ -287,3 +287,10 @@ def test_a_date_of_parquet_beyond_all_calendars_is_one_damaged_time(tmp_path, ki
     messages = [Reader().message(row) for row in read(tmp_path / "a.parquet")]
     assert messages[0][1] == "unreadable timestamp"
     assert messages[1:] == [("2", "b", 1614556800.0), ("3", "c", None)]
+
+
+@pytest.mark.parametrize("column", [{"0": "a", "1": "b"}, ["a", "b"]])
+def test_an_object_of_whole_columns_is_told_how_to_be_written(tmp_path, column):
+    text = json.dumps({"user": column, "text": column})
+    with pytest.raises(CorpusError, match=r"a.json:1: expected an object a message.*'records'"):
+        read_text(tmp_path, "a.json", text)
