@@ -33,10 +33,10 @@ _MARKS = str.maketrans("", "", "\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066
 # what it writes itself it marks so, on an iPhone
 _OWN = "\u200e"
 _EDITED = re.compile(
-    r"\s*(?:\u200e<[^<>\n]{3,60}>"
+    r"(?:\u200e<[^<>\n]{3,60}>"
     r"|<(?:This message was edited|Diese Nachricht wurde bearbeitet\.?|Se editó este mensaje\.?"
     r"|Ce message a été modifié\.?|Questo messaggio è stato modificato\.?|Mensagem editada"
-    r"|Esta mensagem foi editada|Dit bericht is bewerkt|इस मैसेज को एडिट किया गया)>)\s*$"
+    r"|Esta mensagem foi editada|Dit bericht is bewerkt|इस मैसेज को एडिट किया गया)>)$"
 )
 _OMITTED = re.compile(
     r"<[^<>\n]{3,60}>|(?:image|video|audio|sticker|GIF|document|Contact card|video note) omitted"
@@ -51,7 +51,8 @@ _ATTACHED = re.compile(  # a message may follow on the next lines
     re.IGNORECASE,
 )
 # of an iPhone's: a message may stand before it, or the document's name and how long it is
-_ATTACHMENT = re.compile(r"(?:[^\n]+ • \u200e[^\n]*)?\u200e<[^<>\n:]+: ?[^<>\n]+>(?:\n|$)")
+_ATTACHMENT = re.compile(r"\u200e<[^<>\n:]+: ?[^<>\n]+>(?:\n|$)")
+_PAGES = " • \u200e"
 _DELETED = re.compile(
     r"(?:This message was deleted|You deleted this message|Message deleted"
     r"|This message was deleted by admin .*|Diese Nachricht wurde gelöscht"
@@ -173,11 +174,13 @@ def _said(line: int, opening: _Opening, body: list[str], order: Order) -> Record
         name, colon = opening.rest[:-1], ":"  # a text that begins on the next line
     if not colon or _DOES.search(name) or _SAYS.match(name) or _opens_quotation(name):
         return Left(line, SYSTEM)
-    whole = _ATTACHMENT.sub("", "\n".join([first, *body]))
+    whole = _ATTACHMENT.sub("", "\n".join([first, *body])).rstrip()
     own = whole.startswith(_OWN) and whole[1:2] != "@"  # somebody is called by name
     text = _EDITED.sub("", whole).translate(_MARKS).strip()
     if _DELETED.fullmatch(text):
         return Left(line, DELETED)
+    if _PAGES in whole:
+        return Left(line, MEDIA)
     if caption := _ATTACHED.match(text):
         text, own = text[caption.end() :].strip(), False
     if not text or _OMITTED.fullmatch(text):
