@@ -15,7 +15,7 @@ _BLANK = re.compile(r"[ \t\r\n]*")
 _STRING = r'"[^"\\\r\n]*(?:\\.[^"\\\r\n]*)*"'
 # a quote that no other closes on its line is told by itself
 _TOKEN = re.compile(_STRING + r'|[{}\[\]]|"')
-_SCALAR = re.compile(r"[^,\]}\s]+")
+_SCALAR = re.compile(r"[^,\]} \t\r\n]+")
 
 
 class Document:

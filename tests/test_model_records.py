@@ -294,3 +294,11 @@ def test_an_object_of_whole_columns_is_told_how_to_be_written(tmp_path, column):
     text = json.dumps({"user": column, "text": column})
     with pytest.raises(CorpusError, match=r"a.json:1: expected an object a message.*'records'"):
         read_text(tmp_path, "a.json", text)
+
+
+@pytest.mark.parametrize("blank", ["\u2028", "\x0b", "\u00a0"])
+def test_a_blank_that_json_has_not_is_damage_of_its_own(tmp_path, blank):
+    text = f'[{{"user":"a","text":"b"}},{blank},{{"user":"c","text":"d"}}]'
+    rows = read_text(tmp_path, "a.json", text)
+    assert values(rows) == [("a", "b", None), ("c", "d", None)]
+    assert damage(rows) == [(1, "a JSON object")]
