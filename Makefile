@@ -47,7 +47,7 @@ test: setup ## run the test suite, on PYTEST_WORKERS cores (2); ARGS="-m quick":
 	@$(RUN) pytest -q -n $(PYTEST_WORKERS) $(ARGS) </dev/null
 prove: setup ## what takes longer than a test may: kills in a row, fuzzing, ten times the examples; writes docs/prove.md
 	@$(UV) sync -q --locked $(EXTRAS) --group dev --group fuzz --python $(PY) </dev/null
-	@$(RUN) pytest -q -n $(PYTEST_WORKERS) -m prove --page docs/prove.md $(ARGS) </dev/null
+	@$(RUN) pytest -q -n $(PYTEST_WORKERS) -m prove --page=docs/prove.md $(ARGS) </dev/null
 test-numpy2: .venv-numpy2/.synced ## run the tests that need no TensorFlow with NumPy 2 and ai-edge-litert, in .venv-numpy2
 	@UV_PROJECT_ENVIRONMENT=.venv-numpy2 $(RUN) pytest -q -n 2 -m "not tensorflow" $(ARGS) </dev/null
 lint: setup ## ruff and mypy
