@@ -32,7 +32,9 @@ _GONE = re.compile(
 )
 # who is called a bot by a platform's own rule; Talbot and Abbot are people
 _BOT = re.compile(r"(?:.*(?:[a-z0-9]B|[_\-. ][Bb])ot|.*\[bot\]|.*[_\-. ]BOT)")
-_BOTS = frozenset(("automoderator", "slackbot", "remindmebot", "usercommentbot", "sneakpeekbot"))
+_BOTS = frozenset(
+    ("automoderator", "slackbot", "uslackbot", "remindmebot", "usercommentbot", "sneakpeekbot")
+)
 _AROUND = " \t\r\n\u200e\ufeff"
 # as spreadsheets show a long number and Python a large float: 1.23457E+18
 _ROUNDED = re.compile(r"-?\d(?:\.\d+)?[eE]\+\d+", re.ASCII)
@@ -44,7 +46,8 @@ _PLATFORMS = re.compile(
     r"|(?:this message was deleted|you deleted this message)\.?)$"
     r"|(?P<media><media omitted>|(?:image|video|audio|sticker|gif|document) omitted)$"
     r"|(?P<system>messages (?:and calls are|to this (?:chat|group)(?: and calls)? are(?: now)?) "
-    r"(?:secured with )?end-to-end encrypt)",
+    r"(?:secured with )?end-to-end encrypt"
+    r"|<@[UW][A-Z0-9]+(?:\|[^>\n]*)?> has (?:joined|left) the (?:channel|group)\.?$)",
     re.IGNORECASE,
 )
 _REASONS = {"deleted": DELETED, "media": MEDIA, "system": SYSTEM}

@@ -150,3 +150,11 @@ def test_a_list_of_things_to_do_is_no_mail_header():
     reader, text = Reader(), "to-do: buy milk\npick-up: five\n"
     assert reader.message(Record(1, "a", text)) == ("a", text, None)
     assert reader.headers == 0
+
+
+def test_what_slack_says_is_nobodys_message():
+    joins = Record(1, "a", "<@U024BE7LH|ann> has joined the channel")
+    assert Reader().message(joins) == (1, "system line")
+    assert person("USLACKBOT")[1] == "bot"
+    told = "<@U024BE7LH> has joined the channel, look"
+    assert Reader().message(Record(1, "a", told)) == ("a", told, None)
