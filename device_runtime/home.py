@@ -173,6 +173,12 @@ class Home:
         """
         folder = Path(folder)
         settle(folder, FOLDER)
+        if not (folder / CONFIG).is_file():
+            raise RunError(
+                folder,
+                f"expected a device's folder, found no {CONFIG} in it",
+                "give the folder of a device, or an empty one where a new device is to be made",
+            )
         settings = config.from_toml(DeviceConfig, folder / CONFIG)
         return cls(folder, settings, signing.load_or_create(folder / KEY))
 

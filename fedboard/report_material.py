@@ -134,7 +134,11 @@ def _settings(run: Run) -> Settings:
     try:
         return run.settings()
     except ConfigError as error:
-        raise _damaged(run.config, error) from None
+        raise RunError(
+            run.config,
+            f"is no run's ({error})",
+            "give the folder of a run, such as runs/demo; nothing there was touched",
+        ) from None
 
 
 def _scored(path: Path, corpus: Source | None) -> score.Scored:

@@ -98,9 +98,11 @@ def train(
         require_free(out, how.overwrite, how.kind)
     mark = mark_of(out) if how.resume else None
     with folder.writing(out, folder_kind(mark.kind if mark else how.kind)):
-        if mark and mark.corpus and mark.corpus != its_source:  # it was moved
-            moved = replace(mark, corpus=its_source)
-            durable.share(Path(out) / MARK, config.to_json(moved))
+        if not its_source.digest:  # a run of an earlier version: from here on it is known
+            its_source = source.known(its_source.name, corpus)
+        if mark and mark.corpus != its_source:  # or it was moved
+            known = replace(mark, corpus=its_source)
+            durable.share(Path(out) / MARK, config.to_json(known))
         return _train(settings, Run(Path(out)), how, (corpus, its_source), emit)
 
 

@@ -342,6 +342,11 @@ def test_a_run_is_resumed_from_any_folder_on_its_own_corpus_and_on_no_other(
     assert run.last.read_bytes() == uninterrupted.last.read_bytes()
     assert mark_of(run.path).corpus.path == str(tmp_path / "moved")
 
+    (run.path / "run.json").unlink()  # as earlier versions left a run
+    trained(folder, "--resume", out="anywhere")
+    assert "does not hold the digest of its corpus" in (folder / "anywhere.log").read_text()
+    assert mark_of(run.path).corpus == mark.corpus
+
 
 def test_a_run_without_room_ends_in_one_line_and_goes_on_when_there_is_some(folder, uninterrupted):
     """Room is taken from the files of one process, as a full disk would from all: enough for
