@@ -1,11 +1,12 @@
 """Run folders: whose they are, what an overwrite removes, and what of the user's stays."""
 
 import shutil
+import zipfile
 from pathlib import Path
 
 import pytest
 
-from device_runtime import folder
+from device_runtime import folder, weights
 from device_runtime.errors import RunError
 from fedboard.run import (
     DEMO,
@@ -128,3 +129,17 @@ def test_runs_and_demos_that_earlier_versions_wrote_are_known(tmp_path):
     assert mark_of(tmp_path / "demo") == Mark("fedboard-run-1", DEMO)
     new_run(tmp_path / "demo", replace=True, kind=DEMO)
     assert names(tmp_path / "demo") == ["config.toml", MARK]
+
+
+def test_a_run_that_knows_its_corpus_opens_as_it_was_written(tmp_path):
+    with zipfile.ZipFile(GOLDEN.parent / "run-1.zip") as archive:
+        archive.extractall(tmp_path)
+    run = Run(tmp_path / "run")
+    corpus = mark_of(run.path).corpus
+    assert (corpus.name, corpus.path, corpus.digest[:12]) == ("chitchat", "", "d2a5d0bf6acf")
+    assert (run.settings().recipe.patience, run.settings().recipe.rounds) == (5, 2)
+    first, best = (weights.read(path) for path in (run.first, run.best))
+    assert first.tokenizer == best.tokenizer and best.round == 1
+    assert (run.state / "program_state_2" / "saved_model.pb").is_file()
+    new_run(run.path, replace=True)
+    assert names(run.path) == ["config.toml", MARK]
