@@ -219,7 +219,11 @@ def data_import(
     size = sum(source.size for source in imported.sources(files))
     with console.progress("MB read", size // MEGABYTE or 1) as advance:
         report = imported.import_file(
-            files, out, reading, lambda read: advance(min(read, size) // MEGABYTE)
+            files,
+            out,
+            reading,
+            lambda read: advance(min(read, size) // MEGABYTE),
+            lambda done, of: advance(size // MEGABYTE, f"sorted {done / of:.0%}"),
         )
     if as_json:
         return emit(asdict(report))

@@ -102,11 +102,13 @@ def import_file(
     out: str | Path,
     reading: Reading = Reading(),
     progress: Callable[[int], None] = lambda read: None,
+    sorting: Callable[[int, int], None] | None = None,
 ) -> ImportReport:
     """Read files, folders of parts or standard input (`-`) into the directory `out`, all or none.
 
     What cannot be used is counted by reason; memory does not grow with the rows read. `progress` is
-    told, now and then, how many bytes of the files were read. Raises CorpusError for files that
+    told, now and then, how many bytes of the files were read, and then `sorting` how many messages
+    of all were put in order. Raises CorpusError for files that
     cannot be read, a missing column, too much damage, nothing left, too few users to split, or an
     `out` that is not ours or holds one of the files.
     """
@@ -115,7 +117,7 @@ def import_file(
     files = sources(paths)
     _require_apart(files, out)
     with replaced(out, directory.FOLDER) as staging, directory.Writer(staging) as writer:
-        return _copy(files, choice, reading, writer, progress)
+        return _copy(files, choice, reading, writer, (progress, sorting))
 
 
 @dataclass
@@ -168,12 +170,14 @@ def _copy(
     choice: Choice,
     reading: Reading,
     writer: directory.Writer,
-    progress: Callable[[int], None],
+    told: tuple[Callable[[int], None], Callable[[int, int], None] | None],
 ) -> ImportReport:
-    """Give the usable rows to `writer`, count the others, and have it finish."""
+    """Give the usable rows to `writer`, count the others, and have it finish; `told` is told how
+    far reading is, and how far sorting.
+    """
     tally, reader = _Tally(), fields.Reader(reading.timestamp_format)
     notes: dict[str, None] = {}
-    for source, record in _all(files, choice, progress):
+    for source, record in _all(files, choice, told[0]):
         if isinstance(record, Note):
             notes[f"{source.name}: {record.text}"] = None
             continue
@@ -185,9 +189,9 @@ def _copy(
             tally.drop(source, Left(record.line, reason))
     where = ", ".join(source.name for source in files[:_PLACES]) + ", ..." * (len(files) > _PLACES)
     _require_enough(where, tally, reading)
-    told = (*notes, *_on_times(reader), *_on_headers(reader))
+    said = (*notes, *_on_times(reader), *_on_headers(reader))
     dropped = tally.by_reason()
-    manifest = writer.finish(where, tally.rows, dropped, tally.places_by_reason(), told)
+    manifest = writer.finish(where, tally.rows, dropped, tally.places_by_reason(), said, told[1])
     late = [
         Dropped(reason, rows - dropped.get(reason, 0), False, "", "", ())
         for reason, rows in manifest.dropped.items()
@@ -199,7 +203,7 @@ def _copy(
         manifest.users,
         manifest.words,
         (*tally.dropped(), *late),
-        told,
+        said,
         manifest.digest,
     )
 
