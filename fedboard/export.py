@@ -7,9 +7,10 @@ from typing import Annotated
 
 from device_runtime import bounds, weights
 from device_runtime.bounds import Within
-from device_runtime.bundle import Manifest
+from device_runtime.bundle import FOLDER, Manifest
 from device_runtime.errors import ConfigError, CorpusError
 from device_runtime.examples import rows
+from device_runtime.folder import require_free
 from device_runtime.text import normalise, tokenise
 from device_runtime.wire import Plan
 from fedboard import console, source
@@ -60,6 +61,8 @@ def export(
         clipping_norm=asked.clipping_norm,
         bits=asked.bits,
     )
+    out = Path(out) if out else (run.bundle if run else path.parent / "bundle")
+    require_free(out, FOLDER)
     name = asked.data or (settings.data if settings else source.DEFAULT)
     if corpus is None:
         corpus, name, notes = source.for_targets([str(path)], asked.data)
@@ -73,9 +76,8 @@ def export(
             "no validation utterance to check parity on",
             "give a corpus with validation users",
         )
-    private = signing_key(asked.key)
     blocked = None if asked.blocked is None else word_list(asked.blocked)
-    out = Path(out) if out else (run.bundle if run else path.parent / "bundle")
+    private = signing_key(asked.key)
 
     from conversion.package import Parts, package  # TensorFlow
 

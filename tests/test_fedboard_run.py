@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from device_runtime import folder, weights
-from device_runtime.errors import RunError
+from device_runtime.errors import BundleError, RunError
+from fedboard.export import Asked, export
 from fedboard.run import (
     DEMO,
     MARK,
@@ -143,3 +144,12 @@ def test_a_run_that_knows_its_corpus_opens_as_it_was_written(tmp_path):
     assert (run.state / "program_state_2" / "saved_model.pb").is_file()
     new_run(run.path, replace=True)
     assert names(run.path) == ["config.toml", MARK]
+
+
+def test_an_export_onto_something_else_is_refused_before_a_key_is_made(tmp_path):
+    place = tmp_path / "extension"
+    place.mkdir()
+    (place / "manifest.json").write_text('{"manifest_version": 3}')
+    with pytest.raises(BundleError, match="files that are not a bundle of Fedboard's"):
+        export(GOLDEN, place, Asked(key=tmp_path / "signing.key"))
+    assert names(tmp_path) == ["extension/manifest.json"]
