@@ -223,9 +223,11 @@ def create(
     run = Run(Path(path))
     try:
         run.path.mkdir(parents=True, exist_ok=True)
-        # first, and never removed: whatever happens, the folder is known as ours
-        durable.share(run.path / MARK, config.to_json(Mark(FORMAT, kind, corpus)))
+        if not (run.path / MARK).exists():  # never without one: the folder stays known as ours
+            durable.share(run.path / MARK, config.to_json(Mark(FORMAT, kind)))
         folder.clear(run.path, folder_kind(kind), keep=(MARK,))
+        # only now: what is left of an earlier run must not be taken for one on this corpus
+        durable.share(run.path / MARK, config.to_json(Mark(FORMAT, kind, corpus)))
         durable.share(run.config, config.to_toml(settings).encode())
         run.checkpoints.mkdir(exist_ok=True)
     except OSError as error:

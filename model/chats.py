@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import NamedTuple
 
 from device_runtime.errors import CorpusError
-from model.documents import Document, elements, is_ended, members
+from model.documents import Document, elements, is_ended, members, places
 from model.fields import BOT, DELETED, FORWARDED, GONE, MEDIA, SYSTEM, Left, is_bot
 from model.records import BAD_ROW, Damage, Record, element
 from model.sources import LONGEST, Source
@@ -230,20 +230,10 @@ def _chat(document: Document) -> Iterator[Record | Left | Damage]:
         elif key in ("chats", "left_chats") and follows == "{":
             yield from _chat(document)
         elif key == "list" and follows == "[":
-            yield from _list(document)
+            for _ in places(document):
+                yield from _chat(document)
         else:
             document.value()
-
-
-def _list(document: Document) -> Iterator[Record | Left | Damage]:
-    document.take("[")
-    if document.peek() == "]":
-        document.take("]")
-        return
-    more = True
-    while more:
-        yield from _chat(document)
-        more = document.take(",", "]") == ","
 
 
 def _message(

@@ -110,9 +110,9 @@ def _told(character: str) -> str:
     return character if character in '[]{},:"' else "other text"
 
 
-def elements(document: Document) -> Iterator[tuple[int, str]]:
-    """The line and text of each element of the list that comes next; the end of the file is not
-    looked for. Raises CorpusError where it is no list, or an element's end cannot be told.
+def places(document: Document) -> Iterator[int]:
+    """The line of each element of the list that comes next; whoever asks reads it. The end of the
+    file is not looked for. Raises CorpusError where it is no list.
     """
     document.take("[")
     if document.peek() == "]":
@@ -121,9 +121,16 @@ def elements(document: Document) -> Iterator[tuple[int, str]]:
     more = True
     while more:
         document.peek()
-        line = document.line
-        yield line, document.value()
+        yield document.line
         more = document.take(",", "]") == ","
+
+
+def elements(document: Document) -> Iterator[tuple[int, str]]:
+    """The line and text of each element of the list that comes next, as `places`. Raises
+    CorpusError where an element's end cannot be told, too.
+    """
+    for line in places(document):
+        yield line, document.value()
 
 
 def members(document: Document) -> Iterator[str]:

@@ -16,19 +16,23 @@ from fedboard.run import (
     Mark,
     Run,
     Settings,
+    Source,
     create,
     folder_kind,
     mark_of,
     require_free,
 )
+from tests.kill_points import every_kill_point
 
 GOLDEN = Path(__file__).parent / "golden" / "run"
 
 
-def new_run(path: Path, replace: bool = False, kind: str = TRAINED) -> Run:
+def new_run(
+    path: Path, replace: bool = False, kind: str = TRAINED, corpus: Source | None = None
+) -> Run:
     """A new run's folder, as training makes it."""
     with folder.writing(path, folder_kind(kind)):
-        return create(path, Settings(), replace, kind)
+        return create(path, Settings(), replace, kind, corpus)
 
 
 def names(path: Path) -> list[str]:
@@ -144,6 +148,31 @@ def test_a_run_that_knows_its_corpus_opens_as_it_was_written(tmp_path):
     assert (run.state / "program_state_2" / "saved_model.pb").is_file()
     new_run(run.path, replace=True)
     assert names(run.path) == ["config.toml", MARK]
+
+
+def test_an_overwrite_killed_at_any_step_mixes_no_corpus_with_another_runs_files(tmp_path):
+    script = """
+from fedboard.run import Source
+from tests.test_fedboard_run import new_run
+
+def work(folder):
+    new_run(folder, replace=True, corpus=Source("new", "", "new"))
+"""
+
+    def prepare(place):
+        run = new_run(place, corpus=Source("old", "", "old"))
+        (run.checkpoints / "first.safetensors").write_text("old")
+        (run.path / "metrics.csv").write_text("old")
+        (run.path / "notes.md").write_text("mine")
+
+    def check(place):
+        if mark_of(place).corpus.name == "new":
+            whole = {name for name in names(place) if not name.startswith(".")}
+            assert whole <= {"config.toml", "notes.md", MARK}
+        assert (place / "notes.md").read_text() == "mine"
+        require_free(place, replace=True)
+
+    assert every_kill_point(script, tmp_path / "run", prepare, check) > 8
 
 
 def test_an_export_onto_something_else_is_refused_before_a_key_is_made(tmp_path):
