@@ -21,6 +21,9 @@ class Cause(StrEnum):
     REPORTED_RECENTLY = "reported_recently"
     ROUND_FULL = "round_full"
     ALREADY_ASSIGNED = "already_assigned"
+    SELECTING = "selecting"
+    NOT_DRAWN = "not_drawn"
+    TOO_EARLY = "too_early"
     NO_ROUND = "no_round"
     TASK_PAUSED = "task_paused"
     # the task's policy
@@ -35,6 +38,7 @@ class Cause(StrEnum):
     # an assignment that brought nothing
     CONDITION_LOST = "condition_lost"
     TRAINING_FAILED = "training_failed"
+    OVER_LIMIT = "over_limit"
     TIMED_OUT = "timed_out"
     # a report that came when it was no longer needed
     ROUND_CLOSED = "round_closed"
@@ -51,6 +55,8 @@ class Cause(StrEnum):
     MALFORMED = "malformed"
     UNKNOWN_DEVICE = "unknown_device"
     BAD_SIGNATURE = "bad_signature"
+    WRONG_SERVER = "wrong_server"
+    WRONG_TIME = "wrong_time"
     NOT_THE_OPERATOR = "not_the_operator"
     BAD_CODE = "bad_code"
     UNKNOWN_BLOB = "unknown_blob"
@@ -105,6 +111,9 @@ MEANING: Mapping[str, Meaning] = {
     Cause.REPORTED_RECENTLY: Meaning("counted too few rounds ago", _REFUSED, gives_back=True),
     Cause.ROUND_FULL: Meaning("the round has all the devices it wants", _REFUSED, no_place=True),
     Cause.ALREADY_ASSIGNED: Meaning("has had its turn in this round", _REFUSED, no_place=True),
+    Cause.SELECTING: Meaning("asked, and hears later whether it is drawn", _REFUSED, no_place=True),
+    Cause.NOT_DRAWN: Meaning("was not drawn for this round", _REFUSED, no_place=True),
+    Cause.TOO_EARLY: Meaning("came before the time it was told", _REFUSED, no_place=True),
     Cause.NO_ROUND: Meaning("the task has all its rounds", _REFUSED, lasts=True, no_place=True),
     Cause.TASK_PAUSED: Meaning("the task is paused", _REFUSED, lasts=True, no_place=True),
     Cause.TOO_NEW: Meaning("enrolled too recently to be trusted yet", _REFUSED),
@@ -113,11 +122,12 @@ MEANING: Mapping[str, Meaning] = {
     Cause.OUTDATED_RUNTIME: Meaning("its runtime is too old", _REFUSED, lasts=True),
     Cause.OUTDATED_BUNDLE: Meaning("its bundle is too old", _REFUSED, lasts=True),
     Cause.UNSUPPORTED_VERSION: Meaning(
-        "speaks another version of the protocol", _REFUSED, lasts=True
+        "speaks another version of the protocol", _REFUSED, status=426, lasts=True
     ),
     Cause.WRONG_MODEL: Meaning("has another vocabulary", _REFUSED, lasts=True),
     Cause.CONDITION_LOST: Meaning("unplugged, off WiFi or picked up", _DROPPED, gives_back=True),
     Cause.TRAINING_FAILED: Meaning("training did not get better", _DROPPED, gives_back=True),
+    Cause.OVER_LIMIT: Meaning("over a limit of the device's own", _DROPPED, gives_back=True),
     Cause.TIMED_OUT: Meaning(
         "not heard of before the deadline", _DROPPED, gives_back=True, told_late=Cause.LATE
     ),
@@ -141,6 +151,8 @@ MEANING: Mapping[str, Meaning] = {
     Cause.MALFORMED: Meaning("not a message of this server", _REQUEST, status=400),
     Cause.UNKNOWN_DEVICE: Meaning("not enrolled", _REQUEST, status=401),
     Cause.BAD_SIGNATURE: Meaning("not signed by the device it names", _REQUEST, status=401),
+    Cause.WRONG_SERVER: Meaning("signed for another server", _REQUEST, status=421),
+    Cause.WRONG_TIME: Meaning("signed at another time", _REQUEST, status=401),
     Cause.NOT_THE_OPERATOR: Meaning("without the operator's token", _REQUEST, status=401),
     Cause.BAD_CODE: Meaning("without an enrolment code that is good", _REQUEST, status=403),
     Cause.UNKNOWN_BLOB: Meaning("asked for a blob that is not there", _REQUEST, status=404),

@@ -117,6 +117,8 @@ class Assignment:
     kind: Kind = Kind.TRAINING
     # rounds of the task between two reports of one device; the device holds the server to it
     min_separation: int = 1
+    server: str = ""  # random name of the server's database: another one after a new start
+    task_id: str = ""  # random name of the task: another one for another task of the same name
 
 
 @dataclass(frozen=True)
@@ -204,6 +206,8 @@ class RoundReport:
     base_round: int = 0  # the round that made it
     scores: Scores | None = None  # of an evaluation: sums over its devices
     opened_at: float = 0.0  # seconds since 1970
+    # of an evaluation: its devices by the share of their words that were right, in steps of 5 %
+    spread: tuple[int, ...] = ()
 
 
 # the steps of the funnel, in order: a device that came to one came to all before it
@@ -229,6 +233,7 @@ class RoundReports:
     """Rounds of one task, oldest first."""
 
     rounds: tuple[RoundReport, ...] = ()
+    first: int = 0  # number of the task's first round, whether it is among them or not
 
 
 def forbidden_by(conditions: Conditions) -> Cause | None:
