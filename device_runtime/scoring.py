@@ -13,6 +13,7 @@ from device_runtime.metrics import STRIP, top_words
 from device_runtime.text import BOS, FIRST_WORD, OOV
 from device_runtime.typing_log import Record
 from device_runtime.weights import Weights
+from device_runtime.wire import MOST_WORDS as MOST_WORDS
 from device_runtime.wire import Scores
 
 # messages: that one is held back, by its number in the typing log, which it keeps for life

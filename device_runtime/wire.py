@@ -28,6 +28,7 @@ from device_runtime.causes import Cause, Step
 VERSION = 2
 DAY_S = 86_400.0  # seconds of a day
 RATE = Within(1e-30, 1e38)  # of a learning rate: float32 holds it, and a step of it
+MOST_WORDS = 400  # targets of one device's Scores: no device decides an evaluation
 
 
 @dataclass(frozen=True)

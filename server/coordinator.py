@@ -91,7 +91,6 @@ from server.store import (
     StoredCheckpoint,
     StoredRound,
     StoredTask,
-    loss_units,
 )
 from server.sums import Sum, Weighted
 from server.task import State, Task, rotation_seed
@@ -550,14 +549,7 @@ class Coordinator:
             work, status=AssignmentStatus.COUNTED, update_hash=name, counted_in=round.round
         )
         if isinstance(value, Scores):
-            sums = {
-                "targets": value.targets,
-                "top1": value.top1,
-                "top3": value.top3,
-                "in_vocabulary": value.in_vocabulary,
-            }
-            sums["loss"] = loss_units(value.loss)
-            ledger.count(work, round.round, **sums)
+            ledger.score(task.name, round.round, value)
         else:
             weighted = mechanism.of(task).weigh(value, round.round - work.round)
             counted.setdefault((task.name, round.round), []).append(weighted)

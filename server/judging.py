@@ -8,7 +8,7 @@ from device_runtime import config
 from device_runtime.causes import Cause
 from device_runtime.errors import ConfigError
 from device_runtime.update import Update
-from device_runtime.wire import Kind, Plan, Scores
+from device_runtime.wire import MOST_WORDS, Kind, Scores
 from server import mechanism
 from server.task import Task
 
@@ -34,12 +34,12 @@ def judge(body: bytes | bytearray, kind: Kind, task: Task, round: int) -> Update
     if kind is not task.kind:
         return Cause.NOT_AN_UPDATE if kind is Kind.TRAINING else Cause.NOT_SCORES
     if kind is Kind.EVALUATION:
-        return scores_of(body, task.plan)
+        return scores_of(body)
     return mechanism.of(task).check(body, round)
 
 
-def scores_of(body: bytes | bytearray, plan: Plan) -> Scores | Cause:
-    """The Scores in a body, if held-back messages under this plan could have them."""
+def scores_of(body: bytes | bytearray) -> Scores | Cause:
+    """The Scores in a body, if the held-back messages of one device could have them."""
     try:
         scores = config.from_json(Scores, body, "Scores")
     except ConfigError:
@@ -47,7 +47,7 @@ def scores_of(body: bytes | bytearray, plan: Plan) -> Scores | Cause:
     ordered = 0 <= scores.top1 <= scores.top3 <= scores.in_vocabulary <= scores.targets
     if not (
         ordered
-        and 1 <= scores.targets <= plan.max_rows * plan.length
+        and 1 <= scores.targets <= MOST_WORDS
         and 0 <= scores.loss <= NATS_A_TARGET * scores.in_vocabulary
     ):
         return Cause.NOT_SCORES

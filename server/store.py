@@ -9,6 +9,7 @@ device and for a hundred.
 
 import contextlib
 import functools
+import json
 import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -28,7 +29,8 @@ from sqlalchemy.dialects import postgresql, sqlite
 from device_runtime import config, durable
 from device_runtime.causes import Cause, Step
 from device_runtime.errors import RunError
-from device_runtime.wire import OPEN, Phase, RoundReport, Scores
+from device_runtime.wire import OPEN, Phase, RoundReport
+from server import scores
 from server.rounds import RoundState
 from server.sums import Sum
 from server.tables import (
@@ -48,8 +50,6 @@ from server.tables import (
 from server.task import State, Task
 
 Unusable = sa.exc.SQLAlchemyError  # what a store raises while its database cannot be used
-# of one nat: losses are added up in whole units, so that their sum does not depend on the order
-_LOSS_UNITS = 2**30
 ASSIGNED = "assigned"  # the outcome of a check-in that was not refused
 REFUSED, DROPPED = Step.REFUSED.value, Step.DROPPED.value  # steps of `outcomes`
 # of a round, added to
@@ -60,11 +60,6 @@ COUNTS = (
     "examples",
     "bytes_up",
     "bytes_down",
-    "targets",
-    "top1",
-    "top3",
-    "in_vocabulary",
-    "loss",
 )
 _ADVISORY_LOCK = 0xFEDB0A2D  # one writing transaction at a time on a PostgreSQL database
 
@@ -448,6 +443,15 @@ class Rows:
         ]
         self._many(_ADD_COUNTS, rows)
 
+    def add_scores(self, task: str, round: int, vector: scores.Vector) -> None:
+        """Add a vector of `scores` to what a round has."""
+        at = (rounds.c.task == task) & (rounds.c.round == round)
+        before = self._connection.execute(_SCORES.where(at)).one()
+        values = scores.add([_vector(before), vector]).tolist()
+        changed = dict(zip(scores.SUMS, values, strict=False))
+        spread = json.dumps(values[len(scores.SUMS) :])
+        self._connection.execute(rounds.update().where(at).values(**changed, spread=spread))
+
     def add_outcomes(self, counts: Mapping[tuple[str, int, str, str], int]) -> None:
         """Add to the devices by (task, round, step, cause)."""
         rows = [
@@ -732,6 +736,7 @@ _ADD_COUNTS = (
     .where(_AT_ROUND)
     .values({name: rounds.c[name] + sa.bindparam(f"more_{name}") for name in COUNTS})
 )
+_SCORES = sa.select(*(rounds.c[name] for name in (*scores.SUMS, "spread")))
 _CHECK_INS = sa.select(check_ins.c.device, check_ins.c.task, check_ins.c.outcome).where(
     check_ins.c.device.in_(_any_of("devices"))
 )
@@ -788,6 +793,12 @@ def _columns(state: RoundState) -> dict[str, Any]:
     return {name: getattr(state, name) for name in _STATE} | {"phase": state.phase.value}
 
 
+def _vector(row: Any) -> scores.Vector:
+    """The vector of `scores` that a row of `rounds` holds."""
+    spread = json.loads(row.spread) if row.spread else [0] * scores.BINS
+    return np.array([*(getattr(row, name) for name in scores.SUMS), *spread], np.int64)
+
+
 def _assignment(row: Any) -> StoredAssignment:
     name, task, number, device, admitted_at, text, cause, *rest = row
     status = AssignmentStatus(text)
@@ -800,6 +811,7 @@ def _report(
     task: Task, row: Any, by_cause: Mapping[tuple[int, str], Counter[str]], now: float
 ) -> RoundReport:
     refused, dropped = (dict(by_cause.get((row.round, step), {})) for step in (REFUSED, DROPPED))
+    scored = scores.from_vector(_vector(row))
     return RoundReport(
         round=row.round,
         phase=Phase(row.phase)
@@ -822,16 +834,10 @@ def _report(
         kind=task.kind,
         base=row.base,
         base_round=row.base_round,
-        scores=Scores(row.targets, row.top1, row.top3, row.in_vocabulary, row.loss / _LOSS_UNITS)
-        if row.targets
-        else None,
+        scores=scored.scores if row.targets else None,
         opened_at=row.opened_at,
+        spread=scored.spread if row.spread else (),
     )
-
-
-def loss_units(nats: float) -> int:
-    """A loss as `rounds.loss` adds it up."""
-    return round(nats * _LOSS_UNITS)
 
 
 def _require_ours(database: Path) -> None:

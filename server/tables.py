@@ -80,6 +80,8 @@ rounds = sa.Table(
         sa.Column(name, sa.BigInteger, nullable=False, server_default="0")
         for name in ("targets", "top1", "top3", "in_vocabulary", "loss")
     ),
+    # `scores.Total.spread` as a JSON list; empty where no score was counted
+    sa.Column("spread", sa.Text, nullable=False, server_default=""),
 )
 outcomes = sa.Table(  # devices refused at check-in, or dropped after it, by cause
     "outcomes",

@@ -15,7 +15,16 @@ from device_runtime import config, signing, weights
 from device_runtime.causes import Cause
 from device_runtime.errors import ConfigError, RunError
 from device_runtime.weights import Checkpoint
-from device_runtime.wire import Abandon, Ack, Assignment, Enrolment, Kind, Reject, Scores
+from device_runtime.wire import (
+    MOST_WORDS,
+    Abandon,
+    Ack,
+    Assignment,
+    Enrolment,
+    Kind,
+    Reject,
+    Scores,
+)
 from server import operators, tasks
 from server.coordinator import open_folder
 from server.eligibility import Policy
@@ -248,6 +257,8 @@ def test_an_evaluation_scores_the_newest_checkpoint_once_and_its_sums_stand_besi
         "",
     )
     assert report.scores == Scores(150, 25, 43, 150, 730.75)
+    # of two devices one had 20 % of its words right, the other 10 %
+    assert report.spread == (0, 0, 1, 0, 1, *[0] * 15)
 
 
 def test_a_checkpoint_that_has_been_scored_is_not_scored_again(tmp_path):
@@ -277,7 +288,8 @@ NONSENSE = [
     scored(10, 1, 2, 1e9),
     scored(10, 1, 2, 20.0, in_vocabulary=11),
     scored(10, 1, 2, 20.0, in_vocabulary=1),
-    scored(PLAN.max_rows * PLAN.length + 1, 0, 0, 0.0),
+    scored(MOST_WORDS + 1, 0, 0, 0.0),
+    scored(2**70, 1, 1, 1.0),
     json.dumps(
         {"targets": 10, "top1": 1, "top3": 2, "in_vocabulary": 10, "loss": float("nan")}
     ).encode(),

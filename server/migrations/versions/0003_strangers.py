@@ -1,5 +1,8 @@
 """The server's name, windows of asking, masked sums, spreads of scores."""
 
+import sqlalchemy as sa
+from alembic import op
+
 revision = "0003"
 down_revision = "0002"
 
@@ -26,3 +29,4 @@ def _masks() -> None:
 
 def _spreads() -> None:
     """How the scores of an evaluation's devices are spread."""
+    op.add_column("rounds", sa.Column("spread", sa.Text, nullable=False, server_default=""))
