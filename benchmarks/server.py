@@ -47,11 +47,12 @@ class Device:
 
     key: Ed25519PrivateKey
     name: str
+    server: str  # it signs for
 
     def request(self, method: str, path: str, body: bytes, task: str = "", round: int = 0) -> bytes:
         """A signed request as bytes of HTTP/1.1."""
         asked = signing.Request(method, path, body, task, round)
-        signed = signing.sign_request(self.key, self.name, asked)
+        signed = signing.sign_request(self.key, self.name, asked, self.server, time.time())
         lines = [
             f"{method} {path} HTTP/1.1",
             "host: bench",
@@ -223,7 +224,7 @@ def population(coordinator: Coordinator, count: int) -> list[Device]:
         key = Ed25519PrivateKey.from_private_bytes((number + 1).to_bytes(32, "big"))
         public = signing.public_hex(key)
         coordinator.enrol(Enrolment(public), 0.0)
-        devices.append(Device(key, signing.name_of(public)))
+        devices.append(Device(key, signing.name_of(public), coordinator.server))
     return devices
 
 

@@ -3,18 +3,21 @@ answer that is not ours is a ServerError.
 """
 
 import json
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from device_runtime.causes import Cause
+from device_runtime.causes import MEANING, Cause
 from device_runtime.config import from_json, to_json
 from device_runtime.errors import ConfigError, ServerError
 from device_runtime.signing import Request, name_of, public_hex, sign_request
 from device_runtime.transport import CHECK_ADDRESS, Reply, Send
 from device_runtime.weights import digest
 from device_runtime.wire import (
+    VERSION,
     Abandon,
     Ack,
     Assignment,
@@ -25,33 +28,88 @@ from device_runtime.wire import (
     Reject,
     RoundReports,
     Scores,
+    Server,
 )
 
 T = TypeVar("T")
 JSON = {"content-type": "application/json"}
 BINARY = {"content-type": "application/octet-stream"}
+OTHER_VERSION = "use a device and a server of one release"
 
 
-def signed(send: Send, key: Ed25519PrivateKey, device: str, task: str = "", round: int = 0) -> Send:
-    """`send` with every request signed by `device`, each time anew: a signature is taken once.
-    `task` and `round` are those of its assignment.
+@dataclass
+class Signer:
+    """Who signs, for which server, by which clock. `ahead_s` is how far the server's clock is ahead
+    of that one, as the server has told.
+    """
+
+    key: Ed25519PrivateKey = field(repr=False)
+    server: str
+    now: Callable[[], float] = time.time
+    ahead_s: float = 0.0
+
+    @property
+    def device(self) -> str:
+        """The name of the device that holds the key."""
+        return name_of(public_hex(self.key))
+
+    def headers(self, request: Request) -> dict[str, str]:
+        """The proof of one request, made anew at every call."""
+        return sign_request(
+            self.key, self.device, request, self.server, max(0.0, self.now() + self.ahead_s)
+        )
+
+
+def signed(send: Send, signer: Signer, task: str = "", round: int = 0) -> Send:
+    """`send` with every request signed, each time anew: a signature is taken once. `task` and
+    `round` are those of the assignment it is about.
+
+    A server whose clock is another says its own time: the request is signed once more for that,
+    and so are those after it.
     """
 
     def send_signed(method: str, path: str, body: bytes, headers: Mapping[str, str]) -> Reply:
-        proof = sign_request(key, device, Request(method, path, body, task, round))
-        return send(method, path, body, {**headers, **proof})
+        request = Request(method, path, body, task, round)
+        reply = send(method, path, body, {**headers, **signer.headers(request)})
+        told = _time_told(reply)
+        if told is None:
+            return reply
+        signer.ahead_s = told - signer.now()
+        return send(method, path, body, {**headers, **signer.headers(request)})
 
     return send_signed
 
 
-def enrol(send: Send, key: Ed25519PrivateKey, code: str = "") -> Enrolled:
+def server(send: Send) -> Server:
+    """Whom requests are to be signed for. Raises ServerError for a server of another version."""
+    where = "GET /v1/server"
+    reply = send("GET", "/v1/server", b"", {})
+    if reply.status == 404:
+        raise ServerError(
+            where, f"expected version {VERSION} of the protocol, found an older one", OTHER_VERSION
+        )
+    told = _ours(Server, where, reply)
+    if told.version != VERSION:
+        raise ServerError(
+            where,
+            f"expected version {VERSION} of the protocol, found {told.version}",
+            OTHER_VERSION,
+        )
+    return told
+
+
+def meet(send: Send, key: Ed25519PrivateKey, now: Callable[[], float] = time.time) -> Signer:
+    """A signer for the server that answers here, by its clock."""
+    told = server(send)
+    return Signer(key, told.server, now, told.time - now())
+
+
+def enrol(send: Send, signer: Signer, code: str = "") -> Enrolled:
     """Make the key known to the server, with a code if it asks for one. The same key always gets
     the same name.
     """
-    public = public_hex(key)
-    reply = signed(send, key, name_of(public))(
-        "POST", "/v1/devices", to_json(Enrolment(public, code)), JSON
-    )
+    public = public_hex(signer.key)
+    reply = signed(send, signer)("POST", "/v1/devices", to_json(Enrolment(public, code)), JSON)
     return _ours(Enrolled, "POST /v1/devices", reply)
 
 
@@ -134,6 +192,14 @@ def _retry_after(reply: Reply) -> float:
     """
     seconds = reply.headers.get("retry-after", "")
     return float(seconds) if seconds.isascii() and seconds.isdigit() and len(seconds) < 7 else 0.0
+
+
+def _time_told(reply: Reply) -> int | None:
+    """The time a server says it has, if it refused a request for its time."""
+    seconds = reply.headers.get("fedboard-time", "")
+    wrong = reply.status == MEANING[Cause.WRONG_TIME].status
+    is_time = seconds.isascii() and seconds.isdigit() and len(seconds) < 12
+    return int(seconds) if wrong and is_time else None
 
 
 def _has_cause(body: bytes) -> bool:

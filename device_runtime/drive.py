@@ -68,6 +68,8 @@ class DeviceClock:
 
     now: Callable[[], float] = time.time
     worked: Callable[[], None] = lambda: None  # told before each batch is begun
+    # seconds since 1970 that requests are dated by: a simulated device asks a real server
+    dated: Callable[[], float] = time.time
 
 
 def simulated(start: float = 0.0, batch_s: float = BATCH_S) -> DeviceClock:
@@ -111,6 +113,7 @@ class Turn:
         self._clock, self._train, self._may_go_on = clock, train, may_go_on
         self._meter = Meter(send)
         self._sleep = sleep
+        self._signer = calls.Signer(home.key, home.server_name or "", clock.dated)
         self._began = clock.now()
         self._assigned: tuple[Participant, Assignment] | None = None
 
@@ -157,7 +160,7 @@ class Turn:
         )
         return Participant(
             message,
-            enrolled=self.home.name is not None,
+            enrolled=None not in (self.home.name, self.home.server_name),
             shapes=manifest.shapes,
             plan=bundle.plan,
             randomness=self._randomness,
@@ -183,8 +186,10 @@ class Turn:
     def _do(self, action: Action, bundle: Bundle) -> Any:
         match action:
             case Enrol():
-                enrolled = calls.enrol(self._persistent(self._meter), self.home.key)
-                return self.home.keep_name(enrolled.device)
+                way = self._persistent(self._meter)
+                self._signer = calls.meet(way, self.home.key, self._clock.dated)
+                enrolled = calls.enrol(way, self._signer)
+                return self.home.keep_enrolment(enrolled.device, self._signer.server)
             case Ask(message):
                 return calls.check_in(self._line(), message)
             case LastSent(assignment):
@@ -256,8 +261,7 @@ class Turn:
     def _line(self, about: Assignment | None = None) -> Send:
         """The way to the server, signed; `about` an assignment, for its task and round."""
         named = ("", 0) if about is None else (about.task, about.round)
-        name = self.home.name or ""
-        return self._persistent(calls.signed(self._meter, self.home.key, name, *named))
+        return self._persistent(calls.signed(self._meter, self._signer, *named))
 
     def _note(self, note: Note) -> None:
         about, meter = note.assignment, self._meter

@@ -12,12 +12,14 @@
     bundles/               the bundles it installed, if none is used in place
     ledger.sqlite          what it contributed, round by round; never any text
     device.name            the name the server enrolled it under
+    device.server          the server's own name: whom it signs its requests for
     checkpoint/            the last checkpoint it fetched, named by its SHA-256
 
 All but the bundle is its own: removing the folder removes the device.
 """
 
 import contextlib
+import re
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import MISSING, Field, astuple, dataclass, field, fields
@@ -42,11 +44,12 @@ from device_runtime.typing_log import wipe as wipe_log
 from device_runtime.weights import digest
 from device_runtime.wire import Kind
 
-CONFIG, KEY, NAME = "device.toml", "device.key", "device.name"
+CONFIG, KEY, NAME, SERVER = "device.toml", "device.key", "device.name", "device.server"
 TYPING_LOG, LEDGER, CHECKPOINT = "typing_log.sqlite", "ledger.sqlite", "checkpoint"
 OWN_WORDS, UNFINISHED = "own_words.json", "unfinished"
 PERSONAL, PERSONAL_WEIGHTS = "personal.json", "personal.sealed"
 SCHEDULE, BUNDLES, LOCK = "schedule.json", "bundles", "lock"
+SERVER_NAME = re.compile("[0-9a-f]{32}")
 # files learned from what was typed
 LEARNED = (OWN_WORDS, UNFINISHED, PERSONAL, PERSONAL_WEIGHTS, LAST_KEY)
 
@@ -86,7 +89,7 @@ FOLDER = FolderKind(
     "a device",
     _is_ours,
     (
-        *(CONFIG, KEY, NAME, SCHEDULE, LOCK, *LEARNED),
+        *(CONFIG, KEY, NAME, SERVER, SCHEDULE, LOCK, *LEARNED),
         *(name + end for name in (TYPING_LOG, LEDGER) for end in ("", "-wal", "-shm", "-journal")),
         keystore.key_path(Path(TYPING_LOG)).name,
         f"{CHECKPOINT}/*.safetensors",
@@ -250,6 +253,20 @@ class Home:
     def keep_name(self, name: str) -> None:
         """Remember the name the server enrolled this device under."""
         durable.write(self.folder / NAME, f"{name}\n".encode())
+
+    @property
+    def server_name(self) -> str | None:
+        """The server's own name, as it was at enrolment; None before, and in a home of a version
+        that signed for no server in particular.
+        """
+        kept = self.kept(SERVER) or b""
+        name = kept.decode("ascii", "replace").strip()
+        return name if SERVER_NAME.fullmatch(name) else None
+
+    def keep_enrolment(self, name: str, server: str) -> None:
+        """Remember the name this device was enrolled under, and by which server."""
+        self.keep(SERVER, f"{server}\n".encode())
+        self.keep_name(name)
 
     def keep(self, name: str, data: bytes) -> None:
         """Write a small file of its own, whole or not at all."""

@@ -82,15 +82,24 @@ def name_of(public_key: str) -> str:
     return digest(bytes.fromhex(public_key))[:16]
 
 
-def request_message(
-    method: str, path: str, body_digest: str, task: str, round: int | str, nonce: str
-) -> bytes:
-    """What a device signs of a request: a changed method, path, body, task, round or nonce breaks
-    the signature.
+@dataclass(frozen=True)
+class Claim:
+    """What the headers of a request say of it; with method and path, all that is signed."""
+
+    body_digest: str  # SHA-256, hexadecimal
+    task: str  # of the assignment it is about, "" if it is about none
+    round: int
+    nonce: str  # 32 hexadecimal digits
+    server: str  # the server's own name, 32 hexadecimal digits
+    time: int  # whole seconds since 1970
+
+
+def request_message(method: str, path: str, claim: Claim) -> bytes:
+    """What a device signs of a request: whatever is changed of it breaks the signature, and another
+    server's signature is none here.
     """
-    return "\n".join(
-        ("fedboard-request-v2", method.upper(), path, body_digest, task, str(round), nonce)
-    ).encode()
+    said = (claim.body_digest, claim.task, claim.round, claim.nonce, claim.server, claim.time)
+    return "\n".join(("fedboard-request-v3", method.upper(), path, *map(str, said))).encode()
 
 
 @dataclass(frozen=True)
@@ -106,20 +115,25 @@ class Request:
     round: int = 0
 
 
-def sign_request(key: Ed25519PrivateKey, device: str, request: Request) -> dict[str, str]:
-    """The headers that prove a request comes from `device`.
+def sign_request(
+    key: Ed25519PrivateKey, device: str, request: Request, server: str, now: float
+) -> dict[str, str]:
+    """The headers that prove that `device` asks this of `server` at the time `now`, in seconds
+    since 1970.
 
     The body's SHA-256 is a header of its own (RFC 9530), so that a server can refuse a stranger
     before it reads what he sends.
     """
     nonce, hashed = os.urandom(16).hex(), digest(request.body)
-    named = request.method, request.path, hashed, request.task, request.round
-    signature = key.sign(request_message(*named, nonce))
+    claim = Claim(hashed, request.task, request.round, nonce, server, int(now))
+    signature = key.sign(request_message(request.method, request.path, claim))
     return {
         "fedboard-device": device,
         "fedboard-task": request.task,
         "fedboard-round": str(request.round),
         "fedboard-nonce": nonce,
+        "fedboard-server": server,
+        "fedboard-time": str(claim.time),
         "fedboard-signature": base64.b64encode(signature).decode(),
         "content-digest": f"sha-256=:{base64.b64encode(bytes.fromhex(hashed)).decode()}:",
     }

@@ -291,8 +291,8 @@ def check_in(device: Participant) -> Checking:
     if not device.enrolled:
         yield Enrol()
     answer: Assignment | Reject = yield Ask(device.check_in)
-    if isinstance(answer, Reject) and answer.cause is Cause.UNKNOWN_DEVICE:
-        yield Enrol()  # a server that began anew knows nobody
+    if isinstance(answer, Reject) and answer.cause in (Cause.UNKNOWN_DEVICE, Cause.WRONG_SERVER):
+        yield Enrol()  # a server that began anew knows nobody, and has another name
         answer = yield Ask(device.check_in)
     if isinstance(answer, Assignment):
         return answer

@@ -10,8 +10,10 @@ fetched by SHA-256.
     PUT  /v1/assignments/{id}/scores  Scores          -> Ack | Reject   of an evaluation task
     POST /v1/assignments/{id}/abandon Abandon         -> Ack
     GET  /v1/rounds?task=NAME                         -> RoundReports
+    GET  /v1/server                                   -> Server
 
-All but the last are signed by the device: `signing.sign_request`. Every refusal is a Reject or a
+All but the last two are signed by the device, for the server that `Server` names and at the time of
+its clock: `signing.sign_request`. Every refusal is a Reject or a
 Problem with a named cause. What only the operator may ask for is in `server/contract.py`.
 """
 
@@ -25,7 +27,7 @@ from device_runtime import bounds
 from device_runtime.bounds import Within
 from device_runtime.causes import Cause, Step
 
-VERSION = 2
+VERSION = 3
 DAY_S = 86_400.0  # seconds of a day
 RATE = Within(1e-30, 1e38)  # of a learning rate: float32 holds it, and a step of it
 MOST_WORDS = 400  # targets of one device's Scores: no device decides an evaluation
@@ -58,6 +60,15 @@ class Kind(StrEnum):
 
     TRAINING = "training"  # fine-tune a checkpoint, report the update
     EVALUATION = "evaluation"  # score a checkpoint on held-back messages, report sums
+
+
+@dataclass(frozen=True)
+class Server:
+    """Whom a device signs its requests for. Anybody may ask."""
+
+    server: str  # random, of its database: replicas share it, a server begun anew has another
+    time: int  # of its clock, whole seconds since 1970
+    version: int = VERSION  # of this contract
 
 
 @dataclass(frozen=True)

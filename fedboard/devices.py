@@ -217,8 +217,9 @@ def enrol(folder: Path, settings: Any, bundle: Path | None, url: str, code: str 
                 f"belongs to {home.config.server}, not to {url}",
                 "change `server` in its device.toml, or choose another folder",
             )
-        name = calls.enrol(persistent(send), home.key, code).device
-        home.keep_name(name)
+        signer = calls.meet(persistent(send), home.key)
+        name = calls.enrol(persistent(send), signer, code).device
+        home.keep_enrolment(name, signer.server)
     return name
 
 

@@ -135,14 +135,15 @@ class _Phone:
         self._key = Ed25519PrivateKey.from_private_bytes(
             hashlib.sha256(f"fedboard-fleet {fleet.seed} {device.index}".encode()).digest()
         )
-        self._name = calls.enrol(fleet.send, self._key).device
+        self._signer = calls.meet(fleet.send, self._key, fleet.clock.now)
+        calls.enrol(fleet.send, self._signer)
         # about an assignment, once it has one
-        self._send = calls.signed(fleet.send, self._key, self._name)
+        self._send = calls.signed(fleet.send, self._signer)
 
     def check_in(self) -> None:
         """Ask for work, and plan what follows from the answer."""
         now, rows = self._fleet.clock.now(), self._fleet.training.rows(self.device)
-        self._send = calls.signed(self._fleet.send, self._key, self._name)
+        self._send = calls.signed(self._fleet.send, self._signer)
         answer = calls.check_in(
             self._send,
             CheckIn(
@@ -162,9 +163,7 @@ class _Phone:
 
     def _start(self, assignment: Assignment, rows: np.ndarray) -> None:
         now, device = self._fleet.clock.now(), self.device
-        self._send = calls.signed(
-            self._fleet.send, self._key, self._name, assignment.task, assignment.round
-        )
+        self._send = calls.signed(self._fleet.send, self._signer, assignment.task, assignment.round)
         plan = config.from_json(Plan, calls.fetch(self._send, assignment.plan), "plan")
         data = calls.fetch(self._send, assignment.checkpoint)
         checkpoint = self._fleet.checkpoint(assignment.checkpoint, data)

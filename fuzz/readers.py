@@ -163,6 +163,8 @@ def proof(data: bytes) -> None:
         "content-digest",
         "fedboard-round",
         "fedboard-nonce",
+        "fedboard-server",
+        "fedboard-time",
         "fedboard-signature",
         "fedboard-task",
         "fedboard-device",
@@ -219,6 +221,8 @@ READERS = {
         + b"=:\n7\n"
         + b"0" * 32
         + b"\n"
+        + b"0" * 32
+        + b"\n1700000000\n"
         + b"A" * 86
         + b"==\ndefault\nab\nBasic Zm9vOmJhcg==",
     ),

@@ -20,9 +20,15 @@ import nacl.exceptions
 from device_runtime import durable, signing
 from device_runtime.errors import RunError
 from server.contract import TOKEN_FILE
+from server.requests import Nonce
 
-_NONCE = re.compile(r"[0-9a-f]{32}")
-_ROUND = re.compile(r"0|[1-9][0-9]{0,17}")
+_HEX_32 = re.compile(r"[0-9a-f]{32}")
+_ROUND = re.compile(r"0|[1-9][0-9]{0,9}")
+_TIME = re.compile(r"0|[1-9][0-9]{0,10}")
+_VERSION_2 = {"content-digest", "fedboard-signature"} | {
+    f"fedboard-{name}" for name in ("device", "task", "round", "nonce")
+}
+_SINCE_VERSION_3 = {"fedboard-server", "fedboard-time"}
 _DIGEST = re.compile(r"sha-256=:([A-Za-z0-9+/]{43}=):")
 
 
@@ -31,11 +37,12 @@ class Proof:
     """What a signed request says of itself. The body is not read yet: its hash stands for it."""
 
     device: str
-    nonce: str
+    nonce: Nonce
     signature: bytes
     body_digest: str  # SHA-256, hexadecimal
     task: str
     round: int
+    server: str  # it is signed for
 
     @property
     def signed_for(self) -> tuple[str, int]:
@@ -47,7 +54,14 @@ def proof(headers: Mapping[str, str]) -> Proof | None:
     """The proof in a request's headers, or None if one is missing or malformed."""
     digest = _DIGEST.fullmatch(headers.get("content-digest", ""))
     number, nonce = headers.get("fedboard-round", ""), headers.get("fedboard-nonce", "")
-    if digest is None or not _ROUND.fullmatch(number) or not _NONCE.fullmatch(nonce):
+    server, time = headers.get("fedboard-server", ""), headers.get("fedboard-time", "")
+    if (
+        digest is None
+        or not _ROUND.fullmatch(number)
+        or not _HEX_32.fullmatch(nonce)
+        or not _HEX_32.fullmatch(server)
+        or not _TIME.fullmatch(time)
+    ):
         return None
     try:
         signature = base64.b64decode(headers.get("fedboard-signature", ""), validate=True)
@@ -58,21 +72,29 @@ def proof(headers: Mapping[str, str]) -> Proof | None:
         return None
     return Proof(
         headers.get("fedboard-device", ""),
-        nonce,
+        Nonce(nonce, int(time)),
         signature,
         hashed,
         headers.get("fedboard-task", ""),
         int(number),
+        server,
     )
+
+
+def is_of_version_2(headers: Mapping[str, str]) -> bool:
+    """Whether a device sends this that names neither a server nor a time in what it signs."""
+    return headers.keys() >= _VERSION_2 and not _SINCE_VERSION_3 & headers.keys()
 
 
 def is_signed(key: bytes, proof: Proof, method: str, path: str) -> bool:
     """Whether the holder of the Ed25519 `key` signed this request. By libsodium: OpenSSL, which
     devices sign with, verifies half as fast.
     """
-    message = signing.request_message(
-        method, path, proof.body_digest, proof.task, proof.round, proof.nonce
+    nonce = proof.nonce
+    claim = signing.Claim(
+        proof.body_digest, proof.task, proof.round, nonce.text, proof.server, nonce.time
     )
+    message = signing.request_message(method, path, claim)
     try:
         nacl.bindings.crypto_sign_open(proof.signature + message, key)
     except nacl.exceptions.BadSignatureError:

@@ -44,7 +44,6 @@ from device_runtime.causes import MEANING, Cause
 from device_runtime.errors import RunError
 from device_runtime.weights import digest
 from device_runtime.wire import (
-    DAY_S,
     OPEN,
     Ack,
     Assignment,
@@ -63,6 +62,7 @@ from server.differences import NEWEST, Differences
 from server.eligibility import decide
 from server.judging import Judged, judge
 from server.ledger import Ledger
+from server.replays import KEPT_S
 from server.requests import (
     Abandoning,
     Answer,
@@ -93,12 +93,11 @@ from server.store import (
     StoredTask,
 )
 from server.sums import Sum, Weighted
-from server.task import State, Task, rotation_seed
+from server.task import State, Task, rotation_seed, task_id
 
 log = logging.getLogger("fedboard.server")
 
-# how long a nonce is remembered; a request older than that can be replayed once
-NONCE_LIFE_S = 30 * DAY_S
+FORGET_S = 60.0  # between two looks for what may be forgotten
 POPULATION_S = 60.0  # how long the number of enrolled devices may be out of date
 _HEX_16, _HEX_64 = re.compile("[0-9a-f]{16}"), re.compile("[0-9a-f]{64}")
 Counted = dict[tuple[str, int], list[Weighted]]  # updates of a group, by the round they count in
@@ -142,6 +141,9 @@ class Coordinator:
         # what this replica has counted of the open rounds, by task and round
         self._sums: dict[tuple[str, int], Sum] = {}
         self._population, self._population_at = 1, -np.inf
+        self._forgot_at = -np.inf
+        with store.reading() as rows:
+            self.server = rows.server()  # random; replicas share it
 
     # what devices ask
 
@@ -249,6 +251,10 @@ class Coordinator:
             if now >= self._population_at + POPULATION_S:
                 with self.store.reading() as rows:
                     self._population, self._population_at = rows.count_devices(), now
+            if not self._forgot_at <= now < self._forgot_at + FORGET_S:
+                with self.store.transaction() as rows:
+                    rows.forget_nonces(now - KEPT_S)
+                self._forgot_at = now
 
     def probe(self) -> None:
         """Raises what the store or the blobs raise if they cannot be used."""
@@ -639,6 +645,8 @@ class Coordinator:
             task=task.name,
             kind=task.kind,
             min_separation=task.policy.min_separation,
+            server=self.server,
+            task_id=task_id(self.server, task.name),
         )
 
     def _retry(self, cause: Cause | None, rules: Rules, now: float) -> float:
@@ -715,7 +723,6 @@ class Coordinator:
                 now,
                 all_rounds=finished,
             )
-            rows.forget_nonces(now - NONCE_LIFE_S)
             if finished:
                 rows.set_state(task.name, State.FINISHED)
             else:

@@ -40,6 +40,7 @@ from device_runtime.errors import FedboardError, RunError
 from device_runtime.update import encoded_bytes
 from device_runtime.weights import digest
 from device_runtime.wire import (
+    VERSION,
     Abandon,
     Ack,
     Assignment,
@@ -51,6 +52,7 @@ from device_runtime.wire import (
     Reject,
     RoundReports,
     Scores,
+    Server,
 )
 from server import access, bodies, contract, dashboard, memory, openapi, operators, overview
 from server.access import Buckets, Proof
@@ -58,6 +60,7 @@ from server.coordinator import Coordinator
 from server.groups import Groups
 from server.judging import Judged
 from server.metrics import Metrics
+from server.replays import Replays
 from server.requests import Abandoning, Answer, CheckingIn, Fetching, Refused, Reporting
 from server.requests import Request as Asked
 from server.settings import Limits
@@ -70,6 +73,7 @@ MESSAGE_BYTES = 16_384  # largest JSON body of a device
 CHECKPOINT_BYTES = 256 << 20  # largest body of an operator
 JUDGES = 2  # threads
 KEYS_KEPT = 100_000  # public keys in memory
+OTHER_VERSION_S = 86_400  # until a device of another version asks again
 
 
 @dataclass(frozen=True)
@@ -160,6 +164,7 @@ class _Service:
         self.judges = ThreadPoolExecutor(JUDGES, "judge")
         self.of_devices = Buckets(limits.device_burst, limits.device_per_s)
         self.of_addresses = Buckets(limits.address_burst, limits.address_per_s)
+        self.replays = Replays()
         self.room = bodies.Room(limits.bodies_bytes)
         self.keys: LRUCache[str, bytes] = LRUCache(KEYS_KEPT)
         self.update_bytes: dict[str, int] = {}  # largest report by task
@@ -192,7 +197,18 @@ class _Service:
                 "/v1/devices",
                 self.enrol,
                 _documented(
-                    Enrolled, 400, 401, 403, 408, 413, 429, 503, body=Enrolment, is_signed=True
+                    Enrolled,
+                    400,
+                    401,
+                    403,
+                    408,
+                    413,
+                    421,
+                    426,
+                    429,
+                    503,
+                    body=Enrolment,
+                    is_signed=True,
                 ),
             ),
             (
@@ -254,6 +270,7 @@ class _Service:
                     is_signed=True,
                 ),
             ),
+            ("GET", "/v1/server", self.server, _documented(Server, 429)),
             (
                 "GET",
                 "/v1/rounds",
@@ -338,7 +355,7 @@ class _Service:
                 Cause.MALFORMED,
                 "public_key: expected an Ed25519 key, 32 bytes in lower-case hexadecimal",
             )
-        proof, key = access.proof(request.headers), bytes.fromhex(enrolment.public_key)
+        proof, key = self.claimed(request), bytes.fromhex(enrolment.public_key)
         named = (
             proof is not None
             and proof.device == signing.name_of(enrolment.public_key)
@@ -428,9 +445,13 @@ class _Service:
 
     # reports and operators
 
+    async def server(self, request: Request) -> Response:
+        """Whom devices sign for; anybody may ask."""
+        self.address_may(request)
+        return _json(Server(self.coordinator.server, int(self.clock())))
+
     async def rounds(self, request: Request) -> Response:
-        proof = access.proof(request.headers)
-        if proof is not None and proof.device:
+        if "fedboard-signature" in bodies.headers(request):
             # a device may see what becomes of its rounds
             self.verify(await self.signed(request, 0))
         else:
@@ -553,16 +574,35 @@ class _Service:
         """
         bodies.checked_length(request, limit)
         self.address_may(request)
-        headers = bodies.headers(request)
-        key, proof = await self.key(headers.get("fedboard-device", "")), access.proof(headers)
+        proof = self.claimed(request)
+        key = await self.key(bodies.headers(request).get("fedboard-device", ""))
         if proof is None:
             raise _bad_signature()
         return _Signed(request.method, bodies.path(request), proof, key)
 
+    def claimed(self, request: Request) -> Proof | None:
+        """What a request says of who signed it, when and for whom; None if it says no such thing.
+        Refused if that is another server, another time or another version.
+        """
+        headers = bodies.headers(request)
+        if access.is_of_version_2(headers):
+            raise OtherVersion()
+        proof = access.proof(headers)
+        if proof is not None and proof.server != self.coordinator.server:
+            raise Refused(Cause.WRONG_SERVER)
+        if proof is not None and not self.replays.is_of_now(proof.nonce.time, now := self.clock()):
+            raise WrongTime(now)
+        return proof
+
     def verify(self, signed: "_Signed") -> None:
-        """Refused unless the device signed the request."""
-        if not access.is_signed(signed.key, signed.proof, signed.method, signed.path):
+        """Refused unless the device signed the request, and this server has not just had it: all
+        that a stranger can send is refused before anything is charged to the device.
+        """
+        proof = signed.proof
+        if not access.is_signed(signed.key, proof, signed.method, signed.path):
             raise _bad_signature()
+        if not self.replays.is_new(proof.device, proof.nonce, self.clock()):
+            raise Refused(Cause.REPLAYED, "this request has been made before")
         signed.is_verified = True
 
     def handle(self, group: Sequence["_Asking"]) -> list[Answer]:
@@ -701,6 +741,10 @@ class _Service:
         headers = {}
         if isinstance(refused, TooOften):
             headers["retry-after"] = str(max(1, round(refused.wait_s)))
+        elif isinstance(refused, WrongTime):
+            headers["fedboard-time"] = str(int(refused.now))
+        elif isinstance(refused, OtherVersion):
+            headers["retry-after"] = str(OTHER_VERSION_S)
         return _problem(refused.status, refused.cause, refused.detail, headers)
 
     async def refuse_route(self, _: Request, error: Any) -> Response:
@@ -771,6 +815,24 @@ class TooOften(Refused):
         self.wait_s = wait_s
 
 
+class WrongTime(Refused):
+    """A request was signed at another time than the server's clock shows."""
+
+    def __init__(self, now: float):
+        super().__init__(Cause.WRONG_TIME, f"expected a request signed at about {int(now)}")
+        self.now = now
+
+
+class OtherVersion(Refused):
+    """A device speaks a version of the protocol that named neither server nor time."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            Cause.UNSUPPORTED_VERSION,
+            f"expected version {VERSION} of the protocol; update the device's software",
+        )
+
+
 class _Observed:
     """Times every request, and answers the most frequent one itself: FastAPI's layers add most to
     what is short. ASGI: bodies stream.
@@ -819,7 +881,7 @@ class _Observed:
 def _bad_signature() -> Refused:
     return Refused(
         Cause.BAD_SIGNATURE,
-        "the signature does not fit the device, the request, its body, task, round or nonce",
+        "the signature does not fit the device, the request, its body or what its headers say",
     )
 
 
@@ -841,7 +903,7 @@ def _problem(status: int, cause: Cause, detail: str, headers: Any = None) -> Res
     return _json(Problem(cause, detail), status, headers)
 
 
-SIGNED = (401, 408, 409, 413, 429, 503)  # any signed request may be answered so
+SIGNED = (401, 408, 409, 413, 421, 426, 429, 503)  # any signed request may be answered so
 _READING = {401: {"model": Problem}, 429: {"model": Problem}, 503: {"model": Problem}}
 _METRICS = {
     "responses": {200: {"content": {prometheus_client.CONTENT_TYPE_LATEST: {}}}, **_READING}

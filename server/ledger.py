@@ -8,6 +8,7 @@ from typing import Any
 from device_runtime.wire import OPEN, Scores
 from server import scores
 from server.eligibility import History
+from server.requests import Nonce
 from server.rounds import Event, Tick, advance
 from server.store import (
     ASSIGNED,
@@ -33,10 +34,10 @@ class Ledger:
         now: float,
         devices: Iterable[str] = (),
         assignments: Iterable[str] = (),
-        nonces: Iterable[tuple[str, str]] = (),
+        nonces: Iterable[tuple[str, Nonce]] = (),
     ):
         self._rows, self.now = rows, now
-        names, used = sorted(set(devices)), set(nonces)
+        names, used = sorted(set(devices)), {(device, nonce.text) for device, nonce in nonces}
         self.tasks = {stored.task.name: stored for stored in rows.tasks()}
         self.rounds = rows.open_rounds()
         self.enrolled_at = rows.enrolled_at(names) if names else {}
@@ -50,7 +51,7 @@ class Ledger:
         self._works: dict[tuple[str, str], list[str]] = {}
         for each in self.assignments.values():
             self._works.setdefault((each.device, each.task), []).append(each.assignment)
-        self._new_nonces: list[tuple[str, str]] = []
+        self._new_nonces: list[tuple[str, Nonce]] = []
         self._changed_rounds: dict[str, StoredRound] = {}
         self._changed_assignments: dict[str, StoredAssignment] = {}
         self._changed_participations: dict[tuple[str, str], Participation] = {}
@@ -66,11 +67,11 @@ class Ledger:
         """Rounds that have come to their end and are not closed."""
         return [each for each in self.rounds.values() if each.state.phase not in OPEN]
 
-    def is_new(self, device: str, nonce: str) -> bool:
+    def is_new(self, device: str, nonce: Nonce) -> bool:
         """Note a nonce; False if the device used it before."""
-        if (device, nonce) in self.seen:
+        if (device, nonce.text) in self.seen:
             return False
-        self.seen.add((device, nonce))
+        self.seen.add((device, nonce.text))
         self._new_nonces.append((device, nonce))
         return True
 
@@ -179,7 +180,7 @@ class Ledger:
         """Put down everything that has changed. The last thing done with a ledger."""
         rows = self._rows
         if self._new_nonces:
-            rows.note_nonces(self._new_nonces, self.now)
+            rows.note_nonces(self._new_nonces)
         rows.save_rounds(self._changed_rounds.values())
         rows.save_assignments(self._changed_assignments.values())
         rows.note_check_ins(self._changed_outcomes)

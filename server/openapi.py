@@ -26,6 +26,8 @@ _SIGNATURE = (
     "fedboard-task",
     "fedboard-round",
     "fedboard-nonce",
+    "fedboard-server",
+    "fedboard-time",
     "fedboard-signature",
 )
 

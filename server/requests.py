@@ -20,6 +20,14 @@ class Refused(Exception):
         self.cause, self.detail, self.status = cause, detail or meaning.sentence, meaning.status
 
 
+@dataclass(frozen=True)
+class Nonce:
+    """What makes a signature good once, and when it was made."""
+
+    text: str  # 32 hexadecimal digits
+    time: int  # seconds since 1970, as the device signed it
+
+
 # What devices ask. `nonce` is None where no signature was needed; `task` and `round` are those the
 # device signed for, "" and 0 if for none.
 
@@ -30,7 +38,7 @@ class CheckingIn:
 
     device: str
     check_in: CheckIn
-    nonce: str | None = None
+    nonce: Nonce | None = None
 
 
 @dataclass(frozen=True)
@@ -41,7 +49,7 @@ class Reporting:
     assignment: str
     body: bytes | bytearray
     kind: Kind = Kind.TRAINING
-    nonce: str | None = None
+    nonce: Nonce | None = None
     signed_for: tuple[str, int] | None = None
     body_digest: str | None = None  # SHA-256 that was signed
 
@@ -53,7 +61,7 @@ class Abandoning:
     device: str
     assignment: str
     cause: Cause
-    nonce: str | None = None
+    nonce: Nonce | None = None
     signed_for: tuple[str, int] | None = None
 
 
@@ -68,7 +76,7 @@ class Fetching:
     size: int
     complete: bool
     makes: str = ""
-    nonce: str | None = None
+    nonce: Nonce | None = None
     signed_for: tuple[str, int] | None = None
 
 

@@ -31,6 +31,7 @@ from device_runtime.causes import Cause, Step
 from device_runtime.errors import RunError
 from device_runtime.wire import OPEN, Phase, RoundReport
 from server import scores
+from server.requests import Nonce
 from server.rounds import RoundState
 from server.sums import Sum
 from server.tables import (
@@ -44,6 +45,7 @@ from server.tables import (
     outcomes,
     participations,
     rounds,
+    servers,
     sums,
     tasks,
 )
@@ -256,7 +258,12 @@ class Rows:
     def __init__(self, connection: sa.Connection):
         self._connection = connection
 
-    # devices, their codes and nonces
+    # the server, its devices, their codes and nonces
+
+    def server(self) -> str:
+        """The name of this database's server, 32 hexadecimal digits."""
+        name: str = self._connection.execute(sa.select(servers.c.server)).scalar_one()
+        return name
 
     def enrol(self, device: str, public_key: str, now: float) -> None:
         """Keep a device's key; one that is kept already stays as it is."""
@@ -302,16 +309,19 @@ class Rows:
         noted = self._connection.execute(_NONCES, {"nonces": [nonce for _, nonce in asked]})
         return {(device, nonce) for device, nonce in noted if (device, nonce) in asked}
 
-    def note_nonces(self, used: Iterable[tuple[str, str]], now: float) -> None:
-        """Remember (device, nonce) pairs."""
+    def note_nonces(self, used: Iterable[tuple[str, Nonce]]) -> None:
+        """Remember the nonces of devices."""
         self._many(
             _INSERT_NONCE,
-            [{"device": device, "nonce": nonce, "seen_at": now} for device, nonce in used],
+            [
+                {"device": device, "nonce": nonce.text, "signed_at": nonce.time}
+                for device, nonce in used
+            ],
         )
 
     def forget_nonces(self, before: float) -> None:
-        """Forget what was noted before some time."""
-        self._connection.execute(nonces.delete().where(nonces.c.seen_at < before))
+        """Forget those of requests that were signed before some time."""
+        self._connection.execute(nonces.delete().where(nonces.c.signed_at < int(before)))
 
     # tasks and their checkpoints
 

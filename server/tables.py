@@ -9,6 +9,11 @@ _SHA = sa.String(64)
 _DEVICE = sa.String(16)
 _TASK = sa.String(64)
 _ROUND = sa.BigInteger
+servers = sa.Table(  # one row: replicas share it, and a server begun anew has another
+    "servers",
+    metadata,
+    sa.Column("server", sa.String(32), primary_key=True),  # random
+)
 devices = sa.Table(
     "devices",
     metadata,
@@ -28,7 +33,7 @@ nonces = sa.Table(
     metadata,
     sa.Column("device", _DEVICE, sa.ForeignKey("devices.device"), primary_key=True),
     sa.Column("nonce", sa.String(32), primary_key=True),
-    sa.Column("seen_at", sa.Float, nullable=False, index=True),
+    sa.Column("signed_at", sa.BigInteger, nullable=False, index=True),
 )
 tasks = sa.Table(
     "tasks",

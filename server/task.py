@@ -140,6 +140,14 @@ def _rotation(seed: int, round: int) -> int:
     )
 
 
+@functools.lru_cache(maxsize=256)
+def task_id(server: str, task: str) -> str:
+    """What a device knows a task by, 32 hexadecimal digits: names are taken once in a database, and
+    the name of the database's server is random, so a task begun anew elsewhere has another.
+    """
+    return digest(f"fedboard-task-v1 {server} {task}".encode())[:32]
+
+
 def assignment_name(task: Task, round: int, device: str) -> str:
     """The name of a device's work in a round, 32 hexadecimal digits: known beforehand to whoever
     knows the task's seed, so a server that died gives the same again.

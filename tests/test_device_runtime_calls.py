@@ -1,5 +1,6 @@
 import base64
 import json
+from dataclasses import replace
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -10,7 +11,7 @@ from device_runtime import calls
 from device_runtime.causes import Cause
 from device_runtime.config import to_json
 from device_runtime.errors import ServerError
-from device_runtime.signing import public_hex, request_message, verified
+from device_runtime.signing import Claim, public_hex, request_message, verified
 from device_runtime.transport import Reply
 from device_runtime.weights import digest
 from device_runtime.wire import (
@@ -23,6 +24,7 @@ from device_runtime.wire import (
     Reject,
     RoundReport,
     RoundReports,
+    Server,
 )
 
 CHECK_IN = CheckIn(Conditions(True, True, True), examples=3, tokenizer="ab" * 32)
@@ -59,15 +61,17 @@ def test_each_call_goes_to_its_route():
             "/v1/devices": to_json(Enrolled("d1")),
             "/v1/check-in": to_json(ASSIGNMENT),
             "/v1/rounds": to_json(RoundReports()),
+            "/v1/server": to_json(Server("ab" * 16, 1)),
         }
         return Reply(200, {}, body.get(path, to_json(Ack(True))))
 
-    calls.enrol(send, Ed25519PrivateKey.generate())
+    calls.enrol(send, calls.meet(send, Ed25519PrivateKey.generate()))
     calls.check_in(send, CHECK_IN)
     calls.upload(send, "a1", b"")
     calls.abandon(send, "a1", Cause.CONDITION_LOST)
     calls.rounds(send)
     assert routes == [
+        "GET /v1/server",
         "POST /v1/devices",
         "POST /v1/check-in",
         "PUT /v1/assignments/a1/update",
@@ -127,30 +131,37 @@ def test_whatever_a_server_answers_it_is_a_message_or_a_server_error(status, bod
             assert "\n" not in str(error)
 
 
-def test_a_signature_binds_method_path_body_task_round_and_nonce():
+def test_a_signature_binds_method_path_and_all_that_the_headers_say():
     key, seen = Ed25519PrivateKey.generate(), []
     send = calls.signed(
-        lambda *request: seen.append(request) or Reply(200), key, "d1", "default", 7
+        lambda *request: seen.append(request) or Reply(200),
+        calls.Signer(key, "5e" * 16, lambda: 1000.9, ahead_s=5.0),
+        "default",
+        7,
     )
     send("PUT", "/v1/x", b"body", {"content-type": "text/plain"})
     _, _, _, headers = seen[0]
     signature, hashed = base64.b64decode(headers["fedboard-signature"]), digest(b"body")
-    assert (headers["content-type"], headers["fedboard-task"], headers["fedboard-round"]) == (
-        "text/plain",
+    assert [headers[f"fedboard-{name}"] for name in ("task", "round", "server", "time")] == [
         "default",
         "7",
-    )
+        "5e" * 16,
+        "1005",
+    ]
+    assert headers["content-type"] == "text/plain"
     assert (
         headers["content-digest"] == f"sha-256=:{base64.b64encode(bytes.fromhex(hashed)).decode()}:"
     )
-    signed = ["PUT", "/v1/x", hashed, "default", 7, headers["fedboard-nonce"]]
-    assert verified(public_hex(key), request_message(*signed), signature)
-    for place, other in enumerate(("POST", "/v1/y", digest(b"bodi"), "other", 8, "0" * 32)):
-        assert not verified(
-            public_hex(key),
-            request_message(*signed[:place], other, *signed[place + 1 :]),
-            signature,
-        )
+    claim = Claim(hashed, "default", 7, headers["fedboard-nonce"], "5e" * 16, 1005)
+    others = Claim(digest(b"bodi"), "other", 8, "0" * 32, "5f" * 16, 1006)
+    assert verified(public_hex(key), request_message("PUT", "/v1/x", claim), signature)
+    changed = [replace(claim, **{name: getattr(others, name)}) for name in vars(claim)]
+    for message in (
+        request_message("POST", "/v1/x", claim),
+        request_message("PUT", "/v1/y", claim),
+        *(request_message("PUT", "/v1/x", each) for each in changed),
+    ):
+        assert not verified(public_hex(key), message, signature)
 
 
 @pytest.mark.parametrize(

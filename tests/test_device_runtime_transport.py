@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from device_runtime import transport
-from device_runtime.calls import signed
+from device_runtime.calls import Signer, signed
 from device_runtime.errors import ServerError
 from device_runtime.transport import Interrupted, Meter, Reply, Unreachable, http, persistent
 
@@ -192,9 +192,10 @@ def test_a_lost_reply_is_asked_for_again_with_the_same_bytes(method):
 def test_every_attempt_is_signed_anew():
     key = Ed25519PrivateKey.generate()
     with server("silent", "silent") as listening, http(listening.url) as send:
-        persistent(signed(send, key, "abc"), sleep=lambda _: None)("PUT", "/v1/x", b"update", {})
+        signer = Signer(key, "ab" * 16)
+        persistent(signed(send, signer), sleep=lambda _: None)("PUT", "/v1/x", b"update", {})
     assert len({headers["fedboard-nonce"] for _, headers, _ in listening.seen}) == 3
-    assert {headers["fedboard-device"] for _, headers, _ in listening.seen} == {"abc"}
+    assert {headers["fedboard-device"] for _, headers, _ in listening.seen} == {signer.device}
 
 
 def test_an_endless_reply_is_cut_off(monkeypatch):

@@ -18,8 +18,9 @@ from device_runtime.weights import Checkpoint
 from device_runtime.wire import Abandon, Ack, Assignment, Enrolment, Reject
 from server import tasks
 from server.blobs import Blobs
-from server.coordinator import NONCE_LIFE_S, Coordinator, open_folder
-from server.requests import CheckingIn, Refused
+from server.coordinator import Coordinator, open_folder
+from server.replays import KEPT_S
+from server.requests import CheckingIn, Nonce, Refused
 from server.rounds import Rules
 from server.step import ServerStep
 from server.store import Store
@@ -461,15 +462,23 @@ def test_the_same_key_always_gets_the_same_name(coordinator):
 
 def test_a_nonce_is_good_for_one_request_of_its_device(coordinator):
     device, other = enrolled(coordinator, 2)
-    asked = [
-        CheckingIn(device, READY, "ab" * 16),
-        CheckingIn(device, READY, "ab" * 16),
-        CheckingIn(other, READY, "ab" * 16),
-    ]
+    nonce = Nonce("ab" * 16, 1)
+    asked = [CheckingIn(each, READY, nonce) for each in (device, device, other)]
     first, again, others = coordinator.handle(asked, 1.0)
     assert (type(first), again.cause, type(others)) == (Assignment, Cause.REPLAYED, Assignment)
-    (later,) = coordinator.handle(asked[:1], NONCE_LIFE_S)
+    coordinator.tick(1 + KEPT_S)  # as long as such a signature is good anywhere
+    (later,) = coordinator.handle(asked[:1], 1 + KEPT_S)
     assert later.cause is Cause.REPLAYED
+
+
+def test_nonces_are_forgotten_after_minutes_though_no_round_closes(coordinator):
+    (device,) = enrolled(coordinator, 1)
+    coordinator.handle([CheckingIn(device, READY, Nonce("ab" * 16, 1))], 1.0)
+    for now in (10.0, KEPT_S, KEPT_S + 61, KEPT_S + 122):
+        coordinator.tick(now)
+    with coordinator.store.reading() as rows:
+        assert rows.seen([(device, "ab" * 16)]) == set()
+        assert [each.state.round for each in rows.open_rounds().values()] == [1]
 
 
 def test_work_needs_an_enrolled_device(coordinator):

@@ -155,21 +155,20 @@ def test_a_code_lets_a_device_in_over_http(tmp_path):
         for beyond in (b'{"count": 0}', b'{"count": 10001}', b'{"life_s": 0}', b'{"life_s": 4e7}'):
             answer = httpx.post(f"{url}/v1/codes", headers=OPERATOR, content=beyond)
             assert problem(answer) == (400, "malformed")
+        one, two = (calls.meet(send, key(number)) for number in (1, 2))
         with pytest.raises(ServerError, match="bad_code"):
-            calls.enrol(send, key(1))
-        assert calls.enrol(send, key(1), codes[0]).device == signing.name_of(
-            signing.public_hex(key(1))
-        )
+            calls.enrol(send, one)
+        assert calls.enrol(send, one, codes[0]).device == one.device
         with pytest.raises(ServerError, match="403 bad_code"):
-            calls.enrol(send, key(2), codes[0])
-        assert calls.enrol(send, key(2), codes[1])
+            calls.enrol(send, two, codes[0])
+        assert calls.enrol(send, two, codes[1])
 
 
 def test_nobody_enrols_a_key_that_is_not_his(url):
     body = config.to_json(Enrolment(signing.public_hex(key(1))))
-    name = signing.name_of(signing.public_hex(key(1)))
+    name, other = signing.name_of(signing.public_hex(key(1))), Device(url, 2)
     request = signing.Request("POST", "/v1/devices", body)
-    by_another = signing.sign_request(key(2), name, request)
+    by_another = signing.sign_request(other.key, name, request, other.server, time.time())
     assert problem(httpx.post(f"{url}/v1/devices", content=body, headers=by_another)) == (
         401,
         "bad_signature",
@@ -202,15 +201,18 @@ def test_requests_for_another_round_or_task_or_with_another_body_are_refused_by_
     path, body = f"/v1/assignments/{work.assignment}/update", encoded(work, 1)
     for task, round in (("other", work.round), ("default", work.round + 1), ("", 0)):
         request = signing.Request("PUT", path, body, task, round)
-        signed = signing.sign_request(owner.key, owner.name, request)
+        signed = owner.signed(request)
         assert problem(httpx.put(url + path, content=body, headers=signed)) == (422, "wrong_round")
     request = signing.Request("PUT", path, body, "default", work.round)
-    signed = signing.sign_request(owner.key, owner.name, request)
     for changed in (b"!" + body[1:], body[:-1], b""):
-        assert problem(httpx.put(url + path, content=changed, headers=signed)) == (
+        headers = owner.signed(request)
+        assert problem(httpx.put(url + path, content=changed, headers=headers)) == (
             401,
             "bad_signature",
         )
+        # the headers are good once, whatever came with them
+        assert problem(httpx.put(url + path, content=body, headers=headers)) == (409, "replayed")
+    signed = owner.signed(request)
     for header, value in (
         ("fedboard-round", "2"),
         ("fedboard-task", "other"),
@@ -259,7 +261,7 @@ def raw(url: str, request: bytes, then: float = 0.0) -> bytes:
 
 def head(device: Device, path: str, body: bytes, length: str, work) -> bytes:
     request = signing.Request("PUT", path, body, work.task, work.round)
-    signed = signing.sign_request(device.key, device.name, request)
+    signed = device.signed(request)
     lines = [
         f"PUT {path} HTTP/1.1",
         "host: x",
@@ -309,9 +311,8 @@ def test_a_device_that_asks_too_often_is_told_when_to_come_back_and_others_are_n
         assert [reply.status_code for reply in replies] == [200, 200, 200, 429]
         assert problem(replies[3]) == (429, "too_many_requests")
         assert replies[3].headers["retry-after"] == "2"
-        forged = signing.sign_request(
-            key(9), other.name, signing.Request("POST", "/v1/check-in", body)
-        )
+        request = signing.Request("POST", "/v1/check-in", body)
+        forged = signing.sign_request(key(9), other.name, request, other.server, now)
         for _ in range(5):  # a stranger cannot use up what another device may ask
             assert problem(httpx.post(f"{url}/v1/check-in", content=body, headers=forged)) == (
                 401,
@@ -367,6 +368,8 @@ def test_what_reaches_this_machine_only(host, local):
                 "content-digest",
                 "fedboard-round",
                 "fedboard-nonce",
+                "fedboard-server",
+                "fedboard-time",
                 "fedboard-signature",
                 "fedboard-task",
             ]
@@ -458,23 +461,20 @@ def test_over_tls_a_device_trusts_the_certificate_it_is_told_to_and_no_other(
             transport.http(secure) as send,
             pytest.raises(ServerError, match=r"certificate is not trusted.*set SSL_CERT_FILE"),
         ):
-            calls.enrol(send, key(1))
+            calls.server(send)
         monkeypatch.setenv("SSL_CERT_FILE", str(certificates / "ca.pem"))
         with transport.http(secure) as send:
-            device = calls.enrol(send, key(1)).device
-            assert (
-                calls.check_in(
-                    calls.signed(send, key(1), device), CheckIn(READY.conditions, 20, TOKENIZER)
-                ).round
-                == 1
-            )
+            signer = calls.meet(send, key(1))
+            calls.enrol(send, signer)
+            message = CheckIn(READY.conditions, 20, TOKENIZER)
+            assert calls.check_in(calls.signed(send, signer), message).round == 1
         with (
             transport.http(secure.replace("127.0.0.1", "localhost")) as send,
             pytest.raises(ServerError, match=r"not trusted|mismatch"),
         ):
-            calls.enrol(send, key(1))
+            calls.server(send)
         with transport.http(url) as send, pytest.raises(ServerError):
-            calls.enrol(send, key(1))
+            calls.server(send)
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "nothing.pem"))
     with pytest.raises(ServerError, match="SSL_CERT_FILE"), transport.http(secure):
         pass

@@ -29,6 +29,7 @@ from device_runtime.wire import (
     Problem,
     Reject,
     RoundReports,
+    Server,
 )
 from server import contract, endpoint
 from server.coordinator import Coordinator
@@ -45,6 +46,8 @@ class Device:
 
     def __init__(self, url: str, number: int):
         self.http, self.key = httpx.Client(base_url=url), key(number)
+        told = config.from_json(Server, self.http.get("/v1/server").content, "reply")
+        self.server, self.ahead_s = told.server, told.time - time.time()
         self.name = signing.name_of(signing.public_hex(self.key))
         self.work = Assignment("", 0, "", "", "", 0, 0.0, task="")  # what it signs its requests for
         reply = self.send(
@@ -54,8 +57,20 @@ class Device:
 
     def send(self, method: str, path: str, body: bytes = b"", **headers: str) -> httpx.Response:
         request = signing.Request(method, path, body, self.work.task, self.work.round)
-        signed = signing.sign_request(self.key, self.name, request)
-        return self.http.request(method, path, content=body, headers={**signed, **headers})
+        reply = self.http.request(
+            method, path, content=body, headers={**self.signed(request), **headers}
+        )
+        if "fedboard-time" not in reply.headers:
+            return reply
+        self.ahead_s = int(reply.headers["fedboard-time"]) - time.time()
+        return self.http.request(
+            method, path, content=body, headers={**self.signed(request), **headers}
+        )
+
+    def signed(self, request: signing.Request) -> dict[str, str]:
+        """A request's proof, for this server and by its clock."""
+        now = time.time() + self.ahead_s
+        return signing.sign_request(self.key, self.name, request, self.server, now)
 
     def check_in(self, message=READY) -> Assignment | Reject:
         reply = self.send("POST", "/v1/check-in", config.to_json(message)).json()
@@ -163,9 +178,7 @@ def test_the_round_goes_on_by_itself_when_a_window_is_over(tmp_path):
 
 def test_a_request_must_be_signed_by_an_enrolled_device_and_is_good_once(url):
     device, body = Device(url, 1), config.to_json(READY)
-    signed = signing.sign_request(
-        device.key, device.name, signing.Request("POST", "/v1/check-in", body)
-    )
+    signed = device.signed(signing.Request("POST", "/v1/check-in", body))
 
     def send(content: bytes = body, **changed: str) -> httpx.Response:
         return device.http.post("/v1/check-in", content=content, headers={**signed, **changed})
@@ -258,9 +271,7 @@ def test_a_body_that_is_too_large_is_refused_before_it_is_read(url):
     path = f"/v1/assignments/{work.assignment}/update"
     for size in (encoded_bytes(DIMENSION, PLAN.bits) + 1, 200_000, 20_000_000):
         assert problem(device.send("PUT", path, b"x" * size)) == (413, "too_large")
-    signed = signing.sign_request(
-        device.key, device.name, signing.Request("PUT", path, b"", "default", 1)
-    )
+    signed = device.signed(signing.Request("PUT", path, b"", "default", 1))
     # chunked: its length is not told
     assert problem(device.http.put(path, content=pieces(200_000), headers=signed)) == (
         413,
@@ -351,9 +362,7 @@ def test_no_log_line_shows_a_body_a_key_or_a_header(tmp_path, caplog):
         device = Device(url, 1)
         work = device.check_in()
         body = config.to_json(check_in(tokenizer="a tokenizer nobody has"))
-        headers = signing.sign_request(
-            device.key, device.name, signing.Request("POST", "/v1/check-in", body)
-        )
+        headers = device.signed(signing.Request("POST", "/v1/check-in", body))
         for content in (body, body, b"a body that is not JSON"):
             device.http.post("/v1/check-in", content=content, headers=headers)
         device.upload(work, 1)
@@ -447,14 +456,16 @@ def test_a_server_killed_after_it_acknowledged_updates_goes_on_with_them(tmp_pat
 
 
 class Signed(requests.auth.AuthBase):
-    def __init__(self, number: int, name: str):
-        self.key, self.name = key(number), name
+    def __init__(self, number: int, name: str, server: str):
+        self.key, self.name, self.server = key(number), name, server
 
     def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
         body = request.body.encode() if isinstance(request.body, str) else request.body or b""
         path = request.path_url.partition("?")[0]
         asked = signing.Request(request.method, path, body)
-        request.headers.update(signing.sign_request(self.key, self.name, asked))
+        request.headers.update(
+            signing.sign_request(self.key, self.name, asked, self.server, time.time())
+        )
         return request
 
 
@@ -465,6 +476,7 @@ TAKE_NOTHING = (
     "GET /readyz",
     "GET /metrics",
     "GET /v1/rounds",
+    "GET /v1/server",
 )
 # a file of a format; rules that must fit each other; a schema takes 14.0 for a whole number
 BEYOND_A_SCHEMA = ("PUT /v1/checkpoints", "POST /v1/tasks", "POST /v1/codes")
@@ -476,7 +488,8 @@ def test_every_answer_to_any_request_is_one_the_document_lists(tmp_path):
         new(tmp_path, RULES), access_=endpoint.Access(TOKEN, open_to_readers=False)
     ) as url:
         document = schemathesis.openapi.from_url(f"{url}/openapi.json")
-        device = Signed(1, Device(url, 1).name)
+        enrolled_device = Device(url, 1)
+        device = Signed(1, enrolled_device.name, enrolled_device.server)
         seen = set()
         for operation in document.get_all_operations():
             for mode in schemathesis.GenerationMode:

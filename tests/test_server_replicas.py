@@ -22,7 +22,7 @@ from device_runtime.errors import RunError
 from server import tasks
 from server.blobs import Blobs
 from server.coordinator import Coordinator
-from server.requests import CheckingIn, Reporting
+from server.requests import CheckingIn, Nonce, Reporting
 from server.rounds import Rules
 from server.step import ServerStep
 from server.store import Store
@@ -168,7 +168,11 @@ def test_replicas_that_answer_groups_at_the_same_time_count_each_device_once(dat
     replicas = [OneByOne(Store(database), blobs) for _ in range(3)]
     devices = enrolled(replicas[0], 40)
     works = replicas[0].handle(
-        [CheckingIn(device, READY, f"n{number}") for number, device in enumerate(devices)], 1.0
+        [
+            CheckingIn(device, READY, Nonce(f"n{number}", 1))
+            for number, device in enumerate(devices)
+        ],
+        1.0,
     )
     reports = [
         Reporting(device, work.assignment, encoded(work, number))

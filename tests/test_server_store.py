@@ -19,6 +19,7 @@ from device_runtime.wire import Kind
 from server.coordinator import open_folder
 from server.eligibility import Policy
 from server.ledger import Ledger
+from server.requests import Nonce
 from server.rounds import Phase, RoundState, Rules
 from server.step import ServerStep
 from server.store import AssignmentStatus, Participation, Store, StoredAssignment, StoredCheckpoint
@@ -211,9 +212,9 @@ def test_a_round_that_is_over_and_not_closed_yet_still_shows_as_reporting(store)
 def test_a_nonce_is_new_once_for_each_device_and_forgotten_after_its_time(store):
     with store.transaction() as rows:
         rows.enrol("e" * 16, "11" * 32, 0.0)
-        rows.note_nonces([(DEVICE, "x"), (DEVICE, "y")], 5.0)
+        rows.note_nonces([(DEVICE, Nonce("x", 5)), (DEVICE, Nonce("y", 5))])
         assert rows.seen([(DEVICE, "x"), (DEVICE, "z"), ("e" * 16, "x")]) == {(DEVICE, "x")}
-        rows.forget_nonces(5.1)
+        rows.forget_nonces(6.1)
         assert rows.seen([(DEVICE, "x")]) == set()
 
 

@@ -28,7 +28,7 @@ from device_runtime.wire import (
 from server import operators, tasks
 from server.coordinator import open_folder
 from server.eligibility import Policy
-from server.requests import Abandoning, CheckingIn, Refused, Reporting
+from server.requests import Abandoning, CheckingIn, Nonce, Refused, Reporting
 from server.rounds import Mode, Rules
 from server.settings import ServerSettings
 from server.step import ServerStep
@@ -508,7 +508,7 @@ def played(folder, group: int) -> tuple[list[str], list[str]]:
     coordinator = new(folder, Rules(report_goal=3, over_selection=2.0, reporting_s=50))
     devices, kinds, shas = enrolled(coordinator, 7), [], []
     for now in (1.0, 2.0):
-        asked = [CheckingIn(device, READY, f"{now}{device}") for device in devices]
+        asked = [CheckingIn(device, READY, Nonce(f"{now}{device}", int(now))) for device in devices]
         works = {}
         for chunk in _batched(asked, group):
             for request, answer in zip(chunk, coordinator.handle(chunk, now), strict=True):

@@ -1,5 +1,7 @@
 """The server's name, windows of asking, masked sums, spreads of scores."""
 
+import secrets
+
 import sqlalchemy as sa
 from alembic import op
 
@@ -16,7 +18,18 @@ def upgrade() -> None:
 
 
 def _identity() -> None:
-    """The server's name; nonces by the time they were signed at."""
+    """The server's name; nonces by the time they were signed at. Those of signatures that named
+    no time are good for nothing any more.
+    """
+    servers = op.create_table("servers", sa.Column("server", sa.String(32), primary_key=True))
+    op.bulk_insert(servers, [{"server": secrets.token_hex(16)}])
+    op.drop_table("nonces")
+    op.create_table(
+        "nonces",
+        sa.Column("device", sa.String(16), sa.ForeignKey("devices.device"), primary_key=True),
+        sa.Column("nonce", sa.String(32), primary_key=True),
+        sa.Column("signed_at", sa.BigInteger, nullable=False, index=True),
+    )
 
 
 def _windows() -> None:
