@@ -1,5 +1,6 @@
 """The server stage: a folder, or a database and a store of blobs, -> a running service."""
 
+import contextlib
 import os
 import re
 import ssl
@@ -35,7 +36,7 @@ def serve(
     """Serve until stopped. A server that has tasks goes on with them; one that has none starts one
     from a bundle, or waits for one to be made.
     """
-    from server import access, logs, tasks
+    from server import access, disk, logs, tasks
     from server.coordinator import Coordinator, open_folder
     from server.endpoint import Access, app, bind
     from server.endpoint import serve as run
@@ -47,16 +48,22 @@ def serve(
             "other machines could read along",
             "set [tls] certificate and key, or pass --insecure behind a TLS proxy",
         )
-    with bind(at.host, at.port) as sock:
+    with contextlib.ExitStack() as ending:
+        sock = ending.enter_context(bind(at.host, at.port))
         with writable(folder / ADDRESS) as address:
             _require_address(address)
-            address.unlink(missing_ok=True)
-        token = access.token(folder, os.environ.get(TOKEN))
         store, blobs = open_folder(
             folder,
             os.environ.get(DATABASE) or settings.storage.database,
             os.environ.get(BLOBS) or settings.storage.blobs,
         )
+        ending.callback(store.close)
+        if store.shared:  # the lock of an SQLite file is of this folder too
+            ending.callback(disk.Held(folder / "replica").close)
+        # only now: what stands in the folder may be another server's
+        with writable(folder / ADDRESS) as address:
+            address.unlink(missing_ok=True)
+        token = access.token(folder, os.environ.get(TOKEN))
         coordinator = Coordinator(
             store,
             blobs,

@@ -18,6 +18,8 @@ from obstore.store import LocalStore, ObjectStore, from_url
 from device_runtime import durable
 from device_runtime.errors import RunError
 from device_runtime.weights import digest
+from server import slots
+from server.slots import Slots
 
 if TYPE_CHECKING:  # they are no more than types
     from obstore.store import ClientConfig, RetryConfig
@@ -25,6 +27,7 @@ if TYPE_CHECKING:  # they are no more than types
 HOT_BYTES = 64 << 20  # of blobs in memory: every device of a round fetches the same checkpoint
 PATIENCE = timedelta(seconds=10)  # with a store that does not answer
 _NAME = re.compile(r"[0-9a-f]{64}")
+_SLOTS = "keys"  # the part of a store that is not immutable
 
 
 class Blobs:
@@ -174,12 +177,66 @@ class Blobs:
         data = self.get(name)
         return data if (start, end) == (0, len(data)) else memoryview(data)[start:end]
 
+    def slots(self) -> Slots:
+        """The small part of the place whose values are written over, beside the blobs."""
+        if self._folder is not None:
+            return slots.Folder(self._folder / _SLOTS)
+        return _Objects(self._where, self._store)
+
+    def require_room(self) -> None:
+        """Raises RunError if nothing can be written beside the blobs."""
+        self.slots().put("room", bytes(1))
+
     def _warm(self, name: str) -> bytes | None:
         with self._lock:
             return self._hot.get(name)
 
     def _bytes(self, name: str) -> bytes:
         return bytes(obstore.get(self._store, name).bytes())
+
+
+class _Objects:
+    """Slots as objects of an S3-compatible store. A bucket that keeps versions keeps old values."""
+
+    def __init__(self, where: str, store: ObjectStore):
+        self._where, self._store = where, store
+
+    def put(self, name: str, data: bytes) -> None:
+        try:
+            obstore.put(self._store, f"{_SLOTS}/{name}", data, use_multipart=False)
+        except BaseError as error:
+            raise self._unusable("written", error) from None
+
+    def get(self, name: str) -> bytes | None:
+        try:
+            return bytes(obstore.get(self._store, f"{_SLOTS}/{name}").bytes())
+        except FileNotFoundError:
+            return None
+        except BaseError as error:
+            raise self._unusable("read", error) from None
+
+    def remove(self, name: str) -> None:
+        """An object that is put again is a new one: what there is to remove is its name."""
+        try:
+            obstore.delete(self._store, f"{_SLOTS}/{name}")
+        except FileNotFoundError:
+            return
+        except BaseError as error:
+            raise self._unusable("removed", error) from None
+
+    def names(self) -> list[str]:
+        try:
+            listed = obstore.list(self._store, prefix=f"{_SLOTS}/").collect()
+        except BaseError as error:
+            raise self._unusable("read", error) from None
+        return sorted(each["path"].rpartition("/")[2] for each in listed)
+
+    def _unusable(self, how: str, error: BaseError) -> RunError:
+        return RunError(
+            self._where,
+            f"its keys cannot be {how} ({_reason(error)})",
+            "see that it is there, has room and may be written",
+        )
 
 
 def _reason(error: Exception) -> str:

@@ -32,7 +32,7 @@ import logging
 import re
 import secrets
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -41,7 +41,7 @@ import numpy as np
 
 from device_runtime import separation, signing
 from device_runtime.causes import MEANING, Cause
-from device_runtime.errors import RunError
+from device_runtime.errors import FedboardError, RunError
 from device_runtime.weights import digest
 from device_runtime.wire import (
     OPEN,
@@ -56,12 +56,14 @@ from device_runtime.wire import (
     RoundReports,
     Scores,
 )
-from server import closing, mechanism, pacing
+from server import closing, mechanism, pacing, scores, slots
 from server.blobs import Blobs
 from server.differences import NEWEST, Differences
 from server.eligibility import decide
 from server.judging import Judged, judge
 from server.ledger import Ledger
+from server.masks import At, Lost
+from server.open_sums import OpenSums
 from server.replays import KEPT_S
 from server.requests import (
     Abandoning,
@@ -91,6 +93,7 @@ from server.store import (
     StoredCheckpoint,
     StoredRound,
     StoredTask,
+    Unusable,
 )
 from server.sums import Sum, Weighted
 from server.task import State, Task, rotation_seed, task_id
@@ -99,8 +102,10 @@ log = logging.getLogger("fedboard.server")
 
 FORGET_S = 60.0  # between two looks for what may be forgotten
 POPULATION_S = 60.0  # how long the number of enrolled devices may be out of date
+PROBE_S = 1.0  # how long the answer to whether the server is ready may be out of date
 _HEX_16, _HEX_64 = re.compile("[0-9a-f]{16}"), re.compile("[0-9a-f]{64}")
-Counted = dict[tuple[str, int], list[Weighted]]  # updates of a group, by the round they count in
+# updates of a group, or scores, by the round they count in
+Counted = dict[At, list[Weighted | Scores]]
 
 
 def open_folder(folder: Path, database: str = "", blobs: str = "") -> tuple[Store, Blobs]:
@@ -109,8 +114,12 @@ def open_folder(folder: Path, database: str = "", blobs: str = "") -> tuple[Stor
 
     Raises RunError if they cannot be used, or the folder is used by another server.
     """
-    kept = Blobs(Path(folder) / "blobs") if not blobs else Blobs.open(blobs)
-    return Store(database or Path(folder) / "server.sqlite"), kept
+    store = Store(database or Path(folder) / "server.sqlite")  # its lock comes before all else
+    try:
+        return store, Blobs(Path(folder) / "blobs") if not blobs else Blobs.open(blobs)
+    except BaseException:
+        store.close()
+        raise
 
 
 class Coordinator:
@@ -138,8 +147,10 @@ class Coordinator:
         self._lock = threading.Lock()
         self.differences = Differences(blobs)
         self._tasks: dict[str, Task] = {}
-        # what this replica has counted of the open rounds, by task and round
-        self._sums: dict[tuple[str, int], Sum] = {}
+        keys = blobs.slots() if store.beside is None else slots.Folder(store.beside)
+        self._sums, self._has_begun = OpenSums(keys, replica), False
+        self._probed_at = -np.inf
+        self._probe_failed: Exception | None = None
         self._population, self._population_at = 1, -np.inf
         self._forgot_at = -np.inf
         with store.reading() as rows:
@@ -204,7 +215,15 @@ class Coordinator:
         answers: list[Answer] = []
         with self._lock:
             while True:
-                answers += self._group(requests[len(answers) :], judged[len(answers) :], now)
+                try:
+                    answers += self._group(requests[len(answers) :], judged[len(answers) :], now)
+                except Exception:
+                    if not answers:
+                        raise
+                    # what is answered is on disk: only the others must ask again
+                    log.exception("the rest of a group could not be answered")
+                    nothing = Refused(Cause.UNAVAILABLE, "nothing can be kept just now")
+                    return answers + [nothing] * (len(requests) - len(answers))
                 if len(answers) == len(requests):
                     return answers
 
@@ -246,8 +265,12 @@ class Coordinator:
     def tick(self, now: float) -> None:
         """Let time pass: a window may be over."""
         with self._lock:
+            self._begin(now)
             if self._is_due(now):
                 self._group([], [], now)
+            if self.store.shared:
+                with self.store.reading() as rows:
+                    self._sums.keep_only(_rounds(rows.open_rounds()))
             if now >= self._population_at + POPULATION_S:
                 with self.store.reading() as rows:
                     self._population, self._population_at = rows.count_devices(), now
@@ -256,15 +279,23 @@ class Coordinator:
                     rows.forget_nonces(now - KEPT_S)
                 self._forgot_at = now
 
-    def probe(self) -> None:
-        """Raises what the store or the blobs raise if they cannot be used."""
-        with self.store.reading() as rows:
-            tasks = rows.tasks()
-        if tasks:
-            self.blobs.size(tasks[0].task.plan_hash)
+    def probe(self, now: float) -> None:
+        """Write to the store and beside the blobs, at most once in PROBE_S. Raises what they raise
+        if they cannot be used.
+        """
+        with self._lock:
+            if not 0 <= now - self._probed_at < PROBE_S:
+                self._probed_at, self._probe_failed = now, None
+                try:
+                    self.store.beat(now)
+                    self.blobs.require_room()
+                except (Unusable, FedboardError) as error:
+                    self._probe_failed = error
+            if self._probe_failed is not None:
+                raise self._probe_failed.with_traceback(None)
 
     def close(self) -> None:
-        """Close the store. Nothing is lost without it."""
+        """Close the store, and leave nothing in its log. No answer is lost without it."""
         with self._lock:
             self.store.close()
 
@@ -338,7 +369,8 @@ class Coordinator:
                 state = replace(rows.open_rounds()[task].state, phase=Phase.ABANDONED)
                 rows.close_round(task, state, None, Cause.ROUND_CLOSED, now, all_rounds=True)
                 rows.open_round(task, RoundState(state.round + 1), earlier, now)
-            self._sums.pop((task, state.round), None)
+            self._sums.ended((task, state.round))
+            self.store.tidy()
         return earlier
 
     def create_codes(self, count: int, life_s: float, now: float) -> list[str]:
@@ -360,15 +392,27 @@ class Coordinator:
         self, requests: Sequence[Request], judged: Sequence[Judged | None], now: float
     ) -> list[Answer]:
         """Answers to the first of the requests, at most until a round is over; such a round is
-        closed, and the next opened, before this returns.
+        closed, and the next opened, before this returns. If that fails, what is answered stands:
+        the next group, or time, does it. None at all if a round's sum could not be read: that
+        round is closed.
         """
+        self._begin(now)
+        try:
+            return self._answers(requests, judged, now)
+        except Lost as lost:
+            self._give_up(lost, now)
+            return []
+
+    def _answers(
+        self, requests: Sequence[Request], judged: Sequence[Judged | None], now: float
+    ) -> list[Answer]:
         nonces = [(each.device, each.nonce) for each in requests if each.nonce is not None]
         devices = [each.device for each in requests if _HEX_16.fullmatch(each.device)]
         names = [each.assignment for each in requests if isinstance(each, Reporting | Abandoning)]
         acknowledging = any(isinstance(each, Reporting) for each in requests)
         answers: list[Answer] = []
         counted: Counted = {}
-        with self._forgetting_sums(), self.store.transaction(durable=acknowledging) as rows:
+        with self._doubting_sums(), self.store.transaction(durable=acknowledging) as rows:
             ledger = Ledger(rows, now, devices, names, nonces)
             self._drop_overdue(rows, ledger)
             if not ledger.over:
@@ -376,25 +420,46 @@ class Coordinator:
                     answers.append(self._answer(request, opinion, ledger, rows, counted))
                     if ledger.over:
                         break
-            added = {key: self._add(rows, key, updates, ledger) for key, updates in counted.items()}
-            for key, total in added.items():
-                rows.save_sum(*key, self.replica, total)
+            for at, reports in counted.items():
+                self._sums.save(rows, at, self._add(rows, at, reports, ledger))
             ledger.write()
-        self._sums |= added
+        self._sums.stored()
         for each in ledger.over:
-            self._end(ledger.tasks[each.task].task, each, now)
+            try:
+                self._end(ledger.tasks[each.task].task, each, now)
+            except Exception:
+                if not answers:
+                    raise
+                log.exception("a round could not be closed", extra={"task": each.task})
         return answers
 
     @contextmanager
-    def _forgetting_sums(self) -> Iterator[None]:
+    def _doubting_sums(self) -> Iterator[None]:
         """If a transaction fails, nobody knows whether it held: sums are read again from the store,
         which does.
         """
         try:
             yield
         except BaseException:
-            self._sums.clear()
+            self._sums.doubted()
             raise
+
+    def _begin(self, now: float) -> None:
+        """Before the first group: what a server that was killed has left."""
+        if not self._has_begun:
+            for lost in self._sums.begin(self.store):
+                self._give_up(lost, now)
+            self._has_begun = True
+
+    def _give_up(self, lost: Lost, now: float) -> None:
+        """Abandon the round whose sum cannot be read any more."""
+        log.error("a round's sum is lost", extra={"error": str(lost)})
+        task, number = lost.at
+        with self.store.reading() as rows:
+            stored, round = self._stored(rows, task), rows.open_rounds().get(task)
+        if round is not None and round.state.round == number:
+            state = replace(round.state, phase=Phase.ABANDONED)
+            self._end(stored.task, replace(round, state=state), now)
 
     def _answer(
         self,
@@ -555,7 +620,7 @@ class Coordinator:
             work, status=AssignmentStatus.COUNTED, update_hash=name, counted_in=round.round
         )
         if isinstance(value, Scores):
-            ledger.score(task.name, round.round, value)
+            counted.setdefault((task.name, round.round), []).append(value)
         else:
             weighted = mechanism.of(task).weigh(value, round.round - work.round)
             counted.setdefault((task.name, round.round), []).append(weighted)
@@ -663,16 +728,17 @@ class Coordinator:
     def _add(
         self,
         rows: Rows,
-        key: tuple[str, int],
-        updates: list[Weighted],
+        at: At,
+        reports: list[Weighted | Scores],
         ledger: Ledger,
     ) -> Sum:
-        """This replica's sum of a round with these updates in it."""
-        by, total = mechanism.of(ledger.tasks[key[0]].task), self._sums.get(key)
-        if total is None:
-            mine = rows.sums(*key, self.replica)
-            total = mine[0] if mine else by.empty()
-        return by.add(total, updates)
+        """This replica's sum of a round with these reports in it: all of the task's kind."""
+        by, total = mechanism.of(ledger.tasks[at[0]].task), self._sums.of(rows, at)
+        if ledger.tasks[at[0]].task.kind is Kind.EVALUATION:
+            vectors = [scores.to_vector(each) for each in reports if isinstance(each, Scores)]
+            before = Sum(scores.empty()) if total is None else total
+            return Sum(scores.add([before.total, *vectors]), count=before.count + len(vectors))
+        return by.add(total or by.empty(), [each for each in reports if isinstance(each, Weighted)])
 
     # the end of a round
 
@@ -700,17 +766,24 @@ class Coordinator:
         the process dies, the next group does it.
         """
         state, rules = round.state, task.rules
-        after = None
-        if state.phase is Phase.COMMITTED and task.kind is Kind.TRAINING:
-            after = self._next_checkpoint(task, round, now)
-        if after is None and task.kind is Kind.TRAINING:
+        about = {"task": task.name, "round": state.round}
+        trains, after, parts = task.kind is Kind.TRAINING, None, None
+        if state.phase is Phase.COMMITTED:
+            parts = self._parts(task.name, state.round)
+        if parts and trains:
+            after = self._next_checkpoint(task, round, parts, now)
+        if after is None if trains else parts is None:
             state = replace(state, phase=Phase.ABANDONED)
         with self.store.transaction(durable=True) as rows:
             still_open = rows.open_rounds().get(task.name)
             if still_open is None or still_open.state.round != state.round:
                 return  # another replica has closed it
+            if parts is None and round.state.phase is Phase.COMMITTED:
+                log.error("round abandoned: what it counted cannot be read", extra=about)
             if after is not None:
                 rows.add_checkpoint(task.name, after)
+            elif parts and not trains:
+                rows.add_scores(task.name, state.round, scores.add(each.total for each in parts))
             committed = rows.committed(task.name) + (state.phase is Phase.COMMITTED)
             finished = 0 < rules.rounds <= committed
             ends = Cause.ROUND_CLOSED if state.phase is Phase.ABANDONED else Cause.SURPLUS
@@ -728,27 +801,28 @@ class Coordinator:
             else:
                 base = after or StoredCheckpoint(round.base, round.base_round, round.half)
                 rows.open_round(task.name, following(state, rules), base, now)
-        self._sums.pop((task.name, state.round), None)
+        self._sums.ended((task.name, state.round))
         self.store.tidy()
-        log.info(
-            "round closed",
-            extra={
-                "task": task.name,
-                "round": state.round,
-                "phase": str(state.phase),
-                "counted": state.reported,
-            },
-        )
+        told = {"phase": str(state.phase), "counted": state.reported}
+        log.info("round closed", extra=about | told)
+
+    def _parts(self, task: str, number: int) -> list[Sum] | None:
+        """What all replicas have counted of a round; None if one of the sums cannot be read any
+        more.
+        """
+        with self.store.reading() as rows:
+            try:
+                return self._sums.of_all(rows, (task, number))
+            except Lost:  # or another replica has just closed the round
+                return None
 
     def _next_checkpoint(
-        self, task: Task, round: StoredRound, now: float
+        self, task: Task, round: StoredRound, parts: Sequence[Sum], now: float
     ) -> StoredCheckpoint | None:
-        """The round's checkpoint; None if there is none, or another replica has just closed it."""
+        """The round's checkpoint of the sums of all replicas; None if its weights cannot travel."""
         number = round.state.round
         with self.store.reading() as rows:
-            parts, base = rows.sums(task.name, number), rows.checkpoint(task.name, round.base)
-        if not parts:
-            return None
+            base = rows.checkpoint(task.name, round.base)
         if base is None:
             raise RunError(
                 f"task {task.name}",
@@ -788,3 +862,7 @@ class Coordinator:
         if self.codes_needed:
             rows.use_code(hashed, device)
         self._population += 1
+
+
+def _rounds(open_rounds: Mapping[str, StoredRound]) -> set[At]:
+    return {(task, round.state.round) for task, round in open_rounds.items()}

@@ -533,7 +533,7 @@ class _Service:
     async def readyz(self, _: Request) -> Response:
         """Ready while the store can be written."""
         try:
-            await run_in_threadpool(self.coordinator.probe)
+            await run_in_threadpool(self.coordinator.probe, self.clock())
         except (Unusable, FedboardError):
             return _problem(
                 503,
@@ -745,6 +745,8 @@ class _Service:
             headers["fedboard-time"] = str(int(refused.now))
         elif isinstance(refused, OtherVersion):
             headers["retry-after"] = str(OTHER_VERSION_S)
+        if refused.cause is Cause.UNAVAILABLE:
+            headers["retry-after"] = "30"
         return _problem(refused.status, refused.cause, refused.detail, headers)
 
     async def refuse_route(self, _: Request, error: Any) -> Response:

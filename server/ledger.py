@@ -5,8 +5,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
-from device_runtime.wire import OPEN, Scores
-from server import scores
+from device_runtime.wire import OPEN
 from server.eligibility import History
 from server.requests import Nonce
 from server.rounds import Event, Tick, advance
@@ -58,7 +57,6 @@ class Ledger:
         self._changed_outcomes: dict[tuple[str, str], str] = {}
         self._counts: dict[tuple[str, int], Counter[str]] = {}
         self._causes: Counter[tuple[str, int, str, str]] = Counter()
-        self._scores: dict[tuple[str, int], scores.Vector] = {}
         for task in self.rounds:
             self.tell(task, Tick(now))
 
@@ -144,11 +142,6 @@ class Ledger:
             (work.task, work.round if at_round is None else at_round), Counter()
         ).update(more)
 
-    def score(self, task: str, round: int, reported: Scores) -> None:
-        """Add a device's scores to those of a round."""
-        before = self._scores.get((task, round), scores.empty())
-        self._scores[task, round] = scores.add([before, scores.to_vector(reported)])
-
     def note_check_in(self, device: str, task: str, outcome: str) -> None:
         """One outcome for each device and open round: the first refusal, or ASSIGNED once it is
         assigned.
@@ -186,6 +179,4 @@ class Ledger:
         rows.note_check_ins(self._changed_outcomes)
         rows.save_participations(self._changed_participations)
         rows.add_counts(self._counts)
-        for at, vector in self._scores.items():
-            rows.add_scores(*at, vector)
         rows.add_outcomes(self._causes)

@@ -17,23 +17,21 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import alembic.command
 import alembic.config
 import alembic.util
-import numpy as np
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
-from device_runtime import config, durable
+from device_runtime import config
 from device_runtime.causes import Cause, Step
 from device_runtime.errors import RunError
 from device_runtime.wire import OPEN, Phase, RoundReport
-from server import scores
+from server import disk, scores
 from server.requests import Nonce
 from server.rounds import RoundState
-from server.sums import Sum
 from server.tables import (
     REVISION,
     assignments,
@@ -41,6 +39,7 @@ from server.tables import (
     checkpoints,
     codes,
     devices,
+    heartbeats,
     nonces,
     outcomes,
     participations,
@@ -142,6 +141,15 @@ class StoredCode:
     device: str | None
 
 
+@dataclass(frozen=True)
+class StoredSum:
+    """What a replica has counted of a round, as `server.masks` has sealed it."""
+
+    replica: str
+    generation: int  # of the key
+    body: bytes
+
+
 class Store:
     """One database. An SQLite file belongs to one server at a time; PostgreSQL is shared."""
 
@@ -169,14 +177,19 @@ class Store:
             url.get_backend_name(), url.get_backend_name()
         )
         where = url.set(password=None).render_as_string() if self.shared else str(url.database)
-        self._lock_file = None
+        self._file: disk.Held | None = None
+        # of an SQLite file: where keys lie that must not be in it
+        self.beside: Path | None = None
         if not self.shared:
+            self.beside = Path(f"{where}.keys")
             _require_ours(Path(where))
-            self._lock_file = _locked(Path(where))
+            self._file = disk.Held(Path(where))
+            sa.event.listen(self._engine, "do_connect", self._require_file)
             sa.event.listen(self._engine, "connect", _prepare_sqlite)
             sa.event.listen(self._engine, "begin", _begin_sqlite)
         try:
-            self._migrate()
+            if self._migrate():
+                self._let_go()
         except (sa.exc.DBAPIError, alembic.util.CommandError) as error:
             self.close()
             reason = str(getattr(error, "orig", error)).splitlines()[0]
@@ -194,7 +207,8 @@ class Store:
     @contextmanager
     def transaction(self, durable: bool = False) -> Iterator["Rows"]:
         """All that is written inside holds together when the block ends, or not at all if it
-        raises; if durable, the disk has it.
+        raises; if durable, the disk has it. Raises RunError if an SQLite file is not there any
+        more.
 
         One at a time, of all servers that share the database.
         """
@@ -209,6 +223,7 @@ class Store:
                 if not durable:
                     connection.execute(sa.text("SET LOCAL synchronous_commit = off"))
             yield Rows(connection)
+            self._require_file()
 
     @contextmanager
     def reading(self) -> Iterator["Rows"]:
@@ -227,13 +242,38 @@ class Store:
             with self._engine.connect() as connection:
                 connection.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
+    def beat(self, now: float) -> None:
+        """Write something, to see that it can be written. Raises what writing raises, and RunError
+        if there is no room for more.
+        """
+        if self.beside is not None:
+            disk.require_room(self.beside.parent)
+        with self.transaction() as rows:
+            rows.beat(now)
+
     def close(self) -> None:
         """Let go of the database. Nothing is lost without it."""
+        if self._file is not None:
+            with contextlib.suppress(sa.exc.DBAPIError, RunError):
+                self.tidy()
         self._engine.dispose()
-        if self._lock_file is not None:
-            self._lock_file.close()
+        if self._file is not None:
+            self._file.close()
+            self._file = None
 
-    def _migrate(self) -> None:
+    def _require_file(self, *_: Any) -> None:
+        if self._file is not None:
+            self._file.require_same()
+
+    def _let_go(self) -> None:
+        """What an older version left of sums in free pages and in the log is not kept."""
+        if not self.shared:
+            with self._engine.connect() as connection:
+                connection.connection.execute("VACUUM")
+            self.tidy()
+
+    def _migrate(self) -> bool:
+        """Bring the tables up to date; whether they were those of an older version."""
         settings = alembic.config.Config()
         settings.set_main_option(
             "script_location", str(Path(__file__).parent / "migrations").replace("%", "%%")
@@ -244,12 +284,12 @@ class Store:
                     sa.text("SELECT pg_advisory_xact_lock(:key)"), {"key": _ADVISORY_LOCK}
                 )
             has = sa.text("SELECT version_num FROM alembic_version")
-            if sa.inspect(connection).has_table("alembic_version") and connection.execute(
-                has
-            ).scalars().all() == [REVISION]:
-                return  # looking through the migrations takes longer than all else
+            is_new = not sa.inspect(connection).has_table("alembic_version")
+            if not is_new and connection.execute(has).scalars().all() == [REVISION]:
+                return False  # looking through the migrations takes longer than all else
             settings.attributes["connection"] = connection
             alembic.command.upgrade(settings, "head")
+            return not is_new
 
 
 class Rows:
@@ -626,32 +666,34 @@ class Rows:
 
     # the sums of the open rounds
 
-    def save_sum(self, task: str, round: int, replica: str, sum: Sum) -> None:
+    def save_sum(self, task: str, round: int, sum: StoredSum) -> None:
         """Keep what a replica has counted of a round, in the place of what it had."""
-        total = sum.total.astype("<i8", copy=False).tobytes()
         row = {
             "task": task,
             "round": round,
-            "replica": replica,
-            "total": total,
-            "weight": sum.weight,
-            "count": sum.count,
+            "replica": sum.replica,
+            "total": sum.body,
+            "generation": sum.generation,
         }
-        self._put(sums, [row], replaced=("total", "weight", "count"))
+        self._put(sums, [row], replaced=("total", "generation"))
 
-    def sums(self, task: str, round: int, replica: str | None = None) -> list[Sum]:
+    def sums(self, task: str, round: int, replica: str | None = None) -> list[StoredSum]:
         """What the replicas (or one of them) have counted of a round."""
         query = (
-            sa.select(sums.c.total, sums.c.weight, sums.c.count)
+            sa.select(sums.c.replica, sums.c.generation, sums.c.total)
             .where(sums.c.task == task, sums.c.round == round)
             .order_by(sums.c.replica)
         )
         if replica is not None:
             query = query.where(sums.c.replica == replica)
         return [
-            Sum(np.frombuffer(total, "<i8").astype(np.int64, copy=False), weight, count)
-            for total, weight, count in self._connection.execute(query)
+            StoredSum(name, generation, bytes(total))
+            for name, generation, total in self._connection.execute(query)
         ]
+
+    def beat(self, now: float) -> None:
+        """Note that the database could be written."""
+        self._put(heartbeats, [{"heartbeat": "server", "at": now}], replaced=("at",))
 
     # reports
 
@@ -844,9 +886,10 @@ def _report(
         kind=task.kind,
         base=row.base,
         base_round=row.base_round,
-        scores=scored.scores if row.targets else None,
+        # of an open round they would show how single devices did
+        scores=scored.scores if row.targets and row.closed_at is not None else None,
         opened_at=row.opened_at,
-        spread=scored.spread if row.spread else (),
+        spread=scored.spread if row.spread and row.closed_at is not None else (),
     )
 
 
@@ -866,25 +909,6 @@ def _require_ours(database: Path) -> None:
         raise RunError(
             database, "is the database of another program", "give another folder, or move it away"
         )
-
-
-def _locked(database: Path) -> TextIO:
-    """A file that stays locked until it is closed or the process ends, however it ends."""
-    try:
-        database.parent.mkdir(parents=True, exist_ok=True)
-        return durable.lock(database.with_name(f"{database.name}.lock"))
-    except durable.Locked as held:
-        raise RunError(
-            database.parent,
-            f"another server is using this folder ({held})",
-            "stop that server or give another folder",
-        ) from None
-    except OSError as error:
-        raise RunError(
-            database.parent,
-            f"cannot be written ({error.strerror})",
-            "give a folder that can be written",
-        ) from None
 
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:

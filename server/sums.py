@@ -32,6 +32,17 @@ class Sum:
     weight: int = 0
     count: int = 0
 
+    def to_bytes(self) -> bytes:
+        """All of it: int64, little-endian, the count and the weight before the total."""
+        head = np.array([self.count, self.weight], "<i8")
+        return head.tobytes() + self.total.astype("<i8", copy=False).tobytes()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "Sum":
+        """What `to_bytes` made."""
+        values = np.frombuffer(data, "<i8").astype(np.int64, copy=False)
+        return cls(values[2:], int(values[1]), int(values[0]))
+
 
 class Weighted(NamedTuple):
     """An update as it counts."""

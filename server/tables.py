@@ -137,8 +137,13 @@ sums = sa.Table(  # what each replica has counted of an open round
     sa.Column("task", _TASK, primary_key=True),
     sa.Column("round", _ROUND, primary_key=True, autoincrement=False),
     sa.Column("replica", sa.String(32), primary_key=True),
-    sa.Column("total", sa.LargeBinary, nullable=False),
-    sa.Column("weight", sa.BigInteger, nullable=False),
-    sa.Column("count", sa.BigInteger, nullable=False),
+    sa.Column("total", sa.LargeBinary, nullable=False),  # sealed: server/masks.py
+    sa.Column("generation", sa.BigInteger, nullable=False, server_default="0"),  # of its key
     sa.ForeignKeyConstraint(("task", "round"), ("rounds.task", "rounds.round")),
+)
+heartbeats = sa.Table(  # whoever asks whether a server is ready has it write
+    "heartbeats",
+    metadata,
+    sa.Column("heartbeat", sa.String(16), primary_key=True),
+    sa.Column("at", sa.Float, nullable=False),
 )

@@ -50,6 +50,7 @@ PROCESSES = (
     "test_fedboard_device_day",
     "test_device_runtime_kills",
     "test_server_replicas",
+    "test_server_masks",
     "test_server_endpoint",
     "test_fedboard_serve",
     "test_fedboard_device_words",

@@ -22,8 +22,14 @@ from server.ledger import Ledger
 from server.requests import Nonce
 from server.rounds import Phase, RoundState, Rules
 from server.step import ServerStep
-from server.store import AssignmentStatus, Participation, Store, StoredAssignment, StoredCheckpoint
-from server.sums import Sum
+from server.store import (
+    AssignmentStatus,
+    Participation,
+    Store,
+    StoredAssignment,
+    StoredCheckpoint,
+    StoredSum,
+)
 from server.tables import REVISION, metadata
 from server.task import State, Task
 from tests.toy_server import (
@@ -151,7 +157,7 @@ def test_a_task_kept_before_settings_were_one_record_goes_on_where_it_stood(tmp_
 def test_a_transaction_that_raises_leaves_nothing(store):
     with pytest.raises(ZeroDivisionError), store.transaction() as rows:
         rows.save_assignments([StoredAssignment("a" * 32, "default", 1, DEVICE, 0.0)])
-        rows.save_sum("default", 1, "", Sum(np.ones(8, np.int64), 1, 1))
+        rows.save_sum("default", 1, StoredSum("", 1, b"sealed"))
         raise ZeroDivisionError
     with store.reading() as rows:
         assert (rows.assignments(["a" * 32]), rows.sums("default", 1)) == ({}, [])
@@ -166,25 +172,24 @@ def test_an_assignment_needs_an_enrolled_device_and_happens_once_a_round(store):
 
 def test_a_round_comes_back_as_it_was_with_the_sums_of_all_replicas(store):
     state = RoundState(1, Phase.REPORTING, 3, 1, 1, 3.0, 4.0)
-    total = Sum(np.array([-(2**62), 0, 2**62], np.int64), 5, 1)
+    sealed = bytes(range(256))
     with store.transaction() as rows:
         (opened,) = rows.open_rounds().values()
         rows.save_rounds([replace(opened, state=state)])
-        for replica in ("", "b", ""):
-            rows.save_sum("default", 1, replica, total)
+        for replica, generation in (("", 1), ("b", 1), ("", 2)):
+            rows.save_sum("default", 1, StoredSum(replica, generation, sealed))
     with store.reading() as rows:
         assert rows.open_rounds()["default"].state == state
-        assert [
-            (each.total.tolist(), each.weight, each.count) for each in rows.sums("default", 1)
-        ] == [(total.total.tolist(), 5, 1)] * 2
-        assert len(rows.sums("default", 1, "b")) == 1
+        first, second = rows.sums("default", 1)
+        assert (first, second) == (StoredSum("", 2, sealed), StoredSum("b", 1, sealed))
+        assert rows.sums("default", 1, "b") == [second]
 
 
 def test_a_closed_round_keeps_its_funnel_and_lets_go_of_sums_and_of_who_checked_in(store):
     with store.transaction() as rows:
         rows.note_check_ins({(DEVICE, "default"): "in_use"})
         rows.add_outcomes({("default", 1, "refused", "in_use"): 1})
-        rows.save_sum("default", 1, "", Sum(np.ones(8, np.int64), 1, 1))
+        rows.save_sum("default", 1, StoredSum("", 1, b"sealed"))
         rows.save_assignments([StoredAssignment("a" * 32, "default", 1, DEVICE, 0.0)])
         rows.close_round("default", RoundState(1, Phase.ABANDONED, 1), None, Cause.TIMED_OUT, 9.0)
         assert (rows.sums("default", 1), rows.outcomes_of([DEVICE]), rows.open_rounds()) == (

@@ -2,6 +2,7 @@
 
 import secrets
 
+import numpy as np
 import sqlalchemy as sa
 from alembic import op
 
@@ -37,7 +38,32 @@ def _windows() -> None:
 
 
 def _masks() -> None:
-    """Which key hides a sum."""
+    """Which key hides a sum: none (generation 0) those that are there, until each is written again.
+    Count and weight are hidden with it: they go before the total.
+    """
+    op.add_column(
+        "sums", sa.Column("generation", sa.BigInteger, nullable=False, server_default="0")
+    )
+    connection = op.get_bind()
+    rows = connection.execute(
+        sa.text("SELECT task, round, replica, count, weight, total FROM sums")
+    ).all()
+    for task, number, replica, count, weight, total in rows:
+        head = np.array([count, weight], "<i8").tobytes()
+        connection.execute(
+            sa.text(
+                "UPDATE sums SET total = :total WHERE task = :task AND round = :round "
+                "AND replica = :replica"
+            ),
+            {"task": task, "round": number, "replica": replica, "total": head + bytes(total)},
+        )
+    op.drop_column("sums", "weight")
+    op.drop_column("sums", "count")
+    op.create_table(
+        "heartbeats",
+        sa.Column("heartbeat", sa.String(16), primary_key=True),
+        sa.Column("at", sa.Float, nullable=False),
+    )
 
 
 def _spreads() -> None:
