@@ -186,13 +186,17 @@ def window(data: bytes) -> None:
 
 
 def counted(data: bytes) -> None:
-    """An update that a round would count: the sum it is added to does not overflow."""
+    """An update that a round would count: the sum it is added to does not overflow, nor hold more
+    of it than its weight times the clipping norm.
+    """
     decoded = decode(data)
-    cause = sums.check(decoded, decoded.round, decoded.seed, decoded.shapes, 3, PLAN)
-    if cause is None:
-        weight = min(decoded.examples, sums.capacity(PLAN, 3))
-        added = sums.add_all(sums.empty(3), [sums.Weighted(decoded, weight, 1.0)])
-        assert np.abs(added.total.astype(np.float64)).max() < 2.0**63 * 0.9999
+    checked = sums.check(decoded, decoded.round, decoded.seed, decoded.shapes, 3, PLAN)
+    if isinstance(checked, sums.Checked):
+        weight = sums.capacity(PLAN)
+        weighted = sums.Weighted(checked.update, weight, checked.scale)
+        added = sums.add_all(sums.empty(3), [weighted]).total.astype(np.float64)
+        assert np.abs(added).max() < 2.0**63 * 0.9999
+        assert np.linalg.norm(added / sums.SCALE) <= weight * PLAN.clipping_norm * 1.0001
 
 
 def settings(data: bytes) -> None:

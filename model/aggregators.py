@@ -3,7 +3,8 @@
 The plain mean, the mean of updates encoded as devices encode them, or a private mean.
 
 `Encoded` repeats `device_runtime.quantize` in TensorFlow operations: clip -> rotate -> round at
-random to b bits, and as on the server one inverse rotation of the weighted mean. The rotation is
+random to b bits, and as on the server the clip of what that is read as, and one inverse rotation of
+the weighted mean. The rotation is
 the device's own, sign for sign; the rounding draws other random numbers of the same distribution.
 Every draw follows from the seed, the round and the client's own delta, so a resumed run repeats bit
 for bit.
@@ -147,9 +148,11 @@ class Encoded(tff.aggregators.WeightedAggregationFactory):
             weight = tf.cast(weight, tf.float32)
             clipped, norm = clip(vector, self.clipping_norm)
             counts = tf.cast(weight > 0, tf.float32)
+            draw = rounding_seed(self.seed, done + 1, vector)
+            # clip again, as the server does: rounding to few bits raises the norm
+            values, _ = clip(encode(clipped, signs, self.bits, draw), self.clipping_norm)
             return OrderedDict(
-                values=weight
-                * encode(clipped, signs, self.bits, rounding_seed(self.seed, done + 1, vector)),
+                values=weight * values,
                 weight=weight,
                 clients=counts,
                 clipped=counts * tf.cast(norm > self.clipping_norm, tf.float32),

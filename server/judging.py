@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from device_runtime import config
 from device_runtime.causes import Cause
 from device_runtime.errors import ConfigError
-from device_runtime.update import Update
 from device_runtime.wire import MOST_WORDS, Kind, Scores
 from server import mechanism
+from server.sums import Checked
 from server.task import Task
 
 NATS_A_TARGET = 100.0  # more is no loss of a target word: its probability would be under e ** -100
@@ -24,10 +24,10 @@ class Judged:
     task: str  # that it was judged for
     round: int
     # what it holds, or why it must not be counted; None for an unknown task
-    value: Update | Scores | Cause | None
+    value: Checked | Scores | Cause | None
 
 
-def judge(body: bytes | bytearray, kind: Kind, task: Task, round: int) -> Update | Scores | Cause:
+def judge(body: bytes | bytearray, kind: Kind, task: Task, round: int) -> Checked | Scores | Cause:
     """A report as values, or why it must not be counted. Decides by the report and the task
     alone.
     """

@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 from device_runtime.bundle import NO_PRIVACY
 from device_runtime.causes import Cause
 from device_runtime.errors import ConfigError, UpdateError
-from device_runtime.update import Update, decode
+from device_runtime.update import decode
 from server import sums
-from server.sums import Sum, Weighted
+from server.sums import Checked, Sum, Weighted
 from server.task import Task, rotation_seed
 
 NOTHING_CLAIMED = "no privacy guarantee (epsilon) is claimed and no budget is kept"
@@ -66,16 +66,16 @@ class Spent:
 class Mechanism:
     """What happens to updates between a report and the server's step.
 
-    `check` reads a report's bytes for a round: an update, or why it must not be counted. `weigh`
-    says how an update counts that comes so many rounds late. `empty`, `add` and `total` keep the
-    sums of one round, which stay exact: neither the order of reports nor the replica that hears
-    them changes a bit. `finish` makes the mean delta of a round, float64 [dimension], of a sum with
-    at least one update in it. `capacity` is the total weight a sum can hold. `spent` is the one
-    place that says what the task has spent of privacy.
+    `check` reads a report's bytes for a round: an update that may count, or why it must not.
+    `weigh` says how such an update counts when it comes so many rounds late. `empty`, `add` and
+    `total` keep the sums of one round, which stay exact: neither the order of reports nor the
+    replica that hears them changes a bit. `finish` makes the mean delta of a round, float64
+    [dimension], of a sum with at least one update in it. `capacity` is the total weight a sum can
+    hold. `spent` is the one place that says what the task has spent of privacy.
     """
 
-    check: Callable[[bytes | bytearray, int], Update | Cause]
-    weigh: Callable[[Update, int], Weighted]
+    check: Callable[[bytes | bytearray, int], Checked | Cause]
+    weigh: Callable[[Checked, int], Weighted]
     empty: Callable[[], Sum]
     add: Callable[[Sum, Sequence[Weighted]], Sum]
     total: Callable[[Sequence[Sum]], Sum]
@@ -85,21 +85,22 @@ class Mechanism:
 
 
 def plain(task: Task) -> Mechanism:
-    """Each update is seen by the server, bounded by the clipping norm and added up; the mean is by
-    the examples. Nothing is hidden from the server and no noise is added.
+    """Each update is seen by the server, scaled back to the clipping norm and added up; the mean is
+    by the examples, of which one device has at most the plan's rows and the rules' largest weight.
+    Nothing is hidden from the server and no noise is added.
     """
 
-    def check(body: bytes | bytearray, round: int) -> Update | Cause:
+    def check(body: bytes | bytearray, round: int) -> Checked | Cause:
         try:
             update = decode(body)
         except UpdateError:
             return Cause.NOT_AN_UPDATE
         seed = rotation_seed(task, round)
-        return sums.check(update, round, seed, task.shapes, task.dimension, task.plan) or update
+        return sums.check(update, round, seed, task.shapes, task.dimension, task.plan)
 
-    def weigh(update: Update, behind: int) -> Weighted:
-        share = staleness_share(behind, task.rules.staleness_exponent)
-        return Weighted(update, min(update.examples, task.rules.max_weight), share)
+    def weigh(checked: Checked, behind: int) -> Weighted:
+        share = checked.scale * staleness_share(behind, task.rules.staleness_exponent)
+        return Weighted(checked.update, min(checked.examples, task.rules.max_weight), share)
 
     def finish(sum: Sum, round: int) -> NDArray[np.float64]:
         return sums.mean(sum, rotation_seed(task, round), task.dimension)
@@ -111,7 +112,7 @@ def plain(task: Task) -> Mechanism:
         add=sums.add_all,
         total=sums.total,
         finish=finish,
-        capacity=sums.capacity(task.plan, task.dimension),
+        capacity=sums.capacity(task.plan),
         spent=lambda _: Spent(NO_PRIVACY),
     )
 
@@ -125,10 +126,11 @@ def of(task: Task) -> Mechanism:
 def require_room(task: Task) -> None:
     """Raises ConfigError for rules under which a round's sum could overflow."""
     most, rules = of(task).capacity, task.rules
-    if rules.report_goal * rules.max_weight > most:
+    heaviest = min(rules.max_weight, task.plan.max_rows)
+    if rules.report_goal * heaviest > most:
         raise ConfigError(
             "rules.max_weight",
-            f"report goal {rules.report_goal} x largest weight {rules.max_weight} is more than the "
+            f"report goal {rules.report_goal} x largest weight {heaviest} is more than the "
             f"{most} one sum can hold",
             "lower either, or the clipping norm",
         )

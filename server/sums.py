@@ -1,11 +1,15 @@
 """Sums: updates -> a running sum -> the mean delta, in fixed point.
 
-The sum stays in the rotated domain, so the rotation is undone once a round, and in fixed point
-(int64, weight * value * SCALE), so addition is exact: neither the order in which devices report nor
-the replica that hears them can change a bit of the result. One sum is kept, never a list of
-updates.
+    update -> check -> Checked -> weigh (mechanism.py) -> Weighted -> add_all -> Sum -> mean
+
+An update moves a sum by at most its weight times the clipping norm, whatever its device sends: what
+is over that norm after decoding is scaled back to it. The sum stays in the rotated domain, so the
+rotation is undone once a round, and in fixed point (int64, weight * value * SCALE), so addition is
+exact: neither the order in which devices report nor the replica that hears them can change a bit of
+the result. One sum is kept, never a list of updates.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -22,6 +26,8 @@ SCALE = 2**36  # fixed point: one unit is 2 ** -36 of a weighted value
 EXACT = 2.0**53  # float64 holds every whole number below it
 CHUNK = 16  # blocks worked on at a time: 65,536 values of 8 bytes stay in a core's own cache
 _FLOAT32_SLACK = 1.001  # devices clip and rotate in float32
+_FLOAT64_SLACK = 1 + 1e-12  # what scales an update is rounded too
+_NARROW = 256  # squares of 8 bits whose sum float32 holds exactly
 
 
 @dataclass(frozen=True)
@@ -44,12 +50,20 @@ class Sum:
         return cls(values[2:], int(values[1]), int(values[0]))
 
 
+class Checked(NamedTuple):
+    """An update that may be added to the sum of its round."""
+
+    update: Update
+    examples: int  # what it says it was trained on, at most the plan's rows
+    scale: float  # at most 1: what brings its decoded values to the clipping norm
+
+
 class Weighted(NamedTuple):
     """An update as it counts."""
 
     update: Update
     weight: int  # in what the mean is divided by
-    share: float  # of its delta that moves the mean
+    share: float  # of its decoded values that moves the mean
 
 
 def empty(dimension: int) -> Sum:
@@ -84,23 +98,24 @@ def largest_steps(plan: Plan, dimension: int) -> float:
     return float(2 * peak / (2**plan.bits - 1))
 
 
-def capacity(plan: Plan, dimension: int) -> int:
-    """The total weight one Sum can hold: no value of a checked update exceeds its norm, so below
-    this no int64 can overflow.
+def capacity(plan: Plan) -> int:
+    """The total weight one Sum can hold: no value of an update exceeds the clipping norm it is
+    scaled to, so below this no int64 can overflow.
 
     Rounding `low` and `step` to whole units moves a value by at most 2 ** 15 of them, whatever its
     weight: half a unit for each of 2 ** 16 codes.
     """
-    return int(
-        (2**63 - 1) / (SCALE * largest_norm(plan, largest_steps(plan, dimension)) + 2**15 + 1)
-    )
+    return int((2**63 - 1) / (SCALE * plan.clipping_norm * _FLOAT64_SLACK + 2**15 + 1))
 
 
 def check(
     update: Update, round: int, seed: int, shapes: str, dimension: int, plan: Plan
-) -> Cause | None:
-    """Why a decoded update must not be added to the sum of `round`, whose rotation has `seed`; or
-    None.
+) -> Checked | Cause:
+    """How a decoded update may be added to the sum of `round`, whose rotation has `seed`; or why it
+    must not.
+
+    Rounding to few bits raises the norm of an honest update too, at one bit to several times the
+    clip: it is scaled back. What no honest device sends is refused.
     """
     if (update.round, update.seed) != (round, seed):
         return Cause.WRONG_ROUND
@@ -110,9 +125,11 @@ def check(
         return Cause.NOT_AN_UPDATE
     # without a bound on the steps a device could buy itself any norm with a coarse scale
     steps = float(np.linalg.norm(update.step.astype(np.float64)))
-    if steps > largest_steps(plan, dimension) or not _norm(update) <= largest_norm(plan, steps):
+    norm = _norm(update)
+    if steps > largest_steps(plan, dimension) or not norm <= largest_norm(plan, steps):
         return Cause.NORM_TOO_LARGE
-    return None
+    scale = plan.clipping_norm / max(norm, plan.clipping_norm)
+    return Checked(update, min(update.examples, plan.max_rows), scale)
 
 
 def add_all(sum: Sum, updates: Sequence[Weighted]) -> Sum:
@@ -120,8 +137,9 @@ def add_all(sum: Sum, updates: Sequence[Weighted]) -> Sum:
     are rounded to units once, times their weight.
 
     So a value is off by less than half a unit, and half a unit for each code: at 8 bits under 2e-9
-    of a value of weight 1, at 16 bits 5e-7. A late update (share under 1) moves the mean by its
-    share of its delta, and still counts fully in what the mean is divided by.
+    of a value of weight 1, at 16 bits 5e-7. An update that is late, or was over the clipping norm
+    (share under 1), moves the mean by its share, and still counts fully in what the mean is divided
+    by.
     """
     total = sum.total.reshape(-1, quantize.BLOCK).copy()  # [blocks, BLOCK]
     # codes and steps of updates whose products add up exactly in float64, the most they can add up
@@ -195,21 +213,29 @@ def _add(
 
 def _norm(update: Update) -> float:
     """The L2 norm of the rotated vector an update stands for: of each block low^2 n + 2 low step
-    (sum of codes) + step^2 (sum of their squares).
+    (sum of codes) + step^2 (sum of their squares). No number where a scale is beyond all bounds.
+
+    All sums are exact, so that no processor's order of adding can change a bit of what is scaled by
+    the norm.
     """
     codes = update.codes.reshape(-1, quantize.BLOCK)
     low, step = update.low.astype(np.float64), update.step.astype(np.float64)
     first, second = np.empty((2, len(codes)))  # sums of the codes and of their squares, by block
-    scratch = np.empty((CHUNK, quantize.BLOCK), np.float32)
-    ones = np.ones((quantize.BLOCK, 1), np.float32)
+    kind: type[np.float32 | np.float64] = np.float32 if update.bits <= 8 else np.float64
+    scratch: NDArray[Any] = np.empty((CHUNK, quantize.BLOCK), kind)
+    ones = np.ones((quantize.BLOCK, 1), kind)
     for start in range(0, len(codes), CHUNK):
         part = slice(start, min(start + CHUNK, len(codes)))
-        values = scratch[: part.stop - start, None]
-        np.copyto(values[:, 0], codes[part], casting="unsafe")
+        values = scratch[: part.stop - start]
+        np.copyto(values, codes[part], casting="unsafe")
         # row by row: over a whole chunk the library would start threads
-        first[part] = np.matmul(values, ones)[:, 0, 0]
-        second[part] = np.matmul(values, values.transpose(0, 2, 1))[:, 0, 0]
+        first[part] = np.matmul(values[:, None], ones)[:, 0, 0]
+        narrow = values.reshape(-1, _NARROW)
+        squares = np.einsum("ij,ij->i", narrow, narrow).reshape(len(values), -1)
+        second[part] = squares.sum(axis=1, dtype=np.float64)
     # a hostile scale: infinite, or no number, and so not within any bound
     with np.errstate(over="ignore", invalid="ignore"):
-        squares = quantize.BLOCK * low**2 + 2 * low * step * first + step**2 * second
-        return float(np.sqrt(np.sum(squares)))
+        of_blocks = quantize.BLOCK * low**2 + 2 * low * step * first + step**2 * second
+    if not np.isfinite(of_blocks).all():
+        return math.nan
+    return math.sqrt(max(0.0, math.fsum(of_blocks)))  # nearly nothing, rounded, may lie below it

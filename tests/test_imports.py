@@ -129,7 +129,7 @@ def test_only_a_mechanism_adds_updates_up_and_divides_them():
         path.name
         for path in files("server")
         if {name for name in imports(path) if name.startswith("server.sums")}
-        - {"server.sums.Sum", "server.sums.Weighted"}
+        - {"server.sums.Checked", "server.sums.Sum", "server.sums.Weighted"}
         or "server.sums" in imports(path)
     }
     assert users == {"mechanism.py"}

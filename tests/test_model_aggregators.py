@@ -5,7 +5,10 @@ import pytest
 
 from device_runtime import quantize
 from device_runtime.errors import ConfigError
-from device_runtime.update import encoded_bytes
+from device_runtime.update import Update, encoded_bytes
+from device_runtime.wire import Plan
+from server import sums
+from server.sums import Weighted
 
 SHAPES = [(3,), (2, 2)]
 SETTINGS = {
@@ -151,6 +154,30 @@ def test_a_client_adds_the_same_to_the_sum_whoever_else_trains(aggregators):
     assert flat(built.next(built.initialize(), [two, one], [1.0, 3.0]).result) == pytest.approx(
         (3 * alone[0] + alone[1]) / 4, abs=1e-4
     )
+
+
+@pytest.mark.parametrize("bits", [1, 2])
+def test_what_rounding_adds_to_a_norm_is_taken_back_as_the_server_takes_it_back(aggregators, bits):
+    vector, key = np.random.default_rng(1).standard_normal(5000, np.float32), 1 << 64 | 3
+    plan = Plan(bits=bits, clipping_norm=1.0)
+    settings = {"bits": bits, "clipping_norm": plan.clipping_norm, "seed": 3}
+    built = process(aggregators, [(5000,)], encoded=True, **settings)
+    (simulated,) = built.next(built.initialize(), [(vector,)], [2.0]).result
+
+    # the very codes that the simulation rounded to, as a device would send them
+    clipped = quantize.clip({"all": vector}, plan.clipping_norm)["all"]
+    blocks = quantize.rotate(clipped, key).reshape(-1, quantize.BLOCK)
+    _, low, step = quantize.quantize(blocks, bits, np.random.default_rng(0))
+    draw = aggregators.rounding_seed(3, np.int32(1), vector)
+    values = np.asarray(aggregators.encode(clipped, aggregators.signs(3, 1, 5000), bits, draw))
+    codes = np.rint((values.reshape(blocks.shape) - low[:, None]) / step[:, None])
+    sent = Update(1, key, "", bits, 2, 5000, low, step, codes.astype(np.uint8).reshape(-1))
+
+    counts = sums.check(sent, 1, key, "", 5000, plan)
+    assert counts.scale < 0.8  # rounding alone took it over the clip
+    total = sums.add_all(sums.empty(5000), [Weighted(sent, 2, counts.scale)])
+    assert simulated == pytest.approx(sums.mean(total, key, 5000), abs=1e-5)
+    assert np.linalg.norm(simulated) <= plan.clipping_norm
 
 
 def test_a_client_of_weight_zero_is_not_measured(aggregators):

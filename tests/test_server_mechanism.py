@@ -51,6 +51,8 @@ def test_the_plain_mechanism_takes_reports_to_their_mean_by_examples(tmp_path):
     heavy = by.check(encoded(work, 0, examples=500), 1)
     assert by.weigh(heavy, 0)[1:] == (30, 1.0)  # at most the largest weight
     assert by.weigh(heavy, 3)[1:] == (30, 0.5)  # three rounds late
+    few = plain(replace(TASK, plan=replace(PLAN, max_rows=8)))
+    assert few.weigh(few.check(encoded(work, 0, examples=500), 1), 0).weight == 8  # the plan's rows
 
 
 def test_nothing_is_claimed_of_privacy_without_noise_however_little_was_counted():
@@ -61,10 +63,14 @@ def test_nothing_is_claimed_of_privacy_without_noise_however_little_was_counted(
 
 
 def test_rules_a_sum_cannot_hold_are_refused():
-    most = plain(TASK).capacity
-    mechanism.require_room(replace(TASK, rules=Rules(report_goal=1, max_weight=most)))
+    task = replace(TASK, plan=replace(PLAN, clipping_norm=100.0, max_rows=10**7))
+    most = plain(task).capacity
+    mechanism.require_room(replace(task, rules=Rules(report_goal=1, max_weight=most)))
     with pytest.raises(ConfigError, match=f"is more than the {most} one sum can hold"):
-        mechanism.require_room(replace(TASK, rules=Rules(report_goal=1, max_weight=most + 1)))
+        mechanism.require_room(replace(task, rules=Rules(report_goal=1, max_weight=most + 1)))
+    # nobody counts for more than the plan's rows, whatever the rules allow
+    few = replace(task, plan=replace(task.plan, max_rows=64))
+    mechanism.require_room(replace(few, rules=Rules(report_goal=1, max_weight=most + 1)))
 
 
 def shifted(task: Task) -> Mechanism:

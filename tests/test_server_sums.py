@@ -15,7 +15,7 @@ from device_runtime.update import Header, Update, decode, dequantize, encode
 from device_runtime.wire import Plan
 from server import sums
 from server.mechanism import staleness_share
-from server.sums import Sum, Weighted
+from server.sums import Checked, Sum, Weighted
 from tests.toy_server import DIMENSION, PLAN, SHAPES, delta
 
 SEED = 11
@@ -39,7 +39,16 @@ def summed(updates: list[Update], max_weight: int = 100) -> Sum:
 
 
 def checked(update: Update, plan: Plan = PLAN) -> Cause | None:
-    return sums.check(update, 1, SEED, SHAPES, DIMENSION, plan)
+    """Why it is refused."""
+    result = sums.check(update, 1, SEED, SHAPES, update.dimension, plan)
+    return None if isinstance(result, Checked) else result
+
+
+def alone(update: Update, plan: Plan, weight: int = 1) -> np.ndarray:
+    """What a checked update alone adds to the sum, float64 [padded dimension]."""
+    counts = sums.check(update, 1, SEED, SHAPES, update.dimension, plan)
+    weighted = Weighted(counts.update, weight, counts.scale)
+    return sums.add_all(sums.empty(update.dimension), [weighted]).total / sums.SCALE
 
 
 def test_the_examples_of_an_update_travel_in_its_header():
@@ -100,8 +109,7 @@ def test_adding_leaves_the_sum_it_started_from_alone():
 
 
 def test_the_largest_sum_that_is_allowed_does_not_overflow():
-    most = sums.capacity(PLAN, DIMENSION)
-    limit = sums.largest_norm(PLAN, sums.largest_steps(PLAN, DIMENSION))
+    most, limit = sums.capacity(PLAN), PLAN.clipping_norm
     spike = Update(
         1,
         SEED,
@@ -114,7 +122,7 @@ def test_the_largest_sum_that_is_allowed_does_not_overflow():
         np.zeros(BLOCK, np.uint16),
     )
     assert (summed([spike], max_weight=most).total < 0).all()
-    assert (most + 2) * (limit * 2**36 + 2**15 + 1) >= 2**63  # and the bound is tight
+    assert (most + 2) * (limit * 2**36 + 2**15 + 2) >= 2**63  # and the bound is tight
 
 
 @given(st.integers(0, 1000), st.integers(1, 16), st.floats(0.001, 1.0), st.booleans())
@@ -134,7 +142,8 @@ def test_an_update_of_another_round_rotation_network_or_width_is_named():
     assert checked(replace(good, round=2)) is Cause.WRONG_ROUND
     assert checked(replace(good, seed=SEED + 1)) is Cause.WRONG_ROUND
     assert checked(replace(good, shapes="0" * 64)) is Cause.WRONG_SHAPES
-    assert checked(replace(good, dimension=DIMENSION + 1)) is Cause.WRONG_SHAPES
+    larger = replace(good, dimension=DIMENSION + 1)
+    assert sums.check(larger, 1, SEED, SHAPES, DIMENSION, PLAN) is Cause.WRONG_SHAPES
     assert checked(update_of(delta(1), bits=4)) is Cause.NOT_AN_UPDATE
 
 
@@ -154,11 +163,9 @@ def test_many_blocks_of_the_largest_step_do_not_buy_a_larger_norm():
     spread = Update(
         1, SEED, SHAPES, 1, 1, dimension, -step / 2, step, np.ones(dimension, np.uint16)
     )
-    assert sums.check(spread, 1, SEED, SHAPES, dimension, plan) is Cause.NORM_TOO_LARGE
-    alone = replace(
-        spread, low=spread.low * [1, 0, 0, 0], step=step * np.array([1, 0, 0, 0], np.float32)
-    )
-    assert sums.check(alone, 1, SEED, SHAPES, dimension, plan) is None
+    assert checked(spread, plan) is Cause.NORM_TOO_LARGE
+    first = np.array([1, 0, 0, 0], np.float32)
+    assert checked(replace(spread, low=spread.low * first, step=step * first), plan) is None
 
 
 def test_a_coarse_scale_does_not_buy_a_larger_norm():
@@ -166,6 +173,63 @@ def test_a_coarse_scale_does_not_buy_a_larger_norm():
     coarse = replace(update_of(delta(1)), low=one(-500.0), step=one(1000.0))
     assert checked(coarse) is Cause.NORM_TOO_LARGE
     assert checked(replace(coarse, low=one(3e38), step=one(3e38))) is Cause.NORM_TOO_LARGE
+
+
+@given(
+    st.integers(1, 16),
+    st.integers(0, 99),
+    st.floats(0.001, 1.0),
+    st.integers(1, 10**6),
+    st.sampled_from([DIMENSION, 3 * BLOCK + 1]),
+)
+@settings(max_examples=60)
+def test_no_honest_update_moves_the_sum_by_more_than_its_weight_times_the_clip(
+    bits, seed, norm, weight, dimension
+):
+    vector = delta(seed, dimension) * 2  # its norm is the clip, before it is rounded
+    update = update_of((vector * norm).astype(np.float32), bits=bits, seed=seed)
+    moved = alone(update, replace(PLAN, bits=bits), weight)
+    assert np.linalg.norm(moved) <= weight * PLAN.clipping_norm * (1 + 1e-6)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_the_largest_update_that_is_let_in_moves_the_sum_by_no_more_than_the_clip(bits):
+    dimension, plan = 4 * BLOCK, replace(PLAN, bits=bits)
+    # as many blocks of as large a step as pass, all values at one end of it
+    step = np.full(4, sums.largest_steps(plan, dimension) / 2 * 0.99, np.float32)
+    codes = np.where(np.arange(dimension) % 2, 2**bits - 1, 0).astype(np.uint8)
+    low = -step * (2**bits - 1) / 2
+    update = Update(1, SEED, SHAPES, bits, 1, dimension, low, step, codes)
+    while checked(update, plan) is Cause.NORM_TOO_LARGE:
+        update = replace(
+            update, low=update.low * np.float32(0.99), step=update.step * np.float32(0.99)
+        )
+    decoded = np.linalg.norm(dequantize(update))
+    assert decoded > plan.clipping_norm  # the excuse of rounding
+    moved = alone(update, plan)
+    assert np.linalg.norm(moved) == pytest.approx(plan.clipping_norm, rel=1e-6)
+    # scaled, not cut: its direction stays
+    assert moved / plan.clipping_norm == pytest.approx(dequantize(update) / decoded, abs=1e-6)
+
+
+def test_an_update_within_the_clip_is_added_as_it_is():
+    update = update_of(delta(1), bits=8)  # norm 0.5 of 1
+    assert alone(update, PLAN) == pytest.approx(dequantize(update), abs=1e-8)
+
+
+@given(st.integers(1, 16), st.integers(0, 99))
+@settings(max_examples=30)
+def test_the_norm_an_update_is_scaled_by_is_that_of_its_decoded_values(bits, seed):
+    vector = delta(seed, 2 * BLOCK) * 2
+    update = update_of(vector, bits=bits, seed=seed)
+    scale = sums.check(update, 1, SEED, SHAPES, update.dimension, replace(PLAN, bits=bits)).scale
+    assert scale == pytest.approx(min(1.0, 1 / np.linalg.norm(dequantize(update))), rel=1e-12)
+
+
+def test_an_update_counts_by_no_more_examples_than_the_plan_has_rows():
+    boast = update_of(delta(1), examples=2**32 - 1)
+    counts = sums.check(boast, 1, SEED, SHAPES, DIMENSION, replace(PLAN, max_rows=64))
+    assert counts.examples == 64
 
 
 def test_a_late_update_moves_the_mean_by_a_share_and_counts_fully_in_what_it_is_divided_by():
@@ -202,7 +266,7 @@ def test_the_sum_is_the_weighted_value_within_half_a_unit_and_half_a_unit_a_code
 @pytest.mark.parametrize("weight", [1, 10**6, 10**7, 3 * 10**7])
 def test_how_updates_are_grouped_cannot_change_a_bit_however_much_they_weigh(weight):
     updates = [(update_of(delta(number), seed=number), weight + number, 1.0) for number in range(3)]
-    assert sum(each for _, each, _ in updates) <= sums.capacity(PLAN, DIMENSION)
+    assert sum(each for _, each, _ in updates) <= sums.capacity(PLAN)
     together = sums.add_all(sums.empty(DIMENSION), updates)
     alone = reduce(
         lambda total, update: sums.add_all(total, [update]),
