@@ -31,6 +31,7 @@ from fedboard.options import (
     MOST_WORDS,
     Data,
     Json,
+    OpenWorker,
     Seed,
     Trust,
     emit,
@@ -348,6 +349,7 @@ def train(
             help="Seconds a round may take; then the run stops, resumable.",
         ),
     ] = None,
+    open_worker: OpenWorker = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object a round and nothing else.")
     ] = False,
@@ -414,7 +416,14 @@ def train(
             "leave out --workers and --bits",
         )
     addresses = () if workers is None else tuple(workers.split(","))
-    how = stage.How(overwrite, resume, addresses, round_deadline, data=data if resume else None)
+    how = stage.How(
+        overwrite,
+        resume,
+        addresses,
+        round_deadline,
+        data=data if resume else None,
+        open_worker=open_worker,
+    )
     done = stage.train(settings, out, how, emit=emit if as_json else None)
     console.say(
         f"best checkpoint: {done.best}",
@@ -432,10 +441,15 @@ def worker(
             help="Port to listen on; close it to strangers: it runs whatever graph it is sent.",
         ),
     ],
+    host: Annotated[
+        str,
+        typer.Option(help="The address of this machine to listen on, and no other."),
+    ] = "127.0.0.1",
     threads: Annotated[
         int | None,
         typer.Option(min=1, max=1024, help="Clients trained at once; by default one per core."),
     ] = None,
+    open_worker: OpenWorker = False,
 ) -> None:
     """Train clients for `fedboard train --workers` on another machine.
 
@@ -443,9 +457,9 @@ def worker(
     """
     import os
 
-    from model.worker import serve as run
+    from model.worker import Served, serve
 
-    run(port, threads or len(os.sched_getaffinity(0)), console.say)
+    serve(Served(port, host, threads or len(os.sched_getaffinity(0)), open_worker), console.say)
 
 
 @app.command()
@@ -848,6 +862,7 @@ def demo(
         int, typer.Option(min=1, max=2000, help="Fewest messages of a device's user.")
     ] = 40,
     seed: Seed = 0,
+    open_worker: OpenWorker = False,
 ) -> None:
     """The whole path: corpus, training, bundle, server, devices, evaluation, report."""
     from fedboard.demo import Demo, run
@@ -865,6 +880,7 @@ def demo(
             processes,
             min_examples,
             seed,
+            open_worker,
         )
     )
 

@@ -80,6 +80,7 @@ class Demo:
     processes: Annotated[int, Within(1, 1000)] = 2
     min_examples: Annotated[int, Within(1, 1_000_000)] = 40
     seed: int = 0
+    open_worker: bool = False  # as `fedboard train` has it
 
     def __post_init__(self) -> None:
         """Raises ConfigError for a number no demo could be run with; the recipe has the others'."""
@@ -145,9 +146,8 @@ def _run(demo: Demo) -> Run:
         f"{demo.rounds} rounds in TensorFlow Federated: {demo.cohort} clients a round train on "
         "their own messages, only their changes are averaged.",
     ):
-        trained = train(
-            Settings(demo.data, recipe=recipe), demo.out, How(overwrite=True, kind=DEMO), corpus
-        )
+        how = How(overwrite=True, kind=DEMO, open_worker=demo.open_worker)
+        trained = train(Settings(demo.data, recipe=recipe), demo.out, how, corpus)
     with clock.stage(
         3,
         "Bundle for phones",

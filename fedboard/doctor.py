@@ -13,6 +13,7 @@ from pathlib import Path
 
 from device_runtime.errors import FedboardError
 from fedboard.__main__ import ROOMS, ROOT, namesakes
+from model import enclosure
 
 REINSTALL = "run `make setup`"
 OLDEST, NEWEST = (3, 11), (3, 14)
@@ -58,7 +59,7 @@ def checks(deep: bool = False, runs: Path = Path("runs")) -> list[Check]:
     version = sys.version_info[:2]
     trains = training(version, platform.machine())
     packages = {**PACKAGES, **TRAINING} if trains.ok else PACKAGES
-    worker = [worker_binary()] if trains.ok else []
+    worker = [worker_binary(), enclosed(enclosure.obstacle())] if trains.ok else []
     return [
         python(version),
         trains,
@@ -143,6 +144,20 @@ def worker_binary(folder: Path | None = None) -> Check:
     ok = path.is_file() and os.access(path, os.X_OK)
     state = "executable" if ok else f"no executable worker_binary in {folder.name}/"
     return Check("TFF worker", ok, state, REINSTALL)
+
+
+def enclosed(obstacle: str) -> Check:
+    """Whether TFF's worker gets a network of its own, or what is in the way of it."""
+    if not obstacle:
+        return Check("worker's own network", True, "can be had: no other user reaches the worker")
+    return Check(
+        "worker's own network",
+        False,
+        f"cannot be had ({obstacle}): while it trains, whoever reaches this machine's ports may "
+        "run any graph as this user",
+        "allow this user namespaces, as docs/scale-out.md says, or close the ports to strangers",
+        needed=False,
+    )
 
 
 def interpreter() -> Check:

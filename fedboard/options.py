@@ -22,6 +22,14 @@ Trust = Annotated[
         help="Public key file of a bundle's maker; by default our own, runs/keys/signing.pub."
     ),
 ]
+OpenWorker = Annotated[
+    bool,
+    typer.Option(
+        "--open-worker",
+        help="Let TFF's worker listen on every interface where it can get no network of its own; "
+        "see docs/scale-out.md.",
+    ),
+]
 # counts beyond these are slips of the hand, and would fill the memory first
 MOST_ROUNDS, MOST_DEVICES, MOST_WORDS, MOST_USERS = 100_000, 100_000, 1_000_000, 10**9
 Seed = Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Repeats the run.")]

@@ -58,6 +58,7 @@ class How:
     deadline_s: float | None = None  # of a round
     kind: str = TRAINED  # whose run it is
     data: str | None = None  # where the corpus of a resumed run is now, if it was moved
+    open_worker: bool = False  # let the worker of this machine listen to strangers, if it has to
 
     def __post_init__(self) -> None:
         """Raises ConfigError for a deadline that no round could keep or miss."""
@@ -348,7 +349,11 @@ def _computing(centrally: bool, how: How) -> Iterator[Callable[[Callable, str], 
         yield lambda compute, what: compute()
         return
     addresses = list(how.workers)
-    with worker.remote(addresses) if addresses else worker.running(_cores(), restarts=3) as on:
+    with (
+        worker.remote(addresses)
+        if addresses
+        else worker.running(_cores(), open_worker=how.open_worker, tell=console.note)
+    ) as on:
         yield lambda compute, what: on.call(compute, how.deadline_s, what)
 
 

@@ -6,32 +6,41 @@ ever; so whoever started it starts it again there, and the computation completes
 happened. What cannot be mended ends in a RunError: a worker of ours that keeps dying, or a round
 that misses its deadline. TFF and gRPC are imported by the functions that compute; `serve` needs
 neither.
+
+The worker asks for no password and would listen on every interface, so it runs in an enclosure
+(`model/enclosure.py`). Where none can be had, it is said what follows, or asked whether it may be.
 """
 
 import asyncio
 import contextlib
 import functools
 import importlib.util
+import ipaddress
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
+import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from device_runtime.errors import RunError
-from model import child_process, memory
+from model import child_process, enclosure, memory
 
 _Result = TypeVar("_Result")
 _ADDRESS = re.compile(r"([A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\]):([0-9]{1,5})")
 _START_S = 30.0
 _PROBE_S = 3.0
+_ADDRESSES = "as --host an address of this machine: `ip address` lists them"
 # before a worker is started again, so that one that cannot live does not keep a core busy
 _PAUSE_S = 1.0
 _CHANNEL = [
@@ -47,16 +56,27 @@ _CHANNEL = [
 ]
 
 
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
 @contextlib.contextmanager
-def running(threads: int, log: Path | None = None, restarts: int = 3) -> Iterator["LocalWorker"]:
+def running(
+    threads: int,
+    log: Path | None = None,
+    restarts: int = 3,
+    open_worker: bool = False,
+    tell: Callable[[str], None] = _tell,
+) -> Iterator["LocalWorker"]:
     """A worker of this machine that TFF computations run on inside the `with` block.
 
     It trains up to `threads` clients at once. It is started again when it dies, at most `restarts`
     times; after that every computation, also one that is waiting, raises RunError, as does a worker
-    that does not start. The binary listens without encryption or a password on a port of every
-    interface, as TFF's own context does; keep the machine behind a firewall while it trains.
+    that does not start. Only this process reaches it, where an enclosure can be had. Elsewhere it
+    listens on every interface, of which `tell` is told in a line; raises RunError if strangers
+    could then reach it at a public address of this machine, unless open_worker says that they may.
     """
-    worker = LocalWorker(threads, log, restarts)
+    worker = LocalWorker(threads, log, restarts, _port_for_all(open_worker, tell))
     try:
         worker.await_start()
         worker.become_default()
@@ -271,16 +291,19 @@ class Workers:
 
 
 class LocalWorker(Workers):
-    """A worker process of ours, its port, and the thread that starts it again if it dies."""
+    """A worker process of ours, the way to it, and the thread that starts it again if it dies.
 
-    def __init__(self, threads: int, log: Path | None, restarts: int):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        super().__init__([f"127.0.0.1:{self.port}"])
+    port is where it listens on every interface; 0: in an enclosure, behind a Unix socket.
+    """
+
+    def __init__(self, threads: int, log: Path | None, restarts: int, port: int = 0):
+        self._port = port
+        # nobody else may enter it
+        self._folder = None if port else Path(tempfile.mkdtemp(prefix="fedboard-worker-"))
+        super().__init__([f"unix:{self._folder}/socket" if self._folder else f"127.0.0.1:{port}"])
         self._threads, self._log, self._restarts = threads, log, restarts
         self._closing = threading.Event()
-        self.process = _start(self.port, threads, log)
+        self.process = self._start()
         self._watch = threading.Thread(target=self._keep_alive, daemon=True)
         self._watch.start()
 
@@ -297,6 +320,17 @@ class LocalWorker(Workers):
         self._watch.join()
         child_process.end(self.process)
         super().close()
+        if self._folder:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _start(self) -> subprocess.Popen:
+        if not self._folder:
+            return _start(self._threads, self._log, self._port)
+        path = self._folder / "socket"
+        path.unlink(missing_ok=True)  # of the worker that died
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(str(path))
+        return _start(self._threads, self._log, listener)
 
     def _keep_alive(self) -> None:
         deaths = 0
@@ -317,7 +351,7 @@ class LocalWorker(Workers):
                     RunError("TFF worker", f"ended {deaths} time{'s' * (deaths > 1)}{last}", remedy)
                 )
                 return
-            self.process = _start(self.port, self._threads, self._log)
+            self.process = self._start()
 
     def _overdue(self, what: str, seconds: float, missing: list[str]) -> RunError:
         state = (
@@ -330,38 +364,55 @@ class LocalWorker(Workers):
         )
 
 
-def serve(
-    port: int, threads: int, on_event: Callable[[str], None], log: Path | None = None
-) -> None:
-    """Run a worker on `port` in the foreground, for training on another machine.
+@dataclass(frozen=True)
+class Served:
+    """Where a worker for other machines listens, and what it may use."""
 
-    It trains up to `threads` clients at once and ends on SIGTERM or Ctrl-C. A worker that dies is
-    started again on the same port. on_event is told in a line what happens; the worker's own output
-    goes to `log`, or nowhere. Call it from the main thread. Raises RunError if the port is taken or
-    the worker does not start. Whoever reaches the port may run any graph on this machine: see
-    docs/scale-out.md.
+    port: int
+    host: str = "127.0.0.1"  # the one address of this machine at which it is reached
+    threads: int = 1  # clients it trains at once
+    open_worker: bool = False  # listen on every interface where no enclosure can be had
+
+    def __str__(self) -> str:
+        """As it is named after `--workers`."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def serve(where: Served, on_event: Callable[[str], None], log: Path | None = None) -> None:
+    """Run a worker in the foreground, for training on another machine.
+
+    It ends on SIGTERM or Ctrl-C. A worker that dies is started again at the same place. on_event is
+    told in a line what happens; the worker's own output goes to `log`, or nowhere. Call it from the
+    main thread. Raises RunError if the port is taken, the worker does not start, or it would listen
+    on more than its host without having been told that it may. Whoever reaches the port may run any
+    graph on this machine: see docs/scale-out.md.
     """
-    _require_free(port)
+    enclosed = _is_enclosed(where)
+    place = str(where) if enclosed else f"port {where.port} of every interface"
+    with _listener(where if enclosed else Served(where.port, "")) as tried:
+        to_others = not ipaddress.ip_address(tried.getsockname()[0]).is_loopback
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     listened = False
     try:
         while True:
-            process = _start(port, threads, log)
+            process = _start(where.threads, log, _listener(where) if enclosed else where.port)
             try:
-                if _listens(process, port):
+                if _listens(process, where):
+                    clients = f"{where.threads} client{'s' * (where.threads != 1)} at once"
+                    on_event(f"listening on {place}, {clients}")
+                    if to_others and not listened:
+                        on_event(
+                            "whoever reaches it runs any graph as this user: docs/scale-out.md "
+                            "says how to keep strangers out"
+                        )
                     listened = True
-                    on_event(
-                        f"listening on port {port}, {threads} client{'s' * (threads != 1)} at once"
-                    )
                 elif not listened:
-                    problem = (
-                        f"{_ending(child_process.end(process))} before it listened on port {port}"
-                    )
+                    problem = f"{_ending(child_process.end(process))} before it listened on {place}"
                     raise RunError("TFF worker", problem, "run `fedboard doctor`")
                 process.wait()
             finally:
                 ended = _ending(child_process.end(process))
-            on_event(f"the worker ended {ended}; starting it again on port {port}")
+            on_event(f"the worker ended {ended}; starting it again on {place}")
             time.sleep(_PAUSE_S)
     except KeyboardInterrupt:
         on_event("ended")
@@ -369,7 +420,8 @@ def serve(
         signal.signal(signal.SIGTERM, before)
 
 
-def _start(port: int, threads: int, log: Path | None) -> subprocess.Popen:
+def _start(threads: int, log: Path | None, where: int | socket.socket) -> subprocess.Popen:
+    """A worker on a port of every interface, or in an enclosure behind a socket that it takes."""
     # finds it without importing it, which takes long
     spec = importlib.util.find_spec("tensorflow_federated")
     if spec is None or not spec.submodule_search_locations:
@@ -377,37 +429,93 @@ def _start(port: int, threads: int, log: Path | None) -> subprocess.Popen:
             "TFF worker", "TensorFlow Federated is not installed", "install the `simulation` extra"
         )
     binary = Path(spec.submodule_search_locations[0]) / "data" / "worker_binary"
+    port = where if isinstance(where, int) else enclosure.PORT
     command = [str(binary), f"--port={port}", f"--max_concurrent_computation_calls={threads}"]
-    return child_process.start(
-        command,
-        log,
-        {**memory.WORKER, "TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": str(threads)},
-    )
+    environment = {
+        **memory.WORKER,
+        "TF_NUM_INTRAOP_THREADS": "1",
+        "TF_NUM_INTEROP_THREADS": str(threads),
+    }
+    if isinstance(where, int):
+        return child_process.start(command, log, environment)
+    with where:
+        behind = enclosure.command(command, where)
+        return child_process.start(behind, log, environment, (where.fileno(),))
 
 
-def _require_free(port: int) -> None:
-    # Two workers on one port would both start and share its connections, as gRPC asks the kernel
-    # for SO_REUSEPORT.
+def _port_for_all(open_worker: bool, tell: Callable[[str], None]) -> int:
+    """The port of every interface that a worker of this process has to listen on, or 0: none.
+
+    Raises RunError where strangers would reach it and nobody said that they may.
+    """
+    if not (obstacle := enclosure.obstacle()):
+        return 0
+    reach = enclosure.reach()
+    if reach.strangers and not open_worker:
+        raise RunError(
+            "TFF worker",
+            f"can get no network of its own ({obstacle}), and strangers would reach it at "
+            f"{', '.join(reach.strangers)} and run any graph as this user",
+            "allow it namespaces as docs/scale-out.md says; or close this machine's ports to "
+            "strangers and pass --open-worker",
+        )
     with socket.socket() as free:
-        # a worker that ended a minute ago is no obstacle
-        free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            free.bind(("", port))
-        except (OSError, OverflowError) as error:
-            raise RunError(
-                f"port {port}",
-                f"cannot be listened on ({getattr(error, 'strerror', None) or error})",
-                "choose another --port",
-            ) from None
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    if everywhere := [*reach.strangers, *reach.neighbours]:
+        tell(
+            f"TFF's worker listens on port {port} of {', '.join(everywhere)}, as it can get no "
+            f"network of its own ({obstacle}): whoever reaches it runs any graph as this user"
+        )
+    return port
 
 
-def _listens(process: subprocess.Popen, port: int) -> bool:
+def _is_enclosed(where: Served) -> bool:
+    """Whether the worker will be in an enclosure. Raises RunError where it is to be and cannot."""
+    obstacle = enclosure.obstacle()
+    if obstacle and not where.open_worker:
+        raise RunError(
+            f"--host {where.host}",
+            f"TFF's worker can get no network of its own here ({obstacle}), and would listen on "
+            "every interface",
+            "allow it namespaces as docs/scale-out.md says; or close the port to strangers and "
+            "pass --open-worker",
+        )
+    return not obstacle
+
+
+def _listener(where: Served) -> socket.socket:
+    """A socket bound there, and nobody else's. Raises RunError if it cannot be.
+
+    The worker itself would share its port with another one, as gRPC asks for SO_REUSEPORT, and
+    connections would go to either.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            where.host or None, where.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+    except (OSError, OverflowError, UnicodeError) as error:
+        raise RunError(f"--host {where.host}", f"is no address ({error})", _ADDRESSES) from None
+    # a worker that ended a minute ago is no obstacle
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind(address)
+    except OSError as error:
+        listener.close()
+        raise RunError(
+            f"port {where.port}" + f" of {where.host}" * bool(where.host),
+            f"cannot be listened on ({error.strerror or error})",
+            f"choose another --port, or {_ADDRESSES}",
+        ) from None
+    return listener
+
+
+def _listens(process: subprocess.Popen, where: Served) -> bool:
     deadline = time.monotonic() + _START_S
     while time.monotonic() < deadline and process.poll() is None:
-        with socket.socket() as probe:
-            probe.settimeout(0.2)
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return True
+        with contextlib.suppress(OSError), socket.create_connection((where.host, where.port), 0.2):
+            return True
         time.sleep(0.05)
     return False
 
@@ -452,9 +560,9 @@ def _on_a_loop_of_its_own(context):
 
 
 def _commands(addresses: list[str]) -> str:
-    """`fedboard worker --port 9000` on 10.0.0.2, and so on."""
+    """`fedboard worker --host 10.0.0.2 --port 9000` on 10.0.0.2, and so on."""
     return ", ".join(
-        f"`fedboard worker --port {port}` on {host}"
+        f"`fedboard worker --host {host.strip('[]')} --port {port}` on {host}"
         for host, _, port in (address.rpartition(":") for address in addresses)
     )
 

@@ -41,7 +41,7 @@ LOADING = (
     "test_doctests_tensorflow",
 )
 # files whose tests start processes that load it
-STARTING = ("test_fedboard_train", "test_path", "test_fedboard_doctor")
+STARTING = ("test_fedboard_train", "test_path", "test_fedboard_doctor", "test_model_enclosure")
 # files whose tests start other processes, or take long for another reason
 PROCESSES = (
     "test_server_kills",

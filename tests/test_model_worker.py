@@ -7,7 +7,9 @@ so that a worker can be killed while it computes.
 """
 
 import contextlib
+import ipaddress
 import os
+import re
 import signal
 import socket
 import sys
@@ -28,7 +30,8 @@ CLIENTS = [1.0, 10.0, 100.0, 1000.0, 10000.0]  # 11111 is every client counted o
 SERVE = """
 import sys
 from model import worker
-worker.serve(int(sys.argv[1]), 1, lambda event: print(event, flush=True))
+where = worker.Served(int(sys.argv[1]), *sys.argv[2:], open_worker=True)
+worker.serve(where, lambda event: print(event, flush=True))
 assert "tensorflow" not in sys.modules
 """
 
@@ -46,6 +49,42 @@ def is_alive(pid: int) -> bool:
     return False
 
 
+def workers_below(pid: int) -> list[int]:
+    """Ids of TFF's worker processes that a process started, or one that it started."""
+    children = [
+        int(child)
+        for task in Path(f"/proc/{pid}/task").iterdir()
+        for child in (task / "children").read_text().split()
+    ]
+    below = [worker for child in children for worker in workers_below(child)]
+    is_one = Path(f"/proc/{pid}/comm").read_text().strip() == "worker_binary"
+    return [pid] * is_one + below
+
+
+def port_of(pid: int) -> int:
+    """What a worker process listens on, as its command line says."""
+    command = Path(f"/proc/{pid}/cmdline").read_bytes().decode()
+    return int(command.partition("--port=")[2].partition("\0")[0])
+
+
+def answers(address: str, port: int) -> bool:
+    """Whether somebody accepts connections there."""
+    try:
+        with socket.create_connection((address, port), timeout=5):
+            return True
+    except OSError:
+        return False
+
+
+def addresses_of_this_machine() -> list[str]:
+    """All that others may ask at, and its loopback."""
+    routes = Path("/proc/net/fib_trie").read_text()
+    of_ipv4 = set(re.findall(r"-- (\S+)\n +/32 host LOCAL", routes))
+    lines = Path("/proc/net/if_inet6").read_text().splitlines()
+    of_ipv6 = {ipaddress.IPv6Address(int(line.split()[0], 16)) for line in lines}
+    return sorted(of_ipv4) + sorted(str(one) for one in of_ipv6 if not one.is_link_local)
+
+
 def a_free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -55,12 +94,12 @@ def a_free_port() -> int:
 class Served:
     """A `serve` process, its port, what it said, and the worker it runs."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, *host: str):
         self.port = a_free_port()
         self.address = f"127.0.0.1:{self.port}"
         self.output = folder / f"{self.port}.txt"
         self.process = child_process.start(
-            [sys.executable, "-c", SERVE, str(self.port)], self.output
+            [sys.executable, "-c", SERVE, str(self.port), *host], self.output
         )
 
     def events(self) -> list[str]:
@@ -75,7 +114,8 @@ class Served:
 
     def worker(self) -> int:
         """Its process id."""
-        return int(Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text())
+        (worker,) = workers_below(self.process.pid)
+        return worker
 
 
 @pytest.fixture
@@ -83,8 +123,8 @@ def serve(tmp_path):
     """Starts workers as `fedboard worker` does; ends them after the test."""
     started = []
 
-    def start() -> Served:
-        started.append(Served(tmp_path))
+    def start(*host: str) -> Served:
+        started.append(Served(tmp_path, *host))
         return started[-1]
 
     yield start
@@ -226,8 +266,8 @@ def test_a_served_worker_that_is_killed_is_started_again_on_its_port_and_ends_wh
     served.process.terminate()
     assert served.process.wait(30) == 0
     assert not is_alive(second)
-    again = f"the worker ended by SIGKILL; starting it again on port {served.port}"
-    listening = f"listening on port {served.port}, 1 client at once"
+    again = f"the worker ended by SIGKILL; starting it again on {served.address}"
+    listening = f"listening on {served.address}, 1 client at once"
     assert served.events() == [listening, again, listening, "ended"]
 
 
@@ -240,8 +280,8 @@ def test_a_served_worker_does_not_outlive_a_server_that_is_killed(serve):
 
 def test_a_port_that_is_taken_is_refused(serve):
     served = serve().listened()  # two workers on one port would share its connections
-    with pytest.raises(RunError, match=f"port {served.port}: cannot be listened on"):
-        worker.serve(served.port, 1, print)
+    with pytest.raises(RunError, match=f"port {served.port} of 127.0.0.1: cannot be"):
+        worker.serve(worker.Served(served.port), print)
 
 
 def test_two_remote_workers_work_at_once_and_compute_what_one_local_worker_does(serve, gate):
@@ -323,7 +363,7 @@ def test_a_remote_worker_that_stays_away_ends_the_round_at_its_deadline_by_name(
             workers.call(lambda: gate.sum_and_mean(CLIENTS), 1.0, "round 8")
     expected = (
         f"round 7: no answer from worker {away.address} within 1 s; start it again with `fedboard "
-        f"worker --port {away.port}` on 127.0.0.1,"
+        f"worker --host 127.0.0.1 --port {away.port}` on 127.0.0.1,"
     )
     assert str(missed.value) == f"{expected} then go on with --resume"
 
@@ -379,6 +419,15 @@ def test_a_local_worker_ends_with_its_block_and_nothing_is_computed_after_it(gat
     assert running.process.poll() is not None
     with pytest.raises(RunError, match="compute inside"):
         gate.sum_and_mean(CLIENTS)
+
+
+def test_a_local_worker_is_reached_at_no_address_of_this_machine():
+    with worker.running(1):
+        (process,) = workers_below(os.getpid())
+        reached = [
+            address for address in addresses_of_this_machine() if answers(address, port_of(process))
+        ]
+    assert reached == []
 
 
 def test_an_error_of_the_computation_itself_passes_through(gate):
