@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.peers.common import resident_mb
+from benchmarks.peers.common import resident_mb, tree
 from device_runtime import config
 from device_runtime.wire import Plan
 from fedboard.run import Settings
@@ -56,10 +56,8 @@ def looks(
             if process.poll() is not None:
                 raise RuntimeError(f"training ended with {process.returncode} after round {done}")
             if done > number - every:  # this stretch has begun
-                children = (
-                    Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-                )
-                now = (resident_mb([process.pid]), resident_mb([int(child) for child in children]))
+                # the last one: between us and the worker stands what keeps strangers from it
+                now = (resident_mb([process.pid]), resident_mb(tree(process.pid)[-1:]))
                 least = (min(least[0], now[0]), min(least[1], now[1]))
             time.sleep(0.02)
         yield number, *least
