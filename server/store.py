@@ -22,6 +22,7 @@ from typing import Any
 import alembic.command
 import alembic.config
 import alembic.util
+import numpy as np
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
