@@ -8,7 +8,7 @@ remembers is in its store.
     |   Ledger: what these devices and the open rounds are, read at once                    |
     |       |                                                                               |
     |       v  each in its turn                                                             |
-    |   CheckingIn -> eligibility.decide, rounds.advance -> Assignment | Reject             |
+    |   CheckingIn -> eligibility.decide, rounds.chance  -> Assignment | Reject             |
     |   Fetching   -> bytes counted                                                         |
     |   Reporting  -> mechanism.weigh, rounds.advance    -> Ack | Reject | Refused          |
     |   Abandoning -> rounds.advance                     -> Ack                             |
@@ -56,7 +56,7 @@ from device_runtime.wire import (
     RoundReports,
     Scores,
 )
-from server import closing, mechanism, pacing, scores, slots
+from server import closing, mechanism, pacing, rounds, scores, slots
 from server.blobs import Blobs
 from server.differences import NEWEST, Differences
 from server.eligibility import decide
@@ -64,6 +64,8 @@ from server.judging import Judged, judge
 from server.ledger import Ledger
 from server.masks import At, Lost
 from server.open_sums import OpenSums
+from server.pacing import Told
+from server.places import Chance
 from server.replays import KEPT_S
 from server.requests import (
     Abandoning,
@@ -76,11 +78,13 @@ from server.requests import (
 )
 from server.rounds import (
     Admitted,
+    Asked,
     Dropped,
     Reported,
     RoundState,
     Rules,
     Tick,
+    TurnedAway,
     advance,
     following,
     is_over,
@@ -277,6 +281,7 @@ class Coordinator:
             if not self._forgot_at <= now < self._forgot_at + FORGET_S:
                 with self.store.transaction() as rows:
                     rows.forget_nonces(now - KEPT_S)
+                    rows.forget_due(now - pacing.FORGET_S)
                 self._forgot_at = now
 
     def probe(self, now: float) -> None:
@@ -417,7 +422,9 @@ class Coordinator:
             self._drop_overdue(rows, ledger)
             if not ledger.over:
                 for request, opinion in zip(requests, judged, strict=True):
-                    answers.append(self._answer(request, opinion, ledger, rows, counted))
+                    answer = self._answer(request, opinion, ledger, rows, counted)
+                    ledger.tell_when(request.device, answer)
+                    answers.append(answer)
                     if ledger.over:
                         break
             for at, reports in counted.items():
@@ -469,7 +476,7 @@ class Coordinator:
         rows: Rows,
         counted: Counted,
     ) -> Answer:
-        if request.device not in ledger.enrolled_at:
+        if not ledger.is_enrolled(request.device):
             return Refused(Cause.UNKNOWN_DEVICE, "the device is not enrolled")
         if judged is not None and not judged.genuine:
             return Refused(Cause.BAD_SIGNATURE, "the body is not the one that was signed")
@@ -490,25 +497,35 @@ class Coordinator:
         return self._reported(request, work, judged, ledger, counted)
 
     def _checked_in(self, request: CheckingIn, ledger: Ledger, rows: Rows) -> Assignment | Reject:
+        """Open work again, whenever it is asked for; else, in its time, a place, a ticket for one,
+        or why not.
+        """
         device, check_in, now = request.device, request.check_in, ledger.now
-        causes: list[tuple[Task, Cause]] = []
-        able: list[Task] = []
-        for stored in ledger.tasks.values():
-            task = stored.task
-            if task.population != check_in.population:
-                continue
-            cause, work = self._why_not(stored, device, check_in, ledger, rows)
+        asked = [
+            stored
+            for stored in ledger.tasks.values()
+            if stored.task.population == check_in.population
+        ]
+        for stored in asked:
+            work = self._open_work(stored.task, device, check_in, ledger)
             if work is not None:
-                return self._assignment(task, work, ledger, rows)
-            if cause is None:
-                able.append(task)
-                continue
-            causes.append((task, cause))
-        if able:  # the task that has the smallest share of the devices it wants
-            task = min(
-                able, key=lambda each: ledger.rounds[each.name].state.admitted / each.rules.cohort
-            )
+                return self._assignment(stored.task, work, ledger, rows)
+        told = ledger.told(device)
+        if told is not None and pacing.too_early(told, now):
+            return self._too_early(device, told, [stored.task.name for stored in asked], ledger)
+        causes: list[tuple[Task, Cause]] = []
+        chances: dict[Chance, list[Task]] = {}
+        for stored in asked:
+            chance = self._chance(stored, device, check_in, ledger, rows)
+            if isinstance(chance, Chance):
+                chances.setdefault(chance, []).append(stored.task)
+            else:
+                causes.append((stored.task, chance))
+        if able := chances.get(Chance.COMES_IN):
+            task = self._neediest(able, ledger)
             self._give_newest(task, ledger, rows)
+            if ledger.ticket(device, task.name) is None:
+                ledger.tell(task.name, Asked(now))  # one who comes late, and takes a spare place
             round = ledger.rounds[task.name]
             ledger.tell(task.name, Admitted(now))
             return self._assignment(
@@ -517,6 +534,12 @@ class Coordinator:
                 ledger,
                 rows,
             )
+        if waits := chances.get(Chance.WAITS):
+            return self._selecting(waits[0], ledger)
+        if able := chances.get(Chance.ASKS):
+            task = self._neediest(able, ledger)
+            ledger.ask(device, task.name)
+            return self._selecting(task, ledger)
         for task, cause in causes:
             if task.name in ledger.rounds:
                 ledger.note_check_in(device, task.name, cause.value)
@@ -527,39 +550,81 @@ class Coordinator:
         )
         return Reject(cause, self._retry(cause, task.rules, now))
 
-    def _why_not(
+    def _open_work(
+        self, task: Task, device: str, check_in: CheckIn, ledger: Ledger
+    ) -> StoredAssignment | None:
+        """The work that a device has been given already, if it may go on with it."""
+        if task.name not in ledger.rounds:
+            return None
+        work = ledger.work(device, task.name)
+        if work is None or work.status is not AssignmentStatus.OPEN:
+            return None
+        return work if self._decide(task, device, check_in, ledger) is None else None
+
+    def _decide(self, task: Task, device: str, check_in: CheckIn, ledger: Ledger) -> Cause | None:
+        number = ledger.rounds[task.name].state.round
+        history = ledger.history(device, task.name)
+        return decide(check_in, history, number, task.tokenizer, task.policy, ledger.now)
+
+    def _chance(
         self, stored: StoredTask, device: str, check_in: CheckIn, ledger: Ledger, rows: Rows
-    ) -> tuple[Cause | None, StoredAssignment | None]:
-        """Why a task has no new work for a device, or None; and the work the device has been given
-        already, if it may go on with it.
-        """
+    ) -> Chance | Cause:
+        """What a task has for a device without open work, or why nothing."""
         task = stored.task
         if stored.state is State.FINISHED or task.name not in ledger.rounds:
-            return Cause.NO_ROUND, None
-        round, work = ledger.rounds[task.name], ledger.work(device, task.name)
-        cause = decide(
-            check_in,
-            ledger.history(device, task.name),
-            round.state.round,
-            task.tokenizer,
-            task.policy,
-            ledger.now,
-        )
-        if cause is None and work is not None:
-            return Cause.ALREADY_ASSIGNED, work if work.status is AssignmentStatus.OPEN else None
+            return Cause.NO_ROUND
+        round, had = ledger.rounds[task.name], ledger.work(device, task.name)
+        cause = self._decide(task, device, check_in, ledger)
+        if cause is None and had is not None:
+            return Cause.ALREADY_ASSIGNED
         if cause is None and stored.state is State.PAUSED:
-            cause = Cause.TASK_PAUSED
-        if (
-            cause is None
-            and advance(round.state, Admitted(ledger.now), task.rules).admitted
-            == round.state.admitted
-        ):
-            cause = Cause.ROUND_FULL
-        if cause is None and task.kind is Kind.EVALUATION and round.state.admitted == 0:
+            return Cause.TASK_PAUSED
+        if cause not in (None, Cause.REPORTED_RECENTLY):
+            return cause
+        if task.kind is Kind.EVALUATION and round.state.admitted == 0:
             newest = rows.current(task.evaluates)
             if newest is not None and newest.sha == rows.last_base(task.name):
-                cause = Cause.ROUND_FULL  # that checkpoint has been scored
-        return cause, None
+                return cause or Cause.ROUND_FULL  # that checkpoint has been scored
+        if cause is not None:
+            if stored.state is State.RUNNING:
+                ledger.tell(task.name, TurnedAway(ledger.now))
+            return cause
+        return rounds.chance(round.state, ledger.ticket(device, task.name), task.rules)
+
+    def _neediest(self, tasks: Sequence[Task], ledger: Ledger) -> Task:
+        """The task that has the smallest share of the devices it wants."""
+
+        def share(task: Task) -> float:
+            state = ledger.rounds[task.name].state
+            return (state.admitted + state.places.asked) / task.rules.cohort
+
+        return min(tasks, key=share)
+
+    def _selecting(self, task: Task, ledger: Ledger) -> Reject:
+        """To one who has a ticket: when it hears more."""
+        until = ledger.rounds[task.name].state.places.until
+        wait = pacing.return_in_s(
+            ledger.now if until is None else until,
+            task.rules,
+            self._population,
+            ledger.now,
+            self._rng,
+        )
+        return Reject(Cause.SELECTING, wait)
+
+    def _too_early(self, device: str, told: Told, tasks: Sequence[str], ledger: Ledger) -> Reject:
+        """A device that comes before its time has no ticket, unless it asks again what was not
+        answered.
+        """
+        wait = told.due - ledger.now
+        open_tasks = [name for name in tasks if name in ledger.rounds]
+        repeated = pacing.is_repeated(told, ledger.now)
+        if repeated and any(ledger.ticket(device, name) for name in open_tasks):
+            return Reject(Cause.SELECTING, wait)
+        if not repeated:
+            for name in open_tasks:
+                ledger.withdraw(device, name)
+        return Reject(Cause.TOO_EARLY, wait)
 
     def _give_newest(self, task: Task, ledger: Ledger, rows: Rows) -> None:
         """Let an evaluation that nobody has joined yet score the newest checkpoint."""
@@ -668,7 +733,10 @@ class Coordinator:
         the device.
         """
         task, number = request.signed_for or ("", 0)
-        for work in [each for each in ledger.works(request.device, task) if each.round == number]:
+        mine = [each for each in ledger.works(request.device, task) if each.round == number]
+        # of a buffered round it may have had several: it fetches for the one that is open
+        mine.sort(key=lambda each: each.status is not AssignmentStatus.OPEN)
+        for work in mine[:1]:
             ledger.count(work, bytes_down=request.size)
             round = ledger.rounds.get(work.task)
             wanted = round.half if round is not None and round.state.round == work.round else None
@@ -801,6 +869,8 @@ class Coordinator:
             else:
                 base = after or StoredCheckpoint(round.base, round.base_round, round.half)
                 rows.open_round(task.name, following(state, rules), base, now)
+                if rules.buffered and state.places.until is not None:
+                    rows.carry_tickets(task.name, state.round, state.round + 1)
         self._sums.ended((task.name, state.round))
         self.store.tidy()
         told = {"phase": str(state.phase), "counted": state.reported}

@@ -14,7 +14,7 @@ class Policy:
 
     min_examples: int = 10  # typed utterances waiting on the device
     # rounds: a device counted in round t may join round t + min_separation at the earliest
-    min_separation: int = 1
+    min_separation: int = 2
     max_participations: int = 0  # rounds one device is counted in at most; 0 = no limit
     # from enrolment to the first round: a device that lost its history comes back as a new one, and
     # waits as long
@@ -74,7 +74,8 @@ def decide(
         return forbidden
     if check_in.examples < policy.min_examples:
         return Cause.TOO_FEW_EXAMPLES
-    if now < history.enrolled_at + policy.trust_s:
+    # a device enrolled in the future was so by a clock that was ahead
+    if now < min(history.enrolled_at, now) + policy.trust_s:
         return Cause.TOO_NEW
     if policy.max_participations and history.counted >= policy.max_participations:
         return Cause.PARTICIPATED_ENOUGH

@@ -5,10 +5,14 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
-from device_runtime.wire import OPEN
+from device_runtime.causes import Cause
+from device_runtime.wire import OPEN, Ack, Reject
+from server import pacing, places
 from server.eligibility import History
-from server.requests import Nonce
-from server.rounds import Event, Tick, advance
+from server.pacing import Told
+from server.places import Ticket
+from server.requests import Answer, Nonce
+from server.rounds import Asked, Event, Tick, Withdrawn, advance
 from server.store import (
     ASSIGNED,
     DROPPED,
@@ -17,9 +21,13 @@ from server.store import (
     Participation,
     Rows,
     StoredAssignment,
+    StoredCheckIn,
     StoredRound,
 )
 from server.task import assignment_name
+
+# of a check-in that is not the last word about the device in this round
+_PROVISIONAL = (Cause.SELECTING.value, Cause.TOO_EARLY.value)
 
 
 class Ledger:
@@ -39,26 +47,43 @@ class Ledger:
         names, used = sorted(set(devices)), {(device, nonce.text) for device, nonce in nonces}
         self.tasks = {stored.task.name: stored for stored in rows.tasks()}
         self.rounds = rows.open_rounds()
-        self.enrolled_at = rows.enrolled_at(names) if names else {}
+        self._changed_rounds: dict[str, StoredRound] = {}
+        for task, round in list(self.rounds.items()):
+            if (round.state.last_admitted or now) > now + pacing.SKEW_S:
+                rows.admitted_by(task, now)
+            self.tell(task, Tick(now))
+            self._drawn(round)
+        self._known = rows.known(names) if names else {}
+        if ahead := [
+            device for device, each in self._known.items() if each.enrolled_at > now + pacing.SKEW_S
+        ]:
+            rows.enrolled_by(ahead, now)
         self.seen = rows.seen(used) if used else set()
         self.assignments = rows.assignments(sorted(set(assignments))) if assignments else {}
         if names:
             self.assignments |= {each.assignment: each for each in rows.work_of(names)}
             self._participations = rows.participations(names)
-            self._outcomes = rows.outcomes_of(names)
+            self._check_ins = rows.check_ins_of(names)
         # names of assignments by device and task
         self._works: dict[tuple[str, str], list[str]] = {}
         for each in self.assignments.values():
             self._works.setdefault((each.device, each.task), []).append(each.assignment)
         self._new_nonces: list[tuple[str, Nonce]] = []
-        self._changed_rounds: dict[str, StoredRound] = {}
+        self._changed_told: dict[str, Told] = {}
         self._changed_assignments: dict[str, StoredAssignment] = {}
         self._changed_participations: dict[tuple[str, str], Participation] = {}
-        self._changed_outcomes: dict[tuple[str, str], str] = {}
+        self._changed_check_ins: dict[tuple[str, str], StoredCheckIn] = {}
         self._counts: dict[tuple[str, int], Counter[str]] = {}
         self._causes: Counter[tuple[str, int, str, str]] = Counter()
-        for task in self.rounds:
-            self.tell(task, Tick(now))
+
+    def _drawn(self, before: StoredRound) -> None:
+        """Draw the tickets of a window that has just come to its end."""
+        task, after = self.tasks[before.task].task, self.rounds[before.task].state
+        if before.state.places.asking and after.places.claiming:
+            asked = self._rows.tickets(task.name, after.places.window)
+            secret = f"{task.seed} {task.name} {after.round} {after.places.window}"
+            places_of = places.draw(asked, after.places.seats, secret)
+            self._rows.place_tickets(task.name, places_of)
 
     @property
     def over(self) -> list[StoredRound]:
@@ -73,24 +98,61 @@ class Ledger:
         self._new_nonces.append((device, nonce))
         return True
 
+    def is_enrolled(self, device: str) -> bool:
+        """Whether the device has a name here."""
+        return device in self._known
+
+    def told(self, device: str) -> Told | None:
+        """When the device was told to come again, if that is known."""
+        return self._known[device].told
+
+    def tell_when(self, device: str, answer: Answer) -> None:
+        """Remember when an answer lets the device come again. What says that it came too early
+        lets it wait as long as before.
+        """
+        if isinstance(answer, Ack | Reject) and device in self._known:
+            if isinstance(answer, Reject) and answer.cause is Cause.TOO_EARLY:
+                return
+            told = Told(self.now, self.now + answer.retry_in_s)
+            self._known[device] = replace(self._known[device], told=told)
+            self._changed_told[device] = told
+
+    def ticket(self, device: str, task: str) -> Ticket | None:
+        """The device's ticket of the newest window of a task."""
+        kept, round = self._check_ins.get((device, task)), self.rounds[task].state
+        ticket = None if kept is None else kept.ticket
+        return ticket if ticket is not None and ticket.window == round.places.window else None
+
+    def ask(self, device: str, task: str) -> None:
+        """Give a device a ticket: of the open window, or of one that it opens."""
+        self.tell(task, Asked(self.now))
+        window = self.rounds[task].state.places.window
+        self.note_check_in(device, task, Cause.SELECTING.value, Ticket(window))
+
+    def withdraw(self, device: str, task: str) -> None:
+        """Take a device's ticket from it, because it came too early."""
+        if self.ticket(device, task) is not None:
+            self.tell(task, Withdrawn(self.now))
+        self.note_check_in(device, task, Cause.TOO_EARLY.value)
+
     def history(self, device: str, task: str) -> History:
         """What eligibility needs to know of an enrolled device."""
         counted = self._participations.get((device, task))
         return History(
-            self.enrolled_at[device],
+            self._known[device].enrolled_at,
             None if counted is None else counted.last_counted,
             0 if counted is None else counted.counted,
         )
 
     def work(self, device: str, task: str) -> StoredAssignment | None:
-        """The device's assignment in the open round of a task, or an open one of a round
-        before it.
+        """The device's open assignment in a task; else, of a task whose rounds have a device once,
+        the one it had in the open round.
         """
         mine = self.works(device, task)
         still_open = next((each for each in mine if each.status is AssignmentStatus.OPEN), None)
-        return still_open or next(
-            (each for each in mine if each.round == self.rounds[task].state.round), None
-        )
+        if still_open is not None or self.tasks[task].task.rules.buffered:
+            return still_open
+        return next((each for each in mine if each.round == self.rounds[task].state.round), None)
 
     def works(self, device: str, task: str) -> list[StoredAssignment]:
         """Those of a device's assignments in a task that were read or given."""
@@ -117,7 +179,8 @@ class Ledger:
         as having downloaded it.
         """
         number = self.rounds[task].state.round
-        name = assignment_name(self.tasks[task].task, number, device)
+        before = sum(each.round == number for each in self.works(device, task))
+        name = assignment_name(self.tasks[task].task, number, device, before)
         work = StoredAssignment(name, task, number, device, self.now, downloaded=holds)
         self.count(work, assigned=1, downloaded=int(holds))
         self.note_check_in(device, task, ASSIGNED)
@@ -142,17 +205,23 @@ class Ledger:
             (work.task, work.round if at_round is None else at_round), Counter()
         ).update(more)
 
-    def note_check_in(self, device: str, task: str, outcome: str) -> None:
-        """One outcome for each device and open round: the first refusal, or ASSIGNED once it is
-        assigned.
+    def note_check_in(
+        self, device: str, task: str, outcome: str, ticket: Ticket | None = None
+    ) -> None:
+        """One outcome for each device and open round: the first refusal that is its last word, or
+        ASSIGNED once it is assigned. `ticket` takes the place of the one it had.
         """
-        before, number = self._outcomes.get((device, task)), self.rounds[task].state.round
-        if before is not None and (outcome != ASSIGNED or before == ASSIGNED):
+        before, number = self._check_ins.get((device, task)), self.rounds[task].state.round
+        stays = before is not None and before.outcome not in _PROVISIONAL and outcome != ASSIGNED
+        after = StoredCheckIn(before.outcome if before and stays else outcome, ticket)
+        if after == before:
             return
-        for cause, more in ((before, -1), (outcome, 1)):
-            if cause not in (None, ASSIGNED):
-                self._causes[task, number, REFUSED, cause] += more
-        self._outcomes[device, task] = self._changed_outcomes[device, task] = outcome
+        was = None if before is None else before.outcome
+        if after.outcome != was:
+            for cause, more in ((was, -1), (after.outcome, 1)):
+                if cause not in (None, ASSIGNED):
+                    self._causes[task, number, REFUSED, cause] += more
+        self._check_ins[device, task] = self._changed_check_ins[device, task] = after
 
     def participated(self, device: str, task: str) -> None:
         """The open round of the task has counted the device."""
@@ -176,7 +245,8 @@ class Ledger:
             rows.note_nonces(self._new_nonces)
         rows.save_rounds(self._changed_rounds.values())
         rows.save_assignments(self._changed_assignments.values())
-        rows.note_check_ins(self._changed_outcomes)
+        rows.note_check_ins(self._changed_check_ins)
+        rows.tell(self._changed_told)
         rows.save_participations(self._changed_participations)
         rows.add_counts(self._counts)
         rows.add_outcomes(self._causes)

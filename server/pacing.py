@@ -7,6 +7,7 @@ after an outage. Source: Bonawitz et al. 2019, arXiv:1902.01046, section 2.3 (pa
 """
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -15,6 +16,42 @@ from server.rounds import Rules
 
 JITTER = 0.2  # share of the retry time it may be off
 SCATTER = 0.02  # share of it by which devices that meet are scattered
+EARLY_S = 2.0  # a device that comes so much before the time it was told is in time
+# an ask so soon after the answer to the last one is that ask again: the answer was lost
+REPEATED_S = 10.0
+SKEW_S = 60.0  # clocks of servers that share a database may differ by so much
+FORGET_S = 3600.0  # what a device was told is forgotten so long after its time has come
+
+
+@dataclass(frozen=True)
+class Told:
+    """When a device was told to come again, and when it was told that. Seconds of one clock."""
+
+    at: float
+    due: float
+
+
+def too_early(told: Told | None, now: float) -> bool:
+    """Whether a device comes before its time. What was told by a clock that was ahead counts for
+    nothing.
+    """
+    return told is not None and told.at <= now + SKEW_S and now < told.due - EARLY_S
+
+
+def is_repeated(told: Told, now: float) -> bool:
+    """Whether an ask that is too early is the last one again."""
+    return now <= told.at + REPEATED_S
+
+
+def return_in_s(
+    until: float, rules: Rules, population: int, now: float, rng: np.random.Generator
+) -> float:
+    """Seconds until a device with a ticket comes back: after `until`, when it hears more. A large
+    population is spread over a quarter of the time it may come in.
+    """
+    spread = min(rules.claim / 4, max(1.0, population / rules.check_ins_per_s))
+    seconds = max(0.0, until - now) + float(rng.uniform(0, spread))
+    return math.ceil(1000 * seconds) / 1000
 
 
 def retry_in_s(

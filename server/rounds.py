@@ -1,13 +1,14 @@
 """The round state machine: what an event makes of a round. Reads no clock and no store.
 
-A synchronous round admits devices until its cohort is full or the selection window is over, then
+A synchronous round gives the places of its cohort to those who ask in a window (`places.py`), then
 waits for their reports. It commits at the report goal; it also commits with fewer, but at least the
 minimum, when nobody is left to wait for or the reporting window is over. Else it is abandoned. A
-buffered round admits a device whenever fewer than a cohort are at work, counts whoever reports, and
-commits at the report goal; who is still at work then reports into a later round. Who a device is,
-and that it reports once, is the ledger's affair: a round only counts. Sources: Bonawitz et al.
-2019, arXiv:1902.01046 (selection, reporting, over-selection); Nguyen et al. 2022, arXiv:2106.06639
-(FedBuff).
+buffered round has a window whenever fewer than a cohort are at work, counts whoever reports, and
+commits at the report goal; who is still at work then reports into a later round. A round for which
+only devices come that were counted too few rounds ago ends with what it has: the next one is a
+round further. Who a device is, and that it reports once, is the ledger's affair: a round only
+counts. Sources: Bonawitz et al. 2019, arXiv:1902.01046 (selection, reporting, over-selection);
+Nguyen et al. 2022, arXiv:2106.06639 (FedBuff).
 """
 
 import math
@@ -16,6 +17,8 @@ from enum import StrEnum
 
 from device_runtime.errors import ConfigError
 from device_runtime.wire import OPEN, Phase
+from server import places
+from server.places import Places
 
 
 class Mode(StrEnum):
@@ -34,7 +37,12 @@ class Rules:
     over_selection: float = 1.3
     # fewest that commit at the end of a window; by default half the goal, at least 1
     min_reports: int | None = None
-    selection_s: float = 600.0  # from the first admission: a round nobody has joined waits
+    # from the first device that asks to the draw of the cohort from all who did; 0: no draw, places
+    # go by arrival, which a device that asks often has the most of
+    selection_s: float = 600.0
+    # for those drawn to come back, before others are drawn in their place; by default half of
+    # selection_s and a minute
+    claim_s: float | None = None
     reporting_s: float = 3600.0  # from an admission: what every device is promised
     rounds: int = 0  # committed rounds the task wants; 0 = no end
     # until a device checks in again that may be of use soon, give or take 20 %
@@ -55,6 +63,7 @@ class Rules:
             ("over_selection", self.over_selection, 1),
             ("min_reports", self.min_reports, 1),
             ("selection_s", self.selection_s, 0),
+            ("claim_s", self.claim_s, 0),
             ("reporting_s", self.reporting_s, 0),
             ("rounds", self.rounds, 0),
             ("retry_s", self.retry_s, 0),
@@ -86,6 +95,20 @@ class Rules:
         return max(1, self.report_goal // 2) if self.min_reports is None else self.min_reports
 
     @property
+    def claim(self) -> float:
+        """Seconds to come back in: a device waits a fifth longer than it was told, and no less than
+        a minute.
+        """
+        return 60.0 + self.selection_s / 2 if self.claim_s is None else self.claim_s
+
+    @property
+    def patience(self) -> float:
+        """Seconds that an empty round waits for a device other than those counted too few rounds
+        ago: all who were told to come again have come by then.
+        """
+        return (self.selection_s or self.reporting_s) + 2 * self.retry_s
+
+    @property
     def buffered(self) -> bool:
         """Whether late reports count in a later round."""
         return self.mode is Mode.BUFFERED
@@ -104,6 +127,7 @@ class RoundState:
     dropped: int = 0
     first_admitted: float | None = None
     last_admitted: float | None = None
+    places: Places = Places()
 
     @property
     def staying(self) -> int:
@@ -117,8 +141,29 @@ class RoundState:
 
 
 @dataclass(frozen=True)
+class Asked:
+    """A device that is not in the round asks for a place, which it has no ticket for."""
+
+    at: float = 0.0
+
+
+@dataclass(frozen=True)
+class Withdrawn:
+    """A device has lost its ticket."""
+
+    at: float = 0.0
+
+
+@dataclass(frozen=True)
+class TurnedAway:
+    """A device may not join for no other reason than that it was counted too few rounds ago."""
+
+    at: float = 0.0
+
+
+@dataclass(frozen=True)
 class Admitted:
-    """A device that is not in the round asks to join."""
+    """A device that is not in the round, and whose turn it is, joins."""
 
     at: float = 0.0
 
@@ -144,24 +189,43 @@ class Tick:
     at: float
 
 
-Event = Admitted | Reported | Dropped | Tick
+Event = Asked | Withdrawn | TurnedAway | Admitted | Reported | Dropped | Tick
 
 
 def advance(state: RoundState, event: Event, rules: Rules) -> RoundState:
     """The state after `event`. Late and surplus events leave it as it is; only the passing of time
-    shows.
+    shows. A time that has not come yet is of a clock that was ahead, and is taken as now.
     """
-    state = _settle(state, event.at, rules)
-    if isinstance(event, Admitted) and _has_room(state, rules):
-        first = event.at if state.first_admitted is None else state.first_admitted
-        state = replace(
-            state, admitted=state.admitted + 1, first_admitted=first, last_admitted=event.at
-        )
-    elif isinstance(event, Reported) and state.phase in OPEN and state.waiting:
-        state = replace(state, reported=state.reported + 1)
-    elif isinstance(event, Dropped) and state.phase in OPEN and state.waiting:
-        state = replace(state, dropped=state.dropped + 1)
+    state = _settle(_not_after(state, event.at, rules), event.at, rules)
+    room = has_room(state, rules)
+    match event:
+        case Asked(at) if room:
+            state = replace(state, places=_asked(state.places, at, rules))
+        case Withdrawn() if state.places.asking and state.places.asked:
+            state = replace(state, places=replace(state.places, asked=state.places.asked - 1))
+        case TurnedAway(at) if room and state.places.until is None and not state.waiting:
+            if state.places.turned_away_at is None:
+                state = replace(state, places=replace(state.places, turned_away_at=at))
+        case Admitted(at) if room and not state.places.asking:
+            state = _admitted(state, at)
+        case Reported() if state.phase in OPEN and state.waiting:
+            state = replace(state, reported=state.reported + 1)
+        case Dropped() if state.phase in OPEN and state.waiting:
+            state = replace(state, dropped=state.dropped + 1)
     return _settle(state, event.at, rules)
+
+
+def chance(
+    state: RoundState, ticket: places.Ticket | None, rules: Rules
+) -> places.Chance | places.Cause:
+    """What a device that may join the round can do now, or why nothing."""
+    kept = state.places
+    if kept.until is not None and state.phase is Phase.SELECTING:
+        return places.chance(kept, ticket)
+    if has_room(state, rules):
+        return places.Chance.ASKS if rules.selection_s else places.Chance.COMES_IN
+    mine = not rules.buffered and ticket is not None and ticket.window == kept.window
+    return places.Cause.NOT_DRAWN if mine else places.Cause.ROUND_FULL
 
 
 def following(state: RoundState, rules: Rules) -> RoundState:
@@ -172,6 +236,7 @@ def following(state: RoundState, rules: Rules) -> RoundState:
             admitted=state.waiting,
             first_admitted=state.first_admitted,
             last_admitted=state.last_admitted,
+            places=replace(state.places, turned_away_at=None),
         )
     return RoundState(state.round + 1)
 
@@ -181,8 +246,58 @@ def is_over(state: RoundState, now: float, rules: Rules) -> bool:
     return state.last_admitted is not None and now >= state.last_admitted + rules.reporting_s
 
 
-def _has_room(state: RoundState, rules: Rules) -> bool:
-    return state.phase is Phase.SELECTING and (not rules.buffered or state.waiting < rules.cohort)
+def has_room(state: RoundState, rules: Rules) -> bool:
+    """Whether the round has a place that nobody has taken."""
+    if state.phase is not Phase.SELECTING or (rules.buffered and state.waiting >= rules.cohort):
+        return False
+    return not state.places.claiming or state.places.taken < state.places.seats
+
+
+def _asked(kept: Places, at: float, rules: Rules) -> Places:
+    if kept.until is None:
+        kept = places.open_window(kept, at + rules.selection_s)
+    return replace(kept, asked=kept.asked + 1) if kept.asking or kept.spare else kept
+
+
+def _admitted(state: RoundState, at: float) -> RoundState:
+    kept = replace(state.places, turned_away_at=None)
+    if kept.claiming:
+        kept = replace(kept, taken=kept.taken + 1)
+    first = at if state.first_admitted is None else state.first_admitted
+    return replace(
+        state, admitted=state.admitted + 1, first_admitted=first, last_admitted=at, places=kept
+    )
+
+
+def _not_after(state: RoundState, now: float, rules: Rules) -> RoundState:
+    """The state without times that no event up to now can have had."""
+    kept = state.places
+    lasts = rules.claim if kept.claims else rules.selection_s
+    kept = replace(
+        kept,
+        until=None if kept.until is None else min(kept.until, now + lasts),
+        turned_away_at=_earlier(kept.turned_away_at, now),
+    )
+    return replace(
+        state,
+        first_admitted=_earlier(state.first_admitted, now),
+        last_admitted=_earlier(state.last_admitted, now),
+        places=kept,
+    )
+
+
+def _earlier(at: float | None, now: float) -> float | None:
+    return None if at is None else min(at, now)
+
+
+def _windowed(state: RoundState, now: float, rules: Rules) -> RoundState:
+    """Let a window end, or the time to claim."""
+    kept = state.places
+    joined = state.waiting if rules.buffered else state.admitted
+    if kept.asking and kept.until is not None and now >= kept.until and not rules.buffered:
+        if state.staying + kept.asked < rules.fewest:
+            return replace(state, places=places.shut(kept))  # nobody is to work for nothing
+    return replace(state, places=places.settle(kept, now, rules.cohort - joined, rules.claim))
 
 
 def _settle(state: RoundState, now: float, rules: Rules) -> RoundState:
@@ -190,22 +305,39 @@ def _settle(state: RoundState, now: float, rules: Rules) -> RoundState:
         return state
     if state.reported >= rules.report_goal:
         return replace(state, phase=Phase.COMMITTED)
+    state = _windowed(state, now, rules)
+    kept = state.places
+    if kept.until is None and kept.turned_away_at is not None and not state.waiting:
+        if now >= kept.turned_away_at + rules.patience:
+            return _ended(state, rules)
     if rules.buffered:
         # it waits for its goal as long as that takes; devices that take too long are dropped one by
         # one
         return state
     if state.phase is Phase.SELECTING:
-        window_over = (
-            state.first_admitted is not None and now >= state.first_admitted + rules.selection_s
-        )
         # who drops out is not replaced: over-selection allows for them
-        if state.admitted < rules.cohort and not window_over:
+        if state.admitted < rules.cohort and not _selected(state, now, rules):
             return state
         state = replace(state, phase=Phase.REPORTING)
     if state.staying < rules.fewest:
         return replace(state, phase=Phase.ABANDONED)  # no report to come can help it
     if state.waiting and not is_over(state, now, rules):
         return state
-    return replace(
-        state, phase=Phase.COMMITTED if state.reported >= rules.fewest else Phase.ABANDONED
-    )
+    return _ended(state, rules)
+
+
+def _selected(state: RoundState, now: float, rules: Rules) -> bool:
+    """Whether a synchronous round has all the devices it will get."""
+    if state.places.until is not None:
+        return False
+    if state.places.window:
+        return True  # its window is over
+    if not rules.selection_s:
+        return is_over(state, now, rules)
+    # whom an older version admitted by arrival
+    return state.first_admitted is not None and now >= state.first_admitted + rules.selection_s
+
+
+def _ended(state: RoundState, rules: Rules) -> RoundState:
+    enough = state.reported >= rules.fewest
+    return replace(state, phase=Phase.COMMITTED if enough else Phase.ABANDONED)

@@ -31,6 +31,8 @@ from device_runtime.causes import Cause, Step
 from device_runtime.errors import RunError
 from device_runtime.wire import OPEN, Phase, RoundReport
 from server import disk, scores
+from server.pacing import Told
+from server.places import Places, Ticket
 from server.requests import Nonce
 from server.rounds import RoundState
 from server.tables import (
@@ -40,6 +42,7 @@ from server.tables import (
     checkpoints,
     codes,
     devices,
+    due,
     heartbeats,
     nonces,
     outcomes,
@@ -123,6 +126,24 @@ class StoredAssignment:
     downloaded: bool = False
     uploaded: bool = False
     counted_in: int | None = None
+
+
+@dataclass(frozen=True)
+class StoredCheckIn:
+    """What came of a device's check-in to an open round, and its ticket for a place, if it has
+    one.
+    """
+
+    outcome: str
+    ticket: Ticket | None = None
+
+
+@dataclass(frozen=True)
+class Known:
+    """Of an enrolled device: since when it is, and when it was told to come again."""
+
+    enrolled_at: float
+    told: Told | None = None
 
 
 @dataclass(frozen=True)
@@ -314,12 +335,32 @@ class Rows:
         """The key of a device, hexadecimal; None if it is not enrolled."""
         return self._connection.execute(_PUBLIC_KEY, {"device": device}).scalar_one_or_none()
 
-    def enrolled_at(self, names: Iterable[str]) -> dict[str, float]:
-        """Of those of the devices that are enrolled."""
+    def known(self, names: Iterable[str]) -> dict[str, Known]:
+        """Those of the devices that are enrolled."""
+        kept = self._connection.execute(_KNOWN, {"devices": list(names)})
         return {
-            device: at
-            for device, at in self._connection.execute(_ENROLLED_AT, {"devices": list(names)})
+            device: Known(at, None if due_at is None else Told(told_at, due_at))
+            for device, at, told_at, due_at in kept
         }
+
+    def enrolled_by(self, names: Iterable[str], now: float) -> None:
+        """Let devices be enrolled since now: their time was that of a clock that was ahead."""
+        ahead = devices.c.device.in_(list(names)) & (devices.c.enrolled_at > now)
+        self._connection.execute(devices.update().where(ahead).values(enrolled_at=now))
+
+    def tell(self, told: Mapping[str, Told]) -> None:
+        """Remember when devices were told to come again, in the place of what they were told
+        before.
+        """
+        rows = [
+            {"device": device, "told_at": each.at, "due_at": each.due}
+            for device, each in told.items()
+        ]
+        self._put(due, rows, replaced=("told_at", "due_at"))
+
+    def forget_due(self, before: float) -> None:
+        """Forget what devices were told whose time had come before some time."""
+        self._connection.execute(due.delete().where(due.c.due_at < before))
 
     def count_devices(self) -> int:
         """Devices enrolled."""
@@ -457,11 +498,13 @@ class Rows:
             dropped,
             first,
             last,
+            places,
             base,
             base_round,
             half,
         ) in self._connection.execute(_OPEN_ROUNDS):
-            state = RoundState(number, Phase(phase), admitted, reported, dropped, first, last)
+            counts = admitted, reported, dropped, first, last
+            state = RoundState(number, Phase(phase), *counts, _places(places))
             open_rounds[task] = StoredRound(task, state, base, base_round, half)
         return open_rounds
 
@@ -523,8 +566,8 @@ class Rows:
     ) -> None:
         """End a round, with the checkpoint it made if any, and remove its sums.
 
-        Its open assignments are dropped for `cause`, or stay open if that is None; `all_rounds`:
-        also those of the rounds before it.
+        Its open assignments are dropped for `cause`, or stay open if that is None: then the tickets
+        of an open window stay too. `all_rounds`: also those of the rounds before it.
         """
         at = (rounds.c.task == task) & (rounds.c.round == state.round)
         self._connection.execute(
@@ -552,10 +595,31 @@ class Rows:
                 .where(left)
                 .values(status=AssignmentStatus.CLOSED.value, cause=cause.value)
             )
-        self._connection.execute(check_ins.delete().where(check_ins.c.task == task))
+        gone = check_ins.c.task == task
+        if cause is None and state.places.until is not None:
+            gone &= check_ins.c.window.is_(None) | (check_ins.c.window != state.places.window)
+        self._connection.execute(check_ins.delete().where(gone))
         self._connection.execute(
             sums.delete().where(sums.c.task == task, sums.c.round == state.round)
         )
+
+    def carry_tickets(self, task: str, before: int, after: int) -> None:
+        """Let those who asked in the window that a round leaves open have asked in the one that
+        follows it.
+        """
+        mine = check_ins.c.task == task
+        asked = Cause.SELECTING.value
+        query = sa.select(check_ins.c.outcome, sa.func.count()).where(mine)
+        by_outcome = dict(
+            self._connection.execute(query.group_by(check_ins.c.outcome)).tuples().all()
+        )
+        self.add_outcomes(
+            {
+                (task, before, REFUSED, asked): -by_outcome.get(asked, 0),
+                (task, after, REFUSED, asked): sum(by_outcome.values()),
+            }
+        )
+        self._connection.execute(check_ins.update().where(mine).values(outcome=asked))
 
     def half_of(self, task: str, round: int) -> str:
         """The float16 checkpoint a round gave to its devices."""
@@ -583,22 +647,44 @@ class Rows:
 
     # check-ins and assignments
 
-    def outcomes_of(self, names: Iterable[str]) -> dict[tuple[str, str], str]:
+    def check_ins_of(self, names: Iterable[str]) -> dict[tuple[str, str], StoredCheckIn]:
         """By (device, task): what came of the check-in to its open round."""
+        kept = self._connection.execute(_CHECK_INS, {"devices": list(names)})
         return {
-            (device, task): outcome
-            for device, task, outcome in self._connection.execute(
-                _CHECK_INS, {"devices": list(names)}
+            (device, task): StoredCheckIn(
+                outcome, None if window is None else Ticket(window, place)
             )
+            for device, task, outcome, window, place in kept
         }
 
-    def note_check_ins(self, changed: Mapping[tuple[str, str], str]) -> None:
+    def note_check_ins(self, changed: Mapping[tuple[str, str], StoredCheckIn]) -> None:
         """Keep what came of check-ins, by (device, task)."""
         rows = [
-            {"device": device, "task": task, "outcome": outcome}
-            for (device, task), outcome in changed.items()
+            {
+                "device": device,
+                "task": task,
+                "outcome": each.outcome,
+                "window": each.ticket and each.ticket.window,
+                "place": each.ticket and each.ticket.place,
+            }
+            for (device, task), each in changed.items()
         ]
-        self._put(check_ins, rows, replaced=("outcome",))
+        self._put(check_ins, rows, replaced=("outcome", "window", "place"))
+
+    def tickets(self, task: str, window: int) -> list[str]:
+        """The devices that asked in a window of the open round of a task."""
+        query = sa.select(check_ins.c.device).where(
+            check_ins.c.task == task, check_ins.c.window == window
+        )
+        return list(self._connection.execute(query).scalars())
+
+    def place_tickets(self, task: str, places: Mapping[str, int]) -> None:
+        """Keep the places that tickets were drawn, by device."""
+        rows = [
+            {"at_device": device, "at_task": task, "place": place}
+            for device, place in places.items()
+        ]
+        self._many(_PLACE_TICKET, rows)
 
     def assignments(self, names: Iterable[str]) -> dict[str, StoredAssignment]:
         """By name, those that there are."""
@@ -622,6 +708,11 @@ class Rows:
                 _ASSIGNMENT.where(at).order_by(assignments.c.assignment)
             )
         ]
+
+    def admitted_by(self, task: str, now: float) -> None:
+        """Let open assignments be given now whose time was that of a clock that was ahead."""
+        ahead = _STILL_OPEN & (assignments.c.task == task) & (assignments.c.admitted_at > now)
+        self._connection.execute(assignments.update().where(ahead).values(admitted_at=now))
 
     def save_assignments(self, changed: Iterable[StoredAssignment]) -> None:
         """Keep new assignments, and what has changed of others."""
@@ -761,8 +852,10 @@ def _any_of(name: str) -> sa.BindParameter[Any]:
 
 _ASSIGNMENT_COLUMNS = tuple(StoredAssignment.__dataclass_fields__)
 _PUBLIC_KEY = sa.select(devices.c.public_key).where(devices.c.device == sa.bindparam("device"))
-_ENROLLED_AT = sa.select(devices.c.device, devices.c.enrolled_at).where(
-    devices.c.device.in_(_any_of("devices"))
+_KNOWN = (
+    sa.select(devices.c.device, devices.c.enrolled_at, due.c.told_at, due.c.due_at)
+    .select_from(devices.outerjoin(due, due.c.device == devices.c.device))
+    .where(devices.c.device.in_(_any_of("devices")))
 )
 _NONCES = sa.select(nonces.c.device, nonces.c.nonce).where(nonces.c.nonce.in_(_any_of("nonces")))
 _INSERT_NONCE = nonces.insert()
@@ -773,8 +866,9 @@ _CHECKPOINT = sa.select(
     *(checkpoints.c[name] for name in ("sha", "round", "half", "moments", "parent", "made_at"))
 )
 _STATE = ("round", "phase", "admitted", "reported", "dropped", "first_admitted", "last_admitted")
+_KEPT = (*_STATE, "places")  # columns of a state
 _OPEN_ROUNDS = sa.select(
-    rounds.c.task, *(rounds.c[name] for name in (*_STATE, "base", "base_round", "half"))
+    rounds.c.task, *(rounds.c[name] for name in (*_KEPT, "base", "base_round", "half"))
 ).where(rounds.c.closed_at.is_(None))
 _AT_ROUND = (rounds.c.task == sa.bindparam("at_task")) & (
     rounds.c.round == sa.bindparam("at_round")
@@ -782,7 +876,7 @@ _AT_ROUND = (rounds.c.task == sa.bindparam("at_task")) & (
 _SAVE_ROUND = (
     rounds.update()
     .where(_AT_ROUND)
-    .values({name: sa.bindparam(name) for name in (*_STATE[1:], "base", "base_round", "half")})
+    .values({name: sa.bindparam(name) for name in (*_KEPT[1:], "base", "base_round", "half")})
 )
 _ADD_COUNTS = (
     rounds.update()
@@ -790,8 +884,16 @@ _ADD_COUNTS = (
     .values({name: rounds.c[name] + sa.bindparam(f"more_{name}") for name in COUNTS})
 )
 _SCORES = sa.select(*(rounds.c[name] for name in (*scores.SUMS, "spread")))
-_CHECK_INS = sa.select(check_ins.c.device, check_ins.c.task, check_ins.c.outcome).where(
-    check_ins.c.device.in_(_any_of("devices"))
+_CHECK_INS = sa.select(
+    *(check_ins.c[name] for name in ("device", "task", "outcome", "window", "place"))
+).where(check_ins.c.device.in_(_any_of("devices")))
+_PLACE_TICKET = (
+    check_ins.update()
+    .where(
+        check_ins.c.device == sa.bindparam("at_device"),
+        check_ins.c.task == sa.bindparam("at_task"),
+    )
+    .values(place=sa.bindparam("place"))
 )
 _STILL_OPEN = assignments.c.status == AssignmentStatus.OPEN.value
 _ASSIGNMENT = sa.select(*(assignments.c[name] for name in _ASSIGNMENT_COLUMNS))
@@ -842,8 +944,15 @@ def _task(body: str) -> Task:
     return config.from_json(Task, body.encode(), "task")
 
 
+@functools.lru_cache(maxsize=256)
+def _places(text: str | None) -> Places:
+    return Places() if text is None else config.from_json(Places, text.encode(), "places")
+
+
 def _columns(state: RoundState) -> dict[str, Any]:
-    return {name: getattr(state, name) for name in _STATE} | {"phase": state.phase.value}
+    kept = None if state.places == Places() else config.to_json(state.places).decode()
+    values = {name: getattr(state, name) for name in _STATE}
+    return values | {"phase": state.phase.value, "places": kept}
 
 
 def _vector(row: Any) -> scores.Vector:
@@ -881,7 +990,8 @@ def _report(
         examples=row.examples,
         bytes_up=row.bytes_up,
         bytes_down=row.bytes_down,
-        seconds=(now if row.closed_at is None else row.closed_at) - row.opened_at,
+        # never less than none: the clock may have been ahead when it was opened
+        seconds=max(0.0, (now if row.closed_at is None else row.closed_at) - row.opened_at),
         checkpoint=row.made or "",
         task=task.name,
         kind=task.kind,

@@ -69,6 +69,7 @@ rounds = sa.Table(
     sa.Column("first_admitted", sa.Float),
     sa.Column("last_admitted", sa.Float),
     sa.Column("closed_at", sa.Float),
+    sa.Column("places", sa.Text),  # `places.Places` as JSON, once anybody has asked for one
     *(
         sa.Column(name, sa.BigInteger, nullable=False, server_default="0")
         for name in ("admitted", "reported", "dropped")
@@ -104,6 +105,15 @@ check_ins = sa.Table(  # of the open rounds only: who asked when is nobody's bus
     sa.Column("device", _DEVICE, sa.ForeignKey("devices.device"), primary_key=True),
     sa.Column("task", _TASK, sa.ForeignKey("tasks.task"), primary_key=True),
     sa.Column("outcome", sa.String(32), nullable=False),
+    sa.Column("window", sa.BigInteger),  # of the round's places: the device has a ticket for it
+    sa.Column("place", sa.BigInteger),  # of the ticket, in the order that was drawn
+)
+due = sa.Table(  # when devices were told to come again; forgotten an hour after
+    "due",
+    metadata,
+    sa.Column("device", _DEVICE, sa.ForeignKey("devices.device"), primary_key=True),
+    sa.Column("told_at", sa.Float, nullable=False),
+    sa.Column("due_at", sa.Float, nullable=False, index=True),
 )
 assignments = sa.Table(
     "assignments",
@@ -119,8 +129,9 @@ assignments = sa.Table(
     sa.Column("downloaded", sa.Boolean, nullable=False),
     sa.Column("uploaded", sa.Boolean, nullable=False),
     sa.Column("counted_in", _ROUND),  # the round; of a buffered task it may be a later one
-    sa.UniqueConstraint("task", "round", "device"),
     sa.ForeignKeyConstraint(("task", "round"), ("rounds.task", "rounds.round")),
+    # a device that gave back its work in a buffered round may have more of the same round
+    sa.Index("ix_assignments_round", "task", "round"),
 )
 participations = sa.Table(  # what an accountant needs of each device, and all that is kept for ever
     "participations",

@@ -148,8 +148,11 @@ def task_id(server: str, task: str) -> str:
     return digest(f"fedboard-task-v1 {server} {task}".encode())[:32]
 
 
-def assignment_name(task: Task, round: int, device: str) -> str:
+def assignment_name(task: Task, round: int, device: str, attempt: int = 0) -> str:
     """The name of a device's work in a round, 32 hexadecimal digits: known beforehand to whoever
-    knows the task's seed, so a server that died gives the same again.
+    knows the task's seed, so a server that died gives the same again. `attempt`: works of the round
+    that the device has had before.
     """
-    return digest(f"fedboard-assignment-v1 {task.seed} {task.name} {round} {device}".encode())[:32]
+    again = f" {attempt}" if attempt else ""
+    named = f"fedboard-assignment-v1 {task.seed} {task.name} {round} {device}{again}"
+    return digest(named.encode())[:32]

@@ -35,6 +35,20 @@ def _identity() -> None:
 
 def _windows() -> None:
     """Who asked in an open window, and when a device was told to come again."""
+    op.add_column("rounds", sa.Column("places", sa.Text))
+    op.add_column("check_ins", sa.Column("window", sa.BigInteger))
+    op.add_column("check_ins", sa.Column("place", sa.BigInteger))
+    op.create_table(
+        "due",
+        sa.Column("device", sa.String(16), sa.ForeignKey("devices.device"), primary_key=True),
+        sa.Column("told_at", sa.Float, nullable=False),
+        sa.Column("due_at", sa.Float, nullable=False, index=True),
+    )
+    # SQLite names no constraint: it gets one for the time that the table is copied
+    named = {"uq": "%(table_name)s_task_round_device_key"}
+    with op.batch_alter_table("assignments", naming_convention=named) as table:
+        table.drop_constraint("assignments_task_round_device_key", type_="unique")
+        table.create_index("ix_assignments_round", ["task", "round"])
 
 
 def _masks() -> None:
