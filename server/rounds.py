@@ -199,7 +199,7 @@ def advance(state: RoundState, event: Event, rules: Rules) -> RoundState:
     state = _settle(_not_after(state, event.at, rules), event.at, rules)
     room = has_room(state, rules)
     match event:
-        case Asked(at) if room:
+        case Asked(at) if room and rules.selection_s:
             state = replace(state, places=_asked(state.places, at, rules))
         case Withdrawn() if state.places.asking and state.places.asked:
             state = replace(state, places=replace(state.places, asked=state.places.asked - 1))

@@ -11,7 +11,7 @@ import numpy as np
 from device_runtime import config
 from device_runtime.causes import Cause
 from device_runtime.weights import Checkpoint
-from device_runtime.wire import Assignment, Kind, Scores
+from device_runtime.wire import Assignment, Kind, Reject, Scores
 from server import tasks
 from server.coordinator import Coordinator, open_folder
 from server.eligibility import Policy
@@ -26,7 +26,7 @@ HOUR_S = 3600.0
 
 def played(folder: Path, rounds: int, now: float, seed: int = 0) -> OneByOne:
     """About so many rounds, an hour each, the last of them half done at `now`."""
-    rules = Rules(report_goal=20, over_selection=1.3, selection_s=600, reporting_s=1800)
+    rules = Rules(report_goal=20, over_selection=1.3, selection_s=60, reporting_s=1800)
     store, blobs = open_folder(folder)
     start, began, step = (
         Checkpoint(WEIGHTS, 0, "", TOKENIZER),
@@ -45,7 +45,7 @@ def played(folder: Path, rounds: int, now: float, seed: int = 0) -> OneByOne:
             kind=Kind.EVALUATION,
             evaluates="default",
             name="accuracy",
-            rules=Rules(report_goal=8, over_selection=1.5),
+            rules=Rules(report_goal=8, over_selection=1.5, selection_s=60),
             seed=1,
         ),
         began + 1,
@@ -74,6 +74,9 @@ def _hour(
     last: bool,
 ) -> None:
     asking = [CheckingIn(devices[k], _condition(rng)) for k in rng.permutation(len(devices))]
+    told = coordinator.handle(asking, at - 70)
+    waiting = [isinstance(answer, Reject) and answer.cause is Cause.SELECTING for answer in told]
+    asking = [asked for asked, waits in zip(asking, waiting, strict=True) if waits]
     answers = coordinator.handle(asking, at)
     for k, (asked, work) in enumerate(zip(asking, answers, strict=True)):
         if not isinstance(work, Assignment) or (last and k > 40):

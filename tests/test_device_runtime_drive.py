@@ -45,7 +45,7 @@ def server(tmp_path, tiny_bundle):
     sent.
     """
     store, blobs = open_folder(tmp_path / "server")
-    rules = Rules(report_goal=1, over_selection=1.0, rounds=1, retry_s=10.0)
+    rules = Rules(report_goal=1, over_selection=1.0, rounds=1, retry_s=10.0, selection_s=0.0)
     tasks.create(
         Coordinator(store, blobs),
         TaskSettings(tiny_bundle.plan, rules=rules, policy=Policy(min_examples=5), seed=1),
@@ -168,7 +168,7 @@ def test_a_newer_checkpoint_travels_as_a_difference_from_the_one_the_device_hold
     tmp_path, device, tiny_bundle
 ):
     store, blobs = open_folder(tmp_path / "server")
-    rules = Rules(report_goal=1, over_selection=1.0, rounds=3)
+    rules = Rules(report_goal=1, over_selection=1.0, rounds=3, selection_s=0.0)
     tasks.create(
         Coordinator(store, blobs),
         TaskSettings(
@@ -259,7 +259,7 @@ def test_an_interruption_does_not_change_a_byte_of_the_upload(
     assert turn(home, server).status is Status.PAUSED
     assert turn(home, server, 1000.0).status is Status.COUNTED
     store, blobs = open_folder(tmp_path / "other")
-    rules = Rules(report_goal=1, over_selection=1.0, rounds=1)
+    rules = Rules(report_goal=1, over_selection=1.0, rounds=1, selection_s=0.0)
     tasks.create(
         Coordinator(store, blobs),
         TaskSettings(tiny_bundle.plan, rules=rules, policy=Policy(min_examples=5), seed=1),

@@ -76,7 +76,7 @@ def evaluating(server, rules: Rules | None = None) -> None:  # noqa: F811
             kind=Kind.EVALUATION,
             evaluates="default",
             name="scores",
-            rules=rules or Rules(report_goal=1, over_selection=1.0),
+            rules=rules or Rules(report_goal=1, over_selection=1.0, selection_s=0.0),
         ),
         1.0,
     )

@@ -25,7 +25,9 @@ def uploads(tmp_path, tiny_bundle, trusted, lives) -> list[bytes]:
     they do before their turn.
     """
     store, blobs = open_folder(tmp_path / "server")
-    rules = Rules(report_goal=len(lives), over_selection=1.0, rounds=1, retry_s=10.0)
+    rules = Rules(
+        report_goal=len(lives), over_selection=1.0, rounds=1, retry_s=10.0, selection_s=0.0
+    )
     tasks.create(
         Coordinator(store, blobs),
         TaskSettings(tiny_bundle.plan, rules=rules, policy=Policy(min_examples=5), seed=1),

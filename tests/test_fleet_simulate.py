@@ -1,5 +1,4 @@
 import contextlib
-import itertools
 import json
 
 import numpy as np
@@ -80,25 +79,25 @@ def test_the_same_seed_gives_the_same_result_and_another_seed_another(result, tm
     assert a_fleet(tmp_path / "other", seed=5) != result
 
 
-def test_a_day_in_the_life_of_devices_that_are_asked_to_wait_an_hour(tmp_path):
+def test_in_a_day_of_their_lives_devices_come_no_earlier_than_they_are_told(tmp_path):
     with server(tmp_path, Rules(report_goal=100, retry_s=3600.0)) as (send, clock):
-        times, causes = {}, set()
+        due, gaps, causes = {}, [], set()
 
         def noted(method, path, body, headers):
             reply = send(method, path, body, headers)
+            device = headers.get("fedboard-device")
             if path == "/v1/check-in":
-                times.setdefault(headers["fedboard-device"], []).append(clock.now())
+                gaps.append(clock.now() - due.get(device, clock.now()))
                 causes.add(json.loads(reply.body).get("cause"))
+            due[device] = clock.now() + json.loads(reply.body).get("retry_in_s", 0.0)
             return reply
 
         training = LocalTraining(lambda device: ROWS, TOKENIZER, stand_in)
         simulate(noted, clock, population(4, 1), training, days=1, seed=1)
-    gaps = [
-        later - earlier for seen in times.values() for earlier, later in itertools.pairwise(seen)
-    ]
     assert len(gaps) > 40
-    assert min(gaps) >= 0.8 * 3600  # the server spreads its retry times by 20 %
-    assert {Cause.NOT_CHARGING, Cause.METERED_NETWORK, None} <= causes
+    assert min(gaps) >= -1e-6
+    assert {Cause.NOT_CHARGING, Cause.METERED_NETWORK, Cause.SELECTING} <= causes
+    assert Cause.TOO_EARLY not in causes
 
 
 def test_a_device_whose_training_fails_gives_its_work_back(tmp_path):
@@ -106,7 +105,11 @@ def test_a_device_whose_training_fails_gives_its_work_back(tmp_path):
         return FineTuned({}, 0, float("nan"), float("nan"), Cause.TRAINING_FAILED)
 
     result = a_fleet(
-        tmp_path, size=6, rules=Rules(report_goal=100, retry_s=7200.0), train=failing, days=1
+        tmp_path,
+        size=6,
+        rules=Rules(report_goal=100, min_reports=1, retry_s=7200.0),
+        train=failing,
+        days=1,
     )
     assert sum(result.counted) == 0
     assert any(Cause.TRAINING_FAILED in report.dropped for report in result.reports.rounds)

@@ -33,6 +33,7 @@ from tests.toy_server import (
     TOKENIZER,
     WEIGHTS,
     OneByOne,
+    by_arrival,
     check_in,
     delta,
     encoded,
@@ -43,7 +44,7 @@ from tests.toy_server import (
     stored,
 )
 
-RULES = Rules(report_goal=2, over_selection=1.5, rounds=2, retry_s=60)  # a cohort of 3
+RULES = by_arrival(Rules(report_goal=2, over_selection=1.5, rounds=2))  # a cohort of 3
 
 
 @pytest.fixture
@@ -111,9 +112,10 @@ def test_all_devices_of_a_round_get_the_same_work_and_the_next_round_other_work(
     assert later.rotation_seed != first[0].rotation_seed
 
 
-def test_a_refused_check_in_names_its_cause_and_a_retry_time_near_the_rule(coordinator):
-    device = enrolled(coordinator, 1)[0]
-    answers = [coordinator.check_in(device, check_in(charging=False), 1.0) for _ in range(50)]
+def test_a_refused_check_in_names_its_cause_and_a_retry_time_near_the_rule(tmp_path):
+    coordinator = new(tmp_path, replace(RULES, retry_s=60.0))
+    devices = enrolled(coordinator, 50)
+    answers = [coordinator.check_in(device, check_in(charging=False), 1.0) for device in devices]
     assert {answer.cause for answer in answers} == {Cause.NOT_CHARGING}
     retries = [answer.retry_in_s for answer in answers]
     assert 48 <= min(retries) < max(retries) <= 72
@@ -190,7 +192,7 @@ def test_a_late_report_is_told_that_the_round_is_closed_and_changes_nothing(coor
 
 
 def test_devices_that_never_report_time_out_and_a_late_one_of_them_is_counted_as_late(tmp_path):
-    coordinator = new(tmp_path, replace(RULES, reporting_s=100, selection_s=10))
+    coordinator = new(tmp_path, replace(RULES, reporting_s=100))
     devices = enrolled(coordinator, 3)
     works = assigned(coordinator, devices)
     coordinator.update(devices[0], works[0].assignment, encoded(works[0], 0), 2.0)
@@ -206,7 +208,7 @@ def test_devices_that_never_report_time_out_and_a_late_one_of_them_is_counted_as
 
 
 def test_an_abandoned_round_keeps_the_checkpoint_and_uses_up_its_number(tmp_path):
-    coordinator = new(tmp_path, replace(RULES, reporting_s=100, selection_s=10))
+    coordinator = new(tmp_path, replace(RULES, reporting_s=100))
     before = coordinator.checkpoint()
     device = enrolled(coordinator, 1)[0]
     assigned(coordinator, [device])

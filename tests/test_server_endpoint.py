@@ -154,7 +154,7 @@ def test_two_rounds_over_http_from_enrolment_to_a_new_checkpoint(url):
 def test_the_round_goes_on_by_itself_when_a_window_is_over(tmp_path):
     now = 0.0
     with running(
-        new(tmp_path, Rules(report_goal=2, selection_s=10, reporting_s=20)),
+        new(tmp_path, Rules(report_goal=4, selection_s=10, reporting_s=20)),
         clock=lambda: now,
         tick_s=0.01,
     ) as url:

@@ -57,7 +57,7 @@ def work(folder: Path) -> None:
 
     def evaluation():
         if len(coordinator.tasks()) == 1:
-            rules = Rules(report_goal=1, over_selection=1.0)
+            rules = Rules(report_goal=1, over_selection=1.0, selection_s=0.0, retry_s=0.0)
             named = {"name": "scores", "kind": Kind.EVALUATION, "evaluates": "default"}
             tasks.create(coordinator, TaskSettings(**named, rules=rules, seed=5), 1.0)
 

@@ -22,6 +22,7 @@ from device_runtime.errors import RunError
 from server import tasks
 from server.blobs import Blobs
 from server.coordinator import Coordinator
+from server.eligibility import Policy
 from server.requests import CheckingIn, Nonce, Reporting
 from server.rounds import Rules
 from server.step import ServerStep
@@ -29,10 +30,20 @@ from server.store import Store
 from server.task import TaskSettings
 from tests import postgres, s3, toy_server
 from tests.test_server_endpoint import Device
-from tests.toy_server import PLAN, READY, TOKENIZER, WEIGHTS, OneByOne, encoded, enrolled
+from tests.toy_server import (
+    PLAN,
+    READY,
+    TOKENIZER,
+    WEIGHTS,
+    OneByOne,
+    by_arrival,
+    encoded,
+    enrolled,
+)
 
 ROOT = Path(__file__).parent.parent
-RULES = Rules(report_goal=6, over_selection=1.5, rounds=2)  # a cohort of 9
+# a cohort of 9
+RULES = by_arrival(Rules(report_goal=6, over_selection=1.5, rounds=2))
 NUMBERS = itertools.count()
 
 
@@ -55,7 +66,13 @@ def begun(database: str, blobs: Blobs, rules: Rules = RULES) -> None:
     start = toy_server.Checkpoint(WEIGHTS, 0, "", TOKENIZER)
     tasks.create(
         Coordinator(store, blobs),
-        TaskSettings(PLAN, rules=rules, step=ServerStep(momentum=0.9), seed=7),
+        TaskSettings(
+            PLAN,
+            rules=by_arrival(rules),
+            policy=Policy(min_separation=1),
+            step=ServerStep(momentum=0.9),
+            seed=7,
+        ),
         0.0,
         start,
     )

@@ -27,6 +27,7 @@ from server.store import (
     Participation,
     Store,
     StoredAssignment,
+    StoredCheckIn,
     StoredCheckpoint,
     StoredSum,
 )
@@ -34,7 +35,6 @@ from server.tables import REVISION, metadata
 from server.task import State, Task
 from tests.toy_server import (
     PLAN,
-    READY,
     SHAPES,
     TOKENIZER,
     OneByOne,
@@ -103,10 +103,10 @@ def test_a_server_of_the_first_tables_goes_on_where_it_stood(tmp_path):
     )
     assert (second.counted, second.examples, second.base) == (1, 20, first.checkpoint)
     device = enrolled(coordinator, 1)[0]
-    work = coordinator.check_in(device, READY, 9.0)
+    work, now = coordinator.join(device, 9.0)
     assert work.round == 2
-    assert coordinator.update(device, work.assignment, encoded(work, 0), 9.0).counted
-    done = coordinator.reports(9.0).rounds[1]
+    assert coordinator.update(device, work.assignment, encoded(work, 0), now).counted
+    done = coordinator.reports(now).rounds[1]
     assert (done.phase, done.counted, done.checkpoint) == (
         "committed",
         2,
@@ -136,15 +136,15 @@ def test_a_task_kept_before_settings_were_one_record_goes_on_where_it_stood(tmp_
         "",
     )
     assert letters.rules == Rules(2, 1.5, selection_s=500.0, max_weight=40)
-    assert letters.policy == Policy(min_examples=5, device_classes=("", "phone"))
+    assert letters.policy == Policy(min_examples=5, min_separation=1, device_classes=("", "phone"))
     assert letters.step == ServerStep(0.5, 0.5, "fedavgm")
     assert (letters.tokenizer, letters.shapes, letters.dimension) == (TOKENIZER, SHAPES, 50)
     assert (scores.kind, scores.evaluates, scores.seed) == (Kind.EVALUATION, "letters", 9)
     first, second = coordinator.reports(7.0, "letters").rounds
     assert (first.counted, first.dropped, second.counted) == (2, {"surplus": 1}, 1)
     a = enrolled(coordinator, 1)[0]
-    work = coordinator.check_in(a, READY, 8.0)
-    assert coordinator.update(a, work.assignment, encoded(work, 0), 9.0).counted
+    work, now = coordinator.join(a, 8.0)
+    assert coordinator.update(a, work.assignment, encoded(work, 0), now).counted
     after, before = (
         weights.flatten(stored(coordinator, sha).weights)
         for sha in (coordinator.checkpoint("letters").sha, first.checkpoint)
@@ -163,11 +163,9 @@ def test_a_transaction_that_raises_leaves_nothing(store):
         assert (rows.assignments(["a" * 32]), rows.sums("default", 1)) == ({}, [])
 
 
-def test_an_assignment_needs_an_enrolled_device_and_happens_once_a_round(store):
-    for first, second in (("e" * 16, "f" * 16), (DEVICE, DEVICE)):
-        with pytest.raises(sa.exc.IntegrityError), store.transaction() as rows:
-            rows.save_assignments([StoredAssignment("a" * 32, "default", 1, first, 0.0)])
-            rows.save_assignments([StoredAssignment("b" * 32, "default", 1, second, 0.0)])
+def test_an_assignment_needs_an_enrolled_device(store):
+    with pytest.raises(sa.exc.IntegrityError), store.transaction() as rows:
+        rows.save_assignments([StoredAssignment("a" * 32, "default", 1, "e" * 16, 0.0)])
 
 
 def test_a_round_comes_back_as_it_was_with_the_sums_of_all_replicas(store):
@@ -187,12 +185,12 @@ def test_a_round_comes_back_as_it_was_with_the_sums_of_all_replicas(store):
 
 def test_a_closed_round_keeps_its_funnel_and_lets_go_of_sums_and_of_who_checked_in(store):
     with store.transaction() as rows:
-        rows.note_check_ins({(DEVICE, "default"): "in_use"})
+        rows.note_check_ins({(DEVICE, "default"): StoredCheckIn("in_use")})
         rows.add_outcomes({("default", 1, "refused", "in_use"): 1})
         rows.save_sum("default", 1, StoredSum("", 1, b"sealed"))
         rows.save_assignments([StoredAssignment("a" * 32, "default", 1, DEVICE, 0.0)])
         rows.close_round("default", RoundState(1, Phase.ABANDONED, 1), None, Cause.TIMED_OUT, 9.0)
-        assert (rows.sums("default", 1), rows.outcomes_of([DEVICE]), rows.open_rounds()) == (
+        assert (rows.sums("default", 1), rows.check_ins_of([DEVICE]), rows.open_rounds()) == (
             [],
             {},
             {},

@@ -39,6 +39,7 @@ from tests.toy_server import (
     TOKENIZER,
     WEIGHTS,
     OneByOne,
+    by_arrival,
     check_in,
     delta,
     encoded,
@@ -48,8 +49,8 @@ from tests.toy_server import (
     stored,
 )
 
-RULES = Rules(report_goal=2, over_selection=1.5)
-ONE = Rules(report_goal=1, over_selection=1.0)
+RULES = by_arrival(Rules(report_goal=2, over_selection=1.5))
+ONE = by_arrival(Rules(report_goal=1, over_selection=1.0))
 
 
 @pytest.fixture
@@ -70,7 +71,12 @@ def add_task(
     tasks.create(
         coordinator,
         TaskSettings(
-            PLAN, name=name, population=population, rules=rules, policy=policy or Policy(), seed=8
+            PLAN,
+            name=name,
+            population=population,
+            rules=by_arrival(rules),
+            policy=policy or Policy(min_separation=1),
+            seed=8,
         ),
         1.0,
         start,
@@ -80,7 +86,14 @@ def add_task(
 def add_evaluation(coordinator: OneByOne, rules: Rules = ONE, name: str = "scores") -> None:
     tasks.create(
         coordinator,
-        TaskSettings(kind=Kind.EVALUATION, evaluates="default", name=name, rules=rules, seed=9),
+        TaskSettings(
+            kind=Kind.EVALUATION,
+            evaluates="default",
+            name=name,
+            rules=by_arrival(rules),
+            policy=Policy(min_separation=1),
+            seed=9,
+        ),
         1.0,
     )
 

@@ -10,6 +10,7 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from device_runtime import signing, weights
+from device_runtime.causes import Cause
 from device_runtime.update import Header, encode
 from device_runtime.weights import Checkpoint
 from device_runtime.wire import (
@@ -60,6 +61,18 @@ class OneByOne(Coordinator):
             return self.with_difference(answer, message.holds)
         return answer
 
+    def join(
+        self, device: str, now: float, message: CheckIn = READY
+    ) -> tuple[Assignment | Reject, float]:
+        """The answer to a device that asks at `now` and then whenever it is told to, and when it
+        hears it: the first that is more than that it has a ticket.
+        """
+        while True:
+            answer = self.check_in(device, message, now)
+            if not isinstance(answer, Reject) or answer.cause is not Cause.SELECTING:
+                return answer, now
+            now += answer.retry_in_s
+
     def update(self, device: str, assignment: str, body: bytes, now: float) -> Ack | Reject:
         return self.ask(Reporting(device, assignment, body), now)
 
@@ -95,17 +108,33 @@ def new(
     step: ServerStep | None = None,
     values: weights.Weights = WEIGHTS,
 ) -> OneByOne:
-    """A coordinator with a new task, at second 0."""
+    """A coordinator with a new task, at second 0. Its rules are `by_arrival`: most tests are
+    about what follows once a device has its place.
+    """
     store, blobs = open_folder(folder)
     tasks.create(
         Coordinator(store, blobs),
         TaskSettings(
-            plan, rules=rules, policy=policy or Policy(), step=step or ServerStep(), seed=7
+            plan,
+            rules=by_arrival(rules),
+            policy=policy or Policy(min_separation=1),
+            step=step or ServerStep(),
+            seed=7,
         ),
         0.0,
         Checkpoint(values, 0, "", TOKENIZER),
     )
     return OneByOne(store, blobs, np.random.default_rng(0))
+
+
+def by_arrival(rules: Rules) -> Rules:
+    """Rules whose places go by arrival, and that let nobody wait, as far as they do not say
+    otherwise.
+    """
+    none = {"selection_s": 0.0, "retry_s": 0.0, "permanent_retry_s": 0.0}
+    usual = Rules()
+    left = {name for name in none if getattr(rules, name) == getattr(usual, name)}
+    return replace(rules, **{name: none[name] for name in left})
 
 
 def reopened(folder: Path) -> OneByOne:

@@ -1,0 +1,249 @@
+"""Places: who gets into a round, however often who asks, and that no round stops for ever."""
+
+import math
+from collections import Counter
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import pytest
+
+from device_runtime.causes import Cause
+from device_runtime.wire import Abandon, Assignment, Phase, Reject
+from server import places
+from server.eligibility import Policy
+from server.rounds import (
+    Rules,
+)
+from tests import toy_server
+from tests.toy_server import READY, OneByOne, check_in, encoded, enrolled
+
+# a cohort of 2; windows of a minute, half a minute to come back
+RULES = Rules(
+    report_goal=2, over_selection=1.0, min_reports=1, selection_s=60, claim_s=30, retry_s=100
+)
+CLOSED = [Cause.NOT_DRAWN, Cause.ROUND_FULL]
+
+
+@pytest.fixture
+def coordinator(tmp_path):
+    opened = toy_server.new(tmp_path / "server", RULES)
+    yield opened
+    opened.close()
+
+
+def causes(answers) -> list[Cause | None]:
+    return [getattr(answer, "cause", None) for answer in answers]
+
+
+# the draw
+
+
+def test_each_order_of_those_who_asked_is_as_likely_as_any_other():
+    counts = Counter(
+        tuple(sorted("abc", key=places.draw("abc", 2, str(number)).__getitem__))
+        for number in range(6000)
+    )
+    # six orders, 1000 each: chi-square of 5 degrees of freedom, 20.5 in one of a thousand
+    assert len(counts) == 6
+    assert sum((count - 1000) ** 2 / 1000 for count in counts.values()) < 20.5
+
+
+def test_a_draw_keeps_twice_as_many_tickets_as_there_are_places():
+    kept = places.draw(map(str, range(10)), 2, "secret")
+    assert sorted(kept.values()) == [0, 1, 2, 3]
+    assert places.draw(map(str, reversed(range(10))), 2, "secret") == kept
+    assert places.draw(map(str, range(11)), 2, "secret") != kept
+
+
+# one window
+
+
+def test_who_asks_hears_when_the_window_ends_and_then_whether_it_was_drawn(coordinator):
+    devices = enrolled(coordinator, 5)
+    told = [coordinator.check_in(device, READY, 10.0 + 5 * k) for k, device in enumerate(devices)]
+    assert causes(told) == [Cause.SELECTING] * 5
+    # the window is open from the first ask for a minute; a second is added by chance
+    assert [math.floor(answer.retry_in_s / 5) * 5 for answer in told] == [60, 55, 50, 45, 40]
+    answers = [coordinator.check_in(device, READY, 72.0) for device in devices]
+    assert Counter(causes(answers)) == {None: 2, Cause.SELECTING: 2, Cause.NOT_DRAWN: 1}
+    waits = [answer for answer in answers if getattr(answer, "cause", "") is Cause.SELECTING]
+    assert all(30 <= answer.retry_in_s <= 33 for answer in waits)  # for no-shows, none here
+    report = coordinator.reports(80.0).rounds[0]
+    assert (report.checked_in, report.assigned) == (5, 2)
+    assert report.refused == {"selecting": 2, "not_drawn": 1}
+
+
+def test_a_device_that_is_not_among_those_who_may_join_takes_no_ticket(coordinator):
+    a, b = enrolled(coordinator, 2)
+    assert coordinator.check_in(a, check_in(charging=False), 1.0).cause is Cause.NOT_CHARGING
+    assert coordinator.check_in(b, READY, 5.0).cause is Cause.SELECTING
+    with coordinator.store.reading() as rows:
+        state = rows.open_rounds()["default"].state
+    assert (state.places.asked, state.places.until) == (1, 65.0)
+
+
+def test_those_who_do_not_come_are_replaced_by_the_next_in_the_order(coordinator):
+    devices = enrolled(coordinator, 6)
+    for device in devices:
+        coordinator.check_in(device, READY, 10.0)
+    coordinator.tick(70.0)
+    with coordinator.store.reading() as rows:
+        order = {
+            device: checked.ticket.place
+            for (device, _), checked in rows.check_ins_of(devices).items()
+            if checked.ticket.place is not None
+        }
+    first, second, third, fourth = sorted(order, key=order.__getitem__)
+    # the second never comes
+    assert isinstance(coordinator.check_in(first, READY, 72.0), Assignment)
+    for device in (fourth, third):
+        assert coordinator.check_in(device, READY, 72.0).cause is Cause.SELECTING
+    assert coordinator.check_in(fourth, READY, 110.0).cause is Cause.SELECTING
+    assert isinstance(coordinator.check_in(third, READY, 110.0), Assignment)
+    assert coordinator.check_in(second, READY, 111.0).cause in CLOSED
+    coordinator.tick(111.0)
+    with coordinator.store.reading() as rows:
+        assert rows.open_rounds()["default"].state.phase is Phase.REPORTING
+
+
+def test_a_device_that_comes_late_takes_a_place_that_nobody_asked_for(coordinator):
+    a, b, c = enrolled(coordinator, 3)
+    coordinator.check_in(a, READY, 10.0)
+    # the window is over, one place was not asked for
+    assert isinstance(coordinator.check_in(b, READY, 75.0), Assignment)
+    assert coordinator.check_in(c, READY, 76.0).cause is Cause.ROUND_FULL
+    assert isinstance(coordinator.check_in(a, READY, 77.0), Assignment)
+
+
+def test_a_window_in_which_too_few_ask_ends_the_round_before_anybody_has_worked(tmp_path):
+    coordinator = toy_server.new(tmp_path, replace(RULES, min_reports=2))
+    a, b = enrolled(coordinator, 2)
+    coordinator.check_in(a, READY, 10.0)
+    assert coordinator.check_in(a, READY, 72.0).cause is Cause.SELECTING  # of the next round
+    assert coordinator.check_in(b, READY, 75.0).cause is Cause.SELECTING
+    first, second = coordinator.reports(80.0).rounds
+    assert (first.phase, first.assigned, first.refused) == ("abandoned", 0, {"selecting": 1})
+    assert (second.checked_in, second.refused) == (2, {"selecting": 2})
+    coordinator.close()
+
+
+def test_without_a_window_places_go_by_arrival(tmp_path):
+    coordinator = toy_server.new(tmp_path, replace(RULES, selection_s=0))
+    devices = enrolled(coordinator, 3)
+    answers = [coordinator.check_in(device, READY, 1.0) for device in devices]
+    assert causes(answers) == [None, None, Cause.ROUND_FULL]
+    coordinator.close()
+
+
+# times that were told
+
+
+def test_a_device_that_comes_before_its_time_has_no_ticket(coordinator):
+    devices = enrolled(coordinator, 3)
+    told = [coordinator.check_in(device, READY, 10.0) for device in devices]
+    early = coordinator.check_in(devices[0], READY, 30.0)
+    assert early == Reject(Cause.TOO_EARLY, pytest.approx(told[0].retry_in_s - 20))
+    again = coordinator.check_in(devices[0], READY, 40.0)  # its time is still the same
+    assert again == Reject(Cause.TOO_EARLY, pytest.approx(told[0].retry_in_s - 30))
+    answers = [coordinator.check_in(device, READY, 72.0) for device in devices]
+    assert causes(answers) == [Cause.ROUND_FULL, None, None]
+    report = coordinator.reports(80.0).rounds[0]
+    assert (report.checked_in, report.refused) == (3, {"round_full": 1})
+
+
+def test_an_ask_that_is_repeated_because_its_answer_was_lost_keeps_its_ticket(coordinator):
+    a, b, c = enrolled(coordinator, 3)
+    for device in (a, b):
+        told = coordinator.check_in(device, READY, 10.0)
+    again = coordinator.check_in(b, READY, 19.0)
+    assert again == Reject(Cause.SELECTING, pytest.approx(told.retry_in_s - 9))
+    assert isinstance(coordinator.check_in(b, READY, 72.0), Assignment)
+
+
+def test_every_answer_with_a_time_is_kept_to_and_open_work_is_given_again_at_any_time(tmp_path):
+    coordinator = toy_server.new(tmp_path, replace(RULES, selection_s=0))
+    a, b = enrolled(coordinator, 2)
+    refused = coordinator.check_in(a, check_in(idle=False), 1.0)
+    assert refused.cause is Cause.IN_USE
+    assert coordinator.check_in(a, READY, 60.0).cause is Cause.TOO_EARLY
+    # it cannot be made shorter by other conditions
+    assert coordinator.check_in(a, check_in(charging=False), 61.0).cause is Cause.TOO_EARLY
+    work = coordinator.check_in(a, READY, 1.0 + refused.retry_in_s)
+    assert coordinator.check_in(a, READY, 130.0).assignment == work.assignment
+    done = coordinator.update(a, work.assignment, encoded(work, 0), 131.0)
+    assert coordinator.check_in(a, READY, 140.0).cause is Cause.TOO_EARLY
+    assert coordinator.check_in(a, READY, 131.0 + done.retry_in_s).cause is Cause.REPORTED_RECENTLY
+    work = coordinator.check_in(b, READY, 140.0)
+    coordinator.abandon(b, work.assignment, Abandon(Cause.CONDITION_LOST), 150.0)
+    assert coordinator.check_in(b, READY, 160.0).cause is Cause.TOO_EARLY
+    coordinator.close()
+
+
+def test_when_a_device_was_to_come_is_forgotten_an_hour_after(coordinator):
+    (device,) = enrolled(coordinator, 1)
+    wait = coordinator.check_in(device, check_in(idle=False), 0.0).retry_in_s
+    with coordinator.store.reading() as rows:
+        assert rows.known([device])[device].told.due == wait
+    for now, kept in ((3600.0, True), (3600.0 + wait + 601.0, False)):
+        coordinator.tick(now)
+        with coordinator.store.reading() as rows:
+            assert (rows.known([device])[device].told is not None) == kept
+
+
+# the attack: a few devices that ask all the time
+
+
+@dataclass
+class Crowd:
+    """Devices against a coordinator, by a virtual clock, until their places are counted."""
+
+    coordinator: OneByOne
+    rude: set[str]  # ask every 15 s, whatever they are told
+    sly: set[str]  # the same, but as long as they have a ticket
+    rng: np.random.Generator
+    due: dict[str, float] = field(default_factory=dict)
+    ticket: set[str] = field(default_factory=set)
+    places: Counter = field(default_factory=Counter)
+    works: list = field(default_factory=list)
+
+    def ask(self, device: str, now: float) -> None:
+        answer = self.coordinator.check_in(device, READY, now)
+        self.ticket.discard(device)
+        wait = 15.0
+        if isinstance(answer, Assignment):
+            self.places[device] += 1
+            body = encoded(answer, 1)
+            wait = self.coordinator.update(device, answer.assignment, body, now).retry_in_s
+        elif answer.cause is Cause.SELECTING:
+            self.ticket.add(device)
+            wait = answer.retry_in_s
+        else:
+            wait = answer.retry_in_s
+        self.due[device] = now + wait
+        if device in self.rude or (device in self.sly and device not in self.ticket):
+            self.due[device] = now + 15.0
+
+    def live(self, seconds: float) -> None:
+        now = 0.0
+        while (now := min(self.due.values())) < seconds:
+            self.ask(min(self.due, key=self.due.__getitem__), now)
+
+
+@pytest.mark.parametrize("kind", ["rude", "sly"])
+def test_devices_that_ask_all_the_time_get_no_more_places_than_others(tmp_path, kind):
+    rules = Rules(report_goal=10, over_selection=1.0, selection_s=600, retry_s=900)
+    coordinator = toy_server.new(tmp_path, rules, policy=Policy(min_separation=2))
+    devices = enrolled(coordinator, 66)
+    few = set(devices[:6])  # 9 %
+    rng = np.random.default_rng(3)
+    crowd = Crowd(
+        coordinator, few if kind == "rude" else set(), few if kind == "sly" else set(), rng
+    )
+    crowd.due = {device: float(rng.uniform(0, 900)) for device in devices}
+    crowd.live(4 * 3600.0)
+    total, theirs = sum(crowd.places.values()), sum(crowd.places[device] for device in few)
+    assert total >= 80
+    share = 6 / 66
+    # what a fair coin gives one time in a thousand
+    assert theirs <= share * total + 3.1 * math.sqrt(total * share * (1 - share))
+    coordinator.close()
