@@ -9,7 +9,10 @@ class Step:
 """
 
 import functools
+import re
+import types
 import typing
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,15 +31,26 @@ class Within:
     low: float
     high: float
 
+    def holds(self, value: Any) -> bool:
+        """Whether a value is within."""
+        return (
+            isinstance(value, self._kinds)
+            and self.low <= value <= self.high
+            and (type(value) is not bool)
+        )
+
     def require(self, name: str, value: Any) -> None:
         """Raises ConfigError, naming `name`, for a value that is outside or of another type."""
-        kinds = int if self.is_whole else (int, float)
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, kinds)
-            or not self.low <= value <= self.high
-        ):
+        if not self.holds(value):
             raise ConfigError(name, f"expected {self}, found {_shown(value)}", "correct it")
+
+    @functools.cached_property
+    def _kinds(self) -> Any:  # what isinstance takes
+        return (int,) if self.is_whole else (int, float)
+
+    def schema(self) -> dict[str, Any]:
+        """The same in words of JSON Schema."""
+        return {"minimum": self.low, "maximum": self.high}
 
     @property
     def is_whole(self) -> bool:
@@ -57,14 +71,96 @@ class OneOf:
 
     choices: tuple[str, ...]
 
+    def schema(self) -> dict[str, Any]:
+        """The same in words of JSON Schema."""
+        return {"enum": list(self.choices)}
+
+    def holds(self, value: Any) -> bool:
+        """Whether a value is one of them."""
+        return value in self.choices
+
     def require(self, name: str, value: Any) -> None:
         """Raises ConfigError, naming `name` and all choices, for anything else."""
-        if value not in self.choices:
+        if not self.holds(value):
             raise ConfigError(
                 name,
                 f"expected one of {', '.join(self.choices)}, found {_shown(value)}",
                 "choose one of them",
             )
+
+
+@dataclass(frozen=True)
+class Matches:
+    """A text of at most `most` characters that is wholly what `pattern` says."""
+
+    pattern: str
+    most: int
+
+    def holds(self, value: Any) -> bool:
+        """Whether a value is such a text."""
+        return type(value) is str and len(value) <= self.most and self._fullmatch(value) is not None
+
+    def require(self, name: str, value: Any) -> None:
+        """Raises ConfigError, naming `name`, for any other text, and for what is none."""
+        if not self.holds(value):
+            raise ConfigError(name, f"expected {self}, found {_shown(value)}", "correct it")
+
+    @functools.cached_property
+    def _fullmatch(self) -> Callable[[str], object]:
+        return re.compile(self.pattern).fullmatch
+
+    def schema(self) -> dict[str, Any]:
+        """The same in words of JSON Schema."""
+        return {"pattern": f"^({self.pattern})$", "maxLength": self.most}
+
+    def __str__(self) -> str:
+        """
+        >>> str(Matches("[a-z]+", 8))
+        'at most 8 characters like [a-z]+'
+        """
+        return f"at most {self.most:,} characters like {self.pattern}"
+
+
+@dataclass(frozen=True)
+class Each:
+    """A list or a table of at most `most` values, each within `values`, and its names within
+    `names`.
+    """
+
+    values: "Bound | None" = None
+    most: int = 1000
+    names: Matches | None = None
+
+    def holds(self, value: Any) -> bool:
+        """Whether a value is such a list or table."""
+        if not isinstance(value, tuple | list | dict) or len(value) > self.most:
+            return False
+        items = value.values() if isinstance(value, dict) else value
+        names = () if self.names is None or not isinstance(value, dict) else value
+        return all(map(self.names.holds, names) if self.names else ()) and (
+            self.values is None or all(map(self.values.holds, items))
+        )
+
+    def require(self, name: str, value: Any) -> None:
+        """Raises ConfigError, naming `name`, for anything else."""
+        if not self.holds(value):
+            raise ConfigError(name, f"expected {self}, found {_shown(value)}", "correct it")
+
+    def schema(self) -> dict[str, Any]:
+        """The same in words of JSON Schema, for a list."""
+        return {"maxItems": self.most}
+
+    def __str__(self) -> str:
+        """
+        >>> str(Each(Within(1, 5), 3)), str(Each(most=3))
+        ('at most 3 values, each 1 to 5', 'at most 3 values')
+        """
+        each = "" if self.values is None else f", each {self.values}"
+        named = "" if self.names is None else f", named by {self.names}"
+        return f"at most {self.most:,} values{each}{named}"
+
+
+Bound = Within | OneOf | Matches | Each
 
 
 def within(name: str, value: Any, low: float, high: float) -> None:
@@ -78,20 +174,33 @@ def check(record: Any, where: str = "") -> None:
     The error names it `where.field`, or `field` alone.
     """
     kind: Any = type(record)  # whatever it is: a type can be looked up
+    optional = _may_be_none(kind)
     for name, bound in of(kind).items():
-        bound.require(f"{where}.{name}" if where else name, getattr(record, name))
+        value = getattr(record, name)
+        if not bound.holds(value) and (value is not None or name not in optional):
+            bound.require(f"{where}.{name}" if where else name, value)
 
 
 @functools.cache
-def of(kind: type) -> dict[str, Within | OneOf]:
+def of(kind: type) -> dict[str, Bound]:
     """The bounds of a dataclass by field; a field without any is left out."""
     hints = typing.get_type_hints(kind, include_extras=True)
     return {
         name: bound
         for name, hint in hints.items()
         for bound in getattr(hint, "__metadata__", ())
-        if isinstance(bound, Within | OneOf)
+        if isinstance(bound, Bound)
     }
+
+
+@functools.cache
+def _may_be_none(kind: type) -> frozenset[str]:
+    """The fields of a dataclass that may be None, whatever their bounds."""
+    return frozenset(
+        name
+        for name, hint in typing.get_type_hints(kind).items()
+        if isinstance(hint, types.UnionType) and type(None) in typing.get_args(hint)
+    )
 
 
 def _shown(value: Any) -> str:
@@ -105,5 +214,7 @@ def _shown(value: Any) -> str:
         return f"{value:,}" if abs(value) < 10**30 else "a number of more than 30 digits"
     if isinstance(value, float):
         return f"{value:g}"
-    text = repr(value)
+    if isinstance(value, dict | list | tuple):
+        return f"{len(value):,}"
+    text = repr(value[: LONGEST + 1] if isinstance(value, str) else value)
     return text if len(text) <= LONGEST else text[:LONGEST] + "..."

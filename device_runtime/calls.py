@@ -2,7 +2,6 @@
 answer that is not ours is a ServerError.
 """
 
-import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -11,7 +10,7 @@ from typing import TypeVar
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from device_runtime.causes import MEANING, Cause
-from device_runtime.config import from_json, to_json
+from device_runtime.config import from_json, read_json, to_json
 from device_runtime.errors import ConfigError, ServerError
 from device_runtime.signing import Request, name_of, public_hex, sign_request
 from device_runtime.transport import CHECK_ADDRESS, Reply, Send
@@ -204,8 +203,8 @@ def _time_told(reply: Reply) -> int | None:
 
 def _has_cause(body: bytes) -> bool:
     try:
-        table = json.loads(body)
-    except ValueError:
+        table = read_json(body, "answer")
+    except ConfigError:
         return False
     return isinstance(table, dict) and "cause" in table
 

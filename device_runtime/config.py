@@ -1,11 +1,15 @@
 """Tables and messages: how TOML or JSON becomes a frozen dataclass, and what is refused.
 
-An unknown key or a wrong type is an error.
+An unknown key, a wrong type and a value outside of its field's bounds are errors. JSON is read
+strictly, here and nowhere else where it comes from another machine: UTF-8, each name once, numbers
+that are finite, and no more of anything than a message of ours has. Source: RFC 8259, and I-JSON,
+RFC 7493.
 """
 
 import contextlib
 import functools
 import json
+import math
 import tomllib
 import types
 import typing
@@ -16,9 +20,13 @@ from typing import Any, TypeVar
 
 import tomli_w
 
+from device_runtime import bounds
 from device_runtime.errors import ConfigError
 
 T = TypeVar("T")
+MOST_BYTES = 1 << 20  # of a message
+DEEPEST = 32  # tables and lists inside one another
+LONGEST_KEY = 60  # characters of an unknown key that an error repeats
 
 
 def from_table(kind: type[T], table: Any, where: str) -> T:
@@ -26,7 +34,7 @@ def from_table(kind: type[T], table: Any, where: str) -> T:
 
     Fields may be bool, int, float, str, `X | None`, `tuple[X, ...]`, `dict[str, X]` or another
     dataclass. A whole number is accepted for a float. Raises ConfigError naming the field for an
-    unknown key, a missing value, or a value of another type.
+    unknown key, a missing value, a value of another type, or one that is not within its bounds.
     """
     if not isinstance(table, dict):
         raise ConfigError(
@@ -37,7 +45,7 @@ def from_table(kind: type[T], table: Any, where: str) -> T:
     for key in table:
         if key not in known:
             raise ConfigError(
-                f"{where}.{key}",
+                f"{where}.{str(key)[:LONGEST_KEY]}",
                 f"unknown key, expected one of {', '.join(sorted(known))}",
                 "remove or rename it",
             )
@@ -51,16 +59,76 @@ def from_table(kind: type[T], table: Any, where: str) -> T:
             )
         elif is_needed:
             raise ConfigError(f"{where}.{name}", "missing", "add it")
-    return kind(**values)
+    record = kind(**values)
+    bounds.check(record, where)
+    return record
 
 
 def from_json(kind: type[T], data: bytes | bytearray, where: str) -> T:
     """The dataclass `kind` from a JSON object. Raises ConfigError for bytes that are not one."""
+    return from_table(kind, read_json(data, where), where)
+
+
+def read_json(data: bytes | bytearray, where: str) -> Any:
+    """The value of a JSON text that may come from anybody.
+
+    Raises ConfigError unless it is UTF-8 of at most MOST_BYTES and DEEPEST, has each name once in
+    its table, and no number that is not finite or text with half a character.
+    """
+    if len(data) > MOST_BYTES:
+        raise ConfigError(
+            where, f"expected at most {MOST_BYTES:,} bytes, found {len(data):,}", "send less"
+        )
     try:
-        table = json.loads(data)
+        value = _STRICT.decode(str(data, "utf-8"))
+        if data.count(b"{") + data.count(b"[") > DEEPEST:
+            _require_shallow(value)
+        if b"\\u" in data:  # the only way to write half a character
+            json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
-        raise ConfigError(where, f"not JSON ({error})", "send one JSON object") from None
-    return from_table(kind, table, where)
+        raise ConfigError(where, f"not JSON ({_reason(error)})", "send one JSON object") from None
+    return value
+
+
+def _require_shallow(value: Any) -> None:
+    """Raises ValueError for tables and lists deeper than DEEPEST."""
+    level, depth = [value], 0
+    while level:
+        if depth > DEEPEST:
+            raise ValueError(f"more than {DEEPEST} tables and lists inside one another")
+        inside = [each for each in level if isinstance(each, dict | list)]
+        level = [
+            item for each in inside for item in (each.values() if isinstance(each, dict) else each)
+        ]
+        depth += 1
+
+
+def _table(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    table = dict(pairs)
+    if len(table) != len(pairs):  # another reader might take the other one
+        raise ValueError("a name is there twice")
+    return table
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError("a number that is not finite")
+    return value
+
+
+def _no_number(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON")
+
+
+def _reason(error: Exception) -> str:
+    """Why a text is no JSON, without what it holds."""
+    if isinstance(error, UnicodeError):
+        return "not UTF-8"
+    return "too deep" if isinstance(error, RecursionError) else str(error)
+
+
+_STRICT = json.JSONDecoder(object_pairs_hook=_table, parse_float=_finite, parse_constant=_no_number)
 
 
 def from_toml(kind: type[T], path: Path) -> T:
@@ -164,6 +232,8 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
 
 
 def _name(value: Any) -> str:
+    if isinstance(value, dict | list | tuple):  # it may be as deep or as large as it likes
+        return f"{type(value).__name__} of {len(value)}"
     try:
         return f"{type(value).__name__} {value!r}"[:60]
     except ValueError:  # Python does not write numbers of thousands of digits

@@ -10,21 +10,24 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 
 from device_runtime import config, personal
+from device_runtime.bounds import Within
 from device_runtime.drive import DeviceClock, Turn
 from device_runtime.errors import ConfigError, FedboardError
 from device_runtime.home import SCHEDULE, Home
 from device_runtime.transport import Send
 from device_runtime.turn import Outcome, Status
-from device_runtime.wire import forbidden_by
+from device_runtime.wire import DAY_S, TIME, forbidden_by
 
 log = logging.getLogger("fedboard.device")
 
 LOOK_S = 60.0  # between two looks at conditions that forbid training
 LEAST_S, MOST_S = 60.0, 4 * 3600.0  # of a wait; the longest after errors
+LONGEST_S = 7 * DAY_S  # of a wait that a server asks for: no server silences a device for ever
 PAUSE_S = 10.0  # before half-done work is gone on with
 JITTER = 0.2  # a wait is longer by up to this share, never shorter than the server asked
 
@@ -33,9 +36,10 @@ JITTER = 0.2  # a wait is longer by up to this share, never shorter than the ser
 class Schedule:
     """When the device may check in again."""
 
-    asked_at: float = 0.0  # seconds of its clock
-    wait_s: float = 0.0
-    errors: int = 0  # turns in a row that the server could not be asked
+    asked_at: Annotated[float, TIME] = 0.0  # seconds of its clock
+    wait_s: Annotated[float, Within(0.0, LONGEST_S * (1 + JITTER))] = 0.0
+    # turns in a row that the server could not be asked
+    errors: Annotated[int, Within(0, 10**6)] = 0
 
     def due_in(self, now: float) -> float:
         """Seconds from now; never more than the wait itself, should the clock have gone back."""
@@ -55,7 +59,8 @@ def after(outcome: Outcome, now: float, rng: np.random.Generator) -> Schedule:
     """The schedule after a turn: the server's window, with jitter. Work that waits for a condition
     is gone on with as soon as it is back.
     """
-    wait = PAUSE_S if outcome.status is Status.PAUSED else max(outcome.retry_in_s, LEAST_S)
+    asked = min(max(outcome.retry_in_s, LEAST_S), LONGEST_S)
+    wait = PAUSE_S if outcome.status is Status.PAUSED else asked
     return Schedule(now, wait * (1 + float(rng.uniform(0, JITTER))))
 
 
@@ -63,7 +68,7 @@ def after_error(schedule: Schedule, now: float, rng: np.random.Generator) -> Sch
     """Twice the wait with every error in a row; the whole of it is drawn anew, so that devices
     spread.
     """
-    errors = schedule.errors + 1
+    errors = min(schedule.errors + 1, 10**6)
     longest = min(LEAST_S * 2.0 ** min(errors, 16), MOST_S)
     return Schedule(now, float(rng.uniform(longest / 2, longest)), errors)
 
@@ -113,8 +118,8 @@ class Daemon:
         self.schedule = Schedule(self._now(), due, self.schedule.errors)
 
     def step(self) -> float:
-        """Do what is due and allowed. An error is said in one line and waited out: a server comes
-        back, a bundle is installed anew.
+        """Do what is due and allowed. An error, whatever it is, is said in one line and waited out:
+        a server comes back, a bundle is installed anew.
         """
         due = self.schedule.due_in(self._now())
         try:
@@ -132,6 +137,12 @@ class Daemon:
             self._plan(after_error(self.schedule, self._now(), self._rng))
             self._said = ""
             log.warning("%s; again in %.0f s", error, self.schedule.wait_s)
+        except Exception as error:
+            # a fault of ours must not end the device, or let it ask again at once; its text could
+            # hold what was typed
+            self._plan(after_error(self.schedule, self._now(), self._rng))
+            self._said = ""
+            log.error("failed with %s; again in %.0f s", _kind(error), self.schedule.wait_s)
         else:
             self._plan(after(outcome, self._now(), self._rng))
             self._tell(outcome)
@@ -147,7 +158,7 @@ class Daemon:
         try:
             self.personalise()
             outcome = self.turn()
-        except FedboardError:
+        except Exception:
             self._plan(after_error(self.schedule, self._now(), self._rng))
             raise
         self._plan(after(outcome, self._now(), self._rng))
@@ -194,7 +205,10 @@ class Daemon:
 
     def _plan(self, schedule: Schedule) -> None:
         self.schedule = schedule
-        self.home.keep(SCHEDULE, config.to_json(schedule))
+        try:
+            self.home.keep(SCHEDULE, config.to_json(schedule))
+        except OSError as error:  # a full disk: it is kept in memory
+            log.warning("the schedule cannot be written (%s)", _kind(error))
 
     def _tell(self, outcome: Outcome) -> None:
         self._said = ""
@@ -223,3 +237,7 @@ class Daemon:
         if line != self._said:
             log.info(line)
         self._said = line
+
+
+def _kind(error: Exception) -> str:
+    return type(error).__name__

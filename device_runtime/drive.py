@@ -52,6 +52,7 @@ from device_runtime.wire import (
     Assignment,
     CheckIn,
     Plan,
+    Reject,
     RoundReport,
     Scores,
     forbidden_by,
@@ -191,7 +192,7 @@ class Turn:
                 enrolled = calls.enrol(way, self._signer)
                 return self.home.keep_enrolment(enrolled.device, self._signer.server)
             case Ask(message):
-                return calls.check_in(self._line(), message)
+                return self._of_my_server(calls.check_in(self._line(), message))
             case LastSent(assignment):
                 return self.home.last_sent(assignment.task, but=assignment.assignment)
             case Fetch(assignment, sha256):
@@ -262,6 +263,18 @@ class Turn:
         """The way to the server, signed; `about` an assignment, for its task and round."""
         named = ("", 0) if about is None else (about.task, about.round)
         return self._persistent(calls.signed(self._meter, self._signer, *named))
+
+    def _of_my_server(self, answer: Assignment | Reject) -> Assignment | Reject:
+        """Raises ServerError for work of another server than the requests are signed for: what it
+        says of itself is what the ledger is kept by.
+        """
+        if isinstance(answer, Assignment) and answer.server != self._signer.server:
+            raise ServerError(
+                "POST /v1/check-in",
+                f"expected work of server {self._signer.server}, found {answer.server or 'none'}",
+                "tell its operator",
+            )
+        return answer
 
     def _note(self, note: Note) -> None:
         about, meter = note.assignment, self._meter

@@ -24,13 +24,23 @@ from enum import StrEnum
 from typing import Annotated
 
 from device_runtime import bounds
-from device_runtime.bounds import Within
+from device_runtime.bounds import Each, Matches, Within
 from device_runtime.causes import Cause, Step
 
 VERSION = 3
 DAY_S = 86_400.0  # seconds of a day
 RATE = Within(1e-30, 1e38)  # of a learning rate: float32 holds it, and a step of it
 MOST_WORDS = 400  # targets of one device's Scores: no device decides an evaluation
+# what the fields of messages may hold
+MOST = 2**53 - 1  # any JSON reader keeps such a number
+ROUND, COUNT = Within(0, 2**31), Within(0, MOST)
+SECONDS, TIME = Within(0.0, 1e12), Within(-1e12, 1e12)  # a duration; a time, or a clock set back
+HASH, HASH_OR_NONE = Matches("[0-9a-f]{64}", 64), Matches("[0-9a-f]{64}|", 64)
+NAME, NAME_OR_NONE = Matches("[0-9a-f]{32}", 32), Matches("[0-9a-f]{32}|", 32)  # random
+TASK = Matches("[a-z0-9][a-z0-9._-]{0,63}", 64)  # of a task or a population
+WORD = Matches("[ -~]*", 64)  # of few characters, all of them printable
+SENTENCE = Matches("[ -~]*", 1000)
+BY_CAUSE = Each(COUNT, 100, Matches("[a-z_]{1,40}", 40))
 
 
 @dataclass(frozen=True)
@@ -66,24 +76,26 @@ class Kind(StrEnum):
 class Server:
     """Whom a device signs its requests for. Anybody may ask."""
 
-    server: str  # random, of its database: replicas share it, a server begun anew has another
-    time: int  # of its clock, whole seconds since 1970
-    version: int = VERSION  # of this contract
+    # random, of its database: replicas share it, a server begun anew has another
+    server: Annotated[str, NAME]
+    time: Annotated[int, Within(0, 10**11)]  # of its clock, whole seconds since 1970
+    version: Annotated[int, Within(0, 10**6)] = VERSION  # of this contract
 
 
 @dataclass(frozen=True)
 class Enrolment:
     """Signed with the key it makes known, as whoever holds it will be: `signing.name_of` it."""
 
-    public_key: str  # Ed25519, hexadecimal
-    code: str = ""  # used once; not needed where the operator lets every device in
+    public_key: Annotated[str, HASH]  # Ed25519, hexadecimal
+    code: Annotated[str, WORD] = ""  # used once; not needed where the operator lets every device in
 
 
 @dataclass(frozen=True)
 class Enrolled:
     """The answer to an Enrolment."""
 
-    device: str  # the name the device signs its requests with
+    # the name the device signs its requests with
+    device: Annotated[str, Matches("[0-9a-f]{16}", 16)]
 
 
 @dataclass(frozen=True)
@@ -100,37 +112,41 @@ class CheckIn:
     """A device asks for work: how it stands and what it runs."""
 
     conditions: Conditions
-    examples: int  # typed utterances waiting on the device
-    tokenizer: str  # SHA-256 of the vocabulary in the device's bundle
-    version: int = VERSION
+    examples: Annotated[int, COUNT]  # typed utterances waiting on the device
+    tokenizer: Annotated[str, WORD]  # SHA-256 of the vocabulary in the device's bundle
+    version: Annotated[int, Within(0, 10**6)] = VERSION
     # SHA-256 of the float16 checkpoint it has: a newer one can travel as a difference
-    holds: str = ""
-    population: str = "default"  # whose tasks it works for
-    runtime: str = ""  # version of its interpreter, such as "2.14.0"
-    release: int = 0  # of its bundle
-    device_class: str = ""  # coarse and chosen by its maker, such as "low"; never a model name
+    holds: Annotated[str, HASH_OR_NONE] = ""
+    population: Annotated[str, TASK] = "default"  # whose tasks it works for
+    runtime: Annotated[str, WORD] = ""  # version of its interpreter, such as "2.14.0"
+    release: Annotated[int, COUNT] = 0  # of its bundle
+    # coarse and chosen by its maker, such as "low"; never a model name
+    device_class: Annotated[str, WORD] = ""
 
 
 @dataclass(frozen=True)
 class Assignment:
     """Work for a device: what to fetch, and until when."""
 
-    assignment: str
-    round: int
-    plan: str  # SHA-256 of plan.json
-    checkpoint: str  # SHA-256 of the float16 safetensors checkpoint
-    shapes: str  # `weights.shapes_hash` of the network
-    rotation_seed: int  # of the round: every update of a round is rotated alike
-    deadline_s: float  # seconds from now until the report is too late
+    assignment: Annotated[str, NAME]
+    round: Annotated[int, ROUND]
+    plan: Annotated[str, HASH]  # SHA-256 of plan.json
+    checkpoint: Annotated[str, HASH]  # SHA-256 of the float16 safetensors checkpoint
+    shapes: Annotated[str, HASH]  # `weights.shapes_hash` of the network
+    # of the round: every update of a round is rotated alike
+    rotation_seed: Annotated[int, Within(0, MOST)]
+    deadline_s: Annotated[float, SECONDS]  # seconds from now until the report is too late
     # SHA-256 of the checkpoint as a difference from the one the device holds, where that is
     # smaller
-    difference: str | None = None
-    task: str = "default"  # by name
+    difference: Annotated[str | None, HASH] = None
+    task: Annotated[str, TASK] = "default"  # by name
     kind: Kind = Kind.TRAINING
     # rounds of the task between two reports of one device; the device holds the server to it
-    min_separation: int = 1
-    server: str = ""  # random name of the server's database: another one after a new start
-    task_id: str = ""  # random name of the task: another one for another task of the same name
+    min_separation: Annotated[int, ROUND] = 1
+    # random name of the server's database: another one after a new start
+    server: Annotated[str, NAME_OR_NONE] = ""
+    # random name of the task: another one for another task of the same name
+    task_id: Annotated[str, NAME_OR_NONE] = ""
 
 
 @dataclass(frozen=True)
@@ -140,7 +156,7 @@ class Reject:
     """
 
     cause: Cause
-    retry_in_s: float
+    retry_in_s: Annotated[float, SECONDS]
 
 
 @dataclass(frozen=True)
@@ -148,7 +164,7 @@ class Ack:
     """The update is durable and counts (or the abandonment is noted)."""
 
     counted: bool
-    retry_in_s: float = 0.0
+    retry_in_s: Annotated[float, SECONDS] = 0.0
 
 
 @dataclass(frozen=True)
@@ -164,11 +180,11 @@ class Scores:
     all it reports.
     """
 
-    targets: int  # words; one outside of the vocabulary is a miss
-    top1: int  # targets that were the best word
-    top3: int  # targets among the three best
-    in_vocabulary: int  # targets of the vocabulary: the loss is over them
-    loss: float  # nats, summed
+    targets: Annotated[int, COUNT]  # words; one outside of the vocabulary is a miss
+    top1: Annotated[int, COUNT]  # targets that were the best word
+    top3: Annotated[int, COUNT]  # targets among the three best
+    in_vocabulary: Annotated[int, COUNT]  # targets of the vocabulary: the loss is over them
+    loss: Annotated[float, Within(0.0, 1e15)]  # nats, summed
 
 
 @dataclass(frozen=True)
@@ -176,7 +192,7 @@ class Problem:
     """Body of every 4xx answer."""
 
     cause: Cause
-    detail: str
+    detail: Annotated[str, SENTENCE]
 
 
 class Phase(StrEnum):
@@ -197,29 +213,33 @@ class RoundReport:
     socket.
     """
 
-    round: int
+    round: Annotated[int, ROUND]
     phase: Phase
-    goal: int
-    checked_in: int = 0
-    refused: dict[str, int] = field(default_factory=dict)  # by cause, at check-in
-    assigned: int = 0
-    downloaded: int = 0
-    uploaded: int = 0
-    counted: int = 0
-    dropped: dict[str, int] = field(default_factory=dict)  # by cause, after assignment
-    examples: int = 0
-    bytes_up: int = 0
-    bytes_down: int = 0
-    seconds: float = 0.0
-    checkpoint: str = ""  # SHA-256 of the checkpoint the round made (float32)
-    task: str = "default"
+    goal: Annotated[int, COUNT]
+    checked_in: Annotated[int, COUNT] = 0
+    # by cause, at check-in
+    refused: Annotated[dict[str, int], BY_CAUSE] = field(default_factory=dict)
+    assigned: Annotated[int, COUNT] = 0
+    downloaded: Annotated[int, COUNT] = 0
+    uploaded: Annotated[int, COUNT] = 0
+    counted: Annotated[int, COUNT] = 0
+    # by cause, after assignment
+    dropped: Annotated[dict[str, int], BY_CAUSE] = field(default_factory=dict)
+    examples: Annotated[int, COUNT] = 0
+    bytes_up: Annotated[int, COUNT] = 0
+    bytes_down: Annotated[int, COUNT] = 0
+    seconds: Annotated[float, TIME] = 0.0
+    # SHA-256 of the checkpoint the round made (float32)
+    checkpoint: Annotated[str, HASH_OR_NONE] = ""
+    task: Annotated[str, TASK] = "default"
     kind: Kind = Kind.TRAINING
-    base: str = ""  # SHA-256 of the checkpoint the round gave to its devices (float32)
-    base_round: int = 0  # the round that made it
+    # SHA-256 of the checkpoint the round gave to its devices (float32)
+    base: Annotated[str, HASH_OR_NONE] = ""
+    base_round: Annotated[int, ROUND] = 0  # the round that made it
     scores: Scores | None = None  # of an evaluation: sums over its devices
-    opened_at: float = 0.0  # seconds since 1970
+    opened_at: Annotated[float, TIME] = 0.0  # seconds since 1970
     # of an evaluation: its devices by the share of their words that were right, in steps of 5 %
-    spread: tuple[int, ...] = ()
+    spread: Annotated[tuple[int, ...], Each(COUNT, 100)] = ()
 
 
 # the steps of the funnel, in order: a device that came to one came to all before it
@@ -244,8 +264,9 @@ def lost(reports: Iterable[RoundReport], *steps: Step) -> list[tuple[str, int]]:
 class RoundReports:
     """Rounds of one task, oldest first."""
 
-    rounds: tuple[RoundReport, ...] = ()
-    first: int = 0  # number of the task's first round, whether it is among them or not
+    rounds: Annotated[tuple[RoundReport, ...], Each(most=10_000)] = ()
+    # number of the task's first round, whether it is among them or not
+    first: Annotated[int, ROUND] = 0
 
 
 def forbidden_by(conditions: Conditions) -> Cause | None:

@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import functools
 import logging
-import re
 import socket
 import time
 from collections.abc import (
@@ -37,9 +36,11 @@ from starlette.requests import ClientDisconnect
 from device_runtime import config, signing
 from device_runtime.causes import Cause
 from device_runtime.errors import FedboardError, RunError
+from device_runtime.shown import printable
 from device_runtime.update import encoded_bytes
 from device_runtime.weights import digest
 from device_runtime.wire import (
+    SENTENCE,
     VERSION,
     Abandon,
     Ack,
@@ -350,11 +351,6 @@ class _Service:
         self.address_may(request)
         body = await self.body(request, MESSAGE_BYTES)
         enrolment = bodies.parsed(Enrolment, body)
-        if not re.fullmatch("[0-9a-f]{64}", enrolment.public_key):
-            raise Refused(
-                Cause.MALFORMED,
-                "public_key: expected an Ed25519 key, 32 bytes in lower-case hexadecimal",
-            )
         proof, key = self.claimed(request), bytes.fromhex(enrolment.public_key)
         named = (
             proof is not None
@@ -902,7 +898,9 @@ def _problem(status: int, cause: Cause, detail: str, headers: Any = None) -> Res
             else "Fedboard-Signature"
         )
         headers = {**(headers or {}), "www-authenticate": scheme}
-    return _json(Problem(cause, detail), status, headers)
+    # what was sent may be repeated in it, and a device takes no more than this
+    told = detail.encode("ascii", "backslashreplace").decode()[: SENTENCE.most]
+    return _json(Problem(cause, printable(told)), status, headers)
 
 
 SIGNED = (401, 408, 409, 413, 421, 426, 429, 503)  # any signed request may be answered so

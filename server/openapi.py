@@ -6,6 +6,7 @@ from fastapi import FastAPI, Response
 from fastapi.openapi.utils import get_openapi
 from pydantic import TypeAdapter
 
+from device_runtime import bounds
 from device_runtime.causes import MEANING, Cause
 from device_runtime.wire import Abandon, CheckIn, Enrolment, Problem, Scores
 from server import contract
@@ -87,7 +88,9 @@ def document(api: FastAPI) -> dict[str, Any]:
             if "properties" in schema:
                 schema["additionalProperties"] = False
             schemas.setdefault(name, schema)
-        schemas["Enrolment"]["properties"]["public_key"]["pattern"] = "^[0-9a-f]{64}$"
+        for kind in _REQUESTS:
+            for name, bound in bounds.of(kind).items():
+                schemas[kind.__name__]["properties"][name] |= bound.schema()
         schemas["NewCodes"]["properties"]["count"] |= {
             "minimum": 1,
             "maximum": contract.MOST_CODES,

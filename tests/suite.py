@@ -57,6 +57,8 @@ PROCESSES = (
     "test_fedboard_device_log",
     "test_fedboard_terminal_keyboard",
     "test_server_doors",
+    "test_server_identity",
+    "test_device_runtime_hostile_server",
     "test_server_blobs",
     "test_server_dashboard",
     "test_bundles_reference",

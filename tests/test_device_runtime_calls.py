@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from device_runtime import calls
 from device_runtime.causes import Cause
-from device_runtime.config import to_json
-from device_runtime.errors import ServerError
+from device_runtime.config import from_json, to_json
+from device_runtime.errors import ConfigError, ServerError
 from device_runtime.signing import Claim, public_hex, request_message, verified
 from device_runtime.transport import Reply
 from device_runtime.weights import digest
@@ -20,15 +20,20 @@ from device_runtime.wire import (
     CheckIn,
     Conditions,
     Enrolled,
+    Enrolment,
+    Plan,
     Problem,
     Reject,
     RoundReport,
     RoundReports,
+    Scores,
     Server,
 )
 
 CHECK_IN = CheckIn(Conditions(True, True, True), examples=3, tokenizer="ab" * 32)
-ASSIGNMENT = Assignment("a1", 1, "c" * 64, "d" * 64, "e" * 64, rotation_seed=5, deadline_s=60.0)
+ASSIGNMENT = Assignment(
+    "a1" * 16, 1, "c" * 64, "d" * 64, "e" * 64, rotation_seed=5, deadline_s=60.0
+)
 
 
 def answering(status, body):
@@ -58,7 +63,7 @@ def test_each_call_goes_to_its_route():
     def send(method, path, body, headers):
         routes.append(f"{method} {path}")
         body = {
-            "/v1/devices": to_json(Enrolled("d1")),
+            "/v1/devices": to_json(Enrolled("d1" * 8)),
             "/v1/check-in": to_json(ASSIGNMENT),
             "/v1/rounds": to_json(RoundReports()),
             "/v1/server": to_json(Server("ab" * 16, 1)),
@@ -108,27 +113,118 @@ def test_an_answer_that_is_not_ours_is_one_clear_line(status, body):
         calls.check_in(answering(status, body), CHECK_IN)
 
 
-@given(
-    status=st.sampled_from([200, 204, 400, 404, 500]),
-    body=st.binary()
-    | st.recursive(
-        st.none() | st.booleans() | st.integers() | st.text(),
-        lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
-    ).map(lambda value: json.dumps(value).encode()),
+MESSAGES = (Assignment, Reject, Ack, Problem, Enrolled, RoundReports, RoundReport, Plan, Server)
+NAMES = sorted({name for kind in MESSAGES for name in kind.__dataclass_fields__})
+HOSTILE = (
+    st.sampled_from([-1, 2**40, 2**70, 10**400, 1e300, 5e-324, True, None, "", [], {}])
+    | st.sampled_from(
+        ["a\nb", "\x00", "é", "../../x", "?task=x", "a" * 70_000, "ab" * 32, "ab" * 16]
+    )
+    | st.sampled_from([*Cause, "selecting", "training", "default"])
+    | st.integers()
+    | st.floats(0, 1e6)
+    | st.text(max_size=9)
 )
-def test_whatever_a_server_answers_it_is_a_message_or_a_server_error(status, body):
-    send = answering(status, body)
+VALUES = st.recursive(
+    HOSTILE,
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(NAMES), inner, max_size=9)
+    ),
+    max_leaves=12,
+)
+# texts that are no JSON, or not one message
+TEXTS = st.sampled_from(
+    [
+        b"[" * 200_000,
+        b'{"a":' * 200_000,
+        b'{"cause": "in_use", "retry_in_s": NaN}',
+        b'{"cause": "in_use", "retry_in_s": 1e999}',
+        b'{"cause": "in_use", "retry_in_s": Infinity}',
+        b'{"cause": "in_use", "retry_in_s": %s}' % (b"9" * 400),
+        b'{"cause": "in_use", "retry_in_s": %s}' % (b"9" * 9000),
+        b'{"cause": "in_use", "cause": "selecting", "retry_in_s": 5}',
+        b'{"cause": "\\ud800", "retry_in_s": 5}',
+        b'{"counted": true, "\xed\xa0\x80": 1}',
+        b"\xff\xfe{\x00}\x00",
+    ]
+)
+
+
+@given(
+    status=st.sampled_from([200, 204, 400, 401, 404, 421, 426, 500, 503]),
+    headers=st.dictionaries(
+        st.sampled_from(["retry-after", "fedboard-time", "content-range"]),
+        st.sampled_from(["5", "-1", "9" * 30, "nan", "1e9", "\u0665", ""]),
+    ),
+    body=st.binary(max_size=60) | TEXTS | VALUES.map(lambda value: json.dumps(value).encode()),
+)
+def test_whatever_a_server_answers_it_is_a_message_or_a_server_error(status, headers, body):
+    def send(*_):
+        return Reply(status, headers, body)
+
+    signer = calls.Signer(Ed25519PrivateKey.generate(), "ab" * 16)
+    signed = calls.signed(send, signer)
     for call in (
-        lambda: calls.check_in(send, CHECK_IN),
-        lambda: calls.upload(send, "a1", b""),
-        lambda: calls.abandon(send, "a1", Cause.CONDITION_LOST),
+        lambda: calls.check_in(signed, CHECK_IN),
+        lambda: calls.upload(signed, "a1", b""),
+        lambda: calls.report_scores(signed, "a1", Scores(1, 1, 1, 1, 1.0)),
+        lambda: calls.abandon(signed, "a1", Cause.CONDITION_LOST),
+        lambda: calls.enrol(signed, signer),
+        lambda: calls.server(send),
         lambda: calls.rounds(send),
         lambda: calls.fetch(send, digest(b"")),
     ):
         try:
-            call()
+            answer = call()
         except ServerError as error:
             assert "\n" not in str(error)
+            continue
+        if isinstance(answer, Reject | Ack):
+            assert 0 <= answer.retry_in_s <= 1e12
+        if isinstance(answer, Assignment):
+            assert 0 <= answer.round <= 2**31
+            assert 0 <= answer.rotation_seed < 2**53
+            assert 0 <= answer.deadline_s < float("inf")
+
+
+@given(VALUES)
+def test_a_plan_is_read_whole_or_refused(value):
+    try:
+        plan = from_json(Plan, json.dumps(value).encode(), "plan")
+    except ConfigError as error:
+        assert "\n" not in str(error)
+    else:
+        assert plan == Plan(**value)
+
+
+WHOLE = {
+    Assignment: ASSIGNMENT,
+    Reject: Reject(Cause.IN_USE, 5.0),
+    Ack: Ack(True, 5.0),
+    Problem: Problem(Cause.MALFORMED, "why"),
+    Enrolled: Enrolled("d1" * 8),
+    RoundReport: RoundReport(1, "selecting", 3, scores=Scores(1, 1, 1, 1, 0.5)),
+    Plan: Plan(),
+    Server: Server("ab" * 16, 5),
+    CheckIn: CHECK_IN,
+    Enrolment: Enrolment("ab" * 32, "code"),
+    Scores: Scores(1, 1, 1, 1, 0.5),
+}
+
+
+@pytest.mark.parametrize("kind", WHOLE)
+def test_every_number_and_text_of_every_message_has_bounds(kind):
+    table = json.loads(to_json(WHOLE[kind]))
+    assert from_json(kind, to_json(table), "x") == WHOLE[kind]
+    for name, value in table.items():
+        beyond = {
+            str: ["x" * 2000, "\n", "\x00", "\u00e9"],
+            int: [-(10**30), 10**30],
+            float: [-1e300, 1e300],
+        }.get(type(value), [])
+        for hostile in beyond:
+            with pytest.raises(ConfigError, match=name):
+                from_json(kind, to_json({**table, name: hostile}), "x")
 
 
 def test_a_signature_binds_method_path_and_all_that_the_headers_say():

@@ -79,6 +79,38 @@ def test_messages_survive_the_wire_and_causes_are_checked():
         config.from_json(Abandon, b'{"cause":"boredom"}', "x")
 
 
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        (b'{"count": NaN}', "NaN is no JSON"),
+        (b'{"count": -Infinity}', "-Infinity is no JSON"),
+        (b'{"count": 1e999}', "not finite"),
+        (b'{"count": 1, "count": 2}', "a name is there twice"),
+        (b'{"count": 1, "inner": {"rate": 1, "rate": 1}}', "a name is there twice"),
+        (b'{"count": 1, "note": "\\ud83d"}', "not UTF-8"),
+        (b'{"count": 1, "note": "\xed\xa0\x80"}', "not UTF-8"),
+        (b"\xef\xbb\xbf{}", "Expecting value"),
+        ('{"count": 1}'.encode("utf-16"), "not UTF-8"),
+        (b'{"count": %s}' % (b"9" * 5000), "not JSON"),
+        (b'{"count": 1, "inner": {"rate": %s}}' % (b"9" * 400), "expected float"),
+        (b"[" * 200_000, "not JSON"),
+        (b'{"note": %s1%s}' % (b"[" * 33, b"]" * 33), "more than 32"),
+        (b'{"count": %s1%s}' % (b"[" * 30, b"]" * 30), "expected int, found list of 1"),
+        (b'{"note": "%s"}' % (b"x" * 2**20), "at most 1,048,576 bytes"),
+        (b'{"%s": 1}' % (b"k" * 5000), "x.k{60}: unknown key"),
+    ],
+)
+def test_json_from_anybody_is_read_strictly(text, why):
+    with pytest.raises(ConfigError, match=why) as refused:
+        config.from_json(Outer, text, "x")
+    assert len(str(refused.value)) < 300
+
+
+def test_a_whole_character_may_be_written_as_an_escape():
+    smile = b'{"count": 1, "note": "\\ud83d\\ude00"}'
+    assert config.from_json(Outer, smile, "x").note == "\U0001f600"
+
+
 @given(st.binary(max_size=60))
 def test_bytes_that_are_no_message_are_a_config_error(data):
     with pytest.raises(ConfigError):

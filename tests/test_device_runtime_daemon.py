@@ -58,8 +58,25 @@ def never(method, path, body, headers):
 @given(st.floats(0, 1e6), st.integers(0, 99))
 def test_a_device_never_comes_back_before_the_server_asked_nor_more_than_a_fifth_later(asked, seed):
     planned = after(Outcome(Status.COUNTED, retry_in_s=asked), 100.0, rng(seed))
-    assert max(asked, daemon.LEAST_S) <= planned.wait_s <= max(asked, daemon.LEAST_S) * 1.2
+    kept = min(max(asked, 60.0), 7 * 86_400.0)  # a minute to a week, whatever it asks for
+    assert kept <= planned.wait_s <= kept * 1.2
     assert planned.errors == 0
+
+
+@pytest.mark.parametrize(
+    "kept",
+    [
+        b'{"asked_at": 0.0, "wait_s": 1e12}',
+        b'{"asked_at": NaN, "wait_s": 60.0}',
+        b'{"asked_at": 0.0, "wait_s": -5.0}',
+        b'{"asked_at": 0.0, "wait_s": 60.0, "errors": -1}',
+        b'{"asked_at": 1e300, "wait_s": 60.0}',
+    ],
+)
+def test_a_schedule_no_daemon_writes_silences_no_device(home, kept):
+    device = home()
+    device.keep(SCHEDULE, kept)
+    assert read_schedule(device) == Schedule()
 
 
 def test_half_done_work_is_gone_on_with_soon():
@@ -135,6 +152,31 @@ def test_a_server_that_is_away_is_waited_for_and_the_wait_is_on_disk(home, caplo
     assert read_schedule(device).errors == 1
     clock.at += 1000.0
     assert 120 <= resident.step() <= 240
+
+
+def test_a_fault_of_ours_ends_no_device_and_its_text_reaches_no_log(home, caplog):
+    def broken(method, path, body, headers):
+        raise KeyError("what was typed")
+
+    device, clock = home(), Clock(1.0)
+    resident = Daemon(device, broken, clock, rng=rng(), sleep=lambda s: None)
+    with caplog.at_level(logging.INFO):
+        assert 60 <= resident.step() <= 120
+    assert read_schedule(device) == resident.schedule
+    assert "KeyError" in caplog.text
+    assert "typed" not in caplog.text
+    clock.at += 1000.0
+    with pytest.raises(KeyError):
+        resident.once()
+    assert read_schedule(device).errors == 2
+
+
+def test_a_full_disk_ends_no_device(home, caplog):
+    device = home()
+    resident = Daemon(device, nobody, Clock(1.0), rng=rng(), sleep=lambda s: None)
+    (device.folder / f".{SCHEDULE}").mkdir()  # where a new one would be written
+    assert 60 <= resident.step() <= 120
+    assert "cannot be written" in caplog.text
 
 
 def test_one_process_at_a_time_runs_a_device(home):

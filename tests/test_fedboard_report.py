@@ -79,7 +79,7 @@ def run(tmp_path) -> Run:
         3000,
         8000,
         2.5,
-        "ab",
+        "ab" * 32,
     )
     (run_folder.path / "rounds.json").write_bytes(config.to_json(RoundReports((rounds,))))
     strip = [["you", 0.5], ["it", 0.2], ["<b>", 0.1]]

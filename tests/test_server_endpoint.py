@@ -479,7 +479,12 @@ TAKE_NOTHING = (
     "GET /v1/server",
 )
 # a file of a format; rules that must fit each other; a schema takes 14.0 for a whole number
-BEYOND_A_SCHEMA = ("PUT /v1/checkpoints", "POST /v1/tasks", "POST /v1/codes")
+BEYOND_A_SCHEMA = (
+    "PUT /v1/checkpoints",
+    "POST /v1/tasks",
+    "POST /v1/codes",
+    "POST /v1/check-in",
+)
 SIGNED = ("/v1/devices", "/v1/check-in", "/v1/blobs/", "/v1/assignments/")
 
 
