@@ -16,6 +16,7 @@ from device_runtime.signing import Request, name_of, public_hex, sign_request
 from device_runtime.transport import CHECK_ADDRESS, Reply, Send
 from device_runtime.weights import digest
 from device_runtime.wire import (
+    MOST_ROUNDS,
     VERSION,
     Abandon,
     Ack,
@@ -155,15 +156,36 @@ def abandon(send: Send, assignment: str, cause: Cause) -> Ack | Reject:
     return _ours_or_refusal(Ack, "POST abandon", send("POST", path, to_json(Abandon(cause)), JSON))
 
 
-def rounds(send: Send, task: str | None = None) -> RoundReports:
-    """What became of every round of a task so far (by default of the server's oldest), oldest
-    first. Other machines must sign it.
+def rounds(
+    send: Send, task: str | None = None, before: int | None = None, most: int | None = None
+) -> RoundReports:
+    """What became of the newest rounds of a task (by default of the server's oldest), or of the
+    newest before a round, oldest first: at most as many as the server tells at once. Other machines
+    must sign it.
     """
-    return _ours(
-        RoundReports,
-        "GET /v1/rounds",
-        send("GET", f"/v1/rounds?task={task}" if task else "/v1/rounds", b"", {}),
-    )
+    asked = {"task": task, "before": before, "most": most}
+    query = "&".join(f"{name}={value}" for name, value in asked.items() if value is not None)
+    path = f"/v1/rounds?{query}" if query else "/v1/rounds"
+    return _ours(RoundReports, "GET /v1/rounds", send("GET", path, b"", {}))
+
+
+def all_rounds(send: Send, task: str | None = None) -> RoundReports:
+    """What became of every round of a task so far, oldest first, asked page by page. Raises
+    ServerError for pages that do not come to the first round.
+    """
+    page = rounds(send, task, most=MOST_ROUNDS)
+    pages = [page.rounds]
+    while page.rounds and page.first < page.rounds[0].round:
+        before = page.rounds[0].round
+        page = rounds(send, task, before, MOST_ROUNDS)
+        if not page.rounds or page.rounds[-1].round >= before:
+            raise ServerError(
+                "GET /v1/rounds",
+                f"expected rounds before round {before}, found none of them",
+                CHECK_ADDRESS,
+            )
+        pages.append(page.rounds)
+    return RoundReports(tuple(each for page in reversed(pages) for each in page), page.first)
 
 
 def _ours_or_refusal(kind: type[T], where: str, reply: Reply) -> T | Reject:

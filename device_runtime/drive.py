@@ -360,7 +360,7 @@ def run(
         first, newest = _first_and_newest(send, sleep)
         outcomes, working = [], []
         for home in homes:
-            clock = clock_of(home, DAY_S * (newest.round - first.round))
+            clock = clock_of(home, DAY_S * (newest.round - first))
             taken = Turn(home, send, clock, train, sleep)
             refused = taken.check_in()
             if refused is None:
@@ -396,17 +396,16 @@ def _hash(rows: NDArray[Any]) -> str:
     return weights.digest(rows.tobytes())
 
 
-def _first_and_newest(
-    send: Send, sleep: Callable[[float], object]
-) -> tuple[RoundReport, RoundReport]:
-    reports = calls.rounds(persistent(send, sleep=sleep)).rounds
-    if not reports:
+def _first_and_newest(send: Send, sleep: Callable[[float], object]) -> tuple[int, RoundReport]:
+    """The number of the task's first round, and its newest round."""
+    reports = calls.rounds(persistent(send, sleep=sleep), most=1)
+    if not reports.rounds:
         raise ServerError(
             "GET /v1/rounds",
             "expected at least one round, found none",
             "start the server with a task",
         )
-    return reports[0], reports[-1]
+    return reports.first, reports.rounds[-1]
 
 
 def _wait(send: Send, seen: RoundReport, retry_s: float, sleep: Callable[[float], object]) -> None:

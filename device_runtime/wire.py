@@ -9,7 +9,7 @@ fetched by SHA-256.
     PUT  /v1/assignments/{id}/update  encoded update  -> Ack | Reject   of a training task
     PUT  /v1/assignments/{id}/scores  Scores          -> Ack | Reject   of an evaluation task
     POST /v1/assignments/{id}/abandon Abandon         -> Ack
-    GET  /v1/rounds?task=NAME                         -> RoundReports
+    GET  /v1/rounds?task=NAME&before=N&most=M         -> RoundReports
     GET  /v1/server                                   -> Server
 
 All but the last two are signed by the device, for the server that `Server` names and at the time of
@@ -29,6 +29,8 @@ from device_runtime.causes import Cause, Step
 
 VERSION = 3
 DAY_S = 86_400.0  # seconds of a day
+MOST_ROUNDS = 1000  # that one answer tells of
+ROUNDS = 200  # that it tells of if it is not told how many
 RATE = Within(1e-30, 1e38)  # of a learning rate: float32 holds it, and a step of it
 MOST_WORDS = 400  # targets of one device's Scores: no device decides an evaluation
 # what the fields of messages may hold

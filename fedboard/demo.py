@@ -321,7 +321,7 @@ def _watch(
     with http(url) as send, console.progress("device rounds", demo.device_rounds) as advance:
         while True:
             running = [host for host in hosts if host.poll() is None]
-            reports = calls.rounds(persistent(send))
+            reports = calls.all_rounds(persistent(send))
             committed = [round for round in reports.rounds if round.phase is Phase.COMMITTED]
             last = committed[-1] if committed else None
             note = (

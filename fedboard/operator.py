@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
+from device_runtime.calls import BINARY, JSON
 from device_runtime.config import from_json, to_json
 from device_runtime.errors import ConfigError, RunError, ServerError
 from device_runtime.shown import command
@@ -35,7 +36,7 @@ class Operator:
 
     def put_checkpoint(self, data: bytes) -> str:
         """Keep a float32 checkpoint on the server. Its SHA-256."""
-        return self._call(Stored, "PUT", "/v1/checkpoints", data).sha256
+        return self._call(Stored, "PUT", "/v1/checkpoints", data, BINARY).sha256
 
     def create(self, settings: TaskSettings) -> TaskReport:
         """Make a task."""
@@ -49,9 +50,9 @@ class Operator:
         """A task and where it stands."""
         return self._call(TaskReport, "GET", f"/v1/tasks/{name}")
 
-    def rounds(self, name: str) -> RoundReports:
-        """The funnel of every round of a task."""
-        return self._call(RoundReports, "GET", f"/v1/rounds?task={name}")
+    def rounds(self, name: str, most: int) -> RoundReports:
+        """The funnel of the newest rounds of a task, oldest first."""
+        return self._call(RoundReports, "GET", f"/v1/rounds?task={name}&most={most}")
 
     def pause(self, name: str) -> TaskReport:
         """Admit nobody any more."""
@@ -69,8 +70,15 @@ class Operator:
         """New enrolment codes."""
         return self._call(Codes, "POST", "/v1/codes", to_json(NewCodes(count, life_s)))
 
-    def _call(self, kind: type[T], method: str, path: str, body: bytes = b"") -> T:
-        headers: Mapping[str, str] = {"authorization": f"Bearer {self._token}"}
+    def _call(
+        self,
+        kind: type[T],
+        method: str,
+        path: str,
+        body: bytes = b"",
+        content: Mapping[str, str] = JSON,
+    ) -> T:
+        headers = {"authorization": f"Bearer {self._token}", **(content if body else {})}
         reply: Reply = self._send(method, path, body, headers)
         try:
             if reply.status == 200:

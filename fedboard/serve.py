@@ -42,6 +42,8 @@ def serve(
     from server.endpoint import serve as run
 
     local, tls = access.is_loopback(at.host), _tls(settings.tls)
+    # by default
+    is_open = settings.access.lets_in(local) and not at.insecure
     if not (local or tls or at.insecure):
         raise RunError(
             f"--host {at.host}",
@@ -68,7 +70,7 @@ def serve(
             store,
             blobs,
             codes_needed=settings.access.enrolment == "code"
-            or not (local or settings.access.enrolment),
+            or not (is_open or settings.access.enrolment),
         )
         if coordinator.tasks():
             console.say("going on with the tasks of this server")
@@ -82,24 +84,16 @@ def serve(
         if at.host in ("0.0.0.0", "::"):
             reachable = "127.0.0.1"
         url = f"{'https' if tls else 'http'}://{reachable}:{sock.getsockname()[1]}"
-        readers = settings.access.readers == "open" or (local and not settings.access.readers)
+        readers = settings.access.readers == "open" or (is_open and not settings.access.readers)
         console.say(
             f"listening on {url}; open it in a browser to watch"
             + ("" if readers else f" (password: the token in {folder / TOKEN_FILE})")
         )
         durable.share(address, f"{url}\n".encode())
         logs.begin()
-        proxies = (
-            {"proxy_headers": True, "forwarded_allow_ips": settings.access.behind_proxy}
-            if settings.access.behind_proxy
-            else {}
-        )
-        run(
-            app(coordinator, access_=Access(token, readers, settings.limits)),
-            sock,
-            **tls,
-            **proxies,
-        )
+        doors = settings.access
+        allowed = Access(token, readers, settings.limits, doors.behind_proxy, doors.origins)
+        run(app(coordinator, access_=allowed), sock, **tls)
 
 
 def _require_address(path: Path) -> None:

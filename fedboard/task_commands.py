@@ -154,7 +154,7 @@ def task_show(
     from fedboard.operator import connect
 
     with connect(dir, server, token_file) as operator:
-        task, reports = operator.task(name), operator.rounds(name).rounds[-rounds:]
+        task, reports = operator.task(name), operator.rounds(name, rounds).rounds
     if as_json:
         return emit({**asdict(task), "rounds": [asdict(report) for report in reports]})
     console.say(

@@ -58,7 +58,7 @@ def asgi(app: Any) -> Iterator[Send]:
     background tasks do not run.
     """
     with asyncio.Runner() as loop:
-        client = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://in-memory")
+        client = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost")
 
         def send(method: str, path: str, body: bytes, headers: Mapping[str, str]) -> Reply:
             response = loop.run(client.request(method, path, content=body, headers=dict(headers)))
@@ -104,7 +104,7 @@ def simulate(
         clock.at(start + first, phone.check_in)
     clock.run_until(start + days * DAY_S, done=lambda: fleet.over)
     return Result(
-        calls.rounds(send),
+        calls.all_rounds(send),
         clock.now() - start,
         tuple(phone.check_ins for phone in phones),
         tuple(phone.counted for phone in phones),

@@ -9,8 +9,9 @@ import hmac
 import ipaddress
 import re
 import secrets
+import threading
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -102,12 +103,14 @@ def is_signed(key: bytes, proof: Proof, method: str, path: str) -> bool:
     return True
 
 
-def is_token(headers: Mapping[str, str], token: str) -> bool:
-    """Whether a request carries the operator's token: as a bearer, or as the password of any user,
-    which is what a browser can send.
+def is_token(headers: Mapping[str, str], token: str, is_reading: bool = True) -> bool:
+    """Whether a request carries the operator's token: as a bearer, or, if it only reads, as the
+    password of any user. That is what a browser sends, also for pages that are not ours.
     """
     kind, _, secret = headers.get("authorization", "").partition(" ")
     if kind.lower() == "basic":
+        if not is_reading:
+            return False
         try:
             secret = base64.b64decode(secret, validate=True).decode().partition(":")[2]
         except (binascii.Error, ValueError):
@@ -115,6 +118,34 @@ def is_token(headers: Mapping[str, str], token: str) -> bool:
     elif kind.lower() != "bearer":
         return False
     return hmac.compare_digest(secret.encode(), token.encode())
+
+
+def is_ours(headers: Mapping[str, str], origins: Sequence[str]) -> bool:
+    """Whether a writing request comes from no browser, or from a page of this server: of the host
+    it asks, or of one of the origins its operator names. RFC 6454; Fetch Metadata, section 2.
+    """
+    if headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
+        return False
+    origin = headers.get("origin")
+    if origin is None or origin in origins:
+        return True
+    host = headers.get("host", "")
+    return bool(host) and origin.lower() in (f"http://{host}".lower(), f"https://{host}".lower())
+
+
+def names_this_machine(headers: Mapping[str, str], origins: Sequence[str]) -> bool:
+    """Whether a request names its server as this machine: by an address, as `localhost`, or by the
+    host of one of the origins. A page of elsewhere whose name has been made to lead here does not.
+    """
+    host = headers.get("host", "").lower()
+    if any(origin.partition("://")[2] == host for origin in origins):
+        return True
+    name = host.rpartition("]")[0].removeprefix("[") if "]" in host else host.partition(":")[0]
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return name in ("", "localhost")
+    return True
 
 
 def token(folder: Path, told: str | None = None) -> str:
@@ -154,6 +185,26 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+@functools.lru_cache(maxsize=10_000)
+def network_of(host: str) -> str:
+    """Whose address that is, as far as it can be told: of IPv6 a /64, which whoever has one address
+    of it has whole; an IPv4 address stands for itself, also where it is written as an IPv6 one.
+
+    >>> network_of("2001:db8::1:2:3:4"), network_of("::ffff:10.0.0.7"), network_of("::1")
+    ('2001:db8::/64', '10.0.0.7', '::1')
+    """
+    try:
+        address = ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return ""  # whatever is no address is one
+    if isinstance(address, ipaddress.IPv6Address):
+        if address.ipv4_mapped is not None:
+            return str(address.ipv4_mapped)
+        if not address.is_loopback:
+            return str(ipaddress.ip_network((address, 64), strict=False))
+    return str(address)
+
+
 class Buckets:
     """Token buckets by key, at most `most` of them: `burst` at once, `per_s` a second after that.
     Source: the token bucket of RFC 2697's kind.
@@ -163,15 +214,20 @@ class Buckets:
         self._burst, self._per_s, self._most = burst, per_s, most
         # tokens left, at which time; the least recently used first
         self._left: OrderedDict[str, tuple[float, float]] = OrderedDict()
+        self._lock = threading.Lock()
 
-    def wait_s(self, key: str, now: float) -> float:
-        """Take a token: 0.0; or the seconds until there is one."""
+    def wait_s(self, key: str, now: float, cost: float = 1.0) -> float:
+        """Take a token, or as many as it costs (all, if it costs more than a bucket holds): 0.0; or
+        the seconds until there are so many.
+        """
         if not self._burst:
             return 0.0
-        left, at = self._left.pop(key, (float(self._burst), now))
-        left = min(self._burst, left + max(0.0, now - at) * self._per_s)
-        taken = left >= 1
-        self._left[key] = (left - taken, now)
-        if len(self._left) > self._most:
-            self._left.popitem(last=False)
-        return 0.0 if taken else (1 - left) / self._per_s if self._per_s else 60.0
+        cost = min(cost, self._burst)
+        with self._lock:
+            left, at = self._left.pop(key, (float(self._burst), now))
+            left = min(self._burst, left + max(0.0, now - at) * self._per_s)
+            taken = left >= cost
+            self._left[key] = (left - cost * taken, now)
+            if len(self._left) > self._most:
+                self._left.popitem(last=False)
+        return 0.0 if taken else (cost - left) / self._per_s if self._per_s else 60.0

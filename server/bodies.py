@@ -1,11 +1,14 @@
-"""Bodies: what a request carries, and which part of a blob it asks for. A body is refused before it
-is read where its length is told, and while it is read where it is not.
+"""Bodies: what a request carries, how fast, and which part of a blob it asks for. A body is refused
+before it is read where its length is told, and while it is read where it is not.
 """
 
 import asyncio
 import contextlib
+import hashlib
+import json
 import re
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TypeVar
 
 from starlette.requests import Request
@@ -20,74 +23,188 @@ T = TypeVar("T")
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 
 
+@dataclass(eq=False)
+class Coming:
+    """A body on its way into memory."""
+
+    buffer: bytearray  # of the length that was told
+    size: int = 0  # bytes that have come
+    deadline: asyncio.Timeout | None = None  # while it is read
+    gave_way: bool = False
+
+
 class Room:
-    """Bytes of bodies in memory at once: who finds none waits, and is asked to come back if that
-    takes too long. Most bodies have one length, so their memory is used again.
+    """Bytes of bodies in memory at once, taken as they come: what somebody only says he will send
+    takes nothing. Where there is no more, the body that has been coming longest gives way.
+
+    Who comes while others are at it waits a moment, so that a crowd is read in turn. Most bodies
+    have one length, so their memory is used again.
     """
 
-    def __init__(self, most: int):
+    def __init__(self, most: int, patience_s: float = 1.0):
         self._left = self._most = most
+        self._told = 0  # bytes that all bodies under way will have
+        self._patience_s = patience_s
         self._freed = asyncio.Condition()
+        self._reading: dict[Coming, None] = {}  # the oldest first
         self._spare: list[bytearray] = []
 
     @contextlib.asynccontextmanager
-    async def of(self, size: int, at_most_s: float) -> AsyncIterator[bytearray]:
-        """Memory for a body of so many bytes, once there is room. Refused (UNAVAILABLE) if there is
-        none in time.
+    async def of(self, size: int, at_most_s: float) -> AsyncIterator[Coming]:
+        """A place for a body of so many bytes; none is taken yet. Refused (UNAVAILABLE) if all room
+        is taken, for as long, by bodies that have come whole.
         """
-        size = min(size, self._most)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._patience_s), self._freed:
+                await self._freed.wait_for(lambda: self._told + size <= self._most)
         try:
             async with asyncio.timeout(at_most_s), self._freed:
-                await self._freed.wait_for(lambda: self._left >= size)
-                self._left -= size
+                await self._freed.wait_for(lambda: self._left > 0 or bool(self._reading))
         except TimeoutError:
-            raise Refused(Cause.UNAVAILABLE, "too many bodies at once") from None
-        fits = self._spare and len(self._spare[-1]) == size
-        buffer = self._spare.pop() if fits else bytearray(size)
+            raise _no_room() from None
+        self._told += size
+        # its memory is there already
+        fits = bool(self._spare) and len(self._spare[-1]) == size
+        body = Coming(self._spare.pop() if fits else bytearray())
+        self._reading[body] = None
         try:
-            yield buffer
+            yield body
             # answered: nobody looks at it any more
-            if not self._spare or len(self._spare[-1]) == size:
-                self._spare.append(buffer)
-            else:
-                self._spare = [buffer]
+            if self._spare and len(self._spare[-1]) != len(body.buffer):
+                self._spare.clear()
+            if len(body.buffer) == size:
+                self._spare.append(body.buffer)
         finally:
-            self._left += size
+            self._told -= size
+            self._free(body)
             async with self._freed:
                 self._freed.notify_all()
 
+    def take(self, body: Coming, more: int) -> None:
+        """So many bytes more have come. Refused (UNAVAILABLE) if no other body can give way."""
+        if body.gave_way:
+            raise _no_room()
+        body.size += more
+        self._left -= more
+        while self._left < 0:
+            oldest = next((each for each in self._reading if each is not body), None)
+            if oldest is None:
+                if body.size == self._most - self._left:
+                    return  # a body larger than the room has it alone
+                raise _no_room()
+            self._free(oldest)
+            oldest.gave_way = True
+            if oldest.deadline is not None:
+                oldest.deadline.reschedule(asyncio.get_running_loop().time())
 
-async def read(
-    request: Request, limit: int, limits: Limits, into: bytearray | None = None
-) -> bytes | bytearray:
-    """The body, in `into` if it has its length; refused as soon as it is known to be longer than
-    `limit` bytes, coded, or too slow.
+    def whole(self, body: Coming) -> None:
+        """All of it has come: it gives way to none."""
+        self._reading.pop(body, None)
+
+    def _free(self, body: Coming) -> None:
+        self._reading.pop(body, None)
+        if not body.gave_way:
+            self._left += body.size
+
+
+def _no_room() -> Refused:
+    return Refused(Cause.UNAVAILABLE, "too many bodies at once")
+
+
+async def read(request: Request, limit: int, limits: Limits) -> bytes | bytearray:
+    """A small body; refused as soon as it is known to be longer than `limit` bytes, coded, or too
+    slow.
     """
-    length = checked_length(request, limit)
+    body = bytearray()
+    await receive(request, limit, limits, body.extend)
+    return body
+
+
+async def read_into(
+    body: Coming, room: Room, request: Request, limit: int, limits: Limits
+) -> bytearray:
+    """A large body, into its place; refused as by `read`, or if it had to give way."""
+
+    def take(piece: bytes) -> None:
+        size = body.size
+        room.take(body, len(piece))
+        body.buffer[size : body.size] = piece
+
+    try:
+        await receive(request, limit, limits, take, body)
+    except Refused:
+        if body.gave_way:
+            raise _no_room() from None
+        raise
+    room.whole(body)
+    return body.buffer if len(body.buffer) == body.size else body.buffer[: body.size]
+
+
+async def read_away(request: Request, limit: int, limits: Limits) -> tuple[int, str]:
+    """The length and the SHA-256 of a body that nobody will look at; refused as by `read`."""
+    hashed, size = hashlib.sha256(), 0
+
+    def take(piece: bytes) -> None:
+        nonlocal size
+        size += len(piece)
+        hashed.update(piece)
+
+    await receive(request, limit, limits, take)
+    return size, hashed.hexdigest()
+
+
+async def receive(
+    request: Request,
+    limit: int,
+    limits: Limits,
+    take: Callable[[bytes], object],
+    body: Coming | None = None,
+) -> None:
+    """Give a body to `take`, piece by piece. The least speed holds at every piece: whoever is late
+    with one is refused before the next.
+    """
+    checked_length(request, limit)
     if headers(request).get("content-encoding", "identity").lower() != "identity":
         raise Refused(Cause.MALFORMED, "content-encoding: expected a body as it is")
-    # one piece of memory if its length is told
-    fits = into is not None and len(into) == length
-    body = into if into is not None and fits else bytearray(length or 0)
-    size = 0
+    by, size = asyncio.get_running_loop().time() + limits.body_s, 0
     try:
-        async with asyncio.timeout(limits.body_s + limit / limits.least_bytes_per_s):
+        async with asyncio.timeout_at(by) as deadline:
+            if body is not None:
+                body.deadline = deadline
             async for piece in request.stream():
                 size += len(piece)
                 if size > limit:
                     raise too_large(limit)
-                body[size - len(piece) : size] = piece
+                take(piece)
+                if size and not (body is not None and body.gave_way):
+                    deadline.reschedule(by + size / limits.least_bytes_per_s)
     except TimeoutError:
         raise Refused(Cause.TOO_SLOW, "the body did not come in time") from None
-    return body if size == len(body) else body[:size]
 
 
 def parsed(kind: type[T], body: bytes | bytearray) -> T:
-    """A message out of a JSON body. Refused (MALFORMED) if it is not one."""
+    """A message out of a JSON body. Refused (MALFORMED) if it is not one, or not of characters that
+    can be kept.
+    """
     try:
+        if not _is_text(body):
+            raise Refused(Cause.MALFORMED, f"{kind.__name__}: expected characters of Unicode")
         return config.from_json(kind, body, kind.__name__)
     except ConfigError as error:
         raise Refused(Cause.MALFORMED, str(error)) from None
+    except (ValueError, ArithmeticError, RecursionError):  # of values no type rules out
+        raise Refused(Cause.MALFORMED, f"{kind.__name__}: expected one JSON object") from None
+
+
+def _is_text(body: bytes | bytearray) -> bool:
+    """Whether all characters of a JSON body, as they are or escaped, can be written again."""
+    try:
+        text = body.decode()
+        if "\\u" in text:  # half of a pair has no bytes; what a pair stands for has
+            json.dumps(json.loads(text), ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def headers(request: Request) -> dict[str, str]:

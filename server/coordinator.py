@@ -44,6 +44,7 @@ from device_runtime.causes import MEANING, Cause
 from device_runtime.errors import FedboardError, RunError
 from device_runtime.weights import digest
 from device_runtime.wire import (
+    MOST_ROUNDS,
     OPEN,
     Ack,
     Assignment,
@@ -72,6 +73,8 @@ from server.requests import (
     Answer,
     CheckingIn,
     Fetching,
+    Looking,
+    Nonce,
     Refused,
     Reporting,
     Request,
@@ -184,6 +187,18 @@ class Coordinator:
         with self.store.reading() as rows:
             return rows.public_key(device)
 
+    def work_of(self, device: str, assignment: str, nonce: Nonce) -> StoredAssignment:
+        """What a device has that name of an assignment for, before its report is read. Refused if
+        it has no such assignment, or has made this request before.
+        """
+        with self.store.reading() as rows:
+            work = rows.assignments([assignment]).get(assignment)
+            if work is not None and rows.seen([(device, nonce.text)]):
+                raise Refused(Cause.REPLAYED, "this request has been made before")
+        if work is None or work.device != device:
+            raise Refused(Cause.UNKNOWN_ASSIGNMENT, "this device has no such assignment")
+        return work
+
     def judge(self, report: Reporting) -> Judged:
         """What can be said of a report before its turn: most of the work. Any thread may do it,
         while others are answered.
@@ -208,7 +223,8 @@ class Coordinator:
         judged: Sequence[Judged | None] | None = None,
     ) -> list[Answer]:
         """The answer to each request, as if they had come one after the other. What an answer
-        acknowledges is on disk when this returns.
+        acknowledges is on disk when this returns. What fails after the first of them are answered
+        is not raised: the answers are fewer than the requests.
 
         `judged` has what `judge` said of each report; by default it is asked here.
         """
@@ -224,10 +240,7 @@ class Coordinator:
                 except Exception:
                     if not answers:
                         raise
-                    # what is answered is on disk: only the others must ask again
-                    log.exception("the rest of a group could not be answered")
-                    nothing = Refused(Cause.UNAVAILABLE, "nothing can be kept just now")
-                    return answers + [nothing] * (len(requests) - len(answers))
+                    return answers  # they are on disk: only the others are asked again
                 if len(answers) == len(requests):
                     return answers
 
@@ -311,9 +324,16 @@ class Coordinator:
         with self.store.reading() as rows:
             return rows.tasks()
 
-    def reports(self, now: float, task: str | None = None, most: int | None = None) -> RoundReports:
-        """The funnel of every round of a task so far (by default of the oldest one), oldest first.
-        Refused if there is none of that name.
+    def reports(
+        self,
+        now: float,
+        task: str | None = None,
+        most: int = MOST_ROUNDS,
+        before: int | None = None,
+    ) -> RoundReports:
+        """The funnel of the newest rounds of a task (by default of the oldest one), or of the
+        newest before a round, oldest first; at most MOST_ROUNDS. Refused if there is none of that
+        name.
         """
         with self.store.reading() as rows:
             named = [stored.task for stored in rows.tasks() if task in (None, stored.task.name)]
@@ -321,7 +341,10 @@ class Coordinator:
                 if task is None:
                     return RoundReports()
                 raise Refused(Cause.UNKNOWN_TASK, "there is no task of that name")
-            return RoundReports(rows.reports(named[0], now, most))
+            return RoundReports(
+                rows.reports(named[0], now, min(most, MOST_ROUNDS), before),
+                rows.first_round(named[0].name),
+            )
 
     def checkpoint(self, task: str = "default") -> StoredCheckpoint:
         """What a training task goes on from. Refused if there is no such task."""
@@ -484,6 +507,8 @@ class Coordinator:
             return Refused(Cause.REPLAYED, "this request has been made before")
         if isinstance(request, CheckingIn):
             return self._checked_in(request, ledger, rows)
+        if isinstance(request, Looking):
+            return None
         if isinstance(request, Fetching):
             self._fetched(request, ledger)
             return None
@@ -646,7 +671,8 @@ class Coordinator:
     ) -> Answer:
         task, now = ledger.tasks[work.task].task, ledger.now
         name = digest(request.body) if judged is None else judged.name
-        ledger.count(work, bytes_up=len(request.body), uploaded=int(not work.uploaded))
+        size = len(request.body) if request.size is None else request.size
+        ledger.count(work, bytes_up=size, uploaded=int(not work.uploaded))
         work = replace(work, uploaded=True)
         if work.status is not AssignmentStatus.OPEN:
             return self._again(work, name, task, ledger)
@@ -689,7 +715,9 @@ class Coordinator:
         else:
             weighted = mechanism.of(task).weigh(value, round.round - work.round)
             counted.setdefault((task.name, round.round), []).append(weighted)
-            ledger.count(work, round.round, examples=value.examples)
+            # what a device says of itself adds up to no more than its plan lets it use
+            examples = min(value.examples, task.plan.max_rows)
+            ledger.count(work, round.round, examples=examples)
         if not ledger.tell(task.name, Reported(now)):
             raise RunError(
                 f"task {task.name}",

@@ -9,8 +9,10 @@ import asyncio
 import contextlib
 import functools
 import logging
+import re
 import socket
 import time
+from collections import Counter
 from collections.abc import (
     AsyncIterator,
     Awaitable,
@@ -20,7 +22,7 @@ from collections.abc import (
     Sequence,
 )
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import prometheus_client
@@ -40,6 +42,8 @@ from device_runtime.shown import printable
 from device_runtime.update import encoded_bytes
 from device_runtime.weights import digest
 from device_runtime.wire import (
+    MOST_ROUNDS,
+    ROUNDS,
     SENTENCE,
     VERSION,
     Abandon,
@@ -55,17 +59,28 @@ from device_runtime.wire import (
     Scores,
     Server,
 )
-from server import access, bodies, contract, dashboard, memory, openapi, operators, overview
+from server import (
+    access,
+    bodies,
+    connections,
+    contract,
+    dashboard,
+    memory,
+    openapi,
+    operators,
+    overview,
+)
 from server.access import Buckets, Proof
 from server.coordinator import Coordinator
 from server.groups import Groups
 from server.judging import Judged
 from server.metrics import Metrics
 from server.replays import Replays
-from server.requests import Abandoning, Answer, CheckingIn, Fetching, Refused, Reporting
+from server.requests import Abandoning, Answer, CheckingIn, Fetching, Looking, Refused, Reporting
 from server.requests import Request as Asked
-from server.settings import Limits
-from server.store import Unusable
+from server.settings import Limits, listed
+from server.store import AssignmentStatus, Away, Unusable
+from server.task import NAME
 
 log = logging.getLogger("fedboard.server")
 
@@ -75,6 +90,16 @@ CHECKPOINT_BYTES = 256 << 20  # largest body of an operator
 JUDGES = 2  # threads
 KEYS_KEPT = 100_000  # public keys in memory
 OTHER_VERSION_S = 86_400  # until a device of another version asks again
+PIECE_BYTES = 512 << 10  # of a blob in memory while it is sent
+ROUNDS_A_TOKEN = 25  # that are read for what any other request costs a device
+# what a path may name; anything else is the name of nothing
+NAMES = {
+    "assignment": (re.compile("[0-9a-f]{32}"), Cause.UNKNOWN_ASSIGNMENT),
+    "sha256": (re.compile("[0-9a-f]{64}"), Cause.UNKNOWN_BLOB),
+    "name": (NAME, Cause.UNKNOWN_TASK),
+}
+_NUMBER = re.compile("[0-9]{1,9}")
+HELD = "fedboard.held"  # of an ASGI scope: what is counted until the request is over
 
 
 @dataclass(frozen=True)
@@ -92,6 +117,8 @@ class Access:
     # pages and reports need no token: for a server that only this machine reaches
     open_to_readers: bool = True
     limits: Limits = field(default_factory=Limits)
+    behind_proxy: str = ""  # addresses of proxies, separated by commas
+    origins: str = ""  # where a browser may write from beside this server itself
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -124,15 +151,24 @@ def serve(app: FastAPI, sock: socket.socket, **options: Any) -> None:
 
 
 def server(app: FastAPI, **options: Any) -> uvicorn.Server:
-    """The same for a caller that ends it by `should_exit`."""
-    settings = {
+    """The same for a caller that ends it by `should_exit`. An app of ours has its connections
+    limited.
+    """
+    service: _Service | None = getattr(app.state, "service", None)
+    settings: dict[str, Any] = {
         "log_config": None,
         "access_log": False,
         "server_header": False,
         "lifespan": "on",
         "timeout_graceful_shutdown": 10,
     }
-    return uvicorn.Server(uvicorn.Config(app, **{**settings, "proxy_headers": False, **options}))
+    settings |= {"proxy_headers": False, "ws": "none"}
+    if service is None:
+        return uvicorn.Server(uvicorn.Config(app, **{**settings, **options}))
+    if proxies := service.allowed.behind_proxy:
+        settings |= {"proxy_headers": True, "forwarded_allow_ips": proxies}
+    config_ = uvicorn.Config(app, **{**settings, **options})
+    return connections.Server(config_, service.connections, service.allowed.limits)
 
 
 def app(
@@ -158,14 +194,22 @@ class _Service:
         self.coordinator, self.allowed = coordinator, allowed
         self.clock, self.tick_s = clock, tick_s
         self.started_at = clock()
-        self.metrics = Metrics(coordinator, clock)
         limits = allowed.limits
-        self.groups: Groups[_Asking, Answer] = Groups(self.handle)
+        self.connections = connections.of(limits, allowed.behind_proxy)
+        self.metrics = Metrics(coordinator, clock, self.connections.ended)
+        self.origins = listed(allowed.origins)
+        self.groups: Groups[_Asking, Answer] = Groups(
+            self.handle, fails_all=lambda error: isinstance(error, Away)
+        )
         # hashing and adding up let go of the interpreter: other cores do them
         self.judges = ThreadPoolExecutor(JUDGES, "judge")
         self.of_devices = Buckets(limits.device_burst, limits.device_per_s)
         self.of_addresses = Buckets(limits.address_burst, limits.address_per_s)
         self.replays = Replays()
+        self.of_enrolments = Buckets(limits.enrolment_burst, limits.enrolment_per_s)
+        # bodies under way by device, up and down
+        self.uploads: Counter[str] = Counter()
+        self.downloads: Counter[str] = Counter()
         self.room = bodies.Room(limits.bodies_bytes)
         self.keys: LRUCache[str, bytes] = LRUCache(KEYS_KEPT)
         self.update_bytes: dict[str, int] = {}  # largest report by task
@@ -276,7 +320,7 @@ class _Service:
                 "GET",
                 "/v1/rounds",
                 self.rounds,
-                _documented(RoundReports, 401, 404, 429, 503, is_operators=True),
+                _documented(RoundReports, *SIGNED, 400, 404, is_operators=True),
             ),
             (
                 "PUT",
@@ -343,12 +387,16 @@ class _Service:
             api.add_api_route(path, route, methods=[method], **documented)
         api.openapi = functools.partial(openapi.document, api)  # type: ignore[method-assign]
         api.add_middleware(_Observed, service=self)
+        api.state.service = self
         return api
 
     # devices
 
     async def enrol(self, request: Request) -> Response:
         self.address_may(request)
+        if not self.is_this_machine(request):
+            address = access.network_of(self.address(request))
+            self.not_too_often(self.of_enrolments.wait_s(address, self.clock()))
         body = await self.body(request, MESSAGE_BYTES)
         enrolment = bodies.parsed(Enrolment, body)
         proof, key = self.claimed(request), bytes.fromhex(enrolment.public_key)
@@ -383,6 +431,9 @@ class _Service:
         signed = await self.signed(request, 0)
         await self.signed_body(request, signed.proof, 0)
         name, proof = request.path_params["sha256"], signed.proof
+        self.verify(signed)
+        self.charge(signed)
+        self.hold(request, self.downloads, proof.device)
 
         async def taken(size: int, complete: bool) -> None:
             makes = ""
@@ -404,23 +455,30 @@ class _Service:
     async def report(self, request: Request, kind: Kind) -> Response:
         limit = await self.largest_update() if kind is Kind.TRAINING else MESSAGE_BYTES
         signed = await self.signed(request, limit)
-        proof = signed.proof
-        self.verify(signed)  # before a body this large is read
+        proof, limits = signed.proof, self.allowed.limits
+        name = request.path_params["assignment"]
+        # before a body this large is read
+        self.verify(signed)
+        self.charge(signed)
+        self.hold(request, self.uploads, proof.device)
+        work = await run_in_threadpool(self.coordinator.work_of, proof.device, name, proof.nonce)
+        if (work.task, work.round) != proof.signed_for:
+            raise Refused(Cause.WRONG_ROUND)
+        if connections.IN_SCOPE in request.scope:
+            request.scope[connections.IN_SCOPE].vouch()
+        asked = Reporting(
+            proof.device, name, b"", kind, proof.nonce, proof.signed_for, proof.body_digest
+        )
+        if work.status is not AssignmentStatus.OPEN:
+            # nobody will count it: its hash says whether it is the one that was counted
+            size, hashed = await bodies.read_away(request, limit, limits)
+            judged = Judged(hashed, hashed == proof.body_digest, *proof.signed_for, value=None)
+            return _json(await self.answer(signed, replace(asked, size=size), judged))
         length = bodies.checked_length(request, limit)
-        async with self.room.of(
-            limit if length is None else length, self.allowed.limits.body_s
-        ) as buffer:
+        async with self.room.of(limit if length is None else length, limits.body_s) as coming:
             # the hash of a body this large is checked where it is judged, which needs it anyway
-            body = await self.body(request, limit, buffer)
-            asked = Reporting(
-                proof.device,
-                request.path_params["assignment"],
-                body,
-                kind,
-                proof.nonce,
-                proof.signed_for,
-                proof.body_digest,
-            )
+            body = await bodies.read_into(coming, self.room, request, limit, limits)
+            asked = replace(asked, body=body)
             judged = await asyncio.get_running_loop().run_in_executor(
                 self.judges, self.coordinator.judge, asked
             )
@@ -447,16 +505,24 @@ class _Service:
         return _json(Server(self.coordinator.server, int(self.clock())))
 
     async def rounds(self, request: Request) -> Response:
+        asked = request.query_params
+        task, before = asked.get("task"), _number(asked, "before", None)
+        most = min(_number(asked, "most", ROUNDS) or ROUNDS, MOST_ROUNDS)
         if "fedboard-signature" in bodies.headers(request):
             # a device may see what becomes of its rounds
-            self.verify(await self.signed(request, 0))
+            signed = await self.signed(request, 0)
+            signed.cost = max(1.0, most / ROUNDS_A_TOKEN)
+            await self.answer(signed, Looking(signed.proof.device, signed.proof.nonce))
         else:
             self.may_read(request)
-        task = request.query_params.get("task")
-        return _json(await run_in_threadpool(self.coordinator.reports, self.clock(), task))
+        if task is not None and not NAME.fullmatch(task):
+            raise Refused(Cause.UNKNOWN_TASK, "there is no task of that name")
+        return _json(
+            await run_in_threadpool(self.coordinator.reports, self.clock(), task, most, before)
+        )
 
     async def put_checkpoint(self, request: Request) -> Response:
-        self.may_act(request)
+        self.may_act(request, "application/octet-stream")
         data = await self.body(request, CHECKPOINT_BYTES)
         return _json(
             await run_in_threadpool(operators.put_checkpoint, self.coordinator, bytes(data))
@@ -611,16 +677,36 @@ class _Service:
             try:
                 if not signed.is_verified:
                     self.verify(signed)
-                # only now: a stranger must not use up what a device may ask
-                self.not_too_often(self.of_devices.wait_s(signed.proof.device, now))
+                self.charge(signed)
                 good.append(place)
             except Refused as refused:
                 answers[place] = refused
         asked = [group[place].asked for place in good]
         judged = [group[place].judged for place in good]
-        for place, answer in zip(good, self.coordinator.handle(asked, now, judged), strict=True):
+        answered = self.coordinator.handle(asked, now, judged)
+        for place, answer in zip(good, answered, strict=False):
             answers[place] = answer
-        return answers
+        return answers if len(answered) == len(good) else answers[: good[len(answered)]]
+
+    def charge(self, signed: "_Signed") -> None:
+        """Let a verified request cost its device what it costs, once. Refused if the device asks
+        too often.
+        """
+        # only what is verified: a stranger must not use up what a device may ask
+        if not signed.is_charged:
+            device = signed.proof.device
+            self.not_too_often(self.of_devices.wait_s(device, self.clock(), signed.cost))
+            signed.is_charged = True
+
+    def hold(self, request: Request, held: Counter[str], device: str) -> None:
+        """Let a device have one body more under way until this request is over. Refused if it has
+        as many as it may.
+        """
+        most = self.allowed.limits.device_bodies
+        if most and held[device] >= most:
+            raise TooOften(1.0)
+        held[device] += 1
+        request.scope.setdefault(HELD, []).append((held, device))
 
     async def key(self, device: str) -> bytes:
         key = self.keys.get(device)
@@ -631,34 +717,62 @@ class _Service:
             key = self.keys[device] = bytes.fromhex(public)
         return key
 
+    def address(self, request: Request) -> str:
+        return request.client.host if request.client else ""
+
+    def is_this_machine(self, request: Request) -> bool:
+        """Whether nobody but this machine can have sent it: behind a proxy anybody can."""
+        return not self.allowed.behind_proxy and access.is_loopback(self.address(request))
+
     def address_may(self, request: Request) -> None:
-        address = request.client.host if request.client else ""
-        if not access.is_loopback(address):
+        if not self.is_this_machine(request):
+            address = access.network_of(self.address(request))
             self.not_too_often(self.of_addresses.wait_s(address, self.clock()))
 
     def not_too_often(self, wait_s: float) -> None:
         if wait_s:
             raise TooOften(wait_s)
 
-    def may_act(self, request: Request) -> None:
-        """Refused unless the request carries the operator's token."""
+    def may_act(self, request: Request, content: str = "application/json") -> None:
+        """Refused unless the request carries the operator's token; one that writes also if a page
+        of elsewhere sends it, or if its body is not of that content type.
+        """
         self.address_may(request)
-        if not self.allowed.token or not access.is_token(request.headers, self.allowed.token):
+        headers, is_reading = bodies.headers(request), request.method in ("GET", "HEAD")
+        if not is_reading and not access.is_ours(headers, self.origins):
             raise Refused(
                 Cause.NOT_THE_OPERATOR,
-                "expected the operator's token, as a bearer or as a password",
+                "a page of another origin may not write; [access] origins names those that may",
             )
+        if not self.allowed.token or not access.is_token(headers, self.allowed.token, is_reading):
+            raise Refused(
+                Cause.NOT_THE_OPERATOR,
+                "expected the operator's token, as a bearer"
+                + (" or as a password" if is_reading else ""),
+            )
+        has_body = headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
+        kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+        if not is_reading and has_body and kind != content:
+            raise Refused(Cause.MALFORMED, f"content-type: expected {content}")
 
     def may_read(self, request: Request) -> None:
         if not self.allowed.open_to_readers:
             self.may_act(request)
+            return
+        self.address_may(request)
+        # what is open to this machine is not open to a page of elsewhere in its browser
+        if self.is_this_machine(request) and not access.names_this_machine(
+            bodies.headers(request), self.origins
+        ):
+            raise Refused(
+                Cause.NOT_THE_OPERATOR,
+                "expected this machine's address as the host; [access] origins names others",
+            )
 
     # bodies and answers
 
-    async def body(
-        self, request: Request, limit: int, into: bytearray | None = None
-    ) -> bytes | bytearray:
-        return await bodies.read(request, limit, self.allowed.limits, into)
+    async def body(self, request: Request, limit: int) -> bytes | bytearray:
+        return await bodies.read(request, limit, self.allowed.limits)
 
     async def signed_body(self, request: Request, proof: Proof, limit: int) -> bytes | bytearray:
         body = await self.body(request, limit)
@@ -714,11 +828,23 @@ class _Service:
                 {"content-range": f"bytes */{size}"},
             )
         await let_go(end - start, end == size)
-        data = await run_in_threadpool(self.coordinator.blobs.part, name, start, end)
         status = 200
         if window is not None:
             status, headers["content-range"] = 206, f"bytes {start}-{end - 1}/{size}"
-        return Response(data, status, headers, "application/octet-stream")
+
+        async def part(at: int) -> bytes | memoryview:
+            until = min(end, at + PIECE_BYTES)
+            return await run_in_threadpool(self.coordinator.blobs.part, name, at, until)
+
+        if end - start <= PIECE_BYTES:
+            return Response(await part(start), status, headers, "application/octet-stream")
+        return _Pieces(
+            await part(start),
+            part,
+            range(start, end, PIECE_BYTES)[1:],
+            status,
+            {**headers, "content-length": str(end - start)},
+        )
 
     async def respond(
         self, request: Request, route: Callable[[Request], Awaitable[Response]]
@@ -732,9 +858,12 @@ class _Service:
                     return await answer(request, error)
             raise
 
-    async def refuse(self, _: Request, refused: Any) -> Response:
+    async def refuse(self, request: Request, refused: Any) -> Response:
         self.count(refused.cause)
         headers = {}
+        if refused.cause is Cause.NOT_THE_OPERATOR and request.method != "GET":
+            # a browser asks for no password that would not be taken
+            headers["www-authenticate"] = 'Bearer realm="Fedboard operator"'
         if isinstance(refused, TooOften):
             headers["retry-after"] = str(max(1, round(refused.wait_s)))
         elif isinstance(refused, WrongTime):
@@ -785,6 +914,8 @@ class _Signed:
     proof: Proof
     key: bytes
     is_verified: bool = False
+    is_charged: bool = False
+    cost: float = 1.0  # beside any other request
 
 
 @dataclass(frozen=True)
@@ -802,7 +933,45 @@ class _Route(APIRoute):
     """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        return self.endpoint
+        if not self.param_convertors:
+            return self.endpoint
+
+        async def route(request: Request) -> Response:
+            for name, value in request.path_params.items():
+                pattern, cause = NAMES[name]
+                if not pattern.fullmatch(value):
+                    raise Refused(cause, "there is nothing of that name")
+            response: Response = await self.endpoint(request)
+            return response
+
+        return route
+
+
+class _Pieces(Response):
+    """A blob that is read as it is sent."""
+
+    def __init__(
+        self,
+        first: bytes | memoryview,
+        part: Callable[[int], Awaitable[bytes | memoryview]],
+        rest: Sequence[int],
+        status: int,
+        headers: Mapping[str, str],
+    ):
+        super().__init__(b"", status, headers, "application/octet-stream")
+        self._first, self._part, self._rest = first, part, rest
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Send it piece by piece, each once the peer has taken most of the one before."""
+        start = {"type": "http.response.start", "status": self.status_code}
+        await send({**start, "headers": self.raw_headers})
+        piece, over = self._first, scope.get(connections.IN_SCOPE)
+        for at in self._rest:
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
+            if over is not None and over.is_lost:
+                return
+            piece = await self._part(at)
+        await send({"type": "http.response.body", "body": piece})
 
 
 class TooOften(Refused):
@@ -860,6 +1029,10 @@ class _Observed:
             else:
                 await self._app(scope, receive, observing)
         finally:
+            for held, device in scope.get(HELD, ()):
+                held[device] -= 1
+                if not held[device]:
+                    del held[device]
             seconds, route = time.perf_counter() - began, scope.get("route")
             # parameters by name: the log holds no device's work
             path = CHECK_IN if often else getattr(route, "path", "other")
@@ -883,6 +1056,16 @@ def _bad_signature() -> Refused:
     )
 
 
+def _number(asked: Mapping[str, str], name: str, default: int | None) -> int | None:
+    """A number of a query. Refused (MALFORMED) if it is none."""
+    text = asked.get(name)
+    if text is None:
+        return default
+    if not _NUMBER.fullmatch(text):
+        raise Refused(Cause.MALFORMED, f"{name}: expected a whole number")
+    return int(text)
+
+
 # answers
 
 
@@ -891,7 +1074,7 @@ def _json(message: Any, status: int = 200, headers: Any = None) -> Response:
 
 
 def _problem(status: int, cause: Cause, detail: str, headers: Any = None) -> Response:
-    if status == 401:
+    if status == 401 and "www-authenticate" not in (headers or {}):
         scheme = (
             'Basic realm="Fedboard operator"'
             if cause is Cause.NOT_THE_OPERATOR

@@ -1,5 +1,6 @@
 """Groups: requests that arrive while the disk is busy are answered together. One worker thread; as
-many requests as come in one transaction.
+many requests as come in one transaction. What fails for a group is asked one by one: a request that
+cannot be answered fails alone.
 
 A transaction costs as much as many requests in it. So under load a group waits a few milliseconds
 for company; a request that comes alone does not.
@@ -8,15 +9,23 @@ for company; a request that comes alone does not.
 import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 Q = TypeVar("Q")
 A = TypeVar("A")
 
 
+@dataclass(frozen=True)
+class _Failed:
+    error: Exception
+
+
 class Groups(Generic[Q, A]):
-    """`handle` answers a list of requests at once. A group is what came while the one before it was
-    under way, at most `most` and `most_bytes`.
+    """`handle` answers a list of requests at once, or the first of them if it failed after those. A
+    group is what came while the one before it was under way, at most `most` and `most_bytes`.
+
+    `fails_all` tells errors that no request has brought about: nobody is asked again after one.
     """
 
     def __init__(
@@ -25,7 +34,9 @@ class Groups(Generic[Q, A]):
         most: int = 256,
         most_bytes: int = 128 << 20,
         wait_s: float = 0.004,
+        fails_all: Callable[[Exception], bool] = lambda error: False,
     ):
+        self._fails_all = fails_all
         self._handle, self._most, self._most_bytes, self._wait_s = handle, most, most_bytes, wait_s
         self._together = 1.0  # requests of the last groups, about
         self._waiting: list[tuple[Q, int, asyncio.Future[A]]] = []
@@ -33,9 +44,7 @@ class Groups(Generic[Q, A]):
         self._worker = ThreadPoolExecutor(1, "coordinator")
 
     async def answer(self, request: Q, size: int = 0) -> A:
-        """The answer to one request, of so many bytes. Raises what `handle` raised for its
-        group.
-        """
+        """The answer to one request, of so many bytes. Raises what `handle` raised for it."""
         future: asyncio.Future[A] = asyncio.get_running_loop().create_future()
         self._waiting.append((request, size, future))
         if self._draining is None:
@@ -50,20 +59,34 @@ class Groups(Generic[Q, A]):
                     await asyncio.sleep(self._wait_s)
                 group = self._next()
                 self._together = 0.7 * self._together + 0.3 * len(group)
-                try:
-                    answers = await loop.run_in_executor(
-                        self._worker, self._handle, [request for request, _, _ in group]
-                    )
-                except Exception as error:
-                    for _, _, future in group:
-                        if not future.done():
-                            future.set_exception(error)
-                else:
-                    for (_, _, future), answer in zip(group, answers, strict=True):
-                        if not future.done():  # a device that hung up is not waited for
-                            future.set_result(answer)
+                answers = await loop.run_in_executor(
+                    self._worker, self._answers, [request for request, _, _ in group]
+                )
+                for (_, _, future), answer in zip(group, answers, strict=True):
+                    if future.done():  # a device that hung up is not waited for
+                        continue
+                    if isinstance(answer, _Failed):
+                        future.set_exception(answer.error)
+                    else:
+                        future.set_result(answer)
         finally:
             self._draining = None
+
+    def _answers(self, requests: Sequence[Q]) -> "list[A | _Failed]":
+        """The answer to each request; together if that can be, otherwise one by one."""
+        answers: list[A | _Failed] = []
+        together = len(requests)
+        while len(answers) < len(requests):
+            asked = requests[len(answers) :][:together]
+            try:
+                answers += self._handle(asked)
+            except Exception as error:
+                if self._fails_all(error):
+                    return answers + [_Failed(error)] * (len(requests) - len(answers))
+                if len(asked) == 1:
+                    answers.append(_Failed(error))
+            together = 1
+        return answers
 
     def _next(self) -> list[tuple[Q, int, "asyncio.Future[A]"]]:
         count, size = 0, 0

@@ -1,5 +1,5 @@
-"""Logs: one JSON object a line on standard error, for machines that collect them. No body, key,
-token, text or device goes into one.
+"""Logs: one JSON object a line on standard error, for machines that collect them. Few lines of a
+kind in a second; no body, header, path, address, key, token, text or device goes into one.
 """
 
 import json
@@ -19,7 +19,9 @@ FIELDS = (
     "ms",
     "count",
     "error",
+    "left_out",  # lines of the same kind, since the last one of it
 )
+MOST_A_SECOND = 5  # lines of one kind; whoever can bring one about can bring about thousands
 
 
 class Lines(logging.Formatter):
@@ -46,10 +48,38 @@ class Lines(logging.Formatter):
         return json.dumps(line)
 
 
+class Sparing(logging.Filter):
+    """Lets through few lines of a kind in a second, by the time of the lines themselves. The next
+    line of that kind says how many were left out. A kind is what a line is, whatever it says of its
+    request; there are only as many as the program has lines.
+    """
+
+    def __init__(self, most: int = MOST_A_SECOND):
+        super().__init__()
+        self._most = most
+        # by kind: the second, lines let through in it, lines left out since the last
+        self._kinds: dict[tuple[str, int], tuple[int, int, int]] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether to write the line."""
+        kind, second = (record.pathname, record.lineno), int(record.created)
+        before, written, left_out = self._kinds.get(kind, (second, 0, 0))
+        if second != before:
+            written = 0
+        if written >= self._most:
+            self._kinds[kind] = (second, written, left_out + 1)
+            return False
+        self._kinds[kind] = (second, written + 1, 0)
+        if left_out:
+            record.left_out = left_out
+        return True
+
+
 def begin(stream: TextIO | None = None, level: int = logging.INFO) -> None:
     """Write the server's lines, and uvicorn's warnings, to a stream."""
     handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(Lines())
+    handler.addFilter(Sparing())
     for name, least in (("fedboard.server", level), ("uvicorn.error", logging.WARNING)):
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [handler], False

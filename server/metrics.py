@@ -2,7 +2,8 @@
 restart and is the same from every replica.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import prometheus_client
@@ -20,7 +21,13 @@ LATENCIES_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5
 class Metrics:
     """The registry of one server, and what its endpoint counts itself."""
 
-    def __init__(self, coordinator: Coordinator, clock: Callable[[], float]):
+    def __init__(
+        self,
+        coordinator: Coordinator,
+        clock: Callable[[], float],
+        ended: Mapping[str, int] = MappingProxyType({}),
+    ):
+        """`ended`: connections that were refused or ended, by why."""
         self.registry = prometheus_client.CollectorRegistry()
         self.refused: dict[str, int] = {}  # requests answered with a Problem, by cause
         named = (
@@ -32,7 +39,7 @@ class Metrics:
             *named, registry=self.registry, buckets=LATENCIES_S
         )
         self._children: dict[tuple[str, int], Any] = {}
-        self.registry.register(_Stored(coordinator, clock, self.refused))
+        self.registry.register(_Stored(coordinator, clock, self.refused, ended))
 
     def answered(self, route: str, status: int, seconds: float) -> None:
         """Count a request that was answered."""
@@ -48,9 +55,14 @@ class Metrics:
 
 class _Stored:
     def __init__(
-        self, coordinator: Coordinator, clock: Callable[[], float], refused: dict[str, int]
+        self,
+        coordinator: Coordinator,
+        clock: Callable[[], float],
+        refused: dict[str, int],
+        ended: Mapping[str, int],
     ):
-        self._coordinator, self._clock, self._refused = coordinator, clock, refused
+        self._coordinator, self._clock = coordinator, clock
+        self._refused, self._ended = refused, ended
 
     def collect(self) -> Iterable[Any]:
         with self._coordinator.store.reading() as rows:
@@ -63,6 +75,12 @@ class _Stored:
         for cause, count in sorted(self._refused.items()):
             requests.add_metric([cause], count)
         yield requests
+        ended = CounterMetricFamily(
+            "fedboard_ended_connections", "Connections refused or ended, by why.", labels=["why"]
+        )
+        for why, count in sorted(self._ended.items()):
+            ended.add_metric([why], count)
+        yield ended
         yield GaugeMetricFamily("fedboard_devices_enrolled", "Devices enrolled.", value=devices)
         states = GaugeMetricFamily(
             "fedboard_task_state", "1 for the state a task is in.", labels=["task", "kind", "state"]

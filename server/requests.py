@@ -52,6 +52,8 @@ class Reporting:
     nonce: Nonce | None = None
     signed_for: tuple[str, int] | None = None
     body_digest: str | None = None  # SHA-256 that was signed
+    # of a body that was not kept: its assignment was no longer open
+    size: int | None = None
 
 
 @dataclass(frozen=True)
@@ -80,5 +82,13 @@ class Fetching:
     signed_for: tuple[str, int] | None = None
 
 
-Request = CheckingIn | Reporting | Abandoning | Fetching
+@dataclass(frozen=True)
+class Looking:
+    """A device reads what became of rounds."""
+
+    device: str
+    nonce: Nonce | None = None
+
+
+Request = CheckingIn | Reporting | Abandoning | Fetching | Looking
 Answer = Assignment | Reject | Ack | Refused | None

@@ -12,9 +12,10 @@ Nguyen et al. 2022, arXiv:2106.06639 (FedBuff).
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
+from device_runtime.causes import Cause
 from device_runtime.errors import ConfigError
 from device_runtime.wire import OPEN, Phase
 from server import places
@@ -58,7 +59,7 @@ class Rules:
     staleness_exponent: float = 0.5
 
     def __post_init__(self) -> None:
-        for field, value, least in (
+        for name, value, least in (
             ("report_goal", self.report_goal, 1),
             ("over_selection", self.over_selection, 1),
             ("min_reports", self.min_reports, 1),
@@ -75,7 +76,7 @@ class Rules:
         ):
             if value is not None and not (value >= least and math.isfinite(value)):
                 raise ConfigError(
-                    f"rules.{field}", f"expected at least {least}, found {value}", "correct it"
+                    f"rules.{name}", f"expected at least {least}, found {value}", "correct it"
                 )
         if self.min_reports is not None and self.min_reports > self.report_goal:
             raise ConfigError(
@@ -127,7 +128,7 @@ class RoundState:
     dropped: int = 0
     first_admitted: float | None = None
     last_admitted: float | None = None
-    places: Places = Places()
+    places: Places = field(default_factory=Places)
 
     @property
     def staying(self) -> int:
@@ -215,9 +216,7 @@ def advance(state: RoundState, event: Event, rules: Rules) -> RoundState:
     return _settle(state, event.at, rules)
 
 
-def chance(
-    state: RoundState, ticket: places.Ticket | None, rules: Rules
-) -> places.Chance | places.Cause:
+def chance(state: RoundState, ticket: places.Ticket | None, rules: Rules) -> places.Chance | Cause:
     """What a device that may join the round can do now, or why nothing."""
     kept = state.places
     if kept.until is not None and state.phase is Phase.SELECTING:
@@ -225,7 +224,7 @@ def chance(
     if has_room(state, rules):
         return places.Chance.ASKS if rules.selection_s else places.Chance.COMES_IN
     mine = not rules.buffered and ticket is not None and ticket.window == kept.window
-    return places.Cause.NOT_DRAWN if mine else places.Cause.ROUND_FULL
+    return Cause.NOT_DRAWN if mine else Cause.ROUND_FULL
 
 
 def following(state: RoundState, rules: Rules) -> RoundState:
@@ -294,9 +293,9 @@ def _windowed(state: RoundState, now: float, rules: Rules) -> RoundState:
     """Let a window end, or the time to claim."""
     kept = state.places
     joined = state.waiting if rules.buffered else state.admitted
-    if kept.asking and kept.until is not None and now >= kept.until and not rules.buffered:
-        if state.staying + kept.asked < rules.fewest:
-            return replace(state, places=places.shut(kept))  # nobody is to work for nothing
+    is_over_now = kept.asking and kept.until is not None and now >= kept.until
+    if is_over_now and not rules.buffered and state.staying + kept.asked < rules.fewest:
+        return replace(state, places=places.shut(kept))  # nobody is to work for nothing
     return replace(state, places=places.settle(kept, now, rules.cohort - joined, rules.claim))
 
 
@@ -307,9 +306,9 @@ def _settle(state: RoundState, now: float, rules: Rules) -> RoundState:
         return replace(state, phase=Phase.COMMITTED)
     state = _windowed(state, now, rules)
     kept = state.places
-    if kept.until is None and kept.turned_away_at is not None and not state.waiting:
-        if now >= kept.turned_away_at + rules.patience:
-            return _ended(state, rules)
+    turned_away_at = kept.turned_away_at if kept.until is None and not state.waiting else None
+    if turned_away_at is not None and now >= turned_away_at + rules.patience:
+        return _ended(state, rules)
     if rules.buffered:
         # it waits for its goal as long as that takes; devices that take too long are dropped one by
         # one

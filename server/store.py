@@ -29,7 +29,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from device_runtime import config
 from device_runtime.causes import Cause, Step
 from device_runtime.errors import RunError
-from device_runtime.wire import OPEN, Phase, RoundReport
+from device_runtime.wire import MOST_ROUNDS, OPEN, Phase, RoundReport
 from server import disk, scores
 from server.pacing import Told
 from server.places import Places, Ticket
@@ -55,6 +55,8 @@ from server.tables import (
 from server.task import State, Task
 
 Unusable = sa.exc.SQLAlchemyError  # what a store raises while its database cannot be used
+# of those, what no request has brought about: the database is away, locked or full
+Away = (sa.exc.OperationalError, sa.exc.InterfaceError, sa.exc.TimeoutError)
 ASSIGNED = "assigned"  # the outcome of a check-in that was not refused
 REFUSED, DROPPED = Step.REFUSED.value, Step.DROPPED.value  # steps of `outcomes`
 # of a round, added to
@@ -610,7 +612,7 @@ class Rows:
         mine = check_ins.c.task == task
         asked = Cause.SELECTING.value
         query = sa.select(check_ins.c.outcome, sa.func.count()).where(mine)
-        by_outcome = dict(
+        by_outcome: dict[str, int] = dict(
             self._connection.execute(query.group_by(check_ins.c.outcome)).tuples().all()
         )
         self.add_outcomes(
@@ -789,16 +791,30 @@ class Rows:
 
     # reports
 
-    def reports(self, task: Task, now: float, most: int | None = None) -> tuple[RoundReport, ...]:
-        """The newest rounds of a task (by default all), oldest first."""
+    def first_round(self, task: str) -> int:
+        """The number of a task's first round; 0 for no task."""
+        query = sa.select(sa.func.min(rounds.c.round)).where(rounds.c.task == task)
+        return self._connection.execute(query).scalar_one() or 0
+
+    def reports(
+        self, task: Task, now: float, most: int = MOST_ROUNDS, before: int | None = None
+    ) -> tuple[RoundReport, ...]:
+        """The newest rounds of a task, or the newest before a round, oldest first."""
         columns = rounds.c
-        query = sa.select(rounds).where(columns.task == task.name).order_by(columns.round.desc())
-        newest = list(self._connection.execute(query if most is None else query.limit(most)))[::-1]
+        query = sa.select(rounds).where(columns.task == task.name)
+        if before is not None:
+            query = query.where(columns.round < before)
+        newest = list(self._connection.execute(query.order_by(columns.round.desc()).limit(most)))[
+            ::-1
+        ]
         if not newest:
             return ()
         by_cause: dict[tuple[int, str], Counter[str]] = {}
         counted = sa.select(outcomes).where(
-            outcomes.c.task == task.name, outcomes.c.round >= newest[0].round, outcomes.c.count > 0
+            outcomes.c.task == task.name,
+            outcomes.c.round >= newest[0].round,
+            outcomes.c.round <= newest[-1].round,
+            outcomes.c.count > 0,
         )
         for row in self._connection.execute(counted.order_by(outcomes.c.cause)):
             by_cause.setdefault((row.round, row.step), Counter())[row.cause] = row._mapping["count"]

@@ -17,7 +17,7 @@ from server.eligibility import Policy
 from server.rounds import Rules
 from server.step import ServerStep
 
-_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
 
 class State(StrEnum):
@@ -49,7 +49,7 @@ class TaskSettings:
 
     def __post_init__(self) -> None:
         for label in ("name", "population"):
-            if not _NAME.fullmatch(getattr(self, label)):
+            if not NAME.fullmatch(getattr(self, label)):
                 raise ConfigError(
                     f"task.{label}",
                     "expected a-z, 0-9, '.', '_' and '-', at most 64, found "

@@ -126,7 +126,7 @@ def work(folder):
     steps = every_kill_point(script, tmp_path / "device", prepare, check)
     assert steps > 20
     with http(address) as send:
-        reports = calls.rounds(send).rounds
+        reports = calls.all_rounds(send).rounds
     committed = [report for report in reports if report.phase == "committed"]
     assert {report.counted for report in committed} == {1}
     # each check counted one, and so did each turn that got as far as the upload

@@ -107,7 +107,8 @@ def test_a_server_without_any_configuration_is_given_tasks_and_devices_and_goes_
     (tmp_path / "maker.pub").write_text(next(iter(trusted)))
     (tmp_path / "able.tsv").write_text(ABLE)
     (tmp_path / "task.toml").write_text(
-        "[rules]\nreport_goal = 1\nover_selection = 1.0\nselection_s = 0.0\n[policy]\nmin_examples = 5\n"
+        "[rules]\nreport_goal = 1\nover_selection = 1.0\nselection_s = 0.0\n"
+        "[policy]\nmin_examples = 5\n"
     )
     server, where = running(), ("--dir", tmp_path / "server")
     assert "No task yet" in httpx.get(server.url).text

@@ -152,7 +152,7 @@ def test_a_device_that_comes_before_its_time_has_no_ticket(coordinator):
 
 
 def test_an_ask_that_is_repeated_because_its_answer_was_lost_keeps_its_ticket(coordinator):
-    a, b, c = enrolled(coordinator, 3)
+    a, b, _ = enrolled(coordinator, 3)
     for device in (a, b):
         told = coordinator.check_in(device, READY, 10.0)
     again = coordinator.check_in(b, READY, 19.0)
