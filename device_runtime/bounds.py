@@ -169,7 +169,8 @@ def within(name: str, value: Any, low: float, high: float) -> None:
 
 
 def check(record: Any, where: str = "") -> None:
-    """Raises ConfigError for the first field of a dataclass that is not within its bounds.
+    """Raises ConfigError for the first field of a dataclass that is not within its bounds; one that
+    may be None is within them if it is.
 
     The error names it `where.field`, or `field` alone.
     """

@@ -59,7 +59,9 @@ class Plan:
     learning_rate: Annotated[float, RATE] = 0.3  # local SGD
     # rows used of one device, newest utterances first
     max_rows: Annotated[int, Within(1, 10_000_000)] = 256
-    clipping_norm: Annotated[float, Within(1e-9, 1e12)] = 10.0  # largest L2 norm of a delta
+    # largest L2 norm of a delta: near the longest that honest devices make, since a lying one moves
+    # a round by no less
+    clipping_norm: Annotated[float, Within(1e-9, 1e12)] = 1.0
     bits: Annotated[int, Within(1, 16)] = 8  # of one value of the upload
 
     def __post_init__(self) -> None:

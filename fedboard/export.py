@@ -30,7 +30,7 @@ class Asked:
     # of local training on devices, and the largest L2 norm of a device's delta: what a device's
     # float32, and a server's sum, can hold
     learning_rate: Annotated[float, Within(1e-9, 100.0)] = 0.1
-    clipping_norm: Annotated[float, Within(1e-9, 1e6)] = 10.0
+    clipping_norm: Annotated[float, Within(1e-9, 1e6)] = Plan().clipping_norm
     bits: Annotated[int, Within(1, 16)] = 8  # of one value of an upload
     release: int | None = None  # devices never go back to a lower one: the checkpoint's round
     blocked: Path | None = None  # file of words never suggested: our own list

@@ -4,7 +4,7 @@ import contextlib
 import os
 import re
 import ssl
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from device_runtime import durable, weights
@@ -15,7 +15,7 @@ from fedboard import console
 from fedboard.run import writable
 from server.contract import ADDRESS, TOKEN, TOKEN_FILE
 from server.settings import ServerSettings, Tls
-from server.task import settings_of
+from server.task import for_bundle, settings_of
 
 # environment: secrets stay out of files and commands
 DATABASE, BLOBS = "FEDBOARD_DATABASE", "FEDBOARD_BLOBS"
@@ -75,7 +75,7 @@ def serve(
         if coordinator.tasks():
             console.say("going on with the tasks of this server")
         elif bundle is not None:
-            task = replace(settings_of(settings), plan=settings.plan or bundle.plan)
+            task = for_bundle(settings_of(settings), bundle.plan)
             tasks.create(coordinator, task, now, bundle.checkpoint)
         else:
             first = command("task", "create", "default", "--bundle", "BUNDLE", "--dir", folder)

@@ -82,7 +82,7 @@ def task_create(
     from fedboard.operator import connect
     from fedboard.run import open_bundle
     from server.settings import ServerSettings
-    from server.task import TaskSettings, settings_of
+    from server.task import TaskSettings, for_bundle, settings_of
 
     if (bundle is None) == (evaluates is None):
         raise RunError(
@@ -96,10 +96,9 @@ def task_create(
     with connect(dir, server, token_file) as operator:
         if opened:
             settings = replace(
-                settings,
+                for_bundle(settings, opened.plan),
                 kind=Kind.TRAINING,
                 evaluates="",
-                plan=settings.plan or opened.plan,
                 population=population or settings.population,
                 checkpoint=operator.put_checkpoint(weights.to_bytes(opened.checkpoint)),
             )

@@ -1,40 +1,34 @@
 """Eligibility: may this device join the round? Reads no clock and no store."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
-from device_runtime import separation, versions
+from device_runtime import bounds, separation, versions
+from device_runtime.bounds import Within
 from device_runtime.causes import Cause
 from device_runtime.errors import ConfigError
-from device_runtime.wire import VERSION, CheckIn, forbidden_by
+from device_runtime.wire import DAY_S, VERSION, CheckIn, forbidden_by
 
 
 @dataclass(frozen=True)
 class Policy:
     """Which devices may join the rounds of a task. Raises ConfigError for numbers out of range."""
 
-    min_examples: int = 10  # typed utterances waiting on the device
+    # typed utterances waiting on the device
+    min_examples: Annotated[int, Within(0, 10_000_000)] = 10
     # rounds: a device counted in round t may join round t + min_separation at the earliest
-    min_separation: int = 2
-    max_participations: int = 0  # rounds one device is counted in at most; 0 = no limit
+    min_separation: Annotated[int, Within(1, 1_000_000)] = 2
+    # rounds one device is counted in at most; 0 = no limit
+    max_participations: Annotated[int, Within(0, 1_000_000)] = 0
     # from enrolment to the first round: a device that lost its history comes back as a new one, and
     # waits as long
-    trust_s: float = 0.0
+    trust_s: Annotated[float, Within(0.0, 3660 * DAY_S)] = 0.0
     min_runtime: str = ""  # version of the device's interpreter, such as "2.14.0"
-    min_release: int = 0  # of the device's bundle
+    min_release: Annotated[int, Within(0, 2**31 - 1)] = 0  # of the device's bundle
     device_classes: tuple[str, ...] = ()  # those that may join; none named: all
 
     def __post_init__(self) -> None:
-        for field, value, least in (
-            ("min_examples", self.min_examples, 0),
-            ("min_separation", self.min_separation, 1),
-            ("max_participations", self.max_participations, 0),
-            ("trust_s", self.trust_s, 0),
-            ("min_release", self.min_release, 0),
-        ):
-            if not value >= least:
-                raise ConfigError(
-                    f"policy.{field}", f"expected at least {least}, found {value}", "correct it"
-                )
+        bounds.check(self, "policy")
         if self.min_runtime and versions.numbers(self.min_runtime) is None:
             raise ConfigError(
                 "policy.min_runtime",

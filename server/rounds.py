@@ -14,12 +14,20 @@ Nguyen et al. 2022, arXiv:2106.06639 (FedBuff).
 import math
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from typing import Annotated
 
+from device_runtime import bounds
+from device_runtime.bounds import Within
 from device_runtime.causes import Cause
 from device_runtime.errors import ConfigError
-from device_runtime.wire import OPEN, Phase
+from device_runtime.wire import DAY_S, OPEN, Phase
 from server import places
 from server.places import Places
+
+DEVICES = Within(1, 100_000)  # of a round
+ROUNDS = Within(0, 1_000_000)
+WAIT_S = Within(0.0, 30 * DAY_S)  # for devices of a round
+RETRY_S = Within(0.0, 7 * DAY_S)  # no device waits longer, whatever it is told
 
 
 class Mode(StrEnum):
@@ -33,51 +41,36 @@ class Mode(StrEnum):
 class Rules:
     """When a task's rounds admit, wait and end. Raises ConfigError for numbers out of range."""
 
-    report_goal: int = 100  # counted reports that commit a round
+    report_goal: Annotated[int, DEVICES] = 100  # counted reports that commit a round
     # cohort / report goal; of a buffered task: devices at work at once / report goal
-    over_selection: float = 1.3
+    over_selection: Annotated[float, Within(1.0, 100.0)] = 1.3
     # fewest that commit at the end of a window; by default half the goal, at least 1
-    min_reports: int | None = None
+    min_reports: Annotated[int | None, DEVICES] = None
     # from the first device that asks to the draw of the cohort from all who did; 0: no draw, places
     # go by arrival, which a device that asks often has the most of
-    selection_s: float = 600.0
+    selection_s: Annotated[float, WAIT_S] = 600.0
     # for those drawn to come back, before others are drawn in their place; by default half of
     # selection_s and a minute
-    claim_s: float | None = None
-    reporting_s: float = 3600.0  # from an admission: what every device is promised
-    rounds: int = 0  # committed rounds the task wants; 0 = no end
+    claim_s: Annotated[float | None, WAIT_S] = None
+    # from an admission: what every device is promised
+    reporting_s: Annotated[float, WAIT_S] = 3600.0
+    rounds: Annotated[int, ROUNDS] = 0  # committed rounds the task wants; 0 = no end
     # until a device checks in again that may be of use soon, give or take 20 %
-    retry_s: float = 900.0
+    retry_s: Annotated[float, RETRY_S] = 900.0
     # the same for one that will not be before something on it changes
-    permanent_retry_s: float = 14_400.0
+    permanent_retry_s: Annotated[float, RETRY_S] = 14_400.0
     # a population too large to come at this rate in the time above is given more time
-    check_ins_per_s: float = 100.0
-    max_weight: int = 256  # examples one device counts for at most
+    check_ins_per_s: Annotated[float, Within(0.001, 1e6)] = 100.0
+    # examples one device counts for at most, and never for more than the plan's rows
+    max_weight: Annotated[int, Within(1, 10_000_000)] = 256
     mode: Mode = Mode.SYNCHRONOUS
-    max_staleness: int = 20  # rounds a report to a buffered task may be behind
+    # rounds a report to a buffered task may be behind
+    max_staleness: Annotated[int, ROUNDS] = 20
     # a report s rounds behind moves the mean by (1 + s) ** -exponent of its delta
-    staleness_exponent: float = 0.5
+    staleness_exponent: Annotated[float, Within(0.0, 100.0)] = 0.5
 
     def __post_init__(self) -> None:
-        for name, value, least in (
-            ("report_goal", self.report_goal, 1),
-            ("over_selection", self.over_selection, 1),
-            ("min_reports", self.min_reports, 1),
-            ("selection_s", self.selection_s, 0),
-            ("claim_s", self.claim_s, 0),
-            ("reporting_s", self.reporting_s, 0),
-            ("rounds", self.rounds, 0),
-            ("retry_s", self.retry_s, 0),
-            ("permanent_retry_s", self.permanent_retry_s, 0),
-            ("check_ins_per_s", self.check_ins_per_s, 0.001),
-            ("max_weight", self.max_weight, 1),
-            ("max_staleness", self.max_staleness, 0),
-            ("staleness_exponent", self.staleness_exponent, 0),
-        ):
-            if value is not None and not (value >= least and math.isfinite(value)):
-                raise ConfigError(
-                    f"rules.{name}", f"expected at least {least}, found {value}", "correct it"
-                )
+        bounds.check(self, "rules")
         if self.min_reports is not None and self.min_reports > self.report_goal:
             raise ConfigError(
                 "rules.min_reports",

@@ -9,17 +9,19 @@ An optimizer is its line in `device_runtime.optimizers` and its rule here.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from device_runtime import weights
-from device_runtime.errors import ConfigError
+from device_runtime import bounds, weights
+from device_runtime.bounds import OneOf, Within
 from device_runtime.optimizers import OPTIMIZERS
 from device_runtime.weights import Weights
+from device_runtime.wire import RATE
 
 ALGORITHMS = tuple(name for name, optimizer in OPTIMIZERS.items() if optimizer.served)
+DECAY = Within(0.0, 0.999999)  # float32 still tells it from 1, which would keep everything
 Floats = NDArray[np.float32]
 _FIRST_VARIANCE = np.float32(1e-6)  # of FedYogi, as in TFF
 
@@ -34,32 +36,15 @@ class ServerStep:
     without a rule and for numbers with which no step can converge.
     """
 
-    learning_rate: float = 1.0
+    learning_rate: Annotated[float, RATE] = 1.0
     # beta 1 of fedadam and fedyogi; by default 0 for fedavg and 0.9 for the others
-    momentum: float | None = None
-    algorithm: str = "fedavg"
-    beta_2: float = 0.99  # fedadam, fedyogi
-    epsilon: float = 1e-5  # fedadam, fedyogi
+    momentum: Annotated[float | None, DECAY] = None
+    algorithm: Annotated[str, OneOf(ALGORITHMS)] = "fedavg"
+    beta_2: Annotated[float, DECAY] = 0.99  # fedadam, fedyogi
+    epsilon: Annotated[float, Within(1e-30, 1e6)] = 1e-5  # fedadam, fedyogi
 
     def __post_init__(self) -> None:
-        if self.algorithm not in ALGORITHMS:
-            raise ConfigError(
-                "step.algorithm",
-                f"expected one of {', '.join(ALGORITHMS)}, found {self.algorithm!r}",
-                "correct it",
-            )
-        for field in ("learning_rate", "epsilon"):
-            if not (0 < getattr(self, field) < np.inf):
-                raise ConfigError(
-                    f"step.{field}",
-                    f"expected a positive number, found {getattr(self, field)}",
-                    "correct it",
-                )
-        for field, value in (("momentum", self.momentum or 0.0), ("beta_2", self.beta_2)):
-            if not 0 <= value < 1:
-                raise ConfigError(
-                    f"step.{field}", f"expected 0 up to 1, found {value}", "correct it"
-                )
+        bounds.check(self, "step")
 
     @property
     def beta_1(self) -> float:

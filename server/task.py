@@ -5,11 +5,12 @@ rounds.
 import functools
 import hashlib
 import re
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
-from typing import Any
+from typing import Annotated, Any
 
-from device_runtime import config
+from device_runtime import bounds, config
+from device_runtime.bounds import Within
 from device_runtime.errors import ConfigError
 from device_runtime.weights import digest
 from device_runtime.wire import Kind, Plan
@@ -17,6 +18,8 @@ from server.eligibility import Policy
 from server.rounds import Rules
 from server.step import ServerStep
 
+_FIXED = ("batch_size", "length")  # of a plan: the sizes of the bundle's graph
+_AT_MOST = ("epochs", "learning_rate", "max_rows", "clipping_norm", "bits")
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
 
@@ -45,9 +48,11 @@ class TaskSettings:
     rules: Rules = field(default_factory=Rules)
     policy: Policy = field(default_factory=Policy)
     step: ServerStep = field(default_factory=ServerStep)
-    seed: int | None = None  # of everything random in a result; None: the system's randomness
+    # of everything random in a result; None: the system's randomness
+    seed: Annotated[int | None, Within(0, 2**63 - 1)] = None
 
     def __post_init__(self) -> None:
+        bounds.check(self, "task")
         for label in ("name", "population"):
             if not NAME.fullmatch(getattr(self, label)):
                 raise ConfigError(
@@ -106,6 +111,29 @@ class Task(TaskSettings):
 def settings_of(record: TaskSettings) -> TaskSettings:
     """The settings alone of a record that holds more: of a server.toml, or of a task."""
     return TaskSettings(**_settings(record))
+
+
+def for_bundle(settings: TaskSettings, signed: Plan) -> TaskSettings:
+    """Settings with the plan that the devices of a bundle work by, whose own plan is `signed`.
+
+    Where the settings name none it is that one, but for the clipping norm: what one device can move
+    a round by is not left to how a bundle was made long ago, and is at most the default. Raises
+    ConfigError for a plan of the settings that no device with the bundle would follow.
+    """
+    if settings.plan is None:
+        norm = min(signed.clipping_norm, Plan().clipping_norm)
+        return replace(settings, plan=replace(signed, clipping_norm=norm))
+    for name in _FIXED + _AT_MOST:
+        asked, limit = getattr(settings.plan, name), getattr(signed, name)
+        if asked > limit or (name in _FIXED and asked != limit):
+            at_most = "" if name in _FIXED else "at most "
+            raise ConfigError(
+                f"plan.{name}",
+                f"expected {at_most}the {limit:g} of the bundle's signed plan, which devices keep "
+                f"to, found {asked:g}",
+                "correct it, or sign a bundle with that plan",
+            )
+    return settings
 
 
 def task_of(settings: TaskSettings, tokenizer: str, shapes: str, dimension: int) -> Task:
