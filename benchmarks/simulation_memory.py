@@ -57,7 +57,7 @@ def looks(
                 raise RuntimeError(f"training ended with {process.returncode} after round {done}")
             if done > number - every:  # this stretch has begun
                 # the last one: between us and the worker stands what keeps strangers from it
-                now = (resident_mb([process.pid]), resident_mb(tree(process.pid)[-1:]))
+                now = (resident_mb([process.pid]), resident_mb(tree(process.pid)[1:][-1:]))
                 least = (min(least[0], now[0]), min(least[1], now[1]))
             time.sleep(0.02)
         yield number, *least
