@@ -13,7 +13,7 @@ from device_runtime.causes import MEANING, Cause
 from device_runtime.config import from_json, read_json, to_json
 from device_runtime.errors import ConfigError, ServerError
 from device_runtime.signing import Request, name_of, public_hex, sign_request
-from device_runtime.transport import CHECK_ADDRESS, Reply, Send
+from device_runtime.transport import AT_MOST, CHECK_ADDRESS, MAX_REPLY_BYTES, Reply, Send
 from device_runtime.weights import digest
 from device_runtime.wire import (
     MOST_ROUNDS,
@@ -120,10 +120,12 @@ def check_in(send: Send, message: CheckIn) -> Assignment | Reject:
     )
 
 
-def fetch(send: Send, sha256: str) -> bytes:
-    """The blob of that hash. Raises ServerError if the server lacks it or sends other bytes."""
+def fetch(send: Send, sha256: str, most: int = MAX_REPLY_BYTES) -> bytes:
+    """The blob of that hash, of at most so many bytes. Raises ServerError if the server lacks it or
+    sends other bytes.
+    """
     where = f"GET /v1/blobs/{sha256}"
-    reply = send("GET", f"/v1/blobs/{sha256}", b"", {})
+    reply = send("GET", f"/v1/blobs/{sha256}", b"", {AT_MOST: str(most)})
     if reply.status != 200:
         raise _unexpected(where, reply)
     if digest(reply.body) != sha256:

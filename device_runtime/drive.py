@@ -18,7 +18,7 @@ from device_runtime.causes import Cause
 from device_runtime.errors import ServerError, Unanswered
 from device_runtime.finetune import finetune
 from device_runtime.home import UNFINISHED, Contribution, Home
-from device_runtime.transport import Meter, Send, persistent
+from device_runtime.transport import MESSAGE_BYTES, Meter, Send, persistent
 from device_runtime.turn import (
     Action,
     Ask,
@@ -196,7 +196,10 @@ class Turn:
             case LastSent(assignment):
                 return self.home.last_sent(assignment.task, but=assignment.assignment)
             case Fetch(assignment, sha256):
-                return calls.fetch(self._line(assignment), sha256)
+                # a plan is a message; a checkpoint has the size of the bundle's, more or less
+                is_plan = sha256 == assignment.plan
+                most = MESSAGE_BYTES if is_plan else 2 * len(bundle.content[CHECKPOINT])
+                return calls.fetch(self._line(assignment), sha256, most)
             case Held():
                 return self.home.checkpoint() or bundle.content[CHECKPOINT]
             case Hold(sha256, data):

@@ -74,6 +74,7 @@ class DeviceConfig:
     key_store: str = keystore.FILE  # where the typing log's key lies
     population: str = "default"  # whose tasks it works for
     device_class: str = ""  # coarse, such as "low"; never a model's name
+    insecure: bool = False  # its server is another machine's, without TLS
     typing_log: Retention = field(default_factory=Retention)
 
 

@@ -3,22 +3,34 @@ own, in memory.
 
 Layers of the same shape stand on it: `Meter` counts bytes, `calls.signed` signs, `persistent`
 repeats what broke. Repeating stands above signing, because the server takes each signature once.
+
+No reply is larger than its request allows (`AT_MOST`), slower than LEAST_BYTES_PER_S, or longer
+under way than WHOLE_S, however many pieces it comes in: a server holds no device.
 """
 
 import contextlib
 import os
+import socket
 import ssl
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import httpx
 
+from device_runtime.addresses import is_loopback
+from device_runtime.config import MOST_BYTES
 from device_runtime.errors import ServerError, Unanswered
 
 TIMEOUT_S = 30.0  # for a reply or its next piece; connecting has 5
-MAX_REPLY_BYTES = 64 << 20  # more is no reply of ours
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
+LEAST_BYTES_PER_S = 1000  # of a body, once TIMEOUT_S have passed
+WHOLE_S = 3600.0  # for all of a reply, and all its pieces
+# a header for the layers here, which is not sent: the most bytes that the reply may have
+AT_MOST = "fedboard-at-most"
+MESSAGE_BYTES = MOST_BYTES  # of a reply whose request says nothing of it
+MAX_REPLY_BYTES = 64 << 20  # more is no reply of ours, whatever a request says
 GIVE_ADDRESS = "give one like http://127.0.0.1:8000"
 CHECK_ADDRESS = "check the address and that `fedboard serve` is running there"
 
@@ -49,13 +61,22 @@ class Interrupted(Unanswered):
         self.partial = partial
 
 
+def most_bytes(headers: Mapping[str, str]) -> int:
+    """How large the reply to a request with these headers may be."""
+    return min(int(headers.get(AT_MOST, MESSAGE_BYTES)), MAX_REPLY_BYTES)
+
+
 @contextlib.contextmanager
-def http(url: str) -> Iterator[Send]:
+def http(
+    url: str, insecure: bool = False, now: Callable[[], float] = time.monotonic
+) -> Iterator[Send]:
     """The way to a server at `url`, over kept-open connections. Bodies travel as they are: no
     redirects, no content coding.
 
-    Raises ServerError for anything that is no address. The function raises Unreachable without a
-    connection, Interrupted when no whole reply comes.
+    Raises ServerError for anything that is no address, and for another machine's without TLS unless
+    `insecure`: who is on the way reads along, and the operator's token is his. The function raises
+    Unreachable without a connection, Interrupted when no whole reply comes, and ServerError for a
+    reply that is too large or too slow by the clock `now`.
     """
     try:
         address = httpx.URL(url)
@@ -63,6 +84,13 @@ def http(url: str) -> Iterator[Send]:
         raise ServerError(url, f"not an address ({error})", GIVE_ADDRESS) from None
     if address.scheme not in ("http", "https") or not address.host:
         raise ServerError(url, "not the address of a server", GIVE_ADDRESS)
+    if address.scheme == "http" and not insecure and not is_loopback(address.host):
+        raise ServerError(
+            url,
+            "expected https:// for another machine, found http://, which anybody on the way can "
+            "read and change",
+            "give its https:// address, or pass --insecure",
+        )
     try:
         trusted = ssl.create_default_context(cafile=os.environ.get("SSL_CERT_FILE") or None)
     except OSError as error:
@@ -76,25 +104,39 @@ def http(url: str) -> Iterator[Send]:
         base_url=address,
         timeout=httpx.Timeout(TIMEOUT_S, connect=5.0),
         verify=trusted,
-        trust_env=address.host not in LOOPBACK,
+        trust_env=not is_loopback(address.host),
     )
+    streams = _Streams()
 
     def send(method: str, path: str, body: bytes, headers: Mapping[str, str]) -> Reply:
         where, partial = f"{method} {url.rstrip('/')}{path}", None
+        most, began = most_bytes(headers), now()
+        sent = {name: value for name, value in headers.items() if name != AT_MOST}
         try:
-            with client.stream(
-                method, path, content=body, headers={"accept-encoding": "identity", **headers}
-            ) as response:
+            with (
+                streams.ended_after(TIMEOUT_S * 2 + len(body) / LEAST_BYTES_PER_S) as opened,
+                client.stream(
+                    method,
+                    path,
+                    content=body,
+                    headers={"accept-encoding": "identity", **sent},
+                    extensions={"trace": streams.note},
+                ) as response,
+            ):
+                opened()
                 pieces, size = [], 0
                 try:
                     for piece in response.iter_raw():
                         pieces.append(piece)
                         size += len(piece)
-                        if size > MAX_REPLY_BYTES:
+                        if size > most:
+                            raise _too_large(where, most)
+                        allowed = min(TIMEOUT_S + size / LEAST_BYTES_PER_S, WHOLE_S)
+                        if now() - began > allowed + len(body) / LEAST_BYTES_PER_S:
                             raise ServerError(
                                 where,
-                                f"expected at most {MAX_REPLY_BYTES} bytes, found more",
-                                CHECK_ADDRESS,
+                                f"expected {LEAST_BYTES_PER_S} bytes a second, found fewer",
+                                "try again over a faster network",
                             )
                 finally:
                     partial = Reply(response.status_code, dict(response.headers), b"".join(pieces))
@@ -123,25 +165,64 @@ def http(url: str) -> Iterator[Send]:
         yield send
 
 
+class _Streams:
+    """The sockets of a client's connections, to end those on which no reply begins in time: a read
+    has a time limit, and a server that sends a header's bytes one by one keeps every one of them.
+    """
+
+    def __init__(self) -> None:
+        self._sockets: list[socket.socket] = []
+
+    def note(self, event: str, info: Mapping[str, Any]) -> None:
+        """What httpx tells of a request under way: keep the socket of a new connection."""
+        if event in ("connection.connect_tcp.complete", "connection.start_tls.complete"):
+            self._sockets = [each for each in self._sockets if each.fileno() >= 0]
+            self._sockets.append(info["return_value"].get_extra_info("socket"))
+
+    @contextlib.contextmanager
+    def ended_after(self, seconds: float) -> Iterator[Callable[[], None]]:
+        """End all connections after so many seconds, unless what this gives is called before."""
+        timer = threading.Timer(seconds, self._end)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield timer.cancel
+        finally:
+            timer.cancel()
+
+    def _end(self) -> None:
+        for each in self._sockets:
+            with contextlib.suppress(OSError):  # closed already
+                each.shutdown(socket.SHUT_RDWR)
+
+
+def _too_large(where: str, most: int) -> ServerError:
+    return ServerError(where, f"expected at most {most} bytes, found more", CHECK_ADDRESS)
+
+
 def persistent(
     send: Send,
     pauses_s: tuple[float, ...] = (0.5, 1.0, 2.0, 4.0),
     sleep: Callable[[float], object] = time.sleep,
+    now: Callable[[], float] = time.monotonic,
 ) -> Send:
     """`send`, but a request that found no connection, or whose reply broke off, is repeated after
     each pause; then its error is raised.
 
     Only for requests that may be repeated, as all of `wire` may: the server answers the second as
     the first. A broken download goes on where it stopped (Range, RFC 9110 section 14); each piece
-    that arrives starts the pauses anew.
+    that arrives starts the pauses anew. All pieces together are no larger than one reply may be,
+    and come within WHOLE_S of the clock `now`; else ServerError is raised.
     """
 
     def send_until_answered(
         method: str, path: str, body: bytes, headers: Mapping[str, str]
     ) -> Reply:
-        have = b""
-        pauses = iter(pauses_s)
+        have, where = b"", f"{method} {path}"
+        pauses, most, began = iter(pauses_s), most_bytes(headers), now()
         while True:
+            if now() - began > WHOLE_S:
+                raise ServerError(where, "expected the reply within an hour", CHECK_ADDRESS)
             try:
                 reply = send(
                     method,
@@ -149,16 +230,18 @@ def persistent(
                     body,
                     {**headers, "range": f"bytes={len(have)}-"} if have else headers,
                 )
-                return (
-                    Reply(200, reply.headers, have + reply.body)
-                    if _continues(reply, have)
-                    else reply
-                )
+                if not _continues(reply, have):
+                    return reply
+                if len(have) + len(reply.body) > most:
+                    raise _too_large(where, most)
+                return Reply(200, reply.headers, have + reply.body)
             except (Unreachable, Interrupted) as error:
                 partial = (
                     error.partial if isinstance(error, Interrupted) and method == "GET" else None
                 )
                 further = _extended(have, partial) if partial else have
+                if len(further) > most:
+                    raise _too_large(where, most) from None
                 if len(further) > len(have):
                     have, pauses = further, iter(pauses_s)
                 pause = next(pauses, None)

@@ -14,7 +14,7 @@ import typer
 from device_runtime.errors import RunError
 from device_runtime.shown import command, printable
 from fedboard import console
-from fedboard.options import MOST_DEVICES, MOST_ROUNDS, Data, Json, Seed, Trust, emit
+from fedboard.options import MOST_DEVICES, MOST_ROUNDS, Data, Insecure, Json, Seed, Trust, emit
 
 app = typer.Typer(no_args_is_help=True, help="Devices: phones with typing logs.")
 log_app = typer.Typer(
@@ -103,6 +103,7 @@ def device_enrol(
             help="File with the enrolment code, if the server asks for one; or set FEDBOARD_CODE."
         ),
     ] = None,
+    insecure: Insecure = False,
     trust: Trust = None,
     as_json: Json = False,
 ) -> None:
@@ -133,8 +134,10 @@ def device_enrol(
             key_store=key_store,
             population=population,
             device_class=device_class,
+            insecure=insecure,
         )
-    name = devices.enrol(folder, settings, bundle, server, devices.code(code_file))
+    code = devices.code(code_file)
+    name = devices.enrol(folder, settings, bundle, server, code, insecure)
     if as_json:
         return emit({"device": name, "home": str(folder), "server": server})
     console.say(
@@ -199,6 +202,7 @@ def device_run(
     outcomes: Annotated[
         Path | None, typer.Option(help="Append one JSON line per turn (with --rounds).")
     ] = None,
+    insecure: Insecure = False,
     as_json: Json = False,
 ) -> None:
     """Check in, fine-tune and upload: until it is ended, once, or for some rounds.
@@ -214,7 +218,8 @@ def device_run(
     if rounds is not None:
         if outcomes:
             require_result_file(outcomes, "outcomes of devices", devices.are_outcomes)
-        totals = devices.run(homes, devices.server_of(homes[0], server), rounds, outcomes)
+        with devices.way(homes[0], server, insecure) as send:
+            totals = devices.run(homes, send, rounds, outcomes)
         if as_json:
             return emit(totals)
         return console.say(
@@ -228,8 +233,8 @@ def device_run(
             "run each in a process of its own, or pass --rounds",
         )
     if not once:
-        return devices.stay(homes[0], server)
-    outcome = devices.once(homes[0], server)
+        return devices.stay(homes[0], server, insecure)
+    outcome = devices.once(homes[0], server, insecure)
     if as_json:
         return emit(asdict(outcome))
     console.say(f"{homes[0]}: {devices.sentence(outcome)}")

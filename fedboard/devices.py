@@ -6,8 +6,8 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ from model.corpus import Users
 
 if TYPE_CHECKING:
     from device_runtime.daemon import NotAsked
+    from device_runtime.transport import Send
     from device_runtime.turn import Outcome
 
 BLOCKED = ("tensorflow", "tensorflow_federated")
@@ -122,22 +123,22 @@ def create_population(
     return create(folder, opened, trusted, users, traces, draw.seed)
 
 
-def run(folders: Sequence[Path], url: str, rounds: int, outcomes: Path | None) -> dict[str, Any]:
-    """Turns of the devices in `folders` over HTTP; a JSON line for each goes to `outcomes` and to
-    the console. What it came to.
+def run(
+    folders: Sequence[Path], send: "Send", rounds: int, outcomes: Path | None
+) -> dict[str, Any]:
+    """Turns of the devices in `folders` with the server behind `send`; a JSON line for each goes to
+    `outcomes` and to the console. What it came to.
 
     The caller blocks TensorFlow first. Raises ServerError if the server cannot be reached, and
     whatever is wrong with a device's folder.
     """
     from device_runtime import drive, interpreter
     from device_runtime.home import Home
-    from device_runtime.transport import http
     from device_runtime.turn import Outcome, Status
 
     homes = [Home.open(folder) for folder in folders]
     totals = {"turns": 0, "counted": 0, "bytes_up": 0, "bytes_down": 0}
     with ExitStack() as stack:
-        send = stack.enter_context(http(url))
         lines = stack.enter_context(open(outcomes, "a")) if outcomes else None
 
         def note(home: Home, outcome: Outcome) -> None:
@@ -193,7 +194,14 @@ def sentence(outcome: "Outcome | NotAsked") -> str:
     return f"{causes.label(outcome.status)}{round_number}{why}{losses}"
 
 
-def enrol(folder: Path, settings: Any, bundle: Path | None, url: str, code: str = "") -> str:
+def enrol(
+    folder: Path,
+    settings: Any,
+    bundle: Path | None,
+    url: str,
+    code: str = "",
+    insecure: bool = False,
+) -> str:
     """Make the device in `folder` if there is none, and its key known to its server, with a code if
     that asks for one. The name it got.
 
@@ -204,9 +212,10 @@ def enrol(folder: Path, settings: Any, bundle: Path | None, url: str, code: str 
     from device_runtime.home import Home, conditions_of
     from device_runtime.transport import http, persistent
 
-    with http(
-        url
-    ) as send:  # first: an address that is none, or conditions that cannot be read, make no device
+    if Home.is_there(folder):
+        insecure = insecure or Home.open(folder).config.insecure
+    # first: an address that is none, or conditions that cannot be read, make no device
+    with http(url, insecure) as send:
         if not Home.is_there(folder):
             conditions_of(folder, settings)
             Home.create(folder, settings, bundle=bundle)
@@ -239,33 +248,45 @@ def code(file: Path | None) -> str:
         ) from None
 
 
-def once(folder: Path, url: str | None) -> "Outcome | NotAsked":
+@contextmanager
+def way(folder: Path, url: str | None, insecure: bool = False) -> "Iterator[Send]":
+    """The way to the address given, else to the one the device was enrolled at; without TLS to
+    another machine only if `insecure`, or if the device was enrolled there so.
+    """
+    from device_runtime.home import Home
+    from device_runtime.transport import http
+
+    settings, address = Home.open(folder).config, server_of(folder, url)
+    so_enrolled = settings.insecure and settings.server == address
+    with http(address, insecure or so_enrolled) as send:
+        yield send
+
+
+def once(folder: Path, url: str | None, insecure: bool = False) -> "Outcome | NotAsked":
     """One polite turn: nothing is asked of the server while a condition forbids it, or before its
     retry window is open.
     """
     from device_runtime.daemon import Daemon
     from device_runtime.home import Home
-    from device_runtime.transport import http
 
     home = Home.open(folder)
-    with home.alone(), http(server_of(folder, url)) as send:
+    with home.alone(), way(folder, url, insecure) as send:
         return Daemon(home, send).once()
 
 
-def stay(folder: Path, url: str | None) -> None:
+def stay(folder: Path, url: str | None, insecure: bool = False) -> None:
     """Run the device until SIGTERM or SIGINT: work stops within one batch, and what is half done is
     kept.
     """
     from device_runtime.daemon import Daemon
     from device_runtime.home import Home
-    from device_runtime.transport import http
 
     home, ending = Home.open(folder), threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ending.set())
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    with home.alone(), http(server_of(folder, url)) as send:
+    with home.alone(), way(folder, url, insecure) as send:
         daemon = Daemon(home, send, may_go_on=lambda: not ending.is_set(), sleep=ending.wait)
         daemon.spread()
         while not ending.is_set():

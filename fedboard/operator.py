@@ -99,10 +99,14 @@ class Operator:
 
 @contextmanager
 def connect(
-    folder: Path | None, server: str | None, token_file: Path | None = None
+    folder: Path | None,
+    server: str | None,
+    token_file: Path | None = None,
+    insecure: bool = False,
 ) -> Iterator[Operator]:
     """The server whose folder or address is given, with its token. Raises RunError if the folder's
-    server does not run or the token is missing.
+    server does not run or the token is missing, ServerError for another machine's address without
+    TLS unless `insecure`: the token would travel for all to read.
     """
     if (folder is None) == (server is None):
         raise RunError(
@@ -122,7 +126,8 @@ def connect(
             "the operator's token is needed, found none",
             f"give its file, or set {TOKEN}",
         )
-    with http(str(server)) as send:
+    # a folder's server is on this machine, whatever address it listens at
+    with http(str(server), insecure or folder is not None) as send:
         yield Operator(send, token)
 
 

@@ -30,6 +30,13 @@ OpenWorker = Annotated[
         "see docs/scale-out.md.",
     ),
 ]
+Insecure = Annotated[
+    bool,
+    typer.Option(
+        "--insecure",
+        help="Take a server of another machine without TLS: whoever is on the way reads along.",
+    ),
+]
 # counts beyond these are slips of the hand, and would fill the memory first
 MOST_ROUNDS, MOST_DEVICES, MOST_WORDS, MOST_USERS = 100_000, 100_000, 1_000_000, 10**9
 Seed = Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Repeats the run.")]

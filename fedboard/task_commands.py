@@ -11,7 +11,7 @@ import typer
 
 from device_runtime.errors import RunError
 from fedboard import console
-from fedboard.options import MOST_ROUNDS, Json, Trust, emit
+from fedboard.options import MOST_ROUNDS, Insecure, Json, Trust, emit
 
 if TYPE_CHECKING:  # the command line starts without it
     from device_runtime.wire import RoundReport
@@ -72,6 +72,7 @@ def task_create(
     dir: Folder = None,
     server: Server = None,
     token_file: TokenFile = None,
+    insecure: Insecure = False,
     trust: Trust = None,
     as_json: Json = False,
 ) -> None:
@@ -93,7 +94,7 @@ def task_create(
     settings = settings_of(from_toml(ServerSettings, config)) if config else TaskSettings()
     settings = replace(settings, name=name)
     opened = open_bundle(bundle, trust) if bundle else None
-    with connect(dir, server, token_file) as operator:
+    with connect(dir, server, token_file, insecure) as operator:
         if opened:
             settings = replace(
                 for_bundle(settings, opened.plan),
@@ -110,12 +111,16 @@ def task_create(
 
 @app.command("list")
 def task_list(
-    dir: Folder = None, server: Server = None, token_file: TokenFile = None, as_json: Json = False
+    dir: Folder = None,
+    server: Server = None,
+    token_file: TokenFile = None,
+    insecure: Insecure = False,
+    as_json: Json = False,
 ) -> None:
     """Every task with its state, round and checkpoint."""
     from fedboard.operator import connect
 
-    with connect(dir, server, token_file) as operator:
+    with connect(dir, server, token_file, insecure) as operator:
         reports = operator.tasks()
     if as_json:
         return emit([asdict(task) for task in reports])
@@ -145,6 +150,7 @@ def task_show(
     dir: Folder = None,
     server: Server = None,
     token_file: TokenFile = None,
+    insecure: Insecure = False,
     as_json: Json = False,
 ) -> None:
     """One task and the funnel of its newest rounds."""
@@ -152,7 +158,7 @@ def task_show(
     from device_runtime.wire import FUNNEL, Kind, lost
     from fedboard.operator import connect
 
-    with connect(dir, server, token_file) as operator:
+    with connect(dir, server, token_file, insecure) as operator:
         task, reports = operator.task(name), operator.rounds(name, rounds).rounds
     if as_json:
         return emit({**asdict(task), "rounds": [asdict(report) for report in reports]})
@@ -190,12 +196,13 @@ def task_pause(
     dir: Folder = None,
     server: Server = None,
     token_file: TokenFile = None,
+    insecure: Insecure = False,
     as_json: Json = False,
 ) -> None:
     """Admit no device any more; those at work may still report. `resume` undoes it."""
     from fedboard.operator import connect
 
-    with connect(dir, server, token_file) as operator:
+    with connect(dir, server, token_file, insecure) as operator:
         _say(operator.pause(name), as_json)
 
 
@@ -205,12 +212,13 @@ def task_resume(
     dir: Folder = None,
     server: Server = None,
     token_file: TokenFile = None,
+    insecure: Insecure = False,
     as_json: Json = False,
 ) -> None:
     """Go on with a paused task."""
     from fedboard.operator import connect
 
-    with connect(dir, server, token_file) as operator:
+    with connect(dir, server, token_file, insecure) as operator:
         _say(operator.resume(name), as_json)
 
 
@@ -223,6 +231,7 @@ def task_rollback(
     dir: Folder = None,
     server: Server = None,
     token_file: TokenFile = None,
+    insecure: Insecure = False,
     as_json: Json = False,
 ) -> None:
     """End the open round without a result and go on from an earlier checkpoint. Nothing is deleted:
@@ -230,7 +239,7 @@ def task_rollback(
     """
     from fedboard.operator import connect
 
-    with connect(dir, server, token_file) as operator:
+    with connect(dir, server, token_file, insecure) as operator:
         _say(operator.roll_back(name, to), as_json)
 
 
@@ -240,6 +249,7 @@ def codes(
     dir: Folder = None,
     server: Server = None,
     token_file: TokenFile = None,
+    insecure: Insecure = False,
     as_json: Json = False,
 ) -> None:
     """Make enrolment codes, one a line. Each lets one device in; the server keeps only their
@@ -248,7 +258,7 @@ def codes(
     from device_runtime.wire import DAY_S
     from fedboard.operator import connect
 
-    with connect(dir, server, token_file) as operator:
+    with connect(dir, server, token_file, insecure) as operator:
         codes = operator.codes(count, DAY_S * days)
     if as_json:
         return emit(asdict(codes))

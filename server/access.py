@@ -19,6 +19,7 @@ import nacl.bindings
 import nacl.exceptions
 
 from device_runtime import durable, signing
+from device_runtime.addresses import is_loopback as is_loopback
 from device_runtime.errors import RunError
 from server.contract import TOKEN_FILE
 from server.requests import Nonce
@@ -172,17 +173,6 @@ def token(folder: Path, told: str | None = None) -> str:
             "remove it to have a new one made",
         )
     return told
-
-
-@functools.lru_cache(maxsize=10_000)
-def is_loopback(host: str) -> bool:
-    """Whether an address reaches this machine only."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 @functools.lru_cache(maxsize=10_000)

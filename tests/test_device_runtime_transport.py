@@ -1,4 +1,5 @@
 import contextlib
+import itertools
 import socket
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -229,3 +230,152 @@ def test_what_does_not_speak_http_is_one_clear_line():
 
 def test_no_body_shows_in_the_text_of_a_reply():
     assert "secret" not in repr(Reply(200, {}, b"secret"))
+
+
+# what a server may not do to a device
+
+
+@contextlib.contextmanager
+def dripping(head: bytes, drops: bytes, most: int = 100_000):
+    """The URL of a server that sends `head` at once, then one of `drops` after the other, until
+    nobody listens.
+    """
+    listening, over = socket.create_server(("127.0.0.1", 0)), threading.Event()
+    listening.settimeout(0.05)
+
+    def drip(connection: socket.socket) -> None:
+        with connection, contextlib.suppress(OSError):
+            connection.recv(65_536)
+            connection.sendall(head)
+            for place in range(most):
+                if over.wait(0.001):
+                    return
+                connection.sendall(drops[place % len(drops) :][:1])
+
+    def accept() -> None:
+        while not over.is_set():
+            with contextlib.suppress(TimeoutError):
+                connection, _ = listening.accept()
+                connection.settimeout(5)
+                threading.Thread(target=drip, args=(connection,), daemon=True).start()
+
+    thread = threading.Thread(target=accept)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+    finally:
+        over.set()
+        thread.join()
+        listening.close()
+
+
+def seconds(step: float):
+    """A clock that moves on by `step` whenever it is read."""
+    ticks = itertools.count()
+    return lambda: step * next(ticks)
+
+
+def test_a_reply_that_drips_is_ended_and_not_gone_on_with():
+    head = b"HTTP/1.1 200 OK\r\ncontent-length: 5000\r\n\r\n"
+    with dripping(head, b"x") as url, http(url, now=seconds(1.0)) as send:
+        with pytest.raises(ServerError, match="expected 1000 bytes a second") as refused:
+            persistent(send, sleep=lambda _: None)("GET", "/v1/blobs/x", b"", {})
+        assert not isinstance(refused.value, Interrupted)
+
+
+@pytest.mark.parametrize("head", [b"", b"HTTP/1.1 200 OK\r\nx-slow: "])
+def test_headers_that_drip_are_ended(monkeypatch, head):
+    with dripping(head, b"a") as url, http(url) as send:
+        monkeypatch.setattr(transport, "TIMEOUT_S", 0.05)
+        with pytest.raises(Interrupted, match="no whole reply came"):
+            send("GET", "/v1/x", b"", {})
+
+
+def test_headers_without_end_are_cut_off():
+    with (
+        dripping(b"HTTP/1.1 200 OK\r\nx-long: " + b"a" * 200_000, b"a") as url,
+        http(url) as send,
+        pytest.raises(ServerError, match="no whole reply came"),
+    ):
+        send("GET", "/v1/x", b"", {})
+
+
+def test_a_reply_is_as_large_as_its_request_allows():
+    with server() as listening, http(listening.url) as send:
+        assert send("GET", "/v1/x", b"", {transport.AT_MOST: str(len(BLOB))}).body == BLOB
+        with pytest.raises(ServerError, match="expected at most 10239 bytes, found more"):
+            send("GET", "/v1/x", b"", {transport.AT_MOST: str(len(BLOB) - 1)})
+        # the limit is the device's own affair
+        assert all(transport.AT_MOST not in headers for _, headers, _ in listening.seen)
+
+
+def test_a_message_has_a_megabyte_at_most_whoever_sends_it():
+    head = b"HTTP/1.1 200 OK\r\ncontent-length: 2000000\r\n\r\n" + b"x" * 1_500_000
+    with (
+        dripping(head, b"x") as url,
+        http(url) as send,
+        pytest.raises(ServerError, match="expected at most 1048576 bytes"),
+    ):
+        send("POST", "/v1/check-in", b"", {})
+
+
+@pytest.mark.parametrize("pieces", [[4000] * 50, [9000, 2000]])
+def test_all_pieces_of_a_download_are_no_larger_than_one_reply_may_be(pieces):
+    """Each piece breaks off and goes on where the last one stopped, for ever."""
+    sizes, asked = iter(pieces), []
+
+    def send(method, path, body, headers):
+        start = int(headers.get("range", "bytes=0-")[6:-1])
+        asked.append(start)
+        reply = Reply(
+            206 if start else 200, {"content-range": f"bytes {start}-"}, b"x" * next(sizes)
+        )
+        if len(asked) < len(pieces):
+            raise Interrupted("GET", "broke", "try again", reply)
+        return reply
+
+    limited = {transport.AT_MOST: "10000"}
+    with pytest.raises(ServerError, match="expected at most 10000 bytes") as refused:
+        persistent(send, sleep=lambda _: None)("GET", "/v1/blobs/x", b"", limited)
+    assert not isinstance(refused.value, Interrupted)
+    assert len(asked) <= 3
+
+
+def test_a_download_in_crumbs_ends_within_an_hour():
+    def send(method, path, body, headers):
+        start = int(headers.get("range", "bytes=0-")[6:-1])
+        reply = Reply(206 if start else 200, {"content-range": f"bytes {start}-"}, b"x")
+        raise Interrupted("GET", "broke", "try again", reply)
+
+    with pytest.raises(ServerError, match="within an hour"):
+        persistent(send, sleep=lambda _: None, now=seconds(10.0))("GET", "/v1/blobs/x", b"", {})
+
+
+@pytest.mark.parametrize(
+    ("url", "needs_it"),
+    [
+        ("http://127.0.0.1:8000", False),
+        ("http://127.9.9.9:8000", False),
+        ("http://localhost:8000", False),
+        ("http://LOCALHOST:8000", False),
+        ("http://[::1]:8000", False),
+        ("http://[::ffff:127.0.0.1]:8000", False),
+        ("https://fedboard.example", False),
+        ("http://fedboard.example", True),
+        ("http://10.0.0.1:8000", True),
+        ("http://[fe80::1]:8000", True),
+        ("http://localhost.example:8000", True),
+        ("http://127.0.0.1.example:8000", True),
+        ("http://127.0.0.1@fedboard.example", True),
+        ("http://0.0.0.0:8000", True),
+        ("http://2130706433:8000", True),
+    ],
+)
+def test_another_machine_needs_tls_or_an_owner_who_says_so(url, needs_it):
+    if not needs_it:
+        with http(url):
+            return
+    with pytest.raises(ServerError, match=r"expected https://.*pass --insecure"), http(url):
+        pass
+    with http(url, insecure=True):
+        pass

@@ -11,6 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 ROOMS = ("device_runtime", "model", "server", "conversion", "fleet", "fedboard")
 CONTRACTS = {
+    "addresses",
     "bounds",
     "causes",
     "config",
