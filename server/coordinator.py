@@ -295,6 +295,7 @@ class Coordinator:
                 with self.store.transaction() as rows:
                     rows.forget_nonces(now - KEPT_S)
                     rows.forget_due(now - pacing.FORGET_S)
+                    rows.forget_codes(now - KEPT_S)
                 self._forgot_at = now
 
     def probe(self, now: float) -> None:

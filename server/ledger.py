@@ -193,6 +193,8 @@ class Ledger:
         funnel to the new one's.
         """
         after = replace(work, **changes)
+        if after.status is not AssignmentStatus.OPEN:  # when it asked is nobody's business then
+            after = replace(after, admitted_at=0.0)
         if after.cause != work.cause:
             for cause, more in ((work.cause, -1), (after.cause, 1)):
                 if cause is not None:

@@ -383,6 +383,10 @@ class Rows:
         ).one_or_none()
         return None if row is None else StoredCode(*row)
 
+    def forget_codes(self, before: float) -> None:
+        """Forget codes that were good until some time, and which devices they let in."""
+        self._connection.execute(codes.delete().where(codes.c.expires_at < before))
+
     def use_code(self, hashed: str, device: str) -> None:
         """Note which device a code has let in."""
         self._connection.execute(codes.update().where(codes.c.code == hashed).values(device=device))
@@ -595,7 +599,7 @@ class Rows:
             self._connection.execute(
                 assignments.update()
                 .where(left)
-                .values(status=AssignmentStatus.CLOSED.value, cause=cause.value)
+                .values(status=AssignmentStatus.CLOSED.value, cause=cause.value, admitted_at=0.0)
             )
         gone = check_ins.c.task == task
         if cause is None and state.places.until is not None:
@@ -729,7 +733,10 @@ class Rows:
         self._put(
             assignments,
             rows,
-            replaced=("status", "cause", "update_hash", "downloaded", "uploaded", "counted_in"),
+            replaced=(
+                *("status", "cause", "update_hash", "downloaded", "uploaded", "counted_in"),
+                "admitted_at",
+            ),
         )
 
     def participations(self, names: Iterable[str]) -> dict[tuple[str, str], Participation]:

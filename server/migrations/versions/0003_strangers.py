@@ -20,7 +20,7 @@ def upgrade() -> None:
 
 def _identity() -> None:
     """The server's name; nonces by the time they were signed at. Those of signatures that named
-    no time are good for nothing any more.
+    no time are good for nothing any more. When a device was given work that is over is forgotten.
     """
     servers = op.create_table("servers", sa.Column("server", sa.String(32), primary_key=True))
     op.bulk_insert(servers, [{"server": secrets.token_hex(16)}])
@@ -31,6 +31,7 @@ def _identity() -> None:
         sa.Column("nonce", sa.String(32), primary_key=True),
         sa.Column("signed_at", sa.BigInteger, nullable=False, index=True),
     )
+    op.execute("UPDATE assignments SET admitted_at = 0 WHERE status != 'open'")
 
 
 def _windows() -> None:
