@@ -479,6 +479,7 @@ def test_a_home_of_an_earlier_version_opens_and_its_half_done_work_is_gone_on_wi
     with asgi(app(coordinator, itertools.count(100.0).__next__)) as way:
         outcome = turn(home, way, 2000.0, train)
     assert (outcome.status, outcome.round) == (Status.COUNTED, 2)
+    assert home.server_name == coordinator.server  # it knew its name there, and not whose
     assert train.batches == [2]  # of 4: the others were done before
     assert [report.counted for report in coordinator.reports(200.0).rounds][:2] == [1, 1]
     coordinator.close()

@@ -1,21 +1,31 @@
 """Who asks whom, and when: signatures that are good at one server, for minutes, and once."""
 
+import contextlib
+import itertools
+import sqlite3
 import time
+import zipfile
+from pathlib import Path
 
 import httpx
 import pytest
+import sqlalchemy as sa
 
 from device_runtime import calls, config, signing, transport, wire
 from device_runtime.causes import Cause
 from device_runtime.errors import ServerError
-from device_runtime.wire import Assignment, Enrolment, Server
+from device_runtime.wire import Abandon, Assignment, Enrolment, Server
 from server import endpoint
+from server.coordinator import open_folder
 from server.replays import GOOD_S, KEPT_S, Replays
 from server.requests import Nonce
 from server.rounds import Rules
 from server.settings import Limits
+from server.tables import assignments, codes
 from tests.test_server_endpoint import Device, problem, running
-from tests.toy_server import READY, key, new, reopened
+from tests.toy_server import READY, OneByOne, encoded, enrolled, key, new, reopened
+
+GOLDEN = Path(__file__).parent / "golden"
 
 RULES = Rules(report_goal=2, over_selection=1.5, rounds=2)
 CHECK_IN = signing.Request("POST", "/v1/check-in", config.to_json(READY))
@@ -188,3 +198,81 @@ def test_replays_are_remembered_as_long_as_their_requests_are_good():
     # bounded: two generations of two, and the database decides
     assert sum(seen.is_new(f"d{k}", nonce, KEPT_S + 2) for k in range(9)) == 9
     assert len(seen._new) + len(seen._old) <= 4
+
+
+# what is forgotten
+
+
+def times_of_work(coordinator) -> dict[str, list[float]]:
+    """When work was given, by what became of it."""
+    columns = assignments.c
+    with coordinator.store.reading() as rows:
+        query = sa.select(columns.status, columns.admitted_at).order_by(columns.admitted_at)
+        kept: dict[str, list[float]] = {}
+        for status, at in rows._connection.execute(query):
+            kept.setdefault(status, []).append(at)
+    return kept
+
+
+def test_when_a_device_was_given_work_is_forgotten_with_the_work(tmp_path):
+    rules = Rules(report_goal=2, over_selection=2.0, selection_s=0.0, reporting_s=900.0)
+    coordinator = new(tmp_path, rules)
+    devices = enrolled(coordinator, 4)
+    works = [coordinator.check_in(device, READY, 100.0) for device in devices]
+    assert times_of_work(coordinator) == {"open": [100.0] * 4}
+    coordinator.update(devices[0], works[0].assignment, encoded(works[0], 0), 200.0)
+    coordinator.abandon(devices[1], works[1].assignment, Abandon(Cause.CONDITION_LOST), 200.0)
+    kept = times_of_work(coordinator)
+    assert (kept["counted"], kept["abandoned"], kept["open"]) == ([0.0], [0.0], [100.0] * 2)
+    coordinator.update(devices[2], works[2].assignment, encoded(works[2], 2), 300.0)
+    # the round is over: the fourth is waited for no more
+    assert times_of_work(coordinator) == {"counted": [0.0] * 2, "abandoned": [0.0], "closed": [0.0]}
+    # a report that comes late still hears of it
+    assert coordinator.update(devices[3], works[3].assignment, encoded(works[3], 3), 310.0)
+    assert times_of_work(coordinator)["closed"] == [0.0]
+    coordinator.close()
+
+
+def test_a_code_is_forgotten_with_the_device_it_let_in_when_it_expires(tmp_path):
+    new(tmp_path, RULES).close()
+    coordinator = OneByOne(*open_folder(tmp_path), codes_needed=True)
+    (code,) = coordinator.create_codes(1, 1000.0, 0.0)
+    public = signing.public_hex(key(1))
+    coordinator.enrol(Enrolment(public, code), 10.0)
+    for now, left in ((1000.0, 1), (1000.0 + KEPT_S + 1, 0)):
+        coordinator.tick(now)
+        with coordinator.store.reading() as rows:
+            query = sa.select(sa.func.count()).select_from(codes)
+            assert rows._connection.execute(query).scalar_one() == left
+    coordinator.close()
+
+
+def test_a_database_of_the_version_before_gets_a_name_and_forgets_who_asked_when(tmp_path):
+    zipfile.ZipFile(GOLDEN / "server-0002.zip").extractall(tmp_path)
+    with contextlib.closing(sqlite3.connect(tmp_path / "server.sqlite")) as before:
+        query = "SELECT count(*) FROM assignments WHERE status != 'open' AND admitted_at > 0"
+        assert before.execute(query).fetchone() != (0,)
+    coordinator = reopened(tmp_path)
+    assert len(coordinator.server) == 32
+    kept = times_of_work(coordinator)
+    assert set(itertools.chain(*(at for status, at in kept.items() if status != "open"))) == {0.0}
+    coordinator.close()
+    again = reopened(tmp_path)
+    assert again.server == coordinator.server
+    again.close()
+
+
+def test_tasks_of_one_name_on_two_servers_have_two_ids_and_each_keeps_its_own(tmp_path):
+    ids = {}
+    for name in ("a", "b"):
+        coordinator = new(tmp_path / name, Rules(report_goal=1, selection_s=0.0))
+        for _ in range(2):
+            device = enrolled(coordinator, 1)[0]
+            work = coordinator.check_in(device, READY, 1.0)
+            assert (work.server, len(work.task_id)) == (coordinator.server, 32)
+            ids.setdefault(name, set()).add(work.task_id)
+            coordinator.close()
+            coordinator = reopened(tmp_path / name)
+        coordinator.close()
+    assert [len(each) for each in ids.values()] == [1, 1]
+    assert ids["a"] != ids["b"]
