@@ -276,3 +276,48 @@ def test_tasks_of_one_name_on_two_servers_have_two_ids_and_each_keeps_its_own(tm
         coordinator.close()
     assert [len(each) for each in ids.values()] == [1, 1]
     assert ids["a"] != ids["b"]
+
+
+# bodies that are no messages
+
+
+CHECK_IN_TEXT = CHECK_IN.body.decode()
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        CHECK_IN_TEXT.replace('"examples":20', '"examples":%s' % ("9" * 400)),
+        CHECK_IN_TEXT.replace('"examples":20', '"examples":1e3'),
+        CHECK_IN_TEXT.replace('"examples":20', '"examples":NaN'),
+        CHECK_IN_TEXT.replace('"examples":20', '"examples":-1'),
+        CHECK_IN_TEXT.replace('"examples":20', '"examples":20,"examples":20'),
+        CHECK_IN_TEXT.replace('"population":"default"', '"population":"\\ud800"'),
+        CHECK_IN_TEXT.replace('"population":"default"', '"population":"a\\u0000b"'),
+        CHECK_IN_TEXT.replace('"population":"default"', '"population":"%s"' % ("a" * 65)),
+        CHECK_IN_TEXT.replace('"holds":""', '"holds":"../../etc/passwd"'),
+        CHECK_IN_TEXT.replace('"device_class":""', '"device_class":"%s"' % ("é" * 9)),
+        CHECK_IN_TEXT.replace('"runtime":""', '"%s":1' % ("k" * 9000)),
+        "[" * 16_000,
+    ],
+)
+def test_a_check_in_beyond_its_bounds_is_malformed_and_its_answer_is_a_message(tmp_path, body):
+    assert body != CHECK_IN_TEXT
+    with running(new(tmp_path, RULES)) as url:
+        device = Device(url, 1)
+        reply = device.send("POST", "/v1/check-in", body.encode("utf-8", "surrogatepass"))
+        assert problem(reply) == (400, "malformed")  # read as a device reads it
+
+
+@pytest.mark.parametrize("code", ['"\\ud800"', '"\\u0000"', '"%s"' % ("x" * 65), "5", '"é"'])
+def test_a_code_no_operator_gave_out_is_malformed(tmp_path, code):
+    new(tmp_path, RULES).close()
+    with running(OneByOne(*open_folder(tmp_path), codes_needed=True)) as url:
+        server, secret = told(url).server, key(1)
+        public = signing.public_hex(secret)
+        body = f'{{"public_key":"{public}","code":{code}}}'.encode()
+        request = signing.Request("POST", "/v1/devices", body)
+        name = signing.name_of(public)
+        headers = signing.sign_request(secret, name, request, server, time.time())
+        reply = httpx.post(f"{url}/v1/devices", content=body, headers=headers)
+        assert problem(reply) == (400, "malformed")
