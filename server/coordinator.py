@@ -484,7 +484,7 @@ class Coordinator:
 
     def _give_up(self, lost: Lost, now: float) -> None:
         """Abandon the round whose sum cannot be read any more."""
-        log.error("a round's sum is lost", extra={"error": str(lost)})
+        log.error("%s", lost)
         task, number = lost.at
         with self.store.reading() as rows:
             stored, round = self._stored(rows, task), rows.open_rounds().get(task)

@@ -11,7 +11,7 @@ import logging
 from collections.abc import Iterable
 
 from device_runtime.errors import FedboardError
-from server.masks import At, Lost, Masks
+from server.masks import PLAIN, At, Lost, Masks
 from server.slots import Slots
 from server.store import Rows, Store, StoredSum
 from server.sums import Sum
@@ -80,8 +80,9 @@ class OpenSums:
             self.ended(at)
 
     def begin(self, store: Store) -> list[Lost]:
-        """After a start: remove the keys of rounds that have ended, and write over those that are
-        of no stored sum. The sums of this replica that cannot be read any more.
+        """After a start: remove the keys of rounds that have ended, write over those that are of no
+        stored sum, and seal what a version without keys has stored. The sums of this replica that
+        cannot be read any more.
         """
         left = self._masks.begun()  # before the open rounds: what is opened now is not left over
         with store.reading() as rows:
@@ -95,6 +96,17 @@ class OpenSums:
                         self._masks.renew(at)
                 except Lost as error:
                     lost.append(error)
+            plain = [
+                at
+                for at in sorted(still_open)
+                if any(each.generation == PLAIN for each in rows.sums(*at, self._replica))
+            ]
+        if plain:
+            with store.transaction(durable=True) as rows:
+                for at in plain:
+                    self.save(rows, at, self._stored[at])
+            self.stored()
+            store.forget()
         return lost
 
     def _read(self, at: At, kept: StoredSum) -> Sum:

@@ -213,7 +213,7 @@ class Store:
             sa.event.listen(self._engine, "begin", _begin_sqlite)
         try:
             if self._migrate():
-                self._let_go()
+                self.forget()
         except (sa.exc.DBAPIError, alembic.util.CommandError) as error:
             self.close()
             reason = str(getattr(error, "orig", error)).splitlines()[0]
@@ -266,6 +266,15 @@ class Store:
             with self._engine.connect() as connection:
                 connection.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
+    def forget(self) -> None:
+        """Let go of all that was replaced or deleted: what an older version stored of sums, as they
+        were, is neither in a free page nor in the log. Every page is written anew.
+        """
+        if not self.shared:
+            with self._engine.connect() as connection:
+                connection.connection.execute("VACUUM")
+            self.tidy()
+
     def beat(self, now: float) -> None:
         """Write something, to see that it can be written. Raises what writing raises, and RunError
         if there is no room for more.
@@ -288,13 +297,6 @@ class Store:
     def _require_file(self, *_: Any) -> None:
         if self._file is not None:
             self._file.require_same()
-
-    def _let_go(self) -> None:
-        """What an older version left of sums in free pages and in the log is not kept."""
-        if not self.shared:
-            with self._engine.connect() as connection:
-                connection.connection.execute("VACUUM")
-            self.tidy()
 
     def _migrate(self) -> bool:
         """Bring the tables up to date; whether they were those of an older version."""
