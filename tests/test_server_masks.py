@@ -29,11 +29,21 @@ from server.slots import Folder
 from server.store import Store, StoredSum
 from server.task import TaskSettings
 from tests import carving, postgres, s3, toy_server
-from tests.toy_server import PLAN, READY, TOKENIZER, OneByOne, delta, encoded, enrolled, stored
+from tests.toy_server import (
+    PLAN,
+    READY,
+    TOKENIZER,
+    OneByOne,
+    by_arrival,
+    delta,
+    encoded,
+    enrolled,
+    stored,
+)
 
 GOLDEN = Path(__file__).parent / "golden"
 WEIGHTS = {"weights": np.linspace(-1, 1, 20_000, dtype=np.float32)}
-RULES = Rules(report_goal=6, over_selection=1.0, rounds=2)
+RULES = by_arrival(Rules(report_goal=6, over_selection=1.0, rounds=2))
 TWO = Rules(report_goal=2, over_selection=1.0)
 NUMBERS = itertools.count()
 
@@ -109,7 +119,7 @@ def test_no_row_that_postgresql_replaced_and_no_difference_of_two_tells_of_an_up
 def scoring(folder: Path, goal: int, number: int) -> tuple[OneByOne, list[tuple[str, str]]]:
     """A server with an evaluation, and that many devices with work in it: name, assignment."""
     coordinator = toy_server.new(folder, RULES, policy=Policy(min_examples=1000))
-    rules = Rules(report_goal=goal, over_selection=1.0)
+    rules = by_arrival(Rules(report_goal=goal, over_selection=1.0))
     tasks.create(
         coordinator,
         TaskSettings(kind=Kind.EVALUATION, evaluates="default", name="scores", rules=rules),
@@ -350,7 +360,8 @@ def test_replicas_keep_their_keys_beside_the_blobs_and_whoever_closes_reads_and_
         blobs = Blobs.open("s3://fedboard/masks")
         start = toy_server.Checkpoint(toy_server.WEIGHTS, 0, "", TOKENIZER)
         store = Store(database)
-        settings = TaskSettings(PLAN, rules=Rules(report_goal=3, over_selection=1.0), seed=7)
+        rules = by_arrival(Rules(report_goal=3, over_selection=1.0))
+        settings = TaskSettings(PLAN, rules=rules, seed=7)
         tasks.create(Coordinator(store, blobs), settings, 0.0, start)
         first, second = OneByOne(store, blobs), OneByOne(Store(database), blobs)
         devices = enrolled(first, 3)
