@@ -90,7 +90,7 @@ class Meaning:
     status: int | None = None
     lasts: bool = False  # nothing that passes by itself within minutes: the longer retry time
     no_place: bool = False  # at check-in: the device is eligible, and there was no place for it
-    keeps_work: bool = False  # at check-in: says nothing of the round that half-done work is for
+    keeps_work: bool = False  # says nothing of the round that kept work is for: it stays kept
     gives_back: bool = False  # a device may name it when it gives an assignment back
     # what a report is told that comes after its assignment was closed for this
     told_late: Cause = Cause.ROUND_CLOSED
@@ -152,20 +152,22 @@ MEANING: Mapping[str, Meaning] = {
     Cause.UNKNOWN_DEVICE: Meaning("not enrolled", _REQUEST, status=401),
     Cause.BAD_SIGNATURE: Meaning("not signed by the device it names", _REQUEST, status=401),
     Cause.WRONG_SERVER: Meaning("signed for another server", _REQUEST, status=421),
-    Cause.WRONG_TIME: Meaning("signed at another time", _REQUEST, status=401),
+    Cause.WRONG_TIME: Meaning("signed at another time", _REQUEST, status=401, keeps_work=True),
     Cause.NOT_THE_OPERATOR: Meaning("without the operator's token", _REQUEST, status=401),
     Cause.BAD_CODE: Meaning("without an enrolment code that is good", _REQUEST, status=403),
     Cause.UNKNOWN_BLOB: Meaning("asked for a blob that is not there", _REQUEST, status=404),
     Cause.UNKNOWN_ASSIGNMENT: Meaning("has no such assignment", _REQUEST, status=404),
     Cause.UNKNOWN_TASK: Meaning("asked for a task that is not there", _REQUEST, status=404),
-    Cause.TOO_SLOW: Meaning("its body did not come in time", _REQUEST, status=408),
+    Cause.TOO_SLOW: Meaning("its body did not come in time", _REQUEST, status=408, keeps_work=True),
     Cause.REPLAYED: Meaning("sent before", _REQUEST, status=409),
     Cause.DIFFERENT_UPDATE: Meaning("sent another report before", _REQUEST, status=409),
     Cause.WRONG_STATE: Meaning("the task's state forbids it", _REQUEST, status=409),
     Cause.ABANDONED: Meaning("had given the assignment back", _REQUEST, status=410),
     Cause.TOO_LARGE: Meaning("larger than any message of ours", _REQUEST, status=413),
-    Cause.TOO_MANY_REQUESTS: Meaning("asked too often", _REQUEST, status=429),
-    Cause.UNAVAILABLE: Meaning("the server could not keep anything", _REQUEST, status=503),
+    Cause.TOO_MANY_REQUESTS: Meaning("asked too often", _REQUEST, status=429, keeps_work=True),
+    Cause.UNAVAILABLE: Meaning(
+        "the server could not keep anything", _REQUEST, status=503, keeps_work=True
+    ),
 }
 
 

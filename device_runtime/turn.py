@@ -46,7 +46,7 @@ class Status(StrEnum):
     ABANDONED = "abandoned"  # the device gave its assignment back
     PAUSED = "paused"  # a condition was lost: the work waits on the device for its next window
     NOT_COUNTED = "not_counted"  # the server did not take the report
-    SENDING = "sending"  # of a ledger line only: the report may have left, and no answer came
+    SENDING = "sending"  # the report may have left, and no answer came that says what became of it
 
 
 SENT = (Status.COUNTED, Status.NOT_COUNTED, Status.SENDING)  # a report left, or may have
@@ -353,6 +353,10 @@ def _train(
     except Unanswered:
         yield from _keep(gathered.work, tuned)
         raise
+    if isinstance(answer, Reject) and MEANING[answer.cause].keeps_work:
+        # it may have been counted: the ledger goes on saying "sending", and the same is sent again
+        yield from _keep(gathered.work, tuned)
+        return _outcome(assignment, Status.SENDING, answer.cause, answer.retry_in_s, rows, tuned)
     yield Drop()
     return (yield from _answered(assignment, answer, rows, tuned))
 
@@ -429,6 +433,17 @@ def _end(
     tuned: FineTuned | None,
 ) -> Working:
     yield Note(assignment, status, cause, examples)
+    return _outcome(assignment, status, cause, retry_in_s, examples, tuned)
+
+
+def _outcome(
+    assignment: Assignment,
+    status: Status,
+    cause: Cause | None,
+    retry_in_s: float,
+    examples: int,
+    tuned: FineTuned | None,
+) -> Outcome:
     return Outcome(
         status,
         cause,

@@ -34,9 +34,10 @@ def test_a_report_after_the_end_is_told_why_it_was_not_waited_for():
     assert MEANING[Cause.CONDITION_LOST].told_late is Cause.ROUND_CLOSED
 
 
-def test_only_lost_conditions_let_half_done_work_wait():
+def test_lost_conditions_and_a_request_that_was_not_looked_at_let_work_wait():
     conditions = {Cause.NOT_CHARGING, Cause.METERED_NETWORK, Cause.IN_USE}
-    assert of(keeps_work=True) == conditions
+    not_now = {Cause.UNAVAILABLE, Cause.TOO_MANY_REQUESTS, Cause.TOO_SLOW, Cause.WRONG_TIME}
+    assert of(keeps_work=True) == conditions | not_now
     assert conditions <= of(gives_back=True)
 
 

@@ -122,6 +122,14 @@ def test_an_update_nobody_answered_is_kept_and_the_ledger_goes_on_saying_that_it
     assert [action.status for action in actions if isinstance(action, Note)] == [Status.SENDING]
 
 
+@pytest.mark.parametrize("cause", [Cause.UNAVAILABLE, Cause.TOO_MANY_REQUESTS])
+def test_an_update_the_server_could_not_look_at_is_kept_and_sent_again_when_it_says(cause):
+    actions, outcome = play(turn.work(DEVICE, ASSIGNMENT), Upload=Reject(cause, 30.0))
+    assert Keep in kinds(actions) and Drop not in kinds(actions)
+    assert [action.status for action in actions if isinstance(action, Note)] == [Status.SENDING]
+    assert (outcome.status, outcome.cause, outcome.retry_in_s) == (Status.SENDING, cause, 30.0)
+
+
 def test_an_update_that_was_not_taken_names_the_server_s_cause():
     _, outcome = play(turn.work(DEVICE, ASSIGNMENT), Upload=Reject(Cause.LATE, 30.0))
     assert (outcome.status, outcome.cause, outcome.retry_in_s) == (
