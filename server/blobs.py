@@ -18,7 +18,7 @@ from obstore.store import LocalStore, ObjectStore, from_url
 from device_runtime import durable
 from device_runtime.errors import RunError
 from device_runtime.weights import digest
-from server import slots
+from server import disk, slots
 from server.slots import Slots
 
 if TYPE_CHECKING:  # they are no more than types
@@ -177,15 +177,20 @@ class Blobs:
         data = self.get(name)
         return data if (start, end) == (0, len(data)) else memoryview(data)[start:end]
 
-    def slots(self) -> Slots:
-        """The small part of the place whose values are written over, beside the blobs."""
+    def slots(self, owner: str) -> Slots:
+        """The part of the place whose small values are written over, beside the blobs: those of one
+        owner.
+        """
         if self._folder is not None:
-            return slots.Folder(self._folder / _SLOTS)
-        return _Objects(self._where, self._store)
+            return slots.Folder(self._folder / _SLOTS / owner)
+        return _Objects(self._where, self._store, f"{_SLOTS}/{owner}")
 
     def require_room(self) -> None:
-        """Raises RunError if nothing can be written beside the blobs."""
-        self.slots().put("room", bytes(1))
+        """Raises RunError if no blob could be written."""
+        if self._folder is not None:
+            disk.require_room(self._folder)
+        else:
+            self.slots("room").put("room", bytes(1))
 
     def _warm(self, name: str) -> bytes | None:
         with self._lock:
@@ -198,18 +203,18 @@ class Blobs:
 class _Objects:
     """Slots as objects of an S3-compatible store. A bucket that keeps versions keeps old values."""
 
-    def __init__(self, where: str, store: ObjectStore):
-        self._where, self._store = where, store
+    def __init__(self, where: str, store: ObjectStore, prefix: str):
+        self._where, self._store, self._prefix = where, store, prefix
 
     def put(self, name: str, data: bytes) -> None:
         try:
-            obstore.put(self._store, f"{_SLOTS}/{name}", data, use_multipart=False)
+            obstore.put(self._store, f"{self._prefix}/{name}", data, use_multipart=False)
         except BaseError as error:
             raise self._unusable("written", error) from None
 
     def get(self, name: str) -> bytes | None:
         try:
-            return bytes(obstore.get(self._store, f"{_SLOTS}/{name}").bytes())
+            return bytes(obstore.get(self._store, f"{self._prefix}/{name}").bytes())
         except FileNotFoundError:
             return None
         except BaseError as error:
@@ -218,7 +223,7 @@ class _Objects:
     def remove(self, name: str) -> None:
         """An object that is put again is a new one: what there is to remove is its name."""
         try:
-            obstore.delete(self._store, f"{_SLOTS}/{name}")
+            obstore.delete(self._store, f"{self._prefix}/{name}")
         except FileNotFoundError:
             return
         except BaseError as error:
@@ -226,7 +231,7 @@ class _Objects:
 
     def names(self) -> list[str]:
         try:
-            listed = obstore.list(self._store, prefix=f"{_SLOTS}/").collect()
+            listed = obstore.list(self._store, prefix=f"{self._prefix}/").collect()
         except BaseError as error:
             raise self._unusable("read", error) from None
         return sorted(each["path"].rpartition("/")[2] for each in listed)

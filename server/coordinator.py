@@ -154,14 +154,14 @@ class Coordinator:
         self._lock = threading.Lock()
         self.differences = Differences(blobs)
         self._tasks: dict[str, Task] = {}
-        keys = blobs.slots() if store.beside is None else slots.Folder(store.beside)
-        self._sums, self._has_begun = OpenSums(keys, replica), False
         self._probed_at = -np.inf
         self._probe_failed: Exception | None = None
         self._population, self._population_at = 1, -np.inf
         self._forgot_at = -np.inf
         with store.reading() as rows:
             self.server = rows.server()  # random; replicas share it
+        keys = blobs.slots(self.server) if store.beside is None else slots.Folder(store.beside)
+        self._sums, self._has_begun = OpenSums(keys, replica), False
 
     # what devices ask
 

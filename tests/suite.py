@@ -51,6 +51,7 @@ PROCESSES = (
     "test_device_runtime_kills",
     "test_server_replicas",
     "test_server_masks",
+    "test_server_disk",
     "test_server_endpoint",
     "test_fedboard_serve",
     "test_fedboard_device_words",

@@ -368,11 +368,11 @@ def test_replicas_keep_their_keys_beside_the_blobs_and_whoever_closes_reads_and_
         works = [first.check_in(device, READY, 1.0) for device in devices]
         first.update(devices[0], works[0].assignment, encoded(works[0], 0), 2.0)
         second.update(devices[1], works[1].assignment, encoded(works[1], 1), 2.0)
-        assert len(blobs.slots().names()) == 4
+        assert len(blobs.slots(first.server).names()) == 4
         first.close()  # and does not come back
         assert second.update(devices[2], works[2].assignment, encoded(works[2], 2), 2.0).counted
         assert second.reports(3.0).rounds[0].phase == "committed"
-        assert blobs.slots().names() == []
+        assert blobs.slots(second.server).names() == []
         after = weights.flatten(stored(second, second.checkpoint().sha).weights)
         moved = after - weights.flatten(toy_server.WEIGHTS)
         np.testing.assert_allclose(moved, (delta(0) + delta(1) + delta(2)) / 3, atol=0.02)
