@@ -313,6 +313,11 @@ class Coordinator:
             if self._probe_failed is not None:
                 raise self._probe_failed.with_traceback(None)
 
+    def tidy(self) -> None:
+        """Leave nothing in the store's log."""
+        with self._lock:
+            self.store.tidy()
+
     def close(self) -> None:
         """Close the store, and leave nothing in its log. No answer is lost without it."""
         with self._lock:

@@ -229,6 +229,9 @@ class _Service:
             ticks = asyncio.create_task(self.tick_for_ever())
             yield
             ticks.cancel()
+            # a signal ends the process after this: nothing stays in the log
+            with contextlib.suppress(Unusable, FedboardError):
+                await run_in_threadpool(self.coordinator.tidy)
 
         api = FastAPI(
             title="Fedboard", version="2", lifespan=ticking, docs_url=None, redoc_url=None

