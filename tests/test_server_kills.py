@@ -89,14 +89,15 @@ def work(folder: Path) -> None:
         if coordinator.reports(4.0).rounds[-1].base_round
         else "done already"
     )
+    coordinator.tick(5.0)  # as a server does each second
     coordinator.close()
 """
 RULES = Rules(report_goal=2, over_selection=2.0)
 
 
 def contents(folder: Path) -> dict[str, list]:
-    """All that must be equal: every row but those of nonces and check-ins under way, and every
-    blob. Bytes received are not: repeating costs some.
+    """All that must be equal: every row but those of nonces and check-ins under way, every blob,
+    and which rounds have keys. Bytes received are not: repeating costs some.
     """
     with sqlite3.connect(folder / "server.sqlite") as connection:
         names = {
@@ -111,6 +112,7 @@ def contents(folder: Path) -> dict[str, list]:
     return {
         **rows,
         "blobs": sorted(path.name for path in (folder / "blobs").iterdir() if len(path.name) == 64),
+        "keys": sorted(path.name for path in (folder / "server.sqlite.keys").iterdir()),
     }
 
 
