@@ -4,6 +4,7 @@ The actions come from `turn.py`; each is done here in one place. A simulated dev
 turns: its clock stands still but for the time that training takes (`DeviceClock`).
 """
 
+import heapq
 import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
@@ -59,6 +60,10 @@ from device_runtime.wire import (
 )
 
 BATCH_S = 60.0  # what a batch takes on the clock of a simulated device
+
+# a device that hears this comes again in the same turn, so often at most: a window has four ends
+COME_AGAIN = (Cause.SELECTING, Cause.TOO_EARLY)
+MOST_ASKS = 8
 
 T = TypeVar("T")
 
@@ -355,25 +360,26 @@ def run(
     none left. The number of rounds seen.
 
     In each round every device checks in before the first one works: a round does not end while one
-    of them still waits for its turn. A simulated device lives through one night of its trace a
+    of them still waits for its turn. Devices that are to come again before they hear whether there
+    is work do so when they were told. A simulated device lives through one night of its trace a
     round; between two rounds all wait until the server's newest round is another.
     """
     seen = 0
     while seen < rounds:
         first, newest = _first_and_newest(send, sleep)
-        outcomes, working = [], []
-        for home in homes:
-            clock = clock_of(home, DAY_S * (newest.round - first))
-            taken = Turn(home, send, clock, train, sleep)
-            refused = taken.check_in()
-            if refused is None:
-                working.append(taken)
-            else:
-                outcomes.append(refused)
-                on_outcome(home, refused)
-        for taken in working:
-            outcomes.append(taken.work())
-            on_outcome(taken.home, outcomes[-1])
+        taken = [
+            Turn(home, send, clock_of(home, DAY_S * (newest.round - first)), train, sleep)
+            for home in homes
+        ]
+        refused = _check_in(taken, sleep)
+        outcomes = [outcome for outcome in refused if outcome is not None]
+        for each, outcome in zip(taken, refused, strict=True):
+            if outcome is not None:
+                on_outcome(each.home, outcome)
+        working = [each for each, outcome in zip(taken, refused, strict=True) if outcome is None]
+        for each in working:
+            outcomes.append(each.work())
+            on_outcome(each.home, outcomes[-1])
         if any(outcome.cause is Cause.NO_ROUND for outcome in outcomes):
             break
         seen += 1
@@ -381,6 +387,27 @@ def run(
             named = (outcome.retry_in_s for outcome in outcomes if outcome.retry_in_s > 0)
             _wait(send, newest, min(named, default=1.0), sleep)
     return seen
+
+
+def _check_in(
+    turns: Sequence[Turn], sleep: Callable[[float], object]
+) -> list[Outcome | None]:
+    """What each turn hears, None if there is work: those told to come again before that do, when
+    they were told.
+    """
+    answers: list[Outcome | None] = [None] * len(turns)
+    asks = [0] * len(turns)
+    slept, due = 0.0, [(0.0, number) for number in range(len(turns))]
+    while due:
+        at, number = heapq.heappop(due)
+        if at > slept:
+            sleep(at - slept)
+            slept = at
+        outcome = answers[number] = turns[number].check_in()
+        asks[number] += 1
+        if outcome is not None and outcome.cause in COME_AGAIN and asks[number] < MOST_ASKS:
+            heapq.heappush(due, (slept + outcome.retry_in_s, number))
+    return answers
 
 
 def _half_done(

@@ -229,12 +229,17 @@ def _rounds_with_devices(demo: Demo, run: Run, bundle: Path, users: Users) -> di
         over_selection=1.0,
         min_reports=max(1, counts[Role.FINISHES] // 2),
         rounds=demo.device_rounds,
-        selection_s=300,
+        # who asks after the window takes a place that nobody else wants: there is one for each
+        selection_s=2,
+        claim_s=300,
         reporting_s=300,
         retry_s=0.3,
     )
     settings = ServerSettings(
-        seed=demo.seed, rules=rules, policy=Policy(min_examples=min(10, demo.min_examples))
+        seed=demo.seed,
+        rules=rules,
+        # all able devices are in every round
+        policy=Policy(min_examples=min(10, demo.min_examples), min_separation=1),
     )
     folder = run.path / "server"
     folder.mkdir(exist_ok=True)

@@ -401,8 +401,8 @@ def test_a_device_that_died_before_it_heard_of_its_upload_counts_once_and_its_le
     with pytest.raises(Died):
         turn(home, dying)
     assert [line.outcome for line in home.contributions()] == ["sending"]
-    # the only round has committed, with this update
-    assert turn(home, server, 60.0).cause is Cause.NO_ROUND
+    # the only round has committed, with this update; the answer that was not heard let it wait
+    assert turn(home, server, 60.0).cause is Cause.TOO_EARLY
     assert server.coordinator.reports(0.0).rounds[0].counted == len(uploads(server)) == 1
 
 

@@ -236,7 +236,7 @@ def test_the_funnel_of_a_task_is_shown_in_words_within_80_columns(running, fedbo
         assert "_" not in shown
     assert "top-1/3 %" in scored and "top-1/3 %" not in trained
     (why,) = (said for said in " ".join(trained.split()).split(": ") if "not charging" in said)
-    assert "in use" in why and "round full" in why
+    assert "in use" in why and "not drawn" in why
 
 
 def test_what_an_operator_gets_wrong_is_one_clear_line(running, fedboard, tmp_path):

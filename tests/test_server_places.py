@@ -65,12 +65,14 @@ def test_who_asks_hears_when_the_window_ends_and_then_whether_it_was_drawn(coord
     # the window is open from the first ask for a minute; a second is added by chance
     assert [math.floor(answer.retry_in_s / 5) * 5 for answer in told] == [60, 55, 50, 45, 40]
     answers = [coordinator.check_in(device, READY, 72.0) for device in devices]
-    assert Counter(causes(answers)) == {None: 2, Cause.SELECTING: 2, Cause.NOT_DRAWN: 1}
-    waits = [answer for answer in answers if getattr(answer, "cause", "") is Cause.SELECTING]
-    assert all(30 <= answer.retry_in_s <= 33 for answer in waits)  # for no-shows, none here
-    report = coordinator.reports(80.0).rounds[0]
-    assert (report.checked_in, report.assigned) == (5, 2)
-    assert report.refused == {"selecting": 2, "not_drawn": 1}
+    assert causes(answers).count(None) == 2
+    # whoever came before both were there may still replace one
+    assert set(causes(answers)) <= {None, Cause.SELECTING, Cause.NOT_DRAWN}
+    coordinator.tick(200.0)
+    for device in devices:
+        assert isinstance(coordinator.check_in(device, READY, 200.0), Assignment | Reject)
+    report = coordinator.reports(200.0).rounds[0]
+    assert (report.checked_in, report.assigned, report.refused) == (5, 2, {"not_drawn": 3})
 
 
 def test_a_device_that_is_not_among_those_who_may_join_takes_no_ticket(coordinator):
@@ -231,7 +233,7 @@ class Crowd:
 
 @pytest.mark.parametrize("kind", ["rude", "sly"])
 def test_devices_that_ask_all_the_time_get_no_more_places_than_others(tmp_path, kind):
-    rules = Rules(report_goal=10, over_selection=1.0, selection_s=600, retry_s=900)
+    rules = Rules(report_goal=10, over_selection=1.0, selection_s=500, retry_s=800)
     coordinator = toy_server.new(tmp_path, rules, policy=Policy(min_separation=2))
     devices = enrolled(coordinator, 66)
     few = set(devices[:6])  # 9 %
@@ -239,7 +241,7 @@ def test_devices_that_ask_all_the_time_get_no_more_places_than_others(tmp_path, 
     crowd = Crowd(
         coordinator, few if kind == "rude" else set(), few if kind == "sly" else set(), rng
     )
-    crowd.due = {device: float(rng.uniform(0, 900)) for device in devices}
+    crowd.due = {device: float(rng.uniform(0, 800)) for device in devices}
     crowd.live(4 * 3600.0)
     total, theirs = sum(crowd.places.values()), sum(crowd.places[device] for device in few)
     assert total >= 80
