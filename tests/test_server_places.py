@@ -4,15 +4,36 @@ import math
 from collections import Counter
 from dataclasses import dataclass, field, replace
 
+import hypothesis
 import numpy as np
 import pytest
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    rule,
+    run_state_machine_as_test,
+)
 
 from device_runtime.causes import Cause
-from device_runtime.wire import Abandon, Assignment, Phase, Reject
+from device_runtime.wire import OPEN, Abandon, Assignment, Phase, Reject
 from server import places
 from server.eligibility import Policy
+from server.places import Chance, Places, Ticket
 from server.rounds import (
+    Admitted,
+    Asked,
+    Dropped,
+    Mode,
+    Reported,
+    RoundState,
     Rules,
+    Tick,
+    TurnedAway,
+    Withdrawn,
+    advance,
+    following,
 )
 from tests import toy_server
 from tests.toy_server import READY, OneByOne, check_in, encoded, enrolled
@@ -154,7 +175,7 @@ def test_a_device_that_comes_before_its_time_has_no_ticket(coordinator):
 
 
 def test_an_ask_that_is_repeated_because_its_answer_was_lost_keeps_its_ticket(coordinator):
-    a, b, _ = enrolled(coordinator, 3)
+    a, b, c = enrolled(coordinator, 3)
     for device in (a, b):
         told = coordinator.check_in(device, READY, 10.0)
     again = coordinator.check_in(b, READY, 19.0)
@@ -249,3 +270,188 @@ def test_devices_that_ask_all_the_time_get_no_more_places_than_others(tmp_path, 
     # what a fair coin gives one time in a thousand
     assert theirs <= share * total + 3.1 * math.sqrt(total * share * (1 - share))
     coordinator.close()
+
+
+# rounds go on
+
+
+def test_a_device_that_gave_its_work_back_may_join_a_buffered_round_again(tmp_path):
+    """Five devices, a goal of three: two give back, one is late, and none of them is shut out."""
+    rules = replace(RULES, report_goal=3, mode=Mode.BUFFERED, selection_s=0, reporting_s=50)
+    coordinator = toy_server.new(
+        tmp_path, replace(rules, over_selection=5 / 3, retry_s=0), policy=Policy(min_separation=1)
+    )
+    devices = enrolled(coordinator, 5)
+    works = [coordinator.check_in(device, READY, 1.0) for device in devices]
+    for number in (0, 1):
+        assert coordinator.update(
+            devices[number], works[number].assignment, encoded(works[number], number), 2.0
+        ).counted
+    for number in (2, 3):
+        coordinator.abandon(
+            devices[number], works[number].assignment, Abandon(Cause.CONDITION_LOST), 3.0
+        )
+    coordinator.tick(52.0)  # the fifth has taken too long
+    again = [coordinator.check_in(device, READY, 53.0) for device in devices[2:]]
+    assert all(isinstance(work, Assignment) for work in again), again
+    assert len({work.assignment for work in (*works, *again)}) == 8
+    assert coordinator.update(devices[4], again[2].assignment, encoded(again[2], 4), 54.0).counted
+    assert [report.phase for report in coordinator.reports(55.0).rounds] == [
+        "committed",
+        "selecting",
+    ]
+    coordinator.close()
+
+
+@pytest.mark.parametrize("mode", Mode)
+def test_a_fleet_too_small_for_the_separation_has_rounds_all_the_same(tmp_path, mode):
+    rules = replace(RULES, mode=mode)
+    coordinator = toy_server.new(tmp_path, rules, policy=Policy(min_separation=3))
+    devices, due = enrolled(coordinator, 2), {}
+    due = {device: 1.0 for device in devices}
+    while (now := min(due.values())) < 6 * 3600:
+        device = min(due, key=due.__getitem__)
+        answer = coordinator.check_in(device, READY, now)
+        if isinstance(answer, Assignment):
+            body = encoded(answer, 1)
+            answer = coordinator.update(device, answer.assignment, body, now + 1)
+        due[device] = now + 1 + answer.retry_in_s
+        coordinator.tick(now + 1)
+    phases = Counter(report.phase for report in coordinator.reports(now).rounds)
+    assert phases["committed"] >= 5
+    with coordinator.store.reading() as rows:
+        assert rows.participation("default")[1] >= 3
+    coordinator.close()
+
+
+class LivingRound(RuleBasedStateMachine):
+    """Whatever happened, some devices and some time bring the round to its end."""
+
+    @initialize(mode=st.sampled_from(Mode), selection_s=st.sampled_from([0.0, 60.0]))
+    def begin(self, mode: Mode, selection_s: float) -> None:
+        self.rules = Rules(
+            report_goal=2,
+            over_selection=1.5,
+            selection_s=selection_s,
+            claim_s=30,
+            reporting_s=100,
+            retry_s=50,
+            mode=mode,
+        )
+        self.state, self.now = RoundState(1), 0.0
+
+    def tell(self, event) -> None:
+        self.state = advance(self.state, event, self.rules)
+        if self.state.phase not in OPEN:
+            self.state = following(self.state, self.rules)
+
+    @rule(kind=st.sampled_from([Asked, Withdrawn, TurnedAway, Admitted, Reported, Dropped]))
+    def event(self, kind) -> None:
+        self.tell(kind(self.now))
+
+    @rule(seconds=st.sampled_from([0.5, 20.0, 31.0, 70.0, 1000.0]))
+    def wait(self, seconds: float) -> None:
+        self.now += seconds
+        self.tell(Tick(self.now))
+
+    @rule(seconds=st.sampled_from([70.0, 1e7]))
+    def the_clock_goes_back(self, seconds: float) -> None:
+        self.now = max(0.0, self.now - seconds)
+        self.tell(Tick(self.now))
+
+    @invariant()
+    def counts_hold(self) -> None:
+        kept = self.state.places
+        assert 0 <= self.state.waiting <= self.rules.cohort
+        assert 0 <= kept.taken <= kept.seats
+        assert kept.asked >= 0
+
+    @invariant()
+    def able_devices_end_the_round(self) -> None:
+        """Two devices that ask, come in if they may, and report."""
+        state, now = self.state, self.now
+        for _ in range(40):
+            for event in (Asked(now), Admitted(now), Reported(now)):
+                state = advance(state, event, self.rules)
+                if state.phase not in OPEN:
+                    return
+            now += 31.0
+            state = advance(state, Tick(now), self.rules)
+        raise AssertionError(f"still open: {state}")
+
+    @invariant()
+    def devices_that_may_not_join_end_the_round(self) -> None:
+        """All who come were counted too few rounds ago; those at work are dropped as they must."""
+        state, now = self.state, self.now
+        for _ in range(40):
+            now += 110.0
+            events = [Tick(now)] + [Dropped(now)] * state.waiting + [TurnedAway(now)]
+            for event in events:
+                state = advance(state, event, self.rules)
+                if state.phase not in OPEN:
+                    return
+        raise AssertionError(f"still open: {state}")
+
+
+def test_in_every_state_a_round_can_be_ended_by_devices_and_by_time():
+    wanted = hypothesis.settings(max_examples=60, stateful_step_count=30, deadline=None)
+    run_state_machine_as_test(LivingRound, settings=wanted)
+
+
+@hypothesis.given(
+    st.lists(st.sampled_from(["ask", "back", "withdraw", "tick"]), max_size=60),
+    st.integers(1, 4),
+    st.integers(0, 3),
+)
+def test_no_window_gives_more_places_than_it_has(history, free, late):
+    kept, now, came = places.open_window(Places(), 60.0), 0.0, 0
+    for what in history:
+        now += 7.0
+        kept = places.settle(kept, now, free, 30.0)
+        if what == "ask" and kept.asking:
+            kept = replace(kept, asked=kept.asked + 1)
+        elif what == "withdraw" and kept.asking and kept.asked:
+            kept = replace(kept, asked=kept.asked - 1)
+        elif what == "back" and kept.claiming:
+            ticket = Ticket(kept.window, late)
+            if places.chance(kept, ticket) is Chance.COMES_IN:
+                kept, came = replace(kept, taken=kept.taken + 1), came + 1
+    assert came <= free
+
+
+# clocks that jump
+
+
+def test_times_of_a_clock_that_was_ahead_are_taken_as_now_and_durably(tmp_path):
+    year = 365 * 86_400.0
+    coordinator = toy_server.new(tmp_path, RULES, policy=Policy(trust_s=100.0))
+    early = enrolled(coordinator, 2)[0]
+    coordinator.enrol(toy_server.Enrolment(toy_server.signing.public_hex(toy_server.key(7))), year)
+    late = toy_server.signing.name_of(toy_server.signing.public_hex(toy_server.key(7)))
+    told = coordinator.check_in(early, READY, year)
+    assert told.cause is Cause.SELECTING
+    # the clock is right again: the window lasts a minute from now, and nothing told holds
+    assert coordinator.check_in(late, READY, 200.0).cause is Cause.TOO_NEW
+    with coordinator.store.reading() as rows:
+        state = rows.open_rounds()["default"].state
+        assert state.places.until == 260.0
+        assert rows.known([late])[late].enrolled_at == 200.0
+    assert coordinator.check_in(early, READY, 210.0).cause is Cause.SELECTING
+    assert isinstance(coordinator.check_in(early, READY, 262.0), Assignment)
+    coordinator.close()
+
+
+def test_a_round_joined_by_a_clock_that_was_ahead_ends_by_the_right_one(tmp_path):
+    year = 365 * 86_400.0
+    for mode in Mode:
+        rules = replace(RULES, selection_s=0, reporting_s=50, mode=mode, over_selection=2.0)
+        coordinator = toy_server.new(tmp_path / mode, rules)
+        a, b = enrolled(coordinator, 2)
+        work = coordinator.check_in(a, READY, year)
+        coordinator.tick(10.0)  # the clock is right again
+        again = coordinator.check_in(a, READY, 20.0)
+        assert (again.assignment, again.deadline_s) == (work.assignment, 40.0)
+        coordinator.tick(60.1)
+        assert coordinator.reports(61.0).rounds[0].dropped == {"timed_out": 1}
+        assert coordinator.reports(61.0).rounds[0].seconds >= 0
+        coordinator.close()
