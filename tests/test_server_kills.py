@@ -95,6 +95,55 @@ def work(folder: Path) -> None:
 RULES = Rules(report_goal=2, over_selection=2.0)
 
 
+# Five devices ask for two places in a window of a minute; they are drawn, one of those drawn never
+# comes and is replaced; the other and the one in its place report.
+WINDOW = """
+import pickle
+from pathlib import Path
+from device_runtime.wire import Assignment
+from server.requests import CheckingIn, Refused, Reporting
+from tests.toy_server import READY, encoded, enrolled, reopened
+
+def work(folder: Path) -> None:
+    coordinator, memory, step = reopened(folder), Path(f"{folder}.devices"), 0
+    answered = pickle.loads(memory.read_bytes()) if memory.exists() else []
+
+    def told(call):
+        nonlocal step
+        step += 1
+        if step > len(answered):
+            answered.append(call())
+            memory.write_bytes(pickle.dumps(answered))
+        return answered[step - 1]
+
+    def asking(asked, now):
+        return told(lambda: coordinator.handle([CheckingIn(each, READY) for each in asked], now))
+
+    devices = told(lambda: enrolled(coordinator, 5))
+    asking(devices[:2], 1.0)
+    asking(devices[2:], 2.0)
+    told(lambda: coordinator.tick(61.0))
+    with coordinator.store.reading() as rows:
+        places = {
+            device: each.ticket.place
+            for (device, _), each in rows.check_ins_of(devices).items()
+            if each.ticket and each.ticket.place is not None
+        }
+    order = told(lambda: sorted(places, key=places.get))
+    (first,) = asking(order[:1], 64.0)
+    asking(order[2:], 64.0)
+    (third,) = asking(order[2:3], 110.0)
+    assert isinstance(first, Assignment) and isinstance(third, Assignment), (first, third)
+    reports = [
+        Reporting(order[place], work.assignment, encoded(work, place))
+        for place, work in ((0, first), (2, third))
+    ]
+    told(lambda: [str(answer) for answer in coordinator.handle(reports, 111.0)])
+    told(lambda: coordinator.tick(112.0))
+    coordinator.close()
+"""
+
+
 def contents(folder: Path) -> dict[str, list]:
     """All that must be equal: every row but those of nonces and check-ins under way, every blob,
     and which rounds have keys. Bytes received are not: repeating costs some.
@@ -131,10 +180,10 @@ TABLES = (
 class Played:
     """A server's folder before the work, and what the work leaves in one that is never killed."""
 
-    def __init__(self, place: Path):
+    def __init__(self, place: Path, script: str = WORK, rules: Rules = RULES):
         self.folder, self._template, self._scope = place / "server", place / "template", {}
-        exec(compile(WORK, "work", "exec"), self._scope)
-        toy_server.new(self._template, RULES, step=ServerStep(momentum=0.9)).close()
+        exec(compile(script, "work", "exec"), self._scope)
+        toy_server.new(self._template, rules, step=ServerStep(momentum=0.9)).close()
         undisturbed = place / "undisturbed"
         self.prepare(undisturbed)
         self._scope["work"](undisturbed)
@@ -165,6 +214,17 @@ def test_a_server_killed_at_any_step_goes_on_as_if_it_never_was(played):
         "'selecting'",
     }
     assert every_kill_point(WORK, played.folder, played.prepare, played.goes_on) > 100
+
+
+def test_a_server_killed_while_it_draws_loses_no_ticket_and_gives_no_place_twice(fast_folder):
+    rules = Rules(report_goal=2, over_selection=1.0, selection_s=60.0, claim_s=30.0)
+    played = Played(fast_folder, WINDOW, rules)
+    assert {row.split(", ")[2] for row in played.expected["rounds"]} == {
+        "'committed'",
+        "'selecting'",
+    }
+    assert len(played.expected["assignments"]) == 2
+    assert every_kill_point(WINDOW, played.folder, played.prepare, played.goes_on) > 50
 
 
 @pytest.mark.prove

@@ -179,6 +179,31 @@ def test_devices_may_ask_any_replica_and_the_checkpoints_are_those_of_one_server
     assert shas == alone(tmp_path / "alone")[0]
 
 
+def test_replicas_that_see_a_window_end_at_the_same_time_draw_once(database, tmp_path):
+    rules = Rules(report_goal=3, over_selection=1.0, selection_s=60.0, claim_s=30.0, rounds=1)
+    blobs = Blobs(tmp_path / "shared")
+    begun(database, blobs, rules)
+    replicas = [OneByOne(Store(database), blobs) for _ in range(3)]
+    devices = enrolled(replicas[0], 9)
+    for number, device in enumerate(devices):
+        assert replicas[number % 3].check_in(device, READY, 1.0).cause is Cause.SELECTING
+    threads = [threading.Thread(target=replica.tick, args=(61.0,)) for replica in replicas]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    with replicas[0].store.reading() as rows:
+        tickets = [each.ticket for each in rows.check_ins_of(devices).values()]
+        kept = rows.open_rounds()["default"].state.places
+    assert (kept.claims, kept.asked, kept.seats) == (1, 9, 3)
+    drawn = sorted(ticket.place for ticket in tickets if ticket.place is not None)
+    assert drawn == list(range(6))
+    answers = [replicas[k % 3].check_in(device, READY, 64.0) for k, device in enumerate(devices)]
+    assert [getattr(answer, "cause", None) for answer in answers].count(None) == 3
+    for replica in replicas:
+        replica.close()
+
+
 def test_replicas_that_answer_groups_at_the_same_time_count_each_device_once(database, tmp_path):
     blobs = Blobs(tmp_path / "shared")
     begun(database, blobs, Rules(report_goal=40, over_selection=1.0, rounds=1))
