@@ -1,6 +1,6 @@
 """The server's benchmarks over loopback, one server process each.
 
-Signed check-ins beside a bare FastAPI endpoint, counted updates beside reading and discarding the
+Signed check-ins (both asks of a device, and refusals) beside a bare FastAPI endpoint, counted updates beside reading and discarding the
 same bodies, downloads beside a file response, a thousand devices at once, and memory over ten
 thousand updates.
 
@@ -26,6 +26,7 @@ import psutil
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from device_runtime import config, quantize, signing
+from device_runtime.causes import Cause
 from device_runtime.update import Header, encode
 from device_runtime.weights import Checkpoint
 from device_runtime.wire import Assignment, CheckIn, Conditions, Enrolment, Plan
@@ -33,12 +34,13 @@ from server import tasks
 from server.coordinator import Coordinator, open_folder
 from server.requests import CheckingIn
 from server.rounds import Rules
-from server.task import TaskSettings
+from server.task import TaskSettings, assignment_name, rotation_seed
 
 ROOT = Path(__file__).parents[1]
 TOKENIZER = "70" * 32
 READY = CheckIn(Conditions(True, True, True), examples=50, tokenizer=TOKENIZER)
 PARAMETERS = 1_421_766  # of the size gboard
+WINDOW_S = 20.0  # in which the devices of the crowd ask
 
 
 @dataclass(frozen=True)
@@ -220,11 +222,12 @@ def running(kind: str, folder: Path) -> Iterator[Server]:
 def population(coordinator: Coordinator, count: int) -> list[Device]:
     """So many enrolled devices."""
     devices = []
-    for number in range(count):
-        key = Ed25519PrivateKey.from_private_bytes((number + 1).to_bytes(32, "big"))
-        public = signing.public_hex(key)
-        coordinator.enrol(Enrolment(public), 0.0)
-        devices.append(Device(key, signing.name_of(public), coordinator.server))
+    with coordinator.store.transaction() as rows:
+        for number in range(count):
+            key = Ed25519PrivateKey.from_private_bytes((number + 1).to_bytes(32, "big"))
+            public = signing.public_hex(key)
+            rows.enrol(signing.name_of(public), public, 0.0)
+            devices.append(Device(key, signing.name_of(public), coordinator.server))
     return devices
 
 
@@ -242,6 +245,15 @@ def new(
     )
     coordinator = Coordinator(store, blobs)
     return coordinator, population(coordinator, devices)
+
+
+def asked(coordinator: Coordinator, devices: Sequence[Device], now: float) -> None:
+    """Let every device have a ticket since `now`. Raises SystemExit if one of them gets none."""
+    for start in range(0, len(devices), 256):
+        asking = [CheckingIn(each.name, READY) for each in devices[start : start + 256]]
+        causes = {getattr(answer, "cause", None) for answer in coordinator.handle(asking, now)}
+        if causes != {Cause.SELECTING}:
+            raise SystemExit(f"expected a ticket for every device, found {causes}")
 
 
 def assigned(coordinator: Coordinator, devices: Sequence[Device]) -> list[Assignment]:
@@ -281,24 +293,48 @@ def ratio(
     print(f"{name}: {median:.2f} of the bare rate (bar {bar}): {verdict}", flush=True)
 
 
+def _batched(devices: Sequence[Device], count: int) -> list[Sequence[Device]]:
+    return [devices[start : start + count] for start in range(0, len(devices), count)]
+
+
+# what check-ins are measured for: the rules, and whether the devices have asked before
+ASKS = {
+    "check-ins, a ticket": (
+        Rules(report_goal=10**6, over_selection=1.0, selection_s=1e6, reporting_s=1e6),
+        False,
+    ),
+    "check-ins, back and assigned": (
+        Rules(report_goal=10**6, over_selection=1.0, selection_s=50, claim_s=1e6, reporting_s=1e6),
+        True,
+    ),
+    "check-ins, round full": (
+        Rules(report_goal=1, over_selection=1.0, selection_s=0, reporting_s=1e6, min_reports=1),
+        False,
+    ),
+}
+
+
 def check_ins(folder: Path, count: int, repeats: int, connections: int) -> None:
-    """Check-ins a second, of a full round and of one with room."""
-    for name, goal in (("check-ins, round full", 1), ("check-ins, assigned", 10**6)):
-        place = folder / str(goal)
-        rules = Rules(
-            report_goal=goal, over_selection=1.0, max_weight=1, selection_s=1e6, reporting_s=1e6
+    """Check-ins a second: the first ask of a device, its second, and one for which no place is
+    left. No device asks twice: it would come before its time.
+    """
+    body = config.to_json(READY)
+    for number, (name, (rules, before)) in enumerate(ASKS.items()):
+        place = folder / str(number)
+        coordinator, devices = new(
+            place, replace(rules, max_weight=1), Plan(clipping_norm=1.0), count * (repeats + 1) + 1
         )
-        coordinator, devices = new(place, rules, Plan(clipping_norm=1.0), count + 1)
-        # fills a round of one
-        coordinator.handle([CheckingIn(devices[0].name, READY)], time.time())
+        if before:
+            asked(coordinator, devices, time.time() - 100)
+        else:  # fills a round of one
+            coordinator.handle([CheckingIn(devices[0].name, READY)], time.time())
         coordinator.close()
-        body = config.to_json(READY)
         with running("fedboard", place) as ours, running("bare", place) as theirs:
-            once = [device.request("POST", "/v1/check-in", body) for device in devices[1:]]
+            once = [device.request("POST", "/v1/check-in", body) for device in devices[:count]]
             load(theirs, once[:200], connections)
             batches = [
-                [device.request("POST", "/v1/check-in", body) for device in devices[1:]]
-                for _ in range(repeats + 1)
+                [device.request("POST", "/v1/check-in", body) for device in each]
+                for each in _batched(devices[1:], count)
             ]
             load(ours, batches.pop(), connections)
             ratio(
@@ -314,7 +350,7 @@ def check_ins(folder: Path, count: int, repeats: int, connections: int) -> None:
 def updates(folder: Path, count: int, repeats: int, connections: int) -> None:
     """Updates counted a second, and the memory that takes."""
     rules = Rules(
-        report_goal=10**6, over_selection=1.0, max_weight=1, selection_s=1e6, reporting_s=1e6
+        report_goal=10**6, over_selection=1.0, max_weight=1, selection_s=0, reporting_s=1e6
     )
     plan = Plan(clipping_norm=1.0, bits=8)
     each = count // repeats
@@ -395,37 +431,51 @@ def downloads(folder: Path, count: int, repeats: int, connections: int) -> None:
 
 
 def crowd(folder: Path, devices: int) -> None:
-    """So many devices at once, each over a connection of its own: check-in, checkpoint, update."""
+    """So many devices at once, each over a connection of its own: they ask, come back at the end of
+    the window, fetch the checkpoint and hand in an update.
+    """
     rules = Rules(
-        report_goal=devices, over_selection=1.0, max_weight=1, selection_s=1e6, reporting_s=1e6
+        report_goal=devices,
+        over_selection=1.0,
+        max_weight=1,
+        selection_s=WINDOW_S,
+        claim_s=600,
+        reporting_s=1e6,
+        check_ins_per_s=1e6,
     )
     coordinator, members = new(folder, rules, Plan(clipping_norm=1.0), devices, PARAMETERS)
-    works = assigned(coordinator, members)
+    task, half = coordinator.tasks()[0].task, coordinator.checkpoint().half
     coordinator.close()
-    first = works[0]
     rng = np.random.default_rng(0)
     delta = rng.standard_normal(PARAMETERS).astype(np.float32) * np.float32(
         0.5 / np.sqrt(PARAMETERS)
     )
-    body = encode(delta, Header(first.round, first.rotation_seed, first.shapes, 8, 20), rng)
-    message = config.to_json(replace(READY, holds=first.checkpoint))
+    body = encode(delta, Header(1, rotation_seed(task, 1), task.shapes, 8, 20), rng)
+    message = config.to_json(replace(READY, holds=half))
     with running("fedboard", folder) as server:
 
-        def day(device: Device, work: Assignment) -> Iterator[bytes]:
+        def ask(device: Device) -> Iterator[bytes]:
             yield device.request("POST", "/v1/check-in", message)
-            yield device.request("GET", f"/v1/blobs/{work.checkpoint}", b"", work.task, work.round)
-            yield device.request(
-                "PUT", f"/v1/assignments/{work.assignment}/update", body, work.task, work.round
-            )
 
-        opened, seconds = asyncio.run(
-            _load(server.port, [day(*pair) for pair in zip(members, works, strict=True)])
-        )
-        statuses = _statuses(opened)
-        print(
-            f"{devices:,} devices at once: answers {statuses} in {seconds:.1f} s, server at "
-            f"{server.memory_mb():.0f} MB"
-        )
+        def day(device: Device) -> Iterator[bytes]:
+            work = assignment_name(task, 1, device.name)
+            yield device.request("POST", "/v1/check-in", message)
+            yield device.request("GET", f"/v1/blobs/{half}", b"", task.name, 1)
+            yield device.request("PUT", f"/v1/assignments/{work}/update", body, task.name, 1)
+
+        began, statuses = time.monotonic(), {}
+        for what, lives in (("ask", ask), ("come back, fetch and report", day)):
+            opened, seconds = asyncio.run(_load(server.port, [lives(each) for each in members]))
+            statuses = _statuses(opened)
+            latencies = sorted(itertools.chain(*(each.latencies for each in opened)))
+            print(
+                f"{devices:,} devices at once {what}: answers {statuses} in {seconds:.1f} s, p99 "
+                f"{latencies[int(0.99 * (len(latencies) - 1))]:.2f} s, server at "
+                f"{server.memory_mb():.0f} MB",
+                flush=True,
+            )
+            if lives is ask:  # until the last of them was told to come
+                time.sleep(max(0.0, began + seconds + WINDOW_S + 2 - time.monotonic()))
     reopened = Coordinator(*open_folder(folder))
     report = reopened.reports(time.time()).rounds[0]
     print(f"  round {report.round}: {report.phase}, {report.counted:,} of {report.goal:,} counted")
