@@ -1,8 +1,8 @@
 """The server's benchmarks over loopback, one server process each.
 
-Signed check-ins (both asks of a device, and refusals) beside a bare FastAPI endpoint, counted updates beside reading and discarding the
-same bodies, downloads beside a file response, a thousand devices at once, and memory over ten
-thousand updates.
+Signed check-ins (the first ask of a device, its second, and one that is refused) beside a bare
+FastAPI endpoint, counted updates beside reading and discarding the same bodies, downloads beside a
+file response, a thousand devices at once, and memory over ten thousand updates.
 
 .venv/bin/python -m benchmarks.server [--updates 10000] [--devices 1000]
 """
@@ -29,7 +29,7 @@ from device_runtime import config, quantize, signing
 from device_runtime.causes import Cause
 from device_runtime.update import Header, encode
 from device_runtime.weights import Checkpoint
-from device_runtime.wire import Assignment, CheckIn, Conditions, Enrolment, Plan
+from device_runtime.wire import Assignment, CheckIn, Conditions, Plan
 from server import tasks
 from server.coordinator import Coordinator, open_folder
 from server.requests import CheckingIn

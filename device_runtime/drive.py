@@ -389,9 +389,7 @@ def run(
     return seen
 
 
-def _check_in(
-    turns: Sequence[Turn], sleep: Callable[[float], object]
-) -> list[Outcome | None]:
+def _check_in(turns: Sequence[Turn], sleep: Callable[[float], object]) -> list[Outcome | None]:
     """What each turn hears, None if there is work: those told to come again before that do, when
     they were told.
     """
