@@ -300,11 +300,11 @@ def _batched(devices: Sequence[Device], count: int) -> list[Sequence[Device]]:
 # what check-ins are measured for: the rules, and whether the devices have asked before
 ASKS = {
     "check-ins, a ticket": (
-        Rules(report_goal=10**6, over_selection=1.0, selection_s=1e6, reporting_s=1e6),
+        Rules(report_goal=10**5, over_selection=1.0, selection_s=1e6, reporting_s=1e6),
         False,
     ),
     "check-ins, back and assigned": (
-        Rules(report_goal=10**6, over_selection=1.0, selection_s=50, claim_s=1e6, reporting_s=1e6),
+        Rules(report_goal=10**5, over_selection=1.0, selection_s=50, claim_s=1e6, reporting_s=1e6),
         True,
     ),
     "check-ins, round full": (
@@ -350,7 +350,7 @@ def check_ins(folder: Path, count: int, repeats: int, connections: int) -> None:
 def updates(folder: Path, count: int, repeats: int, connections: int) -> None:
     """Updates counted a second, and the memory that takes."""
     rules = Rules(
-        report_goal=10**6, over_selection=1.0, max_weight=1, selection_s=0, reporting_s=1e6
+        report_goal=10**5, over_selection=1.0, max_weight=1, selection_s=0, reporting_s=1e6
     )
     plan = Plan(clipping_norm=1.0, bits=8)
     each = count // repeats

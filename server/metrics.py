@@ -14,6 +14,7 @@ from device_runtime.wire import FUNNEL, Phase
 from server import mechanism
 from server.coordinator import Coordinator
 from server.overview import STEPS, eligible, exposure
+from server.places import Places
 
 LATENCIES_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
 
@@ -67,7 +68,7 @@ class _Stored:
     def collect(self) -> Iterable[Any]:
         with self._coordinator.store.reading() as rows:
             tasks, totals, causes = rows.tasks(), rows.totals(), rows.causes()
-            devices = rows.count_devices()
+            devices, windows = rows.count_devices(), rows.open_places()
             exposures = {stored.task.name: exposure(rows, stored.task.name) for stored in tasks}
         requests = CounterMetricFamily(
             "fedboard_refused_requests", "Requests answered with a Problem.", labels=["cause"]
@@ -114,6 +115,11 @@ class _Stored:
             "Rounds the most counted device was counted in.",
             labels=["task"],
         )
+        places = GaugeMetricFamily(
+            "fedboard_window_devices",
+            "Devices of the newest window for places: asked, drawn of them, came back.",
+            labels=["task", "step"],
+        )
         for stored in tasks:
             name, kind = stored.task.name, stored.task.kind.value
             states.add_metric([name, kind, stored.state.value], 1)
@@ -147,6 +153,13 @@ class _Stored:
             spent = mechanism.of(stored.task).spent(exposures[name])
             epsilon.add_metric([name], spent.epsilon)
             most.add_metric([name], exposures[name].most)
+            window = windows.get(name, Places())
+            for step, count in (
+                ("asked", window.asked),
+                ("drawn", window.drawn),
+                ("came", window.taken),
+            ):
+                places.add_metric([name, step], count)
         for (task, step, cause), count in sorted(causes.items()):
             lost.add_metric([task, step, cause], count)
-        yield from (states, rounds, funnel, body, examples, lost, epsilon, most)
+        yield from (states, rounds, funnel, body, examples, lost, epsilon, most, places)

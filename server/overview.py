@@ -2,13 +2,14 @@
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from device_runtime.causes import Step, had_no_place
 from device_runtime.wire import FUNNEL, OPEN, Kind, Phase, RoundReport, lost
 from server import mechanism
 from server.coordinator import Coordinator
 from server.mechanism import Exposure, Spent
+from server.places import Places
 from server.rounds import Mode
 from server.store import Rows, StoredTask
 from server.task import State
@@ -59,6 +60,7 @@ class TaskView:
     scores: tuple[Score, ...]  # of the tasks that evaluate this one
     exposure: Exposure
     spent: Spent
+    places: Places = field(default_factory=Places)  # of the round under way
 
     @property
     def live(self) -> RoundReport | None:
@@ -161,6 +163,7 @@ def _task(
         tuple(sorted(filter(None, map(_score, evaluations)), key=lambda score: score.round)),
         exposed,
         mechanism.of(task).spent(exposed),
+        rows.open_places().get(task.name, Places()),
     )
 
 

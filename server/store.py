@@ -516,6 +516,10 @@ class Rows:
             open_rounds[task] = StoredRound(task, state, base, base_round, half)
         return open_rounds
 
+    def open_places(self) -> dict[str, Places]:
+        """How far each task is with the places of its open round."""
+        return {task: round.state.places for task, round in self.open_rounds().items()}
+
     def save_rounds(self, changed: Iterable[StoredRound]) -> None:
         """Keep how far rounds are, and what they give: an evaluation takes its checkpoint when the
         first device joins.

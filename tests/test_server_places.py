@@ -18,8 +18,9 @@ from hypothesis.stateful import (
 
 from device_runtime.causes import Cause
 from device_runtime.wire import OPEN, Abandon, Assignment, Phase, Reject
-from server import places
+from server import dashboard, overview, places
 from server.eligibility import Policy
+from server.metrics import Metrics
 from server.places import Chance, Places, Ticket
 from server.rounds import (
     Admitted,
@@ -455,3 +456,26 @@ def test_a_round_joined_by_a_clock_that_was_ahead_ends_by_the_right_one(tmp_path
         assert coordinator.reports(61.0).rounds[0].dropped == {"timed_out": 1}
         assert coordinator.reports(61.0).rounds[0].seconds >= 0
         coordinator.close()
+
+
+# what an operator sees
+
+
+def test_the_page_and_the_metrics_show_who_asked_was_drawn_and_came(coordinator):
+    for device in enrolled(coordinator, 3):
+        coordinator.check_in(device, READY, 10.0)
+
+    def shown(now: float) -> tuple[str, list[str]]:
+        html = dashboard.page(overview.read(coordinator, now, 0.0, {})).html
+        lines = Metrics(coordinator, lambda: now).text().decode().splitlines()
+        figures = [line.split(" ")[-1] for line in lines if line.startswith("fedboard_window_dev")]
+        return html, figures
+
+    html, figures = shown(50.0)
+    assert "3 asked for a place; drawn in 20 s" in html
+    assert figures == ["3.0", "0.0", "0.0"]
+    coordinator.tick(70.0)
+    coordinator.check_in(enrolled(coordinator, 1)[0], READY, 72.0)
+    html, figures = shown(72.0)
+    assert "3 asked for a place, 2 drawn of them for 2 places" in html
+    assert figures[:2] == ["3.0", "2.0"]
