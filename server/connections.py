@@ -292,6 +292,7 @@ class Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, connections: Connections, limits: Limits):
         super().__init__(config)
         self._connections, self._limits = connections, limits
+        self._beginning: set[asyncio.Task[None]] = set()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen on the sockets."""
@@ -312,38 +313,46 @@ class Server(uvicorn.Server):
             sock.close()
             return
         sock.setblocking(False)
-        task = asyncio.get_running_loop().create_task(self._begin(sock, connection))
+        protocols: list[Protocol] = []  # one, as soon as there is one
+        task = asyncio.get_running_loop().create_task(self._begin(sock, connection, protocols))
         # until there is a transport
         connection.end = task.cancel
-        self.server_state.tasks.add(task)
-        task.add_done_callback(self.server_state.tasks.discard)
+        self._beginning.add(task)
 
-    async def _begin(self, sock: socket.socket, connection: Connection) -> None:
+        def begun(task: asyncio.Task[None]) -> None:
+            self._beginning.discard(task)
+            if task.cancelled() or task.exception() is not None:
+                # a peer that gave way, does not speak TLS, hangs up or takes too long
+                self._connections.ended["no_handshake"] += not task.cancelled()
+                self._connections.leave(connection)
+                self.server_state.connections.difference_update(protocols)
+                sock.close()
+
+        task.add_done_callback(begun)
+
+    async def _begin(
+        self, sock: socket.socket, connection: Connection, protocols: list[Protocol]
+    ) -> None:
         def protocol() -> Protocol:
-            return Protocol(
-                connection,
-                self._connections,
-                self._limits,
-                config=self.config,
-                server_state=self.server_state,
-                app_state=self.lifespan.state,
+            protocols.append(
+                Protocol(
+                    connection,
+                    self._connections,
+                    self._limits,
+                    config=self.config,
+                    server_state=self.server_state,
+                    app_state=self.lifespan.state,
+                )
             )
+            return protocols[0]
 
         context = self.config.ssl
-        try:
-            await asyncio.get_running_loop().connect_accepted_socket(
-                protocol,
-                sock,
-                ssl=context,
-                ssl_handshake_timeout=None if context is None else self._limits.header_s,
-            )
-        except asyncio.CancelledError:
-            self._connections.leave(connection)
-            sock.close()
-        except Exception:  # a peer that does not speak TLS, hangs up or takes too long
-            self._connections.ended["no_handshake"] += 1
-            self._connections.leave(connection)
-            sock.close()
+        await asyncio.get_running_loop().connect_accepted_socket(
+            protocol,
+            sock,
+            ssl=context,
+            ssl_handshake_timeout=None if context is None else self._limits.header_s,
+        )
 
 
 class _Listening:

@@ -60,6 +60,7 @@ PROCESSES = (
     "test_server_doors",
     "test_server_identity",
     "test_device_runtime_hostile_server",
+    "test_server_connections",
     "test_server_blobs",
     "test_server_dashboard",
     "test_bundles_reference",
