@@ -239,9 +239,12 @@ def too_large(limit: int) -> Refused:
 
 
 def path(request: Request) -> str:
-    """As sent, without the query: an escaped path must not pass for the plain one."""
+    """As sent, with its query: an escaped path must not pass for the plain one, nor one question
+    for another.
+    """
     raw: bytes = request.scope["raw_path"]
-    return raw.decode("ascii", "replace")
+    query: bytes = request.scope["query_string"]
+    return (raw + b"?" + query if query else raw).decode("ascii", "replace")
 
 
 def tags(header: str) -> Sequence[str]:

@@ -627,6 +627,7 @@ class _Service:
             "content-security-policy": page.policy,
             "cache-control": "no-store",
             "x-content-type-options": "nosniff",
+            "x-frame-options": "DENY",
             "referrer-policy": "no-referrer",
         }
         return HTMLResponse(page.html, headers=headers)

@@ -461,7 +461,7 @@ class Signed(requests.auth.AuthBase):
 
     def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
         body = request.body.encode() if isinstance(request.body, str) else request.body or b""
-        path = request.path_url.partition("?")[0]
+        path = request.path_url
         asked = signing.Request(request.method, path, body)
         request.headers.update(
             signing.sign_request(self.key, self.name, asked, self.server, time.time())
