@@ -384,7 +384,7 @@ class _Service:
             ),
             ("GET", "/", self.page, {"response_class": HTMLResponse, "responses": _READING}),
             ("GET", "/healthz", self.healthz, _documented(Health)),
-            ("GET", "/readyz", self.readyz, _documented(Health, 503)),
+            ("GET", "/readyz", self.readyz, _documented(Health, 429, 503)),
             ("GET", "/metrics", self.metrics_text, {"response_class": Response, **_METRICS}),
         ):
             api.add_api_route(path, route, methods=[method], **documented)
@@ -595,8 +595,9 @@ class _Service:
     async def healthz(self, _: Request) -> Response:
         return _json(Health())
 
-    async def readyz(self, _: Request) -> Response:
+    async def readyz(self, request: Request) -> Response:
         """Ready while the store can be written."""
+        self.address_may(request)
         try:
             await run_in_threadpool(self.coordinator.probe, self.clock())
         except (Unusable, FedboardError):

@@ -254,9 +254,7 @@ def test_a_head_that_is_too_large_is_told_so_and_one_that_is_not_is_answered(tmp
         # a body that comes with its head is no head
         device = Device(url, 1)
         body = config.to_json(READY)
-        signed = signing.sign_request(
-            device.key, device.name, signing.Request("POST", "/v1/check-in", body + b" " * 3000)
-        )
+        signed = device.signed(signing.Request("POST", "/v1/check-in", body + b" " * 3000))
         lines = [f"{name}: {value}" for name, value in signed.items()]
         head = "\r\n".join(["POST /v1/check-in HTTP/1.1", "host: x", *lines])
         padded = body + b" " * 3000
@@ -293,9 +291,7 @@ def test_who_asks_for_a_checkpoint_and_does_not_read_it_is_let_go_of(tmp_path):
         device = Device(url, 1)
         work = device.check_in()
         path = f"/v1/blobs/{work.checkpoint}"
-        signed = signing.sign_request(
-            device.key, device.name, signing.Request("GET", path, b"", work.task, work.round)
-        )
+        signed = device.signed(signing.Request("GET", path, b"", work.task, work.round))
         lines = "".join(f"{name}: {value}\r\n" for name, value in signed.items())
         host, port = url.removeprefix("http://").split(":")
         with socket.socket() as sock:
