@@ -16,6 +16,7 @@ import numpy as np
 
 from device_runtime import config, personal
 from device_runtime.bounds import Within
+from device_runtime.causes import Cause
 from device_runtime.drive import DeviceClock, Turn
 from device_runtime.errors import ConfigError, FedboardError
 from device_runtime.home import SCHEDULE, Home
@@ -29,6 +30,7 @@ LOOK_S = 60.0  # between two looks at conditions that forbid training
 LEAST_S, MOST_S = 60.0, 4 * 3600.0  # of a wait; the longest after errors
 LONGEST_S = 7 * DAY_S  # of a wait that a server asks for: no server silences a device for ever
 PAUSE_S = 10.0  # before half-done work is gone on with
+MORNING_S = 3600.0  # into which the first check-ins of a day are spread
 JITTER = 0.2  # a wait is longer by up to this share, never shorter than the server asked
 
 
@@ -48,17 +50,21 @@ class Schedule:
 
 @dataclass(frozen=True)
 class NotAsked:
-    """No turn was taken: the server heard nothing."""
+    """No turn was taken: the server was asked for nothing."""
 
-    cause: str  # a condition, or `retry_window`
+    cause: str  # a condition, `retry_window`, or why the device rests until its day is over
     retry_in_s: float
     status: str = "not_asked"
 
 
 def after(outcome: Outcome, now: float, rng: np.random.Generator) -> Schedule:
     """The schedule after a turn: the server's window, with jitter. Work that waits for a condition
-    is gone on with as soon as it is back.
+    is gone on with as soon as it is back; a device that has done or refused its share waits for the
+    next day.
     """
+    if outcome.status is Status.NOT_ASKED or outcome.cause is Cause.OVER_LIMIT:
+        # the day is over for all devices at once
+        return Schedule(now, outcome.retry_in_s + float(rng.uniform(0, MORNING_S)))
     asked = min(max(outcome.retry_in_s, LEAST_S), LONGEST_S)
     wait = PAUSE_S if outcome.status is Status.PAUSED else asked
     return Schedule(now, wait * (1 + float(rng.uniform(0, JITTER))))
@@ -162,6 +168,8 @@ class Daemon:
             self._plan(after_error(self.schedule, self._now(), self._rng))
             raise
         self._plan(after(outcome, self._now(), self._rng))
+        if outcome.status is Status.NOT_ASKED and outcome.cause is not None:
+            return NotAsked(outcome.cause.value, outcome.retry_in_s)
         return outcome
 
     def forbidden(self) -> str | None:

@@ -5,6 +5,8 @@ turns: its clock stands still but for the time that training takes (`DeviceClock
 """
 
 import heapq
+import itertools
+import math
 import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
@@ -13,16 +15,18 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from device_runtime import calls, examples, scoring, text, turn, unfinished, weights
+from device_runtime import calls, examples, limits, scoring, text, turn, unfinished, weights
 from device_runtime.bundle import CHECKPOINT, Bundle, runtime_version
 from device_runtime.causes import Cause
 from device_runtime.errors import ServerError, Unanswered
 from device_runtime.finetune import finetune
-from device_runtime.home import UNFINISHED, Contribution, Home
+from device_runtime.home import UNFINISHED, WITHHELD, Contribution, Home, done_on, history
+from device_runtime.limits import Limits
 from device_runtime.transport import MESSAGE_BYTES, Meter, Send, persistent
 from device_runtime.turn import (
     Action,
     Ask,
+    AskSigned,
     CheckConditions,
     Drop,
     Enrol,
@@ -30,32 +34,38 @@ from device_runtime.turn import (
     Fetch,
     Gather,
     Gathered,
+    GatherHeld,
     GiveBack,
+    HandIn,
     Held,
+    HeldBack,
     Hold,
     Keep,
-    LastSent,
     Note,
     Outcome,
     Participant,
+    Recall,
     Report,
+    Signed,
     Train,
     Trainer,
     Upload,
     Used,
+    Withhold,
     Work,
 )
 from device_runtime.typing_log import Record, TypingLog
 from device_runtime.unfinished import Unfinished
 from device_runtime.wire import (
     DAY_S,
+    MOST_WORDS,
     OPEN,
     Assignment,
     CheckIn,
+    Kind,
     Plan,
     Reject,
     RoundReport,
-    Scores,
     forbidden_by,
 )
 
@@ -121,6 +131,7 @@ class Turn:
         self._sleep = sleep
         self._signer = calls.Signer(home.key, home.server_name or "", clock.dated)
         self._began = clock.now()
+        self._until = math.inf  # seconds of the clock: after it nobody waits for the work
         self._assigned: tuple[Participant, Assignment] | None = None
 
     def check_in(self) -> Outcome | None:
@@ -139,7 +150,15 @@ class Turn:
             raise RuntimeError("there is no work before a check-in has got some")
         device, assignment = self._assigned
         bundle = self.home.bundle()  # which may be another by now
-        device = replace(device, shapes=bundle.manifest.shapes, plan=bundle.plan, where=bundle.path)
+        device = replace(
+            device,
+            shapes=bundle.manifest.shapes,
+            plan=bundle.plan,
+            where=bundle.path,
+            limits=limits_of(self.home, bundle),
+            signed=bundle.manifest.files[CHECKPOINT].sha256,
+        )
+        self._until = self._began + device.limits.seconds(assignment.deadline_s)
         return self._metered(self._drive(turn.work(device, assignment), bundle))
 
     def whole(self) -> Outcome:
@@ -150,15 +169,28 @@ class Turn:
 
     def _describe(self, bundle: Bundle) -> Participant:
         """What the device says of itself, after its log let go of what is too old."""
-        settings, manifest = self.home.config, bundle.manifest
+        settings, manifest, now = self.home.config, bundle.manifest, self._began
+        own, signed = limits_of(self.home, bundle), manifest.files[CHECKPOINT].sha256
         with self.home.typing_log() as log:
-            log.expire(self._began)
+            log.expire(now)
             waiting = log.count(usable=True)
+            messages, rows = newest_rows(log, bundle.vocabulary, own.most, own.most.max_rows)
+        withheld = self.home.withheld()
+        is_early = withheld is not None and limits.same_day(withheld.at, now)
+        lines = [line for line in self.home.contributions() if line.kind == Kind.TRAINING]
+        today = limits.Today(
+            done_on(lines, now),
+            len(messages),
+            targets(rows),
+            owes=is_early,
+            half_done=self.home.kept(UNFINISHED) is not None,
+        )
+        self.home.age_of(signed, now)  # from now on it counts
         message = CheckIn(
-            self.home.conditions(self._began),
-            waiting,
+            self.home.conditions(now),
+            limits.coarse(waiting),
             manifest.tokenizer,
-            holds=self.home.held_checkpoint() or manifest.files[CHECKPOINT].sha256,
+            holds=self.home.held_checkpoint() or signed,
             population=settings.population,
             runtime=runtime_version(),
             release=manifest.release,
@@ -170,8 +202,13 @@ class Turn:
             shapes=manifest.shapes,
             plan=bundle.plan,
             randomness=self._randomness,
+            limits=own,
             keeps_work=settings.keeps_work,
             where=bundle.path,
+            signed=signed,
+            owes=None if withheld is None or is_early else withheld.assignment,
+            rests=limits.why_not_asked(own, today),
+            day_ends_in_s=limits.day_ends_in(now),
         )
 
     def _drive(self, actions: Generator[Action, Any, T], bundle: Bundle) -> T:
@@ -198,8 +235,15 @@ class Turn:
                 return self.home.keep_enrolment(enrolled.device, self._signer.server)
             case Ask(message):
                 return self._of_my_server(calls.check_in(self._line(), message))
-            case LastSent(assignment):
-                return self.home.last_sent(assignment.task, but=assignment.assignment)
+            case Recall(assignment):
+                return history(self.home.contributions(), assignment, self._began)
+            case HandIn(assignment):
+                return self._hand_in(assignment)
+            case Withhold(assignment):
+                return self.home.withhold(assignment, self._began)
+            case AskSigned():
+                age = self.home.age_of(bundle.manifest.files[CHECKPOINT].sha256, self._began)
+                return Signed(bundle.checkpoint.weights, bundle.manifest.lineage.round, age)
             case Fetch(assignment, sha256):
                 # a plan is a message; a checkpoint has the size of the bundle's, more or less
                 is_plan = sha256 == assignment.plan
@@ -209,13 +253,15 @@ class Turn:
                 return self.home.checkpoint() or bundle.content[CHECKPOINT]
             case Hold(sha256, data):
                 return self.home.keep_checkpoint(sha256, data)
-            case Gather(assignment, plan):
-                until = self._began + assignment.deadline_s
-                return gather(self.home, bundle, assignment, plan, until)
+            case Gather(assignment, plan, most):
+                return gather(self.home, bundle, assignment, plan, most, self._until)
+            case GatherHeld(plan):
+                return gather_held(self.home, bundle, plan)
             case Train():
                 return self._train(bundle.train_graph, action, self._may_train)
-            case Evaluate(values, plan):
-                return self._score(bundle, values, plan)
+            case Evaluate(values, messages):
+                may_score = self._each(bundle.plan.batch_size)
+                return scoring.score(bundle.train_graph, values, messages, may_score)
             case CheckConditions():
                 return self._forbidden()
             case Used(records):
@@ -236,21 +282,33 @@ class Turn:
             case Drop():
                 return self.home.drop(UNFINISHED)
 
-    def _score(self, bundle: Bundle, values: weights.Weights, plan: Plan) -> Scores | None:
-        """Of the newest messages held back from training, at most as many as the plan has rows."""
-        with self.home.typing_log() as log:
-            newest = log.records(scoring.ONE_IN * plan.max_rows)
-            held = scoring.held_back(newest, log.count())[-plan.max_rows :]
-        ids = [bundle.vocabulary.ids(text.tokenise(record.text)) for record in held]
-        cut = [message[: plan.length] for message in ids]
-        return scoring.score(bundle.train_graph, values, cut, self._may_train)
+    def _hand_in(self, assignment: Assignment) -> None:
+        """Whatever the server says to it, it was told: that it did not hear it is an error."""
+        try:
+            calls.abandon(self._line(assignment), assignment.assignment, Cause.OVER_LIMIT)
+        except Unanswered:
+            raise
+        except ServerError:
+            pass
+        self.home.drop(WITHHELD)
 
     def _may_train(self) -> bool:
         """Asked before each batch."""
         self._clock.worked()
         return self._forbidden() is None
 
+    def _each(self, messages: int) -> Callable[[], bool]:
+        """Asked before each message: so many are a batch on the clock."""
+        asked = itertools.count()
+
+        def may_score() -> bool:
+            return self._may_train() if next(asked) % messages == 0 else self._forbidden() is None
+
+        return may_score
+
     def _forbidden(self) -> Cause | None:
+        if self._clock.now() >= self._until:
+            return Cause.TIMED_OUT
         if (cause := forbidden_by(self.home.conditions(self._clock.now()))) is not None:
             return cause
         return None if self._may_go_on() else Cause.CONDITION_LOST
@@ -297,6 +355,10 @@ class Turn:
             about.task,
             about.kind.value,
             about.assignment,
+            about.server,
+            about.task_id,
+            note.scored,
+            note.detail,
         )
         self.home.note(line)
 
@@ -307,31 +369,68 @@ class Turn:
         )
 
 
+def limits_of(home: Home, bundle: Bundle) -> Limits:
+    """What holds on a device with this bundle, whatever a server asks for."""
+    return limits.of(bundle.plan, home.config.limits)
+
+
 def gather(
-    home: Home, bundle: Bundle, assignment: Assignment, plan: Plan, until: float
+    home: Home, bundle: Bundle, assignment: Assignment, plan: Plan, most: int, until: float
 ) -> Gathered:
     """What there is to train on: half-done work of this very assignment if all its messages are
-    still there, else the newest messages that may still be used. `until` is when the round stops
-    waiting, in seconds of the device's clock.
+    still there, else the newest messages that may still be used, `most` rows of them. `until` is
+    when the work must be over, in seconds of the device's clock.
     """
     with home.typing_log() as log:
-        half_done = _half_done(home, log, bundle.vocabulary, assignment, plan)
+        half_done = _half_done(home, log, bundle.vocabulary, assignment, plan, most)
         if half_done is not None:
             return half_done
         home.drop(UNFINISHED)
-        usable = log.records(2 * plan.max_rows, usable=True)
-        messages = scoring.trained_on(usable, log.count())
-        # a message fills at least one row
-        used, rows = rows_of(messages[-plan.max_rows :], bundle.vocabulary, plan)
-        work = Work(assignment.assignment, assignment.round, until, used, _hash(rows))
-        return Gathered(work, rows)
+        used, rows = newest_rows(log, bundle.vocabulary, plan, most)
+        work = Work(
+            assignment.assignment,
+            assignment.round,
+            until,
+            used,
+            _hash(rows),
+            *_base(assignment),
+        )
+        return Gathered(work, rows, targets(rows))
+
+
+def newest_rows(
+    log: TypingLog, vocabulary: text.Vocabulary, plan: Plan, most: int
+) -> tuple[tuple[int, ...], NDArray[Any]]:
+    """As `rows_of`, of the newest messages that may still be used and are not held back."""
+    # a message fills at least one row
+    return rows_of(log.records(most, usable=True, held=False), vocabulary, plan, most)
+
+
+def gather_held(home: Home, bundle: Bundle, plan: Plan) -> HeldBack:
+    """What there is to score: the newest messages held back from training that may still be used,
+    each cut to the plan's length, as many as have no more than MOST_WORDS target words together.
+    How many they are is not the server's to say.
+    """
+    with home.typing_log() as log:
+        records = log.records(MOST_WORDS, usable=True, held=True)
+    ids = [bundle.vocabulary.ids(text.tokenise(record.text)) for record in records]
+    cut = [tuple(message[: plan.length]) for message in ids]
+    first = len(cut) - scoring.newest_within(cut, MOST_WORDS)
+    chosen = tuple(cut[first:])
+    numbers = tuple(record.id for record in records[first:])
+    return HeldBack(numbers, chosen, sum(map(scoring.words, chosen)))
+
+
+def targets(rows: NDArray[Any]) -> int:
+    """How many target words there are in rows, int32 [rows, length + 1]."""
+    return scoring.words(rows[:, 1:].ravel().tolist())
 
 
 def rows_of(
-    records: Sequence[Record], vocabulary: text.Vocabulary, plan: Plan
+    records: Sequence[Record], vocabulary: text.Vocabulary, plan: Plan, most: int
 ) -> tuple[tuple[int, ...], NDArray[Any]]:
-    """The newest rows of messages, at most `plan.max_rows`: the numbers of the messages they come
-    from, and int32 [rows, plan.length + 1].
+    """The newest rows of messages, at most `most`: the numbers of the messages they come from, and
+    int32 [rows, plan.length + 1].
     """
     ids = [vocabulary.ids(text.tokenise(record.text)) for record in records]
     each = [
@@ -340,12 +439,12 @@ def rows_of(
         if own
     ]
     first, count = len(each), 0
-    while first > 0 and count < plan.max_rows:
+    while first > 0 and count < most:
         first -= 1
         count += len(each[first][1])
     chosen = each[first:]
     rows = np.concatenate([examples.rows([], plan.length), *(own for _, own in chosen)])
-    return tuple(number for number, _ in chosen), rows[-plan.max_rows :]
+    return tuple(number for number, _ in chosen), rows[-most:]
 
 
 def run(
@@ -384,7 +483,14 @@ def run(
             break
         seen += 1
         if seen < rounds:
-            named = (outcome.retry_in_s for outcome in outcomes if outcome.retry_in_s > 0)
+            named = (
+                outcome.retry_in_s
+                for outcome in outcomes
+                # a night of a simulated device lasts a round, and its day no longer
+                if outcome.retry_in_s > 0
+                and outcome.status is not turn.Status.NOT_ASKED
+                and outcome.cause is not Cause.OVER_LIMIT
+            )
             _wait(send, newest, min(named, default=1.0), sleep)
     return seen
 
@@ -409,15 +515,33 @@ def _check_in(turns: Sequence[Turn], sleep: Callable[[float], object]) -> list[O
 
 
 def _half_done(
-    home: Home, log: TypingLog, vocabulary: text.Vocabulary, assignment: Assignment, plan: Plan
+    home: Home,
+    log: TypingLog,
+    vocabulary: text.Vocabulary,
+    assignment: Assignment,
+    plan: Plan,
+    most: int,
 ) -> Gathered | None:
-    """The half-done work of this very assignment, if all its messages are still there."""
+    """The half-done work of this very assignment, if all its messages are still there. A name alone
+    does not make it the same: servers and their tasks begin anew.
+    """
     sealed = home.kept(UNFINISHED)
     kept = None if sealed is None else unfinished.unseal(sealed, log)
-    if kept is None or kept.work.assignment != assignment.assignment:
+    if kept is None:
         return None
-    _, rows = rows_of(log.records_of(kept.work.records), vocabulary, plan)
-    return Gathered(kept.work, rows, kept.progress) if _hash(rows) == kept.work.rows else None
+    work = kept.work
+    of = work.assignment, work.round, work.server, work.task_id, work.checkpoint, work.plan
+    if of != (assignment.assignment, assignment.round, *_base(assignment)):
+        return None
+    _, rows = rows_of(log.records_of(work.records), vocabulary, plan, most)
+    if _hash(rows) != work.rows:
+        return None
+    return Gathered(work, rows, targets(rows), kept.progress)
+
+
+def _base(assignment: Assignment) -> tuple[str, str, str, str]:
+    """Whose work it is, and from what it begins."""
+    return assignment.server, assignment.task_id, assignment.checkpoint, assignment.plan
 
 
 def _hash(rows: NDArray[Any]) -> str:

@@ -9,6 +9,8 @@
     personal.sealed        those weights, sealed
     last_key               when a key was pressed last: its time, no content
     schedule.json          when it may check in again
+    withheld.json          work it refused, whose server hears of it when the day is over
+    signed.json            since when it has the weights of its bundle
     bundles/               the bundles it installed, if none is used in place
     ledger.sqlite          what it contributed, round by round; never any text
     device.name            the name the server enrolled it under
@@ -29,26 +31,29 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from device_runtime import config, durable, installed, keystore, sensors, signing
+from device_runtime import config, durable, installed, keystore, limits, sensors, signing
 from device_runtime.bundle import FOLDER as BUNDLE
 from device_runtime.bundle import Bundle, open_verified
+from device_runtime.causes import Cause
 from device_runtime.conditions import Source, trace_source, unknown
 from device_runtime.errors import ConfigError, RunError
 from device_runtime.folder import Kind as FolderKind
 from device_runtime.folder import clear, is_empty, replaced, require_free, settle, writing
 from device_runtime.installed import Installed
+from device_runtime.limits import OwnLimits
 from device_runtime.sensors import LAST_KEY
-from device_runtime.turn import SENT
+from device_runtime.turn import SENT, History
 from device_runtime.typing_log import Retention, TypingLog
 from device_runtime.typing_log import wipe as wipe_log
 from device_runtime.weights import digest
-from device_runtime.wire import Kind
+from device_runtime.wire import Assignment, Kind
 
 CONFIG, KEY, NAME, SERVER = "device.toml", "device.key", "device.name", "device.server"
 TYPING_LOG, LEDGER, CHECKPOINT = "typing_log.sqlite", "ledger.sqlite", "checkpoint"
 OWN_WORDS, UNFINISHED = "own_words.json", "unfinished"
 PERSONAL, PERSONAL_WEIGHTS = "personal.json", "personal.sealed"
 SCHEDULE, BUNDLES, LOCK = "schedule.json", "bundles", "lock"
+WITHHELD, SIGNED = "withheld.json", "signed.json"
 SERVER_NAME = re.compile("[0-9a-f]{32}")
 # files learned from what was typed
 LEARNED = (OWN_WORDS, UNFINISHED, PERSONAL, PERSONAL_WEIGHTS, LAST_KEY)
@@ -76,6 +81,7 @@ class DeviceConfig:
     device_class: str = ""  # coarse, such as "low"; never a model's name
     insecure: bool = False  # its server is another machine's, without TLS
     typing_log: Retention = field(default_factory=Retention)
+    limits: OwnLimits = field(default_factory=OwnLimits)
 
 
 def _is_ours(folder: Path) -> bool:
@@ -90,7 +96,7 @@ FOLDER = FolderKind(
     "a device",
     _is_ours,
     (
-        *(CONFIG, KEY, NAME, SERVER, SCHEDULE, LOCK, *LEARNED),
+        *(CONFIG, KEY, NAME, SERVER, SCHEDULE, WITHHELD, SIGNED, LOCK, *LEARNED),
         *(name + end for name in (TYPING_LOG, LEDGER) for end in ("", "-wal", "-shm", "-journal")),
         keystore.key_path(Path(TYPING_LOG)).name,
         f"{CHECKPOINT}/*.safetensors",
@@ -126,6 +132,31 @@ class Contribution:
     task: str = "default"
     kind: str = Kind.TRAINING.value
     assignment: str = ""  # its name
+    server: str = ""  # that gave it, and which of its tasks: names of tasks repeat
+    task_id: str = ""
+    scored: str = ""  # of scores: the weights, by `weights.values_hash`
+    detail: str = ""  # of work that was refused: the limit, and what was asked
+
+    @property
+    def left(self) -> bool:
+        """Whether a report left this device, or may have."""
+        return self.outcome in SENT
+
+
+@dataclass(frozen=True)
+class Withheld:
+    """Work that was refused, and when; in withheld.json."""
+
+    assignment: Assignment
+    at: float  # seconds of the device's clock
+
+
+@dataclass(frozen=True)
+class Since:
+    """Since when a device has its bundle's weights; in signed.json."""
+
+    checkpoint: str  # SHA-256
+    at: float  # seconds of the device's clock
 
 
 @dataclass(frozen=True)
@@ -321,7 +352,7 @@ class Home:
         """
         with self._ledger() as ledger:
             ledger.execute(
-                "INSERT OR REPLACE INTO contributions VALUES "
+                f"INSERT OR REPLACE INTO contributions ({_NAMES}) VALUES "
                 f"({', '.join('?' * len(fields(Contribution)))})",
                 astuple(contribution),
             )
@@ -329,22 +360,38 @@ class Home:
     def contributions(self) -> list[Contribution]:
         """The whole ledger, oldest first."""
         with self._ledger() as ledger:
-            rows = ledger.execute("SELECT * FROM contributions ORDER BY at, round").fetchall()
+            rows = ledger.execute(
+                f"SELECT {_NAMES} FROM contributions ORDER BY at, round"
+            ).fetchall()
         return [Contribution(*row) for row in rows]
 
-    def last_sent(self, task: str, but: str) -> int | None:
-        """The last round of a task for which an update left this device, or may have; `but` not
-        counting that assignment.
+    def withheld(self) -> Withheld | None:
+        """Work that was refused and whose server has not heard of it yet; None also of a damaged
+        file.
         """
-        sent = (
-            line
-            for line in self.contributions()
-            if line.outcome in SENT and line.kind == Kind.TRAINING
-        )
-        return max(
-            (line.round for line in sent if line.task == task and line.assignment != but),
-            default=None,
-        )
+        data = self.kept(WITHHELD)
+        try:
+            return None if data is None else config.from_json(Withheld, data, WITHHELD)
+        except ConfigError:
+            return None
+
+    def withhold(self, assignment: Assignment, at: float) -> None:
+        """Remember, durably, to give this back when the day of `at` is over."""
+        self.keep(WITHHELD, config.to_json(Withheld(assignment, at)))
+
+    def age_of(self, checkpoint: str, now: float) -> float:
+        """Seconds since the bundle's checkpoint of this SHA-256 was first asked for here; a clock
+        that went back begins to count anew.
+        """
+        data = self.kept(SIGNED)
+        try:
+            since = None if data is None else config.from_json(Since, data, SIGNED)
+        except ConfigError:
+            since = None
+        if since is None or since.checkpoint != checkpoint or not since.at <= now:
+            since = Since(checkpoint, now)
+            self.keep(SIGNED, config.to_json(since))
+        return now - since.at
 
     @contextlib.contextmanager
     def _removing(self) -> Iterator[None]:
@@ -384,9 +431,45 @@ class Home:
             ) from None
 
 
+def history(lines: Iterable[Contribution], assignment: Assignment, now: float) -> History:
+    """What the lines of a ledger say that bears on an assignment, at `now`, in seconds of the
+    device's clock.
+
+    Its task is the one of the same server and id. A round so far behind the last that the task must
+    have begun anew counts as before the first. Training that failed counts as an update of its day:
+    it told its server something.
+    """
+    alike = [line for line in lines if line.kind == assignment.kind]
+    of_task = assignment.server, assignment.task, assignment.task_id
+    rounds = (
+        line.round
+        for line in alike
+        if line.left
+        and (line.server, line.task, line.task_id) == of_task
+        and line.assignment != assignment.assignment
+        and line.round - assignment.round <= limits.ANOTHER_HISTORY
+    )
+    return History(
+        max(rounds, default=None),
+        done_on(alike, now),
+        frozenset(line.scored for line in alike if line.left),
+    )
+
+
+def done_on(lines: Iterable[Contribution], now: float) -> int:
+    """How many of these lines are of work that left on the day of `now`, or told of itself."""
+    return sum(
+        (line.left or line.cause == Cause.TRAINING_FAILED) and limits.same_day(line.at, now)
+        for line in lines
+    )
+
+
 _SQL: Mapping[Any, str] = {int: "INTEGER", float: "REAL", str: "TEXT"}
 
 
 def _column(column: Field[Any]) -> str:
     default = "" if column.default is MISSING else f" DEFAULT '{column.default}'"
     return f"{column.name} {_SQL[column.type]} NOT NULL{default}"
+
+
+_NAMES = ", ".join(column.name for column in fields(Contribution))

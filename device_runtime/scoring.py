@@ -2,7 +2,7 @@
 What an evaluation task reports.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,24 +11,33 @@ from numpy.typing import NDArray
 from device_runtime.interpreter import Graph
 from device_runtime.metrics import STRIP, top_words
 from device_runtime.text import BOS, FIRST_WORD, OOV
-from device_runtime.typing_log import Record
 from device_runtime.weights import Weights
-from device_runtime.wire import MOST_WORDS as MOST_WORDS
 from device_runtime.wire import Scores
 
-# messages: that one is held back, by its number in the typing log, which it keeps for life
-ONE_IN = 10
-LEAST = 40  # messages of a device that holds any back: one with fewer needs them all
+
+def words(ids: Iterable[int]) -> int:
+    """How many token ids are target words: of the vocabulary or unknown, and no punctuation.
+
+    >>> words([OOV, FIRST_WORD, FIRST_WORD - 1, BOS])
+    2
+    """
+    return sum(target >= FIRST_WORD or target == OOV for target in ids)
 
 
-def held_back(records: Sequence[Record], messages: int) -> list[Record]:
-    """Those of some records that a device with so many messages keeps out of training."""
-    return [record for record in records if _is_held(record, messages)]
+def newest_within(messages: Sequence[Sequence[int]], most: int) -> int:
+    """How many of the newest messages (token ids, oldest first) have no more than `most` target
+    words together.
 
-
-def trained_on(records: Sequence[Record], messages: int) -> list[Record]:
-    """The others."""
-    return [record for record in records if not _is_held(record, messages)]
+    >>> newest_within([[OOV] * 5, [OOV] * 2, [OOV] * 3], most=9)
+    2
+    """
+    count = total = 0
+    for ids in reversed(messages):
+        total += words(ids)
+        if total > most:
+            break
+        count += 1
+    return count
 
 
 def score(
@@ -73,7 +82,3 @@ def log_probs(graph: Graph, weights: Weights, ids: Sequence[int]) -> NDArray[Any
         results, state = graph.step("step", state, token=np.array([token], np.int32), **weights)
         rows.append(results["log_probs"][0])
     return np.array(rows)
-
-
-def _is_held(record: Record, messages: int) -> bool:
-    return messages >= LEAST and record.id % ONE_IN == 0

@@ -5,12 +5,16 @@
     Enrol? --> Ask --> Fetch plan --> Gather --> Train --> Note --> Upload --> Note
                |       Fetch or hold  rows of     |      "sending"             what became of it
                |       the checkpoint the log     +-- Evaluate --> Note --> Report --> Note
-            check in                              an evaluation
+            check in      |              |        an evaluation
+                          +--------------+--> over a limit: Withhold until the day is over
 
 `check_in` and `work` yield one action after the other; whoever drives them does each and sends
 back what came of it. There is no socket, clock, file or thread here, so whoever keeps a device's
 state can take a turn: `drive.py` does on a phone. Before an update leaves, "sending" is noted: a
-ledger never says less than what left.
+ledger never says less than what left. The conditions are looked at before each transfer.
+
+Work over a limit of the device's own is not done. Its server hears nothing of it before the
+device's day is over, and then one cause for all limits: how little was typed is nobody's business.
 Source of the form: a state receives a message and returns the next (Bonawitz et al. 2019,
 arXiv:1902.01046, section 2.2, names the phases).
 """
@@ -24,7 +28,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from device_runtime import difference, separation, update, weights
+from device_runtime import difference, limits, separation, update, weights
 from device_runtime.causes import MEANING, Cause
 from device_runtime.config import from_json
 from device_runtime.errors import (
@@ -32,15 +36,16 @@ from device_runtime.errors import (
     CheckpointError,
     ConfigError,
     ServerError,
-    Unanswered,
 )
+from device_runtime.limits import Asked, Limits, Over
 from device_runtime.weights import Checkpoint, Weights
-from device_runtime.wire import Ack, Assignment, CheckIn, Kind, Plan, Reject, Scores
+from device_runtime.wire import DAY_S, Ack, Assignment, CheckIn, Kind, Plan, Reject, Scores
 
 
 class Status(StrEnum):
     """What became of a turn, or of the work in it."""
 
+    NOT_ASKED = "not_asked"  # the device keeps away from the server until its day is over
     COUNTED = "counted"
     REFUSED = "refused"  # no work at check-in
     ABANDONED = "abandoned"  # the device gave its assignment back
@@ -102,6 +107,11 @@ class Work:
     until: float  # seconds of the device's clock: after it the round waits for nobody
     records: tuple[int, ...]  # messages trained on, by their numbers in the typing log
     rows: str  # SHA-256 of the rows they gave
+    # names repeat; what an earlier version kept has none of these, and is begun anew
+    server: str | None = None
+    task_id: str = ""
+    checkpoint: str = ""  # SHA-256 of what it began from
+    plan: str = ""  # SHA-256
 
 
 @dataclass(frozen=True)
@@ -110,7 +120,35 @@ class Gathered:
 
     work: Work
     rows: NDArray[Any]  # int32 [rows, plan.length + 1]
+    words: int  # target words in them
     start: Progress | None = None  # where half-done work goes on
+
+
+@dataclass(frozen=True)
+class HeldBack:
+    """What there is to score."""
+
+    records: tuple[int, ...]  # messages, by their numbers in the typing log
+    messages: tuple[tuple[int, ...], ...] = field(repr=False)  # their token ids
+    words: int  # target words in them
+
+
+@dataclass(frozen=True)
+class History:
+    """What the ledger says that bears on an assignment."""
+
+    last: int | None = None  # round of its task for which an update left, or may have
+    today: int = 0  # updates, or scores, that left today or may have, whoever they were for
+    scored: frozenset[str] = frozenset()  # weights that were scored, by `weights.values_hash`
+
+
+@dataclass(frozen=True)
+class Signed:
+    """The weights of the device's bundle."""
+
+    weights: Weights = field(repr=False)
+    round: int  # that made them
+    age_s: float  # since the bundle came to this device
 
 
 @dataclass(frozen=True)
@@ -122,8 +160,13 @@ class Participant:
     shapes: str  # `weights.shapes_hash` of its network
     plan: Plan  # the one its graphs were made for: batch size and length are fixed in them
     randomness: Callable[[Assignment], np.random.Generator]  # the same whenever work is done again
+    limits: Limits
     keeps_work: bool = True  # half-done work waits for the next window; else it is given back
     where: object = "bundle"  # of an error: the bundle it uses
+    signed: str = ""  # SHA-256 of its bundle's checkpoint
+    owes: Assignment | None = None  # refused on an earlier day: its server has not heard yet
+    rests: Cause | None = None  # why it asks for no work today
+    day_ends_in_s: float = DAY_S
 
 
 # actions, and what is sent back for each
@@ -142,12 +185,31 @@ class Ask:
 
 
 @dataclass(frozen=True)
-class LastSent:
-    """The last round of the assignment's task for which another update left the device, or may
-    have -> int | None.
+class Recall:
+    """What the ledger says that bears on an assignment -> History."""
+
+    assignment: Assignment
+
+
+@dataclass(frozen=True)
+class HandIn:
+    """Give back what was withheld, whatever the answer, and forget it -> None;
+    `errors.Unanswered` is thrown if none comes.
     """
 
     assignment: Assignment
+
+
+@dataclass(frozen=True)
+class Withhold:
+    """Keep durably that an assignment is to be given back when the day is over -> None."""
+
+    assignment: Assignment
+
+
+@dataclass(frozen=True)
+class AskSigned:
+    """The weights of the bundle -> Signed."""
 
 
 @dataclass(frozen=True)
@@ -177,6 +239,14 @@ class Gather:
 
     assignment: Assignment
     plan: Plan
+    most: int  # rows
+
+
+@dataclass(frozen=True)
+class GatherHeld:
+    """The newest messages held back from training, as many as are scored -> HeldBack."""
+
+    plan: Plan
 
 
 @dataclass(frozen=True)
@@ -196,17 +266,15 @@ Trainer = Callable[[bytes, Train, Callable[[], bool]], FineTuned]
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Score weights on the messages held back from training -> Scores, None if a condition was
-    lost.
-    """
+    """Score weights on messages held back from training -> Scores, None if it had to stop."""
 
     weights: Weights = field(repr=False)
-    plan: Plan
+    messages: tuple[tuple[int, ...], ...] = field(repr=False)  # token ids
 
 
 @dataclass(frozen=True)
 class CheckConditions:
-    """Which condition forbids work now -> Cause | None."""
+    """What forbids work now -> Cause | None: a condition, or TIMED_OUT past the deadline."""
 
 
 @dataclass(frozen=True)
@@ -224,6 +292,8 @@ class Note:
     status: Status
     cause: Cause | None = None
     examples: int = 0
+    detail: str = ""  # of a refusal: the limit, and what was asked
+    scored: str = ""  # of scores: the weights, by `weights.values_hash`
 
 
 @dataclass(frozen=True)
@@ -266,11 +336,15 @@ class Drop:
 Action = (
     Enrol
     | Ask
-    | LastSent
+    | Recall
+    | HandIn
+    | Withhold
+    | AskSigned
     | Fetch
     | Held
     | Hold
     | Gather
+    | GatherHeld
     | Train
     | Evaluate
     | CheckConditions
@@ -287,9 +361,16 @@ Working = Generator[Action, Any, Outcome]
 
 
 def check_in(device: Participant) -> Checking:
-    """Ask for work, whatever the conditions are: an Assignment, or the Outcome if refused."""
+    """Ask for work, whatever the conditions are: an Assignment, or the Outcome if refused.
+
+    What was withheld is given back first. A device that can do no work today does not ask.
+    """
     if not device.enrolled:
         yield Enrol()
+    if device.owes is not None:
+        yield HandIn(device.owes)
+    if device.rests is not None:
+        return Outcome(Status.NOT_ASKED, device.rests, retry_in_s=device.day_ends_in_s)
     answer: Assignment | Reject = yield Ask(device.check_in)
     if isinstance(answer, Reject) and answer.cause in (Cause.UNKNOWN_DEVICE, Cause.WRONG_SERVER):
         yield Enrol()  # a server that began anew knows nobody, and has another name
@@ -301,20 +382,39 @@ def check_in(device: Participant) -> Checking:
     return Outcome(Status.REFUSED, answer.cause, retry_in_s=answer.retry_in_s)
 
 
+class _Ends(Exception):
+    """The work is over before anything of it could be sent."""
+
+    def __init__(self, outcome: Outcome):
+        super().__init__()
+        self.outcome = outcome
+
+
 def work(device: Participant, assignment: Assignment) -> Working:
     """Fetch, fine-tune, encode and hand in what `check_in` was assigned; give it back if a
     condition is lost or training fails. An evaluation is scored and handed in.
 
     A round too near the last this device sent an update for is given back: the server should know
-    better. Raises ServerError for a plan that cannot be read, BundleError for work that does not
-    fit the device's graphs, and whatever is thrown in for an action.
+    better. What is over a limit of the device's own is withheld. Raises ServerError for a plan that
+    cannot be read, BundleError for work that does not fit the device's graphs, and whatever is
+    thrown in for an action.
     """
-    if assignment.kind is Kind.TRAINING:
-        last: int | None = yield LastSent(assignment)
-        if not separation.may_join(assignment.round, last, max(1, assignment.min_separation)):
-            return (yield from _give_back(assignment, Cause.REPORTED_RECENTLY))
-    plan = yield from _plan(assignment)
-    checkpoint = yield from _checkpoint(assignment)
+    try:
+        return (yield from _work(device, assignment))
+    except _Ends as end:
+        return end.outcome
+
+
+def _work(device: Participant, assignment: Assignment) -> Working:
+    past: History = yield Recall(assignment)
+    kind, apart = assignment.kind, device.limits.separation(assignment.min_separation)
+    if kind is Kind.TRAINING and not separation.may_join(assignment.round, past.last, apart):
+        return (yield from _give_back(assignment, Cause.REPORTED_RECENTLY))
+    if kind is Kind.EVALUATION:  # an update may be of work that was begun before
+        yield from _within(device, assignment, Asked(kind, past.today))
+    plan = yield from _plan(device, assignment)
+    yield from _within(device, assignment, Asked(kind, plan=plan))
+    checkpoint = yield from _checkpoint(device, assignment)
     if not _fits(device, assignment, plan, checkpoint):
         yield from _give_back(assignment, Cause.TRAINING_FAILED)
         raise BundleError(
@@ -322,23 +422,33 @@ def work(device: Participant, assignment: Assignment) -> Working:
             "the work this server assigns does not fit its graphs",
             "install the bundle the server was started with",
         )
-    if assignment.kind is Kind.EVALUATION:
-        return (yield from _evaluate(assignment, plan, checkpoint))
-    return (yield from _train(device, assignment, plan, checkpoint))
+    if assignment.checkpoint != device.signed:
+        yield from _within(device, assignment, (yield from _moved(device, kind, checkpoint)))
+    if kind is Kind.EVALUATION:
+        return (yield from _evaluate(device, assignment, plan, checkpoint, past))
+    return (yield from _train(device, assignment, plan, checkpoint, past))
 
 
 def _train(
-    device: Participant, assignment: Assignment, plan: Plan, checkpoint: Checkpoint
+    device: Participant, assignment: Assignment, plan: Plan, checkpoint: Checkpoint, past: History
 ) -> Working:
-    gathered: Gathered = yield Gather(assignment, plan)
-    rows = len(gathered.rows)
-    if not rows:  # what is waiting holds no token
-        return (yield from _give_back(assignment, Cause.TRAINING_FAILED))
+    gathered: Gathered = yield Gather(assignment, plan, device.limits.rows(plan))
+    rows, begun = len(gathered.rows), gathered.start is not None
+    asked = Asked(
+        Kind.TRAINING,
+        0 if begun else past.today,
+        messages=len(gathered.work.records),
+        words=gathered.words,
+    )
+    yield from _within(device, assignment, asked)
     rng = device.randomness(assignment)
     tuned: FineTuned = yield Train(checkpoint.weights, gathered.rows, plan, rng, gathered.start)
     if tuned.stopped is Cause.TRAINING_FAILED:
         return (yield from _give_back(assignment, tuned.stopped, rows, tuned))
     forbidden: Cause | None = yield CheckConditions()  # an upload needs the conditions too
+    if forbidden is Cause.TIMED_OUT:
+        yield Drop()
+        return (yield from _give_back(assignment, forbidden, rows, tuned))
     if tuned.stopped is not None or forbidden is not None:
         if not device.keeps_work:
             return (yield from _give_back(assignment, Cause.CONDITION_LOST, rows, tuned))
@@ -346,36 +456,91 @@ def _train(
         cause = forbidden or Cause.CONDITION_LOST
         return (yield from _end(assignment, Status.PAUSED, cause, 0.0, rows, tuned))
     encoded = update.of_delta(tuned.delta, assignment, plan, rows, rng)
+    # first: a device that dies from here on makes the same bytes again, whatever is typed meanwhile
+    yield from _keep(gathered.work, tuned)
     yield Used(gathered.work.records)
     yield Note(assignment, Status.SENDING, examples=rows)
-    try:
-        answer: Ack | Reject = yield Upload(assignment, encoded)
-    except Unanswered:
-        yield from _keep(gathered.work, tuned)
-        raise
+    answer: Ack | Reject = yield Upload(assignment, encoded)
     if isinstance(answer, Reject) and MEANING[answer.cause].keeps_work:
         # it may have been counted: the ledger goes on saying "sending", and the same is sent again
-        yield from _keep(gathered.work, tuned)
-        return _outcome(assignment, Status.SENDING, answer.cause, answer.retry_in_s, rows, tuned)
+        sending = Note(assignment, Status.SENDING, answer.cause, rows)
+        return _outcome(sending, answer.retry_in_s, tuned)
     yield Drop()
     return (yield from _answered(assignment, answer, rows, tuned))
 
 
-def _evaluate(assignment: Assignment, plan: Plan, checkpoint: Checkpoint) -> Working:
-    """Nothing is kept of it when a condition is lost."""
-    scores: Scores | None = yield Evaluate(checkpoint.weights, plan)
-    if scores is None:
+def _evaluate(
+    device: Participant, assignment: Assignment, plan: Plan, checkpoint: Checkpoint, past: History
+) -> Working:
+    """Nothing is kept of it when a condition is lost. Scores that may have left are not made again:
+    between two of the same weights lies what was typed meanwhile.
+    """
+    name = weights.values_hash(checkpoint.weights)
+    held: HeldBack = yield GatherHeld(plan)
+    asked = Asked(Kind.EVALUATION, past.today, name in past.scored, words=held.words)
+    yield from _within(device, assignment, asked)
+    scores: Scores | None = yield Evaluate(checkpoint.weights, held.messages)
+    forbidden: Cause | None = yield CheckConditions()
+    if forbidden is Cause.TIMED_OUT:
+        return (yield from _give_back(assignment, forbidden))
+    if scores is None or forbidden is not None:
         return (yield from _give_back(assignment, Cause.CONDITION_LOST))
-    if not scores.targets:
-        return (yield from _give_back(assignment, Cause.TOO_FEW_EXAMPLES))
-    yield Note(assignment, Status.SENDING, examples=scores.targets)
+    yield Used(held.records)
+    yield Note(assignment, Status.SENDING, examples=scores.targets, scored=name)
     answer: Ack | Reject = yield Report(assignment, scores)
-    return (yield from _answered(assignment, answer, scores.targets))
+    return (yield from _answered(assignment, answer, scores.targets, scored=name))
 
 
-def _plan(assignment: Assignment) -> Generator[Action, Any, Plan]:
+def _within(
+    device: Participant, assignment: Assignment, asked: Asked
+) -> Generator[Action, Any, None]:
+    """Ends the work if it is over a limit."""
+    over = limits.why_refused(device.limits, asked)
+    if over is not None:
+        yield from _withhold(device, assignment, over)
+
+
+def _withhold(
+    device: Participant, assignment: Assignment, over: Over
+) -> Generator[Action, Any, None]:
+    yield Withhold(assignment)
+    cause, until = Cause.OVER_LIMIT, device.day_ends_in_s
+    yield Note(assignment, Status.ABANDONED, cause, detail=str(over))
+    ended = Outcome(Status.ABANDONED, cause, assignment.round, until, kind=assignment.kind)
+    raise _Ends(ended)
+
+
+def _moved(
+    device: Participant, kind: Kind, checkpoint: Checkpoint
+) -> Generator[Action, Any, Asked]:
+    """How far weights are from the bundle's, and may be."""
+    signed: Signed = yield AskSigned()
+    values = sum(array.size for array in signed.weights.values())
+    rounds = limits.rounds_since(checkpoint.round - signed.round, signed.age_s)
+    moved = weights.norm(weights.subtract(checkpoint.weights, signed.weights))
+    reach = device.limits.reach(rounds, values, weights.norm(signed.weights))
+    return Asked(kind, moved=moved, reach=reach)
+
+
+def _fetch(
+    device: Participant, assignment: Assignment, sha256: str
+) -> Generator[Action, Any, bytes]:
+    """A blob, unless a condition is lost: half-done work goes on waiting, if there is any."""
+    forbidden: Cause | None = yield CheckConditions()
+    if forbidden is Cause.TIMED_OUT:
+        raise _Ends((yield from _give_back(assignment, forbidden)))
+    if forbidden is not None:
+        if device.keeps_work and assignment.kind is Kind.TRAINING:
+            paused = yield from _end(assignment, Status.PAUSED, forbidden, 0.0, 0, None)
+            raise _Ends(paused)
+        raise _Ends((yield from _give_back(assignment, Cause.CONDITION_LOST)))
+    data: bytes = yield Fetch(assignment, sha256)
+    return data
+
+
+def _plan(device: Participant, assignment: Assignment) -> Generator[Action, Any, Plan]:
     """The assigned plan. One that cannot be read, or that no device can work by, is given back."""
-    data: bytes = yield Fetch(assignment, assignment.plan)
+    data = yield from _fetch(device, assignment, assignment.plan)
     try:
         return from_json(Plan, data, "plan")
     except ConfigError as error:
@@ -385,20 +550,29 @@ def _plan(assignment: Assignment) -> Generator[Action, Any, Plan]:
         ) from None
 
 
-def _checkpoint(assignment: Assignment) -> Generator[Action, Any, Checkpoint]:
-    """The assigned checkpoint: the one held, made of it and a difference, or fetched whole."""
+def _checkpoint(device: Participant, assignment: Assignment) -> Generator[Action, Any, Checkpoint]:
+    """The assigned checkpoint: the one held, made of it and a difference, or fetched whole. One
+    that cannot be read, or has values that are not finite, is over every limit.
+    """
     held: bytes = yield Held()
     if weights.digest(held) == assignment.checkpoint:
         return weights.from_bytes(held, "assigned checkpoint")
     data = None
     if assignment.difference is not None:
-        changes: bytes = yield Fetch(assignment, assignment.difference)
+        changes = yield from _fetch(device, assignment, assignment.difference)
         with contextlib.suppress(CheckpointError):  # of another checkpoint than it holds by now
             data = difference.apply(held, changes)
     if data is None or weights.digest(data) != assignment.checkpoint:
-        data = yield Fetch(assignment, assignment.checkpoint)
-    yield Hold(assignment.checkpoint, data)
-    return weights.from_bytes(data, "assigned checkpoint")
+        data = yield from _fetch(device, assignment, assignment.checkpoint)
+    try:
+        checkpoint = weights.from_bytes(data, "assigned checkpoint")
+    except CheckpointError as error:
+        over = Over("weights", "those of a checkpoint", str(error))
+    else:
+        yield Hold(assignment.checkpoint, data)
+        return checkpoint
+    yield from _withhold(device, assignment, over)
+    raise AssertionError("what is withheld has ended")
 
 
 def _keep(work: Work, tuned: FineTuned) -> Generator[Action, Any, None]:
@@ -414,14 +588,19 @@ def _give_back(
 
 
 def _answered(
-    assignment: Assignment, answer: Ack | Reject, examples: int, tuned: FineTuned | None = None
+    assignment: Assignment,
+    answer: Ack | Reject,
+    examples: int,
+    tuned: FineTuned | None = None,
+    scored: str = "",
 ) -> Working:
     if isinstance(answer, Ack) and answer.counted:
         status, cause = Status.COUNTED, None
     else:
         status = Status.NOT_COUNTED
         cause = answer.cause if isinstance(answer, Reject) else Cause.ROUND_CLOSED
-    return (yield from _end(assignment, status, cause, answer.retry_in_s, examples, tuned))
+    noted = Note(assignment, status, cause, examples, scored=scored)
+    return (yield from _noted(noted, answer.retry_in_s, tuned))
 
 
 def _end(
@@ -432,18 +611,17 @@ def _end(
     examples: int,
     tuned: FineTuned | None,
 ) -> Working:
-    yield Note(assignment, status, cause, examples)
-    return _outcome(assignment, status, cause, retry_in_s, examples, tuned)
+    noted = Note(assignment, status, cause, examples)
+    return (yield from _noted(noted, retry_in_s, tuned))
 
 
-def _outcome(
-    assignment: Assignment,
-    status: Status,
-    cause: Cause | None,
-    retry_in_s: float,
-    examples: int,
-    tuned: FineTuned | None,
-) -> Outcome:
+def _noted(note: Note, retry_in_s: float, tuned: FineTuned | None) -> Working:
+    yield note
+    return _outcome(note, retry_in_s, tuned)
+
+
+def _outcome(note: Note, retry_in_s: float, tuned: FineTuned | None) -> Outcome:
+    status, cause, examples, assignment = note.status, note.cause, note.examples, note.assignment
     return Outcome(
         status,
         cause,

@@ -25,7 +25,11 @@ from device_runtime.errors import TypingLogError
 from device_runtime.text import normalise
 from device_runtime.wire import DAY_S
 
-VERSION = 2  # a log of version 1, which has no column of uses, is given one when it is opened
+# of version 1 there is no column of uses, and in version 2 none of what is held back: they are
+# given them when they are opened
+VERSION = 3
+# messages: that one is held back from training for good, by its number, when it is recorded
+HELD_ONE_IN = 10
 NONCE_BYTES = 12
 KEY_BYTES = 32
 START_ANEW = "wipe this typing log to start anew"
@@ -41,7 +45,7 @@ class Retention:
 
     max_age_s: float = 90 * DAY_S
     max_bytes: int = 4 << 20  # of sealed records
-    # uploads one message may contribute to; then it is kept, shown to no training
+    # updates or scores one message may contribute to; then it is kept, and contributes no more
     max_uses: int = 30
 
 
@@ -107,7 +111,8 @@ class TypingLog:
                 # surrogatepass: an error about a lone surrogate would quote the text
                 sealed = self._seal(text.encode("utf-8", "surrogatepass"), _identity(number, at))
                 self._db.execute(
-                    "INSERT INTO records (id, at, sealed) VALUES (?, ?, ?)", (number, at, sealed)
+                    "INSERT INTO records (id, at, sealed, held) VALUES (?, ?, ?, ?)",
+                    (number, at, sealed, number % HELD_ONE_IN == 0),
                 )
         return len(typed)
 
@@ -117,22 +122,28 @@ class TypingLog:
         """
         return [record.text for record in self.records(newest)]
 
-    def records(self, newest: int, usable: bool = False) -> list[Record]:
+    def records(self, newest: int, usable: bool = False, held: bool | None = None) -> list[Record]:
         """The `newest` latest records, oldest of them first; with `usable` only those below the cap
-        of uses. Raises as `read`.
+        of uses. Of those held back from training with `held`, of the others where that is False.
+        Raises as `read`.
         """
         rows = self._rows(
-            "SELECT id, at, sealed FROM records WHERE uses < ? ORDER BY at DESC, id DESC LIMIT ?",
-            (self._below(usable), max(newest, 0)),
+            "SELECT id, at, sealed FROM records WHERE uses < ? AND held BETWEEN ? AND ? "
+            "ORDER BY at DESC, id DESC LIMIT ?",
+            (self._below(usable), held is True, held is not False, max(newest, 0)),
         )
         return [self._record(*row) for row in reversed(rows)]
 
     def records_of(self, ids: Sequence[int]) -> list[Record]:
-        """The records of these numbers that are still there, in this order. Raises as `read`."""
+        """The records of these numbers that are still there and not held back from training, in
+        this order. Raises as `read`.
+        """
         return [
             self._record(*row)
             for number in ids
-            for row in self._rows("SELECT id, at, sealed FROM records WHERE id = ?", (number,))
+            for row in self._rows(
+                "SELECT id, at, sealed FROM records WHERE id = ? AND NOT held", (number,)
+            )
         ]
 
     def count(self, usable: bool = False) -> int:
@@ -141,7 +152,7 @@ class TypingLog:
         return int(rows[0][0])
 
     def used_up(self) -> int:
-        """How many records contributed to as many uploads as they may."""
+        """How many records contributed as often as they may."""
         return self.count() - self.count(usable=True)
 
     def mark_used(self, ids: Sequence[int]) -> None:
@@ -244,7 +255,7 @@ class TypingLog:
         )
         self._db.execute("CREATE INDEX records_by_time ON records (at)")
         self._db.execute("CREATE TABLE probe (sealed BLOB NOT NULL)")
-        self._count_uses()
+        self._bring_up_to_date(1)
         key = AESGCM.generate_key(bit_length=8 * KEY_BYTES)
         keys.store(key)
         self._box = AESGCM(key)
@@ -252,7 +263,7 @@ class TypingLog:
         return self._box
 
     def _unlock(self, keys: keystore.KeyStore) -> AESGCM:
-        if self._version() not in (1, VERSION):
+        if not 1 <= self._version() <= VERSION:
             raise TypingLogError(
                 self.path, f"expected format version {VERSION}, found {self._version()}", START_ANEW
             )
@@ -277,13 +288,21 @@ class TypingLog:
                 "its key belongs to another typing log",
                 f"put the right key back, or {START_ANEW}",
             )
-        if self._version() == 1:
-            self._count_uses()
+        self._bring_up_to_date(self._version())
         return self._box
 
-    def _count_uses(self) -> None:
-        self._db.execute("ALTER TABLE records ADD COLUMN uses INTEGER NOT NULL DEFAULT 0")
-        self._db.execute(f"PRAGMA user_version = {VERSION}")
+    def _bring_up_to_date(self, version: int) -> None:
+        if version < 2:
+            self._db.execute("ALTER TABLE records ADD COLUMN uses INTEGER NOT NULL DEFAULT 0")
+        if version < 3:
+            self._db.execute("ALTER TABLE records ADD COLUMN held INTEGER NOT NULL DEFAULT 0")
+            # one that was trained on, as where there were few, is not held back any more; of the
+            # first version's nobody knows
+            self._db.execute(
+                f"UPDATE records SET held = 1 WHERE id % {HELD_ONE_IN} = 0 AND uses = 0 AND ? > 1",
+                (version,),
+            )
+            self._db.execute(f"PRAGMA user_version = {VERSION}")
 
     def _below(self, usable: bool) -> int:
         return self.retention.max_uses if usable else _ANY_USES

@@ -98,6 +98,11 @@ def digest(data: bytes | bytearray) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+def values_hash(weights: Weights) -> str:
+    """SHA-256 of the arrays alone, as they travel: the same whatever a checkpoint says besides."""
+    return digest(to_bytes(Checkpoint(weights), np.float16))
+
+
 def shapes_hash(weights: Weights) -> str:
     """SHA-256 of the names and shapes: two sides that agree on it can add each other's vectors."""
     return digest(

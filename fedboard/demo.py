@@ -18,6 +18,7 @@ from device_runtime import folder as folders
 from device_runtime.bounds import Within
 from device_runtime.causes import Step, label
 from device_runtime.errors import RunError
+from device_runtime.limits import OwnLimits
 from device_runtime.shown import command
 from device_runtime.transport import http, persistent
 from device_runtime.wire import Phase, Plan, RoundReports, lost
@@ -154,7 +155,7 @@ def _run(demo: Demo) -> Run:
         "The network becomes two TFLite files: one that trains on the phone, one (int8) that "
         "predicts. Signed.",
     ):
-        asked = Asked(learning_rate=DEVICE_RATE)
+        asked = Asked(learning_rate=DEVICE_RATE, clipping_norm=OwnLimits().clipping_norm)
         _, first = export(trained.path, trained.path / SIMULATED, asked, corpus)
     with clock.stage(
         4,
@@ -232,7 +233,7 @@ def _rounds_with_devices(demo: Demo, run: Run, bundle: Path, users: Users) -> di
         # who asks after the window takes a place that nobody else wants: there is one for each
         selection_s=2,
         claim_s=300,
-        reporting_s=300,
+        reporting_s=3600,  # of the devices' clocks: a batch takes a minute on them
         retry_s=0.3,
     )
     settings = ServerSettings(

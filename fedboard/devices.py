@@ -84,6 +84,7 @@ def create(
     typing log and the conditions of that user's trace.
     """
     from device_runtime.home import DeviceConfig, Home
+    from device_runtime.limits import OwnLimits
 
     homes = []
     for index, (name, trace) in enumerate(traces.items()):
@@ -93,6 +94,7 @@ def create(
             conditions=str(trace.resolve()),
             seed=seed + index,
             keeps_work=False,  # a simulated night ends with its round
+            limits=OwnLimits(min_separation=1),  # there are no others for the rounds between
         )
         typed = [(utterance.text, float(i)) for i, utterance in enumerate(users[name])]
         homes.append(Home.create(folder / f"device-{index:03d}", settings, typed).folder)

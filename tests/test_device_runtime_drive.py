@@ -19,9 +19,10 @@ from device_runtime.daemon import Schedule, read_schedule
 from device_runtime.drive import Turn, simulated
 from device_runtime.errors import BundleError
 from device_runtime.finetune import finetune
-from device_runtime.home import LEARNED, UNFINISHED, DeviceConfig, Home
+from device_runtime.home import CONFIG, LEARNED, UNFINISHED, DeviceConfig, Home
 from device_runtime.interpreter import Graph
 from device_runtime.keyboard import Keyboard
+from device_runtime.limits import OwnLimits
 from device_runtime.transport import Interrupted, Unreachable
 from device_runtime.turn import Status
 from device_runtime.typing_log import Retention
@@ -37,6 +38,15 @@ from server.task import TaskSettings
 GOLDEN = Path(__file__).parent / "golden"
 ABLE = "0\tbattery_charged_on\n0\twifi\n0\tscreen_off\n"
 SECRET = "i will see zebracorn"
+# an owner of a toy: its plan has room for eight messages, and each of its rounds is another's
+EASY = OwnLimits(
+    clipping_norm=5.0,
+    least_messages=5,
+    least_words=20,
+    least_score_words=10,
+    updates_a_day=50,
+    min_separation=1,
+)
 
 
 @pytest.fixture
@@ -79,6 +89,7 @@ def device(tmp_path, tiny_bundle, trusted):
             "bundle": str(tiny_bundle.path),
             "conditions": conditions,
             "seed": number,
+            "limits": EASY,
             **settings,
         }
         typed = [(f"{SECRET} number {i}", float(i)) for i in range(messages)]
@@ -280,13 +291,13 @@ def test_an_interruption_does_not_change_a_byte_of_the_upload(
 
 
 def test_a_process_that_must_end_keeps_its_work_within_one_batch(server, device):
-    home, looks = device(), iter([True] * 6)
+    home, looks = device(), iter([True] * 7)
     ended = Turn(
         home, server, simulated(0.0), sleep=lambda s: None, may_go_on=lambda: next(looks, False)
     )
     assert ended.check_in() is None
     outcome = ended.work()
-    # four looks were for the loss before
+    # one look was before the plan was fetched, four were for the loss before
     assert (outcome.status, outcome.cause, outcome.batches) == (
         Status.PAUSED,
         Cause.CONDITION_LOST,
@@ -336,7 +347,7 @@ def test_a_message_forgotten_meanwhile_takes_the_half_done_work_with_it(server, 
     home, train = device(PLUGGED), Trained()
     turn(home, server, train=train)
     with home.typing_log() as log:
-        log.forget("number 19")
+        log.forget("number 18")
     assert turn(home, server, 1000.0, train).status is Status.COUNTED
     assert train.batches[1] == 4  # from the start, on the messages before it
 
@@ -433,11 +444,12 @@ def test_a_message_is_used_up_after_as_many_uploads_as_it_may_contribute_to(serv
     home = device(typing_log=Retention(max_uses=1))
     assert turn(home, server).status is Status.COUNTED
     with home.typing_log() as log:
-        # the upload took 16 rows, two of each message
+        # the upload took 16 rows, two of each message; the tenth and twentieth are held back
         assert (log.count(), log.count(usable=True)) == (20, 12)
-        assert [record.text for record in log.records(3, usable=True)] == [
-            f"{SECRET} number {i}" for i in (9, 10, 11)
+        assert [record.text for record in log.records(3, usable=True, held=False)] == [
+            f"{SECRET} number {i}" for i in (7, 8, 10)
         ]
+        assert [record.id for record in log.records(9, usable=True, held=True)] == [10, 20]
 
 
 def test_work_given_back_uses_nothing_up(server, device):
@@ -458,20 +470,20 @@ def test_a_wipe_takes_half_done_work_with_it(server, device):
 # ------------------------------------------------------------------------------------------------
 
 
-def test_a_home_of_an_earlier_version_opens_and_its_half_done_work_is_gone_on_with(tmp_path):
-    """golden/home.zip: a device that was counted in one round and unplugged in the next, and its
-    server, as the version wrote them whose turn was one class, with message format 2.
+@pytest.mark.parametrize("name", ["home.zip", "home-2.zip"])
+def test_a_home_of_an_earlier_version_opens_and_its_half_done_work_is_begun_anew(tmp_path, name):
+    """golden/home.zip and home-2.zip: a device that was counted in one round and unplugged in the
+    next, and its server, as the version wrote them whose turn was one class, and the one that did
+    not know yet from which weights half-done work began.
     """
-    with zipfile.ZipFile(GOLDEN / "home.zip") as archive:
-        archive.extractall(tmp_path)
-    for name in ("device.key", "typing_log.key"):
-        (tmp_path / "home" / name).chmod(0o600)
-    (tmp_path / "home" / "trace.tsv").write_text(ABLE)
-    home, train = Home.open(tmp_path / "home"), Trained()
+    home = golden_home(tmp_path, name)
+    train = Trained()
     assert [(line.round, line.outcome) for line in home.contributions()] == [
         (1, "counted"),
         (2, "paused"),
     ]
+    line = home.contributions()[0]
+    assert (line.server, line.task_id, line.scored, line.detail) == ("", "", "", "")
     assert read_schedule(home) == Schedule(1000.0, 600.0, 1)
     with Keyboard(home, home.bundle()) as keyboard:
         assert len(keyboard.suggest("i will ")) == 3
@@ -480,6 +492,28 @@ def test_a_home_of_an_earlier_version_opens_and_its_half_done_work_is_gone_on_wi
         outcome = turn(home, way, 2000.0, train)
     assert (outcome.status, outcome.round) == (Status.COUNTED, 2)
     assert home.server_name == coordinator.server  # it knew its name there, and not whose
-    assert train.batches == [2]  # of 4: the others were done before
+    assert train.batches == [4]
     assert [report.counted for report in coordinator.reports(200.0).rounds][:2] == [1, 1]
     coordinator.close()
+
+
+def test_a_home_of_an_earlier_version_holds_back_nothing_that_it_has_trained_on(tmp_path):
+    """Of its 21 messages it had trained on the newest 8 there were then, 13 to 20."""
+    with golden_home(tmp_path, "home-2.zip").typing_log() as log:
+        assert [record.id for record in log.records(99, held=True)] == [10]
+        assert 20 in [record.id for record in log.records(99, held=False)]
+        assert log.append_many([("hello", float(i)) for i in range(100, 110)]) == 10
+        assert [record.id for record in log.records(99, held=True)] == [10, 30]
+
+
+def golden_home(folder: Path, name: str) -> Home:
+    """A device that an earlier version left, charging, its owner's limits those of `EASY`."""
+    with zipfile.ZipFile(GOLDEN / name) as archive:
+        archive.extractall(folder)
+    for key in ("device.key", "typing_log.key"):
+        (folder / "home" / key).chmod(0o600)
+    (folder / "home" / "trace.tsv").write_text(ABLE)
+    home = Home.open(folder / "home")
+    assert home.config.limits == OwnLimits()
+    (home.folder / CONFIG).write_text(config.to_toml(replace(home.config, limits=EASY)))
+    return Home.open(home.folder)

@@ -1,15 +1,17 @@
 import sqlite3
 import stat
+from dataclasses import replace
 
 import pytest
 
 from device_runtime.errors import RunError
-from device_runtime.home import Contribution, DeviceConfig, Home
+from device_runtime.home import Contribution, DeviceConfig, Home, Withheld, history
 from device_runtime.signing import public_hex
 from device_runtime.weights import digest
-from device_runtime.wire import Conditions
+from device_runtime.wire import Assignment, Conditions, Kind
 
 SETTINGS = DeviceConfig(bundle="bundle", trusted=("ab" * 32,), conditions="trace.tsv", seed=7)
+WORK = Assignment("w", 7, "plan", "checkpoint", "shapes", 1, 60.0)
 
 
 def test_a_home_opens_as_it_was_created(tmp_path):
@@ -113,6 +115,10 @@ def test_the_ledger_has_no_column_for_text(tmp_path):
         "task",
         "kind",
         "assignment",
+        "server",
+        "task_id",
+        "scored",
+        "detail",  # which limit, and numbers
     }
 
 
@@ -133,11 +139,74 @@ def test_a_ledger_from_before_there_were_tasks_goes_on(tmp_path):
     assert home.contributions()[0] == Contribution(
         4, 9.5, "counted", "", 30, 1500, 200, "default", "training", ""
     )
-    assert (
-        home.last_sent("default", but="a1"),
-        home.last_sent("default", but=""),
-        home.last_sent("other", but=""),
-    ) == (4, 6, None)
+    lines = home.contributions()
+    assert [
+        history(lines, replace(WORK, **named), 100.0).last
+        for named in ({"assignment": "a1"}, {"assignment": "a2"}, {"task": "other"})
+    ] == [4, 6, None]
+
+
+# --- what the ledger says that bears on an assignment
+# ------------------------------------------------------------------------------------------------
+
+
+def test_rounds_are_told_apart_by_server_and_task_and_not_by_the_task_s_name_alone():
+    lines = [
+        Contribution(500, 0.0, "counted", "", 9, 1, 1, server="s1", task_id="t1"),
+        Contribution(12, 0.0, "counted", "", 9, 1, 1, server="s2", task_id="t2"),
+        Contribution(9, 0.0, "abandoned", "in_use", 9, 1, 1, server="s3", task_id="t3"),
+    ]
+    assert [
+        history(lines, replace(WORK, round=13, server=server, task_id=task), 0.0).last
+        for server, task in (("s2", "t2"), ("s2", "t1"), ("", ""), ("s3", "t3"))
+    ] == [12, None, None, None]
+
+
+def test_a_task_far_behind_where_it_was_has_begun_anew_and_one_a_little_behind_lies():
+    lines = [Contribution(500, 0.0, "counted", "", 9, 1, 1, server="s", task_id="t")]
+    of = replace(WORK, server="s", task_id="t")
+    assert history(lines, replace(of, round=300), 0.0).last == 500
+    assert history(lines, replace(of, round=299), 0.0).last is None
+    assert history(lines, replace(of, round=501), 0.0).last == 500
+
+
+def test_what_left_on_a_day_is_counted_over_all_servers_and_tasks_and_what_failed_with_it():
+    def line(at, outcome="counted", cause="", kind="training", server="s"):
+        return Contribution(1, at, outcome, cause, 9, 1, 1, kind=kind, server=server)
+
+    lines = [
+        line(10.0),
+        line(20.0, server="other"),
+        line(30.0, "sending"),
+        line(40.0, "not_counted", "late"),
+        line(50.0, "abandoned", "training_failed"),
+        line(60.0, "abandoned", "condition_lost"),
+        line(70.0, "paused", "in_use"),
+        line(80.0, kind="evaluation"),
+    ]
+    assert history(lines, WORK, 86_399.0).today == 5
+    assert history(lines, replace(WORK, kind=Kind.EVALUATION), 100.0).today == 1
+    assert history(lines, WORK, 86_400.0).today == 0
+    # the clock went back: what it says is tomorrow's is today's, unless the clock was far off
+    assert history(lines, WORK, -3 * 86_400.0).today == 5
+    assert history(lines, WORK, -365 * 86_400.0).today == 0
+
+
+def test_what_is_withheld_is_kept_until_it_was_handed_in(tmp_path):
+    home = Home.create(tmp_path / "phone", SETTINGS)
+    assert home.withheld() is None
+    home.withhold(WORK, 5.0)
+    assert Home.open(home.folder).withheld() == Withheld(WORK, 5.0)
+    home.keep("withheld.json", b"{")
+    assert home.withheld() is None
+
+
+def test_a_bundle_is_as_old_as_the_first_time_it_was_looked_at(tmp_path):
+    home = Home.create(tmp_path / "phone", SETTINGS)
+    assert [home.age_of("a1", now) for now in (100.0, 160.0)] == [0.0, 60.0]
+    assert home.age_of("b2", 200.0) == 0.0  # another bundle
+    assert home.age_of("b2", 100.0) == 0.0  # the clock went back
+    assert home.age_of("b2", 110.0) == 10.0
 
 
 def test_the_enrolled_name_is_remembered(tmp_path):

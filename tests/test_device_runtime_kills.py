@@ -16,6 +16,7 @@ from device_runtime.home import UNFINISHED, DeviceConfig, Home
 from device_runtime.transport import http
 from device_runtime.turn import Status
 from tests.kill_points import every_kill_point
+from tests.test_device_runtime_drive import EASY
 
 
 def test_power_lost_at_any_step_of_an_install_leaves_one_whole_bundle(
@@ -96,7 +97,7 @@ def test_a_device_killed_at_any_step_of_a_turn_takes_it_again_and_counts_once_a_
 ):
     (tmp_path / "able.tsv").write_text("0\tbattery_charged_on\n0\twifi\n0\tscreen_off\n")
     settings = DeviceConfig(
-        tuple(trusted), str(tiny_bundle.path), address, str(tmp_path / "able.tsv")
+        tuple(trusted), str(tiny_bundle.path), address, str(tmp_path / "able.tsv"), limits=EASY
     )
     script = f"""
 from device_runtime.home import Home
@@ -105,18 +106,20 @@ from device_runtime.transport import http
 
 def work(folder):
     with http({address!r}) as send:
-        Turn(Home.open(folder / "phone"), send, simulated(10.0, batch_s=0.0)).whole()
+        Turn(Home.open(folder / "phone"), send, simulated(86_000.0, batch_s=0.0)).whole()
 """
 
     def prepare(folder):
         Home.create(
             folder / "phone", settings, [(f"i will see you {i}", float(i)) for i in range(12)]
-        )
+        ).age_of(tiny_bundle.manifest.files[bundle.CHECKPOINT].sha256, 0.0)
 
     def check(folder):
         home = Home.open(folder / "phone")
         with http(address) as send:
-            assert Turn(home, send, simulated(10.0, batch_s=0.0)).whole().status is Status.COUNTED
+            assert (
+                Turn(home, send, simulated(86_010.0, batch_s=0.0)).whole().status is Status.COUNTED
+            )
         with home.typing_log() as log:
             assert log.count() == 12
         assert home.kept(UNFINISHED) is None

@@ -7,6 +7,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from device_runtime import scoring, text
 from device_runtime.causes import Cause
@@ -14,30 +16,35 @@ from device_runtime.finetune import finetune
 from device_runtime.interpreter import Graph
 from device_runtime.separation import may_join
 from device_runtime.turn import Status
-from device_runtime.typing_log import Record
 from device_runtime.wire import Assignment, Kind
 from server import tasks
 from server.rounds import Rules
 from server.task import TaskSettings
-from tests.test_device_runtime_drive import ABLE, device, server, turn  # noqa: F401
+from tests.test_device_runtime_drive import ABLE, EASY, device, server, turn  # noqa: F401
 
-LOST_LATER = "0\tbattery_charged_on\n0\twifi\n0\tscreen_off\n130\tbattery_charged_off\n"
+LOST_LATER = "0\tbattery_charged_on\n0\twifi\n0\tscreen_off\n90\tbattery_charged_off\n"
 
 
 # which messages
 
 
-def test_one_message_in_ten_is_held_back_for_good_and_none_is_both():
-    records = [Record(number, "hello") for number in range(1, 101)]
-    held, trained = scoring.held_back(records, 100), scoring.trained_on(records, 100)
-    assert [record.id for record in held] == [10, 20, 30, 40, 50, 60, 70, 80, 90, 100]
-    assert sorted(record.id for record in (*held, *trained)) == list(range(1, 101))
-    assert scoring.held_back(records[:60], 60) == held[:6]  # what was typed later changes nothing
+def test_one_message_in_ten_is_held_back_for_good_from_the_first_on_and_none_is_both(device):  # noqa: F811
+    with device(messages=39).typing_log() as log:
+        held, trained = log.records(99, held=True), log.records(99, held=False)
+        assert [record.id for record in held] == [10, 20, 30]
+        assert sorted(record.id for record in (*held, *trained)) == list(range(1, 40))
+        # what is typed later changes nothing
+        log.append_many([("hello", 100.0)] * 11)
+        assert log.records(99, held=True)[:3] == held
+        assert log.records_of([9, 10, 11]) == log.records_of([9, 11])
 
 
-def test_a_device_with_few_messages_trains_on_all_of_them():
-    records = [Record(number, "hello") for number in range(1, 40)]
-    assert (scoring.held_back(records, 39), scoring.trained_on(records, 39)) == ([], records)
+@given(st.lists(st.lists(st.integers(0, 20), max_size=9), max_size=9), st.integers(0, 40))
+def test_the_newest_messages_are_chosen_whole_and_as_many_as_there_is_room_for(messages, most):
+    count = scoring.newest_within(messages, most)
+    sizes = [scoring.words(ids) for ids in messages]
+    assert sum(sizes[len(sizes) - count :]) <= most
+    assert count == len(sizes) or sum(sizes[len(sizes) - count - 1 :]) > most
 
 
 # the sums
@@ -67,16 +74,17 @@ def test_scores_are_those_of_the_words_as_they_would_be_typed(tiny_bundle):
 # a turn
 
 
-def evaluating(server, rules: Rules | None = None) -> None:  # noqa: F811
+def evaluating(server, name: str = "scores") -> None:  # noqa: F811
     coordinator = server.coordinator
-    coordinator.pause("default")
+    if name == "scores":
+        coordinator.pause("default")
     tasks.create(
         coordinator,
         TaskSettings(
             kind=Kind.EVALUATION,
             evaluates="default",
-            name="scores",
-            rules=rules or Rules(report_goal=1, over_selection=1.0, selection_s=0.0),
+            name=name,
+            rules=Rules(report_goal=1, over_selection=1.0, selection_s=0.0),
         ),
         1.0,
     )
@@ -103,17 +111,48 @@ def test_an_evaluation_sends_sums_of_held_back_messages_only(server, device):  #
     assert len(bodies) == 1 and b"zebracorn" not in b"".join(body for _, _, body, _ in server.sent)
     (line,) = home.contributions()
     assert (line.kind, line.task, line.outcome) == ("evaluation", "scores", "counted")
-    with home.typing_log() as log:
-        assert log.used_up() == 0
-        assert all(
-            record.id % 10 == 0 for record in scoring.held_back(log.records(100), log.count())
-        )
+    used = uses(home)
+    assert {number for number, times in used.items() if times} == {10, 20, 30, 40, 50}
+    assert outcome.examples == 25  # five words, five times: a number is none
 
 
-def test_a_device_with_nothing_held_back_gives_an_evaluation_back(server, device):  # noqa: F811
+def test_a_device_with_too_little_held_back_scores_nothing_and_its_server_hears_nothing_that_day(
+    server,  # noqa: F811
+    device,  # noqa: F811
+):
     evaluating(server)
-    outcome = turn(device(messages=20), server)
-    assert (outcome.status, outcome.cause) == (Status.ABANDONED, Cause.TOO_FEW_EXAMPLES)
+    home = device(messages=50, limits=replace(EASY, least_score_words=26))
+    outcome = turn(home, server)
+    assert (outcome.status, outcome.cause) == (Status.ABANDONED, Cause.OVER_LIMIT)
+    assert not any("/assignments/" in path for _, path, _, _ in server.sent)
+    (line,) = home.contributions()
+    assert line.detail == "least_score_words: expected at least 26, found 25"
+
+
+def test_the_same_weights_are_never_scored_twice_whatever_was_typed_meanwhile(server, device):  # noqa: F811
+    evaluating(server)
+    home = device(messages=50)
+    assert turn(home, server).status is Status.COUNTED
+    evaluating(server, "again")
+    with home.typing_log() as log:
+        log.append_many([(f"what i typed {i}", 100.0) for i in range(20)])
+    outcome = turn(home, server, 1000.0)
+    assert (outcome.status, outcome.cause) == (Status.ABANDONED, Cause.OVER_LIMIT)
+    assert home.contributions()[1].detail == (
+        "scores: expected one of a checkpoint, found one made before"
+    )
+
+
+def test_a_score_has_no_more_than_four_hundred_words_of_the_newest_messages(server, device):  # noqa: F811
+    evaluating(server)
+    home = device(messages=900)  # 90 are held back, of 5 words each
+    assert turn(home, server).examples == 400
+    assert [number for number, times in uses(home).items() if times] == list(range(110, 901, 10))
+
+
+def uses(home) -> dict[int, int]:
+    with home.typing_log() as log:
+        return dict(log._rows("SELECT id, uses FROM records ORDER BY id", ()))
 
 
 def test_an_evaluation_stops_when_a_condition_is_lost(server, device):  # noqa: F811
@@ -131,8 +170,7 @@ def test_training_never_sees_what_is_held_back(server, device):  # noqa: F811
         return finetune(graph, action, may_continue)
 
     assert turn(home, server, train=train).status is Status.COUNTED
-    with home.typing_log() as log:
-        used = {number for number, uses in log._rows("SELECT id, uses FROM records", ()) if uses}
+    used = {number for number, times in uses(home).items() if times}
     assert used and not any(number % 10 == 0 for number in used)
 
 

@@ -9,11 +9,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from device_runtime import config, turn, weights
+from device_runtime import config, limits, turn, weights
 from device_runtime.causes import Cause
 from device_runtime.errors import BundleError, ServerError, Unanswered
+from device_runtime.limits import OwnLimits
 from device_runtime.turn import (
     Ask,
+    AskSigned,
     CheckConditions,
     Drop,
     Enrol,
@@ -22,15 +24,19 @@ from device_runtime.turn import (
     FineTuned,
     Gather,
     Gathered,
+    GatherHeld,
     GiveBack,
     Held,
+    HeldBack,
+    History,
     Keep,
-    LastSent,
     Note,
     Outcome,
     Participant,
     Progress,
+    Recall,
     Report,
+    Signed,
     Status,
     Train,
     Upload,
@@ -40,10 +46,12 @@ from device_runtime.turn import (
 from device_runtime.weights import Checkpoint
 from device_runtime.wire import Ack, Assignment, CheckIn, Conditions, Kind, Plan, Reject, Scores
 
-PLAN = Plan(batch_size=2, length=3)
+PLAN = Plan(batch_size=2, length=3, clipping_norm=1.0)
 VALUES = {"a": np.zeros(3, np.float32)}
 HELD = weights.to_bytes(Checkpoint(VALUES), np.float16)
 WORK = Work("w", 7, 60.0, (4, 5), "ab" * 32)
+# an owner who lets two messages of six words be an update
+LIMITS = limits.of(PLAN, OwnLimits(least_messages=2, least_words=6, min_separation=1))
 ROWS = np.ones((2, 4), np.int32)
 DEVICE = Participant(
     CheckIn(Conditions(True, True, True), 20, "cd" * 32),
@@ -51,6 +59,9 @@ DEVICE = Participant(
     shapes=weights.shapes_hash(VALUES),
     plan=PLAN,
     randomness=lambda assignment: np.random.default_rng(assignment.round),
+    limits=LIMITS,
+    signed=weights.digest(HELD),
+    day_ends_in_s=5000.0,
 )
 ASSIGNMENT = Assignment(
     "w",
@@ -64,10 +75,12 @@ ASSIGNMENT = Assignment(
 TUNED = FineTuned({"a": np.ones(3, np.float32)}, 1, 2.0, 1.0, progress=Progress(VALUES, 1, 2.0))
 # what is sent back for each kind of action, None for the others
 USUAL = {
-    LastSent: None,
+    Recall: History(),
+    AskSigned: Signed(VALUES, 0, 0.0),
     Fetch: config.to_json(PLAN),
     Held: HELD,
-    Gather: Gathered(WORK, ROWS),
+    Gather: Gathered(WORK, ROWS, 6),
+    GatherHeld: HeldBack((10, 20), ((13, 14), (15,)), 200),
     Train: TUNED,
     Evaluate: Scores(10, 2, 3, 10, 40.0),
     CheckConditions: None,
@@ -107,7 +120,8 @@ def kinds(actions):
 def test_sending_is_noted_before_the_update_leaves_and_what_became_of_it_after():
     actions, outcome = play(turn.work(DEVICE, ASSIGNMENT))
     assert kinds(actions) == [
-        *(LastSent, Fetch, Held, Gather, Train, CheckConditions, Used, Note, Upload, Drop, Note)
+        *(Recall, CheckConditions, Fetch, Held, Gather, Train, CheckConditions),
+        *(Keep, Used, Note, Upload, Drop, Note),
     ]
     before, after = (action.status for action in actions if isinstance(action, Note))
     assert (before, after) == (Status.SENDING, Status.COUNTED)
@@ -118,7 +132,7 @@ def test_an_update_nobody_answered_is_kept_and_the_ledger_goes_on_saying_that_it
     lost = Unanswered("PUT update", "no whole reply came", "try again")
     actions, error = play(turn.work(DEVICE, ASSIGNMENT), Upload=lost)
     assert error is lost
-    assert kinds(actions)[-2:] == [Upload, Keep]
+    assert kinds(actions)[-4:] == [Keep, Used, Note, Upload]
     assert [action.status for action in actions if isinstance(action, Note)] == [Status.SENDING]
 
 
@@ -140,11 +154,12 @@ def test_an_update_that_was_not_taken_names_the_server_s_cause():
 
 
 def test_a_condition_lost_after_training_keeps_the_work_or_gives_it_back():
-    actions, outcome = play(turn.work(DEVICE, ASSIGNMENT), CheckConditions=Cause.IN_USE)
+    actions, outcome = play(turn.work(DEVICE, ASSIGNMENT), CheckConditions=[None, Cause.IN_USE])
     assert (outcome.status, outcome.cause) == (Status.PAUSED, Cause.IN_USE)
     assert Keep in kinds(actions) and not {Upload, GiveBack, Used} & set(kinds(actions))
     actions, outcome = play(
-        turn.work(replace(DEVICE, keeps_work=False), ASSIGNMENT), CheckConditions=Cause.IN_USE
+        turn.work(replace(DEVICE, keeps_work=False), ASSIGNMENT),
+        CheckConditions=[None, Cause.IN_USE],
     )
     assert (outcome.status, outcome.cause) == (Status.ABANDONED, Cause.CONDITION_LOST)
     assert GiveBack in kinds(actions) and not {Upload, Keep, Used} & set(kinds(actions))
@@ -152,10 +167,10 @@ def test_a_condition_lost_after_training_keeps_the_work_or_gives_it_back():
 
 def test_a_round_too_near_the_last_is_given_back_before_anything_is_fetched():
     near = replace(ASSIGNMENT, min_separation=3)
-    actions, outcome = play(turn.work(DEVICE, near), LastSent=5)
-    assert kinds(actions) == [LastSent, GiveBack, Note]
+    actions, outcome = play(turn.work(DEVICE, near), Recall=History(last=5))
+    assert kinds(actions) == [Recall, GiveBack, Note]
     assert outcome.cause is Cause.REPORTED_RECENTLY
-    _, outcome = play(turn.work(DEVICE, near), LastSent=4)
+    _, outcome = play(turn.work(DEVICE, near), Recall=History(last=4))
     assert outcome.status is Status.COUNTED
 
 
@@ -183,7 +198,10 @@ def test_work_that_does_not_fit_the_graphs_is_given_back_and_named():
 def test_an_evaluation_sends_scores_and_never_an_update():
     scoring = replace(ASSIGNMENT, kind=Kind.EVALUATION)
     actions, outcome = play(turn.work(DEVICE, scoring))
-    assert kinds(actions) == [Fetch, Held, Evaluate, Note, Report, Note]
+    assert kinds(actions) == [
+        *(Recall, CheckConditions, Fetch, Held, GatherHeld, Evaluate, CheckConditions),
+        *(Used, Note, Report, Note),
+    ]
     assert (outcome.status, outcome.examples) == (Status.COUNTED, 10)
 
 

@@ -210,7 +210,7 @@ def test_a_log_of_a_later_version_is_refused(path):
     with sqlite3.connect(path) as db:
         db.execute("PRAGMA user_version = 9")
     db.close()
-    with pytest.raises(TypingLogError, match="expected format version 2, found 9"):
+    with pytest.raises(TypingLogError, match="expected format version 3, found 9"):
         TypingLog(path)
 
 

@@ -1,6 +1,7 @@
 """What a wipe promises: the next upload holds nothing of what was typed before it."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from server.eligibility import Policy
 from server.endpoint import app
 from server.rounds import Rules
 from server.task import TaskSettings
+from tests.test_device_runtime_drive import EASY
 
 ABLE = "0\tbattery_charged_on\n0\twifi\n0\tscreen_off\n"
 SECRETS = [(f"they said my dog will call {i}", float(i)) for i in range(6)]
@@ -30,7 +32,7 @@ def uploads(tmp_path, tiny_bundle, trusted, lives) -> list[bytes]:
     )
     tasks.create(
         Coordinator(store, blobs),
-        TaskSettings(tiny_bundle.plan, rules=rules, policy=Policy(min_examples=5), seed=1),
+        TaskSettings(tiny_bundle.plan, rules=rules, policy=Policy(min_examples=0), seed=1),
         0.0,
         tiny_bundle.checkpoint,
     )
@@ -48,6 +50,7 @@ def uploads(tmp_path, tiny_bundle, trusted, lives) -> list[bytes]:
             settings = DeviceConfig(
                 tuple(trusted), str(tiny_bundle.path), conditions=str(tmp_path / "able.tsv"), seed=7
             )
+            settings = replace(settings, limits=EASY)
             home = Home.create(tmp_path / f"device-{number}", settings)
             live(home)
             assert (

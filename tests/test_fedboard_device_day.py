@@ -90,7 +90,15 @@ def test_a_device_is_enrolled_types_trains_uploads_waits_and_leaks_nothing(world
     assert "is enrolled at" in fedboard("device", "enrol", home, *world)
     assert "12 recorded" in fedboard("device", "log", "add", home, typed="\n".join(TYPED))
     config = home / "device.toml"
-    config.write_text(config.read_text().replace("spread_s = 60.0", "spread_s = 0.0"))
+    own = config.read_text().replace("spread_s = 60.0", "spread_s = 0.0")
+    for default, toy in (
+        ("clipping_norm = 1.0", "clipping_norm = 5.0"),
+        ("least_messages = 10", "least_messages = 5"),
+        ("least_words = 100", "least_words = 20"),
+    ):
+        assert default in own
+        own = own.replace(default, toy)
+    config.write_text(own)
     with open(tmp_path / "device.log", "w") as log:
         daemon = subprocess.Popen(
             [sys.executable, "-m", "fedboard.cli", "device", "run", home], stdout=log, stderr=log
