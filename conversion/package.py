@@ -34,6 +34,7 @@ class Parts:
     release: int | None = None  # by default the checkpoint's round
     blocked: frozenset[str] | None = None  # words never suggested; by default our own list
     privacy: str = bundle.NO_PRIVACY
+    server_factor: float | None = None  # as in the manifest
 
 
 def package(
@@ -93,6 +94,7 @@ def package(
         files=bundle.describe(content),
         gate=gate.manifest,
         release=checkpoint.round if parts.release is None else parts.release,
+        server_factor=parts.server_factor,
     )
     bundle.write(path, manifest, content, key)
     return manifest, gate

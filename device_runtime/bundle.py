@@ -95,6 +95,14 @@ class Manifest:
     release: int = 0  # a device never goes back to a lower one
     minimum_runtime: str = "2.14.0"  # version of tflite-runtime; every ai-edge-litert is newer
     format: int = FORMAT
+    # largest step of a server of this maker's / clipping norm; None, and not written: the default
+    # of `limits.SERVER_FACTOR`
+    server_factor: float | None = None
+
+    def encoded(self) -> bytes:
+        """As it is signed: what is None is left out, so that an older reader knows every key."""
+        table = {name: value for name, value in vars(self).items() if value is not None}
+        return config.to_json(table)
 
 
 @dataclass(frozen=True)
@@ -212,7 +220,7 @@ def write(
 
     Raises BundleError if `path` holds something that is not a bundle or cannot be written.
     """
-    encoded = config.to_json(manifest)
+    encoded = manifest.encoded()
     signature = f"{signing.public_hex(key)}\n{key.sign(encoded).hex()}\n".encode()
     copy(path, {**content, MANIFEST: encoded, SIGNATURE: signature})
 

@@ -371,7 +371,7 @@ class Turn:
 
 def limits_of(home: Home, bundle: Bundle) -> Limits:
     """What holds on a device with this bundle, whatever a server asks for."""
-    return limits.of(bundle.plan, home.config.limits)
+    return limits.of(bundle.plan, home.config.limits, bundle.manifest.server_factor)
 
 
 def gather(

@@ -497,6 +497,13 @@ def export(
             help="Words never suggested, one a line; by default a list of offensive ones."
         ),
     ] = None,
+    server_factor: Annotated[
+        float | None,
+        typer.Option(
+            help="Largest step of your servers / clipping norm: a checkpoint further from this "
+            "bundle's than its rounds allow is refused by devices. By default 10."
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Export train.tflite and int8 predict.tflite through the quality gate into a signed bundle."""
@@ -504,7 +511,9 @@ def export(
 
     if as_json:
         console.quiet()
-    asked = stage.Asked(data, tokenizer, key, learning_rate, clipping_norm, bits, release, blocked)
+    asked = stage.Asked(
+        data, tokenizer, key, learning_rate, clipping_norm, bits, release, blocked, server_factor
+    )
     manifest, path = stage.export(target, out, asked)
     if as_json:
         return emit({"bundle": str(path), **asdict(manifest)})

@@ -7,10 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from device_runtime import causes, daemon, personal, unfinished
+from device_runtime.drive import limits_of
 from device_runtime.errors import BundleError
-from device_runtime.home import UNFINISHED, Contribution, Home
+from device_runtime.home import UNFINISHED, Contribution, Home, done_on
+from device_runtime.limits import Limits
 from device_runtime.turn import Status
-from device_runtime.wire import DAY_S, Conditions, Kind, forbidden_by
+from device_runtime.wire import DAY_S, MOST_WORDS, Conditions, Kind, forbidden_by
 
 
 @dataclass(frozen=True)
@@ -32,10 +34,14 @@ class Standing:
     # round and last second of work that waits for its next window
     half_done: tuple[int, float] | None
     check_in_in_s: float
+    limits: Limits | None = None  # what it allows whoever asks; None without a usable bundle
+    updates_today: int = 0  # that left, or may have
+    withheld: bool = False  # work was refused, and its server has not heard of it yet
 
 
 def status(home: Home, now: float) -> Standing:
     """Read a device at `now`, in seconds of its own clock."""
+    own = None
     try:
         installed = home.installed()
         manifest = installed.bundle.manifest
@@ -43,6 +49,7 @@ def status(home: Home, now: float) -> Standing:
             f"network `{manifest.network}`, release {manifest.release}, round "
             f"{manifest.lineage.round}"
         )
+        own = limits_of(home, installed.bundle)
         if installed.problem:
             bundle += f", the last good one: {installed.problem}"
     except BundleError as error:
@@ -69,6 +76,9 @@ def status(home: Home, now: float) -> Standing:
         personal.verdict(home),
         None if half_done is None else (half_done.work.round, half_done.work.until),
         daemon.read_schedule(home).due_in(now),
+        own,
+        done_on([line for line in lines if line.kind == Kind.TRAINING], now),
+        home.withheld() is not None,
     )
 
 
@@ -97,6 +107,12 @@ def status_lines(standing: Standing) -> list[str]:
         + (f"; {standing.used_up:,} contributed as often as they may" if standing.used_up else ""),
         f"conditions: {said}; {trains}",
         f"contributed {standing.contributions} times, {standing.bytes_up:,} bytes sent in all",
+        *([] if standing.limits is None else limits_lines(standing.limits, standing.updates_today)),
+        *(
+            ["work over a limit was refused; its server hears of it when the day is over"]
+            if standing.withheld
+            else []
+        ),
         personal_line(standing.personal),
         *(
             [
@@ -111,6 +127,19 @@ def status_lines(standing: Standing) -> list[str]:
             if standing.check_in_in_s
             else []
         ),
+    ]
+
+
+def limits_lines(allowed: Limits, updates_today: int) -> list[str]:
+    """What a device allows whoever asks it for work, in sentences."""
+    most, own = allowed.most, allowed.own
+    return [
+        f"an update has at most {most.bits} bits a value, norm {most.clipping_norm:g}, rate "
+        f"{most.learning_rate:g}, {most.epochs} passes over {most.max_rows:,} rows; at least "
+        f"{own.least_messages:,} messages and {own.least_words:,} words; at most "
+        f"{own.updates_a_day} a day ({updates_today} today), {own.min_separation} rounds apart",
+        f"a score has at least {own.least_score_words:,} words and at most "
+        f"{MOST_WORDS:,}; at most {own.scores_a_day} a day",
     ]
 
 
@@ -159,7 +188,7 @@ def ledger_lines(lines: Sequence[Contribution]) -> list[str]:
 def _sentence(line: Contribution) -> str:
     if line.kind == Kind.EVALUATION:
         return _evaluation(line)
-    cause = causes.sentence(line.cause)
+    cause = _cause(line)
     words: Mapping[str, str] = {
         Status.COUNTED: f"an update of {line.examples:,} examples was counted",
         Status.SENDING: f"an update of {line.examples:,} examples may have left: no answer came",
@@ -176,8 +205,13 @@ def _sentence(line: Contribution) -> str:
     )
 
 
+def _cause(line: Contribution) -> str:
+    why = causes.sentence(line.cause)
+    return f"{why} ({line.detail})" if line.detail else why
+
+
 def _evaluation(line: Contribution) -> str:
-    cause = causes.sentence(line.cause)
+    cause = _cause(line)
     words: Mapping[str, str] = {
         Status.COUNTED: (
             f"a checkpoint was scored on {line.examples:,} held-back words; only sums were sent, "

@@ -34,12 +34,16 @@ class Asked:
     bits: Annotated[int, Within(1, 16)] = 8  # of one value of an upload
     release: int | None = None  # devices never go back to a lower one: the checkpoint's round
     blocked: Path | None = None  # file of words never suggested: our own list
+    # largest step of a server / clipping norm, for devices to measure its checkpoints by
+    server_factor: float | None = None
 
     def __post_init__(self) -> None:
         """Raises ConfigError for a number no device could work by."""
         bounds.check(self)
         if self.release is not None:
             bounds.within("release", self.release, 0, 2**31 - 1)
+        if self.server_factor is not None:
+            bounds.within("server_factor", self.server_factor, 1e-6, 1e6)
 
 
 def export(
@@ -89,6 +93,7 @@ def export(
         asked.release,
         blocked,
         privacy_of(settings),
+        asked.server_factor,
     )
     manifest, gate = package(out, parts, examples, private)
     console.say(

@@ -170,6 +170,7 @@ class Greedy:
         self.sent, self.given, self.asked = [], [], []
         self.assignments = 0
         self.deadline_s = 3600.0
+        self.repeats = False  # whether it names all its work alike
 
     def __call__(self, method, path, body, headers):
         if path == "/v1/server":
@@ -188,7 +189,7 @@ class Greedy:
         return self._ok({"counted": True, "retry_in_s": 1.0})
 
     def _work(self) -> Assignment:
-        self.assignments += 1
+        self.assignments += not (self.repeats and self.assignments)
         plan = self.plan if isinstance(self.plan, bytes) else to_json(self.plan)
         half = weights.to_bytes(Checkpoint(self.values, self.round), np.float16)
         self.blobs = {weights.digest(data): data for data in (plan, half)}
@@ -305,6 +306,67 @@ def test_evaluations_with_weights_that_are_a_bias_alone_learn_nothing_of_a_messa
         used = dict(log._rows("SELECT id, uses FROM records", ()))
     assert {number for number, times in used.items() if times == 2} == set(range(10, 401, 10))
     assert sum(used.values()) == 80
+
+
+def test_the_same_weights_are_never_scored_twice_whatever_was_typed_meanwhile(phone, tiny_bundle):
+    """Between two sums over the same weights lies what was typed between them."""
+    home, values = phone(messages=400), tiny_bundle.checkpoint.weights
+    for day, (round, status) in enumerate(((0, Status.COUNTED), (1, Status.ABANDONED))):
+        server = Greedy(tiny_bundle, fair(tiny_bundle), Kind.EVALUATION, values, round)
+        assert take(home, server, day * DAY_S).status is status
+        with home.typing_log() as log:
+            log.append_many([("they do not know", 1000.0)] * 10)
+    assert [line.detail for line in home.contributions()] == [
+        "",
+        "scores: expected one of a checkpoint, found one made before",
+    ]
+
+
+def test_half_done_work_is_not_gone_on_with_from_other_weights_of_the_same_name(
+    phone, tiny_bundle, tmp_path
+):
+    """As a server has it that was restored from a backup: an update would hold their difference."""
+    home, seen = phone(), []
+    server = Greedy(tiny_bundle, fair(tiny_bundle))
+    (tmp_path / "able.tsv").write_text(
+        ABLE + "420\tbattery_charged_off\n1000\tbattery_charged_on\n"
+    )
+    home = Home.open(home.folder)
+    assert take(home, server, 0.0).status is Status.PAUSED
+    bias = tiny_bundle.checkpoint.weights["output_bias"]
+    other = {**tiny_bundle.checkpoint.weights, "output_bias": bias + np.float32(0.1)}
+    again = Greedy(tiny_bundle, fair(tiny_bundle), values=other)
+
+    def train(graph, action, may_continue):
+        seen.append(action.start)
+        return finetune(graph, action, may_continue)
+
+    assert take(home, again, 2000.0, train).status is Status.COUNTED
+    assert seen == [None]
+
+
+def test_a_device_that_died_sends_the_same_bytes_though_more_was_typed_meanwhile(
+    phone, tiny_bundle
+):
+    class Died(BaseException):
+        pass
+
+    home, bodies = phone(), []
+    server = Greedy(tiny_bundle, fair(tiny_bundle))
+    server.repeats = True
+
+    def dying(method, path, body, headers):
+        if method == "PUT":
+            bodies.append(body)
+            raise Died
+        return server(method, path, body, headers)
+
+    with pytest.raises(Died):
+        take(home, dying, 0.0)
+    with home.typing_log() as log:
+        log.append_many([("what they said", 1000.0)] * 12)
+    assert take(home, server, 60.0).status is Status.COUNTED
+    assert server.sent == bodies
 
 
 @pytest.mark.parametrize(
