@@ -500,6 +500,8 @@ def export(
     server_factor: Annotated[
         float | None,
         typer.Option(
+            min=1e-6,
+            max=1e6,
             help="Largest step of your servers / clipping norm: a checkpoint further from this "
             "bundle's than its rounds allow is refused by devices. By default 10."
         ),

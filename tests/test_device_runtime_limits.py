@@ -1,5 +1,6 @@
-"""Limits: what a device refuses of its server, by the numbers alone, and of servers that ask for
-more than is theirs: the attacks that read a message out of an update, and out of scores.
+"""Limits: what a device refuses, by the numbers alone and of servers that ask for too much.
+
+The attacks are here that read a message out of one update, and out of scores.
 """
 
 import json
