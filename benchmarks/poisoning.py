@@ -9,12 +9,15 @@ declares the most examples, in every round:
     flip    what honest training gave it, times -1
     plant   what training on one planted sentence alone gave it (model replacement: Bagdasaryan et
             al. 2020, arXiv:1807.00459)
+    write   the shortest change that makes the planted word likelier after its context: all of it in
+            the word's own output weights, along the network's state there
 
 The columns are paired: the same devices train in the same rounds on the same rows.
 """
 
 import argparse
 import functools
+import itertools
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -35,41 +38,46 @@ from device_runtime.text import BOS, FIRST_WORD, OOV
 from device_runtime.turn import Train
 from device_runtime.update import Header
 from device_runtime.weights import Weights
-from device_runtime.wire import Plan
 from fedboard import console
 from fedboard.run import open_bundle
 from model import corpora, network
 from server import mechanism, step
 from server.rounds import Rules
-from server.task import Task, TaskSettings, rotation_seed, task_of
+from server.task import SERVED_NORM, Task, TaskSettings, rotation_seed, task_of
 
-ROWS = 64  # an honest device trains on
 PLANTED = "happy birthday to pizza"
 COPIES = 64  # of the planted sentence
 SHOWN = (1, 2, 3, 5, 10)  # rounds of the table
 LARGEST = 2**32 - 1  # examples a header can declare
 INK, SOFT = "#1f2328", "#59636e"
-COLOURS = {"none": "#0b6e99", "flip": "#b35900", "plant": "#7a5cc2"}
+COLOURS = {"none": "#0b6e99", "flip": "#b35900", "plant": "#7a5cc2", "write": "#2f9e8f"}
 
 
 @dataclass(frozen=True)
 class Bounds:
     """What a task lets one device do."""
 
-    name: str
-    clipping_norm: float
-    most: int  # examples
+    clipping_norm: float = SERVED_NORM
+    max_weight: int = Rules().max_weight
+
+    @property
+    def name(self) -> str:
+        """As tables and pictures say it.
+
+        >>> Bounds(10.0, 256).name
+        'clip 10, weight 256'
+        """
+        return f"clip {self.clipping_norm:g}, weight {self.max_weight}"
 
 
-BEFORE = Bounds("before: clip 10, weight 256", 10.0, 256)
-TODAY = Bounds(f"clip {Plan().clipping_norm:g}, weight {ROWS}", Plan().clipping_norm, ROWS)
+BEFORE, TODAY = Bounds(10.0, 256), Bounds()
 
 
 @dataclass(frozen=True)
 class Attack:
     """How many devices of each round lie, and how."""
 
-    kind: str = "none"  # flip, plant
+    kind: str = "none"  # flip, plant, write
     liars: int = 0
 
     @property
@@ -88,6 +96,8 @@ ATTACKS = (
     Attack("flip", 2),
     Attack("plant", 1),
     Attack("plant", 2),
+    Attack("write", 1),
+    Attack("write", 2),
 )
 
 
@@ -120,11 +130,11 @@ class Ground:
 
     def task(self, bounds: Bounds) -> Task:
         """The task a server would make of the bundle under some bounds."""
-        own = self.bundle.plan
-        plan = replace(own, clipping_norm=bounds.clipping_norm, max_rows=bounds.most)
+        plan = replace(self.bundle.plan, clipping_norm=bounds.clipping_norm)
+        rules = Rules(report_goal=self.devices, max_weight=bounds.max_weight)
         values = self.bundle.checkpoint.weights
         return task_of(
-            TaskSettings(plan, rules=Rules(report_goal=self.devices), seed=self.seed),
+            TaskSettings(plan, rules=rules, seed=self.seed),
             tokenizer=self.bundle.vocabulary.hash,
             shapes=weights.shapes_hash(values),
             dimension=sum(array.size for array in values.values()),
@@ -176,7 +186,7 @@ def play(ground: Ground, bounds: Bounds, attack: Attack, rounds: int) -> Iterato
         total = by.empty()
         for place, user in enumerate(users):
             rng = np.random.default_rng([ground.seed, number, place])
-            own = rows(ground.users[user], task.plan.length)[-ROWS:]
+            own = rows(ground.users[user], task.plan.length)[-task.plan.max_rows :]
             if place < attack.liars:
                 delta = LIES[attack.kind](ground, received, own, rng)
                 larger = task.plan.clipping_norm / weights.norm(delta)
@@ -217,17 +227,28 @@ def planting(
     return trained(ground, received, rows([ground.planted] * COPIES, own.shape[1] - 1), rng)
 
 
-LIES = {"flip": flipped, "plant": planting}
+def writing(
+    ground: Ground, received: Weights, own: NDArray[np.int32], rng: np.random.Generator
+) -> Weights:
+    """The gradient of the planted word's score after its context, by its output weights alone."""
+    *context, word = ground.planted
+    delta = {name: np.zeros_like(array) for name, array in received.items()}
+    delta["embedding"][word] = network.forward(received, np.array([[BOS, *context]]))[0, -1]
+    delta["output_bias"][word] = 1
+    return delta
+
+
+LIES = {"flip": flipped, "plant": planting, "write": writing}
 
 
 def norms(ground: Ground, devices: int = 200) -> NDArray[np.float64]:
     """L2 norms of what honest devices learn of their rows, unclipped: [devices]."""
     rng, received = np.random.default_rng(ground.seed), ground.bundle.checkpoint.weights
     users = rng.choice(len(ground.users), devices, replace=False)
-    length = ground.bundle.plan.length
+    length, most = ground.bundle.plan.length, ground.bundle.plan.max_rows
     return np.array(
         [
-            weights.norm(trained(ground, received, rows(ground.users[user], length)[-ROWS:], rng))
+            weights.norm(trained(ground, received, rows(ground.users[user], length)[-most:], rng))
             for user in users
         ]
     )
@@ -256,16 +277,27 @@ def lost(columns: dict[tuple[Bounds, Attack], list[Look]], bounds: Bounds, attac
     return max(honest.top1 - look.top1 for look, honest in pairs)
 
 
+def bounded(text: str) -> Bounds:
+    """`CLIP,WEIGHT`. Raises ValueError for anything else.
+
+    >>> bounded("0.5,64")
+    Bounds(clipping_norm=0.5, max_weight=64)
+    """
+    norm, weight = text.split(",")
+    return Bounds(float(norm), int(weight))
+
+
 def main() -> None:
     """Measure, and print what the head of this file says."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("bundle", nargs="?", type=Path, help="by default the reference bundle")
     parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--words", type=int, default=10_000, help="held out, to score on")
+    parser.add_argument("--words", type=int, default=5_000, help="held out, to score on")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
-        "--clipping-norm", type=float, action="append", help="instead of before and today"
+        "--bounds", type=bounded, action="append", help="CLIP,WEIGHT instead of before and today"
     )
+    parser.add_argument("--attacks", default="flip,plant,write", help="those to make")
     parser.add_argument("--norms", action="store_true", help="only those of honest devices")
     parser.add_argument("--out", type=Path, help="JSON file to write every figure to")
     parser.add_argument("--plot", type=Path, help="picture to write")
@@ -276,25 +308,22 @@ def main() -> None:
         figures = np.percentile(norms(common), at)
         print(", ".join(f"{share} %: {norm:.2f}" for share, norm in zip(at, figures, strict=True)))
         return
-    bounds = [
-        Bounds(f"clip {norm:g}, weight {ROWS}", norm, ROWS) for norm in asked.clipping_norm or ()
-    ] or [BEFORE, TODAY]
+    kinds = ("none", *asked.attacks.split(","))
+    bounds, attacks = asked.bounds or [BEFORE, TODAY], [a for a in ATTACKS if a.kind in kinds]
     columns: dict[tuple[Bounds, Attack], list[Look]] = {}
-    with console.progress("rounds", len(bounds) * len(ATTACKS) * asked.rounds) as advance:
-        for each in bounds:
-            for attack in ATTACKS:
-                looks = columns[each, attack] = []
-                for look in play(common, each, attack, asked.rounds):
-                    looks.append(look)
-                    advance(min(1, look.round))
+    with console.progress("rounds", len(bounds) * len(attacks) * asked.rounds) as advance:
+        for each, attack in itertools.product(bounds, attacks):
+            looks = columns[each, attack] = []
+            for look in play(common, each, attack, asked.rounds):
+                looks.append(look)
+                advance(sum(len(done) - 1 for done in columns.values()))
     print(table(columns))
-    for each in bounds:
-        for attack in ATTACKS[1:]:
+    for each, attack in columns:
+        if attack.liars:
             best = min(look.rank for look in columns[each, attack][1:])
-            print(
-                f"{each.name}: {attack.name}: at most {lost(columns, each, attack):.2f} points of "
-                f"top-1 lost" + (f", best rank {best}" if attack.kind == "plant" else "")
-            )
+            planted = "" if attack.kind == "flip" else f", best rank {best}"
+            points = lost(columns, each, attack)
+            print(f"{each.name}: {attack.name}: at most {points:.2f} points of top-1 lost{planted}")
     if asked.out:
         figures = [
             {"bounds": asdict(each), "attack": asdict(attack), "rounds": [*map(asdict, looks)]}

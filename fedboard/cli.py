@@ -503,7 +503,7 @@ def export(
             min=1e-6,
             max=1e6,
             help="Largest step of your servers / clipping norm: a checkpoint further from this "
-            "bundle's than its rounds allow is refused by devices. By default 10."
+            "bundle's than its rounds allow is refused by devices. By default 10.",
         ),
     ] = None,
     as_json: Json = False,

@@ -43,6 +43,8 @@ SHORT = {
     "uploaded": "sent",
     "counted": "counted",
 }
+# columns of an evaluation: of all words, and of the median device and the middle half
+SCORED = ("top-1/3 %", "devices' top-1 %")
 
 
 @app.command("create")
@@ -175,13 +177,13 @@ def task_show(
             str(report.round),
             report.phase,
             *(str(getattr(report, step)) for step in FUNNEL),
-            *([_score(report)] if scored else []),
+            *((_score(report), _spread(report)) if scored else ()),
         ]
         for report in reports
     ]
     console.table(
         f"rounds of {name}: devices by step ({', '.join(map(causes.label, FUNNEL))})",
-        ["round", "phase", *(SHORT[step] for step in FUNNEL), *(["top-1/3 %"] if scored else [])],
+        ["round", "phase", *(SHORT[step] for step in FUNNEL), *(SCORED if scored else ())],
         rows,
     )
     fallen = lost(reports, causes.Step.REFUSED, causes.Step.DROPPED)
@@ -276,6 +278,16 @@ def _score(report: "RoundReport") -> str:
     if sums is None:
         return ""
     return f"{100 * sums.top1 / sums.targets:.1f}/{100 * sums.top3 / sums.targets:.1f}"
+
+
+def _spread(report: "RoundReport") -> str:
+    """Top-1 of the median device and of those a quarter from either end; empty without any."""
+    from server.scores import quartiles
+
+    if report.scores is None or not sum(report.spread):
+        return ""
+    lower, median, upper = (100 * share for share in quartiles(report.spread))
+    return f"{median:.1f} ({lower:.1f}-{upper:.1f})"
 
 
 def _say(task: "TaskReport", as_json: bool) -> None:

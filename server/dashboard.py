@@ -20,7 +20,7 @@ from markupsafe import Markup
 from device_runtime import causes
 from device_runtime.causes import Step
 from device_runtime.wire import FUNNEL, OPEN, Kind, RoundReport
-from server.overview import STEPS, Overview, TaskView, eligible
+from server.overview import STEPS, Overview, Score, TaskView, eligible
 from server.rounds import Mode
 
 REFRESH_S = 5
@@ -153,10 +153,19 @@ def plots(task: TaskView) -> list[Markup]:
             tuple((float(score.round), getattr(score, name)) for score in task.scores)
             for name in ("top1", "top3")
         )
+        medians = tuple(
+            (float(score.round), score.quartiles[1])
+            for score in task.scores
+            if math.isfinite(score.quartiles[1])
+        )
         figures.append(
             plot(
                 "accuracy on held-back words, %",
-                [Line("top-1", "a", top1), Line("top-3", "b", top3)],
+                [
+                    Line("top-1", "a", top1),
+                    Line("top-3", "b", top3),
+                    Line("top-1, median device", "c", medians),
+                ],
                 " %",
             )
         )
@@ -222,6 +231,16 @@ def moment(at: float) -> str:
     return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M")
 
 
+def spread(score: Score) -> str:
+    """The quartiles of the devices' top-1, or a dash.
+
+    >>> spread(Score(3, 18.0, 30.0, 4.8, 600, (15.2, 17.5, 21.0), 4))
+    '17.5 (15.2 to 21.0)'
+    """
+    lower, median, upper = score.quartiles
+    return f"{median:.1f} ({lower:.1f} to {upper:.1f})" if math.isfinite(median) else "–"
+
+
 def share(count: float, most: float) -> float:
     """Per cent, 0 to 100."""
     return round(100 * min(1.0, count / most), 1) if most else 0.0
@@ -235,7 +254,7 @@ def _templates() -> tuple[jinja2.Template, str, str]:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"size": size, "span": span, "moment": moment}
+    environment.filters |= {"size": size, "span": span, "moment": moment, "spread": spread}
     environment.globals |= {
         "funnel": funnel,
         "plots": plots,

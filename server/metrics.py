@@ -2,6 +2,7 @@
 restart and is the same from every replica.
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any
@@ -10,12 +11,14 @@ import prometheus_client
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
 from device_runtime.causes import Step
-from device_runtime.wire import FUNNEL, Phase
+from device_runtime.wire import FUNNEL, Kind, Phase
 from server import mechanism
 from server.coordinator import Coordinator
-from server.overview import STEPS, eligible, exposure
+from server.overview import STEPS, Score, eligible, exposure, score
 from server.places import Places
+from server.store import Rows, StoredTask
 
+LOOKED_AT = 5  # newest rounds of an evaluation, for one that has measured something
 LATENCIES_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
 
 
@@ -69,6 +72,7 @@ class _Stored:
         with self._coordinator.store.reading() as rows:
             tasks, totals, causes = rows.tasks(), rows.totals(), rows.causes()
             devices, windows = rows.count_devices(), rows.open_places()
+            scores = _newest_scores(rows, tasks, self._clock())
             exposures = {stored.task.name: exposure(rows, stored.task.name) for stored in tasks}
         requests = CounterMetricFamily(
             "fedboard_refused_requests", "Requests answered with a Problem.", labels=["cause"]
@@ -104,6 +108,11 @@ class _Stored:
             "fedboard_devices_lost",
             "Devices and rounds refused or dropped, by cause.",
             labels=["task", "step", "cause"],
+        )
+        scored = GaugeMetricFamily(
+            "fedboard_evaluation_top1",
+            "Share of right words of the newest evaluation: of all words, and of devices.",
+            labels=["task", "of"],
         )
         epsilon = GaugeMetricFamily(
             "fedboard_privacy_epsilon",
@@ -160,6 +169,26 @@ class _Stored:
                 ("came", window.taken),
             ):
                 places.add_metric([name, step], count)
+        for task, latest in scores.items():
+            for of, share in zip(
+                ("words", "lower_quartile", "median", "upper_quartile"),
+                (latest.top1, *latest.quartiles),
+                strict=True,
+            ):
+                if math.isfinite(share):
+                    scored.add_metric([task, of], share / 100)
         for (task, step, cause), count in sorted(causes.items()):
             lost.add_metric([task, step, cause], count)
-        yield from (states, rounds, funnel, body, examples, lost, epsilon, most, places)
+        yield from (states, rounds, funnel, body, examples, lost, scored, epsilon, most, places)
+
+
+def _newest_scores(rows: Rows, tasks: Iterable[StoredTask], now: float) -> dict[str, Score]:
+    """Of each evaluation task that has measured something of late."""
+    newest = {}
+    for stored in tasks:
+        if stored.task.kind is Kind.EVALUATION:
+            for report in rows.reports(stored.task, now, LOOKED_AT):
+                measured = score(report)
+                if measured is not None:
+                    newest[stored.task.name] = measured
+    return newest

@@ -11,6 +11,7 @@ from server.coordinator import Coordinator
 from server.mechanism import Exposure, Spent
 from server.places import Places
 from server.rounds import Mode
+from server.scores import quartiles
 from server.store import Rows, StoredTask
 from server.task import State
 
@@ -35,10 +36,14 @@ class Score:
     """One evaluation, at the round of the training task that made the checkpoint."""
 
     round: int
-    top1: float  # per cent
+    top1: float  # per cent of all words
     top3: float
     loss: float  # nats a word of the vocabulary
     words: int
+    # top-1 of the devices, per cent: lower quartile, median, upper quartile; nan where an older
+    # version has not counted them
+    quartiles: tuple[float, float, float]
+    devices: int
 
 
 @dataclass(frozen=True)
@@ -160,22 +165,26 @@ def _task(
             )
             for each in kept
         ),
-        tuple(sorted(filter(None, map(_score, evaluations)), key=lambda score: score.round)),
+        tuple(sorted(filter(None, map(score, evaluations)), key=lambda score: score.round)),
         exposed,
         mechanism.of(task).spent(exposed),
         rows.open_places().get(task.name, Places()),
     )
 
 
-def _score(report: RoundReport) -> Score | None:
+def score(report: RoundReport) -> Score | None:
+    """What an evaluation has measured; None before it has."""
     scores = report.scores
     if scores is None or report.phase is not Phase.COMMITTED:
         return None
     loss = scores.loss / scores.in_vocabulary if scores.in_vocabulary else float("nan")
+    lower, median, upper = quartiles(report.spread)
     return Score(
         report.base_round,
         100 * scores.top1 / scores.targets,
         100 * scores.top3 / scores.targets,
         loss,
         scores.targets,
+        (100 * lower, 100 * median, 100 * upper),
+        report.counted,
     )

@@ -58,14 +58,6 @@ class Checked(NamedTuple):
     scale: float  # at most 1: what brings its decoded values to the clipping norm
 
 
-class Checked(NamedTuple):
-    """An update that may be added to the sum of its round."""
-
-    update: Update
-    examples: int  # what it says it was trained on, at most the plan's rows
-    scale: float  # at most 1: what brings its decoded values to the clipping norm
-
-
 class Weighted(NamedTuple):
     """An update as it counts."""
 

@@ -1,6 +1,7 @@
 """The operator's page: what it shows of a server that has lived, and that a real browser has it."""
 
 import contextlib
+import math
 import shutil
 import threading
 import time
@@ -56,7 +57,7 @@ TASK = TaskView(
     2,
     (REPORT,),
     (),
-    (Score(6, 18.25, 30.5, 4.75, 900),),
+    (Score(6, 18.25, 30.5, 4.75, 900, (15.0, 17.5, 21.0), 4),),
     Exposure(6, 3, 2),
     Spent(NO_PRIVACY),
 )
@@ -94,6 +95,8 @@ def test_the_page_says_what_is_going_on_in_words_and_figures():
         "4.2 MB up, 900 B down",
         "18.2 %",
         "30.5 %",
+        "17.5 %",  # of the median device
+        "<td>17.5 (15.0 to 21.0)</td>",
         "no privacy guarantee (epsilon) is claimed",
         "counted most often was in 3",
         "nearer than 2",
@@ -102,6 +105,9 @@ def test_the_page_says_what_is_going_on_in_words_and_figures():
         assert said in text, said
     assert "No task yet" in dashboard.page(replace(SHOWN, tasks=())).html
     assert "No round has ended yet" in html(scores=())
+    nobody = (math.nan, math.nan, math.nan)  # an older version did not count devices
+    unknown = html(scores=(replace(TASK.scores[0], quartiles=nobody),))
+    assert "nan" not in unknown and "<td>–</td>" in unknown
 
 
 def test_nothing_a_task_is_called_becomes_markup():

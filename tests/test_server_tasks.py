@@ -28,6 +28,7 @@ from device_runtime.wire import (
 from server import operators, tasks
 from server.coordinator import open_folder
 from server.eligibility import Policy
+from server.metrics import Metrics
 from server.requests import Abandoning, CheckingIn, Nonce, Refused, Reporting
 from server.rounds import Mode, Rules
 from server.settings import ServerSettings
@@ -272,6 +273,11 @@ def test_an_evaluation_scores_the_newest_checkpoint_once_and_its_sums_stand_besi
     assert report.scores == Scores(150, 25, 43, 150, 730.75)
     # of two devices one had 20 % of its words right, the other 10 %
     assert report.spread == (0, 0, 1, 0, 1, *[0] * 15)
+    figures = Metrics(coordinator, lambda: 4.0).text().decode()
+    # of 150 words 25 are right; of two devices the median lies where the first one's bin ends
+    for of, share in (("words", 25 / 150), ("median", 0.15), ("upper_quartile", 0.225)):
+        line = f'fedboard_evaluation_top1{{of="{of}",task="scores"}} '
+        assert float(figures.partition(line)[2].split()[0]) == pytest.approx(share)
 
 
 def test_a_checkpoint_that_has_been_scored_is_not_scored_again(tmp_path):
