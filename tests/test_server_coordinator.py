@@ -19,6 +19,7 @@ from device_runtime.wire import Abandon, Ack, Assignment, Enrolment, Reject
 from server import tasks
 from server.blobs import Blobs
 from server.coordinator import Coordinator, open_folder
+from server.metrics import Metrics
 from server.replays import KEPT_S
 from server.requests import CheckingIn, Nonce, Refused
 from server.rounds import Rules
@@ -138,7 +139,7 @@ def test_the_funnel_of_a_round_adds_up(coordinator):
     assert coordinator.check_in(d, READY, 1.0).cause is Cause.ROUND_FULL
     half = coordinator.blob(a, works[0].checkpoint, 1.0, signed_for=("default", 1))
     plan = coordinator.blob(b, works[1].plan, 1.0, signed_for=("default", 1))
-    body = encoded(works[0], 0, examples=300)
+    body = encoded(works[0], 0, examples=2**32 - 1)
     coordinator.update(a, works[0].assignment, body, 2.0)
     coordinator.abandon(b, works[1].assignment, Abandon(Cause.CONDITION_LOST), 3.0)
     coordinator.update(c, works[2].assignment, encoded(works[2], 2, examples=20), 4.0)
@@ -152,7 +153,9 @@ def test_the_funnel_of_a_round_adds_up(coordinator):
     ) == (5, 3, 1, 2, 2)
     assert report.refused == {"metered_network": 1, "round_full": 1}
     assert report.dropped == {"condition_lost": 1}
-    assert report.examples == PLAN.max_rows + 20  # a says 300: more than the plan has rows
+    assert report.examples == PLAN.max_rows + 20  # a says 4,294,967,295: the plan has fewer rows
+    figures = Metrics(coordinator, lambda: 9.0).text().decode()
+    assert f'fedboard_examples_total{{task="default"}} {PLAN.max_rows + 20}.0' in figures
     assert (report.bytes_up, report.bytes_down) == (2 * len(body), len(half) + len(plan))
     assert report.seconds == 4.0
 
