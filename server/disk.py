@@ -1,6 +1,4 @@
-"""Disk: is there room for what a server writes, is its database still the file that it opened, and
-who holds that file?
-"""
+"""Disk: is there room to write, is the database still the file that was opened, who holds it?"""
 
 import fcntl
 import os

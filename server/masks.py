@@ -1,5 +1,6 @@
-"""Masks: the sum of an open round is stored under a key that each group replaces, kept apart from
-the database, and gone when the round ends.
+"""Masks: each state of an open round's sum is stored under a key of its own.
+
+The key is kept apart from the database, replaced by each group, and gone when the round ends.
 
 A database keeps old versions of what it stores: in its log, in free pages, in dead rows, in
 archives. The difference of two stored sums would be what came between them, and the first is one
@@ -65,7 +66,7 @@ class Masks:
         self._slots, self._replica = slots, replica
         self._keys: dict[At, _Keys] = {}
 
-    def seal(self, at: At, plain: bytes) -> tuple[int, bytes]:
+    def seal(self, at: At, plain: bytes | memoryview) -> tuple[int, bytes]:
         """What to store of a round's new sum, in a transaction that begins after this replica's
         stored sum was `unseal`ed or is known not to be there: its generation and its bytes.
 

@@ -1,10 +1,9 @@
-"""Open sums: what this replica has counted of the rounds that are open, in memory and, sealed, in
-the store.
+"""Open sums: what this replica has counted of open rounds, in memory and, sealed, in the store.
 
-    of, save   inside a transaction: the sum so far; the new one, sealed with a key of its own
-    stored     the transaction has held: the key of the sum before is written over
-    doubted    it has not, or nobody knows: all is read again from the store
-    ended      the round is over: its keys are gone, and what was stored of it is noise
+of, save   inside a transaction: the sum so far; the new one, sealed with a key of its own
+stored     the transaction has held: the key of the sum before is written over
+doubted    it has not, or nobody knows: all is read again from the store
+ended      the round is over: its keys are gone, and what was stored of it is noise
 """
 
 import logging

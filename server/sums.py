@@ -38,10 +38,11 @@ class Sum:
     weight: int = 0
     count: int = 0
 
-    def to_bytes(self) -> bytes:
+    def to_bytes(self) -> memoryview:
         """All of it: int64, little-endian, the count and the weight before the total."""
-        head = np.array([self.count, self.weight], "<i8")
-        return head.tobytes() + self.total.astype("<i8", copy=False).tobytes()
+        head = np.array([self.count, self.weight], np.int64)
+        values: memoryview = np.concatenate([head, self.total]).astype("<i8", copy=False).data
+        return values.cast("B")
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "Sum":

@@ -1,5 +1,6 @@
-"""What a thief of a server's disk reads out of its files: every state of a table that a database
-file, its log or its dead rows still hold.
+"""What a thief of a server's disk reads out of its files.
+
+Every state of a table that a database file, its log or its dead rows still hold.
 """
 
 import shutil

@@ -1,5 +1,7 @@
-"""Who reads a server's disk reads no update: what is stored of an open round is masked by a key
-that is replaced at each group, and gone when the round ends.
+"""Who reads a server's disk reads no update.
+
+What is stored of an open round is masked by a key that is replaced at each group, and gone when
+the round ends.
 """
 
 import itertools
