@@ -18,6 +18,7 @@ from server.store import (
     DROPPED,
     REFUSED,
     AssignmentStatus,
+    Known,
     Participation,
     Rows,
     StoredAssignment,
@@ -114,7 +115,7 @@ class Ledger:
             if isinstance(answer, Reject) and answer.cause is Cause.TOO_EARLY:
                 return
             told = Told(self.now, self.now + answer.retry_in_s)
-            self._known[device] = replace(self._known[device], told=told)
+            self._known[device] = Known(self._known[device].enrolled_at, told)
             self._changed_told[device] = told
 
     def ticket(self, device: str, task: str) -> Ticket | None:

@@ -253,9 +253,11 @@ def _asked(kept: Places, at: float, rules: Rules) -> Places:
 
 
 def _admitted(state: RoundState, at: float) -> RoundState:
-    kept = replace(state.places, turned_away_at=None)
+    kept = state.places
     if kept.claiming:
         kept = replace(kept, taken=kept.taken + 1)
+    if kept.turned_away_at is not None:
+        kept = replace(kept, turned_away_at=None)
     first = at if state.first_admitted is None else state.first_admitted
     return replace(
         state, admitted=state.admitted + 1, first_admitted=first, last_admitted=at, places=kept
@@ -265,18 +267,15 @@ def _admitted(state: RoundState, at: float) -> RoundState:
 def _not_after(state: RoundState, now: float, rules: Rules) -> RoundState:
     """The state without times that no event up to now can have had."""
     kept = state.places
-    lasts = rules.claim if kept.claims else rules.selection_s
-    kept = replace(
-        kept,
-        until=None if kept.until is None else min(kept.until, now + lasts),
-        turned_away_at=_earlier(kept.turned_away_at, now),
-    )
-    return replace(
-        state,
-        first_admitted=_earlier(state.first_admitted, now),
-        last_admitted=_earlier(state.last_admitted, now),
-        places=kept,
-    )
+    latest = now + (rules.claim if kept.claims else rules.selection_s)
+    if (kept.until or latest) > latest or (kept.turned_away_at or now) > now:
+        until = None if kept.until is None else min(kept.until, latest)
+        away = _earlier(kept.turned_away_at, now)
+        state = replace(state, places=replace(kept, until=until, turned_away_at=away))
+    if (state.last_admitted or now) > now:
+        first, last = _earlier(state.first_admitted, now), _earlier(state.last_admitted, now)
+        state = replace(state, first_admitted=first, last_admitted=last)
+    return state
 
 
 def _earlier(at: float | None, now: float) -> float | None:
@@ -286,11 +285,16 @@ def _earlier(at: float | None, now: float) -> float | None:
 def _windowed(state: RoundState, now: float, rules: Rules) -> RoundState:
     """Let a window end, or the time to claim."""
     kept = state.places
-    joined = state.waiting if rules.buffered else state.admitted
-    is_over_now = kept.asking and kept.until is not None and now >= kept.until
-    if is_over_now and not rules.buffered and state.staying + kept.asked < rules.fewest:
+    if kept.until is None:
+        return state
+    if kept.asking and now < kept.until:
+        return state
+    too_few = kept.asking and state.staying + kept.asked < rules.fewest
+    if too_few and not rules.buffered:
         return replace(state, places=places.shut(kept))  # nobody is to work for nothing
-    return replace(state, places=places.settle(kept, now, rules.cohort - joined, rules.claim))
+    joined = state.waiting if rules.buffered else state.admitted
+    after = places.settle(kept, now, rules.cohort - joined, rules.claim)
+    return state if after is kept else replace(state, places=after)
 
 
 def _settle(state: RoundState, now: float, rules: Rules) -> RoundState:
