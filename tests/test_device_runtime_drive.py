@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from device_runtime import bundle, config, weights
+from device_runtime import bundle, config, drive, weights
 from device_runtime.causes import Cause
 from device_runtime.daemon import Schedule, read_schedule
 from device_runtime.drive import Turn, simulated
@@ -517,3 +517,36 @@ def golden_home(folder: Path, name: str) -> Home:
     assert home.config.limits == OwnLimits()
     (home.folder / CONFIG).write_text(config.to_toml(replace(home.config, limits=EASY)))
     return Home.open(home.folder)
+
+
+def test_simulated_devices_ask_come_again_when_they_were_told_and_all_have_a_place(
+    tmp_path, device, tiny_bundle
+):
+    store, blobs = open_folder(tmp_path / "server")
+    rules = Rules(report_goal=3, over_selection=1.0, rounds=1, selection_s=60.0)
+    tasks.create(
+        Coordinator(store, blobs),
+        TaskSettings(tiny_bundle.plan, rules=rules, policy=Policy(min_examples=5), seed=1),
+        0.0,
+        tiny_bundle.checkpoint,
+    )
+    coordinator, at, slept, outcomes = Coordinator(store, blobs), [1e6], [], []
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        at[0] += seconds
+
+    with asgi(app(coordinator, lambda: at[0])) as send:
+        homes = [device(), device(), device("0\twifi\n0\tscreen_off\n"), device()]
+        seen = drive.run(
+            homes, send, 1, lambda home, outcome: outcomes.append(outcome), sleep=sleep
+        )
+    assert seen == 1
+    assert sorted((each.status, each.cause) for each in outcomes if each.cause) == [
+        (Status.REFUSED, Cause.NOT_CHARGING)
+    ]
+    assert [each.status for each in outcomes].count(Status.COUNTED) == 3
+    assert 60 <= sum(slept) <= 90
+    (report,) = coordinator.reports(at[0]).rounds
+    assert (report.checked_in, report.assigned, report.counted) == (4, 3, 3)
+    coordinator.close()
