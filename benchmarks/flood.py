@@ -171,45 +171,40 @@ FLOODS: dict[str, Callable[[Target, float], Coroutine[Any, Any, None]] | None] =
 }
 
 
-async def beside(flood: str, target: Target, devices: list[Device], seconds: float) -> None:
-    """Honest requests beside a flood, printed."""
+async def beside(
+    flood: str,
+    target: Target,
+    devices: list[Device],
+    works: list[Assignment],
+    seconds: float,
+) -> None:
+    """Honest requests beside a flood, printed. The first of the devices have work."""
     check_ins, uploads = Seen(), Seen()
     end = time.perf_counter() + seconds
     strangers = FLOODS[flood]
     under_way = None if strangers is None else asyncio.create_task(strangers(target, end))
     await asyncio.sleep(2.0 if strangers else 0.0)  # they are there first
-    members = iter(devices)
+    members, pairs = iter(devices[len(works) :]), zip(devices, works, strict=False)
     message = config.to_json(READY)
 
     def asking() -> Iterator[bytes]:
         for device in members:
             yield device.request("POST", "/v1/check-in", message)
 
-    def uploading(device: Device, work: Assignment) -> Iterator[bytes]:
-        path = f"/v1/assignments/{work.assignment}/update"
-        while True:
+    def uploading() -> Iterator[bytes]:
+        for device, work in pairs:
+            path = f"/v1/assignments/{work.assignment}/update"
             yield device.request("PUT", path, target.body, work.task, work.round)
 
     await asyncio.gather(
         *(honest(target.port, asking(), check_ins, end) for _ in range(HONEST)),
-        *(
-            honest(target.port, uploading(device, work), uploads, end)
-            for device, work in uploaders(devices, target)
-        ),
+        *(honest(target.port, uploading(), uploads, end) for _ in range(HONEST)),
     )
     if under_way is not None:
         under_way.cancel()
         await asyncio.gather(under_way, return_exceptions=True)
     print(f"{flood}: check-ins {check_ins}", flush=True)
     print(f"{flood}: uploads   {uploads}", flush=True)
-
-
-WORKS: dict[str, Assignment] = {}  # of the honest devices that upload, by name
-
-
-def uploaders(devices: list[Device], target: Target) -> list[tuple[Device, Assignment]]:
-    """The honest devices that have work, with it."""
-    return [(each, WORKS[each.name]) for each in devices if each.name in WORKS]
 
 
 def main() -> None:
@@ -225,17 +220,13 @@ def main() -> None:
             folder = Path(place)
             plan = Plan(clipping_norm=1.0, bits=8)
             coordinator, devices = new(folder, RULES, plan, asked.devices, PARAMETERS)
-            works = assigned(coordinator, devices[: HONEST + 1])
+            works = assigned(coordinator, devices[: asked.devices // 2])
             coordinator.close()
             first = works[0]
             delta = np.random.default_rng(0).standard_normal(PARAMETERS).astype(np.float32)
             delta *= np.float32(0.5 / np.linalg.norm(delta))
             header = Header(first.round, first.rotation_seed, first.shapes, 8, 20)
             body = encode(delta, header, np.random.default_rng(0))
-            WORKS.clear()
-            WORKS.update(
-                {device.name: work for device, work in zip(devices[1:], works[1:], strict=False)}
-            )
             soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
             if asked.descriptors:  # the server has it of us, and keeps it
                 resource.setrlimit(resource.RLIMIT_NOFILE, (asked.descriptors, hard))
@@ -243,7 +234,7 @@ def main() -> None:
                 resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
                 target = Target(server.port, devices[0], first, body)
                 before = server.memory_mb()
-                asyncio.run(beside(flood, target, devices[1:], asked.seconds))
+                asyncio.run(beside(flood, target, devices[1:], works[1:], asked.seconds))
                 print(
                     f"{flood}: server {before:.0f} MB before, {server.memory_mb():.0f} MB after, "
                     f"{server.cpu_s():.1f} CPU s",

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from starlette.responses import FileResponse
 
 from device_runtime.causes import Cause
-from server import endpoint
+from server import endpoint, logs
 from server.coordinator import Coordinator, open_folder
 from server.settings import Limits
 
@@ -78,6 +78,7 @@ def main(kind: str, folder: Path) -> None:
     if kind == "bare":
         endpoint.serve(bare(folder), sock)
     else:
+        logs.begin()
         unlimited = endpoint.Access(limits=Limits(device_burst=0, address_burst=0))
         endpoint.serve(endpoint.app(Coordinator(*open_folder(folder)), access_=unlimited), sock)
 

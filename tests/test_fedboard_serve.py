@@ -404,3 +404,17 @@ def shared(folder: Path, database: str) -> Path:
     path = folder / "server.toml"
     path.write_text(f'[storage]\ndatabase = "{database}"\n')
     return path
+
+
+@pytest.mark.parametrize("how", ["--insecure", "behind_proxy"])
+def test_behind_a_proxy_of_this_very_machine_nobody_comes_in_without_code_or_token(
+    running, fedboard, tmp_path, how
+):
+    (tmp_path / "server.toml").write_text('[access]\nbehind_proxy = "127.0.0.1"\n')
+    options = ("--insecure",) if how == "--insecure" else ("--config", tmp_path / "server.toml")
+    server = running(*options)
+    for path in ("/", "/metrics", "/v1/tasks", "/v1/rounds"):
+        assert httpx.get(server.url + path).status_code == 401, path
+    phone = ("device", "enrol", tmp_path / "phone", "--server", server.url)
+    bundle = ("--bundle", "bundles/reference", "--trust", "bundles/reference.pub")
+    assert "bad_code" in fedboard(*phone, *bundle, fails=True)
