@@ -26,6 +26,7 @@ from device_runtime.turn import (
     Gathered,
     GatherHeld,
     GiveBack,
+    HandIn,
     Held,
     HeldBack,
     History,
@@ -41,6 +42,7 @@ from device_runtime.turn import (
     Train,
     Upload,
     Used,
+    Withhold,
     Work,
 )
 from device_runtime.weights import Checkpoint
@@ -248,3 +250,98 @@ def test_a_plan_holds_its_own_bounds(numbers, problem):
     with pytest.raises(ConfigError, match="correct it") as refused:
         Plan(**numbers)
     assert problem in str(refused.value)
+
+
+# --- limits
+# ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("told", "limit"),
+    [
+        ({"Fetch": config.to_json(replace(PLAN, bits=9))}, "bits"),
+        ({"Gather": Gathered(WORK, ROWS, 5)}, "least_words"),
+        ({"Gather": Gathered(replace(WORK, records=(4,)), ROWS, 6)}, "least_messages"),
+        ({"Gather": Gathered(replace(WORK, records=()), ROWS[:0], 0)}, "least_messages"),
+        ({"Recall": History(today=4)}, "updates_a_day"),
+    ],
+)
+def test_work_over_a_limit_is_withheld_and_the_server_hears_nothing(told, limit):
+    actions, outcome = play(turn.work(DEVICE, ASSIGNMENT), **told)
+    assert kinds(actions)[-2:] == [Withhold, Note]
+    assert not {GiveBack, Train, Upload, Used} & set(kinds(actions))
+    assert (outcome.status, outcome.cause) == (Status.ABANDONED, Cause.OVER_LIMIT)
+    assert outcome.retry_in_s == 5000.0  # until the day is over
+    assert actions[-1].detail.startswith(f"{limit}: expected at ")
+
+
+@pytest.mark.parametrize(
+    ("told", "limit"),
+    [
+        ({"GatherHeld": HeldBack((), (), 199)}, "least_score_words"),
+        ({"GatherHeld": HeldBack((), (), 0)}, "least_score_words"),
+        ({"Recall": History(today=2)}, "scores_a_day"),
+        ({"Recall": History(scored=frozenset({weights.values_hash(VALUES)}))}, "scores"),
+    ],
+)
+def test_a_score_over_a_limit_is_withheld_by_the_same_cause(told, limit):
+    actions, outcome = play(turn.work(DEVICE, replace(ASSIGNMENT, kind=Kind.EVALUATION)), **told)
+    assert kinds(actions)[-2:] == [Withhold, Note]
+    assert not {GiveBack, Evaluate, Report} & set(kinds(actions))
+    assert outcome.cause is Cause.OVER_LIMIT
+    assert actions[-1].detail.startswith(f"{limit}: expected ")
+
+
+def test_half_done_work_of_a_day_with_no_update_left_is_gone_on_with():
+    begun = Gathered(WORK, ROWS, 6, Progress(VALUES, 1, 2.0))
+    _, outcome = play(turn.work(DEVICE, ASSIGNMENT), Recall=History(today=4), Gather=begun)
+    assert outcome.status is Status.COUNTED
+
+
+def test_weights_of_another_are_measured_from_the_bundle_s_and_withheld_when_too_far():
+    far = {"a": np.full(3, 20.0, np.float32)}
+    data = weights.to_bytes(Checkpoint(far, 1), np.float16)
+    other = replace(ASSIGNMENT, checkpoint=weights.digest(data))
+    plan = config.to_json(PLAN)
+    # sqrt(3 x 400) is 34.6; one round is 10, and there was time for four after three minutes
+    for round, age, status in (
+        (1, 0.0, Status.ABANDONED),
+        (4, 180.0, Status.COUNTED),
+        (4, 100.0, Status.ABANDONED),
+        (3, 1e9, Status.ABANDONED),
+    ):
+        data = weights.to_bytes(Checkpoint(far, round), np.float16)
+        other = replace(ASSIGNMENT, checkpoint=weights.digest(data))
+        signed = Signed(VALUES, 0, age)
+        actions, outcome = play(turn.work(DEVICE, other), Fetch=[plan, data], AskSigned=signed)
+        assert outcome.status is status
+    assert actions[-1].detail == "weights: expected at most 30, found 34.641"
+
+
+def test_what_was_withheld_is_handed_in_before_the_device_asks_or_rests():
+    owing = replace(DEVICE, owes=ASSIGNMENT)
+    actions, _ = play(turn.check_in(owing))
+    assert kinds(actions) == [HandIn, Ask]
+    actions, outcome = play(turn.check_in(replace(owing, rests=Cause.TOO_FEW_EXAMPLES)))
+    assert kinds(actions) == [HandIn]
+    assert (outcome.status, outcome.retry_in_s) == (Status.NOT_ASKED, 5000.0)
+
+
+def test_a_condition_lost_before_a_transfer_stops_it_and_work_is_kept_or_given_back():
+    actions, outcome = play(turn.work(DEVICE, ASSIGNMENT), CheckConditions=Cause.METERED_NETWORK)
+    assert kinds(actions) == [Recall, CheckConditions, Note]
+    assert (outcome.status, outcome.cause) == (Status.PAUSED, Cause.METERED_NETWORK)
+    other = replace(ASSIGNMENT, checkpoint="ef" * 32)
+    lost = [None, Cause.METERED_NETWORK]
+    actions, outcome = play(turn.work(DEVICE, other), CheckConditions=lost)
+    assert kinds(actions) == [Recall, CheckConditions, Fetch, Held, CheckConditions, Note]
+    scoring = replace(ASSIGNMENT, kind=Kind.EVALUATION)
+    actions, outcome = play(turn.work(DEVICE, scoring), CheckConditions=[None, Cause.IN_USE])
+    assert (outcome.status, outcome.cause) == (Status.ABANDONED, Cause.CONDITION_LOST)
+    assert Report not in kinds(actions)
+
+
+def test_work_past_its_deadline_is_thrown_away_and_given_back_as_that():
+    actions, outcome = play(turn.work(DEVICE, ASSIGNMENT), CheckConditions=[None, Cause.TIMED_OUT])
+    assert kinds(actions)[-3:] == [Drop, GiveBack, Note]
+    assert (outcome.status, outcome.cause) == (Status.ABANDONED, Cause.TIMED_OUT)

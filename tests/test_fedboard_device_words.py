@@ -55,6 +55,22 @@ def test_the_ledger_in_words():
     assert ledger_lines([]) == ["This device contributed nothing so far."]
 
 
+def test_the_ledger_says_which_limit_refused_what_and_the_status_what_the_limits_are(home):
+    detail = "bits: expected at most 8, found 16"
+    home.note(Contribution(3, 600.0, "abandoned", "over_limit", 0, 40, 90, detail=detail))
+    assert ledger_lines(home.contributions())[0] == (
+        "simulated day 0, 00:10, round 3: the work was given back and nothing learned was sent: "
+        "over a limit of the device's own (bits: expected at most 8, found 16) (40 bytes sent, 90 "
+        "received)"
+    )
+    said = status_lines(status(home, 0.0))
+    assert (
+        "an update has at most 8 bits a value, norm 1, rate 0.3, 1 passes over 16 rows; at least "
+        "10 messages and 100 words; at most 4 a day (0 today), 2 rounds apart"
+    ) in said
+    assert "a score has at least 200 words and at most 400; at most 2 a day" in said
+
+
 def test_a_device_that_knows_nothing_of_its_conditions_says_why_it_does_not_train(home):
     standing = status(home, 0.0)
     assert (standing.messages, standing.forbidden, standing.name) == (1, "not_charging", None)
