@@ -360,7 +360,13 @@ def draw(columns: dict[tuple[Bounds, Attack], list[Look]], out: Path) -> None:
         each.set_xlabel("round of 20 devices", color=SOFT)
         each.grid(axis="y", color="#e3e6ea")
         each.spines[["top", "right"]].set_visible(False)
-    axes[0].legend(frameon=False, fontsize=7, labelcolor=INK)
+    figure.legend(
+        *axes[0].get_legend_handles_labels(),
+        loc="outside right center",
+        frameon=False,
+        fontsize=7,
+        labelcolor=INK,
+    )
     figure.savefig(out)
 
 
