@@ -35,6 +35,7 @@ class Parts:
     blocked: frozenset[str] | None = None  # words never suggested; by default our own list
     privacy: str = bundle.NO_PRIVACY
     server_factor: float | None = None  # as in the manifest
+    device_limits: str = "unknown"  # whether it was trained within a device's own limits
 
 
 def package(
@@ -82,7 +83,7 @@ def package(
         content[bundle.BLOCKED] = "".join(f"{word}\n" for word in words).encode()
     name = next((name for name, known in network.SIZES.items() if known == size), "own")
     lineage = bundle.Lineage(parts.corpus, checkpoint.round, weights.digest(encoded), parts.privacy)
-    content[bundle.CARD] = _card(name, size, vocabulary, lineage, gate.manifest, content).encode()
+    content[bundle.CARD] = _card(name, size, parts, lineage, gate.manifest, content).encode()
     manifest = bundle.Manifest(
         network=name,
         embedding=size.embedding,
@@ -127,7 +128,7 @@ def figure(value: float) -> str:
 def _card(
     name: str,
     size: network.NetworkSize,
-    vocabulary: Vocabulary,
+    parts: Parts,
     lineage: bundle.Lineage,
     gate: dict[str, float],
     content: dict[str, bytes],
@@ -145,10 +146,11 @@ datasets: [{lineage.corpus}]
 ---
 # Next-word model `{name}`
 
-CIFG-LSTM ({size.units} units, embedding {size.embedding}, {len(vocabulary):,} ids), \
+CIFG-LSTM ({size.units} units, embedding {size.embedding}, {len(parts.vocabulary):,} ids), \
 trained by federated averaging.
 Corpus: {lineage.corpus}. Round: {lineage.round}. Checkpoint: `{lineage.checkpoint}`. \
 Privacy: {lineage.privacy}.
+Within the limits of a device: {parts.device_limits}.
 
 | file | bytes |
 |---|---|

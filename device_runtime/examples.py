@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from device_runtime.text import BOS, EOS, PAD
+from device_runtime.text import BOS, EOS, FIRST_WORD, OOV, PAD
 
 
 def rows(utterances: Iterable[Sequence[int]], length: int) -> NDArray[np.int32]:
@@ -29,6 +29,25 @@ def rows(utterances: Iterable[Sequence[int]], length: int) -> NDArray[np.int32]:
     for row, ids in zip(padded, pieces, strict=True):
         row[: len(ids)] = ids
     return padded
+
+
+def words(rows: NDArray[np.int32]) -> int:
+    """How many target words rows hold: of the vocabulary or unknown, no padding or punctuation.
+
+    >>> words(np.array([[BOS, OOV, FIRST_WORD], [FIRST_WORD, EOS, PAD]]))
+    2
+    """
+    targets = rows[:, 1:]
+    return int(np.count_nonzero((targets >= FIRST_WORD) | (targets == OOV)))
+
+
+def messages(rows: NDArray[np.int32]) -> NDArray[np.int64]:
+    """Which message each row belongs to, int64 [rows], of rows in the order of `rows`.
+
+    >>> messages(np.array([[BOS, 9], [9, EOS], [BOS, 8]])).tolist()
+    [1, 1, 2]
+    """
+    return np.cumsum(rows[:, 0] == BOS)
 
 
 def batches(

@@ -21,6 +21,7 @@ LEAST_ROUND_S = 60.0  # no round that moves the weights is shorter
 SERVER_FACTOR = 10.0
 ADAPTIVE_RATE = 0.03  # FedAdam and FedYogi move each weight by about their rate
 HALF_ROUNDING = 2.0**-10  # of a norm: two roundings to float16, as weights travel
+MOST_USES = 30  # updates or scores that one message contributes to
 _NUMBERS = ("bits", "clipping_norm", "learning_rate", "epochs", "max_rows")
 
 

@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from device_runtime import keystore
 from device_runtime.errors import TypingLogError
+from device_runtime.limits import MOST_USES
 from device_runtime.text import normalise
 from device_runtime.wire import DAY_S
 
@@ -46,7 +47,7 @@ class Retention:
     max_age_s: float = 90 * DAY_S
     max_bytes: int = 4 << 20  # of sealed records
     # updates or scores one message may contribute to; then it is kept, and contributes no more
-    max_uses: int = 30
+    max_uses: int = MOST_USES
 
 
 @dataclass(frozen=True)

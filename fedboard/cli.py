@@ -669,6 +669,10 @@ def evaluate(
                 f"{sums.name}: own words mixed in for {sums.served} of {summary.users} users; for "
                 "the others they were not ahead"
             )
+    for scored in results:
+        if scored.device_limits:
+            said = f"trained within the limits of a device: {scored.device_limits}"
+            console.say(f"{scored.name}: {said}")
     if note := score.footnote(results):
         console.say(note)
     if difference:

@@ -14,7 +14,15 @@ from device_runtime.folder import require_free
 from device_runtime.text import normalise, tokenise
 from device_runtime.wire import Plan
 from fedboard import console, source
-from fedboard.run import checkpoint_of, privacy_of, require_fit, run_of, signing_key, vocabulary_of
+from fedboard.run import (
+    checkpoint_of,
+    limits_of,
+    privacy_of,
+    require_fit,
+    run_of,
+    signing_key,
+    vocabulary_of,
+)
 from model.corpus import Corpus, token_lists
 
 MEASURED_UTTERANCES = 2000  # of validation users
@@ -94,6 +102,7 @@ def export(
         blocked,
         privacy_of(settings),
         asked.server_factor,
+        limits_of(settings),
     )
     manifest, gate = package(out, parts, examples, private)
     console.say(

@@ -137,6 +137,7 @@ def render(name: str, material: Material) -> str:
         examples=material.examples,
         totals=totals,
         privacy=material.privacy,
+        device_limits=material.device_limits,
         time=bars(totals.seconds),
         memory=bars(totals.memory_mb),
         sizes=bars({name: float(count) for name, count in totals.sizes.items()}),

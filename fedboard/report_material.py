@@ -18,7 +18,7 @@ from device_runtime.bundle import MANIFEST, Manifest
 from device_runtime.errors import ConfigError, RunError
 from device_runtime.wire import RoundReport, RoundReports
 from fedboard import score
-from fedboard.run import Run, Settings, Source, mark_of, privacy_of
+from fedboard.run import Run, Settings, Source, limits_of, mark_of, privacy_of
 from fedboard.saved import whole_lines
 from fedboard.source import SHORT
 from model.recipe import LOOKS
@@ -92,6 +92,7 @@ class Material:
     examples: tuple[Example, ...]
     totals: Totals | None
     privacy: str  # in the words of the bundle's lineage; empty if nothing is known of it
+    device_limits: str  # whether it was trained within them; empty if nothing is known of it
 
 
 def read(run: Run) -> Material:
@@ -112,6 +113,7 @@ def read(run: Run) -> Material:
         examples=_examples(run.path / "suggestions.json"),
         totals=_message(Totals, run.path / "summary.json", None),
         privacy=_privacy(run.bundle / MANIFEST, settings),
+        device_limits="" if settings is None else limits_of(settings),
     )
     if not any(
         getattr(material, part)

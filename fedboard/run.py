@@ -330,6 +330,20 @@ def privacy_of(settings: Settings | None) -> str:
     )
 
 
+def limits_of(settings: Settings | None) -> str:
+    """Whether what a run learnt would have been learnt of devices, which hold their servers to
+    limits of their own: what is known of the run, and no more.
+    """
+    if settings is None:
+        return "unknown: the checkpoint came without its run"
+    if settings.central:
+        return "no: trained with all text in one place"
+    if not settings.recipe.device_limits:
+        return "no: simulated clients refused nothing (`device_limits` was off)"
+    since = "; what it started from is not known" if settings.init else ""
+    return f"yes, but for updates a day, as simulated rounds take no time{since}"
+
+
 def vocabulary_of(checkpoint: Path, tokenizer: Path | None = None) -> Vocabulary:
     """The vocabulary of a checkpoint file: the one named, else that beside it or one folder up."""
     if tokenizer is not None:

@@ -17,7 +17,14 @@ from device_runtime import bounds, bundle, config, weights
 from device_runtime.errors import ConfigError, RunError
 from device_runtime.metrics import MACRO_TARGETS, recall
 from device_runtime.text import Vocabulary
-from fedboard.run import checkpoint_of, require_fit, require_result_file, vocabulary_of
+from fedboard.run import (
+    checkpoint_of,
+    limits_of,
+    require_fit,
+    require_result_file,
+    run_of,
+    vocabulary_of,
+)
 from model import comparison, evaluation, measures, ngram, vocabulary
 from model.corpus import Corpus, few, sample, token_lists
 from model.pieces import Decoder
@@ -43,6 +50,7 @@ class Measured:
     evaluation: measures.Evaluation
     served: int | None = None  # users who saw their own words mixed in; None without own words
     corpus: str = ""  # digest of the one it was scored on
+    device_limits: str = ""  # whether it was trained within them; empty for a baseline
 
 
 @dataclass(frozen=True)
@@ -54,6 +62,8 @@ class Scored:
     summary: measures.Summary
     users: dict[str, float]  # top-1 recall of each user with enough targets
     corpus: str = ""  # digest of the one it was scored on; empty: by an earlier version
+    # whether it was trained within them; empty for a baseline, and of an earlier version
+    device_limits: str = ""
 
 
 @dataclass(frozen=True)
@@ -124,6 +134,7 @@ def measure(
         result,
         served,
         corpus.digest,
+        "" if kind == "baseline" else _device_limits(Path(plain)),
     )
 
 
@@ -140,6 +151,7 @@ def scored(measured: Measured, seed: int = 0) -> Scored:
         measures.summarise(measured.evaluation, np.random.default_rng(seed)),
         per_user,
         measured.corpus,
+        measured.device_limits,
     )
 
 
@@ -156,6 +168,15 @@ def compare(first: Measured, second: Measured, seed: int = 0) -> comparison.Comp
             f"{first.name} and {second.name} cannot be compared ({error})",
             "score both on one corpus and split",
         ) from None
+
+
+def _device_limits(target: Path) -> str:
+    """What is known of a checkpoint's training, by the run it lies in."""
+    run = run_of(target)
+    try:
+        return limits_of(run.settings() if run else None)
+    except ConfigError:  # an evaluation needs no config
+        return limits_of(None)
 
 
 def _engine(

@@ -94,7 +94,7 @@ def train(
         its_source = source.known(settings.data, corpus)
     if not settings.central:
         # refuses a population that is too small
-        cohorts.start(len(corpus.train), recipe.cohort, recipe.min_separation)
+        cohorts.start(len(corpus.train), recipe.cohort, recipe.separation)
     if not how.resume:
         require_free(out, how.overwrite, how.kind)
     mark = mark_of(out) if how.resume else None
@@ -144,6 +144,11 @@ def _train(
         call = stack.enter_context(_computing(settings.central, how))
         machines = {"machines": len(how.workers)} if how.workers else {}
         training = trainer.Training(first.weights, population, recipe, **machines)
+        if recipe.device_limits and not settings.central:
+            console.say(
+                f"{training.left_out:,} of {len(corpus.train):,} train users are left out: of "
+                "devices with so little typed nothing is learnt"
+            )
         state = call(training.start, "start")
         if not how.resume:
             create(run.path, settings, how.overwrite, how.kind, its_source)

@@ -8,9 +8,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from device_runtime.examples import rows
+from device_runtime import limits
+from device_runtime.examples import messages, rows, words
+from device_runtime.limits import Asked, Limits, Over
 from device_runtime.text import PAD, Vocabulary
-from device_runtime.wire import Plan
+from device_runtime.wire import Kind, Plan
 from model.corpus import Utterance
 from model.recipe import Client
 
@@ -58,15 +60,40 @@ class Clients(Sequence):
         return np.concatenate(blocks)[-MOST_ROWS:] if blocks else rows([], self._length)
 
 
+def why_left_out(examples: np.ndarray, chosen: np.ndarray, held_to: Limits) -> Over | None:
+    """The limit of a device that an update of the chosen rows would break, or None.
+
+    examples is int32 [rows, length + 1], chosen which of them, of any integer type.
+    """
+    asked = Asked(
+        Kind.TRAINING,
+        messages=len(np.unique(messages(examples)[chosen])),
+        words=words(examples[chosen]),
+    )
+    return limits.why_refused(held_to, asked)
+
+
+def may_ever_train(examples: np.ndarray, plan: Plan, client: Client, held_to: Limits) -> bool:
+    """Whether an update can ever be made of a client's rows, int32 [rows, length + 1]."""
+    newest = np.arange(len(examples))[::-1]
+    usable = newest if client.rows == "sampled" else newest[: plan.max_rows]
+    return why_left_out(examples, usable, held_to) is None
+
+
 def batches(
-    examples: np.ndarray, plan: Plan, client: Client, rng: np.random.Generator
+    examples: np.ndarray,
+    plan: Plan,
+    client: Client,
+    rng: np.random.Generator,
+    held_to: Limits | None = None,
 ) -> np.ndarray:
     """What one participation trains on: int32 [steps, batch_size, length + 1].
 
     examples is int32 [rows, length + 1]. Every epoch comes in a new random order. The plan's
     max_rows and the client's max_tokens cap it. Rows of a batch are sorted, longest first, and the
     last batch of an epoch is filled with empty rows: neither changes the mean gradient, and packed
-    training needs both. No rows give no steps.
+    training needs both. No rows give no steps, nor do rows of which a device that is held to limits
+    makes no update.
     """
     chosen = (
         rng.permutation(len(examples))
@@ -78,6 +105,8 @@ def batches(
     if client.max_tokens:
         fit = np.searchsorted(np.cumsum(lengths[chosen]), client.max_tokens, side="right")
         chosen = chosen[: max(1, fit)]
+    if held_to is not None and why_left_out(examples, chosen, held_to):
+        chosen = chosen[:0]
     steps = -(-len(chosen) // plan.batch_size)
     epochs = []
     for _ in range(plan.epochs):

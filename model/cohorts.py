@@ -21,10 +21,15 @@ class Sampler:
     # int32 [n], clients still to train in this pass, in order; empty for uniform sampling
     waiting: np.ndarray
     last: np.ndarray  # int32 [population], the round each client trained in last
+    # int32 [population], rounds each client trained in; None where that has no limit
+    taken: np.ndarray | None = None
 
 
-def start(population: int, cohort: int, min_separation: int = 1) -> Sampler:
-    """Before the first round: nobody has trained yet.
+def start(
+    population: int, cohort: int, min_separation: int = 1, most_uses: int | None = None
+) -> Sampler:
+    """Before the first round: nobody has trained yet. most_uses is None, or in how many rounds a
+    client may train.
 
     Raises ConfigError if the population cannot fill every cohort with clients that are far enough
     from their last round.
@@ -36,22 +41,38 @@ def start(population: int, cohort: int, min_separation: int = 1) -> Sampler:
             f"{cohort * min_separation}; the corpus has {population} train users",
             "lower --cohort or min_separation",
         )
-    return Sampler(0, np.zeros(0, np.int32), np.full(population, NEVER, np.int32))
+    taken = None if most_uses is None else np.zeros(population, np.int32)
+    return Sampler(0, np.zeros(0, np.int32), np.full(population, NEVER, np.int32), taken)
 
 
 def draw(
-    sampler: Sampler, cohort: int, sampling: str, min_separation: int, seed: int
+    sampler: Sampler,
+    cohort: int,
+    sampling: str,
+    min_separation: int,
+    seed: int,
+    most_uses: int | None = None,
 ) -> tuple[np.ndarray, Sampler]:
     """The next round's clients, int32 [cohort], all different, and the sampler after it.
 
     A client that trained in round r may train again in round r + min_separation at the earliest,
     the definition of matrix mechanisms (Choquette-Choo et al. 2023, arXiv:2306.08153). `shuffled`
     goes through random orders of all clients. `uniform` draws from all clients that are far enough
-    from their last round.
+    from their last round. Raises ConfigError if too few have trained in fewer than most_uses
+    rounds, where that is a limit.
     """
     number = sampler.round + 1
     rng = np.random.default_rng([seed, 1, number])
     ready = separation.may_join(number, sampler.last, min_separation)  # bool [population]
+    if sampler.taken is not None and most_uses is not None:
+        ready = ready & (sampler.taken < most_uses)
+        if ready.sum() < cohort:
+            raise ConfigError(
+                f"round {number}",
+                f"expected {cohort} clients, found {ready.sum()} that trained in fewer than "
+                f"{most_uses} rounds, after which a device's messages are used up",
+                "lower --rounds or --cohort, or give a larger corpus",
+            )
     waiting = sampler.waiting
     if sampling == "uniform":
         chosen = rng.choice(np.flatnonzero(ready), cohort, replace=False)
@@ -68,4 +89,7 @@ def draw(
             chosen = np.concatenate([chosen, more])
     last = sampler.last.copy()
     last[chosen] = number
-    return chosen.astype(np.int32), Sampler(number, waiting.astype(np.int32), last)
+    taken = None if sampler.taken is None else sampler.taken.copy()
+    if taken is not None:
+        taken[chosen] += 1
+    return chosen.astype(np.int32), Sampler(number, waiting.astype(np.int32), last, taken)

@@ -5,14 +5,15 @@ here, before anything is loaded that could train.
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated
 
-from device_runtime import bounds
+from device_runtime import bounds, limits
 from device_runtime.bounds import OneOf, Within
 from device_runtime.errors import ConfigError
+from device_runtime.limits import Asked, Limits, OwnLimits
 from device_runtime.optimizers import OPTIMIZERS
-from device_runtime.wire import RATE, Plan
+from device_runtime.wire import RATE, Kind, Plan
 from model.network import SIZES
 
 ALGORITHMS = tuple(OPTIMIZERS)
@@ -171,6 +172,8 @@ class Recipe:
     save_every: Annotated[int, Within(1, ROUNDS)] = 10
     # whether updates go through the device's encoding: clipped, rotated, rounded to the plan's bits
     encoded: bool = False
+    # whether clients refuse what devices refuse by their own limits: see `limits`
+    device_limits: bool = False
     # a client's local work, as a device gets it
     plan: Plan = field(default_factory=lambda: Plan(learning_rate=0.5, max_rows=64))
     client: Client = field(default_factory=Client)
@@ -184,6 +187,7 @@ class Recipe:
             raise ConfigError(
                 "client.proximal", "fedprox needs a pull above 0", "set it, such as 0.01"
             )
+        self._require_limits()
         if self.encoded and self.privacy.mechanism != "none":
             # rounding can raise a norm over the clip the noise is measured by; the guarantee would
             # be another one than stated
@@ -200,6 +204,42 @@ class Recipe:
                 f"privacy counts every client once, found {self.client.weighting!r}",
                 "set it to `uniform`",
             )
+
+    @property
+    def limits(self) -> Limits | None:
+        """What a client refuses: what a device does whose bundle has this plan and whose owner set
+        nothing. None without `device_limits`: a client refuses nothing.
+
+        Of a device's limits that of updates a day is not kept: simulated rounds take no time.
+        """
+        return limits.of(self.plan, OwnLimits()) if self.device_limits else None
+
+    @property
+    def separation(self) -> int:
+        """Rounds from one participation of a client to its next, at least."""
+        held_to = self.limits
+        return held_to.separation(self.min_separation) if held_to else self.min_separation
+
+    def _require_limits(self) -> None:
+        held_to = self.limits
+        if held_to is None:
+            return
+        clipped = self.privacy.mechanism in ("gaussian", "tree")
+        if not (self.encoded or clipped):
+            raise ConfigError(
+                "device_limits",
+                "no device sends an update that is not clipped, found `encoded` off",
+                "set it, or a mechanism of privacy with a fixed clipping norm",
+            )
+        norm = self.privacy.clipping_norm if clipped else self.plan.clipping_norm
+        asked = Asked(Kind.TRAINING, plan=replace(self.plan, clipping_norm=norm))
+        over = limits.why_refused(held_to, asked)
+        if over is None:
+            # of so many rows, each perhaps a message of its own
+            most = Asked(Kind.TRAINING, messages=self.plan.max_rows)
+            over = limits.why_refused(held_to, most)
+        if over is not None:
+            raise ConfigError("device_limits", f"no device does this work: {over}", "change it")
 
 
 def require_adaptable(noise_multiplier: float, clients: int) -> None:

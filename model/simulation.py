@@ -29,7 +29,8 @@ TFF's own; the client's work is ours (`packed.py`, twin of the step devices run)
         global weights, round n + 1
 
 Around it, without TFF: `cohorts.py` draws who trains, `clients.py` makes their batches, and `State`
-is all a round needs from the one before.
+is all a round needs from the one before. With `device_limits` in the recipe both keep what a device
+holds its server to: who typed too little never trains, and nobody too soon or too often.
 """
 
 import os
@@ -46,10 +47,11 @@ import tensorflow_federated as tff
 from tensorflow.python.eager import context
 
 from device_runtime.errors import CheckpointError
+from device_runtime.limits import MOST_USES
 from device_runtime.optimizers import OPTIMIZERS
 from device_runtime.weights import Weights
 from model import aggregators, cohorts, memory, packed
-from model.clients import batches
+from model.clients import batches, may_ever_train
 from model.recipe import Recipe, Schedule, Server
 
 # what a simulation sees of each client's training: of real devices a server sees sums alone
@@ -114,9 +116,23 @@ class Training:
         """
         self.rounds, self._machines = recipe.rounds, machines
         self._initial, self._population, self._recipe = initial, population, recipe
+        self._limits = recipe.limits
+        members = [
+            i
+            for i in range(len(population))
+            if self._limits is None
+            or may_ever_train(population[i], recipe.plan, recipe.client, self._limits)
+        ]
+        self._members = np.array(members, np.int64)  # of the population, who trains at all
+        self._most_uses = MOST_USES if recipe.device_limits else None
         self._names = sorted(initial)
         self._process = learning_process(initial, recipe)
         self._limit = EXPLODED * _norm(initial.values())
+
+    @property
+    def left_out(self) -> int:
+        """Clients of the population who never train, as devices with so little typed do not."""
+        return len(self._population) - len(self._members)
 
     def start(self) -> State:
         """Before the first round.
@@ -124,7 +140,7 @@ class Training:
         Raises ConfigError if the population is too small for the cohort.
         """
         sampler = cohorts.start(
-            len(self._population), self._recipe.cohort, self._recipe.min_separation
+            len(self._members), self._recipe.cohort, self._recipe.separation, self._most_uses
         )
         return State(
             0,
@@ -140,13 +156,19 @@ class Training:
         the norm are named.
         """
         recipe, started = self._recipe, time.monotonic()
-        chosen, sampler = cohorts.draw(
-            state.sampler, recipe.cohort, recipe.sampling, recipe.min_separation, recipe.seed
+        drawn, sampler = cohorts.draw(
+            state.sampler,
+            recipe.cohort,
+            recipe.sampling,
+            recipe.separation,
+            recipe.seed,
+            self._most_uses,
         )
+        chosen = self._members[drawn]
         number = sampler.round
         rngs = [np.random.default_rng([recipe.seed, 2, number, int(i)]) for i in chosen]
         data = [  # of each client one element: all its batches
-            [batches(self._population[i], recipe.plan, recipe.client, rng)]
+            [batches(self._population[i], recipe.plan, recipe.client, rng, self._limits)]
             for i, rng in zip(chosen, rngs, strict=True)
         ]
         result = self._process.next(state.learning, dealt(data, self._machines))
@@ -252,6 +274,7 @@ def to_values(state: State) -> list:
         np.int64(state.round),
         state.sampler.waiting,
         state.sampler.last,
+        *([] if state.sampler.taken is None else [state.sampler.taken]),
         *state.average,
         *tf.nest.flatten(state.learning),
     ]
@@ -260,11 +283,12 @@ def to_values(state: State) -> list:
 def from_values(values: list, like: State) -> State:
     """The inverse of `to_values`; `like` is any state of the same training, such as the first."""
     number, waiting, last, *rest = values
+    taken = None if like.sampler.taken is None else rest.pop(0)
     size = len(like.average)
     return State(
         int(number),
         tf.nest.pack_sequence_as(like.learning, rest[size:]),
-        cohorts.Sampler(int(number), waiting, last),
+        cohorts.Sampler(int(number), waiting, last, taken),
         tuple(rest[:size]),
     )
 

@@ -11,7 +11,7 @@ from device_runtime.errors import RunError
 from device_runtime.metrics import Counts
 from device_runtime.wire import RoundReport, RoundReports
 from fedboard import report, score
-from fedboard.run import FORMAT, MARK, TRAINED, Mark, Run, Settings, Source
+from fedboard.run import FORMAT, MARK, TRAINED, Mark, Run, Settings, Source, limits_of
 from model.measures import Evaluation, summarise
 from model.recipe import Client, Privacy, Recipe
 
@@ -129,6 +129,24 @@ def test_what_is_said_of_privacy_is_what_the_bundle_says_or_else_the_run(run, ti
     run.bundle.mkdir()
     (run.bundle / MANIFEST).write_bytes(config.to_json(replace(manifest, lineage=lineage)))
     assert "Privacy: noise of a later version." in report.build(run).read_text()
+
+
+def test_a_run_says_whether_it_kept_the_limits_of_a_device():
+    limited = Recipe(encoded=True, device_limits=True)
+    assert limits_of(Settings()).startswith("no: simulated clients refused nothing")
+    assert limits_of(Settings(recipe=limited)).startswith("yes, but for updates a day")
+    assert limits_of(Settings(recipe=limited, central=True)).startswith("no: trained with all")
+    since = limits_of(Settings(init="another", recipe=limited))
+    assert since.endswith("what it started from is not known")
+    assert limits_of(None).startswith("unknown")
+
+
+def test_the_page_says_whether_the_run_kept_the_limits_of_a_device(run):
+    said = "Simulated training within the limits of a device: "
+    assert f"{said}no: " in report.build(run).read_text()
+    limited = Settings(recipe=Recipe(encoded=True, device_limits=True))
+    run.config.write_text(config.to_toml(limited))
+    assert f"{said}yes, but" in report.build(run).read_text()
 
 
 def test_of_a_run_nobody_knows_the_settings_of_no_privacy_is_claimed_or_denied(run):

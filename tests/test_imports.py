@@ -32,7 +32,7 @@ CONTRACTS = {
 ALLOWED = {
     "device_runtime": {},
     "server": {"device_runtime": CONTRACTS | {"bundle"}},  # of which it says the same of privacy
-    "model": {"device_runtime": CONTRACTS | {"examples", "folder", "metrics"}},
+    "model": {"device_runtime": CONTRACTS | {"examples", "folder", "limits", "metrics"}},
     "conversion": {"device_runtime": None, "model": None},
     "fleet": {"device_runtime": None, "server": None},
     "fedboard": dict.fromkeys(ROOMS),

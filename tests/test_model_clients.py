@@ -1,7 +1,12 @@
 """Clients: the batches one participation trains on."""
 
 import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
 
+from device_runtime import limits, scoring
+from device_runtime.examples import messages, rows, words
+from device_runtime.text import BOS, EOS, FIRST_WORD, OOV
 from device_runtime.wire import Plan
 from model import clients
 from model.clients import Clients, batches
@@ -51,6 +56,49 @@ def test_a_cap_on_tokens_stops_before_the_row_that_would_pass_it():
     assert (batched(client=Client(rows="newest", max_tokens=6))[:, :, 1:] != 0).sum() == 6
     # one row stays, whatever its length
     assert (batched(client=Client(rows="newest", max_tokens=1))[:, :, 1:] != 0).sum() == 2
+
+
+# three messages, the second of two rows; 2, 3, 1 and 1 target words
+W = FIRST_WORD
+TYPED = np.array([[BOS, W, W, EOS], [BOS, W, W, W], [W, OOV, EOS, 0], [BOS, W, EOS, 0]], np.int32)
+
+
+def held_to(messages: int, words: int) -> limits.Limits:
+    own = limits.OwnLimits(least_messages=messages, least_words=words)
+    return limits.of(Plan(clipping_norm=1.0), own)
+
+
+def test_an_update_has_as_many_messages_and_words_as_a_device_asks_of_it():
+    everything = np.arange(4)
+    assert clients.why_left_out(TYPED, everything, held_to(3, 7)) is None
+    over = clients.why_left_out(TYPED, everything, held_to(4, 7))
+    assert str(over) == "least_messages: expected at least 4, found 3"
+    over = clients.why_left_out(TYPED, everything, held_to(3, 8))
+    assert str(over) == "least_words: expected at least 8, found 7"
+    # the second message alone, in two rows, whatever their order
+    over = clients.why_left_out(TYPED, np.array([2, 1]), held_to(2, 1))
+    assert str(over) == "least_messages: expected at least 2, found 1"
+
+
+def test_rows_of_which_a_device_makes_no_update_have_no_steps():
+    plan, rng = Plan(batch_size=2, length=3), np.random.default_rng(0)
+    assert batches(TYPED, plan, Client(), rng, held_to(3, 8)).shape == (0, 2, 4)
+    assert batches(TYPED, plan, Client(), rng, held_to(3, 7)).shape == (2, 2, 4)
+
+
+def test_who_trains_on_the_newest_rows_needs_enough_in_those():
+    plan = Plan(max_rows=2)  # the newest: two messages, 2 words
+    newest, sampled = Client(rows="newest"), Client(rows="sampled")
+    assert clients.may_ever_train(TYPED, plan, newest, held_to(2, 2))
+    assert not clients.may_ever_train(TYPED, plan, newest, held_to(2, 3))
+    assert clients.may_ever_train(TYPED, plan, sampled, held_to(2, 3))
+
+
+@given(st.lists(st.lists(st.integers(3, 60), max_size=9), max_size=6), st.integers(1, 5))
+def test_words_and_messages_are_those_a_device_counts(utterances, length):
+    made_of = rows(utterances, length)
+    assert words(made_of) == scoring.words(made_of[:, 1:].ravel().tolist())
+    assert len(np.unique(messages(made_of))) == len(utterances)
 
 
 def test_a_client_without_rows_has_no_steps():

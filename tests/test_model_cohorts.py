@@ -37,6 +37,18 @@ def test_a_cohort_that_does_not_divide_the_population_crosses_passes():
     assert counts.max() - counts.min() <= 2
 
 
+@pytest.mark.parametrize("sampling", ["shuffled", "uniform"])
+def test_nobody_trains_in_more_rounds_than_a_message_may_be_used_in(sampling):
+    sampler, taken = cohorts.start(3, 1, 1, most_uses=2), []
+    for _ in range(6):
+        chosen, sampler = cohorts.draw(sampler, 1, sampling, 1, 0, most_uses=2)
+        taken += chosen.tolist()
+    assert sorted(taken) == [0, 0, 1, 1, 2, 2]
+    assert sampler.taken.tolist() == [2, 2, 2]
+    with pytest.raises(ConfigError, match="round 7: expected 1 clients, found 0 that trained in"):
+        cohorts.draw(sampler, 1, sampling, 1, 0, most_uses=2)
+
+
 @given(
     st.integers(1, 6),
     st.integers(1, 4),

@@ -9,12 +9,13 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from device_runtime import bounds
+from device_runtime import bounds, limits
 from device_runtime.bounds import OneOf, Within
 from device_runtime.config import from_table, from_toml, to_toml
 from device_runtime.errors import ConfigError
+from device_runtime.wire import Plan
 from fedboard.run import Settings
-from model.recipe import Recipe, Schedule
+from model.recipe import Client, Privacy, Recipe, Schedule
 
 # those of training
 CONFIGS = sorted(
@@ -33,6 +34,42 @@ def test_schedules_follow_their_formulas():
     assert shares(4, kind="cosine", final=0.0) == [1, 0.8536, 0.5, 0.1464]
     assert shares(5, kind="step", every=2, factor=0.5) == [1, 1, 0.5, 0.5, 0.25]
     assert shares(5, kind="inverse_sqrt", every=1) == [1, 0.7071, 0.5774, 0.5, 0.4472]
+
+
+ENCODED = {"encoded": True, "device_limits": True}
+
+
+def test_by_default_clients_refuse_nothing_and_with_limits_what_a_device_does():
+    assert Recipe().limits is None
+    assert Recipe().separation == 1
+    recipe = Recipe(**ENCODED)
+    assert recipe.limits == limits.of(recipe.plan, limits.OwnLimits())
+    assert recipe.separation == 2
+    assert replace(recipe, min_separation=5).separation == 5
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ({"encoded": False}, "no device sends an update that is not clipped"),
+        ({"plan": Plan(clipping_norm=1.5)}, "clipping_norm: expected at most 1, found 1.5"),
+        ({"plan": Plan(max_rows=9, clipping_norm=1.0)}, "least_messages: expected at least 10"),
+        (
+            {
+                "encoded": False,
+                "privacy": Privacy("tree", 0.5, clipping_norm=2.0),
+                "client": Client(weighting="uniform"),
+            },
+            "clipping_norm: expected at most 1, found 2",
+        ),
+    ],
+    ids=["not clipped", "norm", "rows", "private norm"],
+)
+def test_work_that_no_device_does_is_refused_where_limits_are_to_be_kept(how, said):
+    with pytest.raises(ConfigError, match="device_limits") as refused:
+        Recipe(**{**ENCODED, **how})
+    assert said in str(refused.value)
+    Recipe(**{**ENCODED, **how, "device_limits": False})
 
 
 def test_a_warm_up_rises_linearly_before_any_schedule():
@@ -179,7 +216,7 @@ def test_a_name_of_no_characters_is_refused_where_it_is_said():
 @pytest.mark.parametrize(("kind", "name"), sorted(set(fields_of(Recipe)), key=str))
 def test_every_field_of_a_recipe_has_finite_bounds(kind, name):
     """Whatever number stands there, it is refused in one line or is one that a file can hold."""
-    if name == "encoded":
+    if name in ("encoded", "device_limits"):
         return
     bound = bounds.of(kind)[name]
     if isinstance(bound, Within):

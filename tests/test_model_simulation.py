@@ -179,6 +179,30 @@ def test_a_state_saved_and_loaded_by_tff_goes_on_to_the_same_bits(
     assert same(again.next(result.state).weights, training.next(expected.state).weights)
 
 
+def test_with_the_limits_of_devices_only_who_typed_enough_trains_and_a_resumed_run_counts_on(
+    simulation, recipe, tiny_checkpoint, tiny_rows
+):
+    population = [tiny_rows[i : i + 60] for i in range(0, 360, 60)]
+    population.insert(2, tiny_rows[:9])  # too few messages
+    limited = replace(
+        recipe,
+        rounds=3,
+        encoded=True,
+        device_limits=True,
+        plan=replace(recipe.plan, clipping_norm=1.0, max_rows=60),
+    )
+    training = simulation.Training(tiny_checkpoint.weights, population, limited)
+    assert training.left_out == 1
+    states = [training.start()]
+    for _ in range(3):
+        states.append(training.next(states[-1]).state)
+    assert states[-1].sampler.taken.tolist() == [1] * 6  # separation is 2, the cohort 2
+    loaded = simulation.from_values(simulation.to_values(states[2]), states[0])
+    again = training.next(loaded).state
+    assert again.sampler.taken.tolist() == [1] * 6
+    assert same(*(training.next(state).weights for state in (states[2], loaded)))
+
+
 def test_weighting_decides_what_a_client_counts_by(simulation, recipe, tiny_checkpoint, tiny_rows):
     """Two clients, one of 4 rows and one of 1: the mean lies 4:1, in the middle, or as their
     targets do, which a cap may cut.
