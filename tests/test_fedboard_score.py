@@ -247,6 +247,25 @@ def test_a_run_of_pieces_is_scored_on_the_same_words_as_a_baseline_and_compared_
     assert score.footnote([other]) == ""
 
 
+def test_a_result_says_whether_the_run_kept_the_limits_of_a_device(run_of_pieces, tiny_corpus):
+    def said(target) -> str:
+        asked = score.Asked(words=20, users=1)
+        return score.scored(score.measure(str(target), tiny_corpus, frozenset, asked)).device_limits
+
+    settings = run_of_pieces / "config.toml"
+    assert said(run_of_pieces).startswith("unknown: the checkpoint came without its run")
+    try:
+        settings.write_text("[recipe]\nencoded = true\ndevice_limits = true\n")
+        assert said(run_of_pieces).startswith("yes")
+        settings.write_text("")  # an earlier version's says nothing of limits
+        assert said(run_of_pieces / "checkpoints" / "best.safetensors").startswith("no")
+        settings.write_text("nothing of ours = 1\n")
+        assert said(run_of_pieces).startswith("unknown")
+    finally:
+        settings.unlink()
+    assert said("kn2") == ""
+
+
 def test_a_baseline_over_pieces_is_refused(run_of_pieces, tiny_corpus):
     asked = score.Asked(tokenizer=run_of_pieces / "tokenizer.model")
     with pytest.raises(VocabularyError, match="a baseline needs whole words"):
