@@ -1,4 +1,4 @@
-"""Enclosure: where a program that listens without a password runs, so that no stranger reaches it.
+"""Enclosure: where a program that listens without a password runs, out of strangers' reach.
 
 TFF's worker listens on every interface and has no option for another. Linux gives any user whose
 administrator allows it a user and a network namespace: in there is one interface, its own loopback.
@@ -101,11 +101,9 @@ def reach_at(known: list[Address]) -> Reach:
 def addresses(fib_trie: str, if_inet6: str) -> list[Address]:
     """This machine's addresses, as the two files of /proc/net tell them; source: proc(5).
 
-    >>> addresses("  |-- 192.0.2.2\\n     /32 host LOCAL\\n  |-- 192.0.2.255\\n     /32 link \\
-BROADCAST", "")
-    [IPv4Address('192.0.2.2')]
-    >>> addresses("", "00000000000000000000000000000001 01 80 10 80       lo")
-    [IPv6Address('::1')]
+    >>> routes = [" |-- 192.0.2.2", "    /32 host LOCAL", " |-- 192.0.2.255", "    /32 link"]
+    >>> addresses("\\n".join(routes), "00000000000000000000000000000001 01 80 10 80       lo")
+    [IPv4Address('192.0.2.2'), IPv6Address('::1')]
     """
     ipv4 = set(re.findall(r"-- (\S+)\n\s+/32 host LOCAL", fib_trie))
     ipv6 = {int(line.split()[0], 16) for line in if_inet6.splitlines() if line.strip()}
