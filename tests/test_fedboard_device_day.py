@@ -33,8 +33,8 @@ def world(tmp_path, tiny_bundle, trusted):
     (tmp_path / "maker.pub").write_text(next(iter(trusted)))
     (tmp_path / "able.tsv").write_text(ABLE)
     (tmp_path / "server.toml").write_text(
-        "[rules]\nreport_goal = 1\nover_selection = 1.0\nretry_s = 3600.0\n[policy]\nmin_examples "
-        "= 5\n"
+        "[rules]\nreport_goal = 1\nover_selection = 1.0\nselection_s = 0.0\nretry_s = 3600.0\n"
+        "[policy]\nmin_examples = 5\n"
     )
     with open(tmp_path / "server.log", "w") as log:
         command = [
