@@ -47,8 +47,9 @@ def command(inner: list[str], listener: socket.socket) -> list[str]:
     """The command that runs `inner`, which listens on `PORT`, in an enclosure behind `listener`.
 
     listener is a bound stream socket, handed over as an open file; it begins to listen as soon as
-    the program inside does. If the program ends, so does the command, in the same way; if the
-    command's starter is gone, so is the folder that a Unix socket lies in.
+    the program inside does. If the program ends, so does the command, in the same way. If the
+    command is ended by SIGTERM, or because its starter is gone, it removes the folder that a Unix
+    socket lies in.
     """
     return [sys.executable, "-P", __file__, str(listener.fileno()), *inner]
 
@@ -149,7 +150,8 @@ def _run(listener: socket.socket, inner: list[str]) -> None:
 
         def end(*_: object) -> None:
             program.kill()
-            if os.getppid() != starter and listener.family == socket.AF_UNIX:
+            # also if our starter lives: it may be about to end, and can make the folder again
+            if listener.family == socket.AF_UNIX:
                 shutil.rmtree(Path(listener.getsockname()).parent, ignore_errors=True)
 
         signal.signal(signal.SIGTERM, end)

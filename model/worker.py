@@ -326,6 +326,9 @@ class LocalWorker(Workers):
     def _start(self) -> subprocess.Popen:
         if not self._folder:
             return _start(self._threads, self._log, self._port)
+        self._folder.mkdir(mode=0o700, exist_ok=True)  # a worker asked to end removed it
+        if self._folder.lstat().st_uid != os.geteuid():
+            raise RunError(self._folder, "is another user's, expected ours", "train again")
         path = self._folder / "socket"
         path.unlink(missing_ok=True)  # of the worker that died
         listener = socket.socket(socket.AF_UNIX)
@@ -351,7 +354,12 @@ class LocalWorker(Workers):
                     RunError("TFF worker", f"ended {deaths} time{'s' * (deaths > 1)}{last}", remedy)
                 )
                 return
-            self.process = self._start()
+            try:
+                self.process = self._start()
+            except (OSError, RunError) as error:
+                reason = f"cannot be started again ({error})"
+                self._fail(RunError("TFF worker", reason, "go on with --resume"))
+                return
 
     def _overdue(self, what: str, seconds: float, missing: list[str]) -> RunError:
         state = (

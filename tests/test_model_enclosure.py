@@ -195,7 +195,7 @@ def test_the_program_does_not_outlive_its_enclosure(enclosed, number):
 
 
 STARTER = """
-import socket, sys, time
+import socket, sys, threading, time
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from model import child_process, enclosure
@@ -204,6 +204,9 @@ listener = socket.socket(socket.AF_UNIX)
 listener.bind(str(folder / "door" / "socket"))
 command = enclosure.command([sys.executable, "-c", sys.argv[3], str(folder)], listener)
 child_process.start(command, pass_fds=(listener.fileno(),))
+for _ in range(300):  # as many as TensorFlow has: they do not end all at once
+    threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
+(folder / "threads").touch()
 time.sleep(60)
 """
 
@@ -214,6 +217,7 @@ def test_a_starter_that_is_killed_leaves_neither_program_nor_folder(tmp_path):
     starter = child_process.start([sys.executable, "-c", STARTER, str(ROOT), str(tmp_path), SERVER])
     pid = int(until(lambda: (p := tmp_path / "pid").exists() and p.read_text(), "it runs"))
     assert lives(pid)
+    until((tmp_path / "threads").exists, "its threads run")
     starter.kill()
     until(lambda: not lives(pid), "the program is gone")
     until(lambda: not (tmp_path / "door").exists(), "the folder is gone")

@@ -405,15 +405,22 @@ def test_workers_that_answer_but_are_too_slow_are_told_from_workers_that_are_gon
         workers.call(lambda: gate.sum_and_mean(CLIENTS), 1.0)
 
 
-@pytest.mark.parametrize("who", ["worker", "whoever started it"])
-def test_a_local_worker_that_dies_at_work_is_started_again(gate, who):
+@pytest.mark.parametrize(
+    ("who", "number"),
+    [
+        ("worker", signal.SIGKILL),
+        ("whoever started it", signal.SIGKILL),
+        ("whoever started it", signal.SIGTERM),
+    ],
+)
+def test_a_local_worker_that_dies_at_work_is_started_again(gate, who, number):
     with worker.running(1) as running:
 
         def kill():
             try:
                 until(lambda: gate.count() == 1, "a client started")
                 (process,) = workers_below(os.getpid())
-                os.kill(process if who == "worker" else running.process.pid, signal.SIGKILL)
+                os.kill(process if who == "worker" else running.process.pid, number)
             finally:
                 gate.open()
 
