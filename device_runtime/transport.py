@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Any
 
 import httpx
@@ -31,6 +32,7 @@ WHOLE_S = 3600.0  # for all of a reply, and all its pieces
 AT_MOST = "fedboard-at-most"
 MESSAGE_BYTES = MOST_BYTES  # of a reply whose request says nothing of it
 MAX_REPLY_BYTES = 64 << 20  # more is no reply of ours, whatever a request says
+MOST_SAID = 200  # characters of an error that tells what a server sent
 GIVE_ADDRESS = "give one like http://127.0.0.1:8000"
 CHECK_ADDRESS = "check the address and that `fedboard serve` is running there"
 
@@ -105,16 +107,19 @@ def http(
         timeout=httpx.Timeout(TIMEOUT_S, connect=5.0),
         verify=trusted,
         trust_env=not is_loopback(address.host),
+        # a server could fill a device with them, and know it again by them
+        cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),
     )
     streams = _Streams()
 
     def send(method: str, path: str, body: bytes, headers: Mapping[str, str]) -> Reply:
         where, partial = f"{method} {url.rstrip('/')}{path}", None
         most, began = most_bytes(headers), now()
+        sending_s = len(body) / LEAST_BYTES_PER_S
         sent = {name: value for name, value in headers.items() if name != AT_MOST}
         try:
             with (
-                streams.ended_after(TIMEOUT_S * 2 + len(body) / LEAST_BYTES_PER_S) as opened,
+                streams.ended_after(TIMEOUT_S * 2 + sending_s) as end_after,
                 client.stream(
                     method,
                     path,
@@ -123,7 +128,6 @@ def http(
                     extensions={"trace": streams.note},
                 ) as response,
             ):
-                opened()
                 pieces, size = [], 0
                 try:
                     for piece in response.iter_raw():
@@ -132,12 +136,10 @@ def http(
                         if size > most:
                             raise _too_large(where, most)
                         allowed = min(TIMEOUT_S + size / LEAST_BYTES_PER_S, WHOLE_S)
-                        if now() - began > allowed + len(body) / LEAST_BYTES_PER_S:
-                            raise ServerError(
-                                where,
-                                f"expected {LEAST_BYTES_PER_S} bytes a second, found fewer",
-                                "try again over a faster network",
-                            )
+                        if now() - began > allowed + sending_s:
+                            raise _too_slow(where)
+                        # a chunk's head that drips makes no piece at which the clock is looked at
+                        end_after(TIMEOUT_S + allowed + sending_s)
                 finally:
                     partial = Reply(response.status_code, dict(response.headers), b"".join(pieces))
                 return partial
@@ -149,29 +151,32 @@ def http(
                     "set SSL_CERT_FILE to that of its issuer",
                 ) from None
             raise Unreachable(
-                where, f"no connection ({str(error) or type(error).__name__})", CHECK_ADDRESS
+                where, f"no connection ({_said(error)})", CHECK_ADDRESS
             ) from None
         except (httpx.TimeoutException, httpx.NetworkError, httpx.RemoteProtocolError) as error:
+            if partial is not None and streams.were_ended:
+                raise _too_slow(where) from None
             raise Interrupted(
                 where,
-                f"no whole reply came ({str(error) or type(error).__name__})",
+                f"no whole reply came ({_said(error)})",
                 CHECK_ADDRESS,
                 partial,
             ) from None
         except httpx.HTTPError as error:
-            raise ServerError(where, f"cannot be reached ({error})", CHECK_ADDRESS) from None
+            raise ServerError(where, f"cannot be reached ({_said(error)})", CHECK_ADDRESS) from None
 
     with client:
         yield send
 
 
 class _Streams:
-    """The sockets of a client's connections, to end those on which no reply begins in time: a read
+    """The sockets of a client's connections, to end those on which no reply comes in time: a read
     has a time limit, and a server that sends a header's bytes one by one keeps every one of them.
     """
 
     def __init__(self) -> None:
         self._sockets: list[socket.socket] = []
+        self.were_ended = False  # in the request made last
 
     def note(self, event: str, info: Mapping[str, Any]) -> None:
         """What httpx tells of a request under way: keep the socket of a new connection."""
@@ -180,20 +185,41 @@ class _Streams:
             self._sockets.append(info["return_value"].get_extra_info("socket"))
 
     @contextlib.contextmanager
-    def ended_after(self, seconds: float) -> Iterator[Callable[[], None]]:
-        """End all connections after so many seconds, unless what this gives is called before."""
-        timer = threading.Timer(seconds, self._end)
-        timer.daemon = True
-        timer.start()
+    def ended_after(self, seconds: float) -> Iterator[Callable[[float], None]]:
+        """While this lasts, end all connections after so many seconds, or after those told to what
+        this gives; both from the beginning.
+        """
+        began, allowed, is_over = time.monotonic(), [seconds], threading.Event()
+        self.were_ended = False
+
+        def allow(more: float) -> None:
+            allowed[0] = more
+
+        def watch() -> None:
+            while (left := began + allowed[0] - time.monotonic()) > 0:
+                if is_over.wait(left):
+                    return
+            self.were_ended = True
+            self._end()
+
+        threading.Thread(target=watch, daemon=True).start()
         try:
-            yield timer.cancel
+            yield allow
         finally:
-            timer.cancel()
+            is_over.set()
 
     def _end(self) -> None:
         for each in self._sockets:
             with contextlib.suppress(OSError):  # closed already
                 each.shutdown(socket.SHUT_RDWR)
+
+
+def _too_slow(where: str) -> ServerError:
+    return ServerError(
+        where,
+        f"expected {LEAST_BYTES_PER_S} bytes a second, found fewer",
+        "try again over a faster network",
+    )
 
 
 def _too_large(where: str, most: int) -> ServerError:
@@ -272,6 +298,11 @@ class Meter:
         self.up += len(body)
         self.down += len(reply.body)
         return reply
+
+
+def _said(error: Exception) -> str:
+    """What an error of HTTP says. It can repeat what a server sent, as long as that was."""
+    return str(error)[:MOST_SAID] or type(error).__name__
 
 
 def _reason(error: Exception) -> str:

@@ -51,8 +51,8 @@ class Handler(BaseHTTPRequestHandler):
 
 
 @contextlib.contextmanager
-def server(*cuts, ranges=True, port=0):
-    listening = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+def server(*cuts, ranges=True, port=0, handler=Handler):
+    listening = ThreadingHTTPServer(("127.0.0.1", port), handler)
     listening.cuts, listening.ranges, listening.seen = list(cuts), ranges, []
     listening.url = f"http://127.0.0.1:{listening.server_address[1]}"
     thread = threading.Thread(target=listening.serve_forever, kwargs={"poll_interval": 0.01})
@@ -289,6 +289,47 @@ def test_headers_that_drip_are_ended(monkeypatch, head):
         monkeypatch.setattr(transport, "TIMEOUT_S", 0.05)
         with pytest.raises(Interrupted, match="no whole reply came"):
             send("GET", "/v1/x", b"", {})
+
+
+@pytest.mark.parametrize("head", [b"1;", b"0\r\nx: "], ids=["of a chunk's head", "of a trailer"])
+def test_a_reply_whose_pieces_never_become_whole_is_ended(monkeypatch, head):
+    """No piece comes at which the clock could be looked at, and each read brings something."""
+    chunked = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
+    with dripping(chunked + head, b"a") as url, http(url) as send:
+        monkeypatch.setattr(transport, "TIMEOUT_S", 0.05)
+        with pytest.raises(ServerError, match="expected 1000 bytes a second") as refused:
+            persistent(send, sleep=lambda _: None)("GET", "/v1/blobs/x", b"", {})
+        assert not isinstance(refused.value, Interrupted)
+
+
+class Baker(Handler):
+    """The same with many cookies."""
+
+    def end_headers(self):
+        for number in range(50):
+            self.send_header("set-cookie", f"c{number}={'v' * 1000}; Path=/")
+        super().end_headers()
+
+
+def test_a_device_takes_no_cookies():
+    """Thousands would fill it, and by one it would be known again."""
+    with server(handler=Baker) as listening, http(listening.url) as send:
+        for _ in range(2):
+            assert send("GET", "/v1/x", b"", {}).status == 200
+    assert ["cookie" in {name.lower() for name in headers} for _, headers, _ in listening.seen] == [
+        False,
+        False,
+    ]
+
+
+def test_what_a_server_sent_is_not_repeated_at_length():
+    with (
+        dripping(b"HTTP/1.1 200 OK\r\n" + b"\xff" * 60_000 + b"\r\n\r\n", b"a") as url,
+        http(url) as send,
+        pytest.raises(ServerError, match="no whole reply came") as refused,
+    ):
+        send("GET", "/v1/x", b"", {})
+    assert len(str(refused.value)) < 500
 
 
 def test_headers_without_end_are_cut_off():
