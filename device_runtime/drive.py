@@ -530,7 +530,8 @@ def _half_done(
     if kept is None:
         return None
     work = kept.work
-    of = work.assignment, work.round, work.server, work.task_id, work.checkpoint, work.plan
+    base = work.server, work.task_id, work.checkpoint, work.plan, work.rotation_seed
+    of = work.assignment, work.round, *base
     if of != (assignment.assignment, assignment.round, *_base(assignment)):
         return None
     _, rows = rows_of(log.records_of(work.records), vocabulary, plan, most)
@@ -539,9 +540,10 @@ def _half_done(
     return Gathered(work, rows, targets(rows), kept.progress)
 
 
-def _base(assignment: Assignment) -> tuple[str, str, str, str]:
-    """Whose work it is, and from what it begins."""
-    return assignment.server, assignment.task_id, assignment.checkpoint, assignment.plan
+def _base(assignment: Assignment) -> tuple[str, str, str, str, int]:
+    """Whose work it is, from what it begins, and how it is encoded."""
+    of = assignment.server, assignment.task_id, assignment.checkpoint, assignment.plan
+    return *of, assignment.rotation_seed
 
 
 def _hash(rows: NDArray[Any]) -> str:

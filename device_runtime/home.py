@@ -441,17 +441,19 @@ def history(lines: Iterable[Contribution], assignment: Assignment, now: float) -
     """
     alike = [line for line in lines if line.kind == assignment.kind]
     of_task = assignment.server, assignment.task, assignment.task_id
+    sent = [
+        line for line in alike if line.left and (line.server, line.task, line.task_id) == of_task
+    ]
     rounds = (
         line.round
-        for line in alike
-        if line.left
-        and (line.server, line.task, line.task_id) == of_task
-        and line.assignment != assignment.assignment
+        for line in sent
+        if line.assignment != assignment.assignment
         and line.round - assignment.round <= limits.ANOTHER_HISTORY
     )
     return History(
         max(rounds, default=None),
         done_on(alike, now),
+        any(line.assignment == assignment.assignment for line in sent),
         frozenset(line.scored for line in alike if line.left),
     )
 

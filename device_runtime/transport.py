@@ -150,9 +150,7 @@ def http(
                     f"its certificate is not trusted ({_reason(error)})",
                     "set SSL_CERT_FILE to that of its issuer",
                 ) from None
-            raise Unreachable(
-                where, f"no connection ({_said(error)})", CHECK_ADDRESS
-            ) from None
+            raise Unreachable(where, f"no connection ({_said(error)})", CHECK_ADDRESS) from None
         except (httpx.TimeoutException, httpx.NetworkError, httpx.RemoteProtocolError) as error:
             if partial is not None and streams.were_ended:
                 raise _too_slow(where) from None

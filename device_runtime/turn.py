@@ -112,6 +112,7 @@ class Work:
     task_id: str = ""
     checkpoint: str = ""  # SHA-256 of what it began from
     plan: str = ""  # SHA-256
+    rotation_seed: int | None = None  # another one would round the same delta in another way
 
 
 @dataclass(frozen=True)
@@ -139,6 +140,7 @@ class History:
 
     last: int | None = None  # round of its task for which an update left, or may have
     today: int = 0  # updates, or scores, that left today or may have, whoever they were for
+    again: bool = False  # one left for this very assignment, or may have
     scored: frozenset[str] = frozenset()  # weights that were scored, by `weights.values_hash`
 
 
@@ -434,6 +436,8 @@ def _train(
 ) -> Working:
     gathered: Gathered = yield Gather(assignment, plan, device.limits.rows(plan))
     rows, begun = len(gathered.rows), gathered.start is not None
+    if past.again and not begun:  # a server that names all its work alike gets no second update
+        return (yield from _give_back(assignment, Cause.REPORTED_RECENTLY))
     asked = Asked(
         Kind.TRAINING,
         0 if begun else past.today,

@@ -3,6 +3,7 @@
 The attacks are here that read a message out of one update, and out of scores.
 """
 
+import contextlib
 import json
 import math
 from collections import Counter
@@ -170,7 +171,7 @@ class Greedy:
         self.round, self.shapes = round, bundle.manifest.shapes
         self.sent, self.given, self.asked = [], [], []
         self.assignments = 0
-        self.deadline_s = 3600.0
+        self.deadline_s, self.seed = 3600.0, 1
         self.repeats = False  # whether it names all its work alike
 
     def __call__(self, method, path, body, headers):
@@ -200,7 +201,7 @@ class Greedy:
             weights.digest(plan),
             weights.digest(half),
             self.shapes,
-            1,
+            self.seed,
             self.deadline_s,
             kind=self.kind,
             server="5e" * 16,
@@ -370,6 +371,37 @@ def test_a_device_that_died_sends_the_same_bytes_though_more_was_typed_meanwhile
     assert server.sent == bodies
 
 
+def test_one_name_for_all_work_gets_one_update_past_the_separation(phone, tiny_bundle):
+    """What was sent for a name is sent again if nobody answered, and nothing else is."""
+    home, server = phone(), Greedy(tiny_bundle, fair(tiny_bundle))
+    server.repeats = True
+    assert take(home, server, 0.0).status is Status.COUNTED
+    with home.typing_log() as log:
+        log.append_many([("what they said", 1000.0)] * 12)
+    bias = tiny_bundle.checkpoint.weights["output_bias"]
+    server.values = {**server.values, "output_bias": bias + np.float32(0.01)}
+    outcome = take(home, server, 3600.0)
+    assert (outcome.status, outcome.cause) == (Status.ABANDONED, Cause.REPORTED_RECENTLY)
+    assert len(server.sent) == 1
+
+
+def test_an_update_nobody_answered_is_not_made_anew_by_another_rotation(phone, tiny_bundle):
+    """Each rotation rounds in another way: the mean of many is finer than its bits."""
+
+    def silent(method, path, body, headers):
+        if method == "PUT":
+            server.sent.append(body)
+            raise Interrupted(path, "the reply was lost", "try again")
+        return server(method, path, body, headers)
+
+    home, server = phone(), Greedy(tiny_bundle, fair(tiny_bundle))
+    server.repeats = True
+    for server.seed in range(3):
+        with contextlib.suppress(ServerError):
+            take(home, silent, 3600.0 * server.seed)
+    assert len(set(server.sent)) == 1
+
+
 @pytest.mark.parametrize(
     "plan",
     [
@@ -406,13 +438,10 @@ def fair(bundle) -> Plan:
 
 
 def test_four_updates_leave_on_a_day_whoever_asks_and_then_nobody_is_asked(phone, tiny_bundle):
-    home = phone()
-    counted = [
-        take(home, Greedy(tiny_bundle, fair(tiny_bundle)), 3000.0 * hour).status
-        for hour in range(8)
-    ]
+    home, server = phone(), Greedy(tiny_bundle, fair(tiny_bundle))
+    counted = [take(home, server, 3000.0 * hour).status for hour in range(8)]
     assert counted == [Status.COUNTED] * 4 + [Status.NOT_ASKED] * 4
-    assert take(home, Greedy(tiny_bundle, fair(tiny_bundle)), DAY_S).status is Status.COUNTED
+    assert take(home, server, DAY_S).status is Status.COUNTED
 
 
 def test_work_ends_at_the_deadline_and_no_later_than_a_day(phone, tiny_bundle):
