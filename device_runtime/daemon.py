@@ -130,14 +130,17 @@ class Daemon:
         due = self.schedule.due_in(self._now())
         try:
             cause = self.forbidden()
+            if cause is None and due <= 0:
+                # once a window: it reads the bundle and the whole log to see whether enough was
+                # typed
+                self.personalise()
+                cause = self.forbidden()  # that took its time
             if cause is not None:
                 self._say(f"not training: {cause}")
                 return LOOK_S * (1 + float(self._rng.uniform(0, JITTER)))
             if due > 0:
                 self._say("may train, and waits for its retry window")
                 return min(due, LOOK_S)
-            # once a window: it reads the bundle and the whole log to see whether enough was typed
-            self.personalise()
             outcome = self.turn()
         except FedboardError as error:
             self._plan(after_error(self.schedule, self._now(), self._rng))
@@ -163,6 +166,9 @@ class Daemon:
             return NotAsked("retry_window", due)
         try:
             self.personalise()
+            cause = self.forbidden()  # that took its time
+            if cause is not None:
+                return NotAsked(cause, LOOK_S)
             outcome = self.turn()
         except Exception:
             self._plan(after_error(self.schedule, self._now(), self._rng))

@@ -248,7 +248,7 @@ class Turn:
                 # a plan is a message; a checkpoint has the size of the bundle's, more or less
                 is_plan = sha256 == assignment.plan
                 most = MESSAGE_BYTES if is_plan else 2 * len(bundle.content[CHECKPOINT])
-                return calls.fetch(self._line(assignment), sha256, most)
+                return calls.fetch(self._line(assignment, self._allowed), sha256, most)
             case Held():
                 return self.home.checkpoint() or bundle.content[CHECKPOINT]
             case Hold(sha256, data):
@@ -270,9 +270,11 @@ class Turn:
             case Note():
                 return self._note(action)
             case Upload(assignment, encoded):
-                return calls.upload(self._line(assignment), assignment.assignment, encoded)
+                way = self._line(assignment, self._allowed)
+                return calls.upload(way, assignment.assignment, encoded)
             case Report(assignment, scores):
-                return calls.report_scores(self._line(assignment), assignment.assignment, scores)
+                way = self._line(assignment, self._allowed)
+                return calls.report_scores(way, assignment.assignment, scores)
             case GiveBack(assignment, cause):
                 return calls.abandon(self._line(assignment), assignment.assignment, cause)
             case Keep(work, progress):
@@ -295,14 +297,14 @@ class Turn:
     def _may_train(self) -> bool:
         """Asked before each batch."""
         self._clock.worked()
-        return self._forbidden() is None
+        return self._allowed()
 
     def _each(self, messages: int) -> Callable[[], bool]:
         """Asked before each message: so many are a batch on the clock."""
         asked = itertools.count()
 
         def may_score() -> bool:
-            return self._may_train() if next(asked) % messages == 0 else self._forbidden() is None
+            return self._may_train() if next(asked) % messages == 0 else self._allowed()
 
         return may_score
 
@@ -322,13 +324,20 @@ class Turn:
         secret = self.home.key.private_bytes_raw() + assignment.assignment.encode()
         return np.random.default_rng(int(weights.digest(secret), 16))
 
-    def _persistent(self, send: Send) -> Send:
-        return persistent(send, sleep=self._sleep)
+    def _allowed(self) -> bool:
+        return self._forbidden() is None
 
-    def _line(self, about: Assignment | None = None) -> Send:
-        """The way to the server, signed; `about` an assignment, for its task and round."""
+    def _persistent(self, send: Send, may_repeat: Callable[[], bool] = lambda: True) -> Send:
+        return persistent(send, sleep=self._sleep, may_repeat=may_repeat)
+
+    def _line(
+        self, about: Assignment | None = None, may_repeat: Callable[[], bool] = lambda: True
+    ) -> Send:
+        """The way to the server, signed; `about` an assignment, for its task and round. What broke
+        off is tried again only while it may be: the network can be another by then.
+        """
         named = ("", 0) if about is None else (about.task, about.round)
-        return self._persistent(calls.signed(self._meter, self._signer, *named))
+        return self._persistent(calls.signed(self._meter, self._signer, *named), may_repeat)
 
     def _of_my_server(self, answer: Assignment | Reject) -> Assignment | Reject:
         """Raises ServerError for work of another server than the requests are signed for: what it

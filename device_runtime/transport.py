@@ -229,9 +229,10 @@ def persistent(
     pauses_s: tuple[float, ...] = (0.5, 1.0, 2.0, 4.0),
     sleep: Callable[[float], object] = time.sleep,
     now: Callable[[], float] = time.monotonic,
+    may_repeat: Callable[[], bool] = lambda: True,
 ) -> Send:
     """`send`, but a request that found no connection, or whose reply broke off, is repeated after
-    each pause; then its error is raised.
+    each pause, as long as it may be; then its error is raised.
 
     Only for requests that may be repeated, as all of `wire` may: the server answers the second as
     the first. A broken download goes on where it stopped (Range, RFC 9110 section 14); each piece
@@ -269,7 +270,7 @@ def persistent(
                 if len(further) > len(have):
                     have, pauses = further, iter(pauses_s)
                 pause = next(pauses, None)
-                if pause is None:
+                if pause is None or not may_repeat():
                     raise
             sleep(pause)
 

@@ -3,6 +3,7 @@
 Its life with a real server is in test_fedboard_device_day.py.
 """
 
+import itertools
 import logging
 
 import numpy as np
@@ -143,6 +144,21 @@ def test_the_server_is_not_asked_while_a_condition_forbids_training_and_the_reas
     assert all(daemon.LOOK_S <= wait <= daemon.LOOK_S * 1.2 for wait in waits)
     assert [record.message for record in caplog.records] == ["not training: metered_network"]
     assert resident.once() == NotAsked("metered_network", daemon.LOOK_S)
+
+
+def test_a_condition_lost_while_the_own_weights_train_leaves_the_server_unasked(home):
+    device = home(ABLE + "1030\t4g\n")
+    with device.typing_log() as log:
+        log.append_many([("they will see the new house and my dog", float(i)) for i in range(60)])
+    ticks = itertools.count(1000.0)  # a second whenever somebody looks
+    resident = Daemon(device, never, lambda: next(ticks), rng=rng())
+    assert daemon.LOOK_S <= resident.step() <= daemon.LOOK_S * 1.2
+    assert next(ticks) > 1030.0
+    device = Home.open(device.folder)
+    ticks = itertools.count(1000.0)
+    assert Daemon(device, never, lambda: next(ticks), rng=rng()).once() == NotAsked(
+        "metered_network", daemon.LOOK_S
+    )
 
 
 def test_a_server_that_is_away_is_waited_for_and_the_wait_is_on_disk(home, caplog):

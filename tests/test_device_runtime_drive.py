@@ -16,7 +16,7 @@ import pytest
 from device_runtime import bundle, config, drive, weights
 from device_runtime.causes import Cause
 from device_runtime.daemon import Schedule, read_schedule
-from device_runtime.drive import Turn, simulated
+from device_runtime.drive import DeviceClock, Turn, simulated
 from device_runtime.errors import BundleError
 from device_runtime.finetune import finetune
 from device_runtime.home import CONFIG, LEARNED, UNFINISHED, DeviceConfig, Home
@@ -161,6 +161,24 @@ def test_a_lost_reply_to_the_upload_is_asked_for_again_and_counts_once(server, d
 
 def downloads(send) -> list[str]:
     return [path for method, path, _, _ in send.sent if method == "GET" and "/blobs/" in path]
+
+
+@pytest.mark.parametrize("way", ["/v1/blobs/", "/update"])
+def test_a_transfer_that_broke_is_not_tried_again_where_a_condition_was_lost(server, device, way):
+    """A network often breaks off because it is another by then."""
+    at, tried = [0.0], []
+
+    def breaking(method, path, body, headers):
+        if way in path:
+            tried.append(path)
+            at[0] = 100.0
+            raise Interrupted(path, "the connection broke", "try again")
+        return server(method, path, body, headers)
+
+    home = device(ABLE + "50\t4g\n")
+    with pytest.raises(Interrupted):
+        Turn(home, breaking, DeviceClock(lambda: at[0]), sleep=lambda s: None).whole()
+    assert len(tried) == 1
 
 
 def test_the_checkpoint_of_the_bundle_is_not_fetched_again(server, device):
