@@ -62,10 +62,10 @@ def after(outcome: Outcome, now: float, rng: np.random.Generator) -> Schedule:
     is gone on with as soon as it is back; a device that has done or refused its share waits for the
     next day.
     """
+    asked = min(max(outcome.retry_in_s, LEAST_S), LONGEST_S)
     if outcome.status is Status.NOT_ASKED or outcome.cause is Cause.OVER_LIMIT:
         # the day is over for all devices at once
-        return Schedule(now, outcome.retry_in_s + float(rng.uniform(0, MORNING_S)))
-    asked = min(max(outcome.retry_in_s, LEAST_S), LONGEST_S)
+        return Schedule(now, asked + float(rng.uniform(0, MORNING_S)))
     wait = PAUSE_S if outcome.status is Status.PAUSED else asked
     return Schedule(now, wait * (1 + float(rng.uniform(0, JITTER))))
 

@@ -459,11 +459,17 @@ def history(lines: Iterable[Contribution], assignment: Assignment, now: float) -
 
 
 def done_on(lines: Iterable[Contribution], now: float) -> int:
-    """How many of these lines are of work that left on the day of `now`, or told of itself."""
-    return sum(
-        (line.left or line.cause == Cause.TRAINING_FAILED) and limits.same_day(line.at, now)
-        for line in lines
-    )
+    """How many reports these lines tell of that left on the day of `now`, however often each was
+    sent; and how often training failed, which tells of itself.
+    """
+    today = [line for line in lines if limits.same_day(line.at, now)]
+    sent = {
+        # an early version noted no names
+        (line.server, line.task, line.task_id, line.assignment or line.at, line.scored)
+        for line in today
+        if line.left
+    }
+    return len(sent) + sum(line.cause == Cause.TRAINING_FAILED and not line.left for line in today)
 
 
 _SQL: Mapping[Any, str] = {int: "INTEGER", float: "REAL", str: "TEXT"}

@@ -462,7 +462,8 @@ def _train(
     encoded = update.of_delta(tuned.delta, assignment, plan, rows, rng)
     # first: a device that dies from here on makes the same bytes again, whatever is typed meanwhile
     yield from _keep(gathered.work, tuned)
-    yield Used(gathered.work.records)
+    if not past.again:
+        yield Used(gathered.work.records)
     yield Note(assignment, Status.SENDING, examples=rows)
     answer: Ack | Reject = yield Upload(assignment, encoded)
     if isinstance(answer, Reject) and MEANING[answer.cause].keeps_work:

@@ -80,6 +80,13 @@ def test_a_schedule_no_daemon_writes_silences_no_device(home, kept):
     assert read_schedule(device) == Schedule()
 
 
+@given(st.sampled_from(Cause), st.sampled_from(Status), st.floats(0, 1e300), st.integers(0, 9))
+def test_whatever_a_server_answers_a_wait_is_a_minute_to_a_week(cause, status, asked, seed):
+    planned = after(Outcome(status, cause, retry_in_s=asked), 100.0, rng(seed))
+    least = daemon.PAUSE_S if status is Status.PAUSED else daemon.LEAST_S
+    assert least <= planned.wait_s <= daemon.LONGEST_S * (1 + daemon.JITTER)
+
+
 def test_half_done_work_is_gone_on_with_soon():
     assert (
         after(Outcome(Status.PAUSED, Cause.NOT_CHARGING), 0.0, rng()).wait_s <= daemon.PAUSE_S * 1.2

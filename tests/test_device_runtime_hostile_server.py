@@ -105,6 +105,8 @@ CHECK_IN_ANSWERS = {
     "a wait of 30,000 years": b'{"cause": "in_use", "retry_in_s": 1e12}',
     "a wait beyond all": b'{"cause": "in_use", "retry_in_s": 1e300}',
     "a wait of 400 digits": b'{"cause": "in_use", "retry_in_s": %s}' % (b"9" * 400),
+    "a limit that is not the server's": b'{"cause": "over_limit", "retry_in_s": 1e12}',
+    "a limit and no wait": b'{"cause": "over_limit", "retry_in_s": 0}',
     "a wait that is over": b'{"cause": "in_use", "retry_in_s": -5}',
     "another server": assignment(server="0f" * 16),
 }

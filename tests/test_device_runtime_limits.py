@@ -385,6 +385,28 @@ def test_one_name_for_all_work_gets_one_update_past_the_separation(phone, tiny_b
     assert len(server.sent) == 1
 
 
+def test_an_update_the_server_could_not_look_at_is_one_of_its_day_however_often_it_is_sent(
+    phone, tiny_bundle
+):
+    """A server that is full for an hour costs a device no share of its day, and no use."""
+    home, server = phone(), Greedy(tiny_bundle, fair(tiny_bundle))
+    server.repeats = True
+
+    def full(method, path, body, headers):
+        if method == "PUT":
+            return Reply(503, {}, json.dumps({"cause": "unavailable", "detail": ""}).encode())
+        return server(method, path, body, headers)
+
+    for hour in range(5):
+        assert take(home, full, 3600.0 * hour).status is Status.SENDING
+    assert take(home, server, 5 * 3600.0).status is Status.COUNTED
+    with home.typing_log() as log:
+        assert {uses for (uses,) in log._rows("SELECT uses FROM records", ())} == {0, 1}
+    server.repeats = False
+    counted = [take(home, server, 3600.0 * hour).status for hour in range(6, 10)]
+    assert counted == [Status.COUNTED] * 3 + [Status.NOT_ASKED]
+
+
 def test_an_update_nobody_answered_is_not_made_anew_by_another_rotation(phone, tiny_bundle):
     """Each rotation rounds in another way: the mean of many is finer than its bits."""
 

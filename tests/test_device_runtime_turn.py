@@ -138,6 +138,15 @@ def test_an_update_nobody_answered_is_kept_and_the_ledger_goes_on_saying_that_it
     assert [action.status for action in actions if isinstance(action, Note)] == [Status.SENDING]
 
 
+def test_an_update_that_is_sent_again_is_no_second_use_of_its_messages():
+    begun = Gathered(WORK, ROWS, 6, Progress(VALUES, 1, 2.0))
+    actions, outcome = play(
+        turn.work(DEVICE, ASSIGNMENT), Recall=History(today=1, again=True), Gather=begun
+    )
+    assert outcome.status is Status.COUNTED
+    assert Upload in kinds(actions) and Used not in kinds(actions)
+
+
 @pytest.mark.parametrize("cause", [Cause.UNAVAILABLE, Cause.TOO_MANY_REQUESTS])
 def test_an_update_the_server_could_not_look_at_is_kept_and_sent_again_when_it_says(cause):
     actions, outcome = play(turn.work(DEVICE, ASSIGNMENT), Upload=Reject(cause, 30.0))
