@@ -448,6 +448,8 @@ def _train(
     rng = device.randomness(assignment)
     tuned: FineTuned = yield Train(checkpoint.weights, gathered.rows, plan, rng, gathered.start)
     if tuned.stopped is Cause.TRAINING_FAILED:
+        # first, since it tells of what was typed: so much of it a day, whatever is answered
+        yield Note(assignment, Status.ABANDONED, tuned.stopped, rows)
         return (yield from _give_back(assignment, tuned.stopped, rows, tuned))
     forbidden: Cause | None = yield CheckConditions()  # an upload needs the conditions too
     if forbidden is Cause.TIMED_OUT:

@@ -138,6 +138,16 @@ def test_an_update_nobody_answered_is_kept_and_the_ledger_goes_on_saying_that_it
     assert [action.status for action in actions if isinstance(action, Note)] == [Status.SENDING]
 
 
+def test_training_that_failed_is_noted_before_it_is_told():
+    """A server that breaks off when it has heard so is not told a fifth time on that day."""
+    failed = replace(TUNED, stopped=Cause.TRAINING_FAILED)
+    lost = Unanswered("POST abandon", "no whole reply came", "try again")
+    actions, error = play(turn.work(DEVICE, ASSIGNMENT), Train=failed, GiveBack=lost)
+    assert error is lost
+    assert kinds(actions)[-3:] == [Train, Note, GiveBack]
+    assert actions[-2].cause is Cause.TRAINING_FAILED
+
+
 def test_an_update_that_is_sent_again_is_no_second_use_of_its_messages():
     begun = Gathered(WORK, ROWS, 6, Progress(VALUES, 1, 2.0))
     actions, outcome = play(
