@@ -54,7 +54,7 @@ from device_runtime.turn import (
     Withhold,
     Work,
 )
-from device_runtime.typing_log import Record, TypingLog
+from device_runtime.typing_log import HELD_ONE_IN, Record, TypingLog
 from device_runtime.unfinished import Unfinished
 from device_runtime.wire import (
     DAY_S,
@@ -417,17 +417,36 @@ def newest_rows(
 
 def gather_held(home: Home, bundle: Bundle, plan: Plan) -> HeldBack:
     """What there is to score: the newest messages held back from training that may still be used,
-    each cut to the plan's length, as many as have no more than MOST_WORDS target words together.
-    How many they are is not the server's to say.
+    each cut to the plan's length, in whole groups of as many as an update has at least, and as many
+    groups as have no more than MOST_WORDS target words together. How many they are is not the
+    server's to say.
     """
     with home.typing_log() as log:
         records = log.records(MOST_WORDS, usable=True, held=True)
-    ids = [bundle.vocabulary.ids(text.tokenise(record.text)) for record in records]
-    cut = [tuple(message[: plan.length]) for message in ids]
-    first = len(cut) - scoring.newest_within(cut, MOST_WORDS)
-    chosen = tuple(cut[first:])
-    numbers = tuple(record.id for record in records[first:])
-    return HeldBack(numbers, chosen, sum(map(scoring.words, chosen)))
+    vocabulary, groups = bundle.vocabulary, []
+    for group in whole_groups(records, home.config.limits.least_messages):
+        ids = (vocabulary.ids(text.tokenise(record.text)) for record in group)
+        groups.append(
+            [(each.id, tuple(own[: plan.length])) for each, own in zip(group, ids, strict=True)]
+        )
+    words = [[word for _, message in group for word in message] for group in groups]
+    first = len(groups) - scoring.newest_within(words, MOST_WORDS)
+    chosen = [each for group in groups[first:] for each in group]
+    numbers, messages = (
+        (tuple(column) for column in zip(*chosen, strict=True)) if chosen else ((), ())
+    )
+    return HeldBack(numbers, messages, sum(map(scoring.words, messages)))
+
+
+def whole_groups(records: Sequence[Record], size: int) -> list[list[Record]]:
+    """Held-back messages in groups of `size` by their numbers, oldest first. A group that lacks one
+    (not typed yet, forgotten, used up) is left out whole: the difference of two scores is never
+    one message's.
+    """
+    groups: dict[int, list[Record]] = {}
+    for record in sorted(records, key=lambda record: record.id):
+        groups.setdefault((record.id // HELD_ONE_IN - 1) // size, []).append(record)
+    return [group for group in groups.values() if len(group) == size]
 
 
 def targets(rows: NDArray[Any]) -> int:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from device_runtime import scoring, text
+from device_runtime import drive, scoring, text
 from device_runtime.causes import Cause
 from device_runtime.finetune import finetune
 from device_runtime.interpreter import Graph
@@ -133,6 +133,25 @@ def test_a_score_has_no_more_than_four_hundred_words_of_the_newest_messages(serv
     home = device(messages=900)  # 90 are held back, of 5 words each
     assert turn(home, server).examples == 400
     assert [number for number, times in uses(home).items() if times] == list(range(110, 901, 10))
+
+
+def test_two_scores_differ_by_whole_groups_of_messages_and_never_by_one(device, tiny_bundle):  # noqa: F811
+    """Weights that are others by a hair score alike: the difference is what was typed between."""
+    home = device(messages=119)  # its owner sends nothing of fewer than five messages
+
+    def scored():
+        return drive.gather_held(home, tiny_bundle, tiny_bundle.plan).records
+
+    assert scored() == tuple(range(10, 101, 10))
+    with home.typing_log() as log:
+        log.append_many([("they do not know you", 200.0)] * 30)
+        assert len(log.records(99, held=True)) == 14
+    assert scored() == tuple(range(10, 101, 10))
+    with home.typing_log() as log:
+        log.append_many([("what they said", 10.0)])  # by a clock that went back
+        assert scored() == tuple(range(10, 151, 10))
+        assert log.forget("number 19") == 1  # the twentieth: its whole group goes
+    assert scored() == tuple(range(60, 151, 10))
 
 
 def uses(home) -> dict[int, int]:
