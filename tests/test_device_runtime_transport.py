@@ -2,6 +2,7 @@ import contextlib
 import itertools
 import socket
 import threading
+import tracemalloc
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -250,7 +251,7 @@ def dripping(head: bytes, drops: bytes, most: int = 100_000):
             for place in range(most):
                 if over.wait(0.001):
                     return
-                connection.sendall(drops[place % len(drops) :][:1])
+                connection.sendall(drops[place % max(1, len(drops)) :][:1])
 
     def accept() -> None:
         while not over.is_set():
@@ -300,6 +301,21 @@ def test_a_reply_whose_pieces_never_become_whole_is_ended(monkeypatch, head):
         with pytest.raises(ServerError, match="expected 1000 bytes a second") as refused:
             persistent(send, sleep=lambda _: None)("GET", "/v1/blobs/x", b"", {})
         assert not isinstance(refused.value, Interrupted)
+
+
+def test_a_reply_in_crumbs_takes_no_more_memory_than_its_bytes():
+    """Each crumb of one byte, kept as it came, would take fifty."""
+    head = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
+    crumbs = b"1\r\nx\r\n" * 50_000 + b"0\r\n\r\n"
+    with dripping(head + crumbs, b"") as url, http(url) as send:
+        tracemalloc.start()
+        try:
+            reply = send("GET", "/v1/x", b"", {})
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert reply.body == b"x" * 50_000
+    assert peak < 1_000_000
 
 
 class Baker(Handler):
