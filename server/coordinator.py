@@ -292,10 +292,12 @@ class Coordinator:
                 with self.store.reading() as rows:
                     self._population, self._population_at = rows.count_devices(), now
             if not self._forgot_at <= now < self._forgot_at + FORGET_S:
-                with self.store.transaction() as rows:
+                with self.store.transaction(forgets=True) as rows:
                     rows.forget_nonces(now - KEPT_S)
                     rows.forget_due(now - pacing.FORGET_S)
                     rows.forget_codes(now - KEPT_S)
+                # a quiet server closes no round for days: its log would say who asked when
+                self.store.tidy()
                 self._forgot_at = now
 
     def probe(self, now: float) -> None:

@@ -229,16 +229,17 @@ class Store:
         return self.name != "SQLite"
 
     @contextmanager
-    def transaction(self, durable: bool = False) -> Iterator["Rows"]:
+    def transaction(self, durable: bool = False, forgets: bool = False) -> Iterator["Rows"]:
         """All that is written inside holds together when the block ends, or not at all if it
-        raises; if durable, the disk has it. Raises RunError if an SQLite file is not there any
-        more.
+        raises; if durable, the disk has it. If it forgets, an SQLite file keeps nothing of what is
+        deleted inside; its log does until `tidy`. Raises RunError if an SQLite file is not there
+        any more.
 
         One at a time, of all servers that share the database.
         """
         with (
             self._engine.connect() as connection,
-            connection.execution_options(durable=durable).begin(),
+            connection.execution_options(durable=durable, forgets=forgets).begin(),
         ):
             if self.shared:
                 connection.execute(
@@ -1054,12 +1055,10 @@ def _require_ours(database: Path) -> None:
 def _prepare_sqlite(connection: Any, _record: Any) -> None:
     # SQLAlchemy begins and ends the transactions, tables included
     connection.isolation_level = None
-    # what is deleted is overwritten, where that costs no more writing; each of many connections
-    # keeps half a megabyte of pages
+    # each of many connections keeps half a megabyte of pages
     for setting in (
         "journal_mode = WAL",
         "foreign_keys = ON",
-        "secure_delete = FAST",
         "cache_size = -512",
         "wal_autocheckpoint = 16384",
     ):
@@ -1074,4 +1073,7 @@ def _begin_sqlite(connection: sa.Connection) -> None:
     # FULL waits for the disk: worth it for an acknowledged update, not for a check-in
     level = "FULL" if options.get("durable", True) else "NORMAL"
     connection.exec_driver_sql(f"PRAGMA synchronous = {level}")
+    # what is deleted is overwritten: FAST where that costs no more writing, ON in any case
+    deletes = "ON" if options.get("forgets") else "FAST"
+    connection.exec_driver_sql(f"PRAGMA secure_delete = {deletes}")
     connection.exec_driver_sql("BEGIN IMMEDIATE")

@@ -7,6 +7,7 @@ the round ends.
 import itertools
 import logging
 import stat
+import struct
 import zipfile
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,7 +25,7 @@ from server import mechanism, tasks
 from server.blobs import Blobs
 from server.coordinator import Coordinator, open_folder
 from server.eligibility import Policy
-from server.requests import CheckingIn, Reporting
+from server.requests import CheckingIn, Nonce, Reporting
 from server.rounds import Rules
 from server.scores import LOSS_UNITS
 from server.slots import Folder
@@ -396,3 +397,25 @@ def test_a_slot_is_written_over_in_place_and_with_zeros_before_its_name_is_gone(
     same.close()
     assert (slots.names(), slots.get("a")) == ([], None)
     slots.remove("a")
+
+
+# who asked when
+
+
+def test_a_quiet_server_s_files_say_of_nobody_when_he_asked_hours_ago(tmp_path):
+    coordinator = toy_server.new(tmp_path, Rules(report_goal=1000, selection_s=500.0))
+    devices, nonces, told = enrolled(coordinator, 60), [], []
+    for k, device in enumerate(devices * 2):
+        nonces.append(Nonce(f"{k:032x}", 1000 + 3 * k))
+        coordinator.ask(CheckingIn(device, READY, nonces[-1]), 1000.25 + 3 * k)
+        with coordinator.store.reading() as rows:
+            told.append(struct.pack(">d", rows.known([device])[device].told.due))  # SQLite's REAL
+
+    def left() -> int:
+        files = b"".join(path.read_bytes() for path in tmp_path.iterdir() if path.is_file())
+        return sum(what in files for what in [*(nonce.text.encode() for nonce in nonces), *told])
+
+    assert left() > len(nonces)
+    for now in range(1500, 12_000, 600):
+        coordinator.tick(float(now))
+    assert left() == 0
