@@ -24,7 +24,7 @@ from server.overview import exposure
 from server.requests import Refused
 from server.store import Rows, StoredTask
 
-_ROUND = re.compile(r"[0-9]{1,9}")
+_ROUND, _SHA = re.compile(r"[0-9]{1,9}"), re.compile(r"[0-9a-f]{64}")
 
 
 def create(coordinator: Coordinator, settings: TaskSettings, now: float) -> None:
@@ -54,9 +54,10 @@ def roll_back(coordinator: Coordinator, task: str, message: Rollback, now: float
     """Go on from an earlier checkpoint, named by its SHA-256 or the round that made it. Refused as
     the coordinator refuses it.
     """
-    coordinator.roll_back(
-        task, int(message.to) if _ROUND.fullmatch(message.to) else message.to, now
-    )
+    is_round = _ROUND.fullmatch(message.to) is not None
+    if not is_round and not _SHA.fullmatch(message.to):
+        raise Refused(Cause.UNKNOWN_BLOB, "the task has no such checkpoint")
+    coordinator.roll_back(task, int(message.to) if is_round else message.to, now)
 
 
 def make_codes(coordinator: Coordinator, message: NewCodes, now: float) -> Codes:

@@ -64,6 +64,13 @@ class TaskSettings:
                     f"{getattr(self, label)[:80]!r}",
                     "choose another",
                 )
+        # names of nothing: not every database can be asked for them
+        if self.evaluates and not NAME.fullmatch(self.evaluates):
+            raise ConfigError(
+                "task.evaluates",
+                f"expected the name of a training task, found {self.evaluates[:80]!r}",
+                "see `fedboard task list`",
+            )
         if (self.kind is Kind.EVALUATION) != bool(self.evaluates):
             raise ConfigError(
                 "task.evaluates",

@@ -756,6 +756,18 @@ def test_no_path_header_or_body_is_an_error_of_the_server_or_of_a_neighbour(
         assert answer[9:10] in (b"2", b"3", b"4"), answer[:200]
 
 
+def test_an_operator_s_name_that_no_database_can_hold_is_the_name_of_nothing(two_servers):
+    for url, _, _ in two_servers:
+
+        def ask(path: str, message: object, url: str = url) -> httpx.Response:
+            return httpx.post(url + path, json=message, headers=OPERATOR)
+
+        back = ask("/v1/tasks/default/rollback", {"to": "\x00"})
+        assert problem(back) == (404, "unknown_blob")
+        scoring = {"name": "scoring", "kind": "evaluation", "evaluates": "\x00"}
+        assert problem(ask("/v1/tasks", scoring)) == (400, "malformed")
+
+
 def test_a_name_that_no_database_can_hold_is_refused_before_a_group_has_it(two_servers):
     for _, device, neighbour in two_servers:
         answer = device.send("POST", "/v1/assignments/%00/abandon", b'{"cause":"in_use"}')
