@@ -92,7 +92,15 @@ def serve(
         durable.share(address, f"{url}\n".encode())
         logs.begin()
         doors = settings.access
-        allowed = Access(token, readers, settings.limits, doors.behind_proxy, doors.origins)
+        allowed = Access(
+            token,
+            readers,
+            reads_only_here=not doors.readers,
+            enrols_only_here=is_open and not doors.enrolment,
+            limits=settings.limits,
+            behind_proxy=doors.behind_proxy,
+            origins=doors.origins,
+        )
         run(app(coordinator, access_=allowed), sock, **tls)
 
 

@@ -31,6 +31,9 @@ _VERSION_2 = {"content-digest", "fedboard-signature"} | {
     f"fedboard-{name}" for name in ("device", "task", "round", "nonce")
 }
 _SINCE_VERSION_3 = {"fedboard-server", "fedboard-time"}
+_PASSED_ON = {"via", "forwarded", "x-real-ip"} | {
+    f"x-forwarded-{what}" for what in ("for", "host", "proto")
+}
 _DIGEST = re.compile(r"sha-256=:([A-Za-z0-9+/]{43}=):")
 
 
@@ -132,6 +135,11 @@ def is_ours(headers: Mapping[str, str], origins: Sequence[str]) -> bool:
         return True
     host = headers.get("host", "")
     return bool(host) and origin.lower() in (f"http://{host}".lower(), f"https://{host}".lower())
+
+
+def is_passed_on(headers: Mapping[str, str]) -> bool:
+    """Whether somebody says that he passes a request on for another: a proxy or a tunnel."""
+    return not _PASSED_ON.isdisjoint(headers)
 
 
 def names_this_machine(headers: Mapping[str, str], origins: Sequence[str]) -> bool:

@@ -116,6 +116,10 @@ class Access:
     token: str = field(default="", repr=False)
     # pages and reports need no token: for a server that only this machine reaches
     open_to_readers: bool = True
+    # what is open only because nobody but this machine should come: not to what a proxy passes on,
+    # nor to a name that was made to lead here
+    reads_only_here: bool = False
+    enrols_only_here: bool = False
     limits: Limits = field(default_factory=Limits)
     behind_proxy: str = ""  # addresses of proxies, separated by commas
     origins: str = ""  # where a browser may write from beside this server itself
@@ -397,6 +401,12 @@ class _Service:
 
     async def enrol(self, request: Request) -> Response:
         self.address_may(request)
+        if self.allowed.enrols_only_here and not self.is_from_here(request):
+            raise Refused(
+                Cause.BAD_CODE,
+                "without codes this server enrols devices of its own machine alone, at its address;"
+                " [access] behind_proxy and origins name others",
+            )
         if not self.is_this_machine(request):
             address = access.network_of(self.address(request))
             self.not_too_often(self.of_enrolments.wait_s(address, self.clock()))
@@ -726,8 +736,20 @@ class _Service:
         return request.client.host if request.client else ""
 
     def is_this_machine(self, request: Request) -> bool:
-        """Whether nobody but this machine can have sent it: behind a proxy anybody can."""
-        return not self.allowed.behind_proxy and access.is_loopback(self.address(request))
+        """Whether nobody but this machine can have sent it: behind a proxy anybody can, also if the
+        operator has named none.
+        """
+        return (
+            not self.allowed.behind_proxy
+            and access.is_loopback(self.address(request))
+            and not access.is_passed_on(bodies.headers(request))
+        )
+
+    def is_from_here(self, request: Request) -> bool:
+        """Whether it comes from this machine, and from no page of elsewhere in its browser."""
+        return self.is_this_machine(request) and access.names_this_machine(
+            bodies.headers(request), self.origins
+        )
 
     def address_may(self, request: Request) -> None:
         if not self.is_this_machine(request):
@@ -761,14 +783,14 @@ class _Service:
             raise Refused(Cause.MALFORMED, f"content-type: expected {content}")
 
     def may_read(self, request: Request) -> None:
-        if not self.allowed.open_to_readers:
+        allowed = self.allowed
+        is_elsewhere = allowed.reads_only_here and not self.is_this_machine(request)
+        if is_elsewhere or not allowed.open_to_readers:
             self.may_act(request)
             return
         self.address_may(request)
         # what is open to this machine is not open to a page of elsewhere in its browser
-        if self.is_this_machine(request) and not access.names_this_machine(
-            bodies.headers(request), self.origins
-        ):
+        if self.is_this_machine(request) and not self.is_from_here(request):
             raise Refused(
                 Cause.NOT_THE_OPERATOR,
                 "expected this machine's address as the host; [access] origins names others",

@@ -12,10 +12,12 @@ from pathlib import Path
 import httpx
 import pytest
 
+from device_runtime import config, signing
 from device_runtime.bundle import NO_PRIVACY
 from device_runtime.config import from_toml
 from device_runtime.errors import ConfigError, RunError
 from device_runtime.home import Home
+from device_runtime.wire import Enrolment
 from fedboard import serve as stage
 from fedboard.cli import main
 from server import disk
@@ -24,6 +26,7 @@ from server.settings import ServerSettings
 from tests import postgres
 from tests.played_server import played
 from tests.test_imports import ONLY_A_DEVICE
+from tests.test_server_endpoint import Device, problem
 
 ABLE = "0\tbattery_charged_on\n0\twifi\n0\tscreen_off\n"
 
@@ -418,3 +421,27 @@ def test_behind_a_proxy_of_this_very_machine_nobody_comes_in_without_code_or_tok
     phone = ("device", "enrol", tmp_path / "phone", "--server", server.url)
     bundle = ("--bundle", "bundles/reference", "--trust", "bundles/reference.pub")
     assert "bad_code" in fedboard(*phone, *bundle, fails=True)
+
+
+def test_what_a_proxy_nobody_named_or_a_name_made_to_lead_here_passes_on_finds_all_closed(
+    running, tmp_path
+):
+    server = running()
+    phone = Device(server.url, 1)
+    asked = config.to_json(Enrolment(signing.public_hex(phone.key)))
+    assert httpx.get(f"{server.url}/v1/tasks").status_code == 200
+    token = (tmp_path / "server" / "operator.token").read_text().strip()
+    port = server.url.rpartition(":")[2]
+    for headers in (
+        {"x-forwarded-for": "203.0.113.9"},
+        {"forwarded": "for=203.0.113.9"},
+        {"via": "1.1 somewhere"},
+        {"x-real-ip": "127.0.0.1"},
+        {"host": f"evil.example:{port}", "origin": f"http://evil.example:{port}"},
+    ):
+        for path in ("/", "/metrics", "/v1/tasks", "/v1/rounds"):
+            assert httpx.get(server.url + path, headers=headers).status_code == 401, (path, headers)
+        assert problem(phone.send("POST", "/v1/devices", asked, **headers)) == (403, "bad_code")
+    passed_on = {"x-forwarded-for": "203.0.113.9", "authorization": f"Bearer {token}"}
+    assert httpx.get(f"{server.url}/v1/tasks", headers=passed_on).status_code == 200
+    assert phone.send("POST", "/v1/devices", asked).status_code == 200
