@@ -38,6 +38,9 @@ from model import child_process, enclosure, memory
 
 _Result = TypeVar("_Result")
 _ADDRESS = re.compile(r"([A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\]):([0-9]{1,5})")
+_SOCKET = "socket"  # in a folder of its own
+# of a socket: a longer one is no address, source unix(7); gRPC reads others as parts of a URI
+_PATH = re.compile(r"[A-Za-z0-9_./-]{1,107}")
 _START_S = 30.0
 _PROBE_S = 3.0
 _ADDRESSES = "as --host an address of this machine: `ip address` lists them"
@@ -298,9 +301,8 @@ class LocalWorker(Workers):
 
     def __init__(self, threads: int, log: Path | None, restarts: int, port: int = 0):
         self._port = port
-        # nobody else may enter it
-        self._folder = None if port else Path(tempfile.mkdtemp(prefix="fedboard-worker-"))
-        super().__init__([f"unix:{self._folder}/socket" if self._folder else f"127.0.0.1:{port}"])
+        self._folder = None if port else _private_folder()
+        super().__init__([f"unix:{self._folder}/{_SOCKET}" if self._folder else f"127.0.0.1:{port}"])
         self._threads, self._log, self._restarts = threads, log, restarts
         self._closing = threading.Event()
         self.process = self._start()
@@ -329,7 +331,7 @@ class LocalWorker(Workers):
         self._folder.mkdir(mode=0o700, exist_ok=True)  # a worker asked to end removed it
         if self._folder.lstat().st_uid != os.geteuid():
             raise RunError(self._folder, "is another user's, expected ours", "train again")
-        path = self._folder / "socket"
+        path = self._folder / _SOCKET
         path.unlink(missing_ok=True)  # of the worker that died
         listener = socket.socket(socket.AF_UNIX)
         listener.bind(str(path))
@@ -449,6 +451,21 @@ def _start(threads: int, log: Path | None, where: int | socket.socket) -> subpro
     with where:
         behind = enclosure.command(command, where)
         return child_process.start(behind, log, environment, (where.fileno(),))
+
+
+def _private_folder() -> Path:
+    """A new folder that nobody else may enter, for a socket: among the temporary files, or, where
+    its path could not be a socket's, among the system's. Raises RunError if none can be made.
+    """
+    where = None if _PATH.fullmatch(f"{tempfile.gettempdir()}/{'x' * 32}/{_SOCKET}") else "/tmp"
+    try:
+        return Path(tempfile.mkdtemp(prefix="fedboard-worker-", dir=where))
+    except OSError as error:
+        raise RunError(
+            "TFF worker",
+            f"no folder can be made for its socket ({error.strerror or error})",
+            "set TMPDIR to a folder that can be written",
+        ) from None
 
 
 def _port_for_all(open_worker: bool, tell: Callable[[str], None]) -> int:

@@ -13,6 +13,7 @@ import re
 import signal
 import socket
 import sys
+import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -467,6 +468,17 @@ def test_a_local_worker_is_reached_at_no_address_of_this_machine():
             address for address in addresses_of_this_machine() if answers(address, port_of(process))
         ]
     assert reached == []
+
+
+@pytest.mark.skipif(bool(OBSTACLE), reason=OBSTACLE)
+@pytest.mark.parametrize("name", ["long" * 25, "a%20b"])
+def test_a_worker_starts_wherever_temporary_files_lie(tmp_path, monkeypatch, name):
+    (tmp_path / name).mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / name))
+    with worker.running(1) as local:
+        folder = Path(local.addresses[0].removeprefix("unix:")).parent
+        assert folder.stat().st_mode & 0o777 == 0o700
+    assert not folder.exists()
 
 
 def test_an_error_of_the_computation_itself_passes_through(gate):
