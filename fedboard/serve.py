@@ -15,7 +15,7 @@ from fedboard import console
 from fedboard.run import writable
 from server.contract import ADDRESS, TOKEN, TOKEN_FILE
 from server.settings import ServerSettings, Tls
-from server.task import for_bundle, settings_of
+from server.task import State, for_bundle, settings_of, why_devices_refuse
 
 # environment: secrets stay out of files and commands
 DATABASE, BLOBS = "FEDBOARD_DATABASE", "FEDBOARD_BLOBS"
@@ -72,8 +72,11 @@ def serve(
             codes_needed=settings.access.enrolment == "code"
             or not (is_open or settings.access.enrolment),
         )
-        if coordinator.tasks():
+        if stored := coordinator.tasks():
             console.say("going on with the tasks of this server")
+            for each in stored:
+                if each.state is State.RUNNING and (refused := why_devices_refuse(each.task)):
+                    console.say(f"{each.task.name}: {refused}")
         elif bundle is not None:
             task = for_bundle(settings_of(settings), bundle.plan)
             tasks.create(coordinator, task, now, bundle.checkpoint)

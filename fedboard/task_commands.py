@@ -121,6 +121,7 @@ def task_list(
 ) -> None:
     """Every task with its state, round and checkpoint."""
     from fedboard.operator import connect
+    from server.task import State
 
     with connect(dir, server, token_file, insecure) as operator:
         reports = operator.tasks()
@@ -141,6 +142,9 @@ def task_list(
     console.table(
         "tasks", ["task", "kind", "state", "committed", "round", "counted", "checkpoint"], rows
     )
+    for task in reports:
+        if task.refused and task.state is State.RUNNING:
+            console.say(f"{task.name}: {task.refused}")
 
 
 @app.command("show")
@@ -171,6 +175,8 @@ def task_show(
     console.say(f"checkpoint {task.checkpoint} of round {task.checkpoint_round}")
     if task.privacy:
         console.say(f"privacy: {task.privacy}")
+    if task.refused:
+        console.say(f"{task.name}: {task.refused}")
     scored = task.kind is Kind.EVALUATION
     rows = [
         [
@@ -297,3 +303,5 @@ def _say(task: "TaskReport", as_json: bool) -> None:
         f"{task.name}: {task.kind} task, {task.state}, round {task.round} from checkpoint "
         f"{task.checkpoint[:12]} of round {task.checkpoint_round}"
     )
+    if task.refused:
+        console.say(f"{task.name}: {task.refused}")

@@ -302,7 +302,8 @@ class LocalWorker(Workers):
     def __init__(self, threads: int, log: Path | None, restarts: int, port: int = 0):
         self._port = port
         self._folder = None if port else _private_folder()
-        super().__init__([f"unix:{self._folder}/{_SOCKET}" if self._folder else f"127.0.0.1:{port}"])
+        place = f"127.0.0.1:{port}" if port else f"unix:{self._folder}/{_SOCKET}"
+        super().__init__([place])
         self._threads, self._log, self._restarts = threads, log, restarts
         self._closing = threading.Event()
         self.process = self._start()

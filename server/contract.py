@@ -85,6 +85,7 @@ class TaskReport:
     checkpoint_round: int
     evaluates: str = ""
     privacy: str = ""  # what a training task has spent of it, in a sentence
+    refused: str = ""  # why devices refuse all of its work, in a sentence; empty if they do not
 
 
 @dataclass(frozen=True)

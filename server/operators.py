@@ -23,6 +23,7 @@ from server.coordinator import Coordinator
 from server.overview import exposure
 from server.requests import Refused
 from server.store import Rows, StoredTask
+from server.task import why_devices_refuse
 
 _ROUND, _SHA = re.compile(r"[0-9]{1,9}"), re.compile(r"[0-9a-f]{64}")
 
@@ -103,4 +104,5 @@ def _report(rows: Rows, stored: StoredTask) -> TaskReport:
         current.round if current else newest.base_round,
         task.evaluates,
         privacy,
+        why_devices_refuse(task),
     )

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 from device_runtime import bounds, config
 from device_runtime.bounds import Within
 from device_runtime.errors import ConfigError
+from device_runtime.limits import OwnLimits
 from device_runtime.weights import digest
 from device_runtime.wire import Kind, Plan
 from server.eligibility import Policy
@@ -160,6 +161,21 @@ def _settings(record: TaskSettings) -> dict[str, Any]:
 @functools.lru_cache(maxsize=64)
 def _hash_of(plan: Plan) -> str:
     return digest(config.to_json(plan))
+
+
+def why_devices_refuse(task: Task) -> str:
+    """Why devices refuse every work of a task unless their owners have raised a limit, and what to
+    do about it, in a sentence; empty if they do not. A task of an earlier version can be so, as
+    what is asked of devices is fixed with it.
+    """
+    asked, most = task.plan.clipping_norm, OwnLimits().clipping_norm
+    if task.kind is Kind.EVALUATION or asked <= most:
+        return ""
+    return (
+        f"devices refuse its work: expected a clipping norm of at most {most:g}, which is their "
+        f"usual limit, found {asked:g}; pause it, and begin another, which gets a norm that they "
+        "accept: fedboard task create NAME --bundle BUNDLE"
+    )
 
 
 def rotation_seed(task: Task, round: int) -> int:

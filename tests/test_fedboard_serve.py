@@ -17,16 +17,20 @@ from device_runtime.bundle import NO_PRIVACY
 from device_runtime.config import from_toml
 from device_runtime.errors import ConfigError, RunError
 from device_runtime.home import Home
-from device_runtime.wire import Enrolment
+from device_runtime.weights import Checkpoint
+from device_runtime.wire import Enrolment, Plan
 from fedboard import serve as stage
 from fedboard.cli import main
-from server import disk
+from server import disk, tasks
+from server.coordinator import Coordinator, open_folder
 from server.mechanism import NOTHING_CLAIMED
 from server.settings import ServerSettings
+from server.task import TaskSettings
 from tests import postgres
 from tests.played_server import played
 from tests.test_imports import ONLY_A_DEVICE
 from tests.test_server_endpoint import Device, problem
+from tests.toy_server import TOKENIZER, WEIGHTS
 
 ABLE = "0\tbattery_charged_on\n0\twifi\n0\tscreen_off\n"
 
@@ -445,3 +449,25 @@ def test_what_a_proxy_nobody_named_or_a_name_made_to_lead_here_passes_on_finds_a
     passed_on = {"x-forwarded-for": "203.0.113.9", "authorization": f"Bearer {token}"}
     assert httpx.get(f"{server.url}/v1/tasks", headers=passed_on).status_code == 200
     assert phone.send("POST", "/v1/devices", asked).status_code == 200
+
+
+def test_an_operator_is_told_of_a_task_whose_work_every_device_refuses(running, fedboard, tmp_path):
+    store, blobs = open_folder(tmp_path / "server")
+    coordinator = Coordinator(store, blobs)
+    for name, norm in (("old", 10.0), ("new", 1.0)):
+        plan, start = Plan(clipping_norm=norm), Checkpoint(WEIGHTS, 0, "", TOKENIZER)
+        tasks.create(coordinator, TaskSettings(plan, name=name), 0.0, start)
+    coordinator.close()
+    server, where = running(), ("--dir", tmp_path / "server")
+    refused = "old: devices refuse its work: expected a clipping norm of at most 1, which is their"
+    remedy = "fedboard task create NAME --bundle BUNDLE"
+    for said in (
+        server.log.read_text(),
+        fedboard("task", "list", *where),
+        fedboard("task", "show", "old", *where),
+    ):
+        said = " ".join(said.split())
+        assert refused in said and remedy in said and "new: devices" not in said
+    assert "refuse its work" not in fedboard("task", "show", "new", *where)
+    assert "refuse its work" in fedboard("task", "pause", "old", *where)
+    assert "refuse its work" not in fedboard("task", "list", *where)
