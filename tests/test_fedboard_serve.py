@@ -140,6 +140,9 @@ def test_a_server_without_any_configuration_is_given_tasks_and_devices_and_goes_
         *trust,
     )
     fedboard("device", "enrol", tmp_path / "phone", *phone)
+    owner_says = tmp_path / "phone" / "device.toml"  # its bundle's plan takes eight rows
+    own = owner_says.read_text().replace("least_messages = 10", "least_messages = 5")
+    owner_says.write_text(own.replace("least_words = 100", "least_words = 20"))
     with Home.open(tmp_path / "phone").typing_log() as log:
         log.append_many([(f"i will see you number {i}", time.time()) for i in range(12)])
     turn = [
