@@ -12,9 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from device_runtime.causes import MEANING, Cause
-from server.rounds import Rules
+from server.rounds import RETRY_S, Rules
 
-JITTER = 0.2  # share of the retry time it may be off
+JITTER = 0.2  # share of the retry time it may be off; a device adds as much of its own
+LEAST_S = 60.0  # no device waits less
 SCATTER = 0.02  # share of it by which devices that meet are scattered
 EARLY_S = 2.0  # a device that comes so much before the time it was told is in time
 # an ask so soon after the answer to the last one is that ask again: the answer was lost
@@ -68,7 +69,8 @@ def retry_in_s(
     if population <= rules.check_ins_per_s * 2 * SCATTER * base:
         meeting = round((now + base) / base) * base - now if base else 0.0
         seconds = meeting + base * float(rng.uniform(-SCATTER, SCATTER))
-        seconds = min(max(seconds, low), high)
+        seconds = min(max(seconds, low), high, RETRY_S.high)
     else:
-        seconds = float(rng.uniform(low, max(high, low + population / rules.check_ins_per_s)))
+        last = max(high, low + population / rules.check_ins_per_s)
+        seconds = float(rng.uniform(low, min(last, RETRY_S.high)))  # no device waits longer
     return math.floor(1000 * seconds) / 1000

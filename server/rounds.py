@@ -50,13 +50,15 @@ class Rules:
     # go by arrival, which a device that asks often has the most of
     selection_s: Annotated[float, WAIT_S] = 600.0
     # for those drawn to come back, before others are drawn in their place; by default half of
-    # selection_s and a minute
+    # selection_s and a minute and a half
     claim_s: Annotated[float | None, WAIT_S] = None
     # from an admission: what every device is promised
     reporting_s: Annotated[float, WAIT_S] = 3600.0
     rounds: Annotated[int, ROUNDS] = 0  # committed rounds the task wants; 0 = no end
-    # until a device checks in again that may be of use soon, give or take 20 %
-    retry_s: Annotated[float, RETRY_S] = 900.0
+    # until a device checks in again that may be of use soon, give or take 20 %, to which it adds as
+    # much of its own: under 0.69 selection_s all are in every window, and nobody gains by knowing
+    # when the others come
+    retry_s: Annotated[float, RETRY_S] = 400.0
     # the same for one that will not be before something on it changes
     permanent_retry_s: Annotated[float, RETRY_S] = 14_400.0
     # a population too large to come at this rate in the time above is given more time
@@ -91,10 +93,10 @@ class Rules:
 
     @property
     def claim(self) -> float:
-        """Seconds to come back in: a device waits a fifth longer than it was told, and no less than
-        a minute.
+        """Seconds to come back in: a device waits up to a fifth longer than it was told, or than a
+        minute if that is more.
         """
-        return 60.0 + self.selection_s / 2 if self.claim_s is None else self.claim_s
+        return 90.0 + self.selection_s / 2 if self.claim_s is None else self.claim_s
 
     @property
     def patience(self) -> float:
