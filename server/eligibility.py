@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from device_runtime import bounds, separation, versions
-from device_runtime.bounds import Within
+from device_runtime.bounds import Each, Within
 from device_runtime.causes import Cause
 from device_runtime.errors import ConfigError
-from device_runtime.wire import DAY_S, VERSION, CheckIn, forbidden_by
+from device_runtime.wire import DAY_S, VERSION, WORD, CheckIn, forbidden_by
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,8 @@ class Policy:
     trust_s: Annotated[float, Within(0.0, 3660 * DAY_S)] = 0.0
     min_runtime: str = ""  # version of the device's interpreter, such as "2.14.0"
     min_release: Annotated[int, Within(0, 2**31 - 1)] = 0  # of the device's bundle
-    device_classes: tuple[str, ...] = ()  # those that may join; none named: all
+    # those that may join; none named: all
+    device_classes: Annotated[tuple[str, ...], Each(WORD, 1000)] = ()
 
     def __post_init__(self) -> None:
         bounds.check(self, "policy")

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from typing import Annotated, Any
 
-from device_runtime import bounds, config
+from device_runtime import bounds, config, limits
 from device_runtime.bounds import Within
 from device_runtime.errors import ConfigError
 from device_runtime.limits import OwnLimits
@@ -145,6 +145,14 @@ def for_bundle(settings: TaskSettings, signed: Plan) -> TaskSettings:
                 f"to, found {asked:g}",
                 "correct it, or sign a bundle with that plan",
             )
+    uses, least = limits.Limits(signed).rows(settings.plan), limits.OwnLimits().least_messages
+    if uses < least:
+        raise ConfigError(
+            "plan.max_rows",
+            f"expected enough for {least} messages, found {settings.plan.max_rows}, of which a "
+            f"device uses {uses}",
+            "raise it: no device makes an update of fewer",
+        )
     return settings
 
 

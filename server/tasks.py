@@ -8,14 +8,15 @@ TOML or message -> TaskSettings -> create -> Task, a row of the database
 import secrets
 from dataclasses import replace
 
-from device_runtime import weights
+from device_runtime import limits, weights
 from device_runtime.errors import CheckpointError, ConfigError, RunError
 from device_runtime.weights import Checkpoint
 from device_runtime.wire import Kind
 from server import closing, mechanism
 from server.blobs import Blobs
 from server.coordinator import Coordinator
-from server.rounds import RoundState
+from server.pacing import JITTER, LEAST_S
+from server.rounds import RETRY_S, RoundState
 from server.store import Rows, Store, StoredCheckpoint
 from server.task import Task, TaskSettings, task_of
 
@@ -30,10 +31,12 @@ def create(
     checkpoints of the training task it names, on its devices' held-back messages. Without a seed
     the rotations cannot be foretold; with one, the same updates make the same checkpoints.
 
-    Raises ConfigError for settings that do not hold together or a sum that could overflow,
-    CheckpointError for weights that do not fit float16, and RunError if there is a task of that
-    name, no training task to evaluate, or a blob or the store cannot be used.
+    Raises ConfigError for settings that do not hold together or under which no device could ever
+    work, or a sum that could overflow, CheckpointError for weights that do not fit float16, and
+    RunError if there is a task of that name, no training task to evaluate, or a blob or the store
+    cannot be used.
     """
+    _require_workable(settings)
     if settings.seed is None:
         settings = replace(settings, seed=secrets.randbits(63))
     store, blobs = coordinator.store, coordinator.blobs
@@ -54,6 +57,40 @@ def create(
                 rows.add_checkpoint(task.name, first)
             rows.open_round(task.name, state, first, now)
     return task
+
+
+def _require_workable(settings: TaskSettings) -> None:
+    """Raises ConfigError for a number that is one, and under which no device would ever work."""
+    rules, told = settings.rules, limits.COARSE[-1]
+    if settings.policy.min_examples > told:
+        raise ConfigError(
+            "policy.min_examples",
+            f"expected at most {told}, found {settings.policy.min_examples:,}",
+            "lower it: no check-in tells of more",
+        )
+    if rules.reporting_s < 1:
+        raise ConfigError(
+            "rules.reporting_s",
+            f"expected at least a second, found {rules.reporting_s:g}",
+            "raise it to the time that training and an upload take",
+        )
+    if not rules.selection_s:
+        return
+    if rules.selection_s + rules.claim / 4 > RETRY_S.high:
+        raise ConfigError(
+            "rules.selection_s",
+            f"expected a window and a quarter of its claim_s within {RETRY_S.high:,.0f} s, found "
+            f"{rules.selection_s:,.0f} s",
+            "lower it: no device waits longer",
+        )
+    # a device waits up to a fifth longer than it is told, and no less than a minute
+    latest = max(JITTER * rules.selection_s, (1 + JITTER) * LEAST_S - rules.selection_s)
+    if rules.claim < latest:
+        raise ConfigError(
+            "rules.claim_s",
+            f"expected at least {latest:,.0f} s after such a window, found {rules.claim:g}",
+            "raise it: those who were drawn would come too late",
+        )
 
 
 def _training(

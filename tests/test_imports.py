@@ -18,6 +18,7 @@ CONTRACTS = {
     "difference",
     "durable",
     "errors",
+    "limits",
     "optimizers",
     "quantize",
     "separation",

@@ -146,6 +146,7 @@ def test_a_plan_that_is_asked_for_is_served_as_it_is_if_it_is_within_the_bundles
         ("clipping_norm", 1e6, "plan.clipping_norm: expected at most the 10 of the bundle's"),
         ("learning_rate", 0.2, "plan.learning_rate: expected at most the 0.1"),
         ("max_rows", 65, "plan.max_rows: expected at most the 64"),
+        ("max_rows", 15, "plan.max_rows: expected enough for 10 messages, found 15, of which"),
         ("epochs", 2, "plan.epochs: expected at most the 1"),
         ("batch_size", 4, "plan.batch_size: expected the 8"),
         ("length", 19, "plan.length: expected the 20"),

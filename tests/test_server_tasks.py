@@ -281,7 +281,7 @@ def test_an_evaluation_scores_the_newest_checkpoint_once_and_its_sums_stand_besi
 
 
 def test_a_checkpoint_that_has_been_scored_is_not_scored_again(tmp_path):
-    coordinator = new(tmp_path, RULES, policy=Policy(min_examples=1000))  # nobody trains
+    coordinator = new(tmp_path, RULES, policy=Policy(min_examples=500))  # nobody trains
     tasks.create(
         coordinator,
         TaskSettings(kind=Kind.EVALUATION, evaluates="default", name="scores", rules=ONE),
@@ -642,3 +642,31 @@ def test_a_task_s_row_has_the_fields_a_server_of_the_version_before_can_read(tmp
 def test_an_evaluation_names_no_checkpoint_to_start_from():
     with pytest.raises(ConfigError, match=r"task\.checkpoint: expected none for an evaluation"):
         TaskSettings(kind=Kind.EVALUATION, evaluates="words", checkpoint="ab" * 32)
+
+
+@pytest.mark.parametrize(
+    ("rules", "policy", "says"),
+    [
+        ({}, {"min_examples": 501}, r"policy\.min_examples: expected at most 500, found 501"),
+        ({"reporting_s": 0.0}, {}, r"rules.reporting_s: expected at least a second, found 0"),
+        ({"selection_s": 6e5}, {}, "rules.selection_s: expected a window and a quarter of its"),
+        ({"claim_s": 0.0}, {}, "rules.claim_s: expected at least 120 s after such a window"),
+        ({"claim_s": 119.0}, {}, "rules.claim_s: expected at least 120 s"),
+        # of ten seconds: who was told to come after it waits for a minute all the same
+        ({"selection_s": 10.0, "claim_s": 60.0}, {}, "rules.claim_s: expected at least 62 s"),
+    ],
+)
+def test_a_task_whose_numbers_leave_no_device_a_chance_is_not_made(
+    coordinator, rules, policy, says
+):
+    start = Checkpoint(WEIGHTS, 0, "", TOKENIZER)
+    impossible = TaskSettings(PLAN, name="never", rules=Rules(**rules), policy=Policy(**policy))
+    with pytest.raises(ConfigError, match=says):
+        tasks.create(coordinator, impossible, 1.0, start)
+    assert [each.task.name for each in coordinator.tasks()] == ["default"]
+
+
+def test_a_class_of_devices_that_no_device_could_name_is_none():
+    for name in ("a" * 65, "\xe9", "a\n"):
+        with pytest.raises(ConfigError, match="device_classes"):
+            Policy(device_classes=(name,))
