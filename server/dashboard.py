@@ -10,7 +10,7 @@ import functools
 import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -79,9 +79,13 @@ def plot(
     title: str, lines: Sequence[Line], unit: str = "", width: int = 460, height: int = 170
 ) -> Markup:
     """A line plot as SVG: labelled ticks, a dot at the end of each line, and a title for who cannot
-    see it.
+    see it. Points that are no numbers are left out.
     """
-    points = [point for line in lines for point in line.points if all(map(math.isfinite, point))]
+    lines = [
+        replace(line, points=tuple(each for each in line.points if all(map(math.isfinite, each))))
+        for line in lines
+    ]
+    points = [point for line in lines for point in line.points]
     if not points:
         return Markup('<p class="empty">no figures yet</p>')
     left, right, top, bottom = 44, 12, 10, 24
@@ -120,7 +124,7 @@ def plot(
             )
         )
     for line in lines:
-        where = [at(*point) for point in line.points if all(map(math.isfinite, point))]
+        where = [at(*point) for point in line.points]
         if where:
             path = " ".join(f"{u},{v}" for u, v in where)
             parts.append(Markup('<polyline class="line {}" points="{}"/>').format(line.kind, path))
@@ -153,11 +157,7 @@ def plots(task: TaskView) -> list[Markup]:
             tuple((float(score.round), getattr(score, name)) for score in task.scores)
             for name in ("top1", "top3")
         )
-        medians = tuple(
-            (float(score.round), score.quartiles[1])
-            for score in task.scores
-            if math.isfinite(score.quartiles[1])
-        )
+        medians = tuple((float(score.round), score.quartiles[1]) for score in task.scores)
         figures.append(
             plot(
                 "accuracy on held-back words, %",
@@ -241,6 +241,15 @@ def spread(score: Score) -> str:
     return f"{median:.1f} ({lower:.1f} to {upper:.1f})" if math.isfinite(median) else "–"
 
 
+def nats(loss: float) -> str:
+    """A loss, or a dash where it is of no word.
+
+    >>> nats(4.756), nats(math.nan)
+    ('4.76', '–')
+    """
+    return f"{loss:.2f}" if math.isfinite(loss) else "–"
+
+
 def share(count: float, most: float) -> float:
     """Per cent, 0 to 100."""
     return round(100 * min(1.0, count / most), 1) if most else 0.0
@@ -254,7 +263,8 @@ def _templates() -> tuple[jinja2.Template, str, str]:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"size": size, "span": span, "moment": moment, "spread": spread}
+    environment.filters |= {"size": size, "span": span, "moment": moment}
+    environment.filters |= {"spread": spread, "nats": nats}
     environment.globals |= {
         "funnel": funnel,
         "plots": plots,

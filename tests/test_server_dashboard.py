@@ -108,6 +108,10 @@ def test_the_page_says_what_is_going_on_in_words_and_figures():
     nobody = (math.nan, math.nan, math.nan)  # an older version did not count devices
     unknown = html(scores=(replace(TASK.scores[0], quartiles=nobody),))
     assert "nan" not in unknown and "<td>–</td>" in unknown
+    # every device of an evaluation said that it typed no word of the vocabulary
+    newest = replace(TASK.scores[0], round=7, loss=math.nan)
+    wordless = html(scores=(*TASK.scores, newest))
+    assert "nan" not in wordless and "<td>–</td>" in wordless and "<td>4.75</td>" in wordless
 
 
 def test_nothing_a_task_is_called_becomes_markup():
@@ -136,7 +140,11 @@ def test_every_point_of_a_plot_lies_inside_it(points):
 
 
 def test_figures_that_are_none_are_left_out_of_a_plot():
-    assert "no figures yet" in plot("loss", [Line("loss", "c", ((1.0, float("nan")),))])
+    none = (2.0, math.nan)
+    assert "no figures yet" in plot("loss", [Line("loss", "c", (none,))])
+    assert plot("loss", [Line("loss", "c", ((1.0, 4.5), none))]) == plot(
+        "loss", [Line("loss", "c", ((1.0, 4.5),))]
+    )
 
 
 @pytest.mark.parametrize(
