@@ -304,7 +304,14 @@ ASKS = {
         False,
     ),
     "check-ins, back and assigned": (
-        Rules(report_goal=10**5, over_selection=1.0, selection_s=50, claim_s=1e6, reporting_s=1e6),
+        Rules(
+            report_goal=10**5,
+            over_selection=1.0,
+            selection_s=50,
+            claim_s=1e6,
+            reporting_s=1e6,
+            min_reports=1,  # its window draws however many there are
+        ),
         True,
     ),
     "check-ins, round full": (

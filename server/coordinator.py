@@ -182,10 +182,14 @@ class Coordinator:
 
     def public_key(self, device: str) -> str | None:
         """The key of an enrolled device, hexadecimal."""
-        if not _HEX_16.fullmatch(device):
-            return None
+        return self.public_keys([device])[0]
+
+    def public_keys(self, devices: Sequence[str]) -> list[str | None]:
+        """The key of each of the devices; None for one that is not enrolled."""
+        names = {device for device in devices if _HEX_16.fullmatch(device)}
         with self.store.reading() as rows:
-            return rows.public_key(device)
+            kept = rows.public_keys(names) if names else {}
+        return [kept.get(device) for device in devices]
 
     def work_of(self, device: str, assignment: str, nonce: Nonce) -> StoredAssignment:
         """What a device has that name of an assignment for, before its report is read. Refused if

@@ -205,6 +205,10 @@ class _Service:
         self.groups: Groups[_Asking, Answer] = Groups(
             self.handle, fails_all=lambda error: isinstance(error, Away)
         )
+        # of devices that come for the first time, many at once
+        self.key_reads: Groups[str, str | None] = Groups(
+            coordinator.public_keys, fails_all=lambda error: True
+        )
         # hashing and adding up let go of the interpreter: other cores do them
         self.judges = ThreadPoolExecutor(JUDGES, "judge")
         self.of_devices = Buckets(limits.device_burst, limits.device_per_s)
@@ -237,9 +241,8 @@ class _Service:
             with contextlib.suppress(Unusable, FedboardError):
                 await run_in_threadpool(self.coordinator.tidy)
 
-        api = FastAPI(
-            title="Fedboard", version="2", lifespan=ticking, docs_url=None, redoc_url=None
-        )
+        api = _Api(title="Fedboard", version="2", lifespan=ticking, docs_url=None, redoc_url=None)
+        api.observed = _Observed(super(_Api, api).__call__, self)
         api.router.route_class = _Route
         for kind, answer in self.answers_to_errors:
             api.add_exception_handler(kind, answer)
@@ -393,7 +396,6 @@ class _Service:
         ):
             api.add_api_route(path, route, methods=[method], **documented)
         api.openapi = functools.partial(openapi.document, api)  # type: ignore[method-assign]
-        api.add_middleware(_Observed, service=self)
         api.state.service = self
         return api
 
@@ -726,7 +728,7 @@ class _Service:
     async def key(self, device: str) -> bytes:
         key = self.keys.get(device)
         if key is None:
-            public = await run_in_threadpool(self.coordinator.public_key, device)
+            public = await self.key_reads.answer(device)
             if public is None:
                 raise Refused(Cause.UNKNOWN_DEVICE, "the device is not enrolled")
             key = self.keys[device] = bytes.fromhex(public)
@@ -1027,10 +1029,17 @@ class OtherVersion(Refused):
         )
 
 
+class _Api(FastAPI):
+    """FastAPI, but its layers are inside of what is observed: they add most to what is short."""
+
+    observed: "_Observed"
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        await self.observed(scope, receive, send)
+
+
 class _Observed:
-    """Times every request, and answers the most frequent one itself: FastAPI's layers add most to
-    what is short. ASGI: bodies stream.
-    """
+    """Times every request, and answers the most frequent one itself. ASGI: bodies stream."""
 
     def __init__(self, app: Any, service: _Service):
         self._app, self._service, self._metrics = app, service, service.metrics

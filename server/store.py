@@ -338,7 +338,12 @@ class Rows:
 
     def public_key(self, device: str) -> str | None:
         """The key of a device, hexadecimal; None if it is not enrolled."""
-        return self._connection.execute(_PUBLIC_KEY, {"device": device}).scalar_one_or_none()
+        return self.public_keys([device]).get(device)
+
+    def public_keys(self, names: Iterable[str]) -> dict[str, str]:
+        """The keys of those of the devices that are enrolled, hexadecimal."""
+        kept = self._connection.execute(_PUBLIC_KEYS, {"devices": list(names)})
+        return dict(kept.tuples().all())
 
     def known(self, names: Iterable[str]) -> dict[str, Known]:
         """Those of the devices that are enrolled."""
@@ -881,7 +886,9 @@ def _any_of(name: str) -> sa.BindParameter[Any]:
 
 
 _ASSIGNMENT_COLUMNS = tuple(StoredAssignment.__dataclass_fields__)
-_PUBLIC_KEY = sa.select(devices.c.public_key).where(devices.c.device == sa.bindparam("device"))
+_PUBLIC_KEYS = sa.select(devices.c.device, devices.c.public_key).where(
+    devices.c.device.in_(_any_of("devices"))
+)
 _KNOWN = (
     sa.select(devices.c.device, devices.c.enrolled_at, due.c.told_at, due.c.due_at)
     .select_from(devices.outerjoin(due, due.c.device == devices.c.device))

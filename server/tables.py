@@ -31,9 +31,10 @@ codes = sa.Table(
 nonces = sa.Table(
     "nonces",
     metadata,
+    sa.Column("nonce", sa.String(32), primary_key=True),  # first: it is looked for by itself
     sa.Column("device", _DEVICE, sa.ForeignKey("devices.device"), primary_key=True),
-    sa.Column("nonce", sa.String(32), primary_key=True),
     sa.Column("signed_at", sa.BigInteger, nullable=False, index=True),
+    sqlite_with_rowid=False,
 )
 tasks = sa.Table(
     "tasks",
@@ -68,7 +69,8 @@ rounds = sa.Table(
     sa.Column("opened_at", sa.Float, nullable=False),
     sa.Column("first_admitted", sa.Float),
     sa.Column("last_admitted", sa.Float),
-    sa.Column("closed_at", sa.Float),
+    # None while it is open: every group looks for those
+    sa.Column("closed_at", sa.Float, index=True),
     sa.Column("places", sa.Text),  # `places.Places` as JSON, once anybody has asked for one
     *(
         sa.Column(name, sa.BigInteger, nullable=False, server_default="0")
@@ -114,6 +116,7 @@ due = sa.Table(  # when devices were told to come again; forgotten an hour after
     sa.Column("device", _DEVICE, sa.ForeignKey("devices.device"), primary_key=True),
     sa.Column("told_at", sa.Float, nullable=False),
     sa.Column("due_at", sa.Float, nullable=False, index=True),
+    sqlite_with_rowid=False,
 )
 assignments = sa.Table(
     "assignments",

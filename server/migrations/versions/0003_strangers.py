@@ -16,6 +16,7 @@ def upgrade() -> None:
     _windows()
     _masks()
     _spreads()
+    _indices()
 
 
 def _identity() -> None:
@@ -27,9 +28,10 @@ def _identity() -> None:
     op.drop_table("nonces")
     op.create_table(
         "nonces",
-        sa.Column("device", sa.String(16), sa.ForeignKey("devices.device"), primary_key=True),
         sa.Column("nonce", sa.String(32), primary_key=True),
+        sa.Column("device", sa.String(16), sa.ForeignKey("devices.device"), primary_key=True),
         sa.Column("signed_at", sa.BigInteger, nullable=False, index=True),
+        sqlite_with_rowid=False,
     )
     op.execute("UPDATE assignments SET admitted_at = 0 WHERE status != 'open'")
 
@@ -44,6 +46,7 @@ def _windows() -> None:
         sa.Column("device", sa.String(16), sa.ForeignKey("devices.device"), primary_key=True),
         sa.Column("told_at", sa.Float, nullable=False),
         sa.Column("due_at", sa.Float, nullable=False, index=True),
+        sqlite_with_rowid=False,
     )
     # SQLite names no constraint: it gets one for the time that the table is copied
     named = {"uq": "%(table_name)s_task_round_device_key"}
@@ -84,3 +87,8 @@ def _masks() -> None:
 def _spreads() -> None:
     """How the scores of an evaluation's devices are spread."""
     op.add_column("rounds", sa.Column("spread", sa.Text, nullable=False, server_default=""))
+
+
+def _indices() -> None:
+    """Open rounds are found without looking through all that ever were."""
+    op.create_index("ix_rounds_closed_at", "rounds", ["closed_at"])
