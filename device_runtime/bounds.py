@@ -175,11 +175,19 @@ def check(record: Any, where: str = "") -> None:
     The error names it `where.field`, or `field` alone.
     """
     kind: Any = type(record)  # whatever it is: a type can be looked up
-    optional = _may_be_none(kind)
-    for name, bound in of(kind).items():
+    for name, holds, may_be_none in _checks(kind):
         value = getattr(record, name)
-        if not bound.holds(value) and (value is not None or name not in optional):
-            bound.require(f"{where}.{name}" if where else name, value)
+        if not holds(value) and (value is not None or not may_be_none):
+            of(kind)[name].require(f"{where}.{name}" if where else name, value)
+
+
+@functools.cache
+def _checks(kind: type) -> tuple[tuple[str, Callable[[Any], bool], bool], ...]:
+    """Of each bounded field of a dataclass: its name, what its values are asked, and whether it may
+    be None.
+    """
+    optional = _may_be_none(kind)
+    return tuple((name, bound.holds, name in optional) for name, bound in of(kind).items())
 
 
 @functools.cache

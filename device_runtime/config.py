@@ -50,12 +50,12 @@ def from_table(kind: type[T], table: Any, where: str) -> T:
                 "remove or rename it",
             )
     values = {}
-    for name, (hint, is_needed) in known.items():
+    for name, (hint, is_needed, as_they_are) in known.items():
         if name in table:
             value = table[name]
             # most fields: nothing to convert, and no name to build for an error
             values[name] = (
-                value if type(value) is hint else _convert(hint, value, f"{where}.{name}")
+                value if type(value) in as_they_are else _convert(hint, value, f"{where}.{name}")
             )
         elif is_needed:
             raise ConfigError(f"{where}.{name}", "missing", "add it")
@@ -181,18 +181,25 @@ def _plain(value: Any) -> Any:
 
 
 @functools.cache
-def _fields(kind: type) -> dict[str, tuple[Any, bool]]:
-    """The type of each field of a dataclass, and whether it must be given: working them out takes
-    longer than reading a message.
+def _fields(kind: type) -> dict[str, tuple[Any, bool, frozenset[type]]]:
+    """The type of each field of a dataclass, whether it must be given, and of which types its
+    values are taken as they are. Working them out takes longer than reading a message.
     """
     hints = typing.get_type_hints(kind)
     return {
         field.name: (
             hints[field.name],
             field.default is MISSING and field.default_factory is MISSING,
+            _as_they_are(hints[field.name]),
         )
         for field in fields(kind)
     }
+
+
+def _as_they_are(hint: Any) -> frozenset[type]:
+    """The types of JSON and TOML whose values need no conversion to be of a type."""
+    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    return frozenset({bool, int, float, str, type(None)}.intersection(options))
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:

@@ -160,7 +160,7 @@ class Protocol(HttpToolsProtocol):
         self._taken_by: float | None = None  # when the peer must have taken what is written
         self._size = 0  # bytes of the request that are no body
         self.is_lost = False
-        self._is_whole = True  # the last request that began has come to its end
+        self.is_whole = True  # the last request that began has come to its end
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin; from now on it can be ended."""
@@ -181,7 +181,7 @@ class Protocol(HttpToolsProtocol):
         """Read on, as far as a head may go."""
         self._unset_keepalive_if_required()
         self._size += len(data)
-        if self._owed_since is None and self._is_whole and self._is_answered():
+        if self._owed_since is None and self.is_whole and self._is_answered():
             self._owed_since = self.loop.time()
         try:
             self.parser.feed_data(data)
@@ -197,7 +197,7 @@ class Protocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         """A request begins."""
-        self._is_whole = False
+        self.is_whole = False
         if self._owed_since is None:
             self._owed_since = self.loop.time()
         super().on_message_begin()
@@ -221,7 +221,7 @@ class Protocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """All of it is here."""
-        self._is_whole, self._size = True, 0
+        self.is_whole, self._size = True, 0
         if self._is_answered():
             self._owed_since = None
             self.timeout_keep_alive_task = self.loop.call_later(
@@ -236,7 +236,7 @@ class Protocol(HttpToolsProtocol):
         take.
         """
         self._taken_by = None
-        if not self._is_whole:
+        if not self.is_whole:
             self._owed_since = self.loop.time()
         self._among.wait(self._connection)
         super().on_response_complete()

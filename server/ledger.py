@@ -150,6 +150,8 @@ class Ledger:
         the one it had in the open round.
         """
         mine = self.works(device, task)
+        if not mine:
+            return None
         still_open = next((each for each in mine if each.status is AssignmentStatus.OPEN), None)
         if still_open is not None or self.tasks[task].task.rules.buffered:
             return still_open
@@ -193,7 +195,7 @@ class Ledger:
         """Keep an assignment with changes; a new cause moves it from the old one's column of the
         funnel to the new one's.
         """
-        after = replace(work, **changes)
+        after = replace(work, **changes) if changes else work
         if after.status is not AssignmentStatus.OPEN:  # when it asked is nobody's business then
             after = replace(after, admitted_at=0.0)
         if after.cause != work.cause:

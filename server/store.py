@@ -31,6 +31,7 @@ from device_runtime.causes import Cause, Step
 from device_runtime.errors import RunError
 from device_runtime.wire import MOST_ROUNDS, OPEN, Phase, RoundReport
 from server import disk, scores
+from server.lists import is_one_of, parameter
 from server.pacing import Told
 from server.places import Places, Ticket
 from server.requests import Nonce
@@ -342,12 +343,12 @@ class Rows:
 
     def public_keys(self, names: Iterable[str]) -> dict[str, str]:
         """The keys of those of the devices that are enrolled, hexadecimal."""
-        kept = self._connection.execute(_PUBLIC_KEYS, {"devices": list(names)})
+        kept = self._of(_PUBLIC_KEYS, devices=names)
         return dict(kept.tuples().all())
 
     def known(self, names: Iterable[str]) -> dict[str, Known]:
         """Those of the devices that are enrolled."""
-        kept = self._connection.execute(_KNOWN, {"devices": list(names)})
+        kept = self._of(_KNOWN, devices=names)
         return {
             device: Known(at, None if due_at is None else Told(told_at, due_at))
             for device, at, told_at, due_at in kept
@@ -402,7 +403,7 @@ class Rows:
     def seen(self, used: Iterable[tuple[str, str]]) -> set[tuple[str, str]]:
         """Those of the (device, nonce) that were noted before."""
         asked = set(used)
-        noted = self._connection.execute(_NONCES, {"nonces": [nonce for _, nonce in asked]})
+        noted = self._of(_NONCES, nonces=[nonce for _, nonce in asked])
         return {(device, nonce) for device, nonce in noted if (device, nonce) in asked}
 
     def note_nonces(self, used: Iterable[tuple[str, Nonce]]) -> None:
@@ -667,7 +668,7 @@ class Rows:
 
     def check_ins_of(self, names: Iterable[str]) -> dict[tuple[str, str], StoredCheckIn]:
         """By (device, task): what came of the check-in to its open round."""
-        kept = self._connection.execute(_CHECK_INS, {"devices": list(names)})
+        kept = self._of(_CHECK_INS, devices=names)
         return {
             (device, task): StoredCheckIn(
                 outcome, None if window is None else Ticket(window, place)
@@ -708,13 +709,13 @@ class Rows:
         """By name, those that there are."""
         return {
             row[0]: _assignment(row)
-            for row in self._connection.execute(_ASSIGNMENTS, {"assignments": list(names)})
+            for row in self._of(_ASSIGNMENTS, assignments=names)
         }
 
     def work_of(self, names: Iterable[str]) -> list[StoredAssignment]:
         """The assignments of devices that are open, or of a round that has not been closed."""
         return [
-            _assignment(row) for row in self._connection.execute(_WORK, {"devices": list(names)})
+            _assignment(row) for row in self._of(_WORK, devices=names)
         ]
 
     def overdue(self, task: str, before: float) -> list[StoredAssignment]:
@@ -753,7 +754,7 @@ class Rows:
 
     def participations(self, names: Iterable[str]) -> dict[tuple[str, str], Participation]:
         """By (device, task)."""
-        kept = self._connection.execute(_PARTICIPATIONS, {"devices": list(names)})
+        kept = self._of(_PARTICIPATIONS, devices=names)
         return {(device, task): Participation(*values) for device, task, *values in kept}
 
     def save_participations(self, changed: Mapping[tuple[str, str], Participation]) -> None:
@@ -865,9 +866,20 @@ class Rows:
             for task, step, cause, count in self._connection.execute(query)
         }
 
+    def _of(self, statement: Any, **names: Iterable[str]) -> Any:
+        """The rows of a statement that looks for one list of names."""
+        ((name, listed),) = names.items()
+        dialect = self._connection.dialect.name
+        return self._connection.execute(statement, {name: parameter(listed, dialect)})
+
     def _many(self, statement: Any, rows: Sequence[dict[str, Any]]) -> None:
+        """The statement for each of the rows. SQLAlchemy would look at every value of them, and
+        none needs it: the driver takes them as they are.
+        """
         if rows:
-            self._connection.execute(statement, rows)
+            sql, order = _written(self._connection.dialect, statement, tuple(rows[0]))
+            values: Any = rows if order is None else [tuple(map(row.get, order)) for row in rows]
+            self._connection.exec_driver_sql(sql, values)
 
     def _put(
         self, table: sa.Table, rows: Sequence[dict[str, Any]], replaced: tuple[str, ...] = ()
@@ -881,20 +893,16 @@ class Rows:
 # built once: building a statement takes longer than running it
 
 
-def _any_of(name: str) -> sa.BindParameter[Any]:
-    return sa.bindparam(name, expanding=True)
-
-
 _ASSIGNMENT_COLUMNS = tuple(StoredAssignment.__dataclass_fields__)
 _PUBLIC_KEYS = sa.select(devices.c.device, devices.c.public_key).where(
-    devices.c.device.in_(_any_of("devices"))
+    is_one_of(devices.c.device, "devices")
 )
 _KNOWN = (
     sa.select(devices.c.device, devices.c.enrolled_at, due.c.told_at, due.c.due_at)
     .select_from(devices.outerjoin(due, due.c.device == devices.c.device))
-    .where(devices.c.device.in_(_any_of("devices")))
+    .where(is_one_of(devices.c.device, "devices"))
 )
-_NONCES = sa.select(nonces.c.device, nonces.c.nonce).where(nonces.c.nonce.in_(_any_of("nonces")))
+_NONCES = sa.select(nonces.c.device, nonces.c.nonce).where(is_one_of(nonces.c.nonce, "nonces"))
 _INSERT_NONCE = nonces.insert()
 _TASKS = sa.select(tasks.c.body, tasks.c.state, tasks.c.created_at).order_by(
     tasks.c.created_at, tasks.c.task
@@ -923,7 +931,7 @@ _ADD_COUNTS = (
 _SCORES = sa.select(*(rounds.c[name] for name in (*scores.SUMS, "spread")))
 _CHECK_INS = sa.select(
     *(check_ins.c[name] for name in ("device", "task", "outcome", "window", "place"))
-).where(check_ins.c.device.in_(_any_of("devices")))
+).where(is_one_of(check_ins.c.device, "devices"))
 _PLACE_TICKET = (
     check_ins.update()
     .where(
@@ -934,12 +942,12 @@ _PLACE_TICKET = (
 )
 _STILL_OPEN = assignments.c.status == AssignmentStatus.OPEN.value
 _ASSIGNMENT = sa.select(*(assignments.c[name] for name in _ASSIGNMENT_COLUMNS))
-_ASSIGNMENTS = _ASSIGNMENT.where(assignments.c.assignment.in_(_any_of("assignments")))
+_ASSIGNMENTS = _ASSIGNMENT.where(is_one_of(assignments.c.assignment, "assignments"))
 _WORK = (
     _ASSIGNMENT.join(
         rounds, (rounds.c.task == assignments.c.task) & (rounds.c.round == assignments.c.round)
     )
-    .where(assignments.c.device.in_(_any_of("devices")))
+    .where(is_one_of(assignments.c.device, "devices"))
     .where(rounds.c.closed_at.is_(None) | _STILL_OPEN)
     .order_by(assignments.c.assignment)
 )
@@ -948,12 +956,23 @@ _PARTICIPATIONS = sa.select(
         participations.c[name]
         for name in ("device", "task", "last_counted", "counted", "smallest_separation")
     )
-).where(participations.c.device.in_(_any_of("devices")))
+).where(is_one_of(participations.c.device, "devices"))
 _INSERTS: dict[str, Any] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
 _ENGINE: dict[str, dict[str, Any]] = {
     "sqlite": {"pool_size": 48},
     "postgresql": {"pool_pre_ping": True, "pool_size": 4, "connect_args": {"connect_timeout": 5}},
 }
+
+
+@functools.cache
+def _written(
+    dialect: sa.Dialect, statement: Any, names: tuple[str, ...]
+) -> tuple[str, tuple[str, ...] | None]:
+    """A statement for values of these names as the driver takes it, and the order it takes them in
+    if not by name.
+    """
+    compiled = statement.compile(dialect=dialect, column_keys=list(names))
+    return str(compiled), None if compiled.positiontup is None else tuple(compiled.positiontup)
 
 
 @functools.cache
