@@ -8,7 +8,7 @@ import hashlib
 import json
 import re
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 from starlette.requests import Request
@@ -28,47 +28,43 @@ _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 class Coming:
     """A body on its way into memory."""
 
-    buffer: bytearray  # of the length that was told
+    room: int  # bytes it has in the room: what it told, or what has come
+    buffer: bytearray = field(default_factory=bytearray)  # of the length that was told
     size: int = 0  # bytes that have come
     deadline: asyncio.Timeout | None = None  # while it is read
     gave_way: bool = False
 
 
 class Room:
-    """Bytes of bodies in memory at once, taken as they come: what somebody only says he will send
-    takes nothing. Where there is no more, the body that has been coming longest gives way.
+    """Bytes of bodies in memory at once.
 
-    Who comes while others are at it waits a moment, so that a crowd is read in turn. Most bodies
-    have one length, so their memory is used again.
+    A crowd is read in turn: whoever finds no room for what he tells waits in a line. What somebody
+    only says he will send keeps others out for as long as the room moves: where no body has come
+    whole or been answered for `patience_s`, what has not come of those that are read counts no
+    more, and the line moves on. Where there is no more room for what comes, the body that has been
+    coming longest gives way. Most bodies have one length, so their memory is used again.
     """
 
     def __init__(self, most: int, patience_s: float = 1.0):
-        self._left = self._most = most
-        self._told = 0  # bytes that all bodies under way will have
+        self._left = self._most = most  # of what has come
+        self._told = 0  # bytes that all bodies under way have in the room
         self._patience_s = patience_s
-        self._freed = asyncio.Condition()
+        self._line: dict[Coming, asyncio.Future[None]] = {}  # the first first
+        self._moves = 0  # bodies that have come whole, or gone
         self._reading: dict[Coming, None] = {}  # the oldest first
         self._spare: list[bytearray] = []
 
     @contextlib.asynccontextmanager
     async def of(self, size: int, at_most_s: float) -> AsyncIterator[Coming]:
-        """A place for a body of so many bytes; none is taken yet. Refused (UNAVAILABLE) if all room
+        """A place for a body of so many bytes; none has come yet. Refused (UNAVAILABLE) if all room
         is taken, for as long, by bodies that have come whole.
         """
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self._patience_s), self._freed:
-                await self._freed.wait_for(lambda: self._told + size <= self._most)
+        body = Coming(size)
         try:
-            async with asyncio.timeout(at_most_s), self._freed:
-                await self._freed.wait_for(lambda: self._left > 0 or bool(self._reading))
-        except TimeoutError:
-            raise _no_room() from None
-        self._told += size
-        # its memory is there already
-        fits = bool(self._spare) and len(self._spare[-1]) == size
-        body = Coming(self._spare.pop() if fits else bytearray())
-        self._reading[body] = None
-        try:
+            await self._in_turn(body, at_most_s)
+            # its memory is there already
+            if self._spare and len(self._spare[-1]) == size:
+                body.buffer = self._spare.pop()
             yield body
             # answered: nobody looks at it any more
             if self._spare and len(self._spare[-1]) != len(body.buffer):
@@ -76,10 +72,8 @@ class Room:
             if len(body.buffer) == size:
                 self._spare.append(body.buffer)
         finally:
-            self._told -= size
-            self._free(body)
-            async with self._freed:
-                self._freed.notify_all()
+            self._leave(body)
+            self._moved()
 
     def take(self, body: Coming, more: int) -> None:
         """So many bytes more have come. Refused (UNAVAILABLE) if no other body can give way."""
@@ -87,13 +81,15 @@ class Room:
             raise _no_room()
         body.size += more
         self._left -= more
+        if body.size > body.room:
+            self._has(body, body.size)
         while self._left < 0:
             oldest = next((each for each in self._reading if each is not body), None)
             if oldest is None:
                 if body.size == self._most - self._left:
                     return  # a body larger than the room has it alone
                 raise _no_room()
-            self._free(oldest)
+            self._leave(oldest)
             oldest.gave_way = True
             if oldest.deadline is not None:
                 oldest.deadline.reschedule(asyncio.get_running_loop().time())
@@ -101,10 +97,57 @@ class Room:
     def whole(self, body: Coming) -> None:
         """All of it has come: it gives way to none."""
         self._reading.pop(body, None)
+        self._has(body, body.size)
+        self._moved()
 
-    def _free(self, body: Coming) -> None:
+    async def _in_turn(self, body: Coming, at_most_s: float) -> None:
+        """Wait until there is room for a body, or others have kept it waiting for long enough."""
+        turn = asyncio.get_running_loop().create_future()
+        self._line[body] = turn
+        self._let_in()
+        loop = asyncio.get_running_loop()
+        by = loop.time() + at_most_s
+        while not turn.done():
+            moves, wait_s = self._moves, min(self._patience_s, by - loop.time())
+            await asyncio.wait([turn], timeout=max(0.0, wait_s))
+            is_late = loop.time() >= by
+            if turn.done() or (moves != self._moves and not is_late):
+                continue
+            for each in self._reading:
+                self._has(each, each.size)
+            self._let_in()
+            if not turn.done() and self._reading and (is_late or body is next(iter(self._line))):
+                self._enter(body)
+            elif not turn.done() and is_late:
+                raise _no_room()
+
+    def _let_in(self) -> None:
+        while self._line:
+            first = next(iter(self._line))
+            if self._told and self._told + first.room > self._most:
+                return
+            self._enter(first)
+
+    def _enter(self, body: Coming) -> None:
+        turn = self._line.pop(body)
+        self._told += body.room
+        self._reading[body] = None
+        if not turn.done():
+            turn.set_result(None)
+
+    def _has(self, body: Coming, room: int) -> None:
+        self._told += room - body.room
+        body.room = room
+
+    def _moved(self) -> None:
+        self._moves += 1
+        self._let_in()
+
+    def _leave(self, body: Coming) -> None:
+        """It is no more in the room, nor in the line."""
         self._reading.pop(body, None)
-        if not body.gave_way:
+        if self._line.pop(body, None) is None and not body.gave_way:
+            self._has(body, 0)
             self._left += body.size
 
 

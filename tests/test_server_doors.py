@@ -605,7 +605,7 @@ def test_a_room_never_holds_more_than_it_has_and_gives_all_of_it_back(pieces, mo
                     body.buffer.extend(bytes(size))
                 held = sum(each.size for each in under_way if not each.gave_way)
                 assert held == most - room._left <= most
-        assert room._left == most
+        assert (room._left, room._told) == (most, 0)
 
     asyncio.run(scenario())
 
@@ -623,6 +623,87 @@ def test_where_there_is_no_more_room_the_body_that_has_been_coming_longest_gives
                 room.take(old, 1)
 
     asyncio.run(scenario())
+
+
+class DrivenLoop(asyncio.SelectorEventLoop):
+    """Its time passes when a test says so."""
+
+    now = 0.0
+
+    def time(self) -> float:
+        return self.now
+
+
+def driven(scenario) -> None:
+    """Run `scenario(loop)`, whose time passes by a tenth of a second whenever all have had their
+    turn.
+    """
+
+    async def passing(loop: DrivenLoop) -> None:
+        while True:
+            loop.now += 0.1
+            await asyncio.sleep(0)
+
+    async def both() -> None:
+        loop = asyncio.get_running_loop()
+        time = asyncio.create_task(passing(loop))
+        await scenario(loop)
+        time.cancel()
+
+    with asyncio.Runner(loop_factory=DrivenLoop) as runner:
+        runner.run(both())
+
+
+def test_a_crowd_that_is_larger_than_the_room_is_read_in_turn_and_none_of_it_gives_way():
+    """Twenty bodies of 40, each read in less than a second, and room for two at once: the last ones
+    wait for longer than anybody is patient.
+    """
+    room, order, most = bodies.Room(100, patience_s=1.0), [], []
+
+    async def scenario(loop) -> None:
+        async def report(number: int) -> None:
+            async with room.of(40, 30.0) as body:
+                for _ in range(4):
+                    room.take(body, 10)
+                    await asyncio.sleep(0.05)
+                room.whole(body)
+                order.append(number)
+                most.append(100 - room._left)
+
+        await asyncio.gather(*map(report, range(20)))
+
+    driven(scenario)
+    assert order == list(range(20))
+    assert max(most) <= 80
+    assert (room._left, room._told) == (100, 0)
+
+
+@pytest.mark.parametrize("sent", [1, 50])
+def test_where_the_room_does_not_move_what_has_not_come_keeps_nobody_out(sent):
+    """Two bodies of 50 that say nothing after a byte, or never end, and twenty that come."""
+    room, counted = bodies.Room(100, patience_s=1.0), []
+
+    async def scenario(loop) -> None:
+        async def silent() -> None:
+            async with room.of(50, 30.0) as body:
+                room.take(body, sent)
+                await asyncio.sleep(1000)
+
+        async def report(number: int) -> None:
+            async with room.of(40, 30.0) as body:
+                room.take(body, 40)
+                room.whole(body)
+                counted.append(number)
+
+        held = [asyncio.create_task(silent()) for _ in range(2)]
+        await asyncio.sleep(0)
+        await asyncio.gather(*map(report, range(20)))
+        assert loop.time() < 10
+        for each in held:
+            each.cancel()
+
+    driven(scenario)
+    assert counted == list(range(20))
 
 
 # one bad value fails only itself
