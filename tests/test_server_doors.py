@@ -663,11 +663,11 @@ def test_a_crowd_that_is_larger_than_the_room_is_read_in_turn_and_none_of_it_giv
     async def scenario(loop) -> None:
         async def report(number: int) -> None:
             async with room.of(40, 30.0) as body:
+                order.append(number)
                 for _ in range(4):
                     room.take(body, 10)
                     await asyncio.sleep(0.05)
                 room.whole(body)
-                order.append(number)
                 most.append(100 - room._left)
 
         await asyncio.gather(*map(report, range(20)))
