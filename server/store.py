@@ -707,16 +707,11 @@ class Rows:
 
     def assignments(self, names: Iterable[str]) -> dict[str, StoredAssignment]:
         """By name, those that there are."""
-        return {
-            row[0]: _assignment(row)
-            for row in self._of(_ASSIGNMENTS, assignments=names)
-        }
+        return {row[0]: _assignment(row) for row in self._of(_ASSIGNMENTS, assignments=names)}
 
     def work_of(self, names: Iterable[str]) -> list[StoredAssignment]:
         """The assignments of devices that are open, or of a round that has not been closed."""
-        return [
-            _assignment(row) for row in self._of(_WORK, devices=names)
-        ]
+        return [_assignment(row) for row in self._of(_WORK, devices=names)]
 
     def overdue(self, task: str, before: float) -> list[StoredAssignment]:
         """Open assignments of a task from before some time."""
