@@ -142,6 +142,9 @@ def run(
     totals = {"turns": 0, "counted": 0, "bytes_up": 0, "bytes_down": 0}
     with ExitStack() as stack:
         lines = stack.enter_context(open(outcomes, "a")) if outcomes else None
+        for home in homes:
+            if not home.simulated:  # two processes at once would pass the limits of its day
+                stack.enter_context(home.alone())
 
         def note(home: Home, outcome: Outcome) -> None:
             totals["turns"] += 1

@@ -5,18 +5,20 @@ Its life with a real server is in test_fedboard_device_day.py.
 
 import itertools
 import logging
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from device_runtime import daemon
+from device_runtime import config, daemon
 from device_runtime.causes import Cause
 from device_runtime.daemon import Daemon, NotAsked, Schedule, after, after_error, read_schedule
-from device_runtime.errors import ServerError
-from device_runtime.home import SCHEDULE, DeviceConfig, Home
+from device_runtime.errors import RunError, ServerError
+from device_runtime.home import CONFIG, SCHEDULE, DeviceConfig, Home
 from device_runtime.turn import Outcome, Status
+from fedboard import devices
 
 ABLE = "0\tbattery_charged_on\n0\twifi\n0\tscreen_off\n"
 
@@ -212,3 +214,11 @@ def test_one_process_at_a_time_runs_a_device(home):
         pass
     with device.alone():
         pass
+
+
+def test_a_device_that_a_daemon_runs_takes_no_rounds_beside_it(home):
+    device = home()
+    settings = replace(device.config, server="http://127.0.0.1:9")
+    (device.folder / CONFIG).write_text(config.to_toml(settings))
+    with device.alone(), pytest.raises(RunError, match=r"process \d+ runs this device"):
+        devices.run([device.folder], never, 1, None)
