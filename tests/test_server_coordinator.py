@@ -622,8 +622,8 @@ class MortalStore(Store):
         super().__init__(database)
 
     @contextmanager
-    def transaction(self, durable: bool = False):
-        with super().transaction(durable) as rows:
+    def transaction(self, durable: bool = False, forgets: bool = False):
+        with super().transaction(durable, forgets) as rows:
             yield rows
             self.fate.step()  # before it is on disk
         self.fate.step()  # on disk, but nobody has heard of it
