@@ -164,7 +164,7 @@ class Protocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin; from now on it can be ended."""
-        super().connection_made(cast(asyncio.Transport, transport))
+        super().connection_made(cast(asyncio.Transport, _Sink(cast(asyncio.Transport, transport))))
         self._connection.end, self._connection.look = self.transport.abort, self._look
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -282,6 +282,22 @@ class Protocol(HttpToolsProtocol):
 
 class _TooLarge(Exception):
     pass
+
+
+class _Sink:
+    """A transport that takes an answer for a peer who has just gone as it takes any other: whoever
+    writes it cannot know yet, and that is no error of the server's.
+    """
+
+    def __init__(self, transport: asyncio.Transport):
+        self._transport = transport
+
+    def write(self, data: bytes) -> None:
+        if not self._transport.is_closing():
+            self._transport.write(data)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
 
 
 class Server(uvicorn.Server):

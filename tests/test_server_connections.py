@@ -4,6 +4,7 @@ The bookkeeping with toy connections, the rest against a real uvicorn on loopbac
 """
 
 import contextlib
+import logging
 import os
 import socket
 import ssl
@@ -282,6 +283,22 @@ def test_garbage_is_refused_and_an_upgrade_is_not_made(tmp_path):
         with strangers(url, 1, b"GET /healthz HTTP/1.1\r\nhost: x\r\n%s\r\n" % wanted) as (sock,):
             assert b"200 OK" in answers(sock)
         assert httpx.get(f"{url}/healthz").status_code == 200
+
+
+def test_garbage_behind_a_request_that_is_being_answered_is_no_error_of_the_server(tmp_path):
+    errors: list[str] = []
+    told = logging.Handler(logging.ERROR)
+    told.emit = lambda record: errors.append(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger("uvicorn.error")
+    logger.addHandler(told)
+    with running(new(tmp_path, RULES)) as url:
+        page = b"GET / HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n"
+        for _ in range(5):
+            with strangers(url, 1, page + b"\0\r\n\r\n") as (sock,):
+                assert b"200 OK" not in answers(sock)
+        assert httpx.get(url).status_code == 200
+    logger.removeHandler(told)
+    assert errors == []
 
 
 def test_who_asks_for_a_checkpoint_and_does_not_read_it_is_let_go_of(tmp_path):
