@@ -305,8 +305,8 @@ class Coordinator:
                 self._forgot_at = now
 
     def probe(self, now: float) -> None:
-        """Write to the store and beside the blobs, at most once in PROBE_S. Raises what they raise
-        if they cannot be used.
+        """Write to the store, beside the blobs and among the keys, at most once in PROBE_S. Raises
+        what they raise if they cannot be used.
         """
         with self._lock:
             if not 0 <= now - self._probed_at < PROBE_S:
@@ -314,6 +314,7 @@ class Coordinator:
                 try:
                     self.store.beat(now)
                     self.blobs.require_room()
+                    self._sums.require_room()
                 except (Unusable, FedboardError) as error:
                     self._probe_failed = error
             if self._probe_failed is not None:

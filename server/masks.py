@@ -33,6 +33,7 @@ At = tuple[str, int]  # a task and a round of it
 PLAIN = 0  # generation of a sum that an older version stored as it is
 _KEY = 32  # bytes
 _NONCE = bytes(12)  # the same always: no key seals twice
+_TRIAL = "room"  # a slot of no round
 _NAME = re.compile(r"([a-z0-9._-]{1,64})~([0-9]{1,18})~([0-9A-Za-z._-]{0,32})~[01]")
 
 
@@ -132,6 +133,11 @@ class Masks:
     def begun(self) -> set[At]:
         """The rounds whose keys lie in the slots."""
         return {at for name in self._slots.names() if (at := _at(name)) is not None}
+
+    def require_room(self) -> None:
+        """Raises RunError if no key could be kept."""
+        self._slots.put(_TRIAL, bytes(1))
+        self._slots.remove(_TRIAL)
 
     def _remove(self, names: Iterable[str]) -> None:
         for name in names:

@@ -78,6 +78,10 @@ class OpenSums:
         for at in self._masks.ends(still_open):
             self.ended(at)
 
+    def require_room(self) -> None:
+        """Raises RunError if no sum could be sealed, for want of a place for its key."""
+        self._masks.require_room()
+
     def begin(self, store: Store) -> list[Lost]:
         """After a start: remove the keys of rounds that have ended, write over those that are of no
         stored sum, and seal what a version without keys has stored. The sums of this replica that

@@ -123,6 +123,23 @@ def test_blobs_that_cannot_be_written_make_a_server_not_ready(tmp_path):
     coordinator.close()
 
 
+def test_a_server_that_can_keep_no_key_and_so_no_report_is_not_ready(tmp_path):
+    coordinator = toy_server.new(tmp_path, RULES)
+    (device,) = enrolled(coordinator, 1)
+    work = coordinator.check_in(device, READY, 1.0)
+    keys = tmp_path / "server.sqlite.keys"
+    keys.write_text("in the way")
+    report = Reporting(device, work.assignment, encoded(work, 0))
+    for ask in (lambda: coordinator.handle([report], 2.0), lambda: coordinator.probe(2.0)):
+        with pytest.raises(RunError, match="keys cannot be written"):
+            ask()
+    keys.unlink()
+    coordinator.probe(4.0)
+    assert list(keys.iterdir()) == []
+    assert coordinator.handle([report], 4.0)[0].counted
+    coordinator.close()
+
+
 def test_a_disk_that_is_about_to_be_full_is_said_with_what_is_expected(tmp_path, monkeypatch):
     disk.require_room(tmp_path)
     assert list(tmp_path.iterdir()) == []
