@@ -180,6 +180,13 @@ class Coordinator:
                 self._use_code(rows, enrolment.code, device, key, now)
         return Enrolled(device)
 
+    def good_since(self, now: float) -> float:
+        """Since when a request must have been signed to be good: who has made it before is known
+        since then.
+        """
+        with self.store.reading() as rows:
+            return rows.good_since(now)
+
     def public_key(self, device: str) -> str | None:
         """The key of an enrolled device, hexadecimal."""
         return self.public_keys([device])[0]
@@ -297,6 +304,7 @@ class Coordinator:
                     self._population, self._population_at = rows.count_devices(), now
             if not self._forgot_at <= now < self._forgot_at + FORGET_S:
                 with self.store.transaction(forgets=True) as rows:
+                    rows.set_good_since(max(rows.good_since(now), now - KEPT_S))
                     rows.forget_nonces(now - KEPT_S)
                     rows.forget_due(now - pacing.FORGET_S)
                     rows.forget_codes(now - KEPT_S)

@@ -213,7 +213,7 @@ class _Service:
         self.judges = ThreadPoolExecutor(JUDGES, "judge")
         self.of_devices = Buckets(limits.device_burst, limits.device_per_s)
         self.of_addresses = Buckets(limits.address_burst, limits.address_per_s)
-        self.replays = Replays()
+        self.replays = Replays(coordinator.good_since(self.started_at))
         self.of_enrolments = Buckets(limits.enrolment_burst, limits.enrolment_per_s)
         # bodies under way by device, up and down
         self.uploads: Counter[str] = Counter()

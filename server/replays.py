@@ -17,11 +17,12 @@ MOST = 500_000  # nonces in one generation
 class Replays:
     """Remembers nonces in two generations, and the clock."""
 
-    def __init__(self, most: int = MOST):
-        self._most = most
+    def __init__(self, since: float = float("-inf"), most: int = MOST):
+        """No request that was signed before `since` is good: of those, nonces are forgotten."""
+        self._most, self._since = most, since
         self._new: dict[tuple[str, str], object] = {}
         self._old: dict[tuple[str, str], object] = {}
-        self._began = self._latest = self._since = float("-inf")
+        self._began = self._latest = float("-inf")
 
     def is_of_now(self, time: float, now: float) -> bool:
         """Whether a request signed at `time` is good at `now`, both in seconds since 1970. One from

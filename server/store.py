@@ -69,6 +69,7 @@ COUNTS = (
     "bytes_up",
     "bytes_down",
 )
+_GOOD_SINCE = "good_since"  # of `heartbeats`
 _ADVISORY_LOCK = 0xFEDB0A2D  # one writing transaction at a time on a PostgreSQL database
 
 
@@ -419,6 +420,17 @@ class Rows:
     def forget_nonces(self, before: float) -> None:
         """Forget those of requests that were signed before some time."""
         self._connection.execute(nonces.delete().where(nonces.c.signed_at < int(before)))
+
+    def good_since(self, now: float) -> float:
+        """Since when a request must have been signed: of those before, the nonces are forgotten. A
+        clock that was ahead may have forgotten some that are good by the one of now.
+        """
+        kept = sa.select(heartbeats.c.at).where(heartbeats.c.heartbeat == _GOOD_SINCE)
+        return min(self._connection.execute(kept).scalar_one_or_none() or 0.0, now)
+
+    def set_good_since(self, time: float) -> None:
+        """Keep what `good_since` gives."""
+        self._put(heartbeats, [{"heartbeat": _GOOD_SINCE, "at": time}], replaced=("at",))
 
     # tasks and their checkpoints
 

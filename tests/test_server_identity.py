@@ -189,6 +189,23 @@ def test_a_clock_that_jumps_ahead_and_back_makes_no_old_request_good_again(tmp_p
         assert sent(url, fresh).status_code == 200
 
 
+def test_a_server_begun_again_when_its_clock_is_right_takes_no_request_it_has_forgotten(tmp_path):
+    now = [1e6]
+    with running(new(tmp_path, RULES), clock=lambda: now[0], tick_s=0.01) as url:
+        device = Device(url, 1)
+        old = signing.sign_request(device.key, device.name, CHECK_IN, device.server, now[0])
+        assert sent(url, old).status_code == 200
+    ahead = reopened(tmp_path)
+    ahead.tick(1e6 + 31 * 86_400)
+    ahead.close()
+    for later in (60, 120):  # and also after another start
+        now[0] = 1e6 + later
+        with running(reopened(tmp_path), clock=lambda: now[0], tick_s=0.01) as url:
+            assert problem(sent(url, old)) == (401, "wrong_time")
+            fresh = signing.sign_request(device.key, device.name, CHECK_IN, device.server, now[0])
+            assert sent(url, fresh).status_code == 200
+
+
 def test_replays_are_remembered_as_long_as_their_requests_are_good():
     seen, nonce = Replays(most=2), Nonce("ab" * 16, 0)
     assert seen.is_new("device", nonce, 0.0)
