@@ -121,7 +121,7 @@ def test_no_row_that_postgresql_replaced_and_no_difference_of_two_tells_of_an_up
 
 def scoring(folder: Path, goal: int, number: int) -> tuple[OneByOne, list[tuple[str, str]]]:
     """A server with an evaluation, and that many devices with work in it: name, assignment."""
-    coordinator = toy_server.new(folder, RULES, policy=Policy(min_examples=1000))
+    coordinator = toy_server.new(folder, RULES, policy=Policy(min_examples=500))
     rules = by_arrival(Rules(report_goal=goal, over_selection=1.0))
     tasks.create(
         coordinator,
