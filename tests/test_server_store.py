@@ -19,7 +19,7 @@ from device_runtime.wire import Kind
 from server.coordinator import open_folder
 from server.eligibility import Policy
 from server.ledger import Ledger
-from server.requests import Nonce
+from server.requests import CheckingIn, Nonce, Reporting
 from server.rounds import Phase, RoundState, Rules
 from server.step import ServerStep
 from server.store import (
@@ -38,9 +38,11 @@ from tests.toy_server import (
     SHAPES,
     TOKENIZER,
     OneByOne,
+    check_in,
     delta,
     encoded,
     enrolled,
+    new,
     stored,
 )
 
@@ -219,6 +221,47 @@ def test_a_nonce_is_new_once_for_each_device_and_forgotten_after_its_time(store)
         assert rows.seen([(DEVICE, "x"), (DEVICE, "z"), ("e" * 16, "x")]) == {(DEVICE, "x")}
         rows.forget_nonces(6.1)
         assert rows.seen([(DEVICE, "x")]) == set()
+
+
+def test_no_request_looks_through_a_table_that_grows_with_devices_requests_or_rounds(tmp_path):
+    rules = Rules(report_goal=4, over_selection=1.0, selection_s=0, reporting_s=1e6)
+    coordinator = new(tmp_path, rules)
+    names, plans = enrolled(coordinator, 4), set()
+
+    @sa.event.listens_for(coordinator.store._engine, "before_cursor_execute")
+    def explain(connection, _cursor, statement, parameters, _context, many):
+        if statement.startswith(("SELECT", "INSERT", "UPDATE", "DELETE")):
+            first = parameters[0] if many else parameters
+            driver = connection.connection.driver_connection
+            steps = driver.execute(f"EXPLAIN QUERY PLAN {statement}", first).fetchall()
+            plans.update((step[3], statement) for step in steps)
+
+    def nonce(number: int) -> Nonce:
+        return Nonce(f"{number:032x}", 0)
+
+    coordinator.public_keys(names)
+    works = coordinator.handle(
+        [CheckingIn(name, check_in(), nonce(at)) for at, name in enumerate(names)], 1.0
+    )[:3]
+    for at, (name, work) in enumerate(zip(names, works, strict=False)):
+        coordinator.work_of(name, work.assignment, nonce(10 + at))
+        report = Reporting(name, work.assignment, encoded(work, at), nonce=nonce(10 + at))
+        coordinator.handle([report], 2.0 + at)
+    coordinator.close()
+    scanned = {step for step, _ in plans if step.startswith("SCAN")}
+    small = {"tasks", "json_each", "servers"}
+    assert {step.split()[1] for step in scanned} <= small, scanned
+    assert any("nonces" in statement for _, statement in plans)
+
+
+def test_a_list_of_names_is_one_parameter_however_many_they_are(store):
+    names = [f"{number:016x}" for number in range(2000)]
+    with store.transaction() as rows:
+        for name in names[::2]:
+            rows.enrol(name, "00" * 32, 5.0)
+        assert rows.public_keys([*names, "'; --", "\u2603"]).keys() == set(names[::2])
+        assert rows.public_keys([]) == {}
+        assert rows.public_key(names[1]) is None
 
 
 def test_a_check_in_is_remembered_by_its_first_refusal_until_it_is_assigned(store):
