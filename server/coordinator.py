@@ -202,13 +202,29 @@ class Coordinator:
         """What a device has that name of an assignment for, before its report is read. Refused if
         it has no such assignment, or has made this request before.
         """
-        with self.store.reading() as rows:
-            work = rows.assignments([assignment]).get(assignment)
-            if work is not None and rows.seen([(device, nonce.text)]):
-                raise Refused(Cause.REPLAYED, "this request has been made before")
-        if work is None or work.device != device:
-            raise Refused(Cause.UNKNOWN_ASSIGNMENT, "this device has no such assignment")
+        (work,) = self.works_of([(device, assignment, nonce)])
+        if isinstance(work, Refused):
+            raise work
         return work
+
+    def works_of(self, asked: Sequence[tuple[str, str, Nonce]]) -> list[StoredAssignment | Refused]:
+        """The same for each of several devices, assignments and nonces; what is refused is not
+        raised.
+        """
+        with self.store.reading() as rows:
+            works = rows.assignments({assignment for _, assignment, _ in asked})
+            seen = rows.seen({(device, nonce.text) for device, _, nonce in asked})
+        answers: list[StoredAssignment | Refused] = []
+        for device, assignment, nonce in asked:
+            work = works.get(assignment)
+            if work is not None and (device, nonce.text) in seen:
+                answers.append(Refused(Cause.REPLAYED, "this request has been made before"))
+            elif work is None or work.device != device:
+                detail = "this device has no such assignment"
+                answers.append(Refused(Cause.UNKNOWN_ASSIGNMENT, detail))
+            else:
+                answers.append(work)
+        return answers
 
     def judge(self, report: Reporting) -> Judged:
         """What can be said of a report before its turn: most of the work. Any thread may do it,

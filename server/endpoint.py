@@ -76,10 +76,19 @@ from server.groups import Groups
 from server.judging import Judged
 from server.metrics import Metrics
 from server.replays import Replays
-from server.requests import Abandoning, Answer, CheckingIn, Fetching, Looking, Refused, Reporting
+from server.requests import (
+    Abandoning,
+    Answer,
+    CheckingIn,
+    Fetching,
+    Looking,
+    Nonce,
+    Refused,
+    Reporting,
+)
 from server.requests import Request as Asked
 from server.settings import Limits, listed
-from server.store import AssignmentStatus, Away, Unusable
+from server.store import AssignmentStatus, Away, StoredAssignment, Unusable
 from server.task import NAME
 
 log = logging.getLogger("fedboard.server")
@@ -205,9 +214,12 @@ class _Service:
         self.groups: Groups[_Asking, Answer] = Groups(
             self.handle, fails_all=lambda error: isinstance(error, Away)
         )
-        # of devices that come for the first time, many at once
+        # of devices that come for the first time, and of those that report: many at once
         self.key_reads: Groups[str, str | None] = Groups(
             coordinator.public_keys, fails_all=lambda error: True
+        )
+        self.work_reads: Groups[tuple[str, str, Nonce], StoredAssignment | Refused] = Groups(
+            coordinator.works_of, fails_all=lambda error: True
         )
         # hashing and adding up let go of the interpreter: other cores do them
         self.judges = ThreadPoolExecutor(JUDGES, "judge")
@@ -476,7 +488,9 @@ class _Service:
         self.verify(signed)
         self.charge(signed)
         self.hold(request, self.uploads, proof.device)
-        work = await run_in_threadpool(self.coordinator.work_of, proof.device, name, proof.nonce)
+        work = await self.work_reads.answer((proof.device, name, proof.nonce))
+        if isinstance(work, Refused):
+            raise work
         if (work.task, work.round) != proof.signed_for:
             raise Refused(Cause.WRONG_ROUND)
         if connections.IN_SCOPE in request.scope:
