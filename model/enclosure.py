@@ -159,7 +159,10 @@ def _run(listener: socket.socket, inner: list[str]) -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
         if os.getppid() != starter:
             end()
+        # not to a thread of the relay: only this one would look up and end the program
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
         threading.Thread(target=_relay, args=(listener,), daemon=True).start()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
         code = program.wait()
     if code >= 0:
         sys.exit(code)
