@@ -12,6 +12,8 @@ from server.task import TaskSettings
 
 ENROLMENT, READERS = ("", "open", "code"), ("", "open", "token")
 _ORIGIN = re.compile(r"https?://(?:[a-z0-9.-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?")
+# of a proxy's network, by version: 10.0.0.0/8 and fc00::/7 are the largest that can be one's own
+_LEAST_PREFIX = {4: 8, 6: 7}
 _NEVER_UNLIMITED = ("body_s", "least_bytes_per_s", "bodies_bytes", "header_s", "header_bytes")
 # what a task's settings hold and a file of them does not decide, and who does
 _BESIDE = "an evaluation is made by `fedboard task create NAME --evaluates TASK`"
@@ -62,7 +64,8 @@ class Doors:
                 )
         for proxy in listed(self.behind_proxy):
             try:
-                is_anybody = ipaddress.ip_network(proxy, strict=False).prefixlen == 0
+                network = ipaddress.ip_network(proxy, strict=False)
+                is_anybody = network.prefixlen < _LEAST_PREFIX[network.version]
             except ValueError:
                 is_anybody = True
             if is_anybody:

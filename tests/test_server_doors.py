@@ -964,11 +964,15 @@ def test_behind_a_proxy_nobody_is_this_machine_and_a_network_is_one_address(tmp_
         assert enrolments == [200, 429]
 
 
-@pytest.mark.parametrize("proxy", ["*", "0.0.0.0/0", "::/0", "10.0.0.1, *", "proxy.example"])
+@pytest.mark.parametrize(
+    "proxy",
+    ["*", "0.0.0.0/0", "::/0", "10.0.0.1, *", "proxy.example", "0.0.0.0/1,128.0.0.0/1", "8000::/1"],
+)
 def test_a_proxy_that_could_be_anybody_is_refused_by_name(proxy):
     with pytest.raises(ConfigError, match=r"access\.behind_proxy"):
         Doors(behind_proxy=proxy)
-    assert Doors(behind_proxy="10.0.0.1, fd00::/64").behind_proxy
+    for own in ("10.0.0.1, fd00::/64", "10.0.0.0/8, fc00::/7"):
+        assert Doors(behind_proxy=own).behind_proxy == own
 
 
 @pytest.mark.parametrize("origin", ["*", "evil.example", "https://a.example/", "HTTPS://a", "null"])
