@@ -53,11 +53,10 @@ def is_alive(pid: int) -> bool:
 
 def workers_below(pid: int) -> list[int]:
     """Ids of TFF's worker processes that a process started, or one that it started."""
-    children = [
-        int(child)
-        for task in Path(f"/proc/{pid}/task").iterdir()
-        for child in (task / "children").read_text().split()
-    ]
+    children: list[int] = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # of a thread that has just ended
+            children += map(int, (task / "children").read_text().split())
     below = [worker for child in children for worker in workers_below(child)]
     is_one = Path(f"/proc/{pid}/comm").read_text().strip() == "worker_binary"
     return [pid] * is_one + below
