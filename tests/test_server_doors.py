@@ -46,7 +46,7 @@ RULES = Rules(report_goal=2, over_selection=1.5)
 OPERATOR = {"authorization": f"Bearer {TOKEN}", "content-type": "application/json"}
 PUTS = {**OPERATOR, "content-type": "application/octet-stream"}
 CLOSED = endpoint.Access(TOKEN, open_to_readers=False)
-FOR_EVER = Rules(report_goal=1000, over_selection=1.0, selection_s=3e5, reporting_s=3e5)
+FOR_EVER = Rules(report_goal=1000, over_selection=1.0, selection_s=5e5, reporting_s=1e6)
 UNLIMITED = endpoint.Access(TOKEN, limits=Limits(device_burst=0, address_burst=0))
 
 

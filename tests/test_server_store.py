@@ -137,7 +137,7 @@ def test_a_task_kept_before_settings_were_one_record_goes_on_where_it_stood(tmp_
         PLAN,
         "",
     )
-    assert letters.rules == Rules(2, 1.5, selection_s=500.0, max_weight=40)
+    assert letters.rules == Rules(2, 1.5, selection_s=500.0, retry_s=900.0, max_weight=40)
     assert letters.policy == Policy(min_examples=5, min_separation=1, device_classes=("", "phone"))
     assert letters.step == ServerStep(0.5, 0.5, "fedavgm")
     assert (letters.tokenizer, letters.shapes, letters.dimension) == (TOKENIZER, SHAPES, 50)
