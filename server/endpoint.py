@@ -216,10 +216,10 @@ class _Service:
         )
         # of devices that come for the first time, and of those that report: many at once
         self.key_reads: Groups[str, str | None] = Groups(
-            coordinator.public_keys, fails_all=lambda error: True
+            coordinator.public_keys, wait_s=0.0, fails_all=lambda error: True
         )
         self.work_reads: Groups[tuple[str, str, Nonce], StoredAssignment | Refused] = Groups(
-            coordinator.works_of, fails_all=lambda error: True
+            coordinator.works_of, wait_s=0.0, fails_all=lambda error: True
         )
         # hashing and adding up let go of the interpreter: other cores do them
         self.judges = ThreadPoolExecutor(JUDGES, "judge")
