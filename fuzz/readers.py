@@ -31,7 +31,7 @@ with atheris.instrument_imports(
     from device_runtime.errors import FedboardError
     from device_runtime.typing_log import TypingLog
     from device_runtime.update import Header, decode, dequantize, encode, encoded_bytes
-    from device_runtime.wire import Abandon, CheckIn, Enrolment, Plan, Scores
+    from device_runtime.wire import MOST_WORDS, Abandon, CheckIn, Enrolment, Plan, Scores
     from model import directory, imported
     from server import access, bodies, contract, judging, sums
     from server.settings import ServerSettings
@@ -145,15 +145,10 @@ def messages(data: bytes) -> None:
             assert config.from_json(
                 kind, config.to_json(config.from_json(kind, data, "message")), "message"
             )
-    scores = judging.scores_of(data, PLAN)
+    scores = judging.scores_of(data)
     assert (
         isinstance(scores, str)
-        or 0
-        <= scores.top1
-        <= scores.top3
-        <= scores.in_vocabulary
-        <= scores.targets
-        <= PLAN.max_rows * PLAN.length
+        or 0 <= scores.top1 <= scores.top3 <= scores.in_vocabulary <= scores.targets <= MOST_WORDS
     )
 
 
