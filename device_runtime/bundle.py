@@ -21,10 +21,12 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from device_runtime import config, durable, folder, interpreter, signing, versions, weights
 from device_runtime.errors import BundleError, ConfigError
+from device_runtime.patch import Constant
 from device_runtime.text import Vocabulary
 from device_runtime.wire import Plan
 
-FORMAT = 2
+FORMAT = 3
+READABLE = (2, FORMAT)  # 2 has no constants: nobody can patch its graph
 TRAIN, PREDICT, TOKENIZER, CHECKPOINT, PLAN, CARD = (
     "train.tflite",
     "predict.tflite",
@@ -77,6 +79,14 @@ class Lineage:
     round: int
     checkpoint: str  # SHA-256 of the float32 checkpoint that was exported
     privacy: str = NO_PRIVACY
+    # of a release made from a task's checkpoint; None, and not written, where nothing is known
+    task: str | None = None
+    rounds: int | None = None  # committed since the task's first checkpoint
+    participants: int | None = None  # updates counted in them
+    epsilon: float | None = None  # spent
+    delta: float | None = None
+    audit: str | None = None  # SHA-256 of the audit's report
+    policy_log: str | None = None  # root of the log that the task's policy stands in
 
 
 @dataclass(frozen=True)
@@ -98,11 +108,16 @@ class Manifest:
     # largest step of a server of this maker's / clipping norm; None, and not written: the default
     # of `limits.SERVER_FACTOR`
     server_factor: float | None = None
+    # where each array of the checkpoint stands in predict.tflite, by its name: see `patch.py`
+    constants: dict[str, Constant] | None = None
+    graph: str | None = None  # SHA-256 of predict.tflite with all of its constants zero
+    device_class: str | None = None  # whose budgets it keeps; None: it was measured for none
 
     def encoded(self) -> bytes:
         """As it is signed: what is None is left out, so that an older reader knows every key."""
+        lineage = {name: value for name, value in vars(self.lineage).items() if value is not None}
         table = {name: value for name, value in vars(self).items() if value is not None}
-        return config.to_json(table)
+        return config.to_json({**table, "lineage": lineage})
 
 
 @dataclass(frozen=True)
@@ -400,10 +415,10 @@ def _manifest(encoded: bytes, where: Path) -> Manifest:
     try:
         table = json.loads(encoded)
         format = table.get("format") if isinstance(table, dict) else None
-        if format != FORMAT:
+        if format not in READABLE:
             raise BundleError(
                 where,
-                f"expected format {FORMAT}, found {format!r}",
+                f"expected format {' or '.join(map(str, READABLE))}, found {format!r}",
                 "update Fedboard or export again",
             )
         manifest = config.from_json(Manifest, encoded, str(where))

@@ -40,6 +40,7 @@ class Cause(StrEnum):
     TRAINING_FAILED = "training_failed"
     OVER_LIMIT = "over_limit"
     TIMED_OUT = "timed_out"
+    UNCERTIFIED = "uncertified"
     # a report that came when it was no longer needed
     ROUND_CLOSED = "round_closed"
     SURPLUS = "surplus"
@@ -128,6 +129,12 @@ MEANING: Mapping[str, Meaning] = {
     Cause.CONDITION_LOST: Meaning("unplugged, off WiFi or picked up", _DROPPED, gives_back=True),
     Cause.TRAINING_FAILED: Meaning("training did not get better", _DROPPED, gives_back=True),
     Cause.OVER_LIMIT: Meaning("over a limit of the device's own", _DROPPED, gives_back=True),
+    Cause.UNCERTIFIED: Meaning(
+        "weights not signed for a key that the device trusts",
+        _REFUSED,
+        lasts=True,
+        gives_back=True,
+    ),
     Cause.TIMED_OUT: Meaning(
         "not heard of before the deadline", _DROPPED, gives_back=True, told_late=Cause.LATE
     ),

@@ -193,7 +193,6 @@ class Turn:
             holds=self.home.held_checkpoint() or signed,
             population=settings.population,
             runtime=runtime_version(),
-            release=manifest.release,
             device_class=settings.device_class,
         )
         return Participant(

@@ -11,6 +11,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from device_runtime import durable
 from device_runtime.errors import RunError
 from device_runtime.weights import digest
+from device_runtime.wire import Signed
 
 
 def public_hex(key: Ed25519PrivateKey) -> str:
@@ -75,6 +76,31 @@ def verified(public: str, message: bytes, signature: bytes) -> bool:
     except (InvalidSignature, ValueError):
         return False
     return True
+
+
+def sign_text(key: Ed25519PrivateKey, purpose: str, text: bytes) -> Signed:
+    """A text signed for one purpose: for any other the signature is none."""
+    signature = key.sign(_for(purpose, text))
+    return Signed(text.decode("ascii"), public_hex(key), signature.hex())
+
+
+def text_of(signed: Signed, purpose: str, trusted: frozenset[str]) -> bytes | None:
+    """The text, if one of the trusted keys (public, hexadecimal) signed it for this purpose; else
+    None.
+    """
+    if signed.signer not in trusted or not signed.text.isascii():
+        return None
+    text = signed.text.encode("ascii")
+    try:
+        signature = bytes.fromhex(signed.signature)
+    except ValueError:
+        return None
+    valid = signature.hex() == signed.signature  # one spelling only
+    return text if valid and verified(signed.signer, _for(purpose, text), signature) else None
+
+
+def _for(purpose: str, text: bytes) -> bytes:
+    return f"fedboard-{purpose}-v1\n".encode() + text
 
 
 def name_of(public_key: str) -> str:

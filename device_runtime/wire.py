@@ -8,13 +8,16 @@ fetched by SHA-256.
     GET  /v1/blobs/{sha256}                           -> bytes
     PUT  /v1/assignments/{id}/update  encoded update  -> Ack | Reject   of a training task
     PUT  /v1/assignments/{id}/scores  Scores          -> Ack | Reject   of an evaluation task
+    PUT  /v1/assignments/{id}/scores  ReleaseScores   -> Ack | Reject   of one of releases
     POST /v1/assignments/{id}/abandon Abandon         -> Ack
     GET  /v1/rounds?task=NAME&before=N&most=M         -> RoundReports
     GET  /v1/server                                   -> Server
+    GET  /v1/releases/{sha256}                        -> bytes
 
-All but the last two are signed by the device, for the server that `Server` names and at the time of
-its clock: `signing.sign_request`. Every refusal is a Reject or a
-Problem with a named cause. What only the operator may ask for is in `server/contract.py`.
+All but `Server` and releases are signed by the device, for the server that `Server` names and at
+the time of its clock: `signing.sign_request`. Releases are fetched without a name: nobody need
+know who runs which. Every refusal is a Reject or a Problem with a named cause. What only the
+operator may ask for is in `server/contract.py`.
 """
 
 from collections import Counter
@@ -27,11 +30,12 @@ from device_runtime import bounds
 from device_runtime.bounds import Each, Matches, Within
 from device_runtime.causes import Cause, Step
 
-VERSION = 3
+VERSION = 4
 DAY_S = 86_400.0  # seconds of a day
 MOST_ROUNDS = 1000  # that one answer tells of
 ROUNDS = 200  # that it tells of if it is not told how many
 RATE = Within(1e-30, 1e38)  # of a learning rate: float32 holds it, and a step of it
+MOST_SIGNED = 8192  # characters of a text that is signed
 MOST_WORDS = 400  # targets of one device's Scores: no device decides an evaluation
 # what the fields of messages may hold
 MOST = 2**53 - 1  # any JSON reader keeps such a number
@@ -43,6 +47,17 @@ TASK = Matches("[a-z0-9][a-z0-9._-]{0,63}", 64)  # of a task or a population
 WORD = Matches("[ -~]*", 64)  # of few characters, all of them printable
 SENTENCE = Matches("[ -~]*", 1000)
 BY_CAUSE = Each(COUNT, 100, Matches("[a-z_]{1,40}", 40))
+
+
+@dataclass(frozen=True)
+class Signed:
+    """A text as its signer wrote it, byte by byte, and the proof. Nothing in it is parsed before
+    `signing.text_of` has given it out.
+    """
+
+    text: Annotated[str, Matches("[ -~]*", MOST_SIGNED)]  # JSON, of printable ASCII
+    signer: Annotated[str, Matches("[0-9a-f]{64}", 64)]  # public key, hexadecimal
+    signature: Annotated[str, Matches("[0-9a-f]{128}", 128)]
 
 
 @dataclass(frozen=True)
@@ -74,6 +89,7 @@ class Kind(StrEnum):
 
     TRAINING = "training"  # fine-tune a checkpoint, report the update
     EVALUATION = "evaluation"  # score a checkpoint on held-back messages, report sums
+    RELEASES = "releases"  # score the release that runs, and the one before, on the same messages
 
 
 @dataclass(frozen=True)
@@ -123,7 +139,6 @@ class CheckIn:
     holds: Annotated[str, HASH_OR_NONE] = ""
     population: Annotated[str, TASK] = "default"  # whose tasks it works for
     runtime: Annotated[str, WORD] = ""  # version of its interpreter, such as "2.14.0"
-    release: Annotated[int, COUNT] = 0  # of its bundle
     # coarse and chosen by its maker, such as "low"; never a model name
     device_class: Annotated[str, WORD] = ""
 
@@ -151,6 +166,12 @@ class Assignment:
     server: Annotated[str, NAME_OR_NONE] = ""
     # random name of the task: another one for another task of the same name
     task_id: Annotated[str, NAME_OR_NONE] = ""
+    # who may sign this task's checkpoints: a `chain.Certificate`, signed by a key of the bundle's
+    # maker; and the `chain.Link` of this checkpoint, signed by the key that it certifies
+    certificate: Signed | None = None
+    link: Signed | None = None
+    # SHA-256 of the `releases.Newest` there are now: the same for all who ask
+    releases: Annotated[str, HASH_OR_NONE] = ""
 
 
 @dataclass(frozen=True)
@@ -161,6 +182,8 @@ class Reject:
 
     cause: Cause
     retry_in_s: Annotated[float, SECONDS]
+    # of a check-in: SHA-256 of the `releases.Newest` there are now, the same for all who ask
+    releases: Annotated[str, HASH_OR_NONE] = ""
 
 
 @dataclass(frozen=True)
@@ -189,6 +212,18 @@ class Scores:
     top3: Annotated[int, COUNT]  # targets among the three best
     in_vocabulary: Annotated[int, COUNT]  # targets of the vocabulary: the loss is over them
     loss: Annotated[float, Within(0.0, 1e15)]  # nats, summed
+
+
+@dataclass(frozen=True)
+class ReleaseScores:
+    """How the release that a device runs does on its held-back messages, and the one it ran before
+    on the very same: the only message that tells which release a device runs.
+    """
+
+    release: Annotated[int, COUNT]
+    scores: Scores
+    before: Annotated[int, COUNT] = 0  # 0: there is none, or it has another vocabulary
+    before_scores: Scores | None = None
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,8 @@ class Policy:
     # waits as long
     trust_s: Annotated[float, Within(0.0, 3660 * DAY_S)] = 0.0
     min_runtime: str = ""  # version of the device's interpreter, such as "2.14.0"
-    min_release: Annotated[int, Within(0, 2**31 - 1)] = 0  # of the device's bundle
+    # of tasks made by an earlier version: which release a device runs is not told at check-in
+    min_release: Annotated[int, Within(0, 2**31 - 1)] = 0
     # those that may join; none named: all
     device_classes: Annotated[tuple[str, ...], Each(WORD, 1000)] = ()
 
@@ -61,8 +62,6 @@ def decide(
         return Cause.WRONG_MODEL
     if policy.min_runtime and not versions.meets(check_in.runtime, policy.min_runtime):
         return Cause.OUTDATED_RUNTIME
-    if check_in.release < policy.min_release:
-        return Cause.OUTDATED_BUNDLE
     if policy.device_classes and check_in.device_class not in policy.device_classes:
         return Cause.OTHER_DEVICE_CLASS
     if (forbidden := forbidden_by(check_in.conditions)) is not None:

@@ -110,9 +110,9 @@ def rewritten(folder, opened, key, **changes):
 def test_an_unknown_format_is_refused_by_its_number_whatever_else_it_holds(
     tmp_path, tiny_bundle, signing_key, trusted
 ):
-    with pytest.raises(BundleError, match="expected format 2, found 3"):
+    with pytest.raises(BundleError, match="expected format 2 or 3, found 4"):
         bundle.open_verified(
-            rewritten(tmp_path / "next", tiny_bundle, signing_key, format=3), trusted
+            rewritten(tmp_path / "next", tiny_bundle, signing_key, format=4), trusted
         )
 
 
@@ -137,7 +137,7 @@ def test_a_bundle_for_a_later_runtime_is_refused_and_says_which(
 
 def test_a_file_no_bundle_has_is_refused(tmp_path, tiny_bundle, signing_key, trusted):
     files = {**tiny_bundle.manifest.files, "../../escape": tiny_bundle.manifest.files[bundle.PLAN]}
-    with pytest.raises(BundleError, match="which no bundle of format 2 has"):
+    with pytest.raises(BundleError, match="which no bundle of format 3 has"):
         bundle.open_verified(
             rewritten(tmp_path / "extra", tiny_bundle, signing_key, files=files), trusted
         )

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from device_runtime import config, drive, limits, weights
+from device_runtime import config, drive, limits, weights, wire
 from device_runtime.causes import Cause
 from device_runtime.config import from_json, to_json
 from device_runtime.daemon import Daemon, NotAsked
@@ -176,7 +176,7 @@ class Greedy:
 
     def __call__(self, method, path, body, headers):
         if path == "/v1/server":
-            return self._ok({"server": "5e" * 16, "time": 0, "version": 3})
+            return self._ok({"server": "5e" * 16, "time": 0, "version": wire.VERSION})
         if path == "/v1/devices":
             return self._ok({"device": "d0" * 8})
         if path == "/v1/check-in":
