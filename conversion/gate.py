@@ -10,10 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from conversion import parity
+from conversion import int8
 from device_runtime.interpreter import Graph
 from device_runtime.weights import Weights
-from device_runtime.wire import Plan
 
 WEIGHTS_APART = 1e-4  # largest difference of any weight from GradientTape's after the steps
 LOSS_APART = 1e-4  # nats, in any step
@@ -34,7 +33,7 @@ class Gate:
     steps: int  # of SGD, in both worlds
     weights_apart: float
     loss_apart: float
-    int8: parity.Int8
+    int8: int8.Int8
     predict_bytes: int
     step_ms: float  # median
 
@@ -97,20 +96,15 @@ class Gate:
 
 
 def measure(
-    train: bytes,
-    predict: bytes,
-    weights: Weights,
-    examples: np.ndarray,
-    batches: list[np.ndarray],
-    plan: Plan,
+    steps: int, apart: tuple[float, float], predict: bytes, weights: Weights, examples: np.ndarray
 ) -> Gate:
-    """Measure both graphs: `batches` (int32 [plan.batch_size, plan.length + 1]) train in both
-    worlds, `examples` (int32 [n, plan.length + 1], rows of real text) score int8.
+    """Measure the graph that predicts; of the one that trains, how far its weights and losses were
+    `apart` after so many steps comes from `parity`, once for all rounds.
+
+    examples, int32 [n, length + 1], are rows of real text.
     """
-    weights_apart, loss_apart = parity.training_difference(train, weights, batches, plan)
-    int8 = parity.int8_difference(predict, weights, examples)
-    step_ms = median_step_ms(predict, examples)
-    return Gate(len(batches), weights_apart, loss_apart, int8, len(predict), step_ms)
+    difference = int8.difference(predict, weights, examples)
+    return Gate(steps, *apart, difference, len(predict), median_step_ms(predict, examples))
 
 
 def median_step_ms(predict: bytes, examples: np.ndarray) -> float:

@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from conversion import export
-from conversion.gate import Gate, measure
+from conversion import card, export, gate, parity
 from device_runtime import bundle, config, weights
 from device_runtime.errors import BundleError
 from device_runtime.examples import batches
@@ -44,7 +43,7 @@ def package(
     examples: np.ndarray,
     key: Ed25519PrivateKey,
     steps: int = PARITY_STEPS,
-) -> tuple[bundle.Manifest, Gate]:
+) -> tuple[bundle.Manifest, gate.Gate]:
     """Export, measure, sign and write a bundle; returns its manifest and what was measured.
 
     examples are rows (int32 [n, plan.length + 1]) of real text to measure on, steps those of the
@@ -64,11 +63,13 @@ def package(
             "package both from one run",
         )
     train, predict = export.train_graph(arrays, plan), export.predict_graph(arrays)
-    gate = measure(train, predict, arrays, examples, _parity_batches(examples, plan, steps), plan)
-    if gate.problems:
+    trained = _parity_batches(examples, plan, steps)
+    apart = parity.training_difference(train, arrays, trained, plan)
+    measured = gate.measure(len(trained), apart, predict, arrays, examples)
+    if measured.problems:
         raise BundleError(
             path,
-            "not signed: " + "; ".join(gate.problems),
+            "not signed: " + "; ".join(measured.problems),
             "train or export again; if the graphs differ from TensorFlow, report it",
         )
     encoded = weights.to_bytes(checkpoint)
@@ -83,7 +84,10 @@ def package(
         content[bundle.BLOCKED] = "".join(f"{word}\n" for word in words).encode()
     name = next((name for name, known in network.SIZES.items() if known == size), "own")
     lineage = bundle.Lineage(parts.corpus, checkpoint.round, weights.digest(encoded), parts.privacy)
-    content[bundle.CARD] = _card(name, size, parts, lineage, gate.manifest, content).encode()
+    said = card.Card(
+        name, size, len(vocabulary), lineage, parts.device_limits, measured.manifest, content
+    )
+    content[bundle.CARD] = card.text(said).encode()
     manifest = bundle.Manifest(
         network=name,
         embedding=size.embedding,
@@ -93,12 +97,12 @@ def package(
         shapes=weights.shapes_hash(arrays),
         lineage=lineage,
         files=bundle.describe(content),
-        gate=gate.manifest,
+        gate=measured.manifest,
         release=checkpoint.round if parts.release is None else parts.release,
         server_factor=parts.server_factor,
     )
     bundle.write(path, manifest, content, key)
-    return manifest, gate
+    return manifest, measured
 
 
 def _default_blocked() -> frozenset[str]:
@@ -114,50 +118,3 @@ def _parity_batches(examples: np.ndarray, plan: Plan, steps: int) -> list[np.nda
             batches(examples, plan.batch_size, epochs, rng), range(steps), strict=False
         )
     ]
-
-
-def figure(value: float) -> str:
-    """Whole numbers in full, others to three digits.
-
-    >>> figure(1234.0), figure(0.012345)
-    ('1,234', '0.0123')
-    """
-    return f"{value:,.0f}" if value == int(value) else f"{value:.3g}"
-
-
-def _card(
-    name: str,
-    size: network.NetworkSize,
-    parts: Parts,
-    lineage: bundle.Lineage,
-    gate: dict[str, float],
-    content: dict[str, bytes],
-) -> str:
-    """MODEL_CARD.md with the front matter model hubs read."""
-    files = "".join(f"| `{file}` | {len(data):,} |\n" for file, data in sorted(content.items()))
-    figures = "".join(f"| {key} | {figure(value)} |\n" for key, value in sorted(gate.items()))
-    return f"""---
-language: en
-license: apache-2.0
-library_name: tflite
-pipeline_tag: text-generation
-tags: [next-word-prediction, federated-learning, on-device, keyboard]
-datasets: [{lineage.corpus}]
----
-# Next-word model `{name}`
-
-CIFG-LSTM ({size.units} units, embedding {size.embedding}, {len(parts.vocabulary):,} ids), \
-trained by federated averaging.
-Corpus: {lineage.corpus}. Round: {lineage.round}. Checkpoint: `{lineage.checkpoint}`. \
-Privacy: {lineage.privacy}.
-Within the limits of a device: {parts.device_limits}.
-
-| file | bytes |
-|---|---|
-{files}
-| measured before signing | |
-|---|---|
-{figures}
-Intended use: suggestions on a keyboard. It repeats what its corpus taught it, \
-including what is rude or wrong.
-"""

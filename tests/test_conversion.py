@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from conversion import export, gate, parity
+from conversion import export, gate, int8, parity
 from conversion.package import Parts, package
 from conversion.scoring import bundle_engine
 from device_runtime import bundle
@@ -77,7 +77,7 @@ def test_parity_sees_a_wrong_gradient(monkeypatch, tiny_checkpoint, tiny_plan, f
     monkeypatch.setattr(training, "loss_and_gradients", wrong)
     graph = export.train_graph(tiny_checkpoint.weights, tiny_plan)
     apart = parity.training_difference(graph, tiny_checkpoint.weights, fifty, tiny_plan)
-    assert gate.Gate(50, *apart, parity.Int8(100, 1.0, 0.0, 0.0, 0.1), 1000, 0.1).problems
+    assert gate.Gate(50, *apart, int8.Int8(100, 1.0, 0.0, 0.0, 0.1), 1000, 0.1).problems
 
 
 def test_loss_is_the_same_in_numpy_and_in_the_graph(tiny_bundle, tiny_checkpoint, fifty):

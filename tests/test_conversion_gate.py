@@ -3,9 +3,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from conversion import export, gate, package
+from conversion import export, gate, int8, package
 from conversion.gate import Gate
-from conversion.parity import Int8, int8_difference
+from conversion.int8 import Int8
 from device_runtime.errors import BundleError
 
 PASSING = Gate(50, 1e-6, 1e-6, Int8(20_000, 0.99, 0.001, 0.05, 0.05), 1_460_000, 0.3)
@@ -50,9 +50,9 @@ def test_the_time_of_a_step_is_not_signed():
 
 
 def test_int8_against_float_by_counting(tiny_bundle, tiny_checkpoint, tiny_rows):
-    int8 = int8_difference(tiny_bundle.predict_graph, tiny_checkpoint.weights, tiny_rows)
-    assert int8.positions == np.count_nonzero(tiny_rows[:, 1:] >= 13)
-    exact = int8_difference(
+    shipped = int8.difference(tiny_bundle.predict_graph, tiny_checkpoint.weights, tiny_rows)
+    assert shipped.positions == np.count_nonzero(tiny_rows[:, 1:] >= 13)
+    exact = int8.difference(
         export.predict_graph(tiny_checkpoint.weights, quantized=False),
         tiny_checkpoint.weights,
         tiny_rows,

@@ -1,0 +1,72 @@
+"""The model card: what MODEL_CARD.md says of a bundle, with the front matter model hubs read."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from device_runtime.bundle import Lineage
+from model.network import NetworkSize
+
+
+@dataclass(frozen=True)
+class Card:
+    """All that a card is written from: equal ones give equal text."""
+
+    network: str  # size by name
+    size: NetworkSize
+    vocabulary: int  # ids
+    lineage: Lineage
+    device_limits: str  # whether it was trained within a device's own limits
+    gate: Mapping[str, float]  # figures measured before signing
+    files: Mapping[str, bytes]  # of the bundle, without the card
+    notes: tuple[str, ...] = ()  # sentences on what was measured and what was not
+
+
+def text(card: Card) -> str:
+    """MODEL_CARD.md."""
+    lineage = card.lineage
+    files = "".join(f"| `{file}` | {len(data):,} |\n" for file, data in sorted(card.files.items()))
+    figures = "".join(f"| {key} | {figure(value)} |\n" for key, value in sorted(card.gate.items()))
+    notes = "".join(f"\n{note}\n" for note in card.notes)
+    return f"""---
+language: en
+license: apache-2.0
+library_name: tflite
+pipeline_tag: text-generation
+tags: [next-word-prediction, federated-learning, on-device, keyboard]
+datasets: [{lineage.corpus}]
+---
+# Next-word model `{card.network}`
+
+CIFG-LSTM ({card.size.units} units, embedding {card.size.embedding}, {card.vocabulary:,} ids), \
+trained by federated averaging.
+Corpus: {lineage.corpus}. Round: {lineage.round}. Checkpoint: `{lineage.checkpoint}`. \
+Privacy: {lineage.privacy}.
+{_task(lineage)}Within the limits of a device: {card.device_limits}.
+
+| file | bytes |
+|---|---|
+{files}
+| measured before signing | |
+|---|---|
+{figures}{notes}
+Intended use: suggestions on a keyboard. It repeats what its corpus taught it, \
+including what is rude or wrong.
+"""
+
+
+def figure(value: float) -> str:
+    """Whole numbers in full, others to three digits.
+
+    >>> figure(1234.0), figure(0.012345)
+    ('1,234', '0.0123')
+    """
+    return f"{value:,.0f}" if value == int(value) else f"{value:.3g}"
+
+
+def _task(lineage: Lineage) -> str:
+    if lineage.task is None:
+        return ""
+    return (
+        f"Task: {lineage.task}, {lineage.rounds:,} rounds committed on devices with "
+        f"{lineage.participants:,} updates counted in them.\n"
+    )
