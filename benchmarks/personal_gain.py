@@ -15,6 +15,7 @@ import numpy as np
 from device_runtime import personal
 from device_runtime.errors import FedboardError
 from device_runtime.metrics import Counts
+from device_runtime.reader import Reader
 from fedboard import console
 from fedboard.run import open_bundle
 from model import comparison, corpora, evaluation, measures
@@ -57,7 +58,10 @@ def main() -> None:
             graph, rng = bundle.train_graph, np.random.default_rng(number)
             plan = personal.own_plan(bundle.plan, asked.epochs, asked.rate)
             tuned = personal.train(graph, everybodys, to_train, plan, rng)
-            judged = None if tuned is None else personal.judge(graph, everybodys, tuned, held)
+            judged = None
+            if tuned is not None:
+                ours = Reader(graph, tuned)
+                judged = personal.judge(Reader(graph, everybodys), ours, held)
             ahead = judged is not None and judged.ahead
             alone[name] = score(everybodys)
             always[name] = alone[name] if tuned is None else score(tuned)

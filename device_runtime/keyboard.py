@@ -4,20 +4,26 @@ A face shows a strip and reads keys; what a suggestion does to the text, what is
 is learned from it is decided here.
 """
 
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from device_runtime import config, personal
-from device_runtime.bundle import Bundle
+from device_runtime.bundle import MANIFEST, Bundle, open_verified
 from device_runtime.errors import ConfigError
-from device_runtime.home import OWN_WORDS, DeviceConfig, Home
+from device_runtime.home import BUNDLES, OWN_WORDS, PERSONAL, DeviceConfig, Home
+from device_runtime.installed import POINTER, Pointer
 from device_runtime.metrics import STRIP
 from device_runtime.own_words import OwnWords, Trust, read_trust
+from device_runtime.personal import Served
 from device_runtime.predictor import Predictor, Suggestion
 from device_runtime.sensors import note_key
+from device_runtime.text import tokenise
 
 LEARNED_FROM = 200  # newest messages the trust is learned from, where none was kept
+_Mark = tuple[int, int, int] | None  # of a file: changes with it; None: there is none
 
 
 def split(typed: str) -> tuple[str, str]:
@@ -60,6 +66,9 @@ def home_of(folder: Path, bundle: Bundle) -> Home:
 class Keyboard:
     """One user's keyboard, in a `with`. It remembers what is known of the user's own words; without
     a home it records and learns nothing.
+
+    While it is open, a bundle or a personal network that takes the place of the one it uses is used
+    from the next key on.
     """
 
     def __init__(self, home: Home | None, bundle: Bundle, now: Callable[[], float] = time.time):
@@ -67,17 +76,28 @@ class Keyboard:
         bundle of pieces, TypingLogError for a log that cannot be read.
         """
         self._home, self._now = home, now
-        self._own = OwnWords(bundle.vocabulary, _trust(home))
-        served = personal.served(home, bundle) if home else None
-        self._predictor = Predictor(bundle, served, self._own)
+        self._source = _source(home, bundle)
+        # what changes when there may be another strip
+        self._watched = [str(self._source.file), *([str(home.folder / PERSONAL)] if home else [])]
+        # None: what is there now is another one already
+        self._seen = self._marks() if _is_current(self._source, bundle) else None
+        served = personal.served(home, bundle) if home else Served()
+        own = OwnWords(bundle.vocabulary, _beside(served, _trust(home)))
+        self._strip = _Strip(bundle.encoded, served, Predictor(bundle, served.network, own), own)
         if home:
-            self._read(home)
+            with home.typing_log() as log:
+                messages = [tokenise(message) for message in log.read(log.count())]
+            self._learn(messages)
 
     def suggest(self, typed: str, k: int = STRIP) -> list[Suggestion]:
         """The k likeliest words after the text typed so far, best first: the next word, or those
         that complete the one being typed.
         """
-        return self._predictor.suggest(*split(typed), k)
+        marks = self._marks()
+        if marks != self._seen:
+            self._seen = marks
+            self._renew(typed)
+        return self._strip.predictor.suggest(*split(typed), k)
 
     def type(self) -> None:
         """Take note that keys were pressed, and not which: the device is in use."""
@@ -89,12 +109,14 @@ class Keyboard:
         if self._home and not private:
             with self._home.typing_log() as log:
                 log.append(message, self._now())
-            self._predictor.typed(message)
+            if self._strip.unjudged:
+                self._judge_anew()
+            self._strip.predictor.typed(message)
 
     def close(self) -> None:
         """Keep how far the own words are trusted: numbers, no words."""
         if self._home:
-            self._home.keep(OWN_WORDS, config.to_json(self._own.trust))
+            self._home.keep(OWN_WORDS, config.to_json(self._strip.own.trust))
 
     def __enter__(self) -> "Keyboard":
         return self
@@ -104,13 +126,105 @@ class Keyboard:
         if error is None:
             self.close()
 
-    def _read(self, home: Home) -> None:
-        """Count the messages of the log; those the kept trust has not seen are judged again."""
-        with home.typing_log() as log:
-            messages = log.read(log.count())
-        unjudged = LEARNED_FROM if self._own.trust == Trust() else 0
-        for place, message in enumerate(messages):
-            self._predictor.typed(message, judged=place >= len(messages) - unjudged)
+    def _learn(self, messages: Sequence[Sequence[str]]) -> None:
+        """Count messages, as tokens; those that the trust has not seen are judged."""
+        unjudged = 0 if self._strip.own.trust.words else LEARNED_FROM
+        for place, tokens in enumerate(messages):
+            self._strip.predictor.learn(tokens, judged=place >= len(messages) - unjudged)
+
+    def _marks(self) -> list[_Mark]:
+        return [_mark(path) for path in self._watched]
+
+    def _renew(self, typed: str) -> None:
+        """Use the bundle and the personal network there are now. What cannot be used changes
+        nothing, whatever is wrong with it: a key is pressed, and the strip goes on.
+        """
+        try:
+            strip = self._renewed()
+            strip.predictor.suggest(*split(typed))
+        except Exception:
+            return
+        self._strip = strip
+
+    def _renewed(self) -> "_Strip":
+        bundle, now = self._source.open(), self._strip
+        served = personal.served(self._home, bundle) if self._home else Served()
+        if bundle.encoded == now.bundle and served.name == now.served.name:
+            return now
+        own, trust = now.own, now.own.trust
+        other = served.name != now.served.name
+        if other or bundle.vocabulary.hash != now.predictor.vocabulary.hash:
+            own = OwnWords(bundle.vocabulary, _beside(served, trust))
+            for tokens in now.own.messages():
+                own.add(tokens)
+        predictor = Predictor(bundle, served.network, own)
+        return _Strip(bundle.encoded, served, predictor, own, now.unjudged or other)
+
+    def _judge_anew(self) -> None:
+        """Learn beside this network how far the own words are to be trusted: when a message was
+        sent, since nobody waits for the strip then.
+        """
+        strip = self._strip
+        own = OwnWords(strip.predictor.vocabulary, Trust(network=strip.served.name))
+        strip.predictor.own = own
+        self._strip = replace(strip, own=own, unjudged=False)
+        self._learn(list(strip.own.messages()))
+
+
+@dataclass(frozen=True)
+class _Strip:
+    """What suggests, and what it was made of."""
+
+    bundle: bytes  # its manifest
+    served: Served
+    predictor: Predictor
+    own: OwnWords
+    unjudged: bool = False  # the own words were not judged beside this network
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Where the bundle of a keyboard is."""
+
+    file: Path  # is another one when the bundle is
+    open: Callable[[], Bundle]
+
+
+def _source(home: Home | None, bundle: Bundle) -> _Source:
+    if home and home.config.bundle is None and bundle.path.parent == home.folder / BUNDLES:
+        return _Source(home.folder / BUNDLES / POINTER, home.bundle)
+    file = bundle.path if bundle.path.is_file() else bundle.path / MANIFEST
+    if home and home.config.bundle is not None:
+        in_place = home.folder / home.config.bundle
+        if in_place.resolve() == bundle.path.resolve():
+            return _Source(file, home.bundle)
+    return _Source(file, lambda: open_verified(bundle.path, frozenset({bundle.signer})))
+
+
+def _is_current(source: _Source, bundle: Bundle) -> bool:
+    """Whether a bundle that was opened is still the one that is there; a zip surely is."""
+    try:
+        if source.file == bundle.path:
+            return True
+        data = source.file.read_bytes()
+        if source.file.name == MANIFEST:
+            return data == bundle.encoded
+        return config.from_json(Pointer, data, POINTER).current == bundle.path.name
+    except (OSError, ConfigError):
+        return False
+
+
+def _mark(path: str) -> _Mark:
+    try:
+        file = os.stat(path)
+    except OSError:
+        return None
+    return file.st_ino, file.st_size, file.st_mtime_ns
+
+
+def _beside(served: Served, trust: Trust) -> Trust:
+    """A trust that was learned beside this network; beside another one it has to win anew."""
+    return trust if trust.network == served.name else Trust(network=served.name)
 
 
 def _trust(home: Home | None) -> Trust:

@@ -57,6 +57,7 @@ class Trust:
     nats: float = 0.0  # what the mix was ahead of the network, all held-back words together
     hits: int = 0  # first suggestions it got right more than the network
     words: int = 0  # held-back words so far
+    network: str = ""  # whom it was learned beside: the personal one's name, none of everybody's
 
     @property
     def serves(self) -> bool:
@@ -106,6 +107,7 @@ class OwnWords:
         self._vocabulary = vocabulary
         self._won, self._seen = np.array(trust.won), np.array(trust.seen)
         self._nats, self._hits, self._words = trust.nats, trust.hits, trust.words
+        self._network = trust.network
         self._new: dict[str, int] = {}  # words the vocabulary lacks
         self.words = list(vocabulary.tokens)  # of all ids
         self._alphabetical: tuple[list[str], list[int]] | None = None
@@ -126,6 +128,7 @@ class OwnWords:
             self._nats,
             self._hits,
             self._words,
+            self._network,
         )
 
     @property
@@ -137,6 +140,13 @@ class OwnWords:
     def alphabetical(self) -> tuple[list[str], list[int]]:
         """All words in alphabetical order and their ids, those the vocabulary lacks included."""
         return self._vocabulary.alphabetical if self._alphabetical is None else self._alphabetical
+
+    def messages(self) -> Iterator[list[str]]:
+        """The tokens of every message that counts, oldest first."""
+        begin = self._begin + len(START)
+        for length in self._lengths:
+            yield [self.words[i] for i in self._row[begin : begin + length]]
+            begin += length + 1 + len(START)
 
     def ids(self, tokens: Sequence[str]) -> list[int]:
         """Ids of tokens; OOV only for a word the user never typed and the vocabulary lacks."""

@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from device_runtime.bundle import Bundle
-from device_runtime.interpreter import Arrays, Graph
+from device_runtime.interpreter import Arrays
 from device_runtime.metrics import STRIP, blocked_ids, top_words
 from device_runtime.own_words import OwnWords
+from device_runtime.reader import Personal, reader_of
 from device_runtime.text import BOS, normalise, tokenise
-from device_runtime.weights import Weights
 
 KEPT = 32  # tokens whose states are kept: so far one can go back without starting anew
 
@@ -52,11 +52,11 @@ class Predictor:
     def __init__(
         self,
         bundle: Bundle,
-        weights: Weights | None = None,
+        personal: Personal | None = None,
         own: OwnWords | None = None,
         blocked: frozenset[str] = frozenset(),
     ):
-        """Personal float `weights` take the place of the bundle's. The user's `own` words are mixed
+        """A `personal` network takes the place of the bundle's. The user's `own` words are mixed
         in while they are ahead of the network alone. Words of `blocked` and of the bundle's own
         list are never suggested.
 
@@ -64,9 +64,7 @@ class Predictor:
         """
         bundle.vocabulary.require_words("the strip of a device")
         self.vocabulary = bundle.vocabulary
-        self._weights = weights
-        self._graph = Graph(bundle.predict_graph if weights is None else bundle.train_graph)
-        self._signature = "predict" if weights is None else "step"
+        self._reader = reader_of(bundle, personal)
         self.own = own
         self._blocked = frozenset(
             normalise(word) for word in blocked | getattr(bundle, "blocked", frozenset())
@@ -79,24 +77,13 @@ class Predictor:
 
     def start(self, rows: int) -> Arrays:
         """The state before the first token, for `rows` texts at once."""
-        return self._graph.start(self._signature, rows)
+        return self._reader.start(rows)
 
     def step(self, tokens: NDArray[Any], state: Arrays) -> tuple[NDArray[Any], Arrays]:
         """One token further: int32 [rows] -> log-probabilities of the next, float32 [rows,
         vocabulary], and the state after it.
         """
-        if self._weights is None:
-            results, after = self._graph.step(self._signature, state, token=tokens)
-            return results["log_probs"], after
-        rows = []  # this signature takes one text
-        for i in range(len(tokens)):
-            before = {name: array[i : i + 1] for name, array in state.items()}
-            token = tokens[i : i + 1]
-            rows.append(self._graph.step(self._signature, before, token=token, **self._weights))
-        log_probs = np.concatenate([results["log_probs"] for results, _ in rows])
-        return log_probs, {
-            name: np.concatenate([after[name] for _, after in rows]) for name in state
-        }
+        return self._reader.step(tokens, state)
 
     def suggest(self, context: str, prefix: str = "", k: int = STRIP) -> list[Suggestion]:
         """The k likeliest words after `context`, best first; only those that start with `prefix`,
@@ -125,13 +112,16 @@ class Predictor:
         ]
 
     def typed(self, message: str, judged: bool = True) -> None:
-        """Learn from a message that was sent: the own words are judged on it, then it is counted
-        among them. Nothing without own words.
+        """Learn from a message that was sent: `learn` of its tokens."""
+        self.learn(tokenise(message), judged)
 
-        Messages read back from the typing log, whose verdict was kept, need not be judged again:
-        that saves their steps.
+    def learn(self, tokens: Sequence[str], judged: bool = True) -> None:
+        """The own words are judged on a message, then it is counted among them. Nothing without own
+        words.
+
+        Messages that are counted again, whose verdict was kept, need not be judged again: that
+        saves their steps.
         """
-        tokens = tokenise(message)
         if self.own is None or not tokens:
             return
         if judged:
@@ -146,7 +136,7 @@ class Predictor:
         and the words of all ids.
         """
         words = self.own.words if self.own else self.vocabulary.tokens
-        asked = (tokens, self.own.changes if self.own else 0)
+        asked = (tokens, self.own, self.own.changes if self.own else 0)
         if self._mixed[0] != asked:
             scores = self._after([BOS, *self.vocabulary.ids(tokens)])
             if self.own:

@@ -1,13 +1,21 @@
 """The keyboard of a device, without a terminal."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from device_runtime import bundle
-from device_runtime.home import OWN_WORDS, DeviceConfig, Home
+from device_runtime import bundle, config, durable, personal
+from device_runtime.bundle import BLOCKED, PREDICT, SIGNATURE, TOKENIZER
+from device_runtime.home import BUNDLES, OWN_WORDS, PERSONAL, DeviceConfig, Home
+from device_runtime.installed import POINTER
 from device_runtime.keyboard import Keyboard, accept, home_of, split
+from device_runtime.own_words import read_trust
 from device_runtime.sensors import LAST_KEY
+from device_runtime.weights import digest
+from model import vocabulary
 
 
 @pytest.fixture
@@ -91,3 +99,143 @@ def test_a_home_is_made_on_first_use_from_a_folder_or_a_zip(tmp_path, tiny_bundl
         assert home.config.trusted == tuple(trusted)
         assert home.bundle().manifest == tiny_bundle.manifest
         assert home_of(tmp_path / name, opened).folder == home.folder  # the same again
+
+
+# --- what takes the place of what it uses while it is open
+# ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def made(tmp_path, tiny_bundle, signing_key):
+    """Other bundles of the same maker: files in the place of the tiny bundle's own."""
+
+    def make(release: int, path: Path | None = None, **files: bytes) -> Path:
+        path = path or tmp_path / f"release-{release}"
+        named = {{"blocked": BLOCKED, "tokenizer": TOKENIZER}[name]: files[name] for name in files}
+        content = {**tiny_bundle.content, **named}
+        manifest = replace(
+            tiny_bundle.manifest,
+            release=release,
+            files=bundle.describe(content),
+            tokenizer=digest(content[TOKENIZER]),
+        )
+        bundle.write(path, manifest, content, signing_key)
+        return path
+
+    return make
+
+
+@pytest.fixture
+def phone(tmp_path, trusted, made) -> Home:
+    """A device with a bundle installed in its home."""
+    return Home.create(tmp_path / "phone", DeviceConfig(tuple(trusted)), bundle=made(1))
+
+
+def words(keyboard: Keyboard, typed: str) -> list[str]:
+    return [each.word for each in keyboard.suggest(typed)]
+
+
+def test_a_release_that_is_installed_while_one_types_is_used_at_the_next_key(phone, made):
+    with Keyboard(phone, phone.bundle()) as keyboard:
+        before = words(keyboard, "i will ")
+        phone.install(made(2, blocked=before[0].encode()))
+        after = words(keyboard, "i will ")
+        assert before[0] not in after
+        assert after[:2] == before[1:]
+        assert keyboard.suggest("i will see my ") == Keyboard(phone, phone.bundle()).suggest(
+            "i will see my "
+        )
+
+
+def test_own_words_carry_over_to_another_vocabulary(phone, made, tiny_vocabulary):
+    made_up = [a + b for a in "abcde" for b in "vwxyz"]
+    # as many ids, so that the graph stays
+    others = [vocabulary.build([["grazes", "grazes", *made_up]], size) for size in range(20, 28)]
+    other = next(each for each in others if len(each) == len(tiny_vocabulary))
+    with Keyboard(phone, phone.bundle()) as keyboard:
+        for _ in range(3):
+            keyboard.send("the quagga sees the okapi")
+        phone.install(made(2, tokenizer=other.model))
+        assert words(keyboard, "quag") == ["quagga"]  # of neither vocabulary
+        assert words(keyboard, "tomo") == []  # of the old one, and never typed
+        assert words(keyboard, "gra") == ["grazes"]  # of the new one
+    with Keyboard(phone, phone.bundle()) as anew:
+        assert words(anew, "quag") == ["quagga"]
+
+
+@pytest.mark.parametrize("damage", ["pointer", "bundle", "gone", "other maker"])
+def test_what_cannot_be_used_leaves_the_strip_as_it_is_until_it_can(
+    phone, made, damage, tmp_path, tiny_bundle
+):
+    pointer = phone.folder / BUNDLES / POINTER
+    with Keyboard(phone, phone.bundle()) as keyboard:
+        before = words(keyboard, "i will ")
+        phone.install(made(2, blocked=before[0].encode()))
+        whole = pointer.read_bytes()
+        folder = phone.bundle().path
+        graph = (folder / PREDICT).read_bytes()
+        if damage == "pointer":
+            pointer.write_bytes(b"{")
+            (folder / PREDICT).unlink()
+        elif damage == "bundle":
+            (folder / PREDICT).write_bytes(graph[:-1] + bytes([graph[-1] ^ 1]))
+        elif damage == "gone":
+            pointer.unlink()
+        else:
+            signature = (folder / SIGNATURE).read_bytes()
+            (folder / SIGNATURE).write_bytes(b"0" * 64 + signature[64:])
+        assert words(keyboard, "i will ") == before
+        (folder / PREDICT).write_bytes(graph)
+        if damage == "other maker":
+            (folder / SIGNATURE).write_bytes(signature)
+        durable.write(pointer, whole)
+        assert before[0] not in words(keyboard, "i will ")
+
+
+def test_a_bundle_used_in_place_is_followed_too(tmp_path, trusted, made):
+    path = made(1)
+    opened = bundle.open_verified(path, trusted)
+    home = Home.create(tmp_path / "phone", DeviceConfig(tuple(trusted), str(path)))
+    with Keyboard(home, opened) as own, Keyboard(None, opened) as bare:
+        before = words(bare, "i will ")
+        made(2, path, blocked=before[0].encode())
+        assert before[0] not in words(bare, "i will ")
+        assert before[0] not in words(own, "i will ")
+
+
+def test_a_bundle_chosen_by_hand_stays_whatever_is_installed(phone, made, trusted):
+    chosen = bundle.open_verified(made(3, blocked=b"tomorrow"), trusted)
+    with Keyboard(phone, chosen) as keyboard:
+        before = words(keyboard, "i will ")
+        phone.install(made(2, blocked=before[0].encode()))
+        assert words(keyboard, "i will ") == before
+
+
+def test_a_release_that_came_before_the_keyboard_was_ready_is_used_at_the_first_key(phone, made):
+    opened = phone.bundle()
+    best = words(Keyboard(None, opened), "i will ")[0]
+    phone.install(made(2, blocked=best.encode()))
+    with Keyboard(phone, opened) as keyboard:
+        assert best not in words(keyboard, "i will ")
+
+
+def test_a_personal_network_is_used_at_the_next_key_and_the_mix_has_to_win_beside_it_anew(phone):
+    with Keyboard(phone, phone.bundle()) as keyboard:
+        for _ in range(60):
+            keyboard.send("you can hear her tomorrow")
+        alone = keyboard.suggest("you can ", k=40)
+        verdict = personal.update(phone, phone.bundle(), 1000.0, lambda: True)
+        assert verdict.serves
+        assert keyboard.suggest("you can ", k=40) != alone
+        keyboard.send("you can hear her tomorrow")  # and now they are learned beside it
+    assert read_trust(phone.kept(OWN_WORDS), OWN_WORDS).network == verdict.weights
+    with Keyboard(phone, phone.bundle()) as keyboard:
+        with_it = keyboard.suggest("you can ", k=40)
+        phone.keep(PERSONAL, config.to_json(replace(verdict, weights="")))
+        assert keyboard.suggest("you can ", k=40) != with_it
+    # nobody has judged them beside everybody's network: the next keyboard does
+    trust = read_trust(phone.kept(OWN_WORDS), OWN_WORDS)
+    assert (trust.words, trust.network) == (0, "")
+    with Keyboard(phone, phone.bundle()):
+        pass
+    assert read_trust(phone.kept(OWN_WORDS), OWN_WORDS).words == 61 * 5

@@ -167,3 +167,15 @@ def test_whatever_dropped_out_counts_as_never_typed(messages):
         newest.add(message)
     for context in ([], ["the"], ["the", "cat"], messages[-1]):
         np.testing.assert_array_equal(all_of_them.mix(EVEN, context), newest.mix(EVEN, context))
+    assert list(all_of_them.messages()) == kept
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.lists(st.sampled_from(["the", "okapi", "'s", "12", "."]), min_size=1)))
+def test_the_messages_that_count_can_be_counted_again_by_another_vocabulary(messages):
+    own, other = OwnWords(VOCABULARY), OwnWords(build([["okapi", "the"]], 2))
+    for message in messages:
+        own.add(message)
+    for message in own.messages():
+        other.add(message)
+    assert list(other.messages()) == messages

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 
 from device_runtime import config, personal
-from device_runtime.home import OWN_WORDS, PERSONAL, PERSONAL_WEIGHTS, DeviceConfig, Home
-from device_runtime.personal import Judged
+from device_runtime.bundle import CHECKPOINT, Bundle
+from device_runtime.home import PERSONAL, PERSONAL_WEIGHTS, DeviceConfig, Home
+from device_runtime.personal import Judged, Served
 from device_runtime.predictor import Predictor
+from device_runtime.reader import Reader
 from device_runtime.weights import Checkpoint, digest, to_bytes
 
 HABIT = ["you can hear her tomorrow", "we like what they said", "i want to call my dog"]
@@ -55,7 +57,7 @@ def test_a_user_with_habits_is_served_weights_that_are_better_for_them(phone, ti
     assert verdict.serves
     assert verdict.messages == 48
     assert verdict.judged.nats > personal.MARGIN
-    own = personal.served(home, tiny_bundle)
+    own = personal.served(home, tiny_bundle).network
     mine, everybodys = (Predictor(tiny_bundle, weights) for weights in (own, None))
     chance = [
         {s.word: s.probability for s in each.suggest("you can", k=40)}["hear"]
@@ -77,7 +79,7 @@ def test_weights_that_do_not_help_are_thrown_away(phone, tiny_bundle):
     assert not verdict.serves
     assert not verdict.judged.ahead
     assert home.kept(PERSONAL_WEIGHTS) is None
-    assert personal.served(home, tiny_bundle) is None
+    assert personal.served(home, tiny_bundle) == Served()
 
 
 def test_nothing_is_done_again_until_enough_is_typed_and_then_what_falls_behind_is_rolled_back(
@@ -88,13 +90,11 @@ def test_nothing_is_done_again_until_enough_is_typed_and_then_what_falls_behind_
     assert update(home, tiny_bundle) is None
     spoil(home, first, tiny_bundle)
     phone(OTHER, 5)
-    home.keep(OWN_WORDS, b"{}")
     again = update(home, tiny_bundle)
     assert (again.serves, again.rolled_back, again.trained_to) == (False, True, first.trained_to)
     assert again.judged.nats < personal.MARGIN
     assert home.kept(PERSONAL_WEIGHTS) is None
-    assert home.kept(OWN_WORDS) is None  # the mix has to win against everybody's weights anew
-    assert personal.served(home, tiny_bundle) is None
+    assert personal.served(home, tiny_bundle) == Served()
 
 
 def spoil(home: Home, verdict: personal.Verdict, bundle) -> None:
@@ -131,41 +131,38 @@ def test_the_weights_lie_sealed_and_damaged_ones_are_not_served(phone, tiny_bund
     sealed = home.kept(PERSONAL_WEIGHTS)
     assert b"embedding" not in sealed
     home.keep(PERSONAL_WEIGHTS, sealed[:-1] + bytes([sealed[-1] ^ 1]))
-    assert personal.served(home, tiny_bundle) is None
+    assert personal.served(home, tiny_bundle) == Served()
     home.drop(PERSONAL_WEIGHTS)
-    assert personal.served(home, tiny_bundle) is None
+    assert personal.served(home, tiny_bundle) == Served()
 
 
 def test_a_wipe_takes_them_and_they_serve_no_other_bundle(phone, tiny_bundle):
     home = phone(HABIT, 20)
     update(home, tiny_bundle)
-    files = {
-        **tiny_bundle.manifest.files,
-        "checkpoint.safetensors": replace(
-            tiny_bundle.manifest.files["checkpoint.safetensors"], sha256="ab" * 32
-        ),
-    }
-    assert (
-        personal.served(
-            home, replace(tiny_bundle, manifest=replace(tiny_bundle.manifest, files=files))
-        )
-        is None
-    )
+    assert personal.served(home, renamed(tiny_bundle)) == Served()
     home.wipe()
     assert personal.verdict(home) is None
-    assert personal.served(home, tiny_bundle) is None
+    assert personal.served(home, tiny_bundle) == Served()
+
+
+def renamed(bundle: Bundle) -> Bundle:
+    """The same bundle, but for the hash of its checkpoint."""
+    other = replace(bundle.manifest.files[CHECKPOINT], sha256="ab" * 32)
+    files = {**bundle.manifest.files, CHECKPOINT: other}
+    return replace(bundle, manifest=replace(bundle.manifest, files=files))
 
 
 def test_judging_compares_word_by_word(tiny_bundle, tiny_checkpoint):
     weights = tiny_bundle.checkpoint.weights
     ids = [tiny_bundle.vocabulary.ids(text.split()) for text in HABIT]
-    same = personal.judge(tiny_bundle.train_graph, weights, weights, ids)
+    theirs = Reader(tiny_bundle.train_graph, weights)
+    same = personal.judge(theirs, theirs, ids)
     assert (same.words, same.nats, same.hits, same.error) == (5 + 5 + 6, 0.0, 0, 0.0)
     likelier = {
         **weights,
         "output_bias": weights["output_bias"]
         + np.eye(len(weights["output_bias"]), dtype=np.float32)[ids[0][0]],
     }
-    more = personal.judge(tiny_bundle.train_graph, weights, likelier, [ids[0][:1]])
+    more = personal.judge(theirs, Reader(tiny_bundle.train_graph, likelier), [ids[0][:1]])
     assert (more.words, more.error) == (1, more.nats)
     assert 0 < more.nats < 1
