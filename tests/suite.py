@@ -35,6 +35,7 @@ LOADING = (
     "test_model_central",
     "test_conversion",
     "test_conversion_gate",
+    "test_conversion_metadata",
     "test_server_steps",
     "test_model_executor",
     "test_model_memory",

@@ -54,7 +54,7 @@ OUTSIDE = {  # packages that only some files of a room may import
                 "tff_corpora",
             )
         ),
-        *("conversion/export.py", "conversion/parity.py"),
+        *("conversion/export.py", "conversion/parity.py", "conversion/metadata.py"),
     },
     "tensorflow_federated": {
         *(
