@@ -3,21 +3,23 @@
 They are when the gate has shown that they agree with the network.
 """
 
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from conversion import card, export, gate, parity
-from device_runtime import bundle, config, weights
+from conversion import card, classes, costs, export, gate, parity
+from device_runtime import bundle, config, signing, weights
 from device_runtime.errors import BundleError
 from device_runtime.examples import batches
-from device_runtime.text import Vocabulary
+from device_runtime.text import FIRST_WORD, Vocabulary
 from device_runtime.wire import Plan
 from model import network
 
 PARITY_STEPS = 50
+SUGGESTED = 64  # rows of text that suggestions are timed along
 # words no keyboard should put into a mouth
 DEFAULT_BLOCKED = Path(__file__).with_name("blocked.txt")
 
@@ -35,6 +37,7 @@ class Parts:
     privacy: str = bundle.NO_PRIVACY
     server_factor: float | None = None  # as in the manifest
     device_limits: str = "unknown"  # whether it was trained within a device's own limits
+    device_class: classes.Class | None = None  # whose budget it must keep
 
 
 def package(
@@ -48,8 +51,8 @@ def package(
 
     examples are rows (int32 [n, plan.length + 1]) of real text to measure on, steps those of the
     parity with TensorFlow. Raises BundleError, and writes nothing, if the vocabulary does not fit
-    the checkpoint or the quality gate does not let the graphs pass; VocabularyError for a
-    vocabulary of pieces.
+    the checkpoint, the quality gate does not let the graphs pass, or the bundle takes more than its
+    device class has; VocabularyError for a vocabulary of pieces.
     """
     checkpoint, vocabulary, plan = parts.checkpoint, parts.vocabulary, parts.plan
     vocabulary.require_words("a bundle")  # its `predict` graph ranks ids, not words
@@ -84,9 +87,9 @@ def package(
         content[bundle.BLOCKED] = "".join(f"{word}\n" for word in words).encode()
     name = next((name for name, known in network.SIZES.items() if known == size), "own")
     lineage = bundle.Lineage(parts.corpus, checkpoint.round, weights.digest(encoded), parts.privacy)
-    said = card.Card(
-        name, size, len(vocabulary), lineage, parts.device_limits, measured.manifest, content
-    )
+    chosen = parts.device_class
+    figures = measured.manifest | (chosen.budget.manifest if chosen else {})
+    said = card.Card(name, size, len(vocabulary), lineage, parts.device_limits, figures, content)
     content[bundle.CARD] = card.text(said).encode()
     manifest = bundle.Manifest(
         network=name,
@@ -97,16 +100,45 @@ def package(
         shapes=weights.shapes_hash(arrays),
         lineage=lineage,
         files=bundle.describe(content),
-        gate=measured.manifest,
+        gate=figures,
         release=checkpoint.round if parts.release is None else parts.release,
         server_factor=parts.server_factor,
+        device_class=chosen.name if chosen else None,
     )
+    if chosen:
+        texts = _texts(examples[:SUGGESTED], vocabulary)
+        taken = _costs(manifest, content, key, texts)
+        if missed := classes.problems(chosen.budget, taken, manifest.files):
+            raise BundleError(
+                path,
+                f"not signed for class {chosen.name}: " + "; ".join(missed),
+                "see configs/device-classes.toml",
+            )
     bundle.write(path, manifest, content, key)
     return manifest, measured
 
 
 def _default_blocked() -> frozenset[str]:
     return frozenset(DEFAULT_BLOCKED.read_text().split())
+
+
+def _costs(
+    manifest: bundle.Manifest,
+    content: dict[str, bytes],
+    key: Ed25519PrivateKey,
+    texts: tuple[str, ...],
+) -> costs.Costs:
+    """What a bundle takes, measured on a copy that nobody gets."""
+    with tempfile.TemporaryDirectory() as folder:
+        trial = Path(folder) / "bundle"
+        bundle.write(trial, manifest, content, key)
+        return costs.measure(costs.Task(str(trial), (signing.public_hex(key),), texts))
+
+
+def _texts(rows: np.ndarray, vocabulary: Vocabulary) -> tuple[str, ...]:
+    """The words of some rows of ids, each as one text."""
+    texts = (" ".join(vocabulary.tokens[i] for i in row if i >= FIRST_WORD) for row in rows)
+    return tuple(text for text in texts if text)
 
 
 def _parity_batches(examples: np.ndarray, plan: Plan, steps: int) -> list[np.ndarray]:

@@ -506,6 +506,23 @@ def export(
             "bundle's than its rounds allow is refused by devices. By default 10.",
         ),
     ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Rows of a train step; by default the run's.")
+    ] = None,
+    length: Annotated[
+        int | None, typer.Option(min=1, help="Tokens of a row; by default the run's.")
+    ] = None,
+    device_class: Annotated[
+        str | None,
+        typer.Option(
+            "--for",
+            help="Device class whose budgets of memory, bytes and time it must keep, such as "
+            "`low`: see configs/device-classes.toml.",
+        ),
+    ] = None,
+    classes: Annotated[
+        Path | None, typer.Option(help="Device classes in a TOML file; by default our own.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Export train.tflite and int8 predict.tflite through the quality gate into a signed bundle."""
@@ -514,7 +531,19 @@ def export(
     if as_json:
         console.quiet()
     asked = stage.Asked(
-        data, tokenizer, key, learning_rate, clipping_norm, bits, release, blocked, server_factor
+        data,
+        tokenizer,
+        key,
+        learning_rate,
+        clipping_norm,
+        bits,
+        release,
+        blocked,
+        server_factor,
+        batch_size,
+        length,
+        device_class,
+        classes,
     )
     manifest, path = stage.export(target, out, asked)
     if as_json:

@@ -5,6 +5,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
+from conversion import classes
+from conversion.classes import Class
 from device_runtime import bounds, weights
 from device_runtime.bounds import Within
 from device_runtime.bundle import FOLDER, Manifest
@@ -44,6 +46,11 @@ class Asked:
     blocked: Path | None = None  # file of words never suggested: our own list
     # largest step of a server / clipping norm, for devices to measure its checkpoints by
     server_factor: float | None = None
+    # of a train step and one of its rows: the run's plan
+    batch_size: int | None = None
+    length: int | None = None
+    device_class: str | None = None  # whose budget the bundle must keep
+    classes: Path | None = None  # file of device classes: our own
 
     def __post_init__(self) -> None:
         """Raises ConfigError for a number no device could work by."""
@@ -69,6 +76,8 @@ def export(
     plan = settings.recipe.plan if settings else Plan()
     plan = replace(
         plan,
+        batch_size=asked.batch_size or plan.batch_size,
+        length=asked.length or plan.length,
         learning_rate=asked.learning_rate,
         clipping_norm=asked.clipping_norm,
         bits=asked.bits,
@@ -89,6 +98,7 @@ def export(
             "give a corpus with validation users",
         )
     blocked = None if asked.blocked is None else word_list(asked.blocked)
+    chosen = _class_of(asked)
     private = signing_key(asked.key)
 
     from conversion.package import Parts, package  # TensorFlow
@@ -103,6 +113,7 @@ def export(
         privacy_of(settings),
         asked.server_factor,
         limits_of(settings),
+        chosen,
     )
     manifest, gate = package(out, parts, examples, private)
     console.say(
@@ -118,6 +129,12 @@ def export(
         f"{files['predict.tflite'].bytes:,} bytes -> {out}"
     )
     return manifest, out
+
+
+def _class_of(asked: Asked) -> Class | None:
+    if asked.device_class is None:
+        return None
+    return Class(asked.device_class, classes.named(asked.device_class, asked.classes))
 
 
 def word_list(path: Path) -> frozenset[str]:

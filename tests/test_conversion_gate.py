@@ -3,7 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from conversion import export, gate, int8, package
+from conversion import classes, export, gate, int8, package
 from conversion.gate import Gate
 from conversion.int8 import Int8
 from device_runtime.errors import BundleError
@@ -75,4 +75,37 @@ def test_a_graph_that_fails_the_gate_is_not_signed(
             signing_key,
             steps=2,
         )
+    assert list(tmp_path.iterdir()) == []
+
+
+def package_for(folder, name, budget, world):
+    """`package` of the tiny world for a device class."""
+    checkpoint, vocabulary, rows, plan, key = world
+    parts = package.Parts(
+        checkpoint, vocabulary, plan, "tiny", device_class=classes.Class(name, budget)
+    )
+    return package.package(folder / "bundle", parts, rows, key, steps=2)
+
+
+def test_a_bundle_for_a_class_says_so_and_which_limits_it_kept(
+    tmp_path, tiny_checkpoint, tiny_vocabulary, tiny_rows, tiny_plan, signing_key
+):
+    budget = classes.named("high")
+    world = tiny_checkpoint, tiny_vocabulary, tiny_rows, tiny_plan, signing_key
+    manifest, _ = package_for(tmp_path, "high", budget, world)
+    assert manifest.device_class == "high"
+    assert manifest.gate["class_ram_mb_at_most"] == budget.ram_mb
+    assert budget.manifest.items() <= manifest.gate.items()
+
+
+def test_a_bundle_that_takes_more_than_its_class_has_is_not_written(
+    tmp_path, tiny_checkpoint, tiny_vocabulary, tiny_rows, tiny_plan, signing_key
+):
+    world = tiny_checkpoint, tiny_vocabulary, tiny_rows, tiny_plan, signing_key
+    with pytest.raises(
+        BundleError,
+        match=r"not signed for class watch: ram_mb: expected at most 1.0, found [0-9.]+: export "
+        "with a smaller --batch-size",
+    ):
+        package_for(tmp_path, "watch", replace(classes.named("high"), ram_mb=1.0), world)
     assert list(tmp_path.iterdir()) == []
