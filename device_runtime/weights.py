@@ -98,6 +98,18 @@ def digest(data: bytes | bytearray) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+def as_sent(weights: Weights) -> Weights:
+    """The weights as devices get them: float32 arrays of values that float16 has.
+
+    >>> as_sent({"a": np.array([0.1], np.float32)})["a"].tolist()
+    [0.0999755859375]
+    """
+    with np.errstate(over="ignore"):  # whoever reads them refuses what is not finite
+        return {
+            name: array.astype(np.float16).astype(np.float32) for name, array in weights.items()
+        }
+
+
 def values_hash(weights: Weights) -> str:
     """SHA-256 of the arrays alone, as they travel: the same whatever a checkpoint says besides."""
     return digest(to_bytes(Checkpoint(weights), np.float16))
