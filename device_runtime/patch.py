@@ -12,6 +12,7 @@ The arithmetic is that of the TensorFlow Lite converter's dynamic-range quantisa
 scale a tensor: division in float64, halves rounded away from zero, the scale kept as float32.
 """
 
+import math
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from device_runtime import bounds
-from device_runtime.bounds import OneOf, Within
+from device_runtime.bounds import Each, OneOf, Within
 from device_runtime.errors import BundleError
 from device_runtime.weights import Weights, digest
 
@@ -46,6 +47,8 @@ class Constant:
     values: Annotated[int, _PLACE]
     scale_offset: Annotated[int, _PLACE] = 0  # of the float32 scale, of int8 alone
     factor: Annotated[float, Within(1e-6, 1e6)] = 1.0  # the array is multiplied by it first
+    # where else the file says this scale: of a tensor that takes its codes as they are
+    scale_copies: Annotated[tuple[int, ...], Each(_PLACE, 8)] = ()
 
     def __post_init__(self) -> None:
         bounds.check(self, "constant")
@@ -54,8 +57,12 @@ class Constant:
     def places(self) -> tuple[tuple[int, int], ...]:
         """The bytes of the file that are its own: from, up to (not included)."""
         own = (self.offset, self.offset + self.values * _WIDTH[self.type])
-        scale = (self.scale_offset, self.scale_offset + _SCALE.size)
-        return (own, scale) if self.type == INT8 else (own,)
+        return (own, *((at, at + _SCALE.size) for at in self.scales))
+
+    @property
+    def scales(self) -> tuple[int, ...]:
+        """The first bytes of every place that holds its scale; none of a float32 array."""
+        return (self.scale_offset, *self.scale_copies) if self.type == INT8 else ()
 
 
 Constants = Mapping[str, Constant]  # by the name of the checkpoint's array
@@ -79,14 +86,17 @@ def predict(template: bytes, constants: Constants, weights: Weights) -> bytes:
 def weights_in(file: bytes, constants: Constants, shapes: Mapping[str, tuple[int, ...]]) -> Weights:
     """The weights that a file stands for: what its codes and scales come to, float32 of `shapes`.
 
-    Each is within half a scale of the one it was quantised from. Raises BundleError as `predict`.
+    Each is within half a scale of the one it was quantised from. Raises BundleError as `predict`,
+    and for a file whose values are not finite.
     """
     require_fit(file, constants)
-    _require_same(constants, {name: int(np.prod(shape)) for name, shape in shapes.items()})
-    return {
-        name: values_of(file, constants[name]).reshape(shape)
-        for name, shape in sorted(shapes.items())
-    }
+    _require_same(constants, {name: math.prod(shape) for name, shape in shapes.items()})
+    weights = {}
+    for name, shape in sorted(shapes.items()):
+        weights[name] = values_of(file, constants[name]).reshape(shape)
+        if not np.isfinite(weights[name]).all():
+            raise BundleError(f"constant {name}", "its values are not finite", OTHER_GRAPH)
+    return weights
 
 
 def values_of(file: bytes, constant: Constant) -> NDArray[np.float32]:
@@ -104,8 +114,16 @@ def codes_of(file: bytes, constant: Constant) -> NDArray[np.int8]:
 
 
 def scale_of(file: bytes, constant: Constant) -> np.float32:
-    """What one step of an int8 array's codes stands for, its factor not taken out."""
-    return np.float32(_SCALE.unpack_from(file, constant.scale_offset)[0])
+    """What one step of an int8 array's codes stands for, its factor not taken out. Raises
+    BundleError for one that is no positive number, or that the file says in two ways.
+    """
+    said = {file[at : at + _SCALE.size] for at in constant.scales}
+    scale = np.float32(_SCALE.unpack_from(file, constant.scale_offset)[0])
+    if len(said) != 1 or not 0 < scale < np.inf:
+        raise BundleError(
+            f"scale at byte {constant.scale_offset}", "is not one positive number", OTHER_GRAPH
+        )
+    return scale
 
 
 def rounding(file: bytes, constants: Constants) -> float:
@@ -175,7 +193,8 @@ def _write(file: bytearray, name: str, constant: Constant, array: NDArray[Any]) 
     flat, factor = np.ascontiguousarray(array, np.float32).reshape(-1), np.float32(constant.factor)
     largest = np.float32(0)
     for part in _parts(flat):
-        largest = max(largest, np.abs(part).max() * factor)
+        with np.errstate(over="ignore"):
+            largest = max(largest, np.abs(part).max() * factor)
         if not np.isfinite(part).all() or not np.isfinite(largest):
             raise BundleError(
                 f"constant {name}", "its values are not finite", "use another checkpoint"
@@ -186,8 +205,8 @@ def _write(file: bytearray, name: str, constant: Constant, array: NDArray[Any]) 
         data = scaled.astype("<f4") if constant.type == FLOAT32 else quantised(scaled, scale)
         file[at : at + width * len(part)] = data.tobytes()
         at += width * len(part)
-    if constant.type == INT8:
-        _SCALE.pack_into(file, constant.scale_offset, scale)
+    for at in constant.scales:
+        _SCALE.pack_into(file, at, scale)
 
 
 def _parts(flat: NDArray[Any]) -> Iterator[NDArray[Any]]:
