@@ -2,12 +2,14 @@
 sizes and hashes agree.
 
 A bundle is a directory, or one zip of it: manifest.json, manifest.sig (Ed25519 over the manifest's
-bytes), and the files the manifest lists with size and SHA-256.
+bytes), and the files the manifest lists with size and SHA-256. A folder that a device filled by a
+difference may be lean: without the checkpoint, whose weights predict.tflite has in int8.
 """
 
 import contextlib
 import io
 import json
+import math
 import os
 import zipfile
 from collections.abc import Callable, Iterator
@@ -19,10 +21,11 @@ from typing import Any
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from device_runtime import config, durable, folder, interpreter, signing, versions, weights
-from device_runtime.errors import BundleError, ConfigError
+from device_runtime import config, durable, folder, interpreter, patch, signing, versions, weights
+from device_runtime.errors import BundleError, CheckpointError, ConfigError
 from device_runtime.patch import Constant
 from device_runtime.text import Vocabulary
+from device_runtime.weights import Weights
 from device_runtime.wire import Plan
 
 FORMAT = 3
@@ -119,6 +122,19 @@ class Manifest:
         table = {name: value for name, value in vars(self).items() if value is not None}
         return config.to_json({**table, "lineage": lineage})
 
+    @property
+    def arrays(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the checkpoint's arrays, by name; `shapes` is their hash."""
+        gates = 3 * self.units
+        return {
+            "cell_bias": (gates,),
+            "embedding": (self.vocabulary, self.embedding),
+            "input_kernel": (gates, self.embedding),
+            "output_bias": (self.vocabulary,),
+            "projection": (self.embedding, self.units),
+            "recurrent_kernel": (gates, self.embedding),
+        }
+
 
 @dataclass(frozen=True)
 class Bundle:
@@ -159,13 +175,37 @@ class Bundle:
 
     @cached_property
     def checkpoint(self) -> weights.Checkpoint:
-        """The weights as they travel. Raises CheckpointError for damaged ones."""
+        """The weights as they travel. Raises CheckpointError for damaged ones, and where it is
+        lean.
+        """
+        if self.is_lean:
+            raise CheckpointError(
+                self.path / CHECKPOINT,
+                "not there: this release came as a difference",
+                "use the bundle of its maker",
+            )
         return weights.from_bytes(self.content[CHECKPOINT], self.path / CHECKPOINT)
 
     @cached_property
     def plan(self) -> Plan:
         """How devices train, unless a task says otherwise."""
         return config.from_json(Plan, self.content[PLAN], str(self.path / PLAN))
+
+    @property
+    def is_lean(self) -> bool:
+        """Whether its checkpoint is left out."""
+        return CHECKPOINT not in self.content
+
+    @cached_property
+    def weights(self) -> Weights:
+        """Its weights, float32 by name: the checkpoint's, or of a lean one what the int8 codes of
+        predict.tflite stand for. Raises CheckpointError or BundleError for damaged ones.
+        """
+        if self.is_lean and self.manifest.constants is not None:
+            return patch.weights_in(
+                self.predict_graph, self.manifest.constants, self.manifest.arrays
+            )
+        return self.checkpoint.weights
 
 
 @dataclass(frozen=True)
@@ -182,7 +222,7 @@ class Difference:
 
 
 def difference(old: Bundle, new: Bundle) -> Difference:
-    """Compare two verified bundles."""
+    """Compare two verified bundles. Of constants nothing is said: they follow from the graph."""
     before, after = (_flat(json.loads(config.to_json(each.manifest))) for each in (old, new))
     fields = {
         name: (before.get(name, "-"), after.get(name, "-"))
@@ -195,10 +235,14 @@ def difference(old: Bundle, new: Bundle) -> Difference:
     known, still = set(had), set(has)
     apart, share = None, 1.0
     if old.manifest.shapes == new.manifest.shapes:
-        moved = weights.subtract(new.checkpoint.weights, old.checkpoint.weights)
+        moved = weights.subtract(new.weights, old.weights)
         apart, share = weights.norm(moved), float(np.mean(weights.flatten(moved) != 0))
     return Difference(
-        {name: pair for name, pair in fields.items() if not name.startswith("files.")},
+        {
+            name: pair
+            for name, pair in fields.items()
+            if not name.startswith(("files.", "constants."))
+        },
         {name: (_size(old, name), _size(new, name)) for name in changed},
         tuple(word for word in has if word not in known),
         tuple(word for word in had if word not in still),
@@ -249,9 +293,15 @@ def copy(path: Path, content: dict[str, bytes], kind: folder.Kind = FOLDER) -> N
 
 def write_zip(bundle: Bundle, path: Path) -> None:
     """A verified bundle as one file, uncompressed, whole or not at all: equal bundles have equal
-    bytes. Raises BundleError if it cannot be.
+    bytes. Raises BundleError if it cannot be, or is lean.
     """
     path = Path(path)
+    if bundle.is_lean:
+        raise BundleError(
+            bundle.path / CHECKPOINT,
+            "not there: this release came as a difference",
+            "use the bundle of its maker",
+        )
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_STORED) as archive:
         for name, data in sorted(
@@ -280,9 +330,10 @@ def is_zip_of_one(path: Path) -> bool:
     return {MANIFEST, SIGNATURE} <= names <= {MANIFEST, SIGNATURE, *FILES, *OPTIONAL}
 
 
-def open_verified(path: Path, trusted: frozenset[str]) -> Bundle:
+def open_verified(path: Path, trusted: frozenset[str], lean: bool = False) -> Bundle:
     """The bundle at `path`, a folder or a zip, if it was signed by a trusted key (public,
-    hexadecimal) and is complete and unaltered.
+    hexadecimal) and is complete and unaltered. `lean`: a folder may lack the checkpoint, where the
+    manifest says how its weights are read from predict.tflite.
 
     Raises BundleError naming the first thing that is wrong. No file is parsed, and no graph opened,
     before its hash was checked.
@@ -297,7 +348,8 @@ def open_verified(path: Path, trusted: frozenset[str]) -> Bundle:
             "give the folder that holds manifest.json, or a zip of it",
         )
     folder.settle(path, FOLDER)
-    return _verified(path, trusted, lambda name, most: _read(path / name, most))
+    is_lean = lean and not os.path.lexists(path / CHECKPOINT)
+    return of_files(path, trusted, lambda name, most: _read(path / name, most), is_lean)
 
 
 def _from_zip(path: Path, trusted: frozenset[str]) -> Bundle:
@@ -335,7 +387,7 @@ def _from_zip(path: Path, trusted: frozenset[str]) -> Bundle:
             with _zip_errors(path):
                 return archive.read(name)
 
-        return _verified(path, trusted, read)
+        return of_files(path, trusted, read)
 
 
 @contextlib.contextmanager
@@ -358,27 +410,23 @@ def _zip_errors(path: Path) -> Iterator[None]:
         ) from None
 
 
-def _verified(path: Path, trusted: frozenset[str], read: Callable[[str, int], bytes]) -> Bundle:
-    """The bundle whose files `read(name, most bytes)` gives."""
+def of_files(
+    path: Path, trusted: frozenset[str], read: Callable[[str, int], bytes], lean: bool = False
+) -> Bundle:
+    """The bundle whose files `read(name, most bytes)` gives, verified; `lean`: without its
+    checkpoint. Raises BundleError as `open_verified`.
+    """
     encoded, signed = read(MANIFEST, MANIFEST_BYTES), read(SIGNATURE, MANIFEST_BYTES)
-    signer, _, signature = signed.decode("ascii", "replace").strip().partition("\n")
-    if signer not in trusted:
+    manifest = signed_manifest(encoded, signed, trusted, path)
+    require_runtime(manifest, path / MANIFEST)
+    if lean and manifest.constants is None:
         raise BundleError(
-            path / SIGNATURE,
-            f"signed by a key that is not trusted ({signer[:16]!r})",
-            "pass the maker's public key with --trust",
+            path / CHECKPOINT,
+            "not there, and the manifest does not say where predict.tflite has its weights",
+            EXPORT_AGAIN,
         )
-    try:
-        raw = bytes.fromhex(signature)
-        # one spelling only
-        valid = raw.hex() == signature and signing.verified(signer, encoded, raw)
-    except ValueError:
-        valid = False
-    if not valid:
-        raise BundleError(path / MANIFEST, "altered: its signature does not match", EXPORT_AGAIN)
-    manifest = _manifest(encoded, path / MANIFEST)
     content = {}
-    for name in sorted(manifest.files):
+    for name in sorted(manifest.files.keys() - ({CHECKPOINT} if lean else set())):
         expected = manifest.files[name]
         data = read(name, expected.bytes)
         if len(data) != expected.bytes:
@@ -401,17 +449,66 @@ def _verified(path: Path, trusted: frozenset[str], read: Callable[[str, int], by
             f"{len(bundle.vocabulary)}",
             "package both from one run",
         )
-    if weights.shapes_in(content[CHECKPOINT], path / CHECKPOINT) != manifest.shapes:
+    if not lean and weights.shapes_in(content[CHECKPOINT], path / CHECKPOINT) != manifest.shapes:
         raise BundleError(
             path / CHECKPOINT,
             "its arrays are not the shapes the graphs were made for",
             "package both from one run",
         )
+    _require_constants(manifest, content[PREDICT], path / MANIFEST)
     return bundle
 
 
+def signed_manifest(encoded: bytes, signed: bytes, trusted: frozenset[str], path: Path) -> Manifest:
+    """The manifest of the bundle at `path` by its bytes and those of its manifest.sig, if a trusted
+    key (public, hexadecimal) signed it; whether this runtime can use it is not asked. Raises
+    BundleError naming what is wrong.
+    """
+    signer, _, signature = signed.decode("ascii", "replace").strip().partition("\n")
+    if signer not in trusted:
+        raise BundleError(
+            path / SIGNATURE,
+            f"signed by a key that is not trusted ({signer[:16]!r})",
+            "pass the maker's public key with --trust",
+        )
+    try:
+        raw = bytes.fromhex(signature)
+        # one spelling only
+        valid = raw.hex() == signature and signing.verified(signer, encoded, raw)
+    except ValueError:
+        valid = False
+    if not valid:
+        raise BundleError(path / MANIFEST, "altered: its signature does not match", EXPORT_AGAIN)
+    return _manifest(encoded, path / MANIFEST)
+
+
+def _require_constants(manifest: Manifest, predict: bytes, where: Path) -> None:
+    """Raises BundleError if what the manifest says of a graph's constants cannot be so."""
+    if manifest.constants is None and manifest.graph is None:
+        return
+    if manifest.constants is None or manifest.graph is None:
+        raise BundleError(
+            where, "expected both constants and graph, or neither, found one of them", EXPORT_AGAIN
+        )
+    if weights.hash_of_shapes(manifest.arrays) != manifest.shapes:
+        raise BundleError(where, "its shapes are not those of its network", EXPORT_AGAIN)
+    try:
+        patch.require_fit(predict, manifest.constants)
+        patch.require_counts(
+            manifest.constants,
+            {name: math.prod(shape) for name, shape in manifest.arrays.items()},
+        )
+        is_same = patch.graph_hash(predict, manifest.constants) == manifest.graph
+    except BundleError as error:
+        raise BundleError(
+            where, f"what it says of predict.tflite cannot be so ({error})", EXPORT_AGAIN
+        ) from None
+    if not is_same:
+        raise BundleError(where, "predict.tflite is not of the graph that it names", EXPORT_AGAIN)
+
+
 def _manifest(encoded: bytes, where: Path) -> Manifest:
-    """A signed manifest, if this runtime can use what it describes."""
+    """A signed manifest, if it describes a bundle of ours."""
     try:
         table = json.loads(encoded)
         format = table.get("format") if isinstance(table, dict) else None
@@ -439,6 +536,11 @@ def _manifest(encoded: bytes, where: Path) -> Manifest:
             f"{manifest.minimum_runtime!r}",
             EXPORT_AGAIN,
         )
+    return manifest
+
+
+def require_runtime(manifest: Manifest, where: object) -> None:
+    """Raises BundleError if the interpreter of this device is older than a bundle needs."""
     runtime = _named(interpreter.chosen()) if interpreter.installed() else ""
     if versions.meets(runtime, manifest.minimum_runtime) is False:
         raise BundleError(
@@ -446,7 +548,6 @@ def _manifest(encoded: bytes, where: Path) -> Manifest:
             f"needs tflite-runtime {manifest.minimum_runtime} or later, found {runtime}",
             "update the runtime, or keep the bundle you have",
         )
-    return manifest
 
 
 def runtime_version() -> str:

@@ -76,7 +76,7 @@ def predict(template: bytes, constants: Constants, weights: Weights) -> bytes:
     finite, and for constants that do not fit the file.
     """
     require_fit(template, constants)
-    _require_same(constants, {name: array.size for name, array in weights.items()})
+    require_counts(constants, {name: array.size for name, array in weights.items()})
     file = bytearray(template)
     for name, constant in constants.items():
         _write(file, name, constant, weights[name])
@@ -90,7 +90,7 @@ def weights_in(file: bytes, constants: Constants, shapes: Mapping[str, tuple[int
     and for a file whose values are not finite.
     """
     require_fit(file, constants)
-    _require_same(constants, {name: math.prod(shape) for name, shape in shapes.items()})
+    require_counts(constants, {name: math.prod(shape) for name, shape in shapes.items()})
     weights = {}
     for name, shape in sorted(shapes.items()):
         weights[name] = values_of(file, constants[name]).reshape(shape)
@@ -213,7 +213,7 @@ def _parts(flat: NDArray[Any]) -> Iterator[NDArray[Any]]:
     return (flat[start : start + CHUNK] for start in range(0, len(flat), CHUNK))
 
 
-def _require_same(constants: Constants, sizes: Mapping[str, int]) -> None:
+def require_counts(constants: Constants, sizes: Mapping[str, int]) -> None:
     """Raises BundleError unless arrays and constants are the same, each of as many values."""
     for name in sorted({*constants, *sizes}):
         expected = constants[name].values if name in constants else None

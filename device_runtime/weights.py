@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -117,8 +118,13 @@ def values_hash(weights: Weights) -> str:
 
 def shapes_hash(weights: Weights) -> str:
     """SHA-256 of the names and shapes: two sides that agree on it can add each other's vectors."""
+    return hash_of_shapes({name: array.shape for name, array in weights.items()})
+
+
+def hash_of_shapes(shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """`shapes_hash` of arrays of these shapes."""
     return digest(
-        json.dumps([[name, list(array.shape)] for name, array in sorted(weights.items())]).encode()
+        json.dumps([[name, list(shape)] for name, shape in sorted(shapes.items())]).encode()
     )
 
 

@@ -145,10 +145,10 @@ def test_how_far_a_file_s_weights_can_be_is_half_a_step_for_each_of_their_codes(
     assert patch.rounding(file, TOY) == pytest.approx(np.sqrt(3) * (2 / 127) / 2 / 2)
 
 
-@pytest.mark.parametrize("change", [{"offset": -1}, {"factor": 0.0}, {"type": "int4"}])
-def test_a_constant_out_of_bounds_cannot_be_written_down(change):
-    with pytest.raises(ConfigError, match=f"constant.{[*change][0]}"):
-        Constant(**{"type": "int8", "offset": 1, "values": 1, **change})
+@pytest.mark.parametrize(("field", "value"), [("offset", -1), ("factor", 0.0), ("type", "int4")])
+def test_a_constant_out_of_bounds_cannot_be_written_down(field, value):
+    with pytest.raises(ConfigError, match=f"constant.{field}"):
+        Constant(**{"type": "int8", "offset": 1, "values": 1, field: value})
 
 
 def test_a_patch_takes_few_bytes_more_than_the_file_it_makes():
