@@ -253,11 +253,13 @@ def device_personalise(folder: HomeFolder, as_json: Json = False) -> None:
     devices.block_tensorflow()
     home = Home.open(folder)
     with home.alone():
-        personal.update(home, home.bundle(), time.time(), lambda: True)
+        bundle = home.bundle()
+        personal.update(home, bundle, time.time(), lambda: True)
     verdict = personal.verdict(home)
     if as_json:
         return emit(None if verdict is None else asdict(verdict))
-    console.say(device_words.personal_line(verdict))
+    outdated = verdict is not None and not personal.is_of(verdict, bundle)
+    console.say(device_words.personal_line(verdict, outdated))
 
 
 @app.command("status")

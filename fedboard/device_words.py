@@ -37,11 +37,12 @@ class Standing:
     limits: Limits | None = None  # what it allows whoever asks; None without a usable bundle
     updates_today: int = 0  # that left, or may have
     withheld: bool = False  # work was refused, and its server has not heard of it yet
+    personal_outdated: bool = False  # they were judged against another bundle
 
 
 def status(home: Home, now: float) -> Standing:
     """Read a device at `now`, in seconds of its own clock."""
-    own = None
+    own, last, outdated = None, personal.verdict(home), False
     try:
         installed = home.installed()
         manifest = installed.bundle.manifest
@@ -50,6 +51,7 @@ def status(home: Home, now: float) -> Standing:
             f"{manifest.lineage.round}"
         )
         own = limits_of(home, installed.bundle)
+        outdated = last is not None and not personal.is_of(last, installed.bundle)
         if installed.problem:
             bundle += f", the last good one: {installed.problem}"
     except BundleError as error:
@@ -73,12 +75,13 @@ def status(home: Home, now: float) -> Standing:
         forbidden_by(conditions),
         sum(line.outcome == Status.COUNTED for line in lines),
         sum(line.bytes_up for line in lines),
-        personal.verdict(home),
+        last,
         None if half_done is None else (half_done.work.round, half_done.work.until),
         daemon.read_schedule(home).due_in(now),
         own,
         done_on([line for line in lines if line.kind == Kind.TRAINING], now),
         home.withheld() is not None,
+        outdated,
     )
 
 
@@ -113,7 +116,7 @@ def status_lines(standing: Standing) -> list[str]:
             if standing.withheld
             else []
         ),
-        personal_line(standing.personal),
+        personal_line(standing.personal, standing.personal_outdated),
         *(
             [
                 f"half-done work for round {standing.half_done[0]} waits until "
@@ -143,8 +146,10 @@ def limits_lines(allowed: Limits, updates_today: int) -> list[str]:
     ]
 
 
-def personal_line(verdict: personal.Verdict | None) -> str:
-    """What became of the user's own weights, in a sentence."""
+def personal_line(verdict: personal.Verdict | None, outdated: bool = False) -> str:
+    """What became of the user's own weights, in a sentence; `outdated` if that was reached against
+    another bundle.
+    """
     if verdict is None:
         return (
             f"personal weights: none yet; they are tried from {personal.LEAST_MESSAGES} messages on"
@@ -155,7 +160,9 @@ def personal_line(verdict: personal.Verdict | None) -> str:
         f"{judged.words:,} held-back words"
     )
     became = (
-        "served"
+        "not served until they are judged against this bundle"
+        if outdated
+        else "served"
         if verdict.serves
         else "rolled back: ahead no more"
         if verdict.rolled_back

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 
 from device_runtime import config, personal
-from device_runtime.bundle import CHECKPOINT, Bundle
+from device_runtime.bundle import CHECKPOINT, TOKENIZER, Bundle, describe
 from device_runtime.home import PERSONAL, PERSONAL_WEIGHTS, DeviceConfig, Home
 from device_runtime.personal import Judged, Served
 from device_runtime.predictor import Predictor
 from device_runtime.reader import Reader
-from device_runtime.weights import Checkpoint, digest, to_bytes
+from device_runtime.weights import Checkpoint, Weights, digest, to_bytes
+from model import vocabulary
 
 HABIT = ["you can hear her tomorrow", "we like what they said", "i want to call my dog"]
 OTHER = ["they do not know the new house", "you will see it"]
@@ -139,17 +140,10 @@ def test_the_weights_lie_sealed_and_damaged_ones_are_not_served(phone, tiny_bund
 def test_a_wipe_takes_them_and_they_serve_no_other_bundle(phone, tiny_bundle):
     home = phone(HABIT, 20)
     update(home, tiny_bundle)
-    assert personal.served(home, renamed(tiny_bundle)) == Served()
+    assert personal.served(home, release(tiny_bundle, likelier(tiny_bundle, "dog"))) == Served()
     home.wipe()
     assert personal.verdict(home) is None
     assert personal.served(home, tiny_bundle) == Served()
-
-
-def renamed(bundle: Bundle) -> Bundle:
-    """The same bundle, but for the hash of its checkpoint."""
-    other = replace(bundle.manifest.files[CHECKPOINT], sha256="ab" * 32)
-    files = {**bundle.manifest.files, CHECKPOINT: other}
-    return replace(bundle, manifest=replace(bundle.manifest, files=files))
 
 
 def test_judging_compares_word_by_word(tiny_bundle, tiny_checkpoint):
@@ -166,3 +160,114 @@ def test_judging_compares_word_by_word(tiny_bundle, tiny_checkpoint):
     more = personal.judge(theirs, Reader(tiny_bundle.train_graph, likelier), [ids[0][:1]])
     assert (more.words, more.error) == (1, more.nats)
     assert 0 < more.nats < 1
+
+
+# --- another release
+# ------------------------------------------------------------------------------------------------
+
+
+def likelier(bundle: Bundle, *words: str, by: float = 0.5) -> Weights:
+    """The bundle's weights, with some words more likely everywhere."""
+    bias = bundle.checkpoint.weights["output_bias"].copy()
+    bias[[bundle.vocabulary.id(word) for word in words]] += by
+    return {**bundle.checkpoint.weights, "output_bias": bias}
+
+
+def release(bundle: Bundle, weights: Weights, tokenizer: bytes = b"") -> Bundle:
+    """The next release of a bundle's maker: other weights, and another vocabulary if given."""
+    content = {
+        **bundle.content,
+        CHECKPOINT: to_bytes(Checkpoint(weights), np.float16),
+        TOKENIZER: tokenizer or bundle.content[TOKENIZER],
+    }
+    manifest = replace(
+        bundle.manifest,
+        release=bundle.manifest.release + 1,
+        files=describe(content),
+        tokenizer=digest(content[TOKENIZER]),
+    )
+    return Bundle(bundle.path, manifest, content, manifest.encoded(), bundle.signature)
+
+
+def test_on_a_release_that_is_not_better_for_the_user_the_same_network_is_served_once_judged(
+    phone, tiny_bundle
+):
+    home, newer = phone(HABIT, 20), release(tiny_bundle, likelier(tiny_bundle, "house"))
+    first = update(home, tiny_bundle)
+    assert first.serves
+    assert personal.served(home, newer) == Served()  # it was never judged against this one
+    again = update(home, newer)
+    assert (again.weights, again.trained_to) == (first.weights, first.trained_to)
+    assert again.judged.ahead and again.judged != first.judged
+    assert personal.served(home, newer).name == first.weights
+    assert personal.served(home, tiny_bundle) == Served()
+    assert update(home, newer) is None
+
+
+def test_on_a_release_that_knows_the_users_habit_it_is_trained_anew_from_that(phone, tiny_bundle):
+    home = phone(HABIT, 20)
+    first = update(home, tiny_bundle)
+    words = {word for message in HABIT for word in message.split()}
+    better = release(tiny_bundle, likelier(tiny_bundle, *words, by=4.0))
+    anew = update(home, better)
+    assert anew.weights != first.weights
+    assert personal.is_of(anew, better)
+    if anew.serves:
+        assert personal.served(home, better).name == anew.weights
+
+
+def test_what_grew_from_another_vocabulary_is_never_judged_and_trained_anew(phone, tiny_bundle):
+    home = phone(HABIT, 20)
+    first = update(home, tiny_bundle)
+    words = [message.split() for message in HABIT + OTHER]
+    filled = next(
+        other
+        for size in range(1, 40)
+        if len(other := vocabulary.build([*words, [a + b for a in "abcd" for b in "wxyz"]], size))
+        == len(tiny_bundle.vocabulary)
+    )
+    other = release(tiny_bundle, tiny_bundle.checkpoint.weights, filled.model)
+    assert personal.served(home, other) == Served()
+    anew = update(home, other)
+    assert anew.weights != first.weights
+    assert anew.vocabulary == other.manifest.tokenizer
+
+
+def test_after_a_withdrawal_it_is_judged_against_the_release_before_again(phone, tiny_bundle):
+    home, newer = phone(HABIT, 20), release(tiny_bundle, likelier(tiny_bundle, "house"))
+    for bundle in (tiny_bundle, newer, tiny_bundle):
+        assert personal.served(home, bundle) == Served()
+        assert update(home, bundle).serves
+        assert personal.served(home, bundle) != Served()
+
+
+def test_what_was_forgotten_meanwhile_is_no_reason_to_serve_what_was_not_judged(phone, tiny_bundle):
+    home, newer = phone(HABIT, 20), release(tiny_bundle, likelier(tiny_bundle, "house"))
+    first = update(home, tiny_bundle)
+    with home.typing_log() as log:  # none is left that it was not trained on
+        log.forget_since(float(first.trained_to))
+    anew = update(home, newer)
+    assert anew.trained_to < first.trained_to
+    with home.typing_log() as log:
+        log.forget_since(30.0)
+    assert update(home, tiny_bundle) is None
+    assert personal.served(home, tiny_bundle) == Served()
+
+
+def test_on_another_release_work_that_has_to_stop_serves_everybodys(phone, tiny_bundle):
+    home, newer = phone(HABIT, 20), release(tiny_bundle, likelier(tiny_bundle, "house"))
+    first = update(home, tiny_bundle)
+    for looks in (0, 1, 5, 11):
+        left = iter([True] * looks)
+        assert update(home, newer, lambda left=left: next(left, False)) is None
+        assert personal.served(home, newer) == Served()
+        assert personal.verdict(home) == first
+
+
+def test_a_network_that_is_gone_is_trained_anew(phone, tiny_bundle):
+    home = phone(HABIT, 20)
+    first = update(home, tiny_bundle)
+    home.keep(PERSONAL_WEIGHTS, b"half of")
+    anew = update(home, tiny_bundle)
+    assert anew.serves and anew.weights != first.weights
+    assert personal.served(home, tiny_bundle).name == anew.weights
