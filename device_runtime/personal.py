@@ -3,19 +3,20 @@ only while they beat everybody's.
 
 A user's newest messages are held back from training; the personal weights are judged on them,
 message by message, against the bundle's. They are judged again on what is typed later and on every
-other bundle, and rolled back once they are ahead no more. Verdicts hold numbers only; the weights
-lie sealed under the typing log's key, so that a wipe takes them with it.
+other bundle, and rolled back once they are ahead no more. They are kept as the int8 file that the
+bundle's becomes by them, and judged as that. Verdicts hold numbers only; the file lies sealed under
+the typing log's key, so that a wipe takes it with it.
 Source: Wang et al. 2019, arXiv:1910.10252 (personalisation and its gate by held-back data).
 """
 
 import contextlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import numpy as np
 
-from device_runtime import config, examples, text, weights
+from device_runtime import config, examples, patch, text, weights
 from device_runtime.bundle import CHECKPOINT, PREDICT, Bundle
 from device_runtime.errors import CheckpointError, ConfigError, TypingLogError
 from device_runtime.finetune import finetune
@@ -81,7 +82,8 @@ class Verdict:
 class Served:
     """The network that a strip runs in the place of everybody's."""
 
-    network: Personal | None = None  # None: everybody's
+    # None: everybody's
+    network: Personal | None = field(default=None, repr=False, compare=False)
     name: str = ""  # SHA-256 of what was sealed
 
 
@@ -125,8 +127,19 @@ def train(
 
 
 def shipped(bundle: Bundle, tuned: Weights) -> Personal:
-    """A user's weights as they are kept, judged and served."""
-    return {name: array.astype(np.float16).astype(np.float32) for name, array in tuned.items()}
+    """A user's weights as they are kept, judged and served: the int8 file that the bundle's becomes
+    by them, so that they cost what everybody's cost; float ones where the bundle has no constants.
+
+    Raises CheckpointError for weights that are not finite in float16.
+    """
+    with np.errstate(over="ignore"):  # what float16 cannot hold is refused next
+        rounded = {
+            name: array.astype(np.float16).astype(np.float32) for name, array in tuned.items()
+        }
+    if not all(np.isfinite(array).all() for array in rounded.values()):
+        raise CheckpointError(PURPOSE, "values that are not finite in float16", "train again")
+    constants = bundle.manifest.constants
+    return rounded if constants is None else patch.predict(bundle.predict_graph, constants, rounded)
 
 
 def rival(bundle: Bundle) -> Reader:
@@ -347,7 +360,7 @@ def _ids(records: Sequence[Record], vocabulary: Vocabulary) -> list[list[int]]:
 
 
 def _is_float(bundle: Bundle) -> bool:
-    return True
+    return bundle.manifest.constants is None
 
 
 def _base(bundle: Bundle) -> str:
