@@ -9,15 +9,18 @@ import numpy as np
 
 from device_runtime.bundle import Bundle
 from device_runtime.predictor import Predictor
+from device_runtime.reader import Personal
 from model.evaluation import Engine
 
 ROWS = 64  # texts stepped side by side, at most
 POSITIONS = 1 << 11  # of theirs together, each of which has a score a word, unless one has more
 
 
-def bundle_engine(bundle: Bundle) -> Engine:
-    """The bundle's `predict` graph, one token at a time as on a phone, many texts side by side."""
-    predictor = Predictor(bundle)
+def bundle_engine(bundle: Bundle, personal: Personal | None = None) -> Engine:
+    """The bundle's `predict` graph, or a personal network in its place, one token at a time as on a
+    phone, many texts side by side.
+    """
+    predictor = Predictor(bundle, personal)
 
     def score(sequences: Sequence[Sequence[int]]) -> Iterator[np.ndarray]:
         start = 0
