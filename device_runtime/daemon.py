@@ -9,12 +9,13 @@ not come back at once. Its log lines hold rounds, counts and causes; never text.
 import logging
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Annotated
 
 import numpy as np
 
-from device_runtime import config, personal
+from device_runtime import config, personal, upgrade
 from device_runtime.bounds import Within
 from device_runtime.causes import Cause
 from device_runtime.drive import DeviceClock, Turn
@@ -25,6 +26,7 @@ from device_runtime.turn import Outcome, Status
 from device_runtime.wire import DAY_S, TIME, forbidden_by
 
 log = logging.getLogger("fedboard.device")
+Connect = Callable[[], AbstractContextManager[Send]]  # a connection of its own to the server
 
 LOOK_S = 60.0  # between two looks at conditions that forbid training
 LEAST_S, MOST_S = 60.0, 4 * 3600.0  # of a wait; the longest after errors
@@ -112,6 +114,13 @@ class Daemon:
         self._rng = np.random.default_rng() if rng is None else rng
         self._said = ""
         self.schedule = read_schedule(home)
+        self._connect: Connect | None = None
+
+    def follow_releases(self, connect: Connect) -> None:
+        """From now on, after a turn, go to the release that the server named there, by a connection
+        of its own.
+        """
+        self._connect = connect
 
     def spread(self) -> None:
         """Put the first check-in of this process somewhere in `spread_s`, but not before the retry
@@ -155,6 +164,7 @@ class Daemon:
         else:
             self._plan(after(outcome, self._now(), self._rng))
             self._tell(outcome)
+            self.upgrade(outcome)
         return self.schedule.due_in(self._now())
 
     def once(self) -> Outcome | NotAsked:
@@ -174,6 +184,7 @@ class Daemon:
             self._plan(after_error(self.schedule, self._now(), self._rng))
             raise
         self._plan(after(outcome, self._now(), self._rng))
+        self.upgrade(outcome)
         if outcome.status is Status.NOT_ASKED and outcome.cause is not None:
             return NotAsked(outcome.cause.value, outcome.retry_in_s)
         return outcome
@@ -213,6 +224,17 @@ class Daemon:
                 verdict.judged.words,
             )
         return verdict
+
+    def upgrade(self, outcome: Outcome) -> None:
+        """Go to the release that was named in a turn, on an unmetered network. The turn stands
+        whatever becomes of it.
+        """
+        if self._connect is not None:
+            means = upgrade.Means(self._connect, self._now, self._may_fetch, self._sleep)
+            upgrade.after(outcome, self.home, means)
+
+    def _may_fetch(self) -> bool:
+        return self._may_go_on() and self.home.conditions(self._now()).unmetered is True
 
     def _may_train(self) -> bool:
         return self._may_go_on() and self.forbidden() is None

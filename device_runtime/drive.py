@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from device_runtime import calls, examples, limits, scoring, text, turn, unfinished, weights
+from device_runtime import calls, examples, limits, patch, scoring, text, turn, unfinished, weights
 from device_runtime.bundle import CHECKPOINT, Bundle, runtime_version
 from device_runtime.causes import Cause
 from device_runtime.errors import ServerError, Unanswered
@@ -56,6 +56,7 @@ from device_runtime.turn import (
 )
 from device_runtime.typing_log import HELD_ONE_IN, Record, TypingLog
 from device_runtime.unfinished import Unfinished
+from device_runtime.upgrade import has_upgraded
 from device_runtime.wire import (
     DAY_S,
     MOST_WORDS,
@@ -133,6 +134,7 @@ class Turn:
         self._began = clock.now()
         self._until = math.inf  # seconds of the clock: after it nobody waits for the work
         self._assigned: tuple[Participant, Assignment] | None = None
+        self._releases = ""  # the index of releases that the server named
 
     def check_in(self) -> Outcome | None:
         """Ask for work: the outcome if refused, None if there is work to do."""
@@ -190,7 +192,8 @@ class Turn:
             self.home.conditions(now),
             limits.coarse(waiting),
             manifest.tokenizer,
-            holds=self.home.held_checkpoint() or signed,
+            # after an upgrade it would tell the release
+            holds=self.home.held_checkpoint() or ("" if has_upgraded(self.home) else signed),
             population=settings.population,
             runtime=runtime_version(),
             device_class=settings.device_class,
@@ -242,14 +245,15 @@ class Turn:
                 return self.home.withhold(assignment, self._began)
             case AskSigned():
                 age = self.home.age_of(bundle.manifest.files[CHECKPOINT].sha256, self._began)
-                return Signed(bundle.checkpoint.weights, bundle.manifest.lineage.round, age)
+                made_by = bundle.manifest.lineage.round
+                return Signed(bundle.weights, made_by, age, _rounding(bundle))
             case Fetch(assignment, sha256):
                 # a plan is a message; a checkpoint has the size of the bundle's, more or less
                 is_plan = sha256 == assignment.plan
-                most = MESSAGE_BYTES if is_plan else 2 * len(bundle.content[CHECKPOINT])
+                most = MESSAGE_BYTES if is_plan else 2 * bundle.manifest.files[CHECKPOINT].bytes
                 return calls.fetch(self._line(assignment, self._allowed), sha256, most)
             case Held():
-                return self.home.checkpoint() or bundle.content[CHECKPOINT]
+                return self.home.checkpoint() or bundle.content.get(CHECKPOINT, b"")
             case Hold(sha256, data):
                 return self.home.keep_checkpoint(sha256, data)
             case Gather(assignment, plan, most):
@@ -342,6 +346,7 @@ class Turn:
         """Raises ServerError for work of another server than the requests are signed for: what it
         says of itself is what the ledger is kept by.
         """
+        self._releases = answer.releases or self._releases
         if isinstance(answer, Assignment) and answer.server != self._signer.server:
             raise ServerError(
                 "POST /v1/check-in",
@@ -372,14 +377,28 @@ class Turn:
 
     def _metered(self, outcome: Outcome) -> Outcome:
         seconds = self._clock.now() - self._began
+        is_unmetered = self.home.conditions(self._clock.now()).unmetered is True
         return replace(
-            outcome, bytes_up=self._meter.up, bytes_down=self._meter.down, seconds=seconds
+            outcome,
+            bytes_up=self._meter.up,
+            bytes_down=self._meter.down,
+            seconds=seconds,
+            releases=self._releases if is_unmetered else "",
         )
 
 
 def limits_of(home: Home, bundle: Bundle) -> Limits:
     """What holds on a device with this bundle, whatever a server asks for."""
     return limits.of(bundle.plan, home.config.limits, bundle.manifest.server_factor)
+
+
+def _rounding(bundle: Bundle) -> float:
+    """How far a bundle's weights can be from those its maker signed: they are where it has their
+    checkpoint.
+    """
+    if CHECKPOINT in bundle.content or bundle.manifest.constants is None:
+        return 0.0
+    return patch.rounding(bundle.predict_graph, bundle.manifest.constants)
 
 
 def gather(

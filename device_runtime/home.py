@@ -11,6 +11,8 @@
     schedule.json          when it may check in again
     withheld.json          work it refused, whose server hears of it when the day is over
     signed.json            since when it has the weights of its bundle
+    releases.json          what it has heard of releases, and what became of them
+    fetched/               parts of a release that is on its way here, by their SHA-256
     bundles/               the bundles it installed, if none is used in place
     ledger.sqlite          what it contributed, round by round; never any text
     device.name            the name the server enrolled it under
@@ -36,7 +38,7 @@ from device_runtime.bundle import FOLDER as BUNDLE
 from device_runtime.bundle import Bundle, open_verified
 from device_runtime.causes import Cause
 from device_runtime.conditions import Source, trace_source, unknown
-from device_runtime.errors import ConfigError, RunError
+from device_runtime.errors import BundleError, ConfigError, RunError
 from device_runtime.folder import Kind as FolderKind
 from device_runtime.folder import clear, is_empty, replaced, require_free, settle, writing
 from device_runtime.installed import Installed
@@ -54,6 +56,7 @@ OWN_WORDS, UNFINISHED = "own_words.json", "unfinished"
 PERSONAL, PERSONAL_WEIGHTS = "personal.json", "personal.sealed"
 SCHEDULE, BUNDLES, LOCK = "schedule.json", "bundles", "lock"
 WITHHELD, SIGNED = "withheld.json", "signed.json"
+RELEASES, FETCHED = "releases.json", "fetched"
 SERVER_NAME = re.compile("[0-9a-f]{32}")
 # files learned from what was typed
 LEARNED = (OWN_WORDS, UNFINISHED, PERSONAL, PERSONAL_WEIGHTS, LAST_KEY)
@@ -64,7 +67,8 @@ class DeviceConfig:
     """device.toml. Paths that are not absolute start in the device's home."""
 
     trusted: tuple[str, ...]  # public keys whose bundles it accepts, hexadecimal
-    # folder of a bundle it uses in place; None: the one installed in its home
+    # folder of a bundle it uses in place, until a later release comes into its home; None: the
+    # one installed in its home
     bundle: str | None = None
     server: str | None = None  # address it checks in at
     # `linux`, `termux`, or the trace of a simulated device; None: unknown, so it never trains
@@ -96,10 +100,11 @@ FOLDER = FolderKind(
     "a device",
     _is_ours,
     (
-        *(CONFIG, KEY, NAME, SERVER, SCHEDULE, WITHHELD, SIGNED, LOCK, *LEARNED),
+        *(CONFIG, KEY, NAME, SERVER, SCHEDULE, WITHHELD, SIGNED, RELEASES, LOCK, *LEARNED),
         *(name + end for name in (TYPING_LOG, LEDGER) for end in ("", "-wal", "-shm", "-journal")),
         keystore.key_path(Path(TYPING_LOG)).name,
         f"{CHECKPOINT}/*.safetensors",
+        f"{FETCHED}/*",
         f"{BUNDLES}/{installed.POINTER}",
         *(f"{BUNDLES}/*/{name}" for name in BUNDLE.holds),
     ),
@@ -229,16 +234,36 @@ class Home:
 
     def installed(self) -> Installed:
         """The same, and why it is not the one installed last. Raises BundleError."""
-        trusted = frozenset(self.config.trusted)
         if self.config.bundle is None:
-            return installed.current(self.folder / BUNDLES, trusted)
-        return Installed(open_verified(self.folder / self.config.bundle, trusted))
+            return installed.current(self._bundles, self.trusted)
+        in_place = self.folder / self.config.bundle
+        if not (self._bundles / installed.POINTER).exists():
+            return Installed(open_verified(in_place, self.trusted))
+        own = installed.current(self._bundles, self.trusted)
+        try:
+            shared = open_verified(in_place, self.trusted)
+        except BundleError:
+            return own
+        return own if own.bundle.manifest.release >= shared.manifest.release else Installed(shared)
+
+    @property
+    def trusted(self) -> frozenset[str]:
+        """The public keys whose bundles and releases it accepts, hexadecimal."""
+        return frozenset(self.config.trusted)
+
+    @property
+    def _bundles(self) -> Path:
+        return self.folder / BUNDLES
+
+    def bundle_before(self) -> Bundle | None:
+        """The last good one, used before; None if there is none, or it is damaged."""
+        return installed.before(self._bundles, self.trusted)
 
     def install(self, source: Path) -> Bundle:
         """Make the bundle at `source` the one it uses. Raises BundleError, and keeps the bundle it
         has, for one it does not trust or an older one.
         """
-        return installed.install(self.folder / BUNDLES, source, frozenset(self.config.trusted))
+        return installed.install(self._bundles, source, self.trusted)
 
     @property
     def simulated(self) -> bool:
@@ -392,6 +417,16 @@ class Home:
             since = Since(checkpoint, now)
             self.keep(SIGNED, config.to_json(since))
         return now - since.at
+
+    def go_on_counting(self, old: str, new: str) -> None:
+        """The age of the bundle's checkpoint `old` is from now on that of `new`: an upgrade gives a
+        server no more time for rounds, and takes none away.
+        """
+        data = self.kept(SIGNED)
+        with contextlib.suppress(ConfigError):
+            since = None if data is None else config.from_json(Since, data, SIGNED)
+            if since is not None and since.checkpoint == old:
+                self.keep(SIGNED, config.to_json(Since(new, since.at)))
 
     @contextlib.contextmanager
     def _removing(self) -> Iterator[None]:

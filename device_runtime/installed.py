@@ -5,11 +5,12 @@
                                         release there ever was
 
 A new bundle is verified where it comes from, copied, verified again, and only then pointed at:
-power lost at any step leaves one whole bundle.
+power lost at any step leaves one whole bundle. One that came by a difference lacks its checkpoint.
 """
 
 import contextlib
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -34,7 +35,7 @@ class Pointer:
 
     current: str  # folder names
     before: str = ""  # the last good one
-    release: int = 0  # the highest ever installed: a device never goes back to a lower one
+    release: int = 0  # the highest there ever was; lower only after a withdrawal
 
 
 @dataclass(frozen=True)
@@ -54,40 +55,77 @@ def install(folder: Path, source: Path, trusted: frozenset[str]) -> Bundle:
     """
     folder = Path(folder)
     offered = open_verified(source, trusted)
-    pointer = _pointer(folder)
-    if pointer is not None and offered.manifest.release < pointer.release:
-        problem = (
-            f"release {offered.manifest.release} is older than release {pointer.release}, which "
-            "this device had"
-        )
-        raise BundleError(source, problem, "install a later release: a device never goes back")
-    name = digest(offered.encoded)
-    try:
+    _require_later(offered, pointer_of(folder), source)
+    put(folder, offered, trusted)
+    return use(folder, offered, trusted)
+
+
+def put(folder: Path, offered: Bundle, trusted: frozenset[str]) -> Bundle:
+    """Lay a verified bundle beside the others, whole, without using it yet; as it then lies there.
+    Raises BundleError if it cannot be written.
+    """
+    folder, name = Path(folder), name_of(offered)
+    with _writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        _sweep(folder, pointer)
-        if not _whole(folder / name, trusted):
+        _sweep(folder, pointer_of(folder), name)
+        if opened(folder, name, trusted) is None:
             _copy(offered, folder / name)
+    return open_verified(folder / name, trusted, lean=True)
+
+
+def use(
+    folder: Path, bundle: Bundle, trusted: frozenset[str], is_withdrawal: bool = False
+) -> Bundle:
+    """Point at a bundle that `put` has laid there. The one used so far becomes the last good one;
+    in a withdrawal it does not, and the bundle may be of a lower release than there was.
+
+    Raises BundleError, and changes nothing, for a lower one otherwise, or if nothing can be
+    written.
+    """
+    folder, name, pointer = Path(folder), name_of(bundle), pointer_of(Path(folder))
+    if not is_withdrawal:
+        _require_later(bundle, pointer, bundle.path)
+    with _writing(folder):
         if pointer is None or pointer.current != name:
             earlier = (pointer.current, pointer.before) if pointer else ()
             good = next(
                 (
                     each
-                    for each in earlier
-                    if each not in ("", name) and _whole(folder / each, trusted)
+                    for each in earlier[is_withdrawal:]
+                    if each not in ("", name) and opened(folder, each, trusted) is not None
                 ),
                 "",
             )
-            durable.write(
-                folder / POINTER, config.to_json(Pointer(name, good, offered.manifest.release))
-            )
-        _sweep(folder, _pointer(folder))
-    except OSError as error:
-        raise BundleError(
-            folder,
-            f"cannot be written ({error.strerror})",
-            "make room or give yourself the right to write there",
-        ) from None
-    return open_verified(folder / name, trusted)
+            latest = Pointer(name, good, bundle.manifest.release)
+            durable.write(folder / POINTER, config.to_json(latest))
+        _sweep(folder, pointer_of(folder))
+    return open_verified(folder / name, trusted, lean=True)
+
+
+def before(folder: Path, trusted: frozenset[str]) -> Bundle | None:
+    """The last good one, that was used before; None if there is none or it is damaged."""
+    try:
+        pointer = pointer_of(Path(folder))
+    except BundleError:
+        return None
+    return None if pointer is None else opened(folder, pointer.before, trusted)
+
+
+def opened(folder: Path, name: str, trusted: frozenset[str]) -> Bundle | None:
+    """The bundle that lies there under this name, used or not; None if none does or it is not
+    whole.
+    """
+    if not name:
+        return None
+    try:
+        return open_verified(Path(folder) / name, trusted, lean=True)
+    except BundleError:
+        return None
+
+
+def name_of(bundle: Bundle) -> str:
+    """The folder's name: the SHA-256 of the manifest."""
+    return digest(bundle.encoded)
 
 
 def current(folder: Path, trusted: frozenset[str]) -> Installed:
@@ -97,28 +135,28 @@ def current(folder: Path, trusted: frozenset[str]) -> Installed:
     While the pointer itself is damaged it is the whole bundle of the highest release.
     """
     try:
-        pointer = _pointer(Path(folder))
+        pointer = pointer_of(Path(folder))
     except BundleError as error:
-        whole = [
-            path
-            for path in sorted(Path(folder).iterdir())
-            if path.is_dir() and _whole(path, trusted)
-        ]
-        if not whole:
+        paths = [path for path in sorted(Path(folder).iterdir()) if path.is_dir()]
+        there = (opened(folder, path.name, trusted) for path in paths)
+        bundles = [bundle for bundle in there if bundle is not None]
+        if not bundles:
             raise
-        bundles = [open_verified(path, trusted) for path in whole]
         return Installed(max(bundles, key=lambda bundle: bundle.manifest.release), str(error))
     if pointer is None:
         raise BundleError(folder, "no bundle is installed", INSTALL)
     try:
-        return Installed(open_verified(Path(folder) / pointer.current, trusted))
+        return Installed(open_verified(Path(folder) / pointer.current, trusted, lean=True))
     except BundleError as error:
         if not pointer.before:
             raise
-        return Installed(open_verified(Path(folder) / pointer.before, trusted), str(error))
+        return Installed(
+            open_verified(Path(folder) / pointer.before, trusted, lean=True), str(error)
+        )
 
 
-def _pointer(folder: Path) -> Pointer | None:
+def pointer_of(folder: Path) -> Pointer | None:
+    """Which bundle is used; None before the first. Raises BundleError for a damaged pointer."""
     path = folder / POINTER
     try:
         return config.from_json(Pointer, path.read_bytes(), str(path))
@@ -136,17 +174,30 @@ def _copy(bundle: Bundle, path: Path) -> None:
     bundles.copy(path, {**bundle.content, **signed}, _INSTALLED)
 
 
-def _whole(path: Path, trusted: frozenset[str]) -> bool:
+def _require_later(bundle: Bundle, pointer: Pointer | None, where: Path) -> None:
+    if pointer is not None and bundle.manifest.release < pointer.release:
+        problem = (
+            f"release {bundle.manifest.release} is older than release {pointer.release}, which "
+            "this device had"
+        )
+        raise BundleError(where, problem, "install a later release: a device never goes back")
+
+
+@contextlib.contextmanager
+def _writing(folder: Path) -> Iterator[None]:
     try:
-        open_verified(path, trusted)
-    except BundleError:
-        return False
-    return True
+        yield
+    except OSError as error:
+        raise BundleError(
+            folder,
+            f"cannot be written ({error.strerror})",
+            "make room or give yourself the right to write there",
+        ) from None
 
 
-def _sweep(folder: Path, pointer: Pointer | None) -> None:
-    """Remove bundles that are no longer used, and what a killed process left."""
-    kept = (pointer.current, pointer.before) if pointer else ()
+def _sweep(folder: Path, pointer: Pointer | None, *kept: str) -> None:
+    """Remove bundles that are neither used nor kept, and what a killed process left."""
+    kept += (pointer.current, pointer.before) if pointer else ()
     for path in folder.iterdir():
         if path.name not in kept and _NAME.fullmatch(path.name) and not path.is_symlink():
             with contextlib.suppress(OSError, BundleError):

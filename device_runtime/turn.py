@@ -75,6 +75,9 @@ class Outcome:
     bytes_down: int = 0
     seconds: float = 0.0
     kind: Kind = Kind.TRAINING  # of an evaluation `examples` are words scored
+    # SHA-256 of the index of releases that the server named; empty where it named none, and on a
+    # metered network
+    releases: str = ""
 
 
 @dataclass(frozen=True)
@@ -151,6 +154,7 @@ class Signed:
     weights: Weights = field(repr=False)
     round: int  # that made them
     age_s: float  # since the bundle came to this device
+    rounding: float = 0.0  # L2 distance these may be from what was signed, where they are int8
 
 
 @dataclass(frozen=True)
@@ -526,7 +530,7 @@ def _moved(
     rounds = limits.rounds_since(checkpoint.round - signed.round, signed.age_s)
     moved = weights.norm(weights.subtract(checkpoint.weights, signed.weights))
     reach = device.limits.reach(rounds, values, weights.norm(signed.weights))
-    return Asked(kind, moved=moved, reach=reach)
+    return Asked(kind, moved=moved, reach=reach + signed.rounding)
 
 
 def _fetch(

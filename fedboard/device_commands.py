@@ -6,6 +6,7 @@ Thin commands; nothing heavy is imported before the command that needs it.
 import sys
 import time
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -219,7 +220,8 @@ def device_run(
         if outcomes:
             require_result_file(outcomes, "outcomes of devices", devices.are_outcomes)
         with devices.way(homes[0], server, insecure) as send:
-            totals = devices.run(homes, send, rounds, outcomes)
+            connect = partial(devices.way, homes[0], server, insecure)
+            totals = devices.run(homes, send, rounds, outcomes, connect)
         if as_json:
             return emit(totals)
         return console.say(

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ from model import child_process, corpus
 from model.corpus import Users
 
 if TYPE_CHECKING:
-    from device_runtime.daemon import NotAsked
+    from device_runtime.daemon import Connect, NotAsked
     from device_runtime.transport import Send
     from device_runtime.turn import Outcome
 
@@ -126,15 +127,20 @@ def create_population(
 
 
 def run(
-    folders: Sequence[Path], send: "Send", rounds: int, outcomes: Path | None
+    folders: Sequence[Path],
+    send: "Send",
+    rounds: int,
+    outcomes: Path | None,
+    connect: "Connect | None" = None,
 ) -> dict[str, Any]:
     """Turns of the devices in `folders` with the server behind `send`; a JSON line for each goes to
-    `outcomes` and to the console. What it came to.
+    `outcomes` and to the console. What it came to. After a turn a device goes to the release that
+    was named in it, by `connect`.
 
     The caller blocks TensorFlow first. Raises ServerError if the server cannot be reached, and
     whatever is wrong with a device's folder.
     """
-    from device_runtime import drive, interpreter
+    from device_runtime import drive, interpreter, upgrade
     from device_runtime.home import Home
     from device_runtime.turn import Outcome, Status
 
@@ -158,6 +164,11 @@ def run(
                     flush=True,
                 )
             console.say(f"{home.folder.name}: {sentence(outcome)}")
+            if connect is None:
+                return
+            followed = upgrade.after(outcome, home, upgrade.Means(connect))
+            for line in [] if followed is None else upgrade.sentences(followed):
+                console.say(f"{home.folder.name}: {line}")
 
         seen = drive.run(homes, send, rounds, note)
     return {
@@ -256,7 +267,8 @@ def code(file: Path | None) -> str:
 @contextmanager
 def way(folder: Path, url: str | None, insecure: bool = False) -> "Iterator[Send]":
     """The way to the address given, else to the one the device was enrolled at; without TLS to
-    another machine only if `insecure`, or if the device was enrolled there so.
+    another machine only if `insecure`, or if the device was enrolled there so. Each is a
+    connection of its own.
     """
     from device_runtime.home import Home
     from device_runtime.transport import http
@@ -276,7 +288,9 @@ def once(folder: Path, url: str | None, insecure: bool = False) -> "Outcome | No
 
     home = Home.open(folder)
     with home.alone(), way(folder, url, insecure) as send:
-        return Daemon(home, send).once()
+        device = Daemon(home, send)
+        device.follow_releases(partial(way, folder, url, insecure))
+        return device.once()
 
 
 def stay(folder: Path, url: str | None, insecure: bool = False) -> None:
@@ -293,6 +307,7 @@ def stay(folder: Path, url: str | None, insecure: bool = False) -> None:
     logging.getLogger("httpx").setLevel(logging.WARNING)
     with home.alone(), way(folder, url, insecure) as send:
         daemon = Daemon(home, send, may_go_on=lambda: not ending.is_set(), sleep=ending.wait)
+        daemon.follow_releases(partial(way, folder, url, insecure))
         daemon.spread()
         while not ending.is_set():
             ending.wait(daemon.step())
