@@ -34,6 +34,7 @@ from device_runtime.wire import (
 T = TypeVar("T")
 JSON = {"content-type": "application/json"}
 BINARY = {"content-type": "application/octet-stream"}
+PROBLEM_BYTES = 4096  # of a refusal in words: it may be larger than what was asked for
 OTHER_VERSION = "use a device and a server of one release"
 
 
@@ -136,7 +137,7 @@ def fetch_release(send: Send, sha256: str, most: int = MAX_REPLY_BYTES) -> bytes
 
 def _by_hash(send: Send, path: str, sha256: str, most: int) -> bytes:
     where = f"GET {path}"
-    reply = send("GET", path, b"", {AT_MOST: str(most)})
+    reply = send("GET", path, b"", {AT_MOST: str(max(most, PROBLEM_BYTES))})
     if reply.status != 200:
         raise _unexpected(where, reply)
     if digest(reply.body) != sha256:

@@ -176,6 +176,38 @@ def device_install(
     )
 
 
+@app.command("upgrade")
+def device_upgrade(
+    folder: HomeFolder,
+    server: Annotated[
+        str | None,
+        typer.Option(help="Address of the server; by default the one it was enrolled at."),
+    ] = None,
+    insecure: Insecure = False,
+    as_json: Json = False,
+) -> None:
+    """Go to the release that is offered to this device now, on any network.
+
+    The daemon does this by itself after a turn, on an unmetered one. Fails with 1 if the device
+    stays because a release was refused or could not be fetched.
+    """
+    from device_runtime import upgrade
+    from fedboard import devices
+
+    devices.block_tensorflow()
+    if as_json:
+        console.quiet()
+    followed = devices.upgrade_now(folder, server, insecure)
+    if as_json:
+        emit(asdict(followed))
+    for line in upgrade.sentences(followed):
+        console.say(f"{folder}: {line}")
+    if followed.upgraded is None:
+        console.say(f"{folder}: {devices.why_it_stays(folder)}")
+        if followed.refused or followed.left_out:
+            raise typer.Exit(1)
+
+
 @app.command("run")
 def device_run(
     homes: Annotated[

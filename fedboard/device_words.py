@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from device_runtime import causes, daemon, personal, unfinished
+from device_runtime import causes, daemon, personal, unfinished, upgrade
 from device_runtime.drive import limits_of
 from device_runtime.errors import BundleError
 from device_runtime.home import UNFINISHED, Contribution, Home, done_on
@@ -38,13 +38,16 @@ class Standing:
     updates_today: int = 0  # that left, or may have
     withheld: bool = False  # work was refused, and its server has not heard of it yet
     personal_outdated: bool = False  # they were judged against another bundle
+    releases: tuple[str, ...] = ()  # how its release came, what it refused and why, in sentences
 
 
 def status(home: Home, now: float) -> Standing:
     """Read a device at `now`, in seconds of its own clock."""
     own, last, outdated = None, personal.verdict(home), False
+    release = -1
     try:
         installed = home.installed()
+        release = installed.bundle.manifest.release
         manifest = installed.bundle.manifest
         bundle = (
             f"network `{manifest.network}`, release {manifest.release}, round "
@@ -82,6 +85,7 @@ def status(home: Home, now: float) -> Standing:
         done_on([line for line in lines if line.kind == Kind.TRAINING], now),
         home.withheld() is not None,
         outdated,
+        tuple(release_lines(upgrade.remembered(home), release, now)),
     )
 
 
@@ -105,6 +109,7 @@ def status_lines(standing: Standing) -> list[str]:
         f"device {standing.folder}, "
         f"{f'enrolled as {standing.name}' if standing.name else 'not enrolled yet'}",
         f"bundle: {standing.bundle}",
+        *standing.releases,
         f"typing log: {standing.messages:,} messages, encrypted, kept {standing.max_age_days:g} "
         f"days and at most {standing.max_bytes:,} bytes"
         + (f"; {standing.used_up:,} contributed as often as they may" if standing.used_up else ""),
@@ -131,6 +136,20 @@ def status_lines(standing: Standing) -> list[str]:
             else []
         ),
     ]
+
+
+def release_lines(past: upgrade.Remembered, runs: int, now: float) -> list[str]:
+    """How the release that a device runs came to it, which ones it refused, and what it could not
+    fetch, in sentences; `now` is in seconds of its clock.
+    """
+    lines = []
+    if past.last is not None and past.last.release == runs:
+        lines.append(f"upgraded {moment(past.last.at)}: {upgrade.sentence(past.last)}")
+    lines += [f"refused: release {each.release}: {each.why}" for each in past.refused]
+    if past.failed is not None:
+        waits = past.failed.waits(now)
+        lines.append(f"no other release yet: {past.failed.why}; it is tried again in {waits:.0f} s")
+    return lines
 
 
 def limits_lines(allowed: Limits, updates_today: int) -> list[str]:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from device_runtime.daemon import Connect, NotAsked
     from device_runtime.transport import Send
     from device_runtime.turn import Outcome
+    from device_runtime.upgrade import Followed
 
 BLOCKED = ("tensorflow", "tensorflow_federated")
 
@@ -311,6 +312,35 @@ def stay(folder: Path, url: str | None, insecure: bool = False) -> None:
         daemon.spread()
         while not ending.is_set():
             ending.wait(daemon.step())
+
+
+def upgrade_now(folder: Path, url: str | None, insecure: bool = False) -> "Followed":
+    """Ask the server which releases there are and go to the one that is offered, telling each step.
+    An earlier failure is not waited out. Raises as `upgrade.ask` and `upgrade.follow`.
+    """
+    from device_runtime import upgrade
+    from device_runtime.home import Home
+    from device_runtime.transport import persistent
+
+    home, connect = Home.open(folder), partial(way, folder, url, insecure)
+    with home.alone():
+        with connect() as send:
+            index = upgrade.ask(home, persistent(send))
+        if not index:
+            return upgrade.Followed()
+        return upgrade.follow(home, index, upgrade.Means(connect, say=console.say))
+
+
+def why_it_stays(folder: Path) -> str:
+    """Which release a device goes on with, in words, and which later ones it refused before."""
+    from device_runtime import upgrade
+    from device_runtime.home import Home
+
+    home = Home.open(folder)
+    runs = home.bundle().manifest.release
+    later = [each for each in upgrade.remembered(home).refused if each.release > runs]
+    said = "".join(f"; release {each.release} was refused: {each.why}" for each in later)
+    return f"it goes on with release {runs}; no other is offered to it{said}"
 
 
 def server_of(folder: Path, url: str | None) -> str:

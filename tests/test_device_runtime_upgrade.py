@@ -5,7 +5,7 @@ a real socket. Kills are in test_device_runtime_kills.py.
 """
 
 import contextlib
-import json
+import resource
 import threading
 from dataclasses import replace
 from functools import partial
@@ -92,11 +92,12 @@ class Maker:
             self.first.manifest, release=release, files=bundle.describe(content), **fields
         )
         bundle.write(path, manifest, content, key)
+        made = bundle.Bundle(path, manifest, content, (path / MANIFEST).read_bytes())
         self.names[release] = self.blobs.put((path / MANIFEST).read_bytes())
         self.signatures[release] = (path / SIGNATURE).read_bytes()
         for data in content.values():
             self.blobs.put(data)
-        return bundle.open_verified(path, frozenset({signing.public_hex(key)}))
+        return made
 
     def states(self, release: int, share=WHOLE, serial=1, withdrawn=False, **fields) -> Offer:
         table = {"population": "default", "manifest": self.names[release], **fields}
@@ -150,3 +151,351 @@ def test_nothing_a_device_says_while_it_fetches_tells_who_it_is(maker, home, mea
     for headers in maker.blobs.headers:
         assert not any(name.startswith("fedboard") for name in headers)
         assert "cookie" not in headers
+
+
+def runs(home) -> int:
+    return home.bundle().manifest.release
+
+
+def test_a_device_outside_of_the_share_stays_and_comes_when_the_share_is_raised(maker, home, means):
+    maker.make(1)
+    place = releases.uniform(upgrade.secret_of(home), maker.names[1])
+    outside, inside = int(place * WHOLE), int(place * WHOLE) + 1
+    assert follow(home, maker.index(maker.states(1, share=outside)), means).upgraded is None
+    assert runs(home) == 0
+    follow(home, maker.index(maker.states(1, share=inside, serial=2)), means)
+    assert runs(home) == 1
+
+
+def test_an_index_that_was_followed_is_not_looked_at_again_and_another_one_is(maker, home, means):
+    maker.make(1)
+    first = maker.index(maker.states(1, share=0))
+    assert upgrade.is_due(home, first, NOW)
+    follow(home, first, means)
+    assert not upgrade.is_due(home, first, NOW + 1e6)
+    assert not upgrade.is_due(home, "", NOW)
+    assert upgrade.is_due(home, maker.index(maker.states(1)), NOW)
+
+
+def test_a_withdrawn_release_is_left_for_the_last_good_one_without_a_download(maker, home, means):
+    maker.make(1)
+    follow(home, maker.index(maker.states(1)), means)
+    withdrawn = maker.index(maker.states(1, serial=2, withdrawn=True))
+    maker.blobs.asked.clear()
+    done = follow(home, withdrawn, means)
+    assert runs(home) == 0
+    assert maker.blobs.asked == [withdrawn]
+    assert (done.upgraded.before, done.upgraded.release, done.upgraded.how) == (1, 0, upgrade.BACK)
+    # the one that was withdrawn is no last good one
+    assert home.bundle_before() is None
+
+
+def test_after_a_withdrawal_an_earlier_statement_brings_nothing_back_and_a_later_release_does(
+    maker, home, means
+):
+    maker.make(1)
+    maker.make(2)
+    maker.make(3)
+    follow(home, maker.index(maker.states(2)), means)
+    follow(home, maker.index(maker.states(2, serial=2, withdrawn=True), maker.states(1)), means)
+    assert runs(home) == 1
+    follow(home, maker.index(maker.states(2), maker.states(1)), means)  # said before
+    assert runs(home) == 1
+    follow(home, maker.index(maker.states(3)), means)
+    assert runs(home) == 3
+    assert installed.pointer_of(home.folder / BUNDLES).release == 3
+
+
+def test_a_lower_release_is_not_gone_to_and_what_was_installed_by_hand_is_no_reason(
+    maker, home, means
+):
+    maker.make(1)
+    maker.make(5)
+    home.install(maker.folder / "release-5")
+    assert follow(home, maker.index(maker.states(1)), means).upgraded is None
+    assert runs(home) == 5
+
+
+def refused(home, maker, means, index: str) -> str:
+    """Why the only release of an index is refused; it is not asked for again."""
+    before = home.bundle().manifest
+    done = follow(home, index, means)
+    assert done.upgraded is None
+    assert home.bundle().manifest == before
+    assert not (home.folder / FETCHED).exists()
+    # the next index names it too
+    maker.make(9)
+    again = maker.index(maker.states(9, share=0), *_offers(maker, index))
+    maker.blobs.asked.clear()
+    assert follow(home, again, means).refused == ()
+    assert maker.blobs.asked == [again]
+    assert [each.why for each in remembered(home).refused] == [done.refused[0].why]
+    return done.refused[0].why
+
+
+def _offers(maker, index):
+    return config.from_json(Newest, maker.blobs.blobs[index], "index").offers
+
+
+def test_a_manifest_that_a_stranger_signed_is_refused(maker, home, means):
+    stranger = Ed25519PrivateKey.from_private_bytes(bytes(32))
+    maker.make(1, key=stranger)
+    why = refused(home, maker, means, maker.index(maker.states(1)))
+    assert "signed by a key that is not trusted" in why
+
+
+def test_a_signature_of_another_manifest_is_refused(maker, home, means):
+    maker.make(1)
+    maker.make(2)
+    maker.signatures[1] = maker.signatures[2]
+    why = refused(home, maker, means, maker.index(maker.states(1)))
+    assert "manifest.json: altered: its signature does not match" in why
+
+
+def test_a_manifest_of_another_release_than_stated_is_refused(maker, home, means):
+    maker.make(3)
+    maker.names[4], maker.signatures[4] = maker.names[3], maker.signatures[3]
+    why = refused(home, maker, means, maker.index(maker.states(4)))
+    assert "expected release 4, as was stated, found 3" in why
+
+
+def test_a_release_for_a_later_runtime_is_refused(maker, home, means, monkeypatch):
+    monkeypatch.setenv("FEDBOARD_INTERPRETER", "tflite-runtime")
+    maker.make(1, minimum_runtime="99.0.0")
+    why = refused(home, maker, means, maker.index(maker.states(1)))
+    assert "needs tflite-runtime 99.0.0 or later" in why
+
+
+def test_a_release_for_another_class_of_devices_is_refused_and_one_for_its_own_is_not(
+    maker, home, means
+):
+    maker.make(2, device_class="low")
+    follow(home, maker.index(maker.states(2)), means)
+    assert runs(home) == 2
+    maker.make(3, device_class="high")
+    why = refused(home, maker, means, maker.index(maker.states(3)))
+    assert "expected a release for devices of class `low`, found one for `high`" in why
+
+
+@pytest.mark.parametrize("broken", ["other graph", "no graph"])
+def test_a_release_that_does_not_predict_is_refused(maker, home, means, broken):
+    graph = maker.first.train_graph if broken == "other graph" else b"no flatbuffer" * 100
+    maker.make(1, changed={bundle.PREDICT: graph})
+    why = refused(home, maker, means, maker.index(maker.states(1)))
+    assert "expected probabilities of all words of its vocabulary that sum to 1, found" in why
+
+
+def test_a_release_larger_than_any_is_refused_before_its_files_are_fetched(maker, home, means):
+    made = maker.make(1)
+    files = {**made.manifest.files, CHECKPOINT: bundle.File(1 << 40, "ab" * 32)}
+    manifest = replace(made.manifest, files=files)
+    bundle.write(maker.folder / "large", manifest, made.content, maker.key)
+    maker.names[1] = maker.blobs.put((maker.folder / "large" / MANIFEST).read_bytes())
+    maker.signatures[1] = (maker.folder / "large" / SIGNATURE).read_bytes()
+    why = refused(home, maker, means, maker.index(maker.states(1)))
+    assert "expected at most 67,108,864 bytes" in why
+
+
+def test_a_refused_release_is_passed_over_for_the_next_best(maker, home, means):
+    maker.make(1)
+    maker.make(2, changed={bundle.PREDICT: b"no flatbuffer" * 100})
+    done = follow(home, maker.index(maker.states(2), maker.states(1)), means)
+    assert [each.release for each in done.refused] == [2]
+    assert (runs(home), done.upgraded.release) == (1, 1)
+
+
+def test_what_another_population_or_another_maker_states_is_left_out(maker, home, means):
+    maker.make(1)
+    foreign = maker.states(1, population="other")
+    done = follow(home, maker.index(foreign), means)
+    assert runs(home) == 0
+    assert "for `default`, found format 1 for `other`" in done.left_out[0]
+    assert remembered(home).known == ()
+
+
+@pytest.mark.parametrize("data", [b"", b"[1, 2", b'{"offers": 1}'])
+def test_an_index_that_is_none_is_not_fetched_again(maker, home, means, data):
+    index = maker.blobs.put(data)
+    assert "index of releases" in follow(home, index, means).left_out[0]
+    assert not upgrade.is_due(home, index, NOW)
+
+
+# --- what may go better later
+# ------------------------------------------------------------------------------------------------
+
+
+def failed(home, index, means, match: str) -> None:
+    """An upgrade that fails: the device goes on, and waits before it tries this index again."""
+    with pytest.raises((ServerError, RunError), match=match):
+        follow(home, index, means)
+    assert runs(home) == 0
+    assert not upgrade.is_due(home, index, NOW)
+    assert not upgrade.is_due(home, index, NOW + 3599)
+    assert upgrade.is_due(home, index, NOW + 3600)
+
+
+def test_a_file_that_the_server_lacks_or_damaged_is_tried_again_later(maker, home, means):
+    maker.make(1, changed={bundle.BLOCKED: b"dog\n", bundle.CARD: b"another card"})
+    index = maker.index(maker.states(1))
+    maker.blobs.blobs[digest(b"dog\n")] = b"cat\n"
+    failed(home, index, means, "4 bytes it sent have another SHA-256")
+    del maker.blobs.blobs[digest(b"dog\n")]
+    with pytest.raises(ServerError, match="refused with 404"):
+        follow(home, index, means)
+    assert not upgrade.is_due(home, index, NOW + 7199)  # twice as long after the second
+    maker.blobs.put(b"dog\n")
+    maker.blobs.asked.clear()
+    follow(home, index, means)
+    assert runs(home) == 1
+    # what had come already is not fetched again
+    assert maker.blobs.asked == [index, digest(b"dog\n")]
+    assert remembered(home).failed is None
+
+
+def test_waits_double_up_to_a_day_and_a_clock_that_went_back_lengthens_none():
+    waits = [upgrade.Failed("ab" * 32, NOW, times, "").waits(NOW) for times in (1, 2, 5, 6, 1000)]
+    assert waits == [3600, 7200, 57_600, 86_400, 86_400]
+    assert upgrade.Failed("ab" * 32, NOW, 1, "").waits(0.0) == 3600
+    assert upgrade.Failed("ab" * 32, NOW, 1, "").waits(NOW + 5000) == 0
+
+
+def test_a_server_that_sends_more_than_the_manifest_says_is_cut_off(maker, home, means):
+    maker.make(1, changed={bundle.BLOCKED: b"dog\n"})
+    maker.blobs.blobs[digest(b"dog\n")] = bytes(5000)
+    failed(home, maker.index(maker.states(1)), means, "expected at most 4096 bytes, found more")
+
+
+def test_an_index_without_end_is_cut_off(maker, home, means):
+    sha = "ab" * 32
+    maker.blobs.blobs[sha] = bytes(releases.INDEX_BYTES + 1)
+    failed(home, sha, means, "expected at most 262144 bytes, found more")
+
+
+def test_a_disk_without_room_is_found_before_anything_is_fetched(maker, home, means, monkeypatch):
+    monkeypatch.setattr(upgrade, "ROOM", 1 << 60)
+    maker.make(1, changed={bundle.BLOCKED: b"dog\n"})
+    index = maker.index(maker.states(1))
+    failed(home, index, means, "bytes free for a release, found")
+    assert maker.blobs.asked == [index, maker.names[1]]
+
+
+def test_a_disk_that_fills_up_meanwhile_refuses_no_release(maker, home, means):
+    maker.make(1, changed={bundle.CARD: bytes(200_000)})
+    index = maker.index(maker.states(1))
+    with files_up_to(100_000):
+        failed(home, index, means, "release: cannot be written")
+    assert remembered(home).refused == ()
+    follow(home, index, means)
+    assert runs(home) == 1
+
+
+@contextlib.contextmanager
+def files_up_to(size: int):
+    """No file of this process grows larger: an operating system's refusal, as of a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_network_that_is_lost_ends_it_between_two_files_and_the_parts_wait(maker, home, means):
+    maker.make(1, changed={bundle.BLOCKED: b"dog\n", bundle.CARD: b"another card"})
+    index = maker.index(maker.states(1))
+    answers = iter([True, True, True, False])
+    broken = replace(means, may_go_on=lambda: next(answers))
+    failed(home, index, broken, "expected an unmetered network")
+    assert len(list((home.folder / FETCHED).iterdir())) == 2
+    maker.blobs.asked.clear()
+    follow(home, index, means)
+    assert len(maker.blobs.asked) == 2
+    assert runs(home) == 1
+
+
+# --- after a turn
+# ------------------------------------------------------------------------------------------------
+
+
+def test_after_a_turn_a_device_goes_to_the_release_it_was_told_of(maker, home, means):
+    maker.make(1)
+    told = Outcome(Status.COUNTED, releases=maker.index(maker.states(1)))
+    assert upgrade.after(replace(told, status=Status.PAUSED), home, means) is None
+    assert upgrade.after(told, home, replace(means, may_go_on=lambda: False)) is None
+    assert upgrade.after(replace(told, releases=""), home, means) is None
+    assert maker.blobs.asked == []
+    assert upgrade.after(told, home, means).upgraded.release == 1
+
+
+def test_a_failing_upgrade_never_fails_the_turn(maker, home, means, caplog):
+    told = Outcome(Status.COUNTED, releases="ab" * 32)
+    assert upgrade.after(told, home, means) is None
+    assert "no other release: GET /v1/releases/abab" in caplog.text
+
+    @contextlib.contextmanager
+    def faulty():
+        raise ZeroDivisionError("what was typed")
+        yield
+
+    other = Outcome(Status.COUNTED, releases="cd" * 32)
+    assert upgrade.after(other, home, replace(means, connect=faulty)) is None
+    assert "failed with ZeroDivisionError" in caplog.text
+    assert "what was typed" not in caplog.text
+
+
+# --- what carries over
+# ------------------------------------------------------------------------------------------------
+
+
+def test_the_old_checkpoint_is_held_and_no_check_in_tells_the_new_release(maker, home, means):
+    maker.make(1, changed={bundle.BLOCKED: b"dog\n"})
+    assert home.held_checkpoint() is None
+    assert not upgrade.has_upgraded(home)
+    follow(home, maker.index(maker.states(1)), means)
+    old = maker.first.content[CHECKPOINT]
+    assert home.checkpoint() == old
+    assert upgrade.has_upgraded(home)
+    home.keep_checkpoint(digest(b"of a round"), b"of a round")
+    maker.make(2)
+    follow(home, maker.index(maker.states(2)), means)
+    assert home.checkpoint() == b"of a round"
+
+
+def test_the_age_of_the_weights_goes_on(maker, home, means):
+    old = maker.first.manifest.files[CHECKPOINT].sha256
+    assert home.age_of(old, 100.0) == 0
+    home.go_on_counting(old, "ab" * 32)
+    assert home.age_of("ab" * 32, 500.0) == 400
+    home.go_on_counting("cd" * 32, old)  # of another bundle: begins anew
+    assert home.age_of(old, 500.0) == 0
+
+
+def test_a_device_that_uses_a_bundle_in_place_gets_its_own(maker, tmp_path, trusted, means):
+    path = str(maker.first.path)
+    phone = Home.create(tmp_path / "phone", DeviceConfig(tuple(trusted), path), [])
+    maker.make(1)
+    follow(phone, maker.index(maker.states(1)), means)
+    assert (runs(phone), phone.bundle_before().manifest.release) == (1, 0)
+    follow(phone, maker.index(maker.states(1, serial=2, withdrawn=True)), means)
+    assert runs(phone) == 0
+
+
+def test_a_damaged_memory_begins_anew_and_is_bounded(maker, home, means):
+    home.keep("releases.json", b"\xff")
+    assert remembered(home) == upgrade.Remembered()
+    known = tuple(Statement(n + 1, f"{n:064x}", "default", 0, 1) for n in range(256))
+    home.keep("releases.json", config.to_json(upgrade.Remembered(known)))
+    maker.make(1000)
+    follow(home, maker.index(maker.states(1000)), means)
+    kept = remembered(home).known
+    assert (len(kept), kept[0].release, kept[-1].release) == (256, 1000, 2)
+
+
+def test_wiping_everything_takes_what_was_learned_of_releases_too(maker, home, means):
+    maker.make(1, changed={bundle.BLOCKED: b"dog\n"})
+    answers = iter([True, True, False])
+    with pytest.raises(RunError):
+        follow(home, maker.index(maker.states(1)), replace(means, may_go_on=lambda: next(answers)))
+    assert (home.folder / FETCHED).exists()
+    home.wipe(everything=True)
+    assert not home.folder.exists()
