@@ -8,15 +8,22 @@
     POST /v1/tasks/{name}/rollback              Rollback                -> TaskReport
     GET  /v1/tasks/{name}/checkpoints/{sha256}                          -> bytes
     POST /v1/codes                              NewCodes                -> Codes
+    PUT  /v1/releases/blobs                     a file of a bundle      -> Stored
+    POST /v1/releases                           Publication             -> ReleaseReport
+    GET  /v1/releases                                                   -> ReleaseReports
 All need the operator's token; reading does not on a server that only this machine can reach.
 
 An operator's client imports this file and needs no database, web framework or store of blobs.
 """
 
 from dataclasses import dataclass
+from enum import StrEnum
+from typing import Annotated
 
+from device_runtime import bounds
+from device_runtime.bounds import Matches
 from device_runtime.errors import ConfigError
-from device_runtime.wire import DAY_S, Kind, Phase
+from device_runtime.wire import DAY_S, Kind, Phase, Signed
 from server.task import State
 from server.task import TaskSettings as TaskSettings  # the message that makes a task
 
@@ -29,7 +36,7 @@ LONGEST_CODE_LIFE_S = 366 * DAY_S
 
 @dataclass(frozen=True)
 class Stored:
-    """A checkpoint has been kept."""
+    """A checkpoint, or a file of a bundle, has been kept."""
 
     sha256: str
 
@@ -93,3 +100,69 @@ class TaskReports:
     """Every task, oldest first."""
 
     tasks: tuple[TaskReport, ...] = ()
+
+
+@dataclass(frozen=True)
+class Publication:
+    """What the maker of a release says of it from now on. Its manifest and the files that lists
+    have been put before.
+    """
+
+    statement: Signed  # a `releases.Statement`
+    # of the manifest: the two lines of manifest.sig; looked at with the first statement alone
+    signature: Annotated[str, Matches("[0-9a-f\\n]*", 256)] = ""
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError for a signature that is none."""
+        bounds.check(self, "publication")
+
+
+class ReleaseState(StrEnum):
+    """What a release is to devices."""
+
+    OFFERED = "offered"  # to the share of them that its statement says
+    STOPPED = "stopped"  # by this server, since it does worse: no device is told of it any more
+    WITHDRAWN = "withdrawn"  # by its maker: whoever runs it goes to another
+
+
+@dataclass(frozen=True)
+class DifferenceFrom:
+    """What makes a release's predict.tflite of an older release's."""
+
+    release: int  # the older one
+    bytes: int
+
+
+@dataclass(frozen=True)
+class ReleaseReport:
+    """A release and where it stands."""
+
+    population: str
+    release: int
+    state: ReleaseState
+    share: int  # of the devices, in hundredths of a per cent
+    statement: Signed  # the newest
+    published_at: float
+    changed_at: float
+    bytes: int  # of the whole bundle
+    differences: tuple[DifferenceFrom, ...]  # the newest release first
+    network: str
+    tokenizer: str  # SHA-256 of its vocabulary
+    new_vocabulary: bool  # no release and no task of the population had it before
+    device_class: str  # whose budgets it keeps; empty: of none
+    # where its model comes from
+    corpus: str
+    task: str
+    round: int
+    checkpoint: str  # SHA-256, float32
+    participants: int | None
+    privacy: str
+    stopped: str = ""  # why
+    stopped_at: float | None = None
+
+
+@dataclass(frozen=True)
+class ReleaseReports:
+    """Every release, by population, newest first."""
+
+    releases: tuple[ReleaseReport, ...] = ()

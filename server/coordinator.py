@@ -543,7 +543,9 @@ class Coordinator:
         if request.nonce is not None and not ledger.is_new(request.device, request.nonce):
             return Refused(Cause.REPLAYED, "this request has been made before")
         if isinstance(request, CheckingIn):
-            return self._checked_in(request, ledger, rows)
+            answer = self._checked_in(request, ledger, rows)
+            index = ledger.index(request.check_in.population)
+            return replace(answer, releases=index) if index else answer
         if isinstance(request, Looking):
             return None
         if isinstance(request, Fetching):

@@ -69,6 +69,7 @@ from server import (
     openapi,
     operators,
     overview,
+    releases,
 )
 from server.access import Buckets, Proof
 from server.coordinator import Coordinator
@@ -227,6 +228,8 @@ class _Service:
         self.of_addresses = Buckets(limits.address_burst, limits.address_per_s)
         self.replays = Replays(coordinator.good_since(self.started_at))
         self.of_enrolments = Buckets(limits.enrolment_burst, limits.enrolment_per_s)
+        # bytes of releases, which anybody may fetch
+        self.of_releases = Buckets(limits.release_burst_bytes, limits.release_bytes_per_s)
         # bodies under way by device, up and down
         self.uploads: Counter[str] = Counter()
         self.downloads: Counter[str] = Counter()
@@ -247,8 +250,11 @@ class _Service:
         @contextlib.asynccontextmanager
         async def ticking(_: FastAPI) -> AsyncIterator[None]:
             ticks = asyncio.create_task(self.tick_for_ever())
+            # a server that was killed may have left some
+            differences = asyncio.create_task(self.work_out(None))
             yield
             ticks.cancel()
+            differences.cancel()
             # a signal ends the process after this: nothing stays in the log
             with contextlib.suppress(Unusable, FedboardError):
                 await run_in_threadpool(self.coordinator.tidy)
@@ -400,6 +406,27 @@ class _Service:
                 "/v1/codes",
                 self.codes,
                 _operators(contract.Codes, 400, 413, body=contract.NewCodes),
+            ),
+            (
+                "PUT",
+                "/v1/releases/blobs",
+                self.put_release_file,
+                _operators(contract.Stored, 400, 408, 413, body=bytes),
+            ),
+            (
+                "POST",
+                "/v1/releases",
+                self.publish,
+                _operators(
+                    contract.ReleaseReport, 400, 404, 408, 409, 413, body=contract.Publication
+                ),
+            ),
+            ("GET", "/v1/releases", self.published, _operators(contract.ReleaseReports)),
+            (
+                "GET",
+                "/v1/releases/{sha256}",
+                self.release_file,
+                _documented(None, 404, 416, 429, 503, parameter="sha256"),
             ),
             ("GET", "/", self.page, {"response_class": HTMLResponse, "responses": _READING}),
             ("GET", "/healthz", self.healthz, _documented(Health)),
@@ -617,6 +644,52 @@ class _Service:
         )
         log.info("enrolment codes made", extra={"count": len(codes.codes)})
         return _json(codes)
+
+    # releases
+
+    async def put_release_file(self, request: Request) -> Response:
+        self.may_act(request, "application/octet-stream")
+        data = await self.body(request, CHECKPOINT_BYTES)
+        name = await run_in_threadpool(self.coordinator.blobs.put, bytes(data))
+        return _json(contract.Stored(name))
+
+    async def publish(self, request: Request) -> Response:
+        self.may_act(request)
+        body = await self.body(request, MESSAGE_BYTES)
+        message = bodies.parsed(contract.Publication, body)
+        release = await run_in_threadpool(releases.publish, self.coordinator, message, self.clock())
+        await self.work_out(release.population)
+        report = await run_in_threadpool(releases.report_of, self.coordinator, release)
+        told = {"population": report.population, "release": report.release, "share": report.share}
+        log.info("release %s", report.state, extra=told)
+        return _json(report)
+
+    async def work_out(self, population: str | None) -> None:
+        """Work out the differences between releases that are missing. What fails leaves releases
+        without some of them, which travel whole.
+        """
+        try:
+            await run_in_threadpool(releases.work_out, self.coordinator, population)
+        except (Unusable, FedboardError) as error:
+            log.error("differences are missing", extra={"error": type(error).__name__})
+
+    async def published(self, request: Request) -> Response:
+        self.may_read(request)
+        return _json(await run_in_threadpool(releases.reports, self.coordinator))
+
+    async def release_file(self, request: Request) -> Response:
+        """To anybody, without a name: who runs which release is nobody's business."""
+        self.address_may(request)
+        name = request.path_params["sha256"]
+        if not await run_in_threadpool(releases.served, self.coordinator, name):
+            raise Refused(Cause.UNKNOWN_BLOB, "no release that is offered has such a file")
+
+        async def taken(size: int, _: bool) -> None:
+            if not self.is_this_machine(request):
+                address = access.network_of(self.address(request))
+                self.not_too_often(self.of_releases.wait_s(address, self.clock(), size))
+
+        return await self.blob_answer(request, name, taken, "public")
 
     async def healthz(self, _: Request) -> Response:
         return _json(Health())
@@ -841,15 +914,19 @@ class _Service:
         return answer
 
     async def blob_answer(
-        self, request: Request, name: str, taken: Callable[[int, bool], Any] | None
+        self,
+        request: Request,
+        name: str,
+        taken: Callable[[int, bool], Any] | None,
+        whose: str = "private",
     ) -> Response:
         """A blob or a part of it, once `taken(bytes, whether the last is among them)` has let it
-        go. RFC 9110, sections 13 and 14.
+        go. RFC 9110, sections 13 and 14; `whose` cache may keep it, "private" or "public".
         """
         size = await run_in_threadpool(self.coordinator.blob_size, name)
         headers = {
             "etag": f'"{name}"',
-            "cache-control": "private, max-age=31536000, immutable",
+            "cache-control": f"{whose}, max-age=31536000, immutable",
             "accept-ranges": "bytes",
         }
 

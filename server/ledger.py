@@ -1,7 +1,7 @@
 """The ledger of one group: what its requests read of the store and write to it, each at once."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -76,6 +76,13 @@ class Ledger:
         self._changed_check_ins: dict[tuple[str, str], StoredCheckIn] = {}
         self._counts: dict[tuple[str, int], Counter[str]] = {}
         self._causes: Counter[tuple[str, int, str, str]] = Counter()
+        self._named: Mapping[str, str] | None = None
+
+    def index(self, population: str) -> str:
+        """SHA-256 of the index of a population's releases; empty if it has none."""
+        if self._named is None:
+            self._named = self._rows.releases.named()
+        return self._named.get(population, "")
 
     def _drawn(self, before: StoredRound) -> None:
         """Draw the tickets of a window that has just come to its end."""

@@ -20,6 +20,7 @@ _REQUESTS = (
     contract.TaskSettings,
     contract.Rollback,
     contract.NewCodes,
+    contract.Publication,
 )
 _SIGNATURE = (
     "content-digest",

@@ -111,6 +111,9 @@ class Limits:
     address_burst: int = 2000
     # of addresses other than this machine's own: many phones can share one
     address_per_s: float = 200.0
+    # of files of releases to one address that is not this machine's
+    release_burst_bytes: int = 256 << 20
+    release_bytes_per_s: float = 4e6
     enrolment_burst: int = 60  # devices of one address that become known at once
     enrolment_per_s: float = 1.0
     body_s: float = 30.0  # a body takes at most this long

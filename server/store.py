@@ -34,6 +34,7 @@ from server import disk, scores
 from server.lists import is_one_of, parameter
 from server.pacing import Told
 from server.places import Places, Ticket
+from server.release_rows import ReleaseRows
 from server.requests import Nonce
 from server.rounds import RoundState
 from server.tables import (
@@ -326,6 +327,11 @@ class Rows:
 
     def __init__(self, connection: sa.Connection):
         self._connection = connection
+
+    @property
+    def releases(self) -> ReleaseRows:
+        """What has been published."""
+        return ReleaseRows(self._connection)
 
     # the server, its devices, their codes and nonces
 

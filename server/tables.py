@@ -155,6 +155,49 @@ sums = sa.Table(  # what each replica has counted of an open round
     sa.Column("generation", sa.BigInteger, nullable=False, server_default="0"),  # of its key
     sa.ForeignKeyConstraint(("task", "round"), ("rounds.task", "rounds.round")),
 )
+releases = sa.Table(  # what has been published, as its newest statement leaves it
+    "releases",
+    metadata,
+    sa.Column("population", _TASK, primary_key=True),
+    sa.Column("release", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("manifest", sa.Text, nullable=False),  # as it was signed
+    sa.Column("signature", sa.Text, nullable=False),  # of the manifest: manifest.sig
+    sa.Column("statement", sa.Text, nullable=False),  # the newest, a `wire.Signed` as JSON
+    sa.Column("new_vocabulary", sa.Boolean, nullable=False),
+    sa.Column("published_at", sa.Float, nullable=False),
+    sa.Column("changed_at", sa.Float, nullable=False),
+    # why the server names it no more; empty while it does
+    sa.Column("stopped", sa.Text, nullable=False, server_default=""),
+    sa.Column("stopped_at", sa.Float),
+)
+release_files = sa.Table(  # the blobs of a release: its manifest, and the files that lists
+    "release_files",
+    metadata,
+    sa.Column("population", _TASK, primary_key=True),
+    sa.Column("release", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("file", sa.String(64), primary_key=True),
+    sa.Column("sha", _SHA, nullable=False, index=True),
+    sa.ForeignKeyConstraint(("population", "release"), ("releases.population", "releases.release")),
+)
+release_differences = sa.Table(  # what makes one predict.tflite of an older release's
+    "release_differences",
+    metadata,
+    sa.Column("population", _TASK, primary_key=True),
+    sa.Column("release", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("older", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("sha", sa.String(64), nullable=False, index=True),  # empty: it would save too little
+    sa.Column("bytes", sa.BigInteger, nullable=False),
+    sa.ForeignKeyConstraint(("population", "release"), ("releases.population", "releases.release")),
+)
+release_indexes = sa.Table(  # a `releases.Newest` as its bytes: what check-ins name
+    "release_indexes",
+    metadata,
+    sa.Column("population", _TASK, primary_key=True),
+    sa.Column("number", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("sha", _SHA, nullable=False, index=True),
+    sa.Column("body", sa.LargeBinary, nullable=False),
+    sa.Column("newest", sa.Boolean, nullable=False, index=True),
+)
 heartbeats = sa.Table(  # whoever asks whether a server is ready has it write
     "heartbeats",
     metadata,

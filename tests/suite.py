@@ -60,6 +60,8 @@ PROCESSES = (
     "test_fedboard_terminal_keyboard",
     "test_server_doors",
     "test_server_identity",
+    "test_server_releases",
+    "test_fedboard_releases",
     "test_device_runtime_hostile_server",
     "test_server_connections",
     "test_server_blobs",

@@ -15,6 +15,7 @@ CONTRACTS = {
     "bounds",
     "causes",
     "chain",
+    "codes",
     "config",
     "difference",
     "durable",
@@ -76,11 +77,12 @@ OUTSIDE = {  # packages that only some files of a room may import
     "fastapi": {"server/endpoint.py", "server/openapi.py"},
     "sqlalchemy": {
         "server/lists.py",
+        "server/release_rows.py",
         "server/store.py",
         "server/tables.py",
         *(
             f"server/migrations/versions/{name}.py"
-            for name in ("0001_first_tables", "0002_tasks", "0003_strangers")
+            for name in ("0001_first_tables", "0002_tasks", "0003_strangers", "0004_releases")
         ),
     },
     "obstore": {"server/blobs.py"},

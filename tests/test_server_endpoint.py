@@ -483,6 +483,8 @@ TAKE_NOTHING = (
     "GET /metrics",
     "GET /v1/rounds",
     "GET /v1/server",
+    "GET /v1/releases",
+    "GET /v1/releases/{sha256}",
 )
 # a file of a format; rules that must fit each other; a schema takes 14.0 for a whole number
 BEYOND_A_SCHEMA = (
@@ -490,6 +492,7 @@ BEYOND_A_SCHEMA = (
     "POST /v1/tasks",
     "POST /v1/codes",
     "POST /v1/check-in",
+    "POST /v1/releases",
 )
 SIGNED = ("/v1/devices", "/v1/check-in", "/v1/blobs/", "/v1/assignments/")
 

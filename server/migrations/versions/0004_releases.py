@@ -1,5 +1,8 @@
 """Releases, the scores of those who run them, and the signed chain of rounds."""
 
+import sqlalchemy as sa
+from alembic import op
+
 revision = "0004"
 down_revision = "0003"
 
@@ -13,6 +16,46 @@ def upgrade() -> None:
 
 def _releases() -> None:
     """What has been published, and the differences between releases."""
+    release = (
+        sa.Column("population", sa.String(64), primary_key=True),
+        sa.Column("release", sa.BigInteger, primary_key=True, autoincrement=False),
+    )
+    op.create_table(
+        "releases",
+        *(column.copy() for column in release),
+        sa.Column("manifest", sa.Text, nullable=False),
+        sa.Column("signature", sa.Text, nullable=False),
+        sa.Column("statement", sa.Text, nullable=False),
+        sa.Column("new_vocabulary", sa.Boolean, nullable=False),
+        sa.Column("published_at", sa.Float, nullable=False),
+        sa.Column("changed_at", sa.Float, nullable=False),
+        sa.Column("stopped", sa.Text, nullable=False, server_default=""),
+        sa.Column("stopped_at", sa.Float),
+    )
+    of_release = (("population", "release"), ("releases.population", "releases.release"))
+    op.create_table(
+        "release_files",
+        *(column.copy() for column in release),
+        sa.Column("file", sa.String(64), primary_key=True),
+        sa.Column("sha", sa.String(64), nullable=False, index=True),
+        sa.ForeignKeyConstraint(*of_release),
+    )
+    op.create_table(
+        "release_differences",
+        *(column.copy() for column in release),
+        sa.Column("older", sa.BigInteger, primary_key=True, autoincrement=False),
+        sa.Column("sha", sa.String(64), nullable=False, index=True),
+        sa.Column("bytes", sa.BigInteger, nullable=False),
+        sa.ForeignKeyConstraint(*of_release),
+    )
+    op.create_table(
+        "release_indexes",
+        sa.Column("population", sa.String(64), primary_key=True),
+        sa.Column("number", sa.BigInteger, primary_key=True, autoincrement=False),
+        sa.Column("sha", sa.String(64), nullable=False, index=True),
+        sa.Column("body", sa.LargeBinary, nullable=False),
+        sa.Column("newest", sa.Boolean, nullable=False, index=True),
+    )
 
 
 def _release_scores() -> None:
