@@ -23,7 +23,15 @@ from fedboard import __main__ as program  # isort: skip
 from device_runtime import durable
 from device_runtime.errors import FedboardError, RunError
 from device_runtime.shown import command
-from fedboard import bundle_commands, console, device_commands, failures, streams, task_commands
+from fedboard import (
+    bundle_commands,
+    console,
+    device_commands,
+    failures,
+    release_commands,
+    streams,
+    task_commands,
+)
 from fedboard.options import (
     MOST_DEVICES,
     MOST_ROUNDS,
@@ -48,6 +56,7 @@ app.add_typer(data_app, name="data")
 app.add_typer(bundle_commands.app, name="bundle")
 app.add_typer(device_commands.app, name="device")
 app.add_typer(task_commands.app, name="task")
+app.add_typer(release_commands.app, name="release")
 app.command("codes")(task_commands.codes)
 
 

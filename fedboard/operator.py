@@ -10,14 +10,18 @@ from device_runtime.calls import BINARY, JSON
 from device_runtime.config import from_json, to_json
 from device_runtime.errors import ConfigError, RunError, ServerError
 from device_runtime.shown import command
-from device_runtime.transport import Reply, http
-from device_runtime.wire import Problem, RoundReports
+from device_runtime.transport import AT_MOST, MAX_REPLY_BYTES, Reply, http
+from device_runtime.weights import digest
+from device_runtime.wire import Kind, Problem, RoundReports
 from server.contract import (
     ADDRESS,
     TOKEN,
     TOKEN_FILE,
     Codes,
     NewCodes,
+    Publication,
+    ReleaseReport,
+    ReleaseReports,
     Rollback,
     Stored,
     TaskReport,
@@ -70,6 +74,64 @@ class Operator:
         """New enrolment codes."""
         return self._call(Codes, "POST", "/v1/codes", to_json(NewCodes(count, life_s)))
 
+    def checkpoint(self, name: str, sha: str) -> bytes:
+        """A float32 checkpoint of a task, by its SHA-256."""
+        return self.blob(f"/v1/tasks/{name}/checkpoints/{sha}", sha)
+
+    def checkpoint_of(self, name: str, round: int | None = None) -> tuple[int, str]:
+        """The round that made a checkpoint of a training task and the checkpoint's SHA-256; by
+        default of the current one. Raises RunError if the round has made none.
+        """
+        task = self.task(name)
+        if task.kind is not Kind.TRAINING:
+            raise RunError(
+                f"task {name}",
+                f"expected a training task, found one of {task.kind}",
+                f"fetch the checkpoint of {task.evaluates or 'another'}",
+            )
+        if round is None or round == task.checkpoint_round:
+            return task.checkpoint_round, task.checkpoint
+        # the checkpoint that a task starts from is the base of its first round alone
+        query = f"/v1/rounds?task={name}&most=2&before={round + 2}"
+        for report in self._call(RoundReports, "GET", query).rounds:
+            if report.round == round and report.checkpoint:
+                return round, report.checkpoint
+            if report.base_round == round:
+                return round, report.base
+        raise RunError(
+            f"task {name}",
+            f"round {round} has made no checkpoint",
+            f"see `fedboard task show {name}`",
+        )
+
+    def put_release_file(self, data: bytes) -> str:
+        """Keep a file of a bundle on the server. Its SHA-256."""
+        return self._call(Stored, "PUT", "/v1/releases/blobs", data, BINARY).sha256
+
+    def publish(self, publication: Publication) -> ReleaseReport:
+        """Say something of a release whose files the server has."""
+        return self._call(ReleaseReport, "POST", "/v1/releases", to_json(publication))
+
+    def releases(self) -> tuple[ReleaseReport, ...]:
+        """Every release, by population, newest first."""
+        return self._call(ReleaseReports, "GET", "/v1/releases").releases
+
+    def release_file(self, sha: str) -> bytes:
+        """A file of a release that is offered, by its SHA-256."""
+        return self.blob(f"/v1/releases/{sha}", sha)
+
+    def blob(self, path: str, sha: str) -> bytes:
+        """The bytes at a path. Raises ServerError if they are not those of that SHA-256."""
+        headers = {"authorization": f"Bearer {self._token}", AT_MOST: str(MAX_REPLY_BYTES)}
+        reply: Reply = self._send("GET", path, b"", headers)
+        if reply.status != 200:
+            raise self._refused("GET", path, reply)
+        if digest(reply.body) != sha:
+            raise ServerError(
+                f"GET {path}", "expected bytes of that SHA-256, found others", "check --server"
+            )
+        return reply.body
+
     def _call(
         self,
         kind: type[T],
@@ -80,21 +142,31 @@ class Operator:
     ) -> T:
         headers = {"authorization": f"Bearer {self._token}", **(content if body else {})}
         reply: Reply = self._send(method, path, body, headers)
+        if reply.status != 200:
+            raise self._refused(method, path, reply)
         try:
-            if reply.status == 200:
-                return from_json(kind, reply.body, kind.__name__)
+            return from_json(kind, reply.body, kind.__name__)
+        except ConfigError as error:
+            raise _not_ours(method, path, reply, error) from None
+
+    def _refused(self, method: str, path: str, reply: Reply) -> ServerError:
+        try:
             problem = from_json(Problem, reply.body, "Problem")
         except ConfigError as error:
-            raise ServerError(
-                f"{method} {path}",
-                f"the answer with status {reply.status} is not one of ours ({error})",
-                "check --server",
-            ) from None
-        raise ServerError(
+            return _not_ours(method, path, reply, error)
+        return ServerError(
             f"{method} {path}",
             f"refused: {problem.cause}: {problem.detail}",
             "see `fedboard task list`, or the token given",
         )
+
+
+def _not_ours(method: str, path: str, reply: Reply, error: ConfigError) -> ServerError:
+    return ServerError(
+        f"{method} {path}",
+        f"the answer with status {reply.status} is not one of ours ({error})",
+        "check --server",
+    )
 
 
 @contextmanager

@@ -304,6 +304,15 @@ def checkpoint_of(target: Path) -> Path:
     return target
 
 
+def is_checkpoint(path: Path) -> bool:
+    """Whether a file is a checkpoint of ours, whole."""
+    try:
+        weights.from_bytes(Path(path).read_bytes(), path)
+    except (CheckpointError, OSError):
+        return False
+    return True
+
+
 def run_of(target: Path) -> Run | None:
     """The run a target belongs to: the folder itself, or the one whose checkpoints/ holds it.
 

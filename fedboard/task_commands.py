@@ -251,6 +251,38 @@ def task_rollback(
         _say(operator.roll_back(name, to), as_json)
 
 
+@app.command("checkpoint")
+def task_checkpoint(
+    name: Name,
+    out: Annotated[Path, typer.Option(help="File to write, such as weights.safetensors.")],
+    round: Annotated[
+        int | None,
+        typer.Option(min=0, help="Round that made it; by default the task's current one."),
+    ] = None,
+    dir: Folder = None,
+    server: Server = None,
+    token_file: TokenFile = None,
+    insecure: Insecure = False,
+    as_json: Json = False,
+) -> None:
+    """Fetch the checkpoint of a training task: float32 weights, whole or not at all."""
+    from device_runtime import durable, weights
+    from fedboard.operator import connect
+    from fedboard.run import is_checkpoint, require_result_file, writable
+
+    require_result_file(out, "a checkpoint", is_checkpoint)
+    with connect(dir, server, token_file, insecure) as operator:
+        at, sha = operator.checkpoint_of(name, round)
+        data = operator.checkpoint(name, sha)
+    kept = weights.from_bytes(data, f"checkpoint of {name}")
+    with writable(out) as place:
+        durable.share(place, data)
+    if as_json:
+        return emit({"out": str(out), "task": name, "round": at, "sha256": sha, "bytes": len(data)})
+    values = sum(array.size for array in kept.weights.values())
+    console.say(f"{out}: {values:,} weights of round {at} of {name}, {len(data):,} bytes, {sha}")
+
+
 def codes(
     count: Annotated[int, typer.Option(min=1, help="How many.")] = 1,
     days: Annotated[float, typer.Option(help="Days until they expire.")] = 7.0,

@@ -1,0 +1,197 @@
+"""`fedboard release ...`: how what was learned reaches the devices, and how it is taken back.
+
+A release is published to a share of them, promoted to more, or withdrawn. Thin commands over
+`fedboard.publishing`.
+"""
+
+import contextlib
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fedboard import console
+from fedboard.options import Insecure, Json, emit
+from fedboard.task_commands import Folder, Server, TokenFile
+
+if TYPE_CHECKING:  # the command line starts without it
+    from server.contract import ReleaseReport
+
+app = typer.Typer(
+    no_args_is_help=True,
+    help="Releases: publish a bundle to a share of the devices, promote it, withdraw it.",
+)
+
+Number = Annotated[int, typer.Argument(min=1, help="Number of the release, as in its bundle.")]
+Key = Annotated[
+    Path | None,
+    typer.Option(
+        help="Private key that signed the bundle; by default runs/keys/signing.key. It stays here."
+    ),
+]
+Share = Annotated[str, typer.Option(help="Share of the devices in per cent, such as 5%.")]
+Population = Annotated[str, typer.Option(help="Devices it is for.")]
+
+
+@app.command("publish")
+def release_publish(
+    bundle: Annotated[Path, typer.Argument(help="Bundle to offer: a folder, or a zip of it.")],
+    share: Share,
+    population: Population = "default",
+    key: Key = None,
+    dir: Folder = None,
+    server: Server = None,
+    token_file: TokenFile = None,
+    insecure: Insecure = False,
+    as_json: Json = False,
+) -> None:
+    """Offer a signed bundle to a share of the devices; each decides for itself whether it is in.
+
+    The same again goes on where it was cut off.
+    """
+    from device_runtime.bundle import MANIFEST
+    from fedboard import publishing
+    from fedboard.operator import connect
+
+    part, private = publishing.share_of(share), publishing.maker_key(key)
+    opened = publishing.open_own(bundle, private)
+    with contextlib.ExitStack() as stack:
+        operator = stack.enter_context(connect(dir, server, token_file, insecure))
+        advance = None
+        if not as_json:
+            files = len({*opened.content, MANIFEST})
+            advance = stack.enter_context(console.progress("files", files))
+        report = publishing.publish(operator, opened, private, part, population, advance)
+    _say(report, as_json)
+
+
+@app.command("promote")
+def release_promote(
+    number: Number,
+    share: Share,
+    population: Population = "default",
+    key: Key = None,
+    dir: Folder = None,
+    server: Server = None,
+    token_file: TokenFile = None,
+    insecure: Insecure = False,
+    as_json: Json = False,
+) -> None:
+    """Offer a release to a larger share of the devices: who was in stays in."""
+    from fedboard import publishing
+    from fedboard.operator import connect
+
+    part, private = publishing.share_of(share), publishing.maker_key(key)
+    with connect(dir, server, token_file, insecure) as operator:
+        release = publishing.pick(operator.releases(), number, population)
+        report = publishing.promote(operator, release, private, part)
+    _say(report, as_json)
+
+
+@app.command("withdraw")
+def release_withdraw(
+    number: Number,
+    population: Population = "default",
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    key: Key = None,
+    dir: Folder = None,
+    server: Server = None,
+    token_file: TokenFile = None,
+    insecure: Insecure = False,
+    as_json: Json = False,
+) -> None:
+    """Let every device that runs a release go to the best other one: the only way down, and it
+    lasts.
+    """
+    from fedboard import publishing
+    from fedboard.operator import connect
+
+    private = publishing.maker_key(key)
+    with connect(dir, server, token_file, insecure) as operator:
+        releases = operator.releases()
+        release = publishing.pick(releases, number, population)
+        follows = publishing.after(releases, release)
+        if not yes:
+            typer.confirm(
+                f"Withdraw release {number} of population {population} for good? ({follows})",
+                abort=True,
+                err=True,
+            )
+        report = publishing.withdraw(operator, release, private)
+    _say(report, as_json)
+    if not as_json:
+        console.say(follows)
+
+
+@app.command("list")
+def release_list(
+    population: Annotated[str | None, typer.Option(help="Of these devices only.")] = None,
+    dir: Folder = None,
+    server: Server = None,
+    token_file: TokenFile = None,
+    insecure: Insecure = False,
+    as_json: Json = False,
+) -> None:
+    """Every release with its share, its state, its bytes and where its model comes from."""
+    from fedboard.operator import connect
+    from fedboard.publishing import percent
+    from fedboard.readable import size
+
+    with connect(dir, server, token_file, insecure) as operator:
+        releases = [each for each in operator.releases() if population in (None, each.population)]
+    if as_json:
+        return emit([asdict(each) for each in releases])
+    if not releases:
+        return console.say("nothing has been published; see `fedboard release publish`")
+    rows = [
+        [
+            f"{each.population} {each.release}",
+            percent(each.share),
+            each.state,
+            f"{datetime.fromtimestamp(each.published_at, UTC):%Y-%m-%d %H:%M}",
+            size(each.bytes),
+            size(each.differences[0].bytes) if each.differences else "-",
+            f"{each.task or each.corpus} {each.round}",
+        ]
+        for each in releases
+    ]
+    console.table(
+        "releases",
+        ["release", "share", "state", "published (UTC)", "bundle", "difference", "from round"],
+        rows,
+    )
+    for each in releases:
+        for line in _details(each):
+            console.say(f"{each.population} {each.release}: {line}")
+
+
+def _details(release: "ReleaseReport") -> list[str]:
+    """What does not fit a table."""
+    lines = []
+    if release.stopped:
+        lines.append(
+            f"stopped: {release.stopped}; devices that run it stay until it is withdrawn: "
+            f"`fedboard release withdraw {release.release}`"
+        )
+    if release.new_vocabulary:
+        lines.append("a new vocabulary: it travels as a whole bundle, and tasks of the old one end")
+    if release.differences:
+        sizes = (f"{each.bytes:,} bytes from {each.release}" for each in release.differences)
+        lines.append(f"differences: {', '.join(sizes)}")
+    return lines
+
+
+def _say(release: "ReleaseReport", as_json: bool) -> None:
+    if as_json:
+        return emit(asdict(release))
+    from fedboard.publishing import percent
+    from fedboard.readable import size
+
+    console.say(
+        f"release {release.release} of population {release.population}: {release.state}, "
+        f"{percent(release.share)} of the devices, {size(release.bytes)}"
+    )
+    for line in _details(release):
+        console.say(line)
