@@ -26,6 +26,7 @@ from device_runtime.wire import (
     Enrolment,
     Problem,
     Reject,
+    ReleaseScores,
     RoundReports,
     Scores,
     Server,
@@ -155,8 +156,8 @@ def upload(send: Send, assignment: str, update: bytes) -> Ack | Reject:
     return _ours_or_refusal(Ack, "PUT update", send("PUT", path, update, BINARY))
 
 
-def report_scores(send: Send, assignment: str, scores: Scores) -> Ack | Reject:
-    """Hand in the scores of an evaluation. The same scores may be handed in again."""
+def report_scores(send: Send, assignment: str, scores: Scores | ReleaseScores) -> Ack | Reject:
+    """Hand in the scores of an evaluation or of releases. The same may be handed in again."""
     return _ours_or_refusal(
         Ack,
         "PUT scores",

@@ -28,6 +28,7 @@ from device_runtime.turn import (
     Ask,
     AskSigned,
     CheckConditions,
+    Compare,
     Drop,
     Enrol,
     Evaluate,
@@ -45,7 +46,9 @@ from device_runtime.turn import (
     Outcome,
     Participant,
     Recall,
+    RecallRuns,
     Report,
+    Runs,
     Signed,
     Train,
     Trainer,
@@ -66,7 +69,9 @@ from device_runtime.wire import (
     Kind,
     Plan,
     Reject,
+    ReleaseScores,
     RoundReport,
+    Scores,
     forbidden_by,
 )
 
@@ -258,13 +263,20 @@ class Turn:
                 return self.home.keep_checkpoint(sha256, data)
             case Gather(assignment, plan, most):
                 return gather(self.home, bundle, assignment, plan, most, self._until)
-            case GatherHeld(plan):
-                return gather_held(self.home, bundle, plan)
+            case GatherHeld(plan, after):
+                return gather_held(self.home, bundle, plan, after)
             case Train():
                 return self._train(bundle.train_graph, action, self._may_train)
             case Evaluate(values, messages):
                 may_score = self._each(bundle.plan.batch_size)
                 return scoring.score(bundle.train_graph, values, messages, may_score)
+            case RecallRuns():
+                return runs(bundle, self.home.before(bundle))
+            case Compare(running, messages):
+                before = self.home.before(bundle) if running.before else None
+                if runs(bundle, before) != running:
+                    return None  # another bundle has been installed meanwhile
+                return compare(bundle, before, messages, self._each(bundle.plan.batch_size))
             case CheckConditions():
                 return self._forbidden()
             case Used(records):
@@ -372,6 +384,7 @@ class Turn:
             about.task_id,
             note.scored,
             note.detail,
+            note.up_to,
         )
         self.home.note(line)
 
@@ -433,14 +446,47 @@ def newest_rows(
     return rows_of(log.records(most, usable=True, held=False), vocabulary, plan, most)
 
 
-def gather_held(home: Home, bundle: Bundle, plan: Plan) -> HeldBack:
+def runs(bundle: Bundle, before: Bundle | None) -> Runs:
+    """Which releases can be scored on the same words: one of another vocabulary has others."""
+    mine = Runs(bundle.manifest.release, weights.digest(bundle.encoded))
+    if before is None or before.manifest.tokenizer != bundle.manifest.tokenizer:
+        return mine
+    if before.manifest.release == mine.release:  # a server knows releases by their numbers
+        return mine
+    old = before.manifest.release
+    return replace(mine, before=old, before_manifest=weights.digest(before.encoded))
+
+
+def compare(
+    bundle: Bundle,
+    before: Bundle | None,
+    messages: Sequence[Sequence[int]],
+    may_continue: Callable[[], bool] = lambda: True,
+) -> ReleaseScores | None:
+    """The scores of a bundle's int8 file, as the strip shows it without own words or personal
+    weights, and of the one before if there is one; None if it had to stop.
+    """
+    both: list[Scores] = []
+    for each in (bundle, before):
+        if each is not None:
+            scored = scoring.score_release(each.predict_graph, messages, may_continue)
+            if scored is None:
+                return None
+            both.append(scored)
+    if before is None:
+        return ReleaseScores(bundle.manifest.release, both[0])
+    return ReleaseScores(bundle.manifest.release, both[0], before.manifest.release, both[1])
+
+
+def gather_held(home: Home, bundle: Bundle, plan: Plan, after: int = 0) -> HeldBack:
     """What there is to score: the newest messages held back from training that may still be used,
     each cut to the plan's length, in whole groups of as many as an update has at least, and as many
     groups as have no more than MOST_WORDS target words together. How many they are is not the
-    server's to say.
+    server's to say. None of those up to number `after`.
     """
     with home.typing_log() as log:
         records = log.records(MOST_WORDS, usable=True, held=True)
+    records = [record for record in records if record.id > after]
     vocabulary, groups = bundle.vocabulary, []
     for group in whole_groups(records, home.config.limits.least_messages):
         ids = (vocabulary.ids(text.tokenise(record.text)) for record in group)

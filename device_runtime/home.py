@@ -26,7 +26,7 @@ import contextlib
 import re
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import MISSING, Field, astuple, dataclass, field, fields
+from dataclasses import MISSING, Field, astuple, dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -139,8 +139,11 @@ class Contribution:
     assignment: str = ""  # its name
     server: str = ""  # that gave it, and which of its tasks: names of tasks repeat
     task_id: str = ""
-    scored: str = ""  # of scores: the weights, by `weights.values_hash`
+    # of scores: the weights, by `weights.values_hash`; of releases the SHA-256 of their manifests,
+    # with a space between two
+    scored: str = ""
     detail: str = ""  # of work that was refused: the limit, and what was asked
+    up_to: int = 0  # of scores of releases: the newest message in them, by its number
 
     @property
     def left(self) -> bool:
@@ -258,6 +261,13 @@ class Home:
     def bundle_before(self) -> Bundle | None:
         """The last good one, used before; None if there is none, or it is damaged."""
         return installed.before(self._bundles, self.trusted)
+
+    def before(self, running: Bundle) -> Bundle | None:
+        """The bundle it used before the one that runs, if that is whole; None else."""
+        if self.config.bundle is not None:
+            return None
+        trusted = frozenset(self.config.trusted)
+        return installed.before(self.folder / BUNDLES, running, trusted)
 
     def install(self, source: Path) -> Bundle:
         """Make the bundle at `source` the one it uses. Raises BundleError, and keeps the bundle it
@@ -474,7 +484,8 @@ def history(lines: Iterable[Contribution], assignment: Assignment, now: float) -
     have begun anew counts as before the first. Training that failed counts as an update of its day:
     it told its server something.
     """
-    alike = [line for line in lines if line.kind == assignment.kind]
+    trains = assignment.kind is Kind.TRAINING
+    alike = [line for line in lines if (line.kind == Kind.TRAINING) == trains]
     of_task = assignment.server, assignment.task, assignment.task_id
     sent = [
         line for line in alike if line.left and (line.server, line.task, line.task_id) == of_task
@@ -485,12 +496,29 @@ def history(lines: Iterable[Contribution], assignment: Assignment, now: float) -
         if line.assignment != assignment.assignment
         and line.round - assignment.round <= limits.ANOTHER_HISTORY
     )
+    scores = [each for line in alike for each in _each_score(line)]
+    scored: dict[str, int] = {}
+    for line in scores:
+        if line.left:
+            scored[line.scored] = max(line.up_to, scored.get(line.scored, 0))
     return History(
         max(rounds, default=None),
-        done_on(alike, now),
+        done_on(scores, now),
         any(line.assignment == assignment.assignment for line in sent),
-        frozenset(line.scored for line in alike if line.left),
+        scored,
+        none_today=any(
+            line.kind == Kind.RELEASES
+            and line.cause == Cause.OVER_LIMIT
+            and not line.left
+            and limits.same_day(line.at, now)
+            for line in alike
+        ),
     )
+
+
+def _each_score(line: Contribution) -> list[Contribution]:
+    """A line of the ledger as one for each thing that was scored: two releases are two scores."""
+    return [replace(line, scored=name) for name in line.scored.split(" ")]
 
 
 def done_on(lines: Iterable[Contribution], now: float) -> int:

@@ -123,7 +123,7 @@ class Asked:
 
     kind: Kind
     done_today: int = 0  # updates, or scores, that left this device today
-    scored_before: bool = False  # these very weights
+    scored_before: bool = False  # these very weights, or this release
     plan: Plan | None = None
     moved: float | None = None  # L2 distance of the weights from the signed ones
     reach: float = 0.0  # how far their rounds can have moved them

@@ -1,5 +1,5 @@
-"""Scoring: how good a checkpoint is on messages this device holds back from federated training.
-What an evaluation task reports.
+"""Scoring: how good a checkpoint or a release is on messages held back from federated training.
+What an evaluation task reports, and one of releases.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -47,11 +47,29 @@ def score(
     may_continue: Callable[[], bool] = lambda: True,
 ) -> Scores | None:
     """The sums over messages (token ids), word by word as they would be typed, by protocol nwp-v1;
-    None if it had to stop.
+    None if it had to stop. `graph` is the `train` one, which takes weights.
 
     `may_continue` is asked before every message.
     """
     step = Graph(graph)
+    return _score(lambda ids: log_probs(step, weights, ids), messages, may_continue)
+
+
+def score_release(
+    graph: bytes,
+    messages: Sequence[Sequence[int]],
+    may_continue: Callable[[], bool] = lambda: True,
+) -> Scores | None:
+    """The same of a `predict` graph, which holds its weights."""
+    step = Graph(graph)
+    return _score(lambda ids: log_probs(step, {}, ids, "predict"), messages, may_continue)
+
+
+def _score(
+    rows_of: Callable[[Sequence[int]], NDArray[Any]],
+    messages: Sequence[Sequence[int]],
+    may_continue: Callable[[], bool],
+) -> Scores | None:
     targets = top1 = top3 = known = 0
     loss = 0.0
     for ids in messages:
@@ -63,7 +81,7 @@ def score(
         )
         if not len(wanted):
             continue
-        scores, words = log_probs(step, weights, ids)[wanted], np.array(ids)[wanted]
+        scores, words = rows_of(ids)[wanted], np.array(ids)[wanted]
         best = top_words(scores, STRIP)
         hit = (best == words[:, None]) & (words != OOV)[:, None]
         in_vocabulary = np.flatnonzero(words != OOV)
@@ -75,10 +93,12 @@ def score(
     return Scores(targets, top1, top3, known, max(0.0, loss))
 
 
-def log_probs(graph: Graph, weights: Weights, ids: Sequence[int]) -> NDArray[Any]:
+def log_probs(
+    graph: Graph, weights: Weights, ids: Sequence[int], signature: str = "step"
+) -> NDArray[Any]:
     """Before each of the ids, float32 [ids, vocabulary]."""
-    state, rows = graph.start("step"), []
+    state, rows = graph.start(signature), []
     for token in [BOS, *ids[:-1]]:
-        results, state = graph.step("step", state, token=np.array([token], np.int32), **weights)
+        results, state = graph.step(signature, state, token=np.array([token], np.int32), **weights)
         rows.append(results["log_probs"][0])
     return np.array(rows)

@@ -6,7 +6,10 @@
                |       Fetch or hold  rows of     |      "sending"             what became of it
                |       the checkpoint the log     +-- Evaluate --> Note --> Report --> Note
             check in      |              |        an evaluation
-                          +--------------+--> over a limit: Withhold until the day is over
+               |          +--------------+--> over a limit: Withhold until the day is over
+               |
+               +--> RecallRuns --> Gather --> Compare --> Note --> Report --> Note
+                    a comparison of releases: nothing is fetched
 
 `check_in` and `work` yield one action after the other; whoever drives them does each and sends
 back what came of it. There is no socket, clock, file or thread here, so whoever keeps a device's
@@ -15,12 +18,14 @@ ledger never says less than what left. The conditions are looked at before each 
 
 Work over a limit of the device's own is not done. Its server hears nothing of it before the
 device's day is over, and then one cause for all limits: how little was typed is nobody's business.
+A comparison of releases has no number that a server chooses, so it hears at once, by the same
+cause, that there is none, and all day the same: a device that has nothing to say goes on training.
 Source of the form: a state receives a message and returns the next (Bonawitz et al. 2019,
 arXiv:1902.01046, section 2.2, names the phases).
 """
 
 import contextlib
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -39,7 +44,17 @@ from device_runtime.errors import (
 )
 from device_runtime.limits import Asked, Limits, Over
 from device_runtime.weights import Checkpoint, Weights
-from device_runtime.wire import DAY_S, Ack, Assignment, CheckIn, Kind, Plan, Reject, Scores
+from device_runtime.wire import (
+    DAY_S,
+    Ack,
+    Assignment,
+    CheckIn,
+    Kind,
+    Plan,
+    Reject,
+    ReleaseScores,
+    Scores,
+)
 
 
 class Status(StrEnum):
@@ -74,7 +89,7 @@ class Outcome:
     bytes_up: int = 0
     bytes_down: int = 0
     seconds: float = 0.0
-    kind: Kind = Kind.TRAINING  # of an evaluation `examples` are words scored
+    kind: Kind = Kind.TRAINING  # of another `examples` are words scored
     # SHA-256 of the index of releases that the server named; empty where it named none, and on a
     # metered network
     releases: str = ""
@@ -144,7 +159,21 @@ class History:
     last: int | None = None  # round of its task for which an update left, or may have
     today: int = 0  # updates, or scores, that left today or may have, whoever they were for
     again: bool = False  # one left for this very assignment, or may have
-    scored: frozenset[str] = frozenset()  # weights that were scored, by `weights.values_hash`
+    # weights that were scored, by `weights.values_hash`, and releases by their manifests' SHA-256:
+    # up to which message, by its number in the typing log, where that was noted
+    scored: Mapping[str, int] = field(default_factory=dict)
+    none_today: bool = False  # no releases were compared today, since that was over a limit
+
+
+@dataclass(frozen=True)
+class Runs:
+    """The release that a device runs, and the one it ran before."""
+
+    release: int
+    manifest: str  # its SHA-256
+    # 0 and empty: there is none, or it has another vocabulary
+    before: int = 0
+    before_manifest: str = ""
 
 
 @dataclass(frozen=True)
@@ -253,6 +282,7 @@ class GatherHeld:
     """The newest messages held back from training, as many as are scored -> HeldBack."""
 
     plan: Plan
+    after: int = 0  # none of those up to this one, by its number in the typing log
 
 
 @dataclass(frozen=True)
@@ -279,6 +309,21 @@ class Evaluate:
 
 
 @dataclass(frozen=True)
+class RecallRuns:
+    """Which releases this device has -> Runs."""
+
+
+@dataclass(frozen=True)
+class Compare:
+    """Score the release that runs, and the one before if that too, each with its own file, on
+    messages held back from training -> ReleaseScores, None if it had to stop.
+    """
+
+    runs: Runs
+    messages: tuple[tuple[int, ...], ...] = field(repr=False)  # token ids
+
+
+@dataclass(frozen=True)
 class CheckConditions:
     """What forbids work now -> Cause | None: a condition, or TIMED_OUT past the deadline."""
 
@@ -299,7 +344,10 @@ class Note:
     cause: Cause | None = None
     examples: int = 0
     detail: str = ""  # of a refusal: the limit, and what was asked
-    scored: str = ""  # of scores: the weights, by `weights.values_hash`
+    # of scores: the weights, by `weights.values_hash`; of releases the SHA-256 of their manifests,
+    # with a space between two
+    scored: str = ""
+    up_to: int = 0  # of scores of releases: the newest message in them, by its number
 
 
 @dataclass(frozen=True)
@@ -312,10 +360,10 @@ class Upload:
 
 @dataclass(frozen=True)
 class Report:
-    """Hand in the scores of an evaluation -> Ack | Reject."""
+    """Hand in the scores of an evaluation, or of releases -> Ack | Reject."""
 
     assignment: Assignment
-    scores: Scores
+    scores: Scores | ReleaseScores
 
 
 @dataclass(frozen=True)
@@ -353,6 +401,8 @@ Action = (
     | GatherHeld
     | Train
     | Evaluate
+    | RecallRuns
+    | Compare
     | CheckConditions
     | Used
     | Note
@@ -414,6 +464,8 @@ def work(device: Participant, assignment: Assignment) -> Working:
 def _work(device: Participant, assignment: Assignment) -> Working:
     past: History = yield Recall(assignment)
     kind, apart = assignment.kind, device.limits.separation(assignment.min_separation)
+    if kind is Kind.RELEASES:
+        return (yield from _compare(device, assignment, past))
     if kind is Kind.TRAINING and not separation.may_join(assignment.round, past.last, apart):
         return (yield from _give_back(assignment, Cause.REPORTED_RECENTLY))
     if kind is Kind.EVALUATION:  # an update may be of work that was begun before
@@ -500,6 +552,49 @@ def _evaluate(
     yield Note(assignment, Status.SENDING, examples=scores.targets, scored=name)
     answer: Ack | Reject = yield Report(assignment, scores)
     return (yield from _answered(assignment, answer, scores.targets, scored=name))
+
+
+def _compare(device: Participant, assignment: Assignment, past: History) -> Working:
+    """What the release that runs says of messages, and the one before of the very same, which tells
+    as much as two evaluations and counts as two. No release is scored twice, but as the one before
+    of another: then of messages alone that were not there the first time.
+    """
+    if past.none_today:
+        return (yield from _give_back(assignment, Cause.OVER_LIMIT))
+    runs: Runs = yield RecallRuns()
+    held: HeldBack = yield GatherHeld(device.plan, past.scored.get(runs.before_manifest, 0))
+    if runs.before and not _may_compare(device, past, runs, held):
+        runs = Runs(runs.release, runs.manifest)
+        held = yield GatherHeld(device.plan)
+    if not _may_compare(device, past, runs, held):
+        return (yield from _give_back(assignment, Cause.OVER_LIMIT))
+    scores: ReleaseScores | None = yield Compare(runs, held.messages)
+    forbidden: Cause | None = yield CheckConditions()
+    if forbidden is Cause.TIMED_OUT:
+        return (yield from _give_back(assignment, forbidden))
+    if scores is None or forbidden is not None:
+        return (yield from _give_back(assignment, Cause.CONDITION_LOST))
+    for _ in _names(runs):  # each score is a use
+        yield Used(held.records)
+    names, words = " ".join(_names(runs)), scores.scores.targets
+    up_to = max(held.records)
+    yield Note(assignment, Status.SENDING, examples=words, scored=names, up_to=up_to)
+    answer: Ack | Reject = yield Report(assignment, scores)
+    return (yield from _answered(assignment, answer, words, scored=names, up_to=up_to))
+
+
+def _may_compare(device: Participant, past: History, runs: Runs, held: HeldBack) -> bool:
+    asked = Asked(
+        Kind.RELEASES,
+        past.today + len(_names(runs)) - 1,
+        scored_before=runs.manifest in past.scored,
+        words=held.words,
+    )
+    return limits.why_refused(device.limits, asked) is None
+
+
+def _names(runs: Runs) -> list[str]:
+    return [name for name in (runs.manifest, runs.before_manifest) if name]
 
 
 def _within(
@@ -604,13 +699,14 @@ def _answered(
     examples: int,
     tuned: FineTuned | None = None,
     scored: str = "",
+    up_to: int = 0,
 ) -> Working:
     if isinstance(answer, Ack) and answer.counted:
         status, cause = Status.COUNTED, None
     else:
         status = Status.NOT_COUNTED
         cause = answer.cause if isinstance(answer, Reject) else Cause.ROUND_CLOSED
-    noted = Note(assignment, status, cause, examples, scored=scored)
+    noted = Note(assignment, status, cause, examples, scored=scored, up_to=up_to)
     return (yield from _noted(noted, answer.retry_in_s, tuned))
 
 

@@ -212,8 +212,8 @@ def ledger_lines(lines: Sequence[Contribution]) -> list[str]:
 
 
 def _sentence(line: Contribution) -> str:
-    if line.kind == Kind.EVALUATION:
-        return _evaluation(line)
+    if line.kind != Kind.TRAINING:
+        return _scores(line)
     cause = _cause(line)
     words: Mapping[str, str] = {
         Status.COUNTED: f"an update of {line.examples:,} examples was counted",
@@ -236,22 +236,19 @@ def _cause(line: Contribution) -> str:
     return f"{why} ({line.detail})" if line.detail else why
 
 
-def _evaluation(line: Contribution) -> str:
+def _scores(line: Contribution) -> str:
     cause = _cause(line)
+    scored = "a checkpoint was scored"
+    if line.kind == Kind.RELEASES:
+        both = " " in line.scored
+        scored = "this release" + (" and the one before were" if both else " was") + " scored"
+    sums = f"{scored} on {line.examples:,} held-back words"
+    asked = "a comparison of releases" if line.kind == Kind.RELEASES else "an evaluation"
     words: Mapping[str, str] = {
-        Status.COUNTED: (
-            f"a checkpoint was scored on {line.examples:,} held-back words; only sums were sent, "
-            "and counted"
-        ),
-        Status.SENDING: (
-            f"a checkpoint was scored on {line.examples:,} held-back words, and the sums may "
-            "have left: no answer came"
-        ),
-        Status.ABANDONED: f"an evaluation was given back and nothing was sent: {cause}",
-        Status.NOT_COUNTED: (
-            f"a checkpoint was scored on {line.examples:,} held-back words; only sums were sent, "
-            f"and not counted: {cause}"
-        ),
+        Status.COUNTED: f"{sums}; only sums were sent, and counted",
+        Status.SENDING: f"{sums}, and the sums may have left: no answer came",
+        Status.ABANDONED: f"{asked} was given back and nothing was sent: {cause}",
+        Status.NOT_COUNTED: f"{sums}; only sums were sent, and not counted: {cause}",
     }
     became = words.get(line.outcome, line.outcome)
     return (

@@ -119,6 +119,7 @@ def test_the_ledger_has_no_column_for_text(tmp_path):
         "task_id",
         "scored",
         "detail",  # which limit, and numbers
+        "up_to",  # the number of a message
     }
 
 
