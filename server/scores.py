@@ -44,7 +44,7 @@ def to_vector(scores: Scores) -> Vector:
     """
     vector = empty()
     vector[: len(SUMS)] = (*astuple(scores)[:-1], loss_units(scores.loss))
-    vector[len(SUMS) + _bin(scores)] = 1
+    vector[len(SUMS) + bin_of(scores)] = 1
     return vector
 
 
@@ -79,7 +79,8 @@ def quartiles(spread: Sequence[int]) -> tuple[float, float, float]:
     return _quantile(spread, 0.25), _quantile(spread, 0.5), _quantile(spread, 0.75)
 
 
-def _bin(scores: Scores) -> int:
+def bin_of(scores: Scores) -> int:
+    """Which of the BINS a device with these scores is in."""
     return min(BINS - 1, BINS * scores.top1 // scores.targets)
 
 
