@@ -266,8 +266,8 @@ class Home:
         """The bundle it used before the one that runs, if that is whole; None else."""
         if self.config.bundle is not None:
             return None
-        trusted = frozenset(self.config.trusted)
-        return installed.before(self.folder / BUNDLES, running, trusted)
+        last = self.bundle_before()
+        return None if last is None or last.encoded == running.encoded else last
 
     def install(self, source: Path) -> Bundle:
         """Make the bundle at `source` the one it uses. Raises BundleError, and keeps the bundle it

@@ -155,17 +155,6 @@ def current(folder: Path, trusted: frozenset[str]) -> Installed:
         )
 
 
-def before(folder: Path, running: Bundle, trusted: frozenset[str]) -> Bundle | None:
-    """The last good bundle, if it is whole and another than the one that runs; None else."""
-    try:
-        pointer = pointer_of(Path(folder))
-        if pointer is None or pointer.before in ("", digest(running.encoded)):
-            return None
-        return open_verified(Path(folder) / pointer.before, trusted, lean=True)
-    except BundleError:
-        return None
-
-
 def pointer_of(folder: Path) -> Pointer | None:
     """Which bundle is used; None before the first. Raises BundleError for a damaged pointer."""
     path = folder / POINTER
