@@ -409,7 +409,7 @@ def _rounding(bundle: Bundle) -> float:
     """How far a bundle's weights can be from those its maker signed: they are where it has their
     checkpoint.
     """
-    if CHECKPOINT in bundle.content or bundle.manifest.constants is None:
+    if not bundle.is_lean or bundle.manifest.constants is None:
         return 0.0
     return patch.rounding(bundle.predict_graph, bundle.manifest.constants)
 

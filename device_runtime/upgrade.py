@@ -288,7 +288,7 @@ class _Following:
                 raise AssertionError("what is chosen lies on the device or is named")
             bundle = self._laid(self._built(named))
         is_back = bundle.manifest.release < self._own.manifest.release
-        how = BACK if is_back else WHOLE if CHECKPOINT in bundle.content else DIFFERENCE
+        how = BACK if is_back else DIFFERENCE if bundle.is_lean else WHOLE
         self._try(bundle, how)
         self._hold_old_checkpoint()
         with _of_the_disk():

@@ -53,7 +53,7 @@ def serving(blobs: Blobs):
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
             data = blobs.get(self.path, {k.lower(): v for k, v in self.headers.items()})
-            body = b'{"cause":"not_found","detail":"none"}' if data is None else data
+            body = b'{"cause":"unknown_blob","detail":"none"}' if data is None else data
             with contextlib.suppress(ConnectionError):
                 self.send_response(404 if data is None else 200)
                 self.send_header("content-length", str(len(body)))
