@@ -5,18 +5,32 @@ The one that predicts holds them as dynamic-range int8. Every shape in both is s
 
 import os
 import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+import numpy as np
 import tensorflow as tf
 
+from conversion import constants
+from device_runtime import patch
+from device_runtime.errors import BundleError
 from device_runtime.metrics import STRIP
 from device_runtime.text import FIRST_WORD
-from device_runtime.weights import Weights
+from device_runtime.weights import Weights, as_sent
 from device_runtime.wire import Plan
 from model import training
 from model.network import size_of
+
+
+@dataclass(frozen=True)
+class Patchable:
+    """A `predict.tflite` that `patch.predict` makes those of other weights of."""
+
+    file: bytes
+    constants: dict[str, patch.Constant]
 
 
 def train_graph(weights: Weights, plan: Plan) -> bytes:
@@ -107,6 +121,32 @@ def predict_graph(weights: Weights, quantized: bool = True) -> bytes:
         cell=tf.TensorSpec([1, size.units], tf.float32, name="cell"),
     )
     return _convert(module, {"predict": function}, quantized)
+
+
+def patchable(weights: Weights, finish: Callable[[bytes], bytes] = bytes) -> Patchable:
+    """The `predict_graph` of weights, and where in it they stand. `finish` is what else is done to
+    a file: it must follow from the graph alone, whatever the weights are.
+
+    The graph is exported with drawn weights, and these are patched into it: so it is the same for
+    all weights of one size, of which the converter would fold zeros and keep equal arrays once.
+    Raises BundleError if a patch is not byte for byte what the converter makes.
+    """
+    first, second = (_drawn(weights, seed) for seed in range(2))
+    template, expected = (finish(predict_graph(each)) for each in (first, second))
+    places = constants.located(template, first)
+    if patch.predict(template, places, second) != expected:
+        raise BundleError(
+            "predict.tflite",
+            "patched with other weights it is not the file the converter makes of them",
+            constants.REPORT,
+        )
+    return Patchable(patch.predict(template, places, weights), places)
+
+
+def _drawn(like: Weights, seed: int) -> Weights:
+    """Weights of the same shapes, of which no two values need be equal, as devices get them."""
+    rng = np.random.default_rng(seed)
+    return as_sent({name: rng.normal(size=array.shape) for name, array in sorted(like.items())})
 
 
 def _convert(module: tf.Module, signatures: dict[str, Any], quantized: bool = False) -> bytes:

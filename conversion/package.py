@@ -11,7 +11,7 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from conversion import card, classes, costs, export, gate, parity
-from device_runtime import bundle, config, signing, weights
+from device_runtime import bundle, config, patch, signing, weights
 from device_runtime.errors import BundleError
 from device_runtime.examples import batches
 from device_runtime.text import FIRST_WORD, Vocabulary
@@ -56,7 +56,7 @@ def package(
     """
     checkpoint, vocabulary, plan = parts.checkpoint, parts.vocabulary, parts.plan
     vocabulary.require_words("a bundle")  # its `predict` graph ranks ids, not words
-    arrays = checkpoint.weights
+    arrays = weights.as_sent(checkpoint.weights)  # what is measured is what devices get
     size = network.size_of(arrays)
     if checkpoint.tokenizer != vocabulary.hash or len(vocabulary) != len(arrays["embedding"]):
         raise BundleError(
@@ -65,10 +65,10 @@ def package(
             f"{len(vocabulary)}",
             "package both from one run",
         )
-    train, predict = export.train_graph(arrays, plan), export.predict_graph(arrays)
+    train, predict = export.train_graph(arrays, plan), export.patchable(arrays)
     trained = _parity_batches(examples, plan, steps)
     apart = parity.training_difference(train, arrays, trained, plan)
-    measured = gate.measure(len(trained), apart, predict, arrays, examples)
+    measured = gate.measure(len(trained), apart, predict.file, arrays, examples)
     if measured.problems:
         raise BundleError(
             path,
@@ -78,7 +78,7 @@ def package(
     encoded = weights.to_bytes(checkpoint)
     content = {
         bundle.TRAIN: train,
-        bundle.PREDICT: predict,
+        bundle.PREDICT: predict.file,
         bundle.TOKENIZER: vocabulary.model,
         bundle.CHECKPOINT: weights.to_bytes(checkpoint, np.float16),  # as it travels
         bundle.PLAN: config.to_json(plan),
@@ -104,6 +104,8 @@ def package(
         release=checkpoint.round if parts.release is None else parts.release,
         server_factor=parts.server_factor,
         device_class=chosen.name if chosen else None,
+        constants=predict.constants,
+        graph=patch.graph_hash(predict.file, predict.constants),
     )
     if chosen:
         texts = _texts(examples[:SUGGESTED], vocabulary)

@@ -36,6 +36,7 @@ LOADING = (
     "test_conversion",
     "test_conversion_gate",
     "test_conversion_metadata",
+    "test_conversion_patch",
     "test_server_steps",
     "test_model_executor",
     "test_model_memory",

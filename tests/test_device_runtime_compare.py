@@ -196,7 +196,7 @@ def test_a_device_knows_the_release_it_ran_before_while_that_is_whole(two, trust
     (old.path / PREDICT).write_bytes(b"damaged")
     assert two.before(now) is None
     assert drive.runs(now, two.before(now)) == Runs(2, digest(now.encoded))
-    assert bundle_before(two.folder / "nothing", now, trusted) is None
+    assert bundle_before(two.folder / "nothing", trusted) is None
 
 
 def test_a_release_before_of_another_vocabulary_is_none(two):

@@ -55,7 +55,7 @@ OUTSIDE = {  # packages that only some files of a room may import
                 "tff_corpora",
             )
         ),
-        *("conversion/export.py", "conversion/parity.py", "conversion/metadata.py"),
+        *(f"conversion/{name}.py" for name in ("constants", "export", "metadata", "parity")),
     },
     "tensorflow_federated": {
         *(
