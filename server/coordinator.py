@@ -54,10 +54,11 @@ from device_runtime.wire import (
     Kind,
     Phase,
     Reject,
+    ReleaseScores,
     RoundReports,
     Scores,
 )
-from server import closing, mechanism, pacing, rounds, scores, slots
+from server import closing, comparing, mechanism, pacing, release_scores, rounds, scores, slots
 from server.blobs import Blobs
 from server.differences import NEWEST, Differences
 from server.eligibility import decide
@@ -112,7 +113,7 @@ POPULATION_S = 60.0  # how long the number of enrolled devices may be out of dat
 PROBE_S = 1.0  # how long the answer to whether the server is ready may be out of date
 _HEX_16, _HEX_64 = re.compile("[0-9a-f]{16}"), re.compile("[0-9a-f]{64}")
 # updates of a group, or scores, by the round they count in
-Counted = dict[At, list[Weighted | Scores]]
+Counted = dict[At, list[Weighted | Scores | ReleaseScores]]
 
 
 def open_folder(folder: Path, database: str = "", blobs: str = "") -> tuple[Store, Blobs]:
@@ -594,7 +595,7 @@ class Coordinator:
             ledger.tell(task.name, Admitted(now))
             return self._assignment(
                 task,
-                ledger.assign(device, task.name, holds=check_in.holds == round.half),
+                ledger.assign(device, task.name, holds=_has_all(task, round, check_in)),
                 ledger,
                 rows,
             )
@@ -649,6 +650,8 @@ class Coordinator:
             newest = rows.current(task.evaluates)
             if newest is not None and newest.sha == rows.last_base(task.name):
                 return cause or Cause.ROUND_FULL  # that checkpoint has been scored
+        if task.kind is Kind.RELEASES and not ledger.published(task.population):
+            return cause or Cause.ROUND_FULL  # there is nothing to compare
         if cause is not None:
             if stored.state is State.RUNNING:
                 ledger.tell(task.name, TurnedAway(ledger.now))
@@ -721,6 +724,10 @@ class Coordinator:
             value = judged.value
         if value is None:  # not judged, as part of other work, or before it was assigned
             value = judge(request.body, request.kind, task, work.round)
+        if isinstance(value, ReleaseScores):
+            released = ledger.published(task.population)
+            if not {value.release, value.before or value.release} <= released:
+                value = Cause.NOT_SCORES
         if isinstance(value, Cause):
             ledger.settle(work, status=AssignmentStatus.REFUSED, cause=value, update_hash=name)
             ledger.tell(task.name, Dropped(now))
@@ -749,7 +756,7 @@ class Coordinator:
         ledger.settle(
             work, status=AssignmentStatus.COUNTED, update_hash=name, counted_in=round.round
         )
-        if isinstance(value, Scores):
+        if isinstance(value, Scores | ReleaseScores):
             counted.setdefault((task.name, round.round), []).append(value)
         else:
             weighted = mechanism.of(task).weigh(value, round.round - work.round)
@@ -864,11 +871,14 @@ class Coordinator:
         self,
         rows: Rows,
         at: At,
-        reports: list[Weighted | Scores],
+        reports: list[Weighted | Scores | ReleaseScores],
         ledger: Ledger,
     ) -> Sum:
         """This replica's sum of a round with these reports in it: all of the task's kind."""
         by, total = mechanism.of(ledger.tasks[at[0]].task), self._sums.of(rows, at)
+        if ledger.tasks[at[0]].task.kind is Kind.RELEASES:
+            of_devices = [each for each in reports if isinstance(each, ReleaseScores)]
+            return release_scores.added(total, of_devices)
         if ledger.tasks[at[0]].task.kind is Kind.EVALUATION:
             vectors = [scores.to_vector(each) for each in reports if isinstance(each, Scores)]
             before = Sum(scores.empty()) if total is None else total
@@ -903,13 +913,14 @@ class Coordinator:
         state, rules = round.state, task.rules
         about = {"task": task.name, "round": state.round}
         trains, after, parts = task.kind is Kind.TRAINING, None, None
-        if state.phase is Phase.COMMITTED:
+        compares = task.kind is Kind.RELEASES  # what it counted outlasts a round that is abandoned
+        if compares or state.phase is Phase.COMMITTED:
             parts = self._parts(task.name, state.round)
         if parts and trains:
             after = self._next_checkpoint(task, round, parts, now)
         if after is None if trains else parts is None:
             state = replace(state, phase=Phase.ABANDONED)
-        with self.store.transaction(durable=True) as rows:
+        with self._doubting_sums(), self.store.transaction(durable=True) as rows:
             still_open = rows.open_rounds().get(task.name)
             if still_open is None or still_open.state.round != state.round:
                 return  # another replica has closed it
@@ -917,8 +928,9 @@ class Coordinator:
                 log.error("round abandoned: what it counted cannot be read", extra=about)
             if after is not None:
                 rows.add_checkpoint(task.name, after)
-            elif parts and not trains:
+            elif parts and not trains and not compares:
                 rows.add_scores(task.name, state.round, scores.add(each.total for each in parts))
+            closed = comparing.close(rows, task, parts, now) if compares and parts else None
             committed = rows.committed(task.name) + (state.phase is Phase.COMMITTED)
             finished = 0 < rules.rounds <= committed
             ends = Cause.ROUND_CLOSED if state.phase is Phase.ABANDONED else Cause.SURPLUS
@@ -936,12 +948,18 @@ class Coordinator:
             else:
                 base = after or StoredCheckpoint(round.base, round.base_round, round.half)
                 rows.open_round(task.name, following(state, rules), base, now)
+                if closed is not None:
+                    self._sums.save(rows, (task.name, state.round + 1), closed.waiting)
                 if rules.buffered and state.places.until is not None:
                     rows.carry_tickets(task.name, state.round, state.round + 1)
+        self._sums.stored()
         self._sums.ended((task.name, state.round))
         self.store.tidy()
         told = {"phase": str(state.phase), "counted": state.reported}
         log.info("round closed", extra=about | told)
+        for release, verdict in (closed.stopped if closed else {}).items():
+            where = {"population": task.population, "release": release}
+            log.warning("release stopped: %s", verdict.why, extra=about | where)
 
     def _parts(self, task: str, number: int) -> list[Sum] | None:
         """What all replicas have counted of a round; None if one of the sums cannot be read any
@@ -999,6 +1017,11 @@ class Coordinator:
         if self.codes_needed:
             rows.use_code(hashed, device)
         self._population += 1
+
+
+def _has_all(task: Task, round: StoredRound, check_in: CheckIn) -> bool:
+    """Whether a device has what its work needs: releases are compared by those that run them."""
+    return task.kind is Kind.RELEASES or check_in.holds == round.half
 
 
 def _rounds(open_rounds: Mapping[str, StoredRound]) -> set[At]:

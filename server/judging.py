@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from device_runtime import config
 from device_runtime.causes import Cause
 from device_runtime.errors import ConfigError
-from device_runtime.wire import MOST_WORDS, Kind, Scores
+from device_runtime.wire import MOST_WORDS, Kind, ReleaseScores, Scores
 from server import mechanism
 from server.sums import Checked
 from server.task import Task
@@ -24,17 +24,22 @@ class Judged:
     task: str  # that it was judged for
     round: int
     # what it holds, or why it must not be counted; None for an unknown task
-    value: Checked | Scores | Cause | None
+    value: Checked | Scores | ReleaseScores | Cause | None
 
 
-def judge(body: bytes | bytearray, kind: Kind, task: Task, round: int) -> Checked | Scores | Cause:
-    """A report as values, or why it must not be counted. Decides by the report and the task
-    alone.
+def judge(
+    body: bytes | bytearray, kind: Kind, task: Task, round: int
+) -> Checked | Scores | ReleaseScores | Cause:
+    """A report as values, or why it must not be counted. Decides by the report and the task alone:
+    whether there is such a release is looked up when it is counted. `kind` is of the route: scores
+    of all kinds come by one.
     """
-    if kind is not task.kind:
+    if (kind is Kind.TRAINING) != (task.kind is Kind.TRAINING):
         return Cause.NOT_AN_UPDATE if kind is Kind.TRAINING else Cause.NOT_SCORES
-    if kind is Kind.EVALUATION:
+    if task.kind is Kind.EVALUATION:
         return scores_of(body)
+    if task.kind is Kind.RELEASES:
+        return release_scores_of(body)
     return mechanism.of(task).check(body, round)
 
 
@@ -44,11 +49,34 @@ def scores_of(body: bytes | bytearray) -> Scores | Cause:
         scores = config.from_json(Scores, body, "Scores")
     except ConfigError:
         return Cause.NOT_SCORES
+    return scores if _could_be(scores) else Cause.NOT_SCORES
+
+
+def release_scores_of(body: bytes | bytearray) -> ReleaseScores | Cause:
+    """The ReleaseScores in a body, if one device could have them: two of the same words, by two
+    releases, or one alone.
+    """
+    try:
+        report = config.from_json(ReleaseScores, body, "ReleaseScores")
+    except ConfigError:
+        return Cause.NOT_SCORES
+    new, old = report.scores, report.before_scores
+    alone = old is None and report.before == 0
+    beside = (
+        old is not None
+        and report.before not in (0, report.release)
+        and _could_be(old)
+        and (old.targets, old.in_vocabulary) == (new.targets, new.in_vocabulary)
+    )
+    if report.release == 0 or not _could_be(new) or not (alone or beside):
+        return Cause.NOT_SCORES
+    return report
+
+
+def _could_be(scores: Scores) -> bool:
     ordered = 0 <= scores.top1 <= scores.top3 <= scores.in_vocabulary <= scores.targets
-    if not (
+    return (
         ordered
         and 1 <= scores.targets <= MOST_WORDS
         and 0 <= scores.loss <= NATS_A_TARGET * scores.in_vocabulary
-    ):
-        return Cause.NOT_SCORES
-    return scores
+    )

@@ -59,6 +59,7 @@ class Ledger:
             device for device, each in self._known.items() if each.enrolled_at > now + pacing.SKEW_S
         ]:
             rows.enrolled_by(ahead, now)
+        self._published: dict[str, frozenset[int]] = {}
         self.seen = rows.seen(used) if used else set()
         self.assignments = rows.assignments(sorted(set(assignments))) if assignments else {}
         if names:
@@ -142,6 +143,12 @@ class Ledger:
         if self.ticket(device, task) is not None:
             self.tell(task, Withdrawn(self.now))
         self.note_check_in(device, task, Cause.TOO_EARLY.value)
+
+    def published(self, population: str) -> frozenset[int]:
+        """The numbers of all releases that a population ever had."""
+        if population not in self._published:
+            self._published[population] = self._rows.release_scores.published(population)
+        return self._published[population]
 
     def history(self, device: str, task: str) -> History:
         """What eligibility needs to know of an enrolled device."""

@@ -16,7 +16,10 @@ _ORIGIN = re.compile(r"https?://(?:[a-z0-9.-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?"
 _LEAST_PREFIX = {4: 8, 6: 7}
 _NEVER_UNLIMITED = ("body_s", "least_bytes_per_s", "bodies_bytes", "header_s", "header_bytes")
 # what a task's settings hold and a file of them does not decide, and who does
-_BESIDE = "an evaluation is made by `fedboard task create NAME --evaluates TASK`"
+_BESIDE = (
+    "a task that scores is made by `fedboard task create NAME`, with --evaluates TASK or "
+    "--compares-releases TASK"
+)
 ELSEWHERE = {
     "kind": _BESIDE,
     "evaluates": _BESIDE,

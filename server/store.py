@@ -37,6 +37,7 @@ from server.places import Places, Ticket
 from server.release_rows import ReleaseRows
 from server.requests import Nonce
 from server.rounds import RoundState
+from server.score_rows import ScoreRows
 from server.tables import (
     REVISION,
     assignments,
@@ -821,6 +822,13 @@ class Rows:
     def beat(self, now: float) -> None:
         """Note that the database could be written."""
         self._put(heartbeats, [{"heartbeat": "server", "at": now}], replaced=("at",))
+
+    # releases
+
+    @property
+    def release_scores(self) -> ScoreRows:
+        """What is told of how releases do."""
+        return ScoreRows(self._connection)
 
     # reports
 

@@ -204,3 +204,24 @@ heartbeats = sa.Table(  # whoever asks whether a server is ready has it write
     sa.Column("heartbeat", sa.String(16), primary_key=True),
     sa.Column("at", sa.Float, nullable=False),
 )
+release_scores = sa.Table(  # what is told of releases: rows of enough devices, added up
+    "release_scores",
+    metadata,
+    sa.Column("population", _TASK, primary_key=True),
+    sa.Column("release", sa.BigInteger, primary_key=True, autoincrement=False),
+    # that the devices ran before, and scored too; 0: none
+    sa.Column("before", sa.BigInteger, primary_key=True, autoincrement=False),
+    *(
+        sa.Column(name, sa.BigInteger, nullable=False)
+        for name in ("devices", "targets", "top1", "top3", "in_vocabulary", "loss")
+    ),
+    *(
+        sa.Column(name, sa.BigInteger, nullable=False)
+        for name in ("words_squared", "top1_squared", "top1_words")
+    ),
+    *(
+        sa.Column(name, sa.BigInteger, nullable=False)
+        for name in ("before_top1", "before_top3", "before_loss", "gain_squared", "gain_words")
+    ),
+    sa.Column("spread", sa.Text, nullable=False),  # JSON list
+)

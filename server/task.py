@@ -22,6 +22,7 @@ from server.step import ServerStep
 # clipping norm of a task that names none: about the median of what honest devices send, so that it
 # shortens few of theirs by much, and a word that two of twenty plant stays out of sight
 SERVED_NORM = 0.5
+FEWEST_COMPARED = 2  # devices in what is told of a release
 _FIXED = ("batch_size", "length")  # of a plan: the sizes of the bundle's graph
 _AT_MOST = ("epochs", "learning_rate", "max_rows", "clipping_norm", "bits")
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
@@ -48,7 +49,9 @@ class TaskSettings:
     population: str = "default"  # devices it is for: those that check in with this name
     kind: Kind = Kind.TRAINING
     checkpoint: str = ""  # SHA-256 of the kept checkpoint that a training task starts from
-    evaluates: str = ""  # the training task whose newest checkpoint an evaluation task scores
+    # the training task whose newest checkpoint an evaluation task scores, or whose devices compare
+    # the releases that they run
+    evaluates: str = ""
     rules: Rules = field(default_factory=Rules)
     policy: Policy = field(default_factory=Policy)
     step: ServerStep = field(default_factory=ServerStep)
@@ -72,23 +75,31 @@ class TaskSettings:
                 f"expected the name of a training task, found {self.evaluates[:80]!r}",
                 "see `fedboard task list`",
             )
-        if (self.kind is Kind.EVALUATION) != bool(self.evaluates):
+        scores = self.kind is not Kind.TRAINING
+        if scores != bool(self.evaluates):
             raise ConfigError(
                 "task.evaluates",
-                f"expected for an evaluation task and no other, found {self.evaluates!r}",
+                "expected for a task that scores and no other, found "
+                f"{self.evaluates!r} for one of kind {self.kind}",
                 "name a training task",
             )
-        if self.kind is Kind.EVALUATION and self.checkpoint:
+        if scores and self.checkpoint:
             raise ConfigError(
                 "task.checkpoint",
-                f"expected none for an evaluation task, found {self.checkpoint[:80]!r}",
-                "remove it: the newest one is scored",
+                f"expected none for a task of kind {self.kind}, found {self.checkpoint[:80]!r}",
+                "remove it: what is scored is the newest, or what devices run",
             )
-        if self.kind is Kind.EVALUATION and self.rules.buffered:
+        if scores and self.rules.buffered:
             raise ConfigError(
                 "rules.mode",
-                "expected synchronous for an evaluation task, found buffered",
+                f"expected synchronous for a task of kind {self.kind}, found buffered",
                 "remove it",
+            )
+        if self.kind is Kind.RELEASES and self.rules.fewest < FEWEST_COMPARED:
+            raise ConfigError(
+                "rules.min_reports",
+                f"expected at least {FEWEST_COMPARED} devices, found {self.rules.fewest}",
+                "raise it: what fewer say of a release would be told of them",
             )
 
 
@@ -177,7 +188,7 @@ def why_devices_refuse(task: Task) -> str:
     what is asked of devices is fixed with it.
     """
     asked, most = task.plan.clipping_norm, OwnLimits().clipping_norm
-    if task.kind is Kind.EVALUATION or asked <= most:
+    if task.kind is not Kind.TRAINING or asked <= most:
         return ""
     return (
         f"devices refuse its work: expected a clipping norm of at most {most:g}, which is their "

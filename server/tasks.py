@@ -2,7 +2,7 @@
 
 TOML or message -> TaskSettings -> create -> Task, a row of the database
                                      ^
-             training: a checkpoint -+- evaluation: the training task it scores
+             training: a checkpoint -+- one that scores: the training task it belongs to
 """
 
 import secrets
@@ -28,7 +28,8 @@ def create(
 
     A training task starts from the checkpoint `start`, or from the blob its settings name, and its
     first round is numbered one after the checkpoint's. An evaluation task scores the newest
-    checkpoints of the training task it names, on its devices' held-back messages. Without a seed
+    checkpoints of the training task it names, on its devices' held-back messages; a task of
+    releases has those devices compare the releases that they run. Without a seed
     the rotations cannot be foretold; with one, the same updates make the same checkpoints.
 
     Raises ConfigError for settings that do not hold together or under which no device could ever
@@ -41,7 +42,7 @@ def create(
         settings = replace(settings, seed=secrets.randbits(63))
     store, blobs = coordinator.store, coordinator.blobs
     with coordinator.locked():
-        if settings.kind is Kind.EVALUATION:
+        if settings.kind is not Kind.TRAINING:
             task, first = _evaluating(store, settings)
             state = RoundState(1)
         else:

@@ -60,6 +60,19 @@ def _releases() -> None:
 
 def _release_scores() -> None:
     """How each release does on held-back messages."""
+    numbers = (
+        *("devices", "targets", "top1", "top3", "in_vocabulary", "loss"),
+        *("words_squared", "top1_squared", "top1_words"),
+        *("before_top1", "before_top3", "before_loss", "gain_squared", "gain_words"),
+    )
+    op.create_table(
+        "release_scores",
+        sa.Column("population", sa.String(64), primary_key=True),
+        sa.Column("release", sa.BigInteger, primary_key=True, autoincrement=False),
+        sa.Column("before", sa.BigInteger, primary_key=True, autoincrement=False),
+        *(sa.Column(name, sa.BigInteger, nullable=False) for name in numbers),
+        sa.Column("spread", sa.Text, nullable=False),
+    )
 
 
 def _chain() -> None:
