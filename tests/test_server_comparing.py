@@ -103,11 +103,11 @@ def test_whoever_compares_has_nothing_to_fetch_and_gets_no_difference(server):
 
 def test_such_a_task_is_told_of_a_training_task_and_of_more_than_one_device(server):
     named = {"name": "other", "kind": Kind.RELEASES}
-    with pytest.raises(config.ConfigError, match="task.evaluates"):
+    with pytest.raises(config.ConfigError, match=r"task\.evaluates"):
         TaskSettings(**named)
-    with pytest.raises(config.ConfigError, match="rules.min_reports: expected at least 2"):
+    with pytest.raises(config.ConfigError, match=r"rules\.min_reports: expected at least 2"):
         TaskSettings(**named, evaluates="default", rules=Rules(report_goal=3, min_reports=1))
-    with pytest.raises(config.ConfigError, match="rules.min_reports: expected at least 2"):
+    with pytest.raises(config.ConfigError, match=r"rules\.min_reports: expected at least 2"):
         TaskSettings(**named, evaluates="default", rules=Rules(report_goal=2))
 
 

@@ -5,15 +5,19 @@ It is killed with SIGKILL, beside one that is not.
 
 import shutil
 import sqlite3
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from server.coordinator import Coordinator
 from server.rounds import Rules
 from server.step import ServerStep
 from tests import toy_server
 from tests.kill_points import every_kill_point, killed_in_turn
+from tests.test_server_comparing import body, comparing, round_of
+from tests.toy_releases import published
 
 # Devices are not killed: what they were answered they remember (in a file beside the server's
 # folder), what they were not they ask again. Two rounds of training in groups, with momentum; a
@@ -144,9 +148,56 @@ def work(folder: Path) -> None:
 """
 
 
+# Two devices compare releases: with the one that waits since the round before, one of them tells
+# enough of release 2 to stop it; what the other says waits for a round that tells it.
+COMPARED = """
+import pickle
+from pathlib import Path
+from server.requests import CheckingIn, Reporting
+from device_runtime.wire import Kind
+from tests.test_server_comparing import body
+from tests.toy_server import READY, enrolled, reopened
+
+def work(folder: Path) -> None:
+    coordinator, memory, step = reopened(folder), Path(f"{folder}.devices"), 0
+    answered = pickle.loads(memory.read_bytes()) if memory.exists() else []
+
+    def told(call):
+        nonlocal step
+        step += 1
+        if step > len(answered):
+            answered.append(call())
+            memory.write_bytes(pickle.dumps(answered))
+        return answered[step - 1]
+
+    devices = enrolled(coordinator, 2)
+    asking = [CheckingIn(each, READY) for each in devices]
+    for now, bodies in ((3.0, (body(2, 30, 1, 60), body(1, 60))), (4.0, (body(1, 50),) * 2)):
+        works = told(lambda: coordinator.handle(asking, now))
+        reports = [
+            Reporting(device, work.assignment, each, Kind.EVALUATION)
+            for device, work, each in zip(devices, works, bodies)
+        ]
+        told(lambda: coordinator.handle(reports, now))
+        coordinator.tick(now + 0.5)
+    coordinator.close()
+"""
+
+
+def begun(coordinator) -> None:
+    """Release 1 for all, release 2 for some, and a task that compares them: one device has done so
+    by the end of its first round.
+    """
+    comparing(coordinator, Rules(report_goal=2, over_selection=1.0, min_reports=2, reporting_s=1.0))
+    published(coordinator, 1, share=10_000)
+    published(coordinator, 2)
+    round_of(coordinator, 1.5, body(2, 30, 1, 60), end=2.9)
+
+
 def contents(folder: Path) -> dict[str, list]:
     """All that must be equal: every row but those of nonces and check-ins under way, every blob,
-    and which rounds have keys. Bytes received are not: repeating costs some.
+    and which rounds have keys. Bytes received are not: repeating costs some; nor how sums that
+    wait are sealed.
     """
     with sqlite3.connect(folder / "server.sqlite") as connection:
         names = {
@@ -155,7 +206,7 @@ def contents(folder: Path) -> dict[str, list]:
         }
         rows = {}
         for table, columns in names.items():
-            kept = ", ".join(name for name in columns if name not in ("bytes_up", "bytes_down"))
+            kept = ", ".join(name for name in columns if name not in NOT_EQUAL)
             rows[table] = sorted(map(repr, connection.execute(f"SELECT {kept} FROM {table}")))
     connection.close()
     return {
@@ -165,7 +216,11 @@ def contents(folder: Path) -> dict[str, list]:
     }
 
 
+NOT_EQUAL = ("bytes_up", "bytes_down", "total", "generation")
 TABLES = (
+    "releases",
+    "release_scores",
+    "release_indexes",
     "devices",
     "tasks",
     "checkpoints",
@@ -180,10 +235,18 @@ TABLES = (
 class Played:
     """A server's folder before the work, and what the work leaves in one that is never killed."""
 
-    def __init__(self, place: Path, script: str = WORK, rules: Rules = RULES):
+    def __init__(
+        self,
+        place: Path,
+        script: str = WORK,
+        rules: Rules = RULES,
+        begin: Callable[[Coordinator], None] = lambda coordinator: None,
+    ):
         self.folder, self._template, self._scope = place / "server", place / "template", {}
         exec(compile(script, "work", "exec"), self._scope)
-        toy_server.new(self._template, rules, step=ServerStep(momentum=0.9)).close()
+        coordinator = toy_server.new(self._template, rules, step=ServerStep(momentum=0.9))
+        begin(coordinator)
+        coordinator.close()
         undisturbed = place / "undisturbed"
         self.prepare(undisturbed)
         self._scope["work"](undisturbed)
@@ -225,6 +288,15 @@ def test_a_server_killed_while_it_draws_loses_no_ticket_and_gives_no_place_twice
     }
     assert len(played.expected["assignments"]) == 2
     assert every_kill_point(WINDOW, played.folder, played.prepare, played.goes_on) > 50
+
+
+def test_a_server_killed_while_it_compares_releases_tells_of_each_device_once(fast_folder):
+    played = Played(fast_folder, COMPARED, RULES, begun)
+    assert len(played.expected["release_scores"]) == 2
+    assert "2, 1, 2, 400, 60" in "".join(played.expected["release_scores"])
+    assert "1, 0, 3, 600, 160" in "".join(played.expected["release_scores"])
+    assert "worse: -15.00 points" in "".join(played.expected["releases"])
+    assert every_kill_point(COMPARED, played.folder, played.prepare, played.goes_on) == 50
 
 
 @pytest.mark.prove

@@ -29,7 +29,9 @@ from server.step import ServerStep
 from server.store import Store
 from server.task import TaskSettings
 from tests import postgres, s3, toy_server
+from tests.test_server_comparing import body, comparing, told
 from tests.test_server_endpoint import Device
+from tests.toy_releases import index_of, numbers, published
 from tests.toy_server import (
     PLAN,
     READY,
@@ -244,6 +246,37 @@ def test_replicas_that_answer_groups_at_the_same_time_count_each_device_once(dat
     assert (report.phase, report.counted, report.examples) == ("committed", 40, 800)
     assert {getattr(answer, "cause", None) for answer in answers} <= {None, Cause.SURPLUS}
     for replica in replicas:
+        replica.close()
+
+
+def test_replicas_tell_of_releases_what_they_counted_together_and_carry_the_rest_on(
+    database, tmp_path
+):
+    blobs = Blobs(tmp_path / "shared")
+    begun(database, blobs)
+    replicas = [OneByOne(Store(database), blobs) for _ in range(3)]
+    comparing(replicas[0], Rules(report_goal=3, over_selection=1.0, min_reports=3))
+    published(replicas[1], 1, share=10_000)
+    published(replicas[2], 2)
+    devices = enrolled(replicas[0], 3)
+    for now, so_far in ((2.0, {}), (3.0, {}), (4.0, {(2, 1): 3})):
+        # each replica hears of one device; the first two rounds have one of release 2
+        right = (30, 32, 28)[int(now) - 2]
+        bodies = (body(2, right, 1, 60), body(1, 40), body(1, 40, 2 * (now == 4.0), 40))
+        for replica, device, report in zip(replicas, devices, bodies, strict=True):
+            work = replica.check_in(device, READY, now)
+            assert replica.scores(device, work.assignment, report, now).counted
+        for replica in replicas:
+            mine = {pair: each.devices for pair, each in told(replica).items()}
+            assert {pair: count for pair, count in mine.items() if pair[0] == 2} == so_far
+    assert told(replicas[0])[1, 0].devices == 4
+    assert told(replicas[0])[2, 1].top1 == 90
+    assert [numbers(index_of(replica)) for replica in replicas] == [[1]] * 3
+    # a replica that never comes again leaves what it has counted to the others
+    replicas[0].close()
+    for number, replica in enumerate(replicas[1:]):
+        work = replica.check_in(devices[number], READY, 5.0)
+        assert replica.scores(devices[number], work.assignment, body(1, 40, 2, 40), 5.0).counted
         replica.close()
 
 
