@@ -24,11 +24,14 @@ from model import corpora, corpus
 
 ROOT = Path(__file__).parents[1]
 TYPED = 5  # newest messages of a user that are typed key by key; the earlier ones are history
-KINDS = {
-    "network": {},
-    "own words": {"own": True},
-    "personal weights": {"personal": True},
-    "both": {"own": True, "personal": True},
+# what is typed on: each beside another one, whose cost it should not be over
+KINDS: dict[str, tuple[dict[str, object], str]] = {
+    "network": ({}, ""),
+    "own words": ({"own": True}, ""),
+    "an open keyboard": ({"keyboard": True}, "own words"),
+    "personal float weights": ({"personal": "float"}, "network"),
+    "personal int8 file": ({"personal": "int8"}, "network"),
+    "both": ({"own": True, "personal": "int8"}, "own words"),
 }
 
 
@@ -116,10 +119,12 @@ def typing(bench: Bench) -> Iterator[Figure]:
         }
         for own in chosen
     ]
-    for kind, settings in KINDS.items():
-        measured = bench.measure(
-            "typing", users=users, **{"own": False, "personal": False, **settings}
-        )
+    plain = {"own": False, "personal": "", "keyboard": False}
+    seen: dict[str, dict] = {}
+    for kind, (settings, beside) in KINDS.items():
+        if settings.get("personal") == "int8" and bench.bundle.manifest.constants is None:
+            continue
+        measured = seen[kind] = bench.measure("typing", users=users, **{**plain, **settings})
         cpu, wall, floor = (
             measured["suggestion"]["cpu_ms"],
             measured["suggestion"]["wall_ms"],
@@ -129,6 +134,12 @@ def typing(bench: Bench) -> Iterator[Figure]:
             f"{measured['keys']:,} keys; wall {wall['p99']:.2f}, longest {cpu['most']:.1f} (wall "
             f"{wall['most']:.1f}); median {cpu['p50']:.3f}"
         )
+        if beside:
+            theirs = seen[beside]["suggestion"]["cpu_ms"]
+            note += (
+                f"; {beside} times {cpu['p99'] / theirs['p99']:.2f} (median "
+                f"{cpu['p50'] / theirs['p50']:.2f})"
+            )
         yield Figure(
             f"suggestion, {kind}: p99", cpu["p99"], "ms CPU", 5.0, cpu["p99"] / floor, note
         )

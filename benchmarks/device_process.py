@@ -89,37 +89,67 @@ def own_words(bundle, history: list[str]):
     return own
 
 
+def own_network(bundle, kept: str):
+    """A personal network that stands for one of a user's own: float weights, or the int8 file of
+    them where the bundle can be patched; None for everybody's.
+    """
+    from dataclasses import replace
+
+    from device_runtime import personal
+
+    if not kept:
+        return None
+    if kept == "float":
+        bundle = replace(bundle, manifest=replace(bundle.manifest, constants=None))
+    return personal.shipped(bundle, bundle.checkpoint.weights)
+
+
+def strip_of(task: dict, bundle, earlier: list[str], folder: Path):
+    """What suggests after context and prefix, and what learns a message that was sent, for a user
+    who typed `earlier`: a predictor alone, or an open keyboard in a home in `folder`.
+    """
+    from device_runtime import config
+    from device_runtime.home import OWN_WORDS, DeviceConfig, Home
+    from device_runtime.keyboard import Keyboard
+    from device_runtime.own_words import Trust
+    from device_runtime.predictor import Predictor
+
+    if not task["keyboard"]:
+        own = own_words(bundle, earlier) if task["own"] else None
+        predictor = Predictor(bundle, own_network(bundle, task["personal"]), own)
+        return predictor.suggest, predictor.typed
+    settings = DeviceConfig((bundle.signer,), task["bundle"])
+    home = Home.create(folder, settings, [(text, float(at)) for at, text in enumerate(earlier)])
+    home.keep(OWN_WORDS, config.to_json(Trust(**SURE, words=1)))
+    keyboard = Keyboard(home, bundle)
+    return lambda context, prefix="": keyboard.suggest(context + prefix), keyboard.send
+
+
 def typing(task: dict) -> dict:
     """Every suggestion of users who type their messages key by key, the message learned when it is
     sent.
     """
-    from device_runtime.predictor import Predictor
-
     bundle = opened(task)
-    personal = bundle.checkpoint.weights if task["personal"] else None
     every, word, sent = [], [], []
     first = None
-    for user in task["users"]:
-        began = time.perf_counter()
-        predictor = Predictor(
-            bundle, personal, own_words(bundle, user["earlier"]) if task["own"] else None
-        )
-        predictor.suggest("")
-        first = first or 1000 * (time.perf_counter() - began)
-        for message in user["typed"]:
-            for context, prefix in keys(message):
-                measured = timed(
-                    lambda context=context, prefix=prefix, predictor=predictor: predictor.suggest(
-                        context, prefix
+    with tempfile.TemporaryDirectory() as folder:
+        for number, user in enumerate(task["users"]):
+            began = time.perf_counter()
+            suggest, learn = strip_of(task, bundle, user["earlier"], Path(folder) / str(number))
+            suggest("")
+            first = first or 1000 * (time.perf_counter() - began)
+            for message in user["typed"]:
+                for context, prefix in keys(message):
+                    measured = timed(
+                        lambda context=context, prefix=prefix, suggest=suggest: suggest(
+                            context, prefix
+                        )
                     )
-                )
-                every.append(measured)
-                if not prefix:
-                    word.append(measured)
-            sent.append(
-                timed(lambda message=message, predictor=predictor: predictor.typed(message))
-            )
-    read = weight_bytes(bundle, 4 if task["personal"] else 1)
+                    every.append(measured)
+                    if not prefix:
+                        word.append(measured)
+                sent.append(timed(lambda message=message, learn=learn: learn(message)))
+    read = weight_bytes(bundle, 4 if task["personal"] == "float" else 1)
     speed = read_speed(task["repeats"])
     return {
         "keys": len(every),

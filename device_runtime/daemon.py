@@ -231,7 +231,18 @@ class Daemon:
         """
         if self._connect is not None:
             means = upgrade.Means(self._connect, self._now, self._may_fetch, self._sleep)
-            upgrade.after(outcome, self.home, means)
+            followed = upgrade.after(outcome, self.home, means)
+            if followed is not None and followed.upgraded is not None:
+                self._judge_personal()
+
+    def _judge_personal(self) -> None:
+        """What was served of the user's own waits no longer than it must beside another release; in
+        the next window at the latest.
+        """
+        try:
+            self.personalise()
+        except Exception as error:  # its text may be anything
+            log.warning("personal weights are not judged yet (%s)", _kind(error))
 
     def _may_fetch(self) -> bool:
         return self._may_go_on() and self.home.conditions(self._now()).unmetered is True

@@ -132,10 +132,7 @@ def shipped(bundle: Bundle, tuned: Weights) -> Personal:
 
     Raises CheckpointError for weights that are not finite in float16.
     """
-    with np.errstate(over="ignore"):  # what float16 cannot hold is refused next
-        rounded = {
-            name: array.astype(np.float16).astype(np.float32) for name, array in tuned.items()
-        }
+    rounded = weights.as_sent(tuned)
     if not all(np.isfinite(array).all() for array in rounded.values()):
         raise CheckpointError(PURPOSE, "values that are not finite in float16", "train again")
     constants = bundle.manifest.constants
@@ -144,7 +141,7 @@ def shipped(bundle: Bundle, tuned: Weights) -> Personal:
 
 def rival(bundle: Bundle) -> Reader:
     """What a user's own network is judged against: the bundle's, of the same kind."""
-    return reader_of(bundle, bundle.checkpoint.weights if _is_float(bundle) else None)
+    return reader_of(bundle, bundle.weights if _is_float(bundle) else None)
 
 
 def judge(
@@ -255,7 +252,7 @@ def _try(trial: _Trial) -> Verdict | None:
     """Train anew, judge, and keep the network if it is ahead."""
     home, bundle = trial.home, trial.bundle
     to_train, held = split(trial.records)
-    start, rng = bundle.checkpoint.weights, np.random.default_rng(home.config.seed or 0)
+    start, rng = bundle.weights, np.random.default_rng(home.config.seed or 0)
     messages, plan = _ids(to_train, bundle.vocabulary), own_plan(bundle.plan)
     tuned = train(bundle.train_graph, start, messages, plan, rng, trial.may_continue)
     if tuned is None and not trial.may_continue():

@@ -3,6 +3,7 @@
 The log has its own kills.
 """
 
+import shutil
 import subprocess
 import sys
 import time
@@ -10,13 +11,14 @@ from dataclasses import replace
 
 import pytest
 
-from device_runtime import bundle, calls, installed
+from device_runtime import bundle, calls, installed, personal
 from device_runtime.drive import Turn, simulated
 from device_runtime.home import UNFINISHED, DeviceConfig, Home
 from device_runtime.transport import http
 from device_runtime.turn import Status
 from tests.kill_points import every_kill_point
 from tests.test_device_runtime_drive import EASY
+from tests.test_device_runtime_personal import HABIT, likelier, release
 
 
 def test_power_lost_at_any_step_of_an_install_leaves_one_whole_bundle(
@@ -134,3 +136,42 @@ def work(folder):
     assert {report.counted for report in committed} == {1}
     # each check counted one, and so did each turn that got as far as the upload
     assert steps + 1 <= len(committed) <= 2 * (steps + 1)
+
+
+def test_personal_weights_killed_at_any_step_of_a_new_judgement_are_whole_and_judged_or_not_served(
+    fast_folder, tiny_bundle, trusted, signing_key
+):
+    """On a release that knows the user's habit what was served is thrown away and trained anew."""
+    newer = fast_folder / "newer"
+    better = release(tiny_bundle, likelier(tiny_bundle, *HABIT[0].split(), by=4.0))
+    bundle.write(newer, better.manifest, better.content, signing_key)
+    settings = DeviceConfig(tuple(trusted), str(newer), seed=1)
+    first = Home.create(fast_folder / "first", settings, [(HABIT[0], float(i)) for i in range(60)])
+    assert personal.update(first, tiny_bundle, 1.0, lambda: True).serves
+    names, before = set(), personal.verdict(first)
+    script = """
+from device_runtime import personal
+from device_runtime.home import Home
+
+def work(folder):
+    home = Home.open(folder / "phone")
+    personal.update(home, home.bundle(), 2.0, lambda: True)
+"""
+
+    def prepare(folder):
+        shutil.copytree(first.folder, folder / "phone")
+
+    def check(folder):
+        home = Home.open(folder / "phone")
+        served, last = personal.served(home, home.bundle()), personal.verdict(home)
+        names.add(served.name)
+        assert served.name in ("", last.weights)
+        assert served.name == "" or personal.is_of(last, home.bundle())
+        personal.update(home, home.bundle(), 3.0, lambda: True)
+        settled = personal.verdict(home)
+        assert settled != before and personal.is_of(settled, home.bundle())
+        assert (personal.served(home, home.bundle()).name != "") == settled.serves
+        assert personal.served(home, tiny_bundle).name == ""
+
+    assert every_kill_point(script, fast_folder / "work", prepare, check) > 5
+    assert "" in names and len(names) > 1

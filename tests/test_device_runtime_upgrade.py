@@ -14,8 +14,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from device_runtime import bundle, config, installed, releases, signing, upgrade
+from device_runtime import bundle, config, installed, personal, releases, signing, upgrade
 from device_runtime.bundle import CHECKPOINT, MANIFEST, SIGNATURE
+from device_runtime.daemon import Daemon
 from device_runtime.errors import RunError, ServerError
 from device_runtime.home import BUNDLES, FETCHED, DeviceConfig, Home
 from device_runtime.releases import WHOLE, Newest, Offer, Statement
@@ -23,6 +24,8 @@ from device_runtime.transport import http
 from device_runtime.turn import Outcome, Status
 from device_runtime.upgrade import Means, follow, remembered
 from device_runtime.weights import digest
+from tests.test_device_runtime_daemon import ABLE
+from tests.test_device_runtime_personal import HABIT, likelier, release
 
 NOW = 1_000_000.0
 
@@ -499,3 +502,24 @@ def test_wiping_everything_takes_what_was_learned_of_releases_too(maker, home, m
     assert (home.folder / FETCHED).exists()
     home.wipe(everything=True)
     assert not home.folder.exists()
+
+
+def test_what_was_served_of_the_users_own_is_judged_beside_the_new_release_in_the_same_window(
+    maker, tmp_path, tiny_bundle, trusted, address
+):
+    (tmp_path / "trace.tsv").write_text(ABLE)
+    settings = DeviceConfig(tuple(trusted), conditions=str(tmp_path / "trace.tsv"))
+    typed = [(text, float(at)) for at, text in enumerate(HABIT * 20)]
+    home = Home.create(tmp_path / "user", settings, typed, tiny_bundle.path)
+    first = personal.update(home, home.bundle(), 100.0, lambda: True)
+    maker.make(1, changed=release(tiny_bundle, likelier(tiny_bundle, "house")).content)
+    device = Daemon(home, lambda *request: None, lambda: NOW)
+    device.follow_releases(partial(http, address))
+    device.upgrade(Outcome(Status.COUNTED, releases=maker.index(maker.states(1))))
+    assert runs(home) == 1
+    assert personal.served(home, home.bundle()).name == first.weights
+    assert personal.verdict(home).at == NOW
+    withdrawn = maker.index(maker.states(1, serial=2, withdrawn=True))
+    device.upgrade(Outcome(Status.COUNTED, releases=withdrawn))
+    assert runs(home) == 0
+    assert personal.served(home, home.bundle()).name == first.weights
