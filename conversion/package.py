@@ -5,12 +5,13 @@ They are when the gate has shown that they agree with the network.
 
 import tempfile
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from conversion import card, classes, costs, export, gate, parity
+from conversion import card, classes, costs, export, gate, metadata, parity
 from device_runtime import bundle, config, patch, signing, weights
 from device_runtime.errors import BundleError
 from device_runtime.examples import batches
@@ -65,7 +66,9 @@ def package(
             f"{len(vocabulary)}",
             "package both from one run",
         )
-    train, predict = export.train_graph(arrays, plan), export.patchable(arrays)
+    about = metadata.predict(vocabulary.tokens)
+    train = metadata.add(export.train_graph(arrays, plan), metadata.train())
+    predict = export.patchable(arrays, partial(metadata.add, about=about))
     trained = _parity_batches(examples, plan, steps)
     apart = parity.training_difference(train, arrays, trained, plan)
     measured = gate.measure(len(trained), apart, predict.file, arrays, examples)

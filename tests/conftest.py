@@ -112,11 +112,11 @@ def tiny_bundle(tmp_path_factory, signing_key, trusted) -> Bundle:
     """A signed bundle on disk, opened as a device opens it. Do not write into its folder: copy
     it.
 
-    Its files were made of this tiny world and are kept in golden/tiny.zip, so that only the tests
+    Its files were made of this tiny world and are kept in golden/tiny-3.zip, so that only the tests
     of the export need TensorFlow; test_conversion.py holds them equal to what the export makes.
     """
     golden = open_verified(
-        GOLDEN / "tiny.zip", frozenset((GOLDEN / "tiny.pub").read_text().split())
+        GOLDEN / "tiny-3.zip", frozenset((GOLDEN / "tiny-3.pub").read_text().split())
     )
     path = tmp_path_factory.mktemp("bundle") / "bundle"
     bundle.write(path, golden.manifest, golden.content, signing_key)

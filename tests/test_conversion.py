@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from conversion import export, gate, int8, parity
+from conversion import export, gate, int8, metadata, parity
 from conversion.package import Parts, package
 from conversion.scoring import bundle_engine
 from device_runtime import bundle
@@ -131,8 +131,11 @@ def test_graphs_hold_built_in_operations_only_and_the_same_inputs_give_the_same_
             for code in flatbuffer_utils.convert_bytearray_to_object(bytearray(graph)).operatorCodes
         ]
         assert custom not in codes
-    assert export.train_graph(tiny_checkpoint.weights, tiny_plan) == tiny_bundle.train_graph
-    assert export.predict_graph(as_sent(tiny_checkpoint.weights)) == tiny_bundle.predict_graph
+    train = export.train_graph(tiny_checkpoint.weights, tiny_plan)
+    predict = export.predict_graph(as_sent(tiny_checkpoint.weights))
+    words = tiny_bundle.vocabulary.tokens
+    assert metadata.add(train, metadata.train()) == tiny_bundle.train_graph
+    assert metadata.add(predict, metadata.predict(words)) == tiny_bundle.predict_graph
 
 
 def parsed(graph):

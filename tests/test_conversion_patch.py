@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from conversion import constants, export, package
+from conversion import constants, export, metadata, package
 from conversion.package import Parts
 from device_runtime import bundle, patch
 from device_runtime.errors import BundleError
@@ -98,6 +98,7 @@ def test_weights_that_were_trained_are_patched_as_the_converter_quantises_them(
     tiny_bundle, tiny_rows, tiny_plan
 ):
     graph, weights = Graph(tiny_bundle.train_graph), tiny_bundle.weights
+    about = metadata.predict(tiny_bundle.vocabulary.tokens)
     for start in range(0, 200, tiny_plan.batch_size):
         rows = tiny_rows[start : start + tiny_plan.batch_size]
         result = graph.run("train", rows=rows, learning_rate=np.float32(0.3), **weights)
@@ -107,7 +108,7 @@ def test_weights_that_were_trained_are_patched_as_the_converter_quantises_them(
             patched = patch.predict(
                 tiny_bundle.predict_graph, tiny_bundle.manifest.constants, devices
             )
-            assert patched == export.predict_graph(devices)
+            assert patched == metadata.add(export.predict_graph(devices), about)
             assert patched != tiny_bundle.predict_graph
 
 
@@ -183,7 +184,8 @@ def test_a_package_holds_the_float16_weights_in_both_files_and_says_where(
     opened = bundle.open_verified(tmp_path / "bundle", trusted)
     manifest, sent = opened.manifest, as_sent(weights)
     assert opened.checkpoint.weights["projection"].tolist() == sent["projection"].tolist()
-    assert opened.predict_graph == export.predict_graph(sent)
+    about = metadata.predict(tiny_vocabulary.tokens)
+    assert opened.predict_graph == metadata.add(export.predict_graph(sent), about)
     assert patch.predict(opened.predict_graph, manifest.constants, sent) == opened.predict_graph
     assert manifest.graph == patch.graph_hash(opened.predict_graph, manifest.constants)
     assert manifest.format == 3
