@@ -102,6 +102,14 @@ def use(
     return open_verified(folder / name, trusted, lean=True)
 
 
+def tidy(folder: Path) -> None:
+    """Remove what lies there and is not used: a bundle that was laid and never pointed at."""
+    pointer = pointer_of(Path(folder))
+    if pointer is not None:
+        with contextlib.suppress(OSError):
+            _sweep(Path(folder), pointer)
+
+
 def before(folder: Path, trusted: frozenset[str]) -> Bundle | None:
     """The last good one, that was used before; None if there is none or it is damaged."""
     try:

@@ -254,10 +254,10 @@ class _Following:
                 self._refuse(refused[-1])
                 continue
             self._change(followed=index, failed=None)
-            self._forget_parts()
+            self._tidy()
             return Followed(upgraded, tuple(refused), heard.left_out)
         self._change(followed=index, failed=None)
-        self._forget_parts()
+        self._tidy()
         return Followed(None, tuple(refused), heard.left_out)
 
     def _choose(
@@ -413,9 +413,10 @@ class _Following:
         others = tuple(each for each in past if each.manifest != refused.manifest)
         # newest last
         self._change(refused=(*others, refused)[-MOST_REFUSED:], trying="", deaths=0)
-        self._forget_parts()
+        self._tidy()
 
-    def _forget_parts(self) -> None:
+    def _tidy(self) -> None:
+        installed.tidy(self._folder)
         shutil.rmtree(self._home.folder / FETCHED, ignore_errors=True)
 
     def _change(self, **changes: object) -> None:

@@ -1,4 +1,5 @@
-"""A device killed at any step of an install or a turn has a whole bundle and counts once.
+"""A device killed at any step of an install, an upgrade or a turn has a whole bundle, and counts
+once.
 
 The log has its own kills.
 """
@@ -13,12 +14,14 @@ import pytest
 
 from device_runtime import bundle, calls, installed, personal
 from device_runtime.drive import Turn, simulated
-from device_runtime.home import UNFINISHED, DeviceConfig, Home
+from device_runtime.home import BUNDLES, FETCHED, UNFINISHED, DeviceConfig, Home
 from device_runtime.transport import http
 from device_runtime.turn import Status
+from device_runtime.upgrade import Means, follow, remembered
 from tests.kill_points import every_kill_point
 from tests.test_device_runtime_drive import EASY
 from tests.test_device_runtime_personal import HABIT, likelier, release
+from tests.test_device_runtime_upgrade import Maker
 
 
 def test_power_lost_at_any_step_of_an_install_leaves_one_whole_bundle(
@@ -48,6 +51,105 @@ def work(folder):
 
     assert every_kill_point(script, tmp_path / "bundles", prepare, check) > 20
     assert result == {0, 7}
+
+
+UPGRADE = """
+import os
+from pathlib import Path
+from device_runtime.home import Home
+from device_runtime.upgrade import Means, follow
+from tests.test_device_runtime_upgrade import Blobs
+
+blobs = Blobs()
+for path in Path({blobs!r}).iterdir():
+    blobs.put(path.read_bytes())
+
+def work(folder, say=lambda line: None):
+    means = Means(blobs.connect, lambda: 5.0, sleep=lambda seconds: None, say=say)
+    follow(Home.open(folder / "phone"), {index!r}, means)
+"""
+
+
+@pytest.fixture
+def releases_of(tmp_path, tiny_bundle, signing_key, trusted):
+    """A maker of releases, a phone that runs release 0, and the script that follows an index."""
+    maker = Maker(tiny_bundle, signing_key, tmp_path)
+    settings = DeviceConfig(tuple(trusted))
+    phone = Home.create(tmp_path / "phone", settings, [("i see you", 1.0)], tiny_bundle.path)
+
+    def script(index: str) -> str:
+        (tmp_path / "blobs").mkdir(exist_ok=True)
+        for sha, data in maker.blobs.blobs.items():
+            (tmp_path / "blobs" / sha).write_bytes(data)
+        return UPGRADE.format(blobs=str(tmp_path / "blobs"), index=index)
+
+    return maker, phone, script
+
+
+def is_settled(home: Home, release: int) -> None:
+    """One whole bundle runs, the one before and the pointer lie beside it, and no part of another
+    is left.
+    """
+    now = home.installed()
+    assert (now.problem, now.bundle.manifest.release) == (None, release)
+    assert not (home.folder / FETCHED).exists()
+    assert [path.name for path in home.folder.rglob(".*")] == []
+    folders = [path for path in (home.folder / BUNDLES).iterdir() if path.is_dir()]
+    assert len(folders) == 1 + (home.bundle_before() is not None)
+
+
+@pytest.mark.parametrize("way", ["up", "back"])
+def test_a_device_killed_at_any_step_of_an_upgrade_runs_one_whole_bundle_and_comes_there_next(
+    releases_of, fast_folder, way
+):
+    maker, phone, script = releases_of
+    maker.make(1, changed={bundle.BLOCKED: b"dog\n", bundle.CARD: b"another"})
+    means = Means(maker.blobs.connect, lambda: 9.0, sleep=lambda seconds: None)
+    index, target, seen = maker.index(maker.states(1)), 1, set()
+    if way == "back":
+        follow(phone, index, means)
+        index, target = maker.index(maker.states(1, serial=2, withdrawn=True)), 0
+
+    def prepare(folder):
+        shutil.copytree(phone.folder, folder / "phone")
+
+    def check(folder):
+        home = Home.open(folder / "phone")
+        now = home.installed()
+        assert now.problem is None
+        seen.add(now.bundle.manifest.release)
+        follow(home, index, means)
+        is_settled(home, target)
+        assert remembered(home).refused == ()
+        assert home.checkpoint() is not None
+
+    steps = every_kill_point(script(index), fast_folder / "kills", prepare, check)
+    assert steps > 20
+    assert seen == {0, 1}
+
+
+def test_a_release_that_ends_the_process_twice_while_it_is_tried_is_refused_by_name(releases_of):
+    maker, phone, script = releases_of
+    maker.make(1, changed={bundle.BLOCKED: b"dog\n"})
+    index = maker.index(maker.states(1))
+    dies = (
+        script(index)
+        + f"""
+def die(line):
+    if line.startswith("trying"):
+        os.kill(os.getpid(), 9)
+
+work(Path({str(phone.folder.parent)!r}), die)
+"""
+    )
+    for deaths in (1, 2):
+        assert subprocess.run([sys.executable, "-c", dies]).returncode == -9
+        assert (phone.installed().problem, remembered(phone).deaths) == (None, deaths)
+        assert phone.bundle().manifest.release == 0
+    assert subprocess.run([sys.executable, "-c", dies]).returncode == 0
+    is_settled(phone, 0)
+    (refused,) = remembered(phone).refused
+    assert refused.why.startswith("release 1: the device died 2 times while it was tried")
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
-"""A device on its way to another release: whole bundles, refusals, withdrawals.
+"""A device on its way to another release: differences, whole bundles, refusals, withdrawals.
 
-The server is a plain HTTP server that hands out blobs by their SHA-256, so each byte is counted on
-a real socket. Kills are in test_device_runtime_kills.py.
+The transport is a plain function that hands out blobs by their SHA-256; where bytes and headers
+matter, an HTTP server does. Kills are in test_device_runtime_kills.py.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from device_runtime.daemon import Daemon
 from device_runtime.errors import RunError, ServerError
 from device_runtime.home import BUNDLES, FETCHED, DeviceConfig, Home
 from device_runtime.releases import WHOLE, Newest, Offer, Statement
-from device_runtime.transport import http
+from device_runtime.transport import Reply, http
 from device_runtime.turn import Outcome, Status
 from device_runtime.upgrade import Means, follow, remembered
 from device_runtime.weights import digest
@@ -28,6 +28,7 @@ from tests.test_device_runtime_daemon import ABLE
 from tests.test_device_runtime_personal import HABIT, likelier, release
 
 NOW = 1_000_000.0
+UNKNOWN = b'{"cause":"unknown_blob","detail":"none"}'
 
 
 class Blobs:
@@ -42,11 +43,15 @@ class Blobs:
         self.blobs[digest(data)] = data
         return digest(data)
 
-    def get(self, path: str, headers: dict[str, str]) -> bytes | None:
-        self.headers.append(headers)
+    def send(self, method, path, body, headers) -> Reply:
+        self.headers.append(dict(headers))
         sha = path.removeprefix("/v1/releases/")
         self.asked.append(sha)
-        return self.blobs.get(sha)
+        data = self.blobs.get(sha)
+        return Reply(404, body=UNKNOWN) if data is None else Reply(200, body=data)
+
+    def connect(self):
+        return contextlib.nullcontext(self.send)
 
 
 @contextlib.contextmanager
@@ -55,13 +60,13 @@ def serving(blobs: Blobs):
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
-            data = blobs.get(self.path, {k.lower(): v for k, v in self.headers.items()})
-            body = b'{"cause":"unknown_blob","detail":"none"}' if data is None else data
+            headers = {name.lower(): value for name, value in self.headers.items()}
+            reply = blobs.send("GET", self.path, b"", headers)
             with contextlib.suppress(ConnectionError):
-                self.send_response(404 if data is None else 200)
-                self.send_header("content-length", str(len(body)))
+                self.send_response(reply.status)
+                self.send_header("content-length", str(len(reply.body)))
                 self.end_headers()
-                self.wfile.write(body)
+                self.wfile.write(reply.body)
 
         def log_message(self, *_):
             pass
@@ -118,26 +123,28 @@ def maker(tiny_bundle, signing_key, tmp_path):
 
 
 @pytest.fixture
-def address(maker):
-    with serving(maker.blobs) as address:
-        yield address
-
-
-@pytest.fixture
 def home(tmp_path, tiny_bundle, trusted):
     settings = DeviceConfig(tuple(trusted), device_class="low")
     return Home.create(tmp_path / "device", settings, [("i see you", 1.0)], tiny_bundle.path)
 
 
 @pytest.fixture
-def means(address):
-    return Means(partial(http, address), lambda: NOW, sleep=lambda seconds: None)
+def means(maker):
+    return Means(maker.blobs.connect, lambda: NOW, sleep=lambda seconds: None)
 
 
-def test_a_device_goes_to_the_release_it_is_offered_and_keeps_the_one_before(maker, home, means):
+@pytest.fixture
+def over_http(maker, means):
+    with serving(maker.blobs) as address:
+        yield replace(means, connect=partial(http, address))
+
+
+def test_a_device_goes_to_the_release_it_is_offered_and_keeps_the_one_before(
+    maker, home, over_http
+):
     maker.make(1, changed={bundle.BLOCKED: b"dog\n"})
     index = maker.index(maker.states(1))
-    done = follow(home, index, means)
+    done = follow(home, index, over_http)
     assert (home.bundle().manifest.release, home.bundle_before().manifest.release) == (1, 0)
     assert home.bundle().blocked == {"dog"}
     # index, manifest, and the one file that the device had not
@@ -147,9 +154,9 @@ def test_a_device_goes_to_the_release_it_is_offered_and_keeps_the_one_before(mak
     assert not (home.folder / FETCHED).exists()
 
 
-def test_nothing_a_device_says_while_it_fetches_tells_who_it_is(maker, home, means):
+def test_nothing_a_device_says_while_it_fetches_tells_who_it_is(maker, home, over_http):
     maker.make(1)
-    follow(home, maker.index(maker.states(1)), means)
+    follow(home, maker.index(maker.states(1)), over_http)
     assert len(maker.blobs.headers) == 2
     for headers in maker.blobs.headers:
         assert not any(name.startswith("fedboard") for name in headers)
@@ -362,16 +369,16 @@ def test_waits_double_up_to_a_day_and_a_clock_that_went_back_lengthens_none():
     assert upgrade.Failed("ab" * 32, NOW, 1, "").waits(NOW + 5000) == 0
 
 
-def test_a_server_that_sends_more_than_the_manifest_says_is_cut_off(maker, home, means):
+def test_a_server_that_sends_more_than_the_manifest_says_is_cut_off(maker, home, over_http):
     maker.make(1, changed={bundle.BLOCKED: b"dog\n"})
     maker.blobs.blobs[digest(b"dog\n")] = bytes(5000)
-    failed(home, maker.index(maker.states(1)), means, "expected at most 4096 bytes, found more")
+    failed(home, maker.index(maker.states(1)), over_http, "expected at most 4096 bytes, found more")
 
 
-def test_an_index_without_end_is_cut_off(maker, home, means):
+def test_an_index_without_end_is_cut_off(maker, home, over_http):
     sha = "ab" * 32
     maker.blobs.blobs[sha] = bytes(releases.INDEX_BYTES + 1)
-    failed(home, sha, means, "expected at most 262144 bytes, found more")
+    failed(home, sha, over_http, "expected at most 262144 bytes, found more")
 
 
 def test_a_disk_without_room_is_found_before_anything_is_fetched(maker, home, means, monkeypatch):
