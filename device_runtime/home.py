@@ -264,8 +264,6 @@ class Home:
 
     def before(self, running: Bundle) -> Bundle | None:
         """The bundle it used before the one that runs, if that is whole; None else."""
-        if self.config.bundle is not None:
-            return None
         last = self.bundle_before()
         return None if last is None or last.encoded == running.encoded else last
 
