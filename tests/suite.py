@@ -57,6 +57,7 @@ PROCESSES = (
     "test_server_endpoint",
     "test_fedboard_serve",
     "test_fedboard_device_words",
+    "test_fedboard_device_upgrade",
     "test_fedboard_device_log",
     "test_fedboard_terminal_keyboard",
     "test_server_doors",

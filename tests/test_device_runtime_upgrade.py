@@ -290,7 +290,7 @@ def test_a_release_for_another_class_of_devices_is_refused_and_one_for_its_own_i
 @pytest.mark.parametrize("broken", ["other graph", "no graph"])
 def test_a_release_that_does_not_predict_is_refused(maker, home, means, broken):
     graph = maker.first.train_graph if broken == "other graph" else b"no flatbuffer" * 100
-    maker.make(1, changed={bundle.PREDICT: graph})
+    maker.make(1, changed={bundle.PREDICT: graph}, constants=None, graph=None)
     why = refused(home, maker, means, maker.index(maker.states(1)))
     assert "expected probabilities of all words of its vocabulary that sum to 1, found" in why
 
@@ -308,7 +308,8 @@ def test_a_release_larger_than_any_is_refused_before_its_files_are_fetched(maker
 
 def test_a_refused_release_is_passed_over_for_the_next_best(maker, home, means):
     maker.make(1)
-    maker.make(2, changed={bundle.PREDICT: b"no flatbuffer" * 100})
+    broken = {bundle.PREDICT: b"no flatbuffer" * 100}
+    maker.make(2, changed=broken, constants=None, graph=None)
     done = follow(home, maker.index(maker.states(2), maker.states(1)), means)
     assert [each.release for each in done.refused] == [2]
     assert (runs(home), done.upgraded.release) == (1, 1)

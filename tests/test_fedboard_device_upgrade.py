@@ -1,0 +1,175 @@
+"""A device on its way to another release of a real server, by `fedboard device` and its daemon."""
+
+import subprocess
+import sys
+from contextlib import nullcontext
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import pytest
+
+from device_runtime import bundle, calls, upgrade
+from device_runtime.daemon import Daemon
+from device_runtime.errors import RunError, ServerError
+from device_runtime.home import DeviceConfig, Home
+from device_runtime.releases import WHOLE
+from device_runtime.transport import Meter, http
+from fedboard import devices, publishing
+from fedboard.device_words import status, status_lines
+from fedboard.operator import Operator
+from server import tasks
+from server.coordinator import Coordinator, open_folder
+from server.eligibility import Policy
+from server.endpoint import Access
+from server.rounds import Rules
+from server.task import TaskSettings
+from tests.test_device_runtime_drive import EASY
+from tests.test_server_endpoint import TOKEN, running
+
+ABLE = "0\tbattery_charged_on\n0\twifi\n0\tscreen_off\n"
+
+
+@pytest.fixture
+def url(tmp_path, tiny_bundle):
+    store, blobs = open_folder(tmp_path / "server")
+    coordinator = Coordinator(store, blobs, np.random.default_rng(0))
+    rules = Rules(report_goal=100, over_selection=1.0, selection_s=0.0)
+    settings = TaskSettings(tiny_bundle.plan, rules=rules, policy=Policy(min_examples=5), seed=1)
+    tasks.create(coordinator, settings, 0.0, tiny_bundle.checkpoint)
+    with running(coordinator, access_=Access(TOKEN)) as address:
+        yield address
+
+
+@pytest.fixture
+def publish(url, tiny_bundle, signing_key, trusted, tmp_path):
+    """Publish a release to all, its files those of the tiny bundle but for one."""
+
+    def publish(release: int, unpatched: bool = False, **changed: bytes) -> None:
+        content = {**tiny_bundle.content, bundle.BLOCKED: f"word{release}\n".encode(), **changed}
+        files = bundle.describe(content)
+        path = tmp_path / f"release-{release}"
+        manifest = replace(tiny_bundle.manifest, release=release, files=files)
+        if unpatched:
+            manifest = replace(manifest, constants=None, graph=None)
+        bundle.write(path, manifest, content, signing_key)
+        opened = bundle.open_verified(path, trusted)
+        with http(url) as send:
+            publishing.publish(Operator(send, TOKEN), opened, signing_key, WHOLE, "default")
+
+    return publish
+
+
+@pytest.fixture
+def phone(url, tmp_path, tiny_bundle, trusted):
+    (tmp_path / "able.tsv").write_text(ABLE)
+    settings = DeviceConfig(
+        tuple(trusted), None, url, str(tmp_path / "able.tsv"), limits=EASY, personal=False
+    )
+    devices.enrol(tmp_path / "phone", settings, tiny_bundle.path, url)
+    home = Home.open(tmp_path / "phone")
+    with home.typing_log() as log:
+        log.append_many([(f"i will see you {i}", float(i)) for i in range(12)])
+    return home
+
+
+def fedboard(*words: object) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "fedboard.cli", "device", *map(str, words)],
+        capture_output=True,
+        text=True,
+    )
+
+
+def said(home: Home) -> str:
+    return "\n".join(status_lines(status(home, 0.0)))
+
+
+def test_at_its_owner_s_word_a_device_goes_to_the_release_and_status_says_how_it_came(
+    phone, publish
+):
+    assert devices.upgrade_now(phone.folder, None) == upgrade.Followed()
+    assert devices.why_it_stays(phone.folder) == (
+        "it goes on with release 0; no other is offered to it"
+    )
+    publish(1)
+    done = fedboard("upgrade", phone.folder)
+    assert done.returncode == 0, done.stderr
+    assert "the index of releases: " in done.stdout
+    assert "trying release 1" in done.stdout
+    last = upgrade.remembered(phone).last
+    came = f"release 1 instead of release 0, whole: {last.bytes_down:,} bytes"
+    assert came in done.stdout
+    assert phone.bundle().manifest.release == 1
+    assert came in said(phone)
+    assert devices.upgrade_now(phone.folder, None).upgraded is None
+
+
+def test_a_release_that_is_refused_is_said_with_its_reason_and_fails_the_command(phone, publish):
+    publish(1, unpatched=True, **{bundle.PREDICT: phone.bundle().train_graph})
+    done = fedboard("upgrade", phone.folder)
+    assert done.returncode == 1
+    assert "release 1 is refused: " in done.stdout
+    assert "it goes on with release 0" in done.stdout
+    assert "refused: release 1: release 1: expected probabilities" in said(phone)
+    assert "; release 1 was refused: " in devices.why_it_stays(phone.folder)
+
+
+def test_a_release_that_cannot_be_fetched_is_tried_again_and_status_says_when(phone):
+    index = "ab" * 32
+    with (
+        devices.way(phone.folder, None) as send,
+        pytest.raises(ServerError, match=f"/v1/releases/{index}: refused with 404"),
+    ):
+        upgrade.follow(phone, index, upgrade.Means(lambda: nullcontext(send), lambda: 0.0))
+    assert f"no other release yet: GET /v1/releases/{index}: refused with 404" in said(phone)
+    assert "it is tried again in 3600 s" in said(phone)
+
+
+def test_without_enrolment_or_a_server_the_command_says_what_to_do(
+    tmp_path, tiny_bundle, trusted, url
+):
+    home = Home.create(tmp_path / "new", DeviceConfig(tuple(trusted), str(tiny_bundle.path)))
+    with pytest.raises(RunError, match=r"no server is named in its device.toml; pass --server"):
+        devices.upgrade_now(home.folder, None)
+    with pytest.raises(RunError, match="is not enrolled yet; enrol it: fedboard device enrol"):
+        devices.upgrade_now(home.folder, url)
+
+
+def test_asking_for_releases_alone_gets_no_work(phone, publish, url):
+    publish(1)
+    with http(url) as send:
+        assert len(upgrade.ask(phone, send)) == 64
+        (report,) = calls.rounds(send).rounds
+    assert (report.assigned, report.refused) == (0, {"not_charging": 1})
+
+
+def test_after_its_turn_a_daemon_goes_to_the_release_over_a_connection_of_its_own(
+    phone, publish, url
+):
+    publish(1)
+    with http(url) as send, http(url) as own:
+        turns, fetched = Meter(send), Meter(own)
+        daemon = Daemon(phone, turns, lambda: 86_400.0)
+        daemon.follow_releases(lambda: nullcontext(fetched))
+        outcome = daemon.once()
+    assert outcome.status == "counted"
+    assert phone.bundle().manifest.release == 1
+    assert upgrade.remembered(phone).last.bytes_down == fetched.down > 0
+    assert outcome.bytes_down <= turns.down
+
+
+def test_rounds_of_several_devices_bring_the_release_to_those_that_use_a_bundle_in_place(
+    publish, url, tmp_path, tiny_bundle, trusted
+):
+    publish(1)
+    (tmp_path / "able.tsv").write_text(ABLE)
+    settings = DeviceConfig(
+        tuple(trusted), str(tiny_bundle.path), conditions=str(tmp_path / "able.tsv"), limits=EASY
+    )
+    typed = [(f"i will see you {i}", float(i)) for i in range(12)]
+    homes = [Home.create(tmp_path / f"phone-{n}", settings, typed) for n in range(2)]
+    with http(url) as send:
+        folders = [home.folder for home in homes]
+        devices.run(folders, send, 1, None, partial(http, url))
+    assert [home.bundle().manifest.release for home in homes] == [1, 1]
