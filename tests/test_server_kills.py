@@ -11,13 +11,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from server.coordinator import Coordinator
+from device_runtime.wire import Assignment
+from server.release_scores import from_flat, merge
 from server.rounds import Rules
 from server.step import ServerStep
 from tests import toy_server
 from tests.kill_points import every_kill_point, killed_in_turn
 from tests.test_server_comparing import body, comparing, round_of
 from tests.toy_releases import published
+from tests.toy_server import READY, enrolled
 
 # Devices are not killed: what they were answered they remember (in a file beside the server's
 # folder), what they were not they ask again. Two rounds of training in groups, with momentum; a
@@ -149,49 +151,50 @@ def work(folder: Path) -> None:
 
 
 # Two devices compare releases: with the one that waits since the round before, one of them tells
-# enough of release 2 to stop it; what the other says waits for a round that tells it.
+# enough of release 2 to stop it; what the other says waits, with what waits since then.
 COMPARED = """
-import pickle
 from pathlib import Path
-from server.requests import CheckingIn, Reporting
+from server.requests import Reporting
 from device_runtime.wire import Kind
 from tests.test_server_comparing import body
-from tests.toy_server import READY, enrolled, reopened
+from tests.toy_server import enrolled, reopened
 
 def work(folder: Path) -> None:
-    coordinator, memory, step = reopened(folder), Path(f"{folder}.devices"), 0
-    answered = pickle.loads(memory.read_bytes()) if memory.exists() else []
-
-    def told(call):
-        nonlocal step
-        step += 1
-        if step > len(answered):
-            answered.append(call())
-            memory.write_bytes(pickle.dumps(answered))
-        return answered[step - 1]
-
+    coordinator = reopened(folder)
     devices = enrolled(coordinator, 2)
-    asking = [CheckingIn(each, READY) for each in devices]
-    for now, bodies in ((3.0, (body(2, 30, 1, 60), body(1, 60))), (4.0, (body(1, 50),) * 2)):
-        works = told(lambda: coordinator.handle(asking, now))
-        reports = [
-            Reporting(device, work.assignment, each, Kind.EVALUATION)
-            for device, work, each in zip(devices, works, bodies)
-        ]
-        told(lambda: coordinator.handle(reports, now))
-        coordinator.tick(now + 0.5)
+    with coordinator.store.reading() as rows:
+        works = {each.device: each for each in rows.work_of(devices) if each.round == 2}
+    reports = [
+        Reporting(device, works[device].assignment, body(*each), Kind.EVALUATION)
+        for device, each in zip(devices, ((2, 30, 1, 60), (1, 50, 2, 40)))
+        if device in works
+    ]
+    coordinator.handle(reports, 3.0)
+    coordinator.tick(3.0)
     coordinator.close()
 """
 
 
-def begun(coordinator) -> None:
-    """Release 1 for all, release 2 for some, and a task that compares them: one device has done so
-    by the end of its first round.
+def begun(coordinator: toy_server.OneByOne) -> None:
+    """Release 1 for all, release 2 for some, and a task that compares them: two devices have done
+    so by the end of its first round, and two have work of the second.
     """
-    comparing(coordinator, Rules(report_goal=2, over_selection=1.0, min_reports=2, reporting_s=1.0))
+    comparing(coordinator, Rules(report_goal=2, over_selection=1.0, min_reports=2))
     published(coordinator, 1, share=10_000)
     published(coordinator, 2)
-    round_of(coordinator, 1.5, body(2, 30, 1, 60), end=2.9)
+    round_of(coordinator, 2.0, body(2, 30, 1, 60), body(1, 60))
+    for device in enrolled(coordinator, 2):
+        assert isinstance(coordinator.check_in(device, READY, 3.0), Assignment)
+
+
+def waiting(folder: Path) -> list:
+    """What waits of releases, unsealed."""
+    coordinator = toy_server.reopened(folder)
+    with coordinator.store.reading() as rows:
+        number = rows.open_rounds()["compared"].state.round
+        sums = coordinator._sums.of_all(rows, ("compared", number))
+    coordinator.close()
+    return merge(from_flat(each.total) for each in sums).tolist()
 
 
 def contents(folder: Path) -> dict[str, list]:
@@ -240,9 +243,11 @@ class Played:
         place: Path,
         script: str = WORK,
         rules: Rules = RULES,
-        begin: Callable[[Coordinator], None] = lambda coordinator: None,
+        begin: Callable[[toy_server.OneByOne], None] = lambda coordinator: None,
+        also: Callable[[Path], list] = lambda folder: [],
     ):
         self.folder, self._template, self._scope = place / "server", place / "template", {}
+        self._also = also
         exec(compile(script, "work", "exec"), self._scope)
         coordinator = toy_server.new(self._template, rules, step=ServerStep(momentum=0.9))
         begin(coordinator)
@@ -250,7 +255,7 @@ class Played:
         undisturbed = place / "undisturbed"
         self.prepare(undisturbed)
         self._scope["work"](undisturbed)
-        self.expected = contents(undisturbed)
+        self.expected = contents(undisturbed) | {"also": also(undisturbed)}
 
     def prepare(self, at: Path) -> None:
         Path(f"{at}.devices").unlink(missing_ok=True)
@@ -258,7 +263,7 @@ class Played:
 
     def goes_on(self, at: Path) -> None:
         self._scope["work"](at)
-        left = contents(at)
+        left = contents(at) | {"also": self._also(at)}
         assert {name: rows for name, rows in left.items() if rows != self.expected[name]} == {}
 
 
@@ -290,13 +295,30 @@ def test_a_server_killed_while_it_draws_loses_no_ticket_and_gives_no_place_twice
     assert every_kill_point(WINDOW, played.folder, played.prepare, played.goes_on) > 50
 
 
-def test_a_server_killed_while_it_compares_releases_tells_of_each_device_once(fast_folder):
-    played = Played(fast_folder, COMPARED, RULES, begun)
-    assert len(played.expected["release_scores"]) == 2
-    assert "2, 1, 2, 400, 60" in "".join(played.expected["release_scores"])
-    assert "1, 0, 3, 600, 160" in "".join(played.expected["release_scores"])
+@pytest.fixture
+def compared(fast_folder) -> Played:
+    played = Played(fast_folder, COMPARED, RULES, begun, waiting)
+    (told,) = played.expected["release_scores"]
+    assert "2, 1, 2, 400, 60" in told
+    assert [row[:3] for row in played.expected["also"][:2]] == [[1, 0, 1], [1, 2, 1]]
     assert "worse: -15.00 points" in "".join(played.expected["releases"])
-    assert every_kill_point(COMPARED, played.folder, played.prepare, played.goes_on) == 50
+    return played
+
+
+def test_a_server_killed_while_it_compares_releases_tells_of_each_device_once(compared):
+    steps = [[n] for n in range(1, 100, 4)]
+    kills = killed_in_turn(COMPARED, compared.folder, compared.prepare, compared.goes_on, steps)
+    assert kills > 15
+
+
+@pytest.mark.prove
+@pytest.mark.timeout(900)
+def test_a_server_killed_at_any_step_while_it_compares_tells_of_each_device_once(
+    compared, record_property
+):
+    kills = every_kill_point(COMPARED, compared.folder, compared.prepare, compared.goes_on)
+    record_property("did", f"killed at each of {kills} steps")
+    assert kills > 60
 
 
 @pytest.mark.prove
