@@ -29,8 +29,8 @@ from device_runtime import config, quantize, signing
 from device_runtime.causes import Cause
 from device_runtime.update import Header, encode
 from device_runtime.weights import Checkpoint
-from device_runtime.wire import Assignment, CheckIn, Conditions, Plan
-from server import tasks
+from device_runtime.wire import DAY_S, Assignment, CheckIn, Conditions, Plan
+from server import operators, tasks
 from server.coordinator import Coordinator, open_folder
 from server.requests import CheckingIn
 from server.rounds import Rules
@@ -244,6 +244,9 @@ def new(
         Checkpoint(weights, 0, "", TOKENIZER),
     )
     coordinator = Coordinator(store, blobs)
+    proposed = operators.round_key(coordinator, "default")
+    certificate = proposed.certified(Ed25519PrivateKey.generate(), 100_000, time.time() + DAY_S)
+    operators.certify(coordinator, "default", certificate, time.time())
     return coordinator, population(coordinator, devices)
 
 

@@ -15,7 +15,18 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from device_runtime import calls, examples, limits, patch, scoring, text, turn, unfinished, weights
+from device_runtime import (
+    calls,
+    chain,
+    examples,
+    limits,
+    patch,
+    scoring,
+    text,
+    turn,
+    unfinished,
+    weights,
+)
 from device_runtime.bundle import CHECKPOINT, Bundle, runtime_version
 from device_runtime.causes import Cause
 from device_runtime.errors import ServerError, Unanswered
@@ -54,6 +65,7 @@ from device_runtime.turn import (
     Trainer,
     Upload,
     Used,
+    Verify,
     Withhold,
     Work,
 )
@@ -242,6 +254,8 @@ class Turn:
                 return self.home.keep_enrolment(enrolled.device, self._signer.server)
             case Ask(message):
                 return self._of_my_server(calls.check_in(self._line(), message))
+            case Verify(assignment):
+                return self._why_untrusted(assignment)
             case Recall(assignment):
                 return history(self.home.contributions(), assignment, self._began)
             case HandIn(assignment):
@@ -298,6 +312,22 @@ class Turn:
                     return self.home.keep(UNFINISHED, sealed)
             case Drop():
                 return self.home.drop(UNFINISHED)
+
+    def _why_untrusted(self, assignment: Assignment) -> str:
+        """Who signed the checkpoint is remembered before it is fetched; what contradicts that is
+        kept as evidence.
+        """
+        settings, now = self.home.config, self._clock.dated()
+        by = chain.Verifier(frozenset(settings.trusted), settings.population, now)
+        untrusted = chain.why_untrusted(assignment, by, self.home.seen().chains)
+        certificate, link = assignment.certificate, assignment.link
+        if certificate is not None and link is not None:
+            shown = chain.Chain(certificate, link)
+            if untrusted is None:
+                self.home.see(shown)
+            elif untrusted.contradicts is not None:
+                self.home.accuse(chain.Contradiction(untrusted.contradicts, shown, now))
+        return "" if untrusted is None else untrusted.reason
 
     def _hand_in(self, assignment: Assignment) -> None:
         """Whatever the server says to it, it was told: that it did not hear it is an error."""

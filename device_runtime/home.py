@@ -13,6 +13,8 @@
     signed.json            since when it has the weights of its bundle
     releases.json          what it has heard of releases, and what became of them
     fetched/               parts of a release that is on its way here, by their SHA-256
+    links.json             whose keys signed the checkpoints it was given: the newest
+    evidence.json          two checkpoints that were signed for one round, if it was shown them
     bundles/               the bundles it installed, if none is used in place
     ledger.sqlite          what it contributed, round by round; never any text
     device.name            the name the server enrolled it under
@@ -29,14 +31,15 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import MISSING, Field, astuple, dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from device_runtime import config, durable, installed, keystore, limits, sensors, signing
+from device_runtime import chain, config, durable, installed, keystore, limits, sensors, signing
 from device_runtime.bundle import FOLDER as BUNDLE
 from device_runtime.bundle import Bundle, open_verified
 from device_runtime.causes import Cause
+from device_runtime.chain import Chain, Contradiction, Evidence, Seen
 from device_runtime.conditions import Source, trace_source, unknown
 from device_runtime.errors import BundleError, ConfigError, RunError
 from device_runtime.folder import Kind as FolderKind
@@ -57,6 +60,8 @@ PERSONAL, PERSONAL_WEIGHTS = "personal.json", "personal.sealed"
 SCHEDULE, BUNDLES, LOCK = "schedule.json", "bundles", "lock"
 WITHHELD, SIGNED = "withheld.json", "signed.json"
 RELEASES, FETCHED = "releases.json", "fetched"
+LINKS, EVIDENCE = "links.json", "evidence.json"
+T = TypeVar("T")
 SERVER_NAME = re.compile("[0-9a-f]{32}")
 # files learned from what was typed
 LEARNED = (OWN_WORDS, UNFINISHED, PERSONAL, PERSONAL_WEIGHTS, LAST_KEY)
@@ -100,7 +105,8 @@ FOLDER = FolderKind(
     "a device",
     _is_ours,
     (
-        *(CONFIG, KEY, NAME, SERVER, SCHEDULE, WITHHELD, SIGNED, RELEASES, LOCK, *LEARNED),
+        *(CONFIG, KEY, NAME, SERVER, SCHEDULE, WITHHELD, SIGNED, RELEASES, LINKS, EVIDENCE, LOCK),
+        *LEARNED,
         *(name + end for name in (TYPING_LOG, LEDGER) for end in ("", "-wal", "-shm", "-journal")),
         keystore.key_path(Path(TYPING_LOG)).name,
         f"{CHECKPOINT}/*.safetensors",
@@ -435,6 +441,37 @@ class Home:
             since = None if data is None else config.from_json(Since, data, SIGNED)
             if since is not None and since.checkpoint == old:
                 self.keep(SIGNED, config.to_json(Since(new, since.at)))
+
+    def seen(self) -> Seen:
+        """Whose keys signed the checkpoints it was given; none of a damaged file."""
+        return self._record(LINKS, Seen())
+
+    def see(self, shown: Chain) -> None:
+        """Remember who signed a checkpoint."""
+        before = self.seen()
+        after = chain.remembered(before, shown)
+        if after != before:
+            self.keep(LINKS, config.to_json(after))
+
+    def evidence(self) -> tuple[Contradiction, ...]:
+        """Pairs of checkpoints that were signed for one round."""
+        return self._record(EVIDENCE, Evidence()).contradictions
+
+    def accuse(self, contradiction: Contradiction) -> None:
+        """Keep two signatures that contradict one another, unless they are kept already."""
+        before = self.evidence()
+        known = {(each.before.link, each.after.link) for each in before}
+        if (contradiction.before.link, contradiction.after.link) not in known:
+            kept = Evidence((*before, contradiction)[: chain.MOST_EVIDENCE])
+            self.keep(EVIDENCE, config.to_json(kept))
+
+    def _record(self, name: str, usual: T) -> T:
+        """A small file of one record; `usual` if it is not there or damaged."""
+        data = self.kept(name)
+        try:
+            return usual if data is None else config.from_json(type(usual), data, name)
+        except ConfigError:
+            return usual
 
     @contextlib.contextmanager
     def _removing(self) -> Iterator[None]:

@@ -7,14 +7,16 @@
                |       the checkpoint the log     +-- Evaluate --> Note --> Report --> Note
             check in      |              |        an evaluation
                |          +--------------+--> over a limit: Withhold until the day is over
+            Verify
                |
                +--> RecallRuns --> Gather --> Compare --> Note --> Report --> Note
-                    a comparison of releases: nothing is fetched
+                    a comparison of releases: nothing is verified or fetched
 
 `check_in` and `work` yield one action after the other; whoever drives them does each and sends
 back what came of it. There is no socket, clock, file or thread here, so whoever keeps a device's
 state can take a turn: `drive.py` does on a phone. Before an update leaves, "sending" is noted: a
-ledger never says less than what left. The conditions are looked at before each transfer.
+ledger never says less than what left. The conditions are looked at before each transfer. A
+checkpoint that no key signed which the device trusts is given back before anything is fetched.
 
 Work over a limit of the device's own is not done. Its server hears nothing of it before the
 device's day is over, and then one cause for all limits: how little was typed is nobody's business.
@@ -220,6 +222,15 @@ class Ask:
 
 
 @dataclass(frozen=True)
+class Verify:
+    """Why the checkpoint of an assignment is not to be trusted -> str; empty if it is signed for a
+    key that this device trusts. What was signed is remembered.
+    """
+
+    assignment: Assignment
+
+
+@dataclass(frozen=True)
 class Recall:
     """What the ledger says that bears on an assignment -> History."""
 
@@ -390,6 +401,7 @@ class Drop:
 Action = (
     Enrol
     | Ask
+    | Verify
     | Recall
     | HandIn
     | Withhold
@@ -462,6 +474,8 @@ def work(device: Participant, assignment: Assignment) -> Working:
 
 
 def _work(device: Participant, assignment: Assignment) -> Working:
+    if assignment.kind is not Kind.RELEASES:  # those are of no checkpoint but the device's own
+        yield from _verified(assignment)
     past: History = yield Recall(assignment)
     kind, apart = assignment.kind, device.limits.separation(assignment.min_separation)
     if kind is Kind.RELEASES:
@@ -595,6 +609,16 @@ def _may_compare(device: Participant, past: History, runs: Runs, held: HeldBack)
 
 def _names(runs: Runs) -> list[str]:
     return [name for name in (runs.manifest, runs.before_manifest) if name]
+
+
+def _verified(assignment: Assignment) -> Generator[Action, Any, None]:
+    """Ends the work if its checkpoint is not to be trusted: nothing of it is fetched."""
+    reason: str = yield Verify(assignment)
+    if reason:
+        note = Note(assignment, Status.ABANDONED, Cause.UNCERTIFIED, detail=reason)
+        yield note  # first: the ledger says so whatever the server answers
+        answer: Ack | Reject = yield GiveBack(assignment, Cause.UNCERTIFIED)
+        raise _Ends(_outcome(note, answer.retry_in_s, None))
 
 
 def _within(

@@ -21,10 +21,12 @@ from device_runtime.errors import RunError
 from device_runtime.limits import OwnLimits
 from device_runtime.shown import command
 from device_runtime.transport import http, persistent
-from device_runtime.wire import Phase, Plan, RoundReports, lost
+from device_runtime.wire import DAY_S, Phase, Plan, RoundReports, lost
 from fedboard import console, devices, score
 from fedboard.__main__ import program
+from fedboard.certificates import certified
 from fedboard.export import Asked, export
+from fedboard.operator import connect
 from fedboard.report import build
 from fedboard.run import (
     DEMO,
@@ -33,6 +35,7 @@ from fedboard.run import (
     Settings,
     folder_kind,
     require_free,
+    signing_key,
     trusted_keys,
 )
 from fedboard.serve import newest_checkpoint
@@ -265,6 +268,8 @@ def _rounds_with_devices(demo: Demo, run: Run, bundle: Path, users: Users) -> di
         )
         children.append(server)
         url = _address(server, folder, run.path / "server.log")
+        with connect(folder, None) as operator:  # in this process: a server never has the key
+            certified(operator, settings.name, signing_key(None), demo.device_rounds, DAY_S)
         console.say(
             f"server at {url}; {goal} of {len(homes)} devices are able to join each round, the "
             "others are refused for a cause"

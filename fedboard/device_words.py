@@ -6,10 +6,10 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from device_runtime import causes, daemon, personal, unfinished, upgrade
+from device_runtime import causes, chain, daemon, personal, unfinished, upgrade
 from device_runtime.drive import limits_of
 from device_runtime.errors import BundleError
-from device_runtime.home import UNFINISHED, Contribution, Home, done_on
+from device_runtime.home import EVIDENCE, UNFINISHED, Contribution, Home, done_on
 from device_runtime.limits import Limits
 from device_runtime.turn import Status
 from device_runtime.wire import DAY_S, MOST_WORDS, Conditions, Kind, forbidden_by
@@ -39,6 +39,8 @@ class Standing:
     withheld: bool = False  # work was refused, and its server has not heard of it yet
     personal_outdated: bool = False  # they were judged against another bundle
     releases: tuple[str, ...] = ()  # how its release came, what it refused and why, in sentences
+    # pairs of checkpoints that were signed for one round, with the signatures that prove it
+    contradictions: tuple[chain.Contradiction, ...] = ()
 
 
 def status(home: Home, now: float) -> Standing:
@@ -86,6 +88,7 @@ def status(home: Home, now: float) -> Standing:
         home.withheld() is not None,
         outdated,
         tuple(release_lines(upgrade.remembered(home), release, now)),
+        home.evidence(),
     )
 
 
@@ -120,6 +123,10 @@ def status_lines(standing: Standing) -> list[str]:
             ["work over a limit was refused; its server hears of it when the day is over"]
             if standing.withheld
             else []
+        ),
+        *(
+            f"its server was caught: {chain.described(each)}; the proof is in {EVIDENCE}"
+            for each in standing.contradictions
         ),
         personal_line(standing.personal, standing.personal_outdated),
         *(

@@ -12,7 +12,7 @@ from device_runtime.errors import ConfigError, RunError, ServerError
 from device_runtime.shown import command
 from device_runtime.transport import AT_MOST, MAX_REPLY_BYTES, Reply, http
 from device_runtime.weights import digest
-from device_runtime.wire import Kind, Problem, RoundReports
+from device_runtime.wire import Kind, Problem, RoundReports, Signed
 from server.contract import (
     ADDRESS,
     TOKEN,
@@ -23,6 +23,7 @@ from server.contract import (
     ReleaseReport,
     ReleaseReports,
     Rollback,
+    RoundKey,
     Stored,
     TaskReport,
     TaskReports,
@@ -69,6 +70,24 @@ class Operator:
     def roll_back(self, name: str, to: str) -> TaskReport:
         """Go on from an earlier checkpoint, by its SHA-256 or round."""
         return self._call(TaskReport, "POST", f"/v1/tasks/{name}/rollback", to_json(Rollback(to)))
+
+    def round_key(self, name: str) -> RoundKey:
+        """A new key that the server would sign a task's checkpoints with. Raises ServerError for
+        one of another task.
+        """
+        path = f"/v1/tasks/{name}/round-key"
+        proposed = self._call(RoundKey, "POST", path)
+        if proposed.task != name:
+            raise ServerError(
+                f"POST {path}",
+                f"expected a round key for task {name}, found one for {proposed.task}",
+                "check --server: nothing was certified",
+            )
+        return proposed
+
+    def certify(self, name: str, certificate: Signed) -> TaskReport:
+        """Hand in the certificate of a round key."""
+        return self._call(TaskReport, "POST", f"/v1/tasks/{name}/certificate", to_json(certificate))
 
     def codes(self, count: int, life_s: float) -> Codes:
         """New enrolment codes."""

@@ -416,6 +416,13 @@ def open_bundle(path: Path | None, trust: list[Path] | None) -> Bundle:
     return open_verified(path, trusted_keys(trust) if Path(path).exists() else frozenset())
 
 
+def kept_key(path: Path | None) -> Ed25519PrivateKey | None:
+    """The private key bundles are signed with, if there is one already: what is signed with a key
+    made now, no device would trust. Raises RunError for one that cannot be read.
+    """
+    return signing_key(path) if os.path.lexists(path or KEYS / "signing.key") else None
+
+
 def signing_key(path: Path | None) -> Ed25519PrivateKey:
     """The private key bundles are signed with, made on first use.
 

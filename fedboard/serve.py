@@ -36,7 +36,7 @@ def serve(
     """Serve until stopped. A server that has tasks goes on with them; one that has none starts one
     from a bundle, or waits for one to be made.
     """
-    from server import access, disk, logs, tasks
+    from server import access, chain, disk, logs, tasks
     from server.coordinator import Coordinator, open_folder
     from server.endpoint import Access, app, bind
     from server.endpoint import serve as run
@@ -77,9 +77,18 @@ def serve(
             for each in stored:
                 if each.state is State.RUNNING and (refused := why_devices_refuse(each.task)):
                     console.say(f"{each.task.name}: {refused}")
+                with store.reading() as rows:
+                    to_do = chain.what_to_do(rows, each.task, each.state, now)
+                if to_do:
+                    console.say(f"{each.task.name}: {to_do}")
         elif bundle is not None:
             task = for_bundle(settings_of(settings), bundle.plan)
             tasks.create(coordinator, task, now, bundle.checkpoint)
+            certify = command("task", "certify", task.name, "--dir", folder)
+            console.say(
+                "devices get work once the bundle's maker has certified this task, in another "
+                f"terminal: {certify}"
+            )
         else:
             first = command("task", "create", "default", "--bundle", "BUNDLE", "--dir", folder)
             console.say(f"no task yet; start one: {first}")

@@ -17,9 +17,12 @@ if TYPE_CHECKING:  # the command line starts without it
     from device_runtime.wire import RoundReport
     from server.contract import TaskReport
 
+ROUNDS, DAYS = 1000, 90.0  # that a certificate holds, unless another number is given
+LAST_S = 253_402_300_799  # the last second that a date has a name for
+
 app = typer.Typer(
     no_args_is_help=True,
-    help="Tasks of a running server: make, look at, pause, resume and roll back.",
+    help="Tasks of a running server: make, certify, look at, pause, resume and roll back.",
 )
 
 Folder = Annotated[
@@ -33,6 +36,21 @@ Server = Annotated[str | None, typer.Option(help="Address of a server elsewhere.
 TokenFile = Annotated[
     Path | None,
     typer.Option(help="File with the operator's token, unless FEDBOARD_OPERATOR_TOKEN holds it."),
+]
+Key = Annotated[
+    Path | None,
+    typer.Option(
+        "--key",
+        help="Private key that signed the devices' bundle; by default our own, "
+        "runs/keys/signing.key. It stays on this machine.",
+    ),
+]
+ForRounds = Annotated[
+    int,
+    typer.Option("--rounds", min=1, max=MOST_ROUNDS, help="Rounds that the certificate is for."),
+]
+ForDays = Annotated[
+    float, typer.Option("--days", min=0.01, max=3660, help="Days until the certificate expires.")
 ]
 Name = Annotated[str, typer.Argument(help="Name of the task: a-z, 0-9, '.', '_' and '-'.")]
 # by step of the funnel, a word that keeps the table within 80 columns
@@ -76,14 +94,18 @@ def task_create(
     token_file: TokenFile = None,
     insecure: Insecure = False,
     trust: Trust = None,
+    key: Key = None,
     as_json: Json = False,
 ) -> None:
-    """Start a training task from a bundle, or an evaluation task beside a training task."""
-    from device_runtime import weights
+    """Start a training task from a bundle, or an evaluation task beside a training task. A training
+    task is certified at once if the bundle's signing key is on this machine.
+    """
+    from device_runtime import signing, weights
     from device_runtime.config import from_toml
-    from device_runtime.wire import Kind
+    from device_runtime.wire import DAY_S, Kind
+    from fedboard.certificates import certified
     from fedboard.operator import connect
-    from fedboard.run import open_bundle
+    from fedboard.run import kept_key, open_bundle
     from server.settings import ServerSettings
     from server.task import TaskSettings, for_bundle, settings_of
 
@@ -96,6 +118,10 @@ def task_create(
     settings = settings_of(from_toml(ServerSettings, config)) if config else TaskSettings()
     settings = replace(settings, name=name)
     opened = open_bundle(bundle, trust) if bundle else None
+    signer = kept_key(key) if opened else None
+    is_makers = bool(opened and signer and signing.public_hex(signer) == opened.signer)
+    if key is not None and opened and not is_makers:
+        raise RunError(key, "is not the key that signed the bundle", "name the maker's key")
     with connect(dir, server, token_file, insecure) as operator:
         if opened:
             settings = replace(
@@ -108,6 +134,40 @@ def task_create(
         else:
             settings = replace(settings, kind=Kind.EVALUATION, evaluates=evaluates or "")
         report = operator.create(settings)
+        if signer is not None and is_makers:
+            report = certified(operator, name, signer, ROUNDS, DAY_S * DAYS, settings)
+    _say(report, as_json)
+
+
+@app.command("certify")
+def task_certify(
+    name: Name,
+    rounds: ForRounds = ROUNDS,
+    days: ForDays = DAYS,
+    key: Key = None,
+    dir: Folder = None,
+    server: Server = None,
+    token_file: TokenFile = None,
+    insecure: Insecure = False,
+    as_json: Json = False,
+) -> None:
+    """Certify the key with which a server signs a training task's checkpoints: devices train from
+    nothing else. Again before the rounds or the days are over.
+    """
+    from device_runtime.wire import DAY_S
+    from fedboard.certificates import certified
+    from fedboard.operator import connect
+    from fedboard.run import KEYS, kept_key
+
+    signer = kept_key(key)
+    if signer is None:
+        raise RunError(
+            key or KEYS / "signing.key",
+            "there is no such key",
+            "give the private key that signed the devices' bundle with --key FILE",
+        )
+    with connect(dir, server, token_file, insecure) as operator:
+        report = certified(operator, name, signer, rounds, DAY_S * days)
     _say(report, as_json)
 
 
@@ -145,6 +205,8 @@ def task_list(
     for task in reports:
         if task.refused and task.state is State.RUNNING:
             console.say(f"{task.name}: {task.refused}")
+        if task.certify:
+            console.say(f"{task.name}: {task.certify}")
 
 
 @app.command("show")
@@ -175,6 +237,7 @@ def task_show(
     console.say(f"checkpoint {task.checkpoint} of round {task.checkpoint_round}")
     if task.privacy:
         console.say(f"privacy: {task.privacy}")
+    _say_signer(task)
     if task.refused:
         console.say(f"{task.name}: {task.refused}")
     scored = task.kind is Kind.EVALUATION
@@ -335,5 +398,18 @@ def _say(task: "TaskReport", as_json: bool) -> None:
         f"{task.name}: {task.kind} task, {task.state}, round {task.round} from checkpoint "
         f"{task.checkpoint[:12]} of round {task.checkpoint_round}"
     )
+    _say_signer(task)
     if task.refused:
         console.say(f"{task.name}: {task.refused}")
+
+
+def _say_signer(task: "TaskReport") -> None:
+    """Who certified a task's round key, until when, and what must be done about it."""
+    if task.signer:
+        until = datetime.fromtimestamp(min(LAST_S, task.expires_at), UTC)
+        console.say(
+            f"its round key is certified by {task.signer}, for rounds up to {task.last_round} and "
+            f"until {until:%Y-%m-%d %H:%M} UTC"
+        )
+    if task.certify:
+        console.say(f"{task.name}: {task.certify}")

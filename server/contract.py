@@ -6,6 +6,8 @@
     GET  /v1/tasks/{name}                                               -> TaskReport
     POST /v1/tasks/{name}/pause | resume                                -> TaskReport
     POST /v1/tasks/{name}/rollback              Rollback                -> TaskReport
+    POST /v1/tasks/{name}/round-key                                     -> RoundKey
+    POST /v1/tasks/{name}/certificate           Signed certificate      -> TaskReport
     GET  /v1/tasks/{name}/checkpoints/{sha256}                          -> bytes
     POST /v1/codes                              NewCodes                -> Codes
     PUT  /v1/releases/blobs                     a file of a bundle      -> Stored
@@ -20,10 +22,12 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated
 
-from device_runtime import bounds
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from device_runtime import bounds, chain, config, signing
 from device_runtime.bounds import Matches
 from device_runtime.errors import ConfigError
-from device_runtime.wire import DAY_S, Kind, Phase, Signed
+from device_runtime.wire import DAY_S, HASH, NAME, ROUND, TASK, Kind, Phase, Signed
 from server.task import State
 from server.task import TaskSettings as TaskSettings  # the message that makes a task
 
@@ -46,6 +50,27 @@ class Rollback:
     """Go on from an earlier checkpoint."""
 
     to: str  # SHA-256 of a checkpoint of the task, or the round that made it
+
+
+@dataclass(frozen=True)
+class RoundKey:
+    """A key that a server has made to sign a task's checkpoints with, for the operator to certify:
+    all that a `chain.Certificate` says but for how long.
+    """
+
+    round_key: Annotated[str, HASH]  # public, hexadecimal
+    server: Annotated[str, NAME]
+    task: Annotated[str, TASK]
+    task_id: Annotated[str, NAME]
+    population: Annotated[str, TASK]
+    plan: Annotated[str, HASH]  # SHA-256 of plan.json
+    policy: Annotated[str, HASH]  # `task.policy_hash`
+    first_round: Annotated[int, ROUND]
+
+    def certified(self, key: Ed25519PrivateKey, rounds: int, expires_at: float) -> Signed:
+        """The certificate, signed with the operator's key, which never comes to the server."""
+        certificate = chain.Certificate(**vars(self), rounds=rounds, expires_at=expires_at)
+        return signing.sign_text(key, chain.CERTIFICATE, config.to_json(certificate))
 
 
 @dataclass(frozen=True)
@@ -93,6 +118,10 @@ class TaskReport:
     evaluates: str = ""
     privacy: str = ""  # what a training task has spent of it, in a sentence
     refused: str = ""  # why devices refuse all of its work, in a sentence; empty if they do not
+    signer: str = ""  # public key that certified its round key, hexadecimal; empty without one
+    last_round: int = 0  # that its certificate covers
+    expires_at: float = 0.0  # of the certificate, seconds since 1970
+    certify: str = ""  # what must be done about its certificate, in a sentence; empty if nothing
 
 
 @dataclass(frozen=True)

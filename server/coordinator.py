@@ -58,7 +58,17 @@ from device_runtime.wire import (
     RoundReports,
     Scores,
 )
-from server import closing, comparing, mechanism, pacing, release_scores, rounds, scores, slots
+from server import (
+    chain,
+    closing,
+    comparing,
+    mechanism,
+    pacing,
+    release_scores,
+    rounds,
+    scores,
+    slots,
+)
 from server.blobs import Blobs
 from server.differences import NEWEST, Differences
 from server.eligibility import decide
@@ -163,6 +173,8 @@ class Coordinator:
             self.server = rows.server()  # random; replicas share it
         keys = blobs.slots(self.server) if store.beside is None else slots.Folder(store.beside)
         self._sums, self._has_begun = OpenSums(keys, replica), False
+        self.round_keys = chain.RoundKeys(keys)
+        self._to_do: dict[str, str] = {}  # by task: what its operator was told of its certificate
 
     # what devices ask
 
@@ -330,6 +342,19 @@ class Coordinator:
                 # a quiet server closes no round for days: its log would say who asked when
                 self.store.tidy()
                 self._forgot_at = now
+                self._remind(now)
+
+    def _remind(self, now: float) -> None:
+        """Say once in the log what must be done about certificates."""
+        with self.store.reading() as rows:
+            to_do = {
+                stored.task.name: chain.what_to_do(rows, stored.task, stored.state, now)
+                for stored in rows.tasks()
+            }
+        for task, sentence in to_do.items():
+            if sentence and sentence != self._to_do.get(task):
+                log.warning("%s", sentence, extra={"task": task})
+        self._to_do = to_do
 
     def probe(self, now: float) -> None:
         """Write to the store, beside the blobs and among the keys, at most once in PROBE_S. Raises
@@ -436,6 +461,7 @@ class Coordinator:
                     raise Refused(Cause.UNKNOWN_BLOB, "the task has no such checkpoint")
                 state = replace(rows.open_rounds()[task].state, phase=Phase.ABANDONED)
                 rows.close_round(task, state, None, Cause.ROUND_CLOSED, now, all_rounds=True)
+                chain.sign(rows, self.round_keys, task, earlier, state.round + 1, now)
                 rows.open_round(task, RoundState(state.round + 1), earlier, now)
             self._sums.ended((task, state.round))
             self.store.tidy()
@@ -576,7 +602,9 @@ class Coordinator:
         for stored in asked:
             work = self._open_work(stored.task, device, check_in, ledger)
             if work is not None:
-                return self._assignment(stored.task, work, ledger, rows)
+                answer = self._assignment(stored.task, work, ledger, rows)
+                if answer.link is not None or not chain.needs(stored.task):
+                    return answer
         told = ledger.told(device)
         if told is not None and pacing.too_early(told, now):
             return self._too_early(device, told, [stored.task.name for stored in asked], ledger)
@@ -648,12 +676,16 @@ class Coordinator:
             return Cause.TASK_PAUSED
         if cause not in (None, Cause.REPORTED_RECENTLY):
             return cause
+        base = round.base
         if task.kind is Kind.EVALUATION and round.state.admitted == 0:
             newest = rows.current(task.evaluates)
             if newest is not None and newest.sha == rows.last_base(task.name):
                 return cause or Cause.ROUND_FULL  # that checkpoint has been scored
+            base = base if newest is None else newest.sha
         if task.kind is Kind.RELEASES and not ledger.published(task.population):
             return cause or Cause.ROUND_FULL  # there is nothing to compare
+        if chain.needs(task) and self._proof(task, round.state.round, base, ledger, rows) is None:
+            return Cause.UNCERTIFIED
         if cause is not None:
             if stored.state is State.RUNNING:
                 ledger.tell(task.name, TurnedAway(ledger.now))
@@ -839,10 +871,12 @@ class Coordinator:
     def _assignment(
         self, task: Task, work: StoredAssignment, ledger: Ledger, rows: Rows
     ) -> Assignment:
-        round = ledger.rounds[task.name]
-        half = round.half
+        round, proof = ledger.rounds[task.name], None
+        base, half = round.base, round.half
         if work.round != round.state.round:
-            half = rows.half_of(task.name, work.round)
+            base, half = rows.given_by(task.name, work.round)
+        if chain.needs(task):
+            proof = self._proof(task, work.round, base, ledger, rows)
         return Assignment(
             assignment=work.assignment,
             round=work.round,
@@ -856,7 +890,20 @@ class Coordinator:
             min_separation=task.policy.min_separation,
             server=self.server,
             task_id=task_id(self.server, task.name),
+            certificate=None if proof is None else proof.certificate,
+            link=None if proof is None else proof.link,
         )
+
+    def _proof(
+        self, task: Task, number: int, base: str, ledger: Ledger, rows: Rows
+    ) -> chain.Given | None:
+        """Who signed the checkpoint `base`, which a round gives to its devices; None if they would
+        not take it. Each is read once a group.
+        """
+        at = task.name, number, base
+        if at not in ledger.proofs:
+            ledger.proofs[at] = chain.for_work(rows, task, base, number, ledger.now)
+        return ledger.proofs[at]
 
     def _retry(self, cause: Cause | None, rules: Rules, now: float) -> float:
         return pacing.retry_in_s(cause, rules, self._population, now, self._rng)
@@ -930,6 +977,7 @@ class Coordinator:
                 log.error("round abandoned: what it counted cannot be read", extra=about)
             if after is not None:
                 rows.add_checkpoint(task.name, after)
+                chain.sign(rows, self.round_keys, task.name, after, state.round + 1, now)
             elif parts and not trains and not compares:
                 rows.add_scores(task.name, state.round, scores.add(each.total for each in parts))
             closed = comparing.close(rows, task, parts, now) if compares and parts else None

@@ -58,6 +58,7 @@ from device_runtime.wire import (
     RoundReports,
     Scores,
     Server,
+    Signed,
 )
 from server import (
     access,
@@ -396,6 +397,18 @@ class _Service:
                 ),
             ),
             (
+                "POST",
+                "/v1/tasks/{name}/round-key",
+                self.round_key,
+                _operators(contract.RoundKey, 404, 409, parameter="name"),
+            ),
+            (
+                "POST",
+                "/v1/tasks/{name}/certificate",
+                self.certificate,
+                _operators(contract.TaskReport, 400, 404, 409, 413, body=Signed, parameter="name"),
+            ),
+            (
                 "GET",
                 "/v1/tasks/{name}/checkpoints/{sha256}",
                 self.checkpoint,
@@ -593,13 +606,13 @@ class _Service:
 
     async def tasks(self, request: Request) -> Response:
         self.may_read(request)
-        return _json(await run_in_threadpool(operators.reports, self.coordinator))
+        return _json(await run_in_threadpool(operators.reports, self.coordinator, self.clock()))
 
     async def task(self, request: Request) -> Response:
         self.may_read(request)
-        return _json(
-            await run_in_threadpool(operators.report, self.coordinator, request.path_params["name"])
-        )
+        name = request.path_params["name"]
+        report = await run_in_threadpool(operators.report, self.coordinator, name, self.clock())
+        return _json(report)
 
     async def pause(self, request: Request) -> Response:
         self.may_act(request)
@@ -623,8 +636,20 @@ class _Service:
         )
         return await self.changed(request, "rolled back", request.path_params["name"])
 
+    async def round_key(self, request: Request) -> Response:
+        self.may_act(request)
+        name = request.path_params["name"]
+        return _json(await run_in_threadpool(operators.round_key, self.coordinator, name))
+
+    async def certificate(self, request: Request) -> Response:
+        self.may_act(request)
+        message = bodies.parsed(Signed, await self.body(request, MESSAGE_BYTES))
+        name = request.path_params["name"]
+        await run_in_threadpool(operators.certify, self.coordinator, name, message, self.clock())
+        return await self.changed(request, "certified", name)
+
     async def changed(self, request: Request, what: str, task: str) -> Response:
-        report = await run_in_threadpool(operators.report, self.coordinator, task)
+        report = await run_in_threadpool(operators.report, self.coordinator, task, self.clock())
         log.info("task %s", what, extra={"task": task, "round": report.round})
         return _json(report)
 

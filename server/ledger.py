@@ -8,6 +8,7 @@ from typing import Any
 from device_runtime.causes import Cause
 from device_runtime.wire import OPEN, Ack, Reject
 from server import pacing, places
+from server.chain import Given
 from server.eligibility import History
 from server.pacing import Told
 from server.places import Ticket
@@ -48,6 +49,8 @@ class Ledger:
         names, used = sorted(set(devices)), {(device, nonce.text) for device, nonce in nonces}
         self.tasks = {stored.task.name: stored for stored in rows.tasks()}
         self.rounds = rows.open_rounds()
+        # by task, round and checkpoint: who signed it, as far as it was asked for
+        self.proofs: dict[tuple[str, int, str], Given | None] = {}
         self._changed_rounds: dict[str, StoredRound] = {}
         for task, round in list(self.rounds.items()):
             if (round.state.last_admitted or now) > now + pacing.SKEW_S:

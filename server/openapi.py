@@ -8,7 +8,7 @@ from pydantic import TypeAdapter
 
 from device_runtime import bounds
 from device_runtime.causes import MEANING, Cause
-from device_runtime.wire import Abandon, CheckIn, Enrolment, Problem, Scores
+from device_runtime.wire import Abandon, CheckIn, Enrolment, Problem, Scores, Signed
 from server import contract
 
 _SHARED = "#/components/schemas/{model}"
@@ -21,6 +21,7 @@ _REQUESTS = (
     contract.Rollback,
     contract.NewCodes,
     contract.Publication,
+    Signed,
 )
 _SIGNATURE = (
     "content-digest",

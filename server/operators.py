@@ -8,12 +8,13 @@ import re
 from device_runtime import weights
 from device_runtime.causes import Cause
 from device_runtime.errors import CheckpointError, ConfigError, RunError
-from device_runtime.wire import Kind, Phase
-from server import mechanism, tasks
+from device_runtime.wire import Kind, Phase, Signed
+from server import chain, mechanism, tasks
 from server.contract import (
     Codes,
     NewCodes,
     Rollback,
+    RoundKey,
     Stored,
     TaskReport,
     TaskReports,
@@ -23,7 +24,7 @@ from server.coordinator import Coordinator
 from server.overview import exposure
 from server.requests import Refused
 from server.store import Rows, StoredTask
-from server.task import why_devices_refuse
+from server.task import Task, why_devices_refuse
 
 _ROUND, _SHA = re.compile(r"[0-9]{1,9}"), re.compile(r"[0-9a-f]{64}")
 
@@ -61,6 +62,43 @@ def roll_back(coordinator: Coordinator, task: str, message: Rollback, now: float
     coordinator.roll_back(task, int(message.to) if is_round else message.to, now)
 
 
+def round_key(coordinator: Coordinator, task: str) -> RoundKey:
+    """A new round key of a training task, for its operator to certify. The one that is certified
+    now stays in force until then.
+    """
+    with coordinator.locked(), coordinator.store.transaction(durable=True) as rows:
+        return chain.proposal(
+            rows, coordinator.round_keys, coordinator.server, _training(rows, task)
+        )
+
+
+def certify(coordinator: Coordinator, task: str, signed: Signed, now: float) -> None:
+    """Keep the certificate of a round key, and sign the task's checkpoint with it. Refused if it is
+    not for this server, its key and this task.
+    """
+    with coordinator.locked():
+        with coordinator.store.transaction(durable=True) as rows:
+            chain.certify(
+                rows, coordinator.round_keys, coordinator.server, _training(rows, task), signed, now
+            )
+            newest = rows.certificate(task)
+        # only now: a killed server goes on with the key whose certificate it has kept
+        if newest is not None:
+            coordinator.round_keys.keep_only(task, newest.round_key)
+
+
+def _training(rows: Rows, name: str) -> Task:
+    named = next((each.task for each in rows.tasks() if each.task.name == name), None)
+    if named is None:
+        raise Refused(Cause.UNKNOWN_TASK, "there is no task of that name")
+    if named.kind is not Kind.TRAINING:
+        raise Refused(
+            Cause.WRONG_STATE,
+            f"only training tasks have checkpoints of their own to sign, found one of {named.kind}",
+        )
+    return named
+
+
 def make_codes(coordinator: Coordinator, message: NewCodes, now: float) -> Codes:
     """New enrolment codes, as many as the message asks for."""
     return Codes(
@@ -68,22 +106,23 @@ def make_codes(coordinator: Coordinator, message: NewCodes, now: float) -> Codes
     )
 
 
-def reports(coordinator: Coordinator) -> TaskReports:
+def reports(coordinator: Coordinator, now: float) -> TaskReports:
     """Every task, oldest first."""
     with coordinator.store.reading() as rows:
-        return TaskReports(tuple(_report(rows, stored) for stored in rows.tasks()))
+        return TaskReports(tuple(_report(rows, stored, now) for stored in rows.tasks()))
 
 
-def report(coordinator: Coordinator, name: str) -> TaskReport:
+def report(coordinator: Coordinator, name: str, now: float) -> TaskReport:
     """Refused if there is no task of that name."""
-    named = [each for each in reports(coordinator).tasks if each.name == name]
+    named = [each for each in reports(coordinator, now).tasks if each.name == name]
     if not named:
         raise Refused(Cause.UNKNOWN_TASK, "there is no task of that name")
     return named[0]
 
 
-def _report(rows: Rows, stored: StoredTask) -> TaskReport:
+def _report(rows: Rows, stored: StoredTask, now: float) -> TaskReport:
     task = stored.task
+    certificate = rows.certificate(task.name)
     newest = rows.reports(task, 0.0, most=1)[0]
     current, privacy = None, ""
     if task.kind is Kind.TRAINING:
@@ -105,4 +144,8 @@ def _report(rows: Rows, stored: StoredTask) -> TaskReport:
         task.evaluates,
         privacy,
         why_devices_refuse(task),
+        "" if certificate is None else certificate.signed.signer,
+        0 if certificate is None else certificate.end - 1,
+        0.0 if certificate is None else certificate.expires_at,
+        chain.what_to_do(rows, task, stored.state, now),
     )

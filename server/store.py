@@ -29,7 +29,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from device_runtime import config
 from device_runtime.causes import Cause, Step
 from device_runtime.errors import RunError
-from device_runtime.wire import MOST_ROUNDS, OPEN, Phase, RoundReport
+from device_runtime.wire import MOST_ROUNDS, OPEN, Phase, RoundReport, Signed
 from server import disk, scores
 from server.lists import is_one_of, parameter
 from server.pacing import Told
@@ -41,6 +41,7 @@ from server.score_rows import ScoreRows
 from server.tables import (
     REVISION,
     assignments,
+    certificates,
     check_ins,
     checkpoints,
     codes,
@@ -104,6 +105,24 @@ class StoredCheckpoint:
     moments: str = ""  # state of the server's optimizer, if it has any
     parent: str = ""
     made_at: float = 0.0
+
+
+@dataclass(frozen=True)
+class StoredCertificate:
+    """A certificate of a round key, and what it says."""
+
+    number: int  # of the task's
+    signed: Signed
+    round_key: str
+    first_round: int
+    rounds: int
+    expires_at: float
+    made_at: float
+
+    @property
+    def end(self) -> int:
+        """The first round that it does not cover any more."""
+        return self.first_round + self.rounds
 
 
 @dataclass(frozen=True)
@@ -506,6 +525,37 @@ class Rows:
         sha = self._connection.execute(query).scalar_one_or_none()
         return None if sha is None else self.checkpoint(task, sha)
 
+    # who signs checkpoints
+
+    def add_certificate(self, task: str, certificate: StoredCertificate) -> None:
+        """Keep a certificate of a task: from now on it is the newest."""
+        row = {name: getattr(certificate, name) for name in _CERTIFICATE_COLUMNS}
+        body = config.to_json(certificate.signed).decode()
+        self._connection.execute(certificates.insert(), {"task": task, "body": body, **row})
+
+    def certificate(self, task: str) -> StoredCertificate | None:
+        """The newest certificate of a task."""
+        row = self._connection.execute(_CERTIFICATE, {"of_task": task}).one_or_none()
+        if row is None:
+            return None
+        number, body, *rest = row
+        return StoredCertificate(number, config.from_json(Signed, body.encode(), "signed"), *rest)
+
+    def set_link(self, task: str, sha: str, certificate: int, link: Signed) -> None:
+        """Keep the signature of a checkpoint, and the number of the certificate it is by."""
+        self._connection.execute(
+            checkpoints.update()
+            .where(checkpoints.c.task == task, checkpoints.c.sha == sha)
+            .values(certificate=certificate, link=config.to_json(link).decode())
+        )
+
+    def link(self, task: str, sha: str) -> tuple[str, str, int, float] | None:
+        """Link and certificate of a checkpoint, as JSON, the first round the certificate does not
+        cover, and when it expires; None for a checkpoint that is not signed.
+        """
+        row = self._connection.execute(_LINK, {"of_task": task, "of_sha": sha}).one_or_none()
+        return None if row is None else (row[0], row[1], row[2], row[3])
+
     # rounds
 
     def open_round(self, task: str, state: RoundState, base: StoredCheckpoint, now: float) -> None:
@@ -659,11 +709,13 @@ class Rows:
         )
         self._connection.execute(check_ins.update().where(mine).values(outcome=asked))
 
-    def half_of(self, task: str, round: int) -> str:
-        """The float16 checkpoint a round gave to its devices."""
-        query = sa.select(rounds.c.half).where(rounds.c.task == task, rounds.c.round == round)
-        half: str = self._connection.execute(query).scalar_one()
-        return half
+    def given_by(self, task: str, round: int) -> tuple[str, str]:
+        """The checkpoint a round gave to its devices: as float32 and as float16."""
+        query = sa.select(rounds.c.base, rounds.c.half).where(
+            rounds.c.task == task, rounds.c.round == round
+        )
+        base, half = self._connection.execute(query).one()
+        return base, half
 
     def committed(self, task: str) -> int:
         """Rounds committed so far."""
@@ -930,6 +982,39 @@ _TASKS = sa.select(tasks.c.body, tasks.c.state, tasks.c.created_at).order_by(
 )
 _CHECKPOINT = sa.select(
     *(checkpoints.c[name] for name in ("sha", "round", "half", "moments", "parent", "made_at"))
+)
+_CERTIFICATE_COLUMNS = (
+    "number",
+    "round_key",
+    "first_round",
+    "rounds",
+    "expires_at",
+    "made_at",
+)
+_CERTIFICATE = (
+    sa.select(certificates.c.number, certificates.c.body)
+    .add_columns(*(certificates.c[name] for name in _CERTIFICATE_COLUMNS[1:]))
+    .where(certificates.c.task == sa.bindparam("of_task"))
+    .order_by(certificates.c.number.desc())
+    .limit(1)
+)
+_LINK = (
+    sa.select(
+        checkpoints.c.link,
+        certificates.c.body,
+        certificates.c.first_round + certificates.c.rounds,
+        certificates.c.expires_at,
+    )
+    .select_from(checkpoints)
+    .join(
+        certificates,
+        (certificates.c.task == checkpoints.c.task)
+        & (certificates.c.number == checkpoints.c.certificate),
+    )
+    .where(
+        checkpoints.c.task == sa.bindparam("of_task"),
+        checkpoints.c.sha == sa.bindparam("of_sha"),
+    )
 )
 _STATE = ("round", "phase", "admitted", "reported", "dropped", "first_admitted", "last_admitted")
 _KEPT = (*_STATE, "places")  # columns of a state

@@ -54,7 +54,21 @@ checkpoints = sa.Table(
     sa.Column("half", _SHA, nullable=False),
     sa.Column("moments", _SHA, nullable=False),
     sa.Column("made_at", sa.Float, nullable=False),
+    sa.Column("certificate", sa.BigInteger),  # number of the one that the link belongs to
+    sa.Column("link", sa.Text),  # `chain.Link`, signed, as JSON
     sa.UniqueConstraint("task", "round"),
+)
+certificates = sa.Table(  # of round keys; their private halves lie in slots
+    "certificates",
+    metadata,
+    sa.Column("task", _TASK, sa.ForeignKey("tasks.task"), primary_key=True),
+    sa.Column("number", sa.BigInteger, primary_key=True, autoincrement=False),  # the last is newest
+    sa.Column("body", sa.Text, nullable=False),  # `chain.Certificate`, signed, as JSON
+    sa.Column("round_key", _SHA, nullable=False),  # public, hexadecimal
+    sa.Column("first_round", _ROUND, nullable=False),
+    sa.Column("rounds", sa.BigInteger, nullable=False),
+    sa.Column("expires_at", sa.Float, nullable=False),
+    sa.Column("made_at", sa.Float, nullable=False),
 )
 rounds = sa.Table(
     "rounds",

@@ -197,6 +197,13 @@ def why_devices_refuse(task: Task) -> str:
     )
 
 
+def policy_hash(settings: TaskSettings) -> str:
+    """SHA-256 of all that an operator has decided of a task: of a task the same as of the complete
+    settings that it was made from. Seeds are secret, and a start is none of its settings.
+    """
+    return digest(config.to_json(_settings(settings) | {"checkpoint": "", "seed": None}))
+
+
 def rotation_seed(task: Task, round: int) -> int:
     """Seed of a round's rotation: the same for all its devices, another in every round. 53 bits:
     any JSON reader keeps them.

@@ -12,14 +12,13 @@ from device_runtime import config
 from device_runtime.causes import Cause
 from device_runtime.weights import Checkpoint
 from device_runtime.wire import Assignment, Kind, Reject, Scores
-from server import tasks
 from server.coordinator import Coordinator, open_folder
 from server.eligibility import Policy
 from server.requests import Abandoning, CheckingIn, Reporting
 from server.rounds import Rules
 from server.step import ServerStep
 from server.task import TaskSettings
-from tests.toy_server import PLAN, READY, TOKENIZER, WEIGHTS, OneByOne, encoded, enrolled
+from tests.toy_server import PLAN, READY, TOKENIZER, WEIGHTS, OneByOne, created, encoded, enrolled
 
 HOUR_S = 3600.0
 
@@ -33,13 +32,13 @@ def played(folder: Path, rounds: int, now: float, seed: int = 0) -> OneByOne:
         now - HOUR_S * rounds,
         ServerStep(0.5, algorithm="fedadam"),
     )
-    tasks.create(
+    created(
         Coordinator(store, blobs),
         TaskSettings(PLAN, rules=rules, policy=Policy(min_separation=2), step=step, seed=1),
         began,
         start,
     )
-    tasks.create(
+    created(
         Coordinator(store, blobs),
         TaskSettings(
             kind=Kind.EVALUATION,
@@ -50,7 +49,7 @@ def played(folder: Path, rounds: int, now: float, seed: int = 0) -> OneByOne:
         ),
         began + 1,
     )
-    tasks.create(
+    created(
         Coordinator(store, blobs),
         TaskSettings(PLAN, name="swiss-german", population="de-ch", rules=rules, seed=2),
         now,

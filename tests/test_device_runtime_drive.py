@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from device_runtime import bundle, config, drive, weights
+from device_runtime import bundle, config, drive, signing, weights
 from device_runtime.causes import Cause
 from device_runtime.daemon import Schedule, read_schedule
 from device_runtime.drive import DeviceClock, Turn, simulated
@@ -27,13 +27,13 @@ from device_runtime.transport import Interrupted, Unreachable
 from device_runtime.turn import Status
 from device_runtime.typing_log import Retention
 from fleet.simulate import asgi
-from server import tasks
 from server.coordinator import Coordinator, open_folder
 from server.eligibility import Policy
 from server.endpoint import app
 from server.rounds import Rules
 from server.step import ServerStep
 from server.task import TaskSettings
+from tests.toy_server import OPERATOR, certify, created
 
 GOLDEN = Path(__file__).parent / "golden"
 ABLE = "0\tbattery_charged_on\n0\twifi\n0\tscreen_off\n"
@@ -56,7 +56,7 @@ def server(tmp_path, tiny_bundle):
     """
     store, blobs = open_folder(tmp_path / "server")
     rules = Rules(report_goal=1, over_selection=1.0, rounds=1, retry_s=10.0, selection_s=0.0)
-    tasks.create(
+    created(
         Coordinator(store, blobs),
         TaskSettings(tiny_bundle.plan, rules=rules, policy=Policy(min_examples=5), seed=1),
         0.0,
@@ -198,7 +198,7 @@ def test_a_newer_checkpoint_travels_as_a_difference_from_the_one_the_device_hold
 ):
     store, blobs = open_folder(tmp_path / "server")
     rules = Rules(report_goal=1, over_selection=1.0, rounds=3, selection_s=0.0)
-    tasks.create(
+    created(
         Coordinator(store, blobs),
         TaskSettings(
             tiny_bundle.plan,
@@ -289,7 +289,7 @@ def test_an_interruption_does_not_change_a_byte_of_the_upload(
     assert turn(home, server, 1000.0).status is Status.COUNTED
     store, blobs = open_folder(tmp_path / "other")
     rules = Rules(report_goal=1, over_selection=1.0, rounds=1, selection_s=0.0)
-    tasks.create(
+    created(
         Coordinator(store, blobs),
         TaskSettings(tiny_bundle.plan, rules=rules, policy=Policy(min_examples=5), seed=1),
         0.0,
@@ -506,6 +506,7 @@ def test_a_home_of_an_earlier_version_opens_and_its_half_done_work_is_begun_anew
     with Keyboard(home, home.bundle()) as keyboard:
         assert len(keyboard.suggest("i will ")) == 3
     coordinator = Coordinator(*open_folder(tmp_path / "server"), np.random.default_rng(0))
+    certify(coordinator, 100.0)
     with asgi(app(coordinator, itertools.count(100.0).__next__)) as way:
         outcome = turn(home, way, 2000.0, train)
     assert (outcome.status, outcome.round) == (Status.COUNTED, 2)
@@ -533,7 +534,10 @@ def golden_home(folder: Path, name: str) -> Home:
     (folder / "home" / "trace.tsv").write_text(ABLE)
     home = Home.open(folder / "home")
     assert home.config.limits == OwnLimits()
-    (home.folder / CONFIG).write_text(config.to_toml(replace(home.config, limits=EASY)))
+    # who certifies its server's key: the maker of its bundle has kept his for himself
+    trusted = (*home.config.trusted, signing.public_hex(OPERATOR))
+    settings = replace(home.config, limits=EASY, trusted=trusted)
+    (home.folder / CONFIG).write_text(config.to_toml(settings))
     return Home.open(home.folder)
 
 
@@ -542,7 +546,7 @@ def test_simulated_devices_ask_come_again_when_they_were_told_and_all_have_a_pla
 ):
     store, blobs = open_folder(tmp_path / "server")
     rules = Rules(report_goal=3, over_selection=1.0, rounds=1, selection_s=60.0)
-    tasks.create(
+    created(
         Coordinator(store, blobs),
         TaskSettings(tiny_bundle.plan, rules=rules, policy=Policy(min_examples=5), seed=1),
         0.0,

@@ -4,9 +4,10 @@ The attacks are here that read a message out of one update, and out of scores.
 """
 
 import contextlib
+import itertools
 import json
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import replace
 
 import numpy as np
@@ -27,6 +28,7 @@ from device_runtime.transport import Interrupted, Reply
 from device_runtime.turn import Status
 from device_runtime.weights import Checkpoint
 from device_runtime.wire import DAY_S, Abandon, Assignment, CheckIn, Kind, Plan, Scores
+from tests.toy_server import chained
 
 SIGNED = Plan(max_rows=64, epochs=2, learning_rate=0.1, clipping_norm=10.0, bits=8)
 OWN = limits.of(SIGNED, OwnLimits())
@@ -162,8 +164,14 @@ def test_a_device_that_could_do_nothing_asks_for_nothing(today, cause):
 # against a server that asks for what it likes
 
 
+# by checkpoint: the round that is said to have made it
+MADE_IN: defaultdict[str, int] = defaultdict(itertools.count().__next__)
+
+
 class Greedy:
-    """A server that answers every check-in with work of its making, and takes whatever it gets."""
+    """A server that answers every check-in with work of its making, and takes whatever it gets. It
+    has a round key that the operator has certified, so what it does is no forgery.
+    """
 
     def __init__(self, bundle, plan: Plan, kind: Kind = Kind.TRAINING, values=None, round: int = 1):
         self.plan, self.kind = plan, kind
@@ -195,9 +203,9 @@ class Greedy:
         plan = self.plan if isinstance(self.plan, bytes) else to_json(self.plan)
         half = weights.to_bytes(Checkpoint(self.values, self.round), np.float16)
         self.blobs = {weights.digest(data): data for data in (plan, half)}
-        return Assignment(
+        work = Assignment(
             f"{self.assignments:032x}",
-            self.assignments,
+            10_000 + self.assignments,
             weights.digest(plan),
             weights.digest(half),
             self.shapes,
@@ -207,6 +215,7 @@ class Greedy:
             server="5e" * 16,
             task_id=f"{self.assignments:032x}",  # every time another task
         )
+        return chained(work, MADE_IN[work.checkpoint])
 
     @staticmethod
     def _ok(table: dict) -> Reply:

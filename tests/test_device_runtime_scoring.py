@@ -17,10 +17,10 @@ from device_runtime.interpreter import Graph
 from device_runtime.separation import may_join
 from device_runtime.turn import Status
 from device_runtime.wire import Assignment, Kind
-from server import tasks
 from server.rounds import Rules
 from server.task import TaskSettings
 from tests.test_device_runtime_drive import ABLE, EASY, device, server, turn  # noqa: F401
+from tests.toy_server import chained, created
 
 LOST_LATER = "0\tbattery_charged_on\n0\twifi\n0\tscreen_off\n90\tbattery_charged_off\n"
 
@@ -77,7 +77,7 @@ def test_scores_are_those_of_the_words_as_they_would_be_typed(tiny_bundle):
 def evaluating(server) -> None:  # noqa: F811
     coordinator = server.coordinator
     coordinator.pause("default")
-    tasks.create(
+    created(
         coordinator,
         TaskSettings(
             kind=Kind.EVALUATION,
@@ -206,7 +206,9 @@ def test_a_server_that_asks_too_soon_gets_nothing_from_the_device(server, device
             else reply
         )
 
-    from tests.toy_server import READY
+    from tests.toy_server import (
+        READY,
+    )
 
     first = _assignment_of(server, home, READY)
     outcome = turn(home, eager)
@@ -222,7 +224,7 @@ def _assignment_of(server, home, _) -> bytes:  # noqa: F811
         half = rows.checkpoints("default", 1)[0].half
     of = Assignment("f" * 32, 2, task.plan_hash, half, task.shapes, 1, 600.0)
     line = home.contributions()[0]
-    return to_json(replace(of, server=line.server, task_id=line.task_id))
+    return to_json(chained(replace(of, server=line.server, task_id=line.task_id), 1))
 
 
 # separation, the definition

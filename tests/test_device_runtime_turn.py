@@ -42,6 +42,7 @@ from device_runtime.turn import (
     Train,
     Upload,
     Used,
+    Verify,
     Withhold,
     Work,
 )
@@ -122,7 +123,7 @@ def kinds(actions):
 def test_sending_is_noted_before_the_update_leaves_and_what_became_of_it_after():
     actions, outcome = play(turn.work(DEVICE, ASSIGNMENT))
     assert kinds(actions) == [
-        *(Recall, CheckConditions, Fetch, Held, Gather, Train, CheckConditions),
+        *(Verify, Recall, CheckConditions, Fetch, Held, Gather, Train, CheckConditions),
         *(Keep, Used, Note, Upload, Drop, Note),
     ]
     before, after = (action.status for action in actions if isinstance(action, Note))
@@ -189,10 +190,29 @@ def test_a_condition_lost_after_training_keeps_the_work_or_gives_it_back():
 def test_a_round_too_near_the_last_is_given_back_before_anything_is_fetched():
     near = replace(ASSIGNMENT, min_separation=3)
     actions, outcome = play(turn.work(DEVICE, near), Recall=History(last=5))
-    assert kinds(actions) == [Recall, GiveBack, Note]
+    assert kinds(actions) == [Verify, Recall, GiveBack, Note]
     assert outcome.cause is Cause.REPORTED_RECENTLY
     _, outcome = play(turn.work(DEVICE, near), Recall=History(last=4))
     assert outcome.status is Status.COUNTED
+
+
+def test_a_checkpoint_that_is_not_trusted_is_noted_and_given_back_before_anything_is_fetched():
+    for kind in (Kind.TRAINING, Kind.EVALUATION):
+        actions, outcome = play(
+            turn.work(DEVICE, replace(ASSIGNMENT, kind=kind)), Verify="link: expected another"
+        )
+        assert kinds(actions) == [Verify, Note, GiveBack]
+        assert (outcome.status, outcome.cause) == (Status.ABANDONED, Cause.UNCERTIFIED)
+        assert outcome.retry_in_s == 9.0
+        assert actions[1].detail == "link: expected another"
+        assert actions[2].cause is Cause.UNCERTIFIED
+
+
+def test_that_a_checkpoint_was_not_trusted_stands_in_the_ledger_though_nobody_hears_it():
+    lost = Unanswered("POST abandon", "no whole reply came", "try again")
+    actions, error = play(turn.work(DEVICE, ASSIGNMENT), Verify="no link", GiveBack=lost)
+    assert error is lost
+    assert kinds(actions) == [Verify, Note, GiveBack]
 
 
 @pytest.mark.parametrize(
@@ -220,7 +240,7 @@ def test_an_evaluation_sends_scores_and_never_an_update():
     scoring = replace(ASSIGNMENT, kind=Kind.EVALUATION)
     actions, outcome = play(turn.work(DEVICE, scoring))
     assert kinds(actions) == [
-        *(Recall, CheckConditions, Fetch, Held, GatherHeld, Evaluate, CheckConditions),
+        *(Verify, Recall, CheckConditions, Fetch, Held, GatherHeld, Evaluate, CheckConditions),
         *(Used, Note, Report, Note),
     ]
     assert (outcome.status, outcome.examples) == (Status.COUNTED, 10)
@@ -348,12 +368,12 @@ def test_what_was_withheld_is_handed_in_before_the_device_asks_or_rests():
 
 def test_a_condition_lost_before_a_transfer_stops_it_and_work_is_kept_or_given_back():
     actions, outcome = play(turn.work(DEVICE, ASSIGNMENT), CheckConditions=Cause.METERED_NETWORK)
-    assert kinds(actions) == [Recall, CheckConditions, Note]
+    assert kinds(actions) == [Verify, Recall, CheckConditions, Note]
     assert (outcome.status, outcome.cause) == (Status.PAUSED, Cause.METERED_NETWORK)
     other = replace(ASSIGNMENT, checkpoint="ef" * 32)
     lost = [None, Cause.METERED_NETWORK]
     actions, outcome = play(turn.work(DEVICE, other), CheckConditions=lost)
-    assert kinds(actions) == [Recall, CheckConditions, Fetch, Held, CheckConditions, Note]
+    assert kinds(actions) == [Verify, Recall, CheckConditions, Fetch, Held, CheckConditions, Note]
     scoring = replace(ASSIGNMENT, kind=Kind.EVALUATION)
     actions, outcome = play(turn.work(DEVICE, scoring), CheckConditions=[None, Cause.IN_USE])
     assert (outcome.status, outcome.cause) == (Status.ABANDONED, Cause.CONDITION_LOST)

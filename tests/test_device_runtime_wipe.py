@@ -9,13 +9,13 @@ from device_runtime.drive import Turn, simulated
 from device_runtime.home import DeviceConfig, Home
 from device_runtime.turn import Status
 from fleet.simulate import asgi
-from server import tasks
 from server.coordinator import Coordinator, open_folder
 from server.eligibility import Policy
 from server.endpoint import app
 from server.rounds import Rules
 from server.task import TaskSettings
 from tests.test_device_runtime_drive import EASY
+from tests.toy_server import created
 
 ABLE = "0\tbattery_charged_on\n0\twifi\n0\tscreen_off\n"
 SECRETS = [(f"they said my dog will call {i}", float(i)) for i in range(6)]
@@ -30,7 +30,7 @@ def uploads(tmp_path, tiny_bundle, trusted, lives) -> list[bytes]:
     rules = Rules(
         report_goal=len(lives), over_selection=1.0, rounds=1, retry_s=10.0, selection_s=0.0
     )
-    tasks.create(
+    created(
         Coordinator(store, blobs),
         TaskSettings(tiny_bundle.plan, rules=rules, policy=Policy(min_examples=0), seed=1),
         0.0,

@@ -28,9 +28,12 @@ def fedboard(*words: object, typed: str = "", code: int = 0) -> str:
 
 
 @pytest.fixture
-def world(tmp_path, tiny_bundle, trusted):
-    """A server that wants rounds of one report, and the words that enrol a device with it."""
+def world(tmp_path, tiny_bundle, trusted, signing_key):
+    """A server that wants rounds of one report and is certified, and the words that enrol a device
+    with it.
+    """
     (tmp_path / "maker.pub").write_text(next(iter(trusted)))
+    (tmp_path / "maker.key").write_text(signing_key.private_bytes_raw().hex())
     (tmp_path / "able.tsv").write_text(ABLE)
     (tmp_path / "server.toml").write_text(
         "[rules]\nreport_goal = 1\nover_selection = 1.0\nselection_s = 0.0\nretry_s = 3600.0\n"
@@ -61,6 +64,9 @@ def world(tmp_path, tiny_bundle, trusted):
         address = tmp_path / "server" / "address"
         wait(address.is_file)
         url = address.read_text().strip()
+        key = ("--key", tmp_path / "maker.key")
+        said = fedboard("task", "certify", "default", "--dir", tmp_path / "server", *key)
+        assert "round key is certified" in said
         yield [
             "--server",
             url,

@@ -21,7 +21,7 @@ from device_runtime.weights import Checkpoint
 from device_runtime.wire import Enrolment, Plan
 from fedboard import serve as stage
 from fedboard.cli import main
-from server import disk, tasks
+from server import disk
 from server.coordinator import Coordinator, open_folder
 from server.mechanism import NOTHING_CLAIMED
 from server.settings import ServerSettings
@@ -30,7 +30,11 @@ from tests import postgres
 from tests.played_server import played
 from tests.test_imports import ONLY_A_DEVICE
 from tests.test_server_endpoint import Device, problem
-from tests.toy_server import TOKENIZER, WEIGHTS
+from tests.toy_server import (
+    TOKENIZER,
+    WEIGHTS,
+    created,
+)
 
 ABLE = "0\tbattery_charged_on\n0\twifi\n0\tscreen_off\n"
 
@@ -111,9 +115,10 @@ def running(tmp_path):
 
 
 def test_a_server_without_any_configuration_is_given_tasks_and_devices_and_goes_on_after_kill_9(
-    running, fedboard, monkeypatch, tmp_path, tiny_bundle, trusted
+    running, fedboard, monkeypatch, tmp_path, tiny_bundle, trusted, signing_key
 ):
     (tmp_path / "maker.pub").write_text(next(iter(trusted)))
+    (tmp_path / "maker.key").write_text(signing_key.private_bytes_raw().hex())
     (tmp_path / "able.tsv").write_text(ABLE)
     (tmp_path / "task.toml").write_text(
         "[rules]\nreport_goal = 1\nover_selection = 1.0\nselection_s = 0.0\n"
@@ -123,7 +128,10 @@ def test_a_server_without_any_configuration_is_given_tasks_and_devices_and_goes_
     assert "No task yet" in httpx.get(server.url).text
     trust = ("--trust", tmp_path / "maker.pub")
     start = ("--bundle", tiny_bundle.path, "--config", tmp_path / "task.toml", *trust)
-    task = json.loads(fedboard("task", "create", "words", *start, *where, "--json"))
+    key = ("--key", tmp_path / "maker.key")
+    task = json.loads(fedboard("task", "create", "words", *start, *where, *key, "--json"))
+    assert (task["signer"], task["last_round"]) == (tiny_bundle.signer, task["round"] + 999)
+    assert task["certify"] == ""
     assert (task["name"], task["state"], task["checkpoint_round"]) == (
         "words",
         "running",
@@ -459,7 +467,7 @@ def test_an_operator_is_told_of_a_task_whose_work_every_device_refuses(running, 
     coordinator = Coordinator(store, blobs)
     for name, norm in (("old", 10.0), ("new", 1.0)):
         plan, start = Plan(clipping_norm=norm), Checkpoint(WEIGHTS, 0, "", TOKENIZER)
-        tasks.create(coordinator, TaskSettings(plan, name=name), 0.0, start)
+        created(coordinator, TaskSettings(plan, name=name), 0.0, start)
     coordinator.close()
     server, where = running(), ("--dir", tmp_path / "server")
     refused = "old: devices refuse its work: expected a clipping norm of at most 1, which is their"

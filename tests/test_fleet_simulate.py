@@ -11,12 +11,12 @@ from device_runtime.wire import Plan
 from fleet.clock import Clock
 from fleet.population import population
 from fleet.simulate import LocalTraining, asgi, simulate, stand_in
-from server import tasks
 from server.coordinator import Coordinator, open_folder
 from server.eligibility import Policy
 from server.endpoint import app
 from server.rounds import Rules
 from server.task import TaskSettings
+from tests.toy_server import created
 
 TOKENIZER = digest(b"toy vocabulary")
 PLAN = Plan(batch_size=4, length=2, max_rows=16, clipping_norm=1.0)
@@ -37,7 +37,7 @@ def server(folder, rules=RULES):
     clock = Clock()
     store, blobs = open_folder(folder)
     weights = {"a": np.zeros((3, 4), np.float32), "b": np.ones(5, np.float32)}
-    tasks.create(
+    created(
         Coordinator(store, blobs),
         TaskSettings(PLAN, rules=rules, policy=Policy(min_examples=5), seed=1),
         clock.now(),

@@ -16,7 +16,7 @@ from device_runtime.errors import CheckpointError, ConfigError, RunError
 from device_runtime.update import HEADER_BYTES, Header, encode
 from device_runtime.weights import Checkpoint
 from device_runtime.wire import Abandon, Ack, Assignment, Enrolment, Reject
-from server import tasks
+from server import operators
 from server.blobs import Blobs
 from server.coordinator import Coordinator, open_folder
 from server.metrics import Metrics
@@ -35,7 +35,9 @@ from tests.toy_server import (
     WEIGHTS,
     OneByOne,
     by_arrival,
+    certify,
     check_in,
+    created,
     delta,
     encoded,
     enrolled,
@@ -271,7 +273,7 @@ def test_what_comes_after_the_task_has_ended_changes_nothing(tmp_path):
 
 def test_rounds_are_numbered_from_the_checkpoint_the_task_began_with(tmp_path):
     store, blobs = open_folder(tmp_path)
-    tasks.create(
+    created(
         Coordinator(store, blobs),
         TaskSettings(PLAN, rules=RULES, seed=1),
         0.0,
@@ -516,7 +518,7 @@ def test_a_download_in_parts_is_complete_with_its_last_byte(coordinator):
 
 def test_a_task_has_a_name_of_its_own_and_a_server_without_tasks_has_no_work(coordinator, tmp_path):
     with pytest.raises(RunError, match="one of that name already"):
-        tasks.create(
+        created(
             coordinator, TaskSettings(PLAN, rules=RULES), 0.0, Checkpoint(WEIGHTS, 0, "", TOKENIZER)
         )
     store, blobs = open_folder(tmp_path / "empty")
@@ -531,14 +533,14 @@ def test_a_task_that_could_overflow_or_cannot_travel_is_refused_before_anything_
     store, blobs = open_folder(tmp_path)
     rules = Rules(report_goal=1000, max_weight=10**7)
     with pytest.raises(ConfigError, match="max_weight"):
-        tasks.create(
+        created(
             Coordinator(store, blobs),
             TaskSettings(replace(PLAN, max_rows=10**7), rules=rules),
             0.0,
             Checkpoint(WEIGHTS, 0, "", TOKENIZER),
         )
     with pytest.raises(CheckpointError, match="float16"):
-        tasks.create(
+        created(
             Coordinator(store, blobs),
             TaskSettings(PLAN, rules=RULES),
             0.0,
@@ -552,7 +554,7 @@ def test_without_a_seed_two_tasks_rotate_differently(tmp_path):
     seeds = set()
     for name in ("a", "b"):
         store, blobs = open_folder(tmp_path / name)
-        tasks.create(
+        created(
             Coordinator(store, blobs),
             TaskSettings(PLAN, rules=RULES),
             0.0,
@@ -737,14 +739,16 @@ def test_a_crash_while_a_task_is_made_leaves_no_half_of_it(tmp_path):
             MortalBlobs(folder / "blobs", fate),
         )
         try:
-            tasks.create(Coordinator(store, blobs), *task)
+            created(Coordinator(store, blobs), *task)
         except Crash:
             assert fate.left == 0
         store.close()
         store, blobs = open_folder(folder)
         if not Coordinator(store, blobs).tasks():
-            tasks.create(Coordinator(store, blobs), *task)
+            created(Coordinator(store, blobs), *task)
         coordinator = OneByOne(store, blobs)
+        if not operators.report(coordinator, "default", 0.0).signer:
+            certify(coordinator, 0.0)
         assert assigned(coordinator, enrolled(coordinator, 1))[0].shapes == SHAPES
         coordinator.close()
         if fate.left > 0:

@@ -128,6 +128,7 @@ def test_a_server_that_can_keep_no_key_and_so_no_report_is_not_ready(tmp_path):
     (device,) = enrolled(coordinator, 1)
     work = coordinator.check_in(device, READY, 1.0)
     keys = tmp_path / "server.sqlite.keys"
+    keys.rename(tmp_path / "away")
     keys.write_text("in the way")
     report = Reporting(device, work.assignment, encoded(work, 0))
     for ask in (lambda: coordinator.handle([report], 2.0), lambda: coordinator.probe(2.0)):

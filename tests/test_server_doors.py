@@ -28,7 +28,7 @@ from device_runtime.causes import Cause
 from device_runtime.errors import ConfigError, RunError, ServerError
 from device_runtime.weights import Checkpoint
 from device_runtime.wire import CheckIn, Enrolment, Kind, Phase
-from server import access, bodies, contract, endpoint, logs, tasks
+from server import access, bodies, contract, endpoint, logs
 from server.access import Buckets
 from server.blobs import Blobs
 from server.coordinator import open_folder
@@ -40,7 +40,17 @@ from server.store import Store
 from server.task import TaskSettings
 from tests import postgres
 from tests.test_server_endpoint import TOKEN, Device, problem, running
-from tests.toy_server import PLAN, READY, TOKENIZER, WEIGHTS, OneByOne, encoded, key, new
+from tests.toy_server import (
+    PLAN,
+    READY,
+    TOKENIZER,
+    WEIGHTS,
+    OneByOne,
+    created,
+    encoded,
+    key,
+    new,
+)
 
 RULES = Rules(report_goal=2, over_selection=1.5)
 OPERATOR = {"authorization": f"Bearer {TOKEN}", "content-type": "application/json"}
@@ -795,7 +805,7 @@ def two_servers(tmp_path_factory):
             database = postgres.new_database(stack.enter_context(postgres.running()), "doors")
             coordinator = OneByOne(Store(database), Blobs(folder / "blobs"))
             start = Checkpoint(WEIGHTS, 0, "", TOKENIZER)
-            tasks.create(coordinator, TaskSettings(PLAN, rules=FOR_EVER, seed=7), 0.0, start)
+            created(coordinator, TaskSettings(PLAN, rules=FOR_EVER, seed=7), 0.0, start)
             urls.append(stack.enter_context(running(coordinator, access_=UNLIMITED)))
         yield [(url, Device(url, 1), Device(url, 2)) for url in urls]
 

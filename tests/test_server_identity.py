@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from device_runtime import calls, config, signing, transport, wire
 from device_runtime.causes import Cause
 from device_runtime.errors import ServerError
-from device_runtime.wire import Abandon, Assignment, Enrolment, Server
+from device_runtime.wire import VERSION, Abandon, Assignment, Enrolment, Server
 from server import endpoint
 from server.coordinator import open_folder
 from server.replays import GOOD_S, KEPT_S, Replays
@@ -45,7 +45,7 @@ def test_a_server_keeps_its_name_over_restarts_and_one_begun_anew_has_another(tm
     again, other = reopened(tmp_path / "a"), new(tmp_path / "b", RULES)
     assert again.server == first.server != other.server
     with running(other) as url:
-        assert (told(url).server, told(url).version) == (other.server, 3)
+        assert (told(url).server, told(url).version) == (other.server, VERSION)
         assert abs(told(url).time - time.time()) < 60
     again.close()
 
@@ -144,9 +144,9 @@ def test_a_device_of_the_version_before_hears_that_it_needs_an_update(tmp_path):
 def test_a_server_of_another_version_is_one_clear_line():
     for reply in (
         transport.Reply(404, {}, config.to_json(wire.Problem(Cause.MALFORMED, "Not Found"))),
-        transport.Reply(200, {}, config.to_json(Server("ab" * 16, 1, 4))),
+        transport.Reply(200, {}, config.to_json(Server("ab" * 16, 1, VERSION + 1))),
     ):
-        with pytest.raises(ServerError, match="expected version 3 of the protocol, found"):
+        with pytest.raises(ServerError, match=f"expected version {VERSION} of the protocol, found"):
             calls.server(lambda *_, reply=reply: reply)
 
 

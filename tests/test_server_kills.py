@@ -36,7 +36,13 @@ from server import tasks
 from server.requests import Abandoning, CheckingIn, Refused, Reporting
 from server.rounds import Rules
 from server.task import TaskSettings
-from tests.toy_server import READY, encoded, enrolled, reopened
+from tests.toy_server import (
+    READY,
+    created,
+    encoded,
+    enrolled,
+    reopened,
+)
 
 really_put = obstore.put
 def put(*arguments, **options):
@@ -65,7 +71,7 @@ def work(folder: Path) -> None:
         if len(coordinator.tasks()) == 1:
             rules = Rules(report_goal=1, over_selection=1.0, selection_s=0.0, retry_s=0.0)
             named = {"name": "scores", "kind": Kind.EVALUATION, "evaluates": "default"}
-            tasks.create(coordinator, TaskSettings(**named, rules=rules, seed=5), 1.0)
+            created(coordinator, TaskSettings(**named, rules=rules, seed=5), 1.0)
 
     def reports(devices, answers, now):
         for number, (device, work) in enumerate(zip(devices, answers)):

@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from device_runtime import config, weights
 from device_runtime.update import Header, encode
 from device_runtime.wire import Assignment, Kind, Scores
-from server import mechanism, tasks
+from server import mechanism
 from server.blobs import Blobs
 from server.coordinator import Coordinator, open_folder
 from server.eligibility import Policy
@@ -38,6 +38,8 @@ from tests.toy_server import (
     TOKENIZER,
     OneByOne,
     by_arrival,
+    certify,
+    created,
     delta,
     encoded,
     enrolled,
@@ -96,7 +98,7 @@ def test_no_row_that_postgresql_replaced_and_no_difference_of_two_tells_of_an_up
     database = postgres.new_database(socket, f"masks{next(NUMBERS)}")
     store, blobs = Store(database), Blobs(tmp_path / "blobs")
     start = toy_server.Checkpoint(WEIGHTS, 0, "", TOKENIZER)
-    tasks.create(Coordinator(store, blobs), TaskSettings(PLAN, rules=RULES, seed=7), 0.0, start)
+    created(Coordinator(store, blobs), TaskSettings(PLAN, rules=RULES, seed=7), 0.0, start)
     coordinator = Coordinator(store, blobs)
     before = carving.states_of_postgres(Path(socket))
     added = counted(coordinator, 5)
@@ -123,7 +125,7 @@ def scoring(folder: Path, goal: int, number: int) -> tuple[OneByOne, list[tuple[
     """A server with an evaluation, and that many devices with work in it: name, assignment."""
     coordinator = toy_server.new(folder, RULES, policy=Policy(min_examples=500))
     rules = by_arrival(Rules(report_goal=goal, over_selection=1.0))
-    tasks.create(
+    created(
         coordinator,
         TaskSettings(kind=Kind.EVALUATION, evaluates="default", name="scores", rules=rules),
         1.0,
@@ -164,8 +166,9 @@ def test_scores_of_an_open_evaluation_are_in_no_file_and_in_no_report_before_it_
 
 
 def keys_of(folder: Path) -> dict[str, bytes]:
-    """The key files of a server, by name."""
-    return {path.name: path.read_bytes() for path in (folder / "server.sqlite.keys").iterdir()}
+    """The key files of a server's sums, by name."""
+    files = (folder / "server.sqlite.keys").iterdir()
+    return {path.name: path.read_bytes() for path in files if "round-key" not in path.name}
 
 
 def sealed_of(coordinator: Coordinator) -> tuple[int, bytes]:
@@ -195,7 +198,8 @@ def test_of_the_keys_on_disk_one_opens_the_stored_sum_and_none_a_sum_before_it(t
         assert [sorted(opens(key, *state) for key in keys.values()) for state in states] == [
             [False, False]
         ] * number + [[False, True]]
-        places |= {path: path.stat().st_ino for path in (tmp_path / "server.sqlite.keys").iterdir()}
+        files = [tmp_path / "server.sqlite.keys" / name for name in keys]
+        places |= {path: path.stat().st_ino for path in files}
     assert [generation for generation, _ in states] == [1, 2, 3]
     assert {stat.S_IMODE(path.stat().st_mode) for path in places} == {0o600}
     # written over in place: no file was replaced by another
@@ -331,6 +335,7 @@ def test_what_a_server_of_the_version_before_has_counted_goes_on_and_is_masked(t
     with open(tmp_path / "server.sqlite", "rb") as file:
         assert b"weight" in file.read()
     coordinator = OneByOne(*open_folder(tmp_path))
+    certify(coordinator, 7.0)
     generation, plain = sealed_of(coordinator)
     assert (generation, len(plain)) == (0, 16 + 8 * 4096)
     devices = enrolled(coordinator, 5)
@@ -365,17 +370,17 @@ def test_replicas_keep_their_keys_beside_the_blobs_and_whoever_closes_reads_and_
         store = Store(database)
         rules = by_arrival(Rules(report_goal=3, over_selection=1.0))
         settings = TaskSettings(PLAN, rules=rules, seed=7)
-        tasks.create(Coordinator(store, blobs), settings, 0.0, start)
+        created(Coordinator(store, blobs), settings, 0.0, start)
         first, second = OneByOne(store, blobs), OneByOne(Store(database), blobs)
         devices = enrolled(first, 3)
         works = [first.check_in(device, READY, 1.0) for device in devices]
         first.update(devices[0], works[0].assignment, encoded(works[0], 0), 2.0)
         second.update(devices[1], works[1].assignment, encoded(works[1], 1), 2.0)
-        assert len(blobs.slots(first.server).names()) == 4
+        assert len(blobs.slots(first.server).names()) == 4 + 1  # and the key that signs rounds
         first.close()  # and does not come back
         assert second.update(devices[2], works[2].assignment, encoded(works[2], 2), 2.0).counted
         assert second.reports(3.0).rounds[0].phase == "committed"
-        assert blobs.slots(second.server).names() == []
+        assert blobs.slots(second.server).names() == ["round-key~default~0"]
         after = weights.flatten(stored(second, second.checkpoint().sha).weights)
         moved = after - weights.flatten(toy_server.WEIGHTS)
         np.testing.assert_allclose(moved, (delta(0) + delta(1) + delta(2)) / 3, atol=0.02)

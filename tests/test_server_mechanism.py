@@ -95,7 +95,7 @@ def test_another_mechanism_takes_its_place_in_rounds_pages_and_figures(tmp_path,
     )
     page = dashboard.page(overview.read(coordinator, 3.0, 0.0, {})).html
     assert "shifted by one; epsilon 0.50." in page
-    assert operators.report(coordinator, "default").privacy == "shifted by one; epsilon 0.50"
+    assert operators.report(coordinator, "default", 0.0).privacy == "shifted by one; epsilon 0.50"
     assert (
         'fedboard_privacy_epsilon{task="default"} 0.5'
         in Metrics(coordinator, lambda: 3.0).text().decode()

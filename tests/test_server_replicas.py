@@ -19,7 +19,6 @@ import sqlalchemy as sa
 
 from device_runtime.causes import Cause
 from device_runtime.errors import RunError
-from server import tasks
 from server.blobs import Blobs
 from server.coordinator import Coordinator
 from server.eligibility import Policy
@@ -39,6 +38,7 @@ from tests.toy_server import (
     WEIGHTS,
     OneByOne,
     by_arrival,
+    created,
     encoded,
     enrolled,
 )
@@ -66,7 +66,7 @@ def database(socket):
 def begun(database: str, blobs: Blobs, rules: Rules = RULES) -> None:
     store = Store(database)
     start = toy_server.Checkpoint(WEIGHTS, 0, "", TOKENIZER)
-    tasks.create(
+    created(
         Coordinator(store, blobs),
         TaskSettings(
             PLAN,

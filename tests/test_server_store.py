@@ -38,6 +38,7 @@ from tests.toy_server import (
     SHAPES,
     TOKENIZER,
     OneByOne,
+    certify,
     check_in,
     delta,
     encoded,
@@ -83,6 +84,7 @@ def test_a_server_of_the_first_tables_goes_on_where_it_stood(tmp_path):
     """
     zipfile.ZipFile(GOLDEN / "server-0001.zip").extractall(tmp_path)
     coordinator = OneByOne(*open_folder(tmp_path))
+    certify(coordinator, 8.0)
     first, second = coordinator.reports(8.0).rounds
     assert (first.phase, first.checked_in, first.refused, first.assigned, first.downloaded) == (
         "committed",
@@ -130,6 +132,7 @@ def test_a_task_kept_before_settings_were_one_record_goes_on_where_it_stood(tmp_
     """
     zipfile.ZipFile(GOLDEN / "server-0002.zip").extractall(tmp_path)
     coordinator = OneByOne(*open_folder(tmp_path))
+    certify(coordinator, 7.0, "letters")
     letters, scores = (kept.task for kept in coordinator.tasks())
     assert (letters.name, letters.seed, letters.plan, letters.checkpoint) == (
         "letters",

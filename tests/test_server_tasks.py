@@ -25,7 +25,7 @@ from device_runtime.wire import (
     Reject,
     Scores,
 )
-from server import operators, tasks
+from server import operators
 from server.coordinator import open_folder
 from server.eligibility import Policy
 from server.metrics import Metrics
@@ -42,6 +42,7 @@ from tests.toy_server import (
     OneByOne,
     by_arrival,
     check_in,
+    created,
     delta,
     encoded,
     enrolled,
@@ -69,7 +70,7 @@ def add_task(
     policy: Policy | None = None,
 ) -> None:
     start = Checkpoint(WEIGHTS, 0, "", TOKENIZER)
-    tasks.create(
+    created(
         coordinator,
         TaskSettings(
             PLAN,
@@ -85,7 +86,7 @@ def add_task(
 
 
 def add_evaluation(coordinator: OneByOne, rules: Rules = ONE, name: str = "scores") -> None:
-    tasks.create(
+    created(
         coordinator,
         TaskSettings(
             kind=Kind.EVALUATION,
@@ -282,7 +283,7 @@ def test_an_evaluation_scores_the_newest_checkpoint_once_and_its_sums_stand_besi
 
 def test_a_checkpoint_that_has_been_scored_is_not_scored_again(tmp_path):
     coordinator = new(tmp_path, RULES, policy=Policy(min_examples=500))  # nobody trains
-    tasks.create(
+    created(
         coordinator,
         TaskSettings(kind=Kind.EVALUATION, evaluates="default", name="scores", rules=ONE),
         1.0,
@@ -351,7 +352,7 @@ def test_a_report_of_the_other_kind_is_refused(coordinator):
 
 def test_an_evaluation_needs_a_training_task(coordinator):
     with pytest.raises(RunError, match="nothing"):
-        tasks.create(
+        created(
             coordinator,
             TaskSettings(kind=Kind.EVALUATION, evaluates="nothing", name="scores", rules=ONE),
             1.0,
@@ -512,7 +513,7 @@ def test_a_code_lets_in_one_device_once_and_the_same_device_again(tmp_path):
     assert cause_of(lambda: coordinator.enrol(Enrolment(keys[1], second), 100.1)) is Cause.BAD_CODE
     assert coordinator.enrol(Enrolment(keys[2], second), 100.0).device == signing.name_of(keys[2])
     coordinator.close()
-    held = b"".join(path.read_bytes() for path in folder.glob("server.sqlite*"))
+    held = b"".join(path.read_bytes() for path in folder.glob("server.sqlite*") if path.is_file())
     assert [code for code in (first, second) if code.encode() in held] == []
 
 
@@ -662,7 +663,7 @@ def test_a_task_whose_numbers_leave_no_device_a_chance_is_not_made(
     start = Checkpoint(WEIGHTS, 0, "", TOKENIZER)
     impossible = TaskSettings(PLAN, name="never", rules=Rules(**rules), policy=Policy(**policy))
     with pytest.raises(ConfigError, match=says):
-        tasks.create(coordinator, impossible, 1.0, start)
+        created(coordinator, impossible, 1.0, start)
     assert [each.task.name for each in coordinator.tasks()] == ["default"]
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from device_runtime import signing, weights
+from device_runtime import chain, config, signing, weights
 from device_runtime.causes import Cause
 from device_runtime.update import Header, encode
 from device_runtime.weights import Checkpoint
@@ -23,14 +23,16 @@ from device_runtime.wire import (
     Kind,
     Plan,
     Reject,
+    Signed,
 )
-from server import tasks
+from server import operators, tasks
+from server.contract import RoundKey
 from server.coordinator import Coordinator, open_folder
 from server.eligibility import Policy
 from server.requests import Abandoning, Answer, CheckingIn, Fetching, Refused, Reporting, Request
 from server.rounds import Rules
 from server.step import ServerStep
-from server.task import TaskSettings
+from server.task import Task, TaskSettings
 
 TOKENIZER = "70" * 32
 WEIGHTS = {
@@ -39,6 +41,8 @@ WEIGHTS = {
 }
 SHAPES = weights.shapes_hash(WEIGHTS)
 DIMENSION = 50
+# who certifies round keys; the tiny bundle is signed with it
+OPERATOR = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
 PLAN = Plan(clipping_norm=1.0, bits=8)
 READY = CheckIn(
     Conditions(charging=True, unmetered=True, idle=True), examples=20, tokenizer=TOKENIZER
@@ -112,7 +116,7 @@ def new(
     about what follows once a device has its place.
     """
     store, blobs = open_folder(folder)
-    tasks.create(
+    created(
         Coordinator(store, blobs),
         TaskSettings(
             plan,
@@ -125,6 +129,53 @@ def new(
         Checkpoint(values, 0, "", TOKENIZER),
     )
     return OneByOne(store, blobs, np.random.default_rng(0))
+
+
+def created(
+    coordinator: Coordinator, settings: TaskSettings, now: float, start: Checkpoint | None = None
+) -> Task:
+    """A new task whose round key the operator has certified, for as long as any test lasts."""
+    task = tasks.create(coordinator, settings, now, start)
+    if task.kind is Kind.TRAINING:
+        certify(coordinator, now, task.name)
+    return task
+
+
+def certify(
+    coordinator: Coordinator,
+    now: float,
+    name: str = "default",
+    rounds: int = 100_000,
+    expires_at: float = 1e11,
+) -> Signed:
+    """What `fedboard task certify` does, without a socket between; the certificate."""
+    proposed = operators.round_key(coordinator, name)
+    signed = proposed.certified(OPERATOR, rounds, expires_at)
+    operators.certify(coordinator, name, signed, now)
+    return signed
+
+
+def chained(
+    work: Assignment, made_in: int | None = None, signer: Ed25519PrivateKey = OPERATOR
+) -> Assignment:
+    """The work with a chain as a server would sign it that has a certified round key: its
+    checkpoint as that of the round before, or of `made_in`.
+    """
+    proposed = RoundKey(
+        signing.public_hex(key(1)),
+        work.server,
+        work.task,
+        work.task_id,
+        "default",
+        work.plan,
+        "0f" * 32,
+        1,
+    )
+    certificate = proposed.certified(signer, 100_000, 1e11)
+    made_in = work.round - 1 if made_in is None else made_in
+    link = chain.Link(chain.name_of(certificate), made_in, work.checkpoint)
+    signed = signing.sign_text(key(1), chain.LINK, config.to_json(link))
+    return replace(work, certificate=certificate, link=signed)
 
 
 def by_arrival(rules: Rules) -> Rules:

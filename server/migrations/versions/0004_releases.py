@@ -76,4 +76,19 @@ def _release_scores() -> None:
 
 
 def _chain() -> None:
-    """Certificates of round keys, and the link of each checkpoint."""
+    """Certificates of round keys, and the link of each checkpoint: none yet, so that no task of
+    before gives out work until its operator has certified it.
+    """
+    op.create_table(
+        "certificates",
+        sa.Column("task", sa.String(64), sa.ForeignKey("tasks.task"), primary_key=True),
+        sa.Column("number", sa.BigInteger, primary_key=True, autoincrement=False),
+        sa.Column("body", sa.Text, nullable=False),
+        sa.Column("round_key", sa.String(64), nullable=False),
+        sa.Column("first_round", sa.BigInteger, nullable=False),
+        sa.Column("rounds", sa.BigInteger, nullable=False),
+        sa.Column("expires_at", sa.Float, nullable=False),
+        sa.Column("made_at", sa.Float, nullable=False),
+    )
+    op.add_column("checkpoints", sa.Column("certificate", sa.BigInteger))
+    op.add_column("checkpoints", sa.Column("link", sa.Text))
