@@ -18,7 +18,6 @@ if TYPE_CHECKING:  # the command line starts without it
     from server.contract import TaskReport
 
 ROUNDS, DAYS = 1000, 90.0  # that a certificate holds, unless another number is given
-LAST_S = 253_402_300_799  # the last second that a date has a name for
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -406,7 +405,7 @@ def _say(task: "TaskReport", as_json: bool) -> None:
 def _say_signer(task: "TaskReport") -> None:
     """Who certified a task's round key, until when, and what must be done about it."""
     if task.signer:
-        until = datetime.fromtimestamp(min(LAST_S, task.expires_at), UTC)
+        until = datetime.fromtimestamp(task.expires_at, UTC)
         console.say(
             f"its round key is certified by {task.signer}, for rounds up to {task.last_round} and "
             f"until {until:%Y-%m-%d %H:%M} UTC"

@@ -31,6 +31,7 @@ log = logging.getLogger("fedboard.server")
 
 ROUNDS_BEFORE, LIFE_BEFORE_S = 20, 7 * DAY_S  # its end: then it is said that it comes
 SHARE_BEFORE = 0.1  # of its rounds and its life, if that is less
+LAST_S = 253_402_300_799.0  # no date has a name after this second
 AGAIN = "ask for a round key anew: fedboard task certify NAME"
 
 
@@ -46,6 +47,16 @@ class Given:
     def holds(self, round: int, now: float) -> bool:
         """Whether a device that gets it now, in this round of the task, will take it."""
         return round < self.end and now < self.expires_at
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Who signed for the checkpoints of a training task, and for how long."""
+
+    signer: str = ""  # public key that certified the round key, hexadecimal; empty without one
+    last_round: int = 0
+    expires_at: float = 0.0  # seconds since 1970
+    to_do: str = ""  # what the operator must do about it, in a sentence; empty if nothing
 
 
 class RoundKeys:
@@ -217,6 +228,14 @@ def for_work(rows: Rows, task: Task, base: str, round: int, now: float) -> Given
     kept = given(rows, task.evaluates or task.name, base)
     at = round if task.kind is Kind.TRAINING else 0  # an evaluation's rounds have other numbers
     return kept if kept is not None and kept.holds(at, now) else None
+
+
+def standing(rows: Rows, task: Task, state: State, now: float) -> Standing:
+    """What an operator is shown of a task's certificate."""
+    newest, to_do = rows.certificate(task.name), what_to_do(rows, task, state, now)
+    if newest is None:
+        return Standing(to_do=to_do)
+    return Standing(newest.signed.signer, newest.end - 1, min(LAST_S, newest.expires_at), to_do)
 
 
 def what_to_do(rows: Rows, task: Task, state: State, now: float) -> str:

@@ -122,7 +122,7 @@ def report(coordinator: Coordinator, name: str, now: float) -> TaskReport:
 
 def _report(rows: Rows, stored: StoredTask, now: float) -> TaskReport:
     task = stored.task
-    certificate = rows.certificate(task.name)
+    certified = chain.standing(rows, task, stored.state, now)
     newest = rows.reports(task, 0.0, most=1)[0]
     current, privacy = None, ""
     if task.kind is Kind.TRAINING:
@@ -144,8 +144,8 @@ def _report(rows: Rows, stored: StoredTask, now: float) -> TaskReport:
         task.evaluates,
         privacy,
         why_devices_refuse(task),
-        "" if certificate is None else certificate.signed.signer,
-        0 if certificate is None else certificate.end - 1,
-        0.0 if certificate is None else certificate.expires_at,
-        chain.what_to_do(rows, task, stored.state, now),
+        certified.signer,
+        certified.last_round,
+        certified.expires_at,
+        certified.to_do,
     )

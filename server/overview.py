@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 
 from device_runtime.causes import Step, had_no_place
 from device_runtime.wire import FUNNEL, OPEN, Kind, Phase, RoundReport, lost
-from server import mechanism
+from server import chain, mechanism
+from server.chain import Standing
 from server.coordinator import Coordinator
 from server.mechanism import Exposure, Spent
 from server.places import Places
@@ -66,6 +67,7 @@ class TaskView:
     exposure: Exposure
     spent: Spent
     places: Places = field(default_factory=Places)  # of the round under way
+    certified: Standing = field(default_factory=Standing)  # who signed for its checkpoints
 
     @property
     def live(self) -> RoundReport | None:
@@ -101,7 +103,7 @@ def read(
     with coordinator.store.reading() as rows:
         stored = rows.tasks()
         reports = {each.task.name: rows.reports(each.task, now, ROUNDS) for each in stored}
-        tasks = tuple(_task(rows, each, stored, reports) for each in stored)
+        tasks = tuple(_task(rows, each, stored, reports, now) for each in stored)
         return Overview(
             now,
             started_at,
@@ -132,6 +134,7 @@ def _task(
     stored: StoredTask,
     others: list[StoredTask],
     reports: dict[str, tuple[RoundReport, ...]],
+    now: float,
 ) -> TaskView:
     task, rules = stored.task, stored.task.rules
     current = rows.current(task.name) if task.kind is Kind.TRAINING else None
@@ -169,6 +172,7 @@ def _task(
         exposed,
         mechanism.of(task).spent(exposed),
         rows.open_places().get(task.name, Places()),
+        chain.standing(rows, task, stored.state, now),
     )
 
 
