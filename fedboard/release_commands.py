@@ -24,7 +24,9 @@ app = typer.Typer(
     help="Releases: publish a bundle to a share of the devices, promote it, withdraw it.",
 )
 
-Number = Annotated[int, typer.Argument(min=1, help="Number of the release, as in its bundle.")]
+Number = Annotated[
+    int, typer.Argument(min=1, max=2**31 - 1, help="Number of the release, as in its bundle.")
+]
 Key = Annotated[
     Path | None,
     typer.Option(

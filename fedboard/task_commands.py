@@ -319,7 +319,9 @@ def task_checkpoint(
     out: Annotated[Path, typer.Option(help="File to write, such as weights.safetensors.")],
     round: Annotated[
         int | None,
-        typer.Option(min=0, help="Round that made it; by default the task's current one."),
+        typer.Option(
+            min=0, max=2**31 - 1, help="Round that made it; by default the task's current one."
+        ),
     ] = None,
     dir: Folder = None,
     server: Server = None,

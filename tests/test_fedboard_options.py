@@ -15,7 +15,7 @@ AT_THE_RECORD = {
     *(
         (name, f"--{option}")
         for name in ("export", "bundle build")
-        for option in ("learning-rate", "clipping-norm", "bits", "release")
+        for option in ("learning-rate", "clipping-norm", "bits", "release", "batch-size", "length")
     ),
     ("evaluate", "--vocabulary"),
     ("codes", "--count"),

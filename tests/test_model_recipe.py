@@ -21,7 +21,7 @@ from model.recipe import Client, Privacy, Recipe, Schedule
 CONFIGS = sorted(
     path
     for path in (Path(__file__).parents[1] / "configs").glob("*.toml")
-    if path.name != "server.toml"
+    if path.name not in ("server.toml", "device-classes.toml")
 )
 
 

@@ -641,7 +641,9 @@ def test_a_task_s_row_has_the_fields_a_server_of_the_version_before_can_read(tmp
 
 
 def test_an_evaluation_names_no_checkpoint_to_start_from():
-    with pytest.raises(ConfigError, match=r"task\.checkpoint: expected none for an evaluation"):
+    with pytest.raises(
+        ConfigError, match=r"task\.checkpoint: expected none for a task of kind evaluation"
+    ):
         TaskSettings(kind=Kind.EVALUATION, evaluates="words", checkpoint="ab" * 32)
 
 
