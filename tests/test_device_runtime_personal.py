@@ -19,10 +19,15 @@ HABIT = ["you can hear her tomorrow", "we like what they said", "i want to call 
 OTHER = ["they do not know the new house", "you will see it"]
 
 
-@pytest.fixture(params=["int8", "float"])
+@pytest.fixture(params=["int8", "lean", "float"])
 def bundle(request, tiny_bundle) -> Bundle:
-    """The tiny bundle as it is, or as an earlier version packaged it: without constants."""
-    return tiny_bundle if request.param == "int8" else without_constants(tiny_bundle)
+    """The tiny bundle as it is, as an upgrade by a difference leaves it, without a checkpoint, or
+    as an earlier version packaged it, without constants.
+    """
+    if request.param == "float":
+        return without_constants(tiny_bundle)
+    held = {name: tiny_bundle.content[name] for name in tiny_bundle.content if name != CHECKPOINT}
+    return replace(tiny_bundle, content=held) if request.param == "lean" else tiny_bundle
 
 
 def without_constants(bundle: Bundle) -> Bundle:
@@ -112,7 +117,7 @@ def test_nothing_is_done_again_until_enough_is_typed_and_then_what_falls_behind_
 
 def spoil(home: Home, verdict: personal.Verdict, bundle) -> None:
     """A network that was served once, and by now is worse than everybody's."""
-    weights = bundle.checkpoint.weights
+    weights = bundle.weights
     worse = {**weights, "output_bias": weights["output_bias"][::-1].copy()}
     keep(home, verdict, bundle, personal.shipped(bundle, worse))
 
@@ -167,7 +172,7 @@ def test_a_wipe_takes_them_and_they_serve_no_other_bundle(phone, bundle):
 
 
 def test_judging_compares_word_by_word(bundle, tiny_checkpoint):
-    weights = bundle.checkpoint.weights
+    weights = bundle.weights
     ids = [bundle.vocabulary.ids(text.split()) for text in HABIT]
     theirs = Reader(bundle.train_graph, weights)
     same = personal.judge(theirs, theirs, ids)
@@ -188,9 +193,9 @@ def test_judging_compares_word_by_word(bundle, tiny_checkpoint):
 
 def likelier(bundle: Bundle, *words: str, by: float = 0.5) -> Weights:
     """The bundle's weights, with some words more likely everywhere."""
-    bias = bundle.checkpoint.weights["output_bias"].copy()
+    bias = bundle.weights["output_bias"].copy()
     bias[[bundle.vocabulary.id(word) for word in words]] += by
-    return {**bundle.checkpoint.weights, "output_bias": bias}
+    return {**bundle.weights, "output_bias": bias}
 
 
 def release(bundle: Bundle, weights: Weights, tokenizer: bytes = b"") -> Bundle:
@@ -248,7 +253,7 @@ def test_what_grew_from_another_vocabulary_is_never_judged_and_trained_anew(phon
         if len(other := vocabulary.build([*words, [a + b for a in "abcd" for b in "wxyz"]], size))
         == len(bundle.vocabulary)
     )
-    other = release(bundle, bundle.checkpoint.weights, filled.model)
+    other = release(bundle, bundle.weights, filled.model)
     assert personal.served(home, other) == Served()
     anew = update(home, other)
     assert anew.weights != first.weights

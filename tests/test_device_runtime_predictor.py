@@ -3,6 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from device_runtime import personal
 from device_runtime.bundle import TOKENIZER, Bundle
 from device_runtime.errors import VocabularyError
 from device_runtime.predictor import KEPT, Predictor, centred
@@ -120,7 +121,8 @@ def test_personal_weights_take_the_place_of_the_bundles(tiny_bundle, predictor):
     ):
         assert here.probability == pytest.approx(there.probability, rel=0.1)
     weights["output_bias"][tiny_bundle.vocabulary.id("tomorrow")] += 20
-    assert Predictor(tiny_bundle, weights).suggest("i will see")[0].word == "tomorrow"
+    for own in (weights, personal.shipped(tiny_bundle, weights)):
+        assert Predictor(tiny_bundle, own).suggest("i will see")[0].word == "tomorrow"
 
 
 def test_a_blocked_word_is_suggested_neither_next_nor_as_a_completion(tiny_bundle, predictor):
