@@ -1,5 +1,4 @@
-"""A device killed at any step of an install, an upgrade or a turn has a whole bundle, and counts
-once.
+"""A device killed at any step of an install, upgrade or turn has a whole bundle, and counts once.
 
 The log has its own kills.
 """

@@ -513,7 +513,7 @@ def test_wiping_everything_takes_what_was_learned_of_releases_too(maker, home, m
 
 
 def test_what_was_served_of_the_users_own_is_judged_beside_the_new_release_in_the_same_window(
-    maker, tmp_path, tiny_bundle, trusted, address
+    maker, tmp_path, tiny_bundle, trusted, over_http
 ):
     (tmp_path / "trace.tsv").write_text(ABLE)
     settings = DeviceConfig(tuple(trusted), conditions=str(tmp_path / "trace.tsv"))
@@ -522,7 +522,7 @@ def test_what_was_served_of_the_users_own_is_judged_beside_the_new_release_in_th
     first = personal.update(home, home.bundle(), 100.0, lambda: True)
     maker.make(1, changed=release(tiny_bundle, likelier(tiny_bundle, "house")).content)
     device = Daemon(home, lambda *request: None, lambda: NOW)
-    device.follow_releases(partial(http, address))
+    device.follow_releases(over_http.connect)
     device.upgrade(Outcome(Status.COUNTED, releases=maker.index(maker.states(1))))
     assert runs(home) == 1
     assert personal.served(home, home.bundle()).name == first.weights

@@ -34,7 +34,8 @@ NUMBERS = {
     for option in command.params
     if option.name != "help" and is_number(option)
 }
-BOUNDED = sorted(set(NUMBERS) - AT_THE_RECORD)
+# a number that is no option is named by its place: `-1` there would be read as an option
+BOUNDED = sorted(each for each in set(NUMBERS) - AT_THE_RECORD if each[1].startswith("-"))
 
 
 def test_every_number_has_a_lowest_and_a_highest_value_here_or_at_its_record():
