@@ -78,7 +78,11 @@ class Keyboard:
         self._home, self._now = home, now
         self._source = _source(home, bundle)
         # what changes when there may be another strip
-        self._watched = [str(self._source.file), *([str(home.folder / PERSONAL)] if home else [])]
+        self._watched = [str(self._source.file)]
+        if home:
+            self._watched.append(str(home.folder / PERSONAL))
+            if home.config.bundle is not None:  # until a release comes into its home
+                self._watched.append(str(home.folder / BUNDLES / POINTER))
         # None: what is there now is another one already
         self._seen = self._marks() if _is_current(self._source, bundle) else None
         served = personal.served(home, bundle) if home else Served()
@@ -191,7 +195,7 @@ class _Source:
 
 
 def _source(home: Home | None, bundle: Bundle) -> _Source:
-    if home and home.config.bundle is None and bundle.path.parent == home.folder / BUNDLES:
+    if home and bundle.path.parent == home.folder / BUNDLES:
         return _Source(home.folder / BUNDLES / POINTER, home.bundle)
     file = bundle.path if bundle.path.is_file() else bundle.path / MANIFEST
     if home and home.config.bundle is not None:

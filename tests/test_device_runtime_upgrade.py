@@ -10,23 +10,39 @@ import threading
 from dataclasses import replace
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
+import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from device_runtime import bundle, config, installed, personal, releases, signing, upgrade
+from device_runtime import (
+    bundle,
+    codes,
+    config,
+    drive,
+    installed,
+    patch,
+    personal,
+    releases,
+    signing,
+    upgrade,
+    weights,
+)
 from device_runtime.bundle import CHECKPOINT, MANIFEST, SIGNATURE
 from device_runtime.daemon import Daemon
 from device_runtime.errors import RunError, ServerError
 from device_runtime.home import BUNDLES, FETCHED, DeviceConfig, Home
-from device_runtime.releases import WHOLE, Newest, Offer, Statement
-from device_runtime.transport import Reply, http
+from device_runtime.keyboard import Keyboard
+from device_runtime.releases import WHOLE, Blob, Newest, Offer, Statement
+from device_runtime.transport import Reply, Unreachable, http
 from device_runtime.turn import Outcome, Status
 from device_runtime.upgrade import Means, follow, remembered
 from device_runtime.weights import digest
 from tests.test_device_runtime_daemon import ABLE
 from tests.test_device_runtime_personal import HABIT, likelier, release
 
+GOLDEN = Path(__file__).parent / "golden"
 NOW = 1_000_000.0
 UNKNOWN = b'{"cause":"unknown_blob","detail":"none"}'
 
@@ -331,6 +347,136 @@ def test_an_index_that_is_none_is_not_fetched_again(maker, home, means, data):
     assert not upgrade.is_due(home, index, NOW)
 
 
+# --- differences
+# ------------------------------------------------------------------------------------------------
+
+
+def other_weights(maker, seed: int) -> dict[str, bytes]:
+    """The files of weights a little different, as a maker packages them."""
+    rng, first = np.random.default_rng(seed), maker.first
+    moved = {
+        name: array + rng.normal(0, 0.02, array.shape) for name, array in first.weights.items()
+    }
+    values = {name: np.float16(array).astype(np.float32) for name, array in moved.items()}
+    return {
+        bundle.PREDICT: patch.predict(first.predict_graph, first.manifest.constants, values),
+        CHECKPOINT: weights.to_bytes(replace(first.checkpoint, weights=values), np.float16),
+    }
+
+
+def with_difference(maker, release: int, difference: bytes, since: int = 0) -> Offer:
+    """What is offered of a release, with what makes its predict.tflite of an older one."""
+    name = maker.names[since]
+    blob = Blob(maker.blobs.put(difference), len(difference))
+    return replace(maker.states(release), differences={name: blob})
+
+
+@pytest.fixture
+def changed(maker):
+    """Files of another release, and the difference from those of the first."""
+    files = other_weights(maker, 1)
+    maker.names[0] = digest(maker.first.encoded)
+    old, new = maker.first.predict_graph, files[bundle.PREDICT]
+    return files, codes.encode(old, new, maker.first.manifest.constants)
+
+
+def test_other_weights_of_the_same_graph_come_as_a_difference_and_without_their_checkpoint(
+    maker, home, over_http, changed
+):
+    files, difference = changed
+    maker.make(1, changed=files)
+    index = maker.index(with_difference(maker, 1, difference))
+    done = follow(home, index, over_http)
+    assert maker.blobs.asked == [index, maker.names[1], digest(difference)]
+    asked = sum(len(maker.blobs.blobs[sha]) for sha in maker.blobs.asked)
+    assert (done.upgraded.how, done.upgraded.bytes_down) == (upgrade.DIFFERENCE, asked)
+    now = home.bundle()
+    assert (now.manifest.release, now.is_lean) == (1, True)
+    assert now.predict_graph == files[bundle.PREDICT]
+    # within half a step of the codes of those that were signed, all together
+    signed = weights.from_bytes(files[CHECKPOINT]).weights
+    apart = weights.norm(weights.subtract(now.weights, signed))
+    assert 0 < apart <= drive._rounding(now) < 0.1 * weights.norm(signed)
+    assert drive._rounding(maker.first) == 0
+
+
+@pytest.mark.parametrize("spoil", ["none", "damaged", "of another", "lost", "as large"])
+def test_without_a_difference_that_does_it_the_whole_file_comes(
+    maker, home, means, changed, spoil
+):
+    files, difference = changed
+    maker.make(1, changed=files)
+    offered = with_difference(maker, 1, difference)
+    if spoil == "none":
+        offered = replace(offered, differences={})
+    elif spoil == "damaged":
+        offered = with_difference(maker, 1, difference[:-9] + bytes(9))
+    elif spoil == "of another":
+        other = other_weights(maker, 2)[bundle.PREDICT]
+        constants = maker.first.manifest.constants
+        between = codes.encode(other, files[bundle.PREDICT], constants)
+        offered = with_difference(maker, 1, between)
+    elif spoil == "lost":
+        del maker.blobs.blobs[digest(difference)]
+    elif spoil == "as large":
+        offered = with_difference(maker, 1, bytes(len(files[bundle.PREDICT])))
+    index = maker.index(offered)
+    done = follow(home, index, means)
+    assert done.refused == ()
+    assert digest(files[bundle.PREDICT]) in maker.blobs.asked
+    assert digest(files[CHECKPOINT]) not in maker.blobs.asked
+    assert home.bundle().predict_graph == files[bundle.PREDICT]
+
+
+def test_a_network_that_breaks_off_in_a_difference_is_no_reason_for_the_whole_file(
+    maker, home, means, changed
+):
+    files, difference = changed
+    maker.make(1, changed=files)
+
+    def send(method, path, body, headers):
+        if path.endswith(digest(difference)):
+            raise Unreachable(path, "no connection", "wait")
+        return maker.blobs.send(method, path, body, headers)
+
+    index = maker.index(with_difference(maker, 1, difference))
+    broken = replace(means, connect=lambda: contextlib.nullcontext(send))
+    failed(home, index, broken, "no connection")
+    assert digest(files[bundle.PREDICT]) not in maker.blobs.asked
+
+
+def test_a_lean_release_goes_on_to_the_next_one_and_back(maker, home, means, changed):
+    files, difference = changed
+    maker.make(1, changed=files)
+    follow(home, maker.index(with_difference(maker, 1, difference)), means)
+    later = other_weights(maker, 2)
+    maker.make(2, changed=later)
+    constants = maker.first.manifest.constants
+    further = codes.encode(files[bundle.PREDICT], later[bundle.PREDICT], constants)
+    offered = with_difference(maker, 2, further, since=1)
+    done = follow(home, maker.index(offered), means)
+    assert (done.upgraded.how, home.bundle().is_lean) == (upgrade.DIFFERENCE, True)
+    assert home.bundle_before().is_lean
+    done = follow(home, maker.index(maker.states(2, serial=2, withdrawn=True)), means)
+    assert (done.upgraded.how, runs(home), home.bundle().is_lean) == (upgrade.BACK, 1, True)
+    # what it holds for rounds is the first release's, which tells nothing of those
+    assert home.held_checkpoint() == maker.first.manifest.files[CHECKPOINT].sha256
+
+
+def test_another_vocabulary_and_graph_is_a_whole_bundle_by_the_same_route(maker, home, means):
+    with home.typing_log() as log:
+        log.append_many([("the quagga sees the quagga", 2.0)])
+    maker.first = bundle.open_verified(
+        GOLDEN / "bundle.zip", frozenset((GOLDEN / "bundle.pub").read_text().split())
+    )
+    maker.make(1)
+    done = follow(home, maker.index(maker.states(1)), means)
+    assert (done.upgraded.how, home.bundle().is_lean) == (upgrade.WHOLE, False)
+    assert home.bundle().vocabulary.hash != home.bundle_before().vocabulary.hash
+    with Keyboard(home, home.bundle()) as keyboard:  # its log and its own words
+        assert [each.word for each in keyboard.suggest("the quag")] == ["quagga"]
+
+
 # --- what may go better later
 # ------------------------------------------------------------------------------------------------
 
@@ -481,14 +627,20 @@ def test_the_age_of_the_weights_goes_on(maker, home, means):
     assert home.age_of(old, 500.0) == 0
 
 
-def test_a_device_that_uses_a_bundle_in_place_gets_its_own(maker, tmp_path, trusted, means):
+def test_a_device_that_uses_a_bundle_in_place_gets_its_own_and_its_open_keyboard_too(
+    maker, tmp_path, trusted, means
+):
     path = str(maker.first.path)
     phone = Home.create(tmp_path / "phone", DeviceConfig(tuple(trusted), path), [])
-    maker.make(1)
-    follow(phone, maker.index(maker.states(1)), means)
-    assert (runs(phone), phone.bundle_before().manifest.release) == (1, 0)
-    follow(phone, maker.index(maker.states(1, serial=2, withdrawn=True)), means)
-    assert runs(phone) == 0
+    with Keyboard(phone, phone.bundle()) as keyboard:
+        best = keyboard.suggest("i will ")[0].word
+        maker.make(1, changed={bundle.BLOCKED: best.encode()})
+        follow(phone, maker.index(maker.states(1)), means)
+        assert (runs(phone), phone.bundle_before().manifest.release) == (1, 0)
+        assert best not in [each.word for each in keyboard.suggest("i will ")]
+        follow(phone, maker.index(maker.states(1, serial=2, withdrawn=True)), means)
+        assert runs(phone) == 0
+        assert keyboard.suggest("i will ")[0].word == best
 
 
 def test_a_damaged_memory_begins_anew_and_is_bounded(maker, home, means):
