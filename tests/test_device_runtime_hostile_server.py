@@ -5,16 +5,18 @@ import json
 import re
 import threading
 from contextlib import contextmanager
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
 
-from device_runtime import config, signing, transport, wire
+from device_runtime import chain, config, signing, transport, wire
 from device_runtime.daemon import LEAST_S, LONGEST_S, Daemon, read_schedule
 from device_runtime.home import DeviceConfig, Home
 from device_runtime.limits import OwnLimits
 from device_runtime.weights import digest
+from tests import toy_server
 
 ABLE = "0\tbattery_charged_on\n0\twifi\n0\tscreen_off\n"
 SERVER = wire.Server("5e" * 16, 0)
@@ -77,6 +79,11 @@ def assignment(**changes: object) -> bytes:
         "task_id": "7a" * 16,
     }
     return json.dumps(table | changes).encode()
+
+
+def chained(sign=toy_server.chained, **changes: object) -> bytes:
+    """The same with a chain that the device trusts, or as `sign` makes it."""
+    return config.to_json(sign(config.from_json(wire.Assignment, assignment(**changes), "work")))
 
 
 def with_(text: bytes, **of: bytes) -> bytes:
@@ -168,7 +175,7 @@ def test_a_device_survives_any_answer_to_its_check_in_and_keeps_its_wait(home, a
 
 @pytest.mark.parametrize("text", PLANS.values(), ids=PLANS)
 def test_a_device_survives_any_plan_and_keeps_its_wait(home, text):
-    work = assignment(plan=digest(text))
+    work = chained(plan=digest(text))
     daemon = live(home, lambda path: (200, text if "blobs" in path else work))
     assert read_schedule(home) == daemon.schedule
     assert daemon.schedule.errors == 1
@@ -182,6 +189,104 @@ def test_a_device_survives_any_status(home, status):
         daemon = live(home, lambda path, body=body: (status, body))
         assert read_schedule(home) == daemon.schedule
         home.drop("schedule.json")
+
+
+def expired(work: wire.Assignment) -> wire.Assignment:
+    return forged(work, expires_at=999.0)
+
+
+def forged(
+    work: wire.Assignment, by=toy_server.OPERATOR, rounds: int = 9, expires_at=1e11, **changes
+) -> wire.Assignment:
+    """The work with a certificate that says something else, and a link that belongs to it."""
+    good = config.from_json(
+        chain.Certificate, toy_server.chained(work).certificate.text.encode(), "certificate"
+    )
+    said = replace(good, rounds=rounds, expires_at=expires_at, **changes)
+    certificate = signing.sign_text(by, chain.CERTIFICATE, config.to_json(said))
+    link = chain.Link(chain.name_of(certificate), 0, work.checkpoint)
+    return replace(
+        work,
+        certificate=certificate,
+        link=signing.sign_text(toy_server.key(1), chain.LINK, config.to_json(link)),
+    )
+
+
+def replayed(work: wire.Assignment) -> wire.Assignment:
+    """A checkpoint of the server's own beside the link of a good one."""
+    return replace(toy_server.chained(work), checkpoint="d1" * 32)
+
+
+UNTRUSTED = {
+    "no certificate": lambda work: work,
+    "a certificate and no link": lambda work: replace(toy_server.chained(work), link=None),
+    "a certificate of a foreign key": lambda work: forged(work, toy_server.key(7)),
+    "an expired certificate": expired,
+    "another task's certificate": lambda work: forged(work, task_id="0a" * 16),
+    "another plan's certificate": lambda work: forged(work, plan="0a" * 32),
+    "another population's certificate": lambda work: forged(work, population="de-ch"),
+    "the link of another checkpoint": replayed,
+    "a certificate past its rounds": lambda work: forged(work, rounds=0),
+}
+
+
+# an evaluation scores the checkpoints of another task, which is certified by itself, round by round
+OF_ANOTHER = (
+    "another task's certificate",
+    "another plan's certificate",
+    "a certificate past its rounds",
+)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        (kind, name)
+        for kind in (wire.Kind.TRAINING, wire.Kind.EVALUATION)
+        for name in UNTRUSTED
+        if kind is wire.Kind.TRAINING or name not in OF_ANOTHER
+    ],
+)
+def test_of_a_checkpoint_no_trusted_key_signed_nothing_is_fetched_trained_or_sent(home, kind, name):
+    paths = []
+
+    def answer(path: str):
+        paths.append(path)
+        if path.endswith("/abandon"):
+            return 200, config.to_json(wire.Ack(False, 60.0))
+        return 200, chained(lambda work: UNTRUSTED[name](replace(work, kind=kind)))
+
+    live(home, answer)
+    assert [path.rpartition("/")[2] for path in paths] == ["check-in", "abandon"]
+    (line,) = home.contributions()
+    assert (line.outcome, line.cause) == ("abandoned", "uncertified")
+    assert line.detail.startswith(("certificate: expected", "certificate: ", "link: expected"))
+    assert line.detail.isascii() and len(line.detail) < 200
+    assert home.held_checkpoint() is None
+
+
+def test_a_server_that_signs_two_checkpoints_for_one_round_is_caught_with_both_signatures(home):
+    """It has a round key: what it signs is trusted, until it contradicts itself."""
+    checkpoints, fetched = iter(["d1" * 32, "d2" * 32, "d1" * 32, "d2" * 32]), []
+
+    def answer(path: str):
+        if path.endswith("/check-in"):
+            return 200, chained(checkpoint=next(checkpoints), plan=digest(PLAN))
+        if path.endswith("/abandon"):
+            return 200, config.to_json(wire.Ack(False, 60.0))
+        fetched.append(path)
+        return 404, b""
+
+    for turn, caught in enumerate((0, 1, 1, 1)):
+        fetched.clear()
+        live(home, answer)
+        assert len(home.evidence()) == caught
+        assert (fetched == []) == bool(turn % 2)  # the first of them is still trusted
+        home.drop("schedule.json")
+    (contradiction,) = home.evidence()
+    said = chain.described(contradiction)
+    assert "d1d1d1d1" in said and "d2d2d2d2" in said
+    assert signing.public_hex(toy_server.OPERATOR) in said
 
 
 def test_a_server_that_gives_out_another_s_work_is_refused_by_name(home, caplog):
