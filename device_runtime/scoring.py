@@ -3,14 +3,12 @@ What an evaluation task reports, and one of releases.
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from device_runtime.interpreter import Graph
 from device_runtime.metrics import STRIP, top_words
-from device_runtime.text import BOS, FIRST_WORD, OOV
+from device_runtime.reader import Reader
+from device_runtime.text import FIRST_WORD, OOV
 from device_runtime.weights import Weights
 from device_runtime.wire import Scores
 
@@ -51,8 +49,7 @@ def score(
 
     `may_continue` is asked before every message.
     """
-    step = Graph(graph)
-    return _score(lambda ids: log_probs(step, weights, ids), messages, may_continue)
+    return _score(Reader(graph, weights), messages, may_continue)
 
 
 def score_release(
@@ -61,12 +58,11 @@ def score_release(
     may_continue: Callable[[], bool] = lambda: True,
 ) -> Scores | None:
     """The same of a `predict` graph, which holds its weights."""
-    step = Graph(graph)
-    return _score(lambda ids: log_probs(step, {}, ids, "predict"), messages, may_continue)
+    return _score(Reader(graph), messages, may_continue)
 
 
 def _score(
-    rows_of: Callable[[Sequence[int]], NDArray[Any]],
+    reader: Reader,
     messages: Sequence[Sequence[int]],
     may_continue: Callable[[], bool],
 ) -> Scores | None:
@@ -81,7 +77,7 @@ def _score(
         )
         if not len(wanted):
             continue
-        scores, words = rows_of(ids)[wanted], np.array(ids)[wanted]
+        scores, words = reader.log_probs(ids)[wanted], np.array(ids)[wanted]
         best = top_words(scores, STRIP)
         hit = (best == words[:, None]) & (words != OOV)[:, None]
         in_vocabulary = np.flatnonzero(words != OOV)
@@ -91,14 +87,3 @@ def _score(
         known += len(in_vocabulary)
         loss -= float(scores[in_vocabulary, words[in_vocabulary]].sum(dtype=np.float64))
     return Scores(targets, top1, top3, known, max(0.0, loss))
-
-
-def log_probs(
-    graph: Graph, weights: Weights, ids: Sequence[int], signature: str = "step"
-) -> NDArray[Any]:
-    """Before each of the ids, float32 [ids, vocabulary]."""
-    state, rows = graph.start(signature), []
-    for token in [BOS, *ids[:-1]]:
-        results, state = graph.step(signature, state, token=np.array([token], np.int32), **weights)
-        rows.append(results["log_probs"][0])
-    return np.array(rows)

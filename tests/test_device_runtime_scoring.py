@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from device_runtime import drive, scoring, text
 from device_runtime.causes import Cause
 from device_runtime.finetune import finetune
-from device_runtime.interpreter import Graph
+from device_runtime.reader import Reader
 from device_runtime.separation import may_join
 from device_runtime.turn import Status
 from device_runtime.wire import Assignment, Kind
@@ -54,7 +54,7 @@ def test_scores_are_those_of_the_words_as_they_would_be_typed(tiny_bundle):
     vocabulary, values = tiny_bundle.vocabulary, tiny_bundle.checkpoint.weights
     ids = vocabulary.ids(text.tokenise("i will see my dog unheardofword"))
     scores = scoring.score(tiny_bundle.train_graph, values, [ids])
-    table = scoring.log_probs(Graph(tiny_bundle.train_graph), values, ids)
+    table = Reader(tiny_bundle.train_graph, values).log_probs(ids)
     words = [(place, word) for place, word in enumerate(ids) if word >= text.FIRST_WORD]
     assert (scores.targets, scores.in_vocabulary) == (6, 5)
     assert scores.loss == pytest.approx(
