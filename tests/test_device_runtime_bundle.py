@@ -1,14 +1,18 @@
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from device_runtime import bundle, interpreter, weights
-from device_runtime.errors import BundleError
+from device_runtime import bundle, interpreter, patch, weights
+from device_runtime.errors import BundleError, CheckpointError
+from device_runtime.patch import Constant
 from device_runtime.predictor import Predictor
+
+GOLDEN = Path(__file__).parent / "golden"
 
 
 @pytest.fixture(scope="module")
@@ -180,3 +184,118 @@ def test_weights_that_moved_are_measured(tiny_bundle, tiny_checkpoint):
     change = bundle.difference(tiny_bundle, other)
     assert change.weights == pytest.approx(np.sqrt(len(tiny_bundle.vocabulary)), rel=1e-2)
     assert list(change.files) == [bundle.CHECKPOINT]
+
+
+def lean_copy(opened, folder):
+    """What a device has of a release that came as a difference."""
+    shutil.copytree(opened.path, folder)
+    (folder / bundle.CHECKPOINT).unlink()
+    return folder
+
+
+def test_a_lean_bundle_opens_where_it_is_asked_for_and_nowhere_else(tmp_path, tiny_bundle, trusted):
+    folder = lean_copy(tiny_bundle, tmp_path / "lean")
+    with pytest.raises(BundleError, match=r"checkpoint.safetensors: cannot be read"):
+        bundle.open_verified(folder, trusted)
+    lean = bundle.open_verified(folder, trusted, lean=True)
+    assert (lean.is_lean, tiny_bundle.is_lean) == (True, False)
+    assert lean.predict_graph == tiny_bundle.predict_graph
+    whole = bundle.open_verified(tiny_bundle.path, trusted, lean=True)
+    assert not whole.is_lean
+
+
+def test_weights_of_a_lean_bundle_are_those_of_its_codes_and_of_a_whole_one_its_checkpoint_s(
+    tmp_path, tiny_bundle, trusted
+):
+    lean = bundle.open_verified(lean_copy(tiny_bundle, tmp_path / "lean"), trusted, lean=True)
+    constants = tiny_bundle.manifest.constants
+    for name, exact in tiny_bundle.checkpoint.weights.items():
+        np.testing.assert_array_equal(tiny_bundle.weights[name], exact)
+        step = 0.0
+        if constants[name].type == patch.INT8:
+            scale = patch.scale_of(tiny_bundle.predict_graph, constants[name])
+            step = float(scale) / constants[name].factor
+        assert np.abs(lean.weights[name] - exact).max() <= 0.501 * step
+        assert lean.weights[name].shape == exact.shape
+    with pytest.raises(CheckpointError, match="not there: this release came as a difference"):
+        _ = lean.checkpoint
+
+
+def test_a_lean_bundle_is_nothing_to_hand_on(tmp_path, tiny_bundle, trusted):
+    lean = bundle.open_verified(lean_copy(tiny_bundle, tmp_path / "lean"), trusted, lean=True)
+    with pytest.raises(BundleError, match="use the bundle of its maker"):
+        bundle.write_zip(lean, tmp_path / "lean.zip")
+    assert not (tmp_path / "lean.zip").exists()
+    change = bundle.difference(tiny_bundle, lean)
+    assert list(change.files) == [bundle.CHECKPOINT]
+    assert 0 < change.weights <= patch.rounding(lean.predict_graph, lean.manifest.constants)
+
+
+def test_a_file_that_is_altered_is_refused_in_a_lean_bundle_too(tmp_path, tiny_bundle, trusted):
+    folder = lean_copy(tiny_bundle, tmp_path / "lean")
+    (folder / bundle.CHECKPOINT).write_bytes(b"another")
+    with pytest.raises(BundleError, match=r"checkpoint.safetensors: expected [0-9]+ bytes, found"):
+        bundle.open_verified(folder, trusted, lean=True)
+
+
+def test_a_bundle_of_format_2_opens_and_is_never_lean(tmp_path, trusted, signing_key):
+    """It does not say where its constants are."""
+    maker = frozenset({(GOLDEN / "bundle.pub").read_text().strip()})
+    old = bundle.open_verified(GOLDEN / "bundle.zip", maker, lean=True)
+    assert (old.manifest.format, old.manifest.constants) == (2, None)
+    assert old.weights.keys() == old.checkpoint.weights.keys()
+    bundle.write(tmp_path / "old", old.manifest, old.content, signing_key)
+    assert bundle.open_verified(tmp_path / "old", trusted).encoded == old.encoded
+    (tmp_path / "old" / bundle.CHECKPOINT).unlink()
+    with pytest.raises(BundleError, match=r"the manifest does not say where predict.tflite has"):
+        bundle.open_verified(tmp_path / "old", trusted, lean=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"cell_bias": Constant("float32", 1 << 20, 72)}, "cell_bias: expected within the"),
+        ({"cell_bias": Constant("float32", 0, 71)}, "cell_bias: expected 71 values, found 72"),
+        ({"gate": Constant("float32", 0, 1)}, "gate: expected 1 values, found no such array"),
+        ({"cell_bias": Constant("float32", 0, 72)}, r"predict.tflite is not of the graph"),
+        (
+            {"cell_bias": Constant("int8", 1000, 72, 1071)},
+            "constant cell_bias: shares bytes of the file with",
+        ),
+    ],
+)
+def test_constants_that_cannot_be_so_are_refused_though_they_were_signed(
+    tmp_path, tiny_bundle, signing_key, trusted, change, said
+):
+    constants = {**tiny_bundle.manifest.constants, **change}
+    with pytest.raises(BundleError, match=said):
+        bundle.open_verified(
+            rewritten(tmp_path / "odd", tiny_bundle, signing_key, constants=constants), trusted
+        )
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"constants": None}, "expected both constants and graph, or neither"),
+        ({"graph": None}, "expected both constants and graph, or neither"),
+        ({"graph": "0" * 64}, r"predict.tflite is not of the graph that it names"),
+        ({"units": 1 << 40}, "its shapes are not those of its network"),
+        ({"embedding": -1}, "its shapes are not those of its network"),
+    ],
+)
+def test_a_manifest_that_contradicts_itself_on_its_graph_is_refused(
+    tmp_path, tiny_bundle, signing_key, trusted, changes, said
+):
+    with pytest.raises(BundleError, match=said):
+        bundle.open_verified(
+            rewritten(tmp_path / "odd", tiny_bundle, signing_key, **changes), trusted
+        )
+
+
+def test_a_manifest_that_says_nothing_of_its_graph_is_one_that_cannot_be_patched(
+    tmp_path, tiny_bundle, signing_key, trusted
+):
+    rewritten(tmp_path / "plain", tiny_bundle, signing_key, constants=None, graph=None)
+    plain = bundle.open_verified(tmp_path / "plain", trusted)
+    assert plain.manifest.constants is None
