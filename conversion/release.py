@@ -357,6 +357,4 @@ def _against(new: Bundle, served: Bundle, users: Users) -> Corpus:
         for each in (new, served)
     )
     change, low, high = comparison.difference(left, right, "top1", np.random.default_rng(0))
-    return Corpus(
-        len(left.users), left.total.targets, 100 * change, (100 * low, 100 * high)
-    )
+    return Corpus(len(left.users), left.total.targets, 100 * change, (100 * low, 100 * high))

@@ -156,12 +156,16 @@ def release_list(
             size(each.bytes),
             size(each.differences[0].bytes) if each.differences else "-",
             f"{each.task or each.corpus} {each.round}",
+            "-" if each.top1 is None else f"{100 * each.top1:.1f} ({each.devices:,})",
         ]
         for each in releases
     ]
     console.table(
         "releases",
-        ["release", "share", "state", "published (UTC)", "bundle", "difference", "from round"],
+        [
+            *("release", "share", "state", "published (UTC)", "bundle", "difference", "from round"),
+            "top-1",
+        ],
         rows,
     )
     for each in releases:
@@ -172,11 +176,8 @@ def release_list(
 def _details(release: "ReleaseReport") -> list[str]:
     """What does not fit a table."""
     lines = []
-    if release.stopped:
-        lines.append(
-            f"stopped: {release.stopped}; devices that run it stay until it is withdrawn: "
-            f"`fedboard release withdraw {release.release}`"
-        )
+    if release.how:
+        lines.append(release.how)
     if release.new_vocabulary:
         lines.append("a new vocabulary: it travels as a whole bundle, and tasks of the old one end")
     if release.differences:

@@ -77,6 +77,13 @@ def task_create(
             help="Training task whose checkpoints are scored on the devices' held-back messages."
         ),
     ] = None,
+    compares_releases: Annotated[
+        str | None,
+        typer.Option(
+            help="Training task whose devices score the release they run and the one before, on "
+            "held-back messages: staged releases that do worse stop by it."
+        ),
+    ] = None,
     config: Annotated[
         Path | None,
         typer.Option(help="TOML file with the task's settings, as for `fedboard serve`."),
@@ -96,7 +103,7 @@ def task_create(
     key: Key = None,
     as_json: Json = False,
 ) -> None:
-    """Start a training task from a bundle, or an evaluation task beside a training task. A training
+    """Start a training task from a bundle, or beside a training task one that scores. A training
     task is certified at once if the bundle's signing key is on this machine.
     """
     from device_runtime import signing, weights
@@ -108,11 +115,12 @@ def task_create(
     from server.settings import ServerSettings
     from server.task import TaskSettings, for_bundle, settings_of
 
-    if (bundle is None) == (evaluates is None):
+    if sum(each is not None for each in (bundle, evaluates, compares_releases)) != 1:
         raise RunError(
-            "--bundle, --evaluates",
+            "--bundle, --evaluates, --compares-releases",
             "expected one of them",
-            "give a bundle to train from, or a training task to evaluate",
+            "give a bundle to train from, a training task to evaluate, or one whose devices "
+            "compare releases",
         )
     settings = settings_of(from_toml(ServerSettings, config)) if config else TaskSettings()
     settings = replace(settings, name=name)
@@ -131,7 +139,9 @@ def task_create(
                 checkpoint=operator.put_checkpoint(weights.to_bytes(opened.checkpoint)),
             )
         else:
-            settings = replace(settings, kind=Kind.EVALUATION, evaluates=evaluates or "")
+            kind = Kind.EVALUATION if evaluates else Kind.RELEASES
+            scored = evaluates or compares_releases or ""
+            settings = replace(settings, kind=kind, evaluates=scored)
         report = operator.create(settings)
         if signer is not None and is_makers:
             report = certified(operator, name, signer, ROUNDS, DAY_S * DAYS, settings)
@@ -239,6 +249,8 @@ def task_show(
     _say_signer(task)
     if task.refused:
         console.say(f"{task.name}: {task.refused}")
+    if task.stopped:
+        console.say(task.stopped)
     scored = task.kind is Kind.EVALUATION
     rows = [
         [

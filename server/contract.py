@@ -122,6 +122,8 @@ class TaskReport:
     last_round: int = 0  # that its certificate covers
     expires_at: float = 0.0  # of the certificate, seconds since 1970
     certify: str = ""  # what must be done about its certificate, in a sentence; empty if nothing
+    # of a task of releases: which of them were stopped, and why, in a sentence
+    stopped: str = ""
 
 
 @dataclass(frozen=True)
@@ -188,6 +190,12 @@ class ReleaseReport:
     privacy: str
     stopped: str = ""  # why
     stopped_at: float | None = None
+    # what is told of its scores, once enough devices are in it
+    devices: int = 0
+    top1: float | None = None  # share of their words
+    top3: float | None = None
+    median: float | None = None  # of the devices' shares of right words
+    how: str = ""  # it does beside the others, and what follows, in a sentence
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from markupsafe import Markup
 from device_runtime import causes
 from device_runtime.causes import Step
 from device_runtime.wire import FUNNEL, OPEN, Kind, RoundReport
+from server import release_plots
 from server.overview import STEPS, Overview, Score, TaskView, eligible
 from server.rounds import Mode
 
@@ -265,9 +266,12 @@ def _templates() -> tuple[jinja2.Template, str, str]:
     )
     environment.filters |= {"size": size, "span": span, "moment": moment}
     environment.filters |= {"spread": spread, "nats": nats}
+    environment.filters["capitalize_first"] = lambda words: words[:1].upper() + words[1:]
+    environment.filters |= {"points": release_plots.points, "gained": release_plots.gained}
     environment.globals |= {
         "funnel": funnel,
         "plots": plots,
+        "release_plots": release_plots.plots,
         "share": share,
         "sentence": causes.sentence,
         "lost": LOST,

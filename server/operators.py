@@ -9,7 +9,7 @@ from device_runtime import weights
 from device_runtime.causes import Cause
 from device_runtime.errors import CheckpointError, ConfigError, RunError
 from device_runtime.wire import Kind, Phase, Signed
-from server import chain, mechanism, tasks
+from server import chain, mechanism, standings, tasks
 from server.contract import (
     Codes,
     NewCodes,
@@ -148,4 +148,5 @@ def _report(rows: Rows, stored: StoredTask, now: float) -> TaskReport:
         certified.last_round,
         certified.expires_at,
         certified.to_do,
+        standings.stopped_sentence(rows, task.population) if task.kind is Kind.RELEASES else "",
     )

@@ -6,13 +6,14 @@ from dataclasses import dataclass, field
 
 from device_runtime.causes import Step, had_no_place
 from device_runtime.wire import FUNNEL, OPEN, Kind, Phase, RoundReport, lost
-from server import chain, mechanism
+from server import chain, mechanism, standings
 from server.chain import Standing
 from server.coordinator import Coordinator
 from server.mechanism import Exposure, Spent
 from server.places import Places
 from server.rounds import Mode
 from server.scores import quartiles
+from server.standings import ReleaseStanding
 from server.store import Rows, StoredTask
 from server.task import State
 
@@ -94,6 +95,7 @@ class Overview:
     devices: int
     refused_requests: tuple[tuple[str, int], ...]
     tasks: tuple[TaskView, ...]
+    releases: tuple[ReleaseStanding, ...] = ()  # by population, newest first
 
 
 def read(
@@ -111,6 +113,7 @@ def read(
             rows.count_devices(),
             tuple(sorted(refused.items())),
             tasks,
+            standings.read(rows),
         )
 
 

@@ -22,13 +22,13 @@ from device_runtime.causes import Cause
 from device_runtime.errors import BundleError, CheckpointError, ConfigError
 from device_runtime.releases import INDEX_BYTES, MOST_NAMED, WHOLE, Blob, Newest, Offer, Statement
 from device_runtime.wire import Signed
+from server import standings
 from server.blobs import Blobs
 from server.contract import (
     DifferenceFrom,
     Publication,
     ReleaseReport,
     ReleaseReports,
-    ReleaseState,
 )
 from server.coordinator import Coordinator
 from server.release_rows import StoredRelease, statement_in
@@ -338,16 +338,13 @@ def report(rows: Rows, release: StoredRelease) -> ReleaseReport:
     """A release, as an operator sees it."""
     manifest, statement = release.manifest, release.statement
     differences = rows.releases.differences(release.population)
-    state = ReleaseState.OFFERED
-    if statement.withdrawn:
-        state = ReleaseState.WITHDRAWN
-    elif release.stopped:
-        state = ReleaseState.STOPPED
     lineage = manifest.lineage
+    standing = standings.one(rows, release)
+    told = standing.figures.devices > 0
     return ReleaseReport(
         population=release.population,
         release=release.release,
-        state=state,
+        state=standing.state,
         share=statement.share,
         statement=release.signed,
         published_at=release.published_at,
@@ -370,6 +367,11 @@ def report(rows: Rows, release: StoredRelease) -> ReleaseReport:
         privacy=lineage.privacy,
         stopped=release.stopped,
         stopped_at=release.stopped_at,
+        devices=standing.figures.devices,
+        top1=None if standing.right is None else standing.right.share,
+        top3=standing.top3,
+        median=standing.quartiles[1] if told else None,
+        how=standing.sentence,
     )
 
 

@@ -401,9 +401,7 @@ def test_other_weights_of_the_same_graph_come_as_a_difference_and_without_their_
 
 
 @pytest.mark.parametrize("spoil", ["none", "damaged", "of another", "lost", "as large"])
-def test_without_a_difference_that_does_it_the_whole_file_comes(
-    maker, home, means, changed, spoil
-):
+def test_without_a_difference_that_does_it_the_whole_file_comes(maker, home, means, changed, spoil):
     files, difference = changed
     maker.make(1, changed=files)
     offered = with_difference(maker, 1, difference)
