@@ -3,8 +3,8 @@
 The error is one of ours, whatever the bytes hold.
 
 python fuzz/readers.py manifest -max_total_time=60        (or zip, checkpoint, update, difference,
-typing_log, unfinished, schedule, trace; of people's own: files, corpus; of the server: messages,
-proof, window, counted, settings)
+codes, typing_log, unfinished, schedule, trace; of people's own: files, corpus; of the server:
+messages, proof, window, counted, settings)
 """
 
 import contextlib
@@ -19,11 +19,13 @@ with atheris.instrument_imports(
 ):
     from device_runtime import (
         bundle,
+        codes,
         conditions,
         config,
         daemon,
         difference,
         own_words,
+        patch,
         personal,
         unfinished,
         weights,
@@ -38,6 +40,14 @@ with atheris.instrument_imports(
 
 import numpy as np
 
+CONSTANTS = {
+    "bias": patch.Constant("float32", 8, 2),
+    "kernel": patch.Constant("int8", 16, 6, 4),
+}
+PREDICT = patch.predict(b"TFL3" + bytes(18), CONSTANTS, {"bias": np.ones(2), "kernel": np.ones(6)})
+PATCHED = patch.predict(
+    PREDICT, CONSTANTS, {"bias": np.full(2, 1.5), "kernel": np.arange(6) / np.float32(4)}
+)
 FOLDER = Path(tempfile.mkdtemp(prefix="fedboard-fuzz-"))
 OLD = weights.to_bytes(weights.Checkpoint({"a": np.arange(6, dtype=np.float32)}), np.float16)
 NEW = weights.to_bytes(weights.Checkpoint({"a": np.arange(6, dtype=np.float32) * 1.01}), np.float16)
@@ -76,6 +86,11 @@ def update(data: bytes) -> None:
 def difference_(data: bytes) -> None:
     """A difference between checkpoints: what applies gives the new one, to the byte."""
     assert difference.apply(OLD, data) == NEW
+
+
+def codes_(data: bytes) -> None:
+    """A difference between files that predict: what applies gives the new one, to the byte."""
+    assert codes.apply(PREDICT, data, CONSTANTS, weights.digest(PATCHED)) == PATCHED
 
 
 def typing_log(data: bytes) -> None:
@@ -231,7 +246,7 @@ READERS = {
         encode(np.ones(3, np.float32), Header(1, 2, "ab" * 32, 1, 1), np.random.default_rng(0)),
     ),
     "settings": (settings, b"[rules]\nreport_goal = 5\n[storage]\nblobs = 's3://a/b'\n"),
-    "manifest": (manifest, b'{"format":2}'),
+    "manifest": (manifest, b'{"format":3,"constants":{"a":{"type":"int8"}},"graph":"00"}'),
     "zip": (zip_, b"PK\x05\x06" + bytes(18)),
     "checkpoint": (checkpoint, OLD),
     "update": (
@@ -239,6 +254,7 @@ READERS = {
         encode(np.ones(3, np.float32), Header(1, 2, "ab" * 32, 1, 1), np.random.default_rng(0)),
     ),
     "difference": (difference_, difference.encode(OLD, NEW)),
+    "codes": (codes_, codes.encode(PREDICT, PATCHED, CONSTANTS)),
     "typing_log": (typing_log, LOG_BYTES),
     "unfinished": (unfinished_, SEALED[:-1] + bytes([SEALED[-1] ^ 1])),
     "schedule": (schedule, b'{"asked_at":1.0,"wait_s":2.0,"errors":0}'),
