@@ -23,9 +23,9 @@ from typing import Annotated
 import numpy as np
 
 from device_runtime import bundle as bundles
-from device_runtime import calls, config, durable, installed, releases
+from device_runtime import calls, codes, config, durable, installed, releases
 from device_runtime.bounds import Each, OneOf, Within
-from device_runtime.bundle import CHECKPOINT, MANIFEST, MANIFEST_BYTES, SIGNATURE, Bundle
+from device_runtime.bundle import CHECKPOINT, MANIFEST, MANIFEST_BYTES, PREDICT, SIGNATURE, Bundle
 from device_runtime.causes import Cause
 from device_runtime.errors import (
     BundleError,
@@ -33,6 +33,7 @@ from device_runtime.errors import (
     FedboardError,
     RunError,
     ServerError,
+    Unanswered,
 )
 from device_runtime.home import BUNDLES, FETCHED, RELEASES, Home
 from device_runtime.interpreter import Graph
@@ -315,6 +316,11 @@ class _Following:
         if not is_lean and CHECKPOINT not in content:
             lacking[CHECKPOINT] = manifest.files[CHECKPOINT]
         self._require_room(sum(file.bytes for file in lacking.values()))
+        if is_lean and PREDICT in lacking:
+            made = self._by_difference(named, manifest)
+            if made is not None:
+                content[PREDICT] = made
+                del lacking[PREDICT]
         for name, file in sorted(lacking.items()):
             content[name] = self._part(file.sha256, file.bytes, name)
         content |= {MANIFEST: encoded, SIGNATURE: signature}
@@ -333,6 +339,27 @@ class _Following:
         return {
             name: by_hash[file.sha256] for name, file in files.items() if file.sha256 in by_hash
         }
+
+    def _by_difference(self, named: Named, manifest: bundles.Manifest) -> bytes | None:
+        """predict.tflite out of one that lies here and a difference; None where there is no
+        difference that does it and is smaller.
+        """
+        file, constants = manifest.files[PREDICT], manifest.constants
+        for old in (self._own, self._before):
+            if old is None or constants is None or not _has_graph(old, manifest):
+                continue
+            offered = named.offer.differences.get(installed.name_of(old))
+            if offered is None or offered.bytes >= file.bytes:
+                continue
+            try:
+                since = f"what changed since release {old.manifest.release}"
+                data = self._part(offered.sha256, offered.bytes, since)
+                return codes.apply(old.predict_graph, data, constants, file.sha256)
+            except Unanswered:
+                raise
+            except (ServerError, BundleError) as error:
+                self._means.say(f"the difference does not help, the whole file is fetched: {error}")
+        return None
 
     def _laid(self, bundle: Bundle) -> Bundle:
         """Beside the one that is used. A device that used one in place gets a copy of that first:

@@ -11,16 +11,17 @@ from dataclasses import replace
 
 import pytest
 
-from device_runtime import bundle, calls, installed, personal
+from device_runtime import bundle, calls, codes, installed, personal
 from device_runtime.drive import Turn, simulated
 from device_runtime.home import BUNDLES, FETCHED, UNFINISHED, DeviceConfig, Home
 from device_runtime.transport import http
 from device_runtime.turn import Status
 from device_runtime.upgrade import Means, follow, remembered
+from device_runtime.weights import digest
 from tests.kill_points import every_kill_point
 from tests.test_device_runtime_drive import EASY
 from tests.test_device_runtime_personal import HABIT, likelier, release
-from tests.test_device_runtime_upgrade import Maker
+from tests.test_device_runtime_upgrade import Maker, other_weights, with_difference
 
 
 def test_power_lost_at_any_step_of_an_install_leaves_one_whole_bundle(
@@ -102,9 +103,13 @@ def test_a_device_killed_at_any_step_of_an_upgrade_runs_one_whole_bundle_and_com
     releases_of, fast_folder, way
 ):
     maker, phone, script = releases_of
-    maker.make(1, changed={bundle.BLOCKED: b"dog\n", bundle.CARD: b"another"})
+    files = {**other_weights(maker, 1), bundle.BLOCKED: b"dog\n"}
+    made = maker.make(1, changed=files)
+    maker.names[0] = digest(maker.first.encoded)
+    old, new = maker.first.predict_graph, made.predict_graph
+    difference = codes.encode(old, new, made.manifest.constants)
     means = Means(maker.blobs.connect, lambda: 9.0, sleep=lambda seconds: None)
-    index, target, seen = maker.index(maker.states(1)), 1, set()
+    index, target, seen = maker.index(with_difference(maker, 1, difference)), 1, set()
     if way == "back":
         follow(phone, index, means)
         index, target = maker.index(maker.states(1, serial=2, withdrawn=True)), 0
@@ -120,7 +125,8 @@ def test_a_device_killed_at_any_step_of_an_upgrade_runs_one_whole_bundle_and_com
         follow(home, index, means)
         is_settled(home, target)
         assert remembered(home).refused == ()
-        assert home.checkpoint() is not None
+        assert home.bundle().is_lean == (target == 1)
+        assert home.checkpoint() == maker.first.content[bundle.CHECKPOINT]
 
     steps = every_kill_point(script(index), fast_folder / "kills", prepare, check)
     assert steps > 20

@@ -39,6 +39,7 @@ from device_runtime.transport import Reply, Unreachable, http
 from device_runtime.turn import Outcome, Status
 from device_runtime.upgrade import Means, follow, remembered
 from device_runtime.weights import digest
+from model import vocabulary
 from tests.test_device_runtime_daemon import ABLE
 from tests.test_device_runtime_personal import HABIT, likelier, release
 
@@ -461,18 +462,45 @@ def test_a_lean_release_goes_on_to_the_next_one_and_back(maker, home, means, cha
     assert home.held_checkpoint() == maker.first.manifest.files[CHECKPOINT].sha256
 
 
-def test_another_vocabulary_and_graph_is_a_whole_bundle_by_the_same_route(maker, home, means):
-    with home.typing_log() as log:
-        log.append_many([("the quagga sees the quagga", 2.0)])
+def test_another_graph_is_a_whole_bundle_by_the_same_route(maker, home, means):
     maker.first = bundle.open_verified(
         GOLDEN / "bundle.zip", frozenset((GOLDEN / "bundle.pub").read_text().split())
     )
-    maker.make(1)
+    made = maker.make(1)
     done = follow(home, maker.index(maker.states(1)), means)
     assert (done.upgraded.how, home.bundle().is_lean) == (upgrade.WHOLE, False)
-    assert home.bundle().vocabulary.hash != home.bundle_before().vocabulary.hash
-    with Keyboard(home, home.bundle()) as keyboard:  # its log and its own words
+    assert digest(made.content[bundle.PREDICT]) in maker.blobs.asked
+
+
+def test_another_vocabulary_is_a_whole_bundle_and_what_was_typed_carries_over(
+    maker, home, means, tiny_vocabulary
+):
+    with home.typing_log() as log:
+        log.append_many([("the quagga sees the quagga", 2.0)])
+    made_up = [a + b for a in "abcde" for b in "vwxyz"]
+    # as many ids, so that the graph serves
+    others = [vocabulary.build([["grazes", "grazes", *made_up]], size) for size in range(20, 28)]
+    other = next(each for each in others if len(each) == len(tiny_vocabulary)).model
+    files = {**other_weights(maker, 1), bundle.TOKENIZER: other}
+    maker.make(1, changed=files, tokenizer=digest(other))
+    maker.names[0] = digest(maker.first.encoded)
+    done = follow(home, maker.index(with_difference(maker, 1, b"of no use")), means)
+    assert (done.upgraded.how, home.bundle().is_lean) == (upgrade.WHOLE, False)
+    with home.typing_log() as log:
+        assert log.count() == 2
+    with Keyboard(home, home.bundle()) as keyboard:
         assert [each.word for each in keyboard.suggest("the quag")] == ["quagga"]
+
+
+def test_another_vocabulary_without_its_whole_bundle_is_said_and_the_strip_goes_on(
+    maker, home, means
+):
+    other = maker.first.content[bundle.TOKENIZER] + b"\0"
+    changed = {**other_weights(maker, 1), bundle.TOKENIZER: other}
+    maker.make(1, changed=changed, tokenizer=digest(other))
+    del maker.blobs.blobs[digest(changed[CHECKPOINT])]
+    failed(home, maker.index(maker.states(1)), means, "refused with 404 unknown_blob")
+    assert Keyboard(home, home.bundle()).suggest("i will ")
 
 
 # --- what may go better later
