@@ -162,7 +162,8 @@ def _serve(folder: Path, first: Path, phones: int, rounds: int) -> subprocess.Po
     settings = ServerSettings(rules=rules, policy=Policy(min_separation=1))
     durable.share(folder / "server.toml", config.to_toml(settings).encode())
     words = ("--dir", folder / "server", "--bundle", first, "--config", folder / "server.toml")
-    trust = ("--trust", f"{_public(folder)}", "--port", 0)
+    (folder / "signing.pub").write_text(f"{_public(folder)}\n")
+    trust = ("--trust", folder / "signing.pub", "--port", 0)
     server = child_process.start(program("serve", *words, *trust), folder / "server.log")
     until = time.monotonic() + START_S
     while not (folder / "server" / ADDRESS).is_file():

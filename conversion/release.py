@@ -28,7 +28,7 @@ from model import comparison, evaluation
 from model.corpus import Users
 
 CODES_APART = 0.501  # of a scale: rounding alone is half of one
-GRAPH_NATS = 0.02  # mean difference of a word's loss: the graph rounds what passes through it too
+GRAPH_NATS = 0.005  # mean difference of a word's loss: the graph rounds what passes through it too
 GRAPH_ROWS = 256  # texts that the patched graph is held to the network on
 TOLERANCE = 0.3  # points of top-1 a release may lose on the corpus before chance has to explain it
 USERS, LAST = 200, 20  # of the corpus, and messages of each, that both releases are scored on

@@ -21,8 +21,9 @@ def rows(weights: Weights, count: int, length: int, rng: np.random.Generator) ->
         scores[:, [PAD, BOS]] = -np.inf
         if time == 0:
             scores[:, :FIRST_WORD] = -np.inf
-        # the largest of scores and Gumbel noise is a draw of the softmax
-        tokens = np.argmax(scores + rng.gumbel(size=scores.shape), axis=1)
+        shares = np.cumsum(np.exp(scores), axis=1)
+        draws = rng.random((count, 1)) * shares[:, -1:]
+        tokens = (shares <= draws).sum(axis=1)
         ended = np.isin(drawn[:, time], (EOS, PAD))
         drawn[:, time + 1] = np.where(ended, PAD, tokens)
     return drawn

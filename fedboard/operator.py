@@ -6,13 +6,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-from device_runtime.calls import BINARY, JSON
+from device_runtime.calls import BINARY, JSON, all_rounds
 from device_runtime.config import from_json, to_json
 from device_runtime.errors import ConfigError, RunError, ServerError
 from device_runtime.shown import command
 from device_runtime.transport import AT_MOST, MAX_REPLY_BYTES, Reply, http
 from device_runtime.weights import digest
-from device_runtime.wire import Kind, Problem, RoundReports, Signed
+from device_runtime.wire import Kind, Problem, RoundReport, RoundReports, Signed
 from server.contract import (
     ADDRESS,
     TOKEN,
@@ -58,6 +58,16 @@ class Operator:
     def rounds(self, name: str, most: int) -> RoundReports:
         """The funnel of the newest rounds of a task, oldest first."""
         return self._call(RoundReports, "GET", f"/v1/rounds?task={name}&most={most}")
+
+    def all_rounds(self, name: str) -> tuple[RoundReport, ...]:
+        """The funnel of every round of a task, oldest first."""
+        headers = {"authorization": f"Bearer {self._token}"}
+
+        def send(method: str, path: str, body: bytes, _: Mapping[str, str]) -> Reply:
+            reply: Reply = self._send(method, path, body, headers)
+            return reply
+
+        return all_rounds(send, name).rounds
 
     def pause(self, name: str) -> TaskReport:
         """Admit nobody any more."""

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from device_runtime.shown import command
 from fedboard import console
-from fedboard.options import Insecure, Json, emit
+from fedboard.options import Insecure, Json, Trust, emit
 from fedboard.task_commands import Folder, Server, TokenFile
 
 if TYPE_CHECKING:  # the command line starts without it
@@ -21,7 +22,8 @@ if TYPE_CHECKING:  # the command line starts without it
 
 app = typer.Typer(
     no_args_is_help=True,
-    help="Releases: publish a bundle to a share of the devices, promote it, withdraw it.",
+    help="Releases: make a bundle of what a task learned, publish it to a share of the devices, "
+    "promote it, withdraw it.",
 )
 
 Number = Annotated[
@@ -35,6 +37,87 @@ Key = Annotated[
 ]
 Share = Annotated[str, typer.Option(help="Share of the devices in per cent, such as 5%.")]
 Population = Annotated[str, typer.Option(help="Devices it is for.")]
+
+
+@app.command("make")
+def release_make(
+    task: Annotated[str, typer.Option(help="Training task whose checkpoint is released.")],
+    out: Annotated[Path, typer.Option(help="Bundle folder to write.")],
+    round: Annotated[
+        int | None,
+        typer.Option(min=1, help="Round that made the checkpoint; by default the newest."),
+    ] = None,
+    bundle: Annotated[
+        Path | None,
+        typer.Option(
+            help="Bundle whose graphs are patched; by default the release now served. The first "
+            "time, the one the task was started with."
+        ),
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="Corpus to measure on, or `none`: then on text that the network says itself. By "
+            "default `chitchat` where it is installed. TFF's corpora load TensorFlow."
+        ),
+    ] = None,
+    release: Annotated[
+        int | None,
+        typer.Option(min=1, help="Its number; by default one above every release before it."),
+    ] = None,
+    even_if_worse: Annotated[
+        str,
+        typer.Option(
+            help="Why it is made even if it does worse than the release served: goes into its card."
+        ),
+    ] = "",
+    key: Annotated[
+        Path | None,
+        typer.Option(help="Private key to sign with; by default runs/keys/signing.key."),
+    ] = None,
+    trust: Trust = None,
+    dir: Folder = None,
+    server: Server = None,
+    token_file: TokenFile = None,
+    insecure: Insecure = False,
+    as_json: Json = False,
+) -> None:
+    """Make a signed bundle of a task's newest checkpoint, without TensorFlow, if it is no worse
+    than the release served. Publishes nothing.
+    """
+    from fedboard.operator import connect
+    from fedboard.release import Asked, make
+
+    asked = Asked(task, round, bundle, trust, data, key, release, even_if_worse)
+    with connect(dir, server, token_file, insecure) as operator:
+        new = make(operator, out, asked)
+    manifest = new.manifest
+    if as_json:
+        return emit(
+            {
+                **asdict(manifest),
+                "out": str(out),
+                "notes": list(new.notes),
+                "step_ms": new.measured.gate.step_ms,
+                "seconds": new.seconds,
+            }
+        )
+    from conversion.card import figure
+
+    console.table(
+        "measured before signing",
+        ["figure", "value"],
+        [[name, figure(value)] for name, value in sorted(manifest.gate.items())],
+    )
+    console.table(
+        "seconds", ["step", "s"], [[name, f"{value:.3f}"] for name, value in new.seconds.items()]
+    )
+    console.say(*new.notes)
+    line = manifest.lineage
+    console.say(
+        f"release {manifest.release} of task {line.task}, round {line.round} -> {out}; offer it: "
+        f"{command('release', 'publish', out, '--share', '5%')}"
+    )
 
 
 @app.command("publish")

@@ -196,6 +196,7 @@ class ReleaseReport:
     top3: float | None = None
     median: float | None = None  # of the devices' shares of right words
     how: str = ""  # it does beside the others, and what follows, in a sentence
+    signature: str = ""  # of its manifest: the two lines of manifest.sig
 
 
 @dataclass(frozen=True)

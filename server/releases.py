@@ -372,6 +372,7 @@ def report(rows: Rows, release: StoredRelease) -> ReleaseReport:
         top3=standing.top3,
         median=standing.quartiles[1] if told else None,
         how=standing.sentence,
+        signature=release.signature,
     )
 
 
