@@ -1,5 +1,6 @@
 """Comparing releases on a device: which are scored, on what, how often, and what leaves."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -8,10 +9,12 @@ import pytest
 from device_runtime import drive, limits, scoring, turn
 from device_runtime.bundle import PREDICT, write
 from device_runtime.causes import Cause
+from device_runtime.errors import ServerError
 from device_runtime.home import Contribution, history
 from device_runtime.installed import before as bundle_before
 from device_runtime.limits import OwnLimits
 from device_runtime.predictor import Predictor
+from device_runtime.transport import Unreachable
 from device_runtime.turn import (
     CheckConditions,
     Compare,
@@ -30,8 +33,16 @@ from device_runtime.turn import (
 from device_runtime.weights import digest
 from device_runtime.wire import Kind, ReleaseScores, Scores
 from fedboard.device_words import ledger_lines
-from tests.test_device_runtime_drive import EASY, device  # noqa: F401
+from server import tasks
+from server.eligibility import Policy
+from server.rounds import Rules
+from server.task import TaskSettings
+from tests.test_device_runtime_drive import EASY, device, server  # noqa: F401
+from tests.test_device_runtime_drive import turn as take
 from tests.test_device_runtime_turn import ASSIGNMENT, DEVICE, kinds, play
+from tests.test_server_comparing import told
+from tests.toy_releases import published
+from tests.toy_server import by_arrival
 
 WORK = replace(ASSIGNMENT, kind=Kind.RELEASES)
 BOTH = Runs(8, "88" * 32, 7, "77" * 32)
@@ -266,3 +277,104 @@ def test_the_limits_of_scores_hold_for_releases():
 )
 def test_a_device_says_in_words_what_it_told_of_its_releases(each, said):
     assert said in ledger_lines([each])[0]
+
+
+# with a real server
+
+
+@pytest.fixture
+def comparing(server, tiny_bundle, signing_key, tmp_path):  # noqa: F811
+    """A server whose only running task compares releases 1 and 2, which are published as toys."""
+    coordinator = server.coordinator
+    coordinator.pause("default")
+    rules = by_arrival(Rules(report_goal=2, over_selection=1.0, min_reports=2))
+    named = {"name": "compared", "kind": Kind.RELEASES, "evaluates": "default"}
+    policy = Policy(min_separation=1, min_examples=5)
+    tasks.create(coordinator, TaskSettings(**named, rules=rules, policy=policy), 1.0)
+    for number in (1, 2):
+        published(coordinator, number)
+    return server
+
+
+def installed(device, tmp_path, bundle, key):  # noqa: F811
+    """A device that ran release 1 and runs release 2."""
+    home = device(messages=120, bundle=None)
+    for number in (1, 2):
+        path = tmp_path / f"release-{number}"
+        if not path.exists():
+            write(path, replace(bundle.manifest, release=number), bundle.content, key)
+        home.install(path)
+    return home
+
+
+def test_two_phones_tell_of_two_releases_and_only_their_sum_is_told(
+    comparing,
+    device,  # noqa: F811
+    tmp_path,
+    tiny_bundle,
+    signing_key,
+):
+    phones = [installed(device, tmp_path, tiny_bundle, signing_key) for _ in range(2)]
+    first = take(phones[0], comparing)
+    assert (first.status, first.kind) == (Status.COUNTED, Kind.RELEASES)
+    assert told(comparing.coordinator) == {}  # of one phone nothing is told
+    assert take(phones[1], comparing).status is Status.COUNTED
+    ((pair, figures),) = told(comparing.coordinator).items()
+    assert (pair, figures.devices) == ((2, 1), 2)
+    assert figures.targets == first.examples + phones[1].contributions()[0].examples
+    # the same file twice: nothing is gained
+    assert (figures.before_top1, figures.gain_squared) == (figures.top1, 0)
+    fetched = [path for method, path, _, _ in comparing.sent if method == "GET"]
+    assert not [path for path in fetched if path.startswith("/v1/blobs")]
+    reports = [body for _, path, body, _ in comparing.sent if path.endswith("/scores")]
+    told_of = json.loads(reports[0])
+    assert set(told_of) == {"release", "scores", "before", "before_scores"}
+    numbers = {"targets", "top1", "top3", "in_vocabulary", "loss"}
+    assert set(told_of["scores"]) == set(told_of["before_scores"]) == numbers
+    assert b"zebracorn" not in b"".join(body for _, _, body, _ in comparing.sent)
+
+
+def test_each_message_has_two_uses_and_the_device_says_no_the_next_time_and_trains_on(
+    comparing,
+    device,  # noqa: F811
+    tmp_path,
+    tiny_bundle,
+    signing_key,
+):
+    home = installed(device, tmp_path, tiny_bundle, signing_key)
+    assert take(home, comparing).status is Status.COUNTED
+    with home.typing_log() as log:
+        uses = {row[0]: row[1] for row in log._rows("SELECT id, uses FROM records", ())}
+    assert {number for number, times in uses.items() if times} == set(range(10, 101, 10))
+    assert set(uses.values()) == {0, 2}
+    other = installed(device, tmp_path, tiny_bundle, signing_key)
+    assert take(other, comparing).status is Status.COUNTED  # the next round opens
+    again = take(home, comparing)
+    assert (again.status, again.cause) == (Status.ABANDONED, Cause.OVER_LIMIT)
+    assert home.withheld() is None
+    comparing.coordinator.pause("compared")
+    comparing.coordinator.resume("default")
+    assert take(home, comparing).kind is Kind.TRAINING  # on the same day
+
+
+def test_what_may_have_left_is_not_made_again_when_no_answer_came(
+    comparing,
+    device,  # noqa: F811
+    tmp_path,
+    tiny_bundle,
+    signing_key,
+):
+    home = installed(device, tmp_path, tiny_bundle, signing_key)
+
+    def cut(method, path, body, headers):
+        if path.endswith("/scores"):
+            raise Unreachable(path, "no way", "wait")
+        return comparing(method, path, body, headers)
+
+    with pytest.raises(ServerError):
+        take(home, cut)
+    (line,) = home.contributions()
+    assert (line.outcome, line.up_to, line.scored.count(" ")) == ("sending", 100, 1)
+    again = take(home, comparing)
+    assert (again.status, again.cause) == (Status.ABANDONED, Cause.OVER_LIMIT)
+    assert told(comparing.coordinator) == {}

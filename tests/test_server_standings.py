@@ -107,8 +107,8 @@ def test_an_operator_hears_of_it_with_the_task_and_with_the_release(server):  # 
     assert report.median == pytest.approx(0.16, abs=0.02)
     assert report.how.startswith("stopped: worse: -15.00 points")
     assert releases.reports(server).releases[1].top1 is None
-    assert operators.report(server, "compared").stopped.startswith("release 2, stopped: worse")
-    assert operators.report(server, "default").stopped == ""
+    assert operators.report(server, "compared", 3.0).stopped.startswith("release 2, stopped: worse")
+    assert operators.report(server, "default", 3.0).stopped == ""
 
 
 # on the page
