@@ -671,7 +671,8 @@ class Coordinator:
         round, had = ledger.rounds[task.name], ledger.work(device, task.name)
         cause = self._decide(task, device, check_in, ledger)
         if cause is None and had is not None:
-            return Cause.ALREADY_ASSIGNED
+            is_open = had.status is AssignmentStatus.OPEN  # and was not given: it is not signed for
+            return Cause.UNCERTIFIED if is_open else Cause.ALREADY_ASSIGNED
         if cause is None and stored.state is State.PAUSED:
             return Cause.TASK_PAUSED
         if cause not in (None, Cause.REPORTED_RECENTLY):
