@@ -257,6 +257,39 @@ def test_the_funnel_of_a_task_is_shown_in_words_within_80_columns(running, fedbo
     assert "in use" in why and "not drawn" in why
 
 
+def test_a_task_is_certified_by_the_key_that_signed_its_bundle_which_never_comes_to_the_server(
+    running, fedboard, tmp_path, tiny_bundle, trusted, signing_key
+):
+    secret = signing_key.private_bytes_raw()
+    (tmp_path / "maker.pub").write_text(next(iter(trusted)))
+    (tmp_path / "maker.key").write_text(secret.hex())
+    (tmp_path / "other.key").write_text("07" * 32)
+    running()
+    where = ("--dir", tmp_path / "server")
+    start = ("--bundle", tiny_bundle.path, "--trust", tmp_path / "maker.pub", *where)
+    wrong = ("--key", tmp_path / "other.key")
+    said = fedboard("task", "create", "words", *start, *wrong, fails=True)
+    assert "is not the key that signed the bundle" in said
+    assert json.loads(fedboard("task", "list", *where, "--json")) == []
+    again = "certify it: fedboard task certify words"
+    assert again in " ".join(fedboard("task", "create", "words", *start).split())
+    assert again in " ".join(fedboard("task", "list", *where).split())
+    missing = ("--key", tmp_path / "none.key")
+    said = fedboard("task", "certify", "words", *missing, *where, fails=True)
+    assert "there is no such key" in said
+    assert not (tmp_path / "none.key").exists()
+    key = ("--key", tmp_path / "maker.key")
+    said = fedboard("task", "certify", "words", "--rounds", 5, "--days", 2, *key, *where)
+    first = tiny_bundle.checkpoint.round + 1
+    assert f"its round key is certified by {tiny_bundle.signer}" in " ".join(said.split())
+    assert f"for rounds up to {first + 4}" in " ".join(said.split())
+    assert again not in " ".join(fedboard("task", "list", *where).split())
+    assert tiny_bundle.signer in fedboard("task", "show", "words", *where)
+    files = [path for path in (tmp_path / "server").rglob("*") if path.is_file()]
+    for form in (secret, secret.hex().encode()):
+        assert [path.name for path in files if form in path.read_bytes()] == []
+
+
 def test_what_an_operator_gets_wrong_is_one_clear_line(running, fedboard, tmp_path):
     def error(*words: object, **environment: str) -> str:
         return fedboard(*words, fails=True, **environment)
