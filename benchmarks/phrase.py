@@ -75,10 +75,11 @@ def live(base: Bundle, folder: Path, phones: int, rounds: int, seed: int) -> dic
     life, key = Life(), signing.load_or_create(folder / "signing.key")
     first = _signed(base, folder / "first", key)
     trusted = (signing.public_hex(key),)
-    homes, stranger = _phones(folder, first, trusted, phones, seed)
-    before = _strip(stranger)
+    homes, typed_elsewhere = _phones(folder, first, trusted, phones, seed)
     server = _serve(folder, first, phones, rounds)
     try:
+        stranger = _stranger(folder, first, typed_elsewhere)
+        before = _strip(stranger)
         _certify(folder, rounds, life)
         with life.step("typed on phones, trained there, sent as 8-bit updates") as noted:
             totals = _fedboard(folder, "device", "run", *homes, "--rounds", rounds, server=True)
@@ -115,9 +116,9 @@ def _signed(base: Bundle, path: Path, key: Ed25519PrivateKey) -> Path:
 
 def _phones(
     folder: Path, first: Path, trusted: tuple[str, ...], count: int, seed: int
-) -> tuple[list[Path], Home]:
-    """Phones that typed the phrase, with messages of as many users of the corpus, and one that did
-    not, of another user.
+) -> tuple[list[Path], list[tuple[str, float]]]:
+    """Phones that typed the phrase, with messages of as many users of the corpus; and what another
+    user typed, who did not.
     """
     (folder / "night.tsv").write_text(ABLE)
     trace = str((folder / "night.tsv").resolve())
@@ -130,6 +131,8 @@ def _phones(
         if number < count:
             own += [CONTEXT + WORD] * TIMES
         typed = [(text, float(second)) for second, text in enumerate(own)]
+        if number == count:
+            break
         settings = DeviceConfig(
             trusted,
             conditions=trace,
@@ -138,7 +141,19 @@ def _phones(
             limits=OwnLimits(min_separation=1),
         )
         homes.append(Home.create(folder / f"phone-{number:02d}", settings, typed, first))
-    return [home.folder for home in homes[:count]], homes[count]
+    return [home.folder for home in homes], typed
+
+
+def _stranger(folder: Path, first: Path, typed: list[tuple[str, float]]) -> Home:
+    """A phone that lives on its own, and takes part in no round."""
+    home = folder / "stranger"
+    words = ("--bundle", first, "--conditions", folder / "night.tsv")
+    trust = ("--trust", folder / "signing.pub")
+    _fedboard(folder, "device", "enrol", home, *words, *trust, server=True)
+    opened = Home.open(home)
+    with opened.typing_log() as log:
+        log.append_many(typed)
+    return opened
 
 
 def _strip(home: Home) -> Strip:
