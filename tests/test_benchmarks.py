@@ -9,10 +9,19 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from benchmarks import device, device_process, large_corpus, simulation_memory, simulation_speed
+from benchmarks import (
+    device,
+    device_process,
+    large_corpus,
+    simulation_memory,
+    simulation_speed,
+    upgrade_bytes,
+)
 from benchmarks.peers import common
 from benchmarks.simulation_speed import Run
+from device_runtime import patch
 from device_runtime.interpreter import installed
+from device_runtime.patch import Constant
 from model import imported
 
 
@@ -218,3 +227,27 @@ def test_the_benchmark_of_a_large_corpus_runs_from_end_to_end(tiny_bundle, trust
     steps = ["import", "stats", "stats", "evaluate", "evaluate"]
     assert [(cost.step, cost.code) for cost in costs] == [(step, 0) for step in steps]
     assert all(cost.peak_mb > 20 for cost in costs)
+
+
+def test_noise_of_a_round_adds_up_over_the_rounds_of_an_upgrade():
+    first = {"embedding": np.zeros((40, 50), np.float32)}
+    moves = [np.full(2000, 0.5)] * 40
+    quiet = upgrade_bytes.checkpoints(first, moves, upgrade_bytes.Noise())
+    assert [float(each["embedding"].mean()) for each in quiet] == [0, 10, 20]
+    noise = upgrade_bytes.Noise(2.0, 0.5, 10)  # 0.1 of a mean
+    noised = upgrade_bytes.checkpoints(first, moves, noise)
+    apart = noised[1]["embedding"] - quiet[1]["embedding"]
+    assert float(apart.std()) == pytest.approx(0.1 * np.sqrt(20), rel=0.05)
+
+
+def test_the_least_bytes_of_codes_half_of_which_are_one_off_are_a_bit_each():
+    constant = Constant("int8", 4, 64, 0)
+    array = np.arange(-32, 32) / 32
+    array[0] = -127 / 64  # a step is 1 / 64
+    moved = array + np.where(np.arange(64) % 2, 1 / 64, 0)
+    before, after = (
+        patch.predict(bytes(68), {"a": constant}, {"a": each.astype(np.float32)})
+        for each in (array, moved)
+    )
+    assert upgrade_bytes.entropy(before, after, constant) == 8
+    assert upgrade_bytes.entropy(before, before, constant) == 0
