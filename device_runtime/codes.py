@@ -138,9 +138,11 @@ def _new_codes(old: bytes, constant: Constant, said: bytes, plain: bytes) -> byt
 def _guess(old: bytes, constant: Constant, scale: np.float32) -> NDArray[np.int8]:
     """The new codes if no weight changed: those of what the old codes stand for, int8 [values]."""
     ratio = float(patch.scale_of(old, constant)) / float(scale)
-    guess = np.rint(patch.codes_of(old, constant) * ratio)
-    codes: NDArray[np.int8] = np.clip(guess, -patch.LARGEST, patch.LARGEST).astype(np.int8)
-    return codes
+    codes, guess = patch.codes_of(old, constant), np.empty(constant.values, np.int8)
+    for start in range(0, constant.values, patch.CHUNK):
+        part = np.rint(codes[start : start + patch.CHUNK] * ratio)
+        guess[start : start + patch.CHUNK] = np.clip(part, -patch.LARGEST, patch.LARGEST)
+    return guess
 
 
 def _bits_of(file: bytes, constant: Constant) -> NDArray[np.uint32]:
