@@ -5,6 +5,7 @@ import sys
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,7 +26,9 @@ from server.endpoint import Access
 from server.rounds import Rules
 from server.task import TaskSettings
 from tests.test_device_runtime_drive import EASY
+from tests.test_device_runtime_upgrade import Maker, other_weights
 from tests.test_server_endpoint import TOKEN, running
+from tests.toy_server import certify
 
 ABLE = "0\tbattery_charged_on\n0\twifi\n0\tscreen_off\n"
 
@@ -37,6 +40,7 @@ def url(tmp_path, tiny_bundle):
     rules = Rules(report_goal=100, over_selection=1.0, selection_s=0.0)
     settings = TaskSettings(tiny_bundle.plan, rules=rules, policy=Policy(min_examples=5), seed=1)
     tasks.create(coordinator, settings, 0.0, tiny_bundle.checkpoint)
+    certify(coordinator, 0.0)
     with running(coordinator, access_=Access(TOKEN)) as address:
         yield address
 
@@ -52,6 +56,8 @@ def publish(url, tiny_bundle, signing_key, trusted, tmp_path):
         manifest = replace(tiny_bundle.manifest, release=release, files=files)
         if unpatched:
             manifest = replace(manifest, constants=None, graph=None)
+        if bundle.CHECKPOINT in changed:  # a task's, three rounds later
+            manifest = replace(manifest, lineage=replace(manifest.lineage, round=3))
         bundle.write(path, manifest, content, signing_key)
         opened = bundle.open_verified(path, trusted)
         with http(url) as send:
@@ -157,6 +163,41 @@ def test_after_its_turn_a_daemon_goes_to_the_release_over_a_connection_of_its_ow
     assert phone.bundle().manifest.release == 1
     assert upgrade.remembered(phone).last.bytes_down == fetched.down > 0
     assert outcome.bytes_down <= turns.down
+
+
+def goes_to_what_is_published(phone: Home, other: Path, url: str) -> upgrade.Upgraded:
+    """By an index that another device heard of: this one has not asked its server for anything."""
+    with http(url) as send:
+        index = upgrade.ask(Home.open(other), send)
+    return upgrade.follow(phone, index, upgrade.Means(partial(http, url))).upgraded
+
+
+def test_a_phone_without_the_release_s_checkpoint_trains_on_and_tells_nobody_what_it_runs(
+    phone, publish, url, tiny_bundle, signing_key, tmp_path
+):
+    other = tmp_path / "other"
+    devices.enrol(other, phone.config, tiny_bundle.path, url)
+    old = tiny_bundle.manifest.files[bundle.CHECKPOINT].sha256
+    phone.age_of(old, 0.0)
+    publish(1)
+    goes_to_what_is_published(phone, other, url)
+    publish(2, **other_weights(Maker(tiny_bundle, signing_key, tmp_path), 1))
+    done = goes_to_what_is_published(phone, other, url)
+    assert (done.release, done.how, phone.bundle().is_lean) == (2, upgrade.DIFFERENCE, True)
+    asked = []
+
+    def send(method, path, body, headers):
+        asked.append((path, body))
+        return way(method, path, body, headers)
+
+    with http(url) as way:
+        outcome = Daemon(phone, send, lambda: 86_400.0).turn()
+    # its work was within the reach of the weights that its codes stand for
+    assert (outcome.status, outcome.cause, outcome.round) == ("counted", None, 1)
+    said = b"".join(body for _, body in asked)
+    assert f'"holds":"{old}"'.encode() in said
+    assert phone.bundle().manifest.files[bundle.CHECKPOINT].sha256.encode() not in said
+    assert not any(path.startswith("/v1/releases") for path, _ in asked)
 
 
 def test_rounds_of_several_devices_bring_the_release_to_those_that_use_a_bundle_in_place(
