@@ -29,7 +29,7 @@ from server import evaluations
 from server.contract import ReleaseReport, ReleaseState, TaskReport
 
 NONE = "none"  # of --data: no corpus
-UTTERANCES = 2000  # of validation users, that int8 is measured on
+UTTERANCES = 1000  # of validation users, that int8 is measured on
 SAMPLED, SEED = 1000, 0  # texts that the network says itself, and how they are drawn
 MOST_NUMBER = 2**31 - 1  # of a release
 MOST_REASON = 400  # characters

@@ -60,7 +60,7 @@ def standing(reports: Iterable[RoundReport], checkpoint: str) -> Standing | None
         and report.scores.targets
         and len(report.spread) == BINS
     ]
-    spread = np.sum([np.zeros(BINS), *(report.spread for report in scored)], axis=0)
+    spread = np.array([report.spread for report in scored], np.int64).reshape(-1, BINS).sum(axis=0)
     devices = int(spread.sum())
     if devices < 2:
         return None
