@@ -5,12 +5,15 @@ Thin commands; nothing heavy is imported before the command that needs it.
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fedboard import console
 from fedboard.options import Json, Trust, emit
+
+if TYPE_CHECKING:  # the command line starts without it
+    from device_runtime.bundle import Lineage
 
 app = typer.Typer(no_args_is_help=True, help="Bundles: what a device installs.")
 
@@ -65,6 +68,8 @@ def bundle_show(
         f"from {line.corpus}, round {line.round}, checkpoint {line.checkpoint[:16]}; privacy "
         f"{line.privacy}"
     )
+    if line.task is not None:
+        console.say(_of_task(line))
     console.say(
         f"a device trains {plan.epochs} epoch at rate {plan.learning_rate:g}, clips at "
         f"{plan.clipping_norm:g}, uploads {plan.bits} bits a value"
@@ -142,6 +147,21 @@ def bundle_zip(
     if as_json:
         return emit({"zip": str(out), "bytes": out.stat().st_size})
     console.say(f"{out}: {out.stat().st_size:,} bytes")
+
+
+def _of_task(line: "Lineage") -> str:
+    """Where a release comes from: what is known of it, and what is not."""
+    known = {
+        "epsilon": None if line.epsilon is None else f"{line.epsilon:g}",
+        "delta": None if line.delta is None else f"{line.delta:g}",
+        "audit": line.audit and line.audit[:16],
+        "policy log": line.policy_log and line.policy_log[:16],
+    }
+    said = [f"{name} {value}" for name, value in known.items() if value is not None]
+    return (
+        f"learnt by task {line.task}: {line.rounds or 0:,} rounds, {line.participants or 0:,} "
+        f"updates counted in them; {', '.join(said) or 'no accounting of privacy, no audit'}"
+    )
 
 
 def _bytes(size: int | None) -> str:
