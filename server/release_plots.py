@@ -8,7 +8,8 @@ from markupsafe import Markup
 from server.rollout import ERRORS, Ratio, Standing
 from server.standings import ReleaseStanding
 
-WIDTH, ROW, LEFT, RIGHT, TOP, BOTTOM = 460, 44, 44, 56, 6, 22
+WIDTH, ROW, LEFT, RIGHT, TOP = 460, 44, 44, 56, 6
+AXIS = 18  # below the rows
 INTERVAL = ERRORS  # standard errors that are drawn to each side
 
 
@@ -67,7 +68,7 @@ def _shares(standings: Sequence[ReleaseStanding]) -> Markup:
         "right words of each release, %",
         (("a", "first word"), ("b", "one of three")),
         parts,
-        len(standings),
+        TOP + ROW * len(standings),
     )
 
 
@@ -104,14 +105,14 @@ def _gains(standings: Sequence[ReleaseStanding]) -> Markup:
         )
         parts.append(_text(LEFT - 6, y + 4, str(each.release), "end"))
     title = "gain over the release it is compared with, points"
-    return _figure(title, (("a", "not worse"), ("bad", "worse")), parts, len(standings))
+    return _figure(title, (("a", "not worse"), ("bad", "worse")), parts, bottom + AXIS)
 
 
 def _figure(
-    title: str, keys: Sequence[tuple[str, str]], parts: Sequence[Markup], rows: int
+    title: str, keys: Sequence[tuple[str, str]], parts: Sequence[Markup], height: int
 ) -> Markup:
     svg = Markup('<svg viewBox="0 0 {} {}" role="img" class="plot"><title>{}</title>{}</svg>')
-    drawn = svg.format(WIDTH, TOP + ROW * rows + BOTTOM, title, Markup("").join(parts))
+    drawn = svg.format(WIDTH, height, title, Markup("").join(parts))
     names = Markup(" ").join(
         Markup('<span class="key {}">{}</span>').format(kind, name) for kind, name in keys
     )

@@ -95,7 +95,8 @@ def judge(told: Mapping[Pair, Figures], release: int, fewest: int) -> Verdict:
         return Verdict(Standing.WAITS, f"waits until {least:,} devices have scored it")
     others = {of for of, _ in told if of < release and of_release(told, of).devices >= least}
     if not others:
-        return Verdict(Standing.WAITS, f"waits until {least:,} devices have scored another")
+        nothing = f"no earlier release to compare it with has been scored by {least:,} devices"
+        return Verdict(Standing.WAITS, nothing)
     beside = max(others)
     figures = (
         f"{mine.devices:,} and {of_release(told, beside).devices:,} devices on their own words"

@@ -17,8 +17,8 @@ _LEAST_PREFIX = {4: 8, 6: 7}
 _NEVER_UNLIMITED = ("body_s", "least_bytes_per_s", "bodies_bytes", "header_s", "header_bytes")
 # what a task's settings hold and a file of them does not decide, and who does
 _BESIDE = (
-    "a task that scores is made by `fedboard task create NAME`, with --evaluates TASK or "
-    "--compares-releases TASK"
+    "a task that scores is made by `fedboard task create NAME --evaluates TASK`, or by "
+    "`--compares-releases TASK`"
 )
 ELSEWHERE = {
     "kind": _BESIDE,

@@ -222,6 +222,7 @@ def test_an_operator_makes_and_keeps_tasks_where_only_a_device_s_packages_are_in
     commands = [
         ["create", "words", *bundle, *settings],
         ["create", "scores", "--evaluates", "words", *settings],
+        ["create", "compared", "--compares-releases", "words", *settings],
         ["pause", "words"],
         ["resume", "words"],
         ["list", "--json"],
@@ -239,6 +240,7 @@ def test_an_operator_makes_and_keeps_tasks_where_only_a_device_s_packages_are_in
     assert [(task["name"], task["kind"], task["goal"]) for task in listed] == [
         ("words", "training", 7),
         ("scores", "evaluation", 7),
+        ("compared", "releases", 7),
     ]
 
 

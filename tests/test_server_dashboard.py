@@ -12,6 +12,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from benchmarks import release_page
 from device_runtime.bundle import NO_PRIVACY
 from device_runtime.wire import Kind, Phase, RoundReport
 from server import dashboard, endpoint, overview
@@ -296,6 +297,19 @@ def test_the_page_fits_a_phone_and_reads_well_in_the_dark(browser, tmp_path):
                 assert page.evaluate(CONTRAST, selector) >= 4.5, (scheme, selector)
         assert said == []
         assert httpx.get(url).headers["cache-control"] == "no-store"
+
+
+def test_releases_side_by_side_fit_a_phone_and_read_well_in_the_dark(browser, tmp_path):
+    with served(release_page.played(tmp_path / "server", time.time())) as port:
+        options = {"viewport": {"width": 360, "height": 740}, "color_scheme": "dark"}
+        page, said, _ = opened(browser, f"http://127.0.0.1:{port}/", **options)
+        assert page.evaluate("document.documentElement.scrollWidth") == 360
+        assert page.locator("svg rect.bar").count() == 4
+        for scheme in ("dark", "light"):
+            page.emulate_media(color_scheme=scheme)
+            for selector in (".bad", ".state.stopped", ".state.offered", ".key.bad"):
+                assert page.evaluate(CONTRAST, selector) >= 4.5, (scheme, selector)
+        assert said == []
 
 
 # the ratio of WCAG 2.1 between a text and the card it stands on

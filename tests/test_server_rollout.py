@@ -5,6 +5,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from device_runtime.wire import ReleaseScores, Scores
 from server.release_scores import merge, split, to_rows
@@ -86,7 +88,9 @@ def test_a_verdict_says_how_it_was_come_to():
         "words"
     )
     alone = [report(100, 20)] * 5
-    assert judge(told(*alone), 8, 5).why == "waits until 5 devices have scored another"
+    assert judge(told(*alone), 8, 5).why == (
+        "no earlier release to compare it with has been scored by 5 devices"
+    )
     assert judge(told(*reports), 9, 5).why == "waits until 5 devices have scored it"
 
 
@@ -109,6 +113,23 @@ def test_nothing_is_said_of_a_release_of_too_few_devices():
     assert judge(told(*pairs), 8, fewest=4).standing is Standing.WAITS
     assert judge(told(*pairs[:1]), 8, fewest=1).standing is Standing.WAITS
     assert judge({}, 8, fewest=4).standing is Standing.WAITS
+
+
+@given(st.lists(st.integers(200, 400), min_size=1, max_size=60), st.integers(1, 400))
+def test_one_lying_device_never_makes_a_good_release_worse(honest, words):
+    """It moves the gain by its lie, and the error by more than half of that. Honest devices have
+    200 words at least.
+    """
+    reports = [report(each, each // 2, each // 2) for each in honest]
+    verdict = judge(told(*reports, report(words, 0, words)), 8, fewest=2)
+    assert verdict.gain.share < 0
+    assert verdict.standing is Standing.FINE
+
+
+def test_four_lying_devices_of_fifty_can_and_three_cannot():
+    honest, lie = [report(300, 60, 60)] * 46, report(400, 0, 400)
+    assert judge(told(*honest, *[lie] * 3), 8, 40).standing is Standing.FINE
+    assert judge(told(*honest, *[lie] * 4), 8, 40).standing is Standing.WORSE
 
 
 def test_a_release_is_not_judged_by_those_who_came_down_to_it():

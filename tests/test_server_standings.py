@@ -67,6 +67,11 @@ def test_a_release_says_how_it_does_and_what_to_do_about_it(server):  # noqa: F8
     )
     assert stopped == f"release 2, {newest.sentence}"
     assert oldest.sentence == "waits until 2 devices have scored it"
+    round_of(server, 3.0, body(1, 40), body(1, 44), end=200.0)
+    with server.store.reading() as rows:
+        assert standings.read(rows)[1].sentence == (
+            "no earlier release to compare it with has been scored by 2 devices"
+        )
     assert newest.lineage == f"task default, round 2, 40 updates; {NO_PRIVACY}"
 
 
@@ -127,7 +132,7 @@ def test_the_page_shows_releases_side_by_side_and_what_stopped_one(server):  # n
         "task default, round 2, 40 updates",
         "Stopped: worse: -15.00 points of top-1 (+/- 1.15)",
         "<td>-15.00 (-16.15 to -13.85)</td>",
-        "the one before, same words",
+        '<td class="text">same words</td>',
         "<td>20.0</td>",  # top-1 of release 1
         'class="dot bad"',
     ):
