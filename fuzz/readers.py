@@ -4,6 +4,7 @@ The error is one of ours, whatever the bytes hold.
 
 python fuzz/readers.py manifest -max_total_time=60        (or zip, checkpoint, update, difference,
 codes, typing_log, unfinished, schedule, trace; of people's own: files, corpus; of the server:
+typing_log, unfinished, schedule, trace, chain; of people's own: files, corpus; of the server:
 messages, proof, window, counted, settings)
 """
 
@@ -13,12 +14,14 @@ import tempfile
 from pathlib import Path
 
 import atheris
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 with atheris.instrument_imports(
     include=["device_runtime", "model", "server", "fedboard", "zipfile", "safetensors"]
 ):
     from device_runtime import (
         bundle,
+        chain,
         codes,
         conditions,
         config,
@@ -27,13 +30,23 @@ with atheris.instrument_imports(
         own_words,
         patch,
         personal,
+        signing,
         unfinished,
         weights,
     )
     from device_runtime.errors import FedboardError
     from device_runtime.typing_log import TypingLog
     from device_runtime.update import Header, decode, dequantize, encode, encoded_bytes
-    from device_runtime.wire import MOST_WORDS, Abandon, CheckIn, Enrolment, Plan, Scores
+    from device_runtime.wire import (
+        MOST_WORDS,
+        Abandon,
+        Assignment,
+        CheckIn,
+        Enrolment,
+        Plan,
+        Scores,
+        Signed,
+    )
     from model import directory, imported
     from server import access, bodies, contract, judging, sums
     from server.settings import ServerSettings
@@ -155,6 +168,7 @@ def messages(data: bytes) -> None:
         contract.TaskSettings,
         contract.Rollback,
         contract.NewCodes,
+        Signed,
     ):
         with contextlib.suppress(FedboardError):
             assert config.from_json(
@@ -184,6 +198,23 @@ def proof(data: bytes) -> None:
     claim = access.proof(headers)
     assert claim is None or not access.is_signed(bytes(32), claim, "GET", "/")
     assert not access.is_token(headers, "a token nobody knows of")
+
+
+def chain_(data: bytes) -> None:
+    """What a certified key and its operator have signed, whatever it is: trusted, or refused in
+    words that any terminal prints.
+    """
+    texts = data.partition(b"\n")[::2]
+    if data.isascii():
+        certificate, link = (
+            signing.sign_text(KEY, purpose, text)
+            for purpose, text in zip((chain.CERTIFICATE, chain.LINK), texts, strict=True)
+        )
+        sha = "ab" * 32
+        work = Assignment("a1" * 16, 1, sha, sha, sha, 1, 60.0, certificate=certificate, link=link)
+        by = chain.Verifier(frozenset({signing.public_hex(KEY)}), "default", 1.0)
+        untrusted = chain.why_untrusted(work, by)
+        assert untrusted is None or untrusted.reason.isprintable()
 
 
 def window(data: bytes) -> None:
@@ -222,6 +253,13 @@ ROWS = b"user,text\n" + b"".join(b"u%d,hello there\n" % i for i in range(40))
 (FOLDER / "rows.csv").write_bytes(ROWS)
 imported.import_file(FOLDER / "rows.csv", CORPUS)
 PLAN = Plan(clipping_norm=10.0, bits=1)
+KEY = Ed25519PrivateKey.from_private_bytes(bytes(32))
+CERTIFICATE = chain.Certificate(
+    signing.public_hex(KEY),
+    *("5e" * 16, "default", "7a" * 16, "default", "ab" * 32, "ab" * 32),
+    *(1, 9, 1e9),
+)
+LINK = chain.Link("ab" * 32, 0, "ab" * 32)
 READERS = {
     "messages": (
         messages,
@@ -258,6 +296,7 @@ READERS = {
     "typing_log": (typing_log, LOG_BYTES),
     "unfinished": (unfinished_, SEALED[:-1] + bytes([SEALED[-1] ^ 1])),
     "schedule": (schedule, b'{"asked_at":1.0,"wait_s":2.0,"errors":0}'),
+    "chain": (chain_, config.to_json(CERTIFICATE) + b"\n" + config.to_json(LINK)),
     "trace": (trace, b"1\twifi\n"),
     "files": (files, b"\0" + ROWS),
     "corpus": (corpus, b"\0" + (CORPUS / directory.DATA).read_bytes()),
