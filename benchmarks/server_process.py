@@ -35,7 +35,6 @@ class Message(BaseModel):
     holds: str
     population: str
     runtime: str
-    release: int
     device_class: str
 
 
