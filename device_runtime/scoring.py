@@ -16,7 +16,7 @@ from device_runtime.wire import Scores
 def words(ids: Iterable[int]) -> int:
     """How many token ids are target words: of the vocabulary or unknown, and no punctuation.
 
-    >>> words([OOV, FIRST_WORD, FIRST_WORD - 1, BOS])
+    >>> words([OOV, FIRST_WORD, FIRST_WORD - 1])
     2
     """
     return sum(target >= FIRST_WORD or target == OOV for target in ids)
