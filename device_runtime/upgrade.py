@@ -107,6 +107,7 @@ class Remembered:
     trying: Annotated[str, HASH_OR_NONE] = ""  # manifest that is being tried now
     deaths: Annotated[int, Within(0, 1000)] = 0  # of processes, while it was
     last: Upgraded | None = None
+    judged_by: Annotated[str, SENTENCE] = ""  # what the refused ones were refused by
 
 
 @dataclass(frozen=True)
@@ -130,11 +131,17 @@ class Followed:
 
 
 def remembered(home: Home) -> Remembered:
-    """What is in releases.json; a damaged file begins anew, as one does on a new device."""
-    data = home.kept(RELEASES)
+    """What is in releases.json; a damaged file begins anew, as one does on a new device. A device
+    with another runtime, or of another class, refuses nothing any more.
+    """
+    data, past = home.kept(RELEASES), Remembered()
     with contextlib.suppress(ConfigError):
-        return Remembered() if data is None else config.from_json(Remembered, data, RELEASES)
-    return Remembered()
+        past = past if data is None else config.from_json(Remembered, data, RELEASES)
+    parts = (f"format {bundles.FORMAT}", bundles.runtime_version(), home.config.device_class)
+    judged_by = ", ".join(parts)
+    if past.judged_by == judged_by:
+        return past
+    return replace(past, followed="", failed=None, refused=(), judged_by=judged_by)
 
 
 def has_upgraded(home: Home) -> bool:

@@ -32,7 +32,7 @@ from device_runtime import (
 from device_runtime.bundle import CHECKPOINT, MANIFEST, SIGNATURE
 from device_runtime.daemon import Daemon
 from device_runtime.errors import RunError, ServerError
-from device_runtime.home import BUNDLES, FETCHED, DeviceConfig, Home
+from device_runtime.home import BUNDLES, CONFIG, FETCHED, DeviceConfig, Home
 from device_runtime.keyboard import Keyboard
 from device_runtime.releases import WHOLE, Blob, Newest, Offer, Statement
 from device_runtime.transport import Reply, Unreachable, http
@@ -302,6 +302,19 @@ def test_a_release_for_another_class_of_devices_is_refused_and_one_for_its_own_i
     maker.make(3, device_class="high")
     why = refused(home, maker, means, maker.index(maker.states(3)))
     assert "expected a release for devices of class `low`, found one for `high`" in why
+
+
+def test_what_was_refused_is_looked_at_again_on_a_device_of_another_class_or_runtime(
+    maker, home, means
+):
+    maker.make(1, device_class="high")
+    index = maker.index(maker.states(1))
+    assert len(follow(home, index, means).refused) == 1
+    assert not upgrade.is_due(home, index, NOW)
+    (home.folder / CONFIG).write_text(config.to_toml(replace(home.config, device_class="high")))
+    other = Home.open(home.folder)
+    assert upgrade.is_due(other, index, NOW)
+    assert follow(other, index, means).upgraded.release == 1
 
 
 @pytest.mark.parametrize("broken", ["other graph", "no graph"])
@@ -671,7 +684,7 @@ def test_a_device_that_uses_a_bundle_in_place_gets_its_own_and_its_open_keyboard
 
 def test_a_damaged_memory_begins_anew_and_is_bounded(maker, home, means):
     home.keep("releases.json", b"\xff")
-    assert remembered(home) == upgrade.Remembered()
+    assert (remembered(home).known, remembered(home).refused) == ((), ())
     known = tuple(Statement(n + 1, f"{n:064x}", "default", 0, 1) for n in range(256))
     home.keep("releases.json", config.to_json(upgrade.Remembered(known)))
     maker.make(1000)
