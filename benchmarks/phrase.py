@@ -95,7 +95,8 @@ def live(base: Bundle, folder: Path, phones: int, rounds: int, seed: int) -> dic
             _publish(folder, first, release)
         with life.step("fetched, patched, tried and swapped on a phone that took no part") as noted:
             done = _fedboard(folder, "device", "upgrade", stranger.folder, server=True)
-            noted |= {"how": done["how"], "bytes_down": done["bytes_down"]}
+            upgraded = done["upgraded"]
+            noted |= {"how": upgraded["how"], "bytes_down": upgraded["bytes_down"]}
         after = _strip(stranger)
     finally:
         child_process.end(server)

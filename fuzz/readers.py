@@ -6,6 +6,8 @@ python fuzz/readers.py manifest -max_total_time=60        (or zip, checkpoint, u
 codes, typing_log, unfinished, schedule, trace; of people's own: files, corpus; of the server:
 typing_log, unfinished, schedule, trace, chain; of people's own: files, corpus; of the server:
 messages, proof, window, counted, settings)
+codes, index, typing_log, unfinished, schedule, trace; of people's own: files, corpus; of the
+server: messages, proof, window, counted, settings)
 """
 
 import contextlib
@@ -30,6 +32,7 @@ with atheris.instrument_imports(
         own_words,
         patch,
         personal,
+        releases,
         signing,
         unfinished,
         weights,
@@ -104,6 +107,11 @@ def difference_(data: bytes) -> None:
 def codes_(data: bytes) -> None:
     """A difference between files that predict: what applies gives the new one, to the byte."""
     assert codes.apply(PREDICT, data, CONSTANTS, weights.digest(PATCHED)) == PATCHED
+
+
+def index(data: bytes) -> None:
+    """An index of releases: nobody has signed what is in it."""
+    assert releases.statements_in(data, frozenset({"ab" * 32}), "default").named == ()
 
 
 def typing_log(data: bytes) -> None:
@@ -293,6 +301,7 @@ READERS = {
     ),
     "difference": (difference_, difference.encode(OLD, NEW)),
     "codes": (codes_, codes.encode(PREDICT, PATCHED, CONSTANTS)),
+    "index": (index, b'{"offers":[{"statement":{"text":"{}","signer":"","signature":""}}]}'),
     "typing_log": (typing_log, LOG_BYTES),
     "unfinished": (unfinished_, SEALED[:-1] + bytes([SEALED[-1] ^ 1])),
     "schedule": (schedule, b'{"asked_at":1.0,"wait_s":2.0,"errors":0}'),

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from device_runtime.wire import Kind, Phase, RoundReport
 from server.scores import BINS
@@ -60,7 +61,8 @@ def standing(reports: Iterable[RoundReport], checkpoint: str) -> Standing | None
         and report.scores.targets
         and len(report.spread) == BINS
     ]
-    spread = np.array([report.spread for report in scored], np.int64).reshape(-1, BINS).sum(axis=0)
+    rows = np.array([report.spread for report in scored], np.int64).reshape(-1, BINS)
+    spread: NDArray[np.int64] = rows.sum(axis=0)
     devices = int(spread.sum())
     if devices < 2:
         return None

@@ -46,6 +46,9 @@ def goes_to(device: Device, secret: bytes = b"secret") -> int | None:
     return None if choice is None else choice.release
 
 
+FIELDS = st.sampled_from(
+    ("offers", "statement", "text", "signer", "signature", "differences", "sha256", "bytes")
+)
 secrets = st.binary(min_size=32, max_size=32)
 statements = st.builds(
     said, st.integers(1, 6), st.integers(0, WHOLE), st.integers(1, 5), st.booleans()
@@ -196,3 +199,20 @@ def test_a_damaged_or_foreign_statement_is_left_out_and_named(signing_key, trust
 def test_bytes_that_are_no_index_are_refused(data, trusted):
     with pytest.raises(ConfigError, match="index of releases"):
         statements_in(data, trusted, "default")
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(FIELDS, inner, max_size=4),
+    max_leaves=20,
+)
+
+
+@given(st.binary(max_size=200) | st.dictionaries(FIELDS, JSON).map(json.dumps).map(str.encode))
+def test_whatever_an_index_holds_it_is_read_or_refused_by_name(data):
+    try:
+        read = statements_in(data, frozenset({"ab" * 32}), "default")
+    except ConfigError as error:
+        assert "index of releases" in str(error)
+    else:
+        assert read.named == ()  # nobody signed it
