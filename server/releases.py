@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from device_runtime import bundle, config
+from device_runtime import bundle, codes, config
 from device_runtime.bundle import MANIFEST_BYTES, PREDICT, Manifest
 from device_runtime.causes import Cause
 from device_runtime.errors import BundleError, CheckpointError, ConfigError
@@ -245,8 +245,6 @@ def fits(new: StoredRelease, old: StoredRelease) -> bool:
 
 
 def _difference(blobs: Blobs, new: StoredRelease, old: StoredRelease) -> Blob | None:
-    from device_runtime import codes
-
     constants = new.manifest.constants or {}
     before, after = (blobs.get(each.manifest.files[PREDICT].sha256) for each in (old, new))
     try:

@@ -1,5 +1,6 @@
 """Releases on a server: what may be published, what devices are told, what strangers may fetch."""
 
+import shutil
 from dataclasses import replace
 
 import httpx
@@ -7,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from device_runtime import bundle, config, signing
+from device_runtime import bundle, codes, config, signing
 from device_runtime.causes import Cause
-from device_runtime.releases import MOST_NAMED, PURPOSE, WHOLE, Statement
+from device_runtime.releases import MOST_NAMED, PURPOSE, WHOLE, Blob, Statement
 from device_runtime.weights import digest
 from device_runtime.wire import Signed
 from server import contract, endpoint, releases
@@ -17,8 +18,10 @@ from server.release_rows import StoredRelease
 from server.requests import CheckingIn, Refused
 from server.rounds import Rules
 from server.settings import Limits
+from tests.kill_points import every_kill_point
 from tests.test_server_endpoint import TOKEN, Device, problem, running
 from tests.toy_releases import (
+    CONSTANTS,
     MAKER,
     content,
     index_of,
@@ -278,6 +281,131 @@ def test_who_was_told_of_an_index_may_still_fetch_it_after_the_next_release(coor
     manifest = manifest_of(8)
     releases.publish(coordinator, stated(manifest, serial=2, withdrawn=True), 3.0)
     assert not releases.served(coordinator, before)  # it offers what is withdrawn
+
+
+# differences
+
+
+def differences_of(coordinator, number: int) -> dict[str, Blob]:
+    """By the older release's manifest: what an index offers of a release."""
+    index = index_of(coordinator)
+    return index.offers[numbers(index).index(number)].differences
+
+
+def test_a_release_is_offered_as_a_difference_from_the_ones_before(coordinator):
+    old = {number: published(coordinator, number) for number in (3, 4, 5, 6, 7)}
+    new = published(coordinator, 8, share=WHOLE)
+    before = told(coordinator)
+    assert differences_of(coordinator, 8) == {}
+    assert releases.work_out(coordinator, "another") == 0
+    assert releases.work_out(coordinator, "default") == 1 + 2 + 3 + 4 + 4
+    assert told(coordinator) != before
+    offered = differences_of(coordinator, 8)
+    assert offered.keys() == {old[number].sha for number in (4, 5, 6, 7)}  # no more than FROM
+    for number in (4, 7):
+        blob = offered[old[number].sha]
+        data = coordinator.blobs.get(blob.sha256)
+        assert (len(data), blob.bytes < 0.75 * len(predict(8))) == (blob.bytes, True)
+        wanted = new.manifest.files[bundle.PREDICT].sha256
+        assert codes.apply(predict(number), data, CONSTANTS, wanted) == predict(8)
+        assert releases.served(coordinator, blob.sha256)
+    (report, *_) = releases.reports(coordinator).releases
+    assert [each.release for each in report.differences] == [7, 6, 5, 4]
+    assert releases.work_out(coordinator) == 0
+    # with the release, what leads to it is got no more
+    releases.publish(coordinator, stated(manifest_of(8), serial=2, withdrawn=True), 3.0)
+    assert not releases.served(coordinator, offered[old[7].sha].sha256)
+    assert differences_of(coordinator, 8) == {}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"graph": "9b" * 32}, {"tokenizer": "71" * 32}, {"constants": None, "graph": None}],
+)
+def test_another_graph_or_vocabulary_travels_whole(coordinator, changes):
+    published(coordinator, 7, **changes)
+    published(coordinator, 8)
+    assert releases.work_out(coordinator) == 0
+    assert differences_of(coordinator, 8) == {}
+
+
+def test_constants_that_are_not_where_a_maker_says_cost_the_difference_and_no_more(coordinator):
+    outside = {"embedding": replace(CONSTANTS["embedding"], offset=17)}
+    published(coordinator, 7, constants=outside)
+    published(coordinator, 8, constants=outside)
+    assert releases.work_out(coordinator) == 1
+    assert differences_of(coordinator, 8) == {}
+    assert releases.work_out(coordinator) == 0
+
+
+def test_a_difference_that_saves_too_little_is_not_offered(coordinator, monkeypatch):
+    monkeypatch.setattr(releases, "SMALLER", 0.001)
+    published(coordinator, 7)
+    published(coordinator, 8)
+    assert (releases.work_out(coordinator), releases.work_out(coordinator)) == (1, 0)
+    assert differences_of(coordinator, 8) == {}
+
+
+# what an operator does, again after every kill
+OPERATOR_S_WORK = """
+from server import releases
+from tests.toy_releases import manifest_of, stated
+from tests.toy_server import reopened
+
+def work(folder):
+    coordinator = reopened(folder)
+    def say(*what, **more):
+        with coordinator.store.reading() as rows:
+            kept = rows.releases.one("default", what[0].release)
+        message = stated(*what, **more)
+        if kept is None or releases.statement_in(message.statement).serial >= kept.statement.serial:
+            releases.publish(coordinator, message, 1.0)
+    say(manifest_of(8))
+    releases.work_out(coordinator)
+    with coordinator.store.transaction() as rows:
+        releases.stop(rows, "default", 8, "worse", 2.0)
+    say(manifest_of(8), serial=2, withdrawn=True)
+    coordinator.close()
+"""
+
+
+def test_a_server_killed_at_any_step_of_a_release_has_whole_ones_and_goes_on(fast_folder):
+    ends: dict = {}
+    begun = new(fast_folder / "begun", RULES)
+    published(begun, 7, share=WHOLE)
+    put(begun, 8)
+    begun.close()
+
+    def prepare(folder):
+        shutil.copytree(fast_folder / "begun", folder)
+
+    def whole(folder):
+        """All that a server tells fits together."""
+        coordinator = reopened(folder)
+        with coordinator.store.reading() as rows:
+            kept = rows.releases.all("default")
+            known = rows.releases.differences("default")
+        assert index_of(coordinator) == releases.newest(kept, known)
+        for each in kept:
+            for file in (each.sha, *(file.sha256 for file in each.manifest.files.values())):
+                assert coordinator.blobs.get(file)
+                assert releases.served(coordinator, file) or not each.is_offered
+        for blob in known.values():
+            assert coordinator.blobs.size(blob.sha256) == blob.bytes
+        ends["index"] = index_of(coordinator)
+        ends["differences"] = known
+        coordinator.close()
+
+    def check(folder):
+        whole(folder)
+        work: dict = {}
+        exec(OPERATOR_S_WORK, work)
+        work["work"](folder)
+        whole(folder)
+        assert numbers(ends["index"]) == [8, 7]
+        assert ends["differences"].keys() == {(8, 7)}
+
+    every_kill_point(OPERATOR_S_WORK, fast_folder / "server", prepare, check)
 
 
 # over HTTP
