@@ -19,15 +19,17 @@ import sqlalchemy as sa
 
 from device_runtime.causes import Cause
 from device_runtime.errors import RunError
+from device_runtime.releases import WHOLE
+from server import releases
 from server.blobs import Blobs
 from server.coordinator import Coordinator
 from server.eligibility import Policy
-from server.requests import CheckingIn, Nonce, Reporting
+from server.requests import CheckingIn, Nonce, Refused, Reporting
 from server.rounds import Rules
 from server.step import ServerStep
 from server.store import Store
 from server.task import TaskSettings
-from tests import postgres, s3, toy_server
+from tests import postgres, s3, toy_releases, toy_server
 from tests.test_server_comparing import body, comparing, told
 from tests.test_server_endpoint import Device
 from tests.toy_releases import index_of, numbers, published
@@ -280,9 +282,43 @@ def test_replicas_tell_of_releases_what_they_counted_together_and_carry_the_rest
         replica.close()
 
 
+def test_replicas_name_the_same_releases_and_pass_on_each_other_s_files(
+    database, tmp_path, monkeypatch
+):
+    with s3.running() as url:
+        for name, value in s3.environment(url).items():
+            monkeypatch.setenv(name, value)
+        begun(database, Blobs.open("s3://fedboard/releases"))
+        first, second = (
+            OneByOne(Store(database), Blobs.open("s3://fedboard/releases")) for _ in range(2)
+        )
+        device = enrolled(first, 1)[0]
+        manifest = toy_releases.put(first, 7)
+        old = published(first, 6)
+        releases.publish(first, toy_releases.stated(manifest), 1.0)
+        # the other one works out what the first did not come to
+        assert releases.work_out(second) == 1
+        names = [each.check_in(device, READY, 2.0).releases for each in (first, second)]
+        assert names == [toy_releases.named(first)] * 2
+        assert all(releases.served(each, names[0]) for each in (second, first))
+        (offer, _) = index_of(first).offers
+        blob = offer.differences[old.sha]
+        assert len(first.blobs.get(blob.sha256)) == blob.bytes
+        # two operators at two replicas: the second is told
+        releases.publish(first, toy_releases.stated(manifest, 2000, 2), 3.0)
+        with pytest.raises(Refused, match="expected statement 3, found 2"):
+            releases.publish(second, toy_releases.stated(manifest, WHOLE, 2), 3.0)
+        with second.store.transaction() as rows:
+            assert releases.stop(rows, "default", 7, "worse", 4.0)
+        assert numbers(index_of(first)) == [6]
+        assert not releases.served(first, names[0])
+        for each in (first, second):
+            each.close()
+
+
 SERVER = """
 import sys
-from server import endpoint
+from server import endpoint, releases
 from server.blobs import Blobs
 from server.coordinator import Coordinator
 from server.store import Store

@@ -84,10 +84,16 @@ def published(
     return releases.publish(coordinator, stated(manifest, share), now)
 
 
+def named(coordinator: Coordinator, population: str = "default") -> str:
+    """The index that check-ins name."""
+    with coordinator.store.reading() as rows:
+        return rows.releases.named()[population]
+
+
 def index_of(coordinator: Coordinator, population: str = "default") -> releases.Newest:
     """The index that check-ins name, read as a device reads it."""
     with coordinator.store.reading() as rows:
-        body = rows.releases.index(rows.releases.named()[population])
+        body = rows.releases.index(named(coordinator, population))
     return config.from_json(releases.Newest, body, "index")
 
 
