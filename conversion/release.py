@@ -31,7 +31,7 @@ CODES_APART = 0.501  # of a scale: rounding alone is half of one
 GRAPH_NATS = 0.005  # mean difference of a word's loss: the graph rounds what passes through it too
 GRAPH_ROWS = 256  # texts that the patched graph is held to the network on
 TOLERANCE = 0.3  # points of top-1 a release may lose on the corpus before chance has to explain it
-USERS, LAST = 200, 20  # of the corpus, and messages of each, that both releases are scored on
+USERS, LAST = 200, 10  # of the corpus, and messages of each, that both releases are scored on
 # figures of a template that are of its graph alone; the file with other constants has them too
 OF_GRAPH = ("parity_steps", "parity_weights", "parity_loss")
 EXPORT = "export it once with `fedboard export` and give that bundle with --bundle"

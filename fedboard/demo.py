@@ -1,5 +1,6 @@
 """The demo: the stages one after the other, with a real server and devices, in plain words."""
 
+import contextlib
 import itertools
 import json
 import os
@@ -8,11 +9,11 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-from device_runtime import bounds, calls, config, durable, interpreter, weights
+from device_runtime import bounds, calls, config, durable, interpreter
 from device_runtime import bundle as bundles
 from device_runtime import folder as folders
 from device_runtime.bounds import Within
@@ -22,12 +23,13 @@ from device_runtime.limits import OwnLimits
 from device_runtime.shown import command
 from device_runtime.transport import http, persistent
 from device_runtime.wire import DAY_S, Phase, Plan, RoundReports, lost
-from fedboard import console, devices, score
+from fedboard import console, devices, publishing, release, score
 from fedboard.__main__ import program
 from fedboard.certificates import certified
 from fedboard.export import Asked, export
 from fedboard.operator import connect
 from fedboard.report import build
+from fedboard.report_material import Upgrade
 from fedboard.run import (
     DEMO,
     SIMULATED,
@@ -38,11 +40,10 @@ from fedboard.run import (
     signing_key,
     trusted_keys,
 )
-from fedboard.serve import newest_checkpoint
 from fedboard.train import How, train
 from fleet.population import Role, role_counts
 from model import child_process, corpora
-from model.corpus import SPLITS, Users, sample
+from model.corpus import SPLITS, Corpus, Users, sample
 from model.recipe import Recipe
 from server.contract import ADDRESS
 from server.eligibility import Policy
@@ -60,6 +61,8 @@ SUGGESTIONS = (
     ("see you", "to"),
     ("have a", "go"),
 )
+POPULATION = "default"
+SHOWN = "the demo shows what its devices taught, whatever that is worth"
 DEVICE_RATE = 0.1  # learning rate of local training on devices
 START_S = 60.0  # for the server to listen
 TITLES = {
@@ -158,28 +161,30 @@ def _run(demo: Demo) -> Run:
         "The network becomes two TFLite files: one that trains on the phone, one (int8) that "
         "predicts. Signed.",
     ):
-        asked = Asked(learning_rate=DEVICE_RATE, clipping_norm=OwnLimits().clipping_norm)
+        asked = Asked(None, None, None, DEVICE_RATE, OwnLimits().clipping_norm, release=1)
         _, first = export(trained.path, trained.path / SIMULATED, asked, corpus)
-    with clock.stage(
-        4,
-        "Real rounds with devices",
-        f"A server on this machine, and {demo.devices} devices in {demo.processes} processes that "
-        "cannot import TensorFlow. Each holds the "
-        "encrypted typing log of one train user. Only devices that charge, are on WiFi and idle "
-        "may train; they upload 8-bit changes, never text.",
-    ):
-        measured = _rounds_with_devices(demo, trained, first, corpus.train)
-    with clock.stage(
-        5,
-        "The better keyboard",
-        "The checkpoint of the last round is exported again: this is the file a keyboard ships.",
-    ):
-        manifest, last = export(
-            trained.checkpoints / "after.safetensors", trained.bundle, asked, corpus
-        )
-        durable.share(
-            trained.path / "suggestions.json", json.dumps(_suggestions(first, last)).encode()
-        )
+    with contextlib.ExitStack() as stack:
+        with clock.stage(
+            4,
+            "Real rounds with devices",
+            f"A server on this machine, and {demo.devices} devices in {demo.processes} processes "
+            "that cannot import TensorFlow. Each holds the "
+            "encrypted typing log of one train user. Only devices that charge, are on WiFi and "
+            "idle may train; they upload 8-bit changes, never text.",
+        ):
+            served = stack.enter_context(_serving(demo, trained, first, corpus.train))
+            measured = _rounds_with_devices(demo, trained, served)
+        with clock.stage(
+            5,
+            "The better keyboard",
+            "What the last round learnt is put into the file that the devices have: a release, "
+            "made without TensorFlow, signed and published. One device goes to it.",
+        ):
+            last = trained.bundle
+            manifest, upgraded = _release(demo, trained, served, corpus)
+            durable.share(
+                trained.path / "suggestions.json", json.dumps(_suggestions(first, last)).encode()
+            )
     with clock.stage(
         6,
         "Evaluation",
@@ -196,6 +201,7 @@ def _run(demo: Demo) -> Run:
         "devices": demo.devices,
         "processes": demo.processes,
         "verdict": verdict,
+        "upgrade": asdict(upgraded),
     }
     durable.share(trained.path / "summary.json", json.dumps({**summary, **measured}).encode())
     path = build(trained)
@@ -218,12 +224,21 @@ def _run(demo: Demo) -> Run:
     return trained
 
 
-def _rounds_with_devices(demo: Demo, run: Run, bundle: Path, users: Users) -> dict:
-    """Serve, let the devices take part in every round, and keep what came of it.
+@dataclass(frozen=True)
+class _Served:
+    """The demo's server, and the devices it has."""
 
-    The last checkpoint and the rounds' reports go to the run's folder. Returns what was measured on
-    the way.
-    """
+    process: subprocess.Popen
+    folder: Path
+    url: str
+    bundle: Path  # that devices and task start from
+    homes: list[Path]
+    task: str
+
+
+@contextmanager
+def _serving(demo: Demo, run: Run, bundle: Path, users: Users) -> Iterator[_Served]:
+    """The server, while the block runs, with a task that devices may work for."""
     trusted = trusted_keys(None)
     counts = role_counts(demo.devices)
     goal = counts[Role.FINISHES] + counts[Role.UNPLUGGED]
@@ -250,23 +265,21 @@ def _rounds_with_devices(demo: Demo, run: Run, bundle: Path, users: Users) -> di
     durable.share(run.path / "server.toml", config.to_toml(settings).encode())
     draw = devices.Draw(demo.devices, demo.device_rounds, demo.min_examples, demo.seed)
     homes = devices.create_population(run.path / "devices", bundle, trusted, users, draw)
-    children: list[subprocess.Popen] = []
+    server = child_process.start(
+        program(
+            "serve",
+            "--dir",
+            folder,
+            "--bundle",
+            bundle,
+            "--config",
+            run.path / "server.toml",
+            "--port",
+            "0",
+        ),
+        run.path / "server.log",
+    )
     try:
-        server = child_process.start(
-            program(
-                "serve",
-                "--dir",
-                folder,
-                "--bundle",
-                bundle,
-                "--config",
-                run.path / "server.toml",
-                "--port",
-                "0",
-            ),
-            run.path / "server.log",
-        )
-        children.append(server)
         url = _address(server, folder, run.path / "server.log")
         with connect(folder, None) as operator:  # in this process: a server never has the key
             certified(operator, settings.name, signing_key(None), demo.device_rounds, DAY_S)
@@ -274,6 +287,20 @@ def _rounds_with_devices(demo: Demo, run: Run, bundle: Path, users: Users) -> di
             f"server at {url}; {goal} of {len(homes)} devices are able to join each round, the "
             "others are refused for a cause"
         )
+        yield _Served(server, folder, url, bundle, homes, settings.name)
+    finally:
+        child_process.end(server)
+
+
+def _rounds_with_devices(demo: Demo, run: Run, served: _Served) -> dict:
+    """Let the devices take part in every round, and keep what came of it.
+
+    The last checkpoint and the rounds' reports go to the run's folder. Returns what was measured on
+    the way.
+    """
+    homes, url = served.homes, served.url
+    children: list[subprocess.Popen] = []
+    try:
         hosts = [homes[i :: demo.processes] for i in range(demo.processes)]
         # each process on another interpreter, unless whoever runs the demo has chosen one
         chosen = interpreter.CHOICE in os.environ
@@ -295,8 +322,8 @@ def _rounds_with_devices(demo: Demo, run: Run, bundle: Path, users: Users) -> di
             environment = {"OMP_NUM_THREADS": "1", interpreter.CHOICE: next(choices).name}
             log = run.path / f"devices-{i}.log"
             children.append(child_process.start(words, log, environment))
-        reports = _watch(demo, url, server, children[1:], run)
-        memory = {"server": child_process.peak_memory_mb(server.pid)}
+        reports = _watch(demo, url, served.process, children, run)
+        memory = {"server": child_process.peak_memory_mb(served.process.pid)}
     finally:
         for child in children:
             child_process.end(child)
@@ -307,9 +334,9 @@ def _rounds_with_devices(demo: Demo, run: Run, bundle: Path, users: Users) -> di
         name = f"device process {i + 1} ({len(own)} devices, {totals['interpreter']})"
         memory[name] = totals["peak_memory_mb"]
     durable.share(run.path / "rounds.json", config.to_json(reports))
-    durable.share(
-        run.checkpoints / "after.safetensors", weights.to_bytes(newest_checkpoint(folder))
-    )
+    with connect(served.folder, None) as operator:
+        _, sha = operator.checkpoint_of(served.task)
+        durable.share(run.checkpoints / "after.safetensors", operator.checkpoint(served.task, sha))
     counted = sum(round.counted for round in reports.rounds)
     uploaded = sum(round.uploaded for round in reports.rounds)
     per_upload = sum(round.bytes_up for round in reports.rounds) // max(uploaded, 1)
@@ -323,6 +350,47 @@ def _rounds_with_devices(demo: Demo, run: Run, bundle: Path, users: Users) -> di
         "bytes_per_upload": per_upload,
         "interpreters": dict(interpreters),
     }
+
+
+def _release(
+    demo: Demo, run: Run, served: _Served, corpus: Corpus
+) -> tuple[bundles.Manifest, Upgrade]:
+    """Publish the bundle that devices started with, then one of what they taught it, and let one
+    device go from the one to the other.
+    """
+    private, trusted = signing_key(None), trusted_keys(None)
+    whole = publishing.share_of("100%")
+    asked = release.Asked(served.task, data=demo.data, even_if_worse=SHOWN)
+    with connect(served.folder, None) as operator:
+        before = bundles.open_verified(served.bundle, trusted)
+        publishing.publish(operator, before, private, whole, POPULATION)
+        new = release.make(operator, run.bundle, asked, corpus)
+        console.say(*new.notes)
+        after = bundles.open_verified(run.bundle, trusted)
+        report = publishing.publish(operator, after, private, whole, POPULATION)
+    log = run.path / "upgrade.log"
+    words = program("device", "upgrade", served.homes[0], "--server", served.url, "--json")
+    device = child_process.start(words, log)
+    try:
+        device.wait()
+    finally:
+        child_process.end(device)
+    if device.returncode or not (last := totals_of(log)["upgraded"]):
+        raise RunError("device upgrade", _last_line(log), "see upgrade.log in the run")
+    upgraded = Upgrade(
+        before.manifest.release,
+        after.manifest.release,
+        last["how"],
+        last["bytes_down"],
+        report.bytes,
+        round(last["seconds"], 2),
+    )
+    console.say(
+        f"release {upgraded.release}: {served.homes[0].name} went there from release "
+        f"{upgraded.before} by {upgraded.bytes_down:,} bytes ({upgraded.how}) in "
+        f"{upgraded.seconds:.1f} s; a whole bundle has {upgraded.bundle_bytes:,}"
+    )
+    return after.manifest, upgraded
 
 
 def _watch(

@@ -24,6 +24,7 @@ from fedboard.operator import Operator
 from fedboard.publishing import maker_key
 from fedboard.run import open_bundle, trusted_keys
 from model import corpora
+from model.corpus import Corpus as TextCorpus
 from model.corpus import token_lists
 from server import evaluations
 from server.contract import ReleaseReport, ReleaseState, TaskReport
@@ -71,9 +72,9 @@ class Made:
     seconds: dict[str, float]  # of each step
 
 
-def make(operator: Operator, out: Path, asked: Asked) -> Made:
+def make(operator: Operator, out: Path, asked: Asked, corpus: TextCorpus | None = None) -> Made:
     """Write the bundle of a task's checkpoint to `out`. Loads no TensorFlow, but for the corpora
-    that are TFF's.
+    that are TFF's. `corpus` is the one that is asked for, where it is open already.
 
     Nothing is written unless the template can be patched to the checkpoint, the gate lets the
     release pass and it does no worse than the release served. Raises the error of whatever is
@@ -110,7 +111,7 @@ def make(operator: Operator, out: Path, asked: Asked) -> Made:
     with clock.step("patch"):
         content = release.patched(template, checkpoint)
     with clock.step("open the text"):
-        text = _text(asked.data, template, checkpoint)
+        text = _text(asked.data, template, checkpoint, corpus)
     measured = release.measure(parts, content, text, fleet, clock)
     notes = _notes(text, running, measured, asked.even_if_worse)
     with clock.step("sign and write"):
@@ -234,13 +235,18 @@ def _fleet(operator: Operator, task: str, running: Bundle | None, sha: str) -> F
     return Fleet(devices, 100 * gain.change, 100 * gain.error, gain.worse)
 
 
-def _text(data: str | None, template: Bundle, checkpoint: weights.Checkpoint) -> Text:
+def _text(
+    data: str | None,
+    template: Bundle,
+    checkpoint: weights.Checkpoint,
+    corpus: TextCorpus | None,
+) -> Text:
     """What is measured on."""
     vocabulary, length = template.vocabulary, template.plan.length
     said = "no corpus was wanted"
     if data != NONE:
         try:
-            corpus = corpora.load(data or source.DEFAULT)
+            corpus = corpus or corpora.load(data or source.DEFAULT)
         except CorpusError:
             if data is not None:
                 raise

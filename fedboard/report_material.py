@@ -65,6 +65,18 @@ class Example:
 
 
 @dataclass(frozen=True)
+class Upgrade:
+    """How a device came from the release it began with to the one of what the rounds taught."""
+
+    before: int  # release
+    release: int
+    how: str  # a word: by a difference, or whole
+    bytes_down: int
+    bundle_bytes: int  # of the whole bundle
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Totals:
     """summary.json: what a run took."""
 
@@ -76,6 +88,7 @@ class Totals:
     devices: int | None = None
     processes: int | None = None
     interpreters: dict[str, int] = field(default_factory=dict)  # devices that trained with each
+    upgrade: Upgrade | None = None
     verdict: str = ""  # one sentence: does the network beat the bigram
 
 

@@ -167,7 +167,14 @@ _HOLDS = (
     *(f"bundle/{name}" for name in bundle.FOLDER.holds),
 )
 _DEMO_HOLDS = (
-    *("server.toml", "server.log", "outcomes.jsonl", "devices-*.log", "evaluate-*.log"),
+    *(
+        "server.toml",
+        "server.log",
+        "outcomes.jsonl",
+        "devices-*.log",
+        "evaluate-*.log",
+        "upgrade.log",
+    ),
     *(f"{SIMULATED}/{name}" for name in bundle.FOLDER.holds),
     *(f"server/{name}" for name in ("address", "operator.token", "server.sqlite*", "blobs/*")),
     "devices/traces/device-*.tsv",

@@ -7,7 +7,7 @@ import ssl
 from dataclasses import dataclass
 from pathlib import Path
 
-from device_runtime import durable, weights
+from device_runtime import durable
 from device_runtime.bundle import Bundle
 from device_runtime.errors import RunError
 from device_runtime.shown import command
@@ -132,17 +132,6 @@ def _require_address(path: Path) -> None:
             "is not a server's address, and a server writes its own there",
             "choose another folder, or move the file away",
         )
-
-
-def newest_checkpoint(folder: Path) -> weights.Checkpoint:
-    """The float32 checkpoint a server's folder ends with."""
-    from server.coordinator import Coordinator, open_folder
-
-    store, blobs = open_folder(folder)
-    try:
-        return weights.from_bytes(blobs.get(Coordinator(store, blobs).checkpoint().sha), folder)
-    finally:
-        store.close()
 
 
 def _tls(settings: Tls) -> dict[str, str]:

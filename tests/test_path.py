@@ -113,6 +113,18 @@ def test_the_device_rounds_run_on_each_interpreter_there_is_and_the_report_says_
     assert all(name in page for name in summary["interpreters"])
 
 
+def test_a_device_goes_to_the_release_of_what_was_learnt_by_a_difference(place):
+    summary = json.loads((place / "runs/demo/summary.json").read_text())
+    upgrade, text = summary["upgrade"], (place / "demo.txt").read_text()
+    assert (upgrade["before"], upgrade["release"], upgrade["how"]) == (1, 2, "difference")
+    assert 0 < upgrade["bytes_down"] < upgrade["bundle_bytes"] / 2
+    assert f"went there from release 1 by {upgrade['bytes_down']:,} bytes" in text
+    shown = fedboard("bundle", "show", "runs/demo/bundle", cwd=place).stdout
+    assert "release 2 of network" in shown
+    assert "learnt by task default: 2 rounds, 4 updates counted in them" in " ".join(shown.split())
+    assert "The way back to the phones" in (place / "runs/demo/report.html").read_text()
+
+
 def test_no_process_is_left_after_the_demo(place):
     assert processes_of(place) == []
 
@@ -127,7 +139,11 @@ def test_report_stands_by_itself(place):
 def test_a_second_demo_replaces_the_first_and_the_same_seed_repeats_it(place):
     first = {
         name: (place / "runs/demo" / name).read_bytes()
-        for name in ("checkpoints/best.safetensors", "checkpoints/after.safetensors")
+        for name in (
+            "checkpoints/best.safetensors",
+            "checkpoints/after.safetensors",
+            "bundle/predict.tflite",
+        )
     }
     (place / "runs/demo/bundle/predict.tflite").unlink()  # as an interrupted demo might leave it
     done = fedboard("demo", "--data", "chat", *TINY, cwd=place)
