@@ -3,11 +3,8 @@
 The error is one of ours, whatever the bytes hold.
 
 python fuzz/readers.py manifest -max_total_time=60        (or zip, checkpoint, update, difference,
-codes, typing_log, unfinished, schedule, trace; of people's own: files, corpus; of the server:
-typing_log, unfinished, schedule, trace, chain; of people's own: files, corpus; of the server:
-messages, proof, window, counted, settings)
-codes, index, typing_log, unfinished, schedule, trace; of people's own: files, corpus; of the
-server: messages, proof, window, counted, settings)
+codes, index, typing_log, unfinished, schedule, trace, chain; of people's own: files, corpus; of
+the server: messages, proof, window, counted, settings)
 """
 
 import contextlib
