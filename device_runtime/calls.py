@@ -24,6 +24,7 @@ from device_runtime.wire import (
     CheckIn,
     Enrolled,
     Enrolment,
+    Named,
     Problem,
     Reject,
     ReleaseScores,
@@ -127,6 +128,14 @@ def fetch(send: Send, sha256: str, most: int = MAX_REPLY_BYTES) -> bytes:
     sends other bytes.
     """
     return _by_hash(send, f"/v1/blobs/{sha256}", sha256, most)
+
+
+def newest(send: Send, population: str) -> str:
+    """SHA-256 of the index of a population's releases, empty if it has none. To be sent unsigned,
+    as `fetch_release`.
+    """
+    reply = send("GET", f"/v1/newest?population={population}", b"", {})
+    return _ours(Named, "GET /v1/newest", reply).releases
 
 
 def fetch_release(send: Send, sha256: str, most: int = MAX_REPLY_BYTES) -> bytes:

@@ -7,6 +7,7 @@ not come back at once. Its log lines hold rounds, counts and causes; never text.
 """
 
 import logging
+import math
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -21,7 +22,7 @@ from device_runtime.causes import Cause
 from device_runtime.drive import DeviceClock, Turn
 from device_runtime.errors import ConfigError, FedboardError
 from device_runtime.home import SCHEDULE, Home
-from device_runtime.transport import Send
+from device_runtime.transport import Send, persistent
 from device_runtime.turn import Outcome, Status
 from device_runtime.wire import DAY_S, TIME, forbidden_by
 
@@ -115,6 +116,7 @@ class Daemon:
         self._said = ""
         self.schedule = read_schedule(home)
         self._connect: Connect | None = None
+        self._hears_at = -math.inf  # of its clock: not before it are releases asked for
 
     def follow_releases(self, connect: Connect) -> None:
         """From now on, after a turn, go to the release that the server named there, by a connection
@@ -146,9 +148,11 @@ class Daemon:
                 cause = self.forbidden()  # that took its time
             if cause is not None:
                 self._say(f"not training: {cause}")
+                self.hear()
                 return LOOK_S * (1 + float(self._rng.uniform(0, JITTER)))
             if due > 0:
                 self._say("may train, and waits for its retry window")
+                self.hear()
                 return min(due, LOOK_S)
             outcome = self.turn()
         except FedboardError as error:
@@ -171,8 +175,10 @@ class Daemon:
         """One turn if it is due and allowed, or why there was none. Errors are raised."""
         due, cause = self.schedule.due_in(self._now()), self.forbidden()
         if cause is not None:
+            self.hear()
             return NotAsked(cause, LOOK_S)
         if due > 0:
+            self.hear()
             return NotAsked("retry_window", due)
         try:
             self.personalise()
@@ -229,11 +235,32 @@ class Daemon:
         """Go to the release that was named in a turn, on an unmetered network. The turn stands
         whatever becomes of it.
         """
+        if outcome.status is Status.NOT_ASKED:
+            return self.hear()
         if self._connect is not None:
             means = upgrade.Means(self._connect, self._now, self._may_fetch, self._sleep)
             followed = upgrade.after(outcome, self.home, means)
             if followed is not None and followed.upgraded is not None:
                 self._judge_personal()
+
+    def hear(self) -> None:
+        """Ask for releases without taking a turn, once a day and on an unmetered network: who types
+        too little to take part has a strip too.
+        """
+        now = self._now()
+        if self._connect is None or self._hears_at > now or not self._may_fetch():
+            return
+        self._hears_at = now + LOOK_S  # not at every look
+        if not upgrade.hears(self.home, now):
+            return
+        try:
+            with self._connect() as send:
+                index = upgrade.ask(self.home, persistent(send, sleep=self._sleep), now)
+        except Exception as error:  # a server that is away, or a fault of ours: no harm to turns
+            self._hears_at = now + MOST_S
+            log.warning("nothing heard of releases (%s)", _kind(error))
+            return
+        self.upgrade(Outcome(Status.REFUSED, releases=index))
 
     def _judge_personal(self) -> None:
         """What was served of the user's own waits no longer than it must beside another release; in

@@ -26,7 +26,6 @@ from device_runtime import bundle as bundles
 from device_runtime import calls, codes, config, durable, installed, releases
 from device_runtime.bounds import Each, OneOf, Within
 from device_runtime.bundle import CHECKPOINT, MANIFEST, MANIFEST_BYTES, PREDICT, SIGNATURE, Bundle
-from device_runtime.causes import Cause
 from device_runtime.errors import (
     BundleError,
     ConfigError,
@@ -42,7 +41,7 @@ from device_runtime.text import BOS
 from device_runtime.transport import Meter, Send, persistent
 from device_runtime.turn import Outcome, Status
 from device_runtime.weights import digest
-from device_runtime.wire import DAY_S, HASH, HASH_OR_NONE, SENTENCE, TIME, CheckIn, Conditions
+from device_runtime.wire import DAY_S, HASH, HASH_OR_NONE, SENTENCE, TIME
 
 log = logging.getLogger("fedboard.device")
 
@@ -108,6 +107,7 @@ class Remembered:
     deaths: Annotated[int, Within(0, 1000)] = 0  # of processes, while it was
     last: Upgraded | None = None
     judged_by: Annotated[str, SENTENCE] = ""  # what the refused ones were refused by
+    heard_at: Annotated[float, TIME] = 0.0  # when the server was asked last which there are
 
 
 @dataclass(frozen=True)
@@ -162,29 +162,20 @@ def is_due(home: Home, index: str, now: float) -> bool:
     return past.failed is None or past.failed.index != index or past.failed.waits(now) <= 0
 
 
-def ask(home: Home, send: Send, now: Callable[[], float] = time.time) -> str:
-    """SHA-256 of the index that its server names now, empty if it names none. The device asks for
-    no work: it says that it is in use.
-
-    Raises ServerError if it does not answer, RunError if it is not enrolled there.
+def ask(home: Home, send: Send, now: float) -> str:
+    """SHA-256 of the index that the server names now, empty if it names none; it is asked without a
+    name. Raises ServerError if it does not answer.
     """
-    if home.server_name is None:
-        raise RunError(home.folder, "is not enrolled yet", "enrol it: fedboard device enrol")
-    signer = calls.Signer(home.key, home.server_name, now)
-    message = CheckIn(
-        Conditions(charging=False, unmetered=None, idle=False),
-        0,
-        home.bundle().manifest.tokenizer,
-        population=home.config.population,
-    )
-    answer = calls.check_in(calls.signed(send, signer), message)
-    if getattr(answer, "cause", None) in (Cause.UNKNOWN_DEVICE, Cause.WRONG_SERVER):
-        raise RunError(
-            home.folder,
-            "its server does not know it any more",
-            "let it take a turn: fedboard device run HOME --once",
-        )
-    return answer.releases
+    index = calls.newest(send, home.config.population)
+    _keep(home, replace(remembered(home), heard_at=now))
+    return index
+
+
+def hears(home: Home, now: float) -> bool:
+    """Whether it is time to ask: nothing has been heard of releases for a day. A clock that went
+    back asks.
+    """
+    return not 0 <= now - remembered(home).heard_at < DAY_S
 
 
 def follow(home: Home, index: str, means: Means) -> Followed:

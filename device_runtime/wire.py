@@ -12,12 +12,13 @@ fetched by SHA-256.
     POST /v1/assignments/{id}/abandon Abandon         -> Ack
     GET  /v1/rounds?task=NAME&before=N&most=M         -> RoundReports
     GET  /v1/server                                   -> Server
+    GET  /v1/newest?population=NAME                   -> Named
     GET  /v1/releases/{sha256}                        -> bytes
 
-All but `Server` and releases are signed by the device, for the server that `Server` names and at
-the time of its clock: `signing.sign_request`. Releases are fetched without a name: nobody need
-know who runs which. Every refusal is a Reject or a Problem with a named cause. What only the
-operator may ask for is in `server/contract.py`.
+All but the last three are signed by the device, for the server that `Server` names and at the time
+of its clock: `signing.sign_request`. Releases are asked for and fetched without a name: nobody
+need know who runs which, and who never takes part hears of them too. Every refusal is a Reject or
+a Problem with a named cause. What only the operator may ask for is in `server/contract.py`.
 """
 
 from collections import Counter
@@ -100,6 +101,13 @@ class Server:
     server: Annotated[str, NAME]
     time: Annotated[int, Within(0, 10**11)]  # of its clock, whole seconds since 1970
     version: Annotated[int, Within(0, 10**6)] = VERSION  # of this contract
+
+
+@dataclass(frozen=True)
+class Named:
+    """Which releases a population has now. Anybody may ask."""
+
+    releases: Annotated[str, HASH_OR_NONE] = ""  # SHA-256 of the `releases.Newest`; empty: none
 
 
 @dataclass(frozen=True)

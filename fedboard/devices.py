@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
@@ -325,7 +326,7 @@ def upgrade_now(folder: Path, url: str | None, insecure: bool = False) -> "Follo
     home, connect = Home.open(folder), partial(way, folder, url, insecure)
     with home.alone():
         with connect() as send:
-            index = upgrade.ask(home, persistent(send))
+            index = upgrade.ask(home, persistent(send), time.time())
         if not index:
             return upgrade.Followed()
         return upgrade.follow(home, index, upgrade.Means(connect, say=console.say))

@@ -53,6 +53,7 @@ from device_runtime.wire import (
     Enrolled,
     Enrolment,
     Kind,
+    Named,
     Problem,
     Reject,
     RoundReports,
@@ -345,6 +346,7 @@ class _Service:
                 ),
             ),
             ("GET", "/v1/server", self.server, _documented(Server, 429)),
+            ("GET", "/v1/newest", self.newest, _documented(Named, 429)),
             (
                 "GET",
                 "/v1/rounds",
@@ -701,6 +703,12 @@ class _Service:
     async def published(self, request: Request) -> Response:
         self.may_read(request)
         return _json(await run_in_threadpool(releases.reports, self.coordinator))
+
+    async def newest(self, request: Request) -> Response:
+        """To anybody, without a name: who never takes part has a strip too."""
+        self.address_may(request)
+        population = request.query_params.get("population", "default")
+        return _json(Named(await run_in_threadpool(releases.named, self.coordinator, population)))
 
     async def release_file(self, request: Request) -> Response:
         """To anybody, without a name: who runs which release is nobody's business."""

@@ -264,6 +264,14 @@ def _difference(blobs: Blobs, new: StoredRelease, old: StoredRelease) -> Blob | 
 # what anybody may fetch
 
 
+def named(coordinator: Coordinator, population: str) -> str:
+    """SHA-256 of the index of a population's releases, as check-ins are told it; empty for one
+    without.
+    """
+    with coordinator.store.reading() as rows:
+        return rows.releases.named().get(population, "")
+
+
 def served(coordinator: Coordinator, sha: str) -> bool:
     """Whether anybody may fetch the blob: an index that check-ins have named, or part of a release
     that is neither stopped nor withdrawn. An index is kept as a blob from now on.

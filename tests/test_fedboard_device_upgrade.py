@@ -16,6 +16,7 @@ from device_runtime.errors import RunError, ServerError
 from device_runtime.home import DeviceConfig, Home
 from device_runtime.releases import WHOLE
 from device_runtime.transport import Meter, http
+from device_runtime.wire import DAY_S
 from fedboard import devices, publishing
 from fedboard.device_words import status, status_lines
 from fedboard.operator import Operator
@@ -138,16 +139,69 @@ def test_without_enrolment_or_a_server_the_command_says_what_to_do(
     home = Home.create(tmp_path / "new", DeviceConfig(tuple(trusted), str(tiny_bundle.path)))
     with pytest.raises(RunError, match=r"no server is named in its device.toml; pass --server"):
         devices.upgrade_now(home.folder, None)
-    with pytest.raises(RunError, match="is not enrolled yet; enrol it: fedboard device enrol"):
-        devices.upgrade_now(home.folder, url)
+    assert devices.upgrade_now(home.folder, url) == upgrade.Followed()
+    assert (home.name, home.server_name) == (None, None)  # nobody has to be known for it
 
 
 def test_asking_for_releases_alone_gets_no_work(phone, publish, url):
     publish(1)
     with http(url) as send:
-        assert len(upgrade.ask(phone, send)) == 64
+        assert len(upgrade.ask(phone, send, 0.0)) == 64
         (report,) = calls.rounds(send).rounds
-    assert (report.assigned, report.refused) == (0, {"not_charging": 1})
+    assert (report.checked_in, report.assigned) == (0, 0)
+
+
+def test_a_server_names_the_releases_of_a_population_to_anybody(publish, url):
+    publish(1)
+    with http(url) as send:
+        assert len(calls.newest(send, "default")) == 64
+        assert calls.newest(send, "another") == ""
+        assert calls.newest(send, "%00") == ""
+        assert send("GET", "/v1/newest", b"", {}).status == 200
+
+
+NEVER_CHARGED = "0\tbattery_charged_off\n0\twifi\n0\tscreen_off\n"
+METERED = "0\tbattery_charged_on\n0\t4g\n0\tscreen_off\n"
+
+
+@pytest.mark.parametrize("trace", [NEVER_CHARGED, ABLE], ids=["never charged", "types nothing"])
+def test_a_phone_that_never_takes_part_comes_to_the_release_by_itself(
+    trace, tmp_path, tiny_bundle, trusted, publish, url
+):
+    (tmp_path / "trace.tsv").write_text(trace)
+    settings = DeviceConfig(tuple(trusted), conditions=str(tmp_path / "trace.tsv"))
+    home = Home.create(tmp_path / "quiet", settings, [], tiny_bundle.path)
+    publish(1)
+    now = [10.0 * DAY_S]
+    with http(url) as send, http(url) as own:
+        turns, fetched = Meter(send), Meter(own)
+        daemon = Daemon(home, turns, lambda: now[0], sleep=lambda seconds: None)
+        daemon.follow_releases(lambda: nullcontext(fetched))
+        daemon.step()
+        assert home.bundle().manifest.release == 1
+        publish(2)
+        for _ in range(3):  # it has asked today
+            now[0] += 3600.0
+            daemon.step()
+        assert home.bundle().manifest.release == 1
+        now[0] += DAY_S
+        daemon.step()
+        assert home.bundle().manifest.release == 2
+
+
+def test_on_a_metered_network_nobody_asks_for_releases(
+    tmp_path, tiny_bundle, trusted, publish, url
+):
+    (tmp_path / "trace.tsv").write_text(METERED)
+    settings = DeviceConfig(tuple(trusted), conditions=str(tmp_path / "trace.tsv"))
+    home = Home.create(tmp_path / "metered", settings, [], tiny_bundle.path)
+    publish(1)
+    with http(url) as send:
+        asked = Meter(send)
+        daemon = Daemon(home, asked, lambda: DAY_S)
+        daemon.follow_releases(lambda: nullcontext(asked))
+        daemon.step()
+    assert (asked.down, home.bundle().manifest.release) == (0, 0)
 
 
 def test_after_its_turn_a_daemon_goes_to_the_release_over_a_connection_of_its_own(
@@ -168,7 +222,7 @@ def test_after_its_turn_a_daemon_goes_to_the_release_over_a_connection_of_its_ow
 def goes_to_what_is_published(phone: Home, other: Path, url: str) -> upgrade.Upgraded:
     """By an index that another device heard of: this one has not asked its server for anything."""
     with http(url) as send:
-        index = upgrade.ask(Home.open(other), send)
+        index = upgrade.ask(Home.open(other), send, 0.0)
     return upgrade.follow(phone, index, upgrade.Means(partial(http, url))).upgraded
 
 

@@ -483,6 +483,7 @@ TAKE_NOTHING = (
     "GET /metrics",
     "GET /v1/rounds",
     "GET /v1/server",
+    "GET /v1/newest",
     "GET /v1/releases",
     "GET /v1/releases/{sha256}",
 )
@@ -549,6 +550,7 @@ def spoken_of() -> set[str]:
     spoken = (
         (wire.__doc__ + contract.__doc__)
         .replace("?task=NAME&before=N&most=M", "")
+        .replace("?population=NAME", "")
         .replace("{id}", "{assignment}")
         .splitlines()
     )
