@@ -64,6 +64,8 @@ def bundle_show(
         f"{manifest.vocabulary:,} ids, {len(opened.blocked)} words never suggested; needs "
         f"tflite-runtime {manifest.minimum_runtime} or later"
     )
+    if manifest.device_class is not None:
+        console.say(f"for devices of class `{manifest.device_class}`, and no others")
     console.say(
         f"from {line.corpus}, round {line.round}, checkpoint {line.checkpoint[:16]}; privacy "
         f"{line.privacy}"

@@ -68,6 +68,7 @@ def export(
 
     Nothing is written unless the quality gate lets it pass.
     """
+    chosen = _class_of(asked)
     path = checkpoint_of(target)
     checkpoint, vocabulary = weights.read(path), vocabulary_of(path, asked.tokenizer)
     require_fit(checkpoint, vocabulary, path)
@@ -98,7 +99,6 @@ def export(
             "give a corpus with validation users",
         )
     blocked = None if asked.blocked is None else word_list(asked.blocked)
-    chosen = _class_of(asked)
     private = signing_key(asked.key)
 
     from conversion.package import Parts, package  # TensorFlow

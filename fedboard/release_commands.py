@@ -45,7 +45,9 @@ def release_make(
     out: Annotated[Path, typer.Option(help="Bundle folder to write.")],
     round: Annotated[
         int | None,
-        typer.Option(min=1, help="Round that made the checkpoint; by default the newest."),
+        typer.Option(
+            min=1, max=2**31 - 1, help="Round that made the checkpoint; by default the newest."
+        ),
     ] = None,
     bundle: Annotated[
         Path | None,
@@ -63,7 +65,11 @@ def release_make(
     ] = None,
     release: Annotated[
         int | None,
-        typer.Option(min=1, help="Its number; by default one above every release before it."),
+        typer.Option(
+            min=1,
+            max=2**31 - 1,
+            help="Its number; by default one above every release before it.",
+        ),
     ] = None,
     even_if_worse: Annotated[
         str,

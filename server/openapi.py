@@ -1,6 +1,6 @@
 """The OpenAPI document: what each route takes and answers, every status listed."""
 
-from typing import Any
+from typing import Any, get_args
 
 from fastapi import FastAPI, Response
 from fastapi.openapi.utils import get_openapi
@@ -8,7 +8,7 @@ from pydantic import TypeAdapter
 
 from device_runtime import bounds
 from device_runtime.causes import MEANING, Cause
-from device_runtime.wire import Abandon, CheckIn, Enrolment, Problem, Scores, Signed
+from device_runtime.wire import Abandon, CheckIn, Enrolment, Problem, ReleaseScores, Scores, Signed
 from server import contract
 
 _SHARED = "#/components/schemas/{model}"
@@ -17,6 +17,7 @@ _REQUESTS = (
     CheckIn,
     Abandon,
     Scores,
+    ReleaseScores,
     contract.TaskSettings,
     contract.Rollback,
     contract.NewCodes,
@@ -33,6 +34,13 @@ _SIGNATURE = (
     "fedboard-time",
     "fedboard-signature",
 )
+
+
+def _one_of(body: Any) -> dict[str, Any]:
+    """The schema of a message, or of several of which one is sent."""
+    kinds = get_args(body) or (body,)
+    each = [{"$ref": _SHARED.format(model=kind.__name__)} for kind in kinds]
+    return each[0] if len(each) == 1 else {"oneOf": each}
 
 
 def documented(
@@ -61,9 +69,7 @@ def documented(
     elif body is not None:
         extra["requestBody"] = {
             "required": True,
-            "content": {
-                "application/json": {"schema": {"$ref": _SHARED.format(model=body.__name__)}}
-            },
+            "content": {"application/json": {"schema": _one_of(body)}},
         }
     if parameter is not None:
         names = (parameter, *(() if second is None else (second,)))

@@ -112,6 +112,11 @@ def test_an_output_folder_that_cannot_be_written_is_named(tmp_path, corpus_file)
 def test_a_damaged_checkpoint_and_an_unknown_target_are_refused(tmp_path):
     (tmp_path / "x.safetensors").write_bytes(b"\xff" * 100)
     refused(fedboard("export", "x.safetensors", cwd=tmp_path), "x.safetensors")
+    refused(
+        fedboard("bundle", "build", "x.safetensors", "--for", "watch", cwd=tmp_path),
+        "no class 'watch'",
+        "high or low or middle",
+    )
     refused(fedboard("evaluate", "kn9", cwd=tmp_path), "kn9", "unigram")
     refused(fedboard("predict", "nothing", "hi", cwd=tmp_path), "nothing")
     refused(fedboard("report", "nothing", cwd=tmp_path), "nothing")
