@@ -87,7 +87,7 @@ EXTRAS = {
         "uvloop",
     ),
     "postgres": ("psycopg",),
-    "simulation": ("grpc", "tensorflow", "tensorflow_federated"),
+    "simulation": ("flatbuffers", "grpc", "tensorflow", "tensorflow_federated"),
     "data": ("chitchat_dataset", "google", "polars", "zstandard"),
     # a server misses its database first
     "report": ("jinja2", "matplotlib"),
