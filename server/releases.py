@@ -19,7 +19,7 @@ from pathlib import Path
 from device_runtime import bundle, codes, config
 from device_runtime.bundle import MANIFEST_BYTES, PREDICT, Manifest
 from device_runtime.causes import Cause
-from device_runtime.errors import BundleError, CheckpointError, ConfigError
+from device_runtime.errors import BundleError, CheckpointError, ConfigError, RunError
 from device_runtime.releases import INDEX_BYTES, MOST_NAMED, WHOLE, Blob, Newest, Offer, Statement
 from device_runtime.wire import Signed
 from server import standings
@@ -208,17 +208,24 @@ def _named(releases: Sequence[StoredRelease]) -> list[StoredRelease]:
 def work_out(coordinator: Coordinator, population: str | None = None) -> int:
     """Work out the differences that are missing, of one population or of all, without keeping
     others from the server, and renew the index. How many there were. Raises RunError if a blob
-    cannot be read or kept.
+    cannot be read or kept, once all others have been worked out.
     """
+    failed: list[RunError] = []
     with _working_out:
         with coordinator.store.reading() as rows:
             names = rows.releases.named() if population is None else [population]
             pairs = [pair for name in names for pair in _missing(rows, name)]
         for new, old in pairs:
-            blob = _difference(coordinator.blobs, new, old)
+            try:
+                blob = _difference(coordinator.blobs, new, old)
+            except RunError as error:
+                failed.append(error)
+                continue
             with coordinator.locked(), coordinator.store.transaction(durable=True) as rows:
                 rows.releases.add_difference(new.population, new.release, old.release, blob)
                 renew(rows, new.population)
+    if failed:
+        raise failed[0]
     return len(pairs)
 
 

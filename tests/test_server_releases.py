@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from device_runtime import bundle, codes, config, signing
 from device_runtime.causes import Cause
+from device_runtime.errors import RunError
 from device_runtime.releases import MOST_NAMED, PURPOSE, WHOLE, Blob, Statement
 from device_runtime.weights import digest
 from device_runtime.wire import Signed
@@ -336,6 +337,19 @@ def test_constants_that_are_not_where_a_maker_says_cost_the_difference_and_no_mo
     assert releases.work_out(coordinator) == 1
     assert differences_of(coordinator, 8) == {}
     assert releases.work_out(coordinator) == 0
+
+
+def test_a_release_whose_file_is_lost_keeps_no_other_from_its_difference(coordinator, tmp_path):
+    for number in (6, 7, 8):
+        published(coordinator, number)
+    lost = manifest_of(7).files[bundle.PREDICT].sha256
+    (tmp_path / "server" / "blobs" / lost).unlink()
+    coordinator.close()
+    again = reopened(tmp_path / "server")
+    with pytest.raises(RunError, match=f"{lost}: missing"):
+        releases.work_out(again)
+    assert differences_of(again, 8).keys() == {digest(manifest_of(6).encoded())}
+    again.close()
 
 
 def test_a_difference_that_saves_too_little_is_not_offered(coordinator, monkeypatch):
