@@ -6,7 +6,7 @@ ones, and the indexes that check-ins name.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import sqlalchemy as sa
@@ -146,14 +146,25 @@ class ReleaseRows:
         body = self._connection.execute(query).scalar_one_or_none()
         return None if body is None else bytes(body)
 
-    def of_blob(self, sha: str) -> list[StoredRelease]:
-        """The releases that a blob is part of, or leads to as a difference."""
-        names: set[tuple[str, int]] = set()
-        for table in (release_files, release_differences):
-            query = sa.select(table.c.population, table.c.release).where(table.c.sha == sha)
-            names |= set(self._connection.execute(query).tuples().all())
-        kept = (self.one(*name) for name in sorted(names))
-        return [release for release in kept if release is not None]
+    def is_offered(self, sha: str) -> bool:
+        """Whether a blob is part of a release that devices may take, or leads to one as a
+        difference. One query, however many releases share the blob: strangers ask it.
+        """
+        parts = sa.union(
+            *(
+                sa.select(table.c.population, table.c.release).where(table.c.sha == sha)
+                for table in (release_files, release_differences)
+            )
+        ).subquery()
+        query = (
+            sa.select(releases.c.statement)
+            .join(parts, _is(releases, parts.c.population, parts.c.release))
+            .where(releases.c.stopped == "")
+            .order_by(releases.c.release.desc())
+        )
+        return any(
+            not _stated(text).withdrawn for text in self._connection.execute(query).scalars()
+        )
 
 
 _NAMES = (
@@ -166,8 +177,14 @@ _NAMED = sa.select(release_indexes.c.population, release_indexes.c.sha).where(
 )
 
 
-def _is(table: sa.Table, population: str, release: int) -> Any:
+def _is(table: sa.Table, population: Any, release: Any) -> Any:
     return (table.c.population == population) & (table.c.release == release)
+
+
+@lru_cache(maxsize=512)
+def _stated(text: str) -> Statement:
+    """The statement in a column: verified before it was kept, and not at every request."""
+    return statement_in(config.from_json(Signed, text.encode(), "statement"))
 
 
 def _stored(row: Any) -> StoredRelease:

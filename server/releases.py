@@ -286,7 +286,7 @@ def served(coordinator: Coordinator, sha: str) -> bool:
     with coordinator.store.reading() as rows:
         body = rows.releases.index(sha)
         if body is None:
-            return any(release.is_offered for release in rows.releases.of_blob(sha))
+            return rows.releases.is_offered(sha)
     if coordinator.blobs.size(sha) is None:
         coordinator.blobs.put(body)
     return True

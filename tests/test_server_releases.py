@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import httpx
 import pytest
+import sqlalchemy as sa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -428,6 +429,31 @@ def test_a_server_killed_at_any_step_of_a_release_has_whole_ones_and_goes_on(fas
     every_kill_point(OPERATOR_S_WORK, fast_folder / "server", prepare, check)
     # nothing yet; published; with its difference; stopped; withdrawn
     assert len(goes_on) == 5
+
+
+def test_whether_a_file_may_be_fetched_costs_the_same_however_many_releases_share_it(coordinator):
+    shared = digest(content(1)[bundle.TOKENIZER])
+    asked: list[str] = []
+
+    @sa.event.listens_for(coordinator.store._engine, "before_cursor_execute")
+    def count(_connection, _cursor, statement, *_):
+        asked.append(statement)
+
+    def queries() -> int:
+        asked.clear()
+        assert releases.served(coordinator, shared)
+        return len(asked)
+
+    published(coordinator, 1)
+    of_one = queries()
+    for number in range(2, 12):
+        published(coordinator, number)
+        withdrawn = stated(manifest_of(number - 1), serial=2, withdrawn=True)
+        releases.publish(coordinator, withdrawn, 2.0)
+    assert queries() == of_one
+    with coordinator.store.transaction() as rows:
+        releases.stop(rows, "default", 11, "a toy", 3.0)
+    assert not releases.served(coordinator, shared)
 
 
 # over HTTP
