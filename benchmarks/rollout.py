@@ -55,7 +55,7 @@ def main() -> None:
     rng = np.random.default_rng(0)
     print(f"gain, points | devices a round | stopped at the first look | in {LOOKS} looks")
     for gain in (0.0, -0.005, -0.01):
-        for devices in (20, 50):
+        for devices in (3, 20, 50):
             ends = [stopped_at(rng, devices, gain) for _ in range(asked.fleets)]
             first, ever = (sum(map(test, ends)) / len(ends) for test in (_is_first, _is_any))
             print(f"{100 * gain:+.1f} | {devices} | {100 * first:.0f} % | {100 * ever:.0f} %")

@@ -5,12 +5,11 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
-from server.rollout import ERRORS, Ratio, Standing
+from server.rollout import Ratio, Standing
 from server.standings import ReleaseStanding
 
 WIDTH, ROW, LEFT, RIGHT, TOP = 460, 44, 44, 56, 6
 AXIS = 18  # below the rows
-INTERVAL = ERRORS  # standard errors that are drawn to each side
 
 
 def plots(standings: Sequence[ReleaseStanding]) -> list[Markup]:
@@ -42,7 +41,7 @@ def gained(gain: Ratio | None) -> str:
     """
     if gain is None:
         return "\N{EN DASH}"
-    low, high = (100 * (gain.share + sign * INTERVAL * gain.error) for sign in (-1, 1))
+    low, high = (100 * (gain.share + sign * gain.reach) for sign in (-1, 1))
     return f"{100 * gain.share:+.2f} ({low:+.2f} to {high:+.2f})"
 
 
@@ -60,8 +59,8 @@ def _shares(standings: Sequence[ReleaseStanding]) -> Markup:
             parts.append(_bar(kind, y, at(share) - LEFT))
             parts.append(_text(at(share) + 10 * (kind == "a") + 6, y + 12, points(share), ""))
         if math.isfinite(right.error):
-            reach = INTERVAL * right.error
-            low, high = (at(max(0.0, right.share + sign * reach)) for sign in (-1, 1))
+            ends = (right.share + sign * right.reach for sign in (-1, 1))
+            low, high = (at(max(0.0, share)) for share in ends)
             parts.append(_line("whisker", low, high, top + 7))
         parts.append(_text(LEFT - 6, top + 21, str(each.release), "end"))
     return _figure(
@@ -75,7 +74,7 @@ def _shares(standings: Sequence[ReleaseStanding]) -> Markup:
 def _gains(standings: Sequence[ReleaseStanding]) -> Markup:
     gains = [each.verdict.gain for each in standings]
     ends = [
-        abs(gain.share) + INTERVAL * gain.error
+        abs(gain.share) + gain.reach
         for gain in gains
         if gain is not None and math.isfinite(gain.error)
     ]
@@ -98,7 +97,7 @@ def _gains(standings: Sequence[ReleaseStanding]) -> Markup:
         y = TOP + ROW * place + 17
         kind = "bad" if each.verdict.standing is Standing.WORSE else "a"
         if math.isfinite(gain.error):
-            low, high = (at(gain.share + sign * INTERVAL * gain.error) for sign in (-1, 1))
+            low, high = (at(gain.share + sign * gain.reach) for sign in (-1, 1))
             parts.append(_line(f"line {kind}", low, high, y))
         parts.append(
             Markup('<circle class="dot {}" cx="{}" cy="{}" r="4"/>').format(kind, at(gain.share), y)

@@ -20,7 +20,8 @@ from enum import StrEnum
 
 from server.release_scores import Figures, Pair, against_earlier, of_release
 
-ERRORS = 2.0  # standard errors below nothing that a gain must be for a release to be worse
+# standard errors below nothing that a gain must be for a release to be worse; more of few devices
+ERRORS = 2.0
 LEAST_DEVICES = 2  # fewer have no standard error
 
 
@@ -34,14 +35,21 @@ class Standing(StrEnum):
 
 @dataclass(frozen=True)
 class Ratio:
-    """A share of words, and its standard error."""
+    """A share of words, and its standard error, as far as so many devices know it."""
 
     share: float
     error: float
+    devices: float = math.inf
 
     def __sub__(self, other: "Ratio") -> "Ratio":
-        """The difference of two that are of different devices."""
-        return Ratio(self.share - other.share, math.hypot(self.error, other.error))
+        """The difference of two that are of different devices: no surer than the fewer."""
+        fewer = min(self.devices, other.devices)
+        return Ratio(self.share - other.share, math.hypot(self.error, other.error), fewer)
+
+    @property
+    def reach(self) -> float:
+        """How far to each side of the share the truth may be."""
+        return errors_of(self.devices) * self.error
 
 
 @dataclass(frozen=True)
@@ -55,6 +63,20 @@ class Verdict:
     beside: int = 0  # the release it is compared with, unpaired
 
 
+def errors_of(devices: float) -> float:
+    """How many standard errors that few devices tell are as much as ERRORS that are known:
+    Student's quantile, by its expansion in 1 / (devices - 1) (Abramowitz and Stegun 1964, 26.7.5).
+
+    >>> [round(errors_of(devices), 2) for devices in (3, 10, 50, math.inf)]
+    [4.37, 2.32, 2.05, 2.0]
+    """
+    z, free = ERRORS, max(1.0, devices - 1)
+    first = (z**3 + z) / 4
+    second = (5 * z**5 + 16 * z**3 + 3 * z) / 96
+    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
+    return z + first / free + second / free**2 + third / free**3
+
+
 def ratio(value: int, words: int, value_squared: int, value_words: int, squares: Figures) -> Ratio:
     """Sum of a value over sum of words, by the sums over the devices of `squares`.
 
@@ -66,7 +88,7 @@ def ratio(value: int, words: int, value_squared: int, value_words: int, squares:
     devices, share = squares.devices, value / words
     rest = value_squared - 2 * share * value_words + share**2 * squares.words_squared
     error = math.sqrt(max(0.0, rest) * devices / (devices - 1)) / words if devices > 1 else math.inf
-    return Ratio(share, error)
+    return Ratio(share, error, devices)
 
 
 def right(figures: Figures) -> Ratio:
@@ -106,8 +128,8 @@ def judge(told: Mapping[Pair, Figures], release: int, fewest: int) -> Verdict:
 
 
 def _verdict(measured: Ratio, of: str, paired: bool = False, beside: int = 0) -> Verdict:
-    worse = measured.share + ERRORS * measured.error < 0
-    points, error = 100 * measured.share, 100 * ERRORS * measured.error
+    worse = measured.share + measured.reach < 0
+    points, error = 100 * measured.share, 100 * measured.reach
     words = f"{points:+.2f} points of top-1 (+/- {error:.2f}) beside {of}"
     if worse:
         return Verdict(Standing.WORSE, f"worse: {words}", measured, paired, beside)

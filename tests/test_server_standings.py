@@ -61,7 +61,7 @@ def test_a_release_says_how_it_does_and_what_to_do_about_it(server):  # noqa: F8
         newest, oldest = standings.read(rows)
         stopped = standings.stopped_sentence(rows, "default")
     assert newest.sentence == (
-        "stopped: worse: -15.00 points of top-1 (+/- 1.15) beside the release before, 3 devices on "
+        "stopped: worse: -15.00 points of top-1 (+/- 2.52) beside the release before, 3 devices on "
         "the same words; it is named no more, and devices that run it stay until you withdraw it: "
         "fedboard release withdraw 2"
     )
@@ -130,8 +130,8 @@ def test_the_page_shows_releases_side_by_side_and_what_stopped_one(server):  # n
         "Offered to 5 % of the devices",
         "Offered to 100 % of the devices",
         "task default, round 2, 40 updates",
-        "Stopped: worse: -15.00 points of top-1 (+/- 1.15)",
-        "<td>-15.00 (-16.15 to -13.85)</td>",
+        "Stopped: worse: -15.00 points of top-1 (+/- 2.52)",
+        "<td>-15.00 (-17.52 to -12.48)</td>",
         '<td class="text">same words</td>',
         "<td>20.0</td>",  # top-1 of release 1
         'class="dot bad"',
