@@ -18,7 +18,7 @@ FOLDERS = (
 )
 PROMPT = re.compile(r"^\s*>>> ", re.MULTILINE)
 # importing them loads TensorFlow, which `tests/suite.py` gives to one worker
-LOADING_TENSORFLOW = ("conversion.package", "model.simulation")
+LOADING_TENSORFLOW = ("model.simulation",)
 
 
 def shows(text: str) -> bool:

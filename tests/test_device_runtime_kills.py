@@ -18,6 +18,9 @@ from device_runtime.transport import http
 from device_runtime.turn import Status
 from device_runtime.upgrade import Means, follow, remembered
 from device_runtime.weights import digest
+from device_runtime.wire import DAY_S
+from fedboard.certificates import certified
+from fedboard.operator import connect
 from tests.kill_points import every_kill_point
 from tests.test_device_runtime_drive import EASY
 from tests.test_device_runtime_personal import HABIT, likelier, release
@@ -158,7 +161,7 @@ work(Path({str(phone.folder.parent)!r}), die)
 
 
 @pytest.fixture
-def address(tmp_path, tiny_bundle, trusted):
+def address(tmp_path, tiny_bundle, trusted, signing_key):
     """A real server in a process of its own: a thread here might hold a lock while the kills fork.
     It wants rounds of one report.
     """
@@ -195,6 +198,8 @@ def address(tmp_path, tiny_bundle, trusted):
                 tmp_path / "server.log"
             ).read_text()
             time.sleep(0.05)
+        with connect(tmp_path / "server", None) as operator:
+            certified(operator, "default", signing_key, 100_000, DAY_S)
         yield (tmp_path / "server" / "address").read_text().strip()
     finally:
         server.terminate()
