@@ -167,12 +167,15 @@ def _set(value: Any) -> Any:
 
 
 _CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
+_LEAVES = frozenset({str, int, float, bool, type(None)})
 
 
 def _plain(value: Any) -> Any:
     """Dataclasses inside as tables. (`asdict` copies all else as well, which takes longer than
     writing it.)
     """
+    if type(value) in _LEAVES:  # nearly all that a message has inside
+        return value
     if is_dataclass(value):
         return {name: _plain(item) for name, item in vars(value).items()}
     if isinstance(value, dict):
