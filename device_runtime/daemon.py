@@ -126,8 +126,9 @@ class Daemon:
 
     def spread(self) -> None:
         """Put the first check-in of this process somewhere in `spread_s`, but not before the retry
-        window kept is open.
+        window kept is open; and so where it first asks for releases.
         """
+        self._hears_at = self._now() + float(self._rng.uniform(0, self.home.config.spread_s))
         due = max(
             self.schedule.due_in(self._now()),
             float(self._rng.uniform(0, self.home.config.spread_s)),
@@ -257,7 +258,7 @@ class Daemon:
             with self._connect() as send:
                 index = upgrade.ask(self.home, persistent(send, sleep=self._sleep), now)
         except Exception as error:  # a server that is away, or a fault of ours: no harm to turns
-            self._hears_at = now + MOST_S
+            self._hears_at = now + float(self._rng.uniform(MOST_S / 2, MOST_S))
             log.warning("nothing heard of releases (%s)", _kind(error))
             return
         self.upgrade(Outcome(Status.REFUSED, releases=index))

@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,7 @@ from device_runtime.daemon import Daemon
 from device_runtime.errors import RunError, ServerError
 from device_runtime.home import DeviceConfig, Home
 from device_runtime.releases import WHOLE
-from device_runtime.transport import Meter, http
+from device_runtime.transport import Meter, Unreachable, http
 from device_runtime.wire import DAY_S
 from fedboard import devices, publishing
 from fedboard.device_words import status, status_lines
@@ -187,6 +187,38 @@ def test_a_phone_that_never_takes_part_comes_to_the_release_by_itself(
         now[0] += DAY_S
         daemon.step()
         assert home.bundle().manifest.release == 2
+
+
+def test_phones_that_were_switched_on_at_once_do_not_ask_for_releases_at_once(
+    tmp_path, tiny_bundle, trusted
+):
+    (tmp_path / "trace.tsv").write_text(NEVER_CHARGED)
+    settings = DeviceConfig(tuple(trusted), conditions=str(tmp_path / "trace.tsv"), spread_s=3600.0)
+    home = Home.create(tmp_path / "quiet", settings, [], tiny_bundle.path)
+
+    def minutes_asked(seed: int) -> list[int]:
+        """When a phone asks in six hours, of a server that is away."""
+        asked, now = [], [0.0]
+
+        @contextmanager
+        def connect():
+            asked.append(int(now[0] // 60))
+            raise Unreachable("server", "no connection", "wait")
+            yield
+
+        rng = np.random.default_rng(seed)
+        daemon = Daemon(home, None, lambda: 10 * DAY_S + now[0], rng=rng)
+        daemon.follow_releases(connect)
+        daemon.spread()
+        for minute in range(360):
+            now[0] = 60.0 * minute
+            daemon.step()
+        return asked
+
+    first, other = minutes_asked(1), minutes_asked(2)
+    assert 2 <= len(first) <= 4
+    assert 0 < first[0] < 60
+    assert set(first).isdisjoint(other)
 
 
 def test_on_a_metered_network_nobody_asks_for_releases(
