@@ -22,7 +22,7 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from device_runtime import config, durable, folder, interpreter, patch, signing, versions, weights
-from device_runtime.errors import BundleError, CheckpointError, ConfigError
+from device_runtime.errors import BundleError, CheckpointError, ConfigError, Unproven
 from device_runtime.patch import Constant
 from device_runtime.text import Vocabulary
 from device_runtime.weights import Weights
@@ -462,11 +462,11 @@ def of_files(
 def signed_manifest(encoded: bytes, signed: bytes, trusted: frozenset[str], path: Path) -> Manifest:
     """The manifest of the bundle at `path` by its bytes and those of its manifest.sig, if a trusted
     key (public, hexadecimal) signed it; whether this runtime can use it is not asked. Raises
-    BundleError naming what is wrong.
+    BundleError naming what is wrong, of a signature Unproven.
     """
     signer, _, signature = signed.decode("ascii", "replace").strip().partition("\n")
     if signer not in trusted:
-        raise BundleError(
+        raise Unproven(
             path / SIGNATURE,
             f"signed by a key that is not trusted ({signer[:16]!r})",
             "pass the maker's public key with --trust",
@@ -478,7 +478,7 @@ def signed_manifest(encoded: bytes, signed: bytes, trusted: frozenset[str], path
     except ValueError:
         valid = False
     if not valid:
-        raise BundleError(path / MANIFEST, "altered: its signature does not match", EXPORT_AGAIN)
+        raise Unproven(path / MANIFEST, "altered: its signature does not match", EXPORT_AGAIN)
     return _manifest(encoded, path / MANIFEST)
 
 

@@ -39,6 +39,10 @@ class BundleError(FedboardError):
     """A bundle is incomplete, altered, signed by a stranger, or of an unknown version."""
 
 
+class Unproven(BundleError):
+    """What was said of a bundle does not show that its maker made it so; the bundle may be good."""
+
+
 class TypingLogError(FedboardError):
     """A typing log cannot be opened with this key."""
 

@@ -33,6 +33,7 @@ from device_runtime.errors import (
     RunError,
     ServerError,
     Unanswered,
+    Unproven,
 )
 from device_runtime.home import BUNDLES, FETCHED, RELEASES, Home
 from device_runtime.interpreter import Graph
@@ -47,7 +48,7 @@ log = logging.getLogger("fedboard.device")
 
 DIFFERENCE, WHOLE, BACK = "difference", "whole", "back"  # how an upgrade came
 MOST_KNOWN, MOST_REFUSED = 256, 64  # releases remembered, the newest
-MOST_BUNDLE = 64 << 20  # bytes of all files of a release
+MOST_BUNDLE = 64 << 20  # bytes of all files of a release, and of parts that wait for others
 ROOM = 1 << 20  # bytes that stay free on the disk
 MOST_DEATHS = 2  # of processes that tried a release: one may have been ended by somebody else
 FIRST_WAIT_S = 3600.0  # after a failure; twice as long after each further one, up to a day
@@ -108,6 +109,7 @@ class Remembered:
     last: Upgraded | None = None
     judged_by: Annotated[str, SENTENCE] = ""  # what the refused ones were refused by
     heard_at: Annotated[float, TIME] = 0.0  # when the server was asked last which there are
+    was_damaged: bool = False  # and what it said of upgrades is not known any more
 
 
 @dataclass(frozen=True)
@@ -131,10 +133,11 @@ class Followed:
 
 
 def remembered(home: Home) -> Remembered:
-    """What is in releases.json; a damaged file begins anew, as one does on a new device. A device
-    with another runtime, or of another class, refuses nothing any more.
+    """What is in releases.json; a damaged file begins anew, as one does on a new device, but for
+    that. A device with another runtime, or of another class, refuses nothing any more.
     """
-    data, past = home.kept(RELEASES), Remembered()
+    data = home.kept(RELEASES)
+    past = Remembered(was_damaged=data is not None)
     with contextlib.suppress(ConfigError):
         past = past if data is None else config.from_json(Remembered, data, RELEASES)
     parts = (f"format {bundles.FORMAT}", bundles.runtime_version(), home.config.device_class)
@@ -145,8 +148,9 @@ def remembered(home: Home) -> Remembered:
 
 
 def has_upgraded(home: Home) -> bool:
-    """Whether the device runs another bundle than its owner installed."""
-    return remembered(home).last is not None
+    """Whether the device runs another bundle than its owner installed, or may do so."""
+    past = remembered(home)
+    return past.last is not None or past.was_damaged
 
 
 def secret_of(home: Home) -> bytes:
@@ -228,9 +232,11 @@ class _Following:
         self._folder = home.folder / BUNDLES
         self._own = home.bundle()
         self._before = home.bundle_before()
+        self._passed_over: frozenset[str] = frozenset()  # manifests, along this index
 
     def follow(self, index: str) -> Followed:
         home = self._home
+        _bound_parts(home)
         try:
             data = self._fetch(index, releases.INDEX_BYTES, "the index of releases")
             heard = releases.statements_in(data, home.trusted, home.config.population)
@@ -250,7 +256,10 @@ class _Following:
             except BundleError as error:
                 refused.append(Refused(choice.manifest, choice.release, _sentence(error)))
                 self._means.say(f"release {choice.release} is refused: {error}")
-                self._refuse(refused[-1])
+                if isinstance(error, Unproven):  # the next index may say it better
+                    self._passed_over |= {choice.manifest}
+                else:
+                    self._refuse(refused[-1])
                 continue
             self._change(followed=index, failed=None)
             self._tidy()
@@ -268,7 +277,7 @@ class _Following:
             None if before is None else _installed(before),
             self._own.manifest.release if pointer is None else pointer.release,
             statements,
-            frozenset(each.manifest for each in remembered(self._home).refused),
+            self._passed_over.union(each.manifest for each in remembered(self._home).refused),
         )
         return releases.choose(device, named, secret_of(self._home))
 
@@ -286,6 +295,7 @@ class _Following:
             if named is None:
                 raise AssertionError("what is chosen lies on the device or is named")
             bundle = self._laid(self._built(named))
+        _require_stated(bundle.manifest, choice.release, bundle.path)
         is_back = bundle.manifest.release < self._own.manifest.release
         how = BACK if is_back else DIFFERENCE if bundle.is_lean else WHOLE
         self._try(bundle, how)
@@ -357,6 +367,8 @@ class _Following:
                 raise
             except (ServerError, BundleError) as error:
                 self._means.say(f"the difference does not help, the whole file is fetched: {error}")
+                with contextlib.suppress(OSError):
+                    (self._home.folder / FETCHED / offered.sha256).unlink(missing_ok=True)
         return None
 
     def _laid(self, bundle: Bundle) -> Bundle:
@@ -504,12 +516,7 @@ def _require_for(
     manifest: bundles.Manifest, statement: Statement, device_class: str, where: object
 ) -> None:
     """Raise BundleError for a release that is another than stated, or not for this device."""
-    if manifest.release != statement.release:
-        raise BundleError(
-            where,
-            f"expected release {statement.release}, as was stated, found {manifest.release}",
-            OTHER_RELEASE,
-        )
+    _require_stated(manifest, statement.release, where)
     if manifest.device_class not in (None, "", device_class):
         raise BundleError(
             where,
@@ -524,6 +531,16 @@ def _require_for(
         )
 
 
+def _require_stated(manifest: bundles.Manifest, release: int, where: object) -> None:
+    """Raise Unproven for a release of another number: the statement is wrong, not the bundle."""
+    if manifest.release != release:
+        raise Unproven(
+            where,
+            f"expected release {release}, as was stated, found {manifest.release}",
+            OTHER_RELEASE,
+        )
+
+
 def _has_graph(old: Bundle, manifest: bundles.Manifest) -> bool:
     """Whether a release is the graph and vocabulary of an old one, with other weights."""
     same = old.manifest
@@ -534,6 +551,16 @@ def _has_graph(old: Bundle, manifest: bundles.Manifest) -> bool:
         and same.tokenizer == manifest.tokenizer
         and same.shapes == manifest.shapes
     )
+
+
+def _bound_parts(home: Home) -> None:
+    """Forget all parts of releases that never came to an end once they are more than any release
+    has.
+    """
+    folder = home.folder / FETCHED
+    with contextlib.suppress(OSError):
+        if sum(path.stat().st_size for path in folder.iterdir()) > MOST_BUNDLE:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _installed(bundle: Bundle) -> releases.Installed:

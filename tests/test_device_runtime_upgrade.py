@@ -264,26 +264,55 @@ def _offers(maker, index):
     return config.from_json(Newest, maker.blobs.blobs[index], "index").offers
 
 
-def test_a_manifest_that_a_stranger_signed_is_refused(maker, home, means):
+def passed_over(home, means, index: str) -> str:
+    """Why the only release of an index is not gone to, and nothing is remembered against it."""
+    done = follow(home, index, means)
+    assert (done.upgraded, runs(home)) == (None, 0)
+    assert not upgrade.is_due(home, index, NOW)
+    assert remembered(home).refused == ()
+    return done.refused[0].why
+
+
+def test_a_manifest_that_a_stranger_signed_is_not_gone_to(maker, home, means):
     stranger = Ed25519PrivateKey.from_private_bytes(bytes(32))
     maker.make(1, key=stranger)
-    why = refused(home, maker, means, maker.index(maker.states(1)))
+    why = passed_over(home, means, maker.index(maker.states(1)))
     assert "signed by a key that is not trusted" in why
 
 
-def test_a_signature_of_another_manifest_is_refused(maker, home, means):
+def test_what_a_server_altered_beside_a_statement_keeps_nobody_from_the_release(maker, home, means):
     maker.make(1)
     maker.make(2)
-    maker.signatures[1] = maker.signatures[2]
-    why = refused(home, maker, means, maker.index(maker.states(1)))
+    altered = replace(maker.states(1), signature=maker.signatures[2].decode())
+    why = passed_over(home, means, maker.index(altered))
     assert "manifest.json: altered: its signature does not match" in why
+    follow(home, maker.index(maker.states(1)), means)
+    assert runs(home) == 1
 
 
-def test_a_manifest_of_another_release_than_stated_is_refused(maker, home, means):
+def test_a_manifest_of_another_release_than_stated_waits_for_a_statement_of_its_own(
+    maker, home, means
+):
     maker.make(3)
     maker.names[4], maker.signatures[4] = maker.names[3], maker.signatures[3]
-    why = refused(home, maker, means, maker.index(maker.states(4)))
+    why = passed_over(home, means, maker.index(maker.states(4)))
     assert "expected release 4, as was stated, found 3" in why
+    follow(home, maker.index(maker.states(3, serial=2)), means)
+    assert runs(home) == 3
+
+
+def test_a_bundle_that_lies_there_stated_as_a_higher_release_keeps_nobody_from_the_next_best(
+    maker, home, means
+):
+    maker.make(1)
+    maker.make(2)
+    maker.make(3)
+    follow(home, maker.index(maker.states(1)), means)
+    follow(home, maker.index(maker.states(2)), means)
+    maker.names[9], maker.signatures[9] = maker.names[1], maker.signatures[1]
+    done = follow(home, maker.index(maker.states(9, serial=2), maker.states(3)), means)
+    assert "expected release 9, as was stated, found 1" in done.refused[0].why
+    assert runs(home) == 3
 
 
 def test_a_release_for_a_later_runtime_is_refused(maker, home, means, monkeypatch):
@@ -438,6 +467,28 @@ def test_without_a_difference_that_does_it_the_whole_file_comes(maker, home, mea
     assert digest(files[bundle.PREDICT]) in maker.blobs.asked
     assert digest(files[CHECKPOINT]) not in maker.blobs.asked
     assert home.bundle().predict_graph == files[bundle.PREDICT]
+
+
+def test_differences_that_help_nobody_do_not_fill_the_disk(maker, home, means, changed):
+    files, _ = changed
+    maker.make(1, changed=files)
+    del maker.blobs.blobs[digest(files[bundle.PREDICT])]
+    for number in range(3):
+        index = maker.index(with_difference(maker, 1, bytes([number]) * 1000))
+        failed(home, index, means, "refused with 404")
+    assert {path.name for path in (home.folder / FETCHED).iterdir()} == {maker.names[1]}
+
+
+def test_parts_of_releases_that_never_came_are_bounded(maker, home, means):
+    maker.make(1, changed={bundle.BLOCKED: b"dog\n", bundle.CARD: b"another card"})
+    index = maker.index(maker.states(1))
+    del maker.blobs.blobs[digest(b"dog\n")]
+    failed(home, index, means, "refused with 404")
+    with (home.folder / FETCHED / "older").open("wb") as file:
+        file.truncate(upgrade.MOST_BUNDLE + 1)
+    with pytest.raises(ServerError, match="refused with 404"):
+        follow(home, index, means)
+    assert "older" not in {path.name for path in (home.folder / FETCHED).iterdir()}
 
 
 def test_a_network_that_breaks_off_in_a_difference_is_no_reason_for_the_whole_file(
@@ -691,6 +742,18 @@ def test_a_damaged_memory_begins_anew_and_is_bounded(maker, home, means):
     follow(home, maker.index(maker.states(1000)), means)
     kept = remembered(home).known
     assert (len(kept), kept[0].release, kept[-1].release) == (256, 1000, 2)
+
+
+def test_a_device_that_lost_its_memory_of_upgrades_tells_no_check_in_what_it_runs(
+    maker, home, means
+):
+    assert not upgrade.has_upgraded(home)
+    maker.make(1)
+    follow(home, maker.index(maker.states(1)), means)
+    home.keep("releases.json", b"\xff")
+    assert upgrade.has_upgraded(home)
+    follow(home, maker.index(maker.states(1, serial=2)), means)  # it is written anew
+    assert upgrade.has_upgraded(home)
 
 
 def test_wiping_everything_takes_what_was_learned_of_releases_too(maker, home, means):
