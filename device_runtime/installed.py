@@ -110,6 +110,20 @@ def tidy(folder: Path) -> None:
             _sweep(Path(folder), pointer)
 
 
+def mend(folder: Path, trusted: frozenset[str]) -> None:
+    """Write a damaged pointer anew: it names the bundle that is used while it is damaged. Raises
+    BundleError if no bundle is whole or nothing can be written.
+    """
+    folder = Path(folder)
+    try:
+        pointer_of(folder)
+    except BundleError:
+        bundle = current(folder, trusted).bundle
+        with _writing(folder):
+            latest = Pointer(bundle.path.name, "", bundle.manifest.release)
+            durable.write(folder / POINTER, config.to_json(latest))
+
+
 def before(folder: Path, trusted: frozenset[str]) -> Bundle | None:
     """The last good one, that was used before; None if there is none or it is damaged."""
     try:

@@ -733,6 +733,19 @@ def test_a_device_that_uses_a_bundle_in_place_gets_its_own_and_its_open_keyboard
         assert keyboard.suggest("i will ")[0].word == best
 
 
+def test_a_device_whose_pointer_is_damaged_comes_to_the_next_release(maker, home, means):
+    maker.make(1)
+    maker.make(2)
+    follow(home, maker.index(maker.states(1)), means)
+    (home.folder / BUNDLES / installed.POINTER).write_bytes(b"{")
+    assert runs(home) == 1
+    follow(home, maker.index(maker.states(1)), means)  # nothing to go to
+    assert (runs(home), home.installed().problem) == (1, None)
+    (home.folder / BUNDLES / installed.POINTER).write_bytes(b"")
+    follow(home, maker.index(maker.states(2)), means)
+    assert (runs(home), home.bundle_before().manifest.release) == (2, 1)
+
+
 def test_a_damaged_memory_begins_anew_and_is_bounded(maker, home, means):
     home.keep("releases.json", b"\xff")
     assert (remembered(home).known, remembered(home).refused) == ((), ())
