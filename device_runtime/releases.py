@@ -129,14 +129,19 @@ def _statement(offer: Offer, where: str, trusted: frozenset[str], population: st
 
 def learned(known: Mapping[str, Statement], heard: Iterable[Statement]) -> dict[str, Statement]:
     """What is known of each release, by its manifest, after more was heard: the highest serial
-    counts, whatever is said again later. Of equal serials a withdrawal counts.
+    counts, whatever is said again later. Of equal serials a withdrawal counts, then the smallest
+    share, whichever came first.
     """
     newest = dict(known)
     for each in heard:
         before = newest.get(each.manifest)
-        if before is None or (before.serial, before.withdrawn) < (each.serial, each.withdrawn):
+        if before is None or _rank(before) < _rank(each):
             newest[each.manifest] = each
     return newest
+
+
+def _rank(statement: Statement) -> tuple[int, bool, int, int]:
+    return statement.serial, statement.withdrawn, -statement.share, -statement.release
 
 
 def uniform(secret: bytes, manifest: str) -> float:

@@ -164,6 +164,14 @@ def offer(statement: Statement, key: Ed25519PrivateKey, purpose: str = releases.
     return Offer(signing.sign_text(key, purpose, config.to_json(statement)))
 
 
+def test_of_two_statements_of_one_serial_the_most_careful_counts_whichever_came_first():
+    few, all_of_them = (Statement(1, "ab" * 32, "default", share, 2) for share in (5, WHOLE))
+    back = Statement(1, "ab" * 32, "default", WHOLE, 2, withdrawn=True)
+    for heard in ((few, all_of_them), (all_of_them, few)):
+        assert learned({}, heard) == {few.manifest: few}
+        assert learned({}, (back, *heard)) == learned({}, (*heard, back)) == {few.manifest: back}
+
+
 def test_what_the_maker_signed_for_this_population_is_in_an_index(signing_key, trusted):
     index = config.to_json(Newest((offer(said(2), signing_key), offer(said(1), signing_key))))
     read = statements_in(index, trusted, "default")

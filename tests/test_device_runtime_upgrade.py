@@ -536,6 +536,23 @@ def test_another_graph_is_a_whole_bundle_by_the_same_route(maker, home, means):
     assert digest(made.content[bundle.PREDICT]) in maker.blobs.asked
 
 
+def test_a_bundle_of_format_2_is_left_for_one_of_format_3_and_gone_back_to(
+    maker, tmp_path, means, trusted
+):
+    nothing = {"constants": None, "graph": None, "device_class": None}
+    maker.make(1, format=2, **nothing)
+    maker.make(2)
+    settings = DeviceConfig(tuple(trusted))
+    messages = [("i see you", 1.0)]
+    home = Home.create(tmp_path / "old", settings, messages, maker.folder / "release-1")
+    done = follow(home, maker.index(maker.states(2)), means)
+    assert (done.upgraded.how, home.bundle().manifest.format) == (upgrade.WHOLE, 3)
+    follow(home, maker.index(maker.states(2, serial=2, withdrawn=True)), means)
+    assert (runs(home), home.bundle().manifest.format) == (1, 2)
+    with home.typing_log() as log:
+        assert [each.text for each in log.records(9)] == ["i see you"]
+
+
 def test_another_vocabulary_is_a_whole_bundle_and_what_was_typed_carries_over(
     maker, home, means, tiny_vocabulary
 ):
