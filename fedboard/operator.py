@@ -183,10 +183,11 @@ class Operator:
             problem = from_json(Problem, reply.body, "Problem")
         except ConfigError as error:
             return _not_ours(method, path, reply, error)
+        what = "release" if path.startswith("/v1/releases") else "task"
         return ServerError(
             f"{method} {path}",
             f"refused: {problem.cause}: {problem.detail}",
-            "see `fedboard task list`, or the token given",
+            f"see `fedboard {what} list`, or the token given",
         )
 
 

@@ -18,7 +18,7 @@ from device_runtime.releases import PURPOSE, WHOLE, Statement
 from device_runtime.weights import digest
 from fedboard.operator import Operator
 from fedboard.run import KEYS, signing_key
-from server.contract import Publication, ReleaseReport, ReleaseState
+from server.contract import Publication, ReleaseReport, ReleaseState, release_command
 
 _SHARE = re.compile(r"(\d{1,3})(?:\.(\d{1,2}))?\s*%")
 
@@ -165,7 +165,8 @@ def promote(
         raise RunError(
             where,
             f"was stopped: {release.stopped}",
-            f"`fedboard release withdraw {release.release}`, or publish one with a higher number",
+            f"{release_command('withdraw', release.release, release.population)}, or publish one "
+            "with a higher number",
         )
     if share <= release.share:
         raise RunError(

@@ -70,6 +70,7 @@ class Made:
     measured: Measured
     notes: tuple[str, ...]  # sentences, as they stand in its card
     seconds: dict[str, float]  # of each step
+    population: str  # of its task
 
 
 def make(operator: Operator, out: Path, asked: Asked, corpus: TextCorpus | None = None) -> Made:
@@ -116,7 +117,7 @@ def make(operator: Operator, out: Path, asked: Asked, corpus: TextCorpus | None 
     notes = _notes(text, running, measured, asked.even_if_worse)
     with clock.step("sign and write"):
         manifest = release.package(out, parts, content, measured, key, notes, asked.even_if_worse)
-    return Made(out, manifest, measured, notes, clock.seconds)
+    return Made(out, manifest, measured, notes, clock.seconds, task.population)
 
 
 def ancestry(reports: Iterable[RoundReport], sha: str) -> tuple[RoundReport, ...]:

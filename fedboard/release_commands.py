@@ -109,6 +109,7 @@ def release_make(
             }
         )
     from conversion.card import figure
+    from server.contract import POPULATION
 
     console.table(
         "measured before signing",
@@ -120,9 +121,10 @@ def release_make(
     )
     console.say(*new.notes)
     line = manifest.lineage
+    whose = () if new.population == POPULATION else ("--population", new.population)
     console.say(
         f"release {manifest.release} of task {line.task}, round {line.round} -> {out}; offer it: "
-        f"{command('release', 'publish', out, '--share', '5%')}"
+        f"{command('release', 'publish', out, '--share', '5%', *whose)}"
     )
 
 
@@ -235,15 +237,15 @@ def release_list(
     if as_json:
         return emit([asdict(each) for each in releases])
     if not releases:
-        return console.say("nothing has been published; see `fedboard release publish`")
+        where = "" if population is None else f" to population {population}"
+        return console.say(f"nothing has been published{where}; see `fedboard release publish`")
     rows = [
         [
             f"{each.population} {each.release}",
             percent(each.share),
             each.state,
-            f"{datetime.fromtimestamp(each.published_at, UTC):%Y-%m-%d %H:%M}",
+            f"{datetime.fromtimestamp(each.published_at, UTC):%Y-%m-%d}",
             size(each.bytes),
-            size(each.differences[0].bytes) if each.differences else "-",
             f"{each.task or each.corpus} {each.round}",
             "-" if each.top1 is None else f"{100 * each.top1:.1f} ({each.devices:,})",
         ]
@@ -251,10 +253,7 @@ def release_list(
     ]
     console.table(
         "releases",
-        [
-            *("release", "share", "state", "published (UTC)", "bundle", "difference", "from round"),
-            "top-1",
-        ],
+        ["release", "share", "state", "published\n(UTC)", "bundle", "from\nround", "top-1"],
         rows,
     )
     for each in releases:

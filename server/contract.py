@@ -27,6 +27,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from device_runtime import bounds, chain, config, signing
 from device_runtime.bounds import Matches
 from device_runtime.errors import ConfigError
+from device_runtime.shown import command
 from device_runtime.wire import DAY_S, HASH, NAME, ROUND, TASK, Kind, Phase, Signed
 from server.task import State
 from server.task import TaskSettings as TaskSettings  # the message that makes a task
@@ -35,6 +36,7 @@ ADDRESS = "address"  # file in the server's folder that holds its URL once it li
 TOKEN_FILE = "operator.token"  # in the server's folder, readable by its owner only
 TOKEN = "FEDBOARD_OPERATOR_TOKEN"  # environment: secrets stay out of files and commands
 MOST_CODES = 10_000  # at once
+POPULATION = "default"  # of devices, where none is named
 LONGEST_CODE_LIFE_S = 366 * DAY_S
 
 
@@ -154,6 +156,16 @@ class ReleaseState(StrEnum):
     OFFERED = "offered"  # to the share of them that its statement says
     STOPPED = "stopped"  # by this server, since it does worse: no device is told of it any more
     WITHDRAWN = "withdrawn"  # by its maker: whoever runs it goes to another
+
+
+def release_command(what: str, release: int, population: str) -> str:
+    """The command that promotes or withdraws (`what`) that release and not another population's.
+
+    >>> release_command("withdraw", 7, "default"), release_command("withdraw", 7, "words")
+    ('fedboard release withdraw 7', 'fedboard release withdraw 7 --population words')
+    """
+    whose = () if population == POPULATION else ("--population", population)
+    return command("release", what, release, *whose)
 
 
 @dataclass(frozen=True)

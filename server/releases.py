@@ -29,6 +29,7 @@ from server.contract import (
     Publication,
     ReleaseReport,
     ReleaseReports,
+    release_command,
 )
 from server.coordinator import Coordinator
 from server.release_rows import StoredRelease, statement_in
@@ -111,6 +112,12 @@ def require_allowed(statement: Statement, signer: str, before: Sequence[StoredRe
         raise Refused(
             Cause.WRONG_STATE,
             f"{where}: stopped ({old.stopped}); withdraw it, or make a bundle with a higher number",
+        )
+    if statement.serial == 1:
+        raise Refused(
+            Cause.WRONG_STATE,
+            f"{where}: published already, to {_percent(stands.share)} of the devices; to more: "
+            f"{release_command('promote', old.release, old.population)} --share ...",
         )
     if statement.serial != stands.serial + 1:
         raise Refused(

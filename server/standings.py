@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from device_runtime.wire import Kind
 from server import release_scores, rollout
-from server.contract import ReleaseState
+from server.contract import ReleaseState, release_command
 from server.release_rows import StoredRelease
 from server.release_scores import Figures, Pair
 from server.rollout import LEAST_DEVICES, Ratio, Standing, Verdict
@@ -30,6 +30,7 @@ class ReleaseStanding:
     figures: Figures  # of all who run it
     verdict: Verdict
     compared: bool  # by a task that has not ended
+    asked: bool = True  # its population is: by any task
     stopped: str = ""  # why
 
     @property
@@ -50,7 +51,7 @@ class ReleaseStanding:
     @property
     def sentence(self) -> str:
         """How it does, and what to do about it."""
-        withdraw = f"fedboard release withdraw {self.release}"
+        withdraw = release_command("withdraw", self.release, self.population)
         if self.state is ReleaseState.WITHDRAWN:
             return "withdrawn: whoever runs it goes to another"
         if self.state is ReleaseState.STOPPED:
@@ -60,6 +61,11 @@ class ReleaseStanding:
             )
         if self.verdict.standing is Standing.WORSE:
             return f"{self.verdict.why}; withdraw it: {withdraw}"
+        if not self.asked:
+            return (
+                f"no task is of population {self.population}: its devices hear of it, but if the "
+                f"name is mistaken there are none; withdraw it then: {withdraw}"
+            )
         if not self.compared and self.verdict.standing is Standing.WAITS:
             return (
                 "nobody compares it with the others: fedboard task create NAME "
@@ -115,6 +121,7 @@ def _standing(
         release_scores.of_release(told, release.release),
         rollout.judge(told, release.release, fewest),
         any(each.state is not State.FINISHED for each in comparing),
+        any(each.task.population == release.population for each in tasks),
         release.stopped,
     )
 

@@ -106,6 +106,34 @@ def test_a_release_is_published_promoted_and_withdrawn(url, key, real, coordinat
     assert "has been withdrawn already" in refused("release", "withdraw", 7, "--yes", *to)
 
 
+def test_what_is_published_already_is_promoted_and_the_command_names_its_population(url, key, real):
+    to = ("--server", url, "--key", key, "--population", "words")
+    report = said("release", "publish", real, "--share", "5%", *to)
+    assert report["how"] == (
+        "no task is of population words: its devices hear of it, but if the name is mistaken there "
+        "are none; withdraw it then: fedboard release withdraw 7 --population words"
+    )
+    says = refused("release", "publish", real, "--share", "7%", *to)
+    assert "published already, to 5 % of the devices; to more: fedboard release promote 7 " in says
+    assert "--population words --share" in says
+    assert "see `fedboard release list`" in says
+    code, out, _ = ran("release", "list", "--server", url, "--population", "none")
+    assert (code, out.strip()) == (
+        0,
+        "nothing has been published to population none; see `fedboard release publish`",
+    )
+
+
+def test_a_list_of_releases_fits_a_terminal(url, key, real, coordinator):
+    to = ("--server", url, "--key", key)
+    said("release", "publish", real, "--share", "0.25%", *to)
+    said("release", "withdraw", 7, "--yes", *to)
+    _, out, _ = ran("release", "list", "--server", url)
+    table = out.partition("default 7:")[0]
+    assert "withdrawn" in table
+    assert max(map(len, map(str.rstrip, table.splitlines()))) <= 80
+
+
 def test_withdrawing_asks_and_says_where_devices_go(url, key, real, tmp_path, tiny_bundle):
     to = ("--server", url, "--key", key)
     said("release", "publish", real, "--share", "100%", *to)
