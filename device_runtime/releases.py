@@ -20,6 +20,7 @@ PURPOSE = "release"  # of the signature
 WHOLE = 10_000  # of a share: hundredths of a per cent
 MOST_NAMED = 8  # releases that a server names at once
 INDEX_BYTES = 1 << 18  # of a Newest: more is none of ours
+MOST_BUNDLE = 64 << 20  # bytes of all files of a release: no device takes more
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ from device_runtime.errors import (
 )
 from device_runtime.home import BUNDLES, FETCHED, RELEASES, Home
 from device_runtime.interpreter import Graph
-from device_runtime.releases import Choice, Named, Statement
+from device_runtime.releases import MOST_BUNDLE, Choice, Named, Statement
 from device_runtime.text import BOS
 from device_runtime.transport import Meter, Send, persistent
 from device_runtime.turn import Outcome, Status
@@ -48,7 +48,6 @@ log = logging.getLogger("fedboard.device")
 
 DIFFERENCE, WHOLE, BACK = "difference", "whole", "back"  # how an upgrade came
 MOST_KNOWN, MOST_REFUSED = 256, 64  # releases remembered, the newest
-MOST_BUNDLE = 64 << 20  # bytes of all files of a release, and of parts that wait for others
 ROOM = 1 << 20  # bytes that stay free on the disk
 MOST_DEATHS = 2  # of processes that tried a release: one may have been ended by somebody else
 FIRST_WAIT_S = 3600.0  # after a failure; twice as long after each further one, up to a day

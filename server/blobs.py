@@ -170,6 +170,10 @@ class Blobs:
             self._hot[name] = data
         return data
 
+    def is_hot(self, name: str) -> bool:
+        """Whether a blob is in memory: else a part of it takes reading all of it."""
+        return self._warm(name) is not None
+
     def part(self, name: str, start: int, end: int) -> bytes | memoryview:
         """Bytes start up to end (not included) of a blob whose `size` is known. Raises as `get`:
         what is damaged is not passed on.

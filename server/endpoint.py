@@ -719,6 +719,9 @@ class _Service:
             raise Refused(Cause.UNKNOWN_BLOB, "no release that is offered has such a file")
 
         async def taken(size: int, _: bool) -> None:
+            if size and not self.coordinator.blobs.is_hot(name):
+                # one byte of it has the whole blob read and hashed
+                size = await run_in_threadpool(self.coordinator.blob_size, name)
             if not self.is_this_machine(request):
                 address = access.network_of(self.address(request))
                 self.not_too_often(self.of_releases.wait_s(address, self.clock(), size))

@@ -20,7 +20,16 @@ from device_runtime import bundle, codes, config
 from device_runtime.bundle import MANIFEST_BYTES, PREDICT, Manifest
 from device_runtime.causes import Cause
 from device_runtime.errors import BundleError, CheckpointError, ConfigError, RunError
-from device_runtime.releases import INDEX_BYTES, MOST_NAMED, WHOLE, Blob, Newest, Offer, Statement
+from device_runtime.releases import (
+    INDEX_BYTES,
+    MOST_BUNDLE,
+    MOST_NAMED,
+    WHOLE,
+    Blob,
+    Newest,
+    Offer,
+    Statement,
+)
 from device_runtime.wire import Signed
 from server import standings
 from server.blobs import Blobs
@@ -340,6 +349,13 @@ def _manifest(blobs: Blobs, statement: Statement, message: Publication) -> tuple
 
 
 def _require_files(blobs: Blobs, manifest: Manifest) -> None:
+    whole = sum(file.bytes for file in manifest.files.values())
+    if whole > MOST_BUNDLE:
+        raise Refused(
+            Cause.MALFORMED,
+            f"release {manifest.release}: expected at most {MOST_BUNDLE:,} bytes of files, found "
+            f"{whole:,}, which no device takes; make a smaller one",
+        )
     for name, file in sorted(manifest.files.items()):
         size = blobs.size(file.sha256)
         if size is None:

@@ -16,6 +16,7 @@ from device_runtime.releases import MOST_NAMED, PURPOSE, WHOLE, Blob, Statement
 from device_runtime.weights import digest
 from device_runtime.wire import Signed
 from server import contract, endpoint, releases
+from server.blobs import Blobs
 from server.release_rows import StoredRelease
 from server.requests import CheckingIn, Refused
 from server.rounds import Rules
@@ -516,6 +517,25 @@ def test_publishing_needs_the_token_and_a_plain_body(tmp_path):
         page = {**PUTS, "origin": "https://elsewhere.example"}
         reply = httpx.put(f"{url}/v1/releases/blobs", headers=page, content=b"x")
         assert problem(reply) == (401, "not_the_operator")
+
+
+def test_a_release_that_no_device_takes_is_not_published(coordinator, monkeypatch):
+    monkeypatch.setattr(releases, "MOST_BUNDLE", 7_000)
+    says = refused(coordinator, stated(put(coordinator, 7)))
+    assert "release 7: expected at most 7,000 bytes of files, found" in says
+    assert "which no device takes" in says
+
+
+def test_a_byte_of_a_blob_that_must_be_read_for_it_costs_the_address_all_of_it(tmp_path):
+    coordinator = new(tmp_path / "server", RULES)
+    coordinator.blobs = Blobs(tmp_path / "server" / "blobs", hot_bytes=100)  # none is kept
+    published(coordinator, 7, share=WHOLE)
+    limits = Limits(release_burst_bytes=2 * len(predict(7)), release_bytes_per_s=0.0)
+    proxied = endpoint.Access(TOKEN, limits=limits, behind_proxy="127.0.0.1")
+    first = {"x-forwarded-for": "9.9.9.9", "range": "bytes=0-0"}
+    with running(coordinator, access_=proxied) as url:
+        name = digest(predict(7))
+        assert [fetched(url, name, **first).status_code for _ in range(3)] == [206, 206, 429]
 
 
 def test_one_address_gets_so_many_bytes_of_releases_and_no_more(tmp_path):
