@@ -229,8 +229,7 @@ class _Following:
         self._send = persistent(meter, sleep=means.sleep, may_repeat=means.may_go_on)
         self._began = means.now()
         self._folder = home.folder / BUNDLES
-        with _of_the_disk():
-            installed.mend(self._folder, home.trusted)
+        installed.mend(self._folder, home.trusted)
         self._own = home.bundle()
         self._before = home.bundle_before()
         self._passed_over: frozenset[str] = frozenset()  # manifests, along this index
