@@ -43,7 +43,13 @@ def line(error: Exception) -> str:
     that led to it go to a file of their own.
     """
     known = _known(error) or _shadowed()
-    return f"{type(known).__name__}: {known}" if known else _fault(error)
+    return f"{_kind(known)}: {known}" if known else _fault(error)
+
+
+def _kind(error: FedboardError) -> str:
+    """What people know an error as: a finer kind is for whoever catches it."""
+    kinds = [each for each in type(error).__mro__ if FedboardError in each.__bases__]
+    return (kinds[0] if kinds else type(error)).__name__
 
 
 def stranger() -> tuple[str, str] | None:

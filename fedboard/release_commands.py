@@ -252,8 +252,8 @@ def release_list(
         for each in releases
     ]
     console.table(
-        "releases",
-        ["release", "share", "state", "published\n(UTC)", "bundle", "from\nround", "top-1"],
+        "releases (days in UTC; from: task or corpus, and round)",
+        ["release", "share", "state", "published", "bundle", "from", "top-1"],
         rows,
     )
     for each in releases:
