@@ -22,6 +22,7 @@ from device_runtime import (
     config,
     drive,
     installed,
+    interpreter,
     patch,
     personal,
     releases,
@@ -316,7 +317,9 @@ def test_a_bundle_that_lies_there_stated_as_a_higher_release_keeps_nobody_from_t
 
 
 def test_a_release_for_a_later_runtime_is_refused(maker, home, means, monkeypatch):
-    monkeypatch.setenv("FEDBOARD_INTERPRETER", "tflite-runtime")
+    tflite = [interpreter.Runtime("tflite-runtime", "2.14.0")]
+    monkeypatch.setattr(interpreter, "installed", lambda: tflite)
+    monkeypatch.setenv(interpreter.CHOICE, "tflite-runtime")
     maker.make(1, minimum_runtime="99.0.0")
     why = refused(home, maker, means, maker.index(maker.states(1)))
     assert "needs tflite-runtime 99.0.0 or later" in why
