@@ -4,6 +4,7 @@ A face shows a strip and reads keys; what a suggestion does to the text, what is
 is learned from it is decided here.
 """
 
+import logging
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -21,6 +22,8 @@ from device_runtime.personal import Served
 from device_runtime.predictor import Predictor, Suggestion
 from device_runtime.sensors import note_key
 from device_runtime.text import tokenise
+
+log = logging.getLogger("fedboard.device")
 
 LEARNED_FROM = 200  # newest messages the trust is learned from, where none was kept
 _Mark = tuple[int, int, int] | None  # of a file: changes with it; None: there is none
@@ -146,7 +149,8 @@ class Keyboard:
         try:
             strip = self._renewed()
             strip.predictor.suggest(*split(typed))
-        except Exception:
+        except Exception as error:  # its text may be anything
+            log.info("the strip goes on as it was (%s)", type(error).__name__)
             return
         self._strip = strip
 

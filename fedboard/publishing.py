@@ -115,6 +115,25 @@ def publish(
     return operator.publish(_publication(first, opened.signature.decode("ascii"), key))
 
 
+def statement_of(published: ReleaseReport, trusted: frozenset[str]) -> Statement | None:
+    """What is signed of a release that a server tells of; None if no trusted key (public,
+    hexadecimal) has signed it. Raises ServerError for a statement on another release.
+    """
+    where = f"release {published.release}"
+    text = signing.text_of(published.statement, PURPOSE, trusted)
+    if text is None:
+        return None
+    statement = config.from_json(Statement, text, where)
+    if (statement.release, statement.population) != (published.release, published.population):
+        raise ServerError(
+            where,
+            f"the server shows a statement on release {statement.release} of population "
+            f"{statement.population} in its place",
+            "check --server",
+        )
+    return statement
+
+
 def following(
     published: ReleaseReport,
     key: Ed25519PrivateKey,
@@ -125,21 +144,13 @@ def following(
     share or withdrawn. Raises RunError if another key has signed it.
     """
     where, own = f"release {published.release}", signing.public_hex(key)
-    text = signing.text_of(published.statement, PURPOSE, frozenset({own}))
-    if text is None:
+    statement = statement_of(published, frozenset({own}))
+    if statement is None:
         raise RunError(
             where,
             f"its statement is signed by {published.statement.signer[:16]}, expected the key given "
             f"({own[:16]})",
             "give the key it was published with by --key FILE",
-        )
-    statement = config.from_json(Statement, text, where)
-    if (statement.release, statement.population) != (published.release, published.population):
-        raise ServerError(
-            where,
-            f"the server shows a statement on release {statement.release} of population "
-            f"{statement.population} in its place",
-            "check --server",
         )
     further = replace(
         statement,

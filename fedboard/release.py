@@ -12,16 +12,16 @@ import numpy as np
 
 from conversion import release, sampled
 from conversion.release import Clock, Corpus, Fleet, Measured, Parts, Text
-from device_runtime import bounds, bundle, config, signing, weights
+from device_runtime import bounds, bundle, signing, weights
 from device_runtime.bundle import Bundle, Lineage, Manifest
-from device_runtime.errors import BundleError, CorpusError, RunError, ServerError
+from device_runtime.errors import BundleError, CorpusError, RunError
 from device_runtime.examples import rows
 from device_runtime.folder import require_free
-from device_runtime.releases import PURPOSE, WHOLE, Statement
+from device_runtime.releases import WHOLE
 from device_runtime.wire import Kind, Phase, RoundReport
 from fedboard import source
 from fedboard.operator import Operator
-from fedboard.publishing import maker_key
+from fedboard.publishing import maker_key, statement_of
 from fedboard.run import open_bundle, trusted_keys
 from model import corpora
 from model.corpus import Corpus as TextCorpus
@@ -150,20 +150,12 @@ def fetch(operator: Operator, published: ReleaseReport, trusted: frozenset[str])
     their hashes. Raises ServerError or BundleError if the server has another than was signed.
     """
     where = f"release {published.release} of the server"
-    text = signing.text_of(published.statement, PURPOSE, trusted)
-    if text is None:
+    statement = statement_of(published, trusted)
+    if statement is None:
         raise BundleError(
             where,
             f"its statement is signed by {published.statement.signer[:16]}, which is not trusted",
             "sign with the key it was published with, or name its maker's with --trust",
-        )
-    statement = config.from_json(Statement, text, where)
-    if (statement.release, statement.population) != (published.release, published.population):
-        raise ServerError(
-            where,
-            f"shows a statement on release {statement.release} of population "
-            f"{statement.population} in its place",
-            "check --server",
         )
     encoded = operator.release_file(statement.manifest)
     signed = published.signature.encode()
