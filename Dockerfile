@@ -18,6 +18,7 @@ COPY device_runtime device_runtime
 COPY model model
 COPY conversion conversion
 COPY server server
+COPY helper helper
 COPY fleet fleet
 COPY fedboard fedboard
 RUN uv sync --locked --no-dev --extra server --extra postgres --no-editable

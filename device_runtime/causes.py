@@ -41,6 +41,8 @@ class Cause(StrEnum):
     OVER_LIMIT = "over_limit"
     TIMED_OUT = "timed_out"
     UNCERTIFIED = "uncertified"
+    EXPOSED = "exposed"
+    INCONSISTENT = "inconsistent"
     # a report that came when it was no longer needed
     ROUND_CLOSED = "round_closed"
     SURPLUS = "surplus"
@@ -134,6 +136,12 @@ MEANING: Mapping[str, Meaning] = {
         _REFUSED,
         lasts=True,
         gives_back=True,
+    ),
+    Cause.EXPOSED: Meaning(
+        "its update would be seen by whom its bundle does not name", _DROPPED, gives_back=True
+    ),
+    Cause.INCONSISTENT: Meaning(
+        "was told of its peers what cannot be true", _DROPPED, gives_back=True
     ),
     Cause.TIMED_OUT: Meaning(
         "not heard of before the deadline", _DROPPED, gives_back=True, told_late=Cause.LATE

@@ -13,6 +13,7 @@ from device_runtime import bounds, signing
 from device_runtime.bounds import Each, Within
 from device_runtime.config import from_json
 from device_runtime.errors import ConfigError
+from device_runtime.terms import Terms
 from device_runtime.weights import digest
 from device_runtime.wire import (
     HASH,
@@ -26,7 +27,8 @@ from device_runtime.wire import (
     Signed,
 )
 
-FORMAT = 1
+FORMAT = 2
+READ = (1, 2)
 CERTIFICATE, LINK = "certificate", "link"  # purposes of the signatures
 MOST_SEEN = 32  # links that a device remembers
 MOST_EVIDENCE = 8  # contradictions that it keeps
@@ -48,6 +50,9 @@ class Certificate:
     first_round: Annotated[int, ROUND]
     rounds: Annotated[int, ROUND]  # from the first on
     expires_at: Annotated[float, TIME]  # seconds since 1970
+    # how updates add up and who sees them; None in a certificate of format 1, which says nothing
+    # of it
+    terms: Terms | None = None
     format: Annotated[int, Within(1, 1000)] = FORMAT
 
     def __post_init__(self) -> None:
@@ -261,8 +266,8 @@ def _signed_for(kind: type[T], signed: Signed, purpose: str, keys: frozenset[str
     except ConfigError:
         return f"{purpose}: is none of this version"
     version = getattr(record, "format", FORMAT)
-    if version != FORMAT:
-        return f"{purpose}: expected format {FORMAT}, found {version}"
+    if version not in READ:
+        return f"{purpose}: expected format {' or '.join(map(str, READ))}, found {version}"
     return record
 
 

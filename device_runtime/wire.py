@@ -31,7 +31,7 @@ from device_runtime import bounds
 from device_runtime.bounds import Each, Matches, Within
 from device_runtime.causes import Cause, Step
 
-VERSION = 4
+VERSION = 5
 DAY_S = 86_400.0  # seconds of a day
 MOST_ROUNDS = 1000  # that one answer tells of
 ROUNDS = 200  # that it tells of if it is not told how many
@@ -180,6 +180,9 @@ class Assignment:
     link: Signed | None = None
     # SHA-256 of the `releases.Newest` there are now: the same for all who ask
     releases: Annotated[str, HASH_OR_NONE] = ""
+    # where the certificate's terms name a helper: a `helper_wire.SealKey` of this round that it
+    # signed
+    seal_key: Signed | None = None
 
 
 @dataclass(frozen=True)
@@ -247,6 +250,7 @@ class Phase(StrEnum):
 
     SELECTING = "selecting"  # devices are admitted
     REPORTING = "reporting"  # their reports are waited for
+    UNMASKING = "unmasking"  # enough are in: what takes the masks off their sum is waited for
     COMMITTED = "committed"  # it has made a checkpoint, or scored one
     ABANDONED = "abandoned"
 
@@ -287,6 +291,10 @@ class RoundReport:
     opened_at: Annotated[float, TIME] = 0.0  # seconds since 1970
     # of an evaluation: its devices by the share of their words that were right, in steps of 5 %
     spread: Annotated[tuple[int, ...], Each(COUNT, 100)] = ()
+    # why it was abandoned, in a sentence, where more than too few reports is to be said
+    reason: Annotated[str, SENTENCE] = ""
+    # of masked sums: devices of this round that were also in the sum of the last
+    overlap: Annotated[int, COUNT] = 0
 
 
 # the steps of the funnel, in order: a device that came to one came to all before it

@@ -2,7 +2,7 @@
 
 import sqlalchemy as sa
 
-REVISION = "0004"  # of the newest migration
+REVISION = "0005"  # of the newest migration
 
 metadata = sa.MetaData()
 _SHA = sa.String(64)
@@ -104,6 +104,9 @@ rounds = sa.Table(
     ),
     # `scores.Total.spread` as a JSON list; empty where no score was counted
     sa.Column("spread", sa.Text, nullable=False, server_default=""),
+    sa.Column("reason", sa.Text, nullable=False, server_default=""),  # why it was abandoned
+    # devices of a masked sum that were in that of the round before too
+    sa.Column("overlap", sa.BigInteger, nullable=False, server_default="0"),
 )
 outcomes = sa.Table(  # devices refused at check-in, or dropped after it, by cause
     "outcomes",

@@ -1,0 +1,125 @@
+"""Encoding: a delta -> codes that add up as whole numbers, and a sum of codes -> their mean delta.
+
+    clip -> permute by a stride -> rotate in blocks -> round at random in one range -> codes
+
+All of it is public and the same for every device and round of a task, so that the sum of codes is
+the code of the sum. The stride spreads neighbours over all blocks, and the rotation every value
+over its block: then one range of RANGE standard deviations fits all. What lies beyond is cut off,
+which is the only bias.
+Sources: Suresh et al. 2017, arXiv:1611.00429 (rotation, stochastic k-level quantization); Kairouz
+et al. 2021, arXiv:2102.06387 (conditional rounding).
+"""
+
+import functools
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from device_runtime import quantize
+from device_runtime.weights import Weights, flatten
+
+RANGE = 3.0  # half the range of codes, in root mean squares of a delta of the clipping norm
+SLACK = 1.01  # of the bound over what rounding can be expected to make of the norm
+MOST_DRAWS = 16  # of the rounding, before the delta is made a little shorter
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """The public numbers of a task's encoding."""
+
+    dimension: int  # values of a delta
+    bits: int  # of a code
+    clipping_norm: float
+    seed: int  # of the rotation
+
+    @property
+    def largest(self) -> int:
+        """The largest code."""
+        return int(2**self.bits - 1)
+
+    @property
+    def values(self) -> int:
+        """Codes of an update: the dimension, padded to whole blocks."""
+        return quantize.padded(self.dimension)
+
+    @property
+    def half(self) -> float:
+        """Codes stand for values from minus this to this."""
+        return RANGE * self.clipping_norm / math.sqrt(self.values)
+
+    @property
+    def step(self) -> float:
+        """From the value of one code to that of the next."""
+        return 2 * self.half / self.largest
+
+    @property
+    def bound(self) -> float:
+        """Largest L2 norm of what an honest update's codes stand for / clipping norm: 1.03 at 4
+        bits. What rounding adds to the square of a norm is at most a quarter step squared a value.
+
+        >>> round(Encoding(4096, 4, 1.0, 0).bound, 3)
+        1.03
+        """
+        return SLACK * math.sqrt(1 + (RANGE / self.largest) ** 2)
+
+    @functools.cached_property
+    def stride(self) -> int:
+        """Value i * stride modulo the dimension comes to place i."""
+        start = int(0.6180339887498949 * self.dimension)
+        return next(a for a in range(max(1, start), self.dimension + 2) if _coprime(a, self))
+
+
+def encode(delta: Weights, by: Encoding, rng: np.random.Generator) -> NDArray[Any]:
+    """The codes of a delta: uint8 (over 8 bits uint16) [values], each at most `largest`.
+
+    What they stand for has a norm of at most `bound` x the clipping norm, and is right on average
+    but for what the range cuts off. Raises ValueError for a value that is not finite.
+    """
+    vector = flatten(quantize.clip(delta, by.clipping_norm))
+    if not np.isfinite(vector).all():
+        raise ValueError("the vector has values that are not finite")
+    rotated = quantize.rotate(vector[_places(by.dimension, by.stride)], by.seed)
+    return _rounded(rotated, by, rng)
+
+
+def mean(total: NDArray[Any], count: int, by: Encoding) -> NDArray[np.float64]:
+    """The mean delta, float64 [dimension], of a sum of so many codes, integers [values]."""
+    values = total.astype(np.float64) * (by.step / count) - by.half
+    permuted = quantize.unrotate(values, by.seed, by.dimension)
+    delta = np.empty_like(permuted)
+    delta[_places(by.dimension, by.stride)] = permuted
+    return delta
+
+
+def norm(codes: NDArray[Any], by: Encoding, count: int = 1) -> float:
+    """The L2 norm of what the mean of `count` updates' summed codes stands for. No device that
+    keeps to the encoding makes one over `bound` x the clipping norm.
+    """
+    return float(np.linalg.norm(codes.astype(np.float64) * (by.step / count) - by.half))
+
+
+def _rounded(rotated: NDArray[Any], by: Encoding, rng: np.random.Generator) -> NDArray[Any]:
+    kind = np.uint8 if by.bits <= 8 else np.uint16
+    most = by.bound * by.clipping_norm
+    draw = 0
+    while True:
+        # at one bit every code has the same norm; else a shorter delta ends within the bound
+        shrunk = rotated * np.float32(0.9 ** max(0, draw - MOST_DRAWS + 1))
+        position = (shrunk.astype(np.float64) + by.half) / by.step
+        codes = np.clip(np.floor(position + rng.random(len(position))), 0, by.largest).astype(kind)
+        draw += 1
+        if norm(codes, by) <= most or draw > 64:
+            return codes
+
+
+@functools.lru_cache(maxsize=4)
+def _places(dimension: int, stride: int) -> NDArray[np.int64]:
+    places: NDArray[np.int64] = np.arange(dimension, dtype=np.int64) * stride % dimension
+    return places
+
+
+def _coprime(stride: int, by: Encoding) -> bool:
+    return math.gcd(stride, by.dimension) == 1

@@ -1,0 +1,141 @@
+"""The contract between a server (leader) and a helper: every message, and why a helper says no.
+
+    GET  /v1/helper                                  -> HelperReport   anybody may ask
+    POST /v1/tasks               Registration        -> Registered     and when certified anew
+    POST /v1/seal-keys           KeysAsked           -> SealKeys       of rounds to come
+    POST /v1/answers             Named               -> the sum of masks, bytes: `packing.to_bytes`
+    POST /v1/answers/done        AnswerTaken         -> Registered     the leader has it on disk
+
+All but the first need the token that the helper gives to the leader. A refusal is a HelperProblem.
+A device never speaks to the helper.
+"""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Annotated
+
+from device_runtime.bounds import Each, Matches, Within
+from device_runtime.wire import COUNT, HASH, HASH_OR_NONE, NAME, ROUND, SENTENCE, TASK, Kind, Signed
+
+SEAL_KEY = "seal-key"  # purpose of the helper's signature
+SEAL_BYTES = 80  # X25519 public key, 32 bytes of seed encrypted, tag of 16
+SIGNATURE_BYTES = 64
+MOST_ROUNDS_AHEAD = 64  # seal keys that one message asks for
+VERSION = 1
+
+
+class Refusal(StrEnum):
+    """Why a helper gives no mask."""
+
+    UNKNOWN_LEADER = "unknown_leader"  # without its token
+    FOREIGN_POLICY = "foreign_policy"  # terms that name another helper, or that nobody signed
+    UNKNOWN_TASK = "unknown_task"
+    UNKNOWN_ROUND = "unknown_round"  # it has no key of that round, or not any more
+    SECOND_SET = "second_set"  # another set of this round has been answered
+    TOO_FEW = "too_few"
+    TOO_MANY = "too_many"
+    NAMED_BEFORE = "named_before"  # a report, or a device, was in another answer of the round
+    TOO_SOON = "too_soon"  # a device within the separation
+    BAD_SIGNATURE = "bad_signature"
+    BAD_SEAL = "bad_seal"
+    NOT_ENROLLED = "not_enrolled"  # too few of the devices are certified by the enrolment key
+    MALFORMED = "malformed"
+
+
+@dataclass(frozen=True)
+class HelperProblem:
+    """Body of every refusal."""
+
+    refusal: Refusal
+    detail: Annotated[str, SENTENCE]
+    # whose reports brought it about, where some did
+    devices: Annotated[tuple[str, ...], Each(Matches("[0-9a-f]{16}", 16), 100_000)] = ()
+
+
+@dataclass(frozen=True)
+class HelperReport:
+    """What a helper says of itself, to anybody."""
+
+    helper: Annotated[str, HASH]  # its identity: Ed25519 public key
+    least: Annotated[int, COUNT]  # reports of the smallest sum it opens
+    enrolment_key: Annotated[str, HASH_OR_NONE] = ""  # whose devices alone count
+    answers: Annotated[int, COUNT] = 0  # rounds answered
+    refusals: Annotated[dict[str, int], Each(COUNT, 100, Matches("[a-z_]{1,40}", 40))] = field(
+        default_factory=dict
+    )
+    version: Annotated[int, Within(0, 10**6)] = VERSION
+
+
+@dataclass(frozen=True)
+class Registration:
+    """A task of the leader: its certificate has the terms. An evaluation shows that of the
+    training task whose checkpoints it scores.
+    """
+
+    certificate: Signed
+    task: Annotated[str, TASK]
+    task_id: Annotated[str, NAME]
+    kind: Kind = Kind.TRAINING
+
+
+@dataclass(frozen=True)
+class Registered:
+    """It has been kept."""
+
+    terms: Annotated[str, HASH_OR_NONE] = ""
+
+
+@dataclass(frozen=True)
+class KeysAsked:
+    """Seal keys of `rounds` rounds from `first` on."""
+
+    task_id: Annotated[str, NAME]
+    first: Annotated[int, ROUND]
+    rounds: Annotated[int, Within(1, MOST_ROUNDS_AHEAD)] = 1
+
+
+@dataclass(frozen=True)
+class SealKey:
+    """What a helper signs: seeds of this round's reports are sealed to this key."""
+
+    key: Annotated[str, HASH]  # X25519 public key
+    task_id: Annotated[str, NAME]
+    round: Annotated[int, ROUND]
+    terms: Annotated[str, HASH]  # `Terms.name`
+
+
+@dataclass(frozen=True)
+class SealKeys:
+    """A `SealKey` of each round that was asked for, signed."""
+
+    keys: Annotated[tuple[Signed, ...], Each(most=MOST_ROUNDS_AHEAD)] = ()
+
+
+@dataclass(frozen=True)
+class SealedReport:
+    """What the helper gets of one counted report: no code of it."""
+
+    public_key: Annotated[str, HASH]  # of the device, Ed25519
+    round: Annotated[int, ROUND]  # it was assigned in: of a buffered task an earlier one
+    seal: Annotated[str, Matches("[0-9a-f]{160}", 160)]
+    signature: Annotated[str, Matches("[0-9a-f]{128}", 128)]  # the device's, of the seal
+    enrolment: Annotated[str, Matches("[0-9a-f]{128}|", 128)] = (
+        ""  # the enrolment key's, of the key
+    )
+
+
+@dataclass(frozen=True)
+class Named:
+    """The counted reports of a round: the mask of their sum, please."""
+
+    task_id: Annotated[str, NAME]
+    round: Annotated[int, ROUND]  # that they are counted in
+    reports: Annotated[tuple[SealedReport, ...], Each(most=100_000)] = ()
+
+
+@dataclass(frozen=True)
+class AnswerTaken:
+    """The leader has the answer of a round on disk: the helper may forget it."""
+
+    task_id: Annotated[str, NAME]
+    round: Annotated[int, ROUND]
