@@ -8,7 +8,7 @@ import heapq
 import itertools
 import math
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -66,6 +66,7 @@ from device_runtime.turn import (
     Upload,
     Used,
     Verify,
+    Wait,
     Withhold,
     Work,
 )
@@ -157,7 +158,7 @@ class Turn:
         """Ask for work: the outcome if refused, None if there is work to do."""
         bundle = self.home.bundle()
         device = self._describe(bundle)
-        answer = self._drive(turn.check_in(device), bundle)
+        answer = self._passing(self._drive(turn.check_in(device), bundle))
         if isinstance(answer, Outcome):
             return self._metered(answer)
         self._assigned = device, answer
@@ -165,6 +166,12 @@ class Turn:
 
     def work(self) -> Outcome:
         """Do what `check_in` was assigned. Raises RuntimeError if that was nothing."""
+        return self._passing(self.working())
+
+    def working(self) -> Generator[float, None, Outcome]:
+        """The same for one who lets time pass for several devices: yields the seconds that have to
+        go by before it goes on, for work in which devices wait for one another.
+        """
         if self._assigned is None:
             raise RuntimeError("there is no work before a check-in has got some")
         device, assignment = self._assigned
@@ -178,7 +185,8 @@ class Turn:
             signed=bundle.manifest.files[CHECKPOINT].sha256,
         )
         self._until = self._began + device.limits.seconds(assignment.deadline_s)
-        return self._metered(self._drive(turn.work(device, assignment), bundle))
+        outcome = yield from self._drive(turn.work(device, assignment), bundle)
+        return self._metered(outcome)
 
     def whole(self) -> Outcome:
         """Check in, and work if there is work. Raises ServerError, BundleError or TypingLogError
@@ -230,13 +238,28 @@ class Turn:
             day_ends_in_s=limits.day_ends_in(now),
         )
 
-    def _drive(self, actions: Generator[Action, Any, T], bundle: Bundle) -> T:
+    def _passing(self, turn: Generator[float, None, T]) -> T:
+        """What a turn comes to, letting pass the time that it asks for."""
+        try:
+            while True:
+                self._sleep(next(turn))
+        except StopIteration as end:
+            value: T = end.value
+            return value
+
+    def _drive(
+        self, actions: Generator[Action, Any, T], bundle: Bundle
+    ) -> Generator[float, None, T]:
         """Do action after action. That no answer came is told to the turn; other errors end it."""
         try:
             action = next(actions)
             while True:
                 try:
-                    result = self._do(action, bundle)
+                    if isinstance(action, Wait):
+                        yield action.seconds
+                        result = None
+                    else:
+                        result = self._do(action, bundle)
                 except Unanswered as error:
                     action = actions.throw(error)
                 else:
@@ -598,9 +621,9 @@ def run(
             if outcome is not None:
                 on_outcome(each.home, outcome)
         working = [each for each, outcome in zip(taken, refused, strict=True) if outcome is None]
-        for each in working:
-            outcomes.append(each.work())
-            on_outcome(each.home, outcomes[-1])
+        for each, outcome in _work(working, sleep):
+            outcomes.append(outcome)
+            on_outcome(each.home, outcome)
         if any(outcome.cause is Cause.NO_ROUND for outcome in outcomes):
             break
         seen += 1
@@ -634,6 +657,27 @@ def _check_in(turns: Sequence[Turn], sleep: Callable[[float], object]) -> list[O
         if outcome is not None and outcome.cause in COME_AGAIN and asks[number] < MOST_ASKS:
             heapq.heappush(due, (slept + outcome.retry_in_s, number))
     return answers
+
+
+def _work(
+    turns: Sequence[Turn], sleep: Callable[[float], object]
+) -> Iterator[tuple[Turn, Outcome]]:
+    """What comes of each turn, as it ends: one after the other, and where devices wait for one
+    another each goes on when it said, between the others.
+    """
+    works = [each.working() for each in turns]
+    slept, due = 0.0, [(0.0, number) for number in range(len(turns))]
+    while due:
+        at, number = heapq.heappop(due)
+        if at > slept:
+            sleep(at - slept)
+            slept = at
+        try:
+            seconds = next(works[number])
+        except StopIteration as end:
+            yield turns[number], end.value
+        else:
+            heapq.heappush(due, (slept + seconds, number))
 
 
 def _half_done(

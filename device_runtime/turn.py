@@ -398,6 +398,13 @@ class Drop:
     """Throw half-done work away -> None."""
 
 
+@dataclass(frozen=True)
+class Wait:
+    """Let seconds pass, in which other devices may take their turns -> None."""
+
+    seconds: float
+
+
 Action = (
     Enrol
     | Ask
@@ -423,6 +430,7 @@ Action = (
     | GiveBack
     | Keep
     | Drop
+    | Wait
 )
 Checking = Generator[Action, Any, Assignment | Outcome]
 Working = Generator[Action, Any, Outcome]
