@@ -1,0 +1,76 @@
+"""Opening: a masked sum -> the sum of what its devices encoded, once, or why it never will be.
+
+    a round has enough: UNMASKING, frozen -> its open work is closed      one transaction
+        |                                    freeze: what the way of opening must keep
+        v
+    ask, again with every tick  ->  Waiting                               without any lock
+        |                           Never: the round is abandoned, by this name
+        v
+      Mask: the sum of the masks of exactly the counted reports
+        |
+        v
+    opened: words - mask -> unpack -> could honest devices have sent that?
+        |
+        v
+    closing, as for any sum; then `ended`
+
+How a sum is opened is an `Opener`, a record of functions, one for each way: a helper is asked
+(`helping.py`), or the devices' own shares are put together. Whoever runs rounds goes through it
+alone, so another way is another record. A round waits in UNMASKING as long as its opener says
+Waiting: a helper that is away costs time and no report.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from server.store import Rows
+from server.task import Task
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """A round whose reports are all in. What stands here is durable and does not change."""
+
+    task: Task
+    round: int
+    count: int  # reports in its sum
+
+
+@dataclass(frozen=True)
+class Mask:
+    """What is to be taken off a sum."""
+
+    words: NDArray[np.uint64]  # the masks of all its reports, added: `packing.Layout.words`
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """There is no mask yet: it is asked for again with the next tick."""
+
+    why: str  # for the operator, in a few words
+
+
+@dataclass(frozen=True)
+class Never:
+    """There will be no mask: the round is abandoned."""
+
+    reason: str  # for the operator, in a sentence
+
+
+@dataclass(frozen=True)
+class Opener:
+    """How sums of one aggregation are opened.
+
+    `freeze` keeps, in the transaction in which a round has got enough, whatever `ask` will need and
+    nobody else keeps. `ask` is called without any lock, by one thread at a time, until it says
+    something else than Waiting; after a crash it is called again and must give the same mask, or
+    none; it never raises for what another party does. `ended` is called once a round is closed on
+    disk, and again after a crash or never: what was kept for `ask` may go.
+    """
+
+    freeze: Callable[[Rows, Frozen, float], None]
+    ask: Callable[[Frozen, float], Mask | Waiting | Never]
+    ended: Callable[[Frozen], None]
