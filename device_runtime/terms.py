@@ -16,6 +16,7 @@ from device_runtime.errors import ConfigError
 from device_runtime.weights import digest
 
 MOST_DEVICES = 100_000
+LEAST_COUNT = 100  # devices of a sum, among which one hides well
 
 
 class Aggregation(StrEnum):
@@ -71,3 +72,47 @@ class Terms:
     def encoding(self) -> Encoding:
         """How a delta becomes codes."""
         return Encoding(self.dimension, self.bits, self.clipping_norm, self.rotation_seed)
+
+
+def who_sees(terms: Terms) -> str:
+    """Who can see the update of one device, in a sentence for people.
+
+    >>> who_sees(Terms(Aggregation.PLAIN, 8, 1.0, 50, "0" * 64, 1, 2, 1, 1))
+    'the server sees the update of every device'
+    """
+    if terms.aggregation is Aggregation.PLAIN:
+        return "the server sees the update of every device"
+    if terms.aggregation is Aggregation.SECAGG:
+        lies = "even if it lies to them" if terms.semi_malicious else "and it does not lie to them"
+        return (
+            "nobody sees the update of one device, as long as no more than "
+            f"{100 * terms.adversarial:g} % of the devices are the server's own, {lies}"
+        )
+    if terms.is_beside:
+        return (
+            f"whoever runs the server also runs its helper ({terms.helper[:16]}) and so can see the "
+            "update of every device"
+        )
+    return (
+        f"the server and the helper {terms.helper[:16]} can see the update of a device together, "
+        "neither of them alone"
+    )
+
+
+def why_exposed(terms: Terms) -> str:
+    """What of the terms should worry the owner of a device, in a sentence: to be shown in red.
+    Empty if nothing.
+
+    >>> why_exposed(Terms(Aggregation.SECAGG, 4, 1.0, 50, "0" * 64, 1, 20, 12, 1))
+    'a sum is opened of only 12 devices: expected at least 100'
+    """
+    if terms.aggregation is Aggregation.PLAIN:
+        return "updates are not hidden: the server can read in each what was typed"
+    few = ""
+    if terms.fewest < LEAST_COUNT:
+        few = (
+            f"a sum is opened of only {terms.fewest} devices: expected at least {LEAST_COUNT}"
+        )
+    if terms.is_beside:
+        return "; ".join(filter(None, ("server and helper are in one hand", few)))
+    return few

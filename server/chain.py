@@ -18,14 +18,15 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from device_runtime import chain, config, signing
 from device_runtime.causes import Cause
-from device_runtime.chain import Link
+from device_runtime.chain import Certificate, Link
 from device_runtime.shown import command
+from device_runtime.terms import Aggregation
 from device_runtime.wire import DAY_S, Kind, Signed
 from server.contract import RoundKey
 from server.requests import Refused
 from server.slots import Slots
 from server.store import Rows, StoredCertificate, StoredCheckpoint
-from server.task import State, Task, policy_hash, task_id
+from server.task import State, Task, policy_hash, task_id, terms
 
 log = logging.getLogger("fedboard.server")
 
@@ -120,6 +121,7 @@ def proposal(rows: Rows, keys: RoundKeys, server: str, task: Task) -> RoundKey:
         task.plan_hash,
         policy_hash(task),
         base.round + 1,
+        terms(task),
     )
 
 
@@ -144,6 +146,7 @@ def certify(
         "population": (task.population, certificate.population),
         "plan": (task.plan_hash, certificate.plan),
         "policy": (policy_hash(task), certificate.policy),
+        "terms": (terms(task).name, certificate.terms.name if certificate.terms else "none"),
     }
     for name, (wanted, actual) in expected.items():
         if wanted != actual:
@@ -245,10 +248,16 @@ def what_to_do(rows: Rows, task: Task, state: State, now: float) -> str:
     round = rows.open_rounds().get(task.name)
     if task.kind is not Kind.TRAINING or state is State.FINISHED or round is None:
         return ""
-    again = command("task", "certify", task.name)
+    by_name = () if task.aggregation is Aggregation.HELPER else ("--aggregation", task.aggregation)
+    again = command("task", "certify", task.name, *by_name)
     newest, kept = rows.certificate(task.name), given(rows, task.name, round.base)
     if newest is None:
         return f"devices get no work of it: no certificate of its round key; certify it: {again}"
+    if not has_terms(newest.signed):
+        return (
+            "devices get no work of it: its certificate is of an earlier version and does not say "
+            f"who sees their updates; certify again: {again}"
+        )
     if kept is None or not kept.holds(round.state.round, now):
         return (
             f"devices get no work of it: its certificate covers it no more; certify again: {again}"
@@ -277,6 +286,16 @@ def _signed(
         "" if parent is None else parent.half,
     )
     return signing.sign_text(key, chain.LINK, config.to_json(link))
+
+
+def has_terms(certificate: Signed) -> bool:
+    """Whether a certificate says how updates are added up: one of format 1 does not."""
+    return _says_terms(certificate.text)
+
+
+@functools.lru_cache(maxsize=256)
+def _says_terms(text: str) -> bool:
+    return config.from_json(Certificate, text.encode(), "certificate").terms is not None
 
 
 @functools.lru_cache(maxsize=256)

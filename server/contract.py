@@ -9,6 +9,7 @@
     POST /v1/tasks/{name}/round-key                                     -> RoundKey
     POST /v1/tasks/{name}/certificate           Signed certificate      -> TaskReport
     GET  /v1/tasks/{name}/checkpoints/{sha256}                          -> bytes
+    GET  /v1/helper                                                     -> HelperHere
     POST /v1/codes                              NewCodes                -> Codes
     PUT  /v1/releases/blobs                     a file of a bundle      -> Stored
     POST /v1/releases                           Publication             -> ReleaseReport
@@ -28,7 +29,20 @@ from device_runtime import bounds, chain, config, signing
 from device_runtime.bounds import Matches
 from device_runtime.errors import ConfigError
 from device_runtime.shown import command
-from device_runtime.wire import DAY_S, HASH, NAME, ROUND, TASK, Kind, Phase, Signed
+from device_runtime.terms import Aggregation, Terms
+from device_runtime.wire import (
+    COUNT,
+    DAY_S,
+    HASH,
+    HASH_OR_NONE,
+    NAME,
+    ROUND,
+    SENTENCE,
+    TASK,
+    Kind,
+    Phase,
+    Signed,
+)
 from server.task import State
 from server.task import TaskSettings as TaskSettings  # the message that makes a task
 
@@ -68,6 +82,7 @@ class RoundKey:
     plan: Annotated[str, HASH]  # SHA-256 of plan.json
     policy: Annotated[str, HASH]  # `task.policy_hash`
     first_round: Annotated[int, ROUND]
+    terms: Terms  # how updates are added up, and who can see them
 
     def certified(self, key: Ed25519PrivateKey, rounds: int, expires_at: float) -> Signed:
         """The certificate, signed with the operator's key, which never comes to the server."""
@@ -102,6 +117,16 @@ class Codes:
 
 
 @dataclass(frozen=True)
+class HelperHere:
+    """The helper that a server asks, and how it stands."""
+
+    helper: Annotated[str, HASH_OR_NONE] = ""  # public key, as it says itself; empty: none is asked
+    is_beside: bool = False  # whoever runs the server runs it too
+    least: Annotated[int, COUNT] = 0  # reports of the smallest sum that it opens
+    problem: Annotated[str, SENTENCE] = ""  # why it gives nothing just now; empty if it does
+
+
+@dataclass(frozen=True)
 class TaskReport:
     """A task and where it stands."""
 
@@ -126,6 +151,10 @@ class TaskReport:
     certify: str = ""  # what must be done about its certificate, in a sentence; empty if nothing
     # of a task of releases: which of them were stopped, and why, in a sentence
     stopped: str = ""
+    aggregation: Aggregation = Aggregation.PLAIN
+    seen: str = ""  # who can see a device's update, in a sentence
+    exposed: str = ""  # what of that should worry its operator, in a sentence; empty if nothing
+    waits: str = ""  # what its newest round waits for in UNMASKING, or why the last was abandoned
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ ELSEWHERE = {
     "evaluates": _BESIDE,
     "plan": "a task's plan is that of its bundle, made by `fedboard export`",
     "checkpoint": "a training task starts from the checkpoint of its `--bundle`",
+    "is_beside": "a server knows whether its helper runs beside it",
 }
 
 

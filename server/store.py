@@ -29,6 +29,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from device_runtime import config
 from device_runtime.causes import Cause, Step
 from device_runtime.errors import RunError
+from device_runtime.terms import Aggregation
 from device_runtime.wire import MOST_ROUNDS, OPEN, Phase, RoundReport, Signed
 from server import disk, scores
 from server.lists import is_one_of, parameter
@@ -38,6 +39,7 @@ from server.release_rows import ReleaseRows
 from server.requests import Nonce
 from server.rounds import RoundState
 from server.score_rows import ScoreRows
+from server.seal_rows import SealRows
 from server.tables import (
     REVISION,
     assignments,
@@ -52,6 +54,7 @@ from server.tables import (
     outcomes,
     participations,
     rounds,
+    seals,
     servers,
     sums,
     tasks,
@@ -352,6 +355,11 @@ class Rows:
     def releases(self) -> ReleaseRows:
         """What has been published."""
         return ReleaseRows(self._connection)
+
+    @property
+    def seals(self) -> SealRows:
+        """What masked sums are opened with."""
+        return SealRows(self._connection)
 
     # the server, its devices, their codes and nonces
 
@@ -664,25 +672,9 @@ class Rows:
             .values(phase=state.phase.value, made=checkpoint, closed_at=now)
         )
         if cause is not None:
-            left = _STILL_OPEN & (assignments.c.task == task)
-            if not all_rounds:
-                left &= assignments.c.round == state.round
-            query = (
-                sa.select(assignments.c.round, sa.func.count())
-                .where(left)
-                .group_by(assignments.c.round)
-            )
-            self.add_outcomes(
-                {
-                    (task, number, DROPPED, cause.value): count
-                    for number, count in self._connection.execute(query).all()
-                }
-            )
-            self._connection.execute(
-                assignments.update()
-                .where(left)
-                .values(status=AssignmentStatus.CLOSED.value, cause=cause.value, admitted_at=0.0)
-            )
+            self.close_work(task, None if all_rounds else state.round, cause)
+        of_round = (seals.c.task == task) & (seals.c.round == state.round)
+        self._connection.execute(seals.delete().where(of_round))
         gone = check_ins.c.task == task
         if cause is None and state.places.until is not None:
             gone &= check_ins.c.window.is_(None) | (check_ins.c.window != state.places.window)
@@ -690,6 +682,31 @@ class Rows:
         self._connection.execute(
             sums.delete().where(sums.c.task == task, sums.c.round == state.round)
         )
+
+    def close_work(self, task: str, round: int | None, cause: Cause) -> None:
+        """Drop the open assignments of a round, or of all rounds of a task, for `cause`."""
+        left = _STILL_OPEN & (assignments.c.task == task)
+        if round is not None:
+            left &= assignments.c.round == round
+        query = (
+            sa.select(assignments.c.round, sa.func.count()).where(left).group_by(assignments.c.round)
+        )
+        self.add_outcomes(
+            {
+                (task, number, DROPPED, cause.value): count
+                for number, count in self._connection.execute(query).all()
+            }
+        )
+        self._connection.execute(
+            assignments.update()
+            .where(left)
+            .values(status=AssignmentStatus.CLOSED.value, cause=cause.value, admitted_at=0.0)
+        )
+
+    def say_of_round(self, task: str, round: int, reason: str = "", overlap: int = 0) -> None:
+        """Keep why a round was abandoned, or how many of its devices were in the last sum too."""
+        at = (rounds.c.task == task) & (rounds.c.round == round)
+        self._connection.execute(rounds.update().where(at).values(reason=reason, overlap=overlap))
 
     def carry_tickets(self, task: str, before: int, after: int) -> None:
         """Let those who asked in the window that a round leaves open have asked in the one that
@@ -1063,6 +1080,7 @@ _PARTICIPATIONS = sa.select(
         for name in ("device", "task", "last_counted", "counted", "smallest_separation")
     )
 ).where(is_one_of(participations.c.device, "devices"))
+_WITHOUT_TERMS = {"aggregation": Aggregation.PLAIN.value}
 _INSERTS: dict[str, Any] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
 _ENGINE: dict[str, dict[str, Any]] = {
     "sqlite": {"pool_size": 48},
@@ -1103,7 +1121,9 @@ def _add_outcome(dialect: str) -> Any:
 
 @functools.lru_cache(maxsize=256)
 def _task(body: str) -> Task:
-    return config.from_json(Task, body.encode(), "task")
+    table = config.read_json(body.encode(), "task")
+    # a task of a version without terms has asked for nothing else, and has no helper
+    return config.from_table(Task, _WITHOUT_TERMS | table, "task")
 
 
 @functools.lru_cache(maxsize=256)
@@ -1139,7 +1159,7 @@ def _report(
     return RoundReport(
         round=row.round,
         phase=Phase(row.phase)
-        if row.closed_at is not None or row.phase in OPEN
+        if row.closed_at is not None or row.phase in (*OPEN, Phase.UNMASKING)
         else Phase.REPORTING,
         goal=task.rules.report_goal,
         checked_in=row.assigned + sum(refused.values()),
@@ -1163,6 +1183,8 @@ def _report(
         scores=scored.scores if row.targets and row.closed_at is not None else None,
         opened_at=row.opened_at,
         spread=scored.spread if row.spread and row.closed_at is not None else (),
+        reason=row.reason,
+        overlap=row.overlap,
     )
 
 

@@ -20,6 +20,8 @@ devices = sa.Table(
     sa.Column("device", _DEVICE, primary_key=True),
     sa.Column("public_key", sa.String(64), nullable=False),
     sa.Column("enrolled_at", sa.Float, nullable=False),
+    # an enrolment key's signature of the public key, hexadecimal; empty: there is none
+    sa.Column("enrolment", sa.String(128), nullable=False, server_default=""),
 )
 codes = sa.Table(
     "codes",
@@ -171,6 +173,32 @@ sums = sa.Table(  # what each replica has counted of an open round
     sa.Column("total", sa.LargeBinary, nullable=False),  # sealed: server/masks.py
     sa.Column("generation", sa.BigInteger, nullable=False, server_default="0"),  # of its key
     sa.ForeignKeyConstraint(("task", "round"), ("rounds.task", "rounds.round")),
+)
+seal_keys = sa.Table(  # of rounds to come and under way, as the helper signed them
+    "seal_keys",
+    metadata,
+    sa.Column("task", _TASK, sa.ForeignKey("tasks.task"), primary_key=True),
+    sa.Column("round", _ROUND, primary_key=True, autoincrement=False),
+    sa.Column("key", sa.Text, nullable=False),  # `helper_wire.SealKey`, signed, as JSON
+)
+seals = sa.Table(  # of the reports that an open round has counted: only the helper reads them
+    "seals",
+    metadata,
+    sa.Column("assignment", sa.String(32), primary_key=True),
+    sa.Column("task", _TASK, nullable=False),
+    sa.Column("round", _ROUND, nullable=False),  # that counts it
+    sa.Column("assigned", _ROUND, nullable=False),  # the round it was assigned in
+    sa.Column("device", _DEVICE, sa.ForeignKey("devices.device"), nullable=False),
+    sa.Column("seal", sa.LargeBinary, nullable=False),
+    sa.Column("signature", sa.LargeBinary, nullable=False),
+    sa.ForeignKeyConstraint(("task", "round"), ("rounds.task", "rounds.round")),
+    sa.Index("ix_seals_round", "task", "round"),
+)
+last_sums = sa.Table(  # whose reports were in the masked sum that was opened last, as hashes
+    "last_sums",
+    metadata,
+    sa.Column("task", _TASK, sa.ForeignKey("tasks.task"), primary_key=True),
+    sa.Column("members", sa.LargeBinary, nullable=False),
 )
 releases = sa.Table(  # what has been published, as its newest statement leaves it
     "releases",

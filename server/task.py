@@ -13,16 +13,19 @@ from device_runtime import bounds, config, limits
 from device_runtime.bounds import Within
 from device_runtime.errors import ConfigError
 from device_runtime.limits import OwnLimits
+from device_runtime.terms import LEAST_COUNT, Aggregation, Terms
 from device_runtime.weights import digest
-from device_runtime.wire import Kind, Plan
+from device_runtime.wire import HASH_OR_NONE, Kind, Plan
 from server.eligibility import Policy
-from server.rounds import Rules
+from server.rounds import DEVICES, Rules
 from server.step import ServerStep
 
 # clipping norm of a task that names none: about the median of what honest devices send, so that it
 # shortens few of theirs by much, and a word that two of twenty plant stays out of sight
 SERVED_NORM = 0.5
 FEWEST_COMPARED = 2  # devices in what is told of a release
+# of a code, of a task that names no number: masked words have room for the sum of all devices' codes
+MASKED_BITS, PLAIN_BITS = 4, 8
 _FIXED = ("batch_size", "length")  # of a plan: the sizes of the bundle's graph
 _AT_MOST = ("epochs", "learning_rate", "max_rows", "clipping_norm", "bits")
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
@@ -34,6 +37,15 @@ class State(StrEnum):
     RUNNING = "running"
     PAUSED = "paused"  # by the operator: admits nobody, still counts who is at work
     FINISHED = "finished"  # it has all the rounds it wanted
+
+
+@dataclass(frozen=True)
+class Peers:
+    """What an operator takes to be true of the devices whose shares open a sum of SecAgg+."""
+
+    adversarial: Annotated[float, Within(0.0, 1.0)] = 0.05  # share that may be the server's own
+    drop_out: Annotated[float, Within(0.0, 1.0)] = 0.1  # share that may vanish at one step
+    semi_malicious: bool = True  # the server may lie to devices about each other
 
 
 @dataclass(frozen=True)
@@ -57,6 +69,14 @@ class TaskSettings:
     step: ServerStep = field(default_factory=ServerStep)
     # of everything random in a result; None: the system's randomness
     seed: Annotated[int | None, Within(0, 2**63 - 1)] = None
+    # who can see a single update; "plain", by which the server sees each, is never a default
+    aggregation: Aggregation = Aggregation.HELPER
+    # public key of the helper, hexadecimal; by default of the one that the server asks
+    helper: Annotated[str, HASH_OR_NONE] = ""
+    is_beside: bool = False  # whoever runs the server runs the helper too
+    # reports of the smallest masked sum that is opened
+    least_count: Annotated[int, DEVICES] = LEAST_COUNT
+    secagg: Peers = field(default_factory=Peers)
 
     def __post_init__(self) -> None:
         bounds.check(self, "task")
@@ -94,6 +114,19 @@ class TaskSettings:
                 "rules.mode",
                 f"expected synchronous for a task of kind {self.kind}, found buffered",
                 "remove it",
+            )
+        if self.aggregation is not Aggregation.HELPER and (self.helper or self.is_beside):
+            raise ConfigError(
+                "task.helper",
+                f"expected none for aggregation {self.aggregation}, found {self.helper[:16]!r}",
+                "remove it, or have the task aggregate by the helper",
+            )
+        if self.aggregation is Aggregation.SECAGG and self.rules.buffered:
+            raise ConfigError(
+                "rules.mode",
+                "expected synchronous for aggregation secagg, found buffered: the devices of a "
+                "round open its sum together",
+                "remove it, or have the task aggregate by a helper",
             )
         if self.kind is Kind.RELEASES and self.rules.fewest < FEWEST_COMPARED:
             raise ConfigError(
@@ -136,16 +169,20 @@ def settings_of(record: TaskSettings) -> TaskSettings:
 
 
 def for_bundle(settings: TaskSettings, signed: Plan) -> TaskSettings:
-    """Settings with the plan that the devices of a bundle work by, whose own plan is `signed`.
+    """Settings with the plan that the devices of a bundle work by, whose own plan is `signed`, and
+    `openable`.
 
     Where the settings name none it is that one, but for the clipping norm, which is at most
     SERVED_NORM: what a lying device can move a round by is for the server to say, not for whoever
-    made the bundle. Raises ConfigError for a plan of the settings that no device with the bundle
-    would follow.
+    made the bundle; and for the bits of a code, which are what the aggregation has room for. Raises
+    ConfigError for a plan of the settings that no device with the bundle would follow.
     """
+    settings = openable(settings)
     if settings.plan is None:
         norm = min(signed.clipping_norm, SERVED_NORM)
-        return replace(settings, plan=replace(signed, clipping_norm=norm))
+        is_plain = settings.aggregation is Aggregation.PLAIN
+        bits = min(signed.bits, PLAIN_BITS if is_plain else MASKED_BITS)
+        return replace(settings, plan=replace(signed, clipping_norm=norm, bits=bits))
     for name in _FIXED + _AT_MOST:
         asked, limit = getattr(settings.plan, name), getattr(signed, name)
         if asked > limit or (name in _FIXED and asked != limit):
@@ -165,6 +202,51 @@ def for_bundle(settings: TaskSettings, signed: Plan) -> TaskSettings:
             "raise it: no device makes an update of fewer",
         )
     return settings
+
+
+def openable(settings: TaskSettings) -> TaskSettings:
+    """Settings whose rounds end with no fewer reports than a masked sum is opened of. Raises
+    ConfigError for a report goal below that.
+    """
+    least, rules = settings.least_count, settings.rules
+    if settings.aggregation is Aggregation.PLAIN:
+        return settings
+    if rules.report_goal < least:
+        raise ConfigError(
+            "rules.report_goal",
+            f"expected at least the least_count of {least}, of which a masked sum is opened, found "
+            f"{rules.report_goal}",
+            "raise it, or lower least_count: a device hides among fewer then",
+        )
+    return replace(settings, rules=replace(rules, min_reports=max(rules.fewest, least)))
+
+
+def is_masked(task: TaskSettings) -> bool:
+    """Whether the reports of a task are masked, and their sum must be opened."""
+    return task.kind is Kind.TRAINING and task.aggregation is not Aggregation.PLAIN
+
+
+@functools.lru_cache(maxsize=64)
+def terms(task: Task) -> Terms:
+    """How a task's updates are encoded and added up, and who can see them: what its certificate
+    says, and devices keep it to.
+    """
+    rules = task.rules
+    return Terms(
+        task.aggregation,
+        task.plan.bits,
+        task.plan.clipping_norm,
+        task.dimension,
+        task.shapes,
+        _rotation(task.seed, 0),
+        most=rules.report_goal,
+        fewest=rules.fewest,
+        min_separation=task.policy.min_separation,
+        max_staleness=rules.max_staleness if rules.buffered else 0,
+        helper=task.helper,
+        is_beside=task.is_beside,
+        **vars(task.secagg),
+    )
 
 
 def task_of(settings: TaskSettings, tokenizer: str, shapes: str, dimension: int) -> Task:

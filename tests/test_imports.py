@@ -93,6 +93,7 @@ OUTSIDE = {  # packages that only some files of a room may import
         "server/lists.py",
         "server/release_rows.py",
         "server/score_rows.py",
+        "server/seal_rows.py",
         "server/store.py",
         "server/tables.py",
         *(

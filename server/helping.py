@@ -1,0 +1,231 @@
+"""Helping: what a server asks of its helper, and when.
+
+    a task is certified -> register -> seal keys of rounds to come -> assignments carry them
+    a round has enough  -> the counted reports are named -> the sum of their masks
+    the round is closed -> the helper may forget that
+
+What is asked may be asked again: a helper answers a round once, and then repeats its answer.
+"""
+
+import logging
+import threading
+from dataclasses import dataclass, field
+
+from device_runtime import config, packing, signing
+from device_runtime.chain import name_of
+from device_runtime.errors import ConfigError
+from device_runtime.helper_wire import (
+    SEAL_KEY,
+    AnswerTaken,
+    HelperReport,
+    KeysAsked,
+    Named,
+    Refusal,
+    Registration,
+    SealedReport,
+    SealKey,
+)
+from device_runtime.terms import Aggregation
+from device_runtime.wire import Kind, Signed
+from server import chain
+from server.helper_client import Away, Denied, Helper
+from server.mechanism import layout_of
+from server.opening import Frozen, Mask, Never, Opener, Waiting
+from server.store import Rows, Store
+from server.task import State, Task, is_masked, task_id, terms
+
+log = logging.getLogger("fedboard.server")
+
+AHEAD = 8  # rounds whose seal keys are fetched before they open
+LOOK_S = 10.0  # between two looks whether the helper is there
+# what its operator can mend, and what is over by itself: the round goes on waiting
+_MENDED = (Refusal.UNKNOWN_LEADER, Refusal.UNKNOWN_TASK, Refusal.FOREIGN_POLICY)
+
+
+@dataclass
+class Standing:
+    """What is known of the helper just now."""
+
+    report: HelperReport | None = None  # what it said of itself when it was heard last
+    problem: str = ""  # why it gives nothing; empty if it does
+    looked_at: float = -float("inf")
+
+
+@dataclass
+class Helping:
+    """One server's dealings with its helper. One thread at a time prepares and opens."""
+
+    store: Store
+    server: str  # random name of the database
+    helper: Helper
+    standing: Standing = field(default_factory=Standing)
+
+    def __post_init__(self) -> None:
+        self._registered: dict[str, str] = {}  # by task: the certificate that the helper has
+        self._lock = threading.Lock()
+
+    @property
+    def opener(self) -> Opener:
+        """How sums are opened by this helper."""
+        return Opener(freeze=lambda rows, frozen, now: None, ask=self.ask, ended=self.ended)
+
+    def look(self, now: float) -> Standing:
+        """See whether the helper is there, unless that has been seen a moment ago."""
+        with self._lock:
+            if not self.standing.looked_at <= now < self.standing.looked_at + LOOK_S:
+                try:
+                    self.standing = Standing(self.helper.report(), "", now)
+                except (Away, Denied) as error:
+                    self.standing = Standing(self.standing.report, str(error), now)
+        return self.standing
+
+    def prepare(self, now: float) -> None:
+        """Fetch the seal keys that are missing: of each task's open round and some to come. What
+        cannot be had now is asked for again.
+        """
+        with self.store.reading() as rows:
+            wanted = [each for each in _wanted(rows, self.server, now) if self._needs(each)]
+        for each in wanted:
+            try:
+                self._prepare(each)
+            except (Away, Denied) as error:
+                self._trouble(error, each.task.name, now)
+
+    def ask(self, frozen: Frozen, now: float) -> Mask | Waiting | Never:
+        """The sum of the masks of a frozen round's reports."""
+        by = layout_of(frozen.task)
+        with self.store.reading() as rows:
+            named = _named(rows, self.server, frozen)
+        if len(named.reports) != frozen.count:
+            return Never(f"expected {frozen.count} seals in the database, found {len(named.reports)}")
+        try:
+            words = packing.from_bytes(self.helper.answer(named, by.bytes), by)
+        except Away as error:
+            self._trouble(error, frozen.task.name, now)
+            return Waiting(str(error))
+        except Denied as error:
+            return self._denied(error, frozen, now)
+        except ValueError as error:
+            return Never(f"the helper's answer is none: {error}")
+        return Mask(words)
+
+    def ended(self, frozen: Frozen) -> None:
+        """The helper may forget what it answered."""
+        named = task_id(self.server, frozen.task.name)
+        try:
+            self.helper.taken(AnswerTaken(named, frozen.round))
+        except (Away, Denied) as error:  # it keeps some bytes longer
+            log.warning("the helper keeps an answer", extra={"error": type(error).__name__})
+
+    def _needs(self, wanted: "_Wanted") -> bool:
+        is_new = self._registered.get(wanted.task.name) != name_of(wanted.certificate)
+        return is_new or wanted.rounds > 0
+
+    def _prepare(self, wanted: "_Wanted") -> None:
+        task, named = wanted.task, name_of(wanted.certificate)
+        id = task_id(self.server, task.name)
+        if self._registered.get(task.name) != named:
+            self.helper.register(Registration(wanted.certificate, task.name, id, task.kind))
+            self._registered[task.name] = named
+        if not wanted.rounds:
+            return
+        signed = self.helper.seal_keys(KeysAsked(id, wanted.first, wanted.rounds))
+        asked = range(wanted.first, wanted.first + wanted.rounds)
+        keys = {
+            key.round: each
+            for each in signed
+            if (key := seal_key_in(each, wanted.helper)) is not None
+            and (key.task_id, key.terms) == (id, wanted.terms)
+            and key.round in asked
+        }
+        with self.store.transaction(durable=True) as rows:
+            rows.seals.put_keys(task.name, keys)
+            rows.seals.forget_keys(task.name, wanted.oldest)
+        if len(keys) < wanted.rounds:
+            log.error(
+                "seal keys are missing, or not signed by the task's helper",
+                extra={"task": task.name, "round": wanted.first},
+            )
+
+    def _denied(self, error: Denied, frozen: Frozen, now: float) -> Waiting | Never:
+        refusal = error.problem.refusal
+        if refusal is Refusal.UNKNOWN_TASK:
+            self._registered.pop(frozen.task.name, None)
+        if refusal in _MENDED:
+            self._trouble(error, frozen.task.name, now)
+            return Waiting(str(error))
+        return Never(f"the helper gives no mask: {refusal}: {error.problem.detail}")
+
+    def _trouble(self, error: Away | Denied, task: str, now: float) -> None:
+        if isinstance(error, Denied) and error.problem.refusal is Refusal.UNKNOWN_TASK:
+            self._registered.pop(task, None)
+        if self.standing.problem != str(error):  # it is said once
+            log.warning("the helper gives nothing: %s", error, extra={"task": task})
+        self.standing = Standing(self.standing.report, str(error), now)
+
+
+def seal_key_in(signed: Signed, helper: str) -> SealKey | None:
+    """What a helper (its public key) signed; None if it did not."""
+    text = signing.text_of(signed, SEAL_KEY, frozenset({helper}))
+    if text is None:
+        return None
+    try:
+        return config.from_json(SealKey, text, "seal-key")
+    except ConfigError:
+        return None
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """Seal keys that a task lacks."""
+
+    task: Task
+    certificate: Signed
+    helper: str
+    terms: str
+    first: int
+    rounds: int  # from the first on; 0: none is missing
+    oldest: int  # round whose key may still be needed
+
+
+def _wanted(rows: Rows, server: str, now: float) -> list[_Wanted]:
+    stored, open_rounds = rows.tasks(), rows.open_rounds()
+    named = {each.task.name: each.task for each in stored}
+    wanted = []
+    for each in stored:
+        task = each.task
+        if each.state is State.FINISHED or not asks_helper(task) or task.name not in open_rounds:
+            continue
+        training = task if task.kind is Kind.TRAINING else named[task.evaluates]
+        newest = rows.certificate(training.name)
+        if newest is None or now >= newest.expires_at or not chain.has_terms(newest.signed):
+            continue
+        agreed, at = terms(training), open_rounds[task.name].state.round
+        have = rows.seals.key_rounds(task.name)
+        missing = [round for round in range(at, at + AHEAD) if round not in have]
+        first = min(missing, default=0)
+        rounds = at + AHEAD - first if missing else 0
+        oldest = at - agreed.max_staleness
+        wanted.append(
+            _Wanted(task, newest.signed, agreed.helper, agreed.name, first, rounds, oldest)
+        )
+    return wanted
+
+
+def asks_helper(task: Task) -> bool:
+    """Whether a task's reports are sealed to a helper."""
+    return is_masked(task) and task.aggregation is Aggregation.HELPER
+
+
+def _named(rows: Rows, server: str, frozen: Frozen) -> Named:
+    kept = rows.seals.of(frozen.task.name, frozen.round)
+    return Named(
+        task_id(server, frozen.task.name),
+        frozen.round,
+        tuple(
+            SealedReport(
+                each.public_key, each.assigned, each.seal.hex(), each.signature.hex(), each.enrolment
+            )
+            for each in kept
+        ),
+    )
