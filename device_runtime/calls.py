@@ -31,6 +31,7 @@ from device_runtime.wire import (
     RoundReports,
     Scores,
     Server,
+    Signed,
 )
 
 T = TypeVar("T")
@@ -107,12 +108,14 @@ def meet(send: Send, key: Ed25519PrivateKey, now: Callable[[], float] = time.tim
     return Signer(key, told.server, now, told.time - now())
 
 
-def enrol(send: Send, signer: Signer, code: str = "") -> Enrolled:
-    """Make the key known to the server, with a code if it asks for one. The same key always gets
-    the same name.
+def enrol(
+    send: Send, signer: Signer, code: str = "", certificate: Signed | None = None
+) -> Enrolled:
+    """Make the key known to the server, with a code if it asks for one and a certificate if the
+    device has one. The same key always gets the same name.
     """
-    public = public_hex(signer.key)
-    reply = signed(send, signer)("POST", "/v1/devices", to_json(Enrolment(public, code)), JSON)
+    message = Enrolment(public_hex(signer.key), code, certificate)
+    reply = signed(send, signer)("POST", "/v1/devices", to_json(message), JSON)
     return _ours(Enrolled, "POST /v1/devices", reply)
 
 

@@ -273,7 +273,7 @@ class Turn:
             case Enrol():
                 way = self._persistent(self._meter)
                 self._signer = calls.meet(way, self.home.key, self._clock.dated)
-                enrolled = calls.enrol(way, self._signer)
+                enrolled = calls.enrol(way, self._signer, certificate=self.home.certificate)
                 return self.home.keep_enrolment(enrolled.device, self._signer.server)
             case Ask(message):
                 return self._of_my_server(calls.check_in(self._line(), message))

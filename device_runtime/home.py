@@ -18,6 +18,7 @@
     bundles/               the bundles it installed, if none is used in place
     ledger.sqlite          what it contributed, round by round; never any text
     device.name            the name the server enrolled it under
+    enrolment.json         that its key is a device's, signed by whom a helper may trust to say so
     device.server          the server's own name: whom it signs its requests for
     checkpoint/            the last checkpoint it fetched, named by its SHA-256
 
@@ -35,7 +36,17 @@ from typing import Any, TypeVar
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from device_runtime import chain, config, durable, installed, keystore, limits, sensors, signing
+from device_runtime import (
+    chain,
+    config,
+    durable,
+    enrolments,
+    installed,
+    keystore,
+    limits,
+    sensors,
+    signing,
+)
 from device_runtime.bundle import FOLDER as BUNDLE
 from device_runtime.bundle import Bundle, open_verified
 from device_runtime.causes import Cause
@@ -51,14 +62,14 @@ from device_runtime.turn import SENT, History
 from device_runtime.typing_log import Retention, TypingLog
 from device_runtime.typing_log import wipe as wipe_log
 from device_runtime.weights import digest
-from device_runtime.wire import Assignment, Kind
+from device_runtime.wire import Assignment, Kind, Signed
 
 CONFIG, KEY, NAME, SERVER = "device.toml", "device.key", "device.name", "device.server"
 TYPING_LOG, LEDGER, CHECKPOINT = "typing_log.sqlite", "ledger.sqlite", "checkpoint"
 OWN_WORDS, UNFINISHED = "own_words.json", "unfinished"
 PERSONAL, PERSONAL_WEIGHTS = "personal.json", "personal.sealed"
 SCHEDULE, BUNDLES, LOCK = "schedule.json", "bundles", "lock"
-WITHHELD, SIGNED = "withheld.json", "signed.json"
+WITHHELD, SIGNED, ENROLMENT = "withheld.json", "signed.json", "enrolment.json"
 RELEASES, FETCHED = "releases.json", "fetched"
 LINKS, EVIDENCE = "links.json", "evidence.json"
 T = TypeVar("T")
@@ -106,6 +117,7 @@ FOLDER = FolderKind(
     _is_ours,
     (
         *(CONFIG, KEY, NAME, SERVER, SCHEDULE, WITHHELD, SIGNED, RELEASES, LINKS, EVIDENCE, LOCK),
+        ENROLMENT,
         *LEARNED,
         *(name + end for name in (TYPING_LOG, LEDGER) for end in ("", "-wal", "-shm", "-journal")),
         keystore.key_path(Path(TYPING_LOG)).name,
@@ -338,6 +350,25 @@ class Home:
         """Remember the name this device was enrolled under, and by which server."""
         self.keep(SERVER, f"{server}\n".encode())
         self.keep_name(name)
+
+    @property
+    def certificate(self) -> Signed | None:
+        """That its key is a device's, as it was signed; None if nobody has, or it is damaged."""
+        data = self.kept(ENROLMENT)
+        try:
+            return None if data is None else config.from_json(Signed, data, ENROLMENT)
+        except ConfigError:
+            return None
+
+    def keep_certificate(self, certificate: Signed) -> None:
+        """Keep that its key is a device's. Its server hears so at the next turn, which enrols it
+        anew. Raises RunError for the certificate of another key.
+        """
+        why = enrolments.why_not(certificate, signing.public_hex(self.key))
+        if why:
+            raise RunError(self.folder, why, "certify this device: fedboard device certify")
+        self.drop(SERVER)  # first: a device that dies between the two enrols anew for nothing
+        self.keep(ENROLMENT, config.to_json(certificate))
 
     def keep(self, name: str, data: bytes) -> None:
         """Write a small file of its own, whole or not at all."""

@@ -116,6 +116,8 @@ class Enrolment:
 
     public_key: Annotated[str, HASH]  # Ed25519, hexadecimal
     code: Annotated[str, WORD] = ""  # used once; not needed where the operator lets every device in
+    # that the key is a device's, signed by whom a helper may trust to say so: `enrolments.py`
+    certificate: Signed | None = None
 
 
 @dataclass(frozen=True)

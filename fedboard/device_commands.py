@@ -147,6 +147,27 @@ def device_enrol(
     )
 
 
+@app.command("certify")
+def device_certify(
+    homes: Annotated[list[Path], typer.Argument(help="Folders of the devices.")],
+    key: Annotated[
+        Path,
+        typer.Option(help="File with the private key that a helper trusts (`--enrolment-key`)."),
+    ],
+    as_json: Json = False,
+) -> None:
+    """Sign that these are devices: a helper with an enrolment key counts no others.
+
+    Their server hears of it at their next turn.
+    """
+    from fedboard import devices
+
+    names = devices.certify(homes, key)
+    if as_json:
+        return emit({"devices": names})
+    console.say(f"certified: {', '.join(names)}")
+
+
 @app.command("install")
 def device_install(
     folder: HomeFolder,

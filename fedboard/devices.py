@@ -245,9 +245,25 @@ def enrol(
                 "change `server` in its device.toml, or choose another folder",
             )
         signer = calls.meet(persistent(send), home.key)
-        name = calls.enrol(persistent(send), signer, code).device
+        name = calls.enrol(persistent(send), signer, code, home.certificate).device
         home.keep_enrolment(name, signer.server)
     return name
+
+
+def certify(folders: Sequence[Path], key: Path) -> list[str]:
+    """Certify devices by the private key in a file: their names. Raises RunError, before the first
+    is certified, if one is no device or there is no such key.
+    """
+    from device_runtime import enrolments, signing
+    from device_runtime.home import Home
+
+    if not key.is_file():
+        raise RunError(key, "there is no private key", "give the file of the enrolment key")
+    signer = signing.load_or_create(key)
+    homes = [Home.open(folder) for folder in folders]
+    for home in homes:
+        home.keep_certificate(enrolments.certificate(signing.public_hex(home.key), signer))
+    return [signing.name_of(signing.public_hex(home.key)) for home in homes]
 
 
 def code(file: Path | None) -> str:

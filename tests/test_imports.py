@@ -20,6 +20,7 @@ CONTRACTS = {
     "difference",
     "durable",
     "encoding",
+    "enrolments",
     "errors",
     "helper_wire",
     "limits",
