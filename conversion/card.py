@@ -1,9 +1,13 @@
 """The model card: what MODEL_CARD.md says of a bundle, with the front matter model hubs read."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from device_runtime import exposure
+from device_runtime.agreement import Pins
 from device_runtime.bundle import Lineage
+from device_runtime.exposure import Sentence
+from device_runtime.terms import Aggregation
 from model.network import NetworkSize
 
 
@@ -19,6 +23,7 @@ class Card:
     gate: Mapping[str, float]  # figures measured before signing
     files: Mapping[str, bytes]  # of the bundle, without the card
     notes: tuple[str, ...] = ()  # sentences on what was measured and what was not
+    pins: Pins = field(default_factory=Pins)
 
 
 def text(card: Card) -> str:
@@ -42,6 +47,7 @@ trained by federated averaging.
 Corpus: {lineage.corpus}. Round: {lineage.round}. Checkpoint: `{lineage.checkpoint}`. \
 Privacy: {lineage.privacy}.
 {_task(lineage)}Within the limits of a device: {card.device_limits}.
+{_seen(card)}
 
 | file | bytes |
 |---|---|
@@ -61,6 +67,19 @@ def figure(value: float) -> str:
     ('1,234', '0.0123')
     """
     return f"{value:,.0f}" if value == int(value) else f"{value:.3g}"
+
+
+def _seen(card: Card) -> str:
+    """Who has seen updates, and who may: what warns is an alert, which hubs show in red."""
+    said = [exposure.of_pins(card.pins)]
+    if card.lineage.aggregation is Aggregation.PLAIN:
+        said.insert(0, Sentence(f"it was learnt where {exposure.PLAIN}", warns=True))
+    return "".join(map(_alert, said))
+
+
+def _alert(sentence: Sentence) -> str:
+    text = f"{sentence.text[0].upper()}{sentence.text[1:]}."
+    return f"\n> [!CAUTION]\n> {text}\n" if sentence.warns else f"\n{text}\n"
 
 
 def _task(lineage: Lineage) -> str:

@@ -4,7 +4,7 @@ They are when the gate has shown that they agree with the network.
 """
 
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from conversion import card, classes, costs, export, gate, metadata, parity
 from device_runtime import bundle, config, patch, signing, weights
+from device_runtime.agreement import Pins
 from device_runtime.errors import BundleError
 from device_runtime.examples import batches
 from device_runtime.text import FIRST_WORD, Vocabulary
@@ -39,6 +40,7 @@ class Parts:
     server_factor: float | None = None  # as in the manifest
     device_limits: str = "unknown"  # whether it was trained within a device's own limits
     device_class: classes.Class | None = None  # whose budget it must keep
+    pins: Pins = field(default_factory=Pins)  # who alone may see its devices' updates
 
 
 def package(
@@ -93,7 +95,7 @@ def package(
     chosen = parts.device_class
     figures = measured.manifest | (chosen.budget.manifest if chosen else {})
     said = card.Card(name, size, len(vocabulary), lineage, parts.device_limits, figures, content)
-    content[bundle.CARD] = card.text(said).encode()
+    content[bundle.CARD] = card.text(replace(said, pins=parts.pins)).encode()
     manifest = bundle.Manifest(
         network=name,
         embedding=size.embedding,
@@ -107,6 +109,8 @@ def package(
         release=checkpoint.round if parts.release is None else parts.release,
         server_factor=parts.server_factor,
         device_class=chosen.name if chosen else None,
+        aggregation=parts.pins.aggregation,
+        helper=parts.pins.helper,
         constants=predict.constants,
         graph=patch.graph_hash(predict.file, predict.constants),
     )

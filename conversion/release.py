@@ -289,6 +289,7 @@ def package(
             figures,
             files,
             notes,
+            template.pins,
         )
     )
     files[bundle.CARD] = text.encode()

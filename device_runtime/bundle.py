@@ -11,6 +11,7 @@ import io
 import json
 import math
 import os
+import re
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -22,8 +23,10 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from device_runtime import config, durable, folder, interpreter, patch, signing, versions, weights
+from device_runtime.agreement import Pins
 from device_runtime.errors import BundleError, CheckpointError, ConfigError, Unproven
 from device_runtime.patch import Constant
+from device_runtime.terms import Aggregation
 from device_runtime.text import Vocabulary
 from device_runtime.weights import Weights
 from device_runtime.wire import Plan
@@ -45,6 +48,7 @@ MANIFEST, SIGNATURE = "manifest.json", "manifest.sig"
 MANIFEST_BYTES = 1 << 20  # more is no manifest of ours
 NO_PRIVACY = "none: no noise was added and updates were not securely aggregated"
 EXPORT_AGAIN = "make it again with `fedboard export`"
+_KEY = re.compile("[0-9a-f]{64}")
 
 
 def _is_ours(path: Path) -> bool:
@@ -90,6 +94,7 @@ class Lineage:
     delta: float | None = None
     audit: str | None = None  # SHA-256 of the audit's report
     policy_log: str | None = None  # root of the log that the task's policy stands in
+    aggregation: Aggregation | None = None  # how the updates of that task became sums
 
 
 @dataclass(frozen=True)
@@ -115,12 +120,20 @@ class Manifest:
     constants: dict[str, Constant] | None = None
     graph: str | None = None  # SHA-256 of predict.tflite with all of its constants zero
     device_class: str | None = None  # whose budgets it keeps; None: it was measured for none
+    # what a task's terms must say, whoever signed them; None, and not written: whatever they say
+    aggregation: Aggregation | None = None
+    helper: str | None = None  # public key, hexadecimal
 
     def encoded(self) -> bytes:
         """As it is signed: what is None is left out, so that an older reader knows every key."""
         lineage = {name: value for name, value in vars(self.lineage).items() if value is not None}
         table = {name: value for name, value in vars(self).items() if value is not None}
         return config.to_json({**table, "lineage": lineage})
+
+    @property
+    def pins(self) -> Pins:
+        """What it says of who may see an update."""
+        return Pins(self.aggregation, self.helper)
 
     @property
     def arrays(self) -> dict[str, tuple[int, ...]]:
@@ -536,7 +549,30 @@ def _manifest(encoded: bytes, where: Path) -> Manifest:
             f"{manifest.minimum_runtime!r}",
             EXPORT_AGAIN,
         )
+    try:
+        require_pins(manifest.pins, str(where))
+    except ConfigError as error:
+        raise BundleError(where, f"cannot be so ({error})", EXPORT_AGAIN) from None
     return manifest
+
+
+def require_pins(pins: Pins, where: str) -> None:
+    """Raises ConfigError for a helper that is no key, or that no such aggregation has."""
+    helper = pins.helper
+    if helper is None:
+        return
+    if not _KEY.fullmatch(helper):
+        raise ConfigError(
+            f"{where}: helper",
+            f"expected a public key of 64 hexadecimal digits, found {helper[:64]!r}",
+            "give the key that `fedboard helper` prints",
+        )
+    if pins.aggregation not in (None, Aggregation.HELPER):
+        raise ConfigError(
+            f"{where}: helper",
+            f"expected none for aggregation {pins.aggregation}, found {helper[:16]}",
+            "leave out one of them",
+        )
 
 
 def require_runtime(manifest: Manifest, where: object) -> None:

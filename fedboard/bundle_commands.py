@@ -49,6 +49,7 @@ def bundle_show(
     as_json: Json = False,
 ) -> None:
     """What a bundle is: network, vocabulary, where it comes from, what was measured of it."""
+    from device_runtime import exposure
     from fedboard.run import open_bundle
 
     opened = open_bundle(path, trust)
@@ -72,6 +73,8 @@ def bundle_show(
     )
     if line.task is not None:
         console.say(_of_task(line))
+    seen = exposure.of_pins(manifest.pins)
+    console.say(seen.text, style="red" if seen.warns else "")
     console.say(
         f"a device trains {plan.epochs} epoch at rate {plan.learning_rate:g}, clips at "
         f"{plan.clipping_norm:g}, uploads {plan.bits} bits a value"

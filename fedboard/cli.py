@@ -532,6 +532,21 @@ def export(
     classes: Annotated[
         Path | None, typer.Option(help="Device classes in a TOML file; by default our own.")
     ] = None,
+    aggregation: Annotated[
+        str | None,
+        typer.Option(
+            help="`plain`, `helper` or `secagg`: its devices take part in no other tasks. By "
+            "default a task's signed terms say who sees updates."
+        ),
+    ] = None,
+    helper: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KEY",
+            help="Public key of a helper, or a file with it: its devices take part in no task of "
+            "another's.",
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Export train.tflite and int8 predict.tflite through the quality gate into a signed bundle."""
@@ -553,6 +568,7 @@ def export(
         length,
         device_class,
         classes,
+        stage.pins_of(aggregation, helper),
     )
     manifest, path = stage.export(target, out, asked)
     if as_json:

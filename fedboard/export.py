@@ -1,23 +1,26 @@
 """The export stage: a checkpoint of a run -> two TFLite files, checked, in a signed bundle."""
 
 import itertools
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
 from conversion import classes
 from conversion.classes import Class
 from device_runtime import bounds, weights
+from device_runtime.agreement import Pins
 from device_runtime.bounds import Within
-from device_runtime.bundle import FOLDER, Manifest
+from device_runtime.bundle import FOLDER, Manifest, require_pins
 from device_runtime.errors import ConfigError, CorpusError
 from device_runtime.examples import rows
 from device_runtime.folder import require_free
+from device_runtime.terms import Aggregation
 from device_runtime.text import normalise, tokenise
 from device_runtime.wire import Plan
 from fedboard import console, source
 from fedboard.run import (
     checkpoint_of,
+    helper_key,
     limits_of,
     privacy_of,
     require_fit,
@@ -51,6 +54,7 @@ class Asked:
     length: int | None = None
     device_class: str | None = None  # whose budget the bundle must keep
     classes: Path | None = None  # file of device classes: our own
+    pins: Pins = field(default_factory=Pins)  # who alone may see its devices' updates
 
     def __post_init__(self) -> None:
         """Raises ConfigError for a number no device could work by."""
@@ -59,6 +63,7 @@ class Asked:
             bounds.within("release", self.release, 0, 2**31 - 1)
         if self.server_factor is not None:
             bounds.within("server_factor", self.server_factor, 1e-6, 1e6)
+        require_pins(self.pins, "export")
 
 
 def export(
@@ -114,6 +119,7 @@ def export(
         asked.server_factor,
         limits_of(settings),
         chosen,
+        asked.pins,
     )
     manifest, gate = package(out, parts, examples, private)
     console.say(
@@ -129,6 +135,18 @@ def export(
         f"{files['predict.tflite'].bytes:,} bytes -> {out}"
     )
     return manifest, out
+
+
+def pins_of(aggregation: str | None, helper: str | None) -> Pins:
+    """Who alone may see updates, as the command line names them. Raises ConfigError for another
+    aggregation than those there are, RunError for a helper that is no key.
+    """
+    if aggregation is not None and aggregation not in tuple(Aggregation):
+        raise ConfigError(
+            "--aggregation", f"expected {', '.join(Aggregation)}, found {aggregation!r}", "name one"
+        )
+    chosen = None if aggregation is None else Aggregation(aggregation)
+    return Pins(chosen, helper_key(helper))
 
 
 def _class_of(asked: Asked) -> Class | None:

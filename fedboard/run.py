@@ -390,8 +390,7 @@ def trusted_keys(trust: list[Path] | None) -> frozenset[str]:
     return frozenset(map(_public_key, trust or [KEYS / "signing.pub"]))
 
 
-def _public_key(path: Path) -> str:
-    remedy = "pass the bundle maker's key with --trust FILE"
+def _public_key(path: Path, remedy: str = "pass the bundle maker's key with --trust FILE") -> str:
     try:
         key = path.read_text().strip()
     except OSError as error:
@@ -401,6 +400,17 @@ def _public_key(path: Path) -> str:
     if len(key) != 64 or not set(key) <= set(string.hexdigits):
         raise RunError(path, "expected a public key, 64 digits in hexadecimal", remedy)
     return key
+
+
+def helper_key(named: str | None) -> str | None:
+    """A helper's public key, written out or in a file; None if none is named. Raises RunError for
+    what is neither.
+    """
+    if named is None:
+        return None
+    remedy = "give the key that `fedboard helper` prints, or a file with it"
+    is_key = len(named) == 64 and set(named) <= set(string.hexdigits)
+    return (named if is_key else _public_key(Path(named), remedy)).lower()
 
 
 # with its maker's public key beside it, reference.pub

@@ -22,6 +22,7 @@ CONTRACTS = {
     "encoding",
     "enrolments",
     "errors",
+    "exposure",
     "helper_wire",
     "limits",
     "masking",

@@ -1,0 +1,144 @@
+"""Who can see an update: what terms say, what a bundle pins, and how both are told to people."""
+
+from dataclasses import replace
+
+import pytest
+
+from conversion.card import Card, text
+from device_runtime import agreement, bundle, exposure
+from device_runtime.agreement import Pins
+from device_runtime.bundle import Lineage
+from device_runtime.errors import BundleError, ConfigError, RunError
+from device_runtime.terms import Aggregation, Terms
+from device_runtime.wire import Plan
+from fedboard.export import pins_of
+from model.network import SIZES
+from tests.test_device_runtime_bundle import rewritten
+
+HELPER, OTHER = "1f" * 32, "2e" * 32
+PLAIN = Terms(Aggregation.PLAIN, 8, 0.5, 50, "5a" * 32, 7, most=200, fewest=100, min_separation=1)
+HELPED = replace(PLAIN, aggregation=Aggregation.HELPER, bits=4, helper=HELPER)
+SHARED = replace(PLAIN, aggregation=Aggregation.SECAGG, bits=4)
+
+
+def said(terms):
+    return [(each.text, each.warns) for each in exposure.sentences(terms)]
+
+
+def test_plain_is_said_in_red_and_a_helper_by_its_key():
+    assert said(PLAIN) == [(exposure.PLAIN, True)]
+    (first, red), (least, few) = said(HELPED)
+    assert "the helper 1f1f1f1f1f1f1f1f takes the masks off sums; neither it nor" in first
+    assert (red, few, least) == (False, False, "no sum of fewer than 100 reports is opened")
+    (first, red), _ = said(SHARED)
+    assert "unless more than 5% of the devices are its own" in first and not red
+
+
+def test_that_one_operator_runs_server_and_helper_is_said_in_red():
+    _, beside, _ = said(replace(HELPED, is_beside=True))
+    assert beside == ("whoever runs both can see updates", True)
+
+
+@pytest.mark.parametrize(
+    ("fewest", "words", "red"),
+    [
+        (1, "a sum of 1 report is opened", True),
+        (99, "a sum of 99 reports is opened", True),
+        (100, "no sum of fewer than 100 reports", False),
+    ],
+)
+def test_a_least_count_below_a_hundred_is_said_in_red(fewest, words, red):
+    text, warns = said(replace(HELPED, fewest=fewest))[-1]
+    assert text.startswith(words) and warns is red
+
+
+def test_a_bundle_without_pins_takes_whatever_its_maker_signs_of_a_task():
+    for terms in (PLAIN, HELPED, SHARED):
+        assert agreement.why_exposed(terms, Pins()) == ""
+    assert exposure.of_pins(Pins()) == exposure.Sentence(exposure.OPEN)
+
+
+@pytest.mark.parametrize(
+    ("terms", "pins", "reason"),
+    [
+        (HELPED, Pins(helper=HELPER), ""),
+        (HELPED, Pins(Aggregation.HELPER, HELPER), ""),
+        (HELPED, Pins(Aggregation.HELPER), ""),
+        (PLAIN, Pins(Aggregation.PLAIN), ""),
+        (PLAIN, Pins(Aggregation.HELPER), "terms.aggregation: expected helper, found plain"),
+        (SHARED, Pins(Aggregation.HELPER), "terms.aggregation: expected helper, found secagg"),
+        (PLAIN, Pins(helper=HELPER), "terms.helper: expected 1f1f1f1f1f1f1f1f, found none"),
+        (HELPED, Pins(helper=OTHER), "terms.helper: expected 2e2e2e2e2e2e2e2e, found 1f1f1f1f"),
+    ],
+)
+def test_terms_must_be_what_a_bundle_pins_whoever_signed_them(terms, pins, reason):
+    why = agreement.why_exposed(terms, pins)
+    assert why.startswith(reason) and bool(why) == bool(reason)
+
+
+def test_terms_of_another_network_or_beyond_the_plan_do_not_agree():
+    assert agreement.why_another_network(PLAIN, "5a" * 32) == ""
+    assert "terms.shapes: expected 6b" in agreement.why_another_network(PLAIN, "6b" * 32)
+    plan = Plan(bits=8, clipping_norm=0.5)
+    assert agreement.why_another_plan(PLAIN, plan) == ""
+    assert agreement.why_another_plan(HELPED, plan) == ""  # fewer bits say less
+    wide, long = replace(PLAIN, bits=9), replace(PLAIN, clipping_norm=0.6)
+    assert "terms.bits: expected at most the plan's 8" in agreement.why_another_plan(wide, plan)
+    assert "terms.clipping_norm" in agreement.why_another_plan(long, plan)
+    assert agreement.why_another_dimension(PLAIN, 50) == ""
+    assert agreement.why_another_dimension(PLAIN, 51) == "terms.dimension: expected 51, found 50"
+
+
+def test_pins_are_signed_with_the_bundle_and_left_out_where_there_are_none(
+    tmp_path, tiny_bundle, signing_key, trusted
+):
+    pins = {"aggregation": Aggregation.HELPER, "helper": HELPER}
+    path = rewritten(tmp_path / "pinned", tiny_bundle, signing_key, **pins)
+    assert bundle.open_verified(path, trusted).manifest.pins == Pins(**pins)
+    assert tiny_bundle.manifest.pins == Pins()
+    assert b"helper" not in tiny_bundle.encoded and b"aggregation" not in tiny_bundle.encoded
+
+
+@pytest.mark.parametrize(
+    ("pins", "problem"),
+    [
+        ({"helper": "1F" * 32}, "expected a public key of 64 hexadecimal digits"),
+        ({"helper": "no key"}, "expected a public key of 64 hexadecimal digits"),
+        ({"aggregation": Aggregation.PLAIN, "helper": HELPER}, "expected none for aggregation"),
+        ({"aggregation": "by_carrier_pigeon"}, "by_carrier_pigeon"),
+    ],
+)
+def test_pins_that_cannot_be_are_refused_by_name(
+    tmp_path, tiny_bundle, signing_key, trusted, pins, problem
+):
+    path = rewritten(tmp_path / "odd", tiny_bundle, signing_key, **pins)
+    with pytest.raises(BundleError, match=problem):
+        bundle.open_verified(path, trusted)
+
+
+def test_pins_are_named_by_words_and_by_a_key_or_its_file(tmp_path):
+    (tmp_path / "helper.pub").write_text(f"{HELPER}\n")
+    assert pins_of(None, None) == Pins()
+    assert pins_of("helper", HELPER) == Pins(Aggregation.HELPER, HELPER)
+    assert pins_of(None, str(tmp_path / "helper.pub")) == Pins(None, HELPER)
+    with pytest.raises(ConfigError, match="expected plain, helper, secagg, found 'open'"):
+        pins_of("open", None)
+    with pytest.raises(RunError, match="give the key that `fedboard helper` prints"):
+        pins_of(None, "ab12")
+
+
+def card(pins=Pins(), aggregation=None):
+    lineage = Lineage("tiny", 3, "c4" * 32, task="night", rounds=3, participants=9)
+    learnt = replace(lineage, aggregation=aggregation)
+    return text(Card("tiny", SIZES["tiny"], 40, learnt, "yes", {}, {}, pins=pins))
+
+
+def test_a_card_says_who_may_see_updates_and_plain_is_an_alert():
+    assert exposure.OPEN[1:] in card() and "[!CAUTION]" not in card()
+    assert f"the helper {HELPER[:16]}" in card(Pins(helper=HELPER))
+    assert f"> [!CAUTION]\n> Its devices take part only where {exposure.PLAIN}." in card(
+        Pins(Aggregation.PLAIN)
+    )
+    learnt = f"> [!CAUTION]\n> It was learnt where {exposure.PLAIN}."
+    assert learnt in card(aggregation=Aggregation.PLAIN)
+    assert "[!CAUTION]" not in card(aggregation=Aggregation.HELPER)
