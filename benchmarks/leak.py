@@ -1,0 +1,218 @@
+"""Leak: which typed words can be read out of what each side holds of one update.
+
+    python -m benchmarks.leak [BUNDLE] --people 20 --messages 50
+
+Real people's messages, the bundle's graph, the device's training, encoding, mask and seal. A reader
+who knows the weights that a device began with guesses the words it trained on; he is told how many
+different ones there are, which is generous. Words that one trained on have a larger output bias and
+a changed embedding row afterwards, so each word is ranked by both. Every view is read alike:
+
+    plain 8, 4 bits    the codes of one update, as a server of a plain task holds them
+    leader             the masked words of one update, taken for codes, and taken modulo their range
+    leader, twice      the difference of two masked updates
+    helper             the mask that the seal of one update opens to, taken for codes
+    sum                the mean of all, which the leader is meant to see: read for the words that
+                       any of them typed
+
+The area is that under the curve of true over false words: 0.5 says nothing, 1 says all. Chance is
+the same reading of the same views, held against another person's words: what people have in common
+is no leak of one.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+from numpy.typing import NDArray
+
+from device_runtime import encoding, masking, packing, quantize, weights
+from device_runtime.bundle import Bundle
+from device_runtime.encoding import Encoding
+from device_runtime.errors import FedboardError
+from device_runtime.examples import rows
+from device_runtime.finetune import finetune
+from device_runtime.masking import Bound
+from device_runtime.text import FIRST_WORD
+from device_runtime.turn import Train
+from device_runtime.weights import Weights
+from fedboard import console
+from fedboard.run import open_bundle
+from model import corpora
+
+COMMON = 1000  # the first ids of a vocabulary are its commonest words
+NORM = 0.5  # what a task clips to that names none
+
+
+@dataclass(frozen=True)
+class Person:
+    """What a device trained on, and what came of it."""
+
+    delta: Weights
+    words: NDArray[np.int64]  # distinct word ids
+
+
+@dataclass(frozen=True)
+class Read:
+    """How much of one person's words a view gave away."""
+
+    right: int  # of as many guesses as there are words
+    words: int
+    rare_right: int  # among the words beyond the COMMON commonest
+    rare: int
+    area: float  # under the curve of true over false words
+
+
+def people(bundle: Bundle, count: int, messages: int, seed: int) -> Iterator[Person]:
+    """Train users with so many messages, trained as their devices would."""
+    corpus = corpora.load("chitchat")
+    enough = [name for name, own in corpus.train.items() if len(own) >= messages]
+    rng = np.random.default_rng(seed)
+    for name in rng.choice(enough, count, replace=False):
+        ids = [bundle.vocabulary.ids(each.tokens) for each in corpus.train[name][-messages:]]
+        own = rows(ids, bundle.plan.length)[-bundle.plan.max_rows :]
+        action = Train(bundle.checkpoint.weights, own, bundle.plan, np.random.default_rng(seed))
+        delta = finetune(bundle.train_graph, action).delta
+        words = np.unique(own[:, 1:])
+        yield Person(delta, words[words >= FIRST_WORD])
+
+
+def read(delta: NDArray[Any], person: Person, shapes: Mapping[str, tuple[int, ...]]) -> Read:
+    """Guess a person's words from a delta, float [dimension], as flattened as devices flatten."""
+    parts, start = {}, 0
+    for name in sorted(shapes):
+        size = int(np.prod(shapes[name]))
+        parts[name] = delta[start : start + size].reshape(shapes[name])
+        start += size
+    bias, row = parts["output_bias"], np.linalg.norm(parts["embedding"], axis=1)
+    score = (_standard(bias) + _standard(row))[FIRST_WORD:]
+    is_typed = np.zeros(len(score), bool)
+    is_typed[person.words - FIRST_WORD] = True
+    guessed = np.argsort(-score, kind="stable")[: is_typed.sum()]
+    is_rare = np.arange(len(score)) >= COMMON
+    rank = np.argsort(np.argsort(score, kind="stable"), kind="stable") + 1
+    yes, no = int(is_typed.sum()), int((~is_typed).sum())
+    area = (rank[is_typed].sum() - yes * (yes + 1) / 2) / (yes * no)
+    right = is_typed[guessed]
+    return Read(
+        int(right.sum()),
+        yes,
+        int((right & is_rare[guessed]).sum()),
+        int((is_typed & is_rare).sum()),
+        float(area),
+    )
+
+
+def views(
+    everybody: list[Person], dimension: int, seed: int
+) -> Iterator[tuple[str, list[NDArray[Any]]]]:
+    """What each side holds of every person's update, read as a delta: float [dimension] each."""
+    rng = np.random.default_rng(seed)
+    exact = [weights.flatten(quantize.clip(person.delta, NORM)) for person in everybody]
+    yield "no encoding", exact
+    coded: list[NDArray[Any]] = []
+    for bits in (8, 4):
+        by = Encoding(dimension, bits, NORM, seed)
+        coded = [encoding.encode(person.delta, by, rng) for person in everybody]
+        yield f"plain, {bits} bits", [encoding.mean(codes, 1, by) for codes in coded]
+    layout = packing.layout(by.values, by.largest, max(100, len(everybody)))
+    seeds = [os.urandom(masking.SEED_BYTES) for _ in coded]
+    words = [masking.masked(codes, each, layout) for codes, each in zip(coded, seeds, strict=True)]
+
+    def as_codes(of: NDArray[np.uint64], modulo: int = 0) -> NDArray[Any]:
+        numbers = packing.unpack(of, layout).astype(np.int64)
+        numbers = numbers % modulo if modulo else numbers
+        # around the middle of what they can be, as codes are
+        return encoding.mean(numbers - numbers.mean() + by.largest / 2, 1, by)
+
+    yield "leader", [as_codes(each) for each in words]
+    yield "leader, modulo the codes", [as_codes(each, by.largest + 1) for each in words]
+    rolled = words[1:] + words[:1]
+    yield (
+        "leader, two updates",
+        [
+            as_codes(packing.subtract(one, other, layout))
+            for one, other in zip(words, rolled, strict=True)
+        ],
+    )
+    yield "helper", [as_codes(masking.mask(each, layout)) for each in _opened(seeds)]
+
+
+def summed(everybody: list[Person], dimension: int, seed: int) -> tuple[NDArray[Any], Person]:
+    """The mean of everybody's 4-bit updates, and all that any of them typed."""
+    by, rng = Encoding(dimension, 4, NORM, seed), np.random.default_rng(seed)
+    total = np.sum([encoding.encode(each.delta, by, rng).astype(np.int64) for each in everybody], 0)
+    words = np.unique(np.concatenate([each.words for each in everybody]))
+    return encoding.mean(total, len(everybody), by), Person({}, words)
+
+
+def _opened(seeds: list[bytes]) -> Iterator[bytes]:
+    """Each seed as the helper gets it: out of its seal."""
+    private = X25519PrivateKey.generate()
+    public = private.public_key().public_bytes_raw().hex()
+    about = Bound("0" * 32, "0" * 32, 1, "0" * 64, "0" * 64, public)
+    for each in seeds:
+        opened = masking.open_seal(masking.seal(each, about, os.urandom), about, private)
+        assert opened == each
+        yield opened
+
+
+def _standard(values: NDArray[Any]) -> NDArray[Any]:
+    spread = float(values.std())
+    return (values - values.mean()) / spread if spread else values * 0.0
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description="which typed words each side can read")
+    parser.add_argument("bundle", nargs="?", type=Path, default=Path("bundles/reference"))
+    parser.add_argument("--people", type=int, default=20)
+    parser.add_argument("--messages", type=int, default=50)
+    parser.add_argument("--seed", type=int, default=0)
+    asked = parser.parse_args()
+    try:
+        bundle = open_bundle(asked.bundle, None)
+    except FedboardError as error:
+        sys.exit(str(error))
+    everybody = list(people(bundle, asked.people, asked.messages, asked.seed))
+    shapes = {name: array.shape for name, array in bundle.checkpoint.weights.items()}
+    dimension = sum(int(np.prod(shape)) for shape in shapes.values())
+    table = []
+    for name, deltas in views(everybody, dimension, asked.seed):
+        own = [read(*each, shapes) for each in zip(deltas, everybody, strict=True)]
+        others = everybody[1:] + everybody[:1]
+        chance = [read(*each, shapes) for each in zip(deltas, others, strict=True)]
+        gain = np.array([one.area - other.area for one, other in zip(own, chance, strict=True)])
+        error = 1.96 * gain.std(ddof=1) / np.sqrt(len(gain))
+        table.append(
+            [
+                name,
+                _right(own),
+                _right(chance),
+                f"{sum(one.rare_right for one in own):,} of {sum(one.rare for one in own):,}",
+                f"{sum(one.rare_right for one in chance):,}",
+                f"{gain.mean():+.3f} ±{error:.3f}",
+            ]
+        )
+    both = read(*summed(everybody, dimension, asked.seed), shapes)
+    rare = f"{both.rare_right:,} of {both.rare:,}"
+    table.append([f"sum of {asked.people}", _right([both]), "", rare, "", f"{both.area:.3f} alone"])
+    console.table(
+        f"{asked.people} people, {asked.messages} messages each: words guessed right",
+        ["view", "words", "chance", "rare words", "chance", "area over chance"],
+        table,
+    )
+
+
+def _right(each: list[Read]) -> str:
+    right, words = sum(one.right for one in each), sum(one.words for one in each)
+    return f"{right:,} of {words:,} ({right / words:.1%})"
+
+
+if __name__ == "__main__":
+    main()
