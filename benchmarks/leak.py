@@ -8,10 +8,10 @@ different ones there are, which is generous. Words that one trained on have a la
 a changed embedding row afterwards, so each word is ranked by both. Every view is read alike:
 
     plain 8, 4 bits    the codes of one update, as a server of a plain task holds them
-    leader             the masked words of one update, taken for codes, and taken modulo their range
-    leader, twice      the difference of two masked updates
+    server             the masked words of one update, taken for codes, and taken modulo their range
+    server, twice      the difference of two masked updates
     helper             the mask that the seal of one update opens to, taken for codes
-    sum                the mean of all, which the leader is meant to see: read for the words that
+    sum                the mean of all, which the server is meant to see: read for the words that
                        any of them typed
 
 The area is that under the curve of true over false words: 0.5 says nothing, 1 says all. Chance is
@@ -46,6 +46,7 @@ from fedboard.run import open_bundle
 from model import corpora
 
 COMMON = 1000  # the first ids of a vocabulary are its commonest words
+EXPOSED, HIDDEN, INK = "#b3261e", "#0b7a75", "#1f2328"
 NORM = 0.5  # what a task clips to that names none
 
 
@@ -130,11 +131,11 @@ def views(
         # around the middle of what they can be, as codes are
         return encoding.mean(numbers - numbers.mean() + by.largest / 2, 1, by)
 
-    yield "leader", [as_codes(each) for each in words]
-    yield "leader, modulo the codes", [as_codes(each, by.largest + 1) for each in words]
+    yield "server", [as_codes(each) for each in words]
+    yield "server, modulo the codes", [as_codes(each, by.largest + 1) for each in words]
     rolled = words[1:] + words[:1]
     yield (
-        "leader, two updates",
+        "server, two updates",
         [
             as_codes(packing.subtract(one, other, layout))
             for one, other in zip(words, rolled, strict=True)
@@ -174,6 +175,7 @@ def main() -> None:
     parser.add_argument("--people", type=int, default=20)
     parser.add_argument("--messages", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--plot", type=Path, help="bars of the shares, as a picture")
     asked = parser.parse_args()
     try:
         bundle = open_bundle(asked.bundle, None)
@@ -182,11 +184,12 @@ def main() -> None:
     everybody = list(people(bundle, asked.people, asked.messages, asked.seed))
     shapes = {name: array.shape for name, array in bundle.checkpoint.weights.items()}
     dimension = sum(int(np.prod(shape)) for shape in shapes.values())
-    table = []
+    table, shares = [], {}
     for name, deltas in views(everybody, dimension, asked.seed):
         own = [read(*each, shapes) for each in zip(deltas, everybody, strict=True)]
         others = everybody[1:] + everybody[:1]
         chance = [read(*each, shapes) for each in zip(deltas, others, strict=True)]
+        shares[name] = _share(own), _share(chance)
         gain = np.array([one.area - other.area for one, other in zip(own, chance, strict=True)])
         error = 1.96 * gain.std(ddof=1) / np.sqrt(len(gain))
         table.append(
@@ -208,10 +211,39 @@ def main() -> None:
         table,
     )
 
+    if asked.plot:
+        draw(shares, asked.plot)
+
+
+def draw(shares: dict[str, tuple[float, float]], out: Path) -> None:
+    """A bar for what each view gives away, and a mark where chance lies."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    names = [name for name in shares if name != "no encoding"][::-1]
+    figure, axis = pyplot.subplots(figsize=(7.2, 2.4), dpi=150, layout="constrained")
+    own, chance = ([100 * shares[name][i] for name in names] for i in (0, 1))
+    colours = [EXPOSED if "plain" in name else HIDDEN for name in names]
+    axis.barh(names, own, color=colours, height=0.62)
+    axis.plot(chance, names, "|", color=INK, markersize=14, label="by chance")
+    for place, value in enumerate(own):
+        axis.text(value + 1.5, place, f"{value:.0f} %", va="center", color=INK, fontsize=9)
+    axis.set_xlim(0, 108)
+    axis.set_xlabel("words of one update that are guessed right, %", color=INK)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(frameon=False, fontsize=9)
+    figure.savefig(out)
+
 
 def _right(each: list[Read]) -> str:
     right, words = sum(one.right for one in each), sum(one.words for one in each)
     return f"{right:,} of {words:,} ({right / words:.1%})"
+
+
+def _share(each: list[Read]) -> float:
+    return sum(one.right for one in each) / sum(one.words for one in each)
 
 
 if __name__ == "__main__":
