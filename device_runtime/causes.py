@@ -53,6 +53,7 @@ class Cause(StrEnum):
     NOT_SCORES = "not_scores"
     WRONG_ROUND = "wrong_round"
     WRONG_SHAPES = "wrong_shapes"
+    WRONG_TERMS = "wrong_terms"
     NORM_TOO_LARGE = "norm_too_large"
     # a request that breaks a rule
     MALFORMED = "malformed"
@@ -160,6 +161,7 @@ MEANING: Mapping[str, Meaning] = {
         "encoded or signed for another task, round or rotation", _DROPPED, status=422
     ),
     Cause.WRONG_SHAPES: Meaning("of a network of other shapes", _DROPPED, status=422),
+    Cause.WRONG_TERMS: Meaning("encoded by other terms than the task's", _DROPPED, status=422),
     Cause.NORM_TOO_LARGE: Meaning(
         "larger than the plan's clipping norm allows", _DROPPED, status=422
     ),

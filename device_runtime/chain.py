@@ -5,6 +5,7 @@ number of rounds and time. The server signs each checkpoint with it, and a devic
 nothing else. That names who made a checkpoint; it stops no server that has the round key.
 """
 
+import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated, TypeVar
@@ -141,6 +142,17 @@ def read_link(signed: Signed, certificate: Certificate) -> Link | str:
     return _signed_for(Link, signed, LINK, frozenset({certificate.round_key}))
 
 
+def terms_of(assignment: Assignment) -> Terms:
+    """The terms in the certificate of an assignment, which has been verified. Raises ConfigError
+    where there are none.
+    """
+    if assignment.certificate is not None:
+        terms = _terms_in(assignment.certificate.text)
+        if terms is not None:
+            return terms
+    raise ConfigError("certificate.terms", "expected terms, found none", "certify the task again")
+
+
 def covers(certificate: Certificate, round: int) -> bool:
     """Whether a certificate lets a checkpoint be signed that this round made. The one its first
     round starts from is signed too.
@@ -220,6 +232,8 @@ def _why_not_of(assignment: Assignment, certificate: Certificate, by: Verifier) 
     for name, (wanted, actual) in expected.items():
         if wanted != actual:
             return f"certificate: expected {name} {_short(wanted)}, found {_short(actual)}"
+    if certificate.terms is None:
+        return "certificate: expected terms, which say who sees updates, found none"
     if by.now >= certificate.expires_at:
         return (
             f"certificate: expired at {certificate.expires_at:.0f}, and it is {by.now:.0f} here, "
@@ -277,3 +291,8 @@ def _of_chain(chain: Chain) -> tuple[Link, Certificate]:
         from_json(Link, chain.link.text.encode(), LINK),
         from_json(Certificate, chain.certificate.text.encode(), CERTIFICATE),
     )
+
+
+@functools.lru_cache(maxsize=64)
+def _terms_in(certificate: str) -> Terms | None:
+    return from_json(Certificate, certificate.encode(), "certificate").terms

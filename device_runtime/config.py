@@ -177,7 +177,8 @@ def _plain(value: Any) -> Any:
     if type(value) in _LEAVES:  # nearly all that a message has inside
         return value
     if is_dataclass(value):
-        return {name: _plain(item) for name, item in vars(value).items()}
+        # not all of `vars`: a property that is kept once it is known stands there too
+        return {name: _plain(getattr(value, name)) for name in value.__dataclass_fields__}
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

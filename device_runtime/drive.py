@@ -33,6 +33,7 @@ from device_runtime.errors import ServerError, Unanswered
 from device_runtime.finetune import finetune
 from device_runtime.home import UNFINISHED, WITHHELD, Contribution, Home, done_on, history
 from device_runtime.limits import Limits
+from device_runtime.terms import Terms
 from device_runtime.transport import MESSAGE_BYTES, Meter, Send, persistent
 from device_runtime.turn import (
     Action,
@@ -278,7 +279,7 @@ class Turn:
             case Ask(message):
                 return self._of_my_server(calls.check_in(self._line(), message))
             case Verify(assignment):
-                return self._why_untrusted(assignment)
+                return self._verified(assignment)
             case Recall(assignment):
                 return history(self.home.contributions(), assignment, self._began)
             case HandIn(assignment):
@@ -336,9 +337,9 @@ class Turn:
             case Drop():
                 return self.home.drop(UNFINISHED)
 
-    def _why_untrusted(self, assignment: Assignment) -> str:
-        """Who signed the checkpoint is remembered before it is fetched; what contradicts that is
-        kept as evidence.
+    def _verified(self, assignment: Assignment) -> Terms | str:
+        """The work's terms, or why it is not trusted. Who signed the checkpoint is remembered
+        before it is fetched; what contradicts that is kept as evidence.
         """
         settings, now = self.home.config, self._clock.dated()
         by = chain.Verifier(frozenset(settings.trusted), settings.population, now)
@@ -350,7 +351,7 @@ class Turn:
                 self.home.see(shown)
             elif untrusted.contradicts is not None:
                 self.home.accuse(chain.Contradiction(untrusted.contradicts, shown, now))
-        return "" if untrusted is None else untrusted.reason
+        return chain.terms_of(assignment) if untrusted is None else untrusted.reason
 
     def _hand_in(self, assignment: Assignment) -> None:
         """Whatever the server says to it, it was told: that it did not hear it is an error."""
@@ -696,7 +697,7 @@ def _half_done(
     if kept is None:
         return None
     work = kept.work
-    base = work.server, work.task_id, work.checkpoint, work.plan, work.rotation_seed
+    base = work.server, work.task_id, work.checkpoint, work.plan, work.terms
     of = work.assignment, work.round, *base
     if of != (assignment.assignment, assignment.round, *_base(assignment)):
         return None
@@ -706,10 +707,10 @@ def _half_done(
     return Gathered(work, rows, targets(rows), kept.progress)
 
 
-def _base(assignment: Assignment) -> tuple[str, str, str, str, int]:
+def _base(assignment: Assignment) -> tuple[str, str, str, str, str]:
     """Whose work it is, from what it begins, and how it is encoded."""
     of = assignment.server, assignment.task_id, assignment.checkpoint, assignment.plan
-    return *of, assignment.rotation_seed
+    return *of, chain.terms_of(assignment).name
 
 
 def _hash(rows: NDArray[Any]) -> str:

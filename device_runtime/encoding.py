@@ -11,6 +11,7 @@ et al. 2021, arXiv:2102.06387 (conditional rounding).
 """
 
 import functools
+import itertools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +25,7 @@ from device_runtime.weights import Weights, flatten
 RANGE = 3.0  # half the range of codes, in root mean squares of a delta of the clipping norm
 SLACK = 1.01  # of the bound over what rounding can be expected to make of the norm
 MOST_DRAWS = 16  # of the rounding, before the delta is made a little shorter
+CHUNK = 65_536  # values worked on at a time: they stay in a core's own cache
 
 
 @dataclass(frozen=True)
@@ -76,13 +78,15 @@ def encode(delta: Weights, by: Encoding, rng: np.random.Generator) -> NDArray[An
     """The codes of a delta: uint8 (over 8 bits uint16) [values], each at most `largest`.
 
     What they stand for has a norm of at most `bound` x the clipping norm, and is right on average
-    but for what the range cuts off. Raises ValueError for a value that is not finite.
+    but for what the range cuts off. Raises ValueError for a value that is not finite, or another
+    number of them.
     """
     vector = flatten(quantize.clip(delta, by.clipping_norm))
+    if len(vector) != by.dimension:
+        raise ValueError(f"expected {by.dimension} values, found {len(vector)}")
     if not np.isfinite(vector).all():
         raise ValueError("the vector has values that are not finite")
-    rotated = quantize.rotate(vector[_places(by.dimension, by.stride)], by.seed)
-    return _rounded(rotated, by, rng)
+    return _rounded(quantize.rotate(vector[_places(by.dimension, by.stride)], by.seed), by, rng)
 
 
 def mean(total: NDArray[Any], count: int, by: Encoding) -> NDArray[np.float64]:
@@ -94,25 +98,56 @@ def mean(total: NDArray[Any], count: int, by: Encoding) -> NDArray[np.float64]:
     return delta
 
 
-def norm(codes: NDArray[Any], by: Encoding, count: int = 1) -> float:
-    """The L2 norm of what the mean of `count` updates' summed codes stands for. No device that
-    keeps to the encoding makes one over `bound` x the clipping norm.
+def norm(codes: NDArray[Any], by: Encoding) -> float:
+    """The L2 norm of what an update's codes, each at most `largest`, stand for.
+
+    Code c stands for (2 c - largest) half steps; the squares of these are added as whole numbers,
+    so device and server get the same to the bit.
     """
-    return float(np.linalg.norm(codes.astype(np.float64) * (by.step / count) - by.half))
+    counts = np.bincount(codes, minlength=by.largest + 1)
+    half_steps = 2 * np.arange(by.largest + 1, dtype=np.int64) - by.largest
+    return math.sqrt(int(counts @ half_steps**2)) * (by.step / 2)
+
+
+def is_within(norm: float, by: Encoding) -> bool:
+    """Whether an update of a device that keeps to the encoding can stand for such a norm."""
+    return norm <= by.bound * by.clipping_norm
+
+
+def norm_of_sum(total: NDArray[Any], count: int, by: Encoding) -> float:
+    """The L2 norm of what the mean of `count` updates' summed codes stands for. That of honest
+    updates is at most the largest of their own.
+    """
+    return float(np.linalg.norm(total.astype(np.float64) * (by.step / count) - by.half))
 
 
 def _rounded(rotated: NDArray[Any], by: Encoding, rng: np.random.Generator) -> NDArray[Any]:
-    kind = np.uint8 if by.bits <= 8 else np.uint16
-    most = by.bound * by.clipping_norm
-    draw = 0
-    while True:
-        # at one bit every code has the same norm; else a shorter delta ends within the bound
-        shrunk = rotated * np.float32(0.9 ** max(0, draw - MOST_DRAWS + 1))
-        position = (shrunk.astype(np.float64) + by.half) / by.step
-        codes = np.clip(np.floor(position + rng.random(len(position))), 0, by.largest).astype(kind)
-        draw += 1
-        if norm(codes, by) <= most or draw > 64:
+    """Codes by random rounding, drawn again until their norm is within the bound; after MOST_DRAWS
+    of a delta that is a little shorter each time. Of a delta of zeros any draw is within it.
+    """
+    for draw in itertools.count():
+        shorter = 0.9 ** max(0, draw - MOST_DRAWS + 1) if draw < 2 * MOST_DRAWS else 0.0
+        codes = _drawn(rotated, shorter, by, rng)
+        if is_within(norm(codes, by), by):
             return codes
+    raise AssertionError("a delta of zeros is within the bound")
+
+
+def _drawn(
+    rotated: NDArray[Any], shorter: float, by: Encoding, rng: np.random.Generator
+) -> NDArray[Any]:
+    """The codes of one draw: each value goes up with probability equal to its fraction."""
+    kind = np.uint8 if by.bits <= 8 else np.uint16
+    codes = np.empty(len(rotated), kind)
+    middle, factor = np.float32(by.largest / 2), np.float32(shorter / by.step)
+    for start in range(0, len(rotated), CHUNK):
+        part = slice(start, start + CHUNK)
+        position = rotated[part] * factor + middle
+        np.clip(position, 0, by.largest, out=position)  # the only bias
+        below = np.floor(position)
+        position -= below
+        codes[part] = below + (rng.random(len(position), np.float32) < position)
+    return codes
 
 
 @functools.lru_cache(maxsize=4)

@@ -1,12 +1,10 @@
-"""Quantization: clip -> rotate -> round at random to b bits. One definition for device, server and
-simulation; `update.py` packs the result.
+"""Clip and rotation: what is done to a delta before it is rounded (`encoding.py`). One definition
+for device, server and simulation.
 
 Rotation is the randomised Walsh-Hadamard transform in blocks: random signs, then an orthonormal
-Hadamard matrix. It spreads every value over its block, so one scale fits the block, and it is
-linear, so the server sums rotated vectors and rotates back once a round. Each block has a scale of
-its own: most of a delta lies in few blocks, and the others are spared its noise.
-Sources: Suresh et al. 2017, arXiv:1611.00429 (rotation, stochastic k-level quantization); Alistarh
-et al. 2017, arXiv:1610.02132 (a scale a bucket).
+Hadamard matrix. It spreads every value over its block, and it is linear, so sums of rotated vectors
+are rotated back once a round.
+Source: Suresh et al. 2017, arXiv:1611.00429.
 """
 
 from typing import Any
@@ -17,6 +15,8 @@ from numpy.typing import NDArray
 from device_runtime.weights import Weights
 
 BLOCK = 4096  # values rotated together; the last block of a vector is padded with zeros
+_SIDE = 64  # a block is a square of rows
+_CHUNK = 16  # blocks worked on at a time: they stay in a core's own cache
 
 
 def clip(delta: Weights, clipping_norm: float) -> Weights:
@@ -46,31 +46,6 @@ def unrotate(vector: NDArray[Any], seed: int, dimension: int) -> NDArray[Any]:
     return values[:dimension]
 
 
-def quantize(
-    blocks: NDArray[Any], bits: int, rng: np.random.Generator
-) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-    """Round each value at random to one of the 2 ** bits evenly spaced values of its block, without
-    bias.
-
-    blocks is float32 [blocks, n] and finite. Returns codes (uint16 [blocks, n]), low and step
-    (float32 [blocks]): low + step * codes is within one step of the exact value, its expectation is
-    that value, and its variance at most step ** 2 / 4. A constant block has step 0. Raises
-    ValueError for bits outside 1..16 or a value that is not finite.
-    """
-    if not 1 <= bits <= 16:
-        raise ValueError(f"bits must be 1 to 16, found {bits}")
-    if not np.isfinite(blocks).all():
-        raise ValueError("the vector has values that are not finite")
-    low, high = blocks.min(axis=1), blocks.max(axis=1)
-    step = ((high.astype(np.float64) - low) / (2**bits - 1)).astype(np.float32)
-    divisor = np.where(step > 0, step, 1).astype(np.float64)
-    position = (blocks.astype(np.float64) - low[:, None]) / divisor[:, None]
-    # up with probability equal to the fraction
-    codes = np.floor(position + rng.random(blocks.shape))
-    codes[step == 0] = 0
-    return np.clip(codes, 0, 2**bits - 1).astype(np.uint16), low, step
-
-
 def _signs(seed: int, count: int) -> NDArray[Any]:
     bits = np.random.Generator(np.random.Philox(key=seed)).integers(0, 2, count, np.int8)
     return (1 - 2 * bits).astype(np.float32)
@@ -78,15 +53,30 @@ def _signs(seed: int, count: int) -> NDArray[Any]:
 
 def _hadamard(vector: NDArray[Any]) -> NDArray[Any]:
     """Orthonormal Walsh-Hadamard transform of each block; its own inverse. log2(BLOCK) passes of
-    additions.
+    additions, in one order, so that every processor rounds alike.
+
+    Neighbours are transformed as rows of the transposed block: whole rows are added at once.
     """
-    blocks = vector.reshape(-1, BLOCK)
-    half = 1
-    while half < BLOCK:
-        pairs = blocks.reshape(len(blocks), -1, 2, half)
-        blocks = np.stack(
-            [pairs[:, :, 0] + pairs[:, :, 1], pairs[:, :, 0] - pairs[:, :, 1]], axis=2
-        ).reshape(-1, BLOCK)
-        half *= 2
-    rotated: NDArray[Any] = blocks / np.sqrt(BLOCK).astype(vector.dtype)
+    blocks = vector.reshape(-1, _SIDE, _SIDE)
+    rotated = np.empty_like(blocks)
+    for start in range(0, len(blocks), _CHUNK):
+        part = slice(start, start + _CHUNK)
+        columns = blocks[part].transpose(0, 2, 1).copy()
+        done, other = _passes(columns, np.empty_like(columns))
+        other[:] = done.transpose(0, 2, 1)
+        done, _ = _passes(other, done)
+        np.divide(done, np.sqrt(BLOCK).astype(vector.dtype), out=rotated[part])
     return rotated.reshape(-1)
+
+
+def _passes(values: NDArray[Any], other: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """The transform over the rows of each square, and an array that is free: both are written."""
+    half = 1
+    while half < _SIDE:
+        pairs = values.reshape(len(values), -1, 2, half * _SIDE)
+        sums = other.reshape(pairs.shape)
+        np.add(pairs[:, :, 0], pairs[:, :, 1], out=sums[:, :, 0])
+        np.subtract(pairs[:, :, 0], pairs[:, :, 1], out=sums[:, :, 1])
+        values, other = other, values
+        half *= 2
+    return values, other

@@ -45,6 +45,7 @@ from device_runtime.errors import (
     ServerError,
 )
 from device_runtime.limits import Asked, Limits, Over
+from device_runtime.terms import Terms
 from device_runtime.weights import Checkpoint, Weights
 from device_runtime.wire import (
     DAY_S,
@@ -84,7 +85,7 @@ class Outcome:
     cause: Cause | None = None  # None when it counted
     round: int | None = None  # None when refused
     retry_in_s: float = 0.0
-    examples: int = 0  # rows trained on: the weight of the update
+    examples: int = 0  # rows trained on
     batches: int = 0
     loss_before: float | None = None  # nats a target, on those rows
     loss_after: float | None = None
@@ -132,7 +133,7 @@ class Work:
     task_id: str = ""
     checkpoint: str = ""  # SHA-256 of what it began from
     plan: str = ""  # SHA-256
-    rotation_seed: int | None = None  # another one would round the same delta in another way
+    terms: str = ""  # `Terms.name`: others would encode the same delta in another way
 
 
 @dataclass(frozen=True)
@@ -223,8 +224,8 @@ class Ask:
 
 @dataclass(frozen=True)
 class Verify:
-    """Why the checkpoint of an assignment is not to be trusted -> str; empty if it is signed for a
-    key that this device trusts. What was signed is remembered.
+    """The terms of work whose checkpoint is signed for a key that this device trusts -> Terms, or
+    why it is not to be trusted -> str. What was signed is remembered.
     """
 
     assignment: Assignment
@@ -482,8 +483,9 @@ def work(device: Participant, assignment: Assignment) -> Working:
 
 
 def _work(device: Participant, assignment: Assignment) -> Working:
+    terms = None
     if assignment.kind is not Kind.RELEASES:  # those are of no checkpoint but the device's own
-        yield from _verified(assignment)
+        terms = yield from _verified(assignment)
     past: History = yield Recall(assignment)
     kind, apart = assignment.kind, device.limits.separation(assignment.min_separation)
     if kind is Kind.RELEASES:
@@ -495,7 +497,7 @@ def _work(device: Participant, assignment: Assignment) -> Working:
     plan = yield from _plan(device, assignment)
     yield from _within(device, assignment, Asked(kind, plan=plan))
     checkpoint = yield from _checkpoint(device, assignment)
-    if not _fits(device, assignment, plan, checkpoint):
+    if terms is None or not _fits(device, assignment, plan, checkpoint, terms):
         yield from _give_back(assignment, Cause.TRAINING_FAILED)
         raise BundleError(
             device.where,
@@ -506,12 +508,22 @@ def _work(device: Participant, assignment: Assignment) -> Working:
         yield from _within(device, assignment, (yield from _moved(device, kind, checkpoint)))
     if kind is Kind.EVALUATION:
         return (yield from _evaluate(device, assignment, plan, checkpoint, past))
-    return (yield from _train(device, assignment, plan, checkpoint, past))
+    return (yield from _train(device, _Training(assignment, plan, terms), checkpoint, past))
+
+
+@dataclass(frozen=True)
+class _Training:
+    """What is asked for, and how it is encoded."""
+
+    assignment: Assignment
+    plan: Plan
+    terms: Terms
 
 
 def _train(
-    device: Participant, assignment: Assignment, plan: Plan, checkpoint: Checkpoint, past: History
+    device: Participant, asked_for: _Training, checkpoint: Checkpoint, past: History
 ) -> Working:
+    assignment, plan = asked_for.assignment, asked_for.plan
     gathered: Gathered = yield Gather(assignment, plan, device.limits.rows(plan))
     rows, begun = len(gathered.rows), gathered.start is not None
     if past.again and not begun:  # a server that names all its work alike gets no second update
@@ -539,7 +551,7 @@ def _train(
         yield from _keep(gathered.work, tuned)
         cause = forbidden or Cause.CONDITION_LOST
         return (yield from _end(assignment, Status.PAUSED, cause, 0.0, rows, tuned))
-    encoded = update.of_delta(tuned.delta, assignment, plan, rows, rng)
+    encoded = update.of_delta(tuned.delta, assignment.round, asked_for.terms, rng)
     # first: a device that dies from here on makes the same bytes again, whatever is typed meanwhile
     yield from _keep(gathered.work, tuned)
     if not past.again:
@@ -619,14 +631,15 @@ def _names(runs: Runs) -> list[str]:
     return [name for name in (runs.manifest, runs.before_manifest) if name]
 
 
-def _verified(assignment: Assignment) -> Generator[Action, Any, None]:
+def _verified(assignment: Assignment) -> Generator[Action, Any, Terms]:
     """Ends the work if its checkpoint is not to be trusted: nothing of it is fetched."""
-    reason: str = yield Verify(assignment)
-    if reason:
-        note = Note(assignment, Status.ABANDONED, Cause.UNCERTIFIED, detail=reason)
-        yield note  # first: the ledger says so whatever the server answers
-        answer: Ack | Reject = yield GiveBack(assignment, Cause.UNCERTIFIED)
-        raise _Ends(_outcome(note, answer.retry_in_s, None))
+    terms: Terms | str = yield Verify(assignment)
+    if isinstance(terms, Terms):
+        return terms
+    note = Note(assignment, Status.ABANDONED, Cause.UNCERTIFIED, detail=terms)
+    yield note  # first: the ledger says so whatever the server answers
+    answer: Ack | Reject = yield GiveBack(assignment, Cause.UNCERTIFIED)
+    raise _Ends(_outcome(note, answer.retry_in_s, None))
 
 
 def _within(
@@ -774,10 +787,20 @@ def _outcome(note: Note, retry_in_s: float, tuned: FineTuned | None) -> Outcome:
     )
 
 
-def _fits(device: Participant, assignment: Assignment, plan: Plan, checkpoint: Checkpoint) -> bool:
+def _fits(
+    device: Participant,
+    assignment: Assignment,
+    plan: Plan,
+    checkpoint: Checkpoint,
+    terms: Terms,
+) -> bool:
     """Whether the assigned work can be done with the installed graph and encoded as asked."""
     shapes = weights.shapes_hash(checkpoint.weights)
     fixed = device.plan.batch_size, device.plan.length
+    if assignment.kind is Kind.TRAINING:
+        of_terms = terms.shapes, terms.bits, terms.clipping_norm
+        if of_terms != (shapes, plan.bits, plan.clipping_norm):
+            return False
     return shapes == assignment.shapes == device.shapes and (plan.batch_size, plan.length) == fixed
 
 

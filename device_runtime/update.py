@@ -1,138 +1,149 @@
-"""An update: the bytes a device uploads, and what they stand for. Format 2, little-endian:
+"""An update: the bytes a device uploads, and what they stand for. Format 3, little-endian:
 
-    magic "FBUP", version uint16, bits uint16, round uint32, examples uint32, dimension uint32,
-    rotation seed uint64, shapes hash of 32 bytes;
-    for each block low and step, float32;
-    the codes of all blocks, `bits` each, most significant bit first, without gaps
+    magic "FBUP", version uint16, form uint8, 0 uint8, round uint32, numbers uint32,
+    SHA-256 of the task's terms of 32 bytes;
+    form 0, codes:  of each number its bits, most significant bit first, without gaps
+    form 1, sealed: seal of 80 bytes, the device's signature of it of 64, masked words
+    form 2, words:  masked words
 
-How values become codes is `quantize.py`'s.
+How a delta becomes codes is `encoding.py`'s, how numbers lie in words `packing.py`'s, and what a
+seal is `masking.py`'s. Bits and range of the numbers stand in the terms.
 """
 
 import struct
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from device_runtime import weights
+from device_runtime import encoding, packing
 from device_runtime.errors import UpdateError
-from device_runtime.quantize import BLOCK, clip, padded, quantize, rotate
+from device_runtime.helper_wire import SEAL_BYTES, SIGNATURE_BYTES
+from device_runtime.packing import Layout
+from device_runtime.quantize import padded
+from device_runtime.terms import Terms
 from device_runtime.weights import Weights
-from device_runtime.wire import Assignment, Plan
 
-MAGIC, VERSION = b"FBUP", 2
-# magic, version, bits, round, examples, dimension, seed, shapes hash
-_HEADER = struct.Struct("<4sHHIIIQ32s")
+MAGIC, VERSION = b"FBUP", 3
+# magic, version, form, 0, round, numbers, terms
+_HEADER = struct.Struct("<4sHBBII32s")
 HEADER_BYTES = _HEADER.size
-SCALE_BYTES = 8  # of one block
-SEND_AGAIN = "encode the update again with this round's plan"
+SEND_AGAIN = "encode the update again with this round's work"
+
+
+class Form(IntEnum):
+    """What follows the header."""
+
+    CODES = 0  # anybody can read them
+    SEALED = 1  # masked words, and the seed of their mask sealed to the helper
+    WORDS = 2  # masked words, whose masks the devices of the round take off
 
 
 @dataclass(frozen=True)
 class Header:
-    """What a delta travels with: the round it answers, and how it is to be read and weighed."""
+    """What the numbers are for."""
 
-    round: int
-    seed: int  # of the round's rotation
-    shapes: str  # `weights.shapes_hash` of what the delta belongs to
-    bits: int  # of a code, 1 to 16
-    examples: int  # the update counts by them, at least 1
+    form: Form
+    round: int  # that the device was assigned in
+    numbers: int
+    terms: str  # `Terms.name` of the task
 
 
 @dataclass(frozen=True)
-class Update(Header):
-    """One encoded delta: in each block `low + step * codes` is its rotated vector, within one step
-    of the exact one.
+class Sealed:
+    """What a sealed update holds."""
+
+    seal: bytes  # `masking.seal`
+    signature: bytes  # the device's, of `masking.Bound.signed(seal)`
+    words: NDArray[np.uint64]  # masked
+
+
+def of_delta(delta: Weights, round: int, by: Terms, rng: np.random.Generator) -> bytes:
+    """The update that anybody can read: a delta clipped, rotated and rounded as the terms say.
+    Raises ValueError for a value that is not finite, or another number of them.
     """
-
-    dimension: int  # values before padding
-    low: NDArray[Any]  # float32 [blocks]
-    step: NDArray[Any]  # float32 [blocks], at least 0
-    # uint16 (of 1, 2, 4 and 8 bits uint8) [padded dimension], each under 2 ** bits
-    codes: NDArray[Any]
+    codes = encoding.encode(delta, by.encoding, rng)
+    return of_codes(codes, Header(Form.CODES, round, len(codes), by.name), by.bits)
 
 
-def of_delta(
-    delta: Weights, assignment: Assignment, plan: Plan, rows: int, rng: np.random.Generator
-) -> bytes:
-    """The update of an assignment: the delta clipped, rotated and quantized as its round asks, with
-    the rows it was trained on as its weight.
-    """
-    vector = weights.flatten(clip(delta, plan.clipping_norm))
-    of_round = assignment.round, assignment.rotation_seed, assignment.shapes
-    return encode(vector, Header(*of_round, plan.bits, examples=rows), rng)
+def of_codes(codes: NDArray[Any], about: Header, bits: int) -> bytes:
+    """Numbers, unsigned integers under 2 ** bits, [about.numbers], as they are."""
+    return _head(about) + pack(codes, bits)
 
 
-def encode(vector: NDArray[Any], about: Header, rng: np.random.Generator) -> bytes:
-    """A clipped delta as the bytes a device uploads: header, scales, then codes of `about.bits`.
-
-    `vector` is float32 [dimension], the delta's arrays one after the other; it is padded to whole
-    blocks, and each block has a low and a step. Raises ValueError for examples under 1, bits
-    outside 1..16 or a value that is not finite.
-    """
-    if about.examples < 1:
-        raise ValueError(
-            f"an update counts by its examples: expected at least 1, found {about.examples}"
-        )
-    blocks = rotate(vector, about.seed).reshape(-1, BLOCK)  # [blocks, BLOCK]
-    codes, low, step = quantize(blocks, about.bits, rng)
-    sizes = about.bits, about.round, about.examples, len(vector)
-    header = _HEADER.pack(MAGIC, VERSION, *sizes, about.seed, bytes.fromhex(about.shapes))
-    scales: bytes = np.stack([low, step], axis=1).astype("<f4").tobytes()
-    return bytes(header) + scales + pack(codes.reshape(-1), about.bits)
+def of_words(words: NDArray[np.uint64], about: Header, by: Layout) -> bytes:
+    """Masked words."""
+    return _head(about) + packing.to_bytes(words, by)
 
 
-def decode(data: bytes | bytearray) -> Update:
-    """Read what `encode` wrote. Raises UpdateError for anything else; nothing is allocated before
-    the lengths agree.
-    """
+def of_sealed(sealed: Sealed, about: Header, by: Layout) -> bytes:
+    """Masked words and the sealed seed of their mask."""
+    return b"".join(
+        (_head(about), sealed.seal, sealed.signature, packing.to_bytes(sealed.words, by))
+    )
+
+
+def header(data: bytes | bytearray) -> Header:
+    """What an update says of itself. Raises UpdateError for anything else."""
     if len(data) < HEADER_BYTES:
         raise UpdateError(
             "update",
             f"expected a header of {HEADER_BYTES} bytes, found {len(data)} bytes",
             SEND_AGAIN,
         )
-    magic, version, bits, round, examples, dimension, seed, shapes = _HEADER.unpack_from(data)
+    magic, version, form, zero, round, numbers, terms = _HEADER.unpack_from(data)
     if (magic, version) != (MAGIC, VERSION):
         raise UpdateError(
             "update",
             f"expected format {MAGIC!r} version {VERSION}, found {magic!r} version {version}",
             SEND_AGAIN,
         )
-    if not 1 <= bits <= 16:
-        raise UpdateError("update", f"expected 1 to 16 bits, found {bits}", SEND_AGAIN)
-    if len(data) != encoded_bytes(dimension, bits):
-        raise UpdateError(
-            "update",
-            f"expected {encoded_bytes(dimension, bits)} bytes, found {len(data)}",
-            SEND_AGAIN,
-        )
-    if examples < 1:
-        raise UpdateError("update", "expected at least 1 example, found 0", SEND_AGAIN)
-    blocks = padded(dimension) // BLOCK
-    low, step = (
-        np.frombuffer(data, "<f4", 2 * blocks, HEADER_BYTES).reshape(blocks, 2).T.astype(np.float32)
+    if form not in tuple(Form) or zero != 0:
+        raise UpdateError("update", f"expected form 0 to 2, found {form} and {zero}", SEND_AGAIN)
+    return Header(Form(form), round, numbers, terms.hex())
+
+
+def codes(data: bytes | bytearray, bits: int) -> NDArray[Any]:
+    """The numbers of an update in the form of codes: what `unpack` gives, each under 2 ** bits.
+
+    Raises UpdateError for another form or length; nothing is allocated before the lengths agree.
+    """
+    about = _of_form(data, Form.CODES, _bytes_of(header(data).numbers, bits))
+    return unpack(memoryview(data)[HEADER_BYTES:], bits, about.numbers)
+
+
+def words(data: bytes | bytearray, by: Layout) -> NDArray[np.uint64]:
+    """The masked words of an update in that form. Raises UpdateError for another form or length,
+    or other numbers than the layout's.
+    """
+    _require_numbers(_of_form(data, Form.WORDS, by.bytes), by)
+    return packing.from_bytes(memoryview(data)[HEADER_BYTES:], by)
+
+
+def sealed(data: bytes | bytearray, by: Layout) -> Sealed:
+    """What a sealed update holds; whether the signature is its device's is for others to say.
+    Raises UpdateError for another form or length, or other numbers than the layout's.
+    """
+    _require_numbers(_of_form(data, Form.SEALED, SEAL_BYTES + SIGNATURE_BYTES + by.bytes), by)
+    start = HEADER_BYTES + SEAL_BYTES
+    ends = start + SIGNATURE_BYTES
+    return Sealed(
+        bytes(data[HEADER_BYTES:start]),
+        bytes(data[start:ends]),
+        packing.from_bytes(memoryview(data)[ends:], by),
     )
-    if not (np.isfinite(low).all() and np.isfinite(step).all() and (step >= 0).all()):
-        raise UpdateError("update", "a scale is not finite, or negative", SEND_AGAIN)
-    codes = unpack(memoryview(data)[HEADER_BYTES + SCALE_BYTES * blocks :], bits, padded(dimension))
-    return Update(round, seed, shapes.hex(), bits, examples, dimension, low, step, codes)
 
 
 def encoded_bytes(dimension: int, bits: int) -> int:
-    """Bytes of an encoded update of `dimension` values: what one device uploads."""
-    blocks = padded(dimension) // BLOCK
-    # a block of 4096 codes is whole bytes at any width
-    return HEADER_BYTES + blocks * (SCALE_BYTES + BLOCK * bits // 8)
+    """Bytes of an update of `dimension` values as codes: what one device uploads in the open."""
+    return HEADER_BYTES + _bytes_of(padded(dimension), bits)
 
 
-def dequantize(update: Update) -> NDArray[Any]:
-    """The rotated vector an update stands for, float64 [padded dimension]."""
-    codes = update.codes.reshape(len(update.low), BLOCK)
-    low, step = update.low.astype(np.float64), update.step.astype(np.float64)
-    values: NDArray[Any] = low[:, None] + step[:, None] * codes  # [blocks, BLOCK]
-    return values.reshape(-1)
+def sealed_bytes(by: Layout) -> int:
+    """Bytes of a sealed update: what one device uploads to a server with a helper."""
+    return HEADER_BYTES + SEAL_BYTES + SIGNATURE_BYTES + by.bytes
 
 
 def pack(codes: NDArray[Any], bits: int) -> bytes:
@@ -144,6 +155,9 @@ def pack(codes: NDArray[Any], bits: int) -> bytes:
     """
     if bits in (8, 16):
         return codes.astype(">u2" if bits == 16 else np.uint8).tobytes()
+    if bits == 4 and len(codes) % 2 == 0:  # two a byte, and no bit moves across one
+        small = codes.astype(np.uint8, copy=False)
+        return (small[::2] << 4 | small[1::2]).tobytes()
     wide = np.unpackbits(codes.astype(">u2").view(np.uint8).reshape(-1, 2), axis=1)  # [n, 16]
     return np.packbits(wide[:, 16 - bits :].reshape(-1)).tobytes()
 
@@ -166,3 +180,33 @@ def unpack(data: bytes | memoryview, bits: int, count: int) -> NDArray[Any]:
     wide = np.zeros((count, 16), np.uint8)
     wide[:, 16 - bits :] = narrow
     return np.packbits(wide, axis=1).view(">u2").reshape(count).astype(np.uint16)
+
+
+def _head(about: Header) -> bytes:
+    of = about.form, 0, about.round, about.numbers
+    return _HEADER.pack(MAGIC, VERSION, *of, bytes.fromhex(about.terms))
+
+
+def _bytes_of(numbers: int, bits: int) -> int:
+    return -(-numbers * bits // 8)
+
+
+def _of_form(data: bytes | bytearray, form: Form, size: int) -> Header:
+    """The header of an update in this form with so many bytes after it. Raises UpdateError."""
+    about = header(data)
+    if about.form is not form:
+        raise UpdateError(
+            "update", f"expected {form.name.lower()}, found {about.form.name.lower()}", SEND_AGAIN
+        )
+    if len(data) != HEADER_BYTES + size:
+        raise UpdateError(
+            "update", f"expected {HEADER_BYTES + size} bytes, found {len(data)}", SEND_AGAIN
+        )
+    return about
+
+
+def _require_numbers(about: Header, by: Layout) -> None:
+    if about.numbers != by.count:
+        raise UpdateError(
+            "update", f"expected {by.count} numbers, found {about.numbers}", SEND_AGAIN
+        )

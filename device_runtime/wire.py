@@ -162,8 +162,6 @@ class Assignment:
     plan: Annotated[str, HASH]  # SHA-256 of plan.json
     checkpoint: Annotated[str, HASH]  # SHA-256 of the float16 safetensors checkpoint
     shapes: Annotated[str, HASH]  # `weights.shapes_hash` of the network
-    # of the round: every update of a round is rotated alike
-    rotation_seed: Annotated[int, Within(0, MOST)]
     deadline_s: Annotated[float, SECONDS]  # seconds from now until the report is too late
     # SHA-256 of the checkpoint as a difference from the one the device holds, where that is
     # smaller
@@ -278,7 +276,7 @@ class RoundReport:
     counted: Annotated[int, COUNT] = 0
     # by cause, after assignment
     dropped: Annotated[dict[str, int], BY_CAUSE] = field(default_factory=dict)
-    examples: Annotated[int, COUNT] = 0
+    examples: Annotated[int, COUNT] = 0  # of rounds whose updates counted by their examples
     bytes_up: Annotated[int, COUNT] = 0
     bytes_down: Annotated[int, COUNT] = 0
     seconds: Annotated[float, TIME] = 0.0

@@ -18,7 +18,7 @@ import httpx
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from device_runtime import calls, conditions, config, update, weights
+from device_runtime import calls, chain, conditions, config, update, weights
 from device_runtime.causes import Cause
 from device_runtime.transport import Reply, Send
 from device_runtime.turn import FineTuned, Train, Trainer
@@ -191,7 +191,7 @@ class _Phone:
         answer = calls.upload(
             self._send,
             assignment.assignment,
-            update.of_delta(tuned.delta, assignment, plan, len(rows), rng),
+            update.of_delta(tuned.delta, assignment.round, chain.terms_of(assignment), rng),
         )
         self.counted += isinstance(answer, Ack) and answer.counted
         self._come_back(answer.retry_in_s)

@@ -44,10 +44,11 @@ class Given:
     link: Signed
     end: int  # the first round of the task that is not covered any more
     expires_at: float
+    says_terms: bool  # else devices cannot know who would see their updates
 
     def holds(self, round: int, now: float) -> bool:
         """Whether a device that gets it now, in this round of the task, will take it."""
-        return round < self.end and now < self.expires_at
+        return self.says_terms and round < self.end and now < self.expires_at
 
 
 @dataclass(frozen=True)
@@ -216,7 +217,8 @@ def given(rows: Rows, task: str, sha: str) -> Given | None:
     if row is None:
         return None
     link, certificate, end, expires_at = row
-    return Given(_of(certificate), _of(link), end, expires_at)
+    signed = _of(certificate)
+    return Given(signed, _of(link), end, expires_at, has_terms(signed))
 
 
 def needs(task: Task) -> bool:

@@ -114,7 +114,7 @@ from server.store import (
     Unusable,
 )
 from server.sums import Sum, Weighted
-from server.task import State, Task, rotation_seed, task_id
+from server.task import State, Task, task_id
 
 log = logging.getLogger("fedboard.server")
 
@@ -796,9 +796,6 @@ class Coordinator:
         else:
             weighted = mechanism.of(task).weigh(value, round.round - work.round)
             counted.setdefault((task.name, round.round), []).append(weighted)
-            # what a device says of itself adds up to no more than its plan lets it use
-            examples = min(value.examples, task.plan.max_rows)
-            ledger.count(work, round.round, examples=examples)
         if not ledger.tell(task.name, Reported(now)):
             raise RunError(
                 f"task {task.name}",
@@ -884,7 +881,6 @@ class Coordinator:
             plan=task.plan_hash,
             checkpoint=half,
             shapes=task.shapes,
-            rotation_seed=rotation_seed(task, work.round),
             deadline_s=max(0.0, work.admitted_at + task.rules.reporting_s - ledger.now),
             task=task.name,
             kind=task.kind,

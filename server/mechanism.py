@@ -14,18 +14,22 @@ import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from device_runtime import encoding, update
 from device_runtime.bundle import NO_PRIVACY
 from device_runtime.causes import Cause
-from device_runtime.errors import ConfigError, UpdateError
-from device_runtime.update import decode
+from device_runtime.encoding import Encoding
+from device_runtime.errors import UpdateError
 from server import sums
 from server.sums import Checked, Sum, Weighted
-from server.task import Task, rotation_seed
+from server.task import Task, terms
 
+WHOLE = 64  # of a buffered task: how often the codes of an update are added that is not late
+FLOAT64_SLACK = 1e-9  # of a norm of float64
 NOTHING_CLAIMED = "no privacy guarantee (epsilon) is claimed and no budget is kept"
 
 
@@ -70,8 +74,8 @@ class Mechanism:
     `weigh` says how such an update counts when it comes so many rounds late. `empty`, `add` and
     `total` keep the sums of one round, which stay exact: neither the order of reports nor the
     replica that hears them changes a bit. `finish` makes the mean delta of a round, float64
-    [dimension], of a sum with at least one update in it. `capacity` is the total weight a sum can
-    hold. `spent` is the one place that says what the task has spent of privacy.
+    [dimension], of a sum with at least one update in it. `spent` is the one place that says what
+    the task has spent of privacy.
     """
 
     check: Callable[[bytes | bytearray, int], Checked | Cause]
@@ -80,39 +84,48 @@ class Mechanism:
     add: Callable[[Sum, Sequence[Weighted]], Sum]
     total: Callable[[Sequence[Sum]], Sum]
     finish: Callable[[Sum, int], NDArray[np.float64]]
-    capacity: int
     spent: Callable[[Exposure], Spent]
 
 
 def plain(task: Task) -> Mechanism:
-    """Each update is seen by the server, scaled back to the clipping norm and added up; the mean is
-    by the examples, of which one device has at most the plan's rows and the rules' largest weight.
-    Nothing is hidden from the server and no noise is added.
+    """Each update is seen by the server, refused if it is longer than an honest one can be, and
+    added up; every device counts 1, a late one of a buffered task less. Nothing is hidden from the
+    server and no noise is added.
     """
+    agreed, by = terms(task), terms(task).encoding
+    whole = WHOLE if task.rules.buffered else 1
 
     def check(body: bytes | bytearray, round: int) -> Checked | Cause:
         try:
-            update = decode(body)
+            about = update.header(body)
+            if about.round != round:
+                return Cause.WRONG_ROUND
+            if about.terms != agreed.name:
+                return Cause.WRONG_TERMS
+            if about.numbers != by.values:
+                return Cause.NOT_AN_UPDATE
+            codes = update.codes(body, by.bits)
         except UpdateError:
             return Cause.NOT_AN_UPDATE
-        seed = rotation_seed(task, round)
-        return sums.check(update, round, seed, task.shapes, task.dimension, task.plan)
+        if not encoding.is_within(encoding.norm(codes, by), by):
+            return Cause.NORM_TOO_LARGE
+        return Checked(codes)
 
     def weigh(checked: Checked, behind: int) -> Weighted:
-        share = checked.scale * staleness_share(behind, task.rules.staleness_exponent)
-        return Weighted(checked.update, min(checked.examples, task.rules.max_weight), share)
+        share = staleness_share(behind, task.rules.staleness_exponent)
+        return Weighted(checked.codes, max(1, round(whole * share)))
 
     def finish(sum: Sum, round: int) -> NDArray[np.float64]:
-        return sums.mean(sum, rotation_seed(task, round), task.dimension)
+        # late or not, each counts fully in what the mean is divided by
+        return encoding.mean(sum.total, sum.weight, by) * (sum.weight / (whole * sum.count))
 
     return Mechanism(
         check=check,
         weigh=weigh,
-        empty=functools.partial(sums.empty, task.dimension),
-        add=sums.add_all,
-        total=sums.total,
+        empty=functools.partial(sums.empty, by.values),
+        add=functools.partial(sums.add_all, largest=by.largest),
+        total=functools.partial(sums.total, largest=by.largest),
         finish=finish,
-        capacity=sums.capacity(task.plan),
         spent=lambda _: Spent(NO_PRIVACY),
     )
 
@@ -123,17 +136,20 @@ def of(task: Task) -> Mechanism:
     return plain(task)
 
 
-def require_room(task: Task) -> None:
-    """Raises ConfigError for rules under which a round's sum could overflow."""
-    most, rules = of(task).capacity, task.rules
-    heaviest = min(rules.max_weight, task.plan.max_rows)
-    if rules.report_goal * heaviest > most:
-        raise ConfigError(
-            "rules.max_weight",
-            f"report goal {rules.report_goal} x largest weight {heaviest} is more than the "
-            f"{most} one sum can hold",
-            "lower either, or the clipping norm",
-        )
+def beyond_reach(total: NDArray[Any], count: int, by: Encoding) -> str:
+    """Why honest devices cannot have made the sum of so many updates' codes, integers [values], in
+    a sentence; empty if they can have.
+
+    Codes that were masked cannot be looked at one update at a time, so one device can put any
+    numbers in: what is far off is seen in the sum, which is then of no use.
+    """
+    most = int(total.max(initial=0))
+    if most > count * by.largest or int(total.min(initial=0)) < 0:
+        return f"a sum of codes is {most}, and {count} devices reach {count * by.largest}"
+    norm, reach = encoding.norm_of_sum(total, count, by), by.bound * by.clipping_norm
+    if norm > reach * (1 + FLOAT64_SLACK):
+        return f"the mean has a norm of {norm:.3g}, and honest devices reach {reach:.3g}"
+    return ""
 
 
 def staleness_share(behind: int, exponent: float = 0.5) -> float:

@@ -101,9 +101,6 @@ class _Stored:
             "Bytes of reports (up) and blobs (down).",
             labels=["task", "direction"],
         )
-        examples = CounterMetricFamily(
-            "fedboard_examples", "Examples of the counted updates.", labels=["task"]
-        )
         lost = CounterMetricFamily(
             "fedboard_devices_lost",
             "Devices and rounds refused or dropped, by cause.",
@@ -137,10 +134,7 @@ class _Stored:
                 rounds.add_metric(
                     [name, phase.value], by_phase.get(phase.value, {}).get("rounds", 0)
                 )
-            added = {
-                key: sum(each[key] for each in by_phase.values())
-                for key in (*FUNNEL[1:], "examples")
-            }
+            added = {key: sum(each[key] for each in by_phase.values()) for key in FUNNEL[1:]}
             refused = {
                 cause: count
                 for (task, step, cause), count in causes.items()
@@ -158,7 +152,6 @@ class _Stored:
                     [name, direction],
                     sum(each[f"bytes_{direction}"] for each in by_phase.values()),
                 )
-            examples.add_metric([name], added["examples"])
             spent = mechanism.of(stored.task).spent(exposures[name])
             epsilon.add_metric([name], spent.epsilon)
             most.add_metric([name], exposures[name].most)
@@ -179,7 +172,7 @@ class _Stored:
                     scored.add_metric([task, of], share / 100)
         for (task, step, cause), count in sorted(causes.items()):
             lost.add_metric([task, step, cause], count)
-        yield from (states, rounds, funnel, body, examples, lost, scored, epsilon, most, places)
+        yield from (states, rounds, funnel, body, lost, scored, epsilon, most, places)
 
 
 def _newest_scores(rows: Rows, tasks: Iterable[StoredTask], now: float) -> dict[str, Score]:

@@ -63,9 +63,6 @@ class Rules:
     permanent_retry_s: Annotated[float, RETRY_S] = 14_400.0
     # a population too large to come at this rate in the time above is given more time
     check_ins_per_s: Annotated[float, Within(0.001, 1e6)] = 100.0
-    # examples one device counts for at most, and never for more than the plan's rows: about as many
-    # as most have, since a lying one has no fewer
-    max_weight: Annotated[int, Within(1, 10_000_000)] = 32
     mode: Mode = Mode.SYNCHRONOUS
     # rounds a report to a buffered task may be behind
     max_staleness: Annotated[int, ROUNDS] = 20

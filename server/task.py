@@ -238,7 +238,7 @@ def terms(task: Task) -> Terms:
         task.plan.clipping_norm,
         task.dimension,
         task.shapes,
-        _rotation(task.seed, 0),
+        rotation_seed(task),
         most=rules.report_goal,
         fewest=rules.fewest,
         min_separation=task.policy.min_separation,
@@ -286,21 +286,12 @@ def policy_hash(settings: TaskSettings) -> str:
     return digest(config.to_json(_settings(settings) | {"checkpoint": "", "seed": None}))
 
 
-def rotation_seed(task: Task, round: int) -> int:
-    """Seed of a round's rotation: the same for all its devices, another in every round. 53 bits:
-    any JSON reader keeps them.
-
-    A buffered task keeps one: reports of several rounds add up in one sum.
+def rotation_seed(task: Task) -> int:
+    """Seed of a task's rotation: the same in all its rounds, so that their sums have one basis. 53
+    bits: any JSON reader keeps them.
     """
-    return _rotation(task.seed, 0 if task.rules.buffered else round)
-
-
-@functools.lru_cache(maxsize=256)
-def _rotation(seed: int, round: int) -> int:
-    return (
-        int.from_bytes(hashlib.sha256(f"fedboard-rotation-v1 {seed} {round}".encode()).digest()[:8])
-        >> 11
-    )
+    named = f"fedboard-rotation-v2 {task.seed}".encode()
+    return int.from_bytes(hashlib.sha256(named).digest()[:8]) >> 11
 
 
 @functools.lru_cache(maxsize=256)

@@ -12,7 +12,7 @@ from device_runtime import limits, weights
 from device_runtime.errors import CheckpointError, ConfigError, RunError
 from device_runtime.weights import Checkpoint
 from device_runtime.wire import Kind
-from server import closing, mechanism
+from server import closing
 from server.blobs import Blobs
 from server.coordinator import Coordinator
 from server.pacing import JITTER, LEAST_S
@@ -111,7 +111,6 @@ def _training(
         shapes=weights.shapes_hash(start.weights),
         dimension=sum(array.size for array in start.weights.values()),
     )
-    mechanism.require_room(task)
     return task, replace(closing.keep(blobs, start), made_at=now)
 
 
@@ -133,7 +132,6 @@ def _evaluating(store: Store, settings: TaskSettings) -> tuple[Task, StoredCheck
         shapes=trained.shapes,
         dimension=trained.dimension,
     )
-    mechanism.require_room(task)
     return task, newest
 
 

@@ -31,9 +31,7 @@ from device_runtime.wire import (
 )
 
 CHECK_IN = CheckIn(Conditions(True, True, True), examples=3, tokenizer="ab" * 32)
-ASSIGNMENT = Assignment(
-    "a1" * 16, 1, "c" * 64, "d" * 64, "e" * 64, rotation_seed=5, deadline_s=60.0
-)
+ASSIGNMENT = Assignment("a1" * 16, 1, "c" * 64, "d" * 64, "e" * 64, deadline_s=60.0)
 
 
 def answering(status, body):
@@ -183,7 +181,6 @@ def test_whatever_a_server_answers_it_is_a_message_or_a_server_error(status, hea
             assert 0 <= answer.retry_in_s <= 1e12
         if isinstance(answer, Assignment):
             assert 0 <= answer.round <= 2**31
-            assert 0 <= answer.rotation_seed < 2**53
             assert 0 <= answer.deadline_s < float("inf")
 
 

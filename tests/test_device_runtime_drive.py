@@ -112,7 +112,7 @@ def test_a_whole_turn_counts_and_moves_the_global_weights_towards_the_device(
     assert (outcome.status, outcome.cause, outcome.examples) == (Status.COUNTED, None, 16)
     assert outcome.loss_after < outcome.loss_before
     (report,) = server.coordinator.reports(0.0).rounds
-    assert (report.phase, report.counted, report.examples) == ("committed", 1, 16)
+    assert (report.phase, report.counted) == ("committed", 1)
     assert report.checkpoint != ""
     (line,) = home.contributions()
     assert (line.outcome, line.round, line.examples) == ("counted", outcome.round, 16)

@@ -73,7 +73,6 @@ def assignment(**changes: object) -> bytes:
         "plan": digest(PLAN),
         "checkpoint": "d" * 64,
         "shapes": "e" * 64,
-        "rotation_seed": 5,
         "deadline_s": 60.0,
         "server": SERVER.server,
         "task_id": "7a" * 16,
@@ -96,8 +95,6 @@ PLAN = config.to_json(wire.Plan())
 CHECK_IN_ANSWERS = {
     "a round before the first": assignment(round=-1),
     "a round beyond all": assignment(round=2**40),
-    "a seed below 0": assignment(rotation_seed=-1),
-    "a seed of 70 bits": assignment(rotation_seed=2**70),
     "a deadline of 400 digits": with_(assignment(deadline_s=5), deadline_s=b"9" * 400),
     "a deadline of 9000 digits": with_(assignment(deadline_s=5), deadline_s=b"9" * 9000),
     "a deadline that is no number": with_(assignment(deadline_s=5), deadline_s=b"NaN"),

@@ -48,6 +48,7 @@ from device_runtime.turn import (
 )
 from device_runtime.weights import Checkpoint
 from device_runtime.wire import Ack, Assignment, CheckIn, Conditions, Kind, Plan, Reject, Scores
+from tests import toy_server
 
 PLAN = Plan(batch_size=2, length=3, clipping_norm=1.0)
 VALUES = {"a": np.zeros(3, np.float32)}
@@ -72,12 +73,13 @@ ASSIGNMENT = Assignment(
     plan="the plan",
     checkpoint=weights.digest(HELD),
     shapes=DEVICE.shapes,
-    rotation_seed=1,
     deadline_s=60.0,
 )
 TUNED = FineTuned({"a": np.ones(3, np.float32)}, 1, 2.0, 1.0, progress=Progress(VALUES, 1, 2.0))
 # what is sent back for each kind of action, None for the others
+TERMS = toy_server.terms_for(PLAN, DEVICE.shapes, 3)
 USUAL = {
+    Verify: TERMS,
     Recall: History(),
     AskSigned: Signed(VALUES, 0, 0.0),
     Fetch: config.to_json(PLAN),

@@ -11,7 +11,6 @@ import pytest
 from typer.testing import CliRunner
 
 from device_runtime import bundle, config, patch, signing, weights
-from device_runtime.update import Header, encode
 from device_runtime.wire import Kind, Phase, RoundReport, Scores
 from fedboard import release
 from fedboard.cli import app
@@ -24,7 +23,7 @@ from server.eligibility import Policy
 from server.rounds import Rules
 from server.task import TaskSettings
 from tests.test_server_endpoint import TOKEN, running
-from tests.toy_server import READY, OneByOne, by_arrival, created, delta, enrolled
+from tests.toy_server import READY, OneByOne, by_arrival, created, delta, encoded, enrolled
 
 ROOT = Path(__file__).parents[1]
 RULES = Rules(report_goal=2, over_selection=1.0)
@@ -55,9 +54,7 @@ class Learning:
         for number, device in enumerate(self.devices):
             work, self.now = self.coordinator.join(device, self.now + 1, self.message)
             assert work.kind is Kind.TRAINING
-            rng = np.random.default_rng(number)
-            header = Header(work.round, work.rotation_seed, work.shapes, self.plan.bits, 20)
-            body = encode(delta(work.round * 2 + number, self.dimension), header, rng)
+            body = encoded(work, number, delta(work.round * 2 + number, self.dimension))
             assert self.coordinator.update(device, work.assignment, body, self.now).counted
 
     def evaluate(self, right: int) -> None:

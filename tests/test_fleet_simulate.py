@@ -69,9 +69,6 @@ def test_a_fleet_commits_the_rounds_the_task_wants(result):
 def test_what_devices_count_is_what_the_server_counts(result):
     assert sum(result.counted) == sum(report.counted for report in result.reports.rounds)
     assert len(result.counted) == len(result.check_ins) == 12
-    assert sum(report.examples for report in result.reports.rounds) == len(ROWS) * sum(
-        result.counted
-    )
 
 
 def test_the_same_seed_gives_the_same_result_and_another_seed_another(result, tmp_path):

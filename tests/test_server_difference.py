@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from device_runtime import difference, update
+from device_runtime import difference
 from device_runtime.weights import digest
 from server.blobs import Blobs
 from server.differences import NEWEST, SMALLER
@@ -28,8 +28,7 @@ def commit(coordinator, device: str, now: float) -> str:
     vector = (
         np.random.default_rng(int(now)).normal(0, 1e-4, LARGE["embedding"].size).astype(np.float32)
     )
-    about = update.Header(work.round, work.rotation_seed, work.shapes, 8, 20)
-    body = update.encode(vector, about, np.random.default_rng(1))
+    body = encoded(work, 1, vector)
     assert coordinator.update(device, work.assignment, body, now).counted
     return work.checkpoint
 
@@ -79,8 +78,7 @@ def test_a_difference_that_saves_little_is_not_offered(tmp_path):
     work = coordinator.check_in(devices[0], READY, 1.0)
     # every weight becomes another
     vector = np.random.default_rng(1).normal(0, 0.01, LARGE["embedding"].size).astype(np.float32)
-    about = update.Header(work.round, work.rotation_seed, work.shapes, 8, 20)
-    body = update.encode(vector, about, np.random.default_rng(1))
+    body = encoded(work, 1, vector)
     assert coordinator.update(devices[0], work.assignment, body, 1.0).counted
     change = coordinator.check_in(devices[1], replace(READY, holds=work.checkpoint), 2.0).difference
     whole = len(coordinator.blob(devices[1], work.checkpoint, 2.0))

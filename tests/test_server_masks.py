@@ -19,7 +19,6 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from device_runtime import config, weights
-from device_runtime.update import Header, encode
 from device_runtime.wire import Assignment, Kind, Scores
 from server import mechanism
 from server.blobs import Blobs
@@ -64,8 +63,7 @@ def socket():
 
 def body(work: Assignment, number: int) -> bytes:
     delta = toy_server.delta(number, 20_000)
-    of_round = Header(work.round, work.rotation_seed, work.shapes, PLAN.bits, 20)
-    return encode(delta, of_round, np.random.default_rng(number))
+    return encoded(work, number, delta)
 
 
 def counted(coordinator: Coordinator, number: int) -> list[np.ndarray]:

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from device_runtime import chain, config, signing, weights
+from device_runtime import chain, config, signing, update, weights
 from device_runtime.causes import Cause
-from device_runtime.update import Header, encode
+from device_runtime.terms import Aggregation, Terms
 from device_runtime.weights import Checkpoint
 from device_runtime.wire import (
     Abandon,
@@ -134,7 +134,11 @@ def new(
 def created(
     coordinator: Coordinator, settings: TaskSettings, now: float, start: Checkpoint | None = None
 ) -> Task:
-    """A new task whose round key the operator has certified, for as long as any test lasts."""
+    """A new task whose round key the operator has certified, for as long as any test lasts. Where
+    nobody is named who opens sums, the server sees each update.
+    """
+    if settings.aggregation is Aggregation.HELPER and not settings.helper:
+        settings = replace(settings, aggregation=Aggregation.PLAIN)
     task = tasks.create(coordinator, settings, now, start)
     if task.kind is Kind.TRAINING:
         certify(coordinator, now, task.name)
@@ -156,10 +160,13 @@ def certify(
 
 
 def chained(
-    work: Assignment, made_in: int | None = None, signer: Ed25519PrivateKey = OPERATOR
+    work: Assignment,
+    made_in: int | None = None,
+    signer: Ed25519PrivateKey = OPERATOR,
+    terms: Terms | None = None,
 ) -> Assignment:
     """The work with a chain as a server would sign it that has a certified round key: its
-    checkpoint as that of the round before, or of `made_in`.
+    checkpoint as that of the round before, or of `made_in`; by default with terms of the toy task.
     """
     proposed = RoundKey(
         signing.public_hex(key(1)),
@@ -170,12 +177,26 @@ def chained(
         work.plan,
         "0f" * 32,
         1,
+        terms or terms_for(PLAN, work.shapes, DIMENSION),
     )
     certificate = proposed.certified(signer, 100_000, 1e11)
     made_in = work.round - 1 if made_in is None else made_in
     link = chain.Link(chain.name_of(certificate), made_in, work.checkpoint)
     signed = signing.sign_text(key(1), chain.LINK, config.to_json(link))
     return replace(work, certificate=certificate, link=signed)
+
+
+def certifying(terms: Terms) -> Signed:
+    """A certificate of some task with these terms."""
+    name, hashed = "0a" * 16, "0f" * 32
+    of = signing.public_hex(key(1)), name, "default", name, "default", hashed, hashed, 1
+    return RoundKey(*of, terms).certified(OPERATOR, 100_000, 1e11)
+
+
+def terms_for(plan: Plan, shapes: str, dimension: int) -> Terms:
+    """Plain terms of a task with this plan and network."""
+    of = plan.bits, plan.clipping_norm, dimension, shapes
+    return Terms(Aggregation.PLAIN, *of, rotation_seed=5, most=100, fewest=1, min_separation=1)
 
 
 def by_arrival(rules: Rules) -> Rules:
@@ -211,13 +232,14 @@ def delta(number: int, dimension: int = DIMENSION) -> np.ndarray:
     return vector * np.float32(0.5 / np.linalg.norm(vector))
 
 
-def encoded(
-    assignment: Assignment, number: int, examples: int = 20, bits: int = PLAN.bits
-) -> bytes:
-    """The update of device `number`: the same bytes for the same round."""
+def encoded(assignment: Assignment, number: int, vector: np.ndarray | None = None) -> bytes:
+    """The update of device `number`, its own delta or another: the same bytes for the same
+    round.
+    """
     rng = np.random.default_rng([number, assignment.round])
-    of_round = assignment.round, assignment.rotation_seed, assignment.shapes
-    return encode(delta(number), Header(*of_round, bits, examples), rng)
+    terms = chain.terms_of(assignment)
+    learnt = delta(number, terms.dimension) if vector is None else vector
+    return update.of_delta({"all": learnt}, assignment.round, terms, rng)
 
 
 def stored(coordinator: Coordinator, sha: str) -> Checkpoint:

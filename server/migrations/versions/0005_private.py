@@ -1,21 +1,73 @@
 """Private sums: updates of format 3, sums that are opened by a helper or by the devices."""
 
+import json
+
 import sqlalchemy as sa
 from alembic import op
 
 revision = "0005"
 down_revision = "0004"
+_ENDED = "it had begun with updates of an earlier format"
 
 
 def upgrade() -> None:
     """Add what each part needs."""
-    _encoding()
     _opening()
+    _encoding()
     _secagg()
 
 
 def _encoding() -> None:
-    """Sums of format 2 cannot be gone on with: open rounds begin anew."""
+    """What was counted of updates of format 2 cannot be gone on with: an open round of training
+    that anybody was admitted to is abandoned, and the server opens the next one. Whoever works for
+    it is told that it is closed. No device counts by its examples any more, and of a task that
+    names no aggregation the server goes on seeing each update.
+    """
+    connection = op.get_bind()
+    for task, body in connection.execute(sa.text("SELECT task, body FROM tasks")).all():
+        settings = json.loads(body)
+        settings.get("rules", {}).pop("max_weight", None)
+        settings["aggregation"] = "plain"  # as it was; devices hear it with its next certificate
+        connection.execute(
+            sa.text("UPDATE tasks SET body = :body WHERE task = :task"),
+            {"task": task, "body": json.dumps(settings)},
+        )
+        if settings.get("kind", "training") == "training":
+            _abandon(connection, task)
+
+
+def _abandon(connection: sa.Connection, task: str) -> None:
+    of = {"task": task}
+    at_work = connection.execute(
+        sa.text(
+            "SELECT round, COUNT(*) FROM assignments WHERE task = :task AND status = 'open' "
+            "GROUP BY round"
+        ),
+        of,
+    ).all()
+    for number, count in at_work:
+        where = of | {"round": number, "count": count}
+        counted = sa.text(
+            "UPDATE outcomes SET count = count + :count WHERE task = :task AND round = :round "
+            "AND step = 'dropped' AND cause = 'round_closed'"
+        )
+        if not connection.execute(counted, where).rowcount:
+            connection.execute(
+                sa.text(
+                    "INSERT INTO outcomes (task, round, step, cause, count) "
+                    "VALUES (:task, :round, 'dropped', 'round_closed', :count)"
+                ),
+                where,
+            )
+    for statement in (
+        "UPDATE assignments SET status = 'closed', cause = 'round_closed', admitted_at = 0 "
+        "WHERE task = :task AND status = 'open'",
+        "UPDATE rounds SET phase = 'abandoned', dropped = admitted - reported, reason = :reason "
+        "WHERE task = :task AND closed_at IS NULL AND admitted > 0",
+        "DELETE FROM sums WHERE task = :task",
+    ):
+        values = of | ({"reason": _ENDED} if ":reason" in statement else {})
+        connection.execute(sa.text(statement), values)
 
 
 def _opening() -> None:
