@@ -26,6 +26,7 @@ class Cause(StrEnum):
     TOO_EARLY = "too_early"
     NO_ROUND = "no_round"
     TASK_PAUSED = "task_paused"
+    NO_HELPER = "no_helper"
     # the task's policy
     TOO_NEW = "too_new"
     PARTICIPATED_ENOUGH = "participated_enough"
@@ -55,6 +56,7 @@ class Cause(StrEnum):
     WRONG_SHAPES = "wrong_shapes"
     WRONG_TERMS = "wrong_terms"
     NORM_TOO_LARGE = "norm_too_large"
+    BAD_SEAL = "bad_seal"
     # a request that breaks a rule
     MALFORMED = "malformed"
     UNKNOWN_DEVICE = "unknown_device"
@@ -120,6 +122,9 @@ MEANING: Mapping[str, Meaning] = {
     Cause.TOO_EARLY: Meaning("came before the time it was told", _REFUSED, no_place=True),
     Cause.NO_ROUND: Meaning("the task has all its rounds", _REFUSED, lasts=True, no_place=True),
     Cause.TASK_PAUSED: Meaning("the task is paused", _REFUSED, lasts=True, no_place=True),
+    Cause.NO_HELPER: Meaning(
+        "whoever opens the round's sum has given no key for it yet", _REFUSED, no_place=True
+    ),
     Cause.TOO_NEW: Meaning("enrolled too recently to be trusted yet", _REFUSED),
     Cause.PARTICIPATED_ENOUGH: Meaning("took part as often as allowed", _REFUSED, lasts=True),
     Cause.OTHER_DEVICE_CLASS: Meaning("of another class of devices", _REFUSED, lasts=True),
@@ -164,6 +169,9 @@ MEANING: Mapping[str, Meaning] = {
     Cause.WRONG_TERMS: Meaning("encoded by other terms than the task's", _DROPPED, status=422),
     Cause.NORM_TOO_LARGE: Meaning(
         "larger than the plan's clipping norm allows", _DROPPED, status=422
+    ),
+    Cause.BAD_SEAL: Meaning(
+        "its seal is not signed by the device for this round", _DROPPED, status=422
     ),
     Cause.MALFORMED: Meaning("not a message of this server", _REQUEST, status=400),
     Cause.UNKNOWN_DEVICE: Meaning("not enrolled", _REQUEST, status=401),

@@ -18,6 +18,7 @@ from server.contract import (
     TOKEN,
     TOKEN_FILE,
     Codes,
+    HelperHere,
     NewCodes,
     Publication,
     ReleaseReport,
@@ -46,6 +47,10 @@ class Operator:
     def create(self, settings: TaskSettings) -> TaskReport:
         """Make a task."""
         return self._call(TaskReport, "POST", "/v1/tasks", to_json(settings))
+
+    def helper(self) -> HelperHere:
+        """The helper that the server asks, and how it stands."""
+        return self._call(HelperHere, "GET", "/v1/helper")
 
     def tasks(self) -> tuple[TaskReport, ...]:
         """Every task, oldest first."""

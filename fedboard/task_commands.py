@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from device_runtime.errors import RunError
+from device_runtime.terms import Aggregation
 from fedboard import console
 from fedboard.options import MOST_ROUNDS, Insecure, Json, Trust, emit
 
 if TYPE_CHECKING:  # the command line starts without it
+    from device_runtime.terms import Terms
     from device_runtime.wire import RoundReport
     from server.contract import TaskReport
 
@@ -50,6 +52,23 @@ ForRounds = Annotated[
 ]
 ForDays = Annotated[
     float, typer.Option("--days", min=0.01, max=3660, help="Days until the certificate expires.")
+]
+WhoSees = Annotated[
+    Aggregation | None,
+    typer.Option(
+        "--aggregation",
+        help="Who can see one device's update: `helper` (the server and its helper together), "
+        "`secagg` (too many devices in one hand) or `plain` (the server). By default as --config "
+        "says, or helper.",
+    ),
+]
+HelperKey = Annotated[
+    str | None,
+    typer.Option(
+        "--helper-key",
+        help="Public key of the helper, as its owner tells it: needed for a server elsewhere, "
+        "which could name one of its own.",
+    ),
 ]
 Name = Annotated[str, typer.Argument(help="Name of the task: a-z, 0-9, '.', '_' and '-'.")]
 # by step of the funnel, a word that keeps the table within 80 columns
@@ -95,6 +114,8 @@ def task_create(
             "says, or `default`."
         ),
     ] = None,
+    aggregation: WhoSees = None,
+    helper_key: HelperKey = None,
     dir: Folder = None,
     server: Server = None,
     token_file: TokenFile = None,
@@ -109,7 +130,7 @@ def task_create(
     from device_runtime import signing, weights
     from device_runtime.config import from_toml
     from device_runtime.wire import DAY_S, Kind
-    from fedboard.certificates import certified
+    from fedboard.certificates import certified, consent
     from fedboard.operator import connect
     from fedboard.run import kept_key, open_bundle
     from server.settings import ServerSettings
@@ -123,7 +144,12 @@ def task_create(
             "compare releases",
         )
     settings = settings_of(from_toml(ServerSettings, config)) if config else TaskSettings()
-    settings = replace(settings, name=name)
+    settings = replace(
+        settings,
+        name=name,
+        aggregation=aggregation or settings.aggregation,
+        helper=helper_key or settings.helper,
+    )
     opened = open_bundle(bundle, trust) if bundle else None
     signer = kept_key(key) if opened else None
     is_makers = bool(opened and signer and signing.public_hex(signer) == opened.signer)
@@ -131,8 +157,11 @@ def task_create(
         raise RunError(key, "is not the key that signed the bundle", "name the maker's key")
     with connect(dir, server, token_file, insecure) as operator:
         if opened:
+            given = consent(operator, settings.aggregation, settings.helper, dir is not None)
             settings = replace(
                 for_bundle(settings, opened.plan),
+                helper=given.helper,
+                is_beside=given.is_beside,
                 kind=Kind.TRAINING,
                 evaluates="",
                 population=population or settings.population,
@@ -143,8 +172,10 @@ def task_create(
             scored = evaluates or compares_releases or ""
             settings = replace(settings, kind=kind, evaluates=scored)
         report = operator.create(settings)
-        if signer is not None and is_makers:
-            report = certified(operator, name, signer, ROUNDS, DAY_S * DAYS, settings)
+        if opened and signer is not None and is_makers:
+            given = replace(given, asked=settings)
+            report, terms = certified(operator, name, signer, ROUNDS, DAY_S * DAYS, given)
+            _say_signed(terms, as_json)
     _say(report, as_json)
 
 
@@ -153,6 +184,8 @@ def task_certify(
     name: Name,
     rounds: ForRounds = ROUNDS,
     days: ForDays = DAYS,
+    aggregation: WhoSees = None,
+    helper_key: HelperKey = None,
     key: Key = None,
     dir: Folder = None,
     server: Server = None,
@@ -160,11 +193,11 @@ def task_certify(
     insecure: Insecure = False,
     as_json: Json = False,
 ) -> None:
-    """Certify the key with which a server signs a training task's checkpoints: devices train from
-    nothing else. Again before the rounds or the days are over.
+    """Certify the key with which a server signs a training task's checkpoints, and who can see its
+    devices' updates: devices train from nothing else. Again before the rounds or the days are over.
     """
     from device_runtime.wire import DAY_S
-    from fedboard.certificates import certified
+    from fedboard.certificates import certified, consent
     from fedboard.operator import connect
     from fedboard.run import KEYS, kept_key
 
@@ -176,7 +209,10 @@ def task_certify(
             "give the private key that signed the devices' bundle with --key FILE",
         )
     with connect(dir, server, token_file, insecure) as operator:
-        report = certified(operator, name, signer, rounds, DAY_S * days)
+        asked = aggregation or Aggregation.HELPER
+        given = consent(operator, asked, helper_key or "", dir is not None)
+        report, terms = certified(operator, name, signer, rounds, DAY_S * days, given)
+    _say_signed(terms, as_json)
     _say(report, as_json)
 
 
@@ -200,6 +236,7 @@ def task_list(
         [
             task.name,
             task.kind,
+            f"{task.aggregation}" if task.seen else "",
             task.state,
             str(task.committed),
             f"{task.round} {task.phase}",
@@ -209,9 +246,15 @@ def task_list(
         for task in reports
     ]
     console.table(
-        "tasks", ["task", "kind", "state", "committed", "round", "counted", "checkpoint"], rows
+        "tasks",
+        ["task", "kind", "sums", "state", "committed", "round", "counted", "checkpoint"],
+        rows,
     )
     for task in reports:
+        if task.exposed:
+            console.say(f"{task.name}: {task.exposed}", style="red")
+        if task.waits:
+            console.say(f"{task.name}: {task.waits}")
         if task.refused and task.state is State.RUNNING:
             console.say(f"{task.name}: {task.refused}")
         if task.certify:
@@ -246,6 +289,7 @@ def task_show(
     console.say(f"checkpoint {task.checkpoint} of round {task.checkpoint_round}")
     if task.privacy:
         console.say(f"privacy: {task.privacy}")
+    _say_seen(task)
     _say_signer(task)
     if task.refused:
         console.say(f"{task.name}: {task.refused}")
@@ -411,9 +455,26 @@ def _say(task: "TaskReport", as_json: bool) -> None:
         f"{task.name}: {task.kind} task, {task.state}, round {task.round} from checkpoint "
         f"{task.checkpoint[:12]} of round {task.checkpoint_round}"
     )
+    _say_seen(task)
     _say_signer(task)
     if task.refused:
         console.say(f"{task.name}: {task.refused}")
+
+
+def _say_seen(task: "TaskReport") -> None:
+    """Who can see a device's update, what of that is bad, and what the newest round waits for."""
+    if task.seen:
+        console.say(task.seen)
+    if task.exposed:
+        console.say(task.exposed, style="red")
+    if task.waits:
+        console.say(task.waits)
+
+
+def _say_signed(terms: "Terms", as_json: bool) -> None:
+    """Whose key is in what was signed just now."""
+    if terms.helper and not as_json:
+        console.say(f"signed: its sums are opened by the helper with the key {terms.helper}")
 
 
 def _say_signer(task: "TaskReport") -> None:

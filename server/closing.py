@@ -1,6 +1,6 @@
 """Closing: what the replicas have counted of a round -> the checkpoint the next one starts from.
 
-sums of all replicas -> mechanism.total, finish -> mean delta
+sum of all replicas  ->  mechanism.finish  ->  mean delta
                                                        |
                                                        v
 the round's base: exact weights, moments  ------->  step.apply -> do they fit float16?
@@ -11,7 +11,6 @@ the round's base: exact weights, moments  ------->  step.apply -> do they fit fl
 """
 
 import logging
-from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -28,16 +27,16 @@ log = logging.getLogger("fedboard.server")
 
 
 def next_checkpoint(
-    task: Task, round: int, base: StoredCheckpoint, parts: Sequence[Sum], blobs: Blobs, now: float
+    task: Task, round: int, base: StoredCheckpoint, total: Sum, blobs: Blobs, now: float
 ) -> StoredCheckpoint | None:
     """The checkpoint of a committed round, kept as blobs; None if the step has led to weights that
-    cannot travel. `parts` are the replicas' sums of the round, with one update in them at least.
+    cannot travel. `total` is what all replicas have counted, opened if it was masked, with one
+    update in it at least.
 
     The deltas are relative to the float16 copy the devices got; they are added to the exact one,
     which so never loses its low bits. Raises RunError if a blob cannot be read or kept.
     """
-    by = mechanism.of(task)
-    delta = by.finish(by.total(parts), round)  # [dimension]
+    delta = mechanism.of(task).finish(total, round)  # [dimension]
     before = weights.from_bytes(blobs.get(base.sha)).weights
     past = weights.from_bytes(blobs.get(base.moments)).weights if base.moments else None
     after, moments = step.apply(task.step, before, past, delta)

@@ -16,9 +16,10 @@ remembers is in its store.
     |       v  all at once                                                                  |
     |   mechanism.add -> this replica's sum; the ledger's changes                           |
     +---------------------------------------------------------------------------------------+
-        |  a round is over
-        v
-    closing: sums of all replicas -> checkpoint blobs;   one transaction: round closed, next opened
+        |  a round is over                                  or: frozen, its sum is masked
+        v                                                          |
+    closing: sums of all replicas -> checkpoint blobs;             v
+    one transaction: round closed, next opened   <--  opening.py, without the lock: mask -> sum
 
 Requests are answered in groups: each group is one transaction, so what an answer acknowledges is on
 disk before the answer is given, and a hundred devices cost one wait for the disk. An update is
@@ -34,7 +35,7 @@ import secrets
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -42,10 +43,14 @@ import numpy as np
 from device_runtime import separation, signing
 from device_runtime.causes import MEANING, Cause
 from device_runtime.errors import FedboardError, RunError
+from device_runtime.masking import Bound
+from device_runtime.terms import Aggregation
+from device_runtime.update import Sealed
 from device_runtime.weights import digest
 from device_runtime.wire import (
     MOST_ROUNDS,
     OPEN,
+    SENTENCE,
     Ack,
     Assignment,
     CheckIn,
@@ -72,10 +77,13 @@ from server import (
 from server.blobs import Blobs
 from server.differences import NEWEST, Differences
 from server.eligibility import decide
+from server.helper_client import Helper
+from server.helping import Helping, asks_helper, seal_key_in
 from server.judging import Judged, judge
 from server.ledger import Ledger
 from server.masks import At, Lost
 from server.open_sums import OpenSums
+from server.opening import Frozen, Mask, Never, Opener, Waiting, member_names, split
 from server.pacing import Told
 from server.places import Chance
 from server.replays import KEPT_S
@@ -114,12 +122,13 @@ from server.store import (
     Unusable,
 )
 from server.sums import Sum, Weighted
-from server.task import State, Task, task_id
+from server.task import State, Task, is_masked, task_id, terms
 
 log = logging.getLogger("fedboard.server")
 
 FORGET_S = 60.0  # between two looks for what may be forgotten
 POPULATION_S = 60.0  # how long the number of enrolled devices may be out of date
+KEYS_KEPT = 1000  # seal keys of rounds, in memory
 PROBE_S = 1.0  # how long the answer to whether the server is ready may be out of date
 _HEX_16, _HEX_64 = re.compile("[0-9a-f]{16}"), re.compile("[0-9a-f]{64}")
 # updates of a group, or scores, by the round they count in
@@ -152,9 +161,10 @@ class Coordinator:
         rng: np.random.Generator | None = None,
         replica: str | None = None,
         codes_needed: bool = False,
+        helper: Helper | None = None,
     ):
         """`rng` spreads the retry times; `replica` names this server among those that share the
-        store. `codes_needed`: to enrol.
+        store. `codes_needed`: to enrol. `helper`: who takes the masks off sums, if anybody does.
         """
         self.store, self.blobs = store, blobs
         if replica is None:
@@ -165,6 +175,7 @@ class Coordinator:
         self._lock = threading.Lock()
         self.differences = Differences(blobs)
         self._tasks: dict[str, Task] = {}
+        self._seal_keys: dict[At, str] = {}  # public halves, of rounds of late
         self._probed_at = -np.inf
         self._probe_failed: Exception | None = None
         self._population, self._population_at = 1, -np.inf
@@ -175,6 +186,13 @@ class Coordinator:
         self._sums, self._has_begun = OpenSums(keys, replica), False
         self.round_keys = chain.RoundKeys(keys)
         self._to_do: dict[str, str] = {}  # by task: what its operator was told of its certificate
+        self.helping = None if helper is None else Helping(store, self.server, helper)
+        # how masked sums are opened, by the aggregation of their tasks
+        self.openers: dict[Aggregation, Opener] = {}
+        if self.helping is not None:
+            self.openers[Aggregation.HELPER] = self.helping.opener
+        self.waits: dict[str, str] = {}  # by task: what its frozen round waits for
+        self._opening = threading.Lock()  # one thread opens sums
 
     # what devices ask
 
@@ -253,8 +271,29 @@ class Coordinator:
         task, genuine = self._task(name), report.body_digest in (None, hashed)
         value = None
         if task is not None and genuine:
-            value = judge(report.body, report.kind, task, number)
+            with self.store.reading() as rows:
+                bound = self._bound(rows, task, number, report.device)
+            value = judge(report.body, report.kind, task, number, bound)
         return Judged(hashed, genuine, name, number, value)
+
+    def _bound(self, rows: Rows, task: Task, round: int, device: str) -> Bound | None:
+        """What the seal of a device's report is for; None if there can be none."""
+        if not asks_helper(task):
+            return None
+        agreed, at = terms(task), (task.name, round)
+        if at not in self._seal_keys:
+            signed = rows.seals.key(task.name, round)
+            key = None if signed is None else seal_key_in(signed, agreed.helper)
+            if key is None:
+                return None
+            if len(self._seal_keys) >= KEYS_KEPT:
+                self._seal_keys = {}
+            self._seal_keys[at] = key.key
+        public = rows.public_key(device)
+        if public is None:
+            return None
+        named = task_id(self.server, task.name)
+        return Bound(self.server, named, round, agreed.name, public, self._seal_keys[at])
 
     def handle(
         self,
@@ -509,16 +548,18 @@ class Coordinator:
         with self._doubting_sums(), self.store.transaction(durable=acknowledging) as rows:
             ledger = Ledger(rows, now, devices, names, nonces)
             self._drop_overdue(rows, ledger)
-            if not ledger.over:
+            if not ledger.over and not ledger.frozen:
                 for request, opinion in zip(requests, judged, strict=True):
                     answer = self._answer(request, opinion, ledger, rows, counted)
                     ledger.tell_when(request.device, answer)
                     answers.append(answer)
-                    if ledger.over:
+                    if ledger.over or ledger.frozen:
                         break
             for at, reports in counted.items():
                 self._sums.save(rows, at, self._add(rows, at, reports, ledger))
             ledger.write()
+            for name in ledger.frozen:
+                self._freeze(rows, ledger.tasks[name].task, ledger.rounds[name], now)
         self._sums.stored()
         for each in ledger.over:
             try:
@@ -587,7 +628,7 @@ class Coordinator:
             return Refused(Cause.WRONG_ROUND)
         if isinstance(request, Abandoning):
             return self._abandoned(request, work, ledger)
-        return self._reported(request, work, judged, ledger, counted)
+        return self._reported(request, work, judged, ledger, rows, counted)
 
     def _checked_in(self, request: CheckingIn, ledger: Ledger, rows: Rows) -> Assignment | Reject:
         """Open work again, whenever it is asked for; else, in its time, a place, a ticket for one,
@@ -687,6 +728,8 @@ class Coordinator:
             return cause or Cause.ROUND_FULL  # there is nothing to compare
         if chain.needs(task) and self._proof(task, round.state.round, base, ledger, rows) is None:
             return Cause.UNCERTIFIED
+        if asks_helper(task) and ledger.seal_key(task.name, round.state.round) is None:
+            return cause or Cause.NO_HELPER
         if cause is not None:
             if stored.state is State.RUNNING:
                 ledger.tell(task.name, TurnedAway(ledger.now))
@@ -744,6 +787,7 @@ class Coordinator:
         work: StoredAssignment,
         judged: Judged | None,
         ledger: Ledger,
+        rows: Rows,
         counted: Counted,
     ) -> Answer:
         task, now = ledger.tasks[work.task].task, ledger.now
@@ -754,11 +798,19 @@ class Coordinator:
         if work.status is not AssignmentStatus.OPEN:
             return self._again(work, name, task, ledger)
         round = ledger.rounds[task.name].state
+        if round.phase is Phase.UNMASKING:  # nothing joins a sum that is being opened
+            if task.rules.buffered:
+                return Refused(Cause.UNAVAILABLE, "the round's sum is being opened; send it again")
+            ledger.settle(
+                work, status=AssignmentStatus.CLOSED, cause=Cause.SURPLUS, update_hash=name
+            )
+            return Reject(Cause.SURPLUS, self._retry(Cause.SURPLUS, task.rules, now))
         value = None
         if judged is not None and (judged.task, judged.round) == (work.task, work.round):
             value = judged.value
         if value is None:  # not judged, as part of other work, or before it was assigned
-            value = judge(request.body, request.kind, task, work.round)
+            bound = self._bound(rows, task, work.round, work.device)
+            value = judge(request.body, request.kind, task, work.round, bound)
         if isinstance(value, ReleaseScores):
             released = ledger.published(task.population)
             if not {value.release, value.before or value.release} <= released:
@@ -889,6 +941,7 @@ class Coordinator:
             task_id=task_id(self.server, task.name),
             certificate=None if proof is None else proof.certificate,
             link=None if proof is None else proof.link,
+            seal_key=ledger.seal_key(task.name, work.round) if asks_helper(task) else None,
         )
 
     def _proof(
@@ -939,6 +992,8 @@ class Coordinator:
             tasks = {stored.task.name: stored.task for stored in rows.tasks()}
             for name, round in rows.open_rounds().items():
                 rules = tasks[name].rules
+                if round.state.phase is Phase.UNMASKING:
+                    continue
                 if (
                     round.state.phase not in OPEN
                     or advance(round.state, Tick(now), rules) != round.state
@@ -956,14 +1011,21 @@ class Coordinator:
         """Close a round that has committed or was abandoned, and open the next. If this fails, or
         the process dies, the next group does it.
         """
-        state, rules = round.state, task.rules
-        about = {"task": task.name, "round": state.round}
         trains, after, parts = task.kind is Kind.TRAINING, None, None
         compares = task.kind is Kind.RELEASES  # what it counted outlasts a round that is abandoned
-        if compares or state.phase is Phase.COMMITTED:
-            parts = self._parts(task.name, state.round)
+        if compares or round.state.phase is Phase.COMMITTED:
+            parts = self._parts(task.name, round.state.round)
         if parts and trains:
-            after = self._next_checkpoint(task, round, parts, now)
+            total = mechanism.of(task).total(parts)
+            after = self._next_checkpoint(task, round, total, now)
+        self._close(task, round, _End(parts, after), now)
+
+    def _close(self, task: Task, round: StoredRound, end: "_End", now: float) -> None:
+        """Close a round with what it has come to, and open the next; nothing if it is closed."""
+        state, rules = round.state, task.rules
+        about = {"task": task.name, "round": state.round}
+        trains, compares = task.kind is Kind.TRAINING, task.kind is Kind.RELEASES
+        after, parts = end.after, end.parts
         if after is None if trains else parts is None:
             state = replace(state, phase=Phase.ABANDONED)
         with self._doubting_sums(), self.store.transaction(durable=True) as rows:
@@ -978,6 +1040,8 @@ class Coordinator:
             elif parts and not trains and not compares:
                 rows.add_scores(task.name, state.round, scores.add(each.total for each in parts))
             closed = comparing.close(rows, task, parts, now) if compares and parts else None
+            if still_open.state.phase is Phase.UNMASKING:
+                self._say(rows, task, state, end.reason)
             committed = rows.committed(task.name) + (state.phase is Phase.COMMITTED)
             finished = 0 < rules.rounds <= committed
             ends = Cause.ROUND_CLOSED if state.phase is Phase.ABANDONED else Cause.SURPLUS
@@ -1003,10 +1067,99 @@ class Coordinator:
         self._sums.ended((task.name, state.round))
         self.store.tidy()
         told = {"phase": str(state.phase), "counted": state.reported}
+        if end.reason:
+            told |= {"reason": end.reason}
         log.info("round closed", extra=about | told)
         for release, verdict in (closed.stopped if closed else {}).items():
             where = {"population": task.population, "release": release}
             log.warning("release stopped: %s", verdict.why, extra=about | where)
+
+    def _say(self, rows: Rows, task: Task, state: RoundState, reason: str) -> None:
+        """Keep why a masked round was abandoned; of one that is committed, how many of its devices
+        were in the last sum too: what they sent twice could be told by the difference.
+        """
+        if state.phase is Phase.ABANDONED:
+            rows.say_of_round(task.name, state.round, reason[: SENTENCE.most])
+            return
+        oldest = state.round - terms(task).max_staleness
+        members = member_names(task, rows.counted_in(task.name, state.round, oldest))
+        last = rows.seals.last(task.name)
+        rows.say_of_round(task.name, state.round, overlap=len(members & split(last)))
+        rows.seals.set_last(task.name, b"".join(sorted(members)))
+
+    # sums that are masked
+
+    def _freeze(self, rows: Rows, task: Task, round: StoredRound, now: float) -> None:
+        """No report joins a round whose sum is to be opened, and nobody works for it any more."""
+        state, rules = round.state, task.rules
+        if not rules.buffered:
+            late = is_over(state, now, rules)
+            rows.close_work(task.name, state.round, Cause.TIMED_OUT if late else Cause.SURPLUS)
+        opener = self.openers.get(task.aggregation)
+        if opener is not None:
+            opener.freeze(rows, Frozen(task, state.round, state.reported), now)
+
+    def open_sums(self, now: float) -> None:
+        """Fetch what masked rounds need of others, and close the rounds whose masks have come.
+        Devices are answered meanwhile. One thread does it; any other returns at once.
+        """
+        if not self._opening.acquire(blocking=False):
+            return
+        try:
+            with self._lock:
+                self._begin(now)
+            with self.store.reading() as rows:
+                stored, open_rounds = rows.tasks(), rows.open_rounds()
+            failed: Exception | None = None
+            for task in (each.task for each in stored if each.task.name in open_rounds):
+                if open_rounds[task.name].state.phase is not Phase.UNMASKING:
+                    self.waits.pop(task.name, None)
+                    continue
+                try:
+                    self._open(task, open_rounds[task.name], now)
+                except Exception as error:  # the others are opened all the same
+                    failed = error
+            if self.helping is not None:
+                self.helping.prepare(now)
+                self.helping.look(now)
+            if failed is not None:
+                raise failed
+        finally:
+            self._opening.release()
+
+    def _open(self, task: Task, round: StoredRound, now: float) -> None:
+        frozen = Frozen(task, round.state.round, round.state.reported)
+        opener = self.openers.get(task.aggregation)
+        if opener is None:
+            self.waits[task.name] = f"this server has nobody to open sums: it asks no {task.aggregation}"
+            return
+        answer = opener.ask(frozen, now)
+        if isinstance(answer, Waiting):
+            self.waits[task.name] = answer.why
+            return
+        self.waits.pop(task.name, None)
+        end = _End(reason=answer.reason) if isinstance(answer, Never) else None
+        end = end or self._opened(task, round, answer, now)
+        phase = Phase.ABANDONED if end.reason else Phase.COMMITTED
+        with self._lock:
+            self._close(task, replace(round, state=replace(round.state, phase=phase)), end, now)
+        opener.ended(frozen)
+
+    def _opened(self, task: Task, round: StoredRound, mask: Mask, now: float) -> "_End":
+        """What a frozen round comes to, now that its mask is known."""
+        with self._lock:
+            parts = self._parts(task.name, round.state.round)
+        if not parts:
+            return _End(reason="what it counted cannot be read: its key is lost")
+        opened = mechanism.opened(task, parts, mask.words)
+        if isinstance(opened, str):
+            return _End(reason=opened)
+        if task.kind is not Kind.TRAINING:
+            return _End([opened])
+        after = self._next_checkpoint(task, round, opened, now)
+        if after is None:
+            return _End(reason="its weights are too large for float16: lower the learning rate")
+        return _End([opened], after)
 
     def _parts(self, task: str, number: int) -> list[Sum] | None:
         """What all replicas have counted of a round; None if one of the sums cannot be read any
@@ -1019,9 +1172,11 @@ class Coordinator:
                 return None
 
     def _next_checkpoint(
-        self, task: Task, round: StoredRound, parts: Sequence[Sum], now: float
+        self, task: Task, round: StoredRound, total: Sum, now: float
     ) -> StoredCheckpoint | None:
-        """The round's checkpoint of the sums of all replicas; None if its weights cannot travel."""
+        """The round's checkpoint of what all replicas have counted; None if its weights cannot
+        travel.
+        """
         number = round.state.round
         with self.store.reading() as rows:
             base = rows.checkpoint(task.name, round.base)
@@ -1031,7 +1186,7 @@ class Coordinator:
                 f"the checkpoint round {number} starts from is not in the database",
                 "restore the database from a backup",
             )
-        return closing.next_checkpoint(task, number, base, parts, self.blobs, now)
+        return closing.next_checkpoint(task, number, base, total, self.blobs, now)
 
     # operators
 
@@ -1064,6 +1219,16 @@ class Coordinator:
         if self.codes_needed:
             rows.use_code(hashed, device)
         self._population += 1
+
+
+@dataclass(frozen=True)
+class _End:
+    """What a round has come to."""
+
+    # what its replicas have counted, or the one sum that was opened; None where that cannot be read
+    parts: Sequence[Sum] | None = None
+    after: StoredCheckpoint | None = None  # of a training task that goes on from another one
+    reason: str = ""  # why nothing came of a masked sum
 
 
 def _has_all(task: Task, round: StoredRound, check_in: CheckIn) -> bool:

@@ -71,6 +71,7 @@ from server import (
     memory,
     openapi,
     operators,
+    others,
     overview,
     releases,
 )
@@ -120,6 +121,7 @@ class Health:
     """The answer to whoever asks whether the server lives."""
 
     status: str = "ok"
+    helper: str = ""  # whether the one that opens sums answers; empty: none is asked
 
 
 @dataclass(frozen=True)
@@ -225,6 +227,7 @@ class _Service:
         self.work_reads: Groups[tuple[str, str, Nonce], StoredAssignment | Refused] = Groups(
             coordinator.works_of, wait_s=0.0, fails_all=lambda error: True
         )
+        self.others = others.Others(coordinator.open_sums, clock, tick_s)
         # hashing and adding up let go of the interpreter: other cores do them
         self.judges = ThreadPoolExecutor(JUDGES, "judge")
         self.of_devices = Buckets(limits.device_burst, limits.device_per_s)
@@ -253,9 +256,11 @@ class _Service:
         @contextlib.asynccontextmanager
         async def ticking(_: FastAPI) -> AsyncIterator[None]:
             ticks = asyncio.create_task(self.tick_for_ever())
+            self.others.start()
             # a server that was killed may have left some
             differences = asyncio.create_task(self.work_out(None))
             yield
+            await run_in_threadpool(self.others.stop)
             ticks.cancel()
             differences.cancel()
             # a signal ends the process after this: nothing stays in the log
@@ -366,6 +371,7 @@ class _Service:
                 self.create_task,
                 _operators(contract.TaskReport, 400, 404, 409, 413, body=contract.TaskSettings),
             ),
+            ("GET", "/v1/helper", self.helper, _operators(contract.HelperHere)),
             ("GET", "/v1/tasks", self.tasks, _operators(contract.TaskReports)),
             (
                 "GET",
@@ -607,6 +613,10 @@ class _Service:
         self.update_bytes = {}
         return await self.changed(request, "created", new.name)
 
+    async def helper(self, request: Request) -> Response:
+        self.may_read(request)
+        return _json(await run_in_threadpool(operators.helper, self.coordinator, self.clock()))
+
     async def tasks(self, request: Request) -> Response:
         self.may_read(request)
         return _json(await run_in_threadpool(operators.reports, self.coordinator, self.clock()))
@@ -649,6 +659,7 @@ class _Service:
         message = bodies.parsed(Signed, await self.body(request, MESSAGE_BYTES))
         name = request.path_params["name"]
         await run_in_threadpool(operators.certify, self.coordinator, name, message, self.clock())
+        self.others.hurry()  # its helper is told, and gives keys
         return await self.changed(request, "certified", name)
 
     async def changed(self, request: Request, what: str, task: str) -> Response:
@@ -729,7 +740,10 @@ class _Service:
         return await self.blob_answer(request, name, taken, "public")
 
     async def healthz(self, _: Request) -> Response:
-        return _json(Health())
+        helping = self.coordinator.helping
+        if helping is None:
+            return _json(Health())
+        return _json(Health(helper="gives nothing" if helping.standing.problem else "answers"))
 
     async def readyz(self, request: Request) -> Response:
         """Ready while the store can be written."""

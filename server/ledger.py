@@ -6,14 +6,16 @@ from dataclasses import replace
 from typing import Any
 
 from device_runtime.causes import Cause
-from device_runtime.wire import OPEN, Ack, Reject
+from device_runtime.update import Sealed
+from device_runtime.wire import OPEN, Ack, Phase, Reject, Signed
 from server import pacing, places
 from server.chain import Given
 from server.eligibility import History
 from server.pacing import Told
 from server.places import Ticket
 from server.requests import Answer, Nonce
-from server.rounds import Asked, Event, Tick, Withdrawn, advance
+from server.rounds import Asked, Event, Tick, Withdrawn, advance, frozen
+from server.seal_rows import StoredSeal
 from server.store import (
     ASSIGNED,
     DROPPED,
@@ -26,7 +28,7 @@ from server.store import (
     StoredCheckIn,
     StoredRound,
 )
-from server.task import assignment_name
+from server.task import assignment_name, is_masked
 
 # of a check-in that is not the last word about the device in this round
 _PROVISIONAL = (Cause.SELECTING.value, Cause.TOO_EARLY.value)
@@ -51,6 +53,7 @@ class Ledger:
         self.rounds = rows.open_rounds()
         # by task, round and checkpoint: who signed it, as far as it was asked for
         self.proofs: dict[tuple[str, int, str], Given | None] = {}
+        self.frozen: list[str] = []  # tasks whose rounds have got enough, and have masked sums
         self._changed_rounds: dict[str, StoredRound] = {}
         for task, round in list(self.rounds.items()):
             if (round.state.last_admitted or now) > now + pacing.SKEW_S:
@@ -78,6 +81,8 @@ class Ledger:
         self._changed_assignments: dict[str, StoredAssignment] = {}
         self._changed_participations: dict[tuple[str, str], Participation] = {}
         self._changed_check_ins: dict[tuple[str, str], StoredCheckIn] = {}
+        self._new_seals: dict[tuple[str, int], list[StoredSeal]] = {}
+        self._seal_keys: dict[tuple[str, int], Signed | None] = {}
         self._counts: dict[tuple[str, int], Counter[str]] = {}
         self._causes: Counter[tuple[str, int, str, str]] = Counter()
         self._named: Mapping[str, str] | None = None
@@ -99,8 +104,11 @@ class Ledger:
 
     @property
     def over(self) -> list[StoredRound]:
-        """Rounds that have come to their end and are not closed."""
-        return [each for each in self.rounds.values() if each.state.phase not in OPEN]
+        """Rounds that have come to their end and are not closed, nor wait for what opens their
+        sums.
+        """
+        waiting = (*OPEN, Phase.UNMASKING)
+        return [each for each in self.rounds.values() if each.state.phase not in waiting]
 
     def is_new(self, device: str, nonce: Nonce) -> bool:
         """Note a nonce; False if the device used it before."""
@@ -182,6 +190,10 @@ class Ledger:
         """Let an event happen to the open round of a task; whether more than time has passed."""
         before = self.rounds[task].state
         after = advance(before, event, self.tasks[task].task.rules)
+        if is_masked(self.tasks[task].task) and after.phase is not before.phase:
+            after = frozen(after)
+            if after.phase is Phase.UNMASKING:
+                self.frozen.append(task)
         if after != before:
             self.save(replace(self.rounds[task], state=after))
         return (after.admitted, after.reported, after.dropped) != (
@@ -245,6 +257,21 @@ class Ledger:
                     self._causes[task, number, REFUSED, cause] += more
         self._check_ins[device, task] = self._changed_check_ins[device, task] = after
 
+    def seal_key(self, task: str, round: int) -> Signed | None:
+        """The helper's key of a round; None if it has not been fetched."""
+        at = task, round
+        if at not in self._seal_keys:
+            self._seal_keys[at] = self._rows.seals.key(task, round)
+        return self._seal_keys[at]
+
+    def keep_seal(self, work: StoredAssignment, sealed: Sealed) -> None:
+        """Keep what only the helper reads of a report that the open round counts."""
+        kept = StoredSeal(
+            work.assignment, work.device, work.round, sealed.seal, sealed.signature
+        )
+        at = work.task, self.rounds[work.task].state.round
+        self._new_seals.setdefault(at, []).append(kept)
+
     def participated(self, device: str, task: str) -> None:
         """The open round of the task has counted the device."""
         number, before = self.rounds[task].state.round, self._participations.get((device, task))
@@ -270,5 +297,7 @@ class Ledger:
         rows.note_check_ins(self._changed_check_ins)
         rows.tell(self._changed_told)
         rows.save_participations(self._changed_participations)
+        for (task, number), counted in self._new_seals.items():
+            rows.seals.add(task, number, counted)
         rows.add_counts(self._counts)
         rows.add_outcomes(self._causes)

@@ -20,7 +20,8 @@ alone, so another way is another record. A round waits in UNMASKING as long as i
 Waiting: a helper that is away costs time and no report.
 """
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,6 +29,9 @@ from numpy.typing import NDArray
 
 from server.store import Rows
 from server.task import Task
+
+
+NAME_BYTES = 16  # of a device in a sum, hashed
 
 
 @dataclass(frozen=True)
@@ -74,3 +78,14 @@ class Opener:
     freeze: Callable[[Rows, Frozen, float], None]
     ask: Callable[[Frozen, float], Mask | Waiting | Never]
     ended: Callable[[Frozen], None]
+
+
+def member_names(task: Task, devices: Iterable[str]) -> set[bytes]:
+    """Devices of a sum by names that say nothing to whoever does not know the task's seed."""
+    about = f"fedboard-members-v1 {task.seed} {task.name}"
+    return {hashlib.sha256(f"{about} {each}".encode()).digest()[:NAME_BYTES] for each in devices}
+
+
+def split(names: bytes) -> set[bytes]:
+    """Such names that were written one after the other."""
+    return {names[at : at + NAME_BYTES] for at in range(0, len(names), NAME_BYTES)}

@@ -4,14 +4,17 @@ Tasks are made, shown, paused and rolled back. The messages are those of `server
 """
 
 import re
+from collections.abc import Mapping, Sequence
 
 from device_runtime import weights
 from device_runtime.causes import Cause
 from device_runtime.errors import CheckpointError, ConfigError, RunError
-from device_runtime.wire import Kind, Phase, Signed
+from device_runtime.terms import who_sees, why_exposed
+from device_runtime.wire import OPEN, SENTENCE, Kind, Phase, RoundReport, Signed
 from server import chain, mechanism, standings, tasks
 from server.contract import (
     Codes,
+    HelperHere,
     NewCodes,
     Rollback,
     RoundKey,
@@ -24,7 +27,7 @@ from server.coordinator import Coordinator
 from server.overview import exposure
 from server.requests import Refused
 from server.store import Rows, StoredTask
-from server.task import Task, why_devices_refuse
+from server.task import Task, is_masked, terms, why_devices_refuse
 
 _ROUND, _SHA = re.compile(r"[0-9]{1,9}"), re.compile(r"[0-9a-f]{64}")
 
@@ -41,6 +44,17 @@ def create(coordinator: Coordinator, settings: TaskSettings, now: float) -> None
         raise Refused(Cause.MALFORMED, str(error)) from None
     except RunError as error:
         raise Refused(Cause.WRONG_STATE, str(error)) from None
+
+
+def helper(coordinator: Coordinator, now: float) -> HelperHere:
+    """The helper that this server asks, and how it stands."""
+    if coordinator.helping is None:
+        return HelperHere()
+    standing, is_beside = coordinator.helping.look(now), coordinator.helping.helper.is_beside
+    report, problem = standing.report, standing.problem[: SENTENCE.most]
+    if report is None:
+        return HelperHere("", is_beside, 0, problem)
+    return HelperHere(report.helper, is_beside, report.least, problem)
 
 
 def put_checkpoint(coordinator: Coordinator, data: bytes) -> Stored:
@@ -109,7 +123,8 @@ def make_codes(coordinator: Coordinator, message: NewCodes, now: float) -> Codes
 def reports(coordinator: Coordinator, now: float) -> TaskReports:
     """Every task, oldest first."""
     with coordinator.store.reading() as rows:
-        return TaskReports(tuple(_report(rows, stored, now) for stored in rows.tasks()))
+        waits = coordinator.waits
+        return TaskReports(tuple(_report(rows, stored, waits, now) for stored in rows.tasks()))
 
 
 def report(coordinator: Coordinator, name: str, now: float) -> TaskReport:
@@ -120,10 +135,13 @@ def report(coordinator: Coordinator, name: str, now: float) -> TaskReport:
     return named[0]
 
 
-def _report(rows: Rows, stored: StoredTask, now: float) -> TaskReport:
+def _report(
+    rows: Rows, stored: StoredTask, waits: Mapping[str, str], now: float
+) -> TaskReport:
     task = stored.task
     certified = chain.standing(rows, task, stored.state, now)
-    newest = rows.reports(task, 0.0, most=1)[0]
+    *_, newest = reports = rows.reports(task, 0.0, most=2)
+    agreed = terms(task)
     current, privacy = None, ""
     if task.kind is Kind.TRAINING:
         current = rows.current(task.name)
@@ -149,4 +167,21 @@ def _report(rows: Rows, stored: StoredTask, now: float) -> TaskReport:
         certified.expires_at,
         certified.to_do,
         standings.stopped_sentence(rows, task.population) if task.kind is Kind.RELEASES else "",
+        aggregation=agreed.aggregation,
+        seen=who_sees(agreed) if is_masked(task) or task.kind is Kind.TRAINING else "",
+        exposed=why_exposed(agreed) if task.kind is Kind.TRAINING else "",
+        waits=waiting(reports, waits.get(task.name, "")),
     )
+
+
+def waiting(reports: Sequence[RoundReport], why: str) -> str:
+    """What the newest of a task's rounds waits for if its sum is being opened, or else why the last
+    one that was closed came to nothing, in a sentence; empty if there is nothing to say.
+    """
+    newest = reports[-1]
+    if newest.phase is Phase.UNMASKING:
+        return f"round {newest.round} waits for its sum to be opened: {why or 'it is being asked'}"
+    last = next((each for each in reports[::-1] if each.phase not in OPEN), None)
+    if last is None or not last.reason:
+        return ""
+    return f"round {last.round} was abandoned: {last.reason}"

@@ -7,7 +7,8 @@ buffered round has a window whenever fewer than a cohort are at work, counts who
 commits at the report goal; who is still at work then reports into a later round. A round for which
 only devices come that were counted too few rounds ago ends with what it has: the next one is a
 round further. Who a device is, and that it reports once, is the ledger's affair: a round only
-counts. Sources: Bonawitz et al. 2019, arXiv:1902.01046 (selection, reporting, over-selection);
+counts. Where the sum is masked, a round that has enough waits in UNMASKING until it is opened, or
+never can be. Sources: Bonawitz et al. 2019, arXiv:1902.01046 (selection, reporting, over-selection);
 Nguyen et al. 2022, arXiv:2106.06639 (FedBuff).
 """
 
@@ -231,6 +232,13 @@ def following(state: RoundState, rules: Rules) -> RoundState:
             places=replace(state.places, turned_away_at=None),
         )
     return RoundState(state.round + 1)
+
+
+def frozen(state: RoundState) -> RoundState:
+    """The state of a round whose sum is masked: one that has enough is committed only once that
+    sum has been opened.
+    """
+    return replace(state, phase=Phase.UNMASKING) if state.phase is Phase.COMMITTED else state
 
 
 def is_over(state: RoundState, now: float, rules: Rules) -> bool:

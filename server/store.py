@@ -14,7 +14,7 @@ import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -59,7 +59,7 @@ from server.tables import (
     sums,
     tasks,
 )
-from server.task import State, Task
+from server.task import State, Task, agreeing
 
 Unusable = sa.exc.SQLAlchemyError  # what a store raises while its database cannot be used
 # of those, what no request has brought about: the database is away, locked or full
@@ -480,9 +480,16 @@ class Rows:
 
     def tasks(self) -> list[StoredTask]:
         """Oldest first. Raises ConfigError for a task of an unknown version."""
-        return [
+        kept = [
             StoredTask(_task(body), State(state), created_at)
             for body, state, created_at in self._connection.execute(_TASKS)
+        ]
+        named = {each.task.name: each.task for each in kept}
+        return [
+            replace(each, task=agreeing(each.task, named.get(each.task.evaluates)))
+            if each.task.evaluates
+            else each
+            for each in kept
         ]
 
     def set_state(self, task: str, state: State) -> None:
@@ -800,6 +807,12 @@ class Rows:
     def work_of(self, names: Iterable[str]) -> list[StoredAssignment]:
         """The assignments of devices that are open, or of a round that has not been closed."""
         return [_assignment(row) for row in self._of(_WORK, devices=names)]
+
+    def counted_in(self, task: str, round: int, oldest: int) -> list[str]:
+        """The devices that a round has counted, none of which was assigned before `oldest`."""
+        mine = (assignments.c.task == task) & (assignments.c.round >= oldest)
+        mine &= assignments.c.counted_in == round
+        return list(self._connection.execute(sa.select(assignments.c.device).where(mine)).scalars())
 
     def overdue(self, task: str, before: float) -> list[StoredAssignment]:
         """Open assignments of a task from before some time."""

@@ -145,11 +145,13 @@ class Task(TaskSettings):
     tokenizer: str  # SHA-256 of the vocabulary
     shapes: str  # `weights.shapes_hash` of the network
     dimension: int  # values of the network
+    # of a task that scores: those of the training task it belongs to; read there, never kept
+    agreed: Terms | None = None
 
     @property
     def body(self) -> bytes:
         """The row of the database, as JSON. What it started from stands in a table of its own."""
-        kept = [each.name for each in fields(self) if each.name != "checkpoint"]
+        kept = [each.name for each in fields(self) if each.name not in ("checkpoint", "agreed")]
         return config.to_json({name: getattr(self, name) for name in kept})
 
     @property
@@ -229,8 +231,10 @@ def is_masked(task: TaskSettings) -> bool:
 @functools.lru_cache(maxsize=64)
 def terms(task: Task) -> Terms:
     """How a task's updates are encoded and added up, and who can see them: what its certificate
-    says, and devices keep it to.
+    says, and devices keep it to. A task that scores has those of its training task.
     """
+    if task.agreed is not None:
+        return task.agreed
     rules = task.rules
     return Terms(
         task.aggregation,
@@ -247,6 +251,12 @@ def terms(task: Task) -> Terms:
         is_beside=task.is_beside,
         **vars(task.secagg),
     )
+
+
+@functools.lru_cache(maxsize=64)
+def agreeing(task: Task, trained: Task | None) -> Task:
+    """A task that scores, with the terms of the training task that it belongs to."""
+    return task if trained is None else replace(task, agreed=terms(trained))
 
 
 def task_of(settings: TaskSettings, tokenizer: str, shapes: str, dimension: int) -> Task:

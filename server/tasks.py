@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from device_runtime import limits, weights
 from device_runtime.errors import CheckpointError, ConfigError, RunError
+from device_runtime.terms import Aggregation
 from device_runtime.weights import Checkpoint
 from device_runtime.wire import Kind
 from server import closing
@@ -18,7 +19,7 @@ from server.coordinator import Coordinator
 from server.pacing import JITTER, LEAST_S
 from server.rounds import RETRY_S, RoundState
 from server.store import Rows, Store, StoredCheckpoint
-from server.task import Task, TaskSettings, task_of
+from server.task import Task, TaskSettings, agreeing, openable, task_of
 
 
 def create(
@@ -32,6 +33,8 @@ def create(
     releases has those devices compare the releases that they run. Without a seed
     the rotations cannot be foretold; with one, the same updates make the same checkpoints.
 
+    A task that aggregates by a helper has the one that this server asks, and needs it there.
+
     Raises ConfigError for settings that do not hold together or under which no device could ever
     work, or a sum that could overflow, CheckpointError for weights that do not fit float16, and
     RunError if there is a task of that name, no training task to evaluate, or a blob or the store
@@ -40,6 +43,8 @@ def create(
     _require_workable(settings)
     if settings.seed is None:
         settings = replace(settings, seed=secrets.randbits(63))
+    if settings.kind is Kind.TRAINING:
+        settings = _helped(coordinator, openable(settings), now)
     store, blobs = coordinator.store, coordinator.blobs
     with coordinator.locked():
         if settings.kind is not Kind.TRAINING:
@@ -94,6 +99,40 @@ def _require_workable(settings: TaskSettings) -> None:
         )
 
 
+def _helped(coordinator: Coordinator, settings: TaskSettings, now: float) -> TaskSettings:
+    """Settings with the key of the helper that this server asks. Raises ConfigError for another's,
+    and RunError if it is not there.
+    """
+    if settings.aggregation is not Aggregation.HELPER:
+        return settings
+    if coordinator.helping is None:
+        raise ConfigError(
+            "task.aggregation",
+            "expected a helper that this server asks, found none",
+            "start the server with one, or ask by name for another aggregation: with plain, the "
+            "server can read every update",
+        )
+    standing = coordinator.helping.look(now)
+    if standing.report is None:
+        raise RunError("helper", standing.problem, "a task cannot begin before it is there")
+    report = standing.report
+    if settings.helper not in ("", report.helper):
+        raise ConfigError(
+            "task.helper",
+            f"expected the helper that this server asks, {report.helper}, found {settings.helper}",
+            "correct the key, or have the server ask that one",
+        )
+    if settings.rules.fewest < report.least:
+        raise ConfigError(
+            "task.least_count",
+            f"expected at least the {report.least} that the helper insists on, found "
+            f"{settings.least_count}",
+            "raise it and the report goal, or have the helper's owner lower its own",
+        )
+    is_beside = coordinator.helping.helper.is_beside
+    return replace(settings, helper=report.helper, is_beside=is_beside)
+
+
 def _training(
     blobs: Blobs, settings: TaskSettings, start: Checkpoint, now: float
 ) -> tuple[Task, StoredCheckpoint]:
@@ -125,14 +164,22 @@ def _evaluating(store: Store, settings: TaskSettings) -> tuple[Task, StoredCheck
             "see `fedboard task list`",
         )
     trained = named[0]
-    settings = replace(settings, plan=settings.plan or trained.plan, population=trained.population)
+    settings = replace(
+        settings,
+        plan=settings.plan or trained.plan,
+        population=trained.population,
+        # who sees what was agreed for the training task
+        **{name: getattr(trained, name) for name in ("aggregation", "helper", "is_beside")},
+        least_count=trained.least_count,
+        secagg=trained.secagg,
+    )
     task = task_of(
         settings,
         tokenizer=trained.tokenizer,
         shapes=trained.shapes,
         dimension=trained.dimension,
     )
-    return task, newest
+    return agreeing(task, trained), newest
 
 
 def _require_new(rows: Rows, name: str) -> None:
