@@ -53,6 +53,7 @@ from device_runtime.terms import Terms
 from device_runtime.weights import digest
 
 _NONCE = bytes(12)  # the same always: each key is of one box
+_ANYBODY = X25519PrivateKey.from_private_bytes(bytes(32))  # no secret: to try others' keys with
 
 
 class Distrust(StrEnum):
@@ -60,6 +61,7 @@ class Distrust(StrEnum):
 
     TOO_FEW = "too_few"  # others are left to hide among: nobody need have lied
     BAD_SIGNATURE = "bad_signature"  # keys that their device did not sign for this round
+    BAD_KEY = "bad_key"  # of small order: whoever uses it has no secret
     REPLAYED_KEY = "replayed_key"  # a key that stands there twice
     FORGED_NEIGHBOURS = "forged_neighbours"  # other ones than the order and the degree give
     FOREIGN_SHARES = "foreign_shares"  # boxes or shares of others than it is asked for
@@ -204,10 +206,7 @@ def share(state: Advertising, roster: Roster, random: Random) -> tuple[Sharing, 
     ]
     box_secrets, boxes = {}, []
     for each in roster.neighbours:
-        try:
-            secret = _exchanged(state.box_key, each.keys.box_key)
-        except ValueError:
-            return Refused(Distrust.BAD_SIGNATURE, f"place {each.place}: a key that is none")
+        secret = _exchanged(state.box_key, each.keys.box_key)
         at = each.place + 1
         plain = b"".join(_written(shamir.share(*each_of, at)) for each_of in polynomials)
         key = _box_key(session, secret, own.box_key, each.keys.box_key)
@@ -248,10 +247,7 @@ def mask(
             shares[each.place] = plain
     words = packing.pack(numbers, by)
     for each in beside:
-        try:
-            stream = shared_stream(session, state.before.mask_key, each.keys.mask_key, by)
-        except ValueError:
-            return Refused(Distrust.BAD_SIGNATURE, f"place {each.place}: a key that is none")
+        stream = shared_stream(session, state.before.mask_key, each.keys.mask_key, by)
         if roster.place < each.place:
             words += stream
         else:
@@ -343,7 +339,9 @@ def rank(order: str, public_key: str) -> str:
 
 
 def why_not_keys(session: Session, keys: Advertised) -> Distrust | None:
-    """Whether a device signed these keys, for this round and no other."""
+    """Whether these are keys, signed by their device for this round and no other."""
+    if not all(map(_is_key, (keys.mask_key, keys.box_key))):
+        return Distrust.BAD_KEY
     message = session.keys_message(keys.public_key, keys.mask_key, keys.box_key)
     valid = signing.verified(keys.public_key, message, bytes.fromhex(keys.signature))
     return None if valid else Distrust.BAD_SIGNATURE
@@ -364,7 +362,7 @@ def shared_stream(
     session: Session, private: X25519PrivateKey, peer: str, by: Layout
 ) -> NDArray[np.uint64]:
     """The mask that two neighbours share: uint64 [words]. Of the two the one that stands earlier
-    in the circle adds it and the other takes it off. Raises ValueError for a key that is none.
+    in the circle adds it and the other takes it off. Raises ValueError for a key of small order.
     """
     between = sorted((public_of(private), peer))
     seed = _derived(_exchanged(private, peer), session.message("shared", *between))
@@ -402,10 +400,10 @@ def _why_not_beside(state: Advertising, roster: Roster, graph: Graph) -> Refused
     if is_repeated((state.advertised, *keys.values())):
         return Refused(Distrust.REPLAYED_KEY, "roster: a key stands there twice")
     for place, each in keys.items():
-        if why_not_keys(state.session, each):
+        distrust = why_not_keys(state.session, each)
+        if distrust:
             return Refused(
-                Distrust.BAD_SIGNATURE,
-                f"roster: the keys at place {place} are not signed for this round",
+                distrust, f"roster: place {place} has no keys that its device signed for this round"
             )
     circle = sorted((keys | {roster.place: state.advertised}).items())
     ranks = [rank(roster.order, each.public_key) for _, each in circle]
@@ -449,6 +447,14 @@ def _opened(key: bytes, box: Box) -> bytes | None:
 
 def _box_key(session: Session, secret: bytes, sender: str, receiver: str) -> bytes:
     return _derived(secret, session.message("box", sender, receiver))
+
+
+def _is_key(public: str) -> bool:
+    try:
+        _exchanged(_ANYBODY, public)
+    except ValueError:
+        return False
+    return True
 
 
 def _exchanged(private: X25519PrivateKey, peer: str) -> bytes:
