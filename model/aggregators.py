@@ -2,12 +2,11 @@
 
 The plain mean, the mean of updates encoded as devices encode them, or a private mean.
 
-`Encoded` repeats `device_runtime.quantize` in TensorFlow operations: clip -> rotate -> round at
-random to b bits, and as on the server the clip of what that is read as, and one inverse rotation of
-the weighted mean. The rotation is
-the device's own, sign for sign; the rounding draws other random numbers of the same distribution.
-Every draw follows from the seed, the round and the client's own delta, so a resumed run repeats bit
-for bit.
+`Encoded` repeats `device_runtime.encoding` in TensorFlow operations: clip -> permute -> rotate ->
+round at random in one range; codes are added up as whole numbers, and the sum becomes a mean delta
+once a round. Permutation, rotation and range are the device's own; the rounding draws other random
+numbers of the same distribution. Every draw follows from the seed, the round and the client's own
+delta, so a resumed run repeats bit for bit. Masks are not simulated: what they add, the sum loses.
 """
 
 import functools
@@ -20,7 +19,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_federated as tff
 
-from device_runtime import quantize
+from device_runtime import encoding, quantize
 from device_runtime.errors import ConfigError
 from device_runtime.update import encoded_bytes
 from device_runtime.wire import Plan
@@ -63,7 +62,8 @@ def build(
             averaging.seed,
         ), False
     if averaging.encoded:
-        return Encoded(averaging.clipping_norm, averaging.bits, averaging.seed), True
+        clients = averaging.clients_per_round
+        return Encoded(averaging.clipping_norm, averaging.bits, averaging.seed, clients), True
     # with nobody's weight left, a mean of 0
     return tff.aggregators.MeanFactory(no_nan_division=True), True
 
@@ -110,18 +110,20 @@ def private(
 
 @dataclass(frozen=True)
 class Encoded(tff.aggregators.WeightedAggregationFactory):
-    """The weighted mean of deltas that went through the device's encoding.
+    """The mean of deltas that went through the device's encoding.
 
-    State: rounds done, so that each has a rotation of its own.
+    Every client whose weight is above 0 counts once, as devices do. State: rounds done, so that no
+    two round alike.
 
-    Measures over the clients that count (weight above 0): the share that was clipped, the mean norm
-    before it, and the bytes one upload takes. Two clients with the very same delta round alike. A
-    cohort whose weights add up to 0 has a mean of 0.
+    Measures over the clients that count: the share that was clipped, the mean norm before it, and
+    the bytes one upload takes, plain and masked. Two clients with the very same delta round alike.
+    A cohort of nobody has a mean of 0.
     """
 
     clipping_norm: float  # largest L2 norm of a delta
     bits: int  # of one value of the upload
     seed: int
+    clients: int  # of a round, at most
 
     def __post_init__(self):
         Plan(bits=self.bits, clipping_norm=self.clipping_norm)  # which holds their bounds
@@ -133,48 +135,46 @@ class Encoded(tff.aggregators.WeightedAggregationFactory):
         weight_type: a scalar.
         """
         like = tff.types.type_to_tf_tensor_specs(value_type)
-        dimension = sum(spec.shape.num_elements() for spec in tf.nest.flatten(like))
+        sizes = [spec.shape.num_elements() for spec in tf.nest.flatten(like)]
+        by = encoding.Encoding(sum(sizes), self.bits, self.clipping_norm, self.seed)
+        codes_type = whole(by, self.clients)
 
-        @tff.tensorflow.computation(np.int32)
-        def draw_signs(done):
-            return signs(self.seed, done + 1, dimension)
+        @tff.tensorflow.computation
+        def public_signs():
+            return tf.constant(signs(by))
 
         @tff.tensorflow.computation(
-            value_type, weight_type, draw_signs.type_signature.result, np.int32
+            value_type, weight_type, public_signs.type_signature.result, np.int32
         )
         def encode_at_client(delta, weight, signs, done):
             arrays = tf.nest.flatten(delta)  # sorts a dict by its names
             vector = tf.concat([tf.reshape(array, [-1]) for array in arrays], axis=0)
-            weight = tf.cast(weight, tf.float32)
             clipped, norm = clip(vector, self.clipping_norm)
-            counts = tf.cast(weight > 0, tf.float32)
             draw = rounding_seed(self.seed, done + 1, vector)
-            # clip again, as the server does: rounding to few bits raises the norm
-            values, _ = clip(encode(clipped, signs, self.bits, draw), self.clipping_norm)
+            counts = weight > 0
+            share = tf.cast(counts, tf.float32)
             return OrderedDict(
-                values=weight * values,
-                weight=weight,
-                clients=counts,
-                clipped=counts * tf.cast(norm > self.clipping_norm, tf.float32),
-                norm=counts * tf.cast(norm, tf.float32),
+                codes=tf.cast(counts, codes_type)
+                * tf.cast(encode(clipped, signs, by, draw), codes_type),
+                clients=tf.cast(counts, tf.int32),
+                clipped=share * tf.cast(norm > self.clipping_norm, tf.float32),
+                norm=share * tf.cast(norm, tf.float32),
             )
 
         @tff.tensorflow.computation(
-            encode_at_client.type_signature.result, draw_signs.type_signature.result
+            encode_at_client.type_signature.result, public_signs.type_signature.result
         )
         def mean_at_server(total, signs):
-            vector = unrotate(
-                tf.math.divide_no_nan(total["values"], total["weight"]), signs, dimension
-            )
-            sizes = [spec.shape.num_elements() for spec in tf.nest.flatten(like)]
+            vector = mean(total["codes"], total["clients"], signs, by)
             arrays = [
                 tf.reshape(part, spec.shape)
                 for part, spec in zip(tf.split(vector, sizes), tf.nest.flatten(like), strict=True)
             ]
+            clients = tf.cast(total["clients"], tf.float32)
             measured = OrderedDict(
-                clipped=tf.math.divide_no_nan(total["clipped"], total["clients"]),
-                norm=tf.math.divide_no_nan(total["norm"], total["clients"]),
-                upload_bytes=tf.constant(encoded_bytes(dimension, self.bits), tf.int64),
+                clipped=tf.math.divide_no_nan(total["clipped"], clients),
+                norm=tf.math.divide_no_nan(total["norm"], clients),
+                upload_bytes=tf.constant(encoded_bytes(by.dimension, self.bits), tf.int64),
             )
             return tf.nest.pack_sequence_as(like, arrays), measured
 
@@ -192,7 +192,7 @@ class Encoded(tff.aggregators.WeightedAggregationFactory):
             tff.FederatedType(weight_type, tff.CLIENTS),
         )
         def next_round(done, delta, weight):
-            signs_at_server = tff.federated_map(draw_signs, done)  # once a round, not once a client
+            signs_at_server = tff.federated_eval(public_signs, tff.SERVER)
             sent = tff.federated_broadcast(signs_at_server), tff.federated_broadcast(done)
             total = tff.federated_sum(tff.federated_map(encode_at_client, (delta, weight, *sent)))
             mean, measured = tff.federated_map(mean_at_server, (total, signs_at_server))
@@ -203,26 +203,18 @@ class Encoded(tff.aggregators.WeightedAggregationFactory):
         return tff.templates.AggregationProcess(start, next_round)
 
 
-def signs(seed: int, number: tf.Tensor, dimension: int) -> tf.Tensor:
-    """The signs of a round's rotation, 1 and -1: int8 [padded(dimension)].
+def whole(by: encoding.Encoding, clients: int) -> tf.DType:
+    """Whole numbers in which the codes of so many clients add up and never wrap around."""
+    return tf.int32 if by.largest * clients < 2**31 else tf.int64
 
-    They are those `quantize.rotate` draws by the seed `number << 64 | seed`, whose halves are the
-    key of Philox. Source: Philox4x64-10 of Salmon et al. 2011, "Parallel random numbers: as easy as
-    1, 2, 3"; each byte of its stream gives one sign.
+
+def signs(by: encoding.Encoding) -> np.ndarray:
+    """The signs of a run's rotation, 1 and -1: int8 [values]. They are what rotating back makes of
+    a spike at the head of each block.
     """
-    size = quantize.padded(dimension)
-    counter = tf.cast(tf.range(1, size // 32 + 1), tf.uint64)  # a block is 4 words of 8 bytes
-    words = [counter, *[tf.zeros_like(counter)] * 3]
-    keys = [_uint64(seed), tf.cast(number, tf.uint64)]
-    for _ in range(10):
-        (high_0, low_0), (high_1, low_1) = (
-            _multiply(words[0], 0xD2E7470EE14C6C93),
-            _multiply(words[2], 0xCA5A826395121157),
-        )
-        words = [high_1 ^ words[1] ^ keys[0], low_1, high_0 ^ words[3] ^ keys[1], low_0]
-        keys = [keys[0] + _uint64(0x9E3779B97F4A7C15), keys[1] + _uint64(0xBB67AE8584CAA73B)]
-    stream = tf.reshape(tf.bitcast(tf.stack(words, axis=1), tf.uint8), [size])
-    return 1 - 2 * tf.cast(tf.bitwise.right_shift(stream, tf.constant(7, tf.uint8)), tf.int8)
+    spikes = np.zeros(by.values, np.float32)
+    spikes[:: quantize.BLOCK] = math.sqrt(quantize.BLOCK)
+    return quantize.unrotate(spikes, by.seed, by.values).astype(np.int8)
 
 
 def clip(vector: tf.Tensor, clipping_norm: float) -> tuple[tf.Tensor, tf.Tensor]:
@@ -231,30 +223,45 @@ def clip(vector: tf.Tensor, clipping_norm: float) -> tuple[tf.Tensor, tf.Tensor]
     return vector * tf.cast(clipping_norm / tf.maximum(norm, clipping_norm), tf.float32), norm
 
 
-def rotate(vector: tf.Tensor, signs: tf.Tensor) -> tf.Tensor:
-    """`quantize.rotate`: float32 [n] -> float32 [padded(n)]."""
-    padding = quantize.padded(vector.shape[0]) - vector.shape[0]
-    return _hadamard(tf.pad(vector, [[0, padding]]) * tf.cast(signs, tf.float32))
+def encode(
+    vector: tf.Tensor, signs: tf.Tensor, by: encoding.Encoding, seed: tf.Tensor
+) -> tf.Tensor:
+    """`encoding.encode` of what is clipped: float32 [dimension] -> codes, int32 [values].
 
-
-def unrotate(vector: tf.Tensor, signs: tf.Tensor, dimension: int) -> tf.Tensor:
-    """`quantize.unrotate`: float32 [padded(dimension)] -> float32 [dimension]."""
-    return (_hadamard(vector) * tf.cast(signs, tf.float32))[:dimension]
-
-
-def encode(vector: tf.Tensor, signs: tf.Tensor, bits: int, seed: tf.Tensor) -> tf.Tensor:
-    """`update.encode` and `update.dequantize` in one: float32 [n] -> float32 [padded(n)].
-
-    vector is clipped; what comes out are the rotated values the server reads. seed: int64 [2], of
-    the rounding.
+    seed: int64 [2], of the rounding.
     """
-    rotated = tf.reshape(tf.cast(rotate(vector, signs), tf.float64), [-1, quantize.BLOCK])
-    low, levels = tf.reduce_min(rotated, axis=1, keepdims=True), 2**bits - 1
-    span = tf.reduce_max(rotated, axis=1, keepdims=True) - low
-    step = tf.cast(tf.cast(span / levels, tf.float32), tf.float64)  # it travels as float32
-    draw = tf.random.stateless_uniform(rotated.shape, seed, alg="philox")
-    codes = tf.floor(tf.math.divide_no_nan(rotated - low, step) + tf.cast(draw, tf.float64))
-    return tf.cast(tf.reshape(low + step * tf.minimum(codes, levels), [-1]), tf.float32)
+    permuted = tf.gather(vector, _steps(by.dimension, by.stride))
+    padded = tf.pad(permuted, [[0, by.values - by.dimension]])
+    rotated = hadamard(padded * tf.cast(signs, tf.float32))
+    most = tf.constant(by.bound * by.clipping_norm, tf.float64)
+
+    def draw(number):
+        """Shorter each time after some; of zeros any draw is within the bound."""
+        shorter = tf.pow(0.9, tf.cast(tf.maximum(0, number - encoding.MOST_DRAWS + 1), tf.float32))
+        factor = tf.where(number < 2 * encoding.MOST_DRAWS, shorter / by.step, 0.0)
+        position = tf.clip_by_value(rotated * factor + by.largest / 2, 0.0, by.largest)
+        uniform = tf.random.stateless_uniform(
+            [by.values], tf.random.fold_in(seed, tf.cast(number, tf.int64)), alg="philox"
+        )
+        below = tf.floor(position)
+        return tf.cast(below, tf.int32) + tf.cast(uniform < position - below, tf.int32)
+
+    def is_over(_, codes):
+        return tf.norm(tf.cast(codes, tf.float64) * by.step - by.half) > most
+
+    drawn = tf.constant(1), draw(tf.constant(0))
+    _, codes = tf.while_loop(is_over, lambda number, _: (number + 1, draw(number)), drawn)
+    return codes
+
+
+def mean(total: tf.Tensor, count: tf.Tensor, signs: tf.Tensor, by: encoding.Encoding) -> tf.Tensor:
+    """`encoding.mean`: a sum of so many codes, [values] -> float32 [dimension]; of none, zeros."""
+    share = tf.math.divide_no_nan(tf.constant(by.step, tf.float64), tf.cast(count, tf.float64))
+    values = tf.cast(total, tf.float64) * share - tf.where(
+        count > 0, tf.constant(by.half, tf.float64), 0
+    )
+    permuted = (hadamard(tf.cast(values, tf.float32)) * tf.cast(signs, tf.float32))[: by.dimension]
+    return tf.gather(permuted, _steps(by.dimension, pow(by.stride, -1, by.dimension)))
 
 
 def rounding_seed(seed: int, number: tf.Tensor, delta: tf.Tensor) -> tf.Tensor:
@@ -269,7 +276,7 @@ def rounding_seed(seed: int, number: tf.Tensor, delta: tf.Tensor) -> tf.Tensor:
     )
 
 
-def _hadamard(vector: tf.Tensor) -> tf.Tensor:
+def hadamard(vector: tf.Tensor) -> tf.Tensor:
     """Orthonormal Walsh-Hadamard transform of each block.
 
     The matrix of 4096 is the Kronecker product of two of 64: two fast matrix products.
@@ -278,15 +285,6 @@ def _hadamard(vector: tf.Tensor) -> tf.Tensor:
     return tf.reshape(tf.matmul(_HADAMARD, tf.matmul(blocks, _HADAMARD)) / _SIDE, [-1])
 
 
-def _multiply(words: tf.Tensor, factor: int) -> tuple[tf.Tensor, tf.Tensor]:
-    """Upper and lower 64 bits of the products, uint64 [n] each."""
-    mask, half = _uint64(2**32 - 1), _uint64(32)
-    upper, lower = tf.bitwise.right_shift(words, half), words & mask
-    low, high, shift = _uint64(factor & 0xFFFFFFFF), _uint64(factor >> 32), tf.bitwise.right_shift
-    middle = upper * low + shift(lower * low, half)  # cannot overflow
-    carry = lower * high + (middle & mask)
-    return upper * high + shift(middle, half) + shift(carry, half), words * _uint64(factor)
-
-
-def _uint64(number: int) -> tf.Tensor:
-    return tf.constant(number, tf.uint64)
+def _steps(count: int, stride: int) -> tf.Tensor:
+    """Multiples of the stride, modulo the count: int64 [count]."""
+    return tf.range(count, dtype=tf.int64) * stride % count

@@ -103,7 +103,8 @@ class Client:
     rows: Annotated[str, OneOf(ROWS)] = "sampled"
     # cap on the targets of one participation; 0 is none
     max_tokens: Annotated[int, Within(0, 1_000_000_000)] = 0
-    # what a client counts by in the mean: rows as devices do, tokens, tokens `capped`, uniform
+    # what a client counts by in a mean of updates that are not encoded: rows, tokens, tokens
+    # `capped`, uniform; of encoded ones each counts once, as devices do
     weighting: Annotated[str, OneOf(WEIGHTINGS)] = "rows"
     # capped: tokens a client counts by at most
     weight_cap: Annotated[float, Within(1e-6, 1e9)] = 500.0
@@ -170,7 +171,8 @@ class Recipe:
     patience: Annotated[int, Within(0, ROUNDS)] = 0
     # rounds between two saved program states, from which --resume goes on
     save_every: Annotated[int, Within(1, ROUNDS)] = 10
-    # whether updates go through the device's encoding: clipped, rotated, rounded to the plan's bits
+    # whether updates go through the device's encoding: clipped, rotated, rounded to the plan's
+    # bits, each counted once
     encoded: bool = False
     # whether clients refuse what devices refuse by their own limits: see `limits`
     device_limits: bool = False
@@ -195,6 +197,12 @@ class Recipe:
                 "encoded",
                 f"has no privacy guarantee, found mechanism {self.privacy.mechanism!r}",
                 "choose one of them",
+            )
+        if self.encoded and self.client.weighting not in ("rows", "uniform"):
+            raise ConfigError(
+                "client.weighting",
+                f"encoded updates count once each, found {self.client.weighting!r}",
+                "set it to `uniform`",
             )
         if self.privacy.mechanism == "gaussian-adaptive":
             require_adaptable(self.privacy.noise_multiplier, self.cohort)

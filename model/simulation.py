@@ -54,6 +54,7 @@ from model import aggregators, cohorts, memory, packed
 from model.clients import batches, may_ever_train
 from model.recipe import Recipe, Schedule, Server
 
+Aggregator = tff.aggregators.WeightedAggregationFactory
 # what a simulation sees of each client's training: of real devices a server sees sums alone
 MEASURED = ("losses", "targets", "hits", "dropped")
 # a run has diverged when the global weights' norm is this many times the first one's
@@ -108,11 +109,17 @@ class Training:
     """A learning process for one network and recipe, and the population it draws cohorts from."""
 
     def __init__(
-        self, initial: Weights, population: Sequence[np.ndarray], recipe: Recipe, machines: int = 1
+        self,
+        initial: Weights,
+        population: Sequence[np.ndarray],
+        recipe: Recipe,
+        machines: int = 1,
+        aggregator: Aggregator | None = None,
     ):
         """A population is int32 [rows, length + 1] of each client.
 
-        machines: among how many workers the context splits a cohort.
+        machines: among how many workers the context splits a cohort. aggregator: another one than
+        the recipe's.
         """
         self.rounds, self._machines = recipe.rounds, machines
         self._initial, self._population, self._recipe = initial, population, recipe
@@ -126,7 +133,7 @@ class Training:
         self._members = np.array(members, np.int64)  # of the population, who trains at all
         self._most_uses = MOST_USES if recipe.device_limits else None
         self._names = sorted(initial)
-        self._process = learning_process(initial, recipe)
+        self._process = learning_process(initial, recipe, aggregator)
         self._limit = EXPLODED * _norm(initial.values())
 
     @property
@@ -314,8 +321,12 @@ def train(initial: Weights, population: Sequence[np.ndarray], recipe: Recipe) ->
         yield done
 
 
-def learning_process(initial: Weights, recipe: Recipe) -> tff.learning.templates.LearningProcess:
-    """The four boxes at the head of this file, put together."""
+def learning_process(
+    initial: Weights, recipe: Recipe, aggregator: Aggregator | None = None
+) -> tff.learning.templates.LearningProcess:
+    """The four boxes at the head of this file, put together; by the recipe's aggregator, unless
+    another one is asked for.
+    """
     names = sorted(initial)
 
     @tff.tensorflow.computation
@@ -325,19 +336,7 @@ def learning_process(initial: Weights, recipe: Recipe) -> tff.learning.templates
         )
 
     weights_type = first_weights.type_signature.result
-    averaging = aggregators.Averaging(
-        encoded=recipe.encoded,
-        bits=recipe.plan.bits,
-        clipping_norm=recipe.plan.clipping_norm,
-        mechanism=recipe.privacy.mechanism,
-        noise_multiplier=recipe.privacy.noise_multiplier,
-        privacy_clipping_norm=recipe.privacy.clipping_norm,
-        clients_per_round=recipe.cohort,
-        seed=recipe.seed,
-    )
-    aggregator, weighs = aggregators.build(averaging, [initial[name].shape for name in names])
-    if not weighs:
-        aggregator = tff.aggregators.as_weighted_aggregator(aggregator)
+    aggregator = aggregator or _aggregator(initial, recipe)
     server = recipe.server
     scheduled = tff.learning.optimizers.schedule_learning_rate(
         optimizer(server), _rate(server.learning_rate, server.schedule, recipe.rounds)
@@ -434,6 +433,22 @@ def optimizer(server: Server) -> tff.learning.optimizers.Optimizer:
     if "beta_2" in numbers:
         numbers["beta_1"] = numbers.pop("momentum")
     return getattr(tff.learning.optimizers, named.builder)(server.learning_rate, **numbers)
+
+
+def _aggregator(initial: Weights, recipe: Recipe) -> Aggregator:
+    averaging = aggregators.Averaging(
+        encoded=recipe.encoded,
+        bits=recipe.plan.bits,
+        clipping_norm=recipe.plan.clipping_norm,
+        mechanism=recipe.privacy.mechanism,
+        noise_multiplier=recipe.privacy.noise_multiplier,
+        privacy_clipping_norm=recipe.privacy.clipping_norm,
+        clients_per_round=recipe.cohort,
+        seed=recipe.seed,
+    )
+    shapes = [initial[name].shape for name in sorted(initial)]
+    aggregator, weighs = aggregators.build(averaging, shapes)
+    return aggregator if weighs else tff.aggregators.as_weighted_aggregator(aggregator)
 
 
 def _rate(full: float, schedule: Schedule, rounds: int):

@@ -1,14 +1,12 @@
-"""Aggregators in TFF: the device's encoding with its very rotation, privacy's clip and noise."""
+"""Aggregators in TFF: the device's encoding with its very numbers, privacy's clip and noise."""
 
 import numpy as np
 import pytest
 
-from device_runtime import quantize
+from device_runtime import encoding, quantize
+from device_runtime.encoding import Encoding
 from device_runtime.errors import ConfigError
-from device_runtime.update import Update, encoded_bytes
-from device_runtime.wire import Plan
-from server import sums
-from server.sums import Weighted
+from device_runtime.update import encoded_bytes
 
 SHAPES = [(3,), (2, 2)]
 SETTINGS = {
@@ -61,11 +59,11 @@ def test_the_plain_mean_weighs_clients_and_nobody_left_gives_zero(aggregators):
     assert flat(built.next(built.initialize(), [one, two], [0.0, 0.0]).result).tolist() == [0.0] * 7
 
 
-def test_sixteen_bits_give_the_weighted_mean_almost_exactly(aggregators):
+def test_sixteen_bits_give_the_mean_of_clients_who_count_once_each(aggregators):
     built = process(aggregators, SHAPES, encoded=True, bits=16)
     one, two = delta(1, -2, 3, 0, 0.5, 0, 2), delta(0, 4, -1, 1, 1, 1, 1)
-    done = built.next(built.initialize(), [one, two], [3.0, 1.0])
-    assert flat(done.result) == pytest.approx((3 * flat(one) + flat(two)) / 4, abs=2e-3)
+    done = built.next(built.initialize(), [one, two, delta(*[9.0] * 7)], [3.0, 1.0, 0.0])
+    assert flat(done.result) == pytest.approx((flat(one) + flat(two)) / 2, abs=2e-3)
     assert int(done.measurements["upload_bytes"]) == encoded_bytes(7, 16)
     assert float(done.measurements["norm"]) == pytest.approx(
         (np.linalg.norm(flat(one)) + np.linalg.norm(flat(two))) / 2, rel=1e-5
@@ -82,13 +80,10 @@ def test_a_delta_over_the_norm_is_scaled_down_and_counted(aggregators):
     assert float(done.measurements["clipped"]) == 0.5
 
 
-def test_a_constant_zero_and_nobody_left_stay_zero(aggregators):
+def test_a_cohort_of_nobody_has_a_mean_of_zero(aggregators):
     built = process(aggregators, SHAPES, encoded=True, bits=2)
-    for weights in ([1.0, 1.0], [0.0, 0.0]):
-        assert (
-            flat(built.next(built.initialize(), [delta(*[0.0] * 7)] * 2, weights).result).tolist()
-            == [0.0] * 7
-        )
+    done = built.next(built.initialize(), [delta(*[1.0] * 7)] * 2, [0.0, 0.0])
+    assert flat(done.result).tolist() == [0.0] * 7
 
 
 def test_rounding_repeats_by_seed_and_differs_by_round(aggregators):
@@ -99,52 +94,72 @@ def test_rounding_repeats_by_seed_and_differs_by_round(aggregators):
     assert not (flat(first.result) == flat(built.next(first.state, client, [1.0]).result)).all()
 
 
-@pytest.mark.parametrize(
-    ("seed", "round", "size"), [(0, 1, 1), (3, 7, 5000), (2**62 + 11, 120, 4097)]
-)
-def test_a_round_has_the_rotation_numpy_makes_from_its_key(aggregators, seed, round, size):
-    vector, key = np.random.default_rng(1).standard_normal(size, np.float32), round << 64 | seed
-    signs = aggregators.signs(seed, round, size)
-    theirs = quantize.rotate(vector, key)
-    np.testing.assert_allclose(aggregators.rotate(vector, signs), theirs, atol=1e-5)
-    np.testing.assert_allclose(aggregators.unrotate(theirs, signs, size), vector, atol=1e-5)
+def position(vector: np.ndarray, by: Encoding) -> np.ndarray:
+    """Where between the codes the device's own steps put each value: float64 [values]."""
+    permuted = vector[np.arange(by.dimension) * by.stride % by.dimension]
+    return (quantize.rotate(permuted, by.seed).astype(np.float64) + by.half) / by.step
 
 
-@pytest.mark.parametrize("bits", [1, 4, 8])
-def test_values_are_rounded_as_the_device_rounds_them(aggregators, bits):
-    """One rotation, 100 roundings: the same scales of blocks, every value one of its two
-    neighbours, up as often as its fraction says.
+@pytest.mark.parametrize(("bits", "size"), [(1, 5000), (4, 5000), (8, 4096)])
+def test_values_are_rounded_as_the_device_rounds_them(aggregators, bits, size):
+    """100 roundings: every code is one of the two beside the value, the upper as often as the
+    value's place between them says; beyond the range it is the last one.
     """
-    vector, draws = np.random.default_rng(1).standard_normal(5000, np.float32), 100
-    vector[quantize.BLOCK :] *= 0.01  # a block of another size
-    signs, rotated = aggregators.signs(3, 7, 5000), quantize.rotate(vector, 7 << 64 | 3)
-    _, low, step = quantize.quantize(
-        rotated.reshape(-1, quantize.BLOCK), bits, np.random.default_rng(0)
-    )
-    low, step = (np.repeat(each.astype(np.float64), quantize.BLOCK) for each in (low, step))
-    values = np.array(
-        [aggregators.encode(vector, signs, bits, np.array([1, draw])) for draw in range(draws)],
+    by, draws = Encoding(size, bits, 1.0, 3), 100
+    vector = np.random.default_rng(1).standard_normal(size, np.float32)
+    vector *= 0.95 / np.linalg.norm(vector)
+    signs, places = aggregators.signs(by), position(vector, by).clip(0, by.largest)
+    codes = np.array(
+        [aggregators.encode(vector, signs, by, np.array([1, draw])) for draw in range(draws)],
         np.float64,
     )
-    position, codes = (rotated - low) / step, np.rint((values - low) / step)
-    assert values == pytest.approx(low + step * codes, abs=2e-5)
-    assert np.abs(codes - position).max() < 1 + 1e-4
-    fraction, ups = position % 1, codes.mean(axis=0) - np.floor(position)
-    sure = (fraction < 1e-3) | (fraction > 1 - 1e-3)  # float rounding may put these on either side
+    assert np.abs(codes - places).max() < 1 + 1e-3
+    fraction, ups = places % 1, codes.mean(axis=0) - np.floor(places)
+    sure = (fraction < 1e-2) | (fraction > 1 - 1e-2)  # float rounding may put these on either side
     deviation = np.sqrt(fraction * (1 - fraction) / draws)
-    # 4096 values: 6 deviations are a chance of one in 100,000
+    # 8192 values: 6 deviations are a chance of one in 60,000
     assert np.abs(ups - fraction)[~sure].max() < 6 * deviation[~sure].max()
     # Bernoulli's own spread, no more and no less
     assert np.mean(((ups - fraction)[~sure] / deviation[~sure]) ** 2) == pytest.approx(1, abs=0.12)
+    ours = [encoding.norm(one, by) for one in codes[:20]]
+    rng = np.random.default_rng(2)
+    theirs = [encoding.norm(encoding.encode({"all": vector}, by, rng), by) for _ in range(20)]
+    assert np.mean(ours) == pytest.approx(np.mean(theirs), rel=0.01)
 
 
-def test_a_delta_that_rotates_to_one_constant_survives(aggregators):
-    first = np.zeros(7, np.float32)
-    first[0] = 3.0
-    signs = aggregators.signs(3, 1, 7)
-    rounded = aggregators.encode(first, signs, 1, np.array([1, 2]))
-    assert np.unique(rounded).size == 1
-    assert np.asarray(aggregators.unrotate(rounded, signs, 7)).tolist() == first.tolist()
+@pytest.mark.parametrize(("bits", "count"), [(4, 1), (8, 3), (16, 70_000)])
+def test_a_sum_of_codes_is_read_as_the_server_reads_it(aggregators, bits, count):
+    by = Encoding(5000, bits, 0.5, 2**62 + 11)
+    rng = np.random.default_rng(4)
+    total = rng.integers(0, by.largest * count, by.values, endpoint=True)
+    simulated = np.asarray(aggregators.mean(total, count, aggregators.signs(by), by))
+    np.testing.assert_allclose(simulated, encoding.mean(total, count, by), atol=1e-6)
+
+
+def test_codes_are_added_up_in_numbers_that_they_cannot_fill(aggregators):
+    """32,768 codes of at most 65,535 stay under 2 to the 31, 32,769 do not."""
+    by = Encoding(7, 16, 1.0, 3)
+    assert aggregators.whole(by, 32_768).max == 2**31 - 1
+    assert aggregators.whole(by, 32_769).max == 2**63 - 1
+
+
+class Strict(Encoding):
+    """An encoding whose bound leaves rounding no room at the clipping norm."""
+
+    bound = 0.98
+
+
+@pytest.mark.parametrize(("length", "shorter"), [(0.95, False), (1.0, True)])
+def test_a_delta_that_no_drawing_rounds_to_within_the_bound_is_made_shorter(
+    aggregators, length, shorter
+):
+    by = Strict(4096, 8, 1.0, 3)
+    vector = np.random.default_rng(1).standard_normal(4096).astype(np.float32)
+    vector *= length / np.linalg.norm(vector)
+    codes = np.asarray(aggregators.encode(vector, aggregators.signs(by), by, np.array([1, 2])))
+    theirs = encoding.encode({"all": vector}, by, np.random.default_rng(0))
+    for each in (codes, theirs):
+        assert encoding.norm(each, by) == pytest.approx(0.9 if shorter else length, abs=0.01)
 
 
 def test_a_client_adds_the_same_to_the_sum_whoever_else_trains(aggregators):
@@ -152,32 +167,8 @@ def test_a_client_adds_the_same_to_the_sum_whoever_else_trains(aggregators):
     one, two = delta(1, -2, 3, 0, 0.5, 0, 2), delta(0, 4, -1, 1, 1, 1, 1)
     alone = [flat(built.next(built.initialize(), [client], [1.0]).result) for client in (one, two)]
     assert flat(built.next(built.initialize(), [two, one], [1.0, 3.0]).result) == pytest.approx(
-        (3 * alone[0] + alone[1]) / 4, abs=1e-4
+        (alone[0] + alone[1]) / 2, abs=1e-4
     )
-
-
-@pytest.mark.parametrize("bits", [1, 2])
-def test_what_rounding_adds_to_a_norm_is_taken_back_as_the_server_takes_it_back(aggregators, bits):
-    vector, key = np.random.default_rng(1).standard_normal(5000, np.float32), 1 << 64 | 3
-    plan = Plan(bits=bits, clipping_norm=1.0)
-    settings = {"bits": bits, "clipping_norm": plan.clipping_norm, "seed": 3}
-    built = process(aggregators, [(5000,)], encoded=True, **settings)
-    (simulated,) = built.next(built.initialize(), [(vector,)], [2.0]).result
-
-    # the very codes that the simulation rounded to, as a device would send them
-    clipped = quantize.clip({"all": vector}, plan.clipping_norm)["all"]
-    blocks = quantize.rotate(clipped, key).reshape(-1, quantize.BLOCK)
-    _, low, step = quantize.quantize(blocks, bits, np.random.default_rng(0))
-    draw = aggregators.rounding_seed(3, np.int32(1), vector)
-    values = np.asarray(aggregators.encode(clipped, aggregators.signs(3, 1, 5000), bits, draw))
-    codes = np.rint((values.reshape(blocks.shape) - low[:, None]) / step[:, None])
-    sent = Update(1, key, "", bits, 2, 5000, low, step, codes.astype(np.uint8).reshape(-1))
-
-    counts = sums.check(sent, 1, key, "", 5000, plan)
-    assert counts.scale < 0.8  # rounding alone took it over the clip
-    total = sums.add_all(sums.empty(5000), [Weighted(sent, 2, counts.scale)])
-    assert simulated == pytest.approx(sums.mean(total, key, 5000), abs=1e-5)
-    assert np.linalg.norm(simulated) <= plan.clipping_norm
 
 
 def test_a_client_of_weight_zero_is_not_measured(aggregators):

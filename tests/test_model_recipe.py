@@ -92,6 +92,7 @@ def test_a_warm_up_rises_linearly_before_any_schedule():
             "expected one of constant, cosine, inverse_sqrt, step",
         ),
         ({"privacy": {"mechanism": "gaussian"}}, "privacy counts every client once"),
+        ({"encoded": True, "client": {"weighting": "tokens"}}, "count once each, found 'tok"),
         ({"encoded": True, "plan": {"bits": 17}}, "expected 1 to 16, found 17"),
         (
             {"encoded": True, "privacy": {"mechanism": "tree"}},
