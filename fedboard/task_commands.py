@@ -440,7 +440,7 @@ def _score(report: "RoundReport") -> str:
 
 def _spread(report: "RoundReport") -> str:
     """Top-1 of the median device and of those a quarter from either end; empty without any."""
-    from server.scores import quartiles
+    from device_runtime.scores import quartiles
 
     if report.scores is None or not sum(report.spread):
         return ""

@@ -40,7 +40,7 @@ from pathlib import Path
 
 import numpy as np
 
-from device_runtime import separation, signing
+from device_runtime import scores, separation, signing
 from device_runtime.causes import MEANING, Cause
 from device_runtime.errors import FedboardError, RunError
 from device_runtime.masking import Bound
@@ -71,7 +71,6 @@ from server import (
     pacing,
     release_scores,
     rounds,
-    scores,
     slots,
 )
 from server.blobs import Blobs

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from device_runtime.scores import BINS
 from device_runtime.wire import Kind, Phase, RoundReport
-from server.scores import BINS
 
 SURE = 2.0  # standard errors between chance and worse
 

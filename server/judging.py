@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from device_runtime import config
 from device_runtime.causes import Cause
 from device_runtime.errors import ConfigError
+from device_runtime.scores import NATS_A_TARGET
 from device_runtime.wire import MOST_WORDS, Kind, ReleaseScores, Scores
 from server import mechanism
 from server.sums import Checked
 from server.task import Task
-
-NATS_A_TARGET = 100.0  # more is no loss of a target word: its probability would be under e ** -100
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from device_runtime.causes import Step, had_no_place
+from device_runtime.scores import quartiles
 from device_runtime.wire import FUNNEL, OPEN, Kind, Phase, RoundReport, lost
 from server import chain, mechanism, standings
 from server.chain import Standing
@@ -12,7 +13,6 @@ from server.coordinator import Coordinator
 from server.mechanism import Exposure, Spent
 from server.places import Places
 from server.rounds import Mode
-from server.scores import quartiles
 from server.standings import ReleaseStanding
 from server.store import Rows, StoredTask
 from server.task import State

@@ -16,8 +16,8 @@ from dataclasses import astuple, dataclass, fields
 import numpy as np
 from numpy.typing import NDArray
 
+from device_runtime.scores import BINS, bin_of
 from device_runtime.wire import ReleaseScores, Scores
-from server.scores import BINS, bin_of
 from server.sums import Sum
 
 LOSS_UNITS = 2**20  # of one nat: a sum of whole units does not depend on the order

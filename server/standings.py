@@ -6,13 +6,13 @@ An operator's page, his lists and his reports say the same of a release, and say
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from device_runtime.scores import quartiles
 from device_runtime.wire import Kind
 from server import release_scores, rollout
 from server.contract import ReleaseState, release_command
 from server.release_rows import StoredRelease
 from server.release_scores import Figures, Pair
 from server.rollout import LEAST_DEVICES, Ratio, Standing, Verdict
-from server.scores import quartiles
 from server.store import Rows, StoredTask
 from server.task import State
 

@@ -26,12 +26,12 @@ import numpy as np
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
-from device_runtime import config
+from device_runtime import config, scores
 from device_runtime.causes import Cause, Step
 from device_runtime.errors import RunError
 from device_runtime.terms import Aggregation
 from device_runtime.wire import MOST_ROUNDS, OPEN, Phase, RoundReport, Signed
-from server import disk, scores
+from server import disk
 from server.lists import is_one_of, parameter
 from server.pacing import Told
 from server.places import Places, Ticket

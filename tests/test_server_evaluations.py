@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from device_runtime.scores import BINS, add, from_vector, to_vector
 from device_runtime.wire import Kind, Phase, RoundReport, Scores
 from server.evaluations import gain, standing
-from server.scores import BINS, add, from_vector, to_vector
 
 OLD, NEW = "0" * 64, "1" * 64
 

@@ -19,6 +19,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from device_runtime import config, weights
+from device_runtime.scores import LOSS_UNITS
 from device_runtime.wire import Assignment, Kind, Scores
 from server import mechanism
 from server.blobs import Blobs
@@ -26,7 +27,6 @@ from server.coordinator import Coordinator, open_folder
 from server.eligibility import Policy
 from server.requests import CheckingIn, Nonce, Reporting
 from server.rounds import Rules
-from server.scores import LOSS_UNITS
 from server.slots import Folder
 from server.store import Store, StoredSum
 from server.task import TaskSettings

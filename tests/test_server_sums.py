@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from device_runtime import scores
 from device_runtime.errors import RunError
-from server import scores, sums
+from server import sums
 from server.sums import Sum, Weighted
 
 

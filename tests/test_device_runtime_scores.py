@@ -8,12 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from device_runtime import config
+from device_runtime import config, masking, packing, scores
 from device_runtime.causes import Cause
+from device_runtime.scores import BINS, LENGTH, SUMS, add, empty, from_vector, quartiles, to_vector
 from device_runtime.wire import MOST_WORDS, Scores
-from server import scores
 from server.judging import scores_of
-from server.scores import BINS, LENGTH, SUMS, add, empty, from_vector, quartiles, to_vector
 
 
 @st.composite
@@ -101,6 +100,43 @@ def test_one_false_score_of_twenty_moves_the_median_by_less_than_a_bin_and_the_m
 def test_no_device_reports_no_word_or_more_than_its_cap(targets):
     body = config.to_json(Scores(targets, 0, 0, 0, 0.0))
     assert scores_of(body) is Cause.NOT_SCORES
+
+
+@given(st.lists(reported(), min_size=1, max_size=30), st.binary(min_size=32, max_size=32))
+def test_masked_vectors_add_up_to_the_sum_and_devices_that_are_honest_reach_it(devices, seed):
+    by = scores.layout(len(devices))
+    assert by.bytes <= 8 * LENGTH
+    total = np.zeros(by.words, np.uint64)
+    for vector in map(to_vector, devices):
+        total = packing.add(total, masking.masked(vector, seed, by), by)
+        total = packing.subtract(total, masking.mask(seed, by), by)
+    numbers = packing.unpack(total, by)
+    assert numbers.tolist() == add(map(to_vector, devices)).tolist()
+    assert scores.beyond_reach(numbers, len(devices)) == ""
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "says"),
+    [
+        (0, 801, "the words are 801, and 2 devices reach 800"),
+        (0, 1, "the words are 1, and 2 devices"),
+        (1, 41, "of 80 words 60 are known, 40 in the strip and 41 at its head"),
+        (3, 81, "of 80 words 81 are known"),
+        (4, 60 * 100 * 2**30 + 1, "60 words cannot have a loss of 6e+03 nats"),
+        (7, 3, "the spread holds 4 devices, and 2 have reported"),
+        (24, 2**64 - 2, "devices, and 2 have reported"),
+    ],
+)
+def test_a_sum_that_no_honest_devices_make_is_told_by_what_is_wrong_with_it(place, value, says):
+    vectors = [Scores(40, 5, 20, 30, 1.5), Scores(40, 20, 20, 30, 1.5)]
+    total = add(map(to_vector, vectors)).astype(np.uint64)
+    assert scores.beyond_reach(total, 2) == ""
+    total[place] = value
+    assert says in scores.beyond_reach(total, 2)
+
+
+def test_a_loss_that_no_word_can_have_counts_as_the_most_that_one_can():
+    assert to_vector(Scores(2, 0, 0, 1, 1e9))[4] == 100 * 2**30
 
 
 def test_an_empty_vector_is_of_nobody():

@@ -1,27 +1,33 @@
-"""Scores: the reports of an evaluation as one vector of whole numbers, and what is read out of it.
+"""Scores: what devices say in an evaluation as one vector of whole numbers, and what is read of it.
 
     a device's Scores -> to_vector -> add -> from_vector -> sums, for the mean of all words,
                                                             and spread, for the median of devices
 
 A vector is int64 [LENGTH]: the SUMS, then how many devices have each share of their words right, in
-BINS of equal width. It only ever has vectors added to it, so a mechanism that sees nothing but sums
-can carry it. A device has at most MOST_WORDS words in the sums and is one in the spread: a false
-score moves the mean by its share of the words, and the median by one device.
+BINS of equal width. It only ever has vectors added to it, so it travels as an update does: where
+the terms say so it is masked, and a server sees nothing but sums. A device has at most MOST_WORDS
+words in the sums and is one in the spread: a false score moves the mean by its share of the words,
+and the median by one device. Of one that is masked nothing is known but the sum: `beyond_reach`.
 """
 
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from device_runtime.wire import Scores
+from device_runtime import packing
+from device_runtime.packing import Layout
+from device_runtime.wire import MOST_WORDS, Scores
 
 SUMS = ("targets", "top1", "top3", "in_vocabulary", "loss")  # the loss in LOSS_UNITS
 LOSS_UNITS = 2**30  # of one nat: a sum of whole units does not depend on the order
 BINS = 20  # of the share of right words: 5 % each, the last with 100 % in it
 LENGTH = len(SUMS) + BINS
+NATS_A_TARGET = 100.0  # more is no loss of a target word: its probability would be under e ** -100
+MOST_LOSS = round(NATS_A_TARGET * MOST_WORDS) * LOSS_UNITS  # the largest number of a vector
 Vector = NDArray[np.int64]
 
 
@@ -40,10 +46,11 @@ def empty() -> Vector:
 
 def to_vector(scores: Scores) -> Vector:
     """The vector of one device. Its scores have at least one target and no more right words than
-    targets.
+    targets; of a loss no more counts than a word can have.
     """
     vector = empty()
-    vector[: len(SUMS)] = (*astuple(scores)[:-1], loss_units(scores.loss))
+    loss = min(scores.loss, NATS_A_TARGET * scores.in_vocabulary)
+    vector[: len(SUMS)] = (*astuple(scores)[:-1], loss_units(loss))
     vector[len(SUMS) + bin_of(scores)] = 1
     return vector
 
@@ -62,6 +69,37 @@ def from_vector(vector: Vector) -> Total:
     """
     targets, top1, top3, known, loss, *spread = map(int, vector)
     return Total(Scores(targets, top1, top3, known, loss / LOSS_UNITS), tuple(spread))
+
+
+def layout(most: int) -> Layout:
+    """How the vectors of so many devices at most lie in words that add up.
+
+    >>> layout(100_000).bytes  # of the most devices that a task may have
+    200
+    """
+    return packing.layout(LENGTH, MOST_LOSS, most)
+
+
+def beyond_reach(total: NDArray[Any], count: int) -> str:
+    """Why honest devices, so many, cannot have added up to a vector, in a sentence; empty if they
+    can have. total is of whole numbers, [LENGTH].
+
+    Every device is in one bin of the spread, and has no more of each sum than its cap.
+
+    >>> beyond_reach(to_vector(Scores(8, 2, 4, 8, 1.5)), 2)
+    'the spread holds 1 devices, and 2 have reported'
+    """
+    targets, top1, top3, known, loss = map(int, total[: len(SUMS)])
+    spread = sum(map(int, total[len(SUMS) :]))  # of any size: these may be no honest numbers
+    if spread != count:
+        return f"the spread holds {spread} devices, and {count} have reported"
+    if not count <= targets <= count * MOST_WORDS:
+        return f"the words are {targets}, and {count} devices reach {count * MOST_WORDS}"
+    if not top1 <= top3 <= known <= targets:
+        return f"of {targets} words {known} are known, {top3} in the strip and {top1} at its head"
+    if loss > round(NATS_A_TARGET * known) * LOSS_UNITS:
+        return f"{known} words cannot have a loss of {loss / LOSS_UNITS:.3g} nats"
+    return ""
 
 
 def loss_units(nats: float) -> int:
