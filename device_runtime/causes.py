@@ -24,6 +24,7 @@ class Cause(StrEnum):
     SELECTING = "selecting"
     NOT_DRAWN = "not_drawn"
     TOO_EARLY = "too_early"
+    WAITING = "waiting"
     NO_ROUND = "no_round"
     TASK_PAUSED = "task_paused"
     NO_HELPER = "no_helper"
@@ -57,6 +58,7 @@ class Cause(StrEnum):
     WRONG_TERMS = "wrong_terms"
     NORM_TOO_LARGE = "norm_too_large"
     BAD_SEAL = "bad_seal"
+    BAD_SHARES = "bad_shares"
     # a request that breaks a rule
     MALFORMED = "malformed"
     UNKNOWN_DEVICE = "unknown_device"
@@ -120,6 +122,7 @@ MEANING: Mapping[str, Meaning] = {
     Cause.SELECTING: Meaning("asked, and hears later whether it is drawn", _REFUSED, no_place=True),
     Cause.NOT_DRAWN: Meaning("was not drawn for this round", _REFUSED, no_place=True),
     Cause.TOO_EARLY: Meaning("came before the time it was told", _REFUSED, no_place=True),
+    Cause.WAITING: Meaning("waits for the other devices of its round", _REFUSED, no_place=True),
     Cause.NO_ROUND: Meaning("the task has all its rounds", _REFUSED, lasts=True, no_place=True),
     Cause.TASK_PAUSED: Meaning("the task is paused", _REFUSED, lasts=True, no_place=True),
     Cause.NO_HELPER: Meaning(
@@ -173,6 +176,7 @@ MEANING: Mapping[str, Meaning] = {
     Cause.BAD_SEAL: Meaning(
         "its seal is not signed by the device for this round", _DROPPED, status=422
     ),
+    Cause.BAD_SHARES: Meaning("sent keys or shares that cannot be right", _DROPPED, status=422),
     Cause.MALFORMED: Meaning("not a message of this server", _REQUEST, status=400),
     Cause.UNKNOWN_DEVICE: Meaning("not enrolled", _REQUEST, status=401),
     Cause.BAD_SIGNATURE: Meaning("not signed by the device it names", _REQUEST, status=401),

@@ -13,7 +13,7 @@ A device is known to its peers by its place in the order that the server drew, a
 neighbours by its key as well. No message has room for a number of an update.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -130,6 +130,24 @@ class Revealed:
     keys: Annotated[tuple[Share, ...], _LIST] = ()  # of those that dropped out: their mask keys
     # neighbours whose box did not open, or held no shares
     spoiled: Annotated[tuple[int, ...], Each(PLACE, MOST_NEIGHBOURS)] = ()
+
+
+Sent = Advertised | Shares | Consent | Revealed
+Heard = Roster | Inbox | Announced | Consents
+# the last part of the path of each
+SENT: Mapping[str, type[Sent]] = {
+    "keys": Advertised,
+    "shares": Shares,
+    "consent": Consent,
+    "revealed": Revealed,
+}
+HEARD: Mapping[str, type[Heard]] = {
+    "roster": Roster,
+    "inbox": Inbox,
+    "announced": Announced,
+    "consents": Consents,
+}
+MOST_BYTES = 1 << 20  # of a message
 
 
 def to_bits(places: Iterable[int], devices: int) -> str:

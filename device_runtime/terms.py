@@ -110,9 +110,7 @@ def why_exposed(terms: Terms) -> str:
         return "updates are not hidden: the server can read in each what was typed"
     few = ""
     if terms.fewest < LEAST_COUNT:
-        few = (
-            f"a sum is opened of only {terms.fewest} devices: expected at least {LEAST_COUNT}"
-        )
+        few = f"a sum is opened of only {terms.fewest} devices: expected at least {LEAST_COUNT}"
     if terms.is_beside:
         return "; ".join(filter(None, ("server and helper are in one hand", few)))
     return few

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from device_runtime.causes import MEANING, Cause
+from device_runtime.secagg_wire import Heard, Sent
 from device_runtime.wire import Ack, Assignment, CheckIn, Kind, Reject
 
 
@@ -68,6 +69,28 @@ class Abandoning:
 
 
 @dataclass(frozen=True)
+class Telling:
+    """A device sends the message of a step of SecAgg+."""
+
+    device: str
+    assignment: str
+    message: Sent
+    nonce: Nonce | None = None
+    signed_for: tuple[str, int] | None = None
+
+
+@dataclass(frozen=True)
+class Hearing:
+    """A device asks for what a step of SecAgg+ begins with, by its kind."""
+
+    device: str
+    assignment: str
+    kind: type[Heard]
+    nonce: Nonce | None = None
+    signed_for: tuple[str, int] | None = None
+
+
+@dataclass(frozen=True)
 class Fetching:
     """So many bytes of a blob are about to be sent, with its last or without. `makes` is the
     checkpoint that the blob makes if it is a difference.
@@ -90,5 +113,5 @@ class Looking:
     nonce: Nonce | None = None
 
 
-Request = CheckingIn | Reporting | Abandoning | Fetching | Looking
-Answer = Assignment | Reject | Ack | Refused | None
+Request = CheckingIn | Reporting | Abandoning | Telling | Hearing | Fetching | Looking
+Answer = Assignment | Reject | Ack | Heard | Refused | None

@@ -109,6 +109,11 @@ class Rules:
         return self.mode is Mode.BUFFERED
 
 
+def whole_cohort(rules: Rules) -> Rules:
+    """Rules of a round that has room for its whole cohort, and so waits for all of it."""
+    return replace(rules, report_goal=rules.cohort, over_selection=1.0, min_reports=rules.fewest)
+
+
 @dataclass(frozen=True)
 class RoundState:
     """One attempt at a round: how many devices are where. Times are in seconds of whatever clock

@@ -40,6 +40,7 @@ from server.requests import Nonce
 from server.rounds import RoundState
 from server.score_rows import ScoreRows
 from server.seal_rows import SealRows
+from server.secagg_rows import SecaggRows
 from server.tables import (
     REVISION,
     assignments,
@@ -689,6 +690,7 @@ class Rows:
         self._connection.execute(
             sums.delete().where(sums.c.task == task, sums.c.round == state.round)
         )
+        self.secagg.forget(task, state.round)
 
     def close_work(self, task: str, round: int | None, cause: Cause) -> None:
         """Drop the open assignments of a round, or of all rounds of a task, for `cause`."""
@@ -696,7 +698,9 @@ class Rows:
         if round is not None:
             left &= assignments.c.round == round
         query = (
-            sa.select(assignments.c.round, sa.func.count()).where(left).group_by(assignments.c.round)
+            sa.select(assignments.c.round, sa.func.count())
+            .where(left)
+            .group_by(assignments.c.round)
         )
         self.add_outcomes(
             {
@@ -824,6 +828,18 @@ class Rows:
             )
         ]
 
+    def open_work(self, task: str, round: int) -> list[StoredAssignment]:
+        """Open assignments of a round, by name."""
+        at = _STILL_OPEN & (assignments.c.task == task) & (assignments.c.round == round)
+        query = _ASSIGNMENT.where(at).order_by(assignments.c.assignment)
+        return [_assignment(row) for row in self._connection.execute(query)]
+
+    def counted_in(self, task: str, round: int) -> list[str]:
+        """The devices whose reports a round has counted."""
+        at = (assignments.c.task == task) & (assignments.c.counted_in == round)
+        query = sa.select(assignments.c.device).where(at & (assignments.c.round == round))
+        return list(self._connection.execute(query).scalars())
+
     def admitted_by(self, task: str, now: float) -> None:
         """Let open assignments be given now whose time was that of a clock that was ahead."""
         ahead = _STILL_OPEN & (assignments.c.task == task) & (assignments.c.admitted_at > now)
@@ -911,6 +927,11 @@ class Rows:
     def release_scores(self) -> ScoreRows:
         """What is told of how releases do."""
         return ScoreRows(self._connection)
+
+    @property
+    def secagg(self) -> SecaggRows:
+        """How far rounds of SecAgg+ are, and what their devices have sent."""
+        return SecaggRows(self._connection)
 
     # reports
 

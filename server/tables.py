@@ -270,3 +270,47 @@ release_scores = sa.Table(  # what is told of releases: rows of enough devices, 
     ),
     sa.Column("spread", sa.Text, nullable=False),  # JSON list
 )
+secagg_rounds = sa.Table(  # of SecAgg+: how far a round is, and how many came to each step
+    "secagg_rounds",
+    metadata,
+    sa.Column("task", _TASK, primary_key=True),
+    sa.Column("round", _ROUND, primary_key=True, autoincrement=False),
+    sa.Column("step", sa.String(16), nullable=False),
+    sa.Column("order", _SHA, nullable=False, server_default=""),  # of its devices, once it is drawn
+    # places, as `secagg_wire.to_bits` writes them
+    sa.Column("shared", sa.Text, nullable=False, server_default=""),
+    sa.Column("masked", sa.Text, nullable=False, server_default=""),
+    *(
+        sa.Column(name, sa.BigInteger, nullable=False, server_default="0")
+        for name in ("keys", "shares", "consents", "unmasked")
+    ),
+    sa.ForeignKeyConstraint(("task", "round"), ("rounds.task", "rounds.round")),
+)
+secagg_devices = sa.Table(  # what each device of an open round has sent
+    "secagg_devices",
+    metadata,
+    sa.Column("task", _TASK, primary_key=True),
+    sa.Column("round", _ROUND, primary_key=True, autoincrement=False),
+    sa.Column("device", _DEVICE, sa.ForeignKey("devices.device"), primary_key=True),
+    *(sa.Column(name, _SHA, nullable=False) for name in ("mask_key", "box_key")),
+    sa.Column("signature", sa.String(128), nullable=False),
+    sa.Column("place", sa.BigInteger),  # once the order is drawn
+    # SHA-256 of its shares as they came, and what they commit it to; empty before
+    *(
+        sa.Column(name, _SHA, nullable=False, server_default="")
+        for name in ("shares", "commitment")
+    ),
+    sa.Column("consent", sa.String(128), nullable=False, server_default=""),
+    sa.Column("revealed", sa.Text, nullable=False, server_default=""),  # as JSON
+    sa.ForeignKeyConstraint(("task", "round"), ("rounds.task", "rounds.round")),
+)
+secagg_boxes = sa.Table(  # shares of one device for another, as the one sealed them
+    "secagg_boxes",
+    metadata,
+    sa.Column("task", _TASK, primary_key=True),
+    sa.Column("round", _ROUND, primary_key=True, autoincrement=False),
+    sa.Column("receiver", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("sender", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("box", sa.LargeBinary, nullable=False),
+    sa.ForeignKeyConstraint(("task", "round"), ("rounds.task", "rounds.round")),
+)

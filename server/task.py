@@ -17,7 +17,7 @@ from device_runtime.terms import LEAST_COUNT, Aggregation, Terms
 from device_runtime.weights import digest
 from device_runtime.wire import HASH_OR_NONE, Kind, Plan
 from server.eligibility import Policy
-from server.rounds import DEVICES, Rules
+from server.rounds import DEVICES, Rules, whole_cohort
 from server.step import ServerStep
 
 # clipping norm of a task that names none: about the median of what honest devices send, so that it
@@ -228,6 +228,21 @@ def is_masked(task: TaskSettings) -> bool:
     return task.kind is Kind.TRAINING and task.aggregation is not Aggregation.PLAIN
 
 
+def opens_itself(task: TaskSettings) -> bool:
+    """Whether the devices of a round open its sum together."""
+    return is_masked(task) and task.aggregation is Aggregation.SECAGG
+
+
+def round_rules(task: TaskSettings) -> Rules:
+    """The rules that rounds go by: where devices wait for one another all of them are counted, as
+    one that is left out is one more whose secrets the others must open.
+    """
+    return _of_cohort(task.rules) if opens_itself(task) else task.rules
+
+
+_of_cohort = functools.lru_cache(maxsize=64)(whole_cohort)
+
+
 @functools.lru_cache(maxsize=64)
 def terms(task: Task) -> Terms:
     """How a task's updates are encoded and added up, and who can see them: what its certificate
@@ -243,7 +258,7 @@ def terms(task: Task) -> Terms:
         task.dimension,
         task.shapes,
         rotation_seed(task),
-        most=rules.report_goal,
+        most=round_rules(task).report_goal,
         fewest=rules.fewest,
         min_separation=task.policy.min_separation,
         max_staleness=rules.max_staleness if rules.buffered else 0,

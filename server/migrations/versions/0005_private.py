@@ -103,4 +103,45 @@ def _opening() -> None:
 
 
 def _secagg() -> None:
-    """The steps of SecAgg+."""
+    """The steps of SecAgg+: how far a round is, and what its devices have sent each other."""
+    at = (
+        sa.Column("task", sa.String(64), primary_key=True),
+        sa.Column("round", sa.BigInteger, primary_key=True, autoincrement=False),
+    )
+    of_round = (("task", "round"), ("rounds.task", "rounds.round"))
+    op.create_table(
+        "secagg_rounds",
+        *(column.copy() for column in at),
+        sa.Column("step", sa.String(16), nullable=False),
+        sa.Column("order", sa.String(64), nullable=False, server_default=""),
+        sa.Column("shared", sa.Text, nullable=False, server_default=""),
+        sa.Column("masked", sa.Text, nullable=False, server_default=""),
+        *(
+            sa.Column(name, sa.BigInteger, nullable=False, server_default="0")
+            for name in ("keys", "shares", "consents", "unmasked")
+        ),
+        sa.ForeignKeyConstraint(*of_round),
+    )
+    op.create_table(
+        "secagg_devices",
+        *(column.copy() for column in at),
+        sa.Column("device", sa.String(16), sa.ForeignKey("devices.device"), primary_key=True),
+        *(sa.Column(name, sa.String(64), nullable=False) for name in ("mask_key", "box_key")),
+        sa.Column("signature", sa.String(128), nullable=False),
+        sa.Column("place", sa.BigInteger),
+        *(
+            sa.Column(name, sa.String(64), nullable=False, server_default="")
+            for name in ("shares", "commitment")
+        ),
+        sa.Column("consent", sa.String(128), nullable=False, server_default=""),
+        sa.Column("revealed", sa.Text, nullable=False, server_default=""),
+        sa.ForeignKeyConstraint(*of_round),
+    )
+    op.create_table(
+        "secagg_boxes",
+        *(column.copy() for column in at),
+        sa.Column("receiver", sa.BigInteger, primary_key=True, autoincrement=False),
+        sa.Column("sender", sa.BigInteger, primary_key=True, autoincrement=False),
+        sa.Column("box", sa.LargeBinary, nullable=False),
+        sa.ForeignKeyConstraint(*of_round),
+    )
