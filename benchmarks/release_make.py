@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from device_runtime import bundle, durable, signing
 from device_runtime.shown import command
+from device_runtime.terms import Aggregation
 from device_runtime.update import Header, encode
 from device_runtime.wire import Ack, Assignment, CheckIn, Conditions, Enrolment, Reject
 from fedboard.__main__ import program
@@ -61,7 +62,13 @@ class Learning:
     def __init__(self, folder: Path, opened: bundle.Bundle, key: Ed25519PrivateKey):
         self.coordinator, self.opened = Coordinator(*open_folder(folder)), opened
         settings = for_bundle(
-            TaskSettings(rules=RULES, policy=Policy(min_separation=1), seed=1), opened.plan
+            TaskSettings(
+                rules=RULES,
+                policy=Policy(min_separation=1),
+                seed=1,
+                aggregation=Aggregation.PLAIN,
+            ),
+            opened.plan,
         )
         task = tasks.create(self.coordinator, settings, time.time(), opened.checkpoint)
         self.norm = task.plan.clipping_norm

@@ -27,6 +27,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from device_runtime import config, quantize, signing
 from device_runtime.causes import Cause
+from device_runtime.terms import Aggregation
 from device_runtime.update import Header, encode
 from device_runtime.weights import Checkpoint
 from device_runtime.wire import DAY_S, Assignment, CheckIn, Conditions, Plan
@@ -239,7 +240,7 @@ def new(
     weights = {"weights": np.zeros(parameters, np.float32)}
     tasks.create(
         Coordinator(store, blobs),
-        TaskSettings(plan, rules=rules, seed=1),
+        TaskSettings(plan, rules=rules, seed=1, aggregation=Aggregation.PLAIN),
         time.time(),
         Checkpoint(weights, 0, "", TOKENIZER),
     )

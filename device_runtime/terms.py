@@ -90,8 +90,8 @@ def who_sees(terms: Terms) -> str:
         )
     if terms.is_beside:
         return (
-            f"whoever runs the server also runs its helper ({terms.helper[:16]}) and so can see the "
-            "update of every device"
+            f"whoever runs the server also runs its helper ({terms.helper[:16]}) and so can see "
+            "the update of every device"
         )
     return (
         f"the server and the helper {terms.helper[:16]} can see the update of a device together, "

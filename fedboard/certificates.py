@@ -27,9 +27,7 @@ class Consent:
     asked: TaskSettings | None = None
 
 
-def consent(
-    operator: Operator, aggregation: Aggregation, helper: str, is_here: bool
-) -> Consent:
+def consent(operator: Operator, aggregation: Aggregation, helper: str, is_here: bool) -> Consent:
     """What an operator agrees to, who has named an aggregation and, or not, a helper's key.
 
     A server on this machine (`is_here`) is his own: he takes the helper that it asks. Any other may

@@ -25,7 +25,7 @@ from device_runtime.transport import http, persistent
 from device_runtime.wire import DAY_S, Phase, Plan, RoundReports, lost
 from fedboard import console, devices, publishing, release, score
 from fedboard.__main__ import program
-from fedboard.certificates import certified
+from fedboard.certificates import certified, consent
 from fedboard.export import Asked, export
 from fedboard.operator import connect
 from fedboard.report import build
@@ -282,7 +282,9 @@ def _serving(demo: Demo, run: Run, bundle: Path, users: Users) -> Iterator[_Serv
     try:
         url = _address(server, folder, run.path / "server.log")
         with connect(folder, None) as operator:  # in this process: a server never has the key
-            certified(operator, settings.name, signing_key(None), demo.device_rounds, DAY_S)
+            given = consent(operator, settings.aggregation, settings.helper, is_here=True)
+            key = signing_key(None)
+            certified(operator, settings.name, key, demo.device_rounds, DAY_S, given)
         console.say(
             f"server at {url}; {goal} of {len(homes)} devices are able to join each round, the "
             "others are refused for a cause"

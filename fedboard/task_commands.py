@@ -15,7 +15,7 @@ from fedboard import console
 from fedboard.options import MOST_ROUNDS, Insecure, Json, Trust, emit
 
 if TYPE_CHECKING:  # the command line starts without it
-    from device_runtime.terms import Terms
+    from device_runtime.terms import Aggregation, Terms
     from device_runtime.wire import RoundReport
     from server.contract import TaskReport
 
@@ -54,7 +54,7 @@ ForDays = Annotated[
     float, typer.Option("--days", min=0.01, max=3660, help="Days until the certificate expires.")
 ]
 WhoSees = Annotated[
-    Aggregation | None,
+    str | None,
     typer.Option(
         "--aggregation",
         help="Who can see one device's update: `helper` (the server and its helper together), "
@@ -147,7 +147,7 @@ def task_create(
     settings = replace(
         settings,
         name=name,
-        aggregation=aggregation or settings.aggregation,
+        aggregation=named_aggregation(aggregation) or settings.aggregation,
         helper=helper_key or settings.helper,
     )
     opened = open_bundle(bundle, trust) if bundle else None
@@ -196,6 +196,7 @@ def task_certify(
     """Certify the key with which a server signs a training task's checkpoints, and who can see its
     devices' updates: devices train from nothing else. Again before the rounds or the days are over.
     """
+    from device_runtime.terms import Aggregation
     from device_runtime.wire import DAY_S
     from fedboard.certificates import certified, consent
     from fedboard.operator import connect
@@ -209,7 +210,7 @@ def task_certify(
             "give the private key that signed the devices' bundle with --key FILE",
         )
     with connect(dir, server, token_file, insecure) as operator:
-        asked = aggregation or Aggregation.HELPER
+        asked = named_aggregation(aggregation) or Aggregation.HELPER
         given = consent(operator, asked, helper_key or "", dir is not None)
         report, terms = certified(operator, name, signer, rounds, DAY_S * days, given)
     _say_signed(terms, as_json)
@@ -428,6 +429,20 @@ def codes(
         f"good until {until:%Y-%m-%d %H:%M} UTC; on each device: fedboard device enrol HOME "
         "--server URL --code-file FILE"
     )
+
+
+def named_aggregation(word: str | None) -> "Aggregation | None":
+    """What --aggregation says; None if it was not given. Raises RunError for a word that is
+    none.
+    """
+    from device_runtime.terms import Aggregation
+
+    if word is None:
+        return None
+    if word not in tuple(Aggregation):
+        expected = ", ".join(Aggregation)
+        raise RunError("--aggregation", f"expected one of {expected}, found {word!r}", "correct it")
+    return Aggregation(word)
 
 
 def _score(report: "RoundReport") -> str:

@@ -121,7 +121,7 @@ from server.store import (
     Unusable,
 )
 from server.sums import Sum, Weighted
-from server.task import State, Task, is_masked, task_id, terms
+from server.task import State, Task, task_id, terms
 
 log = logging.getLogger("fedboard.server")
 
@@ -845,6 +845,8 @@ class Coordinator:
         if isinstance(value, Scores | ReleaseScores):
             counted.setdefault((task.name, round.round), []).append(value)
         else:
+            if isinstance(value, Sealed) and value.seal:
+                ledger.keep_seal(work, value)
             weighted = mechanism.of(task).weigh(value, round.round - work.round)
             counted.setdefault((task.name, round.round), []).append(weighted)
         if not ledger.tell(task.name, Reported(now)):
@@ -1130,15 +1132,19 @@ class Coordinator:
         frozen = Frozen(task, round.state.round, round.state.reported)
         opener = self.openers.get(task.aggregation)
         if opener is None:
-            self.waits[task.name] = f"this server has nobody to open sums: it asks no {task.aggregation}"
+            self.waits[task.name] = (
+                f"this server has nobody to open sums: it asks no {task.aggregation}"
+            )
             return
         answer = opener.ask(frozen, now)
         if isinstance(answer, Waiting):
             self.waits[task.name] = answer.why
             return
         self.waits.pop(task.name, None)
-        end = _End(reason=answer.reason) if isinstance(answer, Never) else None
-        end = end or self._opened(task, round, answer, now)
+        if isinstance(answer, Never):
+            end = _End(reason=answer.reason)
+        else:
+            end = self._opened(task, round, answer, now)
         phase = Phase.ABANDONED if end.reason else Phase.COMMITTED
         with self._lock:
             self._close(task, replace(round, state=replace(round.state, phase=phase)), end, now)

@@ -39,7 +39,6 @@ from device_runtime import config, signing
 from device_runtime.causes import Cause
 from device_runtime.errors import FedboardError, RunError
 from device_runtime.shown import printable
-from device_runtime.update import encoded_bytes
 from device_runtime.weights import digest
 from device_runtime.wire import (
     MOST_ROUNDS,
@@ -68,6 +67,7 @@ from server import (
     connections,
     contract,
     dashboard,
+    mechanism,
     memory,
     openapi,
     operators,
@@ -951,8 +951,9 @@ class _Service:
         if not self.update_bytes:
             tasks = await run_in_threadpool(self.coordinator.tasks)
             self.update_bytes = {
-                stored.task.name: encoded_bytes(stored.task.dimension, stored.task.plan.bits)
+                stored.task.name: mechanism.largest_report(stored.task)
                 for stored in tasks
+                if stored.task.kind is Kind.TRAINING
             }
         return max(self.update_bytes.values(), default=MESSAGE_BYTES)
 

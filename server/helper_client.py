@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from device_runtime.calls import BINARY, JSON
 from device_runtime.config import from_json, to_json
 from device_runtime.errors import ConfigError, FedboardError, RunError, ServerError
 from device_runtime.helper_wire import (
@@ -28,7 +27,8 @@ from device_runtime.wire import Signed
 T = TypeVar("T")
 TOKEN_FILE = "helper.token"  # in the folder of the helper, or of the server that asks one elsewhere
 TOKEN = "FEDBOARD_HELPER_TOKEN"  # environment: secrets stay out of files and commands
-PROBLEM_BYTES = 4 << 20  # of a refusal: it may name every device
+JSON, BINARY = "application/json", "application/octet-stream"
+PROBLEM_BYTES = 1 << 20  # of a message: a refusal may name many devices
 
 
 class Away(FedboardError):
@@ -84,8 +84,8 @@ class Helper:
         headers: Mapping[str, str] = {
             "authorization": f"Bearer {self.token}",
             AT_MOST: str(min(most, MAX_REPLY_BYTES)),
-            **(JSON if body else {}),
-            "accept": ", ".join(each["content-type"] for each in (JSON, BINARY)),
+            "accept": f"{JSON}, {BINARY}",
+            **({"content-type": JSON} if body else {}),
         }
         try:
             reply: Reply = self.send(method, path, body, headers)

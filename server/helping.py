@@ -97,7 +97,9 @@ class Helping:
         with self.store.reading() as rows:
             named = _named(rows, self.server, frozen)
         if len(named.reports) != frozen.count:
-            return Never(f"expected {frozen.count} seals in the database, found {len(named.reports)}")
+            return Never(
+                f"expected {frozen.count} seals in the database, found {len(named.reports)}"
+            )
         try:
             words = packing.from_bytes(self.helper.answer(named, by.bytes), by)
         except Away as error:
@@ -224,7 +226,11 @@ def _named(rows: Rows, server: str, frozen: Frozen) -> Named:
         frozen.round,
         tuple(
             SealedReport(
-                each.public_key, each.assigned, each.seal.hex(), each.signature.hex(), each.enrolment
+                each.public_key,
+                each.assigned,
+                each.seal.hex(),
+                each.signature.hex(),
+                each.enrolment,
             )
             for each in kept
         ),

@@ -4,10 +4,12 @@ alone; reads no store.
 
 from dataclasses import dataclass
 
-from device_runtime import config
+from device_runtime import config, signing
 from device_runtime.causes import Cause
 from device_runtime.errors import ConfigError
+from device_runtime.masking import Bound
 from device_runtime.scores import NATS_A_TARGET
+from device_runtime.update import Sealed
 from device_runtime.wire import MOST_WORDS, Kind, ReleaseScores, Scores
 from server import mechanism
 from server.sums import Checked
@@ -23,15 +25,15 @@ class Judged:
     task: str  # that it was judged for
     round: int
     # what it holds, or why it must not be counted; None for an unknown task
-    value: Checked | Scores | ReleaseScores | Cause | None
+    value: Checked | Sealed | Scores | ReleaseScores | Cause | None
 
 
 def judge(
-    body: bytes | bytearray, kind: Kind, task: Task, round: int
-) -> Checked | Scores | ReleaseScores | Cause:
+    body: bytes | bytearray, kind: Kind, task: Task, round: int, bound: Bound | None = None
+) -> Checked | Sealed | Scores | ReleaseScores | Cause:
     """A report as values, or why it must not be counted. Decides by the report and the task alone:
     whether there is such a release is looked up when it is counted. `kind` is of the route: scores
-    of all kinds come by one.
+    of all kinds come by one. `bound` is what a seal in it must be for; None: there is no key.
     """
     if (kind is Kind.TRAINING) != (task.kind is Kind.TRAINING):
         return Cause.NOT_AN_UPDATE if kind is Kind.TRAINING else Cause.NOT_SCORES
@@ -39,7 +41,14 @@ def judge(
         return scores_of(body)
     if task.kind is Kind.RELEASES:
         return release_scores_of(body)
-    return mechanism.of(task).check(body, round)
+    value = mechanism.of(task).check(body, round)
+    if not isinstance(value, Sealed) or not value.seal:
+        return value
+    # whoever opens the sum refuses all of it for one seal that is not its device's
+    is_signed = bound is not None and signing.verified(
+        bound.device, bound.signed(value.seal), value.signature
+    )
+    return value if is_signed else Cause.BAD_SEAL
 
 
 def scores_of(body: bytes | bytearray) -> Scores | Cause:

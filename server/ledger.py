@@ -266,9 +266,7 @@ class Ledger:
 
     def keep_seal(self, work: StoredAssignment, sealed: Sealed) -> None:
         """Keep what only the helper reads of a report that the open round counts."""
-        kept = StoredSeal(
-            work.assignment, work.device, work.round, sealed.seal, sealed.signature
-        )
+        kept = StoredSeal(work.assignment, work.device, work.round, sealed.seal, sealed.signature)
         at = work.task, self.rounds[work.task].state.round
         self._new_seals.setdefault(at, []).append(kept)
 

@@ -4,10 +4,12 @@
                           |                          ^      |
                           v                          |      v
                         Cause                      empty   total -> finish -> mean delta -> step
+                                                              |       ^
+                                           of masked updates: +-> opened
 
 A mechanism is a record of functions, as fedjax's `federated_algorithm` is one of `init` and
 `apply`. Whoever judges reports, answers them or closes rounds goes through `of(task)` alone, so
-another mechanism is another function beside `plain`.
+another mechanism is another function beside `plain` and `masked`.
 """
 
 import functools
@@ -19,14 +21,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from device_runtime import encoding, update
+from device_runtime import encoding, packing, update
 from device_runtime.bundle import NO_PRIVACY
 from device_runtime.causes import Cause
 from device_runtime.encoding import Encoding
 from device_runtime.errors import UpdateError
+from device_runtime.packing import Layout
+from device_runtime.terms import Aggregation, Terms
+from device_runtime.update import Sealed
 from server import sums
 from server.sums import Checked, Sum, Weighted
-from server.task import Task, terms
+from server.task import Task, is_masked, terms
 
 WHOLE = 64  # of a buffered task: how often the codes of an update are added that is not late
 FLOAT64_SLACK = 1e-9  # of a norm of float64
@@ -74,12 +79,12 @@ class Mechanism:
     `weigh` says how such an update counts when it comes so many rounds late. `empty`, `add` and
     `total` keep the sums of one round, which stay exact: neither the order of reports nor the
     replica that hears them changes a bit. `finish` makes the mean delta of a round, float64
-    [dimension], of a sum with at least one update in it. `spent` is the one place that says what
-    the task has spent of privacy.
+    [dimension], of a sum with at least one update in it, which has been `opened` if updates are
+    masked. `spent` is the one place that says what the task has spent of privacy.
     """
 
-    check: Callable[[bytes | bytearray, int], Checked | Cause]
-    weigh: Callable[[Checked, int], Weighted]
+    check: Callable[[bytes | bytearray, int], Checked | Sealed | Cause]
+    weigh: Callable[[Any, int], Weighted]  # of what `check` gives
     empty: Callable[[], Sum]
     add: Callable[[Sum, Sequence[Weighted]], Sum]
     total: Callable[[Sequence[Sum]], Sum]
@@ -98,12 +103,8 @@ def plain(task: Task) -> Mechanism:
     def check(body: bytes | bytearray, round: int) -> Checked | Cause:
         try:
             about = update.header(body)
-            if about.round != round:
-                return Cause.WRONG_ROUND
-            if about.terms != agreed.name:
-                return Cause.WRONG_TERMS
-            if about.numbers != by.values:
-                return Cause.NOT_AN_UPDATE
+            if (cause := _why_not(about, round, agreed, by.values)) is not None:
+                return cause
             codes = update.codes(body, by.bits)
         except UpdateError:
             return Cause.NOT_AN_UPDATE
@@ -130,10 +131,102 @@ def plain(task: Task) -> Mechanism:
     )
 
 
+def masked(task: Task) -> Mechanism:
+    """Nobody sees an update before it is in a sum, nor can look at it: each is words under a mask,
+    added modulo their size, and counts 1 however late it is. No noise is added.
+    """
+    agreed, by = terms(task), layout_of(task)
+    is_sealed = agreed.aggregation is Aggregation.HELPER
+
+    def check(body: bytes | bytearray, round: int) -> Sealed | Cause:
+        try:
+            about = update.header(body)
+            if (cause := _why_not(about, round, agreed, by.count)) is not None:
+                return cause
+            return (
+                update.sealed(body, by) if is_sealed else Sealed(b"", b"", update.words(body, by))
+            )
+        except UpdateError:
+            return Cause.NOT_AN_UPDATE
+
+    def added(words: Sequence[NDArray[np.uint64]], count: int) -> Sum:
+        total = np.zeros(by.words, np.uint64)
+        for each in words:
+            total = packing.add(total, each, by)
+        return Sum(total.view(np.int64), count, count)
+
+    def add(sum: Sum, updates: Sequence[Weighted]) -> Sum:
+        words = [sum.total.view(np.uint64), *(each.codes for each in updates)]
+        return added(words, sum.count + len(updates))
+
+    def total(sums: Sequence[Sum]) -> Sum:
+        words = [each.total.view(np.uint64) for each in sums]
+        return added(words, int(np.sum([each.count for each in sums], dtype=np.int64)))
+
+    return Mechanism(
+        check=check,
+        weigh=lambda sealed, behind: Weighted(sealed.words),
+        empty=functools.partial(added, (), 0),
+        add=add,
+        total=total,
+        finish=lambda sum, round: encoding.mean(sum.total, sum.count, agreed.encoding),
+        spent=lambda _: Spent(_protection(agreed)),
+    )
+
+
 @functools.lru_cache(maxsize=64)
 def of(task: Task) -> Mechanism:
     """The mechanism a task counts by."""
-    return plain(task)
+    return masked(task) if is_masked(task) else plain(task)
+
+
+def numbers_of(task: Task) -> tuple[int, int]:
+    """How many numbers a report of a task holds, and the largest that one may be."""
+    by = terms(task).encoding
+    return by.values, by.largest
+
+
+@functools.lru_cache(maxsize=64)
+def layout_of(task: Task) -> Layout:
+    """How a report's numbers lie in masked words."""
+    return packing.layout(*numbers_of(task), terms(task).most)
+
+
+def opened(task: Task, parts: Sequence[Sum], mask: NDArray[np.uint64]) -> Sum | str:
+    """The sum of what devices encoded, of the replicas' masked sums of a round and the sum of their
+    masks; or why it is of no use, in a sentence: no honest devices could have sent that.
+    """
+    total, by = of(task).total(parts), layout_of(task)
+    words = packing.subtract(total.total.view(np.uint64), mask, by)
+    numbers = packing.unpack(words, by)
+    reason = beyond_reach(numbers, total.count, terms(task).encoding)
+    if reason:
+        return f"it is beyond what honest devices could reach: {reason}"
+    return Sum(numbers.astype(np.int64), total.count, total.count)
+
+
+def largest_report(task: Task) -> int:
+    """Bytes of the report of a training task."""
+    agreed, by = terms(task), layout_of(task)
+    if agreed.aggregation is Aggregation.PLAIN:
+        return update.encoded_bytes(task.dimension, agreed.bits)
+    return update.sealed_bytes(by)
+
+
+def _why_not(about: update.Header, round: int, agreed: Terms, numbers: int) -> Cause | None:
+    if about.round != round:
+        return Cause.WRONG_ROUND
+    if about.terms != agreed.name:
+        return Cause.WRONG_TERMS
+    return None if about.numbers == numbers else Cause.NOT_AN_UPDATE
+
+
+def _protection(agreed: Terms) -> str:
+    """What hides updates, in the words of a bundle's lineage."""
+    by = "a helper" if agreed.aggregation is Aggregation.HELPER else "the devices"
+    return (
+        f"updates were seen in sums of at least {agreed.fewest}, opened by {by}; no noise was added"
+    )
 
 
 def beyond_reach(total: NDArray[Any], count: int, by: Encoding) -> str:

@@ -30,7 +30,6 @@ from numpy.typing import NDArray
 from server.store import Rows
 from server.task import Task
 
-
 NAME_BYTES = 16  # of a device in a sum, hashed
 
 

@@ -135,9 +135,7 @@ def report(coordinator: Coordinator, name: str, now: float) -> TaskReport:
     return named[0]
 
 
-def _report(
-    rows: Rows, stored: StoredTask, waits: Mapping[str, str], now: float
-) -> TaskReport:
+def _report(rows: Rows, stored: StoredTask, waits: Mapping[str, str], now: float) -> TaskReport:
     task = stored.task
     certified = chain.standing(rows, task, stored.state, now)
     *_, newest = reports = rows.reports(task, 0.0, most=2)

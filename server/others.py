@@ -1,4 +1,4 @@
-"""Others: a thread beside the answers to devices, for what a server asks of others and waits for."""
+"""Others: a thread beside the answers to devices: what a server asks of others, and waits for."""
 
 import logging
 import threading

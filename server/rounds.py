@@ -8,8 +8,9 @@ commits at the report goal; who is still at work then reports into a later round
 only devices come that were counted too few rounds ago ends with what it has: the next one is a
 round further. Who a device is, and that it reports once, is the ledger's affair: a round only
 counts. Where the sum is masked, a round that has enough waits in UNMASKING until it is opened, or
-never can be. Sources: Bonawitz et al. 2019, arXiv:1902.01046 (selection, reporting, over-selection);
-Nguyen et al. 2022, arXiv:2106.06639 (FedBuff).
+never can be.
+Sources: Bonawitz et al. 2019, arXiv:1902.01046 (selection, reporting, over-selection); Nguyen et
+al. 2022, arXiv:2106.06639 (FedBuff).
 """
 
 import math

@@ -812,12 +812,6 @@ class Rows:
         """The assignments of devices that are open, or of a round that has not been closed."""
         return [_assignment(row) for row in self._of(_WORK, devices=names)]
 
-    def counted_in(self, task: str, round: int, oldest: int) -> list[str]:
-        """The devices that a round has counted, none of which was assigned before `oldest`."""
-        mine = (assignments.c.task == task) & (assignments.c.round >= oldest)
-        mine &= assignments.c.counted_in == round
-        return list(self._connection.execute(sa.select(assignments.c.device).where(mine)).scalars())
-
     def overdue(self, task: str, before: float) -> list[StoredAssignment]:
         """Open assignments of a task from before some time."""
         at = _STILL_OPEN & (assignments.c.task == task) & (assignments.c.admitted_at <= before)
@@ -834,10 +828,16 @@ class Rows:
         query = _ASSIGNMENT.where(at).order_by(assignments.c.assignment)
         return [_assignment(row) for row in self._connection.execute(query)]
 
-    def counted_in(self, task: str, round: int) -> list[str]:
-        """The devices whose reports a round has counted."""
-        at = (assignments.c.task == task) & (assignments.c.counted_in == round)
-        query = sa.select(assignments.c.device).where(at & (assignments.c.round == round))
+    def counted_in(self, task: str, round: int, oldest: int | None = None) -> list[str]:
+        """The devices whose reports a round has counted: of those assigned in it, or since
+        `oldest`.
+        """
+        mine = assignments.c.task == task
+        if oldest is None:
+            mine &= assignments.c.round == round
+        else:
+            mine &= assignments.c.round >= oldest
+        query = sa.select(assignments.c.device).where(mine & (assignments.c.counted_in == round))
         return list(self._connection.execute(query).scalars())
 
     def admitted_by(self, task: str, now: float) -> None:

@@ -24,7 +24,7 @@ from server.step import ServerStep
 # shortens few of theirs by much, and a word that two of twenty plant stays out of sight
 SERVED_NORM = 0.5
 FEWEST_COMPARED = 2  # devices in what is told of a release
-# of a code, of a task that names no number: masked words have room for the sum of all devices' codes
+# of a code, where a task names no number: masked words have room for the sum of all codes
 MASKED_BITS, PLAIN_BITS = 4, 8
 _FIXED = ("batch_size", "length")  # of a plan: the sizes of the bundle's graph
 _AT_MOST = ("epochs", "learning_rate", "max_rows", "clipping_norm", "bits")

@@ -20,7 +20,6 @@ from device_runtime.wire import DAY_S
 from fedboard import devices, publishing
 from fedboard.device_words import status, status_lines
 from fedboard.operator import Operator
-from server import tasks
 from server.coordinator import Coordinator, open_folder
 from server.eligibility import Policy
 from server.endpoint import Access
@@ -29,7 +28,7 @@ from server.task import TaskSettings
 from tests.test_device_runtime_drive import EASY
 from tests.test_device_runtime_upgrade import Maker, other_weights
 from tests.test_server_endpoint import TOKEN, running
-from tests.toy_server import certify
+from tests.toy_server import created
 
 ABLE = "0\tbattery_charged_on\n0\twifi\n0\tscreen_off\n"
 
@@ -40,8 +39,7 @@ def url(tmp_path, tiny_bundle):
     coordinator = Coordinator(store, blobs, np.random.default_rng(0))
     rules = Rules(report_goal=100, over_selection=1.0, selection_s=0.0)
     settings = TaskSettings(tiny_bundle.plan, rules=rules, policy=Policy(min_examples=5), seed=1)
-    tasks.create(coordinator, settings, 0.0, tiny_bundle.checkpoint)
-    certify(coordinator, 0.0)
+    created(coordinator, settings, 0.0, tiny_bundle.checkpoint)
     with running(coordinator, access_=Access(TOKEN)) as address:
         yield address
 

@@ -48,7 +48,8 @@ CONTRACTS = {
 }
 ALLOWED = {
     "device_runtime": {},
-    "server": {"device_runtime": CONTRACTS | {"bundle"}},  # of which it says the same of privacy
+    # a bundle says the same of privacy; a server calls its helper as a device calls a server
+    "server": {"device_runtime": CONTRACTS | {"bundle", "transport"}},
     "model": {"device_runtime": CONTRACTS | {"examples", "folder", "limits", "metrics"}},
     "conversion": {"device_runtime": None, "model": None},
     # another party's process: of the server's only what any web service needs

@@ -11,6 +11,7 @@ import pytest
 from device_runtime import chain, config, signing
 from device_runtime.causes import Cause
 from device_runtime.chain import Certificate, Link, Verifier, why_untrusted
+from device_runtime.terms import Aggregation
 from device_runtime.weights import Checkpoint
 from device_runtime.wire import Assignment, Kind, Reject, Signed
 from server import chain as chains
@@ -47,7 +48,8 @@ BY = Verifier(frozenset({signing.public_hex(OPERATOR)}), "default", 5.0)
 def bare(folder: Path, rules: Rules = ONE, name: str = "default") -> OneByOne:
     """A server with a task that nobody has certified."""
     store, blobs = open_folder(folder)
-    settings = TaskSettings(PLAN, name=name, rules=by_arrival(rules), seed=7)
+    agreed = {"aggregation": Aggregation.PLAIN}
+    settings = TaskSettings(PLAN, name=name, rules=by_arrival(rules), seed=7, **agreed)
     tasks.create(Coordinator(store, blobs), settings, 0.0, START)
     return OneByOne(store, blobs)
 
@@ -247,7 +249,8 @@ def test_what_is_certified_is_what_the_operator_decided(tmp_path):
     """The same settings have the same policy, whoever draws the seed; any other has another."""
     coordinator = bare(tmp_path)
     proposed = operators.round_key(coordinator, "default")
-    asked = TaskSettings(PLAN, rules=by_arrival(ONE), checkpoint="ab" * 32)
+    plain = {"aggregation": Aggregation.PLAIN}
+    asked = TaskSettings(PLAN, rules=by_arrival(ONE), checkpoint="ab" * 32, **plain)
     from server.task import policy_hash
 
     assert policy_hash(asked) == proposed.policy

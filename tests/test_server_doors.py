@@ -26,6 +26,7 @@ from hypothesis import strategies as st
 from device_runtime import calls, config, signing, transport
 from device_runtime.causes import Cause
 from device_runtime.errors import ConfigError, RunError, ServerError
+from device_runtime.terms import Aggregation
 from device_runtime.weights import Checkpoint
 from device_runtime.wire import CheckIn, Enrolment, Kind, Phase
 from server import access, bodies, contract, endpoint, logs
@@ -58,6 +59,8 @@ PUTS = {**OPERATOR, "content-type": "application/octet-stream"}
 CLOSED = endpoint.Access(TOKEN, open_to_readers=False)
 FOR_EVER = Rules(report_goal=1000, over_selection=1.0, selection_s=5e5, reporting_s=1e6)
 UNLIMITED = endpoint.Access(TOKEN, limits=Limits(device_burst=0, address_burst=0))
+
+PLAIN = {"aggregation": Aggregation.PLAIN}
 
 
 @pytest.fixture
@@ -125,7 +128,7 @@ def test_an_operator_makes_pauses_and_rolls_back_tasks_over_http(url, tmp_path):
     report = ask(
         "POST",
         "/v1/tasks",
-        contract.TaskSettings(PLAN, "second", checkpoint=put["sha256"], rules=RULES),
+        contract.TaskSettings(PLAN, "second", checkpoint=put["sha256"], rules=RULES, **PLAIN),
     ).json()
     assert (report["name"], report["state"], report["round"], report["checkpoint_round"]) == (
         "second",
@@ -134,10 +137,14 @@ def test_an_operator_makes_pauses_and_rolls_back_tasks_over_http(url, tmp_path):
         30,
     )
     assert problem(
-        ask("POST", "/v1/tasks", contract.TaskSettings(PLAN, "second", checkpoint=put["sha256"]))
+        ask(
+            "POST",
+            "/v1/tasks",
+            contract.TaskSettings(PLAN, "second", checkpoint=put["sha256"], **PLAIN),
+        )
     ) == (409, "wrong_state")
     assert problem(
-        ask("POST", "/v1/tasks", contract.TaskSettings(PLAN, "third", checkpoint="0" * 64))
+        ask("POST", "/v1/tasks", contract.TaskSettings(PLAN, "third", checkpoint="0" * 64, **PLAIN))
     ) == (404, "unknown_blob")
     assert problem(
         ask("POST", "/v1/tasks", {"name": "Third Task", "checkpoint": put["sha256"]})

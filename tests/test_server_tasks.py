@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from device_runtime import config, signing, weights
 from device_runtime.causes import Cause
 from device_runtime.errors import ConfigError, RunError
+from device_runtime.terms import Aggregation
 from device_runtime.weights import Checkpoint
 from device_runtime.wire import (
     MOST_WORDS,
@@ -33,7 +34,7 @@ from server.requests import Abandoning, CheckingIn, Nonce, Refused, Reporting
 from server.rounds import Mode, Rules
 from server.settings import ServerSettings
 from server.step import ServerStep
-from server.task import State, Task, TaskSettings, settings_of
+from server.task import Peers, State, Task, TaskSettings, settings_of
 from tests.toy_server import (
     PLAN,
     READY,
@@ -110,12 +111,15 @@ def test_every_setting_goes_from_the_file_by_the_message_to_the_row(coordinator,
         policy=Policy(min_examples=3, device_classes=("phone",)),
         step=ServerStep(0.5, 0.5, "fedavgm"),
         seed=12,
+        aggregation=Aggregation.SECAGG,
+        least_count=2,
+        secagg=Peers(0.1),
     )
     assert [
         field.name
         for field in fields(TaskSettings)
         if getattr(wanted, field.name) == getattr(TaskSettings(), field.name)
-    ] == ["kind", "evaluates"]
+    ] == ["kind", "evaluates", "helper", "is_beside"]
     # plan and start are not written down: they are the bundle's
     (tmp_path / "server.toml").write_text(config.to_toml(replace(wanted, plan=None, checkpoint="")))
     read = settings_of(config.from_toml(ServerSettings, tmp_path / "server.toml"))
@@ -629,13 +633,14 @@ def test_whatever_devices_do_the_ledger_and_the_rounds_agree(tmp_path_factory, h
     coordinator.close()
 
 
-def test_a_task_s_row_has_the_fields_a_server_of_the_version_before_can_read(tmp_path):
-    """Two replicas of different versions may share a database while one is brought up to date."""
+def test_a_task_s_row_has_what_was_decided_of_it_and_no_more(tmp_path):
+    """What is kept of a task is what its operator has decided, and what its checkpoints share."""
     coordinator = new(tmp_path, Rules())
     with coordinator.store.reading() as rows:
         (stored,) = rows.tasks()
     fields = "plan rules policy step tokenizer shapes dimension seed name population kind evaluates"
-    assert sorted(json.loads(stored.task.body)) == sorted(fields.split())
+    seen_by = "aggregation helper is_beside least_count secagg"
+    assert sorted(json.loads(stored.task.body)) == sorted(f"{fields} {seen_by}".split())
     assert config.from_json(Task, stored.task.body, "task") == stored.task
     coordinator.close()
 
