@@ -203,9 +203,9 @@ def finetuning(task: dict) -> dict:
     from device_runtime import examples, text, update, weights
     from device_runtime.bundle import CHECKPOINT
     from device_runtime.finetune import finetune
+    from device_runtime.terms import Aggregation, Terms
     from device_runtime.turn import Train
     from device_runtime.typing_log import TypingLog
-    from device_runtime.wire import Assignment
 
     with tempfile.TemporaryDirectory() as folder:
         with TypingLog(Path(folder) / "typing_log.sqlite") as log:
@@ -223,17 +223,11 @@ def finetuning(task: dict) -> dict:
         cpu = time.process_time()
         tuned = finetune(bundle.train_graph, Train(checkpoint.weights, rows, plan, rng))
         trained = time.process_time() - cpu
-        asked = Assignment(
-            "a",
-            1,
-            plan="",
-            checkpoint="",
-            shapes=bundle.manifest.shapes,
-            rotation_seed=1,
-            deadline_s=0,
-        )
+        values = sum(array.size for array in tuned.delta.values())
+        of = plan.bits, plan.clipping_norm, values, bundle.manifest.shapes
+        terms = Terms(Aggregation.PLAIN, *of, rotation_seed=1, most=1, fewest=1, min_separation=1)
         cpu = time.process_time()
-        encoded = update.of_delta(tuned.delta, asked, plan, len(rows), rng)
+        encoded = update.of_delta(tuned.delta, 1, terms, rng)
         return {
             "rows": len(rows),
             "batches": tuned.batches,

@@ -24,8 +24,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.server import READY, Device, assigned, new, running
-from device_runtime import config
-from device_runtime.update import Header, encode
+from device_runtime import chain, config, update
 from device_runtime.wire import Assignment, Plan
 from server.coordinator import open_folder
 from server.rounds import Rules
@@ -33,9 +32,7 @@ from server.rounds import Rules
 PARAMETERS = 1_421_766  # of the size gboard
 HONEST = 8  # workers that check in, and as many that upload
 PATIENCE_S = 30.0  # of one honest request
-RULES = Rules(
-    report_goal=100_000, over_selection=1.0, max_weight=1, selection_s=0.0, reporting_s=1e6
-)
+RULES = Rules(report_goal=100_000, over_selection=1.0, selection_s=0.0, reporting_s=1e6)
 
 
 @dataclass
@@ -225,8 +222,8 @@ def main() -> None:
             first = works[0]
             delta = np.random.default_rng(0).standard_normal(PARAMETERS).astype(np.float32)
             delta *= np.float32(0.5 / np.linalg.norm(delta))
-            header = Header(first.round, first.rotation_seed, first.shapes, 8, 20)
-            body = encode(delta, header, np.random.default_rng(0))
+            terms, rng = chain.terms_of(first), np.random.default_rng(0)
+            body = update.of_delta({"all": delta}, first.round, terms, rng)
             soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
             if asked.descriptors:  # the server has it of us, and keeps it
                 resource.setrlimit(resource.RLIMIT_NOFILE, (asked.descriptors, hard))

@@ -19,10 +19,9 @@ from pathlib import Path
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from device_runtime import bundle, durable, signing
+from device_runtime import bundle, chain, durable, signing, update
 from device_runtime.shown import command
 from device_runtime.terms import Aggregation
-from device_runtime.update import Header, encode
 from device_runtime.wire import Ack, Assignment, CheckIn, Conditions, Enrolment, Reject
 from fedboard.__main__ import program
 from fedboard.run import REFERENCE
@@ -101,8 +100,7 @@ class Learning:
             delta = rng.normal(0, STEP, values).astype(np.float32)
             longest = np.float32(self.norm)
             delta *= min(np.float32(1), longest / np.linalg.norm(delta))
-            of_round = work.round, work.rotation_seed, work.shapes
-            body = encode(delta, Header(*of_round, self.opened.plan.bits, 50), rng)
+            body = update.of_delta({"all": delta}, work.round, chain.terms_of(work), rng)
             reply = self.ask(Reporting(device, work.assignment, body))
             assert isinstance(reply, Ack) and reply.counted, reply
 

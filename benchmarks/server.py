@@ -25,17 +25,16 @@ import numpy as np
 import psutil
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from device_runtime import config, quantize, signing
+from device_runtime import chain, config, quantize, signing, update
 from device_runtime.causes import Cause
 from device_runtime.terms import Aggregation
-from device_runtime.update import Header, encode
 from device_runtime.weights import Checkpoint
 from device_runtime.wire import DAY_S, Assignment, CheckIn, Conditions, Plan
 from server import operators, tasks
 from server.coordinator import Coordinator, open_folder
 from server.requests import CheckingIn
 from server.rounds import Rules
-from server.task import TaskSettings, assignment_name, rotation_seed
+from server.task import TaskSettings, assignment_name, terms
 
 ROOT = Path(__file__).parents[1]
 TOKENIZER = "70" * 32
@@ -332,9 +331,7 @@ def check_ins(folder: Path, count: int, repeats: int, connections: int) -> None:
     body = config.to_json(READY)
     for number, (name, (rules, before)) in enumerate(ASKS.items()):
         place = folder / str(number)
-        coordinator, devices = new(
-            place, replace(rules, max_weight=1), Plan(clipping_norm=1.0), count * (repeats + 1) + 1
-        )
+        coordinator, devices = new(place, rules, Plan(clipping_norm=1.0), count * (repeats + 1) + 1)
         if before:
             asked(coordinator, devices, time.time() - 100)
         else:  # fills a round of one
@@ -360,9 +357,7 @@ def check_ins(folder: Path, count: int, repeats: int, connections: int) -> None:
 
 def updates(folder: Path, count: int, repeats: int, connections: int) -> None:
     """Updates counted a second, and the memory that takes."""
-    rules = Rules(
-        report_goal=10**5, over_selection=1.0, max_weight=1, selection_s=0, reporting_s=1e6
-    )
+    rules = Rules(report_goal=10**5, over_selection=1.0, selection_s=0, reporting_s=1e6)
     plan = Plan(clipping_norm=1.0, bits=8)
     each = count // repeats
     coordinator, devices = new(folder, rules, plan, each * repeats, PARAMETERS)
@@ -372,7 +367,7 @@ def updates(folder: Path, count: int, repeats: int, connections: int) -> None:
     rng = np.random.default_rng(0)
     delta = rng.standard_normal(PARAMETERS).astype(np.float32)
     delta *= np.float32(0.5 / np.linalg.norm(delta))
-    body = encode(delta, Header(first.round, first.rotation_seed, first.shapes, 8, 20), rng)
+    body = update.of_delta({"all": delta}, first.round, chain.terms_of(first), rng)
     print(f"  an update has {len(body):,} bytes")
     with running("fedboard", folder) as ours, running("bare", folder) as theirs:
         pairs = iter(zip(devices, works, strict=True))
@@ -408,7 +403,7 @@ def updates(folder: Path, count: int, repeats: int, connections: int) -> None:
             f"memory of the server: {memory[0]:.0f} MB before, "
             f"{', '.join(f'{mb:.0f}' for mb in memory[1:])} MB after each {each:,} updates"
             f" ({slope:+.1f} MB per 1,000); one accumulator has "
-            f"{8 * quantize.padded(PARAMETERS) / 2**20:.0f} MB"
+            f"{4 * quantize.padded(PARAMETERS) / 2**20:.0f} MB"
         )
 
 
@@ -448,7 +443,6 @@ def crowd(folder: Path, devices: int) -> None:
     rules = Rules(
         report_goal=devices,
         over_selection=1.0,
-        max_weight=1,
         selection_s=WINDOW_S,
         claim_s=600,
         reporting_s=1e6,
@@ -461,7 +455,7 @@ def crowd(folder: Path, devices: int) -> None:
     delta = rng.standard_normal(PARAMETERS).astype(np.float32) * np.float32(
         0.5 / np.sqrt(PARAMETERS)
     )
-    body = encode(delta, Header(1, rotation_seed(task, 1), task.shapes, 8, 20), rng)
+    body = update.of_delta({"all": delta}, 1, terms(task), rng)
     message = config.to_json(replace(READY, holds=half))
     with running("fedboard", folder) as server:
 

@@ -31,7 +31,7 @@ from device_runtime.terms import Aggregation, Terms
 from device_runtime.update import Sealed
 from server import sums
 from server.sums import Checked, Sum, Weighted
-from server.task import Task, is_masked, terms
+from server.task import Task, encoding_of, is_masked, terms
 
 WHOLE = 64  # of a buffered task: how often the codes of an update are added that is not late
 FLOAT64_SLACK = 1e-9  # of a norm of float64
@@ -97,7 +97,7 @@ def plain(task: Task) -> Mechanism:
     added up; every device counts 1, a late one of a buffered task less. Nothing is hidden from the
     server and no noise is added.
     """
-    agreed, by = terms(task), terms(task).encoding
+    by = encoding_of(task)
     whole = WHOLE if task.rules.buffered else 1
 
     def check(body: bytes | bytearray, round: int) -> Checked | Cause:

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 from device_runtime import bounds, config, limits
 from device_runtime.bounds import Within
+from device_runtime.encoding import Encoding
 from device_runtime.errors import ConfigError
 from device_runtime.limits import OwnLimits
 from device_runtime.terms import LEAST_COUNT, Aggregation, Terms
@@ -241,6 +242,12 @@ def round_rules(task: TaskSettings) -> Rules:
 
 
 _of_cohort = functools.lru_cache(maxsize=64)(whole_cohort)
+
+
+def encoding_of(task: Task) -> Encoding:
+    """How a delta of a training task becomes codes."""
+    of = task.dimension, task.plan.bits, task.plan.clipping_norm
+    return Encoding(*of, rotation_seed(task))
 
 
 @functools.lru_cache(maxsize=64)

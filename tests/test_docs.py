@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from packaging.specifiers import SpecifierSet
 
-from device_runtime import bundle, config, difference, quantize
+from device_runtime import bundle, config, difference, encoding, quantize
 from device_runtime.home import DeviceConfig
 from device_runtime.interpreter import Graph
 from device_runtime.typing_log import Retention
@@ -57,8 +57,10 @@ def test_the_bundle_format_has_the_sizes_and_versions_of_the_code():
     text = (DOCS / "bundle-format.md").read_text()
     assert f"Format {bundle.FORMAT}." in text
     assert f"Magic `{MAGIC.decode()}`, version {VERSION}" in text
-    assert f"| {HEADER_BYTES} - | float32 pairs" in text
-    assert f"of each block of {quantize.BLOCK} values" in text
+    assert f"| {HEADER_BYTES} - | of form 0 |" in text
+    assert f"whole blocks of {quantize.BLOCK} values" in text
+    assert f"after {encoding.MOST_DRAWS} draws" in text
+    assert f"{encoding.SLACK} C sqrt(1 + ({encoding.RANGE:g} / L)^2)" in text
     assert f"Magic `{difference.MAGIC.decode()}`, version {difference.VERSION}" in text
     assert f"| 70 - {difference._HEAD.size - 1} |" in text
 

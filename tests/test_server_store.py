@@ -15,6 +15,7 @@ import sqlalchemy as sa
 from device_runtime import weights
 from device_runtime.causes import Cause
 from device_runtime.errors import RunError
+from device_runtime.terms import Aggregation
 from device_runtime.wire import Kind
 from server.coordinator import open_folder
 from server.eligibility import Policy
@@ -49,7 +50,7 @@ from tests.toy_server import (
 
 GOLDEN = Path(__file__).parent / "golden"
 NETWORK = {"tokenizer": TOKENIZER, "shapes": SHAPES, "dimension": 50}
-TASK = Task(plan=PLAN, rules=Rules(report_goal=2), seed=7, **NETWORK)
+TASK = Task(plan=PLAN, rules=Rules(report_goal=2), seed=7, aggregation=Aggregation.PLAIN, **NETWORK)
 BASE = StoredCheckpoint("c" * 64, 0, "h" * 64)
 DEVICE = "d" * 16
 
