@@ -54,7 +54,6 @@ from model import aggregators, cohorts, memory, packed
 from model.clients import batches, may_ever_train
 from model.recipe import Recipe, Schedule, Server
 
-Aggregator = tff.aggregators.WeightedAggregationFactory
 # what a simulation sees of each client's training: of real devices a server sees sums alone
 MEASURED = ("losses", "targets", "hits", "dropped")
 # a run has diverged when the global weights' norm is this many times the first one's
@@ -114,7 +113,7 @@ class Training:
         population: Sequence[np.ndarray],
         recipe: Recipe,
         machines: int = 1,
-        aggregator: Aggregator | None = None,
+        aggregator: tff.aggregators.WeightedAggregationFactory | None = None,
     ):
         """A population is int32 [rows, length + 1] of each client.
 
@@ -322,7 +321,9 @@ def train(initial: Weights, population: Sequence[np.ndarray], recipe: Recipe) ->
 
 
 def learning_process(
-    initial: Weights, recipe: Recipe, aggregator: Aggregator | None = None
+    initial: Weights,
+    recipe: Recipe,
+    aggregator: tff.aggregators.WeightedAggregationFactory | None = None,
 ) -> tff.learning.templates.LearningProcess:
     """The four boxes at the head of this file, put together; by the recipe's aggregator, unless
     another one is asked for.
@@ -435,7 +436,7 @@ def optimizer(server: Server) -> tff.learning.optimizers.Optimizer:
     return getattr(tff.learning.optimizers, named.builder)(server.learning_rate, **numbers)
 
 
-def _aggregator(initial: Weights, recipe: Recipe) -> Aggregator:
+def _aggregator(initial: Weights, recipe: Recipe) -> tff.aggregators.WeightedAggregationFactory:
     averaging = aggregators.Averaging(
         encoded=recipe.encoded,
         bits=recipe.plan.bits,
