@@ -64,20 +64,22 @@ def from_table(kind: type[T], table: Any, where: str) -> T:
     return record
 
 
-def from_json(kind: type[T], data: bytes | bytearray, where: str) -> T:
+def from_json(
+    kind: type[T], data: bytes | bytearray, where: str, most_bytes: int = MOST_BYTES
+) -> T:
     """The dataclass `kind` from a JSON object. Raises ConfigError for bytes that are not one."""
-    return from_table(kind, read_json(data, where), where)
+    return from_table(kind, read_json(data, where, most_bytes), where)
 
 
-def read_json(data: bytes | bytearray, where: str) -> Any:
+def read_json(data: bytes | bytearray, where: str, most_bytes: int = MOST_BYTES) -> Any:
     """The value of a JSON text that may come from anybody.
 
-    Raises ConfigError unless it is UTF-8 of at most MOST_BYTES and DEEPEST, has each name once in
+    Raises ConfigError unless it is UTF-8 of at most `most_bytes` and DEEPEST, has each name once in
     its table, and no number that is not finite or text with half a character.
     """
-    if len(data) > MOST_BYTES:
+    if len(data) > most_bytes:
         raise ConfigError(
-            where, f"expected at most {MOST_BYTES:,} bytes, found {len(data):,}", "send less"
+            where, f"expected at most {most_bytes:,} bytes, found {len(data):,}", "send less"
         )
     try:
         value = _STRICT.decode(str(data, "utf-8"))

@@ -6,8 +6,9 @@
     POST /v1/answers             Named               -> the sum of masks, bytes: `packing.to_bytes`
     POST /v1/answers/done        AnswerTaken         -> Registered     the leader has it on disk
 
-All but the first need the token that the helper gives to the leader. A refusal is a HelperProblem.
-A device never speaks to the helper.
+All but the first need the token that the helper gives to the leader, as a bearer. A refusal is a
+HelperProblem; whoever gets none, or one that `is_passing`, asks again with the same bytes. A device
+never speaks to the helper.
 """
 
 from dataclasses import dataclass, field
@@ -20,7 +21,11 @@ from device_runtime.wire import COUNT, HASH, HASH_OR_NONE, NAME, ROUND, SENTENCE
 SEAL_KEY = "seal-key"  # purpose of the helper's signature
 SEAL_BYTES = 80  # X25519 public key, 32 bytes of seed encrypted, tag of 16
 SIGNATURE_BYTES = 64
-MOST_ROUNDS_AHEAD = 64  # seal keys that one message asks for
+MOST_ROUNDS_AHEAD = 64  # seal keys that one message asks for, and that a helper has ahead
+LEAST = 100  # reports of the smallest sum that a helper opens, unless its owner says another number
+TOKEN_FILE = "helper.token"  # in the helper's folder, readable by its owner only
+TOKEN = "FEDBOARD_HELPER_TOKEN"  # environment, of a leader too
+MOST_REPORT_BYTES = 700  # of one SealedReport as JSON
 VERSION = 1
 
 
@@ -40,6 +45,32 @@ class Refusal(StrEnum):
     BAD_SEAL = "bad_seal"
     NOT_ENROLLED = "not_enrolled"  # too few of the devices are certified by the enrolment key
     MALFORMED = "malformed"
+    UNAVAILABLE = "unavailable"  # it can keep nothing just now; nothing has happened
+
+    @property
+    def is_passing(self) -> bool:
+        """Whether the same message may get an answer later."""
+        return self is Refusal.UNAVAILABLE
+
+    @property
+    def status(self) -> int:
+        """Of HTTP."""
+        return _STATUS.get(self, 409)
+
+
+_STATUS = {
+    Refusal.UNKNOWN_LEADER: 401,
+    Refusal.FOREIGN_POLICY: 403,
+    Refusal.UNKNOWN_TASK: 404,
+    Refusal.UNKNOWN_ROUND: 410,
+    Refusal.TOO_FEW: 422,
+    Refusal.TOO_MANY: 422,
+    Refusal.BAD_SIGNATURE: 422,
+    Refusal.BAD_SEAL: 422,
+    Refusal.NOT_ENROLLED: 422,
+    Refusal.MALFORMED: 400,
+    Refusal.UNAVAILABLE: 503,
+}
 
 
 @dataclass(frozen=True)
@@ -139,3 +170,8 @@ class AnswerTaken:
 
     task_id: Annotated[str, NAME]
     round: Annotated[int, ROUND]
+
+
+def most_bytes(reports: int) -> int:
+    """The largest `Named` of so many reports, as JSON."""
+    return 4096 + MOST_REPORT_BYTES * reports

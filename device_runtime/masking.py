@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
-from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext, algorithms, modes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
@@ -55,8 +55,12 @@ class Bound:
 
 def mask(seed: bytes, by: Layout) -> NDArray[np.uint64]:
     """The mask of a seed, uniform over the words: uint64 [words]. AES-256 in counter mode."""
-    stream = Cipher(algorithms.AES(seed), modes.CTR(bytes(16))).encryptor()
-    return packing.from_bytes(stream.update(bytes(by.bytes)), by)
+    return packing.from_bytes(stream(seed).update(bytes(by.bytes)), by)
+
+
+def stream(seed: bytes) -> CipherContext:
+    """What encrypts zeros into a seed's mask, little by little."""
+    return Cipher(algorithms.AES(seed), modes.CTR(bytes(16))).encryptor()
 
 
 def masked(numbers: NDArray[Any], seed: bytes, by: Layout) -> NDArray[np.uint64]:

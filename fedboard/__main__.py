@@ -9,7 +9,7 @@ from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import ModuleType
 
-ROOMS = ("device_runtime", "model", "server", "conversion", "fleet", "fedboard")
+ROOMS = ("device_runtime", "model", "server", "helper", "conversion", "fleet", "fedboard")
 ROOT = Path(__file__).resolve().parents[1]  # the folder all of them lie in
 
 

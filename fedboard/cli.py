@@ -28,6 +28,7 @@ from fedboard import (
     console,
     device_commands,
     failures,
+    helper_commands,
     release_commands,
     streams,
     task_commands,
@@ -58,6 +59,7 @@ app.add_typer(device_commands.app, name="device")
 app.add_typer(task_commands.app, name="task")
 app.add_typer(release_commands.app, name="release")
 app.command("codes")(task_commands.codes)
+app.command("helper")(helper_commands.helper)
 
 
 MEGABYTE = 1_000_000

@@ -13,7 +13,7 @@ from typing import Any
 
 import typer.main
 
-ROOMS = ("device_runtime", "model", "server", "conversion", "fleet", "fedboard")
+ROOMS = ("device_runtime", "model", "server", "helper", "conversion", "fleet", "fedboard")
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 COMMANDS_HEAD = """# Commands
@@ -98,7 +98,7 @@ def _cell(text: str) -> str:
 
 
 def rooms_page(root: Path) -> str:
-    """docs/rooms.md of a checkout: the first sentence of every module of the six rooms."""
+    """docs/rooms.md of a checkout: the first sentence of every module of all rooms."""
     parts = [ROOMS_HEAD]
     for room in ROOMS:
         lines = [

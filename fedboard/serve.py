@@ -41,19 +41,14 @@ def serve(
     from server.endpoint import Access, app, bind
     from server.endpoint import serve as run
 
-    local, tls = access.is_loopback(at.host), _tls(settings.tls)
+    local, tls = access.is_loopback(at.host), tls_options(settings.tls)
     # by default
     is_open = settings.access.lets_in(local) and not at.insecure
-    if not (local or tls or at.insecure):
-        raise RunError(
-            f"--host {at.host}",
-            "other machines could read along",
-            "set [tls] certificate and key, or pass --insecure behind a TLS proxy",
-        )
+    require_private(at, bool(tls), "set [tls] certificate and key")
     with contextlib.ExitStack() as ending:
         sock = ending.enter_context(bind(at.host, at.port))
         with writable(folder / ADDRESS) as address:
-            _require_address(address)
+            require_address(address)
         store, blobs = open_folder(
             folder,
             os.environ.get(DATABASE) or settings.storage.database,
@@ -92,10 +87,7 @@ def serve(
         else:
             first = command("task", "create", "default", "--bundle", "BUNDLE", "--dir", folder)
             console.say(f"no task yet; start one: {first}")
-        reachable = f"[{at.host}]" if ":" in at.host else at.host
-        if at.host in ("0.0.0.0", "::"):
-            reachable = "127.0.0.1"
-        url = f"{'https' if tls else 'http'}://{reachable}:{sock.getsockname()[1]}"
+        url = url_of(at.host, sock.getsockname()[1], bool(tls))
         readers = settings.access.readers == "open" or (is_open and not settings.access.readers)
         console.say(
             f"listening on {url}; open it in a browser to watch"
@@ -116,7 +108,29 @@ def serve(
         run(app(coordinator, access_=allowed), sock, **tls)
 
 
-def _require_address(path: Path) -> None:
+def require_private(at: Listening, has_tls: bool, remedy: str) -> None:
+    """Raises RunError if other machines could read along; `remedy` is how to get TLS."""
+    from server import access
+
+    if not (access.is_loopback(at.host) or has_tls or at.insecure):
+        raise RunError(
+            f"--host {at.host}",
+            "other machines could read along",
+            f"{remedy}, or pass --insecure behind a TLS proxy",
+        )
+
+
+def url_of(host: str, port: int, has_tls: bool) -> str:
+    """Where whoever listens on a host's port can be reached from this machine.
+
+    >>> url_of("::", 80, False), url_of("fd00::1", 443, True)
+    ('http://127.0.0.1:80', 'https://[fd00::1]:443')
+    """
+    reachable = "127.0.0.1" if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
+    return f"{'https' if has_tls else 'http'}://{reachable}:{port}"
+
+
+def require_address(path: Path) -> None:
     """Raises RunError if something else than a server's address stands in its place: it would be
     replaced.
     """
@@ -134,7 +148,7 @@ def _require_address(path: Path) -> None:
         )
 
 
-def _tls(settings: Tls) -> dict[str, str]:
+def tls_options(settings: Tls) -> dict[str, str]:
     """Uvicorn's options for it. Raises RunError for a certificate or key that cannot be used."""
     if not settings.certificate:
         return {}

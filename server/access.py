@@ -157,11 +157,11 @@ def names_this_machine(headers: Mapping[str, str], origins: Sequence[str]) -> bo
     return True
 
 
-def token(folder: Path, told: str | None = None) -> str:
-    """The operator's token: the one told, or the one in the folder, made on first use. Raises
-    RunError if it cannot be read or is too short.
+def token(folder: Path, told: str | None = None, file: str = TOKEN_FILE) -> str:
+    """The operator's token, or another that a file of a folder holds: the one told, or the one in
+    the folder, made on first use. Raises RunError if it cannot be read or is too short.
     """
-    path = Path(folder) / TOKEN_FILE
+    path = Path(folder) / file
     if not told:
         try:
             if not path.exists():

@@ -27,6 +27,7 @@ import httptools
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
+from device_runtime.errors import RunError
 from server.access import is_loopback, network_of
 from server.settings import Limits, listed
 
@@ -36,7 +37,37 @@ SPARE_DESCRIPTORS = 192  # for the database, blobs, logs and threads
 MOST = 16_384  # connections, where the system sets no limit
 PIPELINED = 8  # requests a peer may send before it has the answer to the first
 LOOK_S = 0.5  # between two looks at who is late
+# of uvicorn: nothing of a request goes into its log or is believed of a proxy
+SETTINGS = {
+    "log_config": None,
+    "access_log": False,
+    "server_header": False,
+    "timeout_graceful_shutdown": 10,
+    "proxy_headers": False,
+    "ws": "none",
+}
 IN_SCOPE = "fedboard.connection"  # of an ASGI scope: the Protocol that the request came over
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A socket for `serve`; port 0 takes a free one. Raises RunError if the port is taken or the
+    host is not of this machine.
+    """
+    try:
+        sock = socket.create_server(
+            (host, port), backlog=2048, family=socket.AF_INET6 if ":" in host else socket.AF_INET
+        )
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise RunError(
+            f"{host}:{port}",
+            f"cannot be listened on ({reason})",
+            "give another --port, or 0 for a free one",
+        ) from None
+    # asyncio does this only for sockets it made itself; without it every answer on a kept
+    # connection waits for an acknowledgement
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return sock
 
 
 @dataclass(eq=False)

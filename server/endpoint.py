@@ -37,7 +37,7 @@ from starlette.requests import ClientDisconnect
 
 from device_runtime import config, signing
 from device_runtime.causes import Cause
-from device_runtime.errors import FedboardError, RunError
+from device_runtime.errors import FedboardError
 from device_runtime.shown import printable
 from device_runtime.weights import digest
 from device_runtime.wire import (
@@ -76,6 +76,7 @@ from server import (
     releases,
 )
 from server.access import Buckets, Proof
+from server.connections import bind as bind
 from server.coordinator import Coordinator
 from server.groups import Groups
 from server.judging import Judged
@@ -140,27 +141,6 @@ class Access:
     origins: str = ""  # where a browser may write from beside this server itself
 
 
-def bind(host: str, port: int) -> socket.socket:
-    """A socket for `serve`; port 0 takes a free one. Raises RunError if the port is taken or the
-    host is not of this machine.
-    """
-    try:
-        sock = socket.create_server(
-            (host, port), backlog=2048, family=socket.AF_INET6 if ":" in host else socket.AF_INET
-        )
-    except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise RunError(
-            f"{host}:{port}",
-            f"cannot be listened on ({reason})",
-            "give another --port, or 0 for a free one",
-        ) from None
-    # asyncio does this only for sockets it made itself; without it every answer on a kept
-    # connection waits for an acknowledgement
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return sock
-
-
 def serve(app: FastAPI, sock: socket.socket, **options: Any) -> None:
     """Answer on a bound socket until SIGINT or SIGTERM; requests under way are finished first.
     Options are uvicorn's, such as ssl_certfile.
@@ -174,14 +154,7 @@ def server(app: FastAPI, **options: Any) -> uvicorn.Server:
     limited.
     """
     service: _Service | None = getattr(app.state, "service", None)
-    settings: dict[str, Any] = {
-        "log_config": None,
-        "access_log": False,
-        "server_header": False,
-        "lifespan": "on",
-        "timeout_graceful_shutdown": 10,
-    }
-    settings |= {"proxy_headers": False, "ws": "none"}
+    settings: dict[str, Any] = {**connections.SETTINGS, "lifespan": "on"}
     if service is None:
         return uvicorn.Server(uvicorn.Config(app, **{**settings, **options}))
     if proxies := service.allowed.behind_proxy:

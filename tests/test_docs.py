@@ -128,7 +128,7 @@ def test_the_page_of_rooms_names_every_file_with_its_sentence_and_no_other():
             sentences[f"{room}/{file}"] = sentence
     files = {
         str(path.relative_to(DOCS.parent))
-        for room in ("device_runtime", "model", "server", "conversion", "fleet", "fedboard")
+        for room in pages.ROOMS
         for path in (DOCS.parent / room).rglob("*.py")
         if path.read_text()
     }

@@ -1,0 +1,141 @@
+"""`fedboard helper`: the process of another party that opens sums and sees no update."""
+
+import contextlib
+import os
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from device_runtime.helper_wire import LEAST, TOKEN, TOKEN_FILE
+from fedboard import console
+from fedboard.options import MOST_DEVICES
+
+DATABASE = "FEDBOARD_HELPER_DATABASE"  # environment: secrets stay out of files and commands
+KEY, LOCK, SQLITE, KEYS, ANSWERS = "helper.key", "helper", "helper.sqlite", "keys", "answers"
+
+
+def helper(
+    dir: Annotated[
+        Path,
+        typer.Option(
+            help="The helper's folder: its key, the leader's token, its database, the keys of "
+            "rounds."
+        ),
+    ],
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="0: any free one, written to DIR/address.")
+    ] = 8100,
+    least: Annotated[
+        int, typer.Option(min=1, max=MOST_DEVICES, help="Devices of the smallest sum it opens.")
+    ] = LEAST,
+    trust: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Public key file of a bundle's maker whose tasks it serves, as often as there are "
+            "makers; by default any maker's."
+        ),
+    ] = None,
+    enrolment_key: Annotated[
+        Path | None,
+        typer.Option(
+            help="Public key file of whoever certifies devices: only those count towards the "
+            "smallest sum."
+        ),
+    ] = None,
+    database: Annotated[
+        str | None,
+        typer.Option(
+            help=f"SQLAlchemy URL of its database, unless {DATABASE} holds it; by default a file "
+            "in DIR."
+        ),
+    ] = None,
+    tls_certificate: Annotated[
+        Path | None, typer.Option(help="Certificate, PEM, with those between it and the root.")
+    ] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="Its private key, if in another file.")] = (
+        None
+    ),
+    insecure: Annotated[
+        bool,
+        typer.Option(
+            "--insecure", help="Listen for other machines without TLS: behind a proxy that has it."
+        ),
+    ] = False,
+) -> None:
+    """Open sums of masked updates for a server, and see none of them: run by somebody else than
+    the server.
+
+    State survives a restart, and kill -9.
+    """
+    from device_runtime import durable, signing
+    from fedboard.run import trusted_keys, writable
+    from fedboard.serve import Listening, require_address, require_private, tls_options, url_of
+    from helper.desk import Desk, Places
+    from helper.endpoint import Access, app, serve
+    from helper.store import Store
+    from helper.tasks import Rules
+    from server import access, disk, logs
+    from server.connections import bind
+    from server.contract import ADDRESS
+    from server.settings import Tls
+    from server.slots import Folder
+
+    tls = tls_options(Tls(*(str(each) if each else "" for each in (tls_certificate, tls_key))))
+    require_private(
+        Listening(host, port, insecure), bool(tls), "give --tls-certificate and --tls-key"
+    )
+    makers = trusted_keys(trust) if trust else frozenset()
+    certifier = next(iter(trusted_keys([enrolment_key]))) if enrolment_key else ""
+    with contextlib.ExitStack() as ending:
+        sock = ending.enter_context(bind(host, port))
+        with writable(dir / ADDRESS) as address:
+            require_address(address)
+        identity = signing.load_or_create(dir / KEY)
+        rules = Rules(signing.public_hex(identity), least, makers, certifier)
+        url_of_database = os.environ.get(DATABASE) or database
+        if url_of_database:  # the lock of an SQLite file is of this folder too
+            ending.callback(disk.Held(dir / LOCK).close)
+        store = Store(url_of_database or dir / SQLITE, rules.helper)
+        ending.callback(store.close)
+        # only now: what stands in the folder may be another helper's
+        with writable(dir / ADDRESS) as address:
+            address.unlink(missing_ok=True)
+        token = access.token(dir, os.environ.get(TOKEN), TOKEN_FILE)
+        places = Places(Folder(dir / KEYS), Folder(dir / ANSWERS))
+        desk = Desk(store, places, identity, rules, os.urandom)
+        url = url_of(host, sock.getsockname()[1], bool(tls))
+        console.say(f"helper {rules.helper}")
+        place = TOKEN if os.environ.get(TOKEN) else dir / TOKEN_FILE
+        console.say(f"listening on {url}; its leader needs the token in {place}")
+        _say_what_it_can(rules.least, sorted(makers), certifier)
+        durable.share(address, f"{url}\n".encode())
+        logs.begin()
+        serve(app(desk, Access(token), time.time), sock, **tls)
+
+
+def _say_what_it_can(least: int, makers: list[str], certifier: str) -> None:
+    console.say(
+        "it sees who took part in which round, and no update: neither words nor numbers of one",
+        "together with the server whose sums it opens it could read every update: whoever runs "
+        "both can",
+    )
+    few = least < LEAST
+    console.say(
+        f"it opens sums of at least {least} devices"
+        + (f"; expected at least {LEAST}: among few, one is easily guessed" if few else ""),
+        style="red" if few else "",
+    )
+    if makers:
+        console.say("it serves tasks signed by " + ", ".join(makers))
+    else:
+        console.say("it serves tasks signed by anybody; --trust FILE names whose alone")
+    if certifier:
+        console.say(f"only devices certified by {certifier} count towards its least")
+    else:
+        console.say(
+            "any key counts as a device: a server could invent some to fill a sum around one; "
+            "--enrolment-key FILE counts those alone that somebody has certified"
+        )

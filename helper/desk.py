@@ -1,0 +1,279 @@
+"""The desk: what a leader asks and the time -> an answer, once a round, or why there is none.
+
+    open the seals -> sum of masks -> finish -> answer on disk -> ledger, set and digests in one
+    transaction -> the round's keys are written over -> the answer is given
+
+Killed anywhere before the transaction, nothing has been answered and the keys are there; anywhere
+after it, the same set gets the same bytes and no other set gets any. The seeds are in memory only.
+"""
+
+import threading
+from collections import Counter
+from dataclasses import dataclass
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from device_runtime import config, packing, signing
+from device_runtime.helper_wire import (
+    MOST_ROUNDS_AHEAD,
+    SEAL_KEY,
+    AnswerTaken,
+    HelperProblem,
+    HelperReport,
+    KeysAsked,
+    Named,
+    Refusal,
+    Registered,
+    Registration,
+    SealKey,
+    SealKeys,
+)
+from device_runtime.masking import Random
+from device_runtime.weights import digest
+from device_runtime.wire import Signed
+from helper import answers, keys
+from helper.keys import Keys
+from helper.store import Store, StoredAnswer, StoredTask
+from helper.tasks import Rules, admitted
+from server.slots import Slots
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where a helper keeps what must be gone one day: private keys, and answers."""
+
+    keys: Slots
+    answers: Slots
+
+
+class Desk:
+    """One helper. Its methods may be called from any thread."""
+
+    def __init__(
+        self,
+        store: Store,
+        places: Places,
+        identity: Ed25519PrivateKey,
+        rules: Rules,
+        random: Random,
+    ):
+        """Goes on with what the store and the places hold. Raises RunError if they cannot be
+        used.
+        """
+        self._store, self._places, self._identity, self._rules = store, places, identity, rules
+        self._keys = Keys(places.keys, random)
+        self._changing, self._answering = threading.Lock(), threading.Lock()
+        self.refusals: Counter[str] = Counter()  # since this process began
+        with self._changing:
+            self._forget()
+
+    # each of these is one message of `helper_wire`
+
+    def report(self) -> HelperReport:
+        """What anybody may know of this helper."""
+        with self._store.reading() as rows:
+            count, _ = rows.count_answers()
+        rules = self._rules
+        return HelperReport(
+            rules.helper, rules.least, rules.enrolment_key, count, dict(self.refusals)
+        )
+
+    def register(self, asked: Registration, now: float) -> Registered | HelperProblem:
+        """Take a task on, or the newer certificate of one."""
+        with self._changing, self._store.transaction() as rows:
+            before = rows.task(asked.task_id)
+            task = admitted(asked, self._rules, now, None if before is None else before.task)
+            if isinstance(task, HelperProblem):
+                return self._no(task)
+            rows.save_task(task, asked.certificate)
+        return Registered(task.terms.name)
+
+    def seal_keys(self, asked: KeysAsked) -> SealKeys | HelperProblem:
+        """The keys of rounds to come, which are made when they are first asked for. Asking for a
+        round ends the keys of those so long ago that nobody can be at work for them any more.
+        """
+        last = asked.first + asked.rounds - 1
+        with self._changing:
+            with self._store.reading() as rows:
+                stored = rows.task(asked.task_id)
+                if stored is None:
+                    return self._unknown_task(asked.task_id)
+                known = rows.seal_keys(asked.task_id)
+            problem = self._why_no_keys(asked, stored, known)
+            if problem is not None:
+                return self._no(problem)
+            rounds = range(asked.first, last + 1)
+            made = {
+                round: self._keys.make((asked.task_id, round))
+                for round in rounds
+                if round not in known
+            }
+            dead = max(
+                stored.dead_through, last - MOST_ROUNDS_AHEAD - stored.task.terms.max_staleness
+            )
+            if made or dead > stored.dead_through:
+                with self._store.transaction() as rows:
+                    rows.add_seal_keys(asked.task_id, made)
+                    rows.end_keys(asked.task_id, dead)
+            if dead > stored.dead_through:
+                self._forget()
+        public = known | made
+        return SealKeys(tuple(self._signed(stored, round, public[round]) for round in rounds))
+
+    def answer(self, asked: Named, now: float) -> bytes | HelperProblem:
+        """The sum of the masks of a round's reports, as `packing.to_bytes`: to one set of them, and
+        to that as often as it asks.
+        """
+        set_digest = answers.set_digest(asked)
+        of = asked.task_id, asked.round
+        with self._answering:
+            with self._changing:
+                with self._store.reading() as rows:
+                    stored = rows.task(asked.task_id)
+                    given = rows.answer(*of)
+                    public = rows.seal_keys(asked.task_id)
+                    last, history = rows.last_answered(asked.task_id), rows.history(asked)
+                if stored is None:
+                    return self._unknown_task(asked.task_id)
+                if given is not None:
+                    return self._again(of, given, set_digest)
+                if asked.round <= last:
+                    return self._no(
+                        HelperProblem(
+                            Refusal.UNKNOWN_ROUND,
+                            f"expected a round after {last}, which was answered, found "
+                            f"{asked.round}",
+                        )
+                    )
+                private = {
+                    round: self._keys.private((asked.task_id, round), public[round])
+                    for round in {each.round for each in asked.reports} & public.keys()
+                }
+            task, by = stored.task, answers.SealKeys(public, private)
+            problem = answers.why_not(asked, task, self._rules, history, by)
+            seeds = problem or answers.seeds(asked, task, by)
+            if isinstance(seeds, HelperProblem):
+                return self._no(seeds)
+            words = answers.finished(answers.mask_sum(seeds, task.layout), task)
+            body = packing.to_bytes(words, task.layout)
+            with self._changing:
+                self._places.answers.put(keys.name(of), body)
+                with self._store.transaction() as rows:
+                    now_stored = rows.task(asked.task_id) or stored
+                    dead = asked.round - task.terms.max_staleness
+                    rows.add_answer(asked, StoredAnswer(set_digest, digest(body), False), now)
+                    rows.end_keys(asked.task_id, max(dead, now_stored.dead_through))
+                self._forget()
+            return body
+
+    def taken(self, asked: AnswerTaken) -> Registered | HelperProblem:
+        """The leader has a round's answer on disk: nobody gets it any more."""
+        of = asked.task_id, asked.round
+        with self._changing:
+            with self._store.reading() as rows:
+                stored, given = rows.task(asked.task_id), rows.answer(*of)
+            if stored is None:
+                return self._unknown_task(asked.task_id)
+            if given is None:
+                return self._no(
+                    HelperProblem(
+                        Refusal.UNKNOWN_ROUND, f"round {asked.round} has not been answered"
+                    )
+                )
+            if not given.is_taken:
+                with self._store.transaction() as rows:
+                    rows.take(*of)
+                self._forget()
+        return Registered(stored.task.terms.name)
+
+    # beside the contract
+
+    def most_reports(self) -> int:
+        """Of the largest set that any task's terms allow."""
+        with self._store.reading() as rows:
+            return max((each.task.terms.most for each in rows.tasks()), default=0)
+
+    def task_name(self, task_id: str) -> str:
+        """What its leader calls a task; empty for one that is not known."""
+        with self._store.reading() as rows:
+            stored = rows.task(task_id)
+        return "" if stored is None else stored.task.task
+
+    def counts(self) -> tuple[int, int]:
+        """Rounds answered, and the reports in them."""
+        with self._store.reading() as rows:
+            return rows.count_answers()
+
+    def require_usable(self) -> None:
+        """Raises what keeping something would raise."""
+        self._store.require_usable()
+
+    def refused(self, refusal: Refusal) -> None:
+        """Count a refusal."""
+        self.refusals[refusal.value] += 1
+
+    def _why_no_keys(
+        self, asked: KeysAsked, stored: StoredTask, known: dict[int, str]
+    ) -> HelperProblem | None:
+        last = asked.first + asked.rounds - 1
+        if asked.first <= stored.dead_through:
+            return HelperProblem(
+                Refusal.UNKNOWN_ROUND,
+                f"expected rounds after {stored.dead_through}, whose keys are gone, found "
+                f"{asked.first}",
+            )
+        so_far = max(stored.newest, stored.dead_through)
+        if so_far >= 0 and last > so_far + MOST_ROUNDS_AHEAD:
+            return HelperProblem(
+                Refusal.UNKNOWN_ROUND,
+                f"expected rounds up to {so_far + MOST_ROUNDS_AHEAD}, {MOST_ROUNDS_AHEAD} after "
+                f"those that have keys, found {last}",
+            )
+        for round in range(asked.first, last + 1):
+            of = asked.task_id, round
+            if round in known and self._keys.private(of, known[round]) is None:
+                return HelperProblem(
+                    Refusal.UNKNOWN_ROUND,
+                    f"the key of round {round} is lost: nobody can open what was sealed to it",
+                )
+        return None
+
+    def _again(
+        self, of: tuple[str, int], given: StoredAnswer, set_digest: str
+    ) -> bytes | HelperProblem:
+        if given.set_digest != set_digest:
+            return self._no(
+                HelperProblem(Refusal.SECOND_SET, f"another set of round {of[1]} has been answered")
+            )
+        body = None if given.is_taken else self._places.answers.get(keys.name(of))
+        if body is None or digest(body) != given.answer_digest:
+            return self._no(
+                HelperProblem(
+                    Refusal.UNKNOWN_ROUND,
+                    f"the answer of round {of[1]} "
+                    + ("has been taken" if given.is_taken else "is lost, and so are its keys"),
+                )
+            )
+        return body
+
+    def _signed(self, stored: StoredTask, round: int, public: str) -> Signed:
+        key = SealKey(public, stored.task.task_id, round, stored.task.terms.name)
+        return signing.sign_text(self._identity, SEAL_KEY, config.to_json(key))
+
+    def _forget(self) -> None:
+        """Write over the keys that are dead and the answers that were taken, and what a killed
+        process has left of others.
+        """
+        with self._store.reading() as rows:
+            living, waiting = rows.living(), rows.waiting()
+        keys.forget(self._places.keys, living)
+        keys.forget(self._places.answers, waiting)
+
+    def _unknown_task(self, task_id: str) -> HelperProblem:
+        return self._no(
+            HelperProblem(Refusal.UNKNOWN_TASK, f"task {task_id[:8]} has not been registered")
+        )
+
+    def _no(self, problem: HelperProblem) -> HelperProblem:
+        self.refused(problem.refusal)
+        return problem
