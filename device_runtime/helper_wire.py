@@ -22,7 +22,6 @@ SEAL_KEY = "seal-key"  # purpose of the helper's signature
 SEAL_BYTES = 80  # X25519 public key, 32 bytes of seed encrypted, tag of 16
 SIGNATURE_BYTES = 64
 MOST_ROUNDS_AHEAD = 64  # seal keys that one message asks for, and that a helper has ahead
-LEAST = 100  # reports of the smallest sum that a helper opens, unless its owner says another number
 TOKEN_FILE = "helper.token"  # in the helper's folder, readable by its owner only
 TOKEN = "FEDBOARD_HELPER_TOKEN"  # environment, of a leader too
 MOST_REPORT_BYTES = 700  # of one SealedReport as JSON

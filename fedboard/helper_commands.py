@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from device_runtime.helper_wire import LEAST, TOKEN, TOKEN_FILE
+from device_runtime.helper_wire import TOKEN, TOKEN_FILE
 from fedboard import console
 from fedboard.options import MOST_DEVICES
 
@@ -29,8 +29,13 @@ def helper(
         int, typer.Option(min=0, max=65535, help="0: any free one, written to DIR/address.")
     ] = 8100,
     least: Annotated[
-        int, typer.Option(min=1, max=MOST_DEVICES, help="Devices of the smallest sum it opens.")
-    ] = LEAST,
+        int | None,
+        typer.Option(
+            min=1,
+            max=MOST_DEVICES,
+            help="Devices of the smallest sum it opens; by default as many as hide one well, 100.",
+        ),
+    ] = None,
     trust: Annotated[
         list[Path] | None,
         typer.Option(
@@ -71,6 +76,7 @@ def helper(
     State survives a restart, and kill -9.
     """
     from device_runtime import durable, signing
+    from device_runtime.terms import LEAST_COUNT
     from fedboard.run import trusted_keys, writable
     from fedboard.serve import Listening, require_address, require_private, tls_options, url_of
     from helper.desk import Desk, Places
@@ -94,7 +100,7 @@ def helper(
         with writable(dir / ADDRESS) as address:
             require_address(address)
         identity = signing.load_or_create(dir / KEY)
-        rules = Rules(signing.public_hex(identity), least, makers, certifier)
+        rules = Rules(signing.public_hex(identity), least or LEAST_COUNT, makers, certifier)
         url_of_database = os.environ.get(DATABASE) or database
         if url_of_database:  # the lock of an SQLite file is of this folder too
             ending.callback(disk.Held(dir / LOCK).close)
@@ -122,10 +128,12 @@ def _say_what_it_can(least: int, makers: list[str], certifier: str) -> None:
         "together with the server whose sums it opens it could read every update: whoever runs "
         "both can",
     )
-    few = least < LEAST
+    from device_runtime.terms import LEAST_COUNT
+
+    few = least < LEAST_COUNT
     console.say(
         f"it opens sums of at least {least} devices"
-        + (f"; expected at least {LEAST}: among few, one is easily guessed" if few else ""),
+        + (f"; expected at least {LEAST_COUNT}: among few, one is easily guessed" if few else ""),
         style="red" if few else "",
     )
     if makers:

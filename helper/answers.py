@@ -11,7 +11,7 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from numpy.typing import NDArray
 
-from device_runtime import masking, separation, signing
+from device_runtime import enrolments, masking, separation, signing
 from device_runtime.helper_wire import (
     HelperProblem,
     Named,
@@ -21,10 +21,8 @@ from device_runtime.helper_wire import (
 from device_runtime.masking import Bound
 from device_runtime.packing import WORD_BYTES, Layout
 from device_runtime.weights import digest
-from device_runtime.wire import Signed
 from helper.tasks import Rules, Task
 
-ENROLMENT = "enrolment"  # purpose of the signature that makes a key a device's
 MOST_TOLD = 1000  # devices that one refusal names
 _CHUNK = 16_384  # words whose mask is made at once: what is added up stays in the processor's cache
 
@@ -154,8 +152,7 @@ def _is_signed(report: SealedReport, task: Task, keys: SealKeys) -> bool:
 
 
 def _is_enrolled(report: SealedReport, enrolment_key: str) -> bool:
-    shown = Signed(report.public_key, enrolment_key, report.enrolment)
-    return signing.text_of(shown, ENROLMENT, frozenset({enrolment_key})) is not None
+    return enrolments.is_certified(report.public_key, report.enrolment, enrolment_key)
 
 
 def _opened(report: SealedReport, task: Task, keys: SealKeys) -> bytes | None:

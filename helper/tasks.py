@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass, replace
 
-from device_runtime import chain, packing
-from device_runtime.helper_wire import LEAST, HelperProblem, Refusal, Registration
+from device_runtime import chain, packing, scores
+from device_runtime.helper_wire import HelperProblem, Refusal, Registration
 from device_runtime.packing import Layout
-from device_runtime.terms import Aggregation, Terms
+from device_runtime.terms import LEAST_COUNT, Aggregation, Terms
 from device_runtime.wire import Kind
 
 
@@ -14,7 +14,7 @@ class Rules:
     """What a helper goes by, whoever asks."""
 
     helper: str  # its own identity: Ed25519 public key, hexadecimal
-    least: int = LEAST  # devices of the smallest sum it opens
+    least: int = LEAST_COUNT  # devices of the smallest sum it opens
     trusted: frozenset[str] = frozenset()  # makers whose tasks it serves; empty: any maker's
     enrolment_key: str = ""  # whose devices alone count; empty: all do
 
@@ -39,12 +39,10 @@ class Task:
     @property
     def layout(self) -> Layout:
         """How the numbers of its reports lie in words."""
-        return packing.layout(*numbers_of(self.kind, self.terms), self.terms.most)
-
-
-def numbers_of(kind: Kind, terms: Terms) -> tuple[int, int]:
-    """How many numbers a report has, and the largest of them."""
-    return terms.encoding.values, terms.encoding.largest
+        if self.kind is Kind.EVALUATION:
+            return scores.layout(self.terms.most)
+        codes = self.terms.encoding
+        return packing.layout(codes.values, codes.largest, self.terms.most)
 
 
 def admitted(

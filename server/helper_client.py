@@ -25,10 +25,8 @@ from device_runtime.transport import AT_MOST, MAX_REPLY_BYTES, Reply, Send, http
 from device_runtime.wire import Signed
 
 T = TypeVar("T")
-TOKEN_FILE = "helper.token"  # in the folder of the helper, or of the server that asks one elsewhere
-TOKEN = "FEDBOARD_HELPER_TOKEN"  # environment: secrets stay out of files and commands
 JSON, BINARY = "application/json", "application/octet-stream"
-PROBLEM_BYTES = 1 << 20  # of a message: a refusal may name many devices
+PROBLEM_BYTES = 4 << 20  # of a refusal: it may name every device
 
 
 class Away(FedboardError):

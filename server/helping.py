@@ -153,7 +153,7 @@ class Helping:
         refusal = error.problem.refusal
         if refusal is Refusal.UNKNOWN_TASK:
             self._registered.pop(frozen.task.name, None)
-        if refusal in _MENDED:
+        if refusal in _MENDED or refusal.is_passing:
             self._trouble(error, frozen.task.name, now)
             return Waiting(str(error))
         return Never(f"the helper gives no mask: {refusal}: {error.problem.detail}")

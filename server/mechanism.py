@@ -103,7 +103,7 @@ def plain(task: Task) -> Mechanism:
     def check(body: bytes | bytearray, round: int) -> Checked | Cause:
         try:
             about = update.header(body)
-            if (cause := _why_not(about, round, agreed, by.values)) is not None:
+            if (cause := _why_not(about, round, terms(task), by.values)) is not None:
                 return cause
             codes = update.codes(body, by.bits)
         except UpdateError:

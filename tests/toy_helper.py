@@ -23,10 +23,10 @@ from device_runtime.helper_wire import (
 from device_runtime.masking import Bound
 from device_runtime.packing import Layout
 from device_runtime.terms import Aggregation, Terms
-from device_runtime.wire import Signed
+from device_runtime.wire import Kind, Signed
 from helper.desk import Desk, Places
 from helper.store import Store
-from helper.tasks import Rules, numbers_of
+from helper.tasks import Rules, Task
 from server.slots import Folder
 from tests.toy_server import OPERATOR, key
 
@@ -115,15 +115,14 @@ class Report:
 
 
 def layout(terms: Terms = TERMS) -> Layout:
-    return packing.layout(*numbers_of("training", terms), terms.most)
+    return Task(TASK_ID, "words", SERVER, Kind.TRAINING, terms).layout
 
 
 def report(number: int, round: int, seal_key: str, terms: Terms = TERMS, **other) -> Report:
     """The report of device `number`: always the same for a round and a key."""
     by, device = layout(terms), signing.public_hex(key(number))
     rng = np.random.default_rng([number, round, int(seal_key[:8], 16)])
-    count, largest = numbers_of("training", terms)
-    numbers, seed = rng.integers(0, largest + 1, count), rng.bytes(32)
+    numbers, seed = rng.integers(0, terms.encoding.largest + 1, by.count), rng.bytes(32)
     bound = replace(
         Bound(SERVER, TASK_ID, round, terms.name, device, seal_key),
         **other,
