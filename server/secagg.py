@@ -73,7 +73,9 @@ class Counted:
 
 @dataclass(frozen=True)
 class Lost:
-    """The sum cannot be opened: shares of these devices' secrets are too few, or wrong."""
+    """The sum cannot be opened: shares of these devices' secrets are too few, or wrong; of none:
+    too few devices are counted.
+    """
 
     places: tuple[int, ...]
     # who gave a share that fits no other: place of the giver, place whose secret it is of
@@ -82,6 +84,8 @@ class Lost:
     @property
     def reason(self) -> str:
         """Why, for the operator."""
+        if not self.places:
+            return "too few devices are left to hide among"
         wrong = f", and {len(self.wrong)} wrong ones came" if self.wrong else ""
         return f"of {len(self.places)} devices too few shares came to open the sum{wrong}"
 
@@ -189,8 +193,7 @@ def why_not_revealed(
 
 
 def lacking(circle: Circle, counted: Counted, alive: Collection[int]) -> frozenset[int]:
-    """Places whose secret the sum needs and too few of these devices can help to open. None: the
-    round can go on.
+    """Places whose secret the sum needs and too few of these devices can help to open.
 
     Before words are in, everybody alive may still be counted: `Counted(shared, alive)`.
     """
@@ -200,6 +203,12 @@ def lacking(circle: Circle, counted: Counted, alive: Collection[int]) -> frozens
         for place in counted.masked | set(_dropped(circle, counted))
         if len(alive.intersection(circle.around(place))) < circle.graph.threshold
     )
+
+
+def can_go_on(circle: Circle, counted: Counted, alive: Collection[int]) -> bool:
+    """Whether these devices are enough to open the sum."""
+    is_enough = len(counted.masked) >= circle.session.terms.fewest
+    return is_enough and not lacking(circle, counted, alive)
 
 
 def mask_sum(
@@ -214,6 +223,8 @@ def mask_sum(
 
     Commitments are those of the shares, by place; what is revealed has passed `why_not_revealed`.
     """
+    if len(counted.masked) < circle.session.terms.fewest:
+        return Lost(())
     seeds = _by_owner((place, each.seeds) for place, each in revealed.items())
     keys = _by_owner((place, each.keys) for place, each in revealed.items())
     lost: list[int] = []

@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 from device_runtime import config, packing, secagg, signing, weights
 from device_runtime.causes import Cause
 from device_runtime.errors import ConfigError
-from device_runtime.secagg import Distrust, Refused
+from device_runtime.secagg import Distrust, Masked, Refused
 from device_runtime.secagg_wire import (
     Advertised,
     Announced,
     Box,
+    Consent,
     Consents,
     Inbox,
     Neighbour,
@@ -30,10 +31,9 @@ from device_runtime.secagg_wire import (
 from server import secagg as server
 from tests.toy_secagg import (
     Begun,
+    agreeing,
     announced,
     begun,
-    consent,
-    consenting,
     key,
     layout,
     numbers,
@@ -56,6 +56,10 @@ def start() -> Begun:
 @pytest.fixture(scope="module")
 def sent(start):
     return words_of(start, EVERYBODY, LAYOUT, EVERYBODY)
+
+
+def consent_of(state: Masked, told: Announced) -> Consent:
+    return secagg.agree(state, told)[1]
 
 
 def refusal(answer) -> Distrust:
@@ -91,8 +95,8 @@ def test_a_sum_without_those_who_shared_and_vanished_is_exact(start):
 def test_in_the_semi_honest_class_nobody_is_asked_for_consent():
     trusting = begun(12, session(semi_malicious=False))
     sent = words_of(trusting, EVERYBODY, LAYOUT, EVERYBODY)
-    agreed = consenting(trusting.circle, sent.masked, lambda _: EVERYBODY)
-    assert isinstance(secagg.reveal(agreed[0], Consents()), Revealed)
+    agreed, _ = agreeing(trusting.circle, sent.masked, lambda _: EVERYBODY)[0]
+    assert isinstance(secagg.reveal(agreed, Consents()), Revealed)
 
 
 def test_keys_are_of_one_round_of_one_task_of_one_server():
@@ -235,7 +239,7 @@ def test_words_of_two_rounds_have_nothing_in_common():
 
 
 def test_a_device_gives_of_each_neighbour_one_kind_of_share_and_forgets_the_other(sent, start):
-    agreed = consenting(start.circle, sent.masked, lambda _: EVERYBODY - {4})[3]
+    agreed = agreeing(start.circle, sent.masked, lambda _: EVERYBODY - {4})[3][0]
     assert [each.place for each in agreed.revealed.seeds] == [1, 2, 5]
     assert [each.place for each in agreed.revealed.keys] == [4]
     # of the shares that it was sent, all that the state still holds
@@ -280,10 +284,10 @@ def test_a_sum_of_more_than_have_room_is_not_opened():
 
 def test_neighbours_that_were_told_of_others_keep_a_device_from_revealing(sent, start):
     fewer = EVERYBODY - {9}
-    agreed = consenting(start.circle, sent.masked, lambda _: EVERYBODY)[3]
+    agreed = agreeing(start.circle, sent.masked, lambda _: EVERYBODY)[3][0]
     same, other = (
         {
-            place: consent(sent.masked[place], announced(start.circle, told))
+            place: consent_of(sent.masked[place], announced(start.circle, told))
             for place in (1, 2, 4, 5)
         }
         for told in (EVERYBODY, fewer)
@@ -295,11 +299,24 @@ def test_neighbours_that_were_told_of_others_keep_a_device_from_revealing(sent, 
     assert refusal(secagg.reveal(agreed, two)) is Distrust.TOO_FEW
 
 
+def test_neighbours_that_were_told_of_others_who_shared_keep_a_device_from_revealing(sent, start):
+    state, _ = mask(start, inbox_of(start, 3, EVERYBODY - {9}))
+    agreed, _ = secagg.agree(state, announced(start.circle, EVERYBODY - {9}))
+    others = {
+        place: consent_of(sent.masked[place], announced(start.circle, EVERYBODY - {9}))
+        for place in (1, 2, 4, 5)
+    }
+    answer = secagg.reveal(agreed, server.consents(start.circle, 3, others))
+    assert refusal(answer) is Distrust.DISAGREEMENT
+
+
 def test_a_consent_counts_once_and_only_if_it_is_of_a_neighbour(sent, start):
-    agreed = consenting(start.circle, sent.masked, lambda _: EVERYBODY)[3]
-    one = NeighbourConsent(1, consent(sent.masked[1], announced(start.circle, EVERYBODY)).signature)
+    agreed = agreeing(start.circle, sent.masked, lambda _: EVERYBODY)[3][0]
+    one = NeighbourConsent(
+        1, consent_of(sent.masked[1], announced(start.circle, EVERYBODY)).signature
+    )
     stranger = NeighbourConsent(
-        9, consent(sent.masked[9], announced(start.circle, EVERYBODY)).signature
+        9, consent_of(sent.masked[9], announced(start.circle, EVERYBODY)).signature
     )
     for several in ((one, one, one), (one, stranger)):
         answer = secagg.reveal(agreed, Consents(several))
@@ -308,7 +325,7 @@ def test_a_consent_counts_once_and_only_if_it_is_of_a_neighbour(sent, start):
 
 def test_no_state_shows_a_secret(start, sent):
     sharing = start.sharing[3]
-    agreed = consenting(start.circle, sent.masked, lambda _: EVERYBODY)[3]
+    agreed = agreeing(start.circle, sent.masked, lambda _: EVERYBODY)[3][0]
     shown = "".join(map(repr, (sharing, sent.masked[3], agreed)))
     secrets = (
         sharing.seed,
@@ -338,14 +355,14 @@ def test_any_text_is_a_set_in_one_spelling_or_none(text, devices):
 
 def test_the_bytes_of_a_round_stay_what_they_were(start, sent):
     """To make the golden file anew after a change: write what this test puts together."""
-    agreed = consenting(start.circle, sent.masked, lambda _: EVERYBODY - {4})[3]
+    agreed = agreeing(start.circle, sent.masked, lambda _: EVERYBODY - {4})[3][0]
     round_of_3 = {
         "roster": roster_of(start, 3),
         "shares": start.shares[3],
         "inbox": inbox_of(start, 3),
         "words": weights.digest(packing.to_bytes(sent.words[3], LAYOUT)),
         "announced": announced(start.circle, EVERYBODY - {4}),
-        "consent": consent(sent.masked[3], announced(start.circle, EVERYBODY - {4})),
+        "consent": consent_of(sent.masked[3], announced(start.circle, EVERYBODY - {4})),
         "revealed": agreed.revealed,
     }
     assert config.to_json(round_of_3) == GOLDEN.read_bytes()

@@ -91,6 +91,13 @@ class Words:
     masked: Mapping[int, Masked]
     words: Mapping[int, NDArray[np.uint64]]
 
+    def of(self, places: Collection[int]) -> "Words":
+        """Those of some."""
+        return Words(
+            {place: self.masked[place] for place in places},
+            {place: self.words[place] for place in places},
+        )
+
 
 def words_of(start: Begun, shared: Collection[int], by: Layout, sending: Iterable[int]) -> Words:
     """Whoever of `sending` does not refuse sends its words."""
@@ -111,23 +118,19 @@ def words_of(start: Begun, shared: Collection[int], by: Layout, sending: Iterabl
     )
 
 
-def consenting(circle: Circle, masked: Mapping[int, Masked], told: Told) -> dict[int, Agreed]:
+def agreeing(
+    circle: Circle, masked: Mapping[int, Masked], told: Told
+) -> dict[int, tuple[Agreed, Consent]]:
     """Those of the devices that do not refuse what each is told."""
     answers = {
         place: secagg.agree(state, announced(circle, told(place)))
         for place, state in masked.items()
     }
-    return {place: each[0] for place, each in answers.items() if not isinstance(each, Refused)}
+    return {place: each for place, each in answers.items() if not isinstance(each, Refused)}
 
 
 def announced(circle: Circle, masked: Collection[int]) -> Announced:
     return server.announced(circle, Counted(frozenset(), frozenset(masked)))
-
-
-def consent(masked: Masked, told: Announced) -> Consent:
-    answer = secagg.agree(masked, told)
-    assert not isinstance(answer, Refused), answer
-    return answer[1]
 
 
 @dataclass(frozen=True)
@@ -141,25 +144,30 @@ class Round:
     total: NDArray[np.uint64] | None  # the sum of the counted devices' numbers
 
 
-def played(start: Begun, by: Layout, lost: Mapping[str, Collection[int]]) -> Round:
-    """`lost` says who drops out before they send shares, words, consent or what they reveal."""
+def played(
+    start: Begun, by: Layout, lost: Mapping[str, Collection[int]], whole: Words | None = None
+) -> Round:
+    """`lost` says who drops out before they send shares, words, consent or what they reveal.
+    `whole` are the words of all of them, where they have been made before.
+    """
     circle = start.circle
 
     def left(before: Iterable[int], step: str) -> frozenset[int]:
         return frozenset(before) - frozenset(lost.get(step, ()))
 
     shared = left(start.shares, "shares")
-    sent = words_of(start, shared, by, left(shared, "words"))
+    sending = left(shared, "words")
+    if whole is not None and shared == frozenset(start.shares):
+        sent = whole.of(sending)
+    else:
+        sent = words_of(start, shared, by, sending)
     counted = Counted(shared, frozenset(sent.words))
-    agreed = consenting(circle, sent.masked, lambda _: counted.masked)
-    consents = {
-        place: consent(sent.masked[place], server.announced(circle, counted))
-        for place in left(agreed, "consent")
-    }
+    agreed = agreeing(circle, sent.masked, lambda _: counted.masked)
+    consents = {place: agreed[place][1] for place in left(agreed, "consent")}
     for place, each in consents.items():
         assert server.why_not_consent(circle, place, counted, each) is None
     answers = {
-        place: secagg.reveal(agreed[place], server.consents(circle, place, consents))
+        place: secagg.reveal(agreed[place][0], server.consents(circle, place, consents))
         for place in left(consents, "reveal")
     }
     revealed = {place: each for place, each in answers.items() if isinstance(each, Revealed)}
