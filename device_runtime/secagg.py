@@ -245,18 +245,18 @@ def mask(
             spoiled.append(each.place)
         else:
             shares[each.place] = plain
-    words = packing.pack(numbers, by)
-    for each in beside:
-        stream = shared_stream(session, state.before.mask_key, each.keys.mask_key, by)
-        if roster.place < each.place:
-            words += stream
-        else:
-            words -= stream
+    seeds = {
+        each.place: shared_seed(session, state.before.mask_key, each.keys.mask_key)
+        for each in beside
+    }
+    own_seeds = [own_seed(session, own.public_key, state.seed)]
+    added = [seed for place, seed in seeds.items() if place > roster.place]
+    taken = [seed for place, seed in seeds.items() if place < roster.place]
+    words = packing.add(packing.pack(numbers, by), streams(own_seeds + added, by), by)
     masked = Masked(
         session, state.before.key, roster, state.graph, inbox.shared, shares, tuple(spoiled)
     )
-    stream = own_stream(session, own.public_key, state.seed, by)
-    return masked, packing.add(words, stream, by)
+    return masked, packing.subtract(words, streams(taken, by), by)
 
 
 def agree(state: Masked, announced: Announced) -> tuple[Agreed, Consent] | Refused:
@@ -353,20 +353,26 @@ def is_repeated(keys: Iterable[Advertised]) -> bool:
     return len(every) != len(set(every))
 
 
-def own_stream(session: Session, public_key: str, seed: bytes, by: Layout) -> NDArray[np.uint64]:
-    """The mask of a device's own seed, uniform over the words: uint64 [words]."""
-    return masking.mask(_derived(seed, session.message("own", public_key)), by)
+def own_seed(session: Session, public_key: str, seed: bytes) -> bytes:
+    """What a device's own stream comes from."""
+    return _derived(seed, session.message("own", public_key))
 
 
-def shared_stream(
-    session: Session, private: X25519PrivateKey, peer: str, by: Layout
-) -> NDArray[np.uint64]:
-    """The mask that two neighbours share: uint64 [words]. Of the two the one that stands earlier
-    in the circle adds it and the other takes it off. Raises ValueError for a key of small order.
+def shared_seed(session: Session, private: X25519PrivateKey, peer: str) -> bytes:
+    """What the stream comes from that two neighbours share, the same for both. Of the two the one
+    that stands earlier in the circle adds the stream and the other takes it off. Raises ValueError
+    for a key of small order.
     """
     between = sorted((public_of(private), peer))
-    seed = _derived(_exchanged(private, peer), session.message("shared", *between))
-    return masking.mask(seed, by)
+    return _derived(_exchanged(private, peer), session.message("shared", *between))
+
+
+def streams(seeds: Iterable[bytes], by: Layout) -> NDArray[np.uint64]:
+    """The streams of seeds, each uniform over the words, added: uint64 [words]."""
+    total = np.zeros(by.words, np.uint64)
+    for seed in seeds:
+        total = packing.add(total, masking.mask(seed, by), by)
+    return total
 
 
 def public_of(key: X25519PrivateKey) -> str:

@@ -19,7 +19,7 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from numpy.typing import NDArray
 
-from device_runtime import neighbours, secagg, shamir, signing
+from device_runtime import neighbours, packing, secagg, shamir, signing
 from device_runtime.neighbours import Graph, Impossible
 from device_runtime.packing import Layout
 from device_runtime.secagg import Distrust, Session, Sets
@@ -242,19 +242,17 @@ def mask_sum(
         wrong.extend((giver, place) for giver in sorted(liars))
     if lost:
         return Lost(tuple(lost), tuple(wrong))
-    total = np.zeros(by.words, np.uint64)
+    added: list[bytes] = []
+    taken: list[bytes] = []
     for place in sorted(counted.masked):
-        public_key = circle.keys[place].public_key
-        total += secagg.own_stream(circle.session, public_key, opened[place], by)
+        added.append(secagg.own_seed(circle.session, circle.keys[place].public_key, opened[place]))
     for place, beside in dropped.items():
         private = X25519PrivateKey.from_private_bytes(opened[place])
         for each in beside:
-            stream = secagg.shared_stream(circle.session, private, circle.keys[each].mask_key, by)
-            if each < place:
-                total += stream
-            else:
-                total -= stream
-    return Opened(total & np.uint64(256**by.size - 1), tuple(wrong))
+            seed = secagg.shared_seed(circle.session, private, circle.keys[each].mask_key)
+            (added if each < place else taken).append(seed)
+    mask = packing.subtract(secagg.streams(added, by), secagg.streams(taken, by), by)
+    return Opened(mask, tuple(wrong))
 
 
 def _dropped(circle: Circle, counted: Counted) -> dict[int, list[int]]:

@@ -130,6 +130,13 @@ def chi_square(words: np.ndarray) -> float:
     return float((np.square(counts - expected).sum() / expected - 255) / np.sqrt(2 * 255))
 
 
+def without(words: np.ndarray, place: int, shared: dict[int, bytes]) -> np.ndarray:
+    """The words of the device at a place without the streams that it shares with others."""
+    added = secagg.streams([seed for each, seed in shared.items() if place < each], LAYOUT)
+    taken = secagg.streams([seed for each, seed in shared.items() if place > each], LAYOUT)
+    return packing.add(packing.subtract(words, added, LAYOUT), taken, LAYOUT)
+
+
 def test_what_is_left_of_one_device_s_words_is_uniform():
     """Everything that the server can put together is taken off: of each counted device its own
     stream and those it shares with whom has dropped out, of each that is not counted the latter.
@@ -141,21 +148,17 @@ def test_what_is_left_of_one_device_s_words_is_uniform():
     scores = []
     for place, words in end.words.items():
         state = start.sharing[place]
-        public_key = circle.keys[place].public_key
-        left = words - secagg.own_stream(session_, public_key, state.seed, LAYOUT)
-        shared = {}
-        for each in circle.around(place):
-            stream = secagg.shared_stream(
-                session_, state.before.mask_key, circle.keys[each].mask_key, LAYOUT
-            )
-            shared[each] = stream if place < each else np.uint64(0) - stream
-        for each in set(shared) - end.counted.masked:
-            left -= shared[each]
-        scores.append(chi_square(packing.add(left, np.zeros(1, np.uint64), LAYOUT)))
+        own = secagg.own_seed(session_, circle.keys[place].public_key, state.seed)
+        left = packing.subtract(words, secagg.streams([own], LAYOUT), LAYOUT)
+        shared = {
+            each: secagg.shared_seed(session_, state.before.mask_key, circle.keys[each].mask_key)
+            for each in circle.around(place)
+        }
+        gone = set(shared) - end.counted.masked
+        left = without(left, place, {each: shared[each] for each in gone})
+        scores.append(chi_square(left))
         # the others' words hide it, and nothing else: who knew those too would see the numbers
-        for each in set(shared) & end.counted.masked:
-            left -= shared[each]
-        left = packing.add(left, np.zeros(1, np.uint64), LAYOUT)
+        left = without(left, place, {each: shared[each] for each in set(shared) - gone})
         assert packing.unpack(left, LAYOUT).tolist() == numbers(place, VALUES).tolist()
         assert chi_square(left) > 50
     # the largest of 45 draws, beside one of a normal distribution that 2 in a million exceed
