@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from device_runtime.causes import MEANING, Cause
 from device_runtime.config import from_json, read_json, to_json
 from device_runtime.errors import ConfigError, ServerError
+from device_runtime.secagg_wire import HEARD, MOST_BYTES, SENT, Heard, Sent
 from device_runtime.signing import Request, name_of, public_hex, sign_request
 from device_runtime.transport import AT_MOST, CHECK_ADDRESS, MAX_REPLY_BYTES, Reply, Send
 from device_runtime.weights import digest
@@ -35,6 +36,7 @@ from device_runtime.wire import (
 )
 
 T = TypeVar("T")
+H = TypeVar("H", bound=Heard)
 JSON = {"content-type": "application/json"}
 BINARY = {"content-type": "application/octet-stream"}
 PROBLEM_BYTES = 4096  # of a refusal in words: it may be larger than what was asked for
@@ -181,6 +183,21 @@ def abandon(send: Send, assignment: str, cause: Cause) -> Ack | Reject:
     """Give an assignment back, saying why."""
     path = f"/v1/assignments/{assignment}/abandon"
     return _ours_or_refusal(Ack, "POST abandon", send("POST", path, to_json(Abandon(cause)), JSON))
+
+
+def tell(send: Send, assignment: str, message: Sent) -> Ack | Reject:
+    """Send the message of a step of SecAgg+. The same may be sent again."""
+    (name,) = (name for name, kind in SENT.items() if isinstance(message, kind))
+    path = f"/v1/assignments/{assignment}/secagg/{name}"
+    return _ours_or_refusal(Ack, f"PUT {name}", send("PUT", path, to_json(message), JSON))
+
+
+def hear(send: Send, assignment: str, kind: type[H]) -> H | Reject:
+    """Ask for what a step of SecAgg+ begins with; Reject while there is no such thing."""
+    (name,) = (name for name, each in HEARD.items() if each is kind)
+    path = f"/v1/assignments/{assignment}/secagg/{name}"
+    reply = send("GET", path, b"", {AT_MOST: str(MOST_BYTES)})
+    return _ours_or_refusal(kind, f"GET {name}", reply)
 
 
 def rounds(

@@ -7,6 +7,7 @@ turns: its clock stands still but for the time that training takes (`DeviceClock
 import heapq
 import itertools
 import math
+import os
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -21,6 +22,7 @@ from device_runtime import (
     examples,
     limits,
     patch,
+    protection,
     scoring,
     text,
     turn,
@@ -33,6 +35,8 @@ from device_runtime.errors import ServerError, Unanswered
 from device_runtime.finetune import finetune
 from device_runtime.home import UNFINISHED, WITHHELD, Contribution, Home, done_on, history
 from device_runtime.limits import Limits
+from device_runtime.masking import Random
+from device_runtime.secagg_turn import Hear, Identify, Own, Tell, Wait
 from device_runtime.terms import Terms
 from device_runtime.transport import MESSAGE_BYTES, Meter, Send, persistent
 from device_runtime.turn import (
@@ -67,7 +71,6 @@ from device_runtime.turn import (
     Upload,
     Used,
     Verify,
-    Wait,
     Withhold,
     Work,
 )
@@ -258,7 +261,7 @@ class Turn:
                 try:
                     if isinstance(action, Wait):
                         yield action.seconds
-                        result = None
+                        result = self._forbidden()
                     else:
                         result = self._do(action, bundle)
                 except Unanswered as error:
@@ -328,6 +331,14 @@ class Turn:
             case Report(assignment, scores):
                 way = self._line(assignment, self._allowed)
                 return calls.report_scores(way, assignment.assignment, scores)
+            case Identify(assignment):
+                return Own(self.home.key, self._secrets(assignment))
+            case Tell(assignment, message):
+                way = self._line(assignment, self._allowed)
+                return calls.tell(way, assignment.assignment, message)
+            case Hear(assignment, kind):
+                way = self._line(assignment, self._allowed)
+                return calls.hear(way, assignment.assignment, kind)
             case GiveBack(assignment, cause):
                 return calls.abandon(self._line(assignment), assignment.assignment, cause)
             case Keep(work, progress):
@@ -392,6 +403,13 @@ class Turn:
             return np.random.default_rng([self.home.config.seed, assignment.round])
         secret = self.home.key.private_bytes_raw() + assignment.assignment.encode()
         return np.random.default_rng(int(weights.digest(secret), 16))
+
+    def _secrets(self, assignment: Assignment) -> Random:
+        """Where secrets of an assignment come from: the system, or a simulation's seed."""
+        seed = self.home.config.seed
+        if seed is None:
+            return os.urandom
+        return protection.repeating(f"{seed} {assignment.assignment}".encode())
 
     def _allowed(self) -> bool:
         return self._forbidden() is None

@@ -58,7 +58,7 @@ from device_runtime.folder import clear, is_empty, replaced, require_free, settl
 from device_runtime.installed import Installed
 from device_runtime.limits import OwnLimits
 from device_runtime.sensors import LAST_KEY
-from device_runtime.turn import SENT, History
+from device_runtime.turn import SENT, History, Status
 from device_runtime.typing_log import Retention, TypingLog
 from device_runtime.typing_log import wipe as wipe_log
 from device_runtime.weights import digest
@@ -570,8 +570,12 @@ def history(lines: Iterable[Contribution], assignment: Assignment, now: float) -
     return History(
         max(rounds, default=None),
         done_on(scores, now),
-        any(line.assignment == assignment.assignment for line in sent),
-        scored,
+        again=any(line.assignment == assignment.assignment for line in sent),
+        scored=scored,
+        joined=any(
+            line.assignment == assignment.assignment and line.outcome == Status.JOINED
+            for line in alike
+        ),
         none_today=any(
             line.kind == Kind.RELEASES
             and line.cause == Cause.OVER_LIMIT

@@ -28,14 +28,22 @@ arXiv:1902.01046, section 2.2, names the phases).
 
 import contextlib
 from collections.abc import Callable, Generator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from device_runtime import difference, limits, separation, update, weights
+from device_runtime import (
+    difference,
+    encoding,
+    limits,
+    secagg_turn,
+    separation,
+    update,
+    weights,
+)
 from device_runtime.causes import MEANING, Cause
 from device_runtime.config import from_json
 from device_runtime.errors import (
@@ -43,9 +51,10 @@ from device_runtime.errors import (
     CheckpointError,
     ConfigError,
     ServerError,
+    Unanswered,
 )
 from device_runtime.limits import Asked, Limits, Over
-from device_runtime.terms import Terms
+from device_runtime.terms import Aggregation, Terms
 from device_runtime.weights import Checkpoint, Weights
 from device_runtime.wire import (
     DAY_S,
@@ -67,6 +76,7 @@ class Status(StrEnum):
     COUNTED = "counted"
     REFUSED = "refused"  # no work at check-in
     ABANDONED = "abandoned"  # the device gave its assignment back
+    JOINED = "joined"  # its keys of a round in which devices wait for one another have left
     PAUSED = "paused"  # a condition was lost: the work waits on the device for its next window
     NOT_COUNTED = "not_counted"  # the server did not take the report
     SENDING = "sending"  # the report may have left, and no answer came that says what became of it
@@ -165,6 +175,7 @@ class History:
     # weights that were scored, by `weights.values_hash`, and releases by their manifests' SHA-256:
     # up to which message, by its number in the typing log, where that was noted
     scored: Mapping[str, int] = field(default_factory=dict)
+    joined: bool = False  # keys for this very assignment left, or may have
     none_today: bool = False  # no releases were compared today, since that was over a limit
 
 
@@ -399,13 +410,6 @@ class Drop:
     """Throw half-done work away -> None."""
 
 
-@dataclass(frozen=True)
-class Wait:
-    """Let seconds pass, in which other devices may take their turns -> None."""
-
-    seconds: float
-
-
 Action = (
     Enrol
     | Ask
@@ -431,7 +435,7 @@ Action = (
     | GiveBack
     | Keep
     | Drop
-    | Wait
+    | secagg_turn.Action
 )
 Checking = Generator[Action, Any, Assignment | Outcome]
 Working = Generator[Action, Any, Outcome]
@@ -492,6 +496,8 @@ def _work(device: Participant, assignment: Assignment) -> Working:
         return (yield from _compare(device, assignment, past))
     if kind is Kind.TRAINING and not separation.may_join(assignment.round, past.last, apart):
         return (yield from _give_back(assignment, Cause.REPORTED_RECENTLY))
+    if past.joined:  # it has forgotten its secrets, and makes no others for the same work
+        return (yield from _give_back(assignment, Cause.CONDITION_LOST))
     if kind is Kind.EVALUATION:  # an update may be of work that was begun before
         yield from _within(device, assignment, Asked(kind, past.today))
     plan = yield from _plan(device, assignment)
@@ -551,6 +557,8 @@ def _train(
         yield from _keep(gathered.work, tuned)
         cause = forbidden or Cause.CONDITION_LOST
         return (yield from _end(assignment, Status.PAUSED, cause, 0.0, rows, tuned))
+    if asked_for.terms.aggregation is Aggregation.SECAGG:
+        return (yield from _among_peers(asked_for, gathered, tuned, rng))
     encoded = update.of_delta(tuned.delta, assignment.round, asked_for.terms, rng)
     # first: a device that dies from here on makes the same bytes again, whatever is typed meanwhile
     yield from _keep(gathered.work, tuned)
@@ -564,6 +572,47 @@ def _train(
         return _outcome(sending, answer.retry_in_s, tuned)
     yield Drop()
     return (yield from _answered(assignment, answer, rows, tuned))
+
+
+def _among_peers(
+    asked_for: _Training, gathered: Gathered, tuned: FineTuned, rng: np.random.Generator
+) -> Working:
+    """Hand in an update that the devices of a round hide together, and stay until its sum has been
+    opened. From its first message on the work is done once: nothing of it is kept.
+    """
+    assignment, terms, rows = asked_for.assignment, asked_for.terms, len(gathered.rows)
+    codes = encoding.encode(tuned.delta, terms.encoding, rng)
+    yield Note(assignment, Status.JOINED, examples=rows)
+    yield Drop()
+    try:
+        ready = yield from secagg_turn.prepare(assignment, terms)
+        masked, body = secagg_turn.mask(ready, codes, terms.encoding.largest)
+    except secagg_turn.Gone as gone:
+        return (yield from _gone(assignment, gone, rows, tuned))
+    yield Used(gathered.work.records)
+    sending = Note(assignment, Status.SENDING, examples=rows)
+    yield sending
+    try:
+        answer = yield from secagg_turn.patiently(lambda: Upload(assignment, body))
+    except secagg_turn.Gone as gone:  # it may have been counted: the ledger says "sending"
+        return _outcome(replace(sending, cause=gone.cause), 0.0, tuned)
+    outcome = yield from _answered(assignment, answer, rows, tuned)
+    if outcome.status is Status.COUNTED:
+        # who is lost from here on is made good by the others
+        with contextlib.suppress(secagg_turn.Gone, Unanswered):
+            yield from secagg_turn.reveal(assignment, masked)
+    return outcome
+
+
+def _gone(assignment: Assignment, gone: secagg_turn.Gone, rows: int, tuned: FineTuned) -> Working:
+    """Out of a round: its server is told, unless it said so itself."""
+    note = Note(assignment, Status.ABANDONED, gone.cause, rows, detail=gone.detail)
+    yield note  # first: the ledger says so whatever the server answers
+    retry_in_s = gone.retry_in_s
+    if retry_in_s is None:
+        answer: Ack | Reject = yield GiveBack(assignment, gone.cause)
+        retry_in_s = answer.retry_in_s
+    return _outcome(note, retry_in_s, tuned)
 
 
 def _evaluate(

@@ -10,6 +10,7 @@ fetched by SHA-256.
     PUT  /v1/assignments/{id}/scores  Scores          -> Ack | Reject   of an evaluation task
     PUT  /v1/assignments/{id}/scores  ReleaseScores   -> Ack | Reject   of one of releases
     POST /v1/assignments/{id}/abandon Abandon         -> Ack
+    PUT  /v1/assignments/{id}/secagg/...              and GET: `secagg_wire`
     GET  /v1/rounds?task=NAME&before=N&most=M         -> RoundReports
     GET  /v1/server                                   -> Server
     GET  /v1/newest?population=NAME                   -> Named

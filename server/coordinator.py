@@ -45,7 +45,6 @@ from device_runtime.causes import MEANING, Cause
 from device_runtime.errors import FedboardError, RunError
 from device_runtime.masking import Bound
 from device_runtime.terms import Aggregation
-from device_runtime.update import Sealed
 from device_runtime.weights import digest
 from device_runtime.wire import (
     MOST_ROUNDS,
@@ -72,6 +71,7 @@ from server import (
     release_scores,
     rounds,
     slots,
+    steps,
 )
 from server.blobs import Blobs
 from server.differences import NEWEST, Differences
@@ -91,11 +91,13 @@ from server.requests import (
     Answer,
     CheckingIn,
     Fetching,
+    Hearing,
     Looking,
     Nonce,
     Refused,
     Reporting,
     Request,
+    Telling,
 )
 from server.rounds import (
     Admitted,
@@ -110,6 +112,7 @@ from server.rounds import (
     following,
     is_over,
 )
+from server.steps import Steps
 from server.store import (
     AssignmentStatus,
     Rows,
@@ -121,7 +124,7 @@ from server.store import (
     Unusable,
 )
 from server.sums import Sum, Weighted
-from server.task import State, Task, task_id, terms
+from server.task import State, Task, round_rules, task_id, terms
 
 log = logging.getLogger("fedboard.server")
 
@@ -190,6 +193,8 @@ class Coordinator:
         self.openers: dict[Aggregation, Opener] = {}
         if self.helping is not None:
             self.openers[Aggregation.HELPER] = self.helping.opener
+        self.steps = Steps(store, self.server, self._rng)
+        self.openers[Aggregation.SECAGG] = self.steps.opener
         self.waits: dict[str, str] = {}  # by task: what its frozen round waits for
         self._opening = threading.Lock()  # one thread opens sums
 
@@ -540,17 +545,21 @@ class Coordinator:
     ) -> list[Answer]:
         nonces = [(each.device, each.nonce) for each in requests if each.nonce is not None]
         devices = [each.device for each in requests if _HEX_16.fullmatch(each.device)]
-        names = [each.assignment for each in requests if isinstance(each, Reporting | Abandoning)]
-        acknowledging = any(isinstance(each, Reporting) for each in requests)
+        of_work = Reporting | Abandoning | Telling | Hearing
+        names = [each.assignment for each in requests if isinstance(each, of_work)]
+        # what one device hears of a step, all others must hear too
+        acknowledging = any(isinstance(each, Reporting | Telling | Hearing) for each in requests)
         answers: list[Answer] = []
         counted: Counted = {}
         with self._doubting_sums(), self.store.transaction(durable=acknowledging) as rows:
             ledger = Ledger(rows, now, devices, names, nonces)
             self._drop_overdue(rows, ledger)
+            self.steps.settle(rows, ledger)
             if not ledger.over and not ledger.frozen:
                 for request, opinion in zip(requests, judged, strict=True):
                     answer = self._answer(request, opinion, ledger, rows, counted)
-                    ledger.tell_when(request.device, answer)
+                    if not isinstance(request, Telling | Hearing):  # nothing about check-ins
+                        ledger.tell_when(request.device, answer)
                     answers.append(answer)
                     if ledger.over or ledger.frozen:
                         break
@@ -627,6 +636,8 @@ class Coordinator:
             return Refused(Cause.WRONG_ROUND)
         if isinstance(request, Abandoning):
             return self._abandoned(request, work, ledger)
+        if isinstance(request, Telling | Hearing):
+            return self.steps.answer(request, work, ledger, rows)
         return self._reported(request, work, judged, ledger, rows, counted)
 
     def _checked_in(self, request: CheckingIn, ledger: Ledger, rows: Rows) -> Assignment | Reject:
@@ -804,6 +815,8 @@ class Coordinator:
                 work, status=AssignmentStatus.CLOSED, cause=Cause.SURPLUS, update_hash=name
             )
             return Reject(Cause.SURPLUS, self._retry(Cause.SURPLUS, task.rules, now))
+        if (out_of_turn := self.steps.why_not_masked(work, task, rows)) is not None:
+            return out_of_turn
         value = None
         if judged is not None and (judged.task, judged.round) == (work.task, work.round):
             value = judged.value
@@ -934,7 +947,7 @@ class Coordinator:
             plan=task.plan_hash,
             checkpoint=half,
             shapes=task.shapes,
-            deadline_s=max(0.0, work.admitted_at + task.rules.reporting_s - ledger.now),
+            deadline_s=max(0.0, work.admitted_at + steps.promised_s(task) - ledger.now),
             task=task.name,
             kind=task.kind,
             min_separation=task.policy.min_separation,
@@ -992,7 +1005,9 @@ class Coordinator:
         with self.store.reading() as rows:
             tasks = {stored.task.name: stored.task for stored in rows.tasks()}
             for name, round in rows.open_rounds().items():
-                rules = tasks[name].rules
+                rules = round_rules(tasks[name])
+                if self.steps.is_due(rows, tasks[name], round.state, now):
+                    return True
                 if round.state.phase is Phase.UNMASKING:
                     continue
                 if (

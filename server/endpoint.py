@@ -35,7 +35,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from device_runtime import config, signing
+from device_runtime import config, secagg_wire, signing
 from device_runtime.causes import Cause
 from device_runtime.errors import FedboardError
 from device_runtime.shown import printable
@@ -87,10 +87,12 @@ from server.requests import (
     Answer,
     CheckingIn,
     Fetching,
+    Hearing,
     Looking,
     Nonce,
     Refused,
     Reporting,
+    Telling,
 )
 from server.requests import Request as Asked
 from server.settings import Limits, listed
@@ -100,6 +102,7 @@ from server.task import NAME
 log = logging.getLogger("fedboard.server")
 
 CHECK_IN = "/v1/check-in"
+SECAGG = "/v1/assignments/{assignment}/secagg"
 MESSAGE_BYTES = 16_384  # largest JSON body of a device
 CHECKPOINT_BYTES = 256 << 20  # largest body of an operator
 JUDGES = 2  # threads
@@ -324,6 +327,43 @@ class _Service:
                     is_signed=True,
                 ),
             ),
+            *(
+                (
+                    "PUT",
+                    f"{SECAGG}/{name}",
+                    functools.partial(self.tell, sent),
+                    _documented(
+                        Ack | Reject,
+                        *SIGNED,
+                        400,
+                        404,
+                        410,
+                        422,
+                        body=sent,
+                        parameter="assignment",
+                        is_signed=True,
+                    ),
+                )
+                for name, sent in secagg_wire.SENT.items()
+            ),
+            *(
+                (
+                    "GET",
+                    f"{SECAGG}/{name}",
+                    functools.partial(self.hear, heard),
+                    _documented(
+                        heard | Reject,
+                        *SIGNED,
+                        400,
+                        404,
+                        410,
+                        422,
+                        parameter="assignment",
+                        is_signed=True,
+                    ),
+                )
+                for name, heard in secagg_wire.HEARD.items()
+            ),
             ("GET", "/v1/server", self.server, _documented(Server, 429)),
             ("GET", "/v1/newest", self.newest, _documented(Named, 429)),
             (
@@ -547,6 +587,36 @@ class _Service:
             proof.signed_for,
         )
         return _json(await self.answer(signed, asked))
+
+    # steps in which devices wait for one another
+
+    async def tell(self, kind: type[secagg_wire.Sent], request: Request) -> Response:
+        """The message of a step."""
+        signed = await self.signed(request, secagg_wire.MOST_BYTES)
+        proof = signed.proof
+        # before a body this large is read
+        self.verify(signed)
+        self.charge(signed)
+        self.hold(request, self.uploads, proof.device)
+        body = await self.signed_body(request, proof, secagg_wire.MOST_BYTES)
+        message = await run_in_threadpool(bodies.parsed, kind, body)
+        asked = Telling(
+            proof.device,
+            request.path_params["assignment"],
+            message,
+            proof.nonce,
+            proof.signed_for,
+        )
+        return _json(await self.answer(signed, asked, size=len(body)))
+
+    async def hear(self, kind: type[secagg_wire.Heard], request: Request) -> Response:
+        """What a step begins with, once it has begun."""
+        signed = await self.signed(request, 0)
+        await self.signed_body(request, signed.proof, 0)
+        proof, name = signed.proof, request.path_params["assignment"]
+        asked = Hearing(proof.device, name, kind, proof.nonce, proof.signed_for)
+        answer = await self.answer(signed, asked)
+        return await run_in_threadpool(_json, answer)
 
     # reports and operators
 

@@ -28,7 +28,7 @@ from server.store import (
     StoredCheckIn,
     StoredRound,
 )
-from server.task import assignment_name, is_masked
+from server.task import assignment_name, is_masked, round_rules
 
 # of a check-in that is not the last word about the device in this round
 _PROVISIONAL = (Cause.SELECTING.value, Cause.TOO_EARLY.value)
@@ -189,7 +189,7 @@ class Ledger:
     def tell(self, task: str, event: Event) -> bool:
         """Let an event happen to the open round of a task; whether more than time has passed."""
         before = self.rounds[task].state
-        after = advance(before, event, self.tasks[task].task.rules)
+        after = advance(before, event, round_rules(self.tasks[task].task))
         if is_masked(self.tasks[task].task) and after.phase is not before.phase:
             after = frozen(after)
             if after.phase is Phase.UNMASKING:

@@ -8,11 +8,13 @@ from pydantic import TypeAdapter
 
 from device_runtime import bounds
 from device_runtime.causes import MEANING, Cause
+from device_runtime.secagg_wire import SENT
 from device_runtime.wire import Abandon, CheckIn, Enrolment, Problem, ReleaseScores, Scores, Signed
 from server import contract
 
 _SHARED = "#/components/schemas/{model}"
 _REQUESTS = (
+    *SENT.values(),
     Enrolment,
     CheckIn,
     Abandon,

@@ -14,7 +14,7 @@ is decided here. Times are those of the round: seconds of its clock, after the l
 
 import secrets
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -87,6 +87,13 @@ def ends_at(step: Step, state: RoundState, rules: Rules) -> float:
     return np.inf if began is None else began + SHARE[step] * rules.reporting_s
 
 
+def promised_s(task: Task) -> float:
+    """Seconds from its admission in which a device is waited for: where devices wait for one
+    another, until the last step is over of those who came last.
+    """
+    return task.rules.reporting_s + (task.rules.claim if opens_itself(task) else 0.0)
+
+
 def is_past(step: Step, other: Step) -> bool:
     """Whether a step comes after another."""
     return ORDER.index(step) > ORDER.index(other)
@@ -127,7 +134,7 @@ class Steps:
         """End the steps that are over."""
         for name, round in list(ledger.rounds.items()):
             task = ledger.tasks[name].task
-            step = None
+            step: Step | None = None
             while self.is_due(rows, task, ledger.rounds[name].state, ledger.now):
                 before, step = step, rows.secagg.steps(name, round.state.round).step
                 if step is before:
@@ -195,7 +202,7 @@ class Steps:
     ) -> None:
         number = ledger.rounds[task.name].state.round
         circle = self._circle(rows, task, number, before)
-        shared = frozenset(each.place for each in peers if each.place is not None and each.shares)
+        shared = frozenset(place for place, each in _placed(peers).items() if each.shares)
         if lacking := secagg.lacking(circle, Counted(shared, shared), shared):
             _abandon(rows, ledger, task, _too_few(len(lacking), "shares"))
             return
@@ -230,6 +237,8 @@ class Steps:
 
     def why_not_masked(self, work: StoredAssignment, task: Task, rows: Rows) -> Refused | None:
         """Why the masked words of a device at work are not taken now."""
+        if not opens_itself(task):
+            return None
         step = rows.secagg.steps(task.name, work.round).step
         return None if step is Step.MASKED else _out_of_turn(Step.MASKED, step)
 
@@ -269,9 +278,9 @@ class Steps:
             return Inbox(stored.shared, tuple(boxes))
         if kind is Announced:
             return Announced(stored.masked)
-        peers = rows.secagg.peers(*at)
-        given = {each.place: Consent(each.consent) for each in peers if each.consent}
-        return secagg.consents(circle, place, {at: given[at] for at in given if at is not None})
+        peers = _placed(rows.secagg.peers(*at)).items()
+        given = {at: Consent(each.consent) for at, each in peers if each.consent}
+        return secagg.consents(circle, place, given)
 
     def _told(
         self,
@@ -331,11 +340,11 @@ class Steps:
         """Fix whose masked words are counted: from now on devices hear of them."""
         name, number = frozen.task.name, frozen.round
         before = rows.secagg.steps(name, number)
-        devices = set(rows.counted_in(name, number))
-        peers = rows.secagg.peers(name, number)
-        masked = {each.place for each in peers if each.device in devices} - {None}
+        devices = set(rows.counted_in(name, number, number))
+        peers = _placed(rows.secagg.peers(name, number))
+        masked = (place for place, each in peers.items() if each.device in devices)
         step = Step.CONSENT if terms(frozen.task).semi_malicious else Step.REVEALED
-        bits = to_bits((place for place in masked if place is not None), len(peers))
+        bits = to_bits(masked, len(peers))
         rows.secagg.save(name, number, replace(before, step=step, masked=bits))
 
     def ask(self, frozen: Frozen, now: float) -> Mask | Waiting | Never:
@@ -347,14 +356,12 @@ class Steps:
                 return Waiting("another server has ended the round")
             stored = rows.secagg.steps(task.name, number)
             circle = self._circle(rows, task, number, stored)
-            peers = [
-                each for each in rows.secagg.peers(task.name, number) if each.place is not None
-            ]
+            peers = _placed(rows.secagg.peers(task.name, number))
             is_over = self._is_over(rows, task, round.state, stored.step, now)
         counted = _counted(stored, len(circle.keys))
         alive = counted.masked
         if stored.step is Step.REVEALED and terms(task).semi_malicious:
-            alive = frozenset(each.place for each in peers if each.place in alive and each.consent)
+            alive = frozenset(place for place in alive if peers[place].consent)
         if lacking := secagg.lacking(circle, counted, alive):
             return Never(_too_few(len(lacking), stored.step.value))
         if stored.step is not Step.REVEALED or not is_over:
@@ -362,10 +369,10 @@ class Steps:
         opened = secagg.mask_sum(
             circle,
             counted,
-            {each.place: each.commitment for each in peers if each.commitment},
+            {place: each.commitment for place, each in peers.items() if each.commitment},
             {
-                each.place: config.from_json(Revealed, each.revealed.encode(), "revealed")
-                for each in peers
+                place: config.from_json(Revealed, each.revealed.encode(), "revealed")
+                for place, each in peers.items()
                 if each.revealed
             },
             layout_of(task),
@@ -424,6 +431,11 @@ def _from(kind: type[Heard], semi_malicious: bool) -> Step:
     """From which step on a message is heard: in the semi-honest class nobody consents."""
     step = HEARD_FROM[kind]
     return Step.REVEALED if step is Step.CONSENT and not semi_malicious else step
+
+
+def _placed(peers: Iterable[StoredPeer]) -> dict[int, StoredPeer]:
+    """By their places."""
+    return {each.place: each for each in peers if each.place is not None}
 
 
 def _counted(stored: StoredSteps, devices: int) -> Counted:
