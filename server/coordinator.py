@@ -45,6 +45,7 @@ from device_runtime.causes import MEANING, Cause
 from device_runtime.errors import FedboardError, RunError
 from device_runtime.masking import Bound
 from device_runtime.terms import Aggregation
+from device_runtime.update import Sealed
 from device_runtime.weights import digest
 from device_runtime.wire import (
     MOST_ROUNDS,
@@ -70,8 +71,8 @@ from server import (
     pacing,
     release_scores,
     rounds,
+    secagg_steps,
     slots,
-    steps,
 )
 from server.blobs import Blobs
 from server.differences import NEWEST, Differences
@@ -112,7 +113,7 @@ from server.rounds import (
     following,
     is_over,
 )
-from server.steps import Steps
+from server.secagg_steps import Steps
 from server.store import (
     AssignmentStatus,
     Rows,
@@ -947,7 +948,7 @@ class Coordinator:
             plan=task.plan_hash,
             checkpoint=half,
             shapes=task.shapes,
-            deadline_s=max(0.0, work.admitted_at + steps.promised_s(task) - ledger.now),
+            deadline_s=max(0.0, work.admitted_at + secagg_steps.promised_s(task) - ledger.now),
             task=task.name,
             kind=task.kind,
             min_separation=task.policy.min_separation,

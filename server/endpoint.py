@@ -327,43 +327,7 @@ class _Service:
                     is_signed=True,
                 ),
             ),
-            *(
-                (
-                    "PUT",
-                    f"{SECAGG}/{name}",
-                    functools.partial(self.tell, sent),
-                    _documented(
-                        Ack | Reject,
-                        *SIGNED,
-                        400,
-                        404,
-                        410,
-                        422,
-                        body=sent,
-                        parameter="assignment",
-                        is_signed=True,
-                    ),
-                )
-                for name, sent in secagg_wire.SENT.items()
-            ),
-            *(
-                (
-                    "GET",
-                    f"{SECAGG}/{name}",
-                    functools.partial(self.hear, heard),
-                    _documented(
-                        heard | Reject,
-                        *SIGNED,
-                        400,
-                        404,
-                        410,
-                        422,
-                        parameter="assignment",
-                        is_signed=True,
-                    ),
-                )
-                for name, heard in secagg_wire.HEARD.items()
-            ),
+            *self.of_steps(),
             ("GET", "/v1/server", self.server, _documented(Server, 429)),
             ("GET", "/v1/newest", self.newest, _documented(Named, 429)),
             (
@@ -472,6 +436,23 @@ class _Service:
         api.openapi = functools.partial(openapi.document, api)  # type: ignore[method-assign]
         api.state.service = self
         return api
+
+    def of_steps(self) -> list[tuple[str, str, Any, dict[str, Any]]]:
+        """The routes of SecAgg+: one for each of its messages."""
+        problems = (*SIGNED, 400, 404, 410, 422)
+        options: dict[str, Any] = {"parameter": "assignment", "is_signed": True}
+        routes: list[tuple[str, str, Any, dict[str, Any]]] = []
+        for name, sent in secagg_wire.SENT.items():
+            documented = _documented(Ack | Reject, *problems, body=sent, **options)
+            routes.append(
+                ("PUT", f"{SECAGG}/{name}", functools.partial(self.tell, sent), documented)
+            )
+        for name, heard in secagg_wire.HEARD.items():
+            documented = _documented(heard | Reject, *problems, **options)
+            routes.append(
+                ("GET", f"{SECAGG}/{name}", functools.partial(self.hear, heard), documented)
+            )
+        return routes
 
     # devices
 

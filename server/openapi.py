@@ -13,7 +13,7 @@ from device_runtime.wire import Abandon, CheckIn, Enrolment, Problem, ReleaseSco
 from server import contract
 
 _SHARED = "#/components/schemas/{model}"
-_REQUESTS = (
+_REQUESTS: tuple[Any, ...] = (
     *SENT.values(),
     Enrolment,
     CheckIn,

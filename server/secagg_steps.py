@@ -1,4 +1,4 @@
-"""Steps: how a round of SecAgg+ goes from one message of its devices to the next.
+"""SecAgg+ steps: how a round of SecAgg+ goes from one message of its devices to the next.
 
     keys ----> shares ----> masked ----> consent ----> revealed ----> the mask of the sum
      |  order    |   shared    |  masked    (semi-malicious class)

@@ -1,0 +1,178 @@
+"""Devices that open their sums together, in toys: the states are real and nothing is trained.
+
+Time is a list of one number: it goes on when all devices wait.
+"""
+
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from device_runtime import chain, encoding, protection
+from device_runtime.secagg_turn import (
+    Gone,
+    Hear,
+    Identify,
+    Own,
+    Tell,
+    Wait,
+    mask,
+    patiently,
+    prepare,
+    reveal,
+)
+from device_runtime.terms import Aggregation
+from device_runtime.weights import Checkpoint
+from device_runtime.wire import Ack, Assignment, Reject
+from server.coordinator import Coordinator, open_folder
+from server.eligibility import Policy
+from server.requests import Abandoning, CheckingIn, Hearing, Refused, Reporting, Request, Telling
+from server.rounds import Rules
+from server.step import ServerStep
+from server.task import Peers, TaskSettings
+from tests import toy_server
+from tests.toy_server import OneByOne, by_arrival, created
+
+DEVICES = 12
+RULES = Rules(report_goal=DEVICES, over_selection=1.0, min_reports=6, reporting_s=600.0)
+# of 12 devices each has 8 neighbours, of whom 5 open a secret
+LIES = Peers(adversarial=0.0, drop_out=0.25, semi_malicious=True)
+# the same, but 6 neighbours and 2 of them
+TRUTH = replace(LIES, semi_malicious=False)
+
+
+@dataclass(frozen=True)
+class Report:
+    """Hand in the masked words -> Ack | Reject."""
+
+    body: bytes = field(repr=False)
+
+
+def settings(rules: Rules = RULES, peers: Peers = LIES, **more: Any) -> TaskSettings:
+    return TaskSettings(
+        replace(toy_server.PLAN, bits=4),
+        rules=by_arrival(rules),
+        policy=Policy(min_separation=1),
+        step=ServerStep(),
+        seed=7,
+        aggregation=Aggregation.SECAGG,
+        least_count=6,
+        secagg=peers,
+        **more,
+    )
+
+
+def new(folder: Path, rules: Rules = RULES, peers: Peers = LIES) -> OneByOne:
+    """A coordinator with a task whose devices open its sums, at second 0."""
+    store, blobs = open_folder(folder)
+    start = Checkpoint(toy_server.WEIGHTS, 0, "", toy_server.TOKENIZER)
+    created(Coordinator(store, blobs), settings(rules, peers), 0.0, start)
+    return OneByOne(store, blobs, np.random.default_rng(0))
+
+
+def codes(number: int, by: encoding.Encoding) -> np.ndarray:
+    """What device `number` has encoded."""
+    vector = toy_server.delta(number, by.dimension)
+    delta = {"embedding": vector[:30].reshape(10, 3), "units": vector[30:].reshape(4, 5)}
+    return encoding.encode(delta, by, np.random.default_rng(number))
+
+
+def life(work: Assignment, numbers: np.ndarray) -> Generator[Any, Any, bool]:
+    """All that a device does once it has trained; whether it was counted."""
+    terms = chain.terms_of(work)
+    ready = yield from prepare(work, terms)
+    masked, body = mask(ready, numbers, terms.encoding.largest)
+    answer = yield from patiently(lambda: Report(body))
+    if isinstance(answer, Ack):
+        yield from reveal(work, masked)
+    return isinstance(answer, Ack)
+
+
+class Member:
+    """A device in a round, which may leave before it does something."""
+
+    def __init__(self, device: str, number: int, work: Assignment, leaves: Any = None):
+        """`leaves`: before it sends a message of this kind, or reports."""
+        self.device, self.number, self.work, self.leaves = device, number, work, leaves
+        self.actions = life(work, codes(number, chain.terms_of(work).encoding))
+        self.sent: list[Any] = []
+        self.gone: Gone | None = None
+        self.has_left = self.is_done = False
+        self.due = 0.0
+
+    @property
+    def is_over(self) -> bool:
+        return self.has_left or self.is_done or self.gone is not None
+
+    def go_on(self, ask: Callable[[Request], Any], now: float) -> None:
+        """Do what it can do now."""
+        try:
+            action = next(self.actions)  # begins, or goes on after a wait
+            while True:
+                if isinstance(action, Wait):
+                    self.due = now + action.seconds
+                    return
+                if self._is_leaving(action):
+                    self.has_left = True
+                    return
+                action = self.actions.send(self._do(action, ask))
+        except StopIteration:
+            self.is_done = True
+        except Gone as gone:
+            self.gone = gone
+            if gone.retry_in_s is None:
+                ask(Abandoning(self.device, self.work.assignment, gone.cause))
+
+    def _is_leaving(self, action: Any) -> bool:
+        kind = type(action.message) if isinstance(action, Tell) else type(action)
+        return self.leaves is not None and kind is self.leaves
+
+    def _do(self, action: Any, ask: Callable[[Request], Any]) -> Any:
+        name = self.work.assignment
+        match action:
+            case Identify():
+                secret = f"{self.number} {name}".encode()
+                return Own(toy_server.key(self.number), protection.repeating(secret))
+            case Tell(_, message):
+                self.sent.append(message)
+                answer = ask(Telling(self.device, name, message))
+            case Hear(_, kind):
+                answer = ask(Hearing(self.device, name, kind))
+            case Report(body):
+                self.sent.append(body)
+                answer = ask(Reporting(self.device, name, body))
+        return Reject(answer.cause, 0.0) if isinstance(answer, Refused) else answer
+
+
+def assigned(coordinator: Coordinator, count: int = DEVICES, now: float = 1.0) -> list[Member]:
+    """So many devices with their work."""
+    members = []
+    for number, device in enumerate(toy_server.enrolled(coordinator, count)):
+        check_in = toy_server.READY
+        (work,) = coordinator.handle([CheckingIn(device, check_in)], now)
+        assert isinstance(work, Assignment), work
+        members.append(Member(device, number, work))
+    return members
+
+
+def play(coordinator: Coordinator, members: list[Member], at: list[float]) -> None:
+    """Let the devices and time go on until the round is over."""
+
+    def ask(request: Request) -> Any:
+        (answer,) = coordinator.handle([request], at[0])
+        return answer
+
+    number = members[0].work.round
+    while coordinator.reports(at[0]).rounds[-1].round == number:
+        for each in members:
+            if not each.is_over and each.due <= at[0]:
+                each.go_on(ask, at[0])
+        coordinator.tick(at[0])
+        coordinator.open_sums(at[0])
+        at[0] += 5.0
+        assert at[0] < 10_000.0
+    for each in members:  # what they hear afterwards
+        if not each.is_over:
+            each.go_on(ask, at[0])
