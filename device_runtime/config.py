@@ -13,10 +13,12 @@ import math
 import tomllib
 import types
 import typing
+from collections.abc import Callable
 from dataclasses import MISSING, fields, is_dataclass
 from enum import Enum
+from json.encoder import encode_basestring_ascii
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import tomli_w
 
@@ -36,11 +38,15 @@ def from_table(kind: type[T], table: Any, where: str) -> T:
     dataclass. A whole number is accepted for a float. Raises ConfigError naming the field for an
     unknown key, a missing value, a value of another type, or one that is not within its bounds.
     """
+    dataclass: Any = kind  # whatever it is: a type can be looked up
+    record = _taken(dataclass, table)
+    if record is not None:
+        return cast(T, record)
+    # something is to be converted, or to be refused by name
     if not isinstance(table, dict):
         raise ConfigError(
             where, f"expected a table, found {_name(table)}", "write `key = value` pairs"
         )
-    dataclass: Any = kind  # whatever it is: a type can be looked up
     known = _fields(dataclass)
     for key in table:
         if key not in known:
@@ -59,9 +65,9 @@ def from_table(kind: type[T], table: Any, where: str) -> T:
             )
         elif is_needed:
             raise ConfigError(f"{where}.{name}", "missing", "add it")
-    record = kind(**values)
-    bounds.check(record, where)
-    return record
+    built = kind(**values)
+    bounds.check(built, where)
+    return built
 
 
 def from_json(
@@ -151,7 +157,7 @@ def to_json(value: Any) -> bytes:
     """A dataclass (or plain value) as canonical JSON: sorted keys, no spaces, so equal values have
     equal bytes.
     """
-    return _CANONICAL.encode(_plain(value)).encode()
+    return _written(value).encode()
 
 
 def to_toml(value: Any) -> str:
@@ -172,6 +178,47 @@ _CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
 _LEAVES = frozenset({str, int, float, bool, type(None)})
 
 
+def _written(value: Any) -> str:
+    """A value as `_CANONICAL` writes it. A dataclass without making a table of it first, nor
+    sorting its names each time: that takes longer than writing it.
+    """
+    write = _WRITERS.get(type(value))
+    if write is not None:
+        return write(value)
+    if isinstance(value, str):  # a name of an enumeration
+        return encode_basestring_ascii(value)
+    if not is_dataclass(value):
+        return _CANONICAL.encode(_plain(value))
+    values, parts = vars(value), []
+    for name, key in _names(type(value)):
+        item = values[name]
+        write = _WRITERS.get(type(item))
+        parts.append(key + (_written(item) if write is None else write(item)))
+    return f"{{{','.join(parts)}}}"
+
+
+def _float(value: float) -> str:
+    return repr(value) if math.isfinite(value) else _CANONICAL.encode(value)
+
+
+_WRITERS: dict[type, Callable[[Any], str]] = {
+    str: encode_basestring_ascii,
+    int: repr,
+    float: _float,
+    bool: lambda value: "true" if value else "false",
+    type(None): lambda value: "null",
+}
+
+
+@functools.cache
+def _names(kind: type) -> tuple[tuple[str, str], ...]:
+    """The names of a dataclass' fields in their order, and each as it stands before its value."""
+    return tuple(
+        (field.name, f'"{field.name}":')
+        for field in sorted(fields(kind), key=lambda each: each.name)
+    )
+
+
 def _plain(value: Any) -> Any:
     """Dataclasses inside as tables. (`asdict` copies all else as well, which takes longer than
     writing it.)
@@ -184,6 +231,53 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _taken(kind: type, table: Any) -> Any:
+    """A dataclass of a table whose values all are of the types and within the bounds of its fields
+    as they are: most messages. None for any other.
+    """
+    if type(table) is not dict:
+        return None
+    left, values = len(table), {}
+    for name, kinds, inner, holds, is_needed in _takers(kind):
+        if name in table:
+            left -= 1
+            value = table[name]
+            if type(value) not in kinds:
+                value = None if inner is None else _taken(inner, value)
+                if value is None:
+                    return None
+            elif holds is not None and not holds(value):
+                return None
+            values[name] = value
+        elif is_needed:
+            return None
+    return None if left else kind(**values)
+
+
+@functools.cache
+def _takers(kind: type) -> tuple[tuple[str, frozenset[type], Any, Any, bool], ...]:
+    """Of each field of a dataclass: its name, of which types its values are taken as they are, the
+    dataclass of one that is a table, what its bounds ask of a value, and whether it must be given:
+    also where a default is to be looked at.
+    """
+    takers = []
+    for field in fields(kind):
+        hint, is_needed, kinds = _fields(kind)[field.name]
+        bound = bounds.of(kind).get(field.name)
+        inner = hint if is_dataclass(hint) and bound is None else None
+        holds = None if bound is None else _or_none(bound.holds, type(None) in kinds)
+        if hasattr(kind, "__post_init__"):
+            kinds, inner = frozenset(), None  # whatever it does comes before the bounds
+        elif holds is not None and not is_needed:
+            is_needed = field.default is MISSING or not holds(field.default)
+        takers.append((field.name, kinds, inner, holds, is_needed))
+    return tuple(takers)
+
+
+def _or_none(holds: Callable[[Any], bool], may_be_none: bool) -> Callable[[Any], bool]:
+    return (lambda value: value is None or holds(value)) if may_be_none else holds
 
 
 @functools.cache

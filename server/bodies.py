@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 from device_runtime import config
 from device_runtime.causes import Cause
@@ -210,9 +210,8 @@ async def receive(
     checked_length(request, limit)
     if headers(request).get("content-encoding", "identity").lower() != "identity":
         raise Refused(Cause.MALFORMED, "content-encoding: expected a body as it is")
-    over = request.scope.get(IN_SCOPE)
-    if over is not None and over.is_whole:  # all of it is here: nobody is waited for
-        piece = await request.body()
+    if is_whole(request):  # nobody is waited for
+        piece = await _whole(request)
         if len(piece) > limit:
             raise too_large(limit)
         take(piece)
@@ -233,6 +232,23 @@ async def receive(
         raise Refused(Cause.TOO_SLOW, "the body did not come in time") from None
 
 
+def is_whole(request: Request) -> bool:
+    """Whether all of a request is here, and reading its body waits for nobody."""
+    over = request.scope.get(IN_SCOPE)
+    return over is not None and over.is_whole
+
+
+async def _whole(request: Request) -> bytes:
+    """A body that is here: in one piece, as a rule."""
+    message = await request.receive()
+    if message["type"] == "http.disconnect":
+        raise ClientDisconnect()
+    piece: bytes = message.get("body", b"")
+    if not message.get("more_body", False):
+        return piece
+    return piece + b"".join([each async for each in request.stream()])
+
+
 def parsed(kind: type[T], body: bytes | bytearray) -> T:
     """A message out of a JSON body. Refused (MALFORMED) if it is not one, or not of characters that
     can be kept.
@@ -249,6 +265,8 @@ def parsed(kind: type[T], body: bytes | bytearray) -> T:
 
 def _is_text(body: bytes | bytearray) -> bool:
     """Whether all characters of a JSON body, as they are or escaped, can be written again."""
+    if b"\\u" not in body and body.isascii():
+        return True
     try:
         text = body.decode()
         if "\\u" in text:  # half of a pair has no bytes; what a pair stands for has

@@ -484,10 +484,14 @@ class _Service:
         return _json(await run_in_threadpool(self.coordinator.enrol, enrolment, self.clock()))
 
     async def check_in(self, request: Request) -> Response:
-        signed = await self.signed(request, MESSAGE_BYTES)
-        message = bodies.parsed(
-            CheckIn, await self.signed_body(request, signed.proof, MESSAGE_BYTES)
-        )
+        signed = await self.signed(request, MESSAGE_BYTES, later=True)
+        try:
+            body = await self.signed_body(request, signed.proof, MESSAGE_BYTES)
+            message = bodies.parsed(CheckIn, body)
+        except Refused:
+            if signed.key is None:  # a stranger is told that he is one, whatever else is wrong
+                await self.key(signed.proof.device)
+            raise
         answer = await self.answer(
             signed, CheckingIn(signed.proof.device, message, signed.proof.nonce)
         )
@@ -809,17 +813,21 @@ class _Service:
 
     # who may
 
-    async def signed(self, request: Request, limit: int) -> "_Signed":
+    async def signed(self, request: Request, limit: int, later: bool = False) -> "_Signed":
         """A request with the proof it carries and the key of the device it names, before its body
-        is read and its signature looked at.
+        is read and its signature looked at. `later`: of a whole request of an unknown device, the
+        key may be looked up with those of its group.
         """
         bodies.checked_length(request, limit)
         self.address_may(request)
         proof = self.claimed(request)
-        key = await self.key(bodies.headers(request).get("fedboard-device", ""))
+        device = bodies.headers(request).get("fedboard-device", "")
+        key = self.keys.get(device)
+        if key is None and not (later and proof is not None and bodies.is_whole(request)):
+            key = await self.key(device)
         if proof is None:
             raise _bad_signature()
-        return _Signed(request.method, bodies.path(request), proof, key)
+        return _Signed(request.method, bodies.path(request), proof, key, is_new=key is None)
 
     def claimed(self, request: Request) -> Proof | None:
         """What a request says of who signed it, when and for whom; None if it says no such thing.
@@ -840,6 +848,8 @@ class _Service:
         that a stranger can send is refused before anything is charged to the device.
         """
         proof = signed.proof
+        if signed.key is None:
+            raise _not_enrolled()
         if not access.is_signed(signed.key, proof, signed.method, signed.path):
             raise _bad_signature()
         if not self.replays.is_new(proof.device, proof.nonce, self.clock()):
@@ -852,6 +862,7 @@ class _Service:
         """
         answers: list[Answer] = [None] * len(group)
         good, now = [], self.clock()
+        self.look_up([each.signed for each in group if each.signed.key is None])
         for place, signed in enumerate(each.signed for each in group):
             try:
                 if not signed.is_verified:
@@ -866,6 +877,13 @@ class _Service:
         for place, answer in zip(good, answered, strict=False):
             answers[place] = answer
         return answers if len(answered) == len(good) else answers[: good[len(answered)]]
+
+    def look_up(self, signed: Sequence["_Signed"]) -> None:
+        """The keys of devices that ask for the first time, of all at once."""
+        if signed:
+            public = self.coordinator.public_keys([each.proof.device for each in signed])
+            for each, key in zip(signed, public, strict=True):
+                each.key = None if key is None else bytes.fromhex(key)
 
     def charge(self, signed: "_Signed") -> None:
         """Let a verified request cost its device what it costs, once. Refused if the device asks
@@ -892,7 +910,7 @@ class _Service:
         if key is None:
             public = await self.key_reads.answer(device)
             if public is None:
-                raise Refused(Cause.UNKNOWN_DEVICE, "the device is not enrolled")
+                raise _not_enrolled()
             key = self.keys[device] = bytes.fromhex(public)
         return key
 
@@ -985,6 +1003,8 @@ class _Service:
         self, signed: "_Signed", asked: Asked, judged: Judged | None = None, size: int = 0
     ) -> Answer:
         answer = await self.groups.answer(_Asking(signed, asked, judged), size)
+        if signed.is_new and signed.key is not None:
+            self.keys[signed.proof.device] = signed.key
         if isinstance(answer, Refused):
             raise answer
         return answer
@@ -1108,7 +1128,8 @@ class _Signed:
     method: str
     path: str
     proof: Proof
-    key: bytes
+    key: bytes | None  # None: looked up with those of its group, and unknown if it still is None
+    is_new: bool = False  # its key is not among those in memory
     is_verified: bool = False
     is_charged: bool = False
     cost: float = 1.0  # beside any other request
@@ -1226,9 +1247,10 @@ class _Observed:
         often = scope["path"] == CHECK_IN and scope["method"] == "POST"
         try:
             if often:
-                request = Request(scope, receive, observing)
+                request = Request(scope, receive, send)
                 response = await self._service.respond(request, self._service.check_in)
-                await response(scope, receive, observing)
+                status = response.status_code
+                await response(scope, receive, send)
             else:
                 await self._app(scope, receive, observing)
         finally:
@@ -1240,13 +1262,15 @@ class _Observed:
             # parameters by name: the log holds no device's work
             path = CHECK_IN if often else getattr(route, "path", "other")
             self._metrics.answered(path, status, seconds)
-            told = {
-                "method": scope["method"],
-                "route": path,
-                "status": status,
-                "ms": round(1000 * seconds, 1),
-            }
-            log.log(logging.ERROR if status >= 500 else logging.DEBUG, "request", extra=told)
+            level = logging.ERROR if status >= 500 else logging.DEBUG
+            if log.isEnabledFor(level):
+                told = {
+                    "method": scope["method"],
+                    "route": path,
+                    "status": status,
+                    "ms": round(1000 * seconds, 1),
+                }
+                log.log(level, "request", extra=told)
 
 
 # requests
@@ -1257,6 +1281,10 @@ def _bad_signature() -> Refused:
         Cause.BAD_SIGNATURE,
         "the signature does not fit the device, the request, its body or what its headers say",
     )
+
+
+def _not_enrolled() -> Refused:
+    return Refused(Cause.UNKNOWN_DEVICE, "the device is not enrolled")
 
 
 def _number(asked: Mapping[str, str], name: str, default: int | None) -> int | None:
