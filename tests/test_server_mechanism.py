@@ -12,12 +12,13 @@ from device_runtime import encoding, update, weights
 from device_runtime.bundle import NO_PRIVACY
 from device_runtime.causes import Cause
 from device_runtime.encoding import Encoding
+from device_runtime.terms import Aggregation
 from server import dashboard, mechanism, operators, overview
 from server.mechanism import Exposure, Mechanism, Spent, beyond_reach, plain, staleness_share
 from server.metrics import Metrics
 from server.rounds import Mode, Rules
 from server.sums import Checked
-from server.task import Task, terms
+from server.task import Task, TaskSettings, task_of, terms
 from tests.toy_server import (
     DIMENSION,
     PLAN,
@@ -33,7 +34,12 @@ from tests.toy_server import (
 )
 
 RULES = Rules(report_goal=2, over_selection=1.0)
-PLAIN
+TASK = task_of(
+    TaskSettings(PLAN, rules=RULES, aggregation=Aggregation.PLAIN, seed=3),
+    TOKENIZER,
+    SHAPES,
+    DIMENSION,
+)
 
 
 def test_the_plain_mechanism_takes_reports_to_the_mean_of_their_deltas():
