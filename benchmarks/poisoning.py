@@ -1,16 +1,22 @@
-"""Poisoning: how far lying devices move a task's rounds, under the bounds of today and of before.
+"""Poisoning: how far lying devices move a task's rounds, where updates are seen and under masks.
 
     python -m benchmarks.poisoning [BUNDLE] --rounds 10 --plot docs/poisoning.png
 
 Everything but the lie is real: train users' messages, the bundle's graph, the device's encoding,
-the server's check, weight, sum and step. A liar sends the largest update that is let in and
-declares the most examples, in every round:
+the server's check, sum and step. A liar sends the largest update that its encoding lets through, in
+every round:
 
     flip    what honest training gave it, times -1
     plant   what training on one planted sentence alone gave it (model replacement: Bagdasaryan et
             al. 2020, arXiv:1807.00459)
     write   the shortest change that makes the planted word likelier after its context: all of it in
             the word's own output weights, along the network's state there
+
+Under masks nobody sees the codes of one update, so a liar may break the encoder:
+
+    break   any number where a code should be: the sum is beyond what honest devices can reach, and
+            the round is refused whole
+    swap    numbers that take the mean to `write`'s, as long as it can be without being refused
 
 The columns are paired: the same devices train in the same rounds on the same rows.
 """
@@ -27,30 +33,44 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from device_runtime import metrics, update, weights
+from device_runtime import encoding, metrics, packing, weights
 from device_runtime.bundle import Bundle
-from device_runtime.causes import Cause
+from device_runtime.encoding import Encoding
 from device_runtime.errors import FedboardError
 from device_runtime.examples import rows
 from device_runtime.finetune import finetune
-from device_runtime.quantize import clip
+from device_runtime.terms import Aggregation
 from device_runtime.text import BOS, FIRST_WORD, OOV
 from device_runtime.turn import Train
-from device_runtime.update import Header
 from device_runtime.weights import Weights
 from fedboard import console
 from fedboard.run import open_bundle
 from model import corpora, network
 from server import mechanism, step
 from server.rounds import Rules
-from server.task import SERVED_NORM, Task, TaskSettings, rotation_seed, task_of
+from server.task import (
+    MASKED_BITS,
+    PLAIN_BITS,
+    SERVED_NORM,
+    Task,
+    TaskSettings,
+    encoding_of,
+    task_of,
+)
 
 PLANTED = "happy birthday to pizza"
 COPIES = 64  # of the planted sentence
 SHOWN = (1, 2, 3, 5, 10)  # rounds of the table
-LARGEST = 2**32 - 1  # examples a header can declare
+SWAPPED = 0.9  # of the clipping norm: the others add the rest of what is let through
 INK, SOFT = "#1f2328", "#59636e"
-COLOURS = {"none": "#0b6e99", "flip": "#b35900", "plant": "#7a5cc2", "write": "#2f9e8f"}
+COLOURS = {
+    "none": "#0b6e99",
+    "flip": "#b35900",
+    "plant": "#7a5cc2",
+    "write": "#2f9e8f",
+    "break": "#9a9a9a",
+    "swap": "#c92a2a",
+}
 
 
 @dataclass(frozen=True)
@@ -58,27 +78,37 @@ class Bounds:
     """What a task lets one device do."""
 
     clipping_norm: float = SERVED_NORM
-    max_weight: int = Rules().max_weight
+    masked: bool = False  # updates are summed unseen; else the server sees each
+
+    @property
+    def bits(self) -> int:
+        """Of a code, as a server chooses them."""
+        return MASKED_BITS if self.masked else PLAIN_BITS
 
     @property
     def name(self) -> str:
         """As tables and pictures say it.
 
-        >>> Bounds(10.0, 256).name
-        'clip 10, weight 256'
+        >>> Bounds(10.0).name, Bounds(masked=True).name
+        ('clip 10, plain', 'clip 0.5, masked')
         """
-        return f"clip {self.clipping_norm:g}, weight {self.max_weight}"
+        return f"clip {self.clipping_norm:g}, {'masked' if self.masked else 'plain'}"
 
 
-BEFORE, TODAY = Bounds(10.0, 256), Bounds()
+WIDE, PLAIN, MASKED = Bounds(10.0), Bounds(), Bounds(masked=True)
 
 
 @dataclass(frozen=True)
 class Attack:
     """How many devices of each round lie, and how."""
 
-    kind: str = "none"  # flip, plant, write
+    kind: str = "none"  # flip, plant, write, break, swap
     liars: int = 0
+
+    @property
+    def needs_masks(self) -> bool:
+        """Whether it is seen where updates are."""
+        return self.kind in ("break", "swap")
 
     @property
     def name(self) -> str:
@@ -98,6 +128,8 @@ ATTACKS = (
     Attack("plant", 2),
     Attack("write", 1),
     Attack("write", 2),
+    Attack("break", 1),
+    Attack("swap", 1),
 )
 
 
@@ -110,6 +142,7 @@ class Look:
     perplexity: float
     probability: float  # of the planted word after its context
     rank: int  # of it among all words
+    refused: str = ""  # why the round before it was refused whole; empty if it was not
 
 
 @dataclass(frozen=True)
@@ -130,11 +163,12 @@ class Ground:
 
     def task(self, bounds: Bounds) -> Task:
         """The task a server would make of the bundle under some bounds."""
-        plan = replace(self.bundle.plan, clipping_norm=bounds.clipping_norm)
-        rules = Rules(report_goal=self.devices, max_weight=bounds.max_weight)
+        plan = replace(self.bundle.plan, clipping_norm=bounds.clipping_norm, bits=bounds.bits)
+        rules = Rules(report_goal=self.devices)
         values = self.bundle.checkpoint.weights
         return task_of(
-            TaskSettings(plan, rules=rules, seed=self.seed),
+            # a mask that is taken off again changes no sum: none is put on here
+            TaskSettings(plan, rules=rules, seed=self.seed, aggregation=Aggregation.PLAIN),
             tokenizer=self.bundle.vocabulary.hash,
             shapes=weights.shapes_hash(values),
             dimension=sum(array.size for array in values.values()),
@@ -177,33 +211,65 @@ def ground(bundle: Bundle, words: int, seed: int = 0) -> Ground:
 def play(ground: Ground, bounds: Bounds, attack: Attack, rounds: int) -> Iterator[Look]:
     """The start, and what each round leaves."""
     task = ground.task(bounds)
-    by, exact, moments = mechanism.of(task), ground.bundle.checkpoint.weights, None
+    by, exact, moments = encoding_of(task), ground.bundle.checkpoint.weights, None
     yield ground.start
     for number in range(1, rounds + 1):
         drawn = np.random.default_rng([ground.seed, number])
         users = drawn.choice(len(ground.users), ground.devices, replace=False)
         received = {name: np.float32(np.float16(array)) for name, array in exact.items()}
-        total = by.empty()
+        total = np.zeros(by.values, np.int64)
         for place, user in enumerate(users):
             rng = np.random.default_rng([ground.seed, number, place])
             own = rows(ground.users[user], task.plan.length)[-task.plan.max_rows :]
-            if place < attack.liars:
-                delta = LIES[attack.kind](ground, received, own, rng)
-                larger = task.plan.clipping_norm / weights.norm(delta)
-                delta = {name: array * larger for name, array in delta.items()}
-                examples = LARGEST
-            else:
-                delta, examples = trained(ground, received, own, rng), len(own)
-            clipped = weights.flatten(clip(delta, task.plan.clipping_norm))
-            seed, bits = rotation_seed(task, number), task.plan.bits
-            about = Header(number, seed, task.shapes, bits, examples)
-            checked = by.check(update.encode(clipped, about, rng), number)
-            if isinstance(checked, Cause):
-                raise AssertionError(f"round {number}, device {place}: refused for {checked}")
-            total = by.add(total, [by.weigh(checked, 0)])
-        mean = by.finish(total, number)
-        exact, moments = step.apply(task.step, exact, moments, mean)
-        yield ground.look(number, exact)
+            lies = place < attack.liars
+            total += sent(ground, task, Device(received, own, rng), attack.kind if lies else "none")
+        why = mechanism.beyond_reach(total, ground.devices, by) if bounds.masked else ""
+        if not why:
+            mean = encoding.mean(total, ground.devices, by)
+            exact, moments = step.apply(task.step, exact, moments, mean)
+        yield replace(ground.look(number, exact), refused=why)
+
+
+@dataclass(frozen=True)
+class Device:
+    """One that is asked for an update."""
+
+    received: Weights
+    own: NDArray[np.int32]  # its rows, [rows, length + 1]
+    rng: np.random.Generator
+
+
+def sent(ground: Ground, task: Task, device: Device, kind: str) -> NDArray[np.int64]:
+    """The codes that come of a device, honest or lying: [values]. Those that the server sees are
+    checked by it. Raises AssertionError for a lie that it refuses.
+    """
+    by = encoding_of(task)
+    asked = ground, device.received, device.own, device.rng
+    if kind == "break":  # any number that a digit of its words has room for
+        base = packing.layout(by.values, by.largest, ground.devices).base
+        return device.rng.integers(0, base, by.values)
+    if kind == "none":
+        delta = trained(*asked)
+    else:
+        delta = LIES[kind](*asked)
+        larger = task.plan.clipping_norm / weights.norm(delta)
+        delta = {name: array * larger for name, array in delta.items()}
+    if kind == "swap":
+        return swapped(delta, by, ground.devices)
+    codes = encoding.encode(delta, by, device.rng)
+    if not encoding.is_within(encoding.norm(codes, by), by):
+        raise AssertionError(f"{kind}: a server that sees it would refuse it")
+    return codes.astype(np.int64)
+
+
+def swapped(delta: Weights, by: Encoding, devices: int) -> NDArray[np.int64]:
+    """Numbers of one device that take the mean of so many nearly to a delta of the clipping norm,
+    whatever the others send: theirs is much shorter.
+    """
+    codes = encoding.encode(delta, by, np.random.default_rng(0)).astype(np.float64)
+    alone = codes * by.step - by.half
+    room = SWAPPED * by.clipping_norm * devices / np.linalg.norm(alone)
+    return np.rint((alone * room + by.half) / by.step).astype(np.int64)
 
 
 def trained(
@@ -238,7 +304,7 @@ def writing(
     return delta
 
 
-LIES = {"flip": flipped, "plant": planting, "write": writing}
+LIES = {"flip": flipped, "plant": planting, "write": writing, "swap": writing}
 
 
 def norms(ground: Ground, devices: int = 200) -> NDArray[np.float64]:
@@ -278,13 +344,13 @@ def lost(columns: dict[tuple[Bounds, Attack], list[Look]], bounds: Bounds, attac
 
 
 def bounded(text: str) -> Bounds:
-    """`CLIP,WEIGHT`. Raises ValueError for anything else.
+    """`CLIP,plain` or `CLIP,masked`. Raises ValueError for anything else.
 
-    >>> bounded("0.5,64")
-    Bounds(clipping_norm=0.5, max_weight=64)
+    >>> bounded("0.5,masked")
+    Bounds(clipping_norm=0.5, masked=True)
     """
-    norm, weight = text.split(",")
-    return Bounds(float(norm), int(weight))
+    norm, how = text.split(",")
+    return Bounds(float(norm), ("plain", "masked").index(how) == 1)
 
 
 def main() -> None:
@@ -294,10 +360,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--words", type=int, default=5_000, help="held out, to score on")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--bounds", type=bounded, action="append", help="CLIP,WEIGHT instead of before and today"
-    )
-    parser.add_argument("--attacks", default="flip,plant,write", help="those to make")
+    parser.add_argument("--bounds", type=bounded, action="append", help="CLIP,plain or CLIP,masked")
+    parser.add_argument("--attacks", default="flip,plant,write,break,swap", help="those to make")
     parser.add_argument("--norms", action="store_true", help="only those of honest devices")
     parser.add_argument("--out", type=Path, help="JSON file to write every figure to")
     parser.add_argument("--plot", type=Path, help="picture to write")
@@ -309,10 +373,14 @@ def main() -> None:
         print(", ".join(f"{share} %: {norm:.2f}" for share, norm in zip(at, figures, strict=True)))
         return
     kinds = ("none", *asked.attacks.split(","))
-    bounds, attacks = asked.bounds or [BEFORE, TODAY], [a for a in ATTACKS if a.kind in kinds]
+    played = [
+        (each, attack)
+        for each, attack in itertools.product(asked.bounds or [PLAIN, MASKED], ATTACKS)
+        if attack.kind in kinds and (each.masked or not attack.needs_masks)
+    ]
     columns: dict[tuple[Bounds, Attack], list[Look]] = {}
-    with console.progress("rounds", len(bounds) * len(attacks) * asked.rounds) as advance:
-        for each, attack in itertools.product(bounds, attacks):
+    with console.progress("rounds", len(played) * asked.rounds) as advance:
+        for each, attack in played:
             looks = columns[each, attack] = []
             for look in play(common, each, attack, asked.rounds):
                 looks.append(look)
@@ -323,7 +391,12 @@ def main() -> None:
             best = min(look.rank for look in columns[each, attack][1:])
             planted = "" if attack.kind == "flip" else f", best rank {best}"
             points = lost(columns, each, attack)
-            print(f"{each.name}: {attack.name}: at most {points:.2f} points of top-1 lost{planted}")
+            refusals = [look.refused for look in columns[each, attack] if look.refused]
+            refused = f", {len(refusals)} rounds refused: {refusals[0]}" if refusals else ""
+            print(
+                f"{each.name}: {attack.name}: at most {points:.2f} points of top-1 lost"
+                f"{planted}{refused}"
+            )
     if asked.out:
         figures = [
             {"bounds": asdict(each), "attack": asdict(attack), "rounds": [*map(asdict, looks)]}
@@ -345,9 +418,9 @@ def draw(columns: dict[tuple[Bounds, Attack], list[Look]], out: Path) -> None:
     for (bounds, attack), looks in columns.items():
         style = {
             "color": COLOURS[attack.kind],
-            "linestyle": "--" if bounds == BEFORE else "-",
+            "linestyle": "-" if bounds.masked else "--",
             "linewidth": 0.8 + 0.8 * attack.liars,
-            "label": f"{attack.name} ({'before' if bounds == BEFORE else 'today'})",
+            "label": f"{attack.name} ({bounds.name})",
         }
         at = [look.round for look in looks]
         axes[0].plot(at, [look.top1 for look in looks], **style)
