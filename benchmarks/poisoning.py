@@ -62,6 +62,7 @@ PLANTED = "happy birthday to pizza"
 COPIES = 64  # of the planted sentence
 SHOWN = (1, 2, 3, 5, 10)  # rounds of the table
 SWAPPED = 0.9  # of the clipping norm: the others add the rest of what is let through
+HEADROOM = 0.75  # of what a sum of codes can be
 INK, SOFT = "#1f2328", "#59636e"
 COLOURS = {
     "none": "#0b6e99",
@@ -268,8 +269,10 @@ def swapped(delta: Weights, by: Encoding, devices: int) -> NDArray[np.int64]:
     """
     codes = encoding.encode(delta, by, np.random.default_rng(0)).astype(np.float64)
     alone = codes * by.step - by.half
-    room = SWAPPED * by.clipping_norm * devices / np.linalg.norm(alone)
-    return np.rint((alone * room + by.half) / by.step).astype(np.int64)
+    wanted = alone * (SWAPPED * by.clipping_norm * devices / np.linalg.norm(alone))
+    # the others' numbers come on top, and no sum may be over what so many honest ones reach
+    most = HEADROOM * devices * by.half
+    return np.rint((np.clip(wanted, -most, most) + by.half) / by.step).astype(np.int64)
 
 
 def trained(
