@@ -208,6 +208,10 @@ class Desk:
         """Raises what keeping something would raise."""
         self._store.require_usable()
 
+    def close(self) -> None:
+        """Let go of the store. Nothing is lost without it."""
+        self._store.close()
+
     def refused(self, refusal: Refusal) -> None:
         """Count a refusal."""
         self.refusals[refusal.value] += 1

@@ -4,7 +4,7 @@ Devices make masked updates of whole numbers without training.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -28,8 +28,14 @@ from helper.desk import Desk, Places
 from helper.store import Store
 from helper.tasks import Rules, Task
 from server.slots import Folder
-from tests.toy_server import OPERATOR, key
 
+
+def key(number: int) -> Ed25519PrivateKey:
+    """The same key for the same number."""
+    return Ed25519PrivateKey.from_private_bytes(number.to_bytes(32, "big"))
+
+
+OPERATOR = key(9002)
 IDENTITY = key(9000)
 HELPER = signing.public_hex(IDENTITY)
 CERTIFIER = key(9001)
@@ -118,18 +124,27 @@ def layout(terms: Terms = TERMS) -> Layout:
     return Task(TASK_ID, "words", SERVER, Kind.TRAINING, terms).layout
 
 
-def report(number: int, round: int, seal_key: str, terms: Terms = TERMS, **other) -> Report:
-    """The report of device `number`: always the same for a round and a key."""
-    by, device = layout(terms), signing.public_hex(key(number))
+def bound(number: int, round: int, seal_key: str, terms: Terms = TERMS) -> Bound:
+    """What the seal of device `number` is for."""
+    return Bound(SERVER, TASK_ID, round, terms.name, signing.public_hex(key(number)), seal_key)
+
+
+def report(
+    number: int,
+    round: int,
+    seal_key: str,
+    terms: Terms = TERMS,
+    sealed_for: Bound | None = None,
+) -> Report:
+    """The report of device `number`: always the same for a round and a key. `sealed_for`: what its
+    seal is for, where that is not what it says and signs.
+    """
+    by, about = layout(terms), bound(number, round, seal_key, terms)
     rng = np.random.default_rng([number, round, int(seal_key[:8], 16)])
     numbers, seed = rng.integers(0, terms.encoding.largest + 1, by.count), rng.bytes(32)
-    bound = replace(
-        Bound(SERVER, TASK_ID, round, terms.name, device, seal_key),
-        **other,
-    )
-    seal = masking.seal(seed, bound, rng.bytes)
-    signature = key(number).sign(bound.signed(seal))
-    sealed = SealedReport(device, round, seal.hex(), signature.hex())
+    seal = masking.seal(seed, sealed_for or about, rng.bytes)
+    signature = key(number).sign(about.signed(seal))
+    sealed = SealedReport(about.device, round, seal.hex(), signature.hex())
     return Report(sealed, masking.masked(numbers, seed, by), numbers, seed)
 
 
