@@ -188,11 +188,6 @@ class Desk:
 
     # beside the contract
 
-    def most_reports(self) -> int:
-        """Of the largest set that any task's terms allow."""
-        with self._store.reading() as rows:
-            return max((each.task.terms.most for each in rows.tasks()), default=0)
-
     def task_name(self, task_id: str) -> str:
         """What its leader calls a task; empty for one that is not known."""
         with self._store.reading() as rows:

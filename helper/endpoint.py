@@ -32,6 +32,7 @@ from device_runtime.helper_wire import (
     Registration,
 )
 from device_runtime.shown import printable
+from device_runtime.terms import MOST_DEVICES
 from device_runtime.wire import SENTENCE
 from helper.desk import Desk
 from helper.store import Unusable
@@ -43,6 +44,7 @@ from server.settings import Limits
 log = logging.getLogger("fedboard.server.helper")
 
 MESSAGE_BYTES = 65_536  # largest body but that of a Named
+MOST_BYTES = helper_wire.most_bytes(MOST_DEVICES)  # of that
 RETRY_S = 10  # until a leader asks again that was refused in passing
 _SECONDS = (0.01, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 
@@ -112,6 +114,7 @@ class _Service:
     def __init__(self, desk: Desk, allowed: Access, clock: Callable[[], float]):
         self.desk, self.allowed, self.clock = desk, allowed, clock
         self.of_addresses = Buckets(allowed.limits.address_burst, allowed.limits.address_per_s)
+        self.room = bodies.Room(allowed.limits.bodies_bytes)
         self.registry = prometheus_client.CollectorRegistry()
         self.seconds = prometheus_client.Histogram(
             "fedboard_helper_answer_seconds",
@@ -138,9 +141,7 @@ class _Service:
         return self.told(await run_in_threadpool(self.desk.seal_keys, asked), "", asked.first, "")
 
     async def answer(self, request: Request) -> Response:
-        self.may_act(request)
-        limit = helper_wire.most_bytes(await run_in_threadpool(self.desk.most_reports))
-        asked = await self.asked(request, Named, limit)
+        asked = await self.asked(request, Named, MOST_BYTES)
         task = await run_in_threadpool(self.desk.task_name, asked.task_id)
         began = time.perf_counter()
         body = await run_in_threadpool(self.desk.answer, asked, self.clock())
@@ -192,12 +193,14 @@ class _Service:
     async def asked(self, request: Request, kind: type[T], limit: int = MESSAGE_BYTES) -> T:
         """The message in a request's body, once it is known who sends it."""
         self.may_act(request)
-        body = await bodies.read(request, limit, self.allowed.limits)
-        try:
-            return await run_in_threadpool(config.from_json, kind, body, kind.__name__, limit)
-        except ConfigError as error:
-            self.desk.refused(Refusal.MALFORMED)
-            raise _No(HelperProblem(Refusal.MALFORMED, str(error))) from None
+        limits, length = self.allowed.limits, bodies.checked_length(request, limit)
+        async with self.room.of(limit if length is None else length, limits.body_s) as coming:
+            body = await bodies.read_into(coming, self.room, request, limit, limits)
+            try:
+                return await run_in_threadpool(config.from_json, kind, body, kind.__name__, limit)
+            except ConfigError as error:
+                self.desk.refused(Refusal.MALFORMED)
+                raise _No(HelperProblem(Refusal.MALFORMED, str(error))) from None
 
     # answers
 

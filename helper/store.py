@@ -160,10 +160,6 @@ class Rows:
         ).one_or_none()
         return None if row is None else _task(row)
 
-    def tasks(self) -> list[StoredTask]:
-        """All tasks."""
-        return [_task(row) for row in self._connection.execute(sa.select(tasks))]
-
     def save_task(self, task: Task, certificate: Signed) -> None:
         """Keep a task, or the newer certificate of one that is kept."""
         values = {
