@@ -6,7 +6,7 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from device_runtime import config, packing, secagg, signing, weights
@@ -336,6 +336,56 @@ def test_no_state_shows_a_secret(start, sent):
         assert repr(secret) not in shown
         assert secret.hex() not in shown
     assert agreed.revealed.seeds[0].share not in shown
+
+
+HASHES = st.binary(min_size=32, max_size=32).map(bytes.hex)
+SIGNATURES = st.binary(min_size=64, max_size=64).map(bytes.hex)
+PLACES = st.integers(0, 13)
+KEYS = st.builds(Advertised, HASHES, HASHES, HASHES, SIGNATURES)
+
+
+@settings(max_examples=50, deadline=None)
+@given(data=st.data())
+def test_whatever_a_server_says_of_neighbours_a_device_answers_or_refuses(data, start):
+    true = roster_of(start, 3)
+    neighbours = st.builds(
+        Neighbour, PLACES, st.one_of(KEYS, st.sampled_from([each.keys for each in true.neighbours]))
+    )
+    roster = data.draw(
+        st.builds(
+            Roster,
+            st.integers(1, 100_000) | st.just(12),
+            HASHES | st.just(true.order),
+            PLACES,
+            st.lists(neighbours | st.sampled_from(true.neighbours), max_size=6).map(tuple),
+        )
+    )
+    answer = share(start, roster)
+    assert isinstance(answer, Refused) or roster == true
+
+
+@settings(max_examples=50, deadline=None)
+@given(data=st.data())
+def test_whatever_a_server_says_after_that_a_device_answers_or_refuses(data, start, sent):
+    sets = st.text("0123456789abcdef", max_size=6) | st.frozensets(
+        PLACES.filter(lambda place: place < 12)
+    ).map(lambda places: to_bits(places, 12))
+    true = inbox_of(start, 3)
+    boxes = st.builds(Box, PLACES, st.binary(min_size=82, max_size=82).map(bytes.hex))
+    inbox = Inbox(
+        data.draw(sets | st.just(true.shared)),
+        data.draw(
+            st.lists(boxes | st.sampled_from(true.boxes), max_size=5).map(tuple)
+            | st.just(true.boxes)
+        ),
+    )
+    answer = mask(start, inbox)
+    assert isinstance(answer, Refused) or len(inbox.boxes) >= 3
+    answer = secagg.agree(sent.masked[3], Announced(data.draw(sets)))
+    if not isinstance(answer, Refused):
+        consents = st.builds(NeighbourConsent, PLACES, SIGNATURES)
+        told = Consents(data.draw(st.lists(consents, max_size=5).map(tuple)))
+        assert isinstance(secagg.reveal(answer[0], told), Refused)
 
 
 @given(devices=st.integers(1, 300), data=st.data())
