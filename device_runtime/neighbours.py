@@ -75,6 +75,20 @@ def find(devices: int, losses: Losses, most: int | None = None) -> Graph | Impos
     return Impossible.TOO_FEW_DEVICES
 
 
+def described(graph: Graph) -> str:
+    """A graph in words, with how sure it is.
+
+    >>> described(find(1_000, Losses(0.05, 0.10, True)))  # doctest: +NORMALIZE_WHITESPACE
+    'of 1,000 devices each has 78 neighbours, 52 of whom can open its secrets: at these shares an
+    update is exposed with a chance of at most 7e-15, the sum lost with a chance of at most 4e-07'
+    """
+    return (
+        f"of {graph.devices:,} devices each has {graph.degree} neighbours, {graph.threshold} of "
+        f"whom can open its secrets: at these shares an update is exposed "
+        f"{_how_often(graph.exposure)}, the sum lost {_how_often(graph.failure)}"
+    )
+
+
 def around(place: int, devices: int, degree: int) -> tuple[int, ...]:
     """The neighbours of a place in the circle, ascending.
 
@@ -85,6 +99,10 @@ def around(place: int, devices: int, degree: int) -> tuple[int, ...]:
     return tuple(
         sorted({(place + step) % devices for step in range(-half, half + 1)} - {place % devices})
     )
+
+
+def _how_often(chance: float) -> str:
+    return f"with a chance of at most {chance:.0e}" if chance else "never"
 
 
 def _slack(devices: int, degree: int, losses: Losses) -> float:

@@ -32,7 +32,7 @@ from device_runtime import masking, neighbours, packing, shamir, signing
 from device_runtime.causes import Cause
 from device_runtime.errors import ConfigError
 from device_runtime.masking import Random
-from device_runtime.neighbours import Graph, Impossible, Losses
+from device_runtime.neighbours import Graph, Impossible
 from device_runtime.packing import Layout
 from device_runtime.secagg_wire import (
     MOST_NEIGHBOURS,
@@ -111,9 +111,7 @@ class Session:
 
     def graph(self, devices: int) -> Graph | Impossible:
         """How so many devices hold each other's secrets by the task's terms."""
-        terms = self.terms
-        losses = Losses(terms.adversarial, terms.drop_out, terms.semi_malicious)
-        return neighbours.find(devices, losses, MOST_NEIGHBOURS)
+        return neighbours.find(devices, self.terms.losses, MOST_NEIGHBOURS)
 
 
 @dataclass(frozen=True)

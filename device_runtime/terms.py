@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated
 
-from device_runtime import bounds, config
+from device_runtime import bounds, config, neighbours
 from device_runtime.bounds import Matches, Within
 from device_runtime.encoding import Encoding
 from device_runtime.errors import ConfigError
+from device_runtime.neighbours import Impossible, Losses
 from device_runtime.weights import digest
 
 MOST_DEVICES = 100_000
@@ -68,6 +69,11 @@ class Terms:
         """SHA-256: what seals and updates are bound to."""
         return digest(config.to_json(self))
 
+    @property
+    def losses(self) -> Losses:
+        """What a round of SecAgg+ has to bear."""
+        return Losses(self.adversarial, self.drop_out, self.semi_malicious)
+
     @functools.cached_property
     def encoding(self) -> Encoding:
         """How a delta becomes codes."""
@@ -84,9 +90,11 @@ def who_sees(terms: Terms) -> str:
         return "the server sees the update of every device"
     if terms.aggregation is Aggregation.SECAGG:
         lies = "even if it lies to them" if terms.semi_malicious else "and it does not lie to them"
+        graph = neighbours.find(terms.most, terms.losses)
         return (
             "nobody sees the update of one device, as long as no more than "
-            f"{100 * terms.adversarial:g} % of the devices are the server's own, {lies}"
+            f"{100 * terms.adversarial:g} % of the devices are the server's own, {lies}; "
+            + (graph.value if isinstance(graph, Impossible) else neighbours.described(graph))
         )
     if terms.is_beside:
         return (

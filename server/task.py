@@ -9,11 +9,13 @@ from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from typing import Annotated, Any
 
-from device_runtime import bounds, config, limits
+from device_runtime import bounds, config, limits, neighbours
 from device_runtime.bounds import Within
 from device_runtime.encoding import Encoding
 from device_runtime.errors import ConfigError
 from device_runtime.limits import OwnLimits
+from device_runtime.neighbours import Impossible, Losses
+from device_runtime.secagg_wire import MOST_NEIGHBOURS
 from device_runtime.terms import LEAST_COUNT, Aggregation, Terms
 from device_runtime.weights import digest
 from device_runtime.wire import HASH_OR_NONE, Kind, Plan
@@ -45,7 +47,7 @@ class Peers:
     """What an operator takes to be true of the devices whose shares open a sum of SecAgg+."""
 
     adversarial: Annotated[float, Within(0.0, 1.0)] = 0.05  # share that may be the server's own
-    drop_out: Annotated[float, Within(0.0, 1.0)] = 0.1  # share that may vanish at one step
+    drop_out: Annotated[float, Within(0.0, 1.0)] = 0.1  # share that may vanish after it sent keys
     semi_malicious: bool = True  # the server may lie to devices about each other
 
 
@@ -129,6 +131,8 @@ class TaskSettings:
                 "round open its sum together",
                 "remove it, or have the task aggregate by a helper",
             )
+        if opens_itself(self):
+            require_graph(round_rules(self).report_goal, self.secagg)
         if self.kind is Kind.RELEASES and self.rules.fewest < FEWEST_COMPARED:
             raise ConfigError(
                 "rules.min_reports",
@@ -242,6 +246,18 @@ def round_rules(task: TaskSettings) -> Rules:
 
 
 _of_cohort = functools.lru_cache(maxsize=64)(whole_cohort)
+
+
+def require_graph(devices: int, peers: Peers) -> None:
+    """Raises ConfigError if so many devices cannot hold each other's secrets."""
+    graph = neighbours.find(devices, Losses(**vars(peers)), MOST_NEIGHBOURS)
+    if isinstance(graph, Impossible):
+        raise ConfigError(
+            "task.secagg",
+            f"expected shares that rounds of {devices:,} devices can bear, found adversarial "
+            f"{peers.adversarial:g} and drop_out {peers.drop_out:g}: {graph.value}",
+            "lower them, or have another number of devices in a round",
+        )
 
 
 def encoding_of(task: Task) -> Encoding:

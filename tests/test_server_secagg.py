@@ -14,11 +14,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from device_runtime import packing, secagg
+from device_runtime.errors import ConfigError
 from device_runtime.neighbours import Impossible
 from device_runtime.secagg import Distrust, Masked
 from device_runtime.secagg_wire import Announced, Consent, Revealed, Share
+from device_runtime.terms import Aggregation, who_sees
 from server import secagg as server
+from server.rounds import Rules
 from server.secagg import Counted, Lost, Opened
+from server.task import Peers, TaskSettings
 from tests.toy_secagg import (
     Begun,
     Round,
@@ -313,6 +317,22 @@ def test_a_circle_needs_as_many_devices_as_the_terms_say_and_as_hide_each_other(
     assert (circle.graph.degree, circle.graph.threshold) == (4, 3)
     assert server.arranged(session(), keys[::-1], order) == circle
     assert server.arranged(session(), keys, "0e" * 32).keys != circle.keys
+
+
+def test_a_task_whose_devices_cannot_hide_each_other_is_refused_when_it_is_made():
+    rules = Rules(report_goal=5, over_selection=1.0)
+    TaskSettings(aggregation=Aggregation.SECAGG, rules=rules)
+    with pytest.raises(ConfigError, match=r"task\.secagg: .* rounds of 5 devices .*so few devices"):
+        TaskSettings(aggregation=Aggregation.SECAGG, rules=rules, secagg=Peers(0.05, 0.33))
+    with pytest.raises(ConfigError, match="leave too few honest devices"):
+        TaskSettings(aggregation=Aggregation.SECAGG, secagg=Peers(0.5, 0.5))
+
+
+def test_the_terms_say_how_sure_it_is_that_nobody_sees_an_update():
+    said = who_sees(session().terms)
+    assert "5 % of the devices are the server's own, even if it lies to them" in said
+    assert "of 108 devices each has 26 neighbours, 16 of whom can open its secrets" in said
+    assert said.endswith("at these shares an update is exposed never, the sum lost never")
 
 
 def test_shares_are_taken_with_a_box_for_each_neighbour_and_no_more():
