@@ -79,13 +79,13 @@ def described(graph: Graph) -> str:
     """A graph in words, with how sure it is.
 
     >>> described(find(1_000, Losses(0.05, 0.10, True)))  # doctest: +NORMALIZE_WHITESPACE
-    'of 1,000 devices each has 78 neighbours, 52 of whom can open its secrets: at these shares an
-    update is exposed with a chance of at most 7e-15, the sum lost with a chance of at most 4e-07'
+    'of 1,000 devices each has 78 neighbours, 52 of whom can open its secrets: at these shares the
+    chance of an exposed update is at most 7e-15, that of a lost sum at most 4e-07'
     """
     return (
         f"of {graph.devices:,} devices each has {graph.degree} neighbours, {graph.threshold} of "
-        f"whom can open its secrets: at these shares an update is exposed "
-        f"{_how_often(graph.exposure)}, the sum lost {_how_often(graph.failure)}"
+        f"whom can open its secrets: at these shares the chance of an exposed update is "
+        f"{_most(graph.exposure)}, that of a lost sum {_most(graph.failure)}"
     )
 
 
@@ -101,8 +101,8 @@ def around(place: int, devices: int, degree: int) -> tuple[int, ...]:
     )
 
 
-def _how_often(chance: float) -> str:
-    return f"with a chance of at most {chance:.0e}" if chance else "never"
+def _most(chance: float) -> str:
+    return f"at most {chance:.0e}" if chance else "0"
 
 
 def _slack(devices: int, degree: int, losses: Losses) -> float:

@@ -332,7 +332,7 @@ def test_the_terms_say_how_sure_it_is_that_nobody_sees_an_update():
     said = who_sees(session().terms)
     assert "5 % of the devices are the server's own, even if it lies to them" in said
     assert "of 108 devices each has 26 neighbours, 16 of whom can open its secrets" in said
-    assert said.endswith("at these shares an update is exposed never, the sum lost never")
+    assert said.endswith("the chance of an exposed update is 0, that of a lost sum 0")
 
 
 def test_shares_are_taken_with_a_box_for_each_neighbour_and_no_more():
