@@ -86,6 +86,7 @@ from server.open_sums import OpenSums
 from server.opening import Frozen, Mask, Never, Opener, Waiting, member_names, split
 from server.pacing import Told
 from server.places import Chance
+from server.records import changed
 from server.replays import KEPT_S
 from server.requests import (
     Abandoning,
@@ -624,7 +625,7 @@ class Coordinator:
         if isinstance(request, CheckingIn):
             answer = self._checked_in(request, ledger, rows)
             index = ledger.index(request.check_in.population)
-            return replace(answer, releases=index) if index else answer
+            return changed(answer, releases=index) if index else answer
         if isinstance(request, Looking):
             return None
         if isinstance(request, Fetching):
@@ -805,7 +806,7 @@ class Coordinator:
         name = digest(request.body) if judged is None else judged.name
         size = len(request.body) if request.size is None else request.size
         ledger.count(work, bytes_up=size, uploaded=int(not work.uploaded))
-        work = replace(work, uploaded=True)
+        work = changed(work, uploaded=True)
         if work.status is not AssignmentStatus.OPEN:
             return self._again(work, name, task, ledger)
         round = ledger.rounds[task.name].state

@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from typing import Any
 
 from device_runtime.causes import Cause
@@ -13,6 +12,7 @@ from server.chain import Given
 from server.eligibility import History
 from server.pacing import Told
 from server.places import Ticket
+from server.records import changed
 from server.requests import Answer, Nonce
 from server.rounds import Asked, Event, Tick, Withdrawn, advance, frozen
 from server.seal_rows import StoredSeal
@@ -195,7 +195,7 @@ class Ledger:
             if after.phase is Phase.UNMASKING:
                 self.frozen.append(task)
         if after != before:
-            self.save(replace(self.rounds[task], state=after))
+            self.save(changed(self.rounds[task], state=after))
         return (after.admitted, after.reported, after.dropped) != (
             before.admitted,
             before.reported,
@@ -224,9 +224,9 @@ class Ledger:
         """Keep an assignment with changes; a new cause moves it from the old one's column of the
         funnel to the new one's.
         """
-        after = replace(work, **changes) if changes else work
+        after = changed(work, **changes) if changes else work
         if after.status is not AssignmentStatus.OPEN:  # when it asked is nobody's business then
-            after = replace(after, admitted_at=0.0)
+            after = changed(after, admitted_at=0.0)
         if after.cause != work.cause:
             for cause, more in ((work.cause, -1), (after.cause, 1)):
                 if cause is not None:

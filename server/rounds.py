@@ -25,6 +25,7 @@ from device_runtime.errors import ConfigError
 from device_runtime.wire import DAY_S, OPEN, Phase
 from server import places
 from server.places import Places
+from server.records import changed
 
 DEVICES = Within(1, 100_000)  # of a round
 ROUNDS = Within(0, 1_000_000)
@@ -201,18 +202,18 @@ def advance(state: RoundState, event: Event, rules: Rules) -> RoundState:
     room = has_room(state, rules)
     match event:
         case Asked(at) if room and rules.selection_s:
-            state = replace(state, places=_asked(state.places, at, rules))
+            state = changed(state, places=_asked(state.places, at, rules))
         case Withdrawn() if state.places.asking and state.places.asked:
-            state = replace(state, places=replace(state.places, asked=state.places.asked - 1))
+            state = changed(state, places=changed(state.places, asked=state.places.asked - 1))
         case TurnedAway(at) if room and state.places.until is None and not state.waiting:
             if state.places.turned_away_at is None:
-                state = replace(state, places=replace(state.places, turned_away_at=at))
+                state = changed(state, places=changed(state.places, turned_away_at=at))
         case Admitted(at) if room and not state.places.asking:
             state = _admitted(state, at)
         case Reported() if state.phase in OPEN and state.waiting:
-            state = replace(state, reported=state.reported + 1)
+            state = changed(state, reported=state.reported + 1)
         case Dropped() if state.phase in OPEN and state.waiting:
-            state = replace(state, dropped=state.dropped + 1)
+            state = changed(state, dropped=state.dropped + 1)
     return _settle(state, event.at, rules)
 
 
@@ -235,7 +236,7 @@ def following(state: RoundState, rules: Rules) -> RoundState:
             admitted=state.waiting,
             first_admitted=state.first_admitted,
             last_admitted=state.last_admitted,
-            places=replace(state.places, turned_away_at=None),
+            places=changed(state.places, turned_away_at=None),
         )
     return RoundState(state.round + 1)
 
@@ -244,7 +245,7 @@ def frozen(state: RoundState) -> RoundState:
     """The state of a round whose sum is masked: one that has enough is committed only once that
     sum has been opened.
     """
-    return replace(state, phase=Phase.UNMASKING) if state.phase is Phase.COMMITTED else state
+    return changed(state, phase=Phase.UNMASKING) if state.phase is Phase.COMMITTED else state
 
 
 def is_over(state: RoundState, now: float, rules: Rules) -> bool:
@@ -262,17 +263,17 @@ def has_room(state: RoundState, rules: Rules) -> bool:
 def _asked(kept: Places, at: float, rules: Rules) -> Places:
     if kept.until is None:
         kept = places.open_window(kept, at + rules.selection_s)
-    return replace(kept, asked=kept.asked + 1) if kept.asking or kept.spare else kept
+    return changed(kept, asked=kept.asked + 1) if kept.asking or kept.spare else kept
 
 
 def _admitted(state: RoundState, at: float) -> RoundState:
     kept = state.places
     if kept.claiming:
-        kept = replace(kept, taken=kept.taken + 1)
+        kept = changed(kept, taken=kept.taken + 1)
     if kept.turned_away_at is not None:
-        kept = replace(kept, turned_away_at=None)
+        kept = changed(kept, turned_away_at=None)
     first = at if state.first_admitted is None else state.first_admitted
-    return replace(
+    return changed(
         state, admitted=state.admitted + 1, first_admitted=first, last_admitted=at, places=kept
     )
 
@@ -284,10 +285,10 @@ def _not_after(state: RoundState, now: float, rules: Rules) -> RoundState:
     if (kept.until or latest) > latest or (kept.turned_away_at or now) > now:
         until = None if kept.until is None else min(kept.until, latest)
         away = _earlier(kept.turned_away_at, now)
-        state = replace(state, places=replace(kept, until=until, turned_away_at=away))
+        state = changed(state, places=changed(kept, until=until, turned_away_at=away))
     if (state.last_admitted or now) > now:
         first, last = _earlier(state.first_admitted, now), _earlier(state.last_admitted, now)
-        state = replace(state, first_admitted=first, last_admitted=last)
+        state = changed(state, first_admitted=first, last_admitted=last)
     return state
 
 
@@ -304,17 +305,17 @@ def _windowed(state: RoundState, now: float, rules: Rules) -> RoundState:
         return state
     too_few = kept.asking and state.staying + kept.asked < rules.fewest
     if too_few and not rules.buffered:
-        return replace(state, places=places.shut(kept))  # nobody is to work for nothing
+        return changed(state, places=places.shut(kept))  # nobody is to work for nothing
     joined = state.waiting if rules.buffered else state.admitted
     after = places.settle(kept, now, rules.cohort - joined, rules.claim)
-    return state if after is kept else replace(state, places=after)
+    return state if after is kept else changed(state, places=after)
 
 
 def _settle(state: RoundState, now: float, rules: Rules) -> RoundState:
     if state.phase not in OPEN:
         return state
     if state.reported >= rules.report_goal:
-        return replace(state, phase=Phase.COMMITTED)
+        return changed(state, phase=Phase.COMMITTED)
     state = _windowed(state, now, rules)
     kept = state.places
     turned_away_at = kept.turned_away_at if kept.until is None and not state.waiting else None
@@ -328,9 +329,9 @@ def _settle(state: RoundState, now: float, rules: Rules) -> RoundState:
         # who drops out is not replaced: over-selection allows for them
         if state.admitted < rules.cohort and not _selected(state, now, rules):
             return state
-        state = replace(state, phase=Phase.REPORTING)
+        state = changed(state, phase=Phase.REPORTING)
     if state.staying < rules.fewest:
-        return replace(state, phase=Phase.ABANDONED)  # no report to come can help it
+        return changed(state, phase=Phase.ABANDONED)  # no report to come can help it
     if state.waiting and not is_over(state, now, rules):
         return state
     return _ended(state, rules)
@@ -350,4 +351,4 @@ def _selected(state: RoundState, now: float, rules: Rules) -> bool:
 
 def _ended(state: RoundState, rules: Rules) -> RoundState:
     enough = state.reported >= rules.fewest
-    return replace(state, phase=Phase.COMMITTED if enough else Phase.ABANDONED)
+    return changed(state, phase=Phase.COMMITTED if enough else Phase.ABANDONED)
