@@ -68,9 +68,7 @@ class SecaggRows:
 
     def steps(self, task: str, round: int) -> StoredSteps:
         """How far a round is: nobody need have sent anything."""
-        names = ("step", "order", "shared", "masked")
-        query = sa.select(*(secagg_rounds.c[name] for name in names))
-        row = self._connection.execute(query.where(_at(secagg_rounds, task, round))).one_or_none()
+        row = self._connection.execute(_STEPS, _named(task, round)).one_or_none()
         return StoredSteps() if row is None else StoredSteps(Step(row[0]), *row[1:])
 
     def save(self, task: str, round: int, steps: StoredSteps) -> None:
@@ -100,8 +98,8 @@ class SecaggRows:
 
     def peer(self, task: str, round: int, device: str) -> StoredPeer | None:
         """What a device has sent; None before its keys."""
-        query = _PEER.where(_at(secagg_devices, task, round), secagg_devices.c.device == device)
-        row = self._connection.execute(query).one_or_none()
+        named = _named(task, round) | {"of_device": device}
+        row = self._connection.execute(_PEER_OF_DEVICE, named).one_or_none()
         return None if row is None else _peer(row)
 
     def peers(self, task: str, round: int) -> list[StoredPeer]:
@@ -179,25 +177,12 @@ class SecaggRows:
         last two steps they are those whose masked words are counted; of the last, if `consented`,
         those alone that have.
         """
-        of, status = secagg_devices.c, assignments.c.status
-        is_open, is_counted = status == "open", status == "counted"
-        lacks = {
-            Step.KEYS: is_open & of.device.is_(None),
-            Step.SHARES: is_open & (sa.func.coalesce(of.shares, "") == ""),
-            Step.MASKED: is_open,
-            Step.CONSENT: is_counted & (of.consent == ""),
-            Step.REVEALED: is_counted & (of.revealed == ""),
-        }
-        same = (of.task == assignments.c.task) & (of.round == assignments.c.round)
-        same &= of.device == assignments.c.device
-        query = (
-            sa.select(assignments.c.device)
-            .select_from(assignments.outerjoin(secagg_devices, same))
-            .where(_at(assignments, task, round), lacks[step])
+        query = _WAITED_FOR[step, step is Step.REVEALED and consented]
+        return list(
+            self._connection.execute(
+                query if most is None else query.limit(most), _named(task, round)
+            ).scalars()
         )
-        if step is Step.REVEALED and consented:
-            query = query.where(of.consent != "")
-        return list(self._connection.execute(query.limit(most)).scalars())
 
     def _came(self, task: str, round: int, step: Step) -> None:
         """Count one message more of a step."""
@@ -217,12 +202,57 @@ class SecaggRows:
         self._connection.execute(secagg_devices.update().where(at).values(values))
 
 
+# built once: building a statement takes longer than running it
+_STEPS = sa.select(
+    *(secagg_rounds.c[name] for name in ("step", "order", "shared", "masked"))
+).where(
+    secagg_rounds.c.task == sa.bindparam("of_task"),
+    secagg_rounds.c.round == sa.bindparam("of_round"),
+)
 _PEER = sa.select(
     secagg_devices.c.device,
     devices.c.public_key,
     *(secagg_devices.c[name] for name in ("mask_key", "box_key", "signature", "place")),
     *(secagg_devices.c[name] for name in ("shares", "commitment", "consent", "revealed")),
 ).select_from(secagg_devices.join(devices, devices.c.device == secagg_devices.c.device))
+
+
+_PEER_OF_DEVICE = _PEER.where(
+    secagg_devices.c.task == sa.bindparam("of_task"),
+    secagg_devices.c.round == sa.bindparam("of_round"),
+    secagg_devices.c.device == sa.bindparam("of_device"),
+)
+
+
+def _waiting(step: Step, consented: bool) -> Any:
+    of, status = secagg_devices.c, assignments.c.status
+    is_open, is_counted = status == "open", status == "counted"
+    lacks = {
+        Step.KEYS: is_open & of.device.is_(None),
+        Step.SHARES: is_open & (sa.func.coalesce(of.shares, "") == ""),
+        Step.MASKED: is_open,
+        Step.CONSENT: is_counted & (of.consent == ""),
+        Step.REVEALED: is_counted & (of.revealed == ""),
+    }
+    same = (of.task == assignments.c.task) & (of.round == assignments.c.round)
+    same &= of.device == assignments.c.device
+    query = (
+        sa.select(assignments.c.device)
+        .select_from(assignments.outerjoin(secagg_devices, same))
+        .where(assignments.c.task == sa.bindparam("of_task"))
+        .where(assignments.c.round == sa.bindparam("of_round"))
+        .where(lacks[step])
+    )
+    return query.where(of.consent != "") if consented else query
+
+
+_WAITED_FOR = {(step, False): _waiting(step, False) for step in Step} | {
+    (Step.REVEALED, True): _waiting(Step.REVEALED, True)
+}
+
+
+def _named(task: str, round: int) -> dict[str, Any]:
+    return {"of_task": task, "of_round": round}
 
 
 def _at(table: sa.Table, task: str, round: int) -> Any:

@@ -171,7 +171,7 @@ def play(coordinator: Coordinator, members: list[Member], at: list[float]) -> No
                 each.go_on(ask, at[0])
         coordinator.tick(at[0])
         coordinator.open_sums(at[0])
-        at[0] += 5.0
+        at[0] += 15.0
         assert at[0] < 10_000.0
     for each in members:  # what they hear afterwards
         if not each.is_over:
