@@ -107,12 +107,14 @@ class DeviceClock:
 
     now: Callable[[], float] = time.time
     worked: Callable[[], None] = lambda: None  # told before each batch is begun
+    waited: Callable[[float], None] = lambda seconds: None  # told what it has slept for others
     # seconds since 1970 that requests are dated by: a simulated device asks a real server
     dated: Callable[[], float] = time.time
 
 
 def simulated(start: float = 0.0, batch_s: float = BATCH_S) -> DeviceClock:
-    """A clock that stands at `start`, and moves on by `batch_s` for each batch.
+    """A clock that stands at `start`, and moves on by `batch_s` for each batch, and by what the
+    device waits for others.
 
     >>> clock = simulated(5.0, batch_s=60.0)
     >>> clock.worked()
@@ -124,7 +126,10 @@ def simulated(start: float = 0.0, batch_s: float = BATCH_S) -> DeviceClock:
     def worked() -> None:
         at[0] += batch_s
 
-    return DeviceClock(lambda: at[0], worked)
+    def waited(seconds: float) -> None:
+        at[0] += seconds
+
+    return DeviceClock(lambda: at[0], worked, waited)
 
 
 def clock_of(home: Home, night: float = 0.0) -> DeviceClock:
@@ -261,6 +266,7 @@ class Turn:
                 try:
                     if isinstance(action, Wait):
                         yield action.seconds
+                        self._clock.waited(action.seconds)
                         result = self._forbidden()
                     else:
                         result = self._do(action, bundle)

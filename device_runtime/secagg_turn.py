@@ -1,4 +1,4 @@
-"""A device's part in SecAgg+ within its turn: what it sends and waits for, as a generator of actions.
+"""A device's part in SecAgg+ within its turn: what it sends and waits for, as actions.
 
     prepare   keys -> roster -> shares -> inbox      nothing of an update has left yet
     mask      numbers -> the body of the report      sent as any report is
