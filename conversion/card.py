@@ -73,7 +73,7 @@ def _seen(card: Card) -> str:
     """Who has seen updates, and who may: what warns is an alert, which hubs show in red."""
     said = [exposure.of_pins(card.pins)]
     if card.lineage.aggregation is Aggregation.PLAIN:
-        said.insert(0, Sentence(f"it was learnt where {exposure.PLAIN}", warns=True))
+        said.insert(0, Sentence(exposure.LEARNT_OPENLY, warns=True))
     return "".join(map(_alert, said))
 
 

@@ -17,10 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from device_runtime import (
+    agreement,
     calls,
     chain,
     examples,
     limits,
+    outgoing,
     patch,
     protection,
     scoring,
@@ -33,7 +35,15 @@ from device_runtime.bundle import CHECKPOINT, Bundle, runtime_version
 from device_runtime.causes import Cause
 from device_runtime.errors import ServerError, Unanswered
 from device_runtime.finetune import finetune
-from device_runtime.home import UNFINISHED, WITHHELD, Contribution, Home, done_on, history
+from device_runtime.home import (
+    OUTGOING,
+    UNFINISHED,
+    WITHHELD,
+    Contribution,
+    Home,
+    done_on,
+    history,
+)
 from device_runtime.limits import Limits
 from device_runtime.masking import Random
 from device_runtime.secagg_turn import Hear, Identify, Own, Tell, Wait
@@ -45,6 +55,7 @@ from device_runtime.turn import (
     AskSigned,
     CheckConditions,
     Compare,
+    Distrusted,
     Drop,
     Enrol,
     Evaluate,
@@ -58,10 +69,14 @@ from device_runtime.turn import (
     HeldBack,
     Hold,
     Keep,
+    KeepReport,
     Note,
     Outcome,
+    Outgoing,
     Participant,
+    Protect,
     Recall,
+    RecallReport,
     RecallRuns,
     Report,
     Runs,
@@ -219,7 +234,7 @@ class Turn:
             len(messages),
             targets(rows),
             owes=is_early,
-            half_done=self.home.kept(UNFINISHED) is not None,
+            half_done=any(self.home.kept(name) is not None for name in (UNFINISHED, OUTGOING)),
         )
         self.home.age_of(signed, now)  # from now on it counts
         message = CheckIn(
@@ -288,7 +303,7 @@ class Turn:
             case Ask(message):
                 return self._of_my_server(calls.check_in(self._line(), message))
             case Verify(assignment):
-                return self._verified(assignment)
+                return self._verified(assignment, bundle)
             case Recall(assignment):
                 return history(self.home.contributions(), assignment, self._began)
             case HandIn(assignment):
@@ -331,6 +346,13 @@ class Turn:
                     return log.mark_used(records)
             case Note():
                 return self._note(action)
+            case RecallReport(assignment, terms):
+                return kept_report(self.home, assignment, terms)
+            case Protect(assignment, terms, numbers, largest):
+                return self._protected(assignment, terms, numbers, largest)
+            case KeepReport(report):
+                with self.home.typing_log() as log:
+                    return self.home.keep(OUTGOING, outgoing.seal(report, log))
             case Upload(assignment, encoded):
                 way = self._line(assignment, self._allowed)
                 return calls.upload(way, assignment.assignment, encoded)
@@ -352,9 +374,9 @@ class Turn:
                     sealed = unfinished.seal(Unfinished(work, progress), log)
                     return self.home.keep(UNFINISHED, sealed)
             case Drop():
-                return self.home.drop(UNFINISHED)
+                return self.home.drop(UNFINISHED, OUTGOING)
 
-    def _verified(self, assignment: Assignment) -> Terms | str:
+    def _verified(self, assignment: Assignment, bundle: Bundle) -> Terms | Distrusted:
         """The work's terms, or why it is not trusted. Who signed the checkpoint is remembered
         before it is fetched; what contradicts that is kept as evidence.
         """
@@ -368,7 +390,23 @@ class Turn:
                 self.home.see(shown)
             elif untrusted.contradicts is not None:
                 self.home.accuse(chain.Contradiction(untrusted.contradicts, shown, now))
-        return chain.terms_of(assignment) if untrusted is None else untrusted.reason
+        if untrusted is not None:
+            return Distrusted(Cause.UNCERTIFIED, untrusted.reason)
+        terms = chain.terms_of(assignment)
+        distrusted = _why_exposed(assignment, terms, bundle)
+        if distrusted is None:
+            self.home.keep_terms(assignment.task, terms)
+        return distrusted or terms
+
+    def _protected(
+        self, assignment: Assignment, terms: Terms, numbers: NDArray[Any], largest: int
+    ) -> bytes:
+        about = protection.addressed(assignment, terms)
+        if isinstance(about, str):
+            raise ServerError("seal key", about, "tell its operator")  # it was right a moment ago
+        # of a simulated device other numbers have another seed, though the assignment is the same
+        random = self._secrets(assignment, weights.digest(np.ascontiguousarray(numbers).tobytes()))
+        return protection.protected(numbers, largest, about, self.home.key, random)
 
     def _hand_in(self, assignment: Assignment) -> None:
         """Whatever the server says to it, it was told: that it did not hear it is an error."""
@@ -410,12 +448,14 @@ class Turn:
         secret = self.home.key.private_bytes_raw() + assignment.assignment.encode()
         return np.random.default_rng(int(weights.digest(secret), 16))
 
-    def _secrets(self, assignment: Assignment) -> Random:
-        """Where secrets of an assignment come from: the system, or a simulation's seed."""
+    def _secrets(self, assignment: Assignment, of: str = "") -> Random:
+        """Where secrets of an assignment, and of something in it, come from: the system, or a
+        simulated device's seed.
+        """
         seed = self.home.config.seed
-        if seed is None:
+        if seed is None or not self.home.simulated:
             return os.urandom
-        return protection.repeating(f"{seed} {assignment.assignment}".encode())
+        return protection.repeating(f"{seed} {assignment.assignment} {of}".encode())
 
     def _allowed(self) -> bool:
         return self._forbidden() is None
@@ -463,6 +503,7 @@ class Turn:
             note.scored,
             note.detail,
             note.up_to,
+            note.seen_by,
         )
         self.home.note(line)
 
@@ -490,6 +531,37 @@ def _rounding(bundle: Bundle) -> float:
     if not bundle.is_lean or bundle.manifest.constants is None:
         return 0.0
     return patch.rounding(bundle.predict_graph, bundle.manifest.constants)
+
+
+def _why_exposed(assignment: Assignment, terms: Terms, bundle: Bundle) -> Distrusted | None:
+    """Why an update would be seen by others than the bundle's maker has named."""
+    reason = agreement.why_another_network(terms, assignment.shapes)
+    if reason:
+        return Distrusted(Cause.UNCERTIFIED, reason)
+    about = protection.addressed(assignment, terms)
+    reason = agreement.why_exposed(terms, bundle.manifest.pins) or (
+        about if isinstance(about, str) else ""
+    )
+    return Distrusted(Cause.EXPOSED, reason) if reason else None
+
+
+def kept_report(home: Home, assignment: Assignment, terms: Terms) -> Outgoing | None:
+    """The report of this very work that is kept, while its messages are all there. That of any
+    other is thrown away.
+    """
+    data = home.kept(OUTGOING)
+    if data is None:
+        return None
+    with home.typing_log() as log:
+        report = outgoing.unseal(data, log)
+    if report is not None:
+        label = report.label
+        of = label.assignment, label.round, label.server, label.task_id, label.terms, label.kind
+        named = assignment.assignment, assignment.round, assignment.server, assignment.task_id
+        if of == (*named, terms.name, assignment.kind):
+            return report
+    home.drop(OUTGOING)
+    return None
 
 
 def gather(

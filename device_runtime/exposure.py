@@ -6,9 +6,8 @@ The same words on the phone, the operator's page and the model card.
 from dataclasses import dataclass
 
 from device_runtime.agreement import Pins
-from device_runtime.terms import Aggregation, Terms
+from device_runtime.terms import Aggregation, Terms, who_sees, why_exposed
 
-FEW = 100  # reports: a sum of fewer says much of each
 SHOWN = 16  # digits of a key
 
 
@@ -20,20 +19,38 @@ class Sentence:
     warns: bool = False
 
 
-PLAIN = "the server sees each update by itself, and what was typed can be read out of it"
+SERVER = "the server"  # by itself
 HELPED, SHARED = (
     "its devices take part only where updates are masked and a helper takes the masks off sums",
     "its devices take part only where updates are masked and they themselves take the masks off "
     "sums",
 )
+LEARNT_OPENLY = "it was learnt where the server sees the update of every device"
+OPENLY = "its devices take part only where the server sees the update of every device"
 OPEN = "who sees its devices' updates is what the signed terms of a task say"
 
 
 def sentences(terms: Terms) -> list[Sentence]:
-    """Who can see what, the most important first."""
+    """Who can see what under the terms of a task, and what of it should worry."""
+    worry = why_exposed(terms)
+    return [Sentence(who_sees(terms)), *([Sentence(worry, warns=True)] if worry else [])]
+
+
+def in_short(terms: Terms) -> str:
+    """Who can see a single update, as it goes on after "by itself it can be seen by ".
+
+    A ledger keeps it with each report that left.
+    """
     if terms.aggregation is Aggregation.PLAIN:
-        return [Sentence(PLAIN, warns=True)]
-    return [*_openers(terms), _least(terms.fewest)]
+        return SERVER
+    if terms.aggregation is Aggregation.SECAGG:
+        return f"the server with more than {terms.adversarial:.0%} of the devices"
+    helper = f"helper {terms.helper[:SHOWN]}"
+    return (
+        f"whoever runs the server and {helper} beside it"
+        if terms.is_beside
+        else (f"the server and {helper} together")
+    )
 
 
 def of_pins(pins: Pins) -> Sentence:
@@ -44,38 +61,8 @@ def of_pins(pins: Pins) -> Sentence:
         case None:
             return Sentence(OPEN)
         case Aggregation.PLAIN:
-            return Sentence(f"its devices take part only where {PLAIN}", warns=True)
+            return Sentence(OPENLY, warns=True)
         case Aggregation.HELPER:
             return Sentence(HELPED)
         case Aggregation.SECAGG:
             return Sentence(SHARED)
-
-
-def _openers(terms: Terms) -> list[Sentence]:
-    if terms.aggregation is Aggregation.SECAGG:
-        lies = "even if it lies to them" if terms.semi_malicious else "as long as it tells no lies"
-        return [
-            Sentence(
-                "each update is masked, and the devices of a round take the masks off its sum "
-                f"together; the server sees no single one {lies}, unless more than "
-                f"{terms.adversarial:.0%} of the devices are its own"
-            )
-        ]
-    masked = (
-        f"each update is masked, and the helper {terms.helper[:SHOWN]} takes the masks off sums"
-    )
-    if terms.is_beside:
-        return [
-            Sentence(f"{masked}; it is run beside the server"),
-            Sentence("whoever runs both can see updates", warns=True),
-        ]
-    return [
-        Sentence(f"{masked}; neither it nor the server can see a single one, the two together can")
-    ]
-
-
-def _least(fewest: int) -> Sentence:
-    if fewest < FEW:
-        reports = "1 report" if fewest == 1 else f"{fewest:,} reports"
-        return Sentence(f"a sum of {reports} is opened: so few hide each other little", warns=True)
-    return Sentence(f"no sum of fewer than {fewest:,} reports is opened")

@@ -5,6 +5,7 @@
     typing_log.sqlite      what was typed, sealed; typing_log.key beside it
     own_words.json         how far the user's own words are trusted: numbers, no words
     unfinished             a half-done epoch that waits for the next window, sealed
+    sealed_update          a report that waits for its server's answer: it is sent as it is or not
     personal.json          whether the user's own weights are served, and why
     personal.sealed        those weights, sealed
     last_key               when a key was pressed last: its time, no content
@@ -13,6 +14,7 @@
     signed.json            since when it has the weights of its bundle
     releases.json          what it has heard of releases, and what became of them
     fetched/               parts of a release that is on its way here, by their SHA-256
+    terms.json             who sees its updates, by the terms of the work it was given last
     links.json             whose keys signed the checkpoints it was given: the newest
     evidence.json          two checkpoints that were signed for one round, if it was shown them
     bundles/               the bundles it installed, if none is used in place
@@ -58,6 +60,7 @@ from device_runtime.folder import clear, is_empty, replaced, require_free, settl
 from device_runtime.installed import Installed
 from device_runtime.limits import OwnLimits
 from device_runtime.sensors import LAST_KEY
+from device_runtime.terms import Terms
 from device_runtime.turn import SENT, History, Status
 from device_runtime.typing_log import Retention, TypingLog
 from device_runtime.typing_log import wipe as wipe_log
@@ -66,16 +69,16 @@ from device_runtime.wire import Assignment, Kind, Signed
 
 CONFIG, KEY, NAME, SERVER = "device.toml", "device.key", "device.name", "device.server"
 TYPING_LOG, LEDGER, CHECKPOINT = "typing_log.sqlite", "ledger.sqlite", "checkpoint"
-OWN_WORDS, UNFINISHED = "own_words.json", "unfinished"
+OWN_WORDS, UNFINISHED, OUTGOING = "own_words.json", "unfinished", "sealed_update"
 PERSONAL, PERSONAL_WEIGHTS = "personal.json", "personal.sealed"
 SCHEDULE, BUNDLES, LOCK = "schedule.json", "bundles", "lock"
 WITHHELD, SIGNED, ENROLMENT = "withheld.json", "signed.json", "enrolment.json"
 RELEASES, FETCHED = "releases.json", "fetched"
-LINKS, EVIDENCE = "links.json", "evidence.json"
+LINKS, EVIDENCE, TERMS = "links.json", "evidence.json", "terms.json"
 T = TypeVar("T")
 SERVER_NAME = re.compile("[0-9a-f]{32}")
 # files learned from what was typed
-LEARNED = (OWN_WORDS, UNFINISHED, PERSONAL, PERSONAL_WEIGHTS, LAST_KEY)
+LEARNED = (OWN_WORDS, UNFINISHED, OUTGOING, PERSONAL, PERSONAL_WEIGHTS, LAST_KEY)
 
 
 @dataclass(frozen=True)
@@ -117,7 +120,7 @@ FOLDER = FolderKind(
     _is_ours,
     (
         *(CONFIG, KEY, NAME, SERVER, SCHEDULE, WITHHELD, SIGNED, RELEASES, LINKS, EVIDENCE, LOCK),
-        ENROLMENT,
+        *(ENROLMENT, TERMS),
         *LEARNED,
         *(name + end for name in (TYPING_LOG, LEDGER) for end in ("", "-wal", "-shm", "-journal")),
         keystore.key_path(Path(TYPING_LOG)).name,
@@ -162,6 +165,7 @@ class Contribution:
     scored: str = ""
     detail: str = ""  # of work that was refused: the limit, and what was asked
     up_to: int = 0  # of scores of releases: the newest message in them, by its number
+    seen_by: str = ""  # of what left: who can see it by itself; an early version noted nobody
 
     @property
     def left(self) -> bool:
@@ -183,6 +187,14 @@ class Since:
 
     checkpoint: str  # SHA-256
     at: float  # seconds of the device's clock
+
+
+@dataclass(frozen=True)
+class LastTerms:
+    """Those of the work a device was given last; in terms.json."""
+
+    task: str
+    terms: Terms
 
 
 @dataclass(frozen=True)
@@ -495,6 +507,21 @@ class Home:
         if (contradiction.before.link, contradiction.after.link) not in known:
             kept = Evidence((*before, contradiction)[: chain.MOST_EVIDENCE])
             self.keep(EVIDENCE, config.to_json(kept))
+
+    @property
+    def terms(self) -> LastTerms | None:
+        """Who sees its updates, by the work it was given last; None before the first."""
+        data = self.kept(TERMS)
+        try:
+            return None if data is None else config.from_json(LastTerms, data, TERMS)
+        except ConfigError:
+            return None
+
+    def keep_terms(self, task: str, terms: Terms) -> None:
+        """Remember by whose terms it was given work."""
+        last = LastTerms(task, terms)
+        if last != self.terms:
+            self.keep(TERMS, config.to_json(last))
 
     def _record(self, name: str, usual: T) -> T:
         """A small file of one record; `usual` if it is not there or damaged."""

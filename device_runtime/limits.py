@@ -11,6 +11,7 @@ from typing import Annotated, Any
 from device_runtime import bounds
 from device_runtime.bounds import Within
 from device_runtime.causes import Cause
+from device_runtime.terms import Terms
 from device_runtime.wire import DAY_S, MOST_WORDS, Kind, Plan
 
 COARSE = (0, 10, 20, 50, 100, 200, 500)  # what a check-in tells of how many messages wait
@@ -22,6 +23,7 @@ SERVER_FACTOR = 10.0
 ADAPTIVE_RATE = 0.03  # FedAdam and FedYogi move each weight by about their rate
 HALF_ROUNDING = 2.0**-10  # of a norm: two roundings to float16, as weights travel
 MOST_USES = 30  # updates or scores that one message contributes to
+_OF_TERMS = ("bits", "clipping_norm")
 _NUMBERS = ("bits", "clipping_norm", "learning_rate", "epochs", "max_rows")
 
 
@@ -129,6 +131,7 @@ class Asked:
     reach: float = 0.0  # how far their rounds can have moved them
     messages: int | None = None  # that it would be made of
     words: int | None = None  # target words in them
+    terms: Terms | None = None
 
 
 @dataclass(frozen=True)
@@ -159,9 +162,9 @@ def why_refused(limits: Limits, asked: Asked) -> Over | None:
 def _of_update(limits: Limits, asked: Asked) -> Over | None:
     own = limits.own
     over = _most("updates_a_day", own.updates_a_day, asked.done_today + 1)
-    if asked.plan is not None:
-        for name in _NUMBERS:
-            over = over or _most(name, getattr(limits.most, name), getattr(asked.plan, name))
+    for source, names in ((asked.terms, _OF_TERMS), (asked.plan, _NUMBERS)):
+        for name in names if source is not None else ():
+            over = over or _most(name, getattr(limits.most, name), getattr(source, name))
     over = over or _least("least_messages", own.least_messages, asked.messages)
     return over or _least("least_words", own.least_words, asked.words)
 

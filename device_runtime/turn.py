@@ -2,21 +2,24 @@
 
                 refused                  lost or failed      no answer: kept
                    ^                            ^                   ^
-    Enrol? --> Ask --> Fetch plan --> Gather --> Train --> Note --> Upload --> Note
-               |       Fetch or hold  rows of     |      "sending"             what became of it
-               |       the checkpoint the log     +-- Evaluate --> Note --> Report --> Note
-            check in      |              |        an evaluation
-               |          +--------------+--> over a limit: Withhold until the day is over
-            Verify
+    Enrol? --> Ask --> Fetch plan --> Gather --> Train --> Protect --> Note --> Upload --> Note
+               |       Fetch or hold  rows of     |        KeepReport  "sending"     |     what
+               |       the checkpoint the log     |                                  |     became
+               |          |              |        +-- Evaluate --> Note --> Report --+     of it
+            check in      +--------------+--> over a limit: Withhold until the day is over
+               |
+            Verify --> RecallReport --> one is kept of this very work --> Note --> Upload --> Note
                |
                +--> RecallRuns --> Gather --> Compare --> Note --> Report --> Note
                     a comparison of releases: nothing is verified or fetched
 
 `check_in` and `work` yield one action after the other; whoever drives them does each and sends
 back what came of it. There is no socket, clock, file or thread here, so whoever keeps a device's
-state can take a turn: `drive.py` does on a phone. Before an update leaves, "sending" is noted: a
-ledger never says less than what left. The conditions are looked at before each transfer. A
-checkpoint that no key signed which the device trusts is given back before anything is fetched.
+state can take a turn: `drive.py` does on a phone. Before an update leaves it is kept durably, and
+then "sending" is noted: a ledger never says less than what left, and what leaves again is the same
+bytes or none. The conditions are looked at before each transfer. A checkpoint that no key signed
+which the device trusts, or whose update others would see than the maker of its bundle has named,
+is given back before anything is fetched.
 
 Work over a limit of the device's own is not done. Its server hears nothing of it before the
 device's day is over, and then one cause for all limits: how little was typed is nobody's business.
@@ -36,12 +39,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from device_runtime import (
+    agreement,
     difference,
     encoding,
+    exposure,
     limits,
     secagg_turn,
     separation,
-    update,
     weights,
 )
 from device_runtime.causes import MEANING, Cause
@@ -147,6 +151,38 @@ class Work:
 
 
 @dataclass(frozen=True)
+class Label:
+    """Which report it is, and of what."""
+
+    assignment: str
+    round: int
+    server: str
+    task_id: str
+    terms: str  # `Terms.name`
+    kind: Kind
+    records: tuple[int, ...]  # messages it was learned from, by their numbers in the typing log
+    examples: int  # of a training, its rows; else words scored
+    scored: str = ""  # as in a Note
+    seen_by: str = ""  # who can see it by itself: `exposure.in_short`
+
+
+@dataclass(frozen=True)
+class Outgoing:
+    """A report that is whole: it leaves as it is, or not at all."""
+
+    label: Label
+    body: bytes = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Distrusted:
+    """Why a device does not do what it was assigned: names and numbers alone."""
+
+    cause: Cause
+    reason: str
+
+
+@dataclass(frozen=True)
 class Gathered:
     """What there is to train on."""
 
@@ -235,8 +271,9 @@ class Ask:
 
 @dataclass(frozen=True)
 class Verify:
-    """The terms of work whose checkpoint is signed for a key that this device trusts -> Terms, or
-    why it is not to be trusted -> str. What was signed is remembered.
+    """The terms of work whose checkpoint is signed for a key that this device trusts, and by which
+    nobody sees its update but whom its bundle's maker has named -> Terms, or why not -> Distrusted.
+    What was signed is remembered.
     """
 
     assignment: Assignment
@@ -371,6 +408,36 @@ class Note:
     # with a space between two
     scored: str = ""
     up_to: int = 0  # of scores of releases: the newest message in them, by its number
+    seen_by: str = ""  # of what left: who can see it by itself
+
+
+@dataclass(frozen=True)
+class RecallReport:
+    """The report of this very work that is kept, while all its messages are there -> Outgoing;
+    None if there is none. That of any other work is thrown away.
+    """
+
+    assignment: Assignment
+    terms: Terms
+
+
+@dataclass(frozen=True)
+class Protect:
+    """A report's numbers as they travel, to be read by whom the terms name alone -> bytes. A mask
+    is never used twice: the same numbers give other bytes each time.
+    """
+
+    assignment: Assignment
+    terms: Terms
+    numbers: NDArray[Any] = field(repr=False)  # whole, 0 to `largest`
+    largest: int
+
+
+@dataclass(frozen=True)
+class KeepReport:
+    """Keep a report durably, in place of any other -> None."""
+
+    report: Outgoing
 
 
 @dataclass(frozen=True)
@@ -407,7 +474,7 @@ class Keep:
 
 @dataclass(frozen=True)
 class Drop:
-    """Throw half-done work away -> None."""
+    """Throw half-done work away, and the report that is kept -> None."""
 
 
 Action = (
@@ -430,6 +497,9 @@ Action = (
     | CheckConditions
     | Used
     | Note
+    | RecallReport
+    | Protect
+    | KeepReport
     | Upload
     | Report
     | GiveBack
@@ -487,29 +557,38 @@ def work(device: Participant, assignment: Assignment) -> Working:
 
 
 def _work(device: Participant, assignment: Assignment) -> Working:
-    terms = None
-    if assignment.kind is not Kind.RELEASES:  # those are of no checkpoint but the device's own
-        terms = yield from _verified(assignment)
-    past: History = yield Recall(assignment)
-    kind, apart = assignment.kind, device.limits.separation(assignment.min_separation)
-    if kind is Kind.RELEASES:
+    kind = assignment.kind
+    if kind is Kind.RELEASES:  # those are of no checkpoint but the device's own
+        past: History = yield Recall(assignment)
         return (yield from _compare(device, assignment, past))
+    terms = yield from _verified(assignment)
+    past = yield Recall(assignment)
+    apart = device.limits.separation(max(assignment.min_separation, terms.min_separation))
     if kind is Kind.TRAINING and not separation.may_join(assignment.round, past.last, apart):
         return (yield from _give_back(assignment, Cause.REPORTED_RECENTLY))
     if past.joined:  # it has forgotten its secrets, and makes no others for the same work
         return (yield from _give_back(assignment, Cause.CONDITION_LOST))
-    if kind is Kind.EVALUATION:  # an update may be of work that was begun before
-        yield from _within(device, assignment, Asked(kind, past.today))
+    kept: Outgoing | None = yield RecallReport(assignment, terms)
+    if kept is not None:
+        return (yield from _sent_kept(device, assignment, kept, past))
+    if kind is Kind.TRAINING and past.again:  # the bytes that may have left are not there any more
+        return (yield from _give_back(assignment, Cause.REPORTED_RECENTLY))
+    # the updates of a day are counted later: one may be of work that was begun before
+    today = past.today if kind is Kind.EVALUATION else 0
+    yield from _within(device, assignment, Asked(kind, today, terms=terms))
     plan = yield from _plan(device, assignment)
+    yield from _agreed(assignment, agreement.why_another_plan(terms, plan))
     yield from _within(device, assignment, Asked(kind, plan=plan))
     checkpoint = yield from _checkpoint(device, assignment)
-    if terms is None or not _fits(device, assignment, plan, checkpoint, terms):
+    if not _fits(device, assignment, plan, checkpoint):
         yield from _give_back(assignment, Cause.TRAINING_FAILED)
         raise BundleError(
             device.where,
             "the work this server assigns does not fit its graphs",
             "install the bundle the server was started with",
         )
+    values = sum(array.size for array in checkpoint.weights.values())
+    yield from _agreed(assignment, agreement.why_another_dimension(terms, values))
     if assignment.checkpoint != device.signed:
         yield from _within(device, assignment, (yield from _moved(device, kind, checkpoint)))
     if kind is Kind.EVALUATION:
@@ -529,11 +608,9 @@ class _Training:
 def _train(
     device: Participant, asked_for: _Training, checkpoint: Checkpoint, past: History
 ) -> Working:
-    assignment, plan = asked_for.assignment, asked_for.plan
+    assignment, plan, terms = asked_for.assignment, asked_for.plan, asked_for.terms
     gathered: Gathered = yield Gather(assignment, plan, device.limits.rows(plan))
     rows, begun = len(gathered.rows), gathered.start is not None
-    if past.again and not begun:  # a server that names all its work alike gets no second update
-        return (yield from _give_back(assignment, Cause.REPORTED_RECENTLY))
     asked = Asked(
         Kind.TRAINING,
         0 if begun else past.today,
@@ -557,21 +634,78 @@ def _train(
         yield from _keep(gathered.work, tuned)
         cause = forbidden or Cause.CONDITION_LOST
         return (yield from _end(assignment, Status.PAUSED, cause, 0.0, rows, tuned))
-    if asked_for.terms.aggregation is Aggregation.SECAGG:
+    if terms.aggregation is Aggregation.SECAGG:
         return (yield from _among_peers(asked_for, gathered, tuned, rng))
-    encoded = update.of_delta(tuned.delta, assignment.round, asked_for.terms, rng)
-    # first: a device that dies from here on makes the same bytes again, whatever is typed meanwhile
-    yield from _keep(gathered.work, tuned)
+    codes = encoding.encode(tuned.delta, terms.encoding, rng)
+    label = _label(assignment, terms, gathered.work.records, rows)
+    report = yield from _kept(asked_for, label, codes, terms.encoding.largest)
+    return (yield from _sent(assignment, report, past, tuned))
+
+
+def _label(
+    assignment: Assignment, terms: Terms, records: tuple[int, ...], examples: int, scored: str = ""
+) -> Label:
+    return Label(
+        assignment.assignment,
+        assignment.round,
+        assignment.server,
+        assignment.task_id,
+        terms.name,
+        assignment.kind,
+        records,
+        examples,
+        scored,
+        exposure.in_short(terms),
+    )
+
+
+def _kept(
+    asked_for: _Training, label: Label, numbers: NDArray[Any], largest: int
+) -> Generator[Action, Any, Outgoing]:
+    """The report of a vector of small whole numbers, protected and on disk."""
+    body: bytes = yield Protect(asked_for.assignment, asked_for.terms, numbers, largest)
+    report = Outgoing(label, body)
+    yield KeepReport(report)
+    return report
+
+
+def _sent(
+    assignment: Assignment, report: Outgoing, past: History, tuned: FineTuned | None = None
+) -> Working:
+    """Hand in a report that is kept, and throw it away once it is answered."""
+    label = report.label
     if not past.again:
-        yield Used(gathered.work.records)
-    yield Note(assignment, Status.SENDING, examples=rows)
-    answer: Ack | Reject = yield Upload(assignment, encoded)
+        yield Used(label.records)
+    sending = Note(
+        assignment,
+        Status.SENDING,
+        examples=label.examples,
+        scored=label.scored,
+        seen_by=label.seen_by,
+    )
+    yield sending
+    answer: Ack | Reject = yield Upload(assignment, report.body)
     if isinstance(answer, Reject) and MEANING[answer.cause].keeps_work:
         # it may have been counted: the ledger goes on saying "sending", and the same is sent again
-        sending = Note(assignment, Status.SENDING, answer.cause, rows)
-        return _outcome(sending, answer.retry_in_s, tuned)
+        return _outcome(replace(sending, cause=answer.cause), answer.retry_in_s, tuned)
     yield Drop()
-    return (yield from _answered(assignment, answer, rows, tuned))
+    return (yield from _answered(sending, answer, tuned))
+
+
+def _sent_kept(
+    device: Participant, assignment: Assignment, report: Outgoing, past: History
+) -> Working:
+    """The same of a report of an earlier turn, if the conditions allow it: nothing is fetched or
+    trained again.
+    """
+    forbidden: Cause | None = yield CheckConditions()
+    if forbidden is None:
+        return (yield from _sent(assignment, report, past))
+    if device.keeps_work and forbidden is not Cause.TIMED_OUT:
+        return (yield from _end(assignment, Status.PAUSED, forbidden, 0.0, 0, None))
+    yield Drop()
+    is_late = forbidden is Cause.TIMED_OUT
+    return (yield from _give_back(assignment, forbidden if is_late else Cause.CONDITION_LOST))
 
 
 def _among_peers(
@@ -582,7 +716,10 @@ def _among_peers(
     """
     assignment, terms, rows = asked_for.assignment, asked_for.terms, len(gathered.rows)
     codes = encoding.encode(tuned.delta, terms.encoding, rng)
-    yield Note(assignment, Status.JOINED, examples=rows)
+    joined = Note(
+        assignment, Status.JOINED, examples=rows, seen_by=exposure.in_short(asked_for.terms)
+    )
+    yield joined
     yield Drop()
     try:
         ready = yield from secagg_turn.prepare(assignment, terms)
@@ -590,13 +727,13 @@ def _among_peers(
     except secagg_turn.Gone as gone:
         return (yield from _gone(assignment, gone, rows, tuned))
     yield Used(gathered.work.records)
-    sending = Note(assignment, Status.SENDING, examples=rows)
+    sending = replace(joined, status=Status.SENDING)
     yield sending
     try:
         answer = yield from secagg_turn.patiently(lambda: Upload(assignment, body))
     except secagg_turn.Gone as gone:  # it may have been counted: the ledger says "sending"
         return _outcome(replace(sending, cause=gone.cause), 0.0, tuned)
-    outcome = yield from _answered(assignment, answer, rows, tuned)
+    outcome = yield from _answered(sending, answer, tuned)
     if outcome.status is Status.COUNTED:
         # who is lost from here on is made good by the others
         with contextlib.suppress(secagg_turn.Gone, Unanswered):
@@ -632,9 +769,11 @@ def _evaluate(
     if scores is None or forbidden is not None:
         return (yield from _give_back(assignment, Cause.CONDITION_LOST))
     yield Used(held.records)
-    yield Note(assignment, Status.SENDING, examples=scores.targets, scored=name)
+    words = scores.targets
+    sending = Note(assignment, Status.SENDING, examples=words, scored=name, seen_by=exposure.SERVER)
+    yield sending
     answer: Ack | Reject = yield Report(assignment, scores)
-    return (yield from _answered(assignment, answer, scores.targets, scored=name))
+    return (yield from _answered(sending, answer))
 
 
 def _compare(device: Participant, assignment: Assignment, past: History) -> Working:
@@ -660,10 +799,17 @@ def _compare(device: Participant, assignment: Assignment, past: History) -> Work
     for _ in _names(runs):  # each score is a use
         yield Used(held.records)
     names, words = " ".join(_names(runs)), scores.scores.targets
-    up_to = max(held.records)
-    yield Note(assignment, Status.SENDING, examples=words, scored=names, up_to=up_to)
+    sending = Note(
+        assignment,
+        Status.SENDING,
+        examples=words,
+        scored=names,
+        up_to=max(held.records),
+        seen_by=exposure.SERVER,
+    )
+    yield sending
     answer: Ack | Reject = yield Report(assignment, scores)
-    return (yield from _answered(assignment, answer, words, scored=names, up_to=up_to))
+    return (yield from _answered(sending, answer))
 
 
 def _may_compare(device: Participant, past: History, runs: Runs, held: HeldBack) -> bool:
@@ -682,12 +828,23 @@ def _names(runs: Runs) -> list[str]:
 
 def _verified(assignment: Assignment) -> Generator[Action, Any, Terms]:
     """Ends the work if its checkpoint is not to be trusted: nothing of it is fetched."""
-    terms: Terms | str = yield Verify(assignment)
+    terms: Terms | Distrusted = yield Verify(assignment)
     if isinstance(terms, Terms):
         return terms
-    note = Note(assignment, Status.ABANDONED, Cause.UNCERTIFIED, detail=terms)
+    yield from _refused(assignment, terms)
+    raise AssertionError("what is refused has ended")
+
+
+def _agreed(assignment: Assignment, reason: str) -> Generator[Action, Any, None]:
+    """Ends the work if its terms do not agree with the rest of it, for this reason."""
+    if reason:
+        yield from _refused(assignment, Distrusted(Cause.UNCERTIFIED, reason))
+
+
+def _refused(assignment: Assignment, why: Distrusted) -> Generator[Action, Any, None]:
+    note = Note(assignment, Status.ABANDONED, why.cause, detail=why.reason)
     yield note  # first: the ledger says so whatever the server answers
-    answer: Ack | Reject = yield GiveBack(assignment, Cause.UNCERTIFIED)
+    answer: Ack | Reject = yield GiveBack(assignment, why.cause)
     raise _Ends(_outcome(note, answer.retry_in_s, None))
 
 
@@ -787,20 +944,13 @@ def _give_back(
     return (yield from _end(assignment, Status.ABANDONED, cause, answer.retry_in_s, rows, tuned))
 
 
-def _answered(
-    assignment: Assignment,
-    answer: Ack | Reject,
-    examples: int,
-    tuned: FineTuned | None = None,
-    scored: str = "",
-    up_to: int = 0,
-) -> Working:
+def _answered(sending: Note, answer: Ack | Reject, tuned: FineTuned | None = None) -> Working:
     if isinstance(answer, Ack) and answer.counted:
         status, cause = Status.COUNTED, None
     else:
         status = Status.NOT_COUNTED
         cause = answer.cause if isinstance(answer, Reject) else Cause.ROUND_CLOSED
-    noted = Note(assignment, status, cause, examples, scored=scored, up_to=up_to)
+    noted = replace(sending, status=status, cause=cause)
     return (yield from _noted(noted, answer.retry_in_s, tuned))
 
 
@@ -836,20 +986,10 @@ def _outcome(note: Note, retry_in_s: float, tuned: FineTuned | None) -> Outcome:
     )
 
 
-def _fits(
-    device: Participant,
-    assignment: Assignment,
-    plan: Plan,
-    checkpoint: Checkpoint,
-    terms: Terms,
-) -> bool:
+def _fits(device: Participant, assignment: Assignment, plan: Plan, checkpoint: Checkpoint) -> bool:
     """Whether the assigned work can be done with the installed graph and encoded as asked."""
     shapes = weights.shapes_hash(checkpoint.weights)
     fixed = device.plan.batch_size, device.plan.length
-    if assignment.kind is Kind.TRAINING:
-        of_terms = terms.shapes, terms.bits, terms.clipping_norm
-        if of_terms != (shapes, plan.bits, plan.clipping_norm):
-            return False
     return shapes == assignment.shapes == device.shapes and (plan.batch_size, plan.length) == fixed
 
 

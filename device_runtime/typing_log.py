@@ -147,6 +147,11 @@ class TypingLog:
             )
         ]
 
+    def holds(self, ids: Sequence[int]) -> bool:
+        """Whether the records of all these numbers are still there."""
+        statement = "SELECT 1 FROM records WHERE id = ?"
+        return all(self._rows(statement, (number,)) for number in ids)
+
     def count(self, usable: bool = False) -> int:
         """How many records there are; with `usable` only those below the cap of uses."""
         rows = self._rows("SELECT count(*) FROM records WHERE uses < ?", (self._below(usable),))

@@ -19,6 +19,7 @@ from device_runtime.chain import (
 )
 from device_runtime.home import EVIDENCE, LINKS, DeviceConfig, Home
 from device_runtime.wire import Assignment, Kind, Signed
+from tests import toy_server
 from tests.toy_server import OPERATOR, key
 
 SERVER, TASK_ID, PLAN, CHECKPOINT = "5e" * 16, "7a" * 16, "b1" * 32, "c4" * 32
@@ -35,9 +36,10 @@ CERTIFICATE = Certificate(
     first_round=5,
     rounds=3,
     expires_at=1000.0,
+    terms=toy_server.terms_for(toy_server.PLAN, "e5" * 32, 50),
 )
 WORK = Assignment(
-    "a1" * 16, 6, PLAN, CHECKPOINT, "e5" * 32, 1, 60.0, task="words", server=SERVER, task_id=TASK_ID
+    "a1" * 16, 6, PLAN, CHECKPOINT, "e5" * 32, 60.0, task="words", server=SERVER, task_id=TASK_ID
 )
 BY = Verifier(frozenset({signing.public_hex(OPERATOR)}), "default", 999.0)
 

@@ -26,30 +26,38 @@ def said(terms):
 
 
 def test_plain_is_said_in_red_and_a_helper_by_its_key():
-    assert said(PLAIN) == [(exposure.PLAIN, True)]
-    (first, red), (least, few) = said(HELPED)
-    assert "the helper 1f1f1f1f1f1f1f1f takes the masks off sums; neither it nor" in first
-    assert (red, few, least) == (False, False, "no sum of fewer than 100 reports is opened")
-    (first, red), _ = said(SHARED)
-    assert "unless more than 5% of the devices are its own" in first and not red
+    (seen, calm), (worry, red) = said(PLAIN)
+    assert seen == "the server sees the update of every device" and not calm
+    assert "read in each what was typed" in worry and red
+    ((seen, red),) = said(HELPED)
+    assert "the helper 1f1f1f1f1f1f1f1f" in seen and not red
+    ((seen, red),) = said(SHARED)
+    assert "more than 5 % of the devices" in seen and not red
 
 
-def test_that_one_operator_runs_server_and_helper_is_said_in_red():
-    _, beside, _ = said(replace(HELPED, is_beside=True))
-    assert beside == ("whoever runs both can see updates", True)
+def test_one_hand_and_a_least_count_below_a_hundred_are_said_in_red():
+    assert said(replace(HELPED, is_beside=True))[1] == (
+        "server and helper are in one hand",
+        True,
+    )
+    worry, red = said(replace(HELPED, fewest=99))[1]
+    assert "of only 99 devices" in worry and red
 
 
 @pytest.mark.parametrize(
-    ("fewest", "words", "red"),
+    ("terms", "short"),
     [
-        (1, "a sum of 1 report is opened", True),
-        (99, "a sum of 99 reports is opened", True),
-        (100, "no sum of fewer than 100 reports", False),
+        (PLAIN, "the server"),
+        (HELPED, "the server and helper 1f1f1f1f1f1f1f1f together"),
+        (
+            replace(HELPED, is_beside=True),
+            "whoever runs the server and helper 1f1f1f1f1f1f1f1f beside it",
+        ),
+        (SHARED, "the server with more than 5% of the devices"),
     ],
 )
-def test_a_least_count_below_a_hundred_is_said_in_red(fewest, words, red):
-    text, warns = said(replace(HELPED, fewest=fewest))[-1]
-    assert text.startswith(words) and warns is red
+def test_a_ledger_says_in_short_who_could_see_what_left(terms, short):
+    assert exposure.in_short(terms) == short
 
 
 def test_a_bundle_without_pins_takes_whatever_its_maker_signs_of_a_task():
@@ -136,9 +144,8 @@ def card(pins=Pins(), aggregation=None):
 def test_a_card_says_who_may_see_updates_and_plain_is_an_alert():
     assert exposure.OPEN[1:] in card() and "[!CAUTION]" not in card()
     assert f"the helper {HELPER[:16]}" in card(Pins(helper=HELPER))
-    assert f"> [!CAUTION]\n> Its devices take part only where {exposure.PLAIN}." in card(
-        Pins(Aggregation.PLAIN)
-    )
-    learnt = f"> [!CAUTION]\n> It was learnt where {exposure.PLAIN}."
+    pinned = f"> [!CAUTION]\n> I{exposure.OPENLY[1:]}."
+    assert pinned in card(Pins(Aggregation.PLAIN))
+    learnt = f"> [!CAUTION]\n> I{exposure.LEARNT_OPENLY[1:]}."
     assert learnt in card(aggregation=Aggregation.PLAIN)
     assert "[!CAUTION]" not in card(aggregation=Aggregation.HELPER)

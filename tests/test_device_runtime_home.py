@@ -11,7 +11,7 @@ from device_runtime.weights import digest
 from device_runtime.wire import Assignment, Conditions, Kind
 
 SETTINGS = DeviceConfig(bundle="bundle", trusted=("ab" * 32,), conditions="trace.tsv", seed=7)
-WORK = Assignment("0a" * 16, 7, "0b" * 32, "0c" * 32, "0d" * 32, 1, 60.0)
+WORK = Assignment("0a" * 16, 7, "0b" * 32, "0c" * 32, "0d" * 32, 60.0)
 
 
 def test_a_home_opens_as_it_was_created(tmp_path):
@@ -120,6 +120,7 @@ def test_the_ledger_has_no_column_for_text(tmp_path):
         "scored",
         "detail",  # which limit, and numbers
         "up_to",  # the number of a message
+        "seen_by",  # who could see it, in words of ours
     }
 
 

@@ -28,7 +28,7 @@ from device_runtime.transport import Interrupted, Reply
 from device_runtime.turn import Status
 from device_runtime.weights import Checkpoint
 from device_runtime.wire import DAY_S, Abandon, Assignment, CheckIn, Kind, Plan, Scores
-from tests.toy_server import chained
+from tests.toy_server import chained, terms_for
 
 SIGNED = Plan(max_rows=64, epochs=2, learning_rate=0.1, clipping_norm=10.0, bits=8)
 OWN = limits.of(SIGNED, OwnLimits())
@@ -179,7 +179,8 @@ class Greedy:
         self.round, self.shapes = round, bundle.manifest.shapes
         self.sent, self.given, self.asked = [], [], []
         self.assignments = 0
-        self.deadline_s, self.seed = 3600.0, 1
+        self.deadline_s, self.seed = 3600.0, 1  # of the rotation
+        self.dimension = sum(array.size for array in bundle.checkpoint.weights.values())
         self.repeats = False  # whether it names all its work alike
 
     def __call__(self, method, path, body, headers):
@@ -209,13 +210,14 @@ class Greedy:
             weights.digest(plan),
             weights.digest(half),
             self.shapes,
-            self.seed,
             self.deadline_s,
             kind=self.kind,
             server="5e" * 16,
             task_id=f"{self.assignments:032x}",  # every time another task
         )
-        return chained(work, MADE_IN[work.checkpoint])
+        said = Plan() if isinstance(self.plan, bytes) else self.plan
+        terms = replace(terms_for(said, self.shapes, self.dimension), rotation_seed=self.seed)
+        return chained(work, MADE_IN[work.checkpoint], terms=terms)
 
     @staticmethod
     def _ok(table: dict) -> Reply:

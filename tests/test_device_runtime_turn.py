@@ -17,6 +17,7 @@ from device_runtime.turn import (
     Ask,
     AskSigned,
     CheckConditions,
+    Distrusted,
     Drop,
     Enrol,
     Evaluate,
@@ -31,11 +32,16 @@ from device_runtime.turn import (
     HeldBack,
     History,
     Keep,
+    KeepReport,
+    Label,
     Note,
     Outcome,
+    Outgoing,
     Participant,
     Progress,
+    Protect,
     Recall,
+    RecallReport,
     Report,
     Signed,
     Status,
@@ -87,6 +93,7 @@ USUAL = {
     Gather: Gathered(WORK, ROWS, 6),
     GatherHeld: HeldBack((10, 20), ((13, 14), (15,)), 200),
     Train: TUNED,
+    Protect: b"protected",
     Evaluate: Scores(10, 2, 3, 10, 40.0),
     CheckConditions: None,
     Upload: Ack(True, 5.0),
@@ -125,11 +132,12 @@ def kinds(actions):
 def test_sending_is_noted_before_the_update_leaves_and_what_became_of_it_after():
     actions, outcome = play(turn.work(DEVICE, ASSIGNMENT))
     assert kinds(actions) == [
-        *(Verify, Recall, CheckConditions, Fetch, Held, Gather, Train, CheckConditions),
-        *(Keep, Used, Note, Upload, Drop, Note),
+        *(Verify, Recall, RecallReport, CheckConditions, Fetch, Held, Gather, Train),
+        *(CheckConditions, Protect, KeepReport, Used, Note, Upload, Drop, Note),
     ]
-    before, after = (action.status for action in actions if isinstance(action, Note))
-    assert (before, after) == (Status.SENDING, Status.COUNTED)
+    before, after = (action for action in actions if isinstance(action, Note))
+    assert (before.status, after.status) == (Status.SENDING, Status.COUNTED)
+    assert before.seen_by == after.seen_by == "the server"  # by its terms, which are plain
     assert outcome == Outcome(Status.COUNTED, None, 7, 5.0, 2, 1, 2.0, 1.0)
 
 
@@ -137,7 +145,7 @@ def test_an_update_nobody_answered_is_kept_and_the_ledger_goes_on_saying_that_it
     lost = Unanswered("PUT update", "no whole reply came", "try again")
     actions, error = play(turn.work(DEVICE, ASSIGNMENT), Upload=lost)
     assert error is lost
-    assert kinds(actions)[-4:] == [Keep, Used, Note, Upload]
+    assert kinds(actions)[-4:] == [KeepReport, Used, Note, Upload]
     assert [action.status for action in actions if isinstance(action, Note)] == [Status.SENDING]
 
 
@@ -151,19 +159,111 @@ def test_training_that_failed_is_noted_before_it_is_told():
     assert actions[-2].cause is Cause.TRAINING_FAILED
 
 
-def test_an_update_that_is_sent_again_is_no_second_use_of_its_messages():
-    begun = Gathered(WORK, ROWS, 6, Progress(VALUES, 1, 2.0))
+LABEL = Label("w", 7, "", "", TERMS.name, Kind.TRAINING, (4, 5), 2, seen_by="the server")
+KEPT = Outgoing(LABEL, b"as it was")
+
+
+def test_a_report_that_is_kept_is_sent_as_it_is_and_nothing_is_fetched_or_trained():
+    for again in (False, True):  # the device died before it was noted, or after
+        actions, outcome = play(
+            turn.work(DEVICE, ASSIGNMENT), Recall=History(again=again), RecallReport=KEPT
+        )
+        # what is sent again is no second use of its messages
+        used = [] if again else [Used]
+        assert kinds(actions) == [
+            *(Verify, Recall, RecallReport, CheckConditions, *used, Note, Upload, Drop, Note)
+        ]
+        (upload,) = (action for action in actions if isinstance(action, Upload))
+        assert upload.update == b"as it was"
+        assert (outcome.status, outcome.examples) == (Status.COUNTED, 2)
+
+
+def test_a_report_that_may_have_left_and_is_not_there_any_more_is_not_made_anew():
+    actions, outcome = play(turn.work(DEVICE, ASSIGNMENT), Recall=History(again=True))
+    assert kinds(actions) == [Verify, Recall, RecallReport, GiveBack, Note]
+    assert (outcome.status, outcome.cause) == (Status.ABANDONED, Cause.REPORTED_RECENTLY)
+
+
+@pytest.mark.parametrize(
+    ("keeps", "forbidden", "last", "status", "cause"),
+    [
+        (True, Cause.IN_USE, [CheckConditions, Note], Status.PAUSED, Cause.IN_USE),
+        (
+            *(True, Cause.TIMED_OUT, [CheckConditions, Drop, GiveBack, Note]),
+            *(Status.ABANDONED, Cause.TIMED_OUT),
+        ),
+        (
+            *(False, Cause.IN_USE, [CheckConditions, Drop, GiveBack, Note]),
+            *(Status.ABANDONED, Cause.CONDITION_LOST),
+        ),
+    ],
+)
+def test_a_report_that_is_kept_waits_for_the_conditions_or_is_given_back(
+    keeps, forbidden, last, status, cause
+):
     actions, outcome = play(
-        turn.work(DEVICE, ASSIGNMENT), Recall=History(today=1, again=True), Gather=begun
+        turn.work(replace(DEVICE, keeps_work=keeps), ASSIGNMENT),
+        RecallReport=KEPT,
+        CheckConditions=forbidden,
     )
+    assert kinds(actions) == [Verify, Recall, RecallReport, *last]
+    assert (outcome.status, outcome.cause) == (status, cause)
+
+
+def test_a_report_is_protected_by_its_terms_and_kept_before_it_is_noted():
+    actions, _ = play(turn.work(DEVICE, ASSIGNMENT))
+    protect, keep, upload = (
+        next(action for action in actions if isinstance(action, kind))
+        for kind in (Protect, KeepReport, Upload)
+    )
+    assert (protect.terms, protect.largest, len(protect.numbers)) == (TERMS, 255, 4096)
+    assert keep.report == Outgoing(LABEL, b"protected")
+    assert upload.update == b"protected"
+
+
+@pytest.mark.parametrize(
+    ("terms", "reason", "fetched"),
+    [
+        ({"bits": 9}, None, 0),
+        ({"clipping_norm": 1.5}, None, 0),
+        ({"dimension": 4}, "terms.dimension: expected 3, found 4", 1),
+    ],
+)
+def test_terms_that_do_not_agree_with_the_work_are_over_a_limit_or_given_back(
+    terms, reason, fetched
+):
+    actions, outcome = play(turn.work(DEVICE, ASSIGNMENT), Verify=replace(TERMS, **terms))
+    assert kinds(actions).count(Fetch) == fetched
+    assert Train not in kinds(actions)
+    note = next(action for action in actions if isinstance(action, Note))
+    if reason is None:  # more than the device's own limits: its server hears nothing today
+        assert note.cause is outcome.cause is Cause.OVER_LIMIT
+        assert note.detail.startswith(f"{next(iter(terms))}: expected at most ")
+    else:
+        assert (note.cause, note.detail) == (Cause.UNCERTIFIED, reason)
+
+
+def test_terms_beyond_the_plan_they_were_signed_with_are_given_back():
+    narrow = config.to_json(replace(PLAN, bits=4))
+    actions, outcome = play(turn.work(DEVICE, ASSIGNMENT), Fetch=narrow)
+    assert kinds(actions)[-3:] == [Fetch, Note, GiveBack]
+    assert actions[-2].detail == "terms.bits: expected at most the plan's 4, found 8"
+    assert outcome.cause is Cause.UNCERTIFIED
+
+
+def test_the_larger_separation_of_server_terms_and_owner_holds():
+    past = History(last=5)
+    apart = replace(TERMS, min_separation=3)
+    _, outcome = play(turn.work(DEVICE, ASSIGNMENT), Recall=past, Verify=apart)
+    assert outcome.cause is Cause.REPORTED_RECENTLY
+    _, outcome = play(turn.work(DEVICE, ASSIGNMENT), Recall=past)
     assert outcome.status is Status.COUNTED
-    assert Upload in kinds(actions) and Used not in kinds(actions)
 
 
 @pytest.mark.parametrize("cause", [Cause.UNAVAILABLE, Cause.TOO_MANY_REQUESTS])
 def test_an_update_the_server_could_not_look_at_is_kept_and_sent_again_when_it_says(cause):
     actions, outcome = play(turn.work(DEVICE, ASSIGNMENT), Upload=Reject(cause, 30.0))
-    assert Keep in kinds(actions) and Drop not in kinds(actions)
+    assert KeepReport in kinds(actions) and Drop not in kinds(actions)
     assert [action.status for action in actions if isinstance(action, Note)] == [Status.SENDING]
     assert (outcome.status, outcome.cause, outcome.retry_in_s) == (Status.SENDING, cause, 30.0)
 
@@ -198,21 +298,26 @@ def test_a_round_too_near_the_last_is_given_back_before_anything_is_fetched():
     assert outcome.status is Status.COUNTED
 
 
-def test_a_checkpoint_that_is_not_trusted_is_noted_and_given_back_before_anything_is_fetched():
+@pytest.mark.parametrize("cause", [Cause.UNCERTIFIED, Cause.EXPOSED])
+def test_what_is_not_trusted_is_noted_and_given_back_before_anything_is_fetched(cause):
     for kind in (Kind.TRAINING, Kind.EVALUATION):
         actions, outcome = play(
-            turn.work(DEVICE, replace(ASSIGNMENT, kind=kind)), Verify="link: expected another"
+            turn.work(DEVICE, replace(ASSIGNMENT, kind=kind)),
+            Verify=Distrusted(cause, "link: expected another"),
         )
         assert kinds(actions) == [Verify, Note, GiveBack]
-        assert (outcome.status, outcome.cause) == (Status.ABANDONED, Cause.UNCERTIFIED)
+        assert (outcome.status, outcome.cause) == (Status.ABANDONED, cause)
         assert outcome.retry_in_s == 9.0
         assert actions[1].detail == "link: expected another"
-        assert actions[2].cause is Cause.UNCERTIFIED
+        assert actions[2].cause is cause
+
+
+UNTRUSTED = Distrusted(Cause.UNCERTIFIED, "no link")
 
 
 def test_that_a_checkpoint_was_not_trusted_stands_in_the_ledger_though_nobody_hears_it():
     lost = Unanswered("POST abandon", "no whole reply came", "try again")
-    actions, error = play(turn.work(DEVICE, ASSIGNMENT), Verify="no link", GiveBack=lost)
+    actions, error = play(turn.work(DEVICE, ASSIGNMENT), Verify=UNTRUSTED, GiveBack=lost)
     assert error is lost
     assert kinds(actions) == [Verify, Note, GiveBack]
 
@@ -242,8 +347,8 @@ def test_an_evaluation_sends_scores_and_never_an_update():
     scoring = replace(ASSIGNMENT, kind=Kind.EVALUATION)
     actions, outcome = play(turn.work(DEVICE, scoring))
     assert kinds(actions) == [
-        *(Verify, Recall, CheckConditions, Fetch, Held, GatherHeld, Evaluate, CheckConditions),
-        *(Used, Note, Report, Note),
+        *(Verify, Recall, RecallReport, CheckConditions, Fetch, Held, GatherHeld, Evaluate),
+        *(CheckConditions, Used, Note, Report, Note),
     ]
     assert (outcome.status, outcome.examples) == (Status.COUNTED, 10)
 
@@ -267,7 +372,7 @@ def test_a_turn_is_taken_without_a_socket_an_interpreter_or_a_database():
     script = (
         "import device_runtime.turn, sys\n"
         "print([name for name in ('socket', 'httpx', 'sqlite3', 'tflite_runtime', "
-        "'ai_edge_litert', 'cryptography') if name in sys.modules])"
+        "'ai_edge_litert') if name in sys.modules])"
     )
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
@@ -374,12 +479,14 @@ def test_what_was_withheld_is_handed_in_before_the_device_asks_or_rests():
 
 def test_a_condition_lost_before_a_transfer_stops_it_and_work_is_kept_or_given_back():
     actions, outcome = play(turn.work(DEVICE, ASSIGNMENT), CheckConditions=Cause.METERED_NETWORK)
-    assert kinds(actions) == [Verify, Recall, CheckConditions, Note]
+    assert kinds(actions) == [Verify, Recall, RecallReport, CheckConditions, Note]
     assert (outcome.status, outcome.cause) == (Status.PAUSED, Cause.METERED_NETWORK)
     other = replace(ASSIGNMENT, checkpoint="ef" * 32)
     lost = [None, Cause.METERED_NETWORK]
     actions, outcome = play(turn.work(DEVICE, other), CheckConditions=lost)
-    assert kinds(actions) == [Verify, Recall, CheckConditions, Fetch, Held, CheckConditions, Note]
+    assert kinds(actions) == [
+        *(Verify, Recall, RecallReport, CheckConditions, Fetch, Held, CheckConditions, Note)
+    ]
     scoring = replace(ASSIGNMENT, kind=Kind.EVALUATION)
     actions, outcome = play(turn.work(DEVICE, scoring), CheckConditions=[None, Cause.IN_USE])
     assert (outcome.status, outcome.cause) == (Status.ABANDONED, Cause.CONDITION_LOST)
