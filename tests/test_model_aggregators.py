@@ -111,7 +111,6 @@ def test_values_are_rounded_as_the_device_rounds_them(aggregators, bits, size):
     signs, places = aggregators.signs(by), position(vector, by).clip(0, by.largest)
     codes = np.array(
         [aggregators.encode(vector, signs, by, np.array([1, draw])) for draw in range(draws)],
-        np.float64,
     )
     assert np.abs(codes - places).max() < 1 + 1e-3
     fraction, ups = places % 1, codes.mean(axis=0) - np.floor(places)
