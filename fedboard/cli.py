@@ -853,11 +853,20 @@ def serve(
             "--insecure", help="Listen for other machines without TLS: behind a proxy that has it."
         ),
     ] = False,
+    helper: Annotated[
+        str | None,
+        typer.Option(
+            help="Address of the helper that opens sums, run by another party; its token in "
+            "DIR/helper.token or FEDBOARD_HELPER_TOKEN. By default one runs beside the server."
+        ),
+    ] = None,
+    aggregation: task_commands.WhoSees = None,
     trust: Trust = None,
 ) -> None:
     """Run the server: check-in, rounds, aggregation, a page to watch.
 
-    State survives a restart, and kill -9.
+    State survives a restart, and kill -9. Beside it runs a helper, which opens sums of updates that
+    the server cannot read: whoever runs both can.
     """
     from device_runtime.config import from_toml
     from fedboard import serve as stage
@@ -865,8 +874,11 @@ def serve(
     from server.settings import ServerSettings
 
     settings = from_toml(ServerSettings, config) if config else ServerSettings()
+    if named := task_commands.named_aggregation(aggregation):
+        settings = replace(settings, aggregation=named)
     opened = open_bundle(bundle, trust) if bundle else None
-    stage.serve(dir, opened, settings, stage.Listening(host, port, insecure), time.time())
+    at = stage.Listening(host, port, insecure)
+    stage.serve(dir, opened, settings, at, time.time(), helper)
 
 
 @app.command()

@@ -6,16 +6,25 @@ import re
 import ssl
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from device_runtime import durable
 from device_runtime.bundle import Bundle
 from device_runtime.errors import RunError
+from device_runtime.helper_wire import TOKEN as HELPER_TOKEN
+from device_runtime.helper_wire import TOKEN_FILE as HELPER_TOKEN_FILE
 from device_runtime.shown import command
+from device_runtime.terms import Aggregation, why_exposed
+from device_runtime.wire import Kind
 from fedboard import console
 from fedboard.run import writable
 from server.contract import ADDRESS, TOKEN, TOKEN_FILE
 from server.settings import ServerSettings, Tls
-from server.task import State, for_bundle, settings_of, why_devices_refuse
+from server.task import State, for_bundle, settings_of, terms, why_devices_refuse
+
+if TYPE_CHECKING:  # the command line starts without it
+    from server.helper_client import Helper
+    from server.store import Store
 
 # environment: secrets stay out of files and commands
 DATABASE, BLOBS = "FEDBOARD_DATABASE", "FEDBOARD_BLOBS"
@@ -31,10 +40,18 @@ class Listening:
 
 
 def serve(
-    folder: Path, bundle: Bundle | None, settings: ServerSettings, at: Listening, now: float
+    folder: Path,
+    bundle: Bundle | None,
+    settings: ServerSettings,
+    at: Listening,
+    now: float,
+    helper: str | None = None,
 ) -> None:
     """Serve until stopped. A server that has tasks goes on with them; one that has none starts one
     from a bundle, or waits for one to be made.
+
+    `helper` is the address of the helper that opens sums; by default one runs beside the server, if
+    any task has its sums opened so.
     """
     from server import access, chain, disk, logs, tasks
     from server.coordinator import Coordinator, open_folder
@@ -64,6 +81,7 @@ def serve(
         coordinator = Coordinator(
             store,
             blobs,
+            helper=_helper(folder, settings, store, helper, ending),
             codes_needed=settings.access.enrolment == "code"
             or not (is_open or settings.access.enrolment),
         )
@@ -72,6 +90,8 @@ def serve(
             for each in stored:
                 if each.state is State.RUNNING and (refused := why_devices_refuse(each.task)):
                     console.say(f"{each.task.name}: {refused}")
+                if each.task.kind is Kind.TRAINING and (bad := why_exposed(terms(each.task))):
+                    console.say(f"{each.task.name}: {bad}", style="red")
                 with store.reading() as rows:
                     to_do = chain.what_to_do(rows, each.task, each.state, now)
                 if to_do:
@@ -79,7 +99,12 @@ def serve(
         elif bundle is not None:
             task = for_bundle(settings_of(settings), bundle.plan)
             tasks.create(coordinator, task, now, bundle.checkpoint)
-            certify = command("task", "certify", task.name, "--dir", folder)
+            sums = (
+                ()
+                if task.aggregation is Aggregation.HELPER
+                else ("--aggregation", task.aggregation)
+            )
+            certify = command("task", "certify", task.name, *sums, "--dir", folder)
             console.say(
                 "devices get work once the bundle's maker has certified this task, in another "
                 f"terminal: {certify}"
@@ -106,6 +131,61 @@ def serve(
             origins=doors.origins,
         )
         run(app(coordinator, access_=allowed), sock, **tls)
+
+
+def _helper(
+    folder: Path,
+    settings: ServerSettings,
+    store: "Store",
+    address: str | None,
+    ending: contextlib.ExitStack,
+) -> "Helper | None":
+    """The helper that this server asks, which is started if it is to run beside it; None where
+    nobody is to open sums so. Says who can see updates. Raises RunError if it cannot be had.
+    """
+    from fedboard.beside import Beside
+    from server.helper_client import Helper, over_http
+
+    told = os.environ.get(HELPER_TOKEN)
+    if address is not None:
+        token = told or _line(folder / HELPER_TOKEN_FILE)
+        console.say(
+            f"sums are opened by the helper at {address}: neither it nor this server sees an "
+            "update, unless one party runs both"
+        )
+        return Helper(over_http(lambda: address), token)
+    with store.reading() as rows:
+        kept = {each.task.aggregation for each in rows.tasks() if each.task.kind is Kind.TRAINING}
+    wanted = kept | {settings.aggregation}
+    if Aggregation.PLAIN in wanted:
+        console.say("plain, as asked by name: this server can read every update", style="red")
+    if Aggregation.HELPER not in wanted:
+        return None
+    if store.shared:
+        console.say(
+            "no helper is asked: the servers that share a database need one for all of them; name "
+            f"it with --helper URL, and its token in {HELPER_TOKEN}"
+        )
+        return None
+    beside = Beside(folder)
+    ending.enter_context(beside.running())
+    console.say(
+        f"a helper runs beside this server, in {beside.folder}: whoever runs both can see every "
+        "update; let another party run one, and name it with --helper URL",
+        style="red",
+    )
+    return Helper(over_http(beside.address), told or beside.token(), is_beside=True)
+
+
+def _line(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise RunError(
+            path,
+            f"the helper's token cannot be read ({getattr(error, 'strerror', None) or error})",
+            f"write there what its owner has given you, or set {HELPER_TOKEN}",
+        ) from None
 
 
 def require_private(at: Listening, has_tls: bool, remedy: str) -> None:

@@ -276,7 +276,7 @@ def test_how_many_devices_were_in_the_last_sum_too_is_counted(coordinator):
         st.sampled_from(["stays away", "joins", "gives back", "sends"]), min_size=6, max_size=6
     )
 )
-@trying(max_examples=12)
+@trying(max_examples=8, deadline=None)
 def test_whoever_is_lost_at_any_step_the_sum_is_that_of_those_who_were_counted(fates):
     with tempfile.TemporaryDirectory() as folder:
         rules = Rules(report_goal=6, over_selection=1.0, min_reports=2, reporting_s=100.0)
