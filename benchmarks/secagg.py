@@ -238,7 +238,7 @@ def helper_costs(round: Round) -> Costs:
             assert opened == seed
             seeds.append(opened)
     with spent(helper, "masks"):
-        mask = secagg.streams(seeds, by)
+        mask = masking.mask_sum(seeds, by)
     with spent(leader, "opened"):
         packing.unpack(packing.subtract(total, mask, by), by)
     leader["words"] = leader.pop("words of five") * round.devices / FULL

@@ -9,14 +9,14 @@ used for one encoding only: two under one seed would give their difference. All 
 argument. Sources: RFC 7748 (X25519), RFC 5869 (HKDF), NIST SP 800-38A and D (AES-CTR, AES-GCM).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
-from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext, algorithms, modes
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
@@ -28,6 +28,7 @@ from device_runtime.packing import Layout
 SEED_BYTES = 32
 SEAL_BYTES = 32 + SEED_BYTES + 16  # the sender's public key, the seed encrypted, its tag
 _NONCE = bytes(12)  # the same always: the key is of one use
+_PART = 16_384  # words whose mask is made at once: what is added up stays in the processor's cache
 
 Random = Callable[[int], bytes]  # so many random bytes: os.urandom, or a simulation's
 
@@ -55,12 +56,25 @@ class Bound:
 
 def mask(seed: bytes, by: Layout) -> NDArray[np.uint64]:
     """The mask of a seed, uniform over the words: uint64 [words]. AES-256 in counter mode."""
-    return packing.from_bytes(stream(seed).update(bytes(by.bytes)), by)
+    return mask_sum((seed,), by)
 
 
-def stream(seed: bytes) -> CipherContext:
-    """What encrypts zeros into a seed's mask, little by little."""
-    return Cipher(algorithms.AES(seed), modes.CTR(bytes(16))).encryptor()
+def mask_sum(seeds: Iterable[bytes], by: Layout) -> NDArray[np.uint64]:
+    """The sum of the masks of seeds, modulo the size of a word: uint64 [words]."""
+    total = np.zeros(by.words, np.uint64)
+    most = min(_PART, by.words)
+    zeros = memoryview(bytes(most * by.size))
+    room = bytearray(len(zeros) + 2 * 16)  # a cipher wants a block more than it fills
+    # words of any size are read as the largest: what stands above them is another word's, and is
+    # cut off at the end, for carries go upwards only
+    words: NDArray[np.uint64] = np.ndarray((most,), "<u8", room, strides=(by.size,))
+    for seed in seeds:
+        stream = Cipher(algorithms.AES(seed), modes.CTR(bytes(16))).encryptor()
+        for start in range(0, by.words, _PART):
+            part = total[start : start + _PART]
+            stream.update_into(zeros[: len(part) * by.size], room)
+            part += words[: len(part)]
+    return packing.add(total, np.zeros(1, np.uint64), by)
 
 
 def masked(numbers: NDArray[Any], seed: bytes, by: Layout) -> NDArray[np.uint64]:

@@ -250,11 +250,11 @@ def mask(
     own_seeds = [own_seed(session, own.public_key, state.seed)]
     added = [seed for place, seed in seeds.items() if place > roster.place]
     taken = [seed for place, seed in seeds.items() if place < roster.place]
-    words = packing.add(packing.pack(numbers, by), streams(own_seeds + added, by), by)
+    words = packing.add(packing.pack(numbers, by), masking.mask_sum(own_seeds + added, by), by)
     masked = Masked(
         session, state.before.key, roster, state.graph, inbox.shared, shares, tuple(spoiled)
     )
-    return masked, packing.subtract(words, streams(taken, by), by)
+    return masked, packing.subtract(words, masking.mask_sum(taken, by), by)
 
 
 def agree(state: Masked, announced: Announced) -> tuple[Agreed, Consent] | Refused:
@@ -363,14 +363,6 @@ def shared_seed(session: Session, private: X25519PrivateKey, peer: str) -> bytes
     """
     between = sorted((public_of(private), peer))
     return _derived(_exchanged(private, peer), session.message("shared", *between))
-
-
-def streams(seeds: Iterable[bytes], by: Layout) -> NDArray[np.uint64]:
-    """The streams of seeds, each uniform over the words, added: uint64 [words]."""
-    total = np.zeros(by.words, np.uint64)
-    for seed in seeds:
-        total = packing.add(total, masking.mask(seed, by), by)
-    return total
 
 
 def public_of(key: X25519PrivateKey) -> str:

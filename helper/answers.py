@@ -4,7 +4,7 @@ Reads no clock and no store.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -19,12 +19,10 @@ from device_runtime.helper_wire import (
     SealedReport,
 )
 from device_runtime.masking import Bound
-from device_runtime.packing import WORD_BYTES, Layout
 from device_runtime.weights import digest
 from helper.tasks import Rules, Task
 
 MOST_TOLD = 1000  # devices that one refusal names
-_CHUNK = 16_384  # words whose mask is made at once: what is added up stays in the processor's cache
 
 
 @dataclass(frozen=True)
@@ -118,25 +116,6 @@ def seeds(named: Named, task: Task, keys: SealKeys) -> list[bytes] | HelperProbl
     if bad:
         return _no(Refusal.BAD_SEAL, f"{len(bad)} seals hold no seed for this task and round", bad)
     return [seed for seed in opened if seed is not None]
-
-
-def mask_sum(seeds: Iterable[bytes], by: Layout) -> NDArray[np.uint64]:
-    """The sum of the masks of seeds, modulo the size of a word: uint64 [words]."""
-    total = np.zeros(by.words, np.uint64)
-    zeros = memoryview(bytes(_CHUNK * by.size))
-    room = bytearray(len(zeros) + 2 * 16)  # a cipher wants a block more than it fills
-    # words of any size are read as the largest: what stands above them is another word's, and is
-    # cut off at the end, for carries go upwards only
-    words: NDArray[np.uint64] = np.ndarray((_CHUNK,), "<u8", room, strides=(by.size,))
-    for seed in seeds:
-        stream = masking.stream(seed)
-        for start in range(0, by.words, _CHUNK):
-            part = total[start : start + _CHUNK]
-            stream.update_into(zeros[: len(part) * by.size], room)
-            part += words[: len(part)]
-    if by.size < WORD_BYTES:
-        total &= np.uint64(256**by.size - 1)
-    return total
 
 
 def finished(masks: NDArray[np.uint64], task: Task) -> NDArray[np.uint64]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from device_runtime import config, packing, signing
+from device_runtime import config, masking, packing, signing
 from device_runtime.helper_wire import (
     MOST_ROUNDS_AHEAD,
     SEAL_KEY,
@@ -154,7 +154,7 @@ class Desk:
             seeds = problem or answers.seeds(asked, task, by)
             if isinstance(seeds, HelperProblem):
                 return self._no(seeds)
-            words = answers.finished(answers.mask_sum(seeds, task.layout), task)
+            words = answers.finished(masking.mask_sum(seeds, task.layout), task)
             body = packing.to_bytes(words, task.layout)
             with self._changing:
                 self._places.answers.put(keys.name(of), body)

@@ -19,7 +19,7 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from numpy.typing import NDArray
 
-from device_runtime import neighbours, packing, secagg, shamir, signing
+from device_runtime import masking, neighbours, packing, secagg, shamir, signing
 from device_runtime.neighbours import Graph, Impossible
 from device_runtime.packing import Layout
 from device_runtime.secagg import Distrust, Session, Sets
@@ -251,7 +251,7 @@ def mask_sum(
         for each in beside:
             seed = secagg.shared_seed(circle.session, private, circle.keys[each].mask_key)
             (added if each < place else taken).append(seed)
-    mask = packing.subtract(secagg.streams(added, by), secagg.streams(taken, by), by)
+    mask = packing.subtract(masking.mask_sum(added, by), masking.mask_sum(taken, by), by)
     return Opened(mask, tuple(wrong))
 
 

@@ -7,12 +7,14 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from device_runtime import masking, packing
 from device_runtime.masking import SEAL_BYTES, Bound
+from device_runtime.packing import Layout
 
 PRIVATE, OTHER = (X25519PrivateKey.from_private_bytes(bytes(range(n, n + 32))) for n in (0, 1))
 PUBLIC = PRIVATE.public_key().public_bytes_raw().hex()
@@ -141,3 +143,18 @@ def test_what_a_device_signs_is_no_message_of_another_kind():
     assert ABOUT.signed(SEAL).startswith(b"fedboard-sealed-v1\n")
     assert ABOUT.message("seal") != ABOUT.message("sealed")
     assert ABOUT.signed(SEAL).endswith(SEAL)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    size=st.integers(1, 8),
+    words=st.integers(1, 40_000),
+    seeds=st.lists(st.binary(min_size=32, max_size=32), max_size=4),
+)
+def test_masks_add_up_in_words_of_every_size_as_the_cipher_s_whole_stream_does(size, words, seeds):
+    by = Layout(words, 256**size, 1, size)
+    total = np.zeros(words, np.uint64)
+    for seed in seeds:
+        stream = Cipher(algorithms.AES(seed), modes.CTR(bytes(16))).encryptor()
+        total = packing.add(total, packing.from_bytes(stream.update(bytes(by.bytes)), by), by)
+    assert np.array_equal(masking.mask_sum(seeds, by), total)

@@ -3,12 +3,11 @@
 import sqlite3
 from dataclasses import replace
 
-import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from device_runtime import enrolments, masking, packing, scores, signing
+from device_runtime import enrolments, scores, signing
 from device_runtime.errors import RunError
 from device_runtime.helper_wire import (
     MOST_ROUNDS_AHEAD,
@@ -17,10 +16,8 @@ from device_runtime.helper_wire import (
     KeysAsked,
     Named,
 )
-from device_runtime.packing import Layout
 from device_runtime.terms import Aggregation
 from device_runtime.wire import Kind
-from helper.answers import mask_sum
 from tests.toy_helper import (
     CERTIFIER,
     OPERATOR,
@@ -97,20 +94,6 @@ def test_the_sum_of_the_counted_reports_opens_whatever_became_of_the_others(desk
 def test_the_same_set_gets_the_same_bytes_in_any_order(five, order):
     desk, sent, first = five
     assert answered(desk, [sent[place] for place in order]) == first
-
-
-@given(
-    st.integers(1, 8),
-    st.integers(1, 40_000),
-    st.lists(st.binary(min_size=32, max_size=32), max_size=4),
-)
-@settings(max_examples=40, deadline=None)
-def test_masks_add_up_in_words_of_every_size(size, words, seeds):
-    by = Layout(words, 256**size, 1, size)
-    total = np.zeros(words, np.uint64)
-    for seed in seeds:
-        total = packing.add(total, masking.mask(seed, by), by)
-    assert (mask_sum(seeds, by) == total).all()
 
 
 # once

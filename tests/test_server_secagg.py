@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from device_runtime import packing, secagg
+from device_runtime import masking, packing, secagg
 from device_runtime.errors import ConfigError
 from device_runtime.neighbours import Impossible
 from device_runtime.secagg import Distrust, Masked
@@ -136,8 +136,8 @@ def chi_square(words: np.ndarray) -> float:
 
 def without(words: np.ndarray, place: int, shared: dict[int, bytes]) -> np.ndarray:
     """The words of the device at a place without the streams that it shares with others."""
-    added = secagg.streams([seed for each, seed in shared.items() if place < each], LAYOUT)
-    taken = secagg.streams([seed for each, seed in shared.items() if place > each], LAYOUT)
+    added = masking.mask_sum([seed for each, seed in shared.items() if place < each], LAYOUT)
+    taken = masking.mask_sum([seed for each, seed in shared.items() if place > each], LAYOUT)
     return packing.add(packing.subtract(words, added, LAYOUT), taken, LAYOUT)
 
 
@@ -153,7 +153,7 @@ def test_what_is_left_of_one_device_s_words_is_uniform():
     for place, words in end.words.items():
         state = start.sharing[place]
         own = secagg.own_seed(session_, circle.keys[place].public_key, state.seed)
-        left = packing.subtract(words, secagg.streams([own], LAYOUT), LAYOUT)
+        left = packing.subtract(words, masking.mask_sum([own], LAYOUT), LAYOUT)
         shared = {
             each: secagg.shared_seed(session_, state.before.mask_key, circle.keys[each].mask_key)
             for each in circle.around(place)
