@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from device_runtime import config, masking, packing, secagg, shamir, signing
+from device_runtime import config, masking, neighbours, packing, secagg, shamir, signing
 from device_runtime.masking import Bound
 from device_runtime.neighbours import Graph
 from device_runtime.packing import Layout
@@ -260,7 +260,7 @@ class Units:
     sign: float
     verify: float
     box: float  # AES-GCM of two shares, with the key that it takes
-    stream: float
+    stream: float  # made and added
     read: float  # words out of bytes
     add: float
     pack: float
@@ -281,7 +281,7 @@ def units(by: Layout) -> Units:
         sign=each(200, lambda: key.sign(b"")),
         verify=each(200, lambda: signing.verified(name, b"", signature)),
         box=each(200, lambda: AESGCM(bytes(32)).encrypt(bytes(12), bytes(66), None)),
-        stream=each(20, lambda: masking.mask(bytes(32), by)),
+        stream=each(5, lambda: masking.mask_sum([bytes(32)] * 8, by)) / 8,
         read=each(20, lambda: packing.from_bytes(bytes(by.bytes), by)),
         add=each(20, lambda: packing.add(words, words, by)),
         pack=each(5, lambda: packing.to_bytes(packing.pack(numbers, by), by)),
@@ -319,12 +319,12 @@ def counted_secagg(round: Round, graph: Graph, unit: Units) -> Costs:
         + 2 * unit.sign
         + k * (2 * unit.verify + 4 * unit.exchange + 2 * unit.box)
         + sharing
-        + (k + 1) * (unit.stream + unit.add)
+        + (k + 1) * unit.stream
         + unit.pack,
         server_s=n * (unit.verify + 2 * unit.exchange)
         + stays * (unit.verify + unit.read + unit.add)
         + n * t * t * 2 * unit.multiply
-        + streams * (unit.stream + unit.add)
+        + streams * unit.stream
         + gone * k * (1 - LOST) * unit.exchange
         + unit.unpack,
         up=160 + 32 + k * BOX_BYTES + HEADER_BYTES + round.by.bytes + 64 + k * SHARE_BYTES,
@@ -337,9 +337,9 @@ def counted_helper(round: Round, unit: Units) -> Costs:
     """One stream, one exchange and one signature of each device, and the same to open it."""
     n = round.devices
     return Costs(
-        device_s=2 * unit.exchange + unit.box + unit.sign + unit.stream + unit.add + unit.pack,
+        device_s=2 * unit.exchange + unit.box + unit.sign + unit.stream + unit.pack,
         server_s=n * (unit.verify + unit.read + unit.add) + unit.unpack,
-        helper_s=n * (unit.verify + unit.exchange + unit.box + unit.stream + unit.add),
+        helper_s=n * (unit.verify + unit.exchange + unit.box + unit.stream),
         up=HEADER_BYTES + masking.SEAL_BYTES + 64 + round.by.bytes,
         down=200,
         messages=1,
@@ -367,9 +367,7 @@ def rows(devices: int, values: int) -> list[str]:
         line("CPU of a device, ms", lambda each: f"{1000 * each.device_s:,.1f}"),
         line("CPU of the server, s", lambda each: f"{each.server_s:,.2f}"),
         line("CPU of the helper, s", lambda each: f"{each.helper_s:,.2f}" if each.helper_s else ""),
-        f"{devices:,} devices: {graph.degree} neighbours, {graph.threshold} of them open a secret; "
-        f"an update is exposed with a chance of at most {graph.exposure:.1e}, the sum cannot be "
-        f"opened with one of {graph.failure:.1e}; ms of a device: {steps}",
+        f"{neighbours.described(graph)}; ms of a device: {steps}",
     ]
 
 

@@ -55,4 +55,4 @@ def test_the_table_has_a_line_for_each_question_and_one_that_says_how_sure_it_is
     secagg.main(["--devices", "12", "--values", "4096"])
     lines = capsys.readouterr().out.splitlines()
     assert len([line for line in lines if line.startswith("| 12 |")]) == 7
-    assert "4 neighbours, 3 of them open a secret" in lines[-1]
+    assert "of 12 devices each has 4 neighbours, 3 of whom can open" in lines[-1]
