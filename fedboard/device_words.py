@@ -225,6 +225,7 @@ def _sentence(line: Contribution) -> str:
     words: Mapping[str, str] = {
         Status.COUNTED: f"an update of {line.examples:,} examples was counted",
         Status.SENDING: f"an update of {line.examples:,} examples may have left: no answer came",
+        Status.JOINED: "the device went away while it waited for others, and no update was sent",
         Status.PAUSED: f"the work was interrupted and waits for the next window: {cause}",
         Status.ABANDONED: f"the work was given back and nothing learned was sent: {cause}",
         Status.NOT_COUNTED: (

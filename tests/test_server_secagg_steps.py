@@ -1,11 +1,25 @@
 """Rounds whose devices open their sums together, step by step, at the coordinator."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from device_runtime import chain, encoding, weights
-from device_runtime.secagg_wire import Advertised, Consent, Revealed, Shares
-from device_runtime.wire import Phase
+from device_runtime.causes import Cause
+from device_runtime.secagg_wire import (
+    Advertised,
+    Announced,
+    Consent,
+    Inbox,
+    Neighbour,
+    Revealed,
+    Roster,
+    Shares,
+    to_bits,
+)
+from device_runtime.wire import Ack, Phase, Reject
+from server.requests import Hearing, Refused, Reporting, Telling
 from tests import toy_server
 from tests.toy_secagg_steps import DEVICES, LIES, TRUTH, Report, assigned, codes, new, play
 
@@ -48,3 +62,198 @@ def test_devices_that_leave_before_a_step_are_left_out_of_the_sum_or_made_good(t
     assert report.counted == len(counted)
     assert report.dropped == ({} if counted is members else {"timed_out": 2})
     np.testing.assert_allclose(moved(coordinator, report), mean_of(counted), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("step", "reason"),
+    [
+        (Advertised, "after the step of keys 3 devices are left, which are too few"),
+        (Shares, "after the step of shares 3 devices are left, which are too few"),
+        (Report, "after the step of masked 3 devices are left, which are too few"),
+    ],
+)
+def test_a_round_that_is_left_by_too_many_is_abandoned_and_says_at_which_step(
+    tmp_path, step, reason
+):
+    coordinator = new(tmp_path)
+    members = assigned(coordinator)
+    for each in members[:5]:
+        each.leaves = step
+    play(coordinator, members, [1.0])
+    report = coordinator.reports(0.0).rounds[0]
+    assert (report.phase, report.reason, report.checkpoint) == (Phase.ABANDONED, reason, "")
+    assert report.dropped == {"timed_out": 5, **({"round_closed": 3} if step is not Report else {})}
+
+
+@pytest.mark.parametrize("step", [Consent, Revealed])
+def test_a_sum_whose_secrets_too_few_devices_can_open_is_never_opened(tmp_path, step):
+    coordinator = new(tmp_path)
+    members = assigned(coordinator)
+    for each in members[:5]:  # four neighbours of each must stay
+        each.leaves = step
+    play(coordinator, members, [1.0])
+    report = coordinator.reports(0.0).rounds[0]
+    assert (report.phase, report.counted, report.checkpoint) == (Phase.ABANDONED, DEVICES, "")
+    assert "too few" in report.reason
+
+
+def test_a_step_waits_for_no_one_longer_than_its_share_of_the_reporting_window(tmp_path):
+    coordinator = new(tmp_path)
+    members = assigned(coordinator)
+    members[0].leaves = Advertised
+    at = [1.0]
+    play(coordinator, members, at)
+    assert 361.0 <= at[0] < 361.0 + 200.0  # six tenths of ten minutes, and the rest soon after
+
+
+def talk(coordinator, members):
+    """Who asks at second 2, and hears at once."""
+    return lambda request: coordinator.handle([request], 2.0)[0]
+
+
+def begun(coordinator, count=DEVICES):
+    """Devices that have sent their keys, and what each of them sent."""
+    members = assigned(coordinator, count)
+    for each in members:
+        each.go_on(talk(coordinator, members), 1.0)
+    return members
+
+
+def test_keys_may_be_sent_again_but_no_others_and_nobody_else_s(tmp_path):
+    coordinator = new(tmp_path)
+    members = begun(coordinator, 3)
+    ask = talk(coordinator, members)
+    first, second = members[0], members[1]
+    (keys,), (others,) = first.sent, second.sent
+    assert ask(Telling(first.device, first.work.assignment, keys)) == Ack(True)
+    answer = ask(Telling(first.device, first.work.assignment, others))
+    assert (type(answer), answer.cause) == (Refused, Cause.DIFFERENT_UPDATE)
+    assert coordinator.reports(2.0).rounds[0].dropped == {}
+
+
+@pytest.mark.parametrize(
+    ("change", "distrust"),
+    [
+        ({"public_key": "0f" * 32}, "bad_signature"),
+        ({"signature": "0f" * 64}, "bad_signature"),
+        ({"mask_key": "of another"}, "replayed_key"),
+        ({"box_key": "of another"}, "replayed_key"),
+    ],
+)
+def test_keys_that_are_not_the_device_s_or_have_been_sent_are_refused_by_name(
+    tmp_path, change, distrust
+):
+    coordinator = new(tmp_path)
+    members = assigned(coordinator)
+    ((name, value),) = change.items()
+
+    def spoiled(message):
+        if isinstance(message, Advertised):
+            theirs = getattr(members[0].sent[0], name)
+            return replace(message, **{name: theirs if value == "of another" else value})
+        return message
+
+    members[1].spoils = spoiled
+    play(coordinator, members, [1.0])
+    (refused,) = members[1].refused
+    assert (refused.cause, refused.status) == (Cause.BAD_SHARES, 422)
+    assert distrust in refused.detail
+    report = coordinator.reports(0.0).rounds[0]
+    assert (report.phase, report.counted) == (Phase.COMMITTED, DEVICES - 1)
+    assert report.dropped == {"bad_shares": 1}
+
+
+def test_shares_for_others_than_the_neighbours_are_refused_by_name(tmp_path):
+    coordinator = new(tmp_path)
+    members = assigned(coordinator)
+    members[0].spoils = lambda each: (
+        replace(each, boxes=each.boxes[1:]) if isinstance(each, Shares) else each
+    )
+    play(coordinator, members, [1.0])
+    (refused,) = members[0].refused
+    assert refused.cause is Cause.BAD_SHARES and "foreign_shares" in refused.detail
+    assert coordinator.reports(0.0).rounds[0].counted == DEVICES - 1
+
+
+def test_wrong_shares_of_one_device_do_not_spoil_the_sum(tmp_path):
+    coordinator = new(tmp_path)
+    members = assigned(coordinator)
+
+    def wrong(message):
+        if not isinstance(message, Revealed):
+            return message
+        return replace(message, seeds=tuple(replace(s, share="07" * 33) for s in message.seeds))
+
+    members[0].spoils = wrong
+    play(coordinator, members, [1.0])
+    report = coordinator.reports(0.0).rounds[0]
+    assert members[0].refused or report.phase is Phase.COMMITTED
+    np.testing.assert_allclose(moved(coordinator, report), mean_of(members), atol=1e-6)
+
+
+def forged(roster: Roster) -> Roster:
+    """A neighbour more than there is, in the place of one that is."""
+    first, *others = roster.neighbours
+    return replace(roster, neighbours=(*others, Neighbour(7 - roster.place, first.keys)))
+
+
+LIES_TOLD = {
+    "neighbours": (Roster, forged),
+    "shared": (Inbox, lambda inbox: replace(inbox, shared=to_bits(range(4), DEVICES))),
+    "masked": (Announced, lambda told: Announced(to_bits(range(3), DEVICES))),
+}
+
+
+@pytest.mark.parametrize("lie", LIES_TOLD)
+def test_a_device_that_is_lied_to_sends_nothing_more_and_says_so(tmp_path, lie):
+    coordinator = new(tmp_path)
+    members = assigned(coordinator)
+    kind, told = LIES_TOLD[lie]
+
+    def lied(request, answer):
+        is_to_first = isinstance(request, Hearing) and request.device == members[0].device
+        return told(answer) if is_to_first and isinstance(answer, kind) else answer
+
+    play(coordinator, members, [1.0], lied)
+    gone = members[0].gone
+    assert gone is not None and gone.cause in (Cause.INCONSISTENT, Cause.TIMED_OUT)
+    assert not any(isinstance(each, Revealed) for each in members[0].sent)
+    report = coordinator.reports(0.0).rounds[0]
+    assert report.phase is Phase.COMMITTED
+    counted = members if lie == "masked" else members[1:]
+    np.testing.assert_allclose(moved(coordinator, report), mean_of(counted), atol=1e-6)
+
+
+def test_who_asks_too_early_hears_when_to_ask_again_and_who_sends_too_early_is_refused(tmp_path):
+    coordinator = new(tmp_path)
+    members = begun(coordinator, 3)
+    ask, first = talk(coordinator, members), members[0]
+    answer = ask(Hearing(first.device, first.work.assignment, Roster))
+    assert (answer.cause, 4.0 <= answer.retry_in_s <= 6.0) == (Cause.WAITING, True)
+    shares = Shares("0f" * 32, ())
+    early = ask(Telling(first.device, first.work.assignment, shares))
+    assert early.cause is Cause.MALFORMED and "step of keys, not of shares" in early.detail
+    words = ask(Reporting(first.device, first.work.assignment, b"FBUP"))
+    assert words.cause is Cause.MALFORMED and "not of masked" in words.detail
+    assert coordinator.reports(2.0).rounds[0].dropped == {}
+
+
+def test_a_device_that_comes_when_its_step_is_over_is_told_that_it_is_late(tmp_path):
+    coordinator = new(tmp_path)
+    members = assigned(coordinator)
+    members[0].leaves = Advertised
+    play(coordinator, members, [1.0])
+    request = Hearing(members[0].device, members[0].work.assignment, Roster)
+    (answer,) = coordinator.handle([request], 900.0)
+    assert answer == Reject(Cause.LATE, 0.0)
+
+
+def test_nothing_that_devices_sent_is_kept_once_the_round_is_over(tmp_path):
+    coordinator = new(tmp_path)
+    members = assigned(coordinator)
+    play(coordinator, members, [1.0])
+    with coordinator.store.reading() as rows:
+        assert rows.secagg.peers("default", 1) == []
+        assert rows.secagg.boxes("default", 1, 0) == []
+        counts = rows.secagg.counts("default", 1, 1)
+    assert counts == {1: {"keys": 8, "shares": 8, "consents": 8, "unmasked": 8}}

@@ -35,11 +35,11 @@ from server.task import Peers, TaskSettings
 from tests import toy_server
 from tests.toy_server import OneByOne, by_arrival, created
 
-DEVICES = 12
-RULES = Rules(report_goal=DEVICES, over_selection=1.0, min_reports=6, reporting_s=600.0)
-# of 12 devices each has 8 neighbours, of whom 5 open a secret
+DEVICES = 8
+RULES = Rules(report_goal=DEVICES, over_selection=1.0, min_reports=4, reporting_s=600.0)
+# of 8 devices each has 6 neighbours, of whom 4 open a secret
 LIES = Peers(adversarial=0.0, drop_out=0.25, semi_malicious=True)
-# the same, but 6 neighbours and 2 of them
+# the same, but 4 neighbours and 2 of them
 TRUTH = replace(LIES, semi_malicious=False)
 
 
@@ -58,7 +58,7 @@ def settings(rules: Rules = RULES, peers: Peers = LIES, **more: Any) -> TaskSett
         step=ServerStep(),
         seed=7,
         aggregation=Aggregation.SECAGG,
-        least_count=6,
+        least_count=4,
         secagg=peers,
         **more,
     )
@@ -94,10 +94,14 @@ class Member:
     """A device in a round, which may leave before it does something."""
 
     def __init__(self, device: str, number: int, work: Assignment, leaves: Any = None):
-        """`leaves`: before it sends a message of this kind, or reports."""
+        """`leaves`: before it sends a message of this kind, or reports. `spoils` says what it
+        sends in the place of a message.
+        """
         self.device, self.number, self.work, self.leaves = device, number, work, leaves
         self.actions = life(work, codes(number, chain.terms_of(work).encoding))
         self.sent: list[Any] = []
+        self.refused: list[Refused] = []
+        self.spoils: Callable[[Any], Any] = lambda message: message
         self.gone: Gone | None = None
         self.has_left = self.is_done = False
         self.due = 0.0
@@ -136,14 +140,17 @@ class Member:
                 secret = f"{self.number} {name}".encode()
                 return Own(toy_server.key(self.number), protection.repeating(secret))
             case Tell(_, message):
-                self.sent.append(message)
-                answer = ask(Telling(self.device, name, message))
+                self.sent.append(self.spoils(message))
+                answer = ask(Telling(self.device, name, self.sent[-1]))
             case Hear(_, kind):
                 answer = ask(Hearing(self.device, name, kind))
             case Report(body):
                 self.sent.append(body)
                 answer = ask(Reporting(self.device, name, body))
-        return Reject(answer.cause, 0.0) if isinstance(answer, Refused) else answer
+        if isinstance(answer, Refused):
+            self.refused.append(answer)
+            return Reject(answer.cause, 0.0)
+        return answer
 
 
 def assigned(coordinator: Coordinator, count: int = DEVICES, now: float = 1.0) -> list[Member]:
@@ -157,12 +164,20 @@ def assigned(coordinator: Coordinator, count: int = DEVICES, now: float = 1.0) -
     return members
 
 
-def play(coordinator: Coordinator, members: list[Member], at: list[float]) -> None:
+Lie = Callable[[Request, Any], Any]  # a request and its true answer -> what is answered
+
+
+def play(
+    coordinator: Coordinator,
+    members: list[Member],
+    at: list[float],
+    lie: Lie = lambda request, answer: answer,
+) -> None:
     """Let the devices and time go on until the round is over."""
 
     def ask(request: Request) -> Any:
         (answer,) = coordinator.handle([request], at[0])
-        return answer
+        return lie(request, answer)
 
     number = members[0].work.round
     while coordinator.reports(at[0]).rounds[-1].round == number:
