@@ -126,7 +126,7 @@ from server.store import (
     Unusable,
 )
 from server.sums import Sum, Weighted
-from server.task import State, Task, round_rules, task_id, terms
+from server.task import State, Task, is_masked, round_rules, task_id, terms
 
 log = logging.getLogger("fedboard.server")
 
@@ -990,11 +990,12 @@ class Coordinator:
         ledger: Ledger,
     ) -> Sum:
         """This replica's sum of a round with these reports in it: all of the task's kind."""
-        by, total = mechanism.of(ledger.tasks[at[0]].task), self._sums.of(rows, at)
-        if ledger.tasks[at[0]].task.kind is Kind.RELEASES:
+        task, total = ledger.tasks[at[0]].task, self._sums.of(rows, at)
+        by = mechanism.of(task)
+        if task.kind is Kind.RELEASES:
             of_devices = [each for each in reports if isinstance(each, ReleaseScores)]
             return release_scores.added(total, of_devices)
-        if ledger.tasks[at[0]].task.kind is Kind.EVALUATION:
+        if task.kind is Kind.EVALUATION and not is_masked(task):
             vectors = [scores.to_vector(each) for each in reports if isinstance(each, Scores)]
             before = Sum(scores.empty()) if total is None else total
             return Sum(scores.add([before.total, *vectors]), count=before.count + len(vectors))

@@ -13,7 +13,7 @@ from device_runtime.update import Sealed
 from device_runtime.wire import MOST_WORDS, Kind, ReleaseScores, Scores
 from server import mechanism
 from server.sums import Checked
-from server.task import Task
+from server.task import Task, is_masked
 
 
 @dataclass(frozen=True)
@@ -33,11 +33,11 @@ def judge(
 ) -> Checked | Sealed | Scores | ReleaseScores | Cause:
     """A report as values, or why it must not be counted. Decides by the report and the task alone:
     whether there is such a release is looked up when it is counted. `kind` is of the route: scores
-    of all kinds come by one. `bound` is what a seal in it must be for; None: there is no key.
+    come by one of their own, unless they are masked as updates are. `bound` is what a seal in it must be for; None: there is no key.
     """
-    if (kind is Kind.TRAINING) != (task.kind is Kind.TRAINING):
+    if (kind is Kind.TRAINING) != (task.kind is Kind.TRAINING or is_masked(task)):
         return Cause.NOT_AN_UPDATE if kind is Kind.TRAINING else Cause.NOT_SCORES
-    if task.kind is Kind.EVALUATION:
+    if task.kind is Kind.EVALUATION and not is_masked(task):
         return scores_of(body)
     if task.kind is Kind.RELEASES:
         return release_scores_of(body)

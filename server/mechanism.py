@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from device_runtime import encoding, packing, update
+from device_runtime import encoding, packing, scores, update
 from device_runtime.bundle import NO_PRIVACY
 from device_runtime.causes import Cause
 from device_runtime.encoding import Encoding
@@ -29,6 +29,7 @@ from device_runtime.errors import UpdateError
 from device_runtime.packing import Layout
 from device_runtime.terms import Aggregation, Terms
 from device_runtime.update import Sealed
+from device_runtime.wire import Kind
 from server import sums
 from server.sums import Checked, Sum, Weighted
 from server.task import Task, encoding_of, is_masked, terms
@@ -182,6 +183,8 @@ def of(task: Task) -> Mechanism:
 
 def numbers_of(task: Task) -> tuple[int, int]:
     """How many numbers a report of a task holds, and the largest that one may be."""
+    if task.kind is Kind.EVALUATION:
+        return scores.LENGTH, scores.MOST_LOSS
     by = terms(task).encoding
     return by.values, by.largest
 
@@ -199,7 +202,10 @@ def opened(task: Task, parts: Sequence[Sum], mask: NDArray[np.uint64]) -> Sum | 
     total, by = of(task).total(parts), layout_of(task)
     words = packing.subtract(total.total.view(np.uint64), mask, by)
     numbers = packing.unpack(words, by)
-    reason = beyond_reach(numbers, total.count, terms(task).encoding)
+    if task.kind is Kind.EVALUATION:
+        reason = scores.beyond_reach(numbers, total.count)
+    else:
+        reason = beyond_reach(numbers, total.count, terms(task).encoding)
     if reason:
         return f"it is beyond what honest devices could reach: {reason}"
     return Sum(numbers.astype(np.int64), total.count, total.count)

@@ -229,8 +229,10 @@ def openable(settings: TaskSettings) -> TaskSettings:
 
 
 def is_masked(task: TaskSettings) -> bool:
-    """Whether the reports of a task are masked, and their sum must be opened."""
-    return task.kind is Kind.TRAINING and task.aggregation is not Aggregation.PLAIN
+    """Whether the reports of a task are masked, and their sum must be opened. Who compares releases
+    says which one it runs, so those reports are seen one by one.
+    """
+    return task.kind is not Kind.RELEASES and task.aggregation is not Aggregation.PLAIN
 
 
 def opens_itself(task: TaskSettings) -> bool:

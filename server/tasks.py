@@ -19,7 +19,16 @@ from server.coordinator import Coordinator
 from server.pacing import JITTER, LEAST_S
 from server.rounds import RETRY_S, RoundState
 from server.store import Rows, Store, StoredCheckpoint
-from server.task import Task, TaskSettings, agreeing, openable, task_of
+from server.task import (
+    Task,
+    TaskSettings,
+    agreeing,
+    is_masked,
+    openable,
+    round_rules,
+    task_of,
+    terms,
+)
 
 
 def create(
@@ -179,7 +188,23 @@ def _evaluating(store: Store, settings: TaskSettings) -> tuple[Task, StoredCheck
         shapes=trained.shapes,
         dimension=trained.dimension,
     )
-    return agreeing(task, trained), newest
+    task = agreeing(task, trained)
+    return _opened_alike(task) if is_masked(task) else task, newest
+
+
+def _opened_alike(task: Task) -> Task:
+    """An evaluation whose sums have room under the terms of its training task, and are opened of no
+    fewer reports. Raises ConfigError for another report goal.
+    """
+    agreed, rules = terms(task), task.rules
+    if not agreed.fewest <= rules.report_goal or round_rules(task).report_goal > agreed.most:
+        raise ConfigError(
+            "rules.report_goal",
+            f"expected that of {task.evaluates}, whose terms allow sums of {agreed.fewest} to "
+            f"{agreed.most} devices, found {rules.report_goal}",
+            "correct it: scores are added up and opened as its updates are",
+        )
+    return replace(task, rules=replace(rules, min_reports=max(rules.fewest, agreed.fewest)))
 
 
 def _require_new(rows: Rows, name: str) -> None:
