@@ -21,6 +21,7 @@ from device_runtime.causes import Step, label
 from device_runtime.errors import RunError
 from device_runtime.limits import OwnLimits
 from device_runtime.shown import command
+from device_runtime.terms import LEAST_COUNT
 from device_runtime.transport import http, persistent
 from device_runtime.wire import DAY_S, Phase, Plan, RoundReports, lost
 from fedboard import console, devices, publishing, release, score
@@ -170,7 +171,8 @@ def _run(demo: Demo) -> Run:
             f"A server on this machine, and {demo.devices} devices in {demo.processes} processes "
             "that cannot import TensorFlow. Each holds the "
             "encrypted typing log of one train user. Only devices that charge, are on WiFi and "
-            "idle may train; they upload 8-bit changes, never text.",
+            "idle may train. What they learn leaves masked, never as text: a helper beside the "
+            "server takes the masks off the sum of a round, and of nothing less.",
         ):
             served = stack.enter_context(_serving(demo, trained, first, corpus.train))
             measured = _rounds_with_devices(demo, trained, served)
@@ -259,6 +261,7 @@ def _serving(demo: Demo, run: Run, bundle: Path, users: Users) -> Iterator[_Serv
         rules=rules,
         # all able devices are in every round
         policy=Policy(min_examples=min(10, demo.min_examples), min_separation=1),
+        least_count=rules.fewest,
     )
     folder = run.path / "server"
     folder.mkdir(exist_ok=True)
@@ -285,6 +288,11 @@ def _serving(demo: Demo, run: Run, bundle: Path, users: Users) -> Iterator[_Serv
             given = consent(operator, settings.aggregation, settings.helper, is_here=True)
             key = signing_key(None)
             certified(operator, settings.name, key, demo.device_rounds, DAY_S, given)
+        console.say(
+            f"a sum of {rules.fewest} devices is opened here, where {LEAST_COUNT} hide each other "
+            "better; and whoever runs server and helper, as this demo does, can see every update",
+            style="red",
+        )
         console.say(
             f"server at {url}; {goal} of {len(homes)} devices are able to join each round, the "
             "others are refused for a cause"
