@@ -167,6 +167,7 @@ def address(tmp_path, tiny_bundle, trusted, signing_key):
     """
     (tmp_path / "maker.pub").write_text(next(iter(trusted)))
     (tmp_path / "server.toml").write_text(
+        'aggregation = "plain"\n'
         "[rules]\nreport_goal = 1\nover_selection = 1.0\nselection_s = 0.0\nretry_s = 0.0\n"
         "[policy]\nmin_examples = 5\nmin_separation = 1\n"
     )

@@ -36,6 +36,7 @@ def world(tmp_path, tiny_bundle, trusted, signing_key):
     (tmp_path / "maker.key").write_text(signing_key.private_bytes_raw().hex())
     (tmp_path / "able.tsv").write_text(ABLE)
     (tmp_path / "server.toml").write_text(
+        'aggregation = "plain"\n'
         "[rules]\nreport_goal = 1\nover_selection = 1.0\nselection_s = 0.0\nretry_s = 3600.0\n"
         "[policy]\nmin_examples = 5\n"
     )
@@ -64,7 +65,7 @@ def world(tmp_path, tiny_bundle, trusted, signing_key):
         address = tmp_path / "server" / "address"
         wait(address.is_file)
         url = address.read_text().strip()
-        key = ("--key", tmp_path / "maker.key")
+        key = ("--key", tmp_path / "maker.key", "--aggregation", "plain")
         said = fedboard("task", "certify", "default", "--dir", tmp_path / "server", *key)
         assert "round key is certified" in said
         yield [

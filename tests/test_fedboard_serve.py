@@ -13,7 +13,6 @@ import httpx
 import pytest
 
 from device_runtime import config, signing
-from device_runtime.bundle import NO_PRIVACY
 from device_runtime.config import from_toml
 from device_runtime.errors import ConfigError, RunError
 from device_runtime.home import Home
@@ -61,9 +60,11 @@ def fedboard(capfd, monkeypatch):
 
 
 class Running:
-    """A server process in a folder, and its log."""
+    """A server process in a folder, and its log. `aggregation` is that of a task which it makes:
+    only where sums are opened by a helper, one is started beside it.
+    """
 
-    def __init__(self, folder: Path, *options: object):
+    def __init__(self, folder: Path, *options: object, aggregation: str = "plain"):
         self.folder, self.log = folder, folder.with_name(f"{folder.name}.log")
         (folder / stage.ADDRESS).unlink(missing_ok=True)
         command = [
@@ -75,6 +76,7 @@ class Running:
             str(folder),
             "--port",
             "0",
+            *(() if aggregation == "helper" else ("--aggregation", aggregation)),
             *map(str, options),
         ]
         with open(self.log, "a") as log:
@@ -103,9 +105,9 @@ class Running:
 def running(tmp_path):
     started: list[Running] = []
 
-    def start(*options: object, name: str = "server") -> Running:
+    def start(*options: object, name: str = "server", aggregation: str = "plain") -> Running:
         (tmp_path / name).mkdir(exist_ok=True)
-        started.append(Running(tmp_path / name, *options))
+        started.append(Running(tmp_path / name, *options, aggregation=aggregation))
         return started[-1]
 
     yield start
@@ -121,10 +123,10 @@ def test_a_server_without_any_configuration_is_given_tasks_and_devices_and_goes_
     (tmp_path / "maker.key").write_text(signing_key.private_bytes_raw().hex())
     (tmp_path / "able.tsv").write_text(ABLE)
     (tmp_path / "task.toml").write_text(
-        "[rules]\nreport_goal = 1\nover_selection = 1.0\nselection_s = 0.0\n"
+        "least_count = 1\n[rules]\nreport_goal = 1\nover_selection = 1.0\nselection_s = 0.0\n"
         "[policy]\nmin_examples = 5\n"
     )
-    server, where = running(), ("--dir", tmp_path / "server")
+    server, where = running(aggregation="helper"), ("--dir", tmp_path / "server")
     assert "No task yet" in httpx.get(server.url).text
     trust = ("--trust", tmp_path / "maker.pub")
     start = ("--bundle", tiny_bundle.path, "--config", tmp_path / "task.toml", *trust)
@@ -169,8 +171,15 @@ def test_a_server_without_any_configuration_is_given_tasks_and_devices_and_goes_
     )
     fedboard("task", "pause", "scores", *where)
     server.end(signal.SIGKILL)
-    again = running()
-    tasks = {task["name"]: task for task in json.loads(fedboard("task", "list", *where, "--json"))}
+    again, end = running(aggregation="helper"), time.monotonic() + 60
+
+    def listed() -> dict[str, dict]:
+        return {
+            each["name"]: each for each in json.loads(fedboard("task", "list", *where, "--json"))
+        }
+
+    while not (tasks := listed())["words"]["committed"]:  # its helper opens the sum
+        assert time.monotonic() < end, again.log.read_text()
     assert (tasks["scores"]["state"], tasks["words"]["state"]) == ("paused", "running")
     assert "going on with the tasks of this server" in again.log.read_text()
     fedboard("task", "resume", "scores", *where)
@@ -182,7 +191,11 @@ def test_a_server_without_any_configuration_is_given_tasks_and_devices_and_goes_
     assert back["checkpoint_round"] == tiny_bundle.checkpoint.round
     shown = fedboard("task", "show", "words", *where)
     assert "abandoned" in shown and "checkpoint" in shown
-    assert f"privacy: {NO_PRIVACY}; {NOTHING_CLAIMED}" in " ".join(shown.split())
+    said = " ".join(shown.split())
+    assert "privacy: updates were seen in sums of at least 1, opened by a helper" in said
+    assert NOTHING_CLAIMED in said
+    assert "whoever runs the server also runs its helper" in said
+    assert "a sum is opened of only 1 devices: expected at least 100" in said
     assert "privacy" not in fedboard("task", "show", "scores", *where)
     (code,) = fedboard("codes", *where).split()
     assert len(code) == 32
@@ -216,7 +229,9 @@ def test_an_operator_makes_and_keeps_tasks_where_only_a_device_s_packages_are_in
 ):
     running()
     (tmp_path / "maker.pub").write_text(next(iter(trusted)))
-    (tmp_path / "task.toml").write_text("[rules]\nreport_goal = 7\n[limits]\nbody_s = 5\n")
+    (tmp_path / "task.toml").write_text(
+        'aggregation = "plain"\n[rules]\nreport_goal = 7\n[limits]\nbody_s = 5\n'
+    )
     settings = ["--config", str(tmp_path / "task.toml")]
     bundle = ["--bundle", str(tiny_bundle.path), "--trust", str(tmp_path / "maker.pub")]
     commands = [
@@ -266,7 +281,7 @@ def test_a_task_is_certified_by_the_key_that_signed_its_bundle_which_never_comes
     (tmp_path / "maker.pub").write_text(next(iter(trusted)))
     (tmp_path / "maker.key").write_text(secret.hex())
     (tmp_path / "other.key").write_text("07" * 32)
-    running()
+    running(aggregation="helper")
     where = ("--dir", tmp_path / "server")
     start = ("--bundle", tiny_bundle.path, "--trust", tmp_path / "maker.pub", *where)
     wrong = ("--key", tmp_path / "other.key")
@@ -281,7 +296,18 @@ def test_a_task_is_certified_by_the_key_that_signed_its_bundle_which_never_comes
     assert "there is no such key" in said
     assert not (tmp_path / "none.key").exists()
     key = ("--key", tmp_path / "maker.key")
+    said = fedboard("task", "certify", "words", "--aggregation", "plain", *key, *where, fails=True)
+    assert "expected aggregation plain, found helper; nothing was certified" in said
+    other = ("--helper-key", "ab" * 32)
+    said = fedboard("task", "certify", "words", *other, *key, *where, fails=True)
+    assert "expected the helper that the server asks" in said
+    elsewhere = ("--server", (tmp_path / "server" / "address").read_text().strip())
+    token = ("--token-file", tmp_path / "server" / "operator.token")
+    said = fedboard("task", "certify", "words", *key, *elsewhere, *token, fails=True)
+    assert "--helper-key: expected the public key of the helper, which its owner knows" in said
     said = fedboard("task", "certify", "words", "--rounds", 5, "--days", 2, *key, *where)
+    helper = (tmp_path / "server" / "helper" / "helper.log").read_text().split()[1]
+    assert f"opened by the helper with the key {helper}" in " ".join(said.split())
     first = tiny_bundle.checkpoint.round + 1
     assert f"its round key is certified by {tiny_bundle.signer}" in " ".join(said.split())
     assert f"for rounds up to {first + 4}" in " ".join(said.split())
