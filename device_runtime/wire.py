@@ -257,6 +257,7 @@ class Phase(StrEnum):
 
 
 OPEN = (Phase.SELECTING, Phase.REPORTING)
+UNDER_WAY = (*OPEN, Phase.UNMASKING)  # nothing has come of it yet
 
 
 @dataclass(frozen=True)

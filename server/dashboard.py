@@ -19,7 +19,7 @@ from markupsafe import Markup
 
 from device_runtime import causes
 from device_runtime.causes import Step
-from device_runtime.wire import FUNNEL, OPEN, Kind, RoundReport
+from device_runtime.wire import FUNNEL, UNDER_WAY, Kind, RoundReport
 from server import release_plots
 from server.overview import STEPS, Overview, Score, TaskView, eligible
 from server.rounds import Mode
@@ -149,7 +149,7 @@ def plot(
 
 def plots(task: TaskView) -> list[Markup]:
     """What a task's figures look like over its rounds."""
-    done = [report for report in task.reports if report.phase not in OPEN]
+    done = [report for report in task.reports if report.phase not in UNDER_WAY]
     figures: list[Markup] = []
     if not done and not task.scores:
         return figures

@@ -25,9 +25,11 @@ from device_runtime.helper_wire import (
     SealedReport,
     SealKey,
 )
+from device_runtime.shown import printable
 from device_runtime.terms import Aggregation
-from device_runtime.wire import Kind, Signed
+from device_runtime.wire import SENTENCE, Kind, Signed
 from server import chain
+from server.contract import HelperHere
 from server.helper_client import Away, Denied, Helper
 from server.mechanism import layout_of
 from server.opening import Frozen, Mask, Never, Opener, Waiting
@@ -68,6 +70,14 @@ class Helping:
     def opener(self) -> Opener:
         """How sums are opened by this helper."""
         return Opener(freeze=lambda rows, frozen, now: None, ask=self.ask, ended=self.ended)
+
+    @property
+    def here(self) -> HelperHere:
+        """What an operator is told of the helper, as it was seen last."""
+        report, problem = self.standing.report, printable(self.standing.problem)
+        of = ("", 0) if report is None else (report.helper, report.least)
+        told = problem.encode("ascii", "backslashreplace").decode()[: SENTENCE.most]
+        return HelperHere(of[0], self.helper.is_beside, of[1], told)
 
     def look(self, now: float) -> Standing:
         """See whether the helper is there, unless that has been seen a moment ago."""

@@ -33,7 +33,8 @@ def judge(
 ) -> Checked | Sealed | Scores | ReleaseScores | Cause:
     """A report as values, or why it must not be counted. Decides by the report and the task alone:
     whether there is such a release is looked up when it is counted. `kind` is of the route: scores
-    come by one of their own, unless they are masked as updates are. `bound` is what a seal in it must be for; None: there is no key.
+    come by one of their own, unless they are masked as updates are. `bound` is what a seal in it
+    must be for; None: there is no key.
     """
     if (kind is Kind.TRAINING) != (task.kind is Kind.TRAINING or is_masked(task)):
         return Cause.NOT_AN_UPDATE if kind is Kind.TRAINING else Cause.NOT_SCORES

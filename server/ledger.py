@@ -6,7 +6,7 @@ from typing import Any
 
 from device_runtime.causes import Cause
 from device_runtime.update import Sealed
-from device_runtime.wire import OPEN, Ack, Phase, Reject, Signed
+from device_runtime.wire import UNDER_WAY, Ack, Phase, Reject, Signed
 from server import pacing, places
 from server.chain import Given
 from server.eligibility import History
@@ -107,8 +107,7 @@ class Ledger:
         """Rounds that have come to their end and are not closed, nor wait for what opens their
         sums.
         """
-        waiting = (*OPEN, Phase.UNMASKING)
-        return [each for each in self.rounds.values() if each.state.phase not in waiting]
+        return [each for each in self.rounds.values() if each.state.phase not in UNDER_WAY]
 
     def is_new(self, device: str, nonce: Nonce) -> bool:
         """Note a nonce; False if the device used it before."""

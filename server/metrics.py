@@ -126,6 +126,12 @@ class _Stored:
             "Devices of the newest window for places: asked, drawn of them, came back.",
             labels=["task", "step"],
         )
+        helper = GaugeMetricFamily(
+            "fedboard_helper_up", "Whether the helper that opens sums has answered when last asked."
+        )
+        if self._coordinator.helping is not None:
+            helper.add_metric([], int(not self._coordinator.helping.standing.problem))
+        yield helper
         for stored in tasks:
             name, kind = stored.task.name, stored.task.kind.value
             states.add_metric([name, kind, stored.state.value], 1)

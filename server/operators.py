@@ -4,13 +4,13 @@ Tasks are made, shown, paused and rolled back. The messages are those of `server
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from device_runtime import weights
 from device_runtime.causes import Cause
 from device_runtime.errors import CheckpointError, ConfigError, RunError
 from device_runtime.terms import who_sees, why_exposed
-from device_runtime.wire import OPEN, SENTENCE, Kind, Phase, RoundReport, Signed
+from device_runtime.wire import Kind, Phase, Signed
 from server import chain, mechanism, standings, tasks
 from server.contract import (
     Codes,
@@ -24,10 +24,10 @@ from server.contract import (
     TaskSettings,
 )
 from server.coordinator import Coordinator
-from server.overview import exposure
+from server.overview import exposure, waiting
 from server.requests import Refused
 from server.store import Rows, StoredTask
-from server.task import Task, is_masked, terms, why_devices_refuse
+from server.task import Task, terms, why_devices_refuse
 
 _ROUND, _SHA = re.compile(r"[0-9]{1,9}"), re.compile(r"[0-9a-f]{64}")
 
@@ -50,11 +50,8 @@ def helper(coordinator: Coordinator, now: float) -> HelperHere:
     """The helper that this server asks, and how it stands."""
     if coordinator.helping is None:
         return HelperHere()
-    standing, is_beside = coordinator.helping.look(now), coordinator.helping.helper.is_beside
-    report, problem = standing.report, standing.problem[: SENTENCE.most]
-    if report is None:
-        return HelperHere("", is_beside, 0, problem)
-    return HelperHere(report.helper, is_beside, report.least, problem)
+    coordinator.helping.look(now)
+    return coordinator.helping.here
 
 
 def put_checkpoint(coordinator: Coordinator, data: bytes) -> Stored:
@@ -166,20 +163,7 @@ def _report(rows: Rows, stored: StoredTask, waits: Mapping[str, str], now: float
         certified.to_do,
         standings.stopped_sentence(rows, task.population) if task.kind is Kind.RELEASES else "",
         aggregation=agreed.aggregation,
-        seen=who_sees(agreed) if is_masked(task) or task.kind is Kind.TRAINING else "",
-        exposed=why_exposed(agreed) if task.kind is Kind.TRAINING else "",
+        seen=who_sees(agreed) if task.kind is not Kind.RELEASES else "",
+        exposed=why_exposed(agreed) if task.kind is not Kind.RELEASES else "",
         waits=waiting(reports, waits.get(task.name, "")),
     )
-
-
-def waiting(reports: Sequence[RoundReport], why: str) -> str:
-    """What the newest of a task's rounds waits for if its sum is being opened, or else why the last
-    one that was closed came to nothing, in a sentence; empty if there is nothing to say.
-    """
-    newest = reports[-1]
-    if newest.phase is Phase.UNMASKING:
-        return f"round {newest.round} waits for its sum to be opened: {why or 'it is being asked'}"
-    last = next((each for each in reports[::-1] if each.phase not in OPEN), None)
-    if last is None or not last.reason:
-        return ""
-    return f"round {last.round} was abandoned: {last.reason}"

@@ -1,21 +1,23 @@
 """What the operator's page shows of a server, as plain values read in one go."""
 
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from device_runtime.causes import Step, had_no_place
 from device_runtime.scores import quartiles
-from device_runtime.wire import FUNNEL, OPEN, Kind, Phase, RoundReport, lost
+from device_runtime.terms import who_sees, why_exposed
+from device_runtime.wire import FUNNEL, UNDER_WAY, Kind, Phase, RoundReport, lost
 from server import chain, mechanism, standings
 from server.chain import Standing
+from server.contract import HelperHere
 from server.coordinator import Coordinator
 from server.mechanism import Exposure, Spent
 from server.places import Places
 from server.rounds import Mode
 from server.standings import ReleaseStanding
 from server.store import Rows, StoredTask
-from server.task import State
+from server.task import State, is_masked, terms
 
 STEPS = (FUNNEL[0], "eligible", *FUNNEL[1:])  # of the funnel, with what no report holds
 ROUNDS = 200  # of a task, newest
@@ -69,11 +71,16 @@ class TaskView:
     spent: Spent
     places: Places = field(default_factory=Places)  # of the round under way
     certified: Standing = field(default_factory=Standing)  # who signed for its checkpoints
+    masked: bool = False  # its reports are, and their sums must be opened
+    seen: str = ""  # who can see a device's report, in a sentence
+    exposed: str = ""  # what of that is bad, in a sentence; empty if nothing
+    waits: str = ""  # `waiting`
 
     @property
     def live(self) -> RoundReport | None:
         """The round under way."""
-        return self.reports[-1] if self.reports and self.reports[-1].phase in OPEN else None
+        newest = self.reports[-1] if self.reports else None
+        return newest if newest is not None and newest.phase in UNDER_WAY else None
 
     @property
     def outcomes(self) -> Counter[Phase]:
@@ -96,6 +103,7 @@ class Overview:
     refused_requests: tuple[tuple[str, int], ...]
     tasks: tuple[TaskView, ...]
     releases: tuple[ReleaseStanding, ...] = ()  # by population, newest first
+    helper: HelperHere | None = None  # that it asks; None: nobody
 
 
 def read(
@@ -105,7 +113,13 @@ def read(
     with coordinator.store.reading() as rows:
         stored = rows.tasks()
         reports = {each.task.name: rows.reports(each.task, now, ROUNDS) for each in stored}
-        tasks = tuple(_task(rows, each, stored, reports, now) for each in stored)
+        tasks = tuple(
+            replace(
+                _task(rows, each, stored, reports, now),
+                waits=waiting(reports[each.task.name], coordinator.waits.get(each.task.name, "")),
+            )
+            for each in stored
+        )
         return Overview(
             now,
             started_at,
@@ -114,6 +128,7 @@ def read(
             tuple(sorted(refused.items())),
             tasks,
             standings.read(rows),
+            None if coordinator.helping is None else coordinator.helping.here,
         )
 
 
@@ -125,6 +140,24 @@ def eligible(assigned: int, refused: Mapping[str, int]) -> int:
     7
     """
     return assigned + sum(count for cause, count in refused.items() if had_no_place(cause))
+
+
+def waiting(reports: Sequence[RoundReport], why: str) -> str:
+    """What the newest of a task's rounds waits for if its sum is being opened, or else why the last
+    one that was closed came to nothing, in a sentence; empty if there is nothing to say.
+
+    >>> waiting([RoundReport(3, Phase.UNMASKING, 2)], "the helper is away")
+    'round 3 waits for its sum to be opened: the helper is away'
+    """
+    if not reports:
+        return ""
+    newest = reports[-1]
+    if newest.phase is Phase.UNMASKING:
+        return f"round {newest.round} waits for its sum to be opened: {why or 'it is asked for'}"
+    last = next((each for each in reports[::-1] if each.phase not in UNDER_WAY), None)
+    if last is None or not last.reason:
+        return ""
+    return f"round {last.round} was abandoned: {last.reason}"
 
 
 def exposure(rows: Rows, task: str) -> Exposure:
@@ -176,6 +209,9 @@ def _task(
         mechanism.of(task).spent(exposed),
         rows.open_places().get(task.name, Places()),
         chain.standing(rows, task, stored.state, now),
+        masked=is_masked(task),
+        seen=who_sees(terms(task)) if task.kind is not Kind.RELEASES else "",
+        exposed=why_exposed(terms(task)) if task.kind is not Kind.RELEASES else "",
     )
 
 

@@ -30,7 +30,7 @@ from device_runtime import config, scores
 from device_runtime.causes import Cause, Step
 from device_runtime.errors import RunError
 from device_runtime.terms import Aggregation
-from device_runtime.wire import MOST_ROUNDS, OPEN, Phase, RoundReport, Signed
+from device_runtime.wire import MOST_ROUNDS, UNDER_WAY, Phase, RoundReport, Signed
 from server import disk
 from server.lists import is_one_of, parameter
 from server.pacing import Told
@@ -1193,7 +1193,7 @@ def _report(
     return RoundReport(
         round=row.round,
         phase=Phase(row.phase)
-        if row.closed_at is not None or row.phase in (*OPEN, Phase.UNMASKING)
+        if row.closed_at is not None or row.phase in UNDER_WAY
         else Phase.REPORTING,
         goal=task.rules.report_goal,
         checked_in=row.assigned + sum(refused.values()),

@@ -121,7 +121,7 @@ def _hour(
                     Reporting(
                         asked.device,
                         work.assignment,
-                        encoded(work, k, int(rng.integers(5, 60))),
+                        encoded(work, k),
                         signed_for=named,
                     )
                 ],

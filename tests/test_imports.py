@@ -112,6 +112,7 @@ OUTSIDE = {  # packages that only some files of a room may import
         "server/release_rows.py",
         "server/score_rows.py",
         "server/seal_rows.py",
+        "server/secagg_rows.py",
         "server/store.py",
         "server/tables.py",
         *(
