@@ -4,7 +4,7 @@ The error is one of ours, whatever the bytes hold.
 
 python fuzz/readers.py manifest -max_total_time=60        (or zip, checkpoint, update, difference,
 codes, index, typing_log, unfinished, schedule, trace, chain; of people's own: files, corpus; of
-the server: messages, proof, window, counted, settings)
+the server: messages, proof, window, counted, settings; of a helper: helper)
 """
 
 import contextlib
@@ -14,9 +14,10 @@ from pathlib import Path
 
 import atheris
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 with atheris.instrument_imports(
-    include=["device_runtime", "model", "server", "fedboard", "zipfile", "safetensors"]
+    include=["device_runtime", "model", "server", "helper", "fedboard", "zipfile", "safetensors"]
 ):
     from device_runtime import (
         bundle,
@@ -34,7 +35,9 @@ with atheris.instrument_imports(
         unfinished,
         weights,
     )
+    from device_runtime import helper_wire as wire_of_helpers
     from device_runtime.errors import FedboardError
+    from device_runtime.terms import Aggregation, Terms
     from device_runtime.typing_log import TypingLog
     from device_runtime.update import Header, decode, dequantize, encode, encoded_bytes
     from device_runtime.wire import (
@@ -43,10 +46,13 @@ with atheris.instrument_imports(
         Assignment,
         CheckIn,
         Enrolment,
+        Kind,
         Plan,
         Scores,
         Signed,
     )
+    from helper import answers
+    from helper.tasks import Rules, Task
     from model import directory, imported
     from server import access, bodies, contract, judging, sums
     from server.settings import ServerSettings
@@ -245,6 +251,25 @@ def counted(data: bytes) -> None:
         assert np.linalg.norm(added / sums.SCALE) <= weight * PLAN.clipping_norm * 1.0001
 
 
+def helper_(data: bytes) -> None:
+    """Every message a helper reads, and its judgement of a set of reports: what no device has
+    signed is in no sum.
+    """
+    for kind in (
+        wire_of_helpers.Registration,
+        wire_of_helpers.KeysAsked,
+        wire_of_helpers.Named,
+        wire_of_helpers.AnswerTaken,
+    ):
+        with contextlib.suppress(FedboardError):
+            message = config.from_json(kind, data, "message")
+            assert config.from_json(kind, config.to_json(message), "message") == message
+            if isinstance(message, wire_of_helpers.Named):
+                assert answers.set_digest(message)
+                no = answers.why_not(message, SUMMED, Rules("ab" * 32, 1), NOBODY, SEAL_KEYS)
+                assert no is not None and config.to_json(no)
+
+
 def settings(data: bytes) -> None:
     """A server's settings file."""
     path = FOLDER / "server.toml"
@@ -265,7 +290,29 @@ CERTIFICATE = chain.Certificate(
     *(1, 9, 1e9),
 )
 LINK = chain.Link("ab" * 32, 0, "ab" * 32)
+SUMMED = Task(
+    "7a" * 16,
+    "default",
+    "5e" * 16,
+    Kind.TRAINING,
+    Terms(Aggregation.HELPER, 4, 1.0, 3, "ab" * 32, 1, 9, 1, 1, helper="ab" * 32),
+)
+NOBODY = answers.History({})
+PRIVATE = X25519PrivateKey.from_private_bytes(bytes(range(32)))
+SEAL_KEYS = answers.SealKeys({1: PRIVATE.public_key().public_bytes_raw().hex()}, {1: PRIVATE})
 READERS = {
+    "helper": (
+        helper_,
+        b'{"task_id":"'
+        + b"7a" * 16
+        + b'","round":1,"reports":[{"public_key":"'
+        + b"ab" * 32
+        + b'","round":1,"seal":"'
+        + b"ab" * 80
+        + b'","signature":"'
+        + b"ab" * 64
+        + b'"}]}',
+    ),
     "messages": (
         messages,
         b'{"conditions":{"charging":true},"examples":3,"tokenizer":"ab","holds":"",'
