@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 from device_runtime import chain, config, masking, signing
 from device_runtime.helper_wire import (
@@ -31,7 +32,6 @@ from device_runtime.helper_wire import (
 from device_runtime.terms import Aggregation, Terms
 from device_runtime.wire import Kind
 from fedboard import console
-from helper.answers import mask_sum
 from helper.desk import Desk, Places
 from helper.store import Store
 from helper.tasks import Rules, Task
@@ -88,7 +88,7 @@ def measured(devices: int, dimension: int) -> Cost:
         assert isinstance(answer, bytes) and len(answer) == task.layout.bytes
         desk.close()
     seeds = [os.urandom(masking.SEED_BYTES) for _ in range(devices)]
-    _, masks_s = _timed(lambda: mask_sum(seeds, task.layout))
+    _, masks_s = _timed(lambda: masking.mask_sum(seeds, task.layout))
     return Cost(
         devices,
         task.layout.bytes / 1e6,
@@ -136,7 +136,7 @@ def _floor(seeds: list[bytes], size: int) -> float:
 
     def streams() -> None:
         for seed in seeds:
-            stream = masking.stream(seed)
+            stream = Cipher(algorithms.AES(seed), modes.CTR(bytes(16))).encryptor()
             for start in range(0, size, piece):
                 stream.update_into(zeros[: min(piece, size - start)], room)
 

@@ -97,6 +97,8 @@ def helper(
     certifier = next(iter(trusted_keys([enrolment_key]))) if enrolment_key else ""
     with contextlib.ExitStack() as ending:
         sock = ending.enter_context(bind(host, port))
+        with writable(dir):
+            dir.mkdir(mode=0o700, exist_ok=True)  # who took part is nobody else's affair
         with writable(dir / ADDRESS) as address:
             require_address(address)
         identity = signing.load_or_create(dir / KEY)

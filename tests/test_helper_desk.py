@@ -1,5 +1,6 @@
 """The helper answers each round once, to a set that is as its terms say, and says no by name."""
 
+import shutil
 import sqlite3
 from dataclasses import replace
 
@@ -18,6 +19,7 @@ from device_runtime.helper_wire import (
 )
 from device_runtime.terms import Aggregation
 from device_runtime.wire import Kind
+from tests.conftest import GOLDEN
 from tests.toy_helper import (
     CERTIFIER,
     OPERATOR,
@@ -407,3 +409,21 @@ def test_two_helpers_do_not_share_a_folder(fast_folder):
         new(fast_folder / "helper")
     desk.close()
     new(fast_folder / "helper").close()
+
+
+def test_a_folder_that_version_1_wrote_goes_on(fast_folder):
+    """golden/helper-1.zip: of the toy task with keys of rounds 1 and 2, after round 1 was answered
+    to devices 0 to 3 and before its leader had the answer.
+    """
+    folder = fast_folder / "helper"
+    shutil.unpack_archive(GOLDEN / "helper-1.zip", folder)
+    (answer,) = (folder / "answers").iterdir()
+    body = answer.read_bytes()
+    desk = new(folder)
+    assert desk.report().answers == 1
+    sent = reports(range(4), 1, {1: (folder / "seal-key-1").read_text()})
+    assert desk.answer(named(sent, 1), 2.0) == body
+    assert opened(body, sent) == expected(sent)
+    soon = reports(range(4), 2, keys_of(desk, 2))
+    assert refusal(desk.answer(named(soon, 2), 2.0)) == "too_soon"
+    answered(desk, reports(range(4, 8), 2, keys_of(desk, 2)), 2)
