@@ -31,6 +31,7 @@ with atheris.instrument_imports(
         patch,
         personal,
         releases,
+        secagg_wire,
         signing,
         unfinished,
         weights,
@@ -180,6 +181,8 @@ def messages(data: bytes) -> None:
         contract.Rollback,
         contract.NewCodes,
         Signed,
+        *secagg_wire.SENT.values(),
+        *secagg_wire.HEARD.values(),
     ):
         with contextlib.suppress(FedboardError):
             assert config.from_json(

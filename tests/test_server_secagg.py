@@ -44,6 +44,7 @@ from tests.toy_secagg import (
 DEVICES, VALUES = 50, 4096
 EVERYBODY = frozenset(range(DEVICES))
 LAYOUT = layout(VALUES)
+SMALL = layout(12)
 LOST = (5, 10, 15, 20, 25)  # of fifty devices: up to 50 %
 
 
@@ -71,19 +72,19 @@ def can_be_opened(start: Begun, end: Round) -> bool:
         for place in counted.shared - counted.masked
         if counted.masked.intersection(circle.around(place))
     }
-    return len(counted.masked) >= 10 and all(
+    return len(counted.masked) >= circle.session.terms.fewest and all(
         len(set(circle.around(place)) & set(end.revealed)) >= circle.graph.threshold
         for place in needed
     )
 
 
-def assert_exact_or_abandoned(start: Begun, end: Round) -> None:
+def assert_exact_or_abandoned(start: Begun, end: Round, values: int = VALUES) -> None:
     """The sum is exact where it can be opened; else there is none. Nothing else is to be seen."""
     view = View(
         start.circle, end.counted.shared, frozenset(end.words), end.revealed, adversaries={}
     )
     if can_be_opened(start, end):
-        exact = sum(numbers(place, VALUES) for place in end.counted.masked)
+        exact = sum(numbers(place, values) for place in end.counted.masked)
         assert end.total.tolist() == exact.tolist()
         assert view.sums == [end.counted.masked]
     else:
@@ -122,6 +123,25 @@ def test_devices_may_be_lost_at_every_step_together():
     assert_exact_or_abandoned(start, end)
     assert end.counted.masked == EVERYBODY - {1, 2, 20}
     assert end.total is not None
+
+
+@cache
+def sixteen() -> Begun:
+    return begun(16, session(fewest=6))  # 4 neighbours, 3 of them open a secret
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    lost=st.fixed_dictionaries(
+        dict.fromkeys(
+            ["shares", "words", "consent", "reveal"], st.frozensets(st.integers(0, 15), max_size=4)
+        )
+    )
+)
+def test_whoever_vanishes_whenever_the_sum_is_exact_or_not_there(lost):
+    start = sixteen()
+    end = played(start, SMALL, lost)
+    assert_exact_or_abandoned(start, end, SMALL.count)
 
 
 # --- what a server sees of one device
@@ -190,7 +210,6 @@ def test_whoever_has_both_secrets_of_a_device_sees_its_numbers():
 # --- a server that lies
 
 THIRTY = frozenset(range(30))
-SMALL = layout(12)
 
 
 @cache
