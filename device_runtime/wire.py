@@ -10,7 +10,14 @@ fetched by SHA-256.
     PUT  /v1/assignments/{id}/scores  Scores          -> Ack | Reject   of an evaluation task
     PUT  /v1/assignments/{id}/scores  ReleaseScores   -> Ack | Reject   of one of releases
     POST /v1/assignments/{id}/abandon Abandon         -> Ack
-    PUT  /v1/assignments/{id}/secagg/...              and GET: `secagg_wire`
+    PUT  /v1/assignments/{id}/secagg/keys       Advertised    -> Ack | Reject   `secagg_wire`
+    GET  /v1/assignments/{id}/secagg/roster                   -> Roster | Reject
+    PUT  /v1/assignments/{id}/secagg/shares     Shares        -> Ack | Reject
+    GET  /v1/assignments/{id}/secagg/inbox                    -> Inbox | Reject
+    GET  /v1/assignments/{id}/secagg/announced                -> Announced | Reject
+    PUT  /v1/assignments/{id}/secagg/consent    Consent       -> Ack | Reject
+    GET  /v1/assignments/{id}/secagg/consents                 -> Consents | Reject
+    PUT  /v1/assignments/{id}/secagg/revealed   Revealed      -> Ack | Reject
     GET  /v1/rounds?task=NAME&before=N&most=M         -> RoundReports
     GET  /v1/server                                   -> Server
     GET  /v1/newest?population=NAME                   -> Named
@@ -297,6 +304,8 @@ class RoundReport:
     reason: Annotated[str, SENTENCE] = ""
     # of masked sums: devices of this round that were also in the sum of the last
     overlap: Annotated[int, COUNT] = 0
+    # where devices open their sum together: how many sent the message of each step
+    steps: Annotated[dict[str, int], BY_CAUSE] = field(default_factory=dict)
 
 
 # the steps of the funnel, in order: a device that came to one came to all before it

@@ -33,6 +33,11 @@ REACHED = {  # by step of the funnel: what is true of the devices that came to i
     "downloaded": "have the checkpoint",
     "uploaded": "trained, and sent a report",
     "counted": "in the round's sum",
+    # of rounds whose devices open their sum together
+    "keys": "trained, and sent keys that the others hide them by",
+    "shares": "gave the others shares of what hides them",
+    "consents": "said which devices they were told are counted",
+    "unmasked": "gave what takes the masks off the sum",
 }
 LOST = {  # by step: the heading over the causes that took devices out
     Step.REFUSED: "Not given work, by cause",
@@ -73,7 +78,13 @@ def funnel(report: RoundReport) -> list[tuple[str, int, str]]:
     """The steps of a round: name, devices, and what it means."""
     reached = {step: getattr(report, step) for step in FUNNEL}
     reached["eligible"] = eligible(report.assigned, report.refused)
-    return [(causes.label(step), reached[step], REACHED[step]) for step in STEPS]
+    steps = list(STEPS)
+    if report.steps:
+        reached |= report.steps
+        at = steps.index("uploaded")
+        after = ("consents", "unmasked") if report.steps.get("consents") else ("unmasked",)
+        steps = [*steps[:at], "keys", "shares", *steps[at:], *after]
+    return [(causes.label(step), reached.get(step, 0), REACHED[step]) for step in steps]
 
 
 def plot(

@@ -8,7 +8,7 @@ from pydantic import TypeAdapter
 
 from device_runtime import bounds
 from device_runtime.causes import MEANING, Cause
-from device_runtime.secagg_wire import SENT
+from device_runtime.secagg_wire import SENT, Box, Share
 from device_runtime.wire import Abandon, CheckIn, Enrolment, Problem, ReleaseScores, Scores, Signed
 from server import contract
 
@@ -95,10 +95,10 @@ def document(api: FastAPI) -> dict[str, Any]:
             [(kind, "validation", TypeAdapter(kind)) for kind in _REQUESTS], ref_template=_SHARED
         )
         for name, schema in shared["$defs"].items():
-            if "properties" in schema:
-                schema["additionalProperties"] = False
-            schemas.setdefault(name, schema)
-        for kind in _REQUESTS:
+            known = schemas.setdefault(name, schema)
+            if "properties" in schema:  # of answers that hold the same too
+                known["additionalProperties"] = False
+        for kind in (*_REQUESTS, Box, Share):
             for name, bound in bounds.of(kind).items():
                 schemas[kind.__name__]["properties"][name] |= bound.schema()
         schemas["NewCodes"]["properties"]["count"] |= {

@@ -962,7 +962,9 @@ class Rows:
         )
         for row in self._connection.execute(counted.order_by(outcomes.c.cause)):
             by_cause.setdefault((row.round, row.step), Counter())[row.cause] = row._mapping["count"]
-        return tuple(_report(task, row, by_cause, now) for row in newest)
+        steps = self.secagg.counts(task.name, newest[0].round, newest[-1].round)
+        reports = (_report(task, row, by_cause, now) for row in newest)
+        return tuple(replace(each, steps=steps.get(each.round, {})) for each in reports)
 
     def totals(self) -> dict[str, dict[str, dict[str, int]]]:
         """By task and phase: rounds, and what their COUNTS and counted reports add up to."""

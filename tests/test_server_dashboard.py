@@ -80,6 +80,19 @@ def test_the_funnel_goes_from_check_in_to_counted_by_way_of_those_who_could_have
     ]
 
 
+def test_the_funnel_of_devices_that_open_their_sum_has_a_line_for_each_of_their_steps():
+    steps = {"keys": 4, "shares": 4, "consents": 2, "unmasked": 1}
+    lines = dashboard.funnel(replace(REPORT, steps=steps))
+    assert [(name, count) for name, count, _ in lines][4:] == [
+        ("keys", 4),
+        ("shares", 4),
+        ("uploaded", 3),
+        ("counted", 2),
+        ("consents", 2),
+        ("unmasked", 1),
+    ]
+
+
 def test_a_cause_of_a_later_version_is_shown_in_its_own_words_and_counts_as_no_place():
     report = replace(REPORT, refused={"sun_spots": 2, "round_full": 1})
     assert overview.eligible(report.assigned, report.refused) == report.assigned + 1

@@ -7,6 +7,7 @@ import pytest
 
 from device_runtime import chain, encoding, weights
 from device_runtime.causes import Cause
+from device_runtime.errors import ConfigError
 from device_runtime.secagg_wire import (
     Advertised,
     Announced,
@@ -20,8 +21,9 @@ from device_runtime.secagg_wire import (
 )
 from device_runtime.wire import Ack, Phase, Reject
 from server.requests import Hearing, Refused, Reporting, Telling
+from server.rounds import Mode
 from tests import toy_server
-from tests.toy_secagg_steps import DEVICES, LIES, TRUTH, Report, assigned, codes, new, play
+from tests.toy_secagg_steps import DEVICES, LIES, RULES, TRUTH, Report, assigned, codes, new, play
 
 
 def mean_of(members) -> np.ndarray:
@@ -257,3 +259,18 @@ def test_nothing_that_devices_sent_is_kept_once_the_round_is_over(tmp_path):
         assert rows.secagg.boxes("default", 1, 0) == []
         counts = rows.secagg.counts("default", 1, 1)
     assert counts == {1: {"keys": 8, "shares": 8, "consents": 8, "unmasked": 8}}
+
+
+@pytest.mark.parametrize(
+    ("rules", "peers", "reason"),
+    [
+        (replace(RULES, mode=Mode.BUFFERED), LIES, "expected synchronous for aggregation secagg"),
+        (RULES, replace(LIES, drop_out=0.4), "expected shares that rounds of 8 devices can bear"),
+    ],
+    ids=["buffered", "too many lost"],
+)
+def test_a_task_whose_devices_could_never_open_a_sum_is_refused_with_what_to_do(
+    tmp_path, rules, peers, reason
+):
+    with pytest.raises(ConfigError, match=reason):
+        new(tmp_path, rules, peers)
