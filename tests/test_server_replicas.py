@@ -29,7 +29,7 @@ from server.rounds import Rules
 from server.step import ServerStep
 from server.store import Store
 from server.task import TaskSettings
-from tests import postgres, s3, toy_releases, toy_server
+from tests import postgres, s3, toy_releases, toy_secagg_steps, toy_server
 from tests.test_server_comparing import body, comparing, told
 from tests.test_server_endpoint import Device
 from tests.toy_releases import index_of, numbers, published
@@ -249,6 +249,37 @@ def test_replicas_that_answer_groups_at_the_same_time_count_each_device_once(dat
     assert {getattr(answer, "cause", None) for answer in answers} <= {None, Cause.SURPLUS}
     for replica in replicas:
         replica.close()
+
+
+class Alternating:
+    """Two servers, each of which is asked every other time."""
+
+    def __init__(self, *servers: Coordinator):
+        self._turns = itertools.cycle(servers)
+
+    def __getattr__(self, name: str):
+        return lambda *arguments: getattr(next(self._turns), name)(*arguments)
+
+
+def test_devices_that_open_their_sum_may_ask_any_replica_at_any_step(database, tmp_path):
+    def sha(coordinator: Coordinator | Alternating) -> str:
+        members = toy_secagg_steps.assigned(coordinator)
+        members[0].leaves = toy_secagg_steps.Report
+        toy_secagg_steps.play(coordinator, members, [1.0])
+        (report, _) = coordinator.reports(900.0).rounds
+        assert (report.phase, report.counted) == ("committed", toy_secagg_steps.DEVICES - 1)
+        return report.checkpoint
+
+    blobs = Blobs(tmp_path / "blobs")
+    store = Store(database)
+    toy_secagg_steps.create(store, blobs)
+    store.close()
+    stores = [Store(database), Store(database)]
+    both = [Coordinator(each, blobs, np.random.default_rng(0)) for each in stores]
+    alone = toy_secagg_steps.new(tmp_path / "alone")
+    assert sha(Alternating(*both)) == sha(alone)
+    for each in (*both, alone):
+        each.close()
 
 
 def test_replicas_tell_of_releases_what_they_counted_together_and_carry_the_rest_on(

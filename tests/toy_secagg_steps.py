@@ -26,11 +26,13 @@ from device_runtime.secagg_turn import (
 from device_runtime.terms import Aggregation
 from device_runtime.weights import Checkpoint
 from device_runtime.wire import Ack, Assignment, Reject
+from server.blobs import Blobs
 from server.coordinator import Coordinator, open_folder
 from server.eligibility import Policy
 from server.requests import Abandoning, CheckingIn, Hearing, Refused, Reporting, Request, Telling
 from server.rounds import Rules
 from server.step import ServerStep
+from server.store import Store
 from server.task import Peers, TaskSettings
 from tests import toy_server
 from tests.toy_server import OneByOne, by_arrival, created
@@ -67,9 +69,13 @@ def settings(rules: Rules = RULES, peers: Peers = LIES, **more: Any) -> TaskSett
 def new(folder: Path, rules: Rules = RULES, peers: Peers = LIES) -> OneByOne:
     """A coordinator with a task whose devices open its sums, at second 0."""
     store, blobs = open_folder(folder)
+    create(store, blobs, rules, peers)
+    return OneByOne(store, blobs, np.random.default_rng(0))
+
+
+def create(store: Store, blobs: Blobs, rules: Rules = RULES, peers: Peers = LIES) -> None:
     start = Checkpoint(toy_server.WEIGHTS, 0, "", toy_server.TOKENIZER)
     created(Coordinator(store, blobs), settings(rules, peers), 0.0, start)
-    return OneByOne(store, blobs, np.random.default_rng(0))
 
 
 def codes(number: int, by: encoding.Encoding) -> np.ndarray:
