@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from device_runtime import bounds
 from device_runtime.bounds import Within
 from device_runtime.causes import Cause
-from device_runtime.terms import Terms
+from device_runtime.terms import Terms, why_exposed
 from device_runtime.wire import DAY_S, MOST_WORDS, Kind, Plan
 
 COARSE = (0, 10, 20, 50, 100, 200, 500)  # what a check-in tells of how many messages wait
@@ -42,7 +42,7 @@ class OwnLimits:
     least_messages: Annotated[int, Within(1, 1_000_000)] = 10  # in an update
     least_words: Annotated[int, Within(1, 1_000_000)] = 100  # target words in an update
     least_score_words: Annotated[int, Within(1, MOST_WORDS)] = 200  # target words in a score
-    # the same where scores are only seen summed over devices; no server can show that yet
+    # the same where nobody can see scores but summed over many devices
     least_private_score_words: Annotated[int, Within(1, MOST_WORDS)] = 50
     # a night on the charger has room for a few rounds, and a server no need of more of one person
     updates_a_day: Annotated[int, Within(0, 1000)] = 4
@@ -174,7 +174,9 @@ def _of_score(limits: Limits, asked: Asked) -> Over | None:
     over = _most("scores_a_day", own.scores_a_day, asked.done_today + 1)
     if over is None and asked.scored_before:
         over = Over("scores", "one of a checkpoint", "one made before")
-    return over or _least("least_score_words", own.least_score_words, asked.words)
+    is_hidden = asked.terms is not None and not why_exposed(asked.terms)
+    least = "least_private_score_words" if is_hidden else "least_score_words"
+    return over or _least(least, getattr(own, least), asked.words)
 
 
 def _of_weights(asked: Asked) -> Over | None:

@@ -44,6 +44,7 @@ from device_runtime import (
     encoding,
     exposure,
     limits,
+    scores,
     secagg_turn,
     separation,
     weights,
@@ -591,24 +592,31 @@ def _work(device: Participant, assignment: Assignment) -> Working:
     yield from _agreed(assignment, agreement.why_another_dimension(terms, values))
     if assignment.checkpoint != device.signed:
         yield from _within(device, assignment, (yield from _moved(device, kind, checkpoint)))
-    if kind is Kind.EVALUATION:
-        return (yield from _evaluate(device, assignment, plan, checkpoint, past))
-    return (yield from _train(device, _Training(assignment, plan, terms), checkpoint, past))
+    order = _Order(assignment, plan, terms)
+    does = _evaluate if kind is Kind.EVALUATION else _train
+    return (yield from does(device, order, checkpoint, past))
 
 
 @dataclass(frozen=True)
-class _Training:
-    """What is asked for, and how it is encoded."""
+class _Order:
+    """What is asked for, and how what comes of it is added up."""
 
     assignment: Assignment
     plan: Plan
     terms: Terms
 
 
-def _train(
-    device: Participant, asked_for: _Training, checkpoint: Checkpoint, past: History
-) -> Working:
-    assignment, plan, terms = asked_for.assignment, asked_for.plan, asked_for.terms
+@dataclass(frozen=True)
+class _Vector:
+    """Small whole numbers that are added up, and what is to be known of them."""
+
+    label: Label
+    numbers: NDArray[Any]  # [n]
+    largest: int  # that one of them may be
+
+
+def _train(device: Participant, order: _Order, checkpoint: Checkpoint, past: History) -> Working:
+    assignment, plan, terms = order.assignment, order.plan, order.terms
     gathered: Gathered = yield Gather(assignment, plan, device.limits.rows(plan))
     rows, begun = len(gathered.rows), gathered.start is not None
     asked = Asked(
@@ -634,12 +642,20 @@ def _train(
         yield from _keep(gathered.work, tuned)
         cause = forbidden or Cause.CONDITION_LOST
         return (yield from _end(assignment, Status.PAUSED, cause, 0.0, rows, tuned))
-    if terms.aggregation is Aggregation.SECAGG:
-        return (yield from _among_peers(asked_for, gathered, tuned, rng))
     codes = encoding.encode(tuned.delta, terms.encoding, rng)
     label = _label(assignment, terms, gathered.work.records, rows)
-    report = yield from _kept(asked_for, label, codes, terms.encoding.largest)
-    return (yield from _sent(assignment, report, past, tuned))
+    vector = _Vector(label, codes, terms.encoding.largest)
+    return (yield from _added_up(order, vector, past, tuned))
+
+
+def _added_up(
+    order: _Order, vector: _Vector, past: History, tuned: FineTuned | None = None
+) -> Working:
+    """Hand in numbers as the terms have it."""
+    if order.terms.aggregation is Aggregation.SECAGG:
+        return (yield from _among_peers(order, vector, tuned))
+    report = yield from _kept(order, vector)
+    return (yield from _sent(order.assignment, report, past, tuned))
 
 
 def _label(
@@ -659,12 +675,11 @@ def _label(
     )
 
 
-def _kept(
-    asked_for: _Training, label: Label, numbers: NDArray[Any], largest: int
-) -> Generator[Action, Any, Outgoing]:
-    """The report of a vector of small whole numbers, protected and on disk."""
-    body: bytes = yield Protect(asked_for.assignment, asked_for.terms, numbers, largest)
-    report = Outgoing(label, body)
+def _kept(order: _Order, vector: _Vector) -> Generator[Action, Any, Outgoing]:
+    """The report of a vector, protected and on disk."""
+    numbers = vector.numbers, vector.largest
+    body: bytes = yield Protect(order.assignment, order.terms, *numbers)
+    report = Outgoing(vector.label, body)
     yield KeepReport(report)
     return report
 
@@ -708,26 +723,21 @@ def _sent_kept(
     return (yield from _give_back(assignment, forbidden if is_late else Cause.CONDITION_LOST))
 
 
-def _among_peers(
-    asked_for: _Training, gathered: Gathered, tuned: FineTuned, rng: np.random.Generator
-) -> Working:
-    """Hand in an update that the devices of a round hide together, and stay until its sum has been
+def _among_peers(order: _Order, vector: _Vector, tuned: FineTuned | None) -> Working:
+    """Hand in a vector that the devices of a round hide together, and stay until its sum has been
     opened. From its first message on the work is done once: nothing of it is kept.
     """
-    assignment, terms, rows = asked_for.assignment, asked_for.terms, len(gathered.rows)
-    codes = encoding.encode(tuned.delta, terms.encoding, rng)
-    joined = Note(
-        assignment, Status.JOINED, examples=rows, seen_by=exposure.in_short(asked_for.terms)
-    )
+    assignment, label = order.assignment, vector.label
+    joined = Note(assignment, Status.JOINED, examples=label.examples, seen_by=label.seen_by)
     yield joined
     yield Drop()
     try:
-        ready = yield from secagg_turn.prepare(assignment, terms)
-        masked, body = secagg_turn.mask(ready, codes, terms.encoding.largest)
+        ready = yield from secagg_turn.prepare(assignment, order.terms)
+        masked, body = secagg_turn.mask(ready, vector.numbers, vector.largest)
     except secagg_turn.Gone as gone:
-        return (yield from _gone(assignment, gone, rows, tuned))
-    yield Used(gathered.work.records)
-    sending = replace(joined, status=Status.SENDING)
+        return (yield from _gone(assignment, gone, label.examples, tuned))
+    yield Used(label.records)
+    sending = replace(joined, status=Status.SENDING, scored=label.scored)
     yield sending
     try:
         answer = yield from secagg_turn.patiently(lambda: Upload(assignment, body))
@@ -741,9 +751,11 @@ def _among_peers(
     return outcome
 
 
-def _gone(assignment: Assignment, gone: secagg_turn.Gone, rows: int, tuned: FineTuned) -> Working:
+def _gone(
+    assignment: Assignment, gone: secagg_turn.Gone, examples: int, tuned: FineTuned | None
+) -> Working:
     """Out of a round: its server is told, unless it said so itself."""
-    note = Note(assignment, Status.ABANDONED, gone.cause, rows, detail=gone.detail)
+    note = Note(assignment, Status.ABANDONED, gone.cause, examples, detail=gone.detail)
     yield note  # first: the ledger says so whatever the server answers
     retry_in_s = gone.retry_in_s
     if retry_in_s is None:
@@ -752,27 +764,32 @@ def _gone(assignment: Assignment, gone: secagg_turn.Gone, rows: int, tuned: Fine
     return _outcome(note, retry_in_s, tuned)
 
 
-def _evaluate(
-    device: Participant, assignment: Assignment, plan: Plan, checkpoint: Checkpoint, past: History
-) -> Working:
+def _evaluate(device: Participant, order: _Order, checkpoint: Checkpoint, past: History) -> Working:
     """Nothing is kept of it when a condition is lost. Scores that may have left are not made again:
-    between two of the same weights lies what was typed meanwhile.
+    between two of the same weights lies what was typed meanwhile. Where updates are masked, so are
+    scores.
     """
+    assignment, terms = order.assignment, order.terms
     name = weights.values_hash(checkpoint.weights)
-    held: HeldBack = yield GatherHeld(plan)
-    asked = Asked(Kind.EVALUATION, past.today, name in past.scored, words=held.words)
+    held: HeldBack = yield GatherHeld(order.plan)
+    before = past.today, name in past.scored
+    asked = Asked(Kind.EVALUATION, *before, words=held.words, terms=terms)
     yield from _within(device, assignment, asked)
-    scores: Scores | None = yield Evaluate(checkpoint.weights, held.messages)
+    scored: Scores | None = yield Evaluate(checkpoint.weights, held.messages)
     forbidden: Cause | None = yield CheckConditions()
     if forbidden is Cause.TIMED_OUT:
         return (yield from _give_back(assignment, forbidden))
-    if scores is None or forbidden is not None:
+    if scored is None or forbidden is not None:
         return (yield from _give_back(assignment, Cause.CONDITION_LOST))
+    words = scored.targets
+    if terms.aggregation is not Aggregation.PLAIN:
+        label = _label(assignment, terms, held.records, words, name)
+        vector = _Vector(label, scores.to_vector(scored), scores.MOST_LOSS)
+        return (yield from _added_up(order, vector, past))
     yield Used(held.records)
-    words = scores.targets
     sending = Note(assignment, Status.SENDING, examples=words, scored=name, seen_by=exposure.SERVER)
     yield sending
-    answer: Ack | Reject = yield Report(assignment, scores)
+    answer: Ack | Reject = yield Report(assignment, scored)
     return (yield from _answered(sending, answer))
 
 

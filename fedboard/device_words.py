@@ -167,7 +167,8 @@ def limits_lines(allowed: Limits, updates_today: int) -> list[str]:
         f"{most.learning_rate:g}, {most.epochs} passes over {most.max_rows:,} rows; at least "
         f"{own.least_messages:,} messages and {own.least_words:,} words; at most "
         f"{own.updates_a_day} a day ({updates_today} today), {own.min_separation} rounds apart",
-        f"a score has at least {own.least_score_words:,} words and at most "
+        f"a score has at least {own.least_score_words:,} words "
+        f"({own.least_private_score_words:,} where it is seen in large sums only) and at most "
         f"{MOST_WORDS:,}; at most {own.scores_a_day} a day",
     ]
 

@@ -9,10 +9,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from device_runtime import config, limits, turn, weights
+from device_runtime import config, limits, scores, turn, weights
 from device_runtime.causes import Cause
 from device_runtime.errors import BundleError, ServerError, Unanswered
 from device_runtime.limits import OwnLimits
+from device_runtime.terms import Aggregation
 from device_runtime.turn import (
     Ask,
     AskSigned,
@@ -84,6 +85,8 @@ ASSIGNMENT = Assignment(
 TUNED = FineTuned({"a": np.ones(3, np.float32)}, 1, 2.0, 1.0, progress=Progress(VALUES, 1, 2.0))
 # what is sent back for each kind of action, None for the others
 TERMS = toy_server.terms_for(PLAN, DEVICE.shapes, 3)
+HELPED = replace(TERMS, aggregation=Aggregation.HELPER, helper="0e" * 32, fewest=100)
+SCORING = replace(ASSIGNMENT, kind=Kind.EVALUATION)
 USUAL = {
     Verify: TERMS,
     Recall: History(),
@@ -344,13 +347,44 @@ def test_work_that_does_not_fit_the_graphs_is_given_back_and_named():
 
 
 def test_an_evaluation_sends_scores_and_never_an_update():
-    scoring = replace(ASSIGNMENT, kind=Kind.EVALUATION)
-    actions, outcome = play(turn.work(DEVICE, scoring))
+    actions, outcome = play(turn.work(DEVICE, SCORING))
     assert kinds(actions) == [
         *(Verify, Recall, RecallReport, CheckConditions, Fetch, Held, GatherHeld, Evaluate),
         *(CheckConditions, Used, Note, Report, Note),
     ]
     assert (outcome.status, outcome.examples) == (Status.COUNTED, 10)
+
+
+def test_scores_of_a_masked_task_go_the_way_of_its_updates_as_the_vector_that_adds_up():
+    actions, outcome = play(turn.work(DEVICE, SCORING), Verify=HELPED)
+    assert kinds(actions) == [
+        *(Verify, Recall, RecallReport, CheckConditions, Fetch, Held, GatherHeld, Evaluate),
+        *(CheckConditions, Protect, KeepReport, Used, Note, Upload, Drop, Note),
+    ]
+    (protect,) = (action for action in actions if isinstance(action, Protect))
+    assert protect.largest == scores.MOST_LOSS
+    # ten words, two of them right: a fifth, which is the bin with the number 4
+    assert protect.numbers.tolist() == [10, 2, 3, 10, 40 * 2**30, 0, 0, 0, 0, 1, *[0] * 15]
+    (keep,) = (action for action in actions if isinstance(action, KeepReport))
+    assert keep.report.label.kind is Kind.EVALUATION
+    assert keep.report.label.scored == weights.values_hash(VALUES)
+    sending = next(action for action in actions if isinstance(action, Note))
+    assert sending.scored == weights.values_hash(VALUES)
+    assert (outcome.status, outcome.examples) == (Status.COUNTED, 10)
+
+
+@pytest.mark.parametrize("terms", [{"is_beside": True}, {"fewest": 99}, {}])
+def test_a_score_of_fewer_words_is_made_only_where_nobody_can_see_it_outside_a_large_sum(terms):
+    few = HeldBack((10, 20), ((13, 14), (15,)), 50)
+    hidden = replace(HELPED, **terms)
+    actions, outcome = play(turn.work(DEVICE, SCORING), Verify=hidden, GatherHeld=few)
+    assert (Upload in kinds(actions)) == (not terms)
+    if terms:
+        assert outcome.cause is Cause.OVER_LIMIT
+        assert actions[-1].detail == "least_score_words: expected at least 200, found 50"
+    fewer = replace(few, words=49)
+    actions, _ = play(turn.work(DEVICE, SCORING), Verify=HELPED, GatherHeld=fewer)
+    assert actions[-1].detail == "least_private_score_words: expected at least 50, found 49"
 
 
 def test_a_device_enrols_before_its_first_check_in_and_again_where_nobody_knows_it():

@@ -68,7 +68,10 @@ def test_the_ledger_says_which_limit_refused_what_and_the_status_what_the_limits
         "an update has at most 8 bits a value, norm 1, rate 0.3, 1 passes over 16 rows; at least "
         "10 messages and 100 words; at most 4 a day (0 today), 2 rounds apart"
     ) in said
-    assert "a score has at least 200 words and at most 400; at most 2 a day" in said
+    assert (
+        "a score has at least 200 words (50 where it is seen in large sums only) and at most 400; "
+        "at most 2 a day"
+    ) in said
 
 
 def test_a_device_that_knows_nothing_of_its_conditions_says_why_it_does_not_train(home):
