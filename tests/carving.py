@@ -79,14 +79,14 @@ def _pieces(table: bytes) -> Iterator[tuple[int, int, bytes]]:
 
 
 def correlation(states: set[bytes], update: np.ndarray) -> float:
-    """The largest correlation between an update, int64, and any stored state of a sum or any
+    """The largest correlation between an update, in the numbers of a sum, and any state of one or
     difference of two, wherever in the state it begins.
     """
-    size = 8 * len(update)
+    size, step = update.nbytes, update.itemsize
     read = [np.zeros(len(update))]
     for state in states:
-        for start in range(0, len(state) - size + 1, 8):
-            read.append(np.frombuffer(state[start : start + size], "<i8").astype(np.float64))
+        for start in range(0, len(state) - size + 1, step):
+            read.append(np.frombuffer(state[start : start + size], update.dtype).astype(np.float64))
     mine = update - update.mean()
     mine /= np.linalg.norm(mine)
     return max(

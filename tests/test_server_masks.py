@@ -107,7 +107,7 @@ def test_no_row_that_postgresql_replaced_and_no_difference_of_two_tells_of_an_up
     states = {
         state
         for state in carving.states_of_postgres(Path(socket)) - before
-        if len(state) >= 8 * len(added[0])
+        if len(state) >= added[0].nbytes
     }
     assert len(states) == 5
     assert max(carving.correlation(states, update) for update in added) < 0.05
@@ -325,9 +325,9 @@ def test_what_a_killed_server_left_is_removed_at_the_next_start_and_only_what_is
     coordinator.close()
 
 
-def test_what_a_server_of_the_version_before_has_counted_goes_on_and_is_masked(tmp_path):
-    """It was made by the server of that time: a round with two of its three reports, and an
-    evaluation with one of its two.
+def test_what_an_older_server_has_counted_in_the_open_is_masked_or_let_go_of(tmp_path):
+    """It was made by the server of that time: a round with two of its three reports, whose format
+    cannot be gone on with, and an evaluation with one of its two.
     """
     zipfile.ZipFile(GOLDEN / "server-0002-open.zip").extractall(tmp_path)
     with open(tmp_path / "server.sqlite", "rb") as file:
@@ -338,21 +338,15 @@ def test_what_a_server_of_the_version_before_has_counted_goes_on_and_is_masked(t
     assert (generation, len(plain)) == (0, 16 + 8 * 4096)
     devices = enrolled(coordinator, 5)
     works = [coordinator.check_in(device, READY, 8.0) for device in devices]
-    assert (sealed_of(coordinator)[0], len(keys_of(tmp_path))) == (1, 2)
     # nor is what was stored before in a free page or in the log
     files = [path for path in tmp_path.iterdir() if path.is_file()]
     assert [path.name for path in files if plain[1_000:1_100] in path.read_bytes()] == []
     scores = config.to_json(Scores(50, 5, 10, 50, 250.25))
     assert coordinator.scores(devices[3], works[3].assignment, scores, 9.0).counted
-    update = encoded(works[4], 4)
-    assert coordinator.update(devices[4], works[4].assignment, update, 9.0).counted
     done = coordinator.reports(9.0, "scores").rounds[0]
     assert (done.phase, done.scores) == ("committed", Scores(150, 25, 43, 150, 730.75))
-    first = coordinator.reports(9.0).rounds[0]
-    assert (first.phase, first.counted) == ("committed", 3)
-    after = weights.flatten(stored(coordinator, first.checkpoint).weights)
-    moved = after - weights.flatten(toy_server.WEIGHTS)
-    np.testing.assert_allclose(moved, (delta(0) + delta(2) + delta(4)) / 3, atol=0.02)
+    first, second = coordinator.reports(9.0).rounds
+    assert (first.phase, first.counted, second.phase) == ("abandoned", 2, "selecting")
     coordinator.close()
 
 

@@ -33,7 +33,7 @@ from server.store import (
     StoredSum,
 )
 from server.tables import REVISION, metadata
-from server.task import State, Task
+from server.task import State, Task, terms
 from tests.toy_server import (
     PLAN,
     SHAPES,
@@ -86,7 +86,8 @@ def test_a_server_of_the_first_tables_goes_on_where_it_stood(tmp_path):
     zipfile.ZipFile(GOLDEN / "server-0001.zip").extractall(tmp_path)
     coordinator = OneByOne(*open_folder(tmp_path))
     certify(coordinator, 8.0)
-    first, second = coordinator.reports(8.0).rounds
+    coordinator.tick(8.0)
+    first, second, third = coordinator.reports(8.0).rounds
     assert (first.phase, first.checked_in, first.refused, first.assigned, first.downloaded) == (
         "committed",
         4,
@@ -101,29 +102,29 @@ def test_a_server_of_the_first_tables_goes_on_where_it_stood(tmp_path):
         12_492,
     )
     assert (second.phase, second.checked_in, second.refused, second.dropped) == (
-        "selecting",
+        "abandoned",  # what it had counted cannot be gone on with
         3,
         {"not_charging": 1},
         {"condition_lost": 1},
     )
     assert (second.counted, second.examples, second.base) == (1, 20, first.checkpoint)
-    device = enrolled(coordinator, 1)[0]
-    work, now = coordinator.join(device, 9.0)
-    assert work.round == 2
-    assert coordinator.update(device, work.assignment, encoded(work, 0), now).counted
-    done = coordinator.reports(now).rounds[1]
+    assert (third.round, third.base) == (3, first.checkpoint)
+    now = 9.0
+    for number, device in enumerate(enrolled(coordinator, 2)):
+        work, now = coordinator.join(device, now)
+        assert coordinator.update(device, work.assignment, encoded(work, number), now).counted
+    done = coordinator.reports(now).rounds[2]
     assert (done.phase, done.counted, done.checkpoint) == (
         "committed",
         2,
         coordinator.checkpoint().sha,
     )
     with coordinator.store.reading() as rows:
-        assert rows.participation("default") == (2, 1)
+        assert rows.participation("default") == (2, 2)
     moved = weights.flatten(stored(coordinator, done.checkpoint).weights) - weights.flatten(
         stored(coordinator, first.checkpoint).weights
     )
-    # what the old server had counted is half of the mean
-    np.testing.assert_allclose(moved, (delta(2) + delta(0)) / 2, atol=0.02)
+    np.testing.assert_allclose(moved, (delta(0) + delta(1)) / 2, atol=0.02)
     coordinator.close()
 
 
@@ -141,21 +142,24 @@ def test_a_task_kept_before_settings_were_one_record_goes_on_where_it_stood(tmp_
         PLAN,
         "",
     )
-    assert letters.rules == Rules(2, 1.5, selection_s=500.0, retry_s=900.0, max_weight=40)
+    assert letters.rules == Rules(2, 1.5, selection_s=500.0, retry_s=900.0)
     assert letters.policy == Policy(min_examples=5, min_separation=1, device_classes=("", "phone"))
     assert letters.step == ServerStep(0.5, 0.5, "fedavgm")
     assert (letters.tokenizer, letters.shapes, letters.dimension) == (TOKENIZER, SHAPES, 50)
     assert (scores.kind, scores.evaluates, scores.seed) == (Kind.EVALUATION, "letters", 9)
-    first, second = coordinator.reports(7.0, "letters").rounds
+    coordinator.tick(7.0)
+    first, second, _ = coordinator.reports(7.0, "letters").rounds
     assert (first.counted, first.dropped, second.counted) == (2, {"surplus": 1}, 1)
-    a = enrolled(coordinator, 1)[0]
-    work, now = coordinator.join(a, 8.0)
-    assert coordinator.update(a, work.assignment, encoded(work, 0), now).counted
+    assert second.phase == "abandoned"  # what it had counted cannot be gone on with
+    now = 8.0
+    for number, device in enumerate(enrolled(coordinator, 2)):
+        work, now = coordinator.join(device, now)
+        assert coordinator.update(device, work.assignment, encoded(work, number), now).counted
     after, before = (
         weights.flatten(stored(coordinator, sha).weights)
         for sha in (coordinator.checkpoint("letters").sha, first.checkpoint)
     )
-    velocity = 0.5 * (delta(0) + delta(1)) / 2 + (delta(2) + delta(0)) / 2
+    velocity = 0.5 * (delta(0) + delta(1)) / 2 + (delta(0) + delta(1)) / 2
     np.testing.assert_allclose(after - before, 0.5 * velocity, atol=0.02)
     coordinator.close()
 
@@ -312,7 +316,7 @@ def test_tasks_come_back_oldest_first_with_their_state(store):
     with store.reading() as rows:
         assert [(each.task, each.state, each.created_at) for each in rows.tasks()] == [
             (TASK, State.PAUSED, 0.0),
-            (scored, State.RUNNING, 5.0),
+            (replace(scored, agreed=terms(TASK)), State.RUNNING, 5.0),
         ]
 
 

@@ -19,15 +19,14 @@ def upgrade() -> None:
 
 def _encoding() -> None:
     """What was counted of updates of format 2 cannot be gone on with: an open round of training
-    that anybody was admitted to is abandoned, and the server opens the next one. Whoever works for
-    it is told that it is closed. No device counts by its examples any more, and of a task that
-    names no aggregation the server goes on seeing each update.
+    that anybody was admitted to is abandoned, and the server opens the next one, when it also lets
+    go of the sum: one that has no key yet must not stay in a free page. Whoever works for
+    it is told that it is closed. No device counts by its examples any more.
     """
     connection = op.get_bind()
     for task, body in connection.execute(sa.text("SELECT task, body FROM tasks")).all():
         settings = json.loads(body)
         settings.get("rules", {}).pop("max_weight", None)
-        settings["aggregation"] = "plain"  # as it was; devices hear it with its next certificate
         connection.execute(
             sa.text("UPDATE tasks SET body = :body WHERE task = :task"),
             {"task": task, "body": json.dumps(settings)},
@@ -64,7 +63,6 @@ def _abandon(connection: sa.Connection, task: str) -> None:
         "WHERE task = :task AND status = 'open'",
         "UPDATE rounds SET phase = 'abandoned', dropped = admitted - reported, reason = :reason "
         "WHERE task = :task AND closed_at IS NULL AND admitted > 0",
-        "DELETE FROM sums WHERE task = :task",
     ):
         values = of | ({"reason": _ENDED} if ":reason" in statement else {})
         connection.execute(sa.text(statement), values)
