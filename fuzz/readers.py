@@ -28,6 +28,7 @@ with atheris.instrument_imports(
         daemon,
         difference,
         own_words,
+        packing,
         patch,
         personal,
         releases,
@@ -36,11 +37,16 @@ with atheris.instrument_imports(
         unfinished,
         weights,
     )
+<<<<<<< HEAD
     from device_runtime import helper_wire as wire_of_helpers
     from device_runtime.errors import FedboardError
     from device_runtime.terms import Aggregation, Terms
+=======
+    from device_runtime import update as updates
+    from device_runtime.errors import FedboardError
+    from device_runtime.terms import Aggregation
+>>>>>>> 76e9c54 (Print what the encoding costs beside the one before, and fuzz format 3)
     from device_runtime.typing_log import TypingLog
-    from device_runtime.update import Header, decode, dequantize, encode, encoded_bytes
     from device_runtime.wire import (
         MOST_WORDS,
         Abandon,
@@ -55,8 +61,9 @@ with atheris.instrument_imports(
     from helper import answers
     from helper.tasks import Rules, Task
     from model import directory, imported
-    from server import access, bodies, contract, judging, sums
+    from server import access, bodies, contract, judging, mechanism, sums
     from server.settings import ServerSettings
+    from server.task import Task, encoding_of, terms
 
 import numpy as np
 
@@ -97,10 +104,14 @@ def checkpoint(data: bytes) -> None:
 
 
 def update(data: bytes) -> None:
-    """An update: what is read has the length its header promises, and stands for finite values."""
-    decoded = decode(data)
-    assert len(data) == encoded_bytes(decoded.dimension, decoded.bits)
-    assert np.isfinite(dequantize(decoded)).all()
+    """An update of any form: what is read has as many numbers as its header says."""
+    about, layout = updates.header(data), packing.layout(4096, 15, 100)
+    if about.form is updates.Form.CODES:
+        assert len(updates.codes(data, 3)) == about.numbers
+    elif about.form is updates.Form.SEALED:
+        assert len(updates.sealed(data, layout).words) == layout.words
+    else:
+        assert len(updates.words(data, layout)) == layout.words
 
 
 def difference_(data: bytes) -> None:
@@ -225,7 +236,7 @@ def chain_(data: bytes) -> None:
             for purpose, text in zip((chain.CERTIFICATE, chain.LINK), texts, strict=True)
         )
         sha = "ab" * 32
-        work = Assignment("a1" * 16, 1, sha, sha, sha, 1, 60.0, certificate=certificate, link=link)
+        work = Assignment("a1" * 16, 1, sha, sha, sha, 60.0, certificate=certificate, link=link)
         by = chain.Verifier(frozenset({signing.public_hex(KEY)}), "default", 1.0)
         untrusted = chain.why_untrusted(work, by)
         assert untrusted is None or untrusted.reason.isprintable()
@@ -241,17 +252,16 @@ def window(data: bytes) -> None:
 
 
 def counted(data: bytes) -> None:
-    """An update that a round would count: the sum it is added to does not overflow, nor hold more
-    of it than its weight times the clipping norm.
+    """An update that a round would count: it moves the mean by no more than an honest one, and the
+    sum it is added to is what it holds, as it is read again.
     """
-    decoded = decode(data)
-    checked = sums.check(decoded, decoded.round, decoded.seed, decoded.shapes, 3, PLAN)
+    by, encoded = mechanism.plain(TASK), encoding_of(TASK)
+    checked = by.check(data, 1)
     if isinstance(checked, sums.Checked):
-        weight = sums.capacity(PLAN)
-        weighted = sums.Weighted(checked.update, weight, checked.scale)
-        added = sums.add_all(sums.empty(3), [weighted]).total.astype(np.float64)
-        assert np.abs(added).max() < 2.0**63 * 0.9999
-        assert np.linalg.norm(added / sums.SCALE) <= weight * PLAN.clipping_norm * 1.0001
+        added = by.add(by.empty(), [by.weigh(checked, 0)])
+        assert added.total.tolist() == checked.codes.tolist()
+        assert bytes(sums.Sum.from_bytes(bytes(added.to_bytes())).to_bytes()) == added.to_bytes()
+        assert np.linalg.norm(by.finish(added, 1)) <= encoded.bound * encoded.clipping_norm * 1.0001
 
 
 def helper_(data: bytes) -> None:
@@ -285,12 +295,20 @@ CORPUS = FOLDER / "corpus"
 ROWS = b"user,text\n" + b"".join(b"u%d,hello there\n" % i for i in range(40))
 (FOLDER / "rows.csv").write_bytes(ROWS)
 imported.import_file(FOLDER / "rows.csv", CORPUS)
-PLAN = Plan(clipping_norm=10.0, bits=1)
+TASK = Task(
+    plan=Plan(clipping_norm=10.0, bits=2),
+    seed=1,
+    tokenizer="ab" * 32,
+    shapes="ab" * 32,
+    dimension=3,
+    aggregation=Aggregation.PLAIN,
+)
+UPDATE = updates.of_delta({"a": np.ones(3, np.float32)}, 1, terms(TASK), np.random.default_rng(0))
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(32))
 CERTIFICATE = chain.Certificate(
     signing.public_hex(KEY),
     *("5e" * 16, "default", "7a" * 16, "default", "ab" * 32, "ab" * 32),
-    *(1, 9, 1e9),
+    *(1, 9, 1e9, terms(TASK)),
 )
 LINK = chain.Link("ab" * 32, 0, "ab" * 32)
 SUMMED = Task(
@@ -336,7 +354,7 @@ READERS = {
     "window": (window, b'bytes=1-5\n"tag"'),
     "counted": (
         counted,
-        encode(np.ones(3, np.float32), Header(1, 2, "ab" * 32, 1, 1), np.random.default_rng(0)),
+        UPDATE,
     ),
     "settings": (settings, b"[rules]\nreport_goal = 5\n[storage]\nblobs = 's3://a/b'\n"),
     "manifest": (manifest, b'{"format":3,"constants":{"a":{"type":"int8"}},"graph":"00"}'),
@@ -344,7 +362,7 @@ READERS = {
     "checkpoint": (checkpoint, OLD),
     "update": (
         update,
-        encode(np.ones(3, np.float32), Header(1, 2, "ab" * 32, 1, 1), np.random.default_rng(0)),
+        UPDATE,
     ),
     "difference": (difference_, difference.encode(OLD, NEW)),
     "codes": (codes_, codes.encode(PREDICT, PATCHED, CONSTANTS)),
