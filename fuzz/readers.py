@@ -37,15 +37,10 @@ with atheris.instrument_imports(
         unfinished,
         weights,
     )
-<<<<<<< HEAD
     from device_runtime import helper_wire as wire_of_helpers
-    from device_runtime.errors import FedboardError
-    from device_runtime.terms import Aggregation, Terms
-=======
     from device_runtime import update as updates
     from device_runtime.errors import FedboardError
-    from device_runtime.terms import Aggregation
->>>>>>> 76e9c54 (Print what the encoding costs beside the one before, and fuzz format 3)
+    from device_runtime.terms import Aggregation, Terms
     from device_runtime.typing_log import TypingLog
     from device_runtime.wire import (
         MOST_WORDS,
@@ -61,9 +56,8 @@ with atheris.instrument_imports(
     from helper import answers
     from helper.tasks import Rules, Task
     from model import directory, imported
-    from server import access, bodies, contract, judging, mechanism, sums
+    from server import access, bodies, contract, judging, mechanism, sums, task
     from server.settings import ServerSettings
-    from server.task import Task, encoding_of, terms
 
 import numpy as np
 
@@ -255,7 +249,7 @@ def counted(data: bytes) -> None:
     """An update that a round would count: it moves the mean by no more than an honest one, and the
     sum it is added to is what it holds, as it is read again.
     """
-    by, encoded = mechanism.plain(TASK), encoding_of(TASK)
+    by, encoded = mechanism.plain(TASK), task.encoding_of(TASK)
     checked = by.check(data, 1)
     if isinstance(checked, sums.Checked):
         added = by.add(by.empty(), [by.weigh(checked, 0)])
@@ -295,7 +289,7 @@ CORPUS = FOLDER / "corpus"
 ROWS = b"user,text\n" + b"".join(b"u%d,hello there\n" % i for i in range(40))
 (FOLDER / "rows.csv").write_bytes(ROWS)
 imported.import_file(FOLDER / "rows.csv", CORPUS)
-TASK = Task(
+TASK = task.Task(
     plan=Plan(clipping_norm=10.0, bits=2),
     seed=1,
     tokenizer="ab" * 32,
@@ -303,12 +297,14 @@ TASK = Task(
     dimension=3,
     aggregation=Aggregation.PLAIN,
 )
-UPDATE = updates.of_delta({"a": np.ones(3, np.float32)}, 1, terms(TASK), np.random.default_rng(0))
+UPDATE = updates.of_delta(
+    {"a": np.ones(3, np.float32)}, 1, task.terms(TASK), np.random.default_rng(0)
+)
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(32))
 CERTIFICATE = chain.Certificate(
     signing.public_hex(KEY),
     *("5e" * 16, "default", "7a" * 16, "default", "ab" * 32, "ab" * 32),
-    *(1, 9, 1e9, terms(TASK)),
+    *(1, 9, 1e9, task.terms(TASK)),
 )
 LINK = chain.Link("ab" * 32, 0, "ab" * 32)
 SUMMED = Task(
