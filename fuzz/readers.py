@@ -101,7 +101,7 @@ def update(data: bytes) -> None:
     """An update of any form: what is read has as many numbers as its header says."""
     about, layout = updates.header(data), packing.layout(4096, 15, 100)
     if about.form is updates.Form.CODES:
-        assert len(updates.codes(data, 3)) == about.numbers
+        assert len(updates.codes(data, TASK.plan.bits)) == about.numbers
     elif about.form is updates.Form.SEALED:
         assert len(updates.sealed(data, layout).words) == layout.words
     else:
