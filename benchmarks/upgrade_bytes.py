@@ -90,21 +90,20 @@ def noise_of(text: str) -> Noise:
 
 
 def deltas(bundle: Bundle, rounds: int, clients: int) -> Iterator[np.ndarray]:
-    """The mean delta of each round, float64 [dimension], weighted by rows as the server does."""
+    """The mean delta of each round, float64 [dimension], of devices that count alike."""
     rng, exact, plan = np.random.default_rng(0), bundle.weights, bundle.plan
     users = [own for own in corpora.load("chitchat").train.values() if len(own) >= 20]
     for _ in range(rounds):
-        received, weight = weights.as_sent(exact), 0
+        received = weights.as_sent(exact)
         total = np.zeros(sum(array.size for array in received.values()))
         for user in rng.choice(len(users), clients, replace=False):
             own = rows(
                 (bundle.vocabulary.ids(utterance.tokens) for utterance in users[user]), plan.length
             )[-ROWS:]
             delta = finetune(bundle.train_graph, Train(received, own, plan, rng)).delta
-            total = total + len(own) * weights.flatten(delta).astype(np.float64)
-            weight += len(own)
-        exact, _ = apply(ServerStep(), exact, None, total / weight)
-        yield total / weight
+            total = total + weights.flatten(delta).astype(np.float64)
+        exact, _ = apply(ServerStep(), exact, None, total / clients)
+        yield total / clients
 
 
 def checkpoints(first: Weights, moves: list[np.ndarray], noise: Noise) -> list[Weights]:
