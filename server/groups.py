@@ -2,7 +2,7 @@
 many requests as come in one transaction. What fails for a group is asked one by one: a request that
 cannot be answered fails alone.
 
-A transaction costs as much as many requests in it. So under load a group waits a few milliseconds
+A transaction costs as much as many requests in it. So under load a group waits a millisecond
 for company; a request that comes alone does not.
 """
 
@@ -33,7 +33,7 @@ class Groups(Generic[Q, A]):
         handle: Callable[[Sequence[Q]], Sequence[A]],
         most: int = 256,
         most_bytes: int = 128 << 20,
-        wait_s: float = 0.004,
+        wait_s: float = 0.001,
         fails_all: Callable[[Exception], bool] = lambda error: False,
     ):
         self._fails_all = fails_all

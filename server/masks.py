@@ -19,11 +19,14 @@ transaction that failed, and may have left pages behind, the next one has a fres
 
 import re
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers import Cipher
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.ciphers.algorithms import AES
+from cryptography.hazmat.primitives.ciphers.modes import GCM
 
 from device_runtime.errors import RunError
 from device_runtime.weights import digest
@@ -32,6 +35,8 @@ from server.slots import Slots
 At = tuple[str, int]  # a task and a round of it
 PLAIN = 0  # generation of a sum that an older version stored as it is
 _KEY = 32  # bytes
+_TAG = 16  # bytes of AES-GCM after what it encrypts
+_SPARE = 64  # bytes beside the sum in the room for it: the tag, and what a cipher asks for
 _NONCE = bytes(12)  # the same always: no key seals twice
 _TRIAL = "room"  # a slot of no round
 _NAME = re.compile(r"([a-z0-9._-]{1,64})~([0-9]{1,18})~([0-9A-Za-z._-]{0,32})~[01]")
@@ -66,10 +71,12 @@ class Masks:
         """`replica` is the name under which the sums are stored."""
         self._slots, self._replica = slots, replica
         self._keys: dict[At, _Keys] = {}
+        self._room = bytearray()  # of the sum that was sealed last
 
-    def seal(self, at: At, plain: bytes | memoryview) -> tuple[int, bytes]:
+    def seal(self, at: At, *plain: bytes | memoryview) -> tuple[int, memoryview]:
         """What to store of a round's new sum, in a transaction that begins after this replica's
-        stored sum was `unseal`ed or is known not to be there: its generation and its bytes.
+        stored sum was `unseal`ed or is known not to be there: its generation and its bytes, which
+        stay as they are until the next one is sealed. The sum may come in several parts.
 
         Raises RunError if its key cannot be kept.
         """
@@ -79,7 +86,7 @@ class Masks:
         key, keys.next = keys.next, None
         generation = keys.stored + 1
         assert key is not None
-        return generation, AESGCM(key).encrypt(_NONCE, plain, self._about(at, generation))
+        return generation, self._sealed(key, plain, self._about(at, generation))
 
     def stored(self, at: At) -> None:
         """The transaction that stores what was sealed last has ended: its key is the newest, and
@@ -94,7 +101,9 @@ class Masks:
         """Nobody knows whether a transaction held: what is stored must be read again."""
         self._keys.clear()
 
-    def unseal(self, at: At, replica: str, generation: int, body: bytes) -> bytes:
+    def unseal(
+        self, at: At, replica: str, generation: int, body: bytes | memoryview
+    ) -> bytes | memoryview:
         """A stored sum of any replica. Raises Lost if its key does not open it, RunError if the
         keys cannot be asked for.
         """
@@ -138,6 +147,22 @@ class Masks:
         """Raises RunError if no key could be kept."""
         self._slots.put(_TRIAL, bytes(1))
         self._slots.remove(_TRIAL)
+
+    def _sealed(self, key: bytes, plain: Sequence[bytes | memoryview], about: bytes) -> memoryview:
+        """What AESGCM makes of the parts, where the sum before was: memory that the kernel has to
+        give first takes longer than the encryption.
+        """
+        size = sum(map(len, plain))
+        if len(self._room) < size + _SPARE or len(self._room) > 2 * (size + _SPARE):
+            self._room = bytearray(size + _SPARE)
+        room, end = memoryview(self._room), 0
+        encryptor = Cipher(AES(key), GCM(_NONCE)).encryptor()
+        encryptor.authenticate_additional_data(about)
+        for part in plain:
+            end += encryptor.update_into(part, room[end:])
+        encryptor.finalize()
+        room[end : end + _TAG] = encryptor.tag
+        return room[: end + _TAG]
 
     def _remove(self, names: Iterable[str]) -> None:
         for name in names:

@@ -37,7 +37,7 @@ class OpenSums:
 
     def save(self, rows: Rows, at: At, sum: Sum) -> None:
         """Put a sum in the place of what `of` gave. Raises RunError if its key cannot be kept."""
-        generation, body = self._masks.seal(at, sum.to_bytes())
+        generation, body = self._masks.seal(at, *sum.parts())
         rows.save_sum(*at, StoredSum(self._replica, generation, body))
         self._saved[at] = sum
 

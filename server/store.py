@@ -198,7 +198,7 @@ class StoredSum:
 
     replica: str
     generation: int  # of the key
-    body: bytes
+    body: bytes | memoryview
 
 
 class Store:

@@ -21,6 +21,7 @@ from device_runtime.errors import RunError
 _HEAD = struct.Struct("<8sqq")  # magic with the kind of number, count, weight
 _MAGIC = b"FBSUM3"
 _KINDS = (np.dtype("<u2"), np.dtype("<u4"), np.dtype("<i8"))  # narrowest first
+_SHORT = 8  # codes that short numbers must have room for to be worth a sum of their own
 _BEFORE = 16  # bytes of count and weight in format 2, which had no magic
 
 
@@ -34,21 +35,24 @@ class Sum:
     weight: int = 0  # codes added, each as often as its update counts
     count: int = 0  # reports
 
-    def to_bytes(self) -> memoryview:
-        """All of it, little-endian: which kind of number, the count and the weight, the total."""
+    def parts(self) -> tuple[bytes, memoryview]:
+        """All of it, little-endian: which kind of number, the count and the weight; and the
+        total, where it lies.
+        """
         kind = next(at for at, each in enumerate(_KINDS) if each == self.total.dtype)
         head = _HEAD.pack(_MAGIC + bytes((kind, 0)), self.count, self.weight)
-        whole = bytearray(len(head) + self.total.nbytes)
-        whole[: len(head)] = head
-        whole[len(head) :] = self.total.astype(_KINDS[kind], copy=False).data.cast("B")
-        return memoryview(whole)
+        return head, self.total.astype(_KINDS[kind], copy=False).data.cast("B")
+
+    def to_bytes(self) -> bytes:
+        """The same as one."""
+        return b"".join(self.parts())
 
     @classmethod
-    def from_bytes(cls, data: bytes) -> "Sum":
+    def from_bytes(cls, data: bytes | memoryview) -> "Sum":
         """What `to_bytes` made, or format 2 of scores: int64, the count and the weight first.
         Raises RunError for a later format.
         """
-        if not data.startswith(_MAGIC):
+        if data[: len(_MAGIC)] != _MAGIC:
             count, weight = np.frombuffer(data[:_BEFORE], "<i8")
             total = np.frombuffer(data, "<i8", offset=_BEFORE)
             return cls(total.astype(np.int64, copy=False), int(weight), int(count))
@@ -85,8 +89,23 @@ def add_all(sum: Sum, updates: Sequence[Weighted], largest: int) -> Sum:
     """The sum with these updates in it, none of whose codes is over `largest`."""
     weight = sum.weight + int(np.sum([each.weight for each in updates], dtype=np.int64))
     total = sum.total.astype(_kind_for(weight, largest, sum.total.dtype))  # a copy
+    narrow, most = total, max(1, weight)
+    short = int(np.iinfo(_KINDS[0]).max) // largest
+    if total.dtype.itemsize > _KINDS[0].itemsize and short >= _SHORT and len(updates) > 1:
+        # short numbers are added several times as fast: first a part in them, then its sum
+        narrow, most = np.zeros_like(total, _KINDS[0]), short
+    left = most
     for codes, times in updates:
-        total += codes if times == 1 else codes.astype(total.dtype) * total.dtype.type(times)
+        if times > most:
+            total += codes.astype(total.dtype) * total.dtype.type(times)
+            continue
+        if times > left:
+            total += narrow
+            narrow[:], left = 0, most
+        narrow += codes if times == 1 else codes.astype(narrow.dtype) * narrow.dtype.type(times)
+        left -= times
+    if narrow is not total:
+        total += narrow
     return Sum(total, weight, sum.count + len(updates))
 
 
