@@ -221,15 +221,42 @@ async def receive(
         async with asyncio.timeout_at(by) as deadline:
             if body is not None:
                 body.deadline = deadline
-            async for piece in request.stream():
+
+            def taken(piece: bytes) -> None:
+                nonlocal size
                 size += len(piece)
                 if size > limit:
                     raise too_large(limit)
                 take(piece)
                 if size and not (body is not None and body.gave_way):
                     deadline.reschedule(by + size / limits.least_bytes_per_s)
+
+            await _pour(request, taken)
     except TimeoutError:
         raise Refused(Cause.TOO_SLOW, "the body did not come in time") from None
+
+
+async def _pour(request: Request, take: Callable[[bytes], object]) -> None:
+    """Give each piece of a body to `take`. What has not come yet comes straight from a connection
+    of ours: it is not collected, and nobody is woken, for each piece.
+    """
+    piece, is_more = await _next(request)
+    take(piece)
+    over = request.scope.get(IN_SCOPE)
+    if is_more and over is not None and over.is_reading(request.scope):
+        await over.pour(take)
+        return
+    while is_more:
+        piece, is_more = await _next(request)
+        take(piece)
+
+
+async def _next(request: Request) -> tuple[bytes, bool]:
+    """What has come of a body, and whether more will. Raises ClientDisconnect."""
+    message = await request.receive()
+    if message["type"] == "http.disconnect":
+        raise ClientDisconnect()
+    return message.get("body", b""), message.get("more_body", False)
 
 
 def is_whole(request: Request) -> bool:
@@ -240,13 +267,11 @@ def is_whole(request: Request) -> bool:
 
 async def _whole(request: Request) -> bytes:
     """A body that is here: in one piece, as a rule."""
-    message = await request.receive()
-    if message["type"] == "http.disconnect":
-        raise ClientDisconnect()
-    piece: bytes = message.get("body", b"")
-    if not message.get("more_body", False):
-        return piece
-    return piece + b"".join([each async for each in request.stream()])
+    body, is_more = await _next(request)
+    while is_more:
+        piece, is_more = await _next(request)
+        body += piece
+    return body
 
 
 def parsed(kind: type[T], body: bytes | bytearray) -> T:

@@ -25,6 +25,7 @@ from typing import Any, cast
 
 import httptools
 import uvicorn
+from starlette.requests import ClientDisconnect
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from device_runtime.errors import RunError
@@ -192,6 +193,8 @@ class Protocol(HttpToolsProtocol):
         self._size = 0  # bytes of the request that are no body
         self.is_lost = False
         self.is_whole = True  # the last request that began has come to its end
+        self._pour: Callable[[bytes], object] | None = None  # takes the body that is coming
+        self._poured: asyncio.Future[None] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin; from now on it can be ended."""
@@ -201,8 +204,32 @@ class Protocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Make place for another."""
         self.is_lost = True
+        self._end_pouring(ClientDisconnect())
         self._among.leave(self._connection)
         super().connection_lost(exc)
+
+    def is_reading(self, scope: Any) -> bool:
+        """Whether the rest of this request's body is what comes next."""
+        return not self.is_whole and self.cycle is not None and self.cycle.scope is scope
+
+    async def pour(self, take: Callable[[bytes], object]) -> None:
+        """Give what is still to come of the body to `take`, piece by piece, until it is whole.
+        Raises what `take` raises, and ClientDisconnect if the peer goes.
+        """
+        self._pour, self._poured = take, self.loop.create_future()
+        self.flow.resume_reading()
+        try:
+            await self._poured
+        finally:
+            self._pour = self._poured = None
+
+    def _end_pouring(self, error: Exception | None) -> None:
+        self._pour = None
+        if self._poured is not None and not self._poured.done():
+            if error is None:
+                self._poured.set_result(None)
+            else:
+                self._poured.set_exception(error)
 
     def vouch(self) -> None:
         """Its peer is known: it gives way to nobody before it is answered."""
@@ -248,11 +275,18 @@ class Protocol(HttpToolsProtocol):
     def on_body(self, body: bytes) -> None:
         """Bytes of its body."""
         self._size -= len(body)
-        super().on_body(body)
+        if self._pour is None:
+            super().on_body(body)
+            return
+        try:
+            self._pour(body)
+        except Exception as error:  # of whoever reads the request, not of the parser
+            self._end_pouring(error)
 
     def on_message_complete(self) -> None:
         """All of it is here."""
         self.is_whole, self._size = True, 0
+        self._end_pouring(None)
         if self._is_answered():
             self._owed_since = None
             self.timeout_keep_alive_task = self.loop.call_later(
