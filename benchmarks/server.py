@@ -12,23 +12,26 @@ import asyncio
 import contextlib
 import functools
 import itertools
+import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import psutil
+import uvloop
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from device_runtime import chain, config, quantize, signing, update
 from device_runtime.causes import Cause
 from device_runtime.terms import Aggregation
-from device_runtime.weights import Checkpoint
+from device_runtime.weights import Checkpoint, digest
 from device_runtime.wire import DAY_S, Assignment, CheckIn, Conditions, Plan
 from server import operators, tasks
 from server.coordinator import Coordinator, open_folder
@@ -36,11 +39,21 @@ from server.requests import CheckingIn
 from server.rounds import Rules
 from server.task import TaskSettings, assignment_name, terms
 
+T = TypeVar("T")
+SMALL = 16_384  # bytes of a body that go out with its head
 ROOT = Path(__file__).parents[1]
 TOKENIZER = "70" * 32
 READY = CheckIn(Conditions(True, True, True), examples=50, tokenizer=TOKENIZER)
 PARAMETERS = 1_421_766  # of the size gboard
 WINDOW_S = 20.0  # in which the devices of the crowd ask
+
+
+Sent = tuple[bytes, bytes]  # head and body of a request
+
+
+@functools.lru_cache(maxsize=64)
+def _digest(body: bytes) -> str:
+    return digest(body)  # of one body for all devices: the load is not what is measured
 
 
 @dataclass(frozen=True)
@@ -53,25 +66,28 @@ class Device:
 
     def request(self, method: str, path: str, body: bytes, task: str = "", round: int = 0) -> bytes:
         """A signed request as bytes of HTTP/1.1."""
-        asked = signing.Request(method, path, body, task, round)
-        signed = signing.sign_request(self.key, self.name, asked, self.server, time.time())
+        return b"".join(self.sent(method, path, body, task, round))
+
+    def sent(self, method: str, path: str, body: bytes, task: str = "", round: int = 0) -> Sent:
+        """The same, head and body."""
+        claim = signing.Claim(
+            _digest(body), task, round, os.urandom(16).hex(), self.server, int(time.time())
+        )
+        signed = signing.headers_of(self.key, self.name, method, path, claim)
         lines = [
             f"{method} {path} HTTP/1.1",
             "host: bench",
             f"content-length: {len(body)}",
             "content-type: application/json",
+            *(f"{name}: {value}" for name, value in signed.items()),
         ]
-        return (
-            "\r\n".join([*lines, *(f"{name}: {value}" for name, value in signed.items())]).encode()
-            + b"\r\n\r\n"
-            + body
-        )
+        return "\r\n".join(lines).encode() + b"\r\n\r\n", body
 
 
 class Connection(asyncio.Protocol):
     """Sends requests one after the other; each when the answer to the one before is whole."""
 
-    def __init__(self, requests: Iterator[bytes], done: asyncio.Future):
+    def __init__(self, requests: Iterator[Sent], done: asyncio.Future):
         self.requests, self.done = requests, done
         self.statuses: dict[int, int] = {}
         self.latencies: list[float] = []
@@ -80,11 +96,11 @@ class Connection(asyncio.Protocol):
         self._left = 0
 
     def connection_made(self, transport) -> None:
-        """Send the first request."""
+        """Be ready."""
         self.transport = transport
-        self._next()
 
-    def _next(self) -> None:
+    def next(self) -> None:
+        """Send the next request; after the last one, be done."""
         request = next(self.requests, None)
         if request is None:
             self.transport.close()
@@ -92,7 +108,10 @@ class Connection(asyncio.Protocol):
                 self.done.set_result(None)
             return
         self._sent = time.perf_counter()
-        self.transport.write(request)
+        head, body = request
+        self.transport.write(head if len(body) > SMALL else head + body)
+        if len(body) > SMALL:
+            self.transport.write(body)
 
     def data_received(self, data: bytes) -> None:
         """Take in an answer, and send the next request after its end."""
@@ -122,7 +141,7 @@ class Connection(asyncio.Protocol):
         self._left = 0
         self.statuses[self._status] = self.statuses.get(self._status, 0) + 1
         self.latencies.append(time.perf_counter() - self._sent)
-        self._next()
+        self.next()
 
     def connection_lost(self, error) -> None:
         """Be done, with an error if an answer is missing."""
@@ -141,35 +160,42 @@ class Load:
     cpu_s: float  # of the server
 
 
-async def _load(
-    port: int, connections: Sequence[Iterator[bytes]]
-) -> tuple[list[Connection], float]:
+async def _load(port: int, connections: Sequence[Iterator[Sent]]) -> tuple[list[Connection], float]:
     loop = asyncio.get_running_loop()
-    opened, began = [], time.perf_counter()
+    opened = []
     for requests in connections:
         done = loop.create_future()
         make = functools.partial(Connection, requests, done)
         _, protocol = await loop.create_connection(make, "127.0.0.1", port)
         opened.append(protocol)
+    began = time.perf_counter()  # all are open: what is measured are requests
+    for protocol in opened:
+        protocol.next()
     await asyncio.gather(*(protocol.done for protocol in opened))
     return opened, time.perf_counter() - began
 
 
-def load(server: "Server", requests: Sequence[bytes], connections: int) -> Load:
+def _run(load: Coroutine[Any, Any, T]) -> T:
+    """The result of a load, on the quickest loop: it shares the machine with the server."""
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(load)
+
+
+def load(server: "Server", requests: Sequence[Sent], connections: int) -> Load:
     """All requests, over so many connections: whoever is free takes the next."""
     return load_lazily(server, iter(requests), len(requests), connections)
 
 
-def _load_next(server: "Server", batches: list[list[bytes]], connections: int) -> Load:
+def _load_next(server: "Server", batches: list[list[Sent]], connections: int) -> Load:
     return load(server, batches.pop(), connections)
 
 
-def load_lazily(server: "Server", requests: Iterator[bytes], count: int, connections: int) -> Load:
+def load_lazily(server: "Server", requests: Iterator[Sent], count: int, connections: int) -> Load:
     """As `load`, but requests are signed as they are sent: ten thousand bodies do not fit into
     memory.
     """
     before = server.cpu_s()
-    opened, seconds = asyncio.run(_load(server.port, [iter(requests)] * connections))
+    opened, seconds = _run(_load(server.port, [iter(requests)] * connections))
     latencies = sorted(itertools.chain.from_iterable(protocol.latencies for protocol in opened))
     received = sum(protocol.received for protocol in opened)
     return Load(
@@ -328,7 +354,11 @@ def check_ins(folder: Path, count: int, repeats: int, connections: int) -> None:
     """Check-ins a second: the first ask of a device, its second, and one for which no place is
     left. No device asks twice: it would come before its time.
     """
-    body = config.to_json(READY)
+
+    def body(device: Device) -> bytes:
+        """No two devices say the same for long: nothing is answered out of a cache of messages."""
+        return config.to_json(replace(READY, examples=50 + int(device.name[:3], 16)))
+
     for number, (name, (rules, before)) in enumerate(ASKS.items()):
         place = folder / str(number)
         coordinator, devices = new(place, rules, Plan(clipping_norm=1.0), count * (repeats + 1) + 1)
@@ -338,10 +368,10 @@ def check_ins(folder: Path, count: int, repeats: int, connections: int) -> None:
             coordinator.handle([CheckingIn(devices[0].name, READY)], time.time())
         coordinator.close()
         with running("fedboard", place) as ours, running("bare", place) as theirs:
-            once = [device.request("POST", "/v1/check-in", body) for device in devices[:count]]
+            once = [device.sent("POST", "/v1/check-in", body(device)) for device in devices[:count]]
             load(theirs, once[:200], connections)
             batches = [
-                [device.request("POST", "/v1/check-in", body) for device in each]
+                [device.sent("POST", "/v1/check-in", body(device)) for device in each]
                 for each in _batched(devices[1:], count)
             ]
             load(ours, batches.pop(), connections)
@@ -372,9 +402,9 @@ def updates(folder: Path, count: int, repeats: int, connections: int) -> None:
     with running("fedboard", folder) as ours, running("bare", folder) as theirs:
         pairs = iter(zip(devices, works, strict=True))
 
-        def signed() -> Iterator[bytes]:
+        def signed() -> Iterator[Sent]:
             for device, work in itertools.islice(pairs, each):
-                yield device.request(
+                yield device.sent(
                     "PUT", f"/v1/assignments/{work.assignment}/update", body, work.task, work.round
                 )
 
@@ -385,7 +415,7 @@ def updates(folder: Path, count: int, repeats: int, connections: int) -> None:
             memory.append(ours.memory_mb())
             return under_load
 
-        discarded = devices[0].request("PUT", f"/v1/assignments/{first.assignment}/update", body)
+        discarded = devices[0].sent("PUT", f"/v1/assignments/{first.assignment}/update", body)
         ratio(
             "counted updates",
             count_ours,
@@ -416,17 +446,17 @@ def downloads(folder: Path, count: int, repeats: int, connections: int) -> None:
     coordinator.close()
     path, taken = f"/v1/blobs/{half}", iter(devices)
     with running("fedboard", folder) as ours, running("bare", folder) as theirs:
-        plain = devices[0].request("GET", path, b"")
+        plain = devices[0].sent("GET", path, b"")
         load(
             ours,
-            [device.request("GET", path, b"") for device in itertools.islice(taken, count)],
+            [device.sent("GET", path, b"") for device in itertools.islice(taken, count)],
             connections,
         )
         ratio(
             "downloads of a checkpoint beside FileResponse",
             lambda: load(
                 ours,
-                [device.request("GET", path, b"") for device in itertools.islice(taken, count)],
+                [device.sent("GET", path, b"") for device in itertools.islice(taken, count)],
                 connections,
             ),
             lambda: load(theirs, [plain] * count, connections),
@@ -459,18 +489,18 @@ def crowd(folder: Path, devices: int) -> None:
     message = config.to_json(replace(READY, holds=half))
     with running("fedboard", folder) as server:
 
-        def ask(device: Device) -> Iterator[bytes]:
-            yield device.request("POST", "/v1/check-in", message)
+        def ask(device: Device) -> Iterator[Sent]:
+            yield device.sent("POST", "/v1/check-in", message)
 
-        def day(device: Device) -> Iterator[bytes]:
+        def day(device: Device) -> Iterator[Sent]:
             work = assignment_name(task, 1, device.name)
-            yield device.request("POST", "/v1/check-in", message)
-            yield device.request("GET", f"/v1/blobs/{half}", b"", task.name, 1)
-            yield device.request("PUT", f"/v1/assignments/{work}/update", body, task.name, 1)
+            yield device.sent("POST", "/v1/check-in", message)
+            yield device.sent("GET", f"/v1/blobs/{half}", b"", task.name, 1)
+            yield device.sent("PUT", f"/v1/assignments/{work}/update", body, task.name, 1)
 
         began, statuses = time.monotonic(), {}
         for what, lives in (("ask", ask), ("come back, fetch and report", day)):
-            opened, seconds = asyncio.run(_load(server.port, [lives(each) for each in members]))
+            opened, seconds = _run(_load(server.port, [lives(each) for each in members]))
             statuses = _statuses(opened)
             latencies = sorted(itertools.chain(*(each.latencies for each in opened)))
             print(

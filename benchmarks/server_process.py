@@ -71,7 +71,6 @@ def bare(folder: Path) -> FastAPI:
 
 def main(kind: str, folder: Path) -> None:
     """Serve one of the two, and print the port."""
-    sys.setswitchinterval(0.0005)
     sock = endpoint.bind("127.0.0.1", 0)
     print(sock.getsockname()[1], flush=True)
     if kind == "bare":

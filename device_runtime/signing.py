@@ -152,14 +152,23 @@ def sign_request(
     """
     nonce, hashed = os.urandom(16).hex(), digest(request.body)
     claim = Claim(hashed, request.task, request.round, nonce, server, int(now))
-    signature = key.sign(request_message(request.method, request.path, claim))
+    return headers_of(key, device, request.method, request.path, claim)
+
+
+def headers_of(
+    key: Ed25519PrivateKey, device: str, method: str, path: str, claim: Claim
+) -> dict[str, str]:
+    """The same for a claim that stands."""
+    hashed = base64.b64encode(bytes.fromhex(claim.body_digest)).decode()
     return {
         "fedboard-device": device,
-        "fedboard-task": request.task,
-        "fedboard-round": str(request.round),
-        "fedboard-nonce": nonce,
-        "fedboard-server": server,
+        "fedboard-task": claim.task,
+        "fedboard-round": str(claim.round),
+        "fedboard-nonce": claim.nonce,
+        "fedboard-server": claim.server,
         "fedboard-time": str(claim.time),
-        "fedboard-signature": base64.b64encode(signature).decode(),
-        "content-digest": f"sha-256=:{base64.b64encode(bytes.fromhex(hashed)).decode()}:",
+        "fedboard-signature": base64.b64encode(
+            key.sign(request_message(method, path, claim))
+        ).decode(),
+        "content-digest": f"sha-256=:{hashed}:",
     }
