@@ -149,6 +149,8 @@ def serve(app: FastAPI, sock: socket.socket, **options: Any) -> None:
     Options are uvicorn's, such as ssl_certfile.
     """
     memory.give_back_large_blocks()
+    if isinstance(app, _Api):
+        memory.look_for_garbage_rarely()
     server(app, **options).run(sockets=[sock])
 
 

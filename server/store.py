@@ -1119,7 +1119,8 @@ _PARTICIPATIONS = sa.select(
 _WITHOUT_TERMS = {"aggregation": Aggregation.PLAIN.value}
 _INSERTS: dict[str, Any] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
 _ENGINE: dict[str, dict[str, Any]] = {
-    "sqlite": {"pool_size": 48},
+    # the same connection again, whose pages are in its memory
+    "sqlite": {"pool_size": 48, "pool_use_lifo": True},
     "postgresql": {"pool_pre_ping": True, "pool_size": 4, "connect_args": {"connect_timeout": 5}},
 }
 
@@ -1260,10 +1261,16 @@ def _begin_sqlite(connection: sa.Connection) -> None:
     if options.get("reading"):
         connection.exec_driver_sql("BEGIN")
         return
-    # FULL waits for the disk: worth it for an acknowledged update, not for a check-in
-    level = "FULL" if options.get("durable", True) else "NORMAL"
-    connection.exec_driver_sql(f"PRAGMA synchronous = {level}")
-    # what is deleted is overwritten: FAST where that costs no more writing, ON in any case
-    deletes = "ON" if options.get("forgets") else "FAST"
-    connection.exec_driver_sql(f"PRAGMA secure_delete = {deletes}")
+    kept = connection.info.setdefault("fedboard.settings", {})
+    wanted = {
+        # FULL waits for the disk: worth it for an acknowledged update, not for a check-in
+        "synchronous": "FULL" if options.get("durable", True) else "NORMAL",
+        # what is deleted is overwritten: FAST where that costs no more writing, ON in any case
+        "secure_delete": "ON" if options.get("forgets") else "FAST",
+        "cache_size": "-8192",  # of the one that writes, which is nearly always the same
+    }
+    for name, value in wanted.items():
+        if kept.get(name) != value:
+            connection.exec_driver_sql(f"PRAGMA {name} = {value}")
+            kept[name] = value
     connection.exec_driver_sql("BEGIN IMMEDIATE")
