@@ -10,11 +10,6 @@ from dataclasses import dataclass
 from device_runtime.terms import Aggregation, Terms
 from device_runtime.wire import Plan
 
-NO_TERMS = (
-    "certificate: expected the terms by which updates are added up and seen, found none; its "
-    "operator must certify the task again"
-)
-
 
 @dataclass(frozen=True)
 class Pins:

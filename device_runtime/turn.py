@@ -703,8 +703,9 @@ def _sent(
     if isinstance(answer, Reject) and MEANING[answer.cause].keeps_work:
         # it may have been counted: the ledger goes on saying "sending", and the same is sent again
         return _outcome(replace(sending, cause=answer.cause), answer.retry_in_s, tuned)
-    yield Drop()
-    return (yield from _answered(sending, answer, tuned))
+    outcome = yield from _answered(sending, answer, tuned)
+    yield Drop()  # last: a device that dies before hears once more what became of it
+    return outcome
 
 
 def _sent_kept(

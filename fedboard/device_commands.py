@@ -329,6 +329,8 @@ def device_status(folder: HomeFolder, as_json: Json = False) -> None:
         return emit(asdict(status))
     for line in device_words.status_lines(status):
         console.say(line)
+    for sentence in device_words.seen_lines(status):
+        console.say(sentence.text, style="bold red" if sentence.warns else "")
 
 
 @app.command("ledger")

@@ -4,9 +4,9 @@ typed.
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from device_runtime import causes, chain, daemon, personal, unfinished, upgrade
+from device_runtime import causes, chain, daemon, exposure, personal, unfinished, upgrade
 from device_runtime.drive import limits_of
 from device_runtime.errors import BundleError
 from device_runtime.home import EVIDENCE, UNFINISHED, Contribution, Home, done_on
@@ -41,6 +41,8 @@ class Standing:
     releases: tuple[str, ...] = ()  # how its release came, what it refused and why, in sentences
     # pairs of checkpoints that were signed for one round, with the signatures that prove it
     contradictions: tuple[chain.Contradiction, ...] = ()
+    task: str = ""  # whose work it was given last; empty before the first
+    seen: tuple[exposure.Sentence, ...] = ()  # who sees its updates, by the terms of that
 
 
 def status(home: Home, now: float) -> Standing:
@@ -66,6 +68,7 @@ def status(home: Home, now: float) -> Standing:
         waiting = home.kept(UNFINISHED)
         half_done = None if waiting is None else unfinished.unseal(waiting, log)
     conditions = home.conditions(now)
+    last_terms = home.terms
     lines = home.contributions()
     kept = home.config.typing_log
     return Standing(
@@ -89,6 +92,8 @@ def status(home: Home, now: float) -> Standing:
         outdated,
         tuple(release_lines(upgrade.remembered(home), release, now)),
         home.evidence(),
+        "" if last_terms is None else last_terms.task,
+        () if last_terms is None else tuple(exposure.sentences(last_terms.terms)),
     )
 
 
@@ -143,6 +148,12 @@ def status_lines(standing: Standing) -> list[str]:
             else []
         ),
     ]
+
+
+def seen_lines(standing: Standing) -> list[exposure.Sentence]:
+    """Who can see what leaves the device, in sentences; what warns is to be shown in red."""
+    of = f"by the terms of task {standing.task}: "
+    return [replace(each, text=of + each.text) for each in standing.seen]
 
 
 def release_lines(past: upgrade.Remembered, runs: int, now: float) -> list[str]:

@@ -54,6 +54,7 @@ PROCESSES = (
     "test_fedboard_device_day",
     "test_device_runtime_kills",
     "test_device_runtime_secagg_turn",
+    "test_device_runtime_masked",
     "test_server_replicas",
     "test_helper_kills",
     "test_helper_endpoint",

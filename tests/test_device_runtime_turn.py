@@ -136,7 +136,7 @@ def test_sending_is_noted_before_the_update_leaves_and_what_became_of_it_after()
     actions, outcome = play(turn.work(DEVICE, ASSIGNMENT))
     assert kinds(actions) == [
         *(Verify, Recall, RecallReport, CheckConditions, Fetch, Held, Gather, Train),
-        *(CheckConditions, Protect, KeepReport, Used, Note, Upload, Drop, Note),
+        *(CheckConditions, Protect, KeepReport, Used, Note, Upload, Note, Drop),
     ]
     before, after = (action for action in actions if isinstance(action, Note))
     assert (before.status, after.status) == (Status.SENDING, Status.COUNTED)
@@ -174,7 +174,7 @@ def test_a_report_that_is_kept_is_sent_as_it_is_and_nothing_is_fetched_or_traine
         # what is sent again is no second use of its messages
         used = [] if again else [Used]
         assert kinds(actions) == [
-            *(Verify, Recall, RecallReport, CheckConditions, *used, Note, Upload, Drop, Note)
+            *(Verify, Recall, RecallReport, CheckConditions, *used, Note, Upload, Note, Drop)
         ]
         (upload,) = (action for action in actions if isinstance(action, Upload))
         assert upload.update == b"as it was"
