@@ -6,10 +6,19 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from device_runtime import causes, chain, daemon, exposure, personal, unfinished, upgrade
+from device_runtime import (
+    causes,
+    chain,
+    daemon,
+    exposure,
+    outgoing,
+    personal,
+    unfinished,
+    upgrade,
+)
 from device_runtime.drive import limits_of
 from device_runtime.errors import BundleError
-from device_runtime.home import EVIDENCE, UNFINISHED, Contribution, Home, done_on
+from device_runtime.home import EVIDENCE, OUTGOING, UNFINISHED, Contribution, Home, done_on
 from device_runtime.limits import Limits
 from device_runtime.turn import Status
 from device_runtime.wire import DAY_S, MOST_WORDS, Conditions, Kind, forbidden_by
@@ -41,6 +50,7 @@ class Standing:
     releases: tuple[str, ...] = ()  # how its release came, what it refused and why, in sentences
     # pairs of checkpoints that were signed for one round, with the signatures that prove it
     contradictions: tuple[chain.Contradiction, ...] = ()
+    outgoing: int | None = None  # round of a report that waits for its server's answer
     task: str = ""  # whose work it was given last; empty before the first
     seen: tuple[exposure.Sentence, ...] = ()  # who sees its updates, by the terms of that
 
@@ -67,18 +77,20 @@ def status(home: Home, now: float) -> Standing:
         messages, used_up = log.count(), log.count() - log.count(usable=True)
         waiting = home.kept(UNFINISHED)
         half_done = None if waiting is None else unfinished.unseal(waiting, log)
+        kept = home.kept(OUTGOING)
+        report = None if kept is None else outgoing.unseal(kept, log)
     conditions = home.conditions(now)
     last_terms = home.terms
     lines = home.contributions()
-    kept = home.config.typing_log
+    retention = home.config.typing_log
     return Standing(
         str(home.folder),
         home.name,
         bundle,
         messages,
         used_up,
-        kept.max_age_s / DAY_S,
-        kept.max_bytes,
+        retention.max_age_s / DAY_S,
+        retention.max_bytes,
         conditions,
         forbidden_by(conditions),
         sum(line.outcome == Status.COUNTED for line in lines),
@@ -92,6 +104,7 @@ def status(home: Home, now: float) -> Standing:
         outdated,
         tuple(release_lines(upgrade.remembered(home), release, now)),
         home.evidence(),
+        None if report is None else report.label.round,
         "" if last_terms is None else last_terms.task,
         () if last_terms is None else tuple(exposure.sentences(last_terms.terms)),
     )
@@ -140,6 +153,14 @@ def status_lines(standing: Standing) -> list[str]:
                 f"{moment(standing.half_done[1])}"
             ]
             if standing.half_done
+            else []
+        ),
+        *(
+            [
+                f"a report of round {standing.outgoing} is kept until its server has answered: it "
+                "is sent as it is, or not at all"
+            ]
+            if standing.outgoing is not None
             else []
         ),
         *(
@@ -244,11 +265,16 @@ def _sentence(line: Contribution) -> str:
             f"an update of {line.examples:,} examples was sent and not counted: {cause}"
         ),
     }
-    became = words.get(line.outcome, line.outcome)
+    became = words.get(line.outcome, line.outcome) + _seen_by(line)
     return (
         f"{moment(line.at)}, round {line.round}: {became} ({line.bytes_up:,} bytes sent, "
         f"{line.bytes_down:,} received)"
     )
+
+
+def _seen_by(line: Contribution) -> str:
+    """Who could see what left by itself; nothing of what did not leave."""
+    return f"; {line.seen_by} could see it by itself" if line.left and line.seen_by else ""
 
 
 def _cause(line: Contribution) -> str:
@@ -270,7 +296,7 @@ def _scores(line: Contribution) -> str:
         Status.ABANDONED: f"{asked} was given back and nothing was sent: {cause}",
         Status.NOT_COUNTED: f"{sums}; only sums were sent, and not counted: {cause}",
     }
-    became = words.get(line.outcome, line.outcome)
+    became = words.get(line.outcome, line.outcome) + _seen_by(line)
     return (
         f"{moment(line.at)}, round {line.round} of {line.task}: {became} ({line.bytes_up:,} bytes "
         f"sent, {line.bytes_down:,} received)"

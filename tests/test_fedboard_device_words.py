@@ -4,14 +4,16 @@ from dataclasses import replace
 
 import pytest
 
-from device_runtime import bundle
+from device_runtime import bundle, outgoing
 from device_runtime.causes import Cause
 from device_runtime.daemon import NotAsked
-from device_runtime.home import Contribution, DeviceConfig, Home
-from device_runtime.turn import Outcome, Status
-from device_runtime.wire import Conditions
+from device_runtime.home import OUTGOING, Contribution, DeviceConfig, Home
+from device_runtime.terms import Aggregation
+from device_runtime.turn import Label, Outcome, Outgoing, Status
+from device_runtime.wire import Conditions, Kind
 from fedboard import devices
-from fedboard.device_words import Standing, ledger_lines, status, status_lines
+from fedboard.device_words import Standing, ledger_lines, seen_lines, status, status_lines
+from tests.toy_leader import masked_terms
 
 DAY = 86_400.0
 
@@ -53,6 +55,50 @@ def test_the_ledger_in_words():
         "In all 1 updates counted, of 12 examples; 2,040 bytes sent, 6,000 received.",
     ]
     assert ledger_lines([]) == ["This device contributed nothing so far."]
+
+
+def test_the_ledger_says_of_what_left_who_could_see_it_by_itself():
+    seen_by = "the server and helper 1f1f1f1f1f1f1f1f together"
+    for outcome in ("counted", "sending", "not_counted"):
+        line = Contribution(3, 0.0, outcome, "", 12, 1000, 3000, seen_by=seen_by)
+        assert f"; {seen_by} could see it by itself (1,000 bytes sent" in ledger_lines([line])[0]
+    kept = Contribution(3, 0.0, "abandoned", "in_use", 12, 40, 3000, seen_by=seen_by)
+    assert seen_by not in ledger_lines([kept])[0]
+
+
+@pytest.mark.parametrize(
+    ("changed", "warning"),
+    [
+        ({}, None),
+        ({"is_beside": True}, "server and helper are in one hand"),
+        ({"fewest": 12}, "a sum is opened of only 12 devices: expected at least 100"),
+        (
+            {"aggregation": Aggregation.PLAIN, "helper": ""},
+            "updates are not hidden: the server can read in each what was typed",
+        ),
+    ],
+)
+def test_the_status_says_who_sees_updates_by_the_last_terms_and_what_should_worry_in_red(
+    home, tiny_bundle, changed, warning
+):
+    assert seen_lines(status(home, 0.0)) == []
+    home.keep_terms("words", masked_terms(tiny_bundle, **changed))
+    first, *worries = seen_lines(status(home, 0.0))
+    assert first.text.startswith("by the terms of task words: ") and not first.warns
+    if not changed:
+        assert masked_terms(tiny_bundle).helper[:16] in first.text
+    expected = [] if warning is None else [(f"by the terms of task words: {warning}", True)]
+    assert [(each.text, each.warns) for each in worries] == expected
+
+
+def test_a_report_that_waits_for_its_answer_is_in_the_status(home):
+    label = Label("a5" * 16, 9, "5e" * 16, "7a" * 16, "0f" * 32, Kind.TRAINING, (1,), 12)
+    with home.typing_log() as log:
+        home.keep(OUTGOING, outgoing.seal(Outgoing(label, b"body"), log))
+    assert (
+        "a report of round 9 is kept until its server has answered: it is sent as it is, or not at "
+        "all"
+    ) in status_lines(status(home, 0.0))
 
 
 def test_the_ledger_says_which_limit_refused_what_and_the_status_what_the_limits_are(home):
