@@ -14,17 +14,20 @@ import pytest
 from device_runtime import bundle, calls, codes, installed, personal
 from device_runtime.drive import Turn, simulated
 from device_runtime.home import BUNDLES, FETCHED, UNFINISHED, DeviceConfig, Home
+from device_runtime.terms import Aggregation
 from device_runtime.transport import http
 from device_runtime.turn import Status
 from device_runtime.upgrade import Means, follow, remembered
 from device_runtime.weights import digest
 from device_runtime.wire import DAY_S
-from fedboard.certificates import certified
+from fedboard.certificates import Consent, certified
 from fedboard.operator import connect
 from tests.kill_points import every_kill_point
 from tests.test_device_runtime_drive import EASY
 from tests.test_device_runtime_personal import HABIT, likelier, release
 from tests.test_device_runtime_upgrade import Maker, other_weights, with_difference
+
+PLAINLY = Consent(Aggregation.PLAIN)
 
 
 def test_power_lost_at_any_step_of_an_install_leaves_one_whole_bundle(
@@ -200,7 +203,7 @@ def address(tmp_path, tiny_bundle, trusted, signing_key):
             ).read_text()
             time.sleep(0.05)
         with connect(tmp_path / "server", None) as operator:
-            certified(operator, "default", signing_key, 100_000, DAY_S)
+            certified(operator, "default", signing_key, 100_000, DAY_S, PLAINLY)
         yield (tmp_path / "server" / "address").read_text().strip()
     finally:
         server.terminate()
