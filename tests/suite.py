@@ -49,6 +49,8 @@ PROCESSES = (
     "test_fedboard_release",
     "test_server_kills",
     "test_server_secagg_kills",
+    "test_server_opening",
+    "test_server_opening_kills",
     "test_fedboard_cli",
     "test_fedboard_streams",
     "test_fedboard_device_day",

@@ -3,6 +3,7 @@
 A real coordinator, a real helper's desk, and a function between them.
 """
 
+import re
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -21,8 +22,9 @@ from device_runtime.terms import Aggregation
 from device_runtime.transport import Unreachable
 from device_runtime.update import Form, Header
 from device_runtime.wire import Abandon, Assignment
-from server import operators
+from server import dashboard, operators, overview
 from server.helping import seal_key_in
+from server.metrics import Metrics
 from server.requests import Refused
 from server.rounds import Mode, Rules
 from server.task import Task, TaskSettings, for_bundle, openable
@@ -382,3 +384,33 @@ def test_a_server_that_runs_its_helper_says_so_in_what_is_signed(tmp_path, helpe
         "100"
     )
     coordinator.close()
+
+
+def test_the_page_says_what_a_round_waits_for_and_who_sees_what(tmp_path, helper):
+    ways = [way_to(helper)]
+    coordinator = new(tmp_path / "server", lambda *request: ways[0](*request))
+    frozen(coordinator)
+    ways[0] = nowhere
+    coordinator.open_sums(30.0)
+    page = dashboard.page(overview.read(coordinator, 31.0, 0.0, {})).html
+    text = " ".join(re.sub("<[^>]*>", " ", page).split())
+    assert "Round 1: unmasking" in text
+    assert "Round 1 waits for its sum to be opened: helper: gives no answer" in text
+    assert "A sum is opened of only 2 devices: expected at least 100." in text
+    assert "can see the update of a device together, neither of them alone" in text
+    assert HELPER in text
+    figures = prometheus(coordinator)
+    assert figures["fedboard_helper_up"] == 0.0
+    assert figures['fedboard_rounds{phase="unmasking",task="default"}'] == 1.0
+    ways[0] = way_to(helper)
+    coordinator.open_sums(60.0)
+    page = dashboard.page(overview.read(coordinator, 61.0, 0.0, {})).html
+    assert "waits for its sum" not in page and "It answers." in page
+    assert prometheus(coordinator)["fedboard_helper_up"] == 1.0
+    coordinator.close()
+
+
+def prometheus(coordinator: OneByOne) -> dict[str, float]:
+    lines = Metrics(coordinator, lambda: 31.0).text().decode().splitlines()
+    shown = (line.rpartition(" ") for line in lines if not line.startswith("#"))
+    return {name: float(value) for name, _, value in shown}

@@ -24,12 +24,13 @@ from server import releases
 from server.blobs import Blobs
 from server.coordinator import Coordinator
 from server.eligibility import Policy
+from server.helper_client import Helper
 from server.requests import CheckingIn, Nonce, Refused, Reporting
 from server.rounds import Rules
 from server.step import ServerStep
 from server.store import Store
 from server.task import TaskSettings
-from tests import postgres, s3, toy_releases, toy_secagg_steps, toy_server
+from tests import postgres, s3, toy_opening, toy_releases, toy_secagg_steps, toy_server
 from tests.test_server_comparing import body, comparing, told
 from tests.test_server_endpoint import Device
 from tests.toy_releases import index_of, numbers, published
@@ -403,3 +404,36 @@ def test_a_replica_killed_in_a_round_loses_nothing_it_has_acknowledged(
         ("committed", 6, 6)
     ] * 2
     assert [report["checkpoint"] for report in reports] == alone(tmp_path / "alone")[0]
+
+
+def test_two_servers_add_up_one_masked_round_and_its_helper_answers_once(database, tmp_path):
+    asked = toy_opening.desk(tmp_path / "helper")
+    blobs, way = Blobs(tmp_path / "blobs"), toy_opening.way_to(asked)
+    first, second = (
+        OneByOne(Store(database), blobs, replica=name, helper=Helper(way, "token"))
+        for name in ("a", "b")
+    )
+    toy_opening.begun(first, toy_opening.THREE)
+    first.open_sums(0.0)
+    devices = enrolled(first, 3)
+    works = toy_opening.joined(first, devices, 1.0)
+    for number, by in enumerate((first, second, second)):
+        body = toy_opening.sealed(works[number], number)
+        assert by.update(devices[number], works[number].assignment, body, 2.0).counted
+    first.close()  # whoever is left opens what both have counted
+    second.open_sums(3.0)
+    (closed, _) = second.reports(4.0).rounds
+    assert (closed.phase, closed.counted) == ("committed", 3)
+    third = OneByOne(Store(database), blobs, replica="c", helper=Helper(way, "token"))
+    third.open_sums(5.0)
+    assert asked.report().answers == 1
+    alone = toy_opening.new(
+        tmp_path / "alone", toy_opening.way_to(toy_opening.desk(tmp_path / "h"))
+    )
+    works = toy_opening.joined(alone, enrolled(alone, 3), 1.0)
+    for number, work in enumerate(works):
+        assert alone.update(devices[number], work.assignment, toy_opening.sealed(work, number), 2.0)
+    alone.open_sums(3.0)
+    assert alone.checkpoint().sha == second.checkpoint().sha  # to the bit, whatever the masks were
+    for coordinator in (second, third, alone):
+        coordinator.close()
