@@ -40,7 +40,7 @@ from pathlib import Path
 
 import numpy as np
 
-from device_runtime import scores, separation, signing
+from device_runtime import enrolments, scores, separation, signing
 from device_runtime.causes import MEANING, Cause
 from device_runtime.errors import FedboardError, RunError
 from device_runtime.masking import Bound
@@ -203,18 +203,23 @@ class Coordinator:
     # what devices ask
 
     def enrol(self, enrolment: Enrolment, now: float) -> Enrolled:
-        """Give a public key its name; the same key gets the same name. Refused if it is not a key,
-        or its code does not let it in.
+        """Give a public key its name; the same key gets the same name, and a certificate that it
+        did not have before. Refused if it is not a key, its certificate is another's, or its code
+        does not let it in.
         """
         key = enrolment.public_key
         if not _HEX_64.fullmatch(key):
             raise Refused(
                 Cause.MALFORMED, "public_key: expected 32 bytes in lower-case hexadecimal"
             )
-        device = signing.name_of(key)
+        device, certificate = signing.name_of(key), enrolment.certificate
+        if certificate is not None and (why := enrolments.why_not(certificate, key)):
+            raise Refused(Cause.MALFORMED, why)
         with self._lock, self.store.transaction(durable=True) as rows:
             if rows.public_key(device) is None:
                 self._use_code(rows, enrolment.code, device, key, now)
+            if certificate is not None:
+                rows.certify_device(device, certificate.signature)
         return Enrolled(device)
 
     def good_since(self, now: float) -> float:

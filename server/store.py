@@ -373,6 +373,11 @@ class Rows:
         """Keep a device's key; one that is kept already stays as it is."""
         self._put(devices, [{"device": device, "public_key": public_key, "enrolled_at": now}])
 
+    def certify_device(self, device: str, signature: str) -> None:
+        """Keep what shows that a device is one, hexadecimal, in the place of what was there."""
+        mine = devices.c.device == device
+        self._connection.execute(devices.update().where(mine).values(enrolment=signature))
+
     def public_key(self, device: str) -> str | None:
         """The key of a device, hexadecimal; None if it is not enrolled."""
         return self.public_keys([device]).get(device)

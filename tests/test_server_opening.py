@@ -14,14 +14,14 @@ from hypothesis import given
 from hypothesis import settings as trying
 from hypothesis import strategies as st
 
-from device_runtime import chain, encoding, masking, packing, signing, update
+from device_runtime import chain, encoding, enrolments, masking, packing, signing, update
 from device_runtime.causes import Cause
 from device_runtime.errors import ConfigError, RunError
 from device_runtime.masking import Bound
 from device_runtime.terms import Aggregation
 from device_runtime.transport import Unreachable
 from device_runtime.update import Form, Header
-from device_runtime.wire import Abandon, Assignment
+from device_runtime.wire import Abandon, Assignment, Enrolment
 from server import dashboard, operators, overview
 from server.helping import seal_key_in
 from server.metrics import Metrics
@@ -29,7 +29,7 @@ from server.requests import Refused
 from server.rounds import Mode, Rules
 from server.task import Task, TaskSettings, for_bundle, openable
 from tests import toy_opening
-from tests.toy_helper import HELPER
+from tests.toy_helper import CERTIFIER, HELPER
 from tests.toy_opening import THREE, codes, desk, joined, new, nowhere, opened, sealed, way_to
 from tests.toy_server import READY, WEIGHTS, OneByOne, enrolled, key, stored
 
@@ -304,6 +304,29 @@ def test_whoever_is_lost_at_any_step_the_sum_is_that_of_those_who_were_counted(f
             wanted = mean_of(list(works.values()), counted)
             np.testing.assert_allclose(moved(coordinator), wanted, atol=1e-6)
         coordinator.close()
+
+
+def test_only_devices_that_somebody_has_certified_count_where_a_helper_asks_for_that(tmp_path):
+    strict = desk(tmp_path / "helper", enrolment_key=signing.public_hex(CERTIFIER))
+    coordinator = new(tmp_path / "server", way_to(strict), THREE)
+
+    def round_of_three(now: float) -> None:
+        devices = enrolled(coordinator, 3)
+        sent(coordinator, devices, joined(coordinator, devices, now), now + 1)
+        coordinator.open_sums(now + 2)
+
+    round_of_three(1.0)
+    assert "not_enrolled" in coordinator.reports(9.0).rounds[0].reason
+    other = enrolments.certificate(signing.public_hex(key(1)), CERTIFIER)
+    with pytest.raises(Refused, match="expected one of device key"):
+        coordinator.enrol(Enrolment(signing.public_hex(key(0)), certificate=other), 5.0)
+    for number in range(3):
+        public = signing.public_hex(key(number))
+        shown = enrolments.certificate(public, CERTIFIER)
+        coordinator.enrol(Enrolment(public, certificate=shown), 5.0)
+    round_of_three(10.0)
+    assert phases(coordinator)[1] == (2, "committed", 3)
+    coordinator.close()
 
 
 # buffered rounds

@@ -2,7 +2,7 @@
 between them instead of a socket, and devices that mask without training.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -38,12 +38,12 @@ PLAN = Plan(clipping_norm=1.0, bits=4)
 THREE = Rules(report_goal=3, over_selection=1.0)
 
 
-def desk(folder: Path, least: int = 2, random: Callable[[int], bytes] | None = None) -> Desk:
+def desk(folder: Path, least: int = 2, enrolment_key: str = "") -> Desk:
     """A helper in a folder, or what goes on with the one that was there."""
     folder.mkdir(exist_ok=True)
-    rules = HelperRules(HELPER, least)
+    rules = HelperRules(HELPER, least, enrolment_key=enrolment_key)
     places = Places(Folder(folder / "keys"), Folder(folder / "answers"))
-    random = random or np.random.default_rng().bytes
+    random = np.random.default_rng().bytes
     return Desk(Store(folder / "helper.sqlite", HELPER), places, IDENTITY, rules, random)
 
 
