@@ -1,10 +1,9 @@
-"""Neither side alone sees one update: all that a real round leaves in a server's hands, or in a
-helper's, is held against what each device sent, and says no more of it than of a device that was
-not there.
+"""Neither side alone sees one update, by all that a real round leaves in its hands.
 
 A view is every body and answer on the line, every file after every step, and every sum in memory.
 It is read as bytes, as halves of bytes, as digits of words and as their differences, wherever that
-begins. The same reading of a task whose updates are plain finds them all.
+begins, and says no more of what a device sent than of a device that was not there. The same reading
+of a task whose updates are plain finds them all.
 """
 
 import itertools

@@ -1,5 +1,7 @@
-"""A toy server whose sums a helper opens: the real coordinator and the real desk, with a function
-between them instead of a socket, and devices that mask without training.
+"""A toy server whose sums a helper opens.
+
+The real coordinator and the real desk, with a function between them instead of a socket, and
+devices that mask without training.
 """
 
 from collections.abc import Mapping
