@@ -28,14 +28,8 @@ from helper.desk import Desk, Places
 from helper.store import Store
 from helper.tasks import Rules, Task
 from server.slots import Folder
+from tests.toy_server import OPERATOR, key
 
-
-def key(number: int) -> Ed25519PrivateKey:
-    """The same key for the same number."""
-    return Ed25519PrivateKey.from_private_bytes(number.to_bytes(32, "big"))
-
-
-OPERATOR = key(9002)
 IDENTITY = key(9000)
 HELPER = signing.public_hex(IDENTITY)
 CERTIFIER = key(9001)
