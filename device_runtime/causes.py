@@ -31,6 +31,7 @@ class Cause(StrEnum):
     # the task's policy
     TOO_NEW = "too_new"
     PARTICIPATED_ENOUGH = "participated_enough"
+    BARRED = "barred"
     OTHER_DEVICE_CLASS = "other_device_class"
     OUTDATED_RUNTIME = "outdated_runtime"
     OUTDATED_BUNDLE = "outdated_bundle"
@@ -130,6 +131,9 @@ MEANING: Mapping[str, Meaning] = {
     ),
     Cause.TOO_NEW: Meaning("enrolled too recently to be trusted yet", _REFUSED),
     Cause.PARTICIPATED_ENOUGH: Meaning("took part as often as allowed", _REFUSED, lasts=True),
+    Cause.BARRED: Meaning(
+        "its seal could not be opened, which cost a round its sum", _REFUSED, lasts=True
+    ),
     Cause.OTHER_DEVICE_CLASS: Meaning("of another class of devices", _REFUSED, lasts=True),
     Cause.OUTDATED_RUNTIME: Meaning("its runtime is too old", _REFUSED, lasts=True),
     Cause.OUTDATED_BUNDLE: Meaning("its bundle is too old", _REFUSED, lasts=True),

@@ -1066,6 +1066,7 @@ class Coordinator:
             closed = comparing.close(rows, task, parts, now) if compares and parts else None
             if still_open.state.phase is Phase.UNMASKING:
                 self._say(rows, task, state, end.reason)
+                rows.bar(task.name, end.barred)
             committed = rows.committed(task.name) + (state.phase is Phase.COMMITTED)
             finished = 0 < rules.rounds <= committed
             ends = Cause.ROUND_CLOSED if state.phase is Phase.ABANDONED else Cause.SURPLUS
@@ -1165,7 +1166,7 @@ class Coordinator:
             return
         self.waits.pop(task.name, None)
         if isinstance(answer, Never):
-            end = _End(reason=answer.reason)
+            end = _End(reason=answer.reason, barred=answer.devices)
         else:
             end = self._opened(task, round, answer, now)
         phase = Phase.ABANDONED if end.reason else Phase.COMMITTED
@@ -1257,6 +1258,7 @@ class _End:
     parts: Sequence[Sum] | None = None
     after: StoredCheckpoint | None = None  # of a training task that goes on from another one
     reason: str = ""  # why nothing came of a masked sum
+    barred: tuple[str, ...] = ()  # devices that get no more work, since that is their doing
 
 
 def _has_all(task: Task, round: StoredRound, check_in: CheckIn) -> bool:

@@ -48,6 +48,7 @@ class History:
     enrolled_at: float
     last_counted: int | None = None  # round
     counted: int = 0  # rounds
+    barred: bool = False  # it has cost one of them all that was counted
 
 
 def decide(
@@ -68,6 +69,8 @@ def decide(
         return forbidden
     if check_in.examples < policy.min_examples:
         return Cause.TOO_FEW_EXAMPLES
+    if history.barred:
+        return Cause.BARRED
     # a device enrolled in the future was so by a clock that was ahead
     if now < min(history.enrolled_at, now) + policy.trust_s:
         return Cause.TOO_NEW

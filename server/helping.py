@@ -166,7 +166,10 @@ class Helping:
         if refusal in _MENDED or refusal.is_passing:
             self._trouble(error, frozen.task.name, now)
             return Waiting(str(error))
-        return Never(f"the helper gives no mask: {refusal}: {error.problem.detail}")
+        named = error.problem.devices if refusal is Refusal.BAD_SEAL else ()
+        if 2 * len(named) >= frozen.count:  # that is not of their making
+            named = ()
+        return Never(f"the helper gives no mask: {refusal}: {error.problem.detail}", named)
 
     def _trouble(self, error: Away | Denied, task: str, now: float) -> None:
         if isinstance(error, Denied) and error.problem.refusal is Refusal.UNKNOWN_TASK:

@@ -167,6 +167,7 @@ class Ledger:
             self._known[device].enrolled_at,
             None if counted is None else counted.last_counted,
             0 if counted is None else counted.counted,
+            counted is not None and counted.barred,
         )
 
     def work(self, device: str, task: str) -> StoredAssignment | None:

@@ -61,6 +61,8 @@ class Never:
     """There will be no mask: the round is abandoned."""
 
     reason: str  # for the operator, in a sentence
+    # who alone brought that about, by their names: they get no more of the task's work
+    devices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

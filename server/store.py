@@ -182,6 +182,7 @@ class Participation:
     last_counted: int
     counted: int
     smallest_separation: int | None = None  # rounds; None before the second
+    barred: bool = False  # it has cost a round what that had counted
 
 
 @dataclass(frozen=True)
@@ -883,6 +884,12 @@ class Rows:
         ]
         self._put(participations, rows, replaced=names)
 
+    def bar(self, task: str, names: Iterable[str]) -> None:
+        """Let devices that a task has counted have no more of its work."""
+        mine = participations.c.task == task
+        mine &= participations.c.device.in_(list(names))
+        self._connection.execute(participations.update().where(mine).values(barred=True))
+
     def participation(self, task: str) -> tuple[int, int | None]:
         """The most rounds of a task one device was counted in, and the smallest separation of two
         of them.
@@ -1118,7 +1125,7 @@ _WORK = (
 _PARTICIPATIONS = sa.select(
     *(
         participations.c[name]
-        for name in ("device", "task", "last_counted", "counted", "smallest_separation")
+        for name in ("device", "task", "last_counted", "counted", "smallest_separation", "barred")
     )
 ).where(is_one_of(participations.c.device, "devices"))
 _WITHOUT_TERMS = {"aggregation": Aggregation.PLAIN.value}

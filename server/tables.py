@@ -163,6 +163,7 @@ participations = sa.Table(  # what an accountant needs of each device, and all t
     sa.Column("last_counted", _ROUND, nullable=False),
     sa.Column("counted", sa.BigInteger, nullable=False),
     sa.Column("smallest_separation", _ROUND),
+    sa.Column("barred", sa.Boolean, nullable=False, server_default=sa.false()),
 )
 sums = sa.Table(  # what each replica has counted of an open round
     "sums",

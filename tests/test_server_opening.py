@@ -182,6 +182,9 @@ def test_a_round_whose_helper_says_no_is_abandoned_with_its_reason(coordinator):
     report = operators.report(coordinator, "default", 3.0)
     assert report.waits.startswith("round 1 was abandoned: the helper gives no mask: bad_seal")
     assert "bad_seal" in coordinator.reports(3.0).rounds[0].reason
+    # whoever did that does it once
+    assert coordinator.check_in(devices[2], READY, 4.0).cause is Cause.BARRED
+    assert isinstance(coordinator.check_in(devices[1], READY, 4.0), Assignment)
 
 
 def unopenable(work: Assignment, number: int) -> bytes:

@@ -74,6 +74,8 @@ def _opening() -> None:
     op.add_column("rounds", sa.Column("overlap", sa.BigInteger, nullable=False, server_default="0"))
     enrolment = sa.Column("enrolment", sa.String(128), nullable=False, server_default="")
     op.add_column("devices", enrolment)
+    barred = sa.Column("barred", sa.Boolean, nullable=False, server_default=sa.false())
+    op.add_column("participations", barred)
     task = sa.String(64)
     op.create_table(
         "seal_keys",
