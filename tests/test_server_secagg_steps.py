@@ -4,6 +4,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from device_runtime import chain, encoding, weights
 from device_runtime.causes import Cause
@@ -97,6 +99,29 @@ def test_a_sum_whose_secrets_too_few_devices_can_open_is_never_opened(tmp_path, 
     report = coordinator.reports(0.0).rounds[0]
     assert (report.phase, report.counted, report.checkpoint) == (Phase.ABANDONED, DEVICES, "")
     assert "too few" in report.reason
+
+
+@settings(max_examples=6, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    leaves=st.lists(
+        st.sampled_from((None, None, Advertised, Shares, Report, Consent, Revealed)),
+        min_size=DEVICES,
+        max_size=DEVICES,
+    )
+)
+def test_whoever_leaves_when_the_sum_is_exact_or_never_opened(tmp_path_factory, leaves):
+    coordinator = new(tmp_path_factory.mktemp("server"))
+    members = assigned(coordinator)
+    for each, step in zip(members, leaves, strict=True):
+        each.leaves = step
+    play(coordinator, members, [1.0])
+    report = coordinator.reports(0.0).rounds[0]
+    if report.phase is Phase.ABANDONED:
+        assert report.reason and not report.checkpoint
+    else:
+        counted = [each for each in members if any(isinstance(m, bytes) for m in each.sent)]
+        np.testing.assert_allclose(moved(coordinator, report), mean_of(counted), atol=1e-6)
+    coordinator.close()
 
 
 def test_a_step_waits_for_no_one_longer_than_its_share_of_the_reporting_window(tmp_path):
