@@ -572,7 +572,8 @@ def _work(device: Participant, assignment: Assignment) -> Working:
     kept: Outgoing | None = yield RecallReport(assignment, terms)
     if kept is not None:
         return (yield from _sent_kept(device, assignment, kept, past))
-    if kind is Kind.TRAINING and past.again:  # the bytes that may have left are not there any more
+    is_open = kind is Kind.EVALUATION and terms.aggregation is Aggregation.PLAIN
+    if past.again and not is_open:  # what may have left is not there, and none is made in its place
         return (yield from _give_back(assignment, Cause.REPORTED_RECENTLY))
     # the updates of a day are counted later: one may be of work that was begun before
     today = past.today if kind is Kind.EVALUATION else 0
