@@ -7,8 +7,10 @@ import ssl
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from device_runtime import durable
+from device_runtime.addresses import is_loopback
 from device_runtime.bundle import Bundle
 from device_runtime.errors import RunError
 from device_runtime.helper_wire import TOKEN as HELPER_TOKEN
@@ -149,11 +151,13 @@ def _helper(
     told = os.environ.get(HELPER_TOKEN)
     if address is not None:
         token = told or _line(folder / HELPER_TOKEN_FILE)
+        is_here = is_loopback(urlsplit(address).hostname or "")
         console.say(
             f"sums are opened by the helper at {address}: neither it nor this server sees an "
-            "update, unless one party runs both"
+            "update, unless one party runs both" + (", as on this machine" if is_here else ""),
+            style="red" if is_here else "",
         )
-        return Helper(over_http(lambda: address), token)
+        return Helper(over_http(lambda: address), token, is_beside=is_here)
     with store.reading() as rows:
         kept = {each.task.aggregation for each in rows.tasks() if each.task.kind is Kind.TRAINING}
     wanted = kept | {settings.aggregation}

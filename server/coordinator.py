@@ -282,8 +282,10 @@ class Coordinator:
         task, genuine = self._task(name), report.body_digest in (None, hashed)
         value = None
         if task is not None and genuine:
-            with self.store.reading() as rows:
-                bound = self._bound(rows, task, number, report.device)
+            bound = None
+            if asks_helper(task):
+                with self.store.reading() as rows:
+                    bound = self._bound(rows, task, number, report.device)
             value = judge(report.body, report.kind, task, number, bound)
         return Judged(hashed, genuine, name, number, value)
 

@@ -18,6 +18,7 @@ FIELDS = (
     "status",
     "ms",
     "count",
+    "reason",  # why a round was abandoned whose sum could not be opened
     "error",
     "left_out",  # lines of the same kind, since the last one of it
 )
