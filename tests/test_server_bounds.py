@@ -18,7 +18,7 @@ from server.eligibility import Policy
 from server.rounds import Rules
 from server.settings import ServerSettings
 from server.step import ServerStep
-from server.task import SERVED_NORM, TaskSettings, for_bundle, settings_of
+from server.task import MASKED_BITS, SERVED_NORM, TaskSettings, for_bundle, settings_of
 
 RECORDS = {"plan": Plan, "rules": Rules, "policy": Policy, "step": ServerStep}
 NUMBERS = [
@@ -129,8 +129,8 @@ SIGNED = Plan(learning_rate=0.1, max_rows=64, clipping_norm=10.0, bits=8)
 
 def test_a_plan_of_a_bundle_is_served_with_a_clipping_norm_of_today():
     plan = for_bundle(TaskSettings(name="words"), SIGNED).plan
-    assert plan == replace(SIGNED, clipping_norm=SERVED_NORM)
-    tighter = replace(SIGNED, clipping_norm=0.25)
+    assert plan == replace(SIGNED, clipping_norm=SERVED_NORM, bits=MASKED_BITS)
+    tighter = replace(SIGNED, clipping_norm=0.25, bits=2)
     assert for_bundle(TaskSettings(), tighter).plan == tighter
 
 
