@@ -47,15 +47,16 @@ class StoredSteps:
 
 @dataclass(frozen=True)
 class StoredPeer:
-    """What a device has sent in an open round, but for its boxes."""
+    """What a device has sent in an open round. Of what is long, its SHA-256."""
 
     device: str
     keys: Advertised
     place: int | None  # once the order is drawn
-    shares: str = ""  # SHA-256 of its message; empty before it came
+    # each empty before it came
+    shares: str = ""  # SHA-256
     commitment: str = ""
     consent: str = ""
-    revealed: str = ""  # the message; empty before it came
+    unmasked: str = ""  # SHA-256
 
 
 class SecaggRows:
@@ -166,7 +167,18 @@ class SecaggRows:
     def add_revealed(self, task: str, round: int, place: int, revealed: Revealed) -> None:
         """Keep what the device at a place reveals, which has sent nothing of it before."""
         self._came(task, round, Step.REVEALED)
-        self._change(task, round, place, revealed=config.to_json(revealed).decode())
+        body = config.to_json(revealed)
+        self._change(task, round, place, revealed=body.decode(), unmasked=digest(body))
+
+    def revealed(self, task: str, round: int) -> dict[int, Revealed]:
+        """What devices have revealed, by their places."""
+        query = sa.select(secagg_devices.c.place, secagg_devices.c.revealed).where(
+            _at(secagg_devices, task, round), secagg_devices.c.unmasked != ""
+        )
+        return {
+            place: config.from_json(Revealed, body.encode(), "revealed")
+            for place, body in self._connection.execute(query)
+        }
 
     # who is waited for
 
@@ -213,7 +225,7 @@ _PEER = sa.select(
     secagg_devices.c.device,
     devices.c.public_key,
     *(secagg_devices.c[name] for name in ("mask_key", "box_key", "signature", "place")),
-    *(secagg_devices.c[name] for name in ("shares", "commitment", "consent", "revealed")),
+    *(secagg_devices.c[name] for name in ("shares", "commitment", "consent", "unmasked")),
 ).select_from(secagg_devices.join(devices, devices.c.device == secagg_devices.c.device))
 
 
@@ -232,7 +244,7 @@ def _waiting(step: Step, consented: bool) -> Any:
         Step.SHARES: is_open & (sa.func.coalesce(of.shares, "") == ""),
         Step.MASKED: is_open,
         Step.CONSENT: is_counted & (of.consent == ""),
-        Step.REVEALED: is_counted & (of.revealed == ""),
+        Step.REVEALED: is_counted & (of.unmasked == ""),
     }
     same = (of.task == assignments.c.task) & (of.round == assignments.c.round)
     same &= of.device == assignments.c.device

@@ -12,6 +12,7 @@ and after every crash. The cryptography is `secagg.py`'s; which messages a devic
 is decided here. Times are those of the round: seconds of its clock, after the last admission.
 """
 
+import logging
 import secrets
 import threading
 from collections.abc import Callable, Iterable, Mapping
@@ -51,6 +52,8 @@ from server.secagg import Circle, Counted
 from server.secagg_rows import Step, StoredPeer, StoredSteps
 from server.store import AssignmentStatus, Rows, Store, StoredAssignment
 from server.task import Task, opens_itself, task_id, terms
+
+log = logging.getLogger("fedboard.server")
 
 ORDER = tuple(Step)
 # of the reporting window, from its begin: devices train before they send keys, so that one which
@@ -357,26 +360,27 @@ class Steps:
             stored = rows.secagg.steps(task.name, number)
             circle = self._circle(rows, task, number, stored)
             peers = _placed(rows.secagg.peers(task.name, number))
-            is_over = self._is_over(rows, task, round.state, stored.step, now)
+            opens = stored.step is Step.REVEALED
+            opens = opens and self._is_over(rows, task, round.state, stored.step, now)
+            revealed = rows.secagg.revealed(task.name, number) if opens else {}
         counted = _counted(stored, len(circle.keys))
         alive = counted.masked
         if stored.step is Step.REVEALED and terms(task).semi_malicious:
             alive = frozenset(place for place in alive if peers[place].consent)
         if lacking := secagg.lacking(circle, counted, alive):
             return Never(_too_few(len(lacking), stored.step.value))
-        if stored.step is not Step.REVEALED or not is_over:
+        if not opens:
             return Waiting(f"what its devices {_SENDING[stored.step]}")
         opened = secagg.mask_sum(
             circle,
             counted,
             {place: each.commitment for place, each in peers.items() if each.commitment},
-            {
-                place: config.from_json(Revealed, each.revealed.encode(), "revealed")
-                for place, each in peers.items()
-                if each.revealed
-            },
+            revealed,
             layout_of(task),
         )
+        if opened.wrong:
+            about = {"task": task.name, "round": number, "count": len(opened.wrong)}
+            log.warning("wrong shares came", extra=about)
         return Mask(opened.mask) if isinstance(opened, secagg.Opened) else Never(opened.reason)
 
     # what is read again
@@ -453,7 +457,7 @@ def _sent(peer: StoredPeer, message: Sent) -> str:
             return peer.shares
         case Consent():
             return peer.consent and _name(Consent(peer.consent))
-    return peer.revealed and digest(peer.revealed.encode())
+    return peer.unmasked
 
 
 def _name(message: Sent) -> str:

@@ -296,10 +296,11 @@ secagg_devices = sa.Table(  # what each device of an open round has sent
     *(sa.Column(name, _SHA, nullable=False) for name in ("mask_key", "box_key")),
     sa.Column("signature", sa.String(128), nullable=False),
     sa.Column("place", sa.BigInteger),  # once the order is drawn
-    # SHA-256 of its shares as they came, and what they commit it to; empty before
+    # SHA-256 of its shares as they came, what they commit it to, and SHA-256 of what it reveals;
+    # empty before
     *(
         sa.Column(name, _SHA, nullable=False, server_default="")
-        for name in ("shares", "commitment")
+        for name in ("shares", "commitment", "unmasked")
     ),
     sa.Column("consent", sa.String(128), nullable=False, server_default=""),
     sa.Column("revealed", sa.Text, nullable=False, server_default=""),  # as JSON

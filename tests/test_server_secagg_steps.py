@@ -133,7 +133,7 @@ def test_a_step_waits_for_no_one_longer_than_its_share_of_the_reporting_window(t
     assert 361.0 <= at[0] < 361.0 + 200.0  # six tenths of ten minutes, and the rest soon after
 
 
-def talk(coordinator, members):
+def talk(coordinator):
     """Who asks at second 2, and hears at once."""
     return lambda request: coordinator.handle([request], 2.0)[0]
 
@@ -142,14 +142,14 @@ def begun(coordinator, count=DEVICES):
     """Devices that have sent their keys, and what each of them sent."""
     members = assigned(coordinator, count)
     for each in members:
-        each.go_on(talk(coordinator, members), 1.0)
+        each.go_on(talk(coordinator), 1.0)
     return members
 
 
 def test_keys_may_be_sent_again_but_no_others_and_nobody_else_s(tmp_path):
     coordinator = new(tmp_path)
     members = begun(coordinator, 3)
-    ask = talk(coordinator, members)
+    ask = talk(coordinator)
     first, second = members[0], members[1]
     (keys,), (others,) = first.sent, second.sent
     assert ask(Telling(first.device, first.work.assignment, keys)) == Ack(True)
@@ -254,7 +254,7 @@ def test_a_device_that_is_lied_to_sends_nothing_more_and_says_so(tmp_path, lie):
 def test_who_asks_too_early_hears_when_to_ask_again_and_who_sends_too_early_is_refused(tmp_path):
     coordinator = new(tmp_path)
     members = begun(coordinator, 3)
-    ask, first = talk(coordinator, members), members[0]
+    ask, first = talk(coordinator), members[0]
     answer = ask(Hearing(first.device, first.work.assignment, Roster))
     assert (answer.cause, 4.0 <= answer.retry_in_s <= 6.0) == (Cause.WAITING, True)
     shares = Shares("0f" * 32, ())
@@ -299,3 +299,23 @@ def test_a_task_whose_devices_could_never_open_a_sum_is_refused_with_what_to_do(
 ):
     with pytest.raises(ConfigError, match=reason):
         new(tmp_path, rules, peers)
+
+
+def test_nobody_sends_or_hears_anything_for_the_work_of_another(tmp_path):
+    coordinator = new(tmp_path)
+    first, second = begun(coordinator, 2)
+    ask = talk(coordinator)
+    for request in (
+        Telling(second.device, first.work.assignment, first.sent[0]),
+        Hearing(second.device, first.work.assignment, Roster),
+    ):
+        answer = ask(request)
+        assert (type(answer), answer.cause) == (Refused, Cause.UNKNOWN_ASSIGNMENT)
+
+
+def test_a_device_of_a_task_that_another_opens_has_no_steps(tmp_path):
+    coordinator = toy_server.new(tmp_path, RULES)
+    (device,) = toy_server.enrolled(coordinator, 1)
+    work = coordinator.check_in(device, toy_server.READY, 1.0)
+    (answer,) = coordinator.handle([Hearing(device, work.assignment, Roster)], 2.0)
+    assert answer.cause is Cause.MALFORMED and "do not open its sums" in answer.detail

@@ -131,7 +131,7 @@ def _secagg() -> None:
         sa.Column("place", sa.BigInteger),
         *(
             sa.Column(name, sa.String(64), nullable=False, server_default="")
-            for name in ("shares", "commitment")
+            for name in ("shares", "commitment", "unmasked")
         ),
         sa.Column("consent", sa.String(128), nullable=False, server_default=""),
         sa.Column("revealed", sa.Text, nullable=False, server_default=""),
