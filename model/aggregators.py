@@ -19,9 +19,9 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_federated as tff
 
-from device_runtime import encoding, quantize
+from device_runtime import encoding, packing, quantize
 from device_runtime.errors import ConfigError
-from device_runtime.update import encoded_bytes
+from device_runtime.update import encoded_bytes, sealed_bytes
 from device_runtime.wire import Plan
 from model.recipe import require_adaptable
 
@@ -116,7 +116,7 @@ class Encoded(tff.aggregators.WeightedAggregationFactory):
     two round alike.
 
     Measures over the clients that count: the share that was clipped, the mean norm before it, and
-    the bytes one upload takes, plain and masked. Two clients with the very same delta round alike.
+    the bytes one upload takes in the open, and sealed for a sum of `clients`. Two clients with the very same delta round alike.
     A cohort of nobody has a mean of 0.
     """
 
@@ -138,6 +138,7 @@ class Encoded(tff.aggregators.WeightedAggregationFactory):
         sizes = [spec.shape.num_elements() for spec in tf.nest.flatten(like)]
         by = encoding.Encoding(sum(sizes), self.bits, self.clipping_norm, self.seed)
         codes_type = whole(by, self.clients)
+        masked = packing.layout(by.values, by.largest, self.clients)
 
         @tff.tensorflow.computation
         def public_signs():
@@ -175,6 +176,7 @@ class Encoded(tff.aggregators.WeightedAggregationFactory):
                 clipped=tf.math.divide_no_nan(total["clipped"], clients),
                 norm=tf.math.divide_no_nan(total["norm"], clients),
                 upload_bytes=tf.constant(encoded_bytes(by.dimension, self.bits), tf.int64),
+                masked_bytes=tf.constant(sealed_bytes(masked), tf.int64),
             )
             return tf.nest.pack_sequence_as(like, arrays), measured
 

@@ -87,7 +87,7 @@ class Round:
     seconds: float
     weights: Weights  # global, after the round; their running mean if the recipe averages
     state: State
-    # of encoded updates: share clipped, mean norm before that, bytes of one upload
+    # of encoded updates: share clipped, mean norm before that, bytes of one upload, open and masked
     encoding: dict[str, float]
     spread: dict[str, float]  # of the cohort's clients: see `spread_of`
 

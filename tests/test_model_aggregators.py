@@ -65,6 +65,9 @@ def test_sixteen_bits_give_the_mean_of_clients_who_count_once_each(aggregators):
     done = built.next(built.initialize(), [one, two, delta(*[9.0] * 7)], [3.0, 1.0, 0.0])
     assert flat(done.result) == pytest.approx((flat(one) + flat(two)) / 2, abs=2e-3)
     assert int(done.measurements["upload_bytes"]) == encoded_bytes(7, 16)
+    # sums of two are under 2 x 65,535 + 1: three digits in seven bytes, and a header, seal and
+    # signature of 192
+    assert int(done.measurements["masked_bytes"]) == 192 + 7 * 1366
     assert float(done.measurements["norm"]) == pytest.approx(
         (np.linalg.norm(flat(one)) + np.linalg.norm(flat(two))) / 2, rel=1e-5
     )
