@@ -23,6 +23,7 @@ from fedboard.run import REFERENCE, open_bundle, trusted_keys
 from model import corpora, corpus
 
 ROOT = Path(__file__).parents[1]
+SCALED = 8  # bytes of a block's own scale, where codes need not add up
 TYPED = 5  # newest messages of a user that are typed key by key; the earlier ones are history
 # what is typed on: each beside another one, whose cost it should not be over
 KINDS: dict[str, tuple[dict[str, object], str]] = {
@@ -208,6 +209,27 @@ def finetuning(bench: Bench) -> Iterator[Figure]:
     )
 
 
+def masking(bench: Bench) -> Iterator[Figure]:
+    """What hiding an update from whoever sums it costs a device, and its bytes."""
+    measured = bench.measure("masking")
+    in_the_open = measured.pop("1")
+    plain, size = (
+        in_the_open["cpu_ms"]["p50"],
+        in_the_open["bytes"] + SCALED * in_the_open["blocks"],
+    )
+    note = f"{plain:.1f} ms CPU; with a scale a block {size / 1e6:.3f} MB, which masked ones are "
+    note += "compared with"
+    yield Figure("update in the open, 8 bits", in_the_open["bytes"] / 1e6, "MB", note=note)
+    for most, ratio in (("100", 1.35), ("1000", 1.75)):
+        hidden = measured[most]
+        cpu, beside = hidden["cpu_ms"]["p50"], hidden["bytes"] - hidden["words"]
+        name = f"update masked, 4 bits, {most} devices named"
+        note = f"{hidden['bytes'] / 1e6:.3f} MB; header, seal and signature {beside} bytes"
+        yield Figure(f"{name}: bytes", hidden["bytes"] / size, "x", ratio, None, note)
+        note = f"packed, masked, sealed, signed and on disk; p99 {hidden['cpu_ms']['p99']:.1f}"
+        yield Figure("  beyond encoding", cpu, "ms CPU", 20.0, None, note)
+
+
 def _litert() -> str:
     """The folder in which ai-edge-litert is installed; empty without it."""
     spec = importlib.util.find_spec("ai_edge_litert")
@@ -304,7 +326,7 @@ def int8(bench: Bench) -> Iterator[Figure]:
 
 # in the order of the table
 PARTS: dict[str, Callable[[Bench], Iterator[Figure]]] = {
-    part.__name__: part for part in (typing, predicting, finetuning, step, sizes, int8)
+    part.__name__: part for part in (typing, predicting, finetuning, masking, step, sizes, int8)
 }
 
 

@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -241,6 +242,66 @@ def finetuning(task: dict) -> dict:
         }
 
 
+def masking(task: dict) -> dict:
+    """What hiding an update costs beyond encoding it, and keeping it on disk before it leaves: CPU
+    seconds with a helper, beside those of the same codes in the open, and bytes of both, by how
+    many may be named.
+    """
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+    from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+
+    from device_runtime import durable, encoding, outgoing, protection, quantize, signing
+    from device_runtime.protection import Addressed, repeating
+    from device_runtime.terms import Aggregation, Terms
+    from device_runtime.turn import Label, Outgoing
+    from device_runtime.typing_log import TypingLog
+    from device_runtime.wire import Kind
+
+    def report(codes: np.ndarray, about: Addressed, folder: Path) -> bytes:
+        largest = about.terms.encoding.largest
+        body = protection.protected(codes, largest, about, device, repeating(b""))
+        of = about.round, about.server, about.task_id, about.terms.name
+        label = Label("a5" * 16, *of, Kind.TRAINING, tuple(range(256)), 256)
+        with TypingLog(folder / "typing_log.sqlite") as log:
+            durable.write(folder / "report", outgoing.seal(Outgoing(label, body), log))
+        return body
+
+    bundle = opened(task)
+    plan, values = bundle.plan, sum(array.size for array in bundle.checkpoint.weights.values())
+    rng = np.random.default_rng(0)
+    delta = {
+        name: rng.normal(0, 1e-3, array.shape).astype(np.float32)
+        for name, array in bundle.checkpoint.weights.items()
+    }
+    helper, device = (Ed25519PrivateKey.from_private_bytes(bytes([n]) * 32) for n in (1, 2))
+    seal_key = X25519PrivateKey.from_private_bytes(bytes(32)).public_key().public_bytes_raw().hex()
+    by_most: dict[str, dict] = {}
+    for most, bits in ((1, 8), (100, 4), (1000, 4)):
+        is_open = most == 1
+        terms = Terms(
+            Aggregation.PLAIN if is_open else Aggregation.HELPER,
+            *(bits, plan.clipping_norm, values, bundle.manifest.shapes, 1),
+            most=most,
+            fewest=1,
+            min_separation=1,
+            helper="" if is_open else signing.public_hex(helper),
+        )
+        about = Addressed(terms, "5e" * 16, "7a" * 16, 1, "" if is_open else seal_key)
+        codes = encoding.encode(delta, terms.encoding, rng)
+        with tempfile.TemporaryDirectory() as folder:
+            work = partial(report, codes, about, Path(folder))
+            # the first calls prepare memory
+            times = [timed(work) for _ in range(task["repeats"] + 2)][2:]
+            body = work()
+        by = protection.layout(len(codes), terms.encoding.largest, terms)
+        by_most[str(most)] = spread(times) | {
+            "bytes": len(body),
+            "words": 0 if is_open else by.bytes,
+            "blocks": len(codes) // quantize.BLOCK,
+        }
+    return by_most
+
+
 def step(task: dict) -> dict:
     """One train step beside its matrix products alone, in turns: milliseconds of CPU time,
     medians.
@@ -330,7 +391,9 @@ def products(weights: dict[str, np.ndarray], batch: int, length: int) -> Callabl
     return run
 
 
-MEASURES = {measure.__name__: measure for measure in (typing, predicting, finetuning, step)}
+MEASURES = {
+    measure.__name__: measure for measure in (typing, predicting, finetuning, masking, step)
+}
 
 if __name__ == "__main__":
     print(json.dumps(MEASURES[sys.argv[1]](json.load(sys.stdin))))

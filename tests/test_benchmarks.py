@@ -192,7 +192,7 @@ def test_the_devices_benchmarks_run_from_end_to_end(tiny_bundle, trusted, corpus
         "--repeats",
         "2",
     ]
-    figures = device.main([*options, "--only", "typing,predicting,finetuning,step,sizes"])
+    figures = device.main([*options, "--only", "typing,predicting,finetuning,masking,step,sizes"])
     assert all(figure.value > 0 for figure in figures)
     assert {
         "memory, predicting: peak",
