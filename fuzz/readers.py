@@ -3,8 +3,8 @@
 The error is one of ours, whatever the bytes hold.
 
 python fuzz/readers.py manifest -max_total_time=60        (or zip, checkpoint, update, difference,
-codes, index, typing_log, unfinished, schedule, trace, chain; of people's own: files, corpus; of
-the server: messages, proof, window, counted, settings; of a helper: helper)
+codes, index, typing_log, unfinished, outgoing, seal, schedule, trace, chain; of people's own:
+files, corpus; of the server: messages, proof, window, counted, settings; of a helper: helper)
 """
 
 import contextlib
@@ -27,6 +27,8 @@ with atheris.instrument_imports(
         config,
         daemon,
         difference,
+        masking,
+        outgoing,
         own_words,
         packing,
         patch,
@@ -137,6 +139,17 @@ def unfinished_(data: bytes) -> None:
     """Half-done work: nothing that was not sealed here is gone on with."""
     with TypingLog(LOG) as opened:
         assert unfinished.unseal(data, opened) is None
+
+
+def outgoing_(data: bytes) -> None:
+    """A report that waits for its answer: nothing that was not sealed here is sent."""
+    with TypingLog(LOG) as opened:
+        assert outgoing.unseal(data, opened) is None
+
+
+def seal(data: bytes) -> None:
+    """The sealed seed of a mask: opened whole, as it was made, or not at all."""
+    assert masking.open_seal(data, ABOUT, PRIVATE) == (SEED if data == SEAL else None)
 
 
 def schedule(data: bytes) -> None:
@@ -316,6 +329,12 @@ SUMMED = Task(
 )
 NOBODY = answers.History({})
 PRIVATE = X25519PrivateKey.from_private_bytes(bytes(range(32)))
+SEED = bytes(range(32))
+ABOUT = masking.Bound(
+    *("5e" * 16, "7a" * 16, 1, "ab" * 32, "cd" * 32),
+    PRIVATE.public_key().public_bytes_raw().hex(),
+)
+SEAL = masking.seal(SEED, ABOUT, lambda count: bytes(range(1, count + 1)))
 SEAL_KEYS = answers.SealKeys({1: PRIVATE.public_key().public_bytes_raw().hex()}, {1: PRIVATE})
 READERS = {
     "helper": (
@@ -365,6 +384,8 @@ READERS = {
     "index": (index, b'{"offers":[{"statement":{"text":"{}","signer":"","signature":""}}]}'),
     "typing_log": (typing_log, LOG_BYTES),
     "unfinished": (unfinished_, SEALED[:-1] + bytes([SEALED[-1] ^ 1])),
+    "outgoing": (outgoing_, SEALED),
+    "seal": (seal, SEAL),
     "schedule": (schedule, b'{"asked_at":1.0,"wait_s":2.0,"errors":0}'),
     "chain": (chain_, config.to_json(CERTIFICATE) + b"\n" + config.to_json(LINK)),
     "trace": (trace, b"1\twifi\n"),
