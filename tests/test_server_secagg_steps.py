@@ -21,11 +21,22 @@ from device_runtime.secagg_wire import (
     Shares,
     to_bits,
 )
-from device_runtime.wire import Ack, Phase, Reject
+from device_runtime.wire import Ack, Assignment, Phase, Reject
 from server.requests import Hearing, Refused, Reporting, Telling
 from server.rounds import Mode
 from tests import toy_server
-from tests.toy_secagg_steps import DEVICES, LIES, RULES, TRUTH, Report, assigned, codes, new, play
+from tests.toy_secagg_steps import (
+    DEVICES,
+    LIES,
+    RULES,
+    TRUTH,
+    Member,
+    Report,
+    assigned,
+    codes,
+    new,
+    play,
+)
 
 
 def mean_of(members) -> np.ndarray:
@@ -124,6 +135,25 @@ def test_whoever_leaves_when_the_sum_is_exact_or_never_opened(tmp_path_factory, 
     coordinator.close()
 
 
+def test_a_cohort_that_is_drawn_is_whole_before_its_keys_are_closed(tmp_path):
+    coordinator = new(tmp_path, replace(RULES, selection_s=60.0, claim_s=30.0))
+    devices = toy_server.enrolled(coordinator, DEVICES + 2)
+    for device in devices:
+        assert coordinator.check_in(device, toy_server.READY, 1.0).cause is Cause.SELECTING
+    members = []
+    for number, device in enumerate(devices):
+        work = coordinator.check_in(device, toy_server.READY, 75.0)
+        if isinstance(work, Assignment):
+            assert work.deadline_s == 600.0 + 30.0  # it may have to wait for who comes last
+            members.append(Member(device, number, work))
+            members[-1].go_on(talk(coordinator, 75.0), 75.0)
+    assert len(members) == DEVICES
+    play(coordinator, members, [80.0])
+    report = coordinator.reports(0.0).rounds[0]
+    assert (report.phase, report.counted) == (Phase.COMMITTED, DEVICES)
+    np.testing.assert_allclose(moved(coordinator, report), mean_of(members), atol=1e-6)
+
+
 def test_a_step_waits_for_no_one_longer_than_its_share_of_the_reporting_window(tmp_path):
     coordinator = new(tmp_path)
     members = assigned(coordinator)
@@ -133,9 +163,9 @@ def test_a_step_waits_for_no_one_longer_than_its_share_of_the_reporting_window(t
     assert 361.0 <= at[0] < 361.0 + 200.0  # six tenths of ten minutes, and the rest soon after
 
 
-def talk(coordinator):
-    """Who asks at second 2, and hears at once."""
-    return lambda request: coordinator.handle([request], 2.0)[0]
+def talk(coordinator, now=2.0):
+    """Who asks, and hears at once."""
+    return lambda request: coordinator.handle([request], now)[0]
 
 
 def begun(coordinator, count=DEVICES):
