@@ -292,6 +292,7 @@ def _scores(line: Contribution) -> str:
     asked = "a comparison of releases" if line.kind == Kind.RELEASES else "an evaluation"
     words: Mapping[str, str] = {
         Status.COUNTED: f"{sums}; only sums were sent, and counted",
+        Status.JOINED: f"{sums}; the device went away while it waited for others, nothing was sent",
         Status.SENDING: f"{sums}, and the sums may have left: no answer came",
         Status.ABANDONED: f"{asked} was given back and nothing was sent: {cause}",
         Status.NOT_COUNTED: f"{sums}; only sums were sent, and not counted: {cause}",

@@ -21,9 +21,12 @@ from device_runtime.secagg_wire import (
     Shares,
     to_bits,
 )
-from device_runtime.wire import Ack, Assignment, Phase, Reject
+from device_runtime.wire import Ack, Assignment, Kind, Phase, Reject, Scores
+from server import tasks
+from server.eligibility import Policy
 from server.requests import Hearing, Refused, Reporting, Telling
 from server.rounds import Mode
+from server.task import TaskSettings
 from tests import toy_server
 from tests.toy_secagg_steps import (
     DEVICES,
@@ -349,3 +352,19 @@ def test_a_device_of_a_task_that_another_opens_has_no_steps(tmp_path):
     work = coordinator.check_in(device, toy_server.READY, 1.0)
     (answer,) = coordinator.handle([Hearing(device, work.assignment, Roster)], 2.0)
     assert answer.cause is Cause.MALFORMED and "do not open its sums" in answer.detail
+
+
+def test_scores_of_an_evaluation_are_opened_by_its_devices_as_updates_are(tmp_path):
+    coordinator = new(tmp_path)
+    rules = toy_server.by_arrival(RULES)
+    task = TaskSettings(name="scores", kind=Kind.EVALUATION, evaluates="default", rules=rules)
+    tasks.create(coordinator, replace(task, policy=Policy(min_separation=1)), 0.5)
+    coordinator.pause("default")
+    members = assigned(coordinator)
+    members[7].leaves = Report
+    play(coordinator, members, [1.0])
+    report = coordinator.reports(900.0, "scores").rounds[0]
+    assert (report.phase, report.counted, report.reason) == (Phase.COMMITTED, DEVICES - 1, "")
+    # devices 0 to 6 had 0 to 6 of 50 words right
+    assert report.scores == Scores(350, 21, 42, 280, 721.0)
+    assert sum(report.spread) == DEVICES - 1

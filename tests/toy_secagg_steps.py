@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from device_runtime import chain, encoding, protection
+from device_runtime import chain, encoding, protection, scores
 from device_runtime.secagg_turn import (
     Gone,
     Hear,
@@ -25,7 +25,7 @@ from device_runtime.secagg_turn import (
 )
 from device_runtime.terms import Aggregation
 from device_runtime.weights import Checkpoint
-from device_runtime.wire import Ack, Assignment, Reject
+from device_runtime.wire import Ack, Assignment, Kind, Reject, Scores
 from server.blobs import Blobs
 from server.coordinator import Coordinator, open_folder
 from server.eligibility import Policy
@@ -85,15 +85,23 @@ def codes(number: int, by: encoding.Encoding) -> np.ndarray:
     return encoding.encode(delta, by, np.random.default_rng(number))
 
 
-def life(work: Assignment, numbers: np.ndarray) -> Generator[Any, Any, bool]:
-    """All that a device does once it has trained; whether it was counted."""
-    terms = chain.terms_of(work)
-    ready = yield from prepare(work, terms)
-    masked, body = mask(ready, numbers, terms.encoding.largest)
+def life(work: Assignment, numbers: np.ndarray, largest: int) -> Generator[Any, Any, bool]:
+    """All that a device does once it has trained, or scored; whether it was counted."""
+    ready = yield from prepare(work, chain.terms_of(work))
+    masked, body = mask(ready, numbers, largest)
     answer = yield from patiently(lambda: Report(body))
     if isinstance(answer, Ack):
         yield from reveal(work, masked)
     return isinstance(answer, Ack)
+
+
+def vector(work: Assignment, number: int) -> tuple[np.ndarray, int]:
+    """What device `number` hands in, and the largest that a number of it may be."""
+    if work.kind is Kind.EVALUATION:
+        told = Scores(50, number, 2 * number, 40, 100.0 + number)
+        return scores.to_vector(told), scores.MOST_LOSS
+    by = chain.terms_of(work).encoding
+    return codes(number, by), by.largest
 
 
 class Member:
@@ -104,7 +112,7 @@ class Member:
         sends in the place of a message.
         """
         self.device, self.number, self.work, self.leaves = device, number, work, leaves
-        self.actions = life(work, codes(number, chain.terms_of(work).encoding))
+        self.actions = life(work, *vector(work, number))
         self.sent: list[Any] = []
         self.refused: list[Refused] = []
         self.spoils: Callable[[Any], Any] = lambda message: message
@@ -185,8 +193,8 @@ def play(
         (answer,) = coordinator.handle([request], at[0])
         return lie(request, answer)
 
-    number = members[0].work.round
-    while coordinator.reports(at[0]).rounds[-1].round == number:
+    number, task = members[0].work.round, members[0].work.task
+    while coordinator.reports(at[0], task).rounds[-1].round == number:
         for each in members:
             if not each.is_over and each.due <= at[0]:
                 each.go_on(ask, at[0])
