@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from device_runtime import drive, scoring, text
+from device_runtime import drive, scores, scoring, signing, text
 from device_runtime.causes import Cause
+from device_runtime.errors import Unanswered
 from device_runtime.finetune import finetune
 from device_runtime.reader import Reader
 from device_runtime.separation import may_join
@@ -20,6 +21,9 @@ from device_runtime.wire import Assignment, Kind
 from server.rounds import Rules
 from server.task import TaskSettings
 from tests.test_device_runtime_drive import ABLE, EASY, device, server, turn  # noqa: F401
+from tests.test_device_runtime_masked import leader, lost, phone  # noqa: F401
+from tests.test_device_runtime_masked import turn as masked_turn
+from tests.toy_leader import seed_and_codes
 from tests.toy_server import chained, created
 
 LOST_LATER = "0\tbattery_charged_on\n0\twifi\n0\tscreen_off\n90\tbattery_charged_off\n"
@@ -222,7 +226,7 @@ def _assignment_of(server, home, _) -> bytes:  # noqa: F811
     with server.coordinator.store.reading() as rows:
         task = rows.tasks()[0].task
         half = rows.checkpoints("default", 1)[0].half
-    of = Assignment("f" * 32, 2, task.plan_hash, half, task.shapes, 1, 600.0)
+    of = Assignment("f" * 32, 2, task.plan_hash, half, task.shapes, 600.0)
     line = home.contributions()[0]
     return to_json(chained(replace(of, server=line.server, task_id=line.task_id), 1))
 
@@ -238,3 +242,59 @@ def test_a_device_may_join_as_soon_as_so_many_rounds_lie_between(round, last, ap
     assert may_join(round, last, apart) is may
     if last is not None:  # the simulation asks for all its clients at once
         assert may_join(round, np.array([last, -100], np.int32), apart).tolist() == [may, True]
+
+
+# where updates are masked
+
+
+def scoring_for(leader, phone, tiny_bundle):  # noqa: F811
+    """A device with scores for a task whose updates are masked, and the vector of them."""
+    work = leader.work
+    leader.work = lambda: replace(work(), kind=Kind.EVALUATION)
+    home = phone()
+    with home.typing_log() as log:
+        log.append_many([("i will see you", float(second)) for second in range(100, 300)])
+    held = drive.gather_held(home, tiny_bundle, tiny_bundle.plan)
+    scored = scoring.score(tiny_bundle.train_graph, tiny_bundle.checkpoint.weights, held.messages)
+    return home, scores.to_vector(scored).tolist()
+
+
+def opened(body, leader, home):  # noqa: F811
+    _, numbers = seed_and_codes(
+        body, leader.terms, signing.public_hex(home.key), scores.layout(leader.terms.most)
+    )
+    return numbers
+
+
+def test_masked_scores_are_an_update_s_message_and_hold_the_vector_that_adds_up(
+    leader,  # noqa: F811
+    phone,  # noqa: F811
+    tiny_bundle,
+):
+    home, vector = scoring_for(leader, phone, tiny_bundle)
+    assert masked_turn(home, leader).status is Status.COUNTED
+    (body,) = leader.bodies()
+    assert len(body) == 48 + 80 + 64 + scores.layout(leader.terms.most).bytes
+    assert opened(body, leader, home) == vector
+    assert vector[0] >= 50 and sum(vector[5:]) == 1
+    (line,) = home.contributions()
+    assert (line.outcome, line.kind, line.examples) == ("counted", "evaluation", vector[0])
+    assert line.seen_by == f"the server and helper {leader.terms.helper[:16]} together"
+
+
+def test_masked_scores_that_nobody_answered_are_sent_again_to_the_byte_and_no_others_are_made(
+    leader,  # noqa: F811
+    phone,  # noqa: F811
+    tiny_bundle,
+):
+    home, _ = scoring_for(leader, phone, tiny_bundle)
+    with pytest.raises(Unanswered):
+        masked_turn(home, lost(leader))
+    with home.typing_log() as log:
+        log.append_many([("what they said", 1000.0)] * 20)
+    assert masked_turn(home, leader, 60.0).status is Status.COUNTED
+    assert len(leader.bodies()) > 1 and len({*leader.bodies()}) == 1
+    leader.name = "a6" * 16  # other work on the same weights
+    outcome = masked_turn(home, leader, 120.0)
+    assert (outcome.status, outcome.cause) == (Status.ABANDONED, Cause.OVER_LIMIT)
+    assert len({*leader.bodies()}) == 1

@@ -359,7 +359,7 @@ def test_scores_of_a_masked_task_go_the_way_of_its_updates_as_the_vector_that_ad
     actions, outcome = play(turn.work(DEVICE, SCORING), Verify=HELPED)
     assert kinds(actions) == [
         *(Verify, Recall, RecallReport, CheckConditions, Fetch, Held, GatherHeld, Evaluate),
-        *(CheckConditions, Protect, KeepReport, Used, Note, Upload, Drop, Note),
+        *(CheckConditions, Protect, KeepReport, Used, Note, Upload, Note, Drop),
     ]
     (protect,) = (action for action in actions if isinstance(action, Protect))
     assert protect.largest == scores.MOST_LOSS

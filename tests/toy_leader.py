@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from device_runtime import config, masking, packing, protection, signing, update, weights, wire
 from device_runtime.bundle import Bundle
 from device_runtime.helper_wire import SEAL_KEY, SealKey
+from device_runtime.packing import Layout
 from device_runtime.protection import layout
 from device_runtime.terms import Aggregation, Terms
 from device_runtime.transport import Reply
@@ -105,12 +106,16 @@ class Leader:
         return [path.read_bytes() for path in sorted(self.folder.iterdir())]
 
 
-def seed_and_codes(body: bytes, terms: Terms, device: str) -> tuple[bytes, list[int]]:
-    """What the helper's key and the words together give away of a device's report."""
+def seed_and_codes(
+    body: bytes, terms: Terms, device: str, by: Layout | None = None
+) -> tuple[bytes, list[int]]:
+    """What the helper's key and the words together give away of a device's report: of an update,
+    or of other numbers that lie by another layout.
+    """
     about = protection.Addressed(
         terms, SERVER, TASK_ID, ROUND, ROUND_KEY.public_key().public_bytes_raw().hex()
     )
-    by = layout(terms.encoding.values, terms.encoding.largest, terms)
+    by = by or layout(terms.encoding.values, terms.encoding.largest, terms)
     sealed = update.sealed(body, by)
     bound = protection.bound_of(about, device)
     assert signing.verified(device, bound.signed(sealed.seal), sealed.signature)
