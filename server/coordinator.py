@@ -336,6 +336,19 @@ class Coordinator:
                 if len(answers) == len(requests):
                     return answers
 
+    def handle_at_once(self, requests: Sequence[CheckingIn], now: float) -> list[Answer]:
+        """The answers to the first of some check-ins, as `handle` gives them: to as many as can be
+        answered without waiting for another thread, another process or the end of a round. To none,
+        and nothing has changed, where time alone has something to change, or the store is asked
+        over a network.
+        """
+        if self.store.shared or not self._has_begun or not self._lock.acquire(blocking=False):
+            return []
+        try:
+            return self._answers(requests, [None] * len(requests), now, at_once=True)
+        finally:
+            self._lock.release()
+
     def blob_size(self, name: str) -> int:
         """Bytes of a blob. Refused if there is none."""
         size = self.blobs.size(name)
@@ -377,8 +390,11 @@ class Coordinator:
         """Let time pass: a window may be over."""
         with self._lock:
             self._begin(now)
-            if self._is_due(now):
+            with self.store.reading() as rows:
+                is_due = self._is_due(rows, now)
+            if is_due:
                 self._group([], [], now)
+            self.store.write_back()
             if self.store.shared:
                 with self.store.reading() as rows:
                     self._sums.keep_only(_rounds(rows.open_rounds()))
@@ -550,7 +566,11 @@ class Coordinator:
             return []
 
     def _answers(
-        self, requests: Sequence[Request], judged: Sequence[Judged | None], now: float
+        self,
+        requests: Sequence[Request],
+        judged: Sequence[Judged | None],
+        now: float,
+        at_once: bool = False,
     ) -> list[Answer]:
         nonces = [(each.device, each.nonce) for each in requests if each.nonce is not None]
         devices = [each.device for each in requests if _HEX_16.fullmatch(each.device)]
@@ -560,7 +580,12 @@ class Coordinator:
         acknowledging = any(isinstance(each, Reporting | Telling | Hearing) for each in requests)
         answers: list[Answer] = []
         counted: Counted = {}
-        with self._doubting_sums(), self.store.transaction(durable=acknowledging) as rows:
+        with (
+            self._doubting_sums(),
+            self.store.transaction(durable=acknowledging, at_once=at_once) as rows,
+        ):
+            if at_once and self._is_due(rows, now):
+                return []
             ledger = Ledger(rows, now, devices, names, nonces)
             self._drop_overdue(rows, ledger)
             self.steps.settle(rows, ledger)
@@ -578,7 +603,7 @@ class Coordinator:
             for name in ledger.frozen:
                 self._freeze(rows, ledger.tasks[name].task, ledger.rounds[name], now)
         self._sums.stored()
-        for each in ledger.over:
+        for each in () if at_once else ledger.over:
             try:
                 self._end(ledger.tasks[each.task].task, each, now)
             except Exception:
@@ -1010,27 +1035,26 @@ class Coordinator:
 
     # the end of a round
 
-    def _is_due(self, now: float) -> bool:
+    def _is_due(self, rows: Rows, now: float) -> bool:
         """Whether time alone changes something."""
-        with self.store.reading() as rows:
-            tasks = {stored.task.name: stored.task for stored in rows.tasks()}
-            for name, round in rows.open_rounds().items():
-                rules = round_rules(tasks[name])
-                if self.steps.is_due(rows, tasks[name], round.state, now):
-                    return True
-                if round.state.phase is Phase.UNMASKING:
-                    continue
-                if (
-                    round.state.phase not in OPEN
-                    or advance(round.state, Tick(now), rules) != round.state
-                ):
-                    return True
-                if (
-                    rules.buffered
-                    and round.state.waiting
-                    and rows.overdue(name, now - rules.reporting_s)
-                ):
-                    return True
+        tasks = {stored.task.name: stored.task for stored in rows.tasks()}
+        for name, round in rows.open_rounds().items():
+            rules = round_rules(tasks[name])
+            if self.steps.is_due(rows, tasks[name], round.state, now):
+                return True
+            if round.state.phase is Phase.UNMASKING:
+                continue
+            if (
+                round.state.phase not in OPEN
+                or advance(round.state, Tick(now), rules) != round.state
+            ):
+                return True
+            if (
+                rules.buffered
+                and round.state.waiting
+                and rows.overdue(name, now - rules.reporting_s)
+            ):
+                return True
         return False
 
     def _end(self, task: Task, round: StoredRound, now: float) -> None:

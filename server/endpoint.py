@@ -106,6 +106,7 @@ SECAGG = "/v1/assignments/{assignment}/secagg"
 MESSAGE_BYTES = 16_384  # largest JSON body of a device
 CHECKPOINT_BYTES = 256 << 20  # largest body of an operator
 JUDGES = 2  # threads
+AT_ONCE = 128  # check-ins that may keep the loop from all else
 KEYS_KEPT = 100_000  # public keys in memory
 OTHER_VERSION_S = 86_400  # until a device of another version asks again
 PIECE_BYTES = 512 << 10  # of a blob in memory while it is sent
@@ -196,7 +197,10 @@ class _Service:
         self.metrics = Metrics(coordinator, clock, self.connections.ended)
         self.origins = listed(allowed.origins)
         self.groups: Groups[_Asking, Answer] = Groups(
-            self.handle, fails_all=lambda error: isinstance(error, Away)
+            self.handle,
+            most=AT_ONCE,
+            fails_all=lambda error: isinstance(error, Away),
+            at_once=self.handle_at_once,
         )
         # of devices that come for the first time, and of those that report: many at once
         self.key_reads: Groups[str, str | None] = Groups(
@@ -859,8 +863,34 @@ class _Service:
         signed.is_verified = True
 
     def handle(self, group: Sequence["_Asking"]) -> list[Answer]:
-        """The answers to a group: signatures are verified here, in the coordinator's thread, so
-        that the loop can read on.
+        """The answers to a group, in the coordinator's thread."""
+
+        def ask(good: Sequence[_Asking], now: float) -> Sequence[Answer]:
+            asked, judged = [each.asked for each in good], [each.judged for each in good]
+            return self.coordinator.handle(asked, now, judged)
+
+        return self.answered(group, ask)
+
+    def handle_at_once(self, group: Sequence["_Asking"]) -> list[Answer]:
+        """The answers to the first of a group, in the loop: of check-ins as far as they wait for
+        nobody.
+        """
+
+        def ask(good: Sequence[_Asking], now: float) -> Sequence[Answer]:
+            asked = [each.asked for each in good if isinstance(each.asked, CheckingIn)]
+            return self.coordinator.handle_at_once(asked, now) if asked else []
+
+        if not all(isinstance(each.asked, CheckingIn) for each in group):
+            return []
+        return self.answered(group, ask)
+
+    def answered(
+        self,
+        group: Sequence["_Asking"],
+        ask: Callable[[Sequence["_Asking"], float], Sequence[Answer]],
+    ) -> list[Answer]:
+        """The answers to the first of a group, as far as `ask` gives them: signatures are verified
+        first, so that the loop can read on until then.
         """
         answers: list[Answer] = [None] * len(group)
         good, now = [], self.clock()
@@ -873,9 +903,7 @@ class _Service:
                 good.append(place)
             except Refused as refused:
                 answers[place] = refused
-        asked = [group[place].asked for place in good]
-        judged = [group[place].judged for place in good]
-        answered = self.coordinator.handle(asked, now, judged)
+        answered = ask([group[place] for place in good], now) if good else []
         for place, answer in zip(good, answered, strict=False):
             answers[place] = answer
         return answers if len(answered) == len(good) else answers[: good[len(answered)]]

@@ -10,6 +10,7 @@ device and for a hundred.
 import contextlib
 import functools
 import json
+import os
 import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -77,6 +78,9 @@ COUNTS = (
     "bytes_down",
 )
 _GOOD_SINCE = "good_since"  # of `heartbeats`
+_LOG_PAGES, _PAGE_BYTES = 16_384, 4096  # of an SQLite file's log, before they are written back
+_BUSY_MS = 5000  # until another process must have written to an SQLite file
+_WRITER_KB = 8192  # of pages in memory, of the one connection that writes nearly always
 _ADVISORY_LOCK = 0xFEDB0A2D  # one writing transaction at a time on a PostgreSQL database
 
 
@@ -257,17 +261,20 @@ class Store:
         return self.name != "SQLite"
 
     @contextmanager
-    def transaction(self, durable: bool = False, forgets: bool = False) -> Iterator["Rows"]:
+    def transaction(
+        self, durable: bool = False, forgets: bool = False, at_once: bool = False
+    ) -> Iterator["Rows"]:
         """All that is written inside holds together when the block ends, or not at all if it
         raises; if durable, the disk has it. If it forgets, an SQLite file keeps nothing of what is
         deleted inside; its log does until `tidy`. Raises RunError if an SQLite file is not there
-        any more.
+        any more. If `at_once`, an SQLite file waits for no other process that is writing to it, but
+        raises; and leaves it to `write_back` to bring home what its log holds.
 
         One at a time, of all servers that share the database.
         """
         with (
             self._engine.connect() as connection,
-            connection.execution_options(durable=durable, forgets=forgets).begin(),
+            connection.execution_options(durable=durable, forgets=forgets, at_once=at_once).begin(),
         ):
             if self.shared:
                 connection.execute(
@@ -286,6 +293,18 @@ class Store:
             connection.execution_options(reading=True).begin(),
         ):
             yield Rows(connection)
+
+    def write_back(self) -> None:
+        """Bring home what a long log of an SQLite file holds, so that it begins anew."""
+        if not self.shared and self._log_bytes() > _LOG_PAGES * _PAGE_BYTES:
+            with self._engine.connect() as connection:
+                connection.connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
+
+    def _log_bytes(self) -> int:
+        try:
+            return os.stat(f"{self._engine.url.database}-wal").st_size
+        except OSError:
+            return 0
 
     def tidy(self) -> None:
         """Let go of what older versions of a file hold: sums that have been replaced are not
@@ -1263,7 +1282,7 @@ def _prepare_sqlite(connection: Any, _record: Any) -> None:
         "journal_mode = WAL",
         "foreign_keys = ON",
         "cache_size = -512",
-        "wal_autocheckpoint = 16384",
+        f"wal_autocheckpoint = {_LOG_PAGES}",
     ):
         connection.execute(f"PRAGMA {setting}")
 
@@ -1271,18 +1290,27 @@ def _prepare_sqlite(connection: Any, _record: Any) -> None:
 def _begin_sqlite(connection: sa.Connection) -> None:
     options = connection.get_execution_options()
     if options.get("reading"):
+        _set(connection, busy_timeout=_BUSY_MS)
         connection.exec_driver_sql("BEGIN")
         return
-    kept = connection.info.setdefault("fedboard.settings", {})
-    wanted = {
+    at_once = options.get("at_once", False)
+    _set(
+        connection,
         # FULL waits for the disk: worth it for an acknowledged update, not for a check-in
-        "synchronous": "FULL" if options.get("durable", True) else "NORMAL",
+        synchronous="FULL" if options.get("durable", True) else "NORMAL",
         # what is deleted is overwritten: FAST where that costs no more writing, ON in any case
-        "secure_delete": "ON" if options.get("forgets") else "FAST",
-        "cache_size": "-8192",  # of the one that writes, which is nearly always the same
-    }
+        secure_delete="ON" if options.get("forgets") else "FAST",
+        cache_size=-_WRITER_KB,
+        busy_timeout=0 if at_once else _BUSY_MS,
+        wal_autocheckpoint=0 if at_once else _LOG_PAGES,
+    )
+    connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+def _set(connection: sa.Connection, **wanted: str | int) -> None:
+    """Settings of an SQLite connection, as far as they are not what it has."""
+    kept = connection.info.setdefault("fedboard.settings", {})
     for name, value in wanted.items():
         if kept.get(name) != value:
             connection.exec_driver_sql(f"PRAGMA {name} = {value}")
             kept[name] = value
-    connection.exec_driver_sql("BEGIN IMMEDIATE")
