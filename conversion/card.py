@@ -7,7 +7,6 @@ from device_runtime import exposure
 from device_runtime.agreement import Pins
 from device_runtime.bundle import Lineage
 from device_runtime.exposure import Sentence
-from device_runtime.terms import Aggregation
 from model.network import NetworkSize
 
 
@@ -71,10 +70,7 @@ def figure(value: float) -> str:
 
 def _seen(card: Card) -> str:
     """Who has seen updates, and who may: what warns is an alert, which hubs show in red."""
-    said = [exposure.of_pins(card.pins)]
-    if card.lineage.aggregation is Aggregation.PLAIN:
-        said.insert(0, Sentence(exposure.LEARNT_OPENLY, warns=True))
-    return "".join(map(_alert, said))
+    return "".join(map(_alert, exposure.of_bundle(card.lineage.aggregation, card.pins)))
 
 
 def _alert(sentence: Sentence) -> str:

@@ -53,6 +53,14 @@ def in_short(terms: Terms) -> str:
     )
 
 
+def of_bundle(learnt: Aggregation | None, pins: Pins) -> list[Sentence]:
+    """Who has seen the updates that a bundle was learnt from, where that should worry, and where
+    its devices take part.
+    """
+    warned = [Sentence(LEARNT_OPENLY, warns=True)] if learnt is Aggregation.PLAIN else []
+    return [*warned, of_pins(pins)]
+
+
 def of_pins(pins: Pins) -> Sentence:
     """Where a bundle's devices take part at all."""
     if pins.helper is not None:

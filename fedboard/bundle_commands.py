@@ -73,8 +73,8 @@ def bundle_show(
     )
     if line.task is not None:
         console.say(_of_task(line))
-    seen = exposure.of_pins(manifest.pins)
-    console.say(seen.text, style="red" if seen.warns else "")
+    for seen in exposure.of_bundle(line.aggregation, manifest.pins):
+        console.say(seen.text, style="bold red" if seen.warns else "")
     console.say(
         f"a device trains {plan.epochs} epoch at rate {plan.learning_rate:g}, clips at "
         f"{plan.clipping_norm:g}, uploads {plan.bits} bits a value"

@@ -11,6 +11,8 @@ import pytest
 from typer.testing import CliRunner
 
 from device_runtime import bundle, config, patch, signing, weights
+from device_runtime.exposure import LEARNT_OPENLY
+from device_runtime.terms import Aggregation
 from device_runtime.wire import Kind, Phase, RoundReport, Scores
 from fedboard import release
 from fedboard.cli import app
@@ -45,7 +47,11 @@ class Learning:
 
     def _create(self, settings: TaskSettings, start: weights.Checkpoint | None = None) -> None:
         settings = replace(
-            settings, rules=by_arrival(RULES), policy=Policy(min_separation=1), seed=3
+            settings,
+            rules=by_arrival(RULES),
+            policy=Policy(min_separation=1),
+            seed=3,
+            aggregation=Aggregation.PLAIN,
         )
         created(self.coordinator, settings, self.now, start)
 
@@ -141,6 +147,8 @@ def test_what_a_round_taught_is_in_the_release_of_its_checkpoint(
     line = new.manifest.lineage
     assert (line.task, line.round, line.rounds, line.participants) == ("default", 2, 2, 4)
     assert line.checkpoint == learning.sha
+    assert line.aggregation is Aggregation.PLAIN  # a task that is plain by name: told in red
+    assert f"> [!CAUTION]\n> I{LEARNT_OPENLY[1:]}" in new.content[bundle.CARD].decode()
     assert new.manifest.release == tiny_bundle.manifest.release + 1
     data = learning.coordinator.blobs.part(line.checkpoint, 0, 1 << 30)
     half = weights.as_sent(weights.from_bytes(bytes(data)).weights)
