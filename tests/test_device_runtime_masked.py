@@ -10,14 +10,14 @@ from device_runtime.causes import Cause
 from device_runtime.drive import Turn, simulated
 from device_runtime.encoding import encode
 from device_runtime.errors import Unanswered
-from device_runtime.home import LEARNED, OUTGOING, DeviceConfig, Home
+from device_runtime.home import LEARNED, OUTGOING, UNFINISHED, DeviceConfig, Home
 from device_runtime.terms import Aggregation
 from device_runtime.transport import Interrupted
 from device_runtime.turn import Status
 from device_runtime.update import Form, header
 from fedboard import device_words
 from tests.kill_points import every_kill_point
-from tests.test_device_runtime_drive import ABLE, EASY
+from tests.test_device_runtime_drive import ABLE, EASY, golden_home
 from tests.test_device_runtime_exposure import rewritten
 from tests.toy_leader import Leader, learnt, masked_terms, seal_key, seed_and_codes
 from tests.toy_server import OPERATOR, key
@@ -316,6 +316,35 @@ def test_a_device_says_who_sees_its_updates_by_the_terms_it_was_given_last(leade
     assert home.terms.terms == leader.terms
     (line,) = device_words.seen_lines(device_words.status(home, 0.0))
     assert leader.terms.helper[:16] in line.text and not line.warns
+
+
+# --- what the version before left
+# ------------------------------------------------------------------------------------------------
+
+
+def test_a_home_of_before_makes_no_second_report_of_what_may_have_left_and_takes_other_work(
+    leader, tmp_path
+):
+    """golden/home-3.zip: a device of the version that kept no report was counted once, and did not
+    hear what became of the second update, which it would have made again.
+    """
+    home = golden_home(tmp_path, "home-3.zip")
+    lines = [(line.round, line.outcome, line.seen_by) for line in home.contributions()]
+    assert lines == [(10_001, "counted", ""), (10_002, "sending", "")]
+    assert len(home.seen().chains) == 2 and home.kept(UNFINISHED) is not None
+    assert (home.terms, home.certificate) == (None, None)
+
+    def offered(number):
+        leader.name = leader.task_id = f"{number:032x}"
+        leader.round, leader.made_in = 10_000 + number, 9_000
+        same = {"task_id": leader.task_id, "round": leader.round}
+        leader.seal_key = seal_key(leader.terms, **same)
+        return turn(home, leader, 60.0 * number)
+
+    assert offered(2).cause is Cause.REPORTED_RECENTLY
+    assert leader.bodies() == []
+    assert offered(3).status is Status.COUNTED
+    assert header(leader.bodies()[0]).form is Form.SEALED
 
 
 # --- killed at every step

@@ -65,6 +65,8 @@ class Leader:
     seal_key: Signed | None = None
     name: str = "a5" * 16  # of all of its work
     task_id: str = TASK_ID
+    round: int = ROUND
+    made_in: int = 0  # round that made its checkpoint
     asked: list[str] = field(default_factory=list)  # method and path of each request
     given_back: list[str] = field(default_factory=list)
 
@@ -85,13 +87,13 @@ class Leader:
         return _json({"counted": True, "retry_in_s": 1.0})
 
     def work(self) -> Assignment:
-        """Always the same: round ROUND of one task, from the bundle's own checkpoint."""
+        """Always the same, from the bundle's own checkpoint."""
         plan = config.to_json(self.bundle.plan)
         half = self.bundle.content["checkpoint.safetensors"]
         self.blobs = {weights.digest(data): data for data in (plan, half)}
         bare = Assignment(
             self.name,
-            ROUND,
+            self.round,
             *self.blobs,
             self.bundle.manifest.shapes,
             deadline_s=3600.0,
@@ -99,7 +101,7 @@ class Leader:
             server=SERVER,
             task_id=self.task_id,
         )
-        return replace(chained(bare, 0, terms=self.terms), seal_key=self.seal_key)
+        return replace(chained(bare, self.made_in, terms=self.terms), seal_key=self.seal_key)
 
     def bodies(self) -> list[bytes]:
         """What was sent, oldest first."""
