@@ -29,6 +29,7 @@ SEED_BYTES = 32
 SEAL_BYTES = 32 + SEED_BYTES + 16  # the sender's public key, the seed encrypted, its tag
 _NONCE = bytes(12)  # the same always: the key is of one use
 _PART = 16_384  # words whose mask is made at once: what is added up stays in the processor's cache
+_ANYBODY = X25519PrivateKey.from_private_bytes(bytes(32))  # nobody's: it says what a key is
 
 Random = Callable[[int], bytes]  # so many random bytes: os.urandom, or a simulation's
 
@@ -90,6 +91,15 @@ def seal(seed: bytes, about: Bound, random: Random) -> bytes:
     public = own.public_key().public_bytes_raw()
     shared = own.exchange(X25519PublicKey.from_public_bytes(bytes.fromhex(about.seal_key)))
     return public + AESGCM(_key(shared, public, about)).encrypt(_NONCE, seed, None)
+
+
+def can_be_sealed_to(key: str) -> bool:
+    """Whether a public key (hexadecimal) is one: with one of small order nobody shares a secret."""
+    try:
+        _ANYBODY.exchange(X25519PublicKey.from_public_bytes(bytes.fromhex(key)))
+    except ValueError:
+        return False
+    return True
 
 
 def open_seal(sealed: bytes, about: Bound, private: X25519PrivateKey) -> bytes | None:

@@ -117,4 +117,6 @@ def _seal_key(assignment: Assignment, terms: Terms) -> SealKey | str:
     for name, (wanted, actual) in expected.items():
         if wanted != actual:
             return f"seal key: expected {name} {str(wanted)[:16]}, found {str(actual)[:16]}"
+    if not masking.can_be_sealed_to(key.key):
+        return f"seal key: expected an X25519 key, found {key.key[:16]}, which is of small order"
     return key

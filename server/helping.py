@@ -11,7 +11,7 @@ import logging
 import threading
 from dataclasses import dataclass, field
 
-from device_runtime import config, packing, signing
+from device_runtime import config, masking, packing, signing
 from device_runtime.chain import name_of
 from device_runtime.errors import ConfigError
 from device_runtime.helper_wire import (
@@ -180,14 +180,15 @@ class Helping:
 
 
 def seal_key_in(signed: Signed, helper: str) -> SealKey | None:
-    """What a helper (its public key) signed; None if it did not."""
+    """What a helper (its public key) signed; None if it did not, or nothing can be sealed to it."""
     text = signing.text_of(signed, SEAL_KEY, frozenset({helper}))
     if text is None:
         return None
     try:
-        return config.from_json(SealKey, text, "seal-key")
+        key = config.from_json(SealKey, text, "seal-key")
     except ConfigError:
         return None
+    return key if masking.can_be_sealed_to(key.key) else None
 
 
 @dataclass(frozen=True)

@@ -114,6 +114,7 @@ def refusal(home, leader):
         (lambda terms: seal_key(terms, round=8), "seal key: expected round 9, found 8"),
         (lambda terms: seal_key(terms, task_id="8b" * 16), "seal key: expected task_id 7a7a"),
         (lambda terms: seal_key(replace(terms, fewest=1)), "seal key: expected terms "),
+        (lambda terms: seal_key(terms, key="00" * 32), "which is of small order"),
     ],
 )
 def test_work_without_a_seal_key_of_the_named_helper_for_this_round_is_given_back(

@@ -128,6 +128,7 @@ def test_a_sender_s_key_of_small_order_is_a_seal_of_nobody(public):
 
 @pytest.mark.parametrize("key", ["", "de" * 31, "00" * 32, "no key at all"])
 def test_nothing_is_sealed_to_a_key_that_is_none(key):
+    assert masking.can_be_sealed_to(PUBLIC) and not masking.can_be_sealed_to(key)
     with pytest.raises(ValueError):
         masking.seal(SEED, replace(ABOUT, seal_key=key), counting)
 

@@ -16,12 +16,14 @@ from hypothesis import strategies as st
 
 from device_runtime import chain, encoding, enrolments, masking, packing, signing, update
 from device_runtime.causes import Cause
+from device_runtime.config import from_json, to_json
 from device_runtime.errors import ConfigError, RunError
+from device_runtime.helper_wire import SEAL_KEY, KeysAsked, SealKey, SealKeys
 from device_runtime.masking import Bound
 from device_runtime.terms import Aggregation
-from device_runtime.transport import Unreachable
+from device_runtime.transport import Reply, Unreachable
 from device_runtime.update import Form, Header
-from device_runtime.wire import Abandon, Assignment, Enrolment
+from device_runtime.wire import Abandon, Assignment, Enrolment, Signed
 from server import dashboard, operators, overview
 from server.helping import seal_key_in
 from server.metrics import Metrics
@@ -29,7 +31,7 @@ from server.requests import Refused
 from server.rounds import Mode, Rules
 from server.task import Task, TaskSettings, for_bundle, openable
 from tests import toy_opening
-from tests.toy_helper import CERTIFIER, HELPER
+from tests.toy_helper import CERTIFIER, HELPER, IDENTITY
 from tests.toy_opening import THREE, codes, desk, joined, new, nowhere, opened, sealed, way_to
 from tests.toy_server import READY, WEIGHTS, OneByOne, enrolled, key, stored
 
@@ -128,6 +130,26 @@ def test_no_device_gets_work_that_nobody_could_open(tmp_path, helper):
     coordinator.open_sums(2.0)
     assert isinstance(coordinator.check_in(device, READY, 2.0), Assignment)
     coordinator.close()
+
+
+def test_a_key_that_nothing_can_be_sealed_to_is_given_to_nobody(tmp_path, helper):
+    def send(method, path, body, headers):
+        if path != "/v1/seal-keys":
+            return way_to(helper)(method, path, body, headers)
+        asked = from_json(KeysAsked, body, "body")
+        with helper._store.reading() as rows:
+            terms = rows.task(asked.task_id).task.terms.name
+        key = SealKey("00" * 32, asked.task_id, 1, terms)  # of small order
+        return Reply(200, {}, to_json(SealKeys((helper_signed(key),))))
+
+    coordinator = new(tmp_path / "server", send)
+    device = enrolled(coordinator, 1)[0]
+    assert coordinator.check_in(device, READY, 1.0).cause is Cause.NO_HELPER
+    coordinator.close()
+
+
+def helper_signed(key: SealKey) -> Signed:
+    return signing.sign_text(IDENTITY, SEAL_KEY, to_json(key))
 
 
 def test_who_comes_after_enough_others_is_told_so_and_stays_sealed(tmp_path, helper):
