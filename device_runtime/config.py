@@ -190,7 +190,8 @@ def _written(value: Any) -> str:
     if not is_dataclass(value):
         return _CANONICAL.encode(_plain(value))
     values, parts = vars(value), []
-    for name, key in _names(type(value)):
+    kind: Any = type(value)
+    for name, key in _names(kind):
         item = values[name]
         write = _WRITERS.get(type(item))
         parts.append(key + (_written(item) if write is None else write(item)))
