@@ -66,6 +66,7 @@ PROCESSES = (
     "test_server_disk",
     "test_server_endpoint",
     "test_fedboard_serve",
+    "test_fedboard_beside",
     "test_fedboard_device_words",
     "test_fedboard_device_upgrade",
     "test_fedboard_device_log",
