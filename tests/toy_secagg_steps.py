@@ -3,6 +3,8 @@
 Time is a list of one number: it goes on when all devices wait.
 """
 
+import functools
+import tempfile
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,7 +15,6 @@ import numpy as np
 from device_runtime import chain, encoding, protection, scores
 from device_runtime.secagg_turn import (
     Gone,
-    Hear,
     Identify,
     Own,
     Tell,
@@ -68,9 +69,21 @@ def settings(rules: Rules = RULES, peers: Peers = LIES, **more: Any) -> TaskSett
 
 def new(folder: Path, rules: Rules = RULES, peers: Peers = LIES) -> OneByOne:
     """A coordinator with a task whose devices open its sums, at second 0."""
-    store, blobs = open_folder(folder)
-    create(store, blobs, rules, peers)
-    return OneByOne(store, blobs, np.random.default_rng(0))
+    for name, data in _begun(rules, peers).items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+    return toy_server.reopened(folder)
+
+
+@functools.cache
+def _begun(rules: Rules, peers: Peers) -> dict[str, bytes]:
+    """The files of a server with such a task, by their names: made once."""
+    with tempfile.TemporaryDirectory() as folder:
+        store, blobs = open_folder(Path(folder))
+        create(store, blobs, rules, peers)
+        store.close()
+        files = (path for path in Path(folder).rglob("*") if path.is_file())
+        return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 def create(store: Store, blobs: Blobs, rules: Rules = RULES, peers: Peers = LIES) -> None:
@@ -119,52 +132,66 @@ class Member:
         self.gone: Gone | None = None
         self.has_left = self.is_done = False
         self.due = 0.0
+        self._request: Request | None = None
 
     @property
     def is_over(self) -> bool:
-        return self.has_left or self.is_done or self.gone is not None
+        return self._request is None and (self.has_left or self.is_done or self.gone is not None)
 
     def go_on(self, ask: Callable[[Request], Any], now: float) -> None:
         """Do what it can do now."""
+        while (request := self.wants(now)) is not None:
+            self.hears(ask(request), now)
+
+    def wants(self, now: float) -> Request | None:
+        """What it asks now; None if it waits, or is over."""
+        if self._request is None and not self.is_over and self.due <= now:
+            self._step(None, now)
+        return self._request
+
+    def hears(self, answer: Any, now: float) -> None:
+        """Go on with an answer."""
+        self._request = None
+        if isinstance(answer, Refused):
+            self.refused.append(answer)
+            answer = Reject(answer.cause, 0.0)
+        if self.gone is None:
+            self._step(answer, now)
+
+    def _step(self, answer: Any, now: float) -> None:
         try:
-            action = next(self.actions)  # begins, or goes on after a wait
-            while True:
-                if isinstance(action, Wait):
-                    self.due = now + action.seconds
-                    return
-                if self._is_leaving(action):
-                    self.has_left = True
-                    return
-                action = self.actions.send(self._do(action, ask))
+            action = self.actions.send(answer)
+            while isinstance(action, Identify):
+                secret = f"{self.number} {self.work.assignment}".encode()
+                own = Own(toy_server.key(self.number), protection.repeating(secret))
+                action = self.actions.send(own)
+            if isinstance(action, Wait):
+                self.due = now + action.seconds
+            elif self._is_leaving(action):
+                self.has_left = True
+            else:
+                self._request = self._asked(action)
         except StopIteration:
             self.is_done = True
         except Gone as gone:
             self.gone = gone
             if gone.retry_in_s is None:
-                ask(Abandoning(self.device, self.work.assignment, gone.cause))
+                self._request = Abandoning(self.device, self.work.assignment, gone.cause)
 
     def _is_leaving(self, action: Any) -> bool:
         kind = type(action.message) if isinstance(action, Tell) else type(action)
         return self.leaves is not None and kind is self.leaves
 
-    def _do(self, action: Any, ask: Callable[[Request], Any]) -> Any:
+    def _asked(self, action: Any) -> Request:
         name = self.work.assignment
         match action:
-            case Identify():
-                secret = f"{self.number} {name}".encode()
-                return Own(toy_server.key(self.number), protection.repeating(secret))
             case Tell(_, message):
                 self.sent.append(self.spoils(message))
-                answer = ask(Telling(self.device, name, self.sent[-1]))
-            case Hear(_, kind):
-                answer = ask(Hearing(self.device, name, kind))
+                return Telling(self.device, name, self.sent[-1])
             case Report(body):
                 self.sent.append(body)
-                answer = ask(Reporting(self.device, name, body))
-        if isinstance(answer, Refused):
-            self.refused.append(answer)
-            return Reject(answer.cause, 0.0)
-        return answer
+                return Reporting(self.device, name, body)
+        return Hearing(self.device, name, action.kind)
 
 
 def assigned(coordinator: Coordinator, count: int = DEVICES, now: float = 1.0) -> list[Member]:
@@ -187,21 +214,21 @@ def play(
     at: list[float],
     lie: Lie = lambda request, answer: answer,
 ) -> None:
-    """Let the devices and time go on until the round is over."""
-
-    def ask(request: Request) -> Any:
-        (answer,) = coordinator.handle([request], at[0])
-        return lie(request, answer)
-
+    """Let the devices and time go on until the round is over. What they ask at one time they ask
+    together.
+    """
     number, task = members[0].work.round, members[0].work.task
     while coordinator.reports(at[0], task).rounds[-1].round == number:
-        for each in members:
-            if not each.is_over and each.due <= at[0]:
-                each.go_on(ask, at[0])
+        _talk(coordinator, members, at[0], lie)
         coordinator.tick(at[0])
         coordinator.open_sums(at[0])
         at[0] += 15.0
         assert at[0] < 10_000.0
-    for each in members:  # what they hear afterwards
-        if not each.is_over:
-            each.go_on(ask, at[0])
+    _talk(coordinator, members, at[0], lie)  # what they hear afterwards
+
+
+def _talk(coordinator: Coordinator, members: list[Member], now: float, lie: Lie) -> None:
+    while asking := [(each, asks) for each in members if (asks := each.wants(now)) is not None]:
+        answers = coordinator.handle([asks for _, asks in asking], now)
+        for (each, asks), answer in zip(asking, answers, strict=True):
+            each.hears(lie(asks, answer), now)
