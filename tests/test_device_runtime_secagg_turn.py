@@ -17,11 +17,12 @@ from device_runtime.home import UNFINISHED, DeviceConfig, Home
 from device_runtime.limits import OwnLimits
 from device_runtime.transport import http
 from device_runtime.turn import Status
-from device_runtime.wire import Phase
+from device_runtime.wire import Kind, Phase
 from server import endpoint
 from server.coordinator import Coordinator, open_folder
 from server.eligibility import Policy
 from server.rounds import Rules
+from server.task import TaskSettings
 from tests.toy_secagg_steps import settings
 from tests.toy_server import created
 
@@ -30,7 +31,12 @@ ABLE = "0\tbattery_charged_on\n0\twifi\n0\tscreen_off\n"
 # it trains for twelve minutes, looks at its loss included, and then waits for others
 UNPLUGGED = ABLE + "730\tbattery_charged_off\n"
 EASY = OwnLimits(
-    clipping_norm=5.0, least_messages=5, least_words=20, updates_a_day=50, min_separation=1
+    clipping_norm=5.0,
+    least_messages=5,
+    least_words=20,
+    least_score_words=20,
+    updates_a_day=50,
+    min_separation=1,
 )
 
 
@@ -40,6 +46,7 @@ class Server:
     def __init__(self, coordinator: Coordinator, way, url: str):
         self.coordinator, self.way, self.url, self.at = coordinator, way, url, [1.0]
         self.sent: list[tuple[str, str]] = []
+        self.task = "default"
 
     def send(self, method, path, body, headers):
         self.sent.append((method, path.rpartition("/")[2]))
@@ -55,7 +62,7 @@ class Server:
             self.sleep(30.0)
 
     def report(self):
-        return self.coordinator.reports(self.at[0]).rounds[0]
+        return self.coordinator.reports(self.at[0], self.task).rounds[0]
 
 
 @pytest.fixture
@@ -88,7 +95,7 @@ def device(tmp_path, tiny_bundle, trusted):
     """Makes a device whose conditions follow a trace."""
     numbers = itertools.count()
 
-    def make(trace: str = ABLE) -> Home:
+    def make(trace: str = ABLE, messages: int = 20) -> Home:
         number = next(numbers)
         (tmp_path / f"{number}.tsv").write_text(trace)
         config = DeviceConfig(
@@ -98,7 +105,7 @@ def device(tmp_path, tiny_bundle, trusted):
             seed=number,
             limits=EASY,
         )
-        typed = [(f"i will see number {number} {i}", float(i)) for i in range(20)]
+        typed = [(f"i will see number {number} {i}", float(i)) for i in range(messages)]
         return Home.create(tmp_path / f"device-{number}", config, typed)
 
     return make
@@ -127,6 +134,24 @@ def test_twelve_phones_open_the_sum_of_their_updates_together(server, device):
     assert report.checkpoint != ""
     assert server.sent.count(("PUT", "revealed")) == DEVICES
     assert {line.outcome for home in homes for line in home.contributions()} == {"counted"}
+
+
+def test_twelve_phones_open_the_sum_of_their_scores_together(server, device):
+    rules = Rules(report_goal=DEVICES, over_selection=1.0, reporting_s=3600.0, rounds=1)
+    task = TaskSettings(name="scores", kind=Kind.EVALUATION, evaluates="default", rules=rules)
+    server.task = created(server.coordinator, task, 0.5).name
+    server.coordinator.pause("default")
+    homes = [device(messages=60) for _ in range(DEVICES)]  # six of them are held back
+    outcomes = run(homes, server)
+    assert {each.status for each in outcomes.values()} == {Status.COUNTED}
+    report = server.report()
+    assert (report.phase, report.counted, report.reason) == (Phase.COMMITTED, DEVICES, "")
+    assert report.scores.targets == sum(each.examples for each in outcomes.values())
+    assert sum(report.spread) == DEVICES
+    assert ("PUT", "scores") not in server.sent  # which would be in the open
+    lines = [line for home in homes for line in home.contributions()]
+    assert {(line.outcome, line.kind) for line in lines} == {("counted", "evaluation")}
+    assert all(line.scored for line in lines)
 
 
 def test_a_phone_that_is_unplugged_while_it_waits_is_out_and_the_others_go_on(server, device):
