@@ -6,7 +6,8 @@ fetched by SHA-256.
     POST /v1/devices                  Enrolment       -> Enrolled
     POST /v1/check-in                 CheckIn         -> Assignment | Reject
     GET  /v1/blobs/{sha256}                           -> bytes
-    PUT  /v1/assignments/{id}/update  encoded update  -> Ack | Reject   of a training task
+    PUT  /v1/assignments/{id}/update  update.py       -> Ack | Reject   of a training task, or
+                                                                        scores that are masked
     PUT  /v1/assignments/{id}/scores  Scores          -> Ack | Reject   of an evaluation task
     PUT  /v1/assignments/{id}/scores  ReleaseScores   -> Ack | Reject   of one of releases
     POST /v1/assignments/{id}/abandon Abandon         -> Ack
