@@ -78,8 +78,15 @@ class Asked:
     def name(self) -> str:
         """What its files are called."""
         rate = f"-rate{self.rate:g}" if self.rate else ""
-        norm = f"-clip{self.clip:g}" if self.clip != Plan().clipping_norm else ""
+        another = WAYS[self.way].clipped and self.clip != Plan().clipping_norm
+        norm = f"-clip{self.clip:g}" if another else ""
         return f"{self.size}-{self.server}-{self.way}-{self.rounds}-{self.seed}{norm}{rate}"
+
+    @property
+    def title(self) -> str:
+        """How its updates travel, as the table says it."""
+        way = WAYS[self.way]
+        return way.title + (f", clip {self.clip:g}" if way.clipped else "")
 
     @property
     def recipe(self) -> Recipe:
@@ -159,7 +166,7 @@ def rows(trainings: list[Asked], folder: Path) -> Iterator[list[str]]:
         if not path.is_file():
             continue
         own, record = scored(path)
-        told = [f"{asked.size}, {asked.server}", WAYS[asked.way].title, f"{record['loss']:.3f}"]
+        told = [f"{asked.size}, {asked.server}", asked.title, f"{record['loss']:.3f}"]
         told += [f"{recall(own.total, which):.2%}" for which in ("top1", "top3")]
         if asked.way != "plain" and beside.is_file():
             plain, _ = scored(beside)

@@ -116,8 +116,8 @@ class Encoded(tff.aggregators.WeightedAggregationFactory):
     two round alike.
 
     Measures over the clients that count: the share that was clipped, the mean norm before it, and
-    the bytes one upload takes in the open, and sealed for a sum of `clients`. Two clients with the very same delta round alike.
-    A cohort of nobody has a mean of 0.
+    the bytes one upload takes in the open, and sealed for a sum of `clients`. Two clients with the
+    very same delta round alike. A cohort of nobody has a mean of 0.
     """
 
     clipping_norm: float  # largest L2 norm of a delta
