@@ -15,6 +15,7 @@ out; of these the oldest of the address that holds most, so one address keeps no
 import asyncio
 import ipaddress
 import logging
+import re
 import resource
 import socket
 import sys
@@ -47,6 +48,8 @@ SETTINGS = {
     "proxy_headers": False,
     "ws": "none",
 }
+_NO_VALUE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")  # characters of no header's value
+Headers = Sequence[tuple[bytes, bytes]]
 IN_SCOPE = "fedboard.connection"  # of an ASGI scope: the Protocol that the request came over
 
 
@@ -207,6 +210,32 @@ class Protocol(HttpToolsProtocol):
         self._end_pouring(ClientDisconnect())
         self._among.leave(self._connection)
         super().connection_lost(exc)
+
+    def reply(self, scope: Any, status: int, headers: Headers, body: bytes) -> bool:
+        """Answer a whole request in one write, as two messages of ASGI would. False, and nothing
+        is written, where that is not all there is to do.
+        """
+        cycle = self.cycle
+        if (
+            cycle is None
+            or cycle.scope is not scope
+            or cycle.response_started
+            or cycle.disconnected
+            or not (self.is_whole and cycle.keep_alive)
+            or self.flow.write_paused
+            or scope["method"] == "HEAD"
+        ):
+            return False
+        lines = [STATUS_LINE[status]]
+        for name, value in (*self.server_state.default_headers, *headers):
+            if _NO_VALUE.search(value):
+                return False
+            lines += (name, b": ", value, b"\r\n")
+        cycle.response_started = cycle.response_complete = True
+        self.transport.write(b"".join((*lines, b"\r\n", body)))
+        cycle.message_event.set()
+        cycle.on_response()
+        return True
 
     def is_reading(self, scope: Any) -> bool:
         """Whether the rest of this request's body is what comes next."""

@@ -1279,8 +1279,11 @@ class _Observed:
             if often:
                 request = Request(scope, receive, send)
                 response = await self._service.respond(request, self._service.check_in)
-                status = response.status_code
-                await response(scope, receive, send)
+                status, over = response.status_code, scope.get(connections.IN_SCOPE)
+                if over is None or not over.reply(
+                    scope, status, response.raw_headers, response.body
+                ):
+                    await response(scope, receive, send)
             else:
                 await self._app(scope, receive, observing)
         finally:

@@ -1,12 +1,15 @@
+import json
 import math
 import tomllib
 from dataclasses import dataclass, field
+from typing import Annotated, Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from device_runtime import config
+from device_runtime.bounds import Matches, Within
 from device_runtime.causes import Cause
 from device_runtime.errors import ConfigError
 from device_runtime.wire import Abandon, CheckIn, Conditions
@@ -24,6 +27,26 @@ class Outer:
     note: str | None = None
     on: bool = False
     inner: Inner = field(default_factory=Inner)
+
+
+@dataclass(frozen=True)
+class Pair:
+    second: Any
+    first: Any
+
+
+@dataclass(frozen=True)
+class Bounded:
+    count: Annotated[int, Within(0, 1)]
+    note: Annotated[str | None, Matches("[a-z]*", 3)] = None
+    on: bool = False
+    rate: Annotated[float, Within(0.0, 1.0)] = 0.5
+
+
+@dataclass(frozen=True)
+class LooksAtItself(Bounded):
+    def __post_init__(self) -> None:
+        pass
 
 
 def test_a_table_becomes_a_dataclass_and_a_whole_number_may_stand_for_a_float():
@@ -115,3 +138,41 @@ def test_a_whole_character_may_be_written_as_an_escape():
 def test_bytes_that_are_no_message_are_a_config_error(data):
     with pytest.raises(ConfigError):
         config.from_json(CheckIn, data, "x")
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+        lambda inner: (
+            st.lists(inner, max_size=3)
+            | st.dictionaries(st.text(max_size=3), inner, max_size=3)
+            | st.builds(Pair, inner, inner)
+        ),
+        max_leaves=8,
+    )
+)
+def test_what_is_written_is_canonical_json_of_the_same_value_as_tables(value):
+    plain = json.JSONEncoder(sort_keys=True, separators=(",", ":"), default=vars)
+    assert config.to_json(value) == plain.encode(value).encode()
+
+
+@given(
+    st.fixed_dictionaries(
+        {},
+        optional={
+            name: st.none() | st.booleans() | st.integers(-2, 2) | st.just("ab") | st.just({})
+            for name in ("count", "note", "on", "rate", "other")
+        },
+    )
+)
+def test_a_table_that_needs_no_second_look_is_read_as_one_that_does(table):
+    def read(record):
+        try:
+            return record(table)
+        except ConfigError as error:
+            return str(error)
+
+    quick = read(lambda each: config.from_table(Bounded, each, "x"))
+    # a record that looks at itself is always read field by field
+    slow = read(lambda each: config.from_table(LooksAtItself, each, "x"))
+    assert quick == slow if isinstance(quick, str) else vars(quick) == vars(slow)

@@ -604,8 +604,8 @@ class MortalStore(Store):
         super().__init__(database)
 
     @contextmanager
-    def transaction(self, durable: bool = False, forgets: bool = False):
-        with super().transaction(durable, forgets) as rows:
+    def transaction(self, durable: bool = False, **options: bool):
+        with super().transaction(durable, **options) as rows:
             yield rows
             self.fate.step()  # before it is on disk
         self.fate.step()  # on disk, but nobody has heard of it
@@ -688,8 +688,8 @@ def test_a_commit_nobody_knows_the_fate_of_loses_no_update_of_a_server_that_goes
     transaction = coordinator.store.transaction
 
     @contextmanager
-    def breaking(durable: bool = False):
-        with transaction(durable) as rows:
+    def breaking(durable: bool = False, **options: bool):
+        with transaction(durable, **options) as rows:
             yield rows
             if not was_kept:
                 raise Crash

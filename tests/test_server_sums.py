@@ -104,3 +104,19 @@ def test_parts_that_would_overflow_together_are_added_in_wider_numbers():
     full = summed([Weighted(np.full(50, 255, np.uint8), 257)])
     both = sums.total([full, full], 255)
     assert (both.total.dtype, set(both.total.tolist())) == (np.uint32, {2 * 65_535})
+
+
+@given(
+    st.sampled_from([1, 15, 255, 65_535]),
+    st.lists(st.integers(1, 600), min_size=2, max_size=12),
+)
+@settings(max_examples=25)
+def test_many_updates_at_once_add_up_to_what_each_adds(largest, weights):
+    updates = [Weighted(codes(number, largest), times) for number, times in enumerate(weights)]
+    before = sums.add_all(sums.empty(50), [Weighted(codes(99, largest), 300)], largest)
+    together = sums.add_all(before, updates, largest)
+    expected = before.total.astype(np.int64)
+    for update, times in updates:
+        expected += update.astype(np.int64) * times
+    assert together.total.tolist() == expected.tolist()
+    assert (together.count, together.weight) == (1 + len(weights), 300 + sum(weights))
