@@ -104,6 +104,13 @@ def device_enrol(
             help="File with the enrolment code, if the server asks for one; or set FEDBOARD_CODE."
         ),
     ] = None,
+    certificate: Annotated[
+        Path | None,
+        typer.Option(
+            help="File with what `fedboard device certify` printed of this device's public key: a "
+            "helper may count no others."
+        ),
+    ] = None,
     insecure: Insecure = False,
     trust: Trust = None,
     as_json: Json = False,
@@ -120,6 +127,14 @@ def device_enrol(
         raise RunError(
             folder, "no device there yet, and no bundle to install", "pass --bundle BUNDLE"
         )
+    if certificate is not None:
+        if not Home.is_there(folder):
+            raise RunError(
+                folder,
+                "no device there yet whose public key could have been certified",
+                "enrol it without --certificate, and again once it is certified",
+            )
+        devices.keep_certificate(folder, certificate)
     settings = None
     if not Home.is_there(folder):
         source = (
@@ -149,7 +164,13 @@ def device_enrol(
 
 @app.command("certify")
 def device_certify(
-    homes: Annotated[list[Path], typer.Argument(help="Folders of the devices.")],
+    devices_named: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="DEVICE...",
+            help="Folder of a device, or the public key that its `fedboard device status` shows.",
+        ),
+    ],
     key: Annotated[
         Path,
         typer.Option(help="File with the private key that a helper trusts (`--enrolment-key`)."),
@@ -158,14 +179,20 @@ def device_certify(
 ) -> None:
     """Sign that these are devices: a helper with an enrolment key counts no others.
 
-    Their server hears of it at their next turn.
+    A folder keeps its certificate, and its server hears of it at the next turn. That of a public
+    key is printed: give it to the device with `fedboard device enrol --certificate FILE`.
     """
+    from device_runtime import signing
     from fedboard import devices
 
-    names = devices.certify(homes, key)
+    certificates = devices.certify(devices_named, key)
     if as_json:
-        return emit({"devices": names})
-    console.say(f"certified: {', '.join(names)}")
+        return emit({"certificates": [asdict(each) for each in certificates]})
+    for named, certificate in zip(devices_named, certificates, strict=True):
+        if named == certificate.text:
+            emit(asdict(certificate))
+        else:
+            console.say(f"{named} is certified: {signing.name_of(certificate.text)}")
 
 
 @app.command("install")

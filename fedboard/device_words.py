@@ -13,6 +13,7 @@ from device_runtime import (
     exposure,
     outgoing,
     personal,
+    signing,
     unfinished,
     upgrade,
 )
@@ -53,6 +54,8 @@ class Standing:
     outgoing: int | None = None  # round of a report that waits for its server's answer
     task: str = ""  # whose work it was given last; empty before the first
     seen: tuple[exposure.Sentence, ...] = ()  # who sees its updates, by the terms of that
+    public_key: str = ""
+    certified_by: str = ""  # public key of who says that it is a device; empty: nobody does
 
 
 def status(home: Home, now: float) -> Standing:
@@ -107,6 +110,8 @@ def status(home: Home, now: float) -> Standing:
         None if report is None else report.label.round,
         "" if last_terms is None else last_terms.task,
         () if last_terms is None else tuple(exposure.sentences(last_terms.terms)),
+        signing.public_hex(home.key),
+        "" if home.certificate is None else home.certificate.signer,
     )
 
 
@@ -129,12 +134,17 @@ def status_lines(standing: Standing) -> list[str]:
     return [
         f"device {standing.folder}, "
         f"{f'enrolled as {standing.name}' if standing.name else 'not enrolled yet'}",
+        f"public key {standing.public_key}, "
+        + (
+            f"certified by {standing.certified_by[:16]}" if standing.certified_by else "uncertified"
+        ),
         f"bundle: {standing.bundle}",
         *standing.releases,
         f"typing log: {standing.messages:,} messages, encrypted, kept {standing.max_age_days:g} "
         f"days and at most {standing.max_bytes:,} bytes"
         + (f"; {standing.used_up:,} contributed as often as they may" if standing.used_up else ""),
         f"conditions: {said}; {trains}",
+        f"public key {standing.public_key}, certified by {standing.certified_by[:16] or 'nobody'}",
         f"contributed {standing.contributions} times, {standing.bytes_up:,} bytes sent in all",
         *([] if standing.limits is None else limits_lines(standing.limits, standing.updates_today)),
         *(

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import signal
 import sys
 import threading
@@ -27,7 +28,9 @@ if TYPE_CHECKING:
     from device_runtime.transport import Send
     from device_runtime.turn import Outcome
     from device_runtime.upgrade import Followed
+    from device_runtime.wire import Signed
 
+PUBLIC_KEY = re.compile("[0-9a-f]{64}")
 BLOCKED = ("tensorflow", "tensorflow_federated")
 
 
@@ -250,9 +253,10 @@ def enrol(
     return name
 
 
-def certify(folders: Sequence[Path], key: Path) -> list[str]:
-    """Certify devices by the private key in a file: their names. Raises RunError, before the first
-    is certified, if one is no device or there is no such key.
+def certify(named: Sequence[str], key: Path) -> "list[Signed]":
+    """Certify devices, by their folders or public keys, with the private key in a file: their
+    certificates, which those with a folder keep. Raises RunError, before the first is certified, if
+    one is no device or there is no such key.
     """
     from device_runtime import enrolments, signing
     from device_runtime.home import Home
@@ -260,10 +264,32 @@ def certify(folders: Sequence[Path], key: Path) -> list[str]:
     if not key.is_file():
         raise RunError(key, "there is no private key", "give the file of the enrolment key")
     signer = signing.load_or_create(key)
-    homes = [Home.open(folder) for folder in folders]
-    for home in homes:
-        home.keep_certificate(enrolments.certificate(signing.public_hex(home.key), signer))
-    return [signing.name_of(signing.public_hex(home.key)) for home in homes]
+    homes = [None if PUBLIC_KEY.fullmatch(each) else Home.open(Path(each)) for each in named]
+    certificates = []
+    for each, home in zip(named, homes, strict=True):
+        public = each if home is None else signing.public_hex(home.key)
+        certificates.append(enrolments.certificate(public, signer))
+        if home is not None:
+            home.keep_certificate(certificates[-1])
+    return certificates
+
+
+def keep_certificate(folder: Path, file: Path) -> None:
+    """Give a device the certificate in a file, as `certify` prints it. Raises RunError for a file
+    without one, or that of another device.
+    """
+    from device_runtime import config
+    from device_runtime.errors import ConfigError
+    from device_runtime.home import Home
+    from device_runtime.wire import Signed
+
+    try:
+        certificate = config.from_json(Signed, file.read_bytes(), "certificate")
+    except (OSError, ConfigError) as error:
+        reason = getattr(error, "strerror", None) or error
+        remedy = "give the file with what `fedboard device certify KEY` printed"
+        raise RunError(file, f"is no certificate of a device ({reason})", remedy) from None
+    Home.open(folder).keep_certificate(certificate)
 
 
 def code(file: Path | None) -> str:

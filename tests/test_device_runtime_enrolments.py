@@ -15,6 +15,7 @@ from device_runtime.transport import Reply
 from device_runtime.turn import Status
 from device_runtime.wire import Enrolled, Enrolment, Server, Signed
 from fedboard import devices
+from fedboard.device_words import status
 from tests.toy_server import key
 
 TRUSTED, STRANGER = key(1), key(2)
@@ -66,8 +67,9 @@ def test_a_certified_device_shows_its_certificate_at_its_next_turn_though_it_was
     home, key_file
 ):
     home.keep_enrolment("ab" * 8, SERVER)
-    (name,) = devices.certify([home.folder], key_file)
-    assert name == signing.name_of(public(home))
+    (certificate,) = devices.certify([str(home.folder)], key_file)
+    name = signing.name_of(public(home))
+    assert certificate.text == public(home)
     shown = []
 
     def server(method, path, body, headers):
@@ -103,11 +105,33 @@ def test_nobody_is_certified_if_one_folder_is_no_device_or_the_key_is_not_there(
     home, key_file, tmp_path
 ):
     with pytest.raises(RunError, match=r"found no device\.toml"):
-        devices.certify([home.folder, tmp_path / "elsewhere"], key_file)
+        devices.certify([str(home.folder), str(tmp_path / "elsewhere")], key_file)
     with pytest.raises(RunError, match="there is no private key"):
-        devices.certify([home.folder], tmp_path / "no.key")
+        devices.certify([str(home.folder)], tmp_path / "no.key")
     assert home.certificate is None
     assert not (tmp_path / "no.key").exists()
+
+
+def test_a_public_key_is_certified_where_the_device_is_not_and_its_file_is_given_to_it(
+    home, key_file, tmp_path
+):
+    (certificate,) = devices.certify([public(home)], key_file)
+    assert home.certificate is None
+    (tmp_path / "certificate.json").write_bytes(config.to_json(certificate) + b"\n")
+    devices.keep_certificate(home.folder, tmp_path / "certificate.json")
+    assert home.certificate == certificate
+    said = status(home, 0.0)
+    assert (said.public_key, said.certified_by) == (public(home), certificate.signer)
+    (other,) = devices.certify([signing.public_hex(key(9))], key_file)
+    (tmp_path / "other.json").write_bytes(config.to_json(other))
+    for file, problem in (
+        ("other.json", "expected one of device key"),
+        ("no.json", "is no certificate of a device"),
+        ("enrolment.key", "is no certificate of a device"),
+    ):
+        with pytest.raises(RunError, match=problem):
+            devices.keep_certificate(home.folder, tmp_path / file)
+    assert home.certificate == certificate
 
 
 def test_an_enrolment_without_a_certificate_is_read_as_one_of_before():
