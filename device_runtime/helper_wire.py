@@ -110,9 +110,12 @@ class Registration:
 
 @dataclass(frozen=True)
 class Registered:
-    """It has been kept."""
+    """It has been kept. Of a registration, also where the task's rounds stand at the helper."""
 
     terms: Annotated[str, HASH_OR_NONE] = ""
+    # no sum of a round before this one is opened any more: a later one was, or its key is lost
+    opens_from: Annotated[int, ROUND] = 0
+    keyed_before: Annotated[int, ROUND] = 0  # no round from this one on has a key
 
 
 @dataclass(frozen=True)

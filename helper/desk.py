@@ -33,7 +33,7 @@ from device_runtime.weights import digest
 from device_runtime.wire import Signed
 from helper import answers, keys
 from helper.keys import Keys
-from helper.store import Store, StoredAnswer, StoredTask
+from helper.store import Rows, Store, StoredAnswer, StoredTask
 from helper.tasks import Rules, admitted
 from server.slots import Slots
 
@@ -86,7 +86,7 @@ class Desk:
             if isinstance(task, HelperProblem):
                 return self._no(task)
             rows.save_task(task, asked.certificate)
-        return Registered(task.terms.name)
+            return self._standing(rows, asked.task_id)
 
     def seal_keys(self, asked: KeysAsked) -> SealKeys | HelperProblem:
         """The keys of rounds to come, which are made when they are first asked for. Asking for a
@@ -210,6 +210,20 @@ class Desk:
     def refused(self, refusal: Refusal) -> None:
         """Count a refusal."""
         self.refusals[refusal.value] += 1
+
+    def _standing(self, rows: Rows, task_id: str) -> Registered:
+        stored, last = rows.task(task_id), rows.last_answered(task_id)
+        assert stored is not None
+        lost = [
+            round
+            for round, public in rows.seal_keys(task_id).items()
+            if self._keys.private((task_id, round), public) is None
+        ]
+        return Registered(
+            stored.task.terms.name,
+            1 + max(last, stored.dead_through, *lost),
+            1 + max(stored.newest, stored.dead_through),
+        )
 
     def _why_no_keys(
         self, asked: KeysAsked, stored: StoredTask, known: dict[int, str]

@@ -43,6 +43,7 @@ import numpy as np
 from device_runtime import enrolments, scores, separation, signing
 from device_runtime.causes import MEANING, Cause
 from device_runtime.errors import FedboardError, RunError
+from device_runtime.helper_wire import Registered
 from device_runtime.masking import Bound
 from device_runtime.terms import Aggregation
 from device_runtime.update import Sealed
@@ -78,7 +79,7 @@ from server.blobs import Blobs
 from server.differences import NEWEST, Differences
 from server.eligibility import decide
 from server.helper_client import Helper
-from server.helping import Helping, asks_helper, seal_key_in
+from server.helping import Helping, asks_helper, first_to_open, seal_key_in
 from server.judging import Judged, judge
 from server.ledger import Ledger
 from server.masks import At, Lost
@@ -1171,12 +1172,45 @@ class Coordinator:
                 except Exception as error:  # the others are opened all the same
                     failed = error
             if self.helping is not None:
+                for task, there in self.helping.register(now):
+                    self._follow(task, there, now)
                 self.helping.prepare(now)
                 self.helping.look(now)
             if failed is not None:
                 raise failed
         finally:
             self._opening.release()
+
+    def _follow(self, task: Task, there: Registered, now: float) -> None:
+        """Go on with a round whose sum the helper will open, and with no key that it has not: one
+        of the two may have been put back from a backup. A sum that is frozen has been asked for.
+        """
+        name = task.name
+        with self._lock:
+            with self.store.transaction(durable=True) as rows:
+                round = rows.open_rounds().get(name)
+                if round is None or round.state.phase not in OPEN:
+                    return
+                number, kept = round.state.round, rows.seals.key_rounds(name)
+                is_given = number in kept and round.state.admitted > 0
+                first = first_to_open(there, number, is_given)
+                if any(each >= max(first, there.keyed_before) for each in kept):
+                    rows.seals.drop_keys(name, max(first, there.keyed_before))
+                    self._seal_keys = {}
+                if first == number:
+                    return
+                base = rows.checkpoint(task.evaluates or name, round.base)
+                state = replace(round.state, phase=Phase.ABANDONED)
+                rows.close_round(name, state, None, Cause.ROUND_CLOSED, now, all_rounds=True)
+                rows.say_of_round(name, number, _behind(first))
+                if base is not None and task.kind is Kind.TRAINING:
+                    chain.sign(rows, self.round_keys, name, base, first, now)
+                given = StoredCheckpoint(round.base, round.base_round, round.half)
+                rows.open_round(name, RoundState(first), given, now)
+            self._sums.ended((name, number))
+            self.store.tidy()
+        about = {"task": name, "round": number}
+        log.warning("a round was left out: %s", _behind(first), extra=about)
 
     def _open(self, task: Task, round: StoredRound, now: float) -> None:
         frozen = Frozen(task, round.state.round, round.state.reported)
@@ -1285,6 +1319,14 @@ class _End:
     after: StoredCheckpoint | None = None  # of a training task that goes on from another one
     reason: str = ""  # why nothing came of a masked sum
     barred: tuple[str, ...] = ()  # devices that get no more work, since that is their doing
+
+
+def _behind(first: int) -> str:
+    """Why a task goes on with round `first`."""
+    return (
+        f"the helper opens sums from round {first} on: it has opened a later one than this server "
+        "knows of, or lost its keys; was one of them put back from a backup?"
+    )
 
 
 def _has_all(task: Task, round: StoredRound, check_in: CheckIn) -> bool:

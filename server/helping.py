@@ -1,6 +1,7 @@
 """Helping: what a server asks of its helper, and when.
 
     a task is certified -> register -> seal keys of rounds to come -> assignments carry them
+                           a server that was put back follows its helper's rounds
     a round has enough  -> the counted reports are named -> the sum of their masks
     the round is closed -> the helper may forget that
 
@@ -15,12 +16,14 @@ from device_runtime import config, masking, packing, signing
 from device_runtime.chain import name_of
 from device_runtime.errors import ConfigError
 from device_runtime.helper_wire import (
+    MOST_ROUNDS_AHEAD,
     SEAL_KEY,
     AnswerTaken,
     HelperReport,
     KeysAsked,
     Named,
     Refusal,
+    Registered,
     Registration,
     SealedReport,
     SealKey,
@@ -42,6 +45,8 @@ AHEAD = 8  # rounds whose seal keys are fetched before they open
 LOOK_S = 10.0  # between two looks whether the helper is there
 # what its operator can mend, and what is over by itself: the round goes on waiting
 _MENDED = (Refusal.UNKNOWN_LEADER, Refusal.UNKNOWN_TASK, Refusal.FOREIGN_POLICY)
+# it knows of other rounds than this server, or of none
+_FORGOTTEN = (Refusal.UNKNOWN_TASK, Refusal.UNKNOWN_ROUND)
 
 
 @dataclass
@@ -64,6 +69,7 @@ class Helping:
 
     def __post_init__(self) -> None:
         self._registered: dict[str, str] = {}  # by task: the certificate that the helper has
+        self._keyed_before: dict[str, int] = {}  # by task: the first round without a key there
         self._lock = threading.Lock()
 
     @property
@@ -89,15 +95,40 @@ class Helping:
                     self.standing = Standing(self.standing.report, str(error), now)
         return self.standing
 
-    def prepare(self, now: float) -> None:
-        """Fetch the seal keys that are missing: of each task's open round and some to come. What
-        cannot be had now is asked for again.
+    def register(self, now: float) -> list[tuple[Task, Registered]]:
+        """Let the helper know the tasks that it has not heard of since this process began, or has
+        refused something of; where each of them stands there: to be followed before anything else.
         """
         with self.store.reading() as rows:
-            wanted = [each for each in _wanted(rows, self.server, now) if self._needs(each)]
+            wanted = _wanted(rows, self.server, now)
+        heard = []
         for each in wanted:
+            task, named = each.task, name_of(each.certificate)
+            if self._registered.get(task.name) == named:
+                continue
+            id = task_id(self.server, task.name)
+            about = Registration(each.certificate, task.name, id, task.kind)
             try:
-                self._prepare(each)
+                there = self.helper.register(about)
+            except (Away, Denied) as error:
+                self._trouble(error, task.name, now)
+                continue
+            self._registered[task.name] = named
+            self._keyed_before[task.name] = there.keyed_before
+            heard.append((task, there))
+        return heard
+
+    def prepare(self, now: float) -> None:
+        """Fetch the seal keys that are missing: of each registered task's open round and some to
+        come. What cannot be had now is asked for again.
+        """
+        with self.store.reading() as rows:
+            wanted = _wanted(rows, self.server, now)
+        for each in wanted:
+            if not each.rounds or self._registered.get(each.task.name) != name_of(each.certificate):
+                continue
+            try:
+                self._fetch_keys(each)
             except (Away, Denied) as error:
                 self._trouble(error, each.task.name, now)
 
@@ -129,20 +160,15 @@ class Helping:
         except (Away, Denied) as error:  # it keeps some bytes longer
             log.warning("the helper keeps an answer", extra={"error": type(error).__name__})
 
-    def _needs(self, wanted: "_Wanted") -> bool:
-        is_new = self._registered.get(wanted.task.name) != name_of(wanted.certificate)
-        return is_new or wanted.rounds > 0
-
-    def _prepare(self, wanted: "_Wanted") -> None:
-        task, named = wanted.task, name_of(wanted.certificate)
-        id = task_id(self.server, task.name)
-        if self._registered.get(task.name) != named:
-            self.helper.register(Registration(wanted.certificate, task.name, id, task.kind))
-            self._registered[task.name] = named
-        if not wanted.rounds:
-            return
+    def _fetch_keys(self, wanted: "_Wanted") -> None:
+        task, id = wanted.task, task_id(self.server, wanted.task.name)
+        end, at = wanted.first + wanted.rounds, self._keyed_before[task.name]
+        while at and end > at + MOST_ROUNDS_AHEAD:  # a helper that was put back: it comes along
+            self.helper.seal_keys(KeysAsked(id, at, MOST_ROUNDS_AHEAD))
+            at += MOST_ROUNDS_AHEAD
         signed = self.helper.seal_keys(KeysAsked(id, wanted.first, wanted.rounds))
-        asked = range(wanted.first, wanted.first + wanted.rounds)
+        self._keyed_before[task.name] = max(at, end)
+        asked = range(wanted.first, end)
         keys = {
             key.round: each
             for each in signed
@@ -161,22 +187,34 @@ class Helping:
 
     def _denied(self, error: Denied, frozen: Frozen, now: float) -> Waiting | Never:
         refusal = error.problem.refusal
-        if refusal is Refusal.UNKNOWN_TASK:
-            self._registered.pop(frozen.task.name, None)
         if refusal in _MENDED or refusal.is_passing:
             self._trouble(error, frozen.task.name, now)
             return Waiting(str(error))
+        self._registered.pop(frozen.task.name, None)  # it may know other rounds than this server
         named = error.problem.devices if refusal is Refusal.BAD_SEAL else ()
         if 2 * len(named) >= frozen.count:  # that is not of their making
             named = ()
         return Never(f"the helper gives no mask: {refusal}: {error.problem.detail}", named)
 
     def _trouble(self, error: Away | Denied, task: str, now: float) -> None:
-        if isinstance(error, Denied) and error.problem.refusal is Refusal.UNKNOWN_TASK:
+        if isinstance(error, Denied) and error.problem.refusal in _FORGOTTEN:
             self._registered.pop(task, None)
         if self.standing.problem != str(error):  # it is said once
             log.warning("the helper gives nothing: %s", error, extra={"task": task})
         self.standing = Standing(self.standing.report, str(error), now)
+
+
+def first_to_open(there: Registered, round: int, is_given: bool) -> int:
+    """The round that a task goes on with whose open round is `round`: that or, if the helper will
+    not open its sum, a later one. `is_given`: devices may have sealed to its key.
+
+    >>> first_to_open(Registered(opens_from=14, keyed_before=20), 2, True)
+    14
+    >>> first_to_open(Registered(opens_from=0, keyed_before=5), 8, True)
+    9
+    """
+    is_lost = is_given and there.keyed_before <= round
+    return max(there.opens_from, round + is_lost)
 
 
 def seal_key_in(signed: Signed, helper: str) -> SealKey | None:

@@ -68,6 +68,11 @@ class SealRows:
         gone = (seal_keys.c.task == task) & (seal_keys.c.round < before)
         self._connection.execute(seal_keys.delete().where(gone))
 
+    def drop_keys(self, task: str, first: int) -> None:
+        """Forget the keys of rounds from one on: nobody can open what would be sealed to them."""
+        gone = (seal_keys.c.task == task) & (seal_keys.c.round >= first)
+        self._connection.execute(seal_keys.delete().where(gone))
+
     # seals of an open round
 
     def add(self, task: str, round: int, counted: Iterable[StoredSeal]) -> None:
