@@ -121,7 +121,7 @@ def _train(
         f"network `{recipe.size}`: {network.parameters(first.weights):,} parameters, vocabulary "
         f"of {len(words):,} ids"
     )
-    if recipe.encoded and recipe.plan.bits < 8 and OPTIMIZERS[recipe.server.algorithm].adaptive:
+    if recipe.encoded and recipe.plan.bits < 4 and OPTIMIZERS[recipe.server.algorithm].adaptive:
         console.say(
             f"{recipe.plan.bits} bits suit fedavgm better than {recipe.server.algorithm}, which "
             "scales their noise up: docs/results.md"
