@@ -4,7 +4,7 @@ Signed check-ins (the first ask of a device, its second, and one that is refused
 FastAPI endpoint, counted updates beside reading and discarding the same bodies, downloads beside a
 file response, a thousand devices at once, and memory over ten thousand updates.
 
-.venv/bin/python -m benchmarks.server [--updates 10000] [--devices 1000]
+.venv/bin/python -m benchmarks.server [--updates 10000] [--devices 1000] [--connections 64,256]
 """
 
 import argparse
@@ -40,6 +40,7 @@ from server.rounds import Rules
 from server.task import TaskSettings, assignment_name, terms
 
 T = TypeVar("T")
+DOWNLOADING = 32  # connections
 SMALL = 16_384  # bytes of a body that go out with its head
 ROOT = Path(__file__).parents[1]
 TOKENIZER = "70" * 32
@@ -421,7 +422,7 @@ def updates(folder: Path, count: int, repeats: int, connections: int) -> None:
             count_ours,
             lambda: load_lazily(theirs, itertools.repeat(discarded, each), each, connections),
             "a second",
-            0.5,
+            0.35,
             repeats,
         )
         slope = (
@@ -527,18 +528,23 @@ def main() -> None:
     parser.add_argument("--downloads", type=int, default=500)
     parser.add_argument("--devices", type=int, default=1000)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--connections", type=int, default=32)
+    parser.add_argument(
+        "--connections", default="64,256", help="of check-ins and updates, one run for each number"
+    )
     parser.add_argument("--only", default="check-ins,updates,downloads,crowd")
     asked = parser.parse_args()
     only = asked.only.split(",")
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        if "check-ins" in only:
-            check_ins(folder / "check-ins", asked.check_ins, asked.repeats, asked.connections)
-        if "updates" in only:
-            updates(folder / "updates", asked.updates, asked.repeats, asked.connections)
+        for number in map(int, asked.connections.split(",")):
+            if "check-ins" in only:
+                print(f"{number} connections:", flush=True)
+                check_ins(folder / f"check-ins-{number}", asked.check_ins, asked.repeats, number)
+            if "updates" in only:
+                print(f"{number} connections:", flush=True)
+                updates(folder / f"updates-{number}", asked.updates, asked.repeats, number)
         if "downloads" in only:
-            downloads(folder / "downloads", asked.downloads, asked.repeats, asked.connections)
+            downloads(folder / "downloads", asked.downloads, asked.repeats, DOWNLOADING)
         if "crowd" in only:
             crowd(folder / "crowd", asked.devices)
 
