@@ -4,7 +4,7 @@
     POST /v1/tasks               Registration        -> Registered     and when certified anew
     POST /v1/seal-keys           KeysAsked           -> SealKeys       of rounds to come
     POST /v1/answers             Named               -> the sum of masks, bytes: `packing.to_bytes`
-    POST /v1/answers/done        AnswerTaken         -> Registered     the leader has it on disk
+    POST /v1/answers/done        AnswerTaken         -> Registered     the round is over
 
 All but the first need the token that the helper gives to the leader, as a bearer. A refusal is a
 HelperProblem; whoever gets none, or one that `is_passing`, asks again with the same bytes. A device
@@ -168,7 +168,9 @@ class Named:
 
 @dataclass(frozen=True)
 class AnswerTaken:
-    """The leader has the answer of a round on disk: the helper may forget it."""
+    """A round is over, and its answer on disk if it had one: the helper may forget what it has of
+    it and of those before.
+    """
 
     task_id: Annotated[str, NAME]
     round: Annotated[int, ROUND]

@@ -167,22 +167,21 @@ class Desk:
             return body
 
     def taken(self, asked: AnswerTaken) -> Registered | HelperProblem:
-        """The leader has a round's answer on disk: nobody gets it any more."""
-        of = asked.task_id, asked.round
+        """A round is over: nobody gets its answer any more, nor one of the rounds before, and what
+        was sealed for it alone is never opened if nothing came of it.
+        """
         with self._changing:
             with self._store.reading() as rows:
-                stored, given = rows.task(asked.task_id), rows.answer(*of)
+                stored, waiting = rows.task(asked.task_id), rows.waiting()
             if stored is None:
                 return self._unknown_task(asked.task_id)
-            if given is None:
-                return self._no(
-                    HelperProblem(
-                        Refusal.UNKNOWN_ROUND, f"round {asked.round} has not been answered"
-                    )
-                )
-            if not given.is_taken:
+            over = min(asked.round, stored.newest)  # none further is known here
+            dead = max(over - stored.task.terms.max_staleness, stored.dead_through)
+            is_waiting = any(id == asked.task_id and round <= over for id, round in waiting)
+            if is_waiting or dead > stored.dead_through:
                 with self._store.transaction() as rows:
-                    rows.take(*of)
+                    rows.take(asked.task_id, over)
+                    rows.end_keys(asked.task_id, dead)
                 self._forget()
         return Registered(stored.task.terms.name)
 

@@ -258,10 +258,9 @@ class Rows:
         )
 
     def take(self, task_id: str, round: int) -> None:
-        """The leader has the answer of a round."""
-        self._connection.execute(
-            answers.update().where(_is_round(answers, task_id, round)).values(is_taken=True)
-        )
+        """The leader has the answers of all rounds up to one."""
+        done = (answers.c.task_id == task_id) & (answers.c.round <= round)
+        self._connection.execute(answers.update().where(done).values(is_taken=True))
 
     def history(self, asked: Named) -> History:
         """What is remembered of the devices of a set."""

@@ -1189,8 +1189,10 @@ class Coordinator:
         with self._lock:
             with self.store.transaction(durable=True) as rows:
                 round = rows.open_rounds().get(name)
-                if round is None or round.state.phase not in OPEN:
+                if round is None:
                     return
+                if advance(round.state, Tick(now), round_rules(task)).phase not in OPEN:
+                    return  # time is about to freeze it again, which a power cut has undone
                 number, kept = round.state.round, rows.seals.key_rounds(name)
                 is_given = number in kept and round.state.admitted > 0
                 first = first_to_open(there, number, is_given)

@@ -69,6 +69,7 @@ class Helping:
 
     def __post_init__(self) -> None:
         self._registered: dict[str, str] = {}  # by task: the certificate that the helper has
+        self._ended: dict[str, int] = {}  # by task: the round up to which the helper may forget
         self._keyed_before: dict[str, int] = {}  # by task: the first round without a key there
         self._lock = threading.Lock()
 
@@ -120,15 +121,18 @@ class Helping:
 
     def prepare(self, now: float) -> None:
         """Fetch the seal keys that are missing: of each registered task's open round and some to
-        come. What cannot be had now is asked for again.
+        come. What cannot be had now is asked for again. The helper may forget rounds that are
+        over, whatever came of them.
         """
         with self.store.reading() as rows:
             wanted = _wanted(rows, self.server, now)
         for each in wanted:
-            if not each.rounds or self._registered.get(each.task.name) != name_of(each.certificate):
+            if self._registered.get(each.task.name) != name_of(each.certificate):
                 continue
             try:
-                self._fetch_keys(each)
+                if each.rounds:
+                    self._fetch_keys(each)
+                self._end(each)
             except (Away, Denied) as error:
                 self._trouble(error, each.task.name, now)
 
@@ -157,8 +161,15 @@ class Helping:
         named = task_id(self.server, frozen.task.name)
         try:
             self.helper.taken(AnswerTaken(named, frozen.round))
-        except (Away, Denied) as error:  # it keeps some bytes longer
+            self._ended[frozen.task.name] = frozen.round
+        except (Away, Denied) as error:  # it keeps some bytes until it is told again
             log.warning("the helper keeps an answer", extra={"error": type(error).__name__})
+
+    def _end(self, wanted: "_Wanted") -> None:
+        name, over = wanted.task.name, wanted.at - 1
+        if self._ended.get(name) != over:
+            self.helper.taken(AnswerTaken(task_id(self.server, name), over))
+            self._ended[name] = over
 
     def _fetch_keys(self, wanted: "_Wanted") -> None:
         task, id = wanted.task, task_id(self.server, wanted.task.name)
@@ -237,6 +248,7 @@ class _Wanted:
     certificate: Signed
     helper: str
     terms: str
+    at: int  # the open round
     first: int
     rounds: int  # from the first on; 0: none is missing
     oldest: int  # round whose key may still be needed
@@ -260,9 +272,8 @@ def _wanted(rows: Rows, server: str, now: float) -> list[_Wanted]:
         first = min(missing, default=0)
         rounds = at + AHEAD - first if missing else 0
         oldest = at - agreed.max_staleness
-        wanted.append(
-            _Wanted(task, newest.signed, agreed.helper, agreed.name, first, rounds, oldest)
-        )
+        agreement = newest.signed, agreed.helper, agreed.name
+        wanted.append(_Wanted(task, *agreement, at, first, rounds, oldest))
     return wanted
 
 

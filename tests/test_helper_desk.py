@@ -125,7 +125,6 @@ def test_a_helper_that_starts_again_knows_all_it_knew(fast_folder):
 
 def test_an_answer_that_the_leader_has_taken_is_forgotten(fast_folder, desk):
     sent = reports(range(3), 1, keys_of(desk, 1))
-    assert refusal(desk.taken(DONE)) == "unknown_round"
     body = answered(desk, sent)
     kept = fast_folder / "helper" / "answers"
     assert [path.read_bytes() for path in kept.iterdir()] == [body]
@@ -133,6 +132,27 @@ def test_an_answer_that_the_leader_has_taken_is_forgotten(fast_folder, desk):
     assert list(kept.iterdir()) == []
     assert refusal(desk.answer(named(sent, 1), 2.0)) == "unknown_round"
     assert refusal(desk.answer(named(sent[:2], 1), 2.0)) == "second_set"
+
+
+def test_an_answer_whose_taking_was_never_heard_is_forgotten_with_a_later_round(fast_folder, desk):
+    keys, kept = keys_of(desk, 1, 3), fast_folder / "helper" / "answers"
+    answered(desk, reports(range(3), 1, keys))
+    answered(desk, reports(range(3), 3, keys), 3)
+    assert len(list(kept.iterdir())) == 2
+    desk.taken(AnswerTaken(TASK_ID, 3))
+    assert list(kept.iterdir()) == []
+
+
+def test_what_was_sealed_for_a_round_that_came_to_nothing_is_never_opened(fast_folder, desk):
+    keys = keys_of(desk, 1, 2)
+    sent = reports(range(3), 1, keys)
+    desk.taken(AnswerTaken(TASK_ID, 1))
+    slots = fast_folder / "helper" / "keys"
+    assert [path.name for path in slots.iterdir()] == [f"{TASK_ID}~2"]
+    assert refusal(desk.answer(named(sent, 1), 2.0)) == "unknown_round"
+    desk.taken(AnswerTaken(TASK_ID, 10**9))  # no further than there are keys
+    assert list(slots.iterdir()) == []
+    answered(desk, reports(range(3), 3, keys_of(desk, 3)), 3)
 
 
 def test_rounds_are_answered_in_their_order(desk):

@@ -191,6 +191,29 @@ def test_an_answer_that_was_lost_on_its_way_is_given_again_and_counts_once(tmp_p
     coordinator.close()
 
 
+def test_a_helper_forgets_answers_and_keys_of_rounds_that_are_over_though_it_was_not_told(
+    tmp_path, helper
+):
+    def deaf(method, path, body, headers):
+        return (nowhere if path.endswith("done") else way_to(helper))(method, path, body, headers)
+
+    coordinator = new(tmp_path / "server", deaf)
+    frozen(coordinator)
+    coordinator.open_sums(3.0)
+    (work,) = joined(coordinator, enrolled(coordinator, 4)[3:], 4.0)
+    kept = {each: tmp_path / "helper" / each for each in ("answers", "keys")}
+    assert len(list(kept["answers"].iterdir())) == 1
+    assert (kept["keys"] / f"{work.task_id}~2").exists()
+    coordinator.roll_back("default", 0, 5.0)  # nothing comes of round 2
+    coordinator.close()
+    coordinator = opened(tmp_path / "server", way_to(helper))
+    coordinator.open_sums(6.0)
+    assert list(kept["answers"].iterdir()) == []
+    assert not (kept["keys"] / f"{work.task_id}~2").exists()
+    assert (kept["keys"] / f"{work.task_id}~3").exists()
+    coordinator.close()
+
+
 def test_a_round_whose_helper_says_no_is_abandoned_with_its_reason(coordinator):
     devices = enrolled(coordinator, 3)
     works = joined(coordinator, devices, 1.0)
