@@ -1,6 +1,4 @@
-"""How memory is handed out to a server: by glibc, of which another C library has nothing, and by
-Python.
-"""
+"""How memory is handed out to a server: by Python, and by glibc where that is the C library."""
 
 import contextlib
 import ctypes
