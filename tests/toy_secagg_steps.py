@@ -139,7 +139,8 @@ class Member:
         return self._request is None and (self.has_left or self.is_done or self.gone is not None)
 
     def go_on(self, ask: Callable[[Request], Any], now: float) -> None:
-        """Do what it can do now."""
+        """Do what it can do now, though it wanted to wait."""
+        self.due = now
         while (request := self.wants(now)) is not None:
             self.hears(ask(request), now)
 
