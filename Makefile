@@ -72,7 +72,7 @@ resolve: $(UV) ## resolve all but training, as locked and from wheels only, for 
 	  $(UV) export -q --locked $(ANYWHERE) --extra device --no-dev --no-emit-project --no-hashes --no-header </dev/null | \
 	    $(UV) pip compile -q --no-deps --only-binary :all: --python-version $$python --python-platform $$machine - >/dev/null || exit 1; \
 	  echo "resolved for Python $$python on $$machine"; done; done
-bench-server: setup ## what the server's check-ins, updates and downloads cost beside a bare FastAPI; a thousand devices; memory (five minutes)
+bench-server: setup ## what the server's check-ins, updates and downloads cost at 64 and 256 connections beside a bare FastAPI; a thousand devices; memory (ten minutes)
 	@$(RUN) python -m benchmarks.server $(ARGS) </dev/null
 fuzz: setup ## fuzz every reader of foreign bytes, SECONDS_EACH seconds each (60)
 	@$(UV) sync -q --locked $(EXTRAS) --group dev --group fuzz --python $(PY) </dev/null

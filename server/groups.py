@@ -2,8 +2,9 @@
 many requests as come in one transaction. What fails for a group is asked one by one: a request that
 cannot be answered fails alone.
 
-A transaction costs as much as many requests in it. So under load a group waits half a
-millisecond for company; a request that comes alone does not.
+A transaction costs as much as many requests in it. So under load a group waits for company while
+others come; a request that comes alone does not. What waits for nobody may be answered in the loop
+itself: two threads that hand the interpreter to and fro cost more than the answers.
 """
 
 import asyncio
@@ -28,8 +29,7 @@ class Groups(Generic[Q, A]):
     group is what came while the one before it was under way, at most `most` and `most_bytes`.
 
     `fails_all` tells errors that no request has brought about: nobody is asked again after one.
-    `at_once` answers the first requests of a group as far as it waits for nobody; that is done in
-    the loop itself, since two threads that take turns cost more than the answers.
+    `at_once` answers the first requests of a group, in the loop, as far as it waits for nobody.
     """
 
     def __init__(

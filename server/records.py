@@ -1,4 +1,4 @@
-"""Records: a frozen record with other values in some of its fields, without looking at all of them.
+"""Records: a frozen record with other values in some of its fields, at little cost.
 
 `dataclasses.replace` asks each field how it was declared, which takes longer than most events of a
 round. For records without `__post_init__`: nothing of the new one is looked at.
