@@ -234,8 +234,8 @@ def test_a_key_seals_once_also_when_nobody_knows_whether_a_transaction_held(
     transaction, tried = coordinator.store.transaction, []
 
     @contextmanager
-    def breaking(durable: bool = False):
-        with transaction(durable) as rows:
+    def breaking(**how: bool):
+        with transaction(**how) as rows:
             yield rows
             (kept,) = rows.sums("default", 1)
             tried.append(kept.body)
