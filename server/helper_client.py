@@ -62,9 +62,12 @@ class Helper:
         """A `SealKey` of each round that is asked for, as it says."""
         return self._call(SealKeys, "POST", "/v1/seal-keys", to_json(asked)).keys
 
-    def answer(self, named: Named, most: int) -> bytes:
-        """The sum of the masks of reports, at most so many bytes."""
-        reply = self._reply("POST", "/v1/answers", to_json(named), max(most, PROBLEM_BYTES))
+    def answer(self, named: Named, size: int) -> bytes:
+        """The sum of the masks of reports, so many bytes: other ones are no answer of a helper."""
+        reply = self._reply("POST", "/v1/answers", to_json(named), max(size, PROBLEM_BYTES))
+        if len(reply.body) != size:
+            found = f"expected a mask of {size} bytes, found {len(reply.body)}"
+            raise Away("helper", found, "check its address and version")
         return reply.body
 
     def taken(self, round: AnswerTaken) -> None:

@@ -42,9 +42,15 @@ from server.task import State, Task, is_masked, task_id, terms
 log = logging.getLogger("fedboard.server")
 
 AHEAD = 8  # rounds whose seal keys are fetched before they open
+MOST_BEHIND = 100_000  # rounds that a server may be behind: a helper that speaks of more is wrong
 LOOK_S = 10.0  # between two looks whether the helper is there
 # what its operator can mend, and what is over by itself: the round goes on waiting
-_MENDED = (Refusal.UNKNOWN_LEADER, Refusal.UNKNOWN_TASK, Refusal.FOREIGN_POLICY)
+_MENDED = (
+    Refusal.UNKNOWN_LEADER,
+    Refusal.UNKNOWN_TASK,
+    Refusal.FOREIGN_POLICY,
+    Refusal.MALFORMED,  # another version, another's address, or a limit of bodies
+)
 # it knows of other rounds than this server, or of none
 _FORGOTTEN = (Refusal.UNKNOWN_TASK, Refusal.UNKNOWN_ROUND)
 
@@ -111,6 +117,9 @@ class Helping:
             about = Registration(each.certificate, task.name, id, task.kind)
             try:
                 there = self.helper.register(about)
+                if there.opens_from - each.at >= MOST_BEHIND:  # no way leads back from there
+                    found = f"says that it opens sums from round {there.opens_from:,} on"
+                    raise Away("helper", found, "see that it is the right one")
             except (Away, Denied) as error:
                 self._trouble(error, task.name, now)
                 continue
@@ -152,8 +161,6 @@ class Helping:
             return Waiting(str(error))
         except Denied as error:
             return self._denied(error, frozen, now)
-        except ValueError as error:
-            return Never(f"the helper's answer is none: {error}")
         return Mask(words)
 
     def ended(self, frozen: Frozen) -> None:

@@ -18,7 +18,15 @@ from device_runtime import chain, encoding, enrolments, masking, packing, signin
 from device_runtime.causes import Cause
 from device_runtime.config import from_json, to_json
 from device_runtime.errors import ConfigError, RunError
-from device_runtime.helper_wire import SEAL_KEY, KeysAsked, SealKey, SealKeys
+from device_runtime.helper_wire import (
+    SEAL_KEY,
+    HelperProblem,
+    KeysAsked,
+    Refusal,
+    Registered,
+    SealKey,
+    SealKeys,
+)
 from device_runtime.masking import Bound
 from device_runtime.terms import Aggregation
 from device_runtime.transport import Reply, Unreachable
@@ -211,6 +219,48 @@ def test_a_helper_forgets_answers_and_keys_of_rounds_that_are_over_though_it_was
     assert list(kept["answers"].iterdir()) == []
     assert not (kept["keys"] / f"{work.task_id}~2").exists()
     assert (kept["keys"] / f"{work.task_id}~3").exists()
+    coordinator.close()
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        Reply(200, {}, b"<html>this is somebody else</html>"),
+        Reply(200, {}, b""),
+        Reply(502, {}, b"<html>"),
+        Reply(404, {}, to_json(HelperProblem(Refusal.MALFORMED, "Not Found"))),
+        Reply(413, {}, to_json(HelperProblem(Refusal.MALFORMED, "too large"))),
+    ],
+)
+def test_what_is_no_answer_of_a_helper_costs_time_and_no_report(tmp_path, helper, reply):
+    wrong = [False]
+
+    def send(method, path, body, headers):
+        is_wrong = wrong[0] and path == "/v1/answers"
+        return reply if is_wrong else way_to(helper)(method, path, body, headers)
+
+    coordinator = new(tmp_path / "server", send)
+    frozen(coordinator)
+    wrong[0] = True
+    coordinator.open_sums(3.0)
+    assert phases(coordinator) == [(1, "unmasking", 3)]
+    assert "round 1 waits" in operators.report(coordinator, "default", 3.0).waits
+    wrong[0] = False
+    coordinator.open_sums(4.0)
+    assert phases(coordinator)[0] == (1, "committed", 3)
+    coordinator.close()
+
+
+def test_a_helper_that_speaks_of_rounds_nobody_can_have_had_moves_no_round(tmp_path, helper):
+    def send(method, path, body, headers):
+        if path == "/v1/tasks":
+            return Reply(200, {}, to_json(Registered("", opens_from=2**31)))
+        return way_to(helper)(method, path, body, headers)
+
+    coordinator = new(tmp_path / "server", send)
+    assert phases(coordinator) == [(1, "selecting", 0)]
+    problem = operators.helper(coordinator, 1.0).problem
+    assert "opens sums from round 2,147,483,648 on" in problem
     coordinator.close()
 
 
