@@ -6,8 +6,9 @@
 A vector is int64 [LENGTH]: the SUMS, then how many devices have each share of their words right, in
 BINS of equal width. It only ever has vectors added to it, so it travels as an update does: where
 the terms say so it is masked, and a server sees nothing but sums. A device has at most MOST_WORDS
-words in the sums and is one in the spread: a false score moves the mean by its share of the words,
-and the median by one device. Of one that is masked nothing is known but the sum: `beyond_reach`.
+words in the sums and is one in the spread: a false score in the open moves the mean by its share of
+the words, and the median by one device. Of one that is masked nothing is known but the sum: it can
+move both to whatever `beyond_reach` lets pass.
 """
 
 import math
