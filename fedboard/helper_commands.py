@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from device_runtime.errors import RunError
 from device_runtime.helper_wire import TOKEN, TOKEN_FILE
 from fedboard import console
 from fedboard.options import MOST_DEVICES
@@ -81,7 +82,7 @@ def helper(
     from fedboard.serve import Listening, require_address, require_private, tls_options, url_of
     from helper.desk import Desk, Places
     from helper.endpoint import Access, app, serve
-    from helper.store import Store
+    from helper.store import Store, require_ours
     from helper.tasks import Rules
     from server import access, disk, logs
     from server.connections import bind
@@ -101,6 +102,9 @@ def helper(
             dir.mkdir(mode=0o700, exist_ok=True)  # who took part is nobody else's affair
         with writable(dir / ADDRESS) as address:
             require_address(address)
+        if not (dir / KEY).exists():
+            _require_no_server(dir)
+        require_ours(dir / SQLITE)
         identity = signing.load_or_create(dir / KEY)
         rules = Rules(signing.public_hex(identity), least or LEAST_COUNT, makers, certifier)
         url_of_database = os.environ.get(DATABASE) or database
@@ -122,6 +126,20 @@ def helper(
         durable.share(address, f"{url}\n".encode())
         logs.begin()
         serve(app(desk, Access(token), time.time), sock, **tls)
+
+
+def _require_no_server(folder: Path) -> None:
+    """Raises RunError for the folder of a server: its address would be replaced, and a copy of the
+    folder would hold what both have.
+    """
+    from server.contract import TOKEN_FILE as OF_OPERATOR
+
+    if (folder / OF_OPERATOR).exists():
+        raise RunError(
+            folder,
+            f"expected a helper's own folder, found that of a server ({OF_OPERATOR})",
+            "give another one, better on a machine of somebody else",
+        )
 
 
 def _say_what_it_can(least: int, makers: list[str], certifier: str) -> None:

@@ -19,6 +19,7 @@ from device_runtime.shown import command
 from device_runtime.terms import Aggregation, why_exposed
 from device_runtime.wire import Kind
 from fedboard import console
+from fedboard.helper_commands import KEY as HELPER_KEY
 from fedboard.run import writable
 from server.contract import ADDRESS, TOKEN, TOKEN_FILE
 from server.settings import ServerSettings, Tls
@@ -68,6 +69,12 @@ def serve(
         sock = ending.enter_context(bind(at.host, at.port))
         with writable(folder / ADDRESS) as address:
             require_address(address)
+        if (folder / HELPER_KEY).exists():
+            raise RunError(
+                folder,
+                f"expected a server's own folder, found that of a helper ({HELPER_KEY})",
+                "give another one: whoever has both can read every update",
+            )
         store, blobs = open_folder(
             folder,
             os.environ.get(DATABASE) or settings.storage.database,

@@ -256,6 +256,8 @@ def task_list(
             console.say(f"{task.name}: {task.exposed}", style="red")
         if task.waits:
             console.say(f"{task.name}: {task.waits}")
+        if task.counts:
+            console.say(f"{task.name}: {task.counts}")
         if task.refused and task.state is State.RUNNING:
             console.say(f"{task.name}: {task.refused}")
         if task.certify:
@@ -477,13 +479,17 @@ def _say(task: "TaskReport", as_json: bool) -> None:
 
 
 def _say_seen(task: "TaskReport") -> None:
-    """Who can see a device's update, what of that is bad, and what the newest round waits for."""
+    """Who can see a device's update, what of that is bad, what the newest round waits for, and
+    who counts as a device.
+    """
     if task.seen:
         console.say(task.seen)
     if task.exposed:
         console.say(task.exposed, style="red")
     if task.waits:
         console.say(task.waits)
+    if task.counts:
+        console.say(task.counts)
 
 
 def _say_signed(terms: "Terms", as_json: bool) -> None:

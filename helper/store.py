@@ -84,7 +84,7 @@ class Store:
         self.folder = Path(where).parent if is_file else None
         self._file: disk.Held | None = None
         if is_file:
-            _require_ours(Path(where))
+            require_ours(Path(where))
             self._file = disk.Held(Path(where))
         if url.get_backend_name() == "sqlite":
             sa.event.listen(self._engine, "connect", _prepare_sqlite)
@@ -338,16 +338,20 @@ def _task(row: Any) -> StoredTask:
     return StoredTask(task, row.dead_through, row.newest)
 
 
-def _require_ours(database: Path) -> None:
-    """Raises RunError for an SQLite file with somebody else's tables. Writes nothing."""
-    if not database.is_file():
+def require_ours(database: Path) -> None:
+    """Raises RunError for a file that is no helper's SQLite database. Writes nothing."""
+    if not database.is_file() or not database.stat().st_size:
         return
     try:
         address = f"{database.absolute().as_uri()}?mode=ro"
         with contextlib.closing(sqlite3.connect(address, uri=True)) as connection:
             tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
-    except sqlite3.Error:
+    except sqlite3.OperationalError:  # it is busy, or cannot be read
         return
+    except sqlite3.DatabaseError as error:
+        raise RunError(
+            database, f"cannot be used as the helper's database ({error})", _OTHER
+        ) from None
     if tables and "helpers" not in tables:
         raise RunError(database, "is the database of another program", _OTHER)
 

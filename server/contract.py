@@ -124,6 +124,7 @@ class HelperHere:
     is_beside: bool = False  # whoever runs the server runs it too
     least: Annotated[int, COUNT] = 0  # reports of the smallest sum that it opens
     problem: Annotated[str, SENTENCE] = ""  # why it gives nothing just now; empty if it does
+    enrolment_key: Annotated[str, HASH_OR_NONE] = ""  # whose devices alone count; empty: any key
 
 
 @dataclass(frozen=True)
@@ -154,7 +155,9 @@ class TaskReport:
     aggregation: Aggregation = Aggregation.PLAIN
     seen: str = ""  # who can see a device's update, in a sentence
     exposed: str = ""  # what of that should worry its operator, in a sentence; empty if nothing
-    waits: str = ""  # what its newest round waits for in UNMASKING, or why the last was abandoned
+    # why its devices get no work or its newest round waits, or why the last was abandoned
+    waits: str = ""
+    counts: str = ""  # whom its helper takes for a device, in a sentence; empty: there is none
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from device_runtime import causes
 from device_runtime.causes import Step
 from device_runtime.wire import FUNNEL, UNDER_WAY, Kind, RoundReport
 from server import release_plots
-from server.overview import STEPS, Overview, Score, TaskView, eligible
+from server.overview import STEPS, Overview, Score, TaskView, counts, eligible
 from server.rounds import Mode
 
 REFRESH_S = 5
@@ -280,6 +280,7 @@ def _templates() -> tuple[jinja2.Template, str, str]:
     environment.filters["capitalize_first"] = lambda words: words[:1].upper() + words[1:]
     environment.filters |= {"points": release_plots.points, "gained": release_plots.gained}
     environment.globals |= {
+        "counts": counts,
         "funnel": funnel,
         "plots": plots,
         "release_plots": release_plots.plots,

@@ -10,7 +10,7 @@ What is asked may be asked again: a helper answers a round once, and then repeat
 
 import logging
 import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from device_runtime import config, masking, packing, signing
 from device_runtime.chain import name_of
@@ -30,7 +30,7 @@ from device_runtime.helper_wire import (
 )
 from device_runtime.shown import printable
 from device_runtime.terms import Aggregation
-from device_runtime.wire import SENTENCE, Kind, Signed
+from device_runtime.wire import SENTENCE, Kind, Phase, Signed
 from server import chain
 from server.contract import HelperHere
 from server.helper_client import Away, Denied, Helper
@@ -78,6 +78,7 @@ class Helping:
         self._ended: dict[str, int] = {}  # by task: the round up to which the helper may forget
         self._keyed_before: dict[str, int] = {}  # by task: the first round without a key there
         self._lock = threading.Lock()
+        self._is_troubled = False  # since the last call of `prepare` ended
 
     @property
     def opener(self) -> Opener:
@@ -88,9 +89,9 @@ class Helping:
     def here(self) -> HelperHere:
         """What an operator is told of the helper, as it was seen last."""
         report, problem = self.standing.report, printable(self.standing.problem)
-        of = ("", 0) if report is None else (report.helper, report.least)
+        of = ("", 0, "") if report is None else (report.helper, report.least, report.enrolment_key)
         told = problem.encode("ascii", "backslashreplace").decode()[: SENTENCE.most]
-        return HelperHere(of[0], self.helper.is_beside, of[1], told)
+        return HelperHere(of[0], self.helper.is_beside, of[1], told, of[2])
 
     def look(self, now: float) -> Standing:
         """See whether the helper is there, unless that has been seen a moment ago."""
@@ -144,6 +145,9 @@ class Helping:
                 self._end(each)
             except (Away, Denied) as error:
                 self._trouble(error, each.task.name, now)
+        if self.standing.problem and not self._is_troubled:  # what was wrong may be over
+            self.standing = replace(self.standing, looked_at=-float("inf"))
+        self._is_troubled = False
 
     def ask(self, frozen: Frozen, now: float) -> Mask | Waiting | Never:
         """The sum of the masks of a frozen round's reports."""
@@ -217,6 +221,7 @@ class Helping:
     def _trouble(self, error: Away | Denied, task: str, now: float) -> None:
         if isinstance(error, Denied) and error.problem.refusal in _FORGOTTEN:
             self._registered.pop(task, None)
+        self._is_troubled = True
         if self.standing.problem != str(error):  # it is said once
             log.warning("the helper gives nothing: %s", error, extra={"task": task})
         self.standing = Standing(self.standing.report, str(error), now)
@@ -268,6 +273,9 @@ def _wanted(rows: Rows, server: str, now: float) -> list[_Wanted]:
     for each in stored:
         task = each.task
         if each.state is State.FINISHED or not asks_helper(task) or task.name not in open_rounds:
+            continue
+        is_opening = open_rounds[task.name].state.phase is Phase.UNMASKING
+        if each.state is State.PAUSED and not is_opening:  # it admits nobody
             continue
         training = task if task.kind is Kind.TRAINING else named[task.evaluates]
         newest = rows.certificate(training.name)

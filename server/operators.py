@@ -4,7 +4,6 @@ Tasks are made, shown, paused and rolled back. The messages are those of `server
 """
 
 import re
-from collections.abc import Mapping
 
 from device_runtime import weights
 from device_runtime.causes import Cause
@@ -24,7 +23,8 @@ from server.contract import (
     TaskSettings,
 )
 from server.coordinator import Coordinator
-from server.overview import exposure, waiting
+from server.helping import asks_helper
+from server.overview import counts, exposure, waits
 from server.requests import Refused
 from server.store import Rows, StoredTask
 from server.task import Task, terms, why_devices_refuse
@@ -120,8 +120,8 @@ def make_codes(coordinator: Coordinator, message: NewCodes, now: float) -> Codes
 def reports(coordinator: Coordinator, now: float) -> TaskReports:
     """Every task, oldest first."""
     with coordinator.store.reading() as rows:
-        waits = coordinator.waits
-        return TaskReports(tuple(_report(rows, stored, waits, now) for stored in rows.tasks()))
+        stored = rows.tasks()
+        return TaskReports(tuple(_report(rows, each, coordinator, now) for each in stored))
 
 
 def report(coordinator: Coordinator, name: str, now: float) -> TaskReport:
@@ -132,8 +132,9 @@ def report(coordinator: Coordinator, name: str, now: float) -> TaskReport:
     return named[0]
 
 
-def _report(rows: Rows, stored: StoredTask, waits: Mapping[str, str], now: float) -> TaskReport:
+def _report(rows: Rows, stored: StoredTask, coordinator: Coordinator, now: float) -> TaskReport:
     task = stored.task
+    helping = coordinator.helping if asks_helper(task) else None
     certified = chain.standing(rows, task, stored.state, now)
     *_, newest = reports = rows.reports(task, 0.0, most=2)
     agreed = terms(task)
@@ -165,5 +166,6 @@ def _report(rows: Rows, stored: StoredTask, waits: Mapping[str, str], now: float
         aggregation=agreed.aggregation,
         seen=who_sees(agreed) if task.kind is not Kind.RELEASES else "",
         exposed=why_exposed(agreed) if task.kind is not Kind.RELEASES else "",
-        waits=waiting(reports, waits.get(task.name, "")),
+        waits=waits(coordinator, task, reports),
+        counts="" if helping is None else counts(helping.here),
     )

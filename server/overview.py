@@ -12,12 +12,13 @@ from server import chain, mechanism, standings
 from server.chain import Standing
 from server.contract import HelperHere
 from server.coordinator import Coordinator
+from server.helping import asks_helper
 from server.mechanism import Exposure, Spent
 from server.places import Places
 from server.rounds import Mode
 from server.standings import ReleaseStanding
 from server.store import Rows, StoredTask
-from server.task import State, is_masked, terms
+from server.task import State, Task, is_masked, terms
 
 STEPS = (FUNNEL[0], "eligible", *FUNNEL[1:])  # of the funnel, with what no report holds
 ROUNDS = 200  # of a task, newest
@@ -74,7 +75,7 @@ class TaskView:
     masked: bool = False  # its reports are, and their sums must be opened
     seen: str = ""  # who can see a device's report, in a sentence
     exposed: str = ""  # what of that is bad, in a sentence; empty if nothing
-    waits: str = ""  # `waiting`
+    waits: str = ""  # as the function of that name says it
 
     @property
     def live(self) -> RoundReport | None:
@@ -116,7 +117,7 @@ def read(
         tasks = tuple(
             replace(
                 _task(rows, each, stored, reports, now),
-                waits=waiting(reports[each.task.name], coordinator.waits.get(each.task.name, "")),
+                waits=waits(coordinator, each.task, reports[each.task.name]),
             )
             for each in stored
         )
@@ -158,6 +159,33 @@ def waiting(reports: Sequence[RoundReport], why: str) -> str:
     if last is None or not last.reason:
         return ""
     return f"round {last.round} was abandoned: {last.reason}"
+
+
+def waits(coordinator: Coordinator, task: Task, reports: Sequence[RoundReport]) -> str:
+    """Why nothing comes of a task just now, in a sentence: `waiting`, and its helper's problem."""
+    here = None if coordinator.helping is None else coordinator.helping.here
+    said = waiting(reports, coordinator.waits.get(task.name, ""))
+    is_opening = bool(reports) and reports[-1].phase is Phase.UNMASKING  # it has been said then
+    if here is None or is_opening or not here.problem or not asks_helper(task):
+        return said
+    return "; ".join(filter(None, (f"its helper gives nothing: {here.problem}", said)))
+
+
+def counts(here: HelperHere | None) -> str:
+    """Whom a helper takes for a device, in a sentence; empty if that is not known.
+
+    >>> counts(HelperHere("ab" * 32, enrolment_key="cd" * 32))
+    'only devices certified by cdcdcdcdcdcdcdcd count towards the least of a sum'
+    """
+    if here is None or not here.helper:
+        return ""
+    if here.enrolment_key:
+        named = here.enrolment_key[:16]
+        return f"only devices certified by {named} count towards the least of a sum"
+    return (
+        "its helper counts any key as a device: whoever runs the server could invent some to fill "
+        "a sum around a single one, unless the helper has an --enrolment-key"
+    )
 
 
 def exposure(rows: Rows, task: str) -> Exposure:

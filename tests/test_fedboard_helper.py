@@ -147,6 +147,15 @@ def test_what_keeps_a_helper_from_starting_is_one_line_and_changes_nothing(tmp_p
     (strange / "address").write_text("12 High Street")
     assert "is not a server's address" in fails("--dir", strange, "--port", 0)
     assert [path.name for path in strange.iterdir()] == ["address"]
+    (strange / "address").unlink()
+    (strange / "helper.sqlite").write_text("12 High Street, and not a database of anybody")
+    assert "cannot be used as the helper's database" in fails("--dir", strange, "--port", 0)
+    assert [path.name for path in strange.iterdir()] == ["helper.sqlite"]
+    server = tmp_path / "server"
+    server.mkdir()
+    (server / "operator.token").write_text("of a server")
+    assert "found that of a server (operator.token)" in fails("--dir", server, "--port", 0)
+    assert [path.name for path in server.iterdir()] == ["operator.token"]
     (folder / "helper.key").mkdir(parents=True)
     assert re.search("helper.key: the private key cannot be read", fails("--dir", folder))
     line = fails("--dir", tmp_path / "third", "--port", 0, "--database", "no address")

@@ -383,6 +383,13 @@ def test_a_server_that_cannot_be_started_as_asked_says_why_in_one_line(
     assert "hunter2" not in str(caught.value)
 
 
+def test_a_server_does_not_take_the_folder_of_a_helper(tmp_path):
+    (tmp_path / "helper.key").write_text("of a helper")
+    with pytest.raises(RunError, match=r"found that of a helper \(helper.key\)"):
+        stage.serve(tmp_path, None, ServerSettings(), stage.Listening(port=0), 0.0)
+    assert [path.name for path in tmp_path.iterdir()] == ["helper.key"]
+
+
 @pytest.mark.parametrize(
     "command",
     [

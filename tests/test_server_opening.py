@@ -32,11 +32,15 @@ from device_runtime.terms import Aggregation
 from device_runtime.transport import Reply, Unreachable
 from device_runtime.update import Form, Header
 from device_runtime.wire import Abandon, Assignment, Enrolment, Signed
+from helper.desk import Desk, Places
+from helper.store import Store
+from helper.tasks import Rules as HelperRules
 from server import dashboard, operators, overview
 from server.helping import seal_key_in
 from server.metrics import Metrics
 from server.requests import Refused
 from server.rounds import Mode, Rules
+from server.slots import Folder
 from server.task import Task, TaskSettings, for_bundle, openable
 from tests import toy_opening
 from tests.toy_helper import CERTIFIER, HELPER, IDENTITY
@@ -134,6 +138,8 @@ def test_no_device_gets_work_that_nobody_could_open(tmp_path, helper):
     ways[0] = nowhere
     coordinator.open_sums(1.0)
     assert coordinator.check_in(device, READY, 1.0).cause is Cause.NO_HELPER
+    report = operators.report(coordinator, "default", 1.0)
+    assert report.waits.startswith("its helper gives nothing: helper: gives no answer")
     ways[0] = way_to(helper)
     coordinator.open_sums(2.0)
     assert isinstance(coordinator.check_in(device, READY, 2.0), Assignment)
@@ -520,6 +526,9 @@ def test_the_page_says_what_a_round_waits_for_and_who_sees_what(tmp_path, helper
     assert "A sum is opened of only 2 devices: expected at least 100." in text
     assert "can see the update of a device together, neither of them alone" in text
     assert HELPER in text
+    invented = "ts helper counts any key as a device: whoever runs the server could invent some"
+    assert "I" + invented in text
+    assert "i" + invented in operators.report(coordinator, "default", 31.0).counts
     figures = prometheus(coordinator)
     assert figures["fedboard_helper_up"] == 0.0
     assert figures['fedboard_rounds{phase="unmasking",task="default"}'] == 1.0
@@ -528,6 +537,36 @@ def test_the_page_says_what_a_round_waits_for_and_who_sees_what(tmp_path, helper
     page = dashboard.page(overview.read(coordinator, 61.0, 0.0, {})).html
     assert "waits for its sum" not in page and "It answers." in page
     assert prometheus(coordinator)["fedboard_helper_up"] == 1.0
+    coordinator.close()
+
+
+def test_whom_a_helper_takes_for_a_device_is_told_where_somebody_certifies_them(tmp_path):
+    certifier = signing.public_hex(CERTIFIER)
+    helper = desk(tmp_path / "helper", enrolment_key=certifier)
+    coordinator = new(tmp_path / "server", way_to(helper))
+    said = f"only devices certified by {certifier[:16]} count towards the least of a sum"
+    assert operators.report(coordinator, "default", 1.0).counts == said
+    assert f"O{said[1:]}." in dashboard.page(overview.read(coordinator, 1.0, 0.0, {})).html
+    coordinator.close()
+
+
+def test_a_paused_task_whose_helper_is_gone_for_good_is_no_problem_of_others(tmp_path, helper):
+    other = Desk(
+        Store(tmp_path / "other.sqlite", HELPER[::-1]),
+        Places(Folder(tmp_path / "keys"), Folder(tmp_path / "answers")),
+        key(9002),
+        HelperRules(HELPER[::-1], 2),
+        np.random.default_rng().bytes,
+    )
+    new(tmp_path / "server", way_to(helper)).close()
+    coordinator = opened(tmp_path / "server", way_to(other))  # with another key
+    coordinator.open_sums(20.0)
+    said = f"foreign_policy: certificate: expected helper {HELPER[::-1][:16]}, found {HELPER[:16]}"
+    assert said in operators.report(coordinator, "default", 20.0).waits
+    coordinator.pause("default")
+    for now in (40.0, 60.0):
+        coordinator.open_sums(now)
+    assert operators.report(coordinator, "default", 60.0).waits == ""
     coordinator.close()
 
 
