@@ -170,3 +170,18 @@ def test_links_of_the_documents_lead_somewhere():
         for link in re.findall(r"\]\(([^)#\s]+)", page.read_text()):
             if "://" not in link:
                 assert (page.parent / link).exists(), f"{page.name} links {link}"
+
+
+def test_test_files_that_the_documents_name_are_there():
+    named = {
+        name
+        for page in (*DOCS.glob("*.md"), DOCS.parent / "README.md")
+        for name in re.findall(r"`(?:tests/)?(test_\w+\.py)", page.read_text())
+    }
+    assert len(named) > 10
+    assert {name for name in named if not (DOCS.parent / "tests" / name).is_file()} == set()
+
+
+def test_whoever_reads_the_first_page_finds_the_helper_and_what_is_private():
+    linked = set(re.findall(r"\]\(docs/(\w+\.md)\)", (DOCS.parent / "README.md").read_text()))
+    assert linked >= {"helper.md", "privacy.md"}
