@@ -17,7 +17,7 @@ from server import closing
 from server.blobs import Blobs
 from server.coordinator import Coordinator
 from server.pacing import JITTER, LEAST_S
-from server.rounds import RETRY_S, RoundState
+from server.rounds import RETRY_S, RoundState, Rules
 from server.store import Rows, Store, StoredCheckpoint
 from server.task import (
     Task,
@@ -189,14 +189,19 @@ def _evaluating(store: Store, settings: TaskSettings) -> tuple[Task, StoredCheck
         dimension=trained.dimension,
     )
     task = agreeing(task, trained)
-    return _opened_alike(task) if is_masked(task) else task, newest
+    return _opened_alike(task, trained) if is_masked(task) else task, newest
 
 
-def _opened_alike(task: Task) -> Task:
+def _opened_alike(task: Task, trained: Task) -> Task:
     """An evaluation whose sums have room under the terms of its training task, and are opened of no
-    fewer reports. Raises ConfigError for another report goal.
+    fewer reports; where the settings name no goal it is the training task's. Raises ConfigError for
+    a goal that does not fit.
     """
     agreed, rules = terms(task), task.rules
+    if rules.report_goal == Rules().report_goal:
+        of = trained.rules
+        rules = replace(rules, report_goal=of.report_goal, over_selection=of.over_selection)
+        task = replace(task, rules=rules)
     if not agreed.fewest <= rules.report_goal or round_rules(task).report_goal > agreed.most:
         raise ConfigError(
             "rules.report_goal",

@@ -111,6 +111,11 @@ def test_an_evaluation_is_of_no_more_devices_than_its_terms_have_room_for_and_of
     coordinator.close()
 
 
+def test_an_evaluation_that_names_no_goal_has_that_of_the_task_it_scores(coordinator):
+    task = tasks.create(coordinator, evaluation(Rules()), 0.5)
+    assert (task.rules.report_goal, task.rules.over_selection, task.rules.fewest) == (3, 1.0, 2)
+
+
 def test_scores_of_a_plain_task_are_seen_one_by_one(tmp_path):
     coordinator = new(
         tmp_path / "server",
