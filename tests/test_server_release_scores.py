@@ -108,7 +108,7 @@ def test_a_sum_is_as_long_with_one_release_as_with_many():
         len(to_sum(merge(map(to_rows, several))).to_bytes())
         for several in ([], many[:1], many[:9], many)
     }
-    assert lengths == {8 * (2 + LEAST_ROWS * WIDTH)}
+    assert lengths == {8 * (3 + LEAST_ROWS * WIDTH)}
     more = merge([*map(to_rows, many), to_rows(replace(PAIR, release=999))])
     assert len(more) == 2 * LEAST_ROWS
 

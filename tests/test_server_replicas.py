@@ -246,7 +246,7 @@ def test_replicas_that_answer_groups_at_the_same_time_count_each_device_once(dat
     left = [each for each in reports if True]
     answers += replicas[0].handle(left, 3.0)
     (report,) = replicas[0].reports(4.0).rounds
-    assert (report.phase, report.counted, report.examples) == ("committed", 40, 800)
+    assert (report.phase, report.counted, report.bytes_up > 0) == ("committed", 40, True)
     assert {getattr(answer, "cause", None) for answer in answers} <= {None, Cause.SURPLUS}
     for replica in replicas:
         replica.close()
