@@ -44,6 +44,7 @@ class Groups(Generic[Q, A]):
         self._fails_all, self._at_once = fails_all, at_once
         self._handle, self._most, self._most_bytes, self._wait_s = handle, most, most_bytes, wait_s
         self._together = 1.0  # requests of the last groups, about
+        self._last = 1  # of the last one
         self._waiting: list[tuple[Q, int, asyncio.Future[A]]] = []
         self._draining: asyncio.Task[None] | None = None
         self._worker = ThreadPoolExecutor(1, "coordinator")
@@ -64,7 +65,7 @@ class Groups(Generic[Q, A]):
                     await self._company()
                 group = self._next()
                 self._together = 0.7 * self._together + 0.3 * len(group)
-                requests = [request for request, _, _ in group]
+                requests, self._last = [request for request, _, _ in group], len(group)
                 answers = self._answered_at_once(requests)
                 if len(answers) < len(requests):
                     answers += await loop.run_in_executor(
@@ -83,10 +84,12 @@ class Groups(Generic[Q, A]):
             self._draining = None
 
     async def _company(self) -> None:
-        """Wait while others come, up to a whole group, and for no longer than WAITS times."""
+        """Wait while others come, up to a whole group or as many as the last one had, and for no
+        longer than WAITS times.
+        """
         for _ in range(WAITS if self._wait_s else 0):
             waiting = len(self._waiting)
-            if waiting >= self._most:
+            if waiting >= self._most or waiting >= self._last > 1:
                 return
             await asyncio.sleep(self._wait_s)
             if len(self._waiting) == waiting:
