@@ -136,6 +136,7 @@ POPULATION_S = 60.0  # how long the number of enrolled devices may be out of dat
 KEYS_KEPT = 1000  # seal keys of rounds, in memory
 PROBE_S = 1.0  # how long the answer to whether the server is ready may be out of date
 _HEX_16, _HEX_64 = re.compile("[0-9a-f]{16}"), re.compile("[0-9a-f]{64}")
+_OF_STEPS = (Telling, Hearing)  # asked in a round whose devices open its sum
 # updates of a group, or scores, by the round they count in
 Counted = dict[At, list[Weighted | Scores | ReleaseScores]]
 
@@ -593,7 +594,7 @@ class Coordinator:
             if not ledger.over and not ledger.frozen:
                 for request, opinion in zip(requests, judged, strict=True):
                     answer = self._answer(request, opinion, ledger, rows, counted)
-                    if not isinstance(request, Telling | Hearing):  # nothing about check-ins
+                    if not isinstance(request, _OF_STEPS):  # nothing about check-ins
                         ledger.tell_when(request.device, answer)
                     answers.append(answer)
                     if ledger.over or ledger.frozen:
@@ -671,7 +672,7 @@ class Coordinator:
             return Refused(Cause.WRONG_ROUND)
         if isinstance(request, Abandoning):
             return self._abandoned(request, work, ledger)
-        if isinstance(request, Telling | Hearing):
+        if isinstance(request, _OF_STEPS):
             return self.steps.answer(request, work, ledger, rows)
         return self._reported(request, work, judged, ledger, rows, counted)
 

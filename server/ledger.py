@@ -33,6 +33,8 @@ from server.task import assignment_name, is_masked, round_rules
 # of a check-in that is not the last word about the device in this round
 _PROVISIONAL = (Cause.SELECTING.value, Cause.TOO_EARLY.value)
 
+_TELLS = (Ack, Reject)  # answers that say when to come again
+
 
 class Ledger:
     """Reads on construction; `write` puts down the changes in the same transaction. A request sees
@@ -129,7 +131,7 @@ class Ledger:
         """Remember when an answer lets the device come again. What says that it came too early
         lets it wait as long as before.
         """
-        if isinstance(answer, Ack | Reject) and device in self._known:
+        if isinstance(answer, _TELLS) and device in self._known:
             if isinstance(answer, Reject) and answer.cause is Cause.TOO_EARLY:
                 return
             told = Told(self.now, self.now + answer.retry_in_s)

@@ -10,10 +10,11 @@ device and for a hundred.
 import contextlib
 import functools
 import json
+import operator
 import os
 import sqlite3
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -874,7 +875,7 @@ class Rows:
         """Keep new assignments, and what has changed of others."""
         rows = [
             {
-                **{name: getattr(each, name) for name in _ASSIGNMENT_COLUMNS},
+                **vars(each),
                 "status": each.status.value,
                 "cause": each.cause and each.cause.value,
             }
@@ -1034,8 +1035,8 @@ class Rows:
         none needs it: the driver takes them as they are.
         """
         if rows:
-            sql, order = _written(self._connection.dialect, statement, tuple(rows[0]))
-            values: Any = rows if order is None else [tuple(map(row.get, order)) for row in rows]
+            sql, values_of = _written(self._connection.dialect, statement, tuple(rows[0]))
+            values: Any = rows if values_of is None else list(map(values_of, rows))
             self._connection.exec_driver_sql(sql, values)
 
     def _put(
@@ -1159,12 +1160,17 @@ _ENGINE: dict[str, dict[str, Any]] = {
 @functools.cache
 def _written(
     dialect: sa.Dialect, statement: Any, names: tuple[str, ...]
-) -> tuple[str, tuple[str, ...] | None]:
-    """A statement for values of these names as the driver takes it, and the order it takes them in
-    if not by name.
+) -> tuple[str, Callable[[dict[str, Any]], tuple[Any, ...]] | None]:
+    """A statement for values of these names as the driver takes it, and what puts a row's values
+    into its order if it does not take them by name.
     """
     compiled = statement.compile(dialect=dialect, column_keys=list(names))
-    return str(compiled), None if compiled.positiontup is None else tuple(compiled.positiontup)
+    order = compiled.positiontup
+    if order is None:
+        return str(compiled), None
+    if len(order) == 1:
+        return str(compiled), lambda row: (row[order[0]],)
+    return str(compiled), operator.itemgetter(*order)
 
 
 @functools.cache
