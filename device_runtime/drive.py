@@ -95,7 +95,7 @@ from device_runtime.upgrade import has_upgraded
 from device_runtime.wire import (
     DAY_S,
     MOST_WORDS,
-    OPEN,
+    UNDER_WAY,
     Assignment,
     CheckIn,
     Kind,
@@ -828,6 +828,6 @@ def _first_and_newest(send: Send, sleep: Callable[[float], object]) -> tuple[int
 def _wait(send: Send, seen: RoundReport, retry_s: float, sleep: Callable[[float], object]) -> None:
     """Until the server's newest round is another than `seen`, or closed."""
     newest = seen
-    while newest.round == seen.round and newest.phase in OPEN:
+    while newest.round == seen.round and newest.phase in UNDER_WAY:
         sleep(retry_s)
         _, newest = _first_and_newest(send, sleep)

@@ -23,9 +23,10 @@ from device_runtime.home import CONFIG, LEARNED, UNFINISHED, DeviceConfig, Home
 from device_runtime.interpreter import Graph
 from device_runtime.keyboard import Keyboard
 from device_runtime.limits import OwnLimits
-from device_runtime.transport import Interrupted, Unreachable
+from device_runtime.transport import Interrupted, Reply, Unreachable
 from device_runtime.turn import Status
 from device_runtime.typing_log import Retention
+from device_runtime.wire import Phase, RoundReport, RoundReports
 from fleet.simulate import asgi
 from server.coordinator import Coordinator, open_folder
 from server.eligibility import Policy
@@ -575,3 +576,16 @@ def test_simulated_devices_ask_come_again_when_they_were_told_and_all_have_a_pla
     (report,) = coordinator.reports(at[0]).rounds
     assert (report.checked_in, report.assigned, report.counted) == (4, 3, 3)
     coordinator.close()
+
+
+def test_devices_wait_for_the_next_round_while_the_sum_of_the_last_is_still_masked():
+    phases = [Phase.REPORTING, Phase.UNMASKING, Phase.UNMASKING, Phase.COMMITTED]
+    heard = iter(phases)
+
+    def send(method: str, path: str, body: bytes, headers) -> Reply:
+        report = RoundReport(4, next(heard), goal=3)
+        return Reply(200, {}, config.to_json(RoundReports((report,), first=4)))
+
+    slept: list[float] = []
+    drive._wait(send, RoundReport(4, Phase.REPORTING, goal=3), 0.5, slept.append)
+    assert slept == [0.5] * len(phases)
