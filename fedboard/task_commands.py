@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from device_runtime.errors import RunError
-from device_runtime.terms import Aggregation
 from fedboard import console
 from fedboard.options import MOST_ROUNDS, Insecure, Json, Trust, emit
 
