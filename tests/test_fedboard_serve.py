@@ -271,7 +271,7 @@ def test_the_funnel_of_a_task_is_shown_in_words_within_80_columns(running, fedbo
         assert "_" not in shown
     assert "top-1/3 %" in scored and "top-1/3 %" not in trained
     (why,) = (said for said in " ".join(trained.split()).split(": ") if "not charging" in said)
-    assert "in use" in why and "not drawn" in why
+    assert "in use" in why and "selecting" in why
 
 
 def test_a_task_is_certified_by_the_key_that_signed_its_bundle_which_never_comes_to_the_server(
