@@ -169,7 +169,7 @@ def _helper(
         kept = {each.task.aggregation for each in rows.tasks() if each.task.kind is Kind.TRAINING}
     wanted = kept | {settings.aggregation}
     if Aggregation.PLAIN in wanted:
-        console.say("plain, as asked by name: this server can read every update", style="red")
+        console.say("plain: this server can read every update", style="red")
     if Aggregation.HELPER not in wanted:
         return None
     if store.shared:
