@@ -66,6 +66,8 @@ POPULATION = "default"
 SHOWN = "the demo shows what its devices taught, whatever that is worth"
 DEVICE_RATE = 0.1  # learning rate of local training on devices
 START_S = 60.0  # for the server to listen
+OPENED_S = 60.0  # for the helper to take the masks off a sum
+LOOK_S = 0.3  # from one look at the rounds to the next
 TITLES = {
     "before": "network, simulated rounds",
     "after": "network, after device rounds",
@@ -406,7 +408,10 @@ def _release(
 def _watch(
     demo: Demo, url: str, server: subprocess.Popen, hosts: list[subprocess.Popen], run: Run
 ) -> RoundReports:
-    """Wait until every device process is done, showing rounds as they are committed."""
+    """Wait until every device process is done and no sum is masked any more, showing rounds as they
+    are committed.
+    """
+    unopened = 0
     with http(url) as send, console.progress("device rounds", demo.device_rounds) as advance:
         while True:
             running = [host for host in hosts if host.poll() is None]
@@ -435,8 +440,16 @@ def _watch(
                     "see server.log in the run",
                 )
             if not running:
-                return reports
-            time.sleep(0.3)
+                if not reports.rounds or reports.rounds[-1].phase is not Phase.UNMASKING:
+                    return reports
+                unopened += 1
+                if unopened > OPENED_S / LOOK_S:
+                    raise RunError(
+                        "server",
+                        f"the sum of round {reports.rounds[-1].round} was not opened",
+                        "see server.log in the run, and helper.log in its server/helper",
+                    )
+            time.sleep(LOOK_S)
 
 
 def _scored(demo: Demo, run: Run, bundle: Path) -> dict[str, score.Scored]:
