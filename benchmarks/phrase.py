@@ -28,8 +28,10 @@ from device_runtime.errors import FedboardError, RunError
 from device_runtime.home import DeviceConfig, Home
 from device_runtime.keyboard import Keyboard
 from device_runtime.limits import OwnLimits
+from device_runtime.wire import Phase
 from fedboard import console
 from fedboard.__main__ import program
+from fedboard.operator import connect
 from fedboard.run import open_bundle
 from model import child_process, corpora
 from model.corpus import sample
@@ -81,8 +83,9 @@ def live(base: Bundle, folder: Path, phones: int, rounds: int, seed: int) -> dic
         stranger = _stranger(folder, first, typed_elsewhere)
         before = _strip(stranger)
         _certify(folder, rounds, life)
-        with life.step("typed on phones, trained there, sent as 8-bit updates") as noted:
+        with life.step("typed on phones, trained there, sent masked") as noted:
             totals = _fedboard(folder, "device", "run", *homes, "--rounds", rounds, server=True)
+            _await_sum(folder)
             noted |= {"rounds": rounds, "phones": phones, "counted": totals["counted"]}
             noted["bytes_up"] = totals["bytes_up"]
             noted["bytes_per_update"] = totals["bytes_up"] // max(1, totals["counted"])
@@ -175,7 +178,9 @@ def _serve(folder: Path, first: Path, phones: int, rounds: int) -> subprocess.Po
         reporting_s=3600,
         retry_s=0.3,
     )
-    settings = ServerSettings(rules=rules, policy=Policy(min_separation=1))
+    settings = ServerSettings(
+        rules=rules, policy=Policy(min_separation=1), least_count=rules.fewest
+    )
     durable.share(folder / "server.toml", config.to_toml(settings).encode())
     words = ("--dir", folder / "server", "--bundle", first, "--config", folder / "server.toml")
     (folder / "signing.pub").write_text(f"{_public(folder)}\n")
@@ -188,6 +193,16 @@ def _serve(folder: Path, first: Path, phones: int, rounds: int) -> subprocess.Po
             raise RunError(folder / "server.log", "the server did not start", "see that log")
         time.sleep(0.1)
     return server
+
+
+def _await_sum(folder: Path) -> None:
+    """Until the helper has taken the masks off the last sum."""
+    until = time.monotonic() + START_S
+    with connect(folder / "server", None) as operator:
+        while operator.task("default").phase is Phase.UNMASKING:
+            if time.monotonic() > until:
+                raise RunError(folder / "server.log", "a sum was not opened", "see that log")
+            time.sleep(0.1)
 
 
 def _certify(folder: Path, rounds: int, life: Life) -> None:
