@@ -78,7 +78,7 @@ def helper(
     """
     from device_runtime import durable, signing
     from device_runtime.terms import LEAST_COUNT
-    from fedboard.run import trusted_keys, writable
+    from fedboard.run import public_key, trusted_keys, writable
     from fedboard.serve import Listening, require_address, require_private, tls_options, url_of
     from helper.desk import Desk, Places
     from helper.endpoint import Access, app, serve
@@ -95,7 +95,8 @@ def helper(
         Listening(host, port, insecure), bool(tls), "give --tls-certificate and --tls-key"
     )
     makers = trusted_keys(trust) if trust else frozenset()
-    certifier = next(iter(trusted_keys([enrolment_key]))) if enrolment_key else ""
+    remedy = "give the public key of whoever certifies devices: --enrolment-key FILE"
+    certifier = public_key(enrolment_key, remedy) if enrolment_key else ""
     with contextlib.ExitStack() as ending:
         sock = ending.enter_context(bind(host, port))
         with writable(dir):

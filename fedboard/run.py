@@ -387,10 +387,11 @@ def trusted_keys(trust: list[Path] | None) -> frozenset[str]:
 
     Raises RunError for a file that is no public key.
     """
-    return frozenset(map(_public_key, trust or [KEYS / "signing.pub"]))
+    return frozenset(map(public_key, trust or [KEYS / "signing.pub"]))
 
 
-def _public_key(path: Path, remedy: str = "pass the bundle maker's key with --trust FILE") -> str:
+def public_key(path: Path, remedy: str = "pass the bundle maker's key with --trust FILE") -> str:
+    """The public key in a file, hexadecimal. Raises RunError, with the remedy, for one without."""
     try:
         key = path.read_text().strip()
     except OSError as error:
@@ -410,7 +411,7 @@ def helper_key(named: str | None) -> str | None:
         return None
     remedy = "give the key that `fedboard helper` prints, or a file with it"
     is_key = len(named) == 64 and set(named) <= set(string.hexdigits)
-    return (named if is_key else _public_key(Path(named), remedy)).lower()
+    return (named if is_key else public_key(Path(named), remedy)).lower()
 
 
 # with its maker's public key beside it, reference.pub

@@ -65,6 +65,8 @@ def serve(
     # by default
     is_open = settings.access.lets_in(local) and not at.insecure
     require_private(at, bool(tls), "set [tls] certificate and key")
+    if helper is not None and not os.environ.get(HELPER_TOKEN):
+        _line(folder / HELPER_TOKEN_FILE)  # before a folder is made for a server that cannot run
     with contextlib.ExitStack() as ending:
         sock = ending.enter_context(bind(at.host, at.port))
         with writable(folder / ADDRESS) as address:

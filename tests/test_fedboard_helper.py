@@ -160,3 +160,14 @@ def test_what_keeps_a_helper_from_starting_is_one_line_and_changes_nothing(tmp_p
     assert re.search("helper.key: the private key cannot be read", fails("--dir", folder))
     line = fails("--dir", tmp_path / "third", "--port", 0, "--database", "no address")
     assert "expected an address such as postgresql" in line
+
+
+def test_a_file_that_is_no_enrolment_key_is_told_by_its_own_option(tmp_path):
+    (tmp_path / "key").write_text("not a key")
+    words = ("--dir", str(tmp_path / "h"), "--port", "0", "--enrolment-key", str(tmp_path / "key"))
+    done = subprocess.run(
+        list(map(str, program("helper", *words))), capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 1
+    assert "--enrolment-key FILE" in done.stderr and "--trust" not in done.stderr
+    assert not (tmp_path / "h").exists()
