@@ -27,6 +27,7 @@ from device_runtime.helper_wire import (
     Registration,
     SealedReport,
     SealKey,
+    from_answer,
     most_bytes,
 )
 from device_runtime.terms import Aggregation, Terms
@@ -85,7 +86,8 @@ def measured(devices: int, dimension: int) -> Cost:
         body, limit = config.to_json(Named(TASK_ID, 1, reports)), most_bytes(devices)
         named, read_s = _timed(lambda: config.from_json(Named, body, "Named", limit))
         answer, answer_s = _timed(lambda: desk.answer(named, 1.0))
-        assert isinstance(answer, bytes) and len(answer) == task.layout.bytes
+        assert isinstance(answer, bytes)
+        assert len(from_answer(answer, task.layout.bytes)[1]) == task.layout.bytes
         desk.close()
     seeds = [os.urandom(masking.SEED_BYTES) for _ in range(devices)]
     _, masks_s = _timed(lambda: masking.mask_sum(seeds, task.layout))

@@ -28,8 +28,8 @@ from device_runtime.wire import (
     Signed,
 )
 
-FORMAT = 2
-READ = (1, 2)
+FORMAT = 3
+READ = (1, 2, 3)
 CERTIFICATE, LINK = "certificate", "link"  # purposes of the signatures
 MOST_SEEN = 32  # links that a device remembers
 MOST_EVIDENCE = 8  # contradictions that it keeps

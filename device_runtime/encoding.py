@@ -37,6 +37,9 @@ class Encoding:
     bits: int  # of a code
     clipping_norm: float
     seed: int  # of the rotation
+    # values of a rotated delta / values that travel: of each block the first ones, public and the
+    # same in all rounds, so that noise finds the same basis
+    compression: int = 1
 
     @property
     def largest(self) -> int:
@@ -45,8 +48,8 @@ class Encoding:
 
     @property
     def values(self) -> int:
-        """Codes of an update: the dimension, padded to whole blocks."""
-        return quantize.padded(self.dimension)
+        """Codes of an update: of the dimension, padded to whole blocks, those that travel."""
+        return quantize.padded(self.dimension) // self.compression
 
     @property
     def half(self) -> float:
@@ -87,13 +90,19 @@ def encode(delta: Weights, by: Encoding, rng: np.random.Generator) -> NDArray[An
         raise ValueError(f"expected {by.dimension} values, found {len(vector)}")
     if not np.isfinite(vector).all():
         raise ValueError("the vector has values that are not finite")
-    return _rounded(quantize.rotate(vector[_places(by.dimension, by.stride)], by.seed), by, rng)
+    rotated = quantize.rotate(vector[_places(by.dimension, by.stride)], by.seed)
+    return _rounded(_kept(rotated, by), by, rng)
 
 
-def mean(total: NDArray[Any], count: int, by: Encoding) -> NDArray[np.float64]:
-    """The mean delta, float64 [dimension], of a sum of so many codes, integers [values]."""
-    values = total.astype(np.float64) * (by.step / count) - by.half
-    permuted = quantize.unrotate(values, by.seed, by.dimension)
+def mean(
+    total: NDArray[Any], count: int, by: Encoding, over: int | None = None
+) -> NDArray[np.float64]:
+    """The mean delta, float64 [dimension], of a sum of so many codes, integers [values]: the sum of
+    what they stand for over `over`, by default over their count.
+    """
+    values = total.astype(np.float64) * by.step - count * by.half
+    values /= count if over is None else over
+    permuted = quantize.unrotate(_spread(values, by), by.seed, by.dimension)
     delta = np.empty_like(permuted)
     delta[_places(by.dimension, by.stride)] = permuted
     return delta
@@ -141,6 +150,29 @@ def norm_of_sum(total: NDArray[Any], count: int, by: Encoding) -> float:
     updates is at most the largest of their own.
     """
     return float(np.linalg.norm(total.astype(np.float64) * (by.step / count) - by.half))
+
+
+def _kept(rotated: NDArray[Any], by: Encoding) -> NDArray[Any]:
+    """The values that travel, [values], of all those of a rotated delta: as many of each block,
+    stretched to what the norm was on average, and again within the clipping norm.
+    """
+    if by.compression == 1:
+        return rotated
+    blocks = rotated.reshape(-1, quantize.BLOCK)[:, : quantize.BLOCK // by.compression]
+    kept = blocks.reshape(-1) * np.float32(math.sqrt(by.compression))
+    return quantize.clip({"kept": kept}, by.clipping_norm)["kept"]
+
+
+def _spread(values: NDArray[np.float64], by: Encoding) -> NDArray[np.float64]:
+    """Values that travelled, [values], where they were among all those of a rotated delta, as long
+    as the delta's part in their space.
+    """
+    if by.compression == 1:
+        return values
+    size = quantize.BLOCK // by.compression
+    blocks = np.zeros((len(values) // size, quantize.BLOCK))
+    blocks[:, :size] = values.reshape(-1, size) / math.sqrt(by.compression)
+    return blocks.reshape(-1)
 
 
 def _rounded(rotated: NDArray[Any], by: Encoding, rng: np.random.Generator) -> NDArray[Any]:

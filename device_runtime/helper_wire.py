@@ -3,7 +3,7 @@
     GET  /v1/helper                                  -> HelperReport   anybody may ask
     POST /v1/tasks               Registration        -> Registered     and when certified anew
     POST /v1/seal-keys           KeysAsked           -> SealKeys       of rounds to come
-    POST /v1/answers             Named               -> the sum of masks, bytes: `packing.to_bytes`
+    POST /v1/answers             Named               -> bytes of an answer: `to_answer`
     POST /v1/answers/done        AnswerTaken         -> Registered     the round is over
 
 All but the first need the token that the helper gives to the leader, as a bearer. A refusal is a
@@ -15,7 +15,9 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Annotated
 
+from device_runtime import config
 from device_runtime.bounds import Each, Matches, Within
+from device_runtime.errors import ConfigError
 from device_runtime.wire import COUNT, HASH, HASH_OR_NONE, NAME, ROUND, SENTENCE, TASK, Kind, Signed
 
 SEAL_KEY = "seal-key"  # purpose of the helper's signature
@@ -25,7 +27,7 @@ MOST_ROUNDS_AHEAD = 64  # seal keys that one message asks for, and that a helper
 TOKEN_FILE = "helper.token"  # in the helper's folder, readable by its owner only
 TOKEN = "FEDBOARD_HELPER_TOKEN"  # environment, of a leader too
 MOST_REPORT_BYTES = 700  # of one SealedReport as JSON
-VERSION = 1
+VERSION = 2
 
 
 class Refusal(StrEnum):
@@ -42,6 +44,7 @@ class Refusal(StrEnum):
     TOO_SOON = "too_soon"  # a device within the separation
     BAD_SIGNATURE = "bad_signature"
     BAD_SEAL = "bad_seal"
+    OVER_BUDGET = "over_budget"  # with this sum its task would have spent more than its budget
     NOT_ENROLLED = "not_enrolled"  # too few of the devices are certified by the enrolment key
     MALFORMED = "malformed"
     UNAVAILABLE = "unavailable"  # it can keep nothing just now; nothing has happened
@@ -167,6 +170,17 @@ class Named:
 
 
 @dataclass(frozen=True)
+class Noised:
+    """What a helper has of the noise of a task: its own account of what was spent, as of a sum."""
+
+    # the rounds whose sums were the first after each beginning of the noise; empty: none was noised
+    began: Annotated[tuple[int, ...], Each(ROUND, 100_000)] = ()
+    sums: Annotated[int, COUNT] = 0  # released so far, this one with them
+    rho: Annotated[float, Within(0.0, 1e12)] = 0.0
+    epsilon: Annotated[float, Within(0.0, 1e12)] = 0.0
+
+
+@dataclass(frozen=True)
 class AnswerTaken:
     """A round is over, and its answer on disk if it had one: the helper may forget what it has of
     it and of those before.
@@ -174,6 +188,25 @@ class AnswerTaken:
 
     task_id: Annotated[str, NAME]
     round: Annotated[int, ROUND]
+
+
+def to_answer(noised: Noised, words: bytes) -> bytes:
+    """An answer's bytes: a line of JSON, then the sum of masks less noise: `packing.to_bytes`."""
+    return config.to_json(noised) + b"\n" + words
+
+
+def from_answer(data: bytes, words: int) -> tuple[Noised, bytes]:
+    """What `to_answer` made, whose words take so many bytes; an answer that a helper of version 1
+    has kept is the words alone. Raises ConfigError.
+    """
+    if len(data) == words:
+        return Noised(), data
+    line, found, rest = data.partition(b"\n")
+    if not found or len(rest) != words:
+        raise ConfigError(
+            "answer", f"expected a line and {words} bytes, found {len(data)}", "ask again"
+        )
+    return config.from_json(Noised, line, "answer"), rest
 
 
 def most_bytes(reports: int) -> int:

@@ -34,16 +34,17 @@ class Layout:
         return self.words * self.size
 
 
-def layout(count: int, largest: int, most: int) -> Layout:
+def layout(count: int, largest: int, most: int, room: int = 0) -> Layout:
     """The layout that takes the least room of those in which `most` times `count` numbers up to
-    `largest` add up. Raises ValueError if even one a word has no room.
+    `largest` add up, with a whole number between -room and room. Raises ValueError if even one a
+    word has no room.
 
     >>> layout(1_425_408, 15, 108)  # 4 bits of 108 devices: six digits of base 1621
     Layout(count=1425408, base=1621, digits=6, size=8)
     >>> layout(1_425_408, 15, 1092)  # of 1092: fields of 14 bits
     Layout(count=1425408, base=16381, digits=4, size=7)
     """
-    base = largest * most + 1
+    base = largest * most + 1 + 2 * room
     fits = [
         (size / digits, -size, Layout(count, base, digits, size))
         for size in range(1, WORD_BYTES + 1)
@@ -65,6 +66,13 @@ def pack(numbers: NDArray[Any], by: Layout) -> NDArray[np.uint64]:
         words *= np.uint64(by.base)
         words += digit
     return words
+
+
+def pack_noise(noise: NDArray[np.int64], room: int, by: Layout) -> NDArray[np.uint64]:
+    """Whole numbers of either sign, int64 [count], as words that are added to those of a sum:
+    `room` is added to each, so that the sum stays above 0, and taken off by whoever unpacks it.
+    """
+    return add(pack((noise + room).view(np.uint64), by), np.zeros(1, np.uint64), by)
 
 
 def unpack(words: NDArray[np.uint64], by: Layout) -> NDArray[np.uint64]:

@@ -52,7 +52,12 @@ def addressed(assignment: Assignment, terms: Terms) -> Addressed | str:
 
 
 def layout(count: int, largest: int, terms: Terms) -> Layout:
-    """How so many numbers up to `largest` lie in masked words."""
+    """How so many numbers up to `largest` lie in masked words: those of an update with room for
+    noise.
+    """
+    by = terms.encoding
+    if (count, largest) == (by.values, by.largest):
+        return terms.layout
     return packing.layout(count, largest, terms.most)
 
 

@@ -5,19 +5,23 @@ hold each other to them, and no server can choose who sees an update.
 """
 
 import functools
+import math
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated
 
-from device_runtime import bounds, config, neighbours
+from device_runtime import bounds, config, neighbours, packing, strategy
 from device_runtime.bounds import Matches, Within
 from device_runtime.encoding import Encoding
 from device_runtime.errors import ConfigError
 from device_runtime.neighbours import Impossible, Losses
+from device_runtime.noise import Noise
+from device_runtime.packing import Layout
 from device_runtime.weights import digest
 
 MOST_DEVICES = 100_000
 LEAST_COUNT = 100  # devices of a sum, among which one hides well
+ROOM = 7.5  # standard deviations of noise that a sum has room for to either side
 
 
 class Aggregation(StrEnum):
@@ -53,6 +57,10 @@ class Terms:
     adversarial: Annotated[float, Within(0.0, 1.0)] = 0.05
     drop_out: Annotated[float, Within(0.0, 1.0)] = 0.1
     semi_malicious: bool = True
+    # added to each sum of updates; None: nothing is
+    noise: Noise | None = None
+    # values of a delta / values of what travels: `encoding.Encoding.compression`
+    compression: Annotated[int, Within(1, 64)] = 1
 
     def __post_init__(self) -> None:
         bounds.check(self, "terms")
@@ -66,8 +74,16 @@ class Terms:
 
     @functools.cached_property
     def name(self) -> str:
-        """SHA-256: what seals and updates are bound to."""
-        return digest(config.to_json(self))
+        """SHA-256: what seals and updates are bound to. Terms of a version that knew no noise keep
+        theirs.
+        """
+        table = dict(vars(self))
+        table.pop("name", None)
+        for each in ("encoding", "room"):
+            table.pop(each, None)
+        if self.noise is None and self.compression == 1:
+            del table["noise"], table["compression"]
+        return digest(config.to_json(table))
 
     @property
     def losses(self) -> Losses:
@@ -77,7 +93,39 @@ class Terms:
     @functools.cached_property
     def encoding(self) -> Encoding:
         """How a delta becomes codes."""
-        return Encoding(self.dimension, self.bits, self.clipping_norm, self.rotation_seed)
+        of = self.dimension, self.bits, self.clipping_norm, self.rotation_seed
+        return Encoding(*of, self.compression)
+
+    @property
+    def deviation(self) -> float:
+        """Standard deviation of one independent Gaussian of the noise, in codes."""
+        by = self.encoding
+        if self.noise is None:
+            return 0.0
+        return self.noise.multiplier * by.bound * by.clipping_norm / by.step
+
+    @property
+    def noise_norm(self) -> float:
+        """L2 norm that the widest noise of a sum has on average."""
+        if self.noise is None:
+            return 0.0
+        by = self.encoding
+        return strategy.row_norm(self.noise) * self.deviation * by.step * math.sqrt(by.values)
+
+    @functools.cached_property
+    def room(self) -> int:
+        """Codes of noise, to either side, that a masked sum of updates has room for; what goes
+        beyond, as good as never, wraps around. Noise that the server adds needs none.
+        """
+        if self.noise is None or self.aggregation is not Aggregation.HELPER:
+            return 0
+        return math.ceil(ROOM * self.deviation * strategy.row_norm(self.noise))
+
+    @property
+    def layout(self) -> Layout:
+        """How the codes of an update lie in masked words."""
+        by = self.encoding
+        return packing.layout(by.values, by.largest, self.most, self.room)
 
 
 def who_sees(terms: Terms) -> str:

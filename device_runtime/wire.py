@@ -40,7 +40,7 @@ from device_runtime import bounds
 from device_runtime.bounds import Each, Matches, Within
 from device_runtime.causes import Cause, Step
 
-VERSION = 5
+VERSION = 6
 DAY_S = 86_400.0  # seconds of a day
 MOST_ROUNDS = 1000  # that one answer tells of
 ROUNDS = 200  # that it tells of if it is not told how many

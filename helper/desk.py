@@ -22,11 +22,13 @@ from device_runtime.helper_wire import (
     HelperReport,
     KeysAsked,
     Named,
+    Noised,
     Refusal,
     Registered,
     Registration,
     SealKey,
     SealKeys,
+    to_answer,
 )
 from device_runtime.masking import Random
 from device_runtime.weights import digest
@@ -121,8 +123,8 @@ class Desk:
         return SealKeys(tuple(self._signed(stored, round, public[round]) for round in rounds))
 
     def answer(self, asked: Named, now: float) -> bytes | HelperProblem:
-        """The sum of the masks of a round's reports, as `packing.to_bytes`: to one set of them, and
-        to that as often as it asks.
+        """The answer to a round's reports, as `to_answer`: to one set of them, and to that as
+        often as it asks.
         """
         set_digest = answers.set_digest(asked)
         of = asked.task_id, asked.round
@@ -155,7 +157,7 @@ class Desk:
             if isinstance(seeds, HelperProblem):
                 return self._no(seeds)
             words = answers.finished(masking.mask_sum(seeds, task.layout), task)
-            body = packing.to_bytes(words, task.layout)
+            body = to_answer(Noised(), packing.to_bytes(words, task.layout))
             with self._changing:
                 self._places.answers.put(keys.name(of), body)
                 with self._store.transaction() as rows:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 
-from device_runtime import chain, packing, scores
+from device_runtime import chain, scores
 from device_runtime.helper_wire import HelperProblem, Refusal, Registration
 from device_runtime.packing import Layout
 from device_runtime.terms import LEAST_COUNT, Aggregation, Terms
@@ -41,8 +41,7 @@ class Task:
         """How the numbers of its reports lie in words."""
         if self.kind is Kind.EVALUATION:
             return scores.layout(self.terms.most)
-        codes = self.terms.encoding
-        return packing.layout(codes.values, codes.largest, self.terms.most)
+        return self.terms.layout
 
 
 def admitted(

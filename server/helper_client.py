@@ -17,9 +17,11 @@ from device_runtime.helper_wire import (
     HelperReport,
     KeysAsked,
     Named,
+    Noised,
     Registered,
     Registration,
     SealKeys,
+    from_answer,
 )
 from device_runtime.transport import AT_MOST, MAX_REPLY_BYTES, Reply, Send, http
 from device_runtime.wire import Signed
@@ -62,13 +64,16 @@ class Helper:
         """A `SealKey` of each round that is asked for, as it says."""
         return self._call(SealKeys, "POST", "/v1/seal-keys", to_json(asked)).keys
 
-    def answer(self, named: Named, size: int) -> bytes:
-        """The sum of the masks of reports, so many bytes: other ones are no answer of a helper."""
-        reply = self._reply("POST", "/v1/answers", to_json(named), max(size, PROBLEM_BYTES))
-        if len(reply.body) != size:
+    def answer(self, named: Named, size: int) -> tuple[Noised, bytes]:
+        """What the helper has of the noise, and the sum of the masks of reports, so many bytes:
+        other ones are no answer of a helper.
+        """
+        reply = self._reply("POST", "/v1/answers", to_json(named), size + PROBLEM_BYTES)
+        try:
+            return from_answer(reply.body, size)
+        except ConfigError:
             found = f"expected a mask of {size} bytes, found {len(reply.body)}"
-            raise Away("helper", found, "check its address and version")
-        return reply.body
+            raise Away("helper", found, "check its address and version") from None
 
     def taken(self, round: AnswerTaken) -> None:
         """Let it forget an answer."""

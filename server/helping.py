@@ -159,13 +159,13 @@ class Helping:
                 f"expected {frozen.count} seals in the database, found {len(named.reports)}"
             )
         try:
-            words = packing.from_bytes(self.helper.answer(named, by.bytes), by)
+            noised, raw = self.helper.answer(named, by.bytes)
         except Away as error:
             self._trouble(error, frozen.task.name, now)
             return Waiting(str(error))
         except Denied as error:
             return self._denied(error, frozen, now)
-        return Mask(words)
+        return Mask(packing.from_bytes(raw, by), noised)
 
     def ended(self, frozen: Frozen) -> None:
         """The helper may forget what it answered."""

@@ -32,10 +32,11 @@ from device_runtime.update import Sealed
 from device_runtime.wire import Kind
 from server import sums
 from server.sums import Checked, Sum, Weighted
-from server.task import Task, encoding_of, is_masked, terms
+from server.task import Task, is_masked, terms
 
 WHOLE = 64  # of a buffered task: how often the codes of an update are added that is not late
 FLOAT64_SLACK = 1e-9  # of a norm of float64
+NOISE_NORM = 1.1  # of noise over what it is on average: no more is expected of thousands of values
 NOTHING_CLAIMED = "no privacy guarantee (epsilon) is claimed and no budget is kept"
 
 
@@ -98,7 +99,7 @@ def plain(task: Task) -> Mechanism:
     added up; every device counts 1, a late one of a buffered task less. Nothing is hidden from the
     server and no noise is added.
     """
-    by = encoding_of(task)
+    by = terms(task).encoding
     whole = WHOLE if task.rules.buffered else 1
 
     def check(body: bytes | bytearray, round: int) -> Checked | Cause:
@@ -119,6 +120,9 @@ def plain(task: Task) -> Mechanism:
 
     def finish(sum: Sum, round: int) -> NDArray[np.float64]:
         # late or not, each counts fully in what the mean is divided by
+        agreed = terms(task)
+        if agreed.noise is not None:
+            return encoding.mean(sum.total, sum.weight, by, whole * agreed.most)
         return encoding.mean(sum.total, sum.weight, by) * (sum.weight / (whole * sum.count))
 
     return Mechanism(
@@ -170,7 +174,7 @@ def masked(task: Task) -> Mechanism:
         empty=functools.partial(added, (), 0),
         add=add,
         total=total,
-        finish=lambda sum, round: encoding.mean(sum.total, sum.count, agreed.encoding),
+        finish=lambda sum, round: mean_of(sum, agreed),
         spent=lambda _: Spent(_protection(agreed)),
     )
 
@@ -181,18 +185,12 @@ def of(task: Task) -> Mechanism:
     return masked(task) if is_masked(task) else plain(task)
 
 
-def numbers_of(task: Task) -> tuple[int, int]:
-    """How many numbers a report of a task holds, and the largest that one may be."""
-    if task.kind is Kind.EVALUATION:
-        return scores.LENGTH, scores.MOST_LOSS
-    by = terms(task).encoding
-    return by.values, by.largest
-
-
 @functools.lru_cache(maxsize=64)
 def layout_of(task: Task) -> Layout:
     """How a report's numbers lie in masked words."""
-    return packing.layout(*numbers_of(task), terms(task).most)
+    if task.kind is Kind.EVALUATION:
+        return scores.layout(terms(task).most)
+    return terms(task).layout
 
 
 def opened(task: Task, parts: Sequence[Sum], mask: NDArray[np.uint64]) -> Sum | str:
@@ -201,14 +199,17 @@ def opened(task: Task, parts: Sequence[Sum], mask: NDArray[np.uint64]) -> Sum | 
     """
     total, by = of(task).total(parts), layout_of(task)
     words = packing.subtract(total.total.view(np.uint64), mask, by)
-    numbers = packing.unpack(words, by)
+    numbers = packing.unpack(words, by).astype(np.int64)
     if task.kind is Kind.EVALUATION:
         reason = scores.beyond_reach(numbers, total.count)
     else:
-        reason = beyond_reach(numbers, total.count, terms(task).encoding)
+        numbers -= terms(task).room
+        agreed = terms(task)
+        noise_norm = agreed.noise_norm / total.count if agreed.room else 0.0
+        reason = beyond_reach(numbers, total.count, agreed.encoding, agreed.room, noise_norm)
     if reason:
         return f"it is beyond what honest devices could reach: {reason}"
-    return Sum(numbers.astype(np.int64), total.count, total.count)
+    return Sum(numbers, total.count, total.count)
 
 
 def largest_report(task: Task) -> int:
@@ -235,17 +236,29 @@ def _protection(agreed: Terms) -> str:
     )
 
 
-def beyond_reach(total: NDArray[Any], count: int, by: Encoding) -> str:
+def mean_of(sum: Sum, agreed: Terms) -> NDArray[np.float64]:
+    """The mean delta of a sum of codes, float64 [dimension]. One that carries noise is divided by
+    the report goal, whatever its count: a device then counts the same in every round.
+    """
+    over = sum.count if agreed.noise is None else agreed.most
+    return encoding.mean(sum.total, sum.count, agreed.encoding, over)
+
+
+def beyond_reach(
+    total: NDArray[Any], count: int, by: Encoding, room: int = 0, noise_norm: float = 0.0
+) -> str:
     """Why honest devices cannot have made the sum of so many updates' codes, integers [values], in
-    a sentence; empty if they can have.
+    a sentence; empty if they can have. The sum may carry noise of up to `room` codes a value, whose
+    norm, on the mean, is about `noise_norm`.
 
     Codes that were masked cannot be looked at one update at a time, so one device can put any
     numbers in: what is far off is seen in the sum, which is then of no use.
     """
     most = int(total.max(initial=0))
-    if most > count * by.largest or int(total.min(initial=0)) < 0:
-        return f"a sum of codes is {most}, and {count} devices reach {count * by.largest}"
+    if most > count * by.largest + room or int(total.min(initial=0)) < -room:
+        return f"a sum of codes is {most}, and {count} devices reach {count * by.largest + room}"
     norm, reach = encoding.norm_of_sum(total, count, by), by.bound * by.clipping_norm
+    reach += NOISE_NORM * noise_norm
     if norm > reach * (1 + FLOAT64_SLACK):
         return f"the mean has a norm of {norm:.3g}, and honest devices reach {reach:.3g}"
     return ""

@@ -22,11 +22,12 @@ Waiting: a helper that is away costs time and no report.
 
 import hashlib
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
+from device_runtime.helper_wire import Noised
 from server.store import Rows
 from server.task import Task
 
@@ -46,7 +47,9 @@ class Frozen:
 class Mask:
     """What is to be taken off a sum."""
 
-    words: NDArray[np.uint64]  # the masks of all its reports, added: `packing.Layout.words`
+    # the masks of all its reports, added, less the noise of a helper: `packing.Layout.words`
+    words: NDArray[np.uint64]
+    noised: Noised = field(default_factory=Noised)  # what a helper has spent
 
 
 @dataclass(frozen=True)

@@ -109,6 +109,9 @@ rounds = sa.Table(
     sa.Column("reason", sa.Text, nullable=False, server_default=""),  # why it was abandoned
     # devices of a masked sum that were in that of the round before too
     sa.Column("overlap", sa.BigInteger, nullable=False, server_default="0"),
+    # of a task with noise: what it had spent once the round was committed
+    sa.Column("rho", sa.Float),
+    sa.Column("epsilon", sa.Float),
 )
 outcomes = sa.Table(  # devices refused at check-in, or dropped after it, by cause
     "outcomes",
@@ -163,7 +166,33 @@ participations = sa.Table(  # what an accountant needs of each device, and all t
     sa.Column("last_counted", _ROUND, nullable=False),
     sa.Column("counted", sa.BigInteger, nullable=False),
     sa.Column("smallest_separation", _ROUND),
+    # of sums that were released with noise: the number of the last one it was in, from one of them
+    # to its next at least, and how many it was in
+    sa.Column("last_sum", _ROUND),
+    sa.Column("smallest_gap", _ROUND),
+    sa.Column("in_sums", sa.BigInteger, nullable=False, server_default="0"),
     sa.Column("barred", sa.Boolean, nullable=False, server_default=sa.false()),
+)
+members = sa.Table(  # who was in which sum with noise: round numbers without times, for ever
+    "members",
+    metadata,
+    sa.Column("task", _TASK, sa.ForeignKey("tasks.task"), primary_key=True),
+    sa.Column("round", _ROUND, primary_key=True, autoincrement=False),
+    sa.Column("device", _DEVICE, sa.ForeignKey("devices.device"), primary_key=True),
+)
+spending = sa.Table(  # of a task with noise
+    "spending",
+    metadata,
+    sa.Column("task", _TASK, sa.ForeignKey("tasks.task"), primary_key=True),
+    sa.Column("blocks", sa.Text, nullable=False),  # `accountant.Participation.blocks`, JSON
+    # why no further round starts, in a sentence; empty while one may
+    sa.Column("over", sa.Text, nullable=False, server_default=""),
+    # where the server adds the noise: the number of the slot that has the key of what follows
+    sa.Column("generation", sa.BigInteger, nullable=False, server_default="0"),
+    sa.Column("buffers", sa.LargeBinary),  # `noising.sealed`
+    # the round whose noise has been drawn, and that noise, sealed, until its checkpoint is on disk
+    sa.Column("round", _ROUND),
+    sa.Column("noise", sa.LargeBinary),
 )
 sums = sa.Table(  # what each replica has counted of an open round
     "sums",
@@ -315,4 +344,19 @@ secagg_boxes = sa.Table(  # shares of one device for another, as the one sealed 
     sa.Column("sender", sa.BigInteger, primary_key=True, autoincrement=False),
     sa.Column("box", sa.LargeBinary, nullable=False),
     sa.ForeignKeyConstraint(("task", "round"), ("rounds.task", "rounds.round")),
+)
+log_entries = sa.Table(  # append-only: `device_runtime.log_wire`
+    "log_entries",
+    metadata,
+    sa.Column("number", sa.BigInteger, primary_key=True, autoincrement=False),  # from 0 on
+    sa.Column("leaf", _SHA, nullable=False),  # RFC 6962's hash of the body
+    sa.Column("about", sa.String(128), nullable=False, index=True),  # how it is found again
+    sa.Column("body", sa.Text, nullable=False),  # the entry, as JSON
+)
+log_heads = sa.Table(  # heads of the log that this server has signed
+    "log_heads",
+    metadata,
+    sa.Column("size", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("head", sa.Text, nullable=False),  # a `wire.Signed` of a head, as JSON
+    sa.Column("countersigned", sa.Text),  # the same by a helper; None before it has signed
 )

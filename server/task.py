@@ -15,6 +15,7 @@ from device_runtime.encoding import Encoding
 from device_runtime.errors import ConfigError
 from device_runtime.limits import OwnLimits
 from device_runtime.neighbours import Impossible, Losses
+from device_runtime.noise import Noise
 from device_runtime.secagg_wire import MOST_NEIGHBOURS
 from device_runtime.terms import LEAST_COUNT, Aggregation, Terms
 from device_runtime.weights import digest
@@ -80,6 +81,11 @@ class TaskSettings:
     # reports of the smallest masked sum that is opened
     least_count: Annotated[int, DEVICES] = LEAST_COUNT
     secagg: Peers = field(default_factory=Peers)
+    # what is added to each sum of updates, and the budget it keeps; None: nothing is, and nothing
+    # is claimed
+    noise: Noise | None = None
+    # values of a delta / values that travel
+    compression: Annotated[int, Within(1, 64)] = 1
 
     def __post_init__(self) -> None:
         bounds.check(self, "task")
@@ -264,8 +270,7 @@ def require_graph(devices: int, peers: Peers) -> None:
 
 def encoding_of(task: Task) -> Encoding:
     """How a delta of a training task becomes codes."""
-    of = task.dimension, task.plan.bits, task.plan.clipping_norm
-    return Encoding(*of, rotation_seed(task))
+    return terms(task).encoding
 
 
 @functools.lru_cache(maxsize=64)
@@ -290,6 +295,8 @@ def terms(task: Task) -> Terms:
         helper=task.helper,
         is_beside=task.is_beside,
         **vars(task.secagg),
+        noise=task.noise,
+        compression=task.compression,
     )
 
 
@@ -333,7 +340,10 @@ def policy_hash(settings: TaskSettings) -> str:
     """SHA-256 of all that an operator has decided of a task: of a task the same as of the complete
     settings that it was made from. Seeds are secret, and a start is none of its settings.
     """
-    return digest(config.to_json(_settings(settings) | {"checkpoint": "", "seed": None}))
+    table = _settings(settings) | {"checkpoint": "", "seed": None}
+    if settings.noise is None and settings.compression == 1:  # as a version hashed it without them
+        del table["noise"], table["compression"]
+    return digest(config.to_json(table))
 
 
 def rotation_seed(task: Task) -> int:

@@ -115,7 +115,10 @@ BAD = {
         chained(replace(WORK, round=4), round=3),
         "link: expected rounds 5 to 7, found a checkpoint of round 3",
     ),
-    "a later format": (in_certificate(format=3), "certificate: expected format 1 or 2, found 3"),
+    "a later format": (
+        in_certificate(format=4),
+        "certificate: expected format 1 or 2 or 3, found 4",
+    ),
     "a link of a foreign key": (chained(link_by=STRANGER), "link: expected one of round key"),
     "a link of the operator's key": (chained(link_by=OPERATOR), "link: expected one of round key"),
     "another checkpoint's link": (chained(checkpoint="d0" * 32), "link: expected checkpoint c4c4"),

@@ -11,6 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 ROOMS = ("device_runtime", "model", "server", "helper", "conversion", "fleet", "fedboard")
 CONTRACTS = {
+    "accountant",
     "addresses",
     "bounds",
     "causes",
@@ -27,6 +28,7 @@ CONTRACTS = {
     "limits",
     "masking",
     "neighbours",
+    "noise",
     "optimizers",
     "packing",
     "patch",
@@ -39,6 +41,7 @@ CONTRACTS = {
     "shamir",
     "shown",
     "signing",
+    "strategy",
     "terms",
     "text",
     "update",
@@ -64,6 +67,7 @@ ALLOWED = {
             "lists",
             "logs",
             "memory",
+            "noising",
             "requests",
             "settings",
             "slots",
@@ -123,6 +127,7 @@ OUTSIDE = {  # packages that only some files of a room may import
                 "0003_strangers",
                 "0004_releases",
                 "0005_private",
+                "0006_accounted",
             )
         ),
     },

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from device_runtime import config, signing, weights
 from device_runtime.causes import Cause
 from device_runtime.errors import ConfigError, RunError
+from device_runtime.noise import Mechanism, Noise
 from device_runtime.terms import Aggregation
 from device_runtime.weights import Checkpoint
 from device_runtime.wire import (
@@ -114,6 +115,8 @@ def test_every_setting_goes_from_the_file_by_the_message_to_the_row(coordinator,
         aggregation=Aggregation.SECAGG,
         least_count=2,
         secagg=Peers(0.1),
+        noise=Noise(Mechanism.GAUSSIAN, 2.0, 8.0, 1e-6, rounds=4, participations=2),
+        compression=2,
     )
     assert [
         field.name
@@ -639,7 +642,7 @@ def test_a_task_s_row_has_what_was_decided_of_it_and_no_more(tmp_path):
     with coordinator.store.reading() as rows:
         (stored,) = rows.tasks()
     fields = "plan rules policy step tokenizer shapes dimension seed name population kind evaluates"
-    seen_by = "aggregation helper is_beside least_count secagg"
+    seen_by = "aggregation helper is_beside least_count secagg noise compression"
     assert sorted(json.loads(stored.task.body)) == sorted(f"{fields} {seen_by}".split())
     assert config.from_json(Task, stored.task.body, "task") == stored.task
     coordinator.close()

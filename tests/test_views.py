@@ -16,7 +16,7 @@ import pytest
 
 from device_runtime import chain, masking, packing, protection, update
 from device_runtime.config import from_json
-from device_runtime.helper_wire import Named
+from device_runtime.helper_wire import Named, from_answer
 from device_runtime.transport import Reply
 from server.rounds import Rules
 from tests import toy_server
@@ -105,7 +105,9 @@ def played(tmp_path_factory):
         helper.see(folder / "helper")
         server.raw += [body, reply.body]
         if path == "/v1/answers":
-            private["mask"] = packing.from_bytes(reply.body, server.layout)
+            private["mask"] = packing.from_bytes(
+                from_answer(reply.body, server.layout.bytes)[1], server.layout
+            )
         return reply
 
     coordinator = new(leader_folder, send, RULES)

@@ -19,6 +19,7 @@ from device_runtime.helper_wire import (
     SealedReport,
     SealKey,
     SealKeys,
+    from_answer,
 )
 from device_runtime.masking import Bound
 from device_runtime.packing import Layout
@@ -158,7 +159,7 @@ def opened(body: bytes, of: list[Report], terms: Terms = TERMS) -> list[int]:
     total = np.zeros(by.words, np.uint64)
     for each in of:
         total = packing.add(total, each.words, by)
-    masks = packing.from_bytes(body, by)
+    masks = packing.from_bytes(from_answer(body, by.bytes)[1], by)
     return packing.unpack(packing.subtract(total, masks, by), by).tolist()
 
 

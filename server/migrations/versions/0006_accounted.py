@@ -1,0 +1,57 @@
+"""Privacy that is accounted for: noise, what was spent, and a log that nobody can rewrite."""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0006"
+down_revision = "0005"
+_TASK, _SHA, _ROUND = sa.String(64), sa.String(64), sa.BigInteger
+
+
+def upgrade() -> None:
+    """Add what each part needs."""
+    _spending()
+    _log()
+
+
+def _spending() -> None:
+    """What an accountant needs of each device, and what a server that adds noise keeps of it."""
+    op.add_column("participations", sa.Column("last_sum", _ROUND))
+    op.add_column("participations", sa.Column("smallest_gap", _ROUND))
+    in_sums = sa.Column("in_sums", sa.BigInteger, nullable=False, server_default="0")
+    op.add_column("participations", in_sums)
+    op.add_column("rounds", sa.Column("rho", sa.Float))
+    op.add_column("rounds", sa.Column("epsilon", sa.Float))
+    op.create_table(
+        "members",
+        sa.Column("task", _TASK, sa.ForeignKey("tasks.task"), primary_key=True),
+        sa.Column("round", _ROUND, primary_key=True, autoincrement=False),
+        sa.Column("device", sa.String(16), sa.ForeignKey("devices.device"), primary_key=True),
+    )
+    op.create_table(
+        "spending",
+        sa.Column("task", _TASK, sa.ForeignKey("tasks.task"), primary_key=True),
+        sa.Column("blocks", sa.Text, nullable=False),
+        sa.Column("over", sa.Text, nullable=False, server_default=""),
+        sa.Column("generation", sa.BigInteger, nullable=False, server_default="0"),
+        sa.Column("buffers", sa.LargeBinary),
+        sa.Column("round", _ROUND),
+        sa.Column("noise", sa.LargeBinary),
+    )
+
+
+def _log() -> None:
+    """The entries of the log, and the heads that were signed."""
+    op.create_table(
+        "log_entries",
+        sa.Column("number", sa.BigInteger, primary_key=True, autoincrement=False),
+        sa.Column("leaf", _SHA, nullable=False),
+        sa.Column("about", sa.String(128), nullable=False, index=True),
+        sa.Column("body", sa.Text, nullable=False),
+    )
+    op.create_table(
+        "log_heads",
+        sa.Column("size", sa.BigInteger, primary_key=True, autoincrement=False),
+        sa.Column("head", sa.Text, nullable=False),
+        sa.Column("countersigned", sa.Text),
+    )

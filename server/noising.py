@@ -1,0 +1,68 @@
+"""Noising: what a sum of codes gets added, in whole codes, and how the state behind it is kept.
+
+    buffers of the rounds before + fresh normals -> strategy.advance -> x deviation -> whole codes
+            ^                                            |
+            +---- sealed, under a key of one round ------+
+
+Rounding the noise and adding it to whole codes is rounding the noised sum: what is done with the
+sum afterwards spends nothing. Whoever can read the buffers can take noise off sums: they are kept
+under a key that lies elsewhere and is replaced with them. For a helper, or a server that is trusted
+with the sum.
+"""
+
+import struct
+
+import numpy as np
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from numpy.typing import NDArray
+
+from device_runtime import strategy
+from device_runtime.masking import Random
+from device_runtime.strategy import Buffers
+from device_runtime.terms import Terms
+from server import normals
+
+KEY_BYTES = 32
+_HEAD = struct.Struct("<4sQQQ")  # magic, step, buffers, values
+_MAGIC = b"FBN1"
+_NONCE = bytes(12)  # the same always: a key is used once
+
+
+def begin(terms: Terms) -> Buffers:
+    """Before the first sum of a task, or after what was kept of it is lost."""
+    assert terms.noise is not None
+    return strategy.begin(terms.noise, terms.encoding.values)
+
+
+def noise(terms: Terms, buffers: Buffers, random: Random) -> tuple[NDArray[np.int64], Buffers]:
+    """What is added to the next sum of codes, int64 [values], and what the one after needs."""
+    assert terms.noise is not None
+    draw = normals.source(terms.encoding.values, random)
+    made, after = strategy.advance(terms.noise, buffers, draw)
+    return np.rint(made.astype(np.float64) * terms.deviation).astype(np.int64), after
+
+
+def sealed(buffers: Buffers, key: bytes, about: str) -> bytes:
+    """Buffers as they are kept: only who has the key, and says what they are for, reads them."""
+    arrays = np.ascontiguousarray(buffers.arrays, "<f4")
+    head = _HEAD.pack(_MAGIC, buffers.step, *arrays.shape)
+    return AESGCM(key).encrypt(_NONCE, head + arrays.tobytes(), about.encode())
+
+
+def opened(data: bytes, key: bytes | None, about: str, terms: Terms) -> Buffers | None:
+    """What `sealed` made; None if it cannot be read, or is of another network."""
+    if key is None or len(key) != KEY_BYTES:
+        return None
+    try:
+        text = AESGCM(key).decrypt(_NONCE, data, about.encode())
+    except InvalidTag:
+        return None
+    if len(text) < _HEAD.size:
+        return None
+    magic, step, count, values = _HEAD.unpack_from(text)
+    size = _HEAD.size + 4 * count * values
+    if magic != _MAGIC or values != terms.encoding.values or len(text) != size:
+        return None
+    arrays = np.frombuffer(text, "<f4", offset=_HEAD.size).reshape(count, values)
+    return Buffers(step, arrays.astype(np.float32))
