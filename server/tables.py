@@ -2,7 +2,7 @@
 
 import sqlalchemy as sa
 
-REVISION = "0005"  # of the newest migration
+REVISION = "0006"  # of the newest migration
 
 metadata = sa.MetaData()
 _SHA = sa.String(64)
