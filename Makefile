@@ -48,10 +48,11 @@ test: setup ## run the test suite, on PYTEST_WORKERS cores (2); ARGS="-m quick":
 prove: setup ## what takes longer than a test may: kills in a row, fuzzing, ten times the examples; writes docs/prove.md
 	@$(UV) sync -q --locked $(EXTRAS) --group dev --group fuzz --python $(PY) </dev/null
 	@$(RUN) pytest -q -n $(PYTEST_WORKERS) -m prove --page=docs/prove.md $(ARGS) </dev/null
-# what is not of the numbers: `make test` has run it
-NOT_OF_NUMBERS := tests/test_benchmarks.py tests/test_suite.py tests/test_server_kills.py tests/test_container.py
+# of what starts processes, what computes in them: `make test` has run the rest
+OF_NUMBERS := tests/test_fedboard_device_day.py tests/test_device_runtime_masked.py tests/test_server_opening.py
 test-numpy2: .venv-numpy2/.synced ## run the tests that need no TensorFlow with NumPy 2 and ai-edge-litert, in .venv-numpy2
-	@UV_PROJECT_ENVIRONMENT=.venv-numpy2 $(RUN) pytest -q -n 2 -m "not tensorflow" $(NOT_OF_NUMBERS:%=--ignore=%) $(ARGS) </dev/null
+	@UV_PROJECT_ENVIRONMENT=.venv-numpy2 $(RUN) pytest -q -n 2 -m "not tensorflow and not process" $(ARGS) </dev/null
+	@UV_PROJECT_ENVIRONMENT=.venv-numpy2 $(RUN) pytest -q -n 2 -m "not tensorflow" $(OF_NUMBERS) $(ARGS) </dev/null
 lint: setup ## ruff and mypy
 	@$(RUN) ruff check . && $(RUN) ruff format --check . && $(RUN) mypy
 pages: setup ## write docs/commands.md and docs/rooms.md anew, out of the application and its docstrings
