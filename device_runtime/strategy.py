@@ -33,7 +33,10 @@ class Buffers:
 
 def begin(noise: Noise, values: int) -> Buffers:
     """Before the first sum."""
-    return Buffers(0, np.zeros((len(noise.decays), values), np.float32))
+    count = len(noise.decays)
+    if noise.mechanism is Mechanism.TREE:  # of each height, the tree that is not part of a higher
+        count = _of_tree(noise).bit_length()
+    return Buffers(0, np.zeros((count, values), np.float32))
 
 
 def advance(noise: Noise, buffers: Buffers, draw: Draw) -> tuple[NDArray[np.float32], Buffers]:
@@ -41,7 +44,7 @@ def advance(noise: Noise, buffers: Buffers, draw: Draw) -> tuple[NDArray[np.floa
     and what the one after it needs.
     """
     if noise.mechanism is Mechanism.TREE:
-        raise NotImplementedError
+        return _advance_tree(noise, buffers, draw)
     made = draw()
     scales = np.asarray(noise.scales, np.float32)
     decays = np.asarray(noise.decays, np.float32)
@@ -51,12 +54,72 @@ def advance(noise: Noise, buffers: Buffers, draw: Draw) -> tuple[NDArray[np.floa
     return made, Buffers(buffers.step + 1, after)
 
 
+def _advance_tree(
+    noise: Noise, buffers: Buffers, draw: Draw
+) -> tuple[NDArray[np.float32], Buffers]:
+    """The same of a tree: what the estimate of the sum so far gains. A node's Gaussian is drawn
+    when its last sum is there, so that nothing is told of a node that is not complete.
+    """
+    if buffers.step == _of_tree(noise):
+        buffers = begin(noise, buffers.arrays.shape[1])
+    estimate, height = draw(), 0
+    while (buffers.step >> height) & 1:
+        height += 1
+        own = np.float32(variance(height))  # weights by variance: the node's, its two children's
+        estimate = own * draw() + (1 - own) * (buffers.arrays[height - 1] + estimate)
+    if height >= len(buffers.arrays):
+        raise ValueError(f"a tree of {len(buffers.arrays)} heights ends before sum {buffers.step}")
+    arrays = buffers.arrays.copy()
+    arrays[:height], arrays[height] = 0.0, estimate
+    made = estimate - buffers.arrays[:height].sum(axis=0)
+    return made.astype(np.float32), Buffers(buffers.step + 1, arrays)
+
+
+def variance(height: int) -> float:
+    """Of Honaker's estimate of the sum over a complete tree, from its nodes and no others.
+
+    >>> variance(0), round(variance(1), 3)  # one node; a node and its two children
+    (1.0, 0.667)
+    """
+    return 1 / (2 - 0.5**height)
+
+
+def _gain(height: int) -> float:
+    """Variance of what the estimate gains by the sum that completes a tree of that height."""
+    left = [variance(each) for each in range(height)]  # of the trees that it is made of
+    weights, own = [0.0] * height, [1.0]  # in the estimate: theirs, of the nodes that it completes
+    for each in range(height):
+        share = variance(each + 1)
+        own = [(1 - share) * weight for weight in own] + [share]
+        weights = [(1 - share) * weight for weight in weights]
+        weights[each] = 1 - share
+    return sum(weight**2 for weight in own) + sum(
+        (weight - 1) ** 2 * spread for weight, spread in zip(weights, left, strict=True)
+    )
+
+
+def _prefix_variances(noise: Noise, rounds: int) -> NDArray[np.float64]:
+    """Of the noise in the sum of all rounds so far: [rounds]."""
+    size = _of_tree(noise)
+    whole, sums = np.divmod(np.arange(1, rounds + 1), size)
+    bits = [variance(height) * ((sums >> height) & 1) for height in range(size.bit_length())]
+    ended = sum(variance(height) for height in range(size.bit_length()) if size >> height & 1)
+    return whole * ended + np.sum(bits, axis=0)
+
+
+def _of_tree(noise: Noise) -> int:
+    """Sums of a tree, or forest, before another begins."""
+    return min(noise.restart or noise.rounds, noise.rounds)
+
+
 def coefficients(noise: Noise, rounds: int) -> NDArray[np.float64]:
-    """The first column of C: [rounds].
+    """The first column of C, of a mechanism that has the same in each round: [rounds]. Raises
+    ValueError for a tree.
 
     >>> coefficients(Noise(Mechanism.GAUSSIAN, 1.0, 8.0, 1e-10, 9, 1), 3).tolist()
     [1.0, 0.0, 0.0]
     """
+    _require_toeplitz(noise)
     column = np.zeros(rounds)
     column[0] = 1.0
     for decay, scale in zip(noise.decays, noise.scales, strict=True):
@@ -65,13 +128,19 @@ def coefficients(noise: Noise, rounds: int) -> NDArray[np.float64]:
 
 
 def inverse(noise: Noise, rounds: int) -> NDArray[np.float64]:
-    """The first column of the inverse of C: [rounds]."""
+    """The first column of the inverse of C: [rounds]. Raises ValueError for a tree."""
+    _require_toeplitz(noise)
     column, state = np.zeros(rounds), np.zeros(len(noise.decays))
     scales, decays = np.array(noise.scales), np.array(noise.decays)
     for step in range(rounds):
         column[step] = (step == 0) - float(scales @ state) if len(scales) else float(step == 0)
         state = decays * state + column[step]
     return column
+
+
+def _require_toeplitz(noise: Noise) -> None:
+    if noise.mechanism is Mechanism.TREE:
+        raise ValueError("the rounds of a tree have no column in common")
 
 
 def sensitivity(noise: Noise, blocks: Sequence[int], separation: int, participations: int) -> float:
@@ -115,6 +184,8 @@ def _of_block(noise: Noise, rounds: int, separation: int, most: int) -> tuple[fl
 @functools.lru_cache(maxsize=256)
 def row_norm(noise: Noise) -> float:
     """The stddev of the widest noise of a round / that of one independent Gaussian."""
+    if noise.mechanism is Mechanism.TREE:
+        return max(math.sqrt(_gain(height)) for height in range(_of_tree(noise).bit_length()))
     return float(np.linalg.norm(inverse(noise, noise.rounds)))
 
 
@@ -122,5 +193,7 @@ def prefix_rmse(noise: Noise, rounds: int) -> float:
     """Root mean square, over the rounds, of the stddev of the noise in the sum of all rounds so
     far, in units of one independent Gaussian's.
     """
+    if noise.mechanism is Mechanism.TREE:
+        return math.sqrt(float(np.mean(_prefix_variances(noise, rounds))))
     sums = np.cumsum(inverse(noise, rounds))  # the first column of A C^-1
     return math.sqrt(float(np.mean(np.cumsum(sums**2))))
