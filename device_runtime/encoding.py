@@ -1,13 +1,17 @@
 """Encoding: a delta -> codes that add up as whole numbers, and a sum of codes -> their mean delta.
 
-    clip -> permute by a stride -> rotate in blocks -> round at random in one range -> codes
+    clip -> permute by a stride -> rotate in blocks -> keep a part of each -> clip again
+                                                                                  |
+                                              codes <- round at random in one range
 
 All of it is public and the same for every device and round of a task, so that the sum of codes is
 the code of the sum. The stride spreads neighbours over all blocks, and the rotation every value
-over its block: then one range of RANGE standard deviations fits all. What lies beyond is cut off,
-which is the only bias.
+over its block: then one range of RANGE standard deviations fits all, and a part of each block is a
+random projection of the delta, stretched to be as long as that was on average. What lies beyond the
+range, or beyond the clipping norm once more, is cut off, which is the only bias in its space.
 Sources: Suresh et al. 2017, arXiv:1611.00429 (rotation, stochastic k-level quantization); Kairouz
-et al. 2021, arXiv:2102.06387 (conditional rounding).
+et al. 2021, arXiv:2102.06387 (conditional rounding); Chen et al. 2022, arXiv:2203.03761 (linear
+compression before rounding, for noise).
 """
 
 import functools
@@ -26,12 +30,15 @@ RANGE = 3.0  # half the range of codes, in root mean squares of a delta of the c
 SLACK = 1.01  # of the bound over what rounding can be expected to make of the norm
 MOST_DRAWS = 16  # of the rounding, before the delta is made a little shorter
 NARROW = 256  # squares of half steps of 8-bit codes whose sum float32 holds exactly
+COMPRESSIONS = (1, 2, 4, 8, 16, 32, 64)  # what a rotated block can be cut by
 CHUNK = 65_536  # values worked on at a time: they stay in a core's own cache
 
 
 @dataclass(frozen=True)
 class Encoding:
-    """The public numbers of a task's encoding."""
+    """The public numbers of a task's encoding. Raises ValueError for a compression that cuts no
+    block into whole parts.
+    """
 
     dimension: int  # values of a delta
     bits: int  # of a code
@@ -40,6 +47,11 @@ class Encoding:
     # values of a rotated delta / values that travel: of each block the first ones, public and the
     # same in all rounds, so that noise finds the same basis
     compression: int = 1
+
+    def __post_init__(self) -> None:
+        if self.compression not in COMPRESSIONS:
+            named = ", ".join(map(str, COMPRESSIONS))
+            raise ValueError(f"compression: expected one of {named}, found {self.compression}")
 
     @property
     def largest(self) -> int:
@@ -109,7 +121,8 @@ def mean(
 
 
 def norm(codes: NDArray[Any], by: Encoding) -> float:
-    """The L2 norm of what an update's codes, each at most `largest`, stand for.
+    """The L2 norm of what an update's codes, each at most `largest`, stand for, as they travel:
+    stretched where they are compressed. It is what noise is measured by.
 
     Code c stands for (2 c - largest) half steps; the squares of these are added as whole numbers,
     so device and server get the same to the bit.

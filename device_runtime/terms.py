@@ -12,7 +12,7 @@ from typing import Annotated
 
 from device_runtime import bounds, config, neighbours, packing, strategy
 from device_runtime.bounds import Matches, Within
-from device_runtime.encoding import Encoding
+from device_runtime.encoding import COMPRESSIONS, Encoding
 from device_runtime.errors import ConfigError
 from device_runtime.neighbours import Impossible, Losses
 from device_runtime.noise import Noise
@@ -70,6 +70,12 @@ class Terms:
                 f"expected a key for aggregation by a helper and no other, found "
                 f"{self.helper[:16] or 'none'!r} for {self.aggregation}",
                 "name the helper, or another aggregation",
+            )
+        if self.compression not in COMPRESSIONS:
+            raise ConfigError(
+                "terms.compression",
+                f"expected a power of two up to {COMPRESSIONS[-1]}, found {self.compression}",
+                "choose one, so that of each rotated block a whole part travels",
             )
 
     @functools.cached_property

@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from device_runtime import encoding, quantize
+from device_runtime import encoding, quantize, weights
 from device_runtime.encoding import Encoding
 
 BITS = st.integers(1, 16)
+COMPRESSED = st.sampled_from([1, 2, 4, 8, 64])
 
 
 def vector(seed: int, size: int, norm: float = 1.0) -> np.ndarray:
@@ -70,9 +71,10 @@ def test_neighbours_come_to_all_blocks_alike(dimension):
     st.sampled_from([1, 2, 3, 50, 4096, 9000]),
     st.sampled_from([1e-6, 0.5, 1.0, 30.0]),
     st.booleans(),
+    COMPRESSED,
 )
-def test_no_rounding_leaves_the_bound(seed, bits, dimension, norm, spiky):
-    by = Encoding(dimension, bits, 1.0, seed)
+def test_no_rounding_leaves_the_bound(seed, bits, dimension, norm, spiky, compression):
+    by = Encoding(dimension, bits, 1.0, seed, compression)
     codes = encoded(
         (spike if spiky else lambda d, n: vector(seed, d, n))(dimension, norm), by, seed
     )
@@ -118,16 +120,17 @@ def test_a_draw_beyond_the_bound_is_drawn_again_and_in_the_end_the_delta_is_shor
         assert unfair - rng.left <= draws
 
 
-@settings(max_examples=12, deadline=None)
-@given(BITS, st.integers(0, 99))
-def test_rounding_is_right_on_average_but_for_what_the_range_cuts_off(bits, seed):
+@settings(max_examples=20, deadline=None)
+@given(BITS, st.integers(0, 99), COMPRESSED)
+def test_rounding_is_right_on_average_but_for_what_the_range_cuts_off(bits, seed, compression):
     """The mean of 200 draws is within 5 deviations of the cut value; the deviation of one draw is
     at most half a step.
     """
-    by, draws = Encoding(50, bits, 1.0, seed), 200
-    exact = vector(seed, 50)
+    by, draws = Encoding(50, bits, 1.0, seed, compression), 200
+    exact = vector(seed, 50, 0.5)
     rotated = quantize.rotate(exact[encoding._places(50, by.stride)], seed)
-    cut = np.clip(rotated, -by.half, by.half)
+    kept = rotated[: 4096 // compression] * math.sqrt(compression)
+    cut = np.clip(kept / max(1.0, np.linalg.norm(kept)), -by.half, by.half)
     rng = np.random.default_rng(seed)
     total = sum(encoding.encode({"all": exact}, by, rng).astype(np.int64) for _ in range(draws))
     error = total * (by.step / draws) - by.half - cut
@@ -135,9 +138,13 @@ def test_rounding_is_right_on_average_but_for_what_the_range_cuts_off(bits, seed
 
 
 @settings(max_examples=40)
-@given(BITS, st.integers(1, 6), st.sampled_from([1, 50, 4097, 9000]), st.integers(0, 99))
-def test_a_sum_of_codes_stands_for_the_mean_of_what_the_codes_stand_for(bits, count, size, seed):
-    by = Encoding(size, bits, 1.0, seed)
+@given(
+    BITS, st.integers(1, 6), st.sampled_from([1, 50, 4097, 9000]), st.integers(0, 99), COMPRESSED
+)
+def test_a_sum_of_codes_stands_for_the_mean_of_what_the_codes_stand_for(
+    bits, count, size, seed, compression
+):
+    by = Encoding(size, bits, 1.0, seed, compression)
     each = [encoded(vector(seed + n, size), by, n) for n in range(count)]
     total = sum(codes.astype(np.int64) for codes in each)
     alone = [encoding.mean(codes, 1, by) for codes in each]
@@ -188,6 +195,61 @@ def test_what_the_range_cuts_off_of_a_spike_in_each_block_is_nothing_and_of_one_
     assert mean[0] @ a_block == pytest.approx(1, abs=0.02)
     # 1 / 64 each in its block, where the range ends at 3 / 640
     assert mean[1] @ spike(dimension) == pytest.approx(0.3, abs=0.02)
+
+
+@pytest.mark.parametrize("compression", [2, 4, 8, 64])
+def test_of_a_compressed_delta_comes_back_its_part_in_one_space_for_all(compression):
+    """The first values of each rotated block, and nothing of the others."""
+    by = Encoding(3 * quantize.BLOCK, 16, 1.0, 7, compression)
+    delta = vector(1, by.dimension, 0.5)
+    back = encoding.mean(encoded(delta, by), 1, by)
+    places = encoding._places(by.dimension, by.stride)
+    was, came = (quantize.rotate(each[places], 7).reshape(3, -1) for each in (delta, back))
+    part = quantize.BLOCK // compression
+    np.testing.assert_allclose(came[:, :part], was[:, :part], atol=by.step)
+    np.testing.assert_allclose(came[:, part:], 0, atol=1e-6)
+    # a part of a random direction: the square of its norm is that share, give or take
+    assert np.linalg.norm(back) ** 2 == pytest.approx(0.25 / compression, rel=0.3)
+
+
+def test_a_delta_whose_kept_part_is_longer_than_the_whole_is_clipped_again():
+    """All of it lies in the part that travels: stretched it would be twice the clipping norm."""
+    by = Encoding(quantize.BLOCK, 8, 1.0, 0, 4)
+    rotated = np.zeros(quantize.BLOCK, np.float32)
+    rotated[:1024] = 1 / 32  # of norm 1
+    delta = np.empty(quantize.BLOCK, np.float32)
+    delta[encoding._places(by.dimension, by.stride)] = quantize.unrotate(rotated, 0, 4096)
+    codes = encoded(delta, by)
+    assert encoding.norm(codes, by) == pytest.approx(1.0, abs=0.01)
+    assert np.linalg.norm(encoding.mean(codes, 1, by)) == pytest.approx(0.5, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("compression", "first", "sha256"),
+    [
+        (
+            1,
+            [7, 8, 7, 7, 5, 5, 4, 8],
+            "958c531915f2bacea06e097685ceb5d515644f020d832ab8988f2d5c61d92a58",
+        ),
+        (
+            4,
+            [7, 8, 7, 7, 5, 5, 4, 8],
+            "72ef4fc4c7212ab2c25d9b7e42356deeb9f98b2c997b7cf8f668485e71872d50",
+        ),
+    ],
+)
+def test_codes_are_those_of_every_machine(compression, first, sha256):
+    """Of a ramp over three blocks, in fours: what they were when the format was laid down."""
+    by = Encoding(9000, 4, 1.0, 5, compression)
+    codes = encoded((np.arange(9000) - 4500).astype(np.float32) / 1000, by, seed=3)
+    assert codes[:8].tolist() == first
+    assert weights.digest(codes.tobytes()) == sha256
+
+
+def test_a_compression_that_cuts_no_block_into_whole_parts_is_refused():
+    with pytest.raises(ValueError, match=r"compression: expected one of 1, 2, 4, .*, found 3"):
+        Encoding(4096, 4, 1.0, 0, 3)
 
 
 def test_a_value_that_is_not_finite_and_another_number_of_values_are_refused():
