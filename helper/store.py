@@ -91,8 +91,9 @@ class Store:
             sa.event.listen(self._engine, "begin", _begin_sqlite)
         try:
             with self._engine.begin() as connection:
-                metadata.create_all(connection)
-                kept = connection.execute(sa.select(helpers)).one_or_none()
+                kept = _kept(connection)
+                if kept is None or (kept.helper == helper and kept.format <= FORMAT):
+                    _bring_along(connection, FORMAT if kept is None else kept.format)
                 if kept is None:
                     connection.execute(helpers.insert().values(helper=helper, format=FORMAT))
         except sa.exc.DBAPIError as error:
@@ -101,12 +102,12 @@ class Store:
             raise RunError(
                 where, f"cannot be used as the helper's database ({reason})", _OTHER
             ) from None
-        if kept is not None and (kept.helper, kept.format) != (helper, FORMAT):
+        if kept is not None and (kept.helper != helper or kept.format > FORMAT):
             self.close()
             raise RunError(
                 where,
-                f"expected the database of helper {helper[:16]} in format {FORMAT}, found that of "
-                f"{kept.helper[:16]} in format {kept.format}",
+                f"expected the database of helper {helper[:16]} in a format up to {FORMAT}, found "
+                f"that of {kept.helper[:16]} in format {kept.format}",
                 f"{_OTHER}, or start Fedboard in the version that made it",
             )
 
@@ -330,6 +331,23 @@ _INSERTS = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
 
 def _is_round(table: sa.Table, task_id: str, round: int) -> sa.ColumnElement[bool]:
     return (table.c.task_id == task_id) & (table.c.round == round)
+
+
+def _kept(connection: sa.Connection) -> Any:
+    """Whose database this is, and of which format; None of an empty one."""
+    if not sa.inspect(connection).has_table(helpers.name):
+        return None
+    return connection.execute(sa.select(helpers)).one_or_none()
+
+
+def _bring_along(connection: sa.Connection, format: int) -> None:
+    """The tables of a format become those of FORMAT, in the transaction of the caller."""
+    metadata.create_all(connection)  # those that are missing
+    if format < 2:
+        number = "ALTER TABLE participations ADD COLUMN last_sum BIGINT DEFAULT 0 NOT NULL"
+        connection.execute(sa.text(number))
+    if format < FORMAT:
+        connection.execute(helpers.update().values(format=FORMAT))
 
 
 def _task(row: Any) -> StoredTask:

@@ -2,7 +2,7 @@
 
 import sqlalchemy as sa
 
-FORMAT = 1  # of these tables
+FORMAT = 2  # of these tables; `store` brings those of format 1 along
 
 metadata = sa.MetaData()
 _TASK_ID, _HASH, _ROUND = sa.String(32), sa.String(64), sa.BigInteger
@@ -52,6 +52,8 @@ participations = sa.Table(  # the ledger: which device was in how many answers
     sa.Column("public_key", _HASH, primary_key=True),
     sa.Column("last_round", _ROUND, nullable=False),
     sa.Column("counted", _ROUND, nullable=False),
+    # the number of the last sum with noise that it was in, from 1 on; 0: it was in none
+    sa.Column("last_sum", _ROUND, nullable=False, server_default="0"),
 )
 named = sa.Table(  # reports that were answered, by the round they were assigned in, while it lives
     "named",
@@ -59,4 +61,13 @@ named = sa.Table(  # reports that were answered, by the round they were assigned
     sa.Column("task_id", _TASK_ID, primary_key=True),
     sa.Column("round", _ROUND, primary_key=True),
     sa.Column("public_key", _HASH, primary_key=True),
+)
+noises = sa.Table(  # of tasks whose sums carry noise, from the first sum on
+    "noises",
+    metadata,
+    sa.Column("task_id", _TASK_ID, primary_key=True),
+    sa.Column("spent", sa.Text, nullable=False),  # JSON: `budget.Spent`
+    # which key opens the buffers; 0: there are none, for no sum is to come
+    sa.Column("generation", _ROUND, nullable=False),
+    sa.Column("buffers", sa.LargeBinary, nullable=False),  # sealed: `buffers.Sealing`
 )

@@ -3,8 +3,10 @@
 import shutil
 import sqlite3
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -429,6 +431,39 @@ def test_two_helpers_do_not_share_a_folder(fast_folder):
         new(fast_folder / "helper")
     desk.close()
     new(fast_folder / "helper").close()
+
+
+def test_a_database_of_a_format_to_come_is_left_as_it_is(fast_folder):
+    begun(fast_folder / "helper").close()
+    with sqlite3.connect(fast_folder / "helper" / "helper.sqlite") as connection:
+        connection.execute("UPDATE helpers SET format = 3")
+    connection.close()
+    before = (fast_folder / "helper" / "helper.sqlite").read_bytes()
+    with pytest.raises(RunError, match=r"in a format up to 2, found that of .* in format 3"):
+        new(fast_folder / "helper")
+    assert (fast_folder / "helper" / "helper.sqlite").read_bytes() == before
+
+
+def columns(database: Path) -> dict[str, set[str]]:
+    """Of each table of an SQLite file."""
+    engine = sa.create_engine(f"sqlite:///{database}")
+    inspector = sa.inspect(engine)
+    named_ = {
+        table: {column["name"] for column in inspector.get_columns(table)}
+        for table in inspector.get_table_names()
+    }
+    engine.dispose()
+    return named_
+
+
+def test_a_database_of_format_1_gets_the_tables_of_a_new_one(fast_folder):
+    old = fast_folder / "old"
+    shutil.unpack_archive(GOLDEN / "helper-1.zip", old)
+    assert "noises" not in columns(old / "helper.sqlite")
+    new(old).close()
+    new(fast_folder / "new").close()
+    assert columns(old / "helper.sqlite") == columns(fast_folder / "new" / "helper.sqlite")
+    new(old).close()  # and once is enough
 
 
 def test_a_folder_that_version_1_wrote_goes_on(fast_folder):

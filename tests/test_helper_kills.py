@@ -13,8 +13,9 @@ import sqlalchemy as sa
 
 from device_runtime.helper_wire import HelperProblem
 from helper.desk import Desk
-from helper.tables import metadata
+from helper.tables import FORMAT, metadata
 from tests import postgres
+from tests.conftest import GOLDEN
 from tests.kill_points import every_kill_point
 from tests.toy_helper import (
     TASK_ID,
@@ -142,6 +143,32 @@ class Played:
 def test_a_helper_killed_at_any_step_answers_once_and_keeps_no_seed(fast_folder):
     played = Played(fast_folder)
     assert every_kill_point(played.script, played.folder, played.prepare, played.check) > 20
+
+
+OPENS = """
+from pathlib import Path
+from tests.toy_helper import new
+
+def work(folder: Path) -> None:
+    new(folder).close()
+"""
+
+
+def test_a_helper_killed_while_it_brings_an_older_database_along_goes_on_with_it(fast_folder):
+    def prepare(folder: Path) -> None:
+        shutil.unpack_archive(GOLDEN / "helper-1.zip", folder)
+
+    def check(folder: Path) -> None:
+        desk = new(folder)
+        assert desk.report().answers == 1
+        with desk._store.transaction() as rows:  # of the newest format
+            format, last_sum = rows._connection.execute(
+                sa.text("SELECT format, max(last_sum) FROM helpers, participations")
+            ).one()
+        assert (format, last_sum) == (FORMAT, 0)
+        desk.close()
+
+    assert every_kill_point(OPENS, fast_folder / "helper", prepare, check) > 5
 
 
 @pytest.fixture(scope="module")
