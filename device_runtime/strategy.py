@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from device_runtime.noise import Mechanism, Noise
 
-Draw = Callable[[], NDArray[np.float32]]  # independent standard normals, float32 [values]
+Draw = Callable[[], NDArray[np.float64]]  # independent standard normals, float64 [values]
 
 
 @dataclass(frozen=True)
@@ -39,24 +39,28 @@ def begin(noise: Noise, values: int) -> Buffers:
     return Buffers(0, np.zeros((count, values), np.float32))
 
 
-def advance(noise: Noise, buffers: Buffers, draw: Draw) -> tuple[NDArray[np.float32], Buffers]:
-    """The noise of the next sum, float32 [values], in units of one independent Gaussian's stddev;
+def advance(noise: Noise, buffers: Buffers, draw: Draw) -> tuple[NDArray[np.float64], Buffers]:
+    """The noise of the next sum, float64 [values], in units of one independent Gaussian's stddev;
     and what the one after it needs.
+
+    The noise stays in float64: in float32 it would have so few values that a sum of a million
+    shows, in all of them together, which numbers it can have been made of.
     """
     if noise.mechanism is Mechanism.TREE:
         return _advance_tree(noise, buffers, draw)
-    made = draw()
+    made: NDArray[np.float64] = draw()
     scales = np.asarray(noise.scales, np.float32)
     decays = np.asarray(noise.decays, np.float32)
     if len(scales):
         made = made - scales @ buffers.arrays
-    after = decays[:, None] * buffers.arrays + made
+    after = decays[:, None] * buffers.arrays  # float32: what is lost stays lost alike
+    after += made.astype(np.float32)
     return made, Buffers(buffers.step + 1, after)
 
 
 def _advance_tree(
     noise: Noise, buffers: Buffers, draw: Draw
-) -> tuple[NDArray[np.float32], Buffers]:
+) -> tuple[NDArray[np.float64], Buffers]:
     """The same of a tree: what the estimate of the sum so far gains. A node's Gaussian is drawn
     when its last sum is there, so that nothing is told of a node that is not complete.
     """
@@ -65,14 +69,14 @@ def _advance_tree(
     estimate, height = draw(), 0
     while (buffers.step >> height) & 1:
         height += 1
-        own = np.float32(variance(height))  # weights by variance: the node's, its two children's
+        own = variance(height)  # weights by variance: the node's, its two children's
         estimate = own * draw() + (1 - own) * (buffers.arrays[height - 1] + estimate)
     if height >= len(buffers.arrays):
         raise ValueError(f"a tree of {len(buffers.arrays)} heights ends before sum {buffers.step}")
     arrays = buffers.arrays.copy()
     arrays[:height], arrays[height] = 0.0, estimate
-    made = estimate - buffers.arrays[:height].sum(axis=0)
-    return made.astype(np.float32), Buffers(buffers.step + 1, arrays)
+    made: NDArray[np.float64] = estimate - buffers.arrays[:height].sum(axis=0)
+    return made, Buffers(buffers.step + 1, arrays)
 
 
 def variance(height: int) -> float:

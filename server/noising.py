@@ -14,7 +14,10 @@ import struct
 
 import numpy as np
 from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers import Cipher
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.ciphers.algorithms import AES
+from cryptography.hazmat.primitives.ciphers.modes import GCM
 from numpy.typing import NDArray
 
 from device_runtime import strategy
@@ -27,6 +30,7 @@ KEY_BYTES = 32
 _HEAD = struct.Struct("<4sQQQ")  # magic, step, buffers, values
 _MAGIC = b"FBN1"
 _NONCE = bytes(12)  # the same always: a key is used once
+_TAG_BYTES = 16
 
 
 def begin(terms: Terms) -> Buffers:
@@ -40,18 +44,21 @@ def noise(terms: Terms, buffers: Buffers, random: Random) -> tuple[NDArray[np.in
     assert terms.noise is not None
     draw = normals.source(terms.encoding.values, random)
     made, after = strategy.advance(terms.noise, buffers, draw)
-    return np.rint(made.astype(np.float64) * terms.deviation).astype(np.int64), after
+    return np.rint(made * terms.deviation).astype(np.int64), after
 
 
 def sealed(buffers: Buffers, key: bytes, about: str) -> bytes:
     """Buffers as they are kept: only who has the key, and says what they are for, reads them."""
     arrays = np.ascontiguousarray(buffers.arrays, "<f4")
-    head = _HEAD.pack(_MAGIC, buffers.step, *arrays.shape)
-    return AESGCM(key).encrypt(_NONCE, head + arrays.tobytes(), about.encode())
+    encryptor = Cipher(AES(key), GCM(_NONCE)).encryptor()
+    encryptor.authenticate_additional_data(about.encode())
+    head = encryptor.update(_HEAD.pack(_MAGIC, buffers.step, *arrays.shape))
+    # one after the other: they take megabytes
+    return b"".join((head, encryptor.update(_flat(arrays)), encryptor.finalize(), encryptor.tag))
 
 
 def opened(data: bytes, key: bytes | None, about: str, terms: Terms) -> Buffers | None:
-    """What `sealed` made; None if it cannot be read, or is of another network."""
+    """What `sealed` made; None if it cannot be read, or is of another network or mechanism."""
     if key is None or len(key) != KEY_BYTES:
         return None
     try:
@@ -62,7 +69,22 @@ def opened(data: bytes, key: bytes | None, about: str, terms: Terms) -> Buffers 
         return None
     magic, step, count, values = _HEAD.unpack_from(text)
     size = _HEAD.size + 4 * count * values
-    if magic != _MAGIC or values != terms.encoding.values or len(text) != size:
+    if magic != _MAGIC or len(text) != size or (count, values) != _shape(terms):
         return None
     arrays = np.frombuffer(text, "<f4", offset=_HEAD.size).reshape(count, values)
-    return Buffers(step, arrays.astype(np.float32))
+    return Buffers(step, arrays.astype(np.float32, copy=False))
+
+
+def sealed_bytes(terms: Terms) -> int:
+    """How much `sealed` makes of a task's buffers."""
+    count, values = _shape(terms)
+    return _HEAD.size + 4 * count * values + _TAG_BYTES
+
+
+def _shape(terms: Terms) -> tuple[int, int]:
+    assert terms.noise is not None
+    return len(strategy.begin(terms.noise, 0).arrays), terms.encoding.values
+
+
+def _flat(arrays: NDArray[np.float32]) -> memoryview:
+    return arrays.reshape(-1).view(np.uint8).data
