@@ -109,7 +109,7 @@ def _room(devices: int) -> int:
 
 def _desk(folder: Path, identity: Ed25519PrivateKey, task: Task) -> Desk:
     public = signing.public_hex(identity)
-    places = Places(Folder(folder / "keys"), Folder(folder / "answers"))
+    places = Places(*(Folder(folder / each) for each in ("keys", "answers", "noise")))
     least = task.terms.fewest
     store = Store(folder / "helper.sqlite", public)
     desk = Desk(store, places, identity, Rules(public, least), os.urandom)

@@ -14,7 +14,8 @@ from fedboard import console
 from fedboard.options import MOST_DEVICES
 
 DATABASE = "FEDBOARD_HELPER_DATABASE"  # environment: secrets stay out of files and commands
-KEY, LOCK, SQLITE, KEYS, ANSWERS = "helper.key", "helper", "helper.sqlite", "keys", "answers"
+KEY, LOCK, SQLITE = "helper.key", "helper", "helper.sqlite"
+KEYS, ANSWERS, NOISE = "keys", "answers", "noise"
 
 
 def helper(
@@ -117,7 +118,7 @@ def helper(
         with writable(dir / ADDRESS) as address:
             address.unlink(missing_ok=True)
         token = access.token(dir, os.environ.get(TOKEN), TOKEN_FILE)
-        places = Places(Folder(dir / KEYS), Folder(dir / ANSWERS))
+        places = Places(*(Folder(dir / each) for each in (KEYS, ANSWERS, NOISE)))
         desk = Desk(store, places, identity, rules, os.urandom)
         url = url_of(host, sock.getsockname()[1], bool(tls))
         console.say(f"helper {rules.helper}")

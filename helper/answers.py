@@ -11,7 +11,7 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from numpy.typing import NDArray
 
-from device_runtime import enrolments, masking, separation, signing
+from device_runtime import enrolments, masking, packing, separation, signing
 from device_runtime.helper_wire import (
     HelperProblem,
     Named,
@@ -41,6 +41,9 @@ class History:
     last: Mapping[str, int]
     # by the round it was assigned in: which reports are in earlier answers
     named: frozenset[tuple[int, str]] = frozenset()
+    counted: Mapping[str, int] = field(default_factory=dict)  # answers that each was in
+    # the number of the last sum with noise that each was in, from 1 on; 0: in none
+    last_sum: Mapping[str, int] = field(default_factory=dict)
 
 
 def set_digest(named: Named) -> str:
@@ -118,11 +121,12 @@ def seeds(named: Named, task: Task, keys: SealKeys) -> list[bytes] | HelperProbl
     return [seed for seed in opened if seed is not None]
 
 
-def finished(masks: NDArray[np.uint64], task: Task) -> NDArray[np.uint64]:
-    """What the leader is given of a sum of masks: whatever is added here is in the sum that it
-    opens, and it never sees the sum without it.
+def finished(masks: NDArray[np.uint64], noise: NDArray[np.int64], task: Task) -> NDArray[np.uint64]:
+    """What the leader is given of a sum of masks where the sum it opens is to carry noise, whole
+    codes [values]: it never has the one without.
     """
-    return masks
+    by = task.layout
+    return packing.subtract(masks, packing.pack_noise(noise, task.terms.room, by), by)
 
 
 def _is_signed(report: SealedReport, task: Task, keys: SealKeys) -> bool:

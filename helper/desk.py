@@ -1,10 +1,12 @@
 """The desk: what a leader asks and the time -> an answer, once a round, or why there is none.
 
-    open the seals -> sum of masks -> finish -> answer on disk -> ledger, set and digests in one
-    transaction -> the round's keys are written over -> the answer is given
+    within the budget? -> open the seals -> sum of masks, less noise -> answer and the key of the
+    noise's buffers on disk -> ledger, set, digests, account and buffers in one transaction
+    -> the keys of the round and of the buffers before are written over -> the answer is given
 
-Killed anywhere before the transaction, nothing has been answered and the keys are there; anywhere
-after it, the same set gets the same bytes and no other set gets any. The seeds are in memory only.
+Killed anywhere before the transaction, nothing has been answered and the keys are there: what was
+drawn nobody has seen, and the next try draws anew. Killed anywhere after it, the same set gets the
+same bytes, no other set gets any, and no sum has the same noise. The seeds are in memory only.
 """
 
 import threading
@@ -31,21 +33,35 @@ from device_runtime.helper_wire import (
     to_answer,
 )
 from device_runtime.masking import Random
+from device_runtime.strategy import Buffers
 from device_runtime.weights import digest
 from device_runtime.wire import Signed
-from helper import answers, keys
+from helper import answers, budget, keys
+from helper.answers import History
+from helper.budget import Spent
+from helper.buffers import NONE, Sealing
 from helper.keys import Keys
-from helper.store import Rows, Store, StoredAnswer, StoredTask
-from helper.tasks import Rules, admitted
+from helper.store import Rows, Store, StoredAnswer, StoredNoise, StoredTask
+from helper.tasks import Rules, Task, admitted
+from server import noising
 from server.slots import Slots
 
 
 @dataclass(frozen=True)
 class Places:
-    """Where a helper keeps what must be gone one day: private keys, and answers."""
+    """Where a helper keeps what must be gone one day."""
 
-    keys: Slots
+    keys: Slots  # private halves of seal keys
     answers: Slots
+    noise: Slots  # keys of the sealed buffers of noise
+
+
+@dataclass(frozen=True)
+class _Step:
+    """One more sum with noise."""
+
+    spent: Spent  # with it
+    buffers: Buffers  # that its noise is made of, beside what is drawn
 
 
 class Desk:
@@ -63,7 +79,8 @@ class Desk:
         used.
         """
         self._store, self._places, self._identity, self._rules = store, places, identity, rules
-        self._keys = Keys(places.keys, random)
+        self._random = random
+        self._keys, self._sealing = Keys(places.keys, random), Sealing(places.noise, random)
         self._changing, self._answering = threading.Lock(), threading.Lock()
         self.refusals: Counter[str] = Counter()  # since this process began
         with self._changing:
@@ -135,6 +152,7 @@ class Desk:
                     given = rows.answer(*of)
                     public = rows.seal_keys(asked.task_id)
                     last, history = rows.last_answered(asked.task_id), rows.history(asked)
+                    noise = rows.noise(asked.task_id)
                 if stored is None:
                     return self._unknown_task(asked.task_id)
                 if given is not None:
@@ -153,17 +171,28 @@ class Desk:
                 }
             task, by = stored.task, answers.SealKeys(public, private)
             problem = answers.why_not(asked, task, self._rules, history, by)
-            seeds = problem or answers.seeds(asked, task, by)
+            step = problem or self._step(asked, task, noise, history)
+            if isinstance(step, HelperProblem):
+                return self._no(step)
+            seeds = answers.seeds(asked, task, by)
             if isinstance(seeds, HelperProblem):
                 return self._no(seeds)
-            words = answers.finished(masking.mask_sum(seeds, task.layout), task)
-            body = to_answer(Noised(), packing.to_bytes(words, task.layout))
+            words = masking.mask_sum(seeds, task.layout)
+            noised, after = Noised(), None
+            if step is not None:
+                codes, after = noising.noise(task.terms, step.buffers, self._random)
+                words, noised = answers.finished(words, codes, task), step.spent.told
+            body = to_answer(noised, packing.to_bytes(words, task.layout))
             with self._changing:
                 self._places.answers.put(keys.name(of), body)
+                kept = None if after is None else self._sealed(task, step, after)
                 with self._store.transaction() as rows:
                     now_stored = rows.task(asked.task_id) or stored
                     dead = asked.round - task.terms.max_staleness
-                    rows.add_answer(asked, StoredAnswer(set_digest, digest(body), False), now)
+                    given = StoredAnswer(set_digest, digest(body), False)
+                    rows.add_answer(asked, given, now, noised.sums)
+                    if kept is not None:
+                        rows.put_noise(asked.task_id, *kept)
                     rows.end_keys(asked.task_id, max(dead, now_stored.dead_through))
                 self._forget()
             return body
@@ -200,6 +229,11 @@ class Desk:
         with self._store.reading() as rows:
             return rows.count_answers()
 
+    def budgets(self) -> list[tuple[Task, Spent]]:
+        """The tasks whose sums carry noise, and what each has spent."""
+        with self._store.reading() as rows:
+            return rows.budgets()
+
     def require_usable(self) -> None:
         """Raises what keeping something would raise."""
         self._store.require_usable()
@@ -225,6 +259,35 @@ class Desk:
             1 + max(last, stored.dead_through, *lost),
             1 + max(stored.newest, stored.dead_through),
         )
+
+    def _step(
+        self, asked: Named, task: Task, stored: StoredNoise, history: History
+    ) -> _Step | HelperProblem | None:
+        """What one more sum takes, or why it is not given; None if it carries no noise. Where
+        buffers are lost the noise begins anew.
+        """
+        if task.noise is None:
+            return None
+        buffers, generation = None, stored.generation
+        if generation != NONE:
+            with self._changing, self._store.reading() as rows:
+                sealed = rows.buffers(task.task_id)
+                buffers = self._sealing.opened(sealed, task.task_id, generation, task.terms)
+        spent = budget.after(stored.spent, asked, task.noise, history, buffers is None)
+        if isinstance(spent, HelperProblem):
+            return spent
+        return _Step(spent, noising.begin(task.terms) if buffers is None else buffers)
+
+    def _sealed(
+        self, task: Task, step: _Step | None, buffers: Buffers
+    ) -> tuple[StoredNoise, bytes]:
+        """What is kept of noise with a sum. After a task's last one, no buffers."""
+        assert task.noise is not None and step is not None
+        number = step.spent.happened.sums
+        if number == task.noise.rounds:
+            return StoredNoise(step.spent), b""
+        sealed = self._sealing.sealed(buffers, task.task_id, number)
+        return StoredNoise(step.spent, number), sealed
 
     def _why_no_keys(
         self, asked: KeysAsked, stored: StoredTask, known: dict[int, str]
@@ -279,9 +342,10 @@ class Desk:
         process has left of others.
         """
         with self._store.reading() as rows:
-            living, waiting = rows.living(), rows.waiting()
+            living, waiting, noised = rows.living(), rows.waiting(), rows.generations()
         keys.forget(self._places.keys, living)
         keys.forget(self._places.answers, waiting)
+        keys.forget(self._places.noise, noised)
 
     def _unknown_task(self, task_id: str) -> HelperProblem:
         return self._no(

@@ -1,15 +1,15 @@
 """Durable state of a helper: tasks, public keys of rounds, what was answered, the ledger.
 
 SQLite by default, any database by its URL; of one helper alone, whose identity stands in it. No
-seed, no private key and no mask is ever in it. What must hold together is written in one
-`transaction`, and is on disk when that has ended.
+seed, no private key and no mask is ever in it, and of noise only what is sealed. What must hold
+together is written in one `transaction`, and is on disk when that has ended.
 """
 
 import contextlib
 import sqlite3
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,15 @@ from device_runtime.helper_wire import Named
 from device_runtime.terms import Terms
 from device_runtime.wire import Kind, Signed
 from helper.answers import History
+from helper.budget import Spent
+from helper.buffers import NONE
 from helper.tables import (
     FORMAT,
     answers,
     helpers,
     metadata,
     named,
+    noises,
     participations,
     seal_keys,
     tasks,
@@ -56,6 +59,14 @@ class StoredAnswer:
     set_digest: str
     answer_digest: str
     is_taken: bool
+
+
+@dataclass(frozen=True)
+class StoredNoise:
+    """Of a task whose sums carry noise: what they have spent, and which key opens its buffers."""
+
+    spent: Spent = field(default_factory=Spent)
+    generation: int = NONE
 
 
 class Store:
@@ -223,8 +234,10 @@ class Rows:
         chosen = sa.select(answers.c.task_id, answers.c.round).where(~answers.c.is_taken)
         return [(task_id, round) for task_id, round in self._connection.execute(chosen)]
 
-    def add_answer(self, asked: Named, given: StoredAnswer, now: float) -> None:
-        """Keep what is answered of a round, and in the ledger who was in it."""
+    def add_answer(self, asked: Named, given: StoredAnswer, now: float, number: int = 0) -> None:
+        """Keep what is answered of a round, and in the ledger who was in it. `number`: of the sum,
+        if it carries noise.
+        """
         self._connection.execute(
             answers.insert().values(
                 task_id=asked.task_id,
@@ -244,10 +257,11 @@ class Rows:
                     "public_key": each.public_key,
                     "last_round": asked.round,
                     "counted": 1,
+                    "last_sum": number,
                 }
                 for each in asked.reports
             ],
-            ("last_round",),
+            ("last_round", "last_sum"),
             "counted",
         )
         self._put(
@@ -266,8 +280,9 @@ class Rows:
     def history(self, asked: Named) -> History:
         """What is remembered of the devices of a set."""
         keys = [each.public_key for each in asked.reports]
-        last = self._of_devices(
-            sa.select(participations.c.public_key, participations.c.last_round),
+        of = participations.c
+        ledger = self._of_devices(
+            sa.select(of.public_key, of.last_round, of.counted, of.last_sum),
             participations,
             asked.task_id,
             keys,
@@ -275,10 +290,52 @@ class Rows:
         before = self._of_devices(
             sa.select(named.c.round, named.c.public_key), named, asked.task_id, keys
         )
+        ledger = list(ledger)
         return History(
-            {public_key: round for public_key, round in last},
+            {each.public_key: each.last_round for each in ledger},
             frozenset((round, public_key) for round, public_key in before),
+            {each.public_key: each.counted for each in ledger},
+            {each.public_key: each.last_sum for each in ledger},
         )
+
+    def noise(self, task_id: str) -> StoredNoise:
+        """What the noise of a task's sums has spent."""
+        row = self._connection.execute(
+            sa.select(noises.c.spent, noises.c.generation).where(noises.c.task_id == task_id)
+        ).one_or_none()
+        return StoredNoise() if row is None else StoredNoise(_spent(row.spent), row.generation)
+
+    def buffers(self, task_id: str) -> bytes:
+        """The sealed buffers of a task's noise."""
+        of_task = noises.c.task_id == task_id
+        return bytes(
+            self._connection.execute(sa.select(noises.c.buffers).where(of_task)).scalar_one()
+        )
+
+    def put_noise(self, task_id: str, noise: StoredNoise, buffers: bytes) -> None:
+        """Keep what has been spent with a sum, and the sealed buffers that the next one needs."""
+        spent = config.to_json(noise.spent).decode()
+        values = {"spent": spent, "generation": noise.generation, "buffers": buffers}
+        self._put(noises, [{"task_id": task_id, **values}], tuple(values))
+
+    def generations(self) -> list[tuple[str, int]]:
+        """Of all tasks with buffers, which key opens them."""
+        chosen = sa.select(noises.c.task_id, noises.c.generation)
+        rows = self._connection.execute(chosen.where(noises.c.generation != NONE))
+        return [(task_id, generation) for task_id, generation in rows]
+
+    def budgets(self) -> list[tuple[Task, Spent]]:
+        """All training tasks whose terms have noise, and what each has spent."""
+        chosen = sa.select(tasks, noises.c.spent.label("spent")).outerjoin(
+            noises, tasks.c.task_id == noises.c.task_id
+        )
+        rows = self._connection.execute(chosen.order_by(tasks.c.task, tasks.c.task_id))
+        each = ((_task(row).task, row.spent) for row in rows)
+        return [
+            (task, Spent() if text is None else _spent(text))
+            for task, text in each
+            if task.noise is not None
+        ]
 
     def counted(self, task_id: str) -> dict[str, int]:
         """In how many answers of a task each device was, by its public key."""
@@ -354,6 +411,10 @@ def _task(row: Any) -> StoredTask:
     terms = config.from_json(Terms, row.terms.encode(), "terms")
     task = Task(row.task_id, row.task, row.server, Kind(row.kind), terms)
     return StoredTask(task, row.dead_through, row.newest)
+
+
+def _spent(text: str) -> Spent:
+    return config.from_json(Spent, text.encode(), "spent")
 
 
 def require_ours(database: Path) -> None:

@@ -1,12 +1,20 @@
 """Tasks: of which tasks a helper opens sums, by what their makers have signed."""
 
+import math
 from dataclasses import dataclass, replace
+
+import numpy as np
 
 from device_runtime import chain, scores
 from device_runtime.helper_wire import HelperProblem, Refusal, Registration
+from device_runtime.noise import Noise
 from device_runtime.packing import Layout
 from device_runtime.terms import LEAST_COUNT, Aggregation, Terms
 from device_runtime.wire import Kind
+from server import noising
+
+MOST_DELTA = 1e-5  # of a budget that is held to a largest epsilon
+MOST_STATE_BYTES = 1 << 29  # that a database takes in one row
 
 
 @dataclass(frozen=True)
@@ -17,6 +25,8 @@ class Rules:
     least: int = LEAST_COUNT  # devices of the smallest sum it opens
     trusted: frozenset[str] = frozenset()  # makers whose tasks it serves; empty: any maker's
     enrolment_key: str = ""  # whose devices alone count; empty: all do
+    max_epsilon: float = math.inf  # the largest budget of a task, at MOST_DELTA or less
+    requires_noise: bool = False  # it serves no task without
 
 
 @dataclass(frozen=True)
@@ -35,6 +45,11 @@ class Task:
         in an evaluation nothing is learnt from a device, and it reports once a round.
         """
         return max(1, self.terms.min_separation) if self.kind is Kind.TRAINING else 1
+
+    @property
+    def noise(self) -> Noise | None:
+        """What its sums carry: those of an evaluation, nothing."""
+        return self.terms.noise if self.kind is Kind.TRAINING else None
 
     @property
     def layout(self) -> Layout:
@@ -66,6 +81,8 @@ def admitted(
         return _foreign(
             f"certificate: expected sums of at least {rules.least} devices, found {terms.fewest}"
         )
+    if reason := _why_not_by(terms, rules):
+        return _foreign(f"certificate: {reason}")
     if now >= certificate.expires_at:
         return _foreign(
             f"certificate: expired at {certificate.expires_at:.0f}, and it is {now:.0f} here, in "
@@ -93,6 +110,31 @@ def admitted(
             "others; a task with other terms is another task"
         )
     return task
+
+
+def _why_not_by(terms: Terms, rules: Rules) -> str:
+    """Why sums are not opened with the noise that terms have, or without; empty if they are."""
+    noise = terms.noise
+    if noise is None:
+        return "expected noise in every sum, found none" if rules.requires_noise else ""
+    if not math.isinf(rules.max_epsilon):
+        if noise.epsilon > rules.max_epsilon:
+            return f"expected an epsilon of at most {rules.max_epsilon:g}, found {noise.epsilon:g}"
+        if noise.delta > MOST_DELTA:
+            return f"expected a delta of at most {MOST_DELTA:g}, found {noise.delta:g}"
+    try:
+        with np.errstate(all="ignore"):
+            has_room, size = bool(terms.layout), noising.sealed_bytes(terms)
+    except (ValueError, OverflowError):
+        has_room, size = False, 0
+    if not has_room:
+        return f"noise of {terms.deviation:.3g} codes has no room in masked words"
+    if size > MOST_STATE_BYTES:
+        return (
+            f"expected buffers of noise of at most {MOST_STATE_BYTES >> 20} MB, found "
+            f"{size >> 20} MB"
+        )
+    return ""
 
 
 def _foreign(detail: str) -> HelperProblem:

@@ -553,7 +553,7 @@ def test_whom_a_helper_takes_for_a_device_is_told_where_somebody_certifies_them(
 def test_a_paused_task_whose_helper_is_gone_for_good_is_no_problem_of_others(tmp_path, helper):
     other = Desk(
         Store(tmp_path / "other.sqlite", HELPER[::-1]),
-        Places(Folder(tmp_path / "keys"), Folder(tmp_path / "answers")),
+        Places(*(Folder(tmp_path / each) for each in ("keys", "answers", "noise"))),
         key(9002),
         HelperRules(HELPER[::-1], 2),
         np.random.default_rng().bytes,

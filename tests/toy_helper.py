@@ -4,7 +4,7 @@ Devices make masked updates of whole numbers without training.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +15,15 @@ from device_runtime.helper_wire import (
     SEAL_KEY,
     KeysAsked,
     Named,
+    Noised,
     Registration,
     SealedReport,
     SealKey,
     SealKeys,
     from_answer,
 )
-from device_runtime.masking import Bound
+from device_runtime.masking import Bound, Random
+from device_runtime.noise import Mechanism, Noise
 from device_runtime.packing import Layout
 from device_runtime.terms import Aggregation, Terms
 from device_runtime.wire import Kind, Signed
@@ -49,6 +51,17 @@ TERMS = Terms(
     helper=HELPER,
 )
 RULES = Rules(HELPER, LEAST)
+NOISE = Noise(
+    Mechanism.BLT,
+    multiplier=2.0,
+    epsilon=100.0,
+    delta=1e-6,
+    rounds=50,
+    participations=20,
+    decays=(0.9, 0.5),
+    scales=(0.3, 0.2),
+)
+NOISED = replace(TERMS, noise=NOISE, min_separation=1)
 
 
 def certificate(terms: Terms | None = TERMS, by: Ed25519PrivateKey = OPERATOR, **other) -> Signed:
@@ -74,12 +87,17 @@ def registration(terms: Terms | None = TERMS, **other) -> Registration:
     return Registration(certificate(terms, **other), "words", TASK_ID)
 
 
-def new(folder: Path, rules: Rules = RULES, database: str | None = None) -> Desk:
+def new(
+    folder: Path,
+    rules: Rules = RULES,
+    database: str | None = None,
+    random: Random | None = None,
+) -> Desk:
     """A desk in a folder, or what goes on with the one that was there."""
     folder.mkdir(exist_ok=True)
     store = Store(database or folder / "helper.sqlite", rules.helper)
-    places = Places(Folder(folder / "keys"), Folder(folder / "answers"))
-    return Desk(store, places, IDENTITY, rules, np.random.default_rng().bytes)
+    places = Places(*(Folder(folder / each) for each in ("keys", "answers", "noise")))
+    return Desk(store, places, IDENTITY, rules, random or np.random.default_rng().bytes)
 
 
 def begun(folder: Path, terms: Terms = TERMS, rules: Rules = RULES, **other) -> Desk:
@@ -161,6 +179,16 @@ def opened(body: bytes, of: list[Report], terms: Terms = TERMS) -> list[int]:
         total = packing.add(total, each.words, by)
     masks = packing.from_bytes(from_answer(body, by.bytes)[1], by)
     return packing.unpack(packing.subtract(total, masks, by), by).tolist()
+
+
+def noise_in(body: bytes, of: list[Report], terms: Terms = NOISED) -> np.ndarray:
+    """The noise in the sum that the leader finds, in codes: int64 [values]."""
+    return np.array(opened(body, of, terms)) - terms.room - np.array(expected(of))
+
+
+def noised(body: bytes, terms: Terms = NOISED) -> Noised:
+    """What the leader is told of the noise."""
+    return from_answer(body, layout(terms).bytes)[0]
 
 
 def expected(of: list[Report]) -> list[int]:

@@ -44,7 +44,7 @@ def desk(folder: Path, least: int = 2, enrolment_key: str = "") -> Desk:
     """A helper in a folder, or what goes on with the one that was there."""
     folder.mkdir(exist_ok=True)
     rules = HelperRules(HELPER, least, enrolment_key=enrolment_key)
-    places = Places(Folder(folder / "keys"), Folder(folder / "answers"))
+    places = Places(*(Folder(folder / each) for each in ("keys", "answers", "noise")))
     random = np.random.default_rng().bytes
     return Desk(Store(folder / "helper.sqlite", HELPER), places, IDENTITY, rules, random)
 
