@@ -307,6 +307,9 @@ class RoundReport:
     overlap: Annotated[int, COUNT] = 0
     # where devices open their sum together: how many sent the message of each step
     steps: Annotated[dict[str, int], BY_CAUSE] = field(default_factory=dict)
+    # of a task with noise, once its sum was made: what was spent by then, at the task's delta
+    rho: Annotated[float | None, Within(0.0, 1e12)] = None
+    epsilon: Annotated[float | None, Within(0.0, 1e12)] = None
 
 
 # the steps of the funnel, in order: a device that came to one came to all before it

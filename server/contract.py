@@ -158,6 +158,15 @@ class TaskReport:
     # why its devices get no work or its newest round waits, or why the last was abandoned
     waits: str = ""
     counts: str = ""  # whom its helper takes for a device, in a sentence; empty: there is none
+    # of a task with noise: what is spent, of what budget at which delta, and how many sums made it
+    rho: float | None = None
+    epsilon: float | None = None
+    delta: float | None = None
+    budget: float | None = None
+    sums: int = 0
+    beginnings: int = 0  # of the noise: each further one is of a state that was lost
+    left: int = 0  # more sums that there is room for at worst
+    over: str = ""  # why no further round starts, in a sentence; empty while one may
 
 
 @dataclass(frozen=True)

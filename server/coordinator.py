@@ -43,8 +43,8 @@ import numpy as np
 from device_runtime import enrolments, scores, separation, signing
 from device_runtime.causes import MEANING, Cause
 from device_runtime.errors import FedboardError, RunError
-from device_runtime.helper_wire import Registered
-from device_runtime.masking import Bound
+from device_runtime.helper_wire import Noised, Registered
+from device_runtime.masking import Bound, Random
 from device_runtime.terms import Aggregation
 from device_runtime.update import Sealed
 from device_runtime.weights import digest
@@ -65,6 +65,7 @@ from device_runtime.wire import (
     Scores,
 )
 from server import (
+    budget,
     chain,
     closing,
     comparing,
@@ -77,7 +78,7 @@ from server import (
 )
 from server.blobs import Blobs
 from server.differences import NEWEST, Differences
-from server.eligibility import decide
+from server.eligibility import decide, spends
 from server.helper_client import Helper
 from server.helping import Helping, asks_helper, first_to_open, seal_key_in
 from server.judging import Judged, judge
@@ -85,6 +86,7 @@ from server.ledger import Ledger
 from server.masks import At, Lost
 from server.open_sums import OpenSums
 from server.opening import Frozen, Mask, Never, Opener, Waiting, member_names, split
+from server.own_noise import NoNoise, OwnNoise, adds_noise
 from server.pacing import Told
 from server.places import Chance
 from server.records import changed
@@ -168,9 +170,11 @@ class Coordinator:
         replica: str | None = None,
         codes_needed: bool = False,
         helper: Helper | None = None,
+        random: Random = secrets.token_bytes,
     ):
         """`rng` spreads the retry times; `replica` names this server among those that share the
         store. `codes_needed`: to enrol. `helper`: who takes the masks off sums, if anybody does.
+        `random`: of the noise that this server adds itself.
         """
         self.store, self.blobs = store, blobs
         if replica is None:
@@ -191,6 +195,7 @@ class Coordinator:
         keys = blobs.slots(self.server) if store.beside is None else slots.Folder(store.beside)
         self._sums, self._has_begun = OpenSums(keys, replica), False
         self.round_keys = chain.RoundKeys(keys)
+        self._noise = OwnNoise(store, keys, self.server, random)
         self._to_do: dict[str, str] = {}  # by task: what its operator was told of its certificate
         self.helping = None if helper is None else Helping(store, self.server, helper)
         # how masked sums are opened, by the aggregation of their tasks
@@ -529,6 +534,12 @@ class Coordinator:
                     earlier = rows.checkpoint(task, to)
                 if earlier is None:
                     raise Refused(Cause.UNKNOWN_BLOB, "the task has no such checkpoint")
+                if self._is_spending(rows, stored.task):
+                    raise Refused(
+                        Cause.WRONG_STATE,
+                        "the sum of its open round is being opened: what that spends is written "
+                        "down first; ask again once the round is closed",
+                    )
                 state = replace(rows.open_rounds()[task].state, phase=Phase.ABANDONED)
                 rows.close_round(task, state, None, Cause.ROUND_CLOSED, now, all_rounds=True)
                 chain.sign(rows, self.round_keys, task, earlier, state.round + 1, now)
@@ -536,6 +547,15 @@ class Coordinator:
             self._sums.ended((task, state.round))
             self.store.tidy()
         return earlier
+
+    def _is_spending(self, rows: Rows, task: Task) -> bool:
+        """Whether the noise of a task's open round may be drawn, and its sum is not written down
+        yet.
+        """
+        if task.noise is None:
+            return False
+        phase = rows.open_rounds()[task.name].state.phase
+        return phase not in OPEN or rows.spending.of(task.name).drawn is not None
 
     def create_codes(self, count: int, life_s: float, now: float) -> list[str]:
         """New enrolment codes, each good for one device. Only their hashes are kept."""
@@ -630,6 +650,7 @@ class Coordinator:
         if not self._has_begun:
             for lost in self._sums.begin(self.store):
                 self._give_up(lost, now)
+            self._noise.begin()
             self._has_begun = True
 
     def _give_up(self, lost: Lost, now: float) -> None:
@@ -746,7 +767,16 @@ class Coordinator:
     def _decide(self, task: Task, device: str, check_in: CheckIn, ledger: Ledger) -> Cause | None:
         number = ledger.rounds[task.name].state.round
         history = ledger.history(device, task.name)
-        return decide(check_in, history, number, task.tokenizer, task.policy, ledger.now)
+        cause = decide(check_in, history, number, task.tokenizer, task.policy, ledger.now)
+        return cause or self._spends(task, device, ledger)
+
+    def _spends(self, task: Task, device: str, ledger: Ledger) -> Cause | None:
+        """Why a device must not be in the next sum of a task with noise."""
+        if task.noise is None:
+            return None
+        history, number = ledger.history(device, task.name), ledger.next_sum(task.name)
+        most, apart = task.noise.participations, task.policy.min_separation
+        return spends(history, number, most, apart)
 
     def _chance(
         self, stored: StoredTask, device: str, check_in: CheckIn, ledger: Ledger, rows: Rows
@@ -872,21 +902,17 @@ class Coordinator:
             ledger.tell(task.name, Dropped(now))
             return Reject(Cause.STALE, self._retry(Cause.STALE, task.rules, now))
         participation = ledger.history(work.device, task.name)
+        too_soon = self._spends(task, work.device, ledger)
         if not separation.may_join(
             round.round, participation.last_counted, task.policy.min_separation
         ):
+            too_soon = Cause.REPORTED_RECENTLY
+        if too_soon is not None:
             # only in a buffered task: the device has been counted in this very round by an older
             # assignment
-            ledger.settle(
-                work,
-                status=AssignmentStatus.CLOSED,
-                cause=Cause.REPORTED_RECENTLY,
-                update_hash=name,
-            )
+            ledger.settle(work, status=AssignmentStatus.CLOSED, cause=too_soon, update_hash=name)
             ledger.tell(task.name, Dropped(now))
-            return Reject(
-                Cause.REPORTED_RECENTLY, self._retry(Cause.REPORTED_RECENTLY, task.rules, now)
-            )
+            return Reject(too_soon, self._retry(too_soon, task.rules, now))
         ledger.participated(work.device, task.name)
         ledger.settle(
             work, status=AssignmentStatus.COUNTED, update_hash=name, counted_in=round.round
@@ -1069,6 +1095,12 @@ class Coordinator:
             parts = self._parts(task.name, round.state.round)
         if parts and trains:
             total = mechanism.of(task).total(parts)
+            if adds_noise(task):
+                noise = self._noise.of(task, round.state.round)
+                if isinstance(noise, NoNoise):
+                    self._close(task, round, _without(noise), now)
+                    return
+                total = mechanism.with_noise(total, noise)
             after = self._next_checkpoint(task, round, total, now)
         self._close(task, round, _End(parts, after), now)
 
@@ -1084,7 +1116,7 @@ class Coordinator:
             still_open = rows.open_rounds().get(task.name)
             if still_open is None or still_open.state.round != state.round:
                 return  # another replica has closed it
-            if parts is None and round.state.phase is Phase.COMMITTED:
+            if parts is None and round.state.phase is Phase.COMMITTED and not end.reason:
                 log.error("round abandoned: what it counted cannot be read", extra=about)
             if after is not None:
                 rows.add_checkpoint(task.name, after)
@@ -1095,8 +1127,11 @@ class Coordinator:
             if still_open.state.phase is Phase.UNMASKING:
                 self._say(rows, task, state, end.reason)
                 rows.bar(task.name, end.barred)
+            elif end.reason:
+                rows.say_of_round(task.name, state.round, end.reason[: SENTENCE.most])
+            over = self._account(rows, task, state, end)
             committed = rows.committed(task.name) + (state.phase is Phase.COMMITTED)
-            finished = 0 < rules.rounds <= committed
+            finished = 0 < rules.rounds <= committed or bool(over)
             ends = Cause.ROUND_CLOSED if state.phase is Phase.ABANDONED else Cause.SURPLUS
             late = Cause.TIMED_OUT if not rules.buffered and is_over(state, now, rules) else ends
             rows.close_round(
@@ -1122,10 +1157,43 @@ class Coordinator:
         told = {"phase": str(state.phase), "counted": state.reported}
         if end.reason:
             told |= {"reason": end.reason}
-        log.info("round closed", extra=about | told)
+        log.info("round closed", extra=about | told | self._spent(task, over))
+        if adds_noise(task):
+            try:
+                self._noise.ended(task)
+            except FedboardError as error:  # the next start does it
+                log.warning("a key was not removed", extra={"error": type(error).__name__})
         for release, verdict in (closed.stopped if closed else {}).items():
             where = {"population": task.population, "release": release}
             log.warning("release stopped: %s", verdict.why, extra=about | where)
+
+    def _account(self, rows: Rows, task: Task, state: RoundState, end: "_End") -> str:
+        """Write down whose reports were in a sum with noise, if one was made, and what has been
+        spent by now; why no further round may start, in a sentence, empty if one may.
+        """
+        if task.noise is None:
+            return ""
+        kept = rows.spending.of(task.name)
+        is_drawn = kept.drawn == state.round
+        if is_drawn or end.noised is not None:
+            begins = kept.begins if is_drawn else state.round in (end.noised or Noised()).began
+            oldest = state.round - terms(task).max_staleness
+            kept = rows.spending.record(task.name, state.round, oldest, begins, end.noised)
+            rows.spending.note(task.name, state.round, budget.standing(task.noise, kept).account)
+        over = end.reason if end.is_over else ""
+        over = over or budget.why_over(task.noise, kept, terms(task).min_separation)
+        if over:
+            rows.spending.set_over(task.name, over)
+        return over
+
+    def _spent(self, task: Task, over: str) -> dict[str, object]:
+        """What a line of the log says of a task with noise."""
+        if task.noise is None:
+            return {}
+        with self.store.reading() as rows:
+            spent = budget.standing(task.noise, rows.spending.of(task.name))
+        told = {"rho": spent.account.rho, "epsilon": spent.account.epsilon, "sums": spent.sums}
+        return told | ({"over": over} if over else {})
 
     def _say(self, rows: Rows, task: Task, state: RoundState, reason: str) -> None:
         """Keep why a masked round was abandoned; of one that is committed, how many of its devices
@@ -1229,7 +1297,7 @@ class Coordinator:
             return
         self.waits.pop(task.name, None)
         if isinstance(answer, Never):
-            end = _End(reason=answer.reason, barred=answer.devices)
+            end = _End(reason=answer.reason, barred=answer.devices, is_over=answer.is_over)
         else:
             end = self._opened(task, round, answer, now)
         phase = Phase.ABANDONED if end.reason else Phase.COMMITTED
@@ -1238,20 +1306,32 @@ class Coordinator:
         opener.ended(frozen)
 
     def _opened(self, task: Task, round: StoredRound, mask: Mask, now: float) -> "_End":
-        """What a frozen round comes to, now that its mask is known."""
+        """What a frozen round comes to, now that its mask is known. The noise of a helper is in
+        it, whatever follows.
+        """
+        noised = mask.noised if mask.noised.sums else None
+        if task.noise is not None and not adds_noise(task) and noised is None:
+            return _End(reason="its helper has added no noise to the sum")
         with self._lock:
             parts = self._parts(task.name, round.state.round)
         if not parts:
-            return _End(reason="what it counted cannot be read: its key is lost")
+            return _End(reason="what it counted cannot be read: its key is lost", noised=noised)
         opened = mechanism.opened(task, parts, mask.words)
         if isinstance(opened, str):
-            return _End(reason=opened)
+            return _End(reason=opened, noised=noised)
         if task.kind is not Kind.TRAINING:
             return _End([opened])
+        if adds_noise(task):
+            with self._lock:
+                noise = self._noise.of(task, round.state.round)
+            if isinstance(noise, NoNoise):
+                return _without(noise)
+            opened = mechanism.with_noise(opened, noise)
         after = self._next_checkpoint(task, round, opened, now)
         if after is None:
-            return _End(reason="its weights are too large for float16: lower the learning rate")
-        return _End([opened], after)
+            reason = "its weights are too large for float16: lower the learning rate"
+            return _End(reason=reason, noised=noised)
+        return _End([opened], after, noised=noised)
 
     def _parts(self, task: str, number: int) -> list[Sum] | None:
         """What all replicas have counted of a round; None if one of the sums cannot be read any
@@ -1322,6 +1402,12 @@ class _End:
     after: StoredCheckpoint | None = None  # of a training task that goes on from another one
     reason: str = ""  # why nothing came of a masked sum
     barred: tuple[str, ...] = ()  # devices that get no more work, since that is their doing
+    noised: Noised | None = None  # what a helper says of the noise that it has added to the sum
+    is_over: bool = False  # that there is no budget for one more sum is why nothing came of it
+
+
+def _without(noise: NoNoise) -> _End:
+    return _End(reason=noise.reason, is_over=noise.is_over)
 
 
 def _behind(first: int) -> str:

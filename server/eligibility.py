@@ -49,6 +49,8 @@ class History:
     last_counted: int | None = None  # round
     counted: int = 0  # rounds
     barred: bool = False  # it has cost one of them all that was counted
+    last_sum: int | None = None  # number of the last sum with noise that it was in
+    in_sums: int = 0  # with noise
 
 
 def decide(
@@ -77,5 +79,21 @@ def decide(
     if policy.max_participations and history.counted >= policy.max_participations:
         return Cause.PARTICIPATED_ENOUGH
     if not separation.may_join(round, history.last_counted, policy.min_separation):
+        return Cause.REPORTED_RECENTLY
+    return None
+
+
+def spends(history: History, number: int, most: int, min_separation: int) -> Cause | None:
+    """The first cause that keeps the device out of the sum of this number, to which noise is added,
+    or None if it may be in it: so what it spends stays within what its task was planned for, also
+    where rounds between had no sum. Of its sums there may be `most`.
+
+    >>> spends(History(0.0, last_sum=4, in_sums=2), number=6, most=3, min_separation=2)
+    >>> spends(History(0.0, last_sum=4, in_sums=3), number=6, most=3, min_separation=2)
+    <Cause.PARTICIPATED_ENOUGH: 'participated_enough'>
+    """
+    if history.in_sums >= most:
+        return Cause.PARTICIPATED_ENOUGH
+    if not separation.may_join(number, history.last_sum, min_separation):
         return Cause.REPORTED_RECENTLY
     return None

@@ -216,7 +216,8 @@ class Helping:
         named = error.problem.devices if refusal is Refusal.BAD_SEAL else ()
         if 2 * len(named) >= frozen.count:  # that is not of their making
             named = ()
-        return Never(f"the helper gives no mask: {refusal}: {error.problem.detail}", named)
+        over = refusal is Refusal.OVER_BUDGET
+        return Never(f"the helper gives no mask: {refusal}: {error.problem.detail}", named, over)
 
     def _trouble(self, error: Away | Denied, task: str, now: float) -> None:
         if isinstance(error, Denied) and error.problem.refusal in _FORGOTTEN:

@@ -8,6 +8,7 @@ from device_runtime.causes import Cause
 from device_runtime.update import Sealed
 from device_runtime.wire import UNDER_WAY, Ack, Phase, Reject, Signed
 from server import pacing, places
+from server.budget import Spending
 from server.chain import Given
 from server.eligibility import History
 from server.pacing import Told
@@ -68,6 +69,7 @@ class Ledger:
         ]:
             rows.enrolled_by(ahead, now)
         self._published: dict[str, frozenset[int]] = {}
+        self._spending: Mapping[str, Spending] | None = None
         self.seen = rows.seen(used) if used else set()
         self.assignments = rows.assignments(sorted(set(assignments))) if assignments else {}
         if names:
@@ -170,7 +172,16 @@ class Ledger:
             None if counted is None else counted.last_counted,
             0 if counted is None else counted.counted,
             counted is not None and counted.barred,
+            None if counted is None else counted.last_sum,
+            0 if counted is None else counted.in_sums,
         )
+
+    def next_sum(self, task: str) -> int:
+        """The number that the next sum of a task with noise will have."""
+        if self._spending is None:
+            self._spending = self._rows.spending.all()
+        kept = self._spending.get(task)
+        return 1 if kept is None else kept.happened.sums + 1
 
     def work(self, device: str, task: str) -> StoredAssignment | None:
         """The device's open assignment in a task; else, of a task whose rounds have a device once,
@@ -284,7 +295,12 @@ class Ledger:
                 if before.smallest_separation is None
                 else min(apart, before.smallest_separation)
             )
-            after = Participation(number, before.counted + 1, smallest)
+            after = changed(
+                before,
+                last_counted=number,
+                counted=before.counted + 1,
+                smallest_separation=smallest,
+            )
         self._participations[device, task] = self._changed_participations[device, task] = after
 
     def write(self) -> None:

@@ -15,7 +15,7 @@ another mechanism is another function beside `plain` and `masked`.
 import functools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -30,13 +30,14 @@ from device_runtime.packing import Layout
 from device_runtime.terms import Aggregation, Terms
 from device_runtime.update import Sealed
 from device_runtime.wire import Kind
-from server import sums
+from server import budget, sums
+from server.budget import Spending
 from server.sums import Checked, Sum, Weighted
 from server.task import Task, is_masked, terms
 
 WHOLE = 64  # of a buffered task: how often the codes of an update are added that is not late
 FLOAT64_SLACK = 1e-9  # of a norm of float64
-NOISE_NORM = 1.1  # of noise over what it is on average: no more is expected of thousands of values
+NOISE_SPREAD = 8.0  # standard deviations of the norm of noise: more is expected of none
 NOTHING_CLAIMED = "no privacy guarantee (epsilon) is claimed and no budget is kept"
 
 
@@ -47,6 +48,7 @@ class Exposure:
     rounds: int  # committed
     most: int  # rounds of the device that was counted most often
     smallest_separation: int | None  # rounds between two of one device; None before the second
+    spending: Spending = field(default_factory=Spending)  # of sums with noise
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,14 @@ class Spent:
 
     protection: str  # what hides the updates, in the words of a bundle's lineage
     epsilon: float = math.inf  # inf: nothing is claimed
+    rho: float = math.inf  # of zero-concentrated differential privacy
+    delta: float = 0.0
+    budget: float | None = None  # epsilon that it may come to at delta; None: there is none
+    sums: int = 0  # with noise, made so far
+    beginnings: int = 0  # of the noise: each further one is of a state that was lost
+    left: int = 0  # more sums that the budget has room for at worst
+    details: str = ""  # who was in those sums, and what is wrong, in a sentence
+    over: str = ""  # why no further round starts, in a sentence; empty while one may
 
     @property
     def claimed(self) -> bool:
@@ -68,6 +78,11 @@ class Spent:
         >>> Spent("noise on every sum", 1.5).sentence
         'noise on every sum; epsilon 1.50'
         """
+        if self.budget is not None:
+            spent = f"epsilon {self.epsilon:.2f} of {self.budget:g} at delta {self.delta:g}"
+            made = f"{self.sums:,} sum" + "s" * (self.sums != 1)
+            said = f"{self.protection}; {spent} (rho {self.rho:.4g}) is spent after {made}"
+            return "; ".join(filter(None, (said, self.details)))
         if self.claimed:
             return f"{self.protection}; epsilon {self.epsilon:.2f}"
         return f"{self.protection}; {NOTHING_CLAIMED}"
@@ -97,10 +112,10 @@ class Mechanism:
 def plain(task: Task) -> Mechanism:
     """Each update is seen by the server, refused if it is longer than an honest one can be, and
     added up; every device counts 1, a late one of a buffered task less. Nothing is hidden from the
-    server and no noise is added.
+    server; where the task has noise, the server adds it to the sum.
     """
     by = terms(task).encoding
-    whole = WHOLE if task.rules.buffered else 1
+    times = whole(task)
 
     def check(body: bytes | bytearray, round: int) -> Checked | Cause:
         try:
@@ -116,14 +131,14 @@ def plain(task: Task) -> Mechanism:
 
     def weigh(checked: Checked, behind: int) -> Weighted:
         share = staleness_share(behind, task.rules.staleness_exponent)
-        return Weighted(checked.codes, max(1, round(whole * share)))
+        return Weighted(checked.codes, max(1, round(times * share)))
 
     def finish(sum: Sum, round: int) -> NDArray[np.float64]:
         # late or not, each counts fully in what the mean is divided by
         agreed = terms(task)
         if agreed.noise is not None:
-            return encoding.mean(sum.total, sum.weight, by, whole * agreed.most)
-        return encoding.mean(sum.total, sum.weight, by) * (sum.weight / (whole * sum.count))
+            return encoding.mean(sum.total, sum.weight, by, times * agreed.most)
+        return encoding.mean(sum.total, sum.weight, by) * (sum.weight / (times * sum.count))
 
     return Mechanism(
         check=check,
@@ -132,13 +147,14 @@ def plain(task: Task) -> Mechanism:
         add=functools.partial(sums.add_all, largest=by.largest),
         total=functools.partial(sums.total, largest=by.largest),
         finish=finish,
-        spent=lambda _: Spent(NO_PRIVACY),
+        spent=functools.partial(_spent, task),
     )
 
 
 def masked(task: Task) -> Mechanism:
     """Nobody sees an update before it is in a sum, nor can look at it: each is words under a mask,
-    added modulo their size, and counts 1 however late it is. No noise is added.
+    added modulo their size, and counts 1 however late it is. Noise is a helper's, in the mask, or
+    added once the devices have opened the sum.
     """
     agreed, by = terms(task), layout_of(task)
     is_sealed = agreed.aggregation is Aggregation.HELPER
@@ -175,7 +191,7 @@ def masked(task: Task) -> Mechanism:
         add=add,
         total=total,
         finish=lambda sum, round: mean_of(sum, agreed),
-        spent=lambda _: Spent(_protection(agreed)),
+        spent=functools.partial(_spent, task),
     )
 
 
@@ -228,12 +244,65 @@ def _why_not(about: update.Header, round: int, agreed: Terms, numbers: int) -> C
     return None if about.numbers == numbers else Cause.NOT_AN_UPDATE
 
 
-def _protection(agreed: Terms) -> str:
-    """What hides updates, in the words of a bundle's lineage."""
-    by = "a helper" if agreed.aggregation is Aggregation.HELPER else "the devices"
-    return (
-        f"updates were seen in sums of at least {agreed.fewest}, opened by {by}; no noise was added"
+def _spent(task: Task, exposure: Exposure) -> Spent:
+    """What a task has spent, by who was in its sums with noise."""
+    noise, spending = task.noise, exposure.spending
+    protection = _protection(terms(task), adds_noise=noise is not None)
+    if noise is None:
+        return Spent(protection)
+    standing, happened = budget.standing(noise, spending), spending.happened
+    apart = "no device was in two"
+    if happened.separation is not None:
+        apart = (
+            f"from one of a device to its next the least was {happened.separation} (a difference "
+            "of numbers of sums: 1 of neighbours)"
+        )
+    of_one = f"the device in most of them was in {happened.participations}, and {apart}"
+    account = standing.account
+    return Spent(
+        protection,
+        account.epsilon,
+        account.rho,
+        account.delta,
+        noise.epsilon,
+        standing.sums,
+        max(len(happened.blocks), len(spending.noised.began) if spending.noised else 0),
+        0 if spending.over else budget.left(noise, spending, terms(task).min_separation),
+        "; ".join(filter(None, (of_one if happened.sums else "", standing.caveat, spending.over))),
+        spending.over,
     )
+
+
+def _protection(agreed: Terms, adds_noise: bool) -> str:
+    """What hides updates, in the words of a bundle's lineage."""
+    if agreed.aggregation is Aggregation.PLAIN:
+        if not adds_noise:
+            return NO_PRIVACY
+        return f"the server, which could read each update, added {_noise(agreed)} to each sum"
+    by = "a helper" if agreed.aggregation is Aggregation.HELPER else "the devices"
+    sums = f"updates were seen in sums of at least {agreed.fewest}, opened by {by}"
+    if not adds_noise:
+        return f"{sums}; no noise was added"
+    if agreed.aggregation is Aggregation.HELPER:
+        return f"{sums}, which added {_noise(agreed)} to each before the server saw it"
+    return f"{sums}; the server, which is trusted with the sum, added {_noise(agreed)} to each"
+
+
+def _noise(agreed: Terms) -> str:
+    assert agreed.noise is not None
+    return f"{agreed.noise.mechanism} noise of multiplier {agreed.noise.multiplier:g}"
+
+
+def whole(task: Task) -> int:
+    """How often the codes of an update stand in a sum that is not late: one that is counts less, so
+    noise is as many times as wide.
+    """
+    return WHOLE if task.rules.buffered and task.aggregation is Aggregation.PLAIN else 1
+
+
+def with_noise(sum: Sum, noise: NDArray[np.int64]) -> Sum:
+    """A sum of codes and what is added to it, both [values]."""
+    return replace(sum, total=sum.total.astype(np.int64) + noise)
 
 
 def mean_of(sum: Sum, agreed: Terms) -> NDArray[np.float64]:
@@ -258,7 +327,7 @@ def beyond_reach(
     if most > count * by.largest + room or int(total.min(initial=0)) < -room:
         return f"a sum of codes is {most}, and {count} devices reach {count * by.largest + room}"
     norm, reach = encoding.norm_of_sum(total, count, by), by.bound * by.clipping_norm
-    reach += NOISE_NORM * noise_norm
+    reach += (1 + NOISE_SPREAD / math.sqrt(2 * by.values)) * noise_norm
     if norm > reach * (1 + FLOAT64_SLACK):
         return f"the mean has a norm of {norm:.3g}, and honest devices reach {reach:.3g}"
     return ""

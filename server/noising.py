@@ -39,12 +39,16 @@ def begin(terms: Terms) -> Buffers:
     return strategy.begin(terms.noise, terms.encoding.values)
 
 
-def noise(terms: Terms, buffers: Buffers, random: Random) -> tuple[NDArray[np.int64], Buffers]:
-    """What is added to the next sum of codes, int64 [values], and what the one after needs."""
+def noise(
+    terms: Terms, buffers: Buffers, random: Random, whole: int = 1
+) -> tuple[NDArray[np.int64], Buffers]:
+    """What is added to the next sum of codes, int64 [values], and what the one after needs. In the
+    sum each code stands `whole` times.
+    """
     assert terms.noise is not None
     draw = normals.source(terms.encoding.values, random)
     made, after = strategy.advance(terms.noise, buffers, draw)
-    return np.rint(made * terms.deviation).astype(np.int64), after
+    return np.rint(made * (whole * terms.deviation)).astype(np.int64), after
 
 
 def sealed(buffers: Buffers, key: bytes, about: str) -> bytes:

@@ -66,6 +66,8 @@ class Never:
     reason: str  # for the operator, in a sentence
     # who alone brought that about, by their names: they get no more of the task's work
     devices: tuple[str, ...] = ()
+    # with this sum the task would have spent more than its budget: it ends
+    is_over: bool = False
 
 
 @dataclass(frozen=True)

@@ -138,10 +138,14 @@ def _report(rows: Rows, stored: StoredTask, coordinator: Coordinator, now: float
     certified = chain.standing(rows, task, stored.state, now)
     *_, newest = reports = rows.reports(task, 0.0, most=2)
     agreed = terms(task)
-    current, privacy = None, ""
+    current, privacy, account = None, "", {}
     if task.kind is Kind.TRAINING:
         current = rows.current(task.name)
-        privacy = mechanism.of(task).spent(exposure(rows, task.name)).sentence
+        spent = mechanism.of(task).spent(exposure(rows, task.name))
+        privacy = spent.sentence
+        if spent.budget is not None:
+            names = ("rho", "epsilon", "delta", "budget", "sums", "beginnings", "left", "over")
+            account = {name: getattr(spent, name) for name in names}
     return TaskReport(
         task.name,
         task.population,
@@ -168,4 +172,5 @@ def _report(rows: Rows, stored: StoredTask, coordinator: Coordinator, now: float
         exposed=why_exposed(agreed) if task.kind is not Kind.RELEASES else "",
         waits=waits(coordinator, task, reports),
         counts="" if helping is None else counts(helping.here),
+        **account,
     )

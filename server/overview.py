@@ -190,7 +190,7 @@ def counts(here: HelperHere | None) -> str:
 
 def exposure(rows: Rows, task: str) -> Exposure:
     """How often the devices of a task have been counted so far."""
-    return Exposure(rows.committed(task), *rows.participation(task))
+    return Exposure(rows.committed(task), *rows.participation(task), rows.spending.of(task))
 
 
 def _task(

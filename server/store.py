@@ -43,6 +43,7 @@ from server.rounds import RoundState
 from server.score_rows import ScoreRows
 from server.seal_rows import SealRows
 from server.secagg_rows import SecaggRows
+from server.spending_rows import SpendingRows
 from server.tables import (
     REVISION,
     assignments,
@@ -188,6 +189,8 @@ class Participation:
     counted: int
     smallest_separation: int | None = None  # rounds; None before the second
     barred: bool = False  # it has cost a round what that had counted
+    last_sum: int | None = None  # number of the last sum with noise that it was in
+    in_sums: int = 0  # with noise
 
 
 @dataclass(frozen=True)
@@ -382,6 +385,11 @@ class Rows:
     def seals(self) -> SealRows:
         """What masked sums are opened with."""
         return SealRows(self._connection)
+
+    @property
+    def spending(self) -> SpendingRows:
+        """What was spent of the privacy of tasks with noise."""
+        return SpendingRows(self._connection)
 
     # the server, its devices, their codes and nonces
 
@@ -1145,7 +1153,10 @@ _WORK = (
 _PARTICIPATIONS = sa.select(
     *(
         participations.c[name]
-        for name in ("device", "task", "last_counted", "counted", "smallest_separation", "barred")
+        for name in (
+            *("device", "task", "last_counted", "counted", "smallest_separation", "barred"),
+            *("last_sum", "in_sums"),
+        )
     )
 ).where(is_one_of(participations.c.device, "devices"))
 _WITHOUT_TERMS = {"aggregation": Aggregation.PLAIN.value}
@@ -1259,6 +1270,8 @@ def _report(
         spread=scored.spread if row.spread and row.closed_at is not None else (),
         reason=row.reason,
         overlap=row.overlap,
+        rho=row.rho,
+        epsilon=row.epsilon,
     )
 
 

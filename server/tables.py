@@ -179,12 +179,18 @@ members = sa.Table(  # who was in which sum with noise: round numbers without ti
     sa.Column("task", _TASK, sa.ForeignKey("tasks.task"), primary_key=True),
     sa.Column("round", _ROUND, primary_key=True, autoincrement=False),
     sa.Column("device", _DEVICE, sa.ForeignKey("devices.device"), primary_key=True),
+    sqlite_with_rowid=False,
 )
 spending = sa.Table(  # of a task with noise
     "spending",
     metadata,
     sa.Column("task", _TASK, sa.ForeignKey("tasks.task"), primary_key=True),
-    sa.Column("blocks", sa.Text, nullable=False),  # `accountant.Participation.blocks`, JSON
+    # an `accountant.Participation`: its blocks as a JSON list
+    sa.Column("blocks", sa.Text, nullable=False, server_default="[]"),
+    sa.Column("separation", _ROUND),
+    sa.Column("participations", sa.BigInteger, nullable=False, server_default="0"),
+    # what its helper said when it was heard last: `helper_wire.Noised`, JSON; empty: nothing yet
+    sa.Column("noised", sa.Text, nullable=False, server_default=""),
     # why no further round starts, in a sentence; empty while one may
     sa.Column("over", sa.Text, nullable=False, server_default=""),
     # where the server adds the noise: the number of the slot that has the key of what follows
@@ -193,6 +199,8 @@ spending = sa.Table(  # of a task with noise
     # the round whose noise has been drawn, and that noise, sealed, until its checkpoint is on disk
     sa.Column("round", _ROUND),
     sa.Column("noise", sa.LargeBinary),
+    # that noise is the first after a beginning: what was kept of those before is lost
+    sa.Column("begins", sa.Boolean, nullable=False, server_default=sa.false()),
 )
 sums = sa.Table(  # what each replica has counted of an open round
     "sums",

@@ -9,13 +9,13 @@ from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from typing import Annotated, Any
 
-from device_runtime import bounds, config, limits, neighbours
+from device_runtime import bounds, config, limits, neighbours, strategy
 from device_runtime.bounds import Within
 from device_runtime.encoding import Encoding
 from device_runtime.errors import ConfigError
 from device_runtime.limits import OwnLimits
 from device_runtime.neighbours import Impossible, Losses
-from device_runtime.noise import Noise
+from device_runtime.noise import Mechanism, Noise
 from device_runtime.secagg_wire import MOST_NEIGHBOURS
 from device_runtime.terms import LEAST_COUNT, Aggregation, Terms
 from device_runtime.weights import digest
@@ -137,6 +137,12 @@ class TaskSettings:
                 "round open its sum together",
                 "remove it, or have the task aggregate by a helper",
             )
+        if scores and (self.noise is not None or self.compression != 1):
+            raise ConfigError(
+                "task.noise",
+                f"expected none, and no compression, for a task of kind {self.kind}",
+                "remove it: noise is added to sums of updates",
+            )
         if opens_itself(self):
             require_graph(round_rules(self).report_goal, self.secagg)
         if self.kind is Kind.RELEASES and self.rules.fewest < FEWEST_COMPARED:
@@ -190,7 +196,7 @@ def for_bundle(settings: TaskSettings, signed: Plan) -> TaskSettings:
     made the bundle; and for the bits of a code, which are what the aggregation has room for. Raises
     ConfigError for a plan of the settings that no device with the bundle would follow.
     """
-    settings = openable(settings)
+    settings = with_strategy(openable(settings))
     if settings.plan is None:
         norm = min(signed.clipping_norm, SERVED_NORM)
         is_plain = settings.aggregation is Aggregation.PLAIN
@@ -215,6 +221,17 @@ def for_bundle(settings: TaskSettings, signed: Plan) -> TaskSettings:
             "raise it: no device makes an update of fewer",
         )
     return settings
+
+
+def with_strategy(settings: TaskSettings) -> TaskSettings:
+    """Settings whose noise is told to the last number: where it is a BLT without any buffers, those
+    that serve so many rounds and such a separation best.
+    """
+    noise = settings.noise
+    if noise is None or noise.mechanism is not Mechanism.BLT or noise.decays:
+        return settings
+    best = getattr(strategy, "optimised", lambda noise, separation: noise)
+    return replace(settings, noise=best(noise, settings.policy.min_separation))
 
 
 def openable(settings: TaskSettings) -> TaskSettings:

@@ -13,8 +13,9 @@ from device_runtime.errors import CheckpointError, ConfigError, RunError
 from device_runtime.terms import Aggregation
 from device_runtime.weights import Checkpoint
 from device_runtime.wire import Kind
-from server import closing
+from server import budget, closing
 from server.blobs import Blobs
+from server.budget import Spending
 from server.coordinator import Coordinator
 from server.pacing import JITTER, LEAST_S
 from server.rounds import RETRY_S, RoundState, Rules
@@ -28,6 +29,7 @@ from server.task import (
     round_rules,
     task_of,
     terms,
+    with_strategy,
 )
 
 
@@ -45,11 +47,13 @@ def create(
     A task that aggregates by a helper has the one that this server asks, and needs it there.
 
     Raises ConfigError for settings that do not hold together or under which no device could ever
-    work, or a sum that could overflow, CheckpointError for weights that do not fit float16, and
-    RunError if there is a task of that name, no training task to evaluate, or a blob or the store
-    cannot be used.
+    work, a budget without room for one sum, or a sum that could overflow, CheckpointError for
+    weights that do not fit float16, and RunError if there is a task of that name, no training task
+    to evaluate, or a blob or the store cannot be used.
     """
     _require_workable(settings)
+    settings = with_strategy(settings)
+    _require_budget(settings)
     if settings.seed is None:
         settings = replace(settings, seed=secrets.randbits(63))
     if settings.kind is Kind.TRAINING:
@@ -68,6 +72,8 @@ def create(
         with store.transaction(durable=True) as rows:
             _require_new(rows, task.name)
             rows.add_task(task, now)
+            if task.noise is not None:
+                rows.spending.begin(task.name)
             if task.kind is Kind.TRAINING:
                 rows.add_checkpoint(task.name, first)
             rows.open_round(task.name, state, first, now)
@@ -105,6 +111,28 @@ def _require_workable(settings: TaskSettings) -> None:
             "rules.claim_s",
             f"expected at least {latest:,.0f} s after such a window, found {rules.claim:g}",
             "raise it: those who were drawn would come too late",
+        )
+
+
+def _require_budget(settings: TaskSettings) -> None:
+    """Raises ConfigError for a budget that no sum would stay within, and for rounds and devices
+    that the noise is not for.
+    """
+    noise, separation = settings.noise, settings.policy.min_separation
+    if noise is None:
+        return
+    if why := budget.why_over(noise, Spending(), separation):
+        raise ConfigError(
+            "noise.epsilon",
+            f"expected a budget with room for one sum, found {noise.epsilon:g}: {why}",
+            "raise it, or the multiplier: fedboard privacy plan",
+        )
+    if settings.rules.rounds > noise.rounds:
+        raise ConfigError(
+            "noise.rounds",
+            f"expected at least the {settings.rules.rounds:,} rounds that the task wants, found "
+            f"{noise.rounds:,}",
+            "raise it, or lower rules.rounds",
         )
 
 

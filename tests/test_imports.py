@@ -117,6 +117,7 @@ OUTSIDE = {  # packages that only some files of a room may import
         "server/score_rows.py",
         "server/seal_rows.py",
         "server/secagg_rows.py",
+        "server/spending_rows.py",
         "server/store.py",
         "server/tables.py",
         *(

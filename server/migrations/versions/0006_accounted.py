@@ -27,16 +27,21 @@ def _spending() -> None:
         sa.Column("task", _TASK, sa.ForeignKey("tasks.task"), primary_key=True),
         sa.Column("round", _ROUND, primary_key=True, autoincrement=False),
         sa.Column("device", sa.String(16), sa.ForeignKey("devices.device"), primary_key=True),
+        sqlite_with_rowid=False,
     )
     op.create_table(
         "spending",
         sa.Column("task", _TASK, sa.ForeignKey("tasks.task"), primary_key=True),
-        sa.Column("blocks", sa.Text, nullable=False),
+        sa.Column("blocks", sa.Text, nullable=False, server_default="[]"),
+        sa.Column("separation", _ROUND),
+        sa.Column("participations", sa.BigInteger, nullable=False, server_default="0"),
+        sa.Column("noised", sa.Text, nullable=False, server_default=""),
         sa.Column("over", sa.Text, nullable=False, server_default=""),
         sa.Column("generation", sa.BigInteger, nullable=False, server_default="0"),
         sa.Column("buffers", sa.LargeBinary),
         sa.Column("round", _ROUND),
         sa.Column("noise", sa.LargeBinary),
+        sa.Column("begins", sa.Boolean, nullable=False, server_default=sa.false()),
     )
 
 

@@ -1,0 +1,300 @@
+"""The budget of a task with noise: what its sums have spent, and that none starts beyond it."""
+
+import itertools
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from device_runtime import accountant
+from device_runtime.accountant import Participation
+from device_runtime.causes import Cause
+from device_runtime.errors import ConfigError
+from device_runtime.helper_wire import Noised
+from device_runtime.noise import Mechanism, Noise
+from device_runtime.terms import Aggregation
+from device_runtime.weights import Checkpoint
+from device_runtime.wire import Assignment
+from server import budget, operators
+from server.budget import Spending
+from server.contract import Rollback
+from server.coordinator import open_folder
+from server.eligibility import Policy
+from server.requests import Refused
+from server.rounds import Rules
+from server.task import State, TaskSettings
+from tests.toy_server import (
+    PLAN,
+    READY,
+    TOKENIZER,
+    WEIGHTS,
+    OneByOne,
+    by_arrival,
+    created,
+    encoded,
+    enrolled,
+)
+
+# independent noise: rho of k sums of one device is k / (2 * 4 ** 2), whatever the separation
+NOISE = Noise(Mechanism.GAUSSIAN, 4.0, 50.0, 1e-6, rounds=100, participations=3)
+PAIR = Rules(report_goal=2, over_selection=1.0, min_reports=2)
+
+
+def noised(folder, noise=NOISE, rules=PAIR, policy=None, **others) -> OneByOne:
+    """A server with a toy task to whose sums it adds noise, at second 0."""
+    store, blobs = open_folder(folder)
+    coordinator = OneByOne(
+        store, blobs, np.random.default_rng(0), random=np.random.default_rng(5).bytes
+    )
+    created(
+        coordinator,
+        TaskSettings(
+            PLAN,
+            rules=by_arrival(rules),
+            policy=policy or Policy(min_separation=1),
+            aggregation=Aggregation.PLAIN,
+            noise=noise,
+            seed=7,
+            **others,
+        ),
+        0.0,
+        Checkpoint(WEIGHTS, 0, "", TOKENIZER),
+    )
+    return coordinator
+
+
+def round_of(coordinator, devices, now, *numbers) -> None:
+    """A round in which these of the devices are counted."""
+    for number in numbers:
+        work = coordinator.check_in(devices[number], READY, now)
+        assert isinstance(work, Assignment), work
+        body = encoded(work, number)
+        assert coordinator.update(devices[number], work.assignment, body, now).counted
+
+
+def abandoned(coordinator, devices, now, number) -> None:
+    """A round that ends without a sum, though it had counted one."""
+    round_of(coordinator, devices, now, number)
+    coordinator.tick(now + 1e6)
+    assert coordinator.reports(now).rounds[-2].phase == "abandoned"
+
+
+def spending(coordinator, task="default") -> Spending:
+    with coordinator.store.reading() as rows:
+        return rows.spending.of(task)
+
+
+def members(coordinator, task="default") -> dict[int, list[str]]:
+    with coordinator.store.reading() as rows:
+        return rows.spending.members(task)
+
+
+def brute(in_sums: list[set[str]]) -> Participation:
+    """What a ledger of all sums says, looked through from end to end."""
+    numbers: dict[str, list[int]] = {}
+    for number, devices in enumerate(in_sums, 1):
+        for device in devices:
+            numbers.setdefault(device, []).append(number)
+    gaps = [b - a for each in numbers.values() for a, b in itertools.pairwise(each)]
+    most = max(map(len, numbers.values()), default=0)
+    return Participation((len(in_sums),) if in_sums else (), min(gaps, default=None), most)
+
+
+# the ledger
+
+
+def test_a_sum_is_written_down_with_who_was_in_it_and_what_is_spent(tmp_path):
+    coordinator = noised(tmp_path)
+    devices = enrolled(coordinator, 3)
+    round_of(coordinator, devices, 1.0, 0, 1)
+    round_of(coordinator, devices, 2.0, 1, 2)
+    assert members(coordinator) == {1: sorted(devices[:2]), 2: sorted(devices[1:])}
+    assert spending(coordinator).happened == Participation((2,), 1, 2)
+    first, second, _ = coordinator.reports(3.0).rounds
+    assert (first.rho, second.rho) == (pytest.approx(1 / 32), pytest.approx(2 / 32))
+    assert second.epsilon == pytest.approx(accountant.epsilon(2 / 32, 1e-6))
+    coordinator.close()
+
+
+def test_a_round_without_a_sum_spends_nothing_and_is_no_step_between_two(tmp_path):
+    coordinator = noised(tmp_path)
+    devices = enrolled(coordinator, 3)
+    round_of(coordinator, devices, 1.0, 0, 1)
+    abandoned(coordinator, devices, 2.0, 2)
+    assert spending(coordinator).happened == Participation((1,), None, 1)
+    later = 2.0 + 2e6
+    round_of(coordinator, devices, later, 0, 2)
+    assert spending(coordinator).happened == Participation((2,), 1, 2)
+    assert list(members(coordinator)) == [1, 3]
+    assert coordinator.reports(later).rounds[1].epsilon is None
+    coordinator.close()
+
+
+def test_a_task_without_noise_has_no_ledger_of_sums(tmp_path):
+    coordinator = noised(tmp_path, noise=None)
+    devices = enrolled(coordinator, 2)
+    round_of(coordinator, devices, 1.0, 0, 1)
+    assert members(coordinator) == {}
+    assert coordinator.reports(1.0).rounds[0].rho is None
+    assert "no privacy guarantee" in operators.report(coordinator, "default", 1.0).privacy
+    coordinator.close()
+
+
+@settings(max_examples=8, deadline=None)
+@given(
+    st.lists(st.sets(st.integers(0, 4), min_size=2, max_size=2), max_size=6),
+    st.lists(st.booleans(), min_size=6, max_size=6),
+)
+def test_the_ledger_says_what_looking_through_all_sums_would(tmp_path_factory, sums, lost):
+    coordinator = noised(
+        tmp_path_factory.mktemp("ledger"),
+        replace(NOISE, participations=100, epsilon=1e5),
+    )
+    devices, now = enrolled(coordinator, 6), 1.0
+    for chosen, is_lost in zip(sums, lost, strict=False):
+        if is_lost:
+            abandoned(coordinator, devices, now, 5)
+            now += 2e6
+        round_of(coordinator, devices, now, *sorted(chosen))
+        now += 1.0
+    expected = brute([{devices[number] for number in chosen} for chosen in sums])
+    assert spending(coordinator).happened == expected
+    coordinator.close()
+
+
+# who may be in a sum
+
+
+def test_a_device_that_was_in_as_many_sums_as_the_noise_allows_gets_no_more_work(tmp_path):
+    coordinator = noised(tmp_path, replace(NOISE, participations=2))
+    devices = enrolled(coordinator, 3)
+    round_of(coordinator, devices, 1.0, 0, 1)
+    round_of(coordinator, devices, 2.0, 0, 2)
+    assert coordinator.check_in(devices[0], READY, 3.0).cause is Cause.PARTICIPATED_ENOUGH
+    round_of(coordinator, devices, 3.0, 1, 2)
+    assert spending(coordinator).happened.participations == 2
+    coordinator.close()
+
+
+def test_rounds_without_a_sum_bring_no_two_sums_of_a_device_nearer(tmp_path):
+    coordinator = noised(tmp_path, policy=Policy(min_separation=2))
+    devices = enrolled(coordinator, 5)
+    round_of(coordinator, devices, 1.0, 0, 1)
+    abandoned(coordinator, devices, 2.0, 2)
+    later = 2e6 + 2.0  # round 3: two rounds on, and the very next sum
+    assert coordinator.check_in(devices[0], READY, later).cause is Cause.REPORTED_RECENTLY
+    round_of(coordinator, devices, later, 3, 4)
+    round_of(coordinator, devices, later + 1, 0, 1)
+    assert spending(coordinator).happened == Participation((3,), 2, 2)
+    coordinator.close()
+
+
+# no sum beyond the budget
+
+
+def test_a_round_that_could_pass_the_budget_does_not_start(tmp_path):
+    two = accountant.epsilon(2 / 32, 1e-6)
+    coordinator = noised(tmp_path, replace(NOISE, epsilon=two * 1.001))
+    devices = enrolled(coordinator, 4)
+    for now in (1.0, 2.0):
+        round_of(coordinator, devices, now, 0, 1)
+    assert coordinator.finished()
+    said = spending(coordinator).over
+    assert said.startswith("one more sum could pass the budget of epsilon")
+    report = operators.report(coordinator, "default", 3.0)
+    assert (report.state, report.over) == (State.FINISHED, said)
+    assert coordinator.check_in(devices[2], READY, 3.0).cause is Cause.NO_ROUND
+    with pytest.raises(Refused):
+        coordinator.resume("default")
+    with pytest.raises(Refused):
+        operators.roll_back(coordinator, "default", Rollback("0"), 3.0)
+    assert [each.phase for each in coordinator.reports(3.0).rounds] == ["committed"] * 2
+    coordinator.close()
+
+
+def test_no_more_sums_are_made_than_the_noise_is_for(tmp_path):
+    coordinator = noised(tmp_path, replace(NOISE, rounds=1))
+    devices = enrolled(coordinator, 2)
+    round_of(coordinator, devices, 1.0, 0, 1)
+    assert coordinator.finished()
+    assert spending(coordinator).over == "all 1 sums that its noise is for have been made"
+    coordinator.close()
+
+
+def test_going_back_to_an_earlier_checkpoint_gives_nothing_back(tmp_path):
+    coordinator = noised(tmp_path, replace(NOISE, rounds=2))
+    devices = enrolled(coordinator, 2)
+    round_of(coordinator, devices, 1.0, 0, 1)
+    coordinator.roll_back("default", 0, 2.0)
+    assert spending(coordinator).happened.sums == 1
+    coordinator.pause("default")
+    coordinator.resume("default")
+    round_of(coordinator, devices, 3.0, 0, 1)
+    assert spending(coordinator).happened == Participation((2,), 1, 2)
+    assert coordinator.finished()
+    coordinator.close()
+
+
+def test_a_budget_with_no_room_for_one_round_makes_no_task(tmp_path):
+    for noise in (replace(NOISE, epsilon=0.1), replace(NOISE, multiplier=0.0)):
+        with pytest.raises(ConfigError, match=r"noise\.epsilon"):
+            noised(tmp_path / f"{noise.multiplier:g}", noise)
+
+
+def test_what_is_left_is_told_at_worst():
+    two = accountant.epsilon(2 / 32, 1e-6) * 1.001
+    noise = replace(NOISE, epsilon=two)
+    assert budget.left(noise, Spending(), separation=5) == 10  # a device is in sums 1 and 6
+    assert budget.left(noise, Spending(Participation((4,), None, 1)), separation=5) == 6
+    assert budget.left(replace(noise, rounds=7), Spending(), separation=5) == 7
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data(), st.integers(1, 4), st.integers(1, 4))
+def test_what_happens_is_never_more_than_the_worst_that_was_foreseen(data, separation, most):
+    noise = replace(NOISE, mechanism=Mechanism.BLT, decays=(0.9,), scales=(0.4,), epsilon=1e5)
+    noise = replace(noise, participations=most)
+    sums: list[set[int]] = []
+    happened = Participation()
+    for number in range(1, data.draw(st.integers(1, 9)) + 1):
+        able = [
+            device
+            for device in range(5)
+            if sum(device in each for each in sums) < most
+            and not any(device in each for each in sums[max(0, number - separation) :])
+        ]
+        chosen = set(data.draw(st.lists(st.sampled_from(able)))) if able else set()
+        foreseen = accountant.account(noise, budget.worst(noise, happened, separation))
+        sums.append(chosen)
+        happened = replace(brute([set(map(str, each)) for each in sums]), blocks=(number,))
+        assert accountant.account(noise, happened).epsilon <= foreseen.epsilon + 1e-9
+
+
+# beside a helper's own account
+
+
+def test_the_larger_of_two_accounts_is_shown_where_they_do_not_agree():
+    happened = Participation((2,), 1, 2)
+    own = accountant.account(NOISE, happened)
+    agreed = Noised((1,), 2, own.rho, own.epsilon)
+    assert budget.standing(NOISE, Spending(happened, agreed)).caveat == ""
+    ahead = budget.standing(NOISE, Spending(happened, Noised((1,), 9, 0.5, 7.0)))
+    assert (ahead.sums, ahead.account.epsilon, ahead.account.rho) == (9, 7.0, 0.5)
+    assert "put back from a backup" in ahead.caveat
+    behind = budget.standing(NOISE, Spending(happened, Noised((1,), 1, 0.01, 0.1)))
+    assert (behind.sums, behind.account) == (2, own)
+
+
+def test_a_helper_that_has_spent_more_than_the_budget_ends_the_task():
+    noise = replace(NOISE, epsilon=5.0)
+    spent = Spending(Participation((1,), None, 1), Noised((1,), 3, 0.5, 5.5))
+    assert "5.5 is spent after 3 sums" in budget.why_over(noise, spent, 1)
+
+
+def test_an_account_without_a_bound_is_over_any_budget():
+    spent = Spending(Participation((1,), None, 1))
+    assert math.isinf(accountant.account(replace(NOISE, multiplier=0.0), spent.happened).epsilon)
+    assert budget.why_over(replace(NOISE, multiplier=0.0), spent, 1)
