@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from device_runtime import separation
+from device_runtime.accountant import Participation
 from device_runtime.errors import ConfigError
 
 NEVER = -(1 << 30)  # the last round of a client that has not trained yet
@@ -21,15 +22,28 @@ class Sampler:
     # int32 [n], clients still to train in this pass, in order; empty for uniform sampling
     waiting: np.ndarray
     last: np.ndarray  # int32 [population], the round each client trained in last
-    # int32 [population], rounds each client trained in; None where that has no limit
+    # int32 [population], rounds each client trained in; None where nobody counts them
     taken: np.ndarray | None = None
+    # rounds from one participation of a client to its next, the fewest of any, as a difference of
+    # their numbers; 0 before the first client trained twice; None where nobody accounts for it
+    gap: int | None = None
+
+    @property
+    def happened(self) -> Participation:
+        """What an accountant of the run's privacy takes. Each round is a sum that is released."""
+        most = 0 if self.taken is None else int(self.taken.max(initial=0))
+        return Participation((self.round,) if self.round else (), self.gap or None, most)
 
 
 def start(
-    population: int, cohort: int, min_separation: int = 1, most_uses: int | None = None
+    population: int,
+    cohort: int,
+    min_separation: int = 1,
+    most_uses: int | None = None,
+    accounted: bool = False,
 ) -> Sampler:
     """Before the first round: nobody has trained yet. most_uses is None, or in how many rounds a
-    client may train.
+    client may train; accounted: whether the sampler remembers what an accountant needs.
 
     Raises ConfigError if the population cannot fill every cohort with clients that are far enough
     from their last round.
@@ -41,8 +55,9 @@ def start(
             f"{cohort * min_separation}; the corpus has {population} train users",
             "lower --cohort or min_separation",
         )
-    taken = None if most_uses is None else np.zeros(population, np.int32)
-    return Sampler(0, np.zeros(0, np.int32), np.full(population, NEVER, np.int32), taken)
+    taken = None if most_uses is None and not accounted else np.zeros(population, np.int32)
+    nobody, never = np.zeros(0, np.int32), np.full(population, NEVER, np.int32)
+    return Sampler(0, nobody, never, taken, 0 if accounted else None)
 
 
 def draw(
@@ -70,7 +85,7 @@ def draw(
             raise ConfigError(
                 f"round {number}",
                 f"expected {cohort} clients, found {ready.sum()} that trained in fewer than "
-                f"{most_uses} rounds, after which a device's messages are used up",
+                f"{most_uses} rounds, the most of one client",
                 "lower --rounds or --cohort, or give a larger corpus",
             )
     waiting = sampler.waiting
@@ -87,9 +102,14 @@ def draw(
             rest = fresh[~np.isin(fresh, np.concatenate([more, waiting]))]
             waiting = np.concatenate([waiting, rest])
             chosen = np.concatenate([chosen, more])
+    gap = sampler.gap
+    if gap is not None:
+        before = sampler.last[chosen]
+        gaps = number - before[before != NEVER]
+        gap = int(min([*gaps, *([gap] if gap else [])], default=0))
     last = sampler.last.copy()
     last[chosen] = number
     taken = None if sampler.taken is None else sampler.taken.copy()
     if taken is not None:
         taken[chosen] += 1
-    return chosen.astype(np.int32), Sampler(number, waiting.astype(np.int32), last, taken)
+    return chosen.astype(np.int32), Sampler(number, waiting.astype(np.int32), last, taken, gap)

@@ -4,15 +4,18 @@
 here, before anything is loaded that could train.
 """
 
+import functools
 import math
 from dataclasses import dataclass, field, replace
 from typing import Annotated
 
-from device_runtime import bounds, limits
-from device_runtime.bounds import OneOf, Within
+from device_runtime import bounds, limits, strategy
+from device_runtime.bounds import Each, OneOf, Within
 from device_runtime.errors import ConfigError
-from device_runtime.limits import Asked, Limits, OwnLimits
+from device_runtime.limits import MOST_USES, Asked, Limits, OwnLimits
+from device_runtime.noise import MOST_BUFFERS, MOST_STEPS, Mechanism, Noise
 from device_runtime.optimizers import OPTIMIZERS
+from device_runtime.terms import MOST_DEVICES
 from device_runtime.wire import RATE, Kind, Plan
 from model.network import SIZES
 
@@ -21,7 +24,8 @@ SAMPLINGS = ("shuffled", "uniform")
 SCHEDULES = ("constant", "cosine", "inverse_sqrt", "step")
 WEIGHTINGS = ("rows", "tokens", "capped", "uniform")
 TOKENIZERS = ("words", "unigram")
-MECHANISMS = ("none", "gaussian", "gaussian-adaptive", "tree")
+ADAPTIVE = "gaussian-adaptive"  # the mechanism whose clipping norm follows the deltas
+MECHANISMS = ("none", "gaussian", ADAPTIVE, "tree", "blt")
 ROWS = ("sampled", "newest")
 ROUNDS = 1_000_000  # of a run at most: a schedule is a table of them
 LOOKS = 20  # at the weights of a central run on its way, evenly spaced
@@ -116,14 +120,29 @@ class Client:
 
 @dataclass(frozen=True)
 class Privacy:
-    """Central differential privacy by `tff.aggregators`.
+    """Central differential privacy: noise on each sum, and the budget that bounds what is spent.
 
-    The standard deviation of the noise on the sum is noise_multiplier x clipping_norm.
+    Each independent Gaussian has the standard deviation noise_multiplier x clipping norm (x the
+    rounding bound of encoded updates): `device_runtime.noise`.
     """
 
     mechanism: Annotated[str, OneOf(MECHANISMS)] = "none"
     noise_multiplier: Annotated[float, Within(0.0, 1e6)] = 0.0
+    # of deltas that are not encoded; those that are have the plan's
     clipping_norm: Annotated[float, NORM] = 1.0
+    delta: Annotated[float, Within(1e-300, 0.5)] = 1e-10
+    # the budget at delta: a round that would pass it is not begun; 0: none
+    epsilon: Annotated[float, Within(0.0, 1e6)] = 0.0
+    # rounds a client trains in at most; 0: as many as it is drawn in
+    participations: Annotated[int, Within(0, MOST_STEPS)] = 0
+    # reports of a sum that the cohort stands for: the noise is scaled by cohort / report_goal, and
+    # what is spent is what a fleet of so many reports a round would spend; 0: the cohort
+    report_goal: Annotated[int, Within(0, MOST_DEVICES)] = 0
+    # of a tree: rounds after which it begins anew; 0: never
+    restart: Annotated[int, Within(0, MOST_STEPS)] = 0
+    # of a BLT, as of `Noise`; none: chosen for the rounds, the separation and the participations
+    decays: Annotated[tuple[float, ...], Each(SHARE, MOST_BUFFERS)] = ()
+    scales: Annotated[tuple[float, ...], Each(SHARE, MOST_BUFFERS)] = ()
 
     def __post_init__(self):
         bounds.check(self, "privacy")
@@ -174,6 +193,8 @@ class Recipe:
     # whether updates go through the device's encoding: clipped, rotated, rounded to the plan's
     # bits, each counted once
     encoded: bool = False
+    # values of a delta / values of it that travel, where it is encoded
+    compression: Annotated[int, Within(1, 64)] = 1
     # whether clients refuse what devices refuse by their own limits: see `limits`
     device_limits: bool = False
     # a client's local work, as a device gets it
@@ -190,22 +211,13 @@ class Recipe:
                 "client.proximal", "fedprox needs a pull above 0", "set it, such as 0.01"
             )
         self._require_limits()
-        if self.encoded and self.privacy.mechanism != "none":
-            # rounding can raise a norm over the clip the noise is measured by; the guarantee would
-            # be another one than stated
-            raise ConfigError(
-                "encoded",
-                f"has no privacy guarantee, found mechanism {self.privacy.mechanism!r}",
-                "choose one of them",
-            )
+        self._require_noise()
         if self.encoded and self.client.weighting not in ("rows", "uniform"):
             raise ConfigError(
                 "client.weighting",
                 f"encoded updates count once each, found {self.client.weighting!r}",
                 "set it to `uniform`",
             )
-        if self.privacy.mechanism == "gaussian-adaptive":
-            require_adaptable(self.privacy.noise_multiplier, self.cohort)
         if self.privacy.mechanism != "none" and self.client.weighting != "uniform":
             raise ConfigError(
                 "client.weighting",
@@ -228,18 +240,101 @@ class Recipe:
         held_to = self.limits
         return held_to.separation(self.min_separation) if held_to else self.min_separation
 
+    @property
+    def participations(self) -> int | None:
+        """Rounds that a client trains in at most; None: as many as it is drawn in."""
+        ceilings = [MOST_USES] if self.device_limits else []
+        ceilings += [self.privacy.participations] if self.privacy.participations else []
+        return min(ceilings, default=None)
+
+    @functools.cached_property
+    def noise(self) -> Noise | None:
+        """What a sum gets added, as a task's terms have it; None where there is no noise.
+
+        That of an adaptive norm is accounted as independent noise of the noise multiplier, which
+        the deltas and the count of the clipped ones spend together.
+        """
+        of = self.privacy
+        if of.mechanism == "none":
+            return None
+        mechanism = Mechanism.GAUSSIAN if of.mechanism == ADAPTIVE else Mechanism(of.mechanism)
+        most = -(-self.rounds // self.separation)
+        noise = Noise(
+            mechanism,
+            of.noise_multiplier,
+            of.epsilon,
+            of.delta,
+            self.rounds,
+            min(most, self.participations or most),
+            of.restart,
+            of.decays,
+            of.scales,
+        )
+        if mechanism is Mechanism.BLT and not of.decays:
+            return strategy.optimised(noise, self.separation)
+        return noise
+
+    def _require_noise(self) -> None:
+        """Raises ConfigError for privacy whose numbers do not go together."""
+        of = self.privacy
+        if self.compression & (self.compression - 1):
+            raise ConfigError(
+                "compression", f"expected a power of 2, found {self.compression}", "correct it"
+            )
+        if self.compression > 1 and not self.encoded:
+            raise ConfigError(
+                "compression",
+                f"only what is encoded is compressed, found {self.compression} and `encoded` off",
+                "set it, or compression to 1",
+            )
+        if of.mechanism == "none":
+            return
+        if self.rounds > MOST_STEPS:
+            raise ConfigError(
+                "rounds",
+                f"expected at most {MOST_STEPS:,} with privacy, found {self.rounds:,}",
+                "lower it",
+            )
+        if 0 < of.report_goal < self.cohort:
+            raise ConfigError(
+                "privacy.report_goal",
+                f"expected 0, or at least the {self.cohort} clients that stand for it, found "
+                f"{of.report_goal}",
+                "raise it, or lower --cohort",
+            )
+        if of.mechanism == ADAPTIVE:
+            if self.encoded:
+                raise ConfigError(
+                    "privacy.mechanism",
+                    f"encoded updates have a fixed clipping norm, found {ADAPTIVE}",
+                    "use `blt`, `tree` or `gaussian`",
+                )
+            if of.report_goal:
+                raise ConfigError(
+                    "privacy.report_goal",
+                    f"expected 0 for {ADAPTIVE}, whose norm follows the clients there are, found "
+                    f"{of.report_goal}",
+                    "remove it",
+                )
+            require_adaptable(of.noise_multiplier, self.cohort)
+        Noise(  # what does not go together, such as decays without scales
+            Mechanism.GAUSSIAN if of.mechanism == ADAPTIVE else Mechanism(of.mechanism),
+            *(of.noise_multiplier, of.epsilon, of.delta, self.rounds, self.rounds),
+            *(of.restart, of.decays, of.scales),
+        )
+
     def _require_limits(self) -> None:
         held_to = self.limits
         if held_to is None:
             return
-        clipped = self.privacy.mechanism in ("gaussian", "tree")
+        clipped = self.noise is not None and self.privacy.mechanism != ADAPTIVE
         if not (self.encoded or clipped):
             raise ConfigError(
                 "device_limits",
                 "no device sends an update that is not clipped, found `encoded` off",
                 "set it, or a mechanism of privacy with a fixed clipping norm",
             )
-        norm = self.privacy.clipping_norm if clipped else self.plan.clipping_norm
+        norm = self.plan.clipping_norm if self.encoded else self.privacy.clipping_norm
         asked = Asked(Kind.TRAINING, plan=replace(self.plan, clipping_norm=norm))
         over = limits.why_refused(held_to, asked)
         if over is None:

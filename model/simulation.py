@@ -46,8 +46,9 @@ import tensorflow as tf
 import tensorflow_federated as tff
 from tensorflow.python.eager import context
 
+from device_runtime import accountant
+from device_runtime.accountant import Account
 from device_runtime.errors import CheckpointError
-from device_runtime.limits import MOST_USES
 from device_runtime.optimizers import OPTIMIZERS
 from device_runtime.weights import Weights
 from model import aggregators, cohorts, memory, packed
@@ -90,6 +91,22 @@ class Round:
     # of encoded updates: share clipped, mean norm before that, bytes of one upload, open and masked
     encoding: dict[str, float]
     spread: dict[str, float]  # of the cohort's clients: see `spread_of`
+    # what all rounds so far have spent of privacy; None where there is no noise. Of a cohort that
+    # stands for a larger report goal: what a fleet of so many reports a round would have spent
+    spent: Account | None = None
+
+    @property
+    def accounted(self) -> dict[str, float]:
+        """What has been spent, and by which participation; empty without noise."""
+        if self.spent is None:
+            return {}
+        happened = self.state.sampler.happened
+        return {
+            "rho": self.spent.rho,
+            "epsilon": self.spent.epsilon,
+            "separation": happened.separation or 0,
+            "participations": happened.participations,
+        }
 
     def measured(self) -> dict[str, float]:
         """What is worth a place in the curves of a run."""
@@ -101,6 +118,7 @@ class Round:
             "step": self.step,
             "seconds": self.seconds,
             **self.encoding,
+            **self.accounted,
         }
 
 
@@ -130,7 +148,7 @@ class Training:
             or may_ever_train(population[i], recipe.plan, recipe.client, self._limits)
         ]
         self._members = np.array(members, np.int64)  # of the population, who trains at all
-        self._most_uses = MOST_USES if recipe.device_limits else None
+        self._most_uses = recipe.participations
         self._names = sorted(initial)
         self._process = learning_process(initial, recipe, aggregator)
         self._limit = EXPLODED * _norm(initial.values())
@@ -146,7 +164,11 @@ class Training:
         Raises ConfigError if the population is too small for the cohort.
         """
         sampler = cohorts.start(
-            len(self._members), self._recipe.cohort, self._recipe.separation, self._most_uses
+            len(self._members),
+            self._recipe.cohort,
+            self._recipe.separation,
+            self._most_uses,
+            accounted=self._recipe.noise is not None,
         )
         return State(
             0,
@@ -162,14 +184,7 @@ class Training:
         the norm are named.
         """
         recipe, started = self._recipe, time.monotonic()
-        drawn, sampler = cohorts.draw(
-            state.sampler,
-            recipe.cohort,
-            recipe.sampling,
-            recipe.separation,
-            recipe.seed,
-            self._most_uses,
-        )
+        drawn, sampler = self._drawn(state)
         chosen = self._members[drawn]
         number = sampler.round
         rngs = [np.random.default_rng([recipe.seed, 2, number, int(i)]) for i in chosen]
@@ -221,6 +236,26 @@ class Training:
             if recipe.encoded
             else {},
             spread_of(np.asarray(result.metrics["client_work"], np.float64)),
+            self._account(sampler),
+        )
+
+    def would_spend(self, state: State) -> Account | None:
+        """What will have been spent of privacy after the next round; None without noise."""
+        return None if self._recipe.noise is None else self._account(self._drawn(state)[1])
+
+    def _account(self, sampler: cohorts.Sampler) -> Account | None:
+        noise = self._recipe.noise
+        return None if noise is None else accountant.account(noise, sampler.happened)
+
+    def _drawn(self, state: State) -> tuple[np.ndarray, cohorts.Sampler]:
+        recipe = self._recipe
+        return cohorts.draw(
+            state.sampler,
+            recipe.cohort,
+            recipe.sampling,
+            recipe.separation,
+            recipe.seed,
+            self._most_uses,
         )
 
 
@@ -281,6 +316,7 @@ def to_values(state: State) -> list:
         state.sampler.waiting,
         state.sampler.last,
         *([] if state.sampler.taken is None else [state.sampler.taken]),
+        *([] if state.sampler.gap is None else [np.int64(state.sampler.gap)]),
         *state.average,
         *tf.nest.flatten(state.learning),
     ]
@@ -290,11 +326,12 @@ def from_values(values: list, like: State) -> State:
     """The inverse of `to_values`; `like` is any state of the same training, such as the first."""
     number, waiting, last, *rest = values
     taken = None if like.sampler.taken is None else rest.pop(0)
+    gap = None if like.sampler.gap is None else int(rest.pop(0))
     size = len(like.average)
     return State(
         int(number),
         tf.nest.pack_sequence_as(like.learning, rest[size:]),
-        cohorts.Sampler(int(number), waiting, last, taken),
+        cohorts.Sampler(int(number), waiting, last, taken, gap),
         tuple(rest[:size]),
     )
 
@@ -337,7 +374,7 @@ def learning_process(
         )
 
     weights_type = first_weights.type_signature.result
-    aggregator = aggregator or _aggregator(initial, recipe)
+    aggregator = aggregator or _aggregator(recipe)
     server = recipe.server
     scheduled = tff.learning.optimizers.schedule_learning_rate(
         optimizer(server), _rate(server.learning_rate, server.schedule, recipe.rounds)
@@ -436,19 +473,22 @@ def optimizer(server: Server) -> tff.learning.optimizers.Optimizer:
     return getattr(tff.learning.optimizers, named.builder)(server.learning_rate, **numbers)
 
 
-def _aggregator(initial: Weights, recipe: Recipe) -> tff.aggregators.WeightedAggregationFactory:
-    averaging = aggregators.Averaging(
-        encoded=recipe.encoded,
-        bits=recipe.plan.bits,
-        clipping_norm=recipe.plan.clipping_norm,
-        mechanism=recipe.privacy.mechanism,
-        noise_multiplier=recipe.privacy.noise_multiplier,
-        privacy_clipping_norm=recipe.privacy.clipping_norm,
-        clients_per_round=recipe.cohort,
-        seed=recipe.seed,
+def _aggregator(recipe: Recipe) -> tff.aggregators.WeightedAggregationFactory:
+    of = recipe.privacy
+    aggregator, weighs = aggregators.build(
+        aggregators.Averaging(
+            encoded=recipe.encoded,
+            bits=recipe.plan.bits,
+            clipping_norm=recipe.plan.clipping_norm if recipe.encoded else of.clipping_norm,
+            mechanism=of.mechanism,
+            noise=recipe.noise,
+            noise_multiplier=of.noise_multiplier,
+            clients_per_round=recipe.cohort,
+            seed=recipe.seed,
+            compression=recipe.compression,
+            report_goal=of.report_goal,
+        )
     )
-    shapes = [initial[name].shape for name in sorted(initial)]
-    aggregator, weighs = aggregators.build(averaging, shapes)
     return aggregator if weighs else tff.aggregators.as_weighted_aggregator(aggregator)
 
 

@@ -3,10 +3,12 @@
 import numpy as np
 import pytest
 
-from device_runtime import encoding, quantize
+from device_runtime import encoding, quantize, strategy
 from device_runtime.encoding import Encoding
 from device_runtime.errors import ConfigError
-from device_runtime.update import encoded_bytes
+from device_runtime.noise import Mechanism, Noise
+from device_runtime.terms import Aggregation, Terms
+from device_runtime.update import encoded_bytes, sealed_bytes
 
 SHAPES = [(3,), (2, 2)]
 SETTINGS = {
@@ -15,10 +17,15 @@ SETTINGS = {
     "clipping_norm": 10.0,
     "seed": 3,
     "mechanism": "none",
+    "noise": None,
     "noise_multiplier": 0.0,
-    "privacy_clipping_norm": 1.0,
     "clients_per_round": 2,
 }
+
+
+def noise(mechanism: str, multiplier: float = 1.0, rounds: int = 13, restart: int = 0) -> Noise:
+    buffers = ((0.9, 0.5), (0.3, 0.2)) if mechanism == "blt" else ((), ())
+    return Noise(Mechanism(mechanism), multiplier, 8.0, 1e-10, rounds, 1, restart, *buffers)
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +39,7 @@ def aggregators():
 def process(aggregators, shapes, **settings):
     import tensorflow_federated as tff
 
-    factory, weighs = aggregators.build(aggregators.Averaging(**{**SETTINGS, **settings}), shapes)
+    factory, weighs = aggregators.build(aggregators.Averaging(**{**SETTINGS, **settings}))
     if not weighs:
         factory = tff.aggregators.as_weighted_aggregator(factory)
     return factory.create(
@@ -193,7 +200,7 @@ def test_an_adaptive_norm_falls_while_nobody_is_clipped(aggregators):
     """Both clients stay under the norm: it shrinks by exp(0.2 x (0.5 - 1)) a round towards their
     median.
     """
-    built = process(aggregators, SHAPES, mechanism="gaussian-adaptive", privacy_clipping_norm=5.0)
+    built = process(aggregators, SHAPES, mechanism="gaussian-adaptive", clipping_norm=5.0)
     done = built.next(
         built.initialize(), [delta(1, 0, 0, 0, 0, 0, 0), delta(0, 0, 1, 0, 0, 0, 0)], [1.0, 1.0]
     )
@@ -203,33 +210,39 @@ def test_an_adaptive_norm_falls_while_nobody_is_clipped(aggregators):
     )
 
 
-def test_noise_differs_by_array_and_by_round_and_only_the_trees_repeats(aggregators):
+MECHANISMS = ["gaussian", "tree", "blt"]
+
+
+@pytest.mark.parametrize("encoded", [True, False])
+@pytest.mark.parametrize("mechanism", MECHANISMS)
+def test_noise_differs_by_array_and_by_round_and_repeats_by_seed(aggregators, mechanism, encoded):
     shapes, client = [(5000,), (5000,)], [(np.zeros(5000, np.float32),) * 2] * 2
-    for mechanism in ("gaussian", "tree"):
-        built = process(aggregators, shapes, mechanism=mechanism, noise_multiplier=1.0)
-        first = built.next(built.initialize(), client, [1.0, 1.0])
-        later, again = (
-            built.next(first.state, client, [1.0, 1.0]),
-            built.next(built.initialize(), client, [1.0, 1.0]),
-        )
-        assert abs(np.corrcoef(*map(np.asarray, first.result))[0, 1]) < 0.1
-        assert not (flat(first.result) == flat(later.result)).any()
-        assert (flat(first.result) == flat(again.result)).all() == (mechanism == "tree")
+    how = {"mechanism": mechanism, "noise": noise(mechanism), "encoded": encoded}
+    built = process(aggregators, shapes, **how)
+    first = built.next(built.initialize(), client, [1.0, 1.0])
+    later, again = (
+        built.next(first.state, client, [1.0, 1.0]),
+        built.next(built.initialize(), client, [1.0, 1.0]),
+    )
+    assert abs(np.corrcoef(*map(np.asarray, first.result))[0, 1]) < 0.1
+    assert np.mean(flat(first.result) == flat(later.result)) < 0.01
+    assert (flat(first.result) == flat(again.result)).all()
 
 
-@pytest.mark.parametrize("mechanism", ["gaussian", "tree"])
-def test_privacy_clips_and_adds_the_noise_it_states(aggregators, mechanism):
+@pytest.mark.parametrize("encoded", [True, False])
+@pytest.mark.parametrize("mechanism", MECHANISMS)
+def test_privacy_clips_and_adds_the_noise_it_states(aggregators, mechanism, encoded):
     """Noise on the sum of 4 clients has 0.5 x 2.0, on the mean a quarter of it; a huge client moves
-    the mean by at most 2.0 / 4.
+    the mean by at most 2.0 / 4. Rounding to 8 bits may lengthen a delta by a hundredth.
     """
-    shapes = [(40_000,)]
     built = process(
         aggregators,
-        shapes,
+        [(40_000,)],
         mechanism=mechanism,
-        noise_multiplier=0.5,
-        privacy_clipping_norm=2.0,
+        noise=noise(mechanism, 0.5),
+        clipping_norm=2.0,
         clients_per_round=4,
+        encoded=encoded,
     )
     huge, nothing = np.zeros(40_000, np.float32), np.zeros(40_000, np.float32)
     huge[0] = 1000.0
@@ -240,27 +253,139 @@ def test_privacy_clips_and_adds_the_noise_it_states(aggregators, mechanism):
     assert np.asarray(mean)[1:].std() == pytest.approx(0.25, rel=0.05)
 
 
+@pytest.mark.parametrize("encoded", [True, False])
+def test_few_clients_that_stand_for_many_get_the_noise_of_the_many_on_their_mean(
+    aggregators, encoded
+):
+    """4 for 400: of 400 clients the noise on the mean has 50 x 2.0 / 400."""
+    built = process(
+        aggregators,
+        [(40_000,)],
+        mechanism="blt",
+        noise=noise("blt", 50.0),
+        clipping_norm=2.0,
+        clients_per_round=4,
+        report_goal=400,
+        encoded=encoded,
+        bits=4,
+    )
+    nothing = (np.zeros(40_000, np.float32),)
+    (mean,) = built.next(built.initialize(), [nothing] * 4, [1.0] * 4).result
+    bound = Encoding(40_000, 4, 2.0, 3).bound if encoded else 1.0
+    assert np.asarray(mean).std() == pytest.approx(0.25 * bound, rel=0.05)
+
+
+@pytest.mark.parametrize("encoded", [True, False])
+def test_the_mean_is_over_the_clients_that_were_to_come(aggregators, encoded):
+    """One of two vanished: what the other sent counts half, whatever noise makes of it."""
+    built = process(
+        aggregators, SHAPES, mechanism="blt", noise=noise("blt", 0.0), bits=16, encoded=encoded
+    )
+    done = built.next(
+        built.initialize(), [delta(2, 0, 0, 4, 0, 0, 0), delta(*[0.0] * 7)], [1.0, 0.0]
+    )
+    assert flat(done.result) == pytest.approx([1, 0, 0, 2, 0, 0, 0], abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("mechanism", "restart"), [("gaussian", 0), ("blt", 0), ("tree", 0), ("tree", 5)]
+)
+def test_noise_of_a_round_is_made_of_the_rounds_before_as_a_helper_makes_it(
+    aggregators, mechanism, restart
+):
+    """The same standard normals give the same noise, round by round."""
+    of, rng = noise(mechanism, rounds=13, restart=restart), np.random.default_rng(1)
+    theirs = strategy.begin(of, 50)
+    arrays = aggregators.buffers(of, 50)
+    assert arrays.shape == theirs.arrays.shape
+    for step in range(13):
+        fresh = rng.standard_normal((8, 50)).astype(np.float32)
+        rows = iter(fresh)
+        expected, theirs = strategy.advance(of, theirs, lambda rows=rows: next(rows))
+        made, arrays = aggregators.noised(
+            of, np.int32(step), arrays, lambda i, fresh=fresh: fresh[i]
+        )
+        np.testing.assert_allclose(made, expected, atol=1e-5)
+        np.testing.assert_allclose(arrays, theirs.arrays, atol=1e-5)
+
+
+@pytest.mark.parametrize(("bits", "compression", "most"), [(4, 1, 100), (2, 4, 1000), (8, 8, 100)])
+def test_clip_noise_and_room_are_those_of_a_tasks_terms(aggregators, bits, compression, most):
+    of = noise("blt", 8.0)
+    terms = Terms(
+        *(Aggregation.HELPER, bits, 0.5, 40_000, "0" * 64, 3, most, most, 1),
+        helper="1" * 64,
+        noise=of,
+        compression=compression,
+    )
+    by = Encoding(40_000, bits, 0.5, 3, compression)
+    assert by == terms.encoding
+    assert aggregators.deviation_of(of, by) == terms.deviation
+    assert aggregators.room(of, aggregators.deviation_of(of, by)) == terms.room
+    made = np.random.default_rng(0).standard_normal(1000).astype(np.float32)
+    codes = aggregators.whole_codes(made, terms.deviation, np.int64)
+    assert (
+        np.asarray(codes) == np.rint(made.astype(np.float64) * terms.deviation).astype(np.int64)
+    ).all()
+
+
+def test_an_upload_is_measured_with_the_room_that_noise_takes(aggregators):
+    """Two clients for a goal of 100: packed as for 100, with room for their noise."""
+    of = noise("blt", 8.0)
+    how = {"encoded": True, "bits": 4, "compression": 4, "report_goal": 100}
+    built = process(aggregators, [(40_000,)], mechanism="blt", noise=of, **how)
+    done = built.next(built.initialize(), [(np.zeros(40_000, np.float32),)] * 2, [1.0, 1.0])
+    terms = Terms(
+        *(Aggregation.HELPER, 4, 10.0, 40_000, "0" * 64, 3, 100, 100, 1),
+        helper="1" * 64,
+        noise=of,
+        compression=4,
+    )
+    assert int(done.measurements["masked_bytes"]) == sealed_bytes(terms.layout)
+    assert int(done.measurements["upload_bytes"]) == encoded_bytes(terms.encoding.values, 4)
+
+
+@pytest.mark.parametrize("compression", [2, 8])
+def test_what_is_compressed_is_what_a_device_compresses(aggregators, compression):
+    """A sum is read as the server reads it, and 16 bits come back as the device's own come back."""
+    by = Encoding(5000, 16, 1.0, 7, compression)
+    signs, rng = aggregators.signs(by), np.random.default_rng(2)
+    total = rng.integers(0, by.largest * 3, by.values, endpoint=True)
+    simulated = np.asarray(aggregators.mean(total, 3, signs, by))
+    np.testing.assert_allclose(simulated, encoding.mean(total, 3, by), atol=1e-6)
+    vector = rng.standard_normal(5000).astype(np.float32)
+    vector /= np.linalg.norm(vector)
+    ours = np.asarray(aggregators.encode(vector, signs, by, np.array([1, 2])), np.int64)
+    theirs = encoding.encode({"all": vector}, by, rng).astype(np.int64)
+    assert len(ours) == by.values == 8192 // compression
+    assert np.abs(ours - theirs).max() <= 1
+
+
 def test_without_noise_privacy_is_the_mean_of_clipped_deltas(aggregators):
     built = process(
-        aggregators, SHAPES, mechanism="gaussian", noise_multiplier=0.0, privacy_clipping_norm=5.0
+        aggregators,
+        SHAPES,
+        mechanism="gaussian",
+        noise=noise("gaussian", 0.0),
+        clipping_norm=5.0,
     )
     done = built.next(
         built.initialize(), [delta(30, 40, 0, 0, 0, 0, 0), delta(0, 0, 1, 0, 0, 0, 0)], [1.0, 1.0]
     )
     assert flat(done.result) == pytest.approx([1.5, 2, 0.5, 0, 0, 0, 0], abs=1e-5)
+    assert float(done.measurements["clipped"]) == 0.5
 
 
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
         ({"encoded": True, "bits": 17}, "expected 1 to 16"),
-        ({"mechanism": "laplace"}, "expected gaussian, gaussian-adaptive or tree"),
         ({"mechanism": "gaussian-adaptive", "noise_multiplier": 1.0}, "adaptive norm needs"),
     ],
 )
 def test_what_no_mechanism_takes_is_refused(aggregators, settings, says):
     with pytest.raises(ConfigError, match=says):
-        aggregators.build(aggregators.Averaging(**{**SETTINGS, **settings}), SHAPES)
+        aggregators.build(aggregators.Averaging(**{**SETTINGS, **settings}))
 
 
 def test_encoded_rounds_train(aggregators, tiny_checkpoint, tiny_rows, tiny_plan):
