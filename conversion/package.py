@@ -111,6 +111,9 @@ def package(
         device_class=chosen.name if chosen else None,
         aggregation=parts.pins.aggregation,
         helper=parts.pins.helper,
+        noise=parts.pins.noise,
+        epsilon=parts.pins.epsilon,
+        delta=parts.pins.delta,
         constants=predict.constants,
         graph=patch.graph_hash(predict.file, predict.constants),
     )

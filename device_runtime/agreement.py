@@ -7,6 +7,7 @@ was expected and what it is; it is empty where all agree.
 
 from dataclasses import dataclass
 
+from device_runtime import spent
 from device_runtime.terms import Aggregation, Terms
 from device_runtime.wire import Plan
 
@@ -17,6 +18,9 @@ class Pins:
 
     aggregation: Aggregation | None = None
     helper: str | None = None  # public key, hexadecimal
+    noise: bool | None = None  # True: noise is added to every sum of updates
+    epsilon: float | None = None  # that a task may spend at most, at `delta`
+    delta: float | None = None
 
 
 def why_exposed(terms: Terms, pins: Pins) -> str:
@@ -25,7 +29,36 @@ def why_exposed(terms: Terms, pins: Pins) -> str:
         return _differs("aggregation", pins.aggregation, terms.aggregation)
     if pins.helper is not None and terms.helper != pins.helper:
         return _differs("helper", pins.helper[:16], terms.helper[:16] or "none")
-    return ""
+    return _why_too_little_noise(terms, pins)
+
+
+def why_impossible(terms: Terms) -> str:
+    """Why no device can work by such terms: a masked sum has no room for their noise."""
+    try:
+        _ = terms.layout
+        return ""
+    except (ValueError, OverflowError):  # also of noise whose width is infinite, or not a number
+        multiplier = 0.0 if terms.noise is None else terms.noise.multiplier
+        return _differs(
+            "noise", "as much as a word of a masked sum has room for", f"multiplier {multiplier:g}"
+        )
+
+
+def _why_too_little_noise(terms: Terms, pins: Pins) -> str:
+    """Why updates would be less well hidden in their sum than the bundle asks for."""
+    if not pins.noise and pins.epsilon is None:
+        return ""
+    if terms.noise is None or not spent.is_added(terms.noise):
+        return _differs("noise", "some on every sum", "none")
+    if pins.epsilon is None:
+        return ""
+    delta = terms.noise.delta if pins.delta is None else pins.delta
+    epsilon = spent.budget(terms.noise, delta)
+    # what was worked out at another delta and back
+    if epsilon <= pins.epsilon * (1 + 1e-9):
+        return ""
+    at_most = f"at most {pins.epsilon:g} at delta {delta:g}"
+    return _differs("noise.epsilon", at_most, f"{epsilon:.6g}")
 
 
 def why_another_network(terms: Terms, shapes: str) -> str:

@@ -22,7 +22,17 @@ from typing import Any
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from device_runtime import config, durable, folder, interpreter, patch, signing, versions, weights
+from device_runtime import (
+    bounds,
+    config,
+    durable,
+    folder,
+    interpreter,
+    patch,
+    signing,
+    versions,
+    weights,
+)
 from device_runtime.agreement import Pins
 from device_runtime.errors import BundleError, CheckpointError, ConfigError, Unproven
 from device_runtime.patch import Constant
@@ -123,6 +133,9 @@ class Manifest:
     # what a task's terms must say, whoever signed them; None, and not written: whatever they say
     aggregation: Aggregation | None = None
     helper: str | None = None  # public key, hexadecimal
+    noise: bool | None = None  # True: noise is added to every sum of updates
+    epsilon: float | None = None  # that a task may spend at most, at `delta`
+    delta: float | None = None
 
     def encoded(self) -> bytes:
         """As it is signed: what is None is left out, so that an older reader knows every key."""
@@ -132,8 +145,8 @@ class Manifest:
 
     @property
     def pins(self) -> Pins:
-        """What it says of who may see an update."""
-        return Pins(self.aggregation, self.helper)
+        """What it says of who may see an update, and how well a sum hides it."""
+        return Pins(self.aggregation, self.helper, self.noise, self.epsilon, self.delta)
 
     @property
     def arrays(self) -> dict[str, tuple[int, ...]]:
@@ -557,7 +570,10 @@ def _manifest(encoded: bytes, where: Path) -> Manifest:
 
 
 def require_pins(pins: Pins, where: str) -> None:
-    """Raises ConfigError for a helper that is no key, or that no such aggregation has."""
+    """Raises ConfigError for a helper that is no key, or that no such aggregation has, and for a
+    budget that is none.
+    """
+    _require_budget(pins, where)
     helper = pins.helper
     if helper is None:
         return
@@ -572,6 +588,24 @@ def require_pins(pins: Pins, where: str) -> None:
             f"{where}: helper",
             f"expected none for aggregation {pins.aggregation}, found {helper[:16]}",
             "leave out one of them",
+        )
+
+
+def _require_budget(pins: Pins, where: str) -> None:
+    if (pins.epsilon is None) != (pins.delta is None):
+        raise ConfigError(
+            f"{where}: epsilon",
+            f"expected an epsilon with its delta, found epsilon {pins.epsilon}, delta {pins.delta}",
+            "give both or none",
+        )
+    if pins.epsilon is not None:
+        bounds.within(f"{where}: epsilon", pins.epsilon, 0.0, 1e6)
+        bounds.within(f"{where}: delta", pins.delta, 1e-300, 0.5)
+    if pins.noise is False or (pins.epsilon is not None and not pins.noise):
+        raise ConfigError(
+            f"{where}: noise",
+            f"expected true where noise is asked for, and else nothing, found {pins.noise}",
+            "leave it out, or require noise",
         )
 
 

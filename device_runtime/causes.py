@@ -130,7 +130,9 @@ MEANING: Mapping[str, Meaning] = {
         "whoever opens the round's sum has given no key for it yet", _REFUSED, no_place=True
     ),
     Cause.TOO_NEW: Meaning("enrolled too recently to be trusted yet", _REFUSED),
-    Cause.PARTICIPATED_ENOUGH: Meaning("took part as often as allowed", _REFUSED, lasts=True),
+    Cause.PARTICIPATED_ENOUGH: Meaning(
+        "took part as often as allowed", _REFUSED, lasts=True, gives_back=True
+    ),
     Cause.BARRED: Meaning(
         "its seal could not be opened, which cost a round its sum", _REFUSED, lasts=True
     ),
@@ -151,7 +153,9 @@ MEANING: Mapping[str, Meaning] = {
         gives_back=True,
     ),
     Cause.EXPOSED: Meaning(
-        "its update would be seen by whom its bundle does not name", _DROPPED, gives_back=True
+        "its update would be seen more than its bundle allows",
+        _DROPPED,
+        gives_back=True,
     ),
     Cause.INCONSISTENT: Meaning(
         "was told of its peers what cannot be true", _DROPPED, gives_back=True

@@ -504,6 +504,7 @@ class Turn:
             note.detail,
             note.up_to,
             note.seen_by,
+            note.noise,
         )
         self.home.note(line)
 
@@ -535,7 +536,9 @@ def _rounding(bundle: Bundle) -> float:
 
 def _why_exposed(assignment: Assignment, terms: Terms, bundle: Bundle) -> Distrusted | None:
     """Why an update would be seen by others than the bundle's maker has named."""
-    reason = agreement.why_another_network(terms, assignment.shapes)
+    reason = agreement.why_another_network(terms, assignment.shapes) or (
+        agreement.why_impossible(terms)
+    )
     if reason:
         return Distrusted(Cause.UNCERTIFIED, reason)
     about = protection.addressed(assignment, terms)

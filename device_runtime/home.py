@@ -59,7 +59,9 @@ from device_runtime.folder import Kind as FolderKind
 from device_runtime.folder import clear, is_empty, replaced, require_free, settle, writing
 from device_runtime.installed import Installed
 from device_runtime.limits import OwnLimits
+from device_runtime.noise import Noise
 from device_runtime.sensors import LAST_KEY
+from device_runtime.spent import Part
 from device_runtime.terms import Terms
 from device_runtime.turn import SENT, History, Status
 from device_runtime.typing_log import Retention, TypingLog
@@ -166,6 +168,8 @@ class Contribution:
     detail: str = ""  # of work that was refused: the limit, and what was asked
     up_to: int = 0  # of scores of releases: the newest message in them, by its number
     seen_by: str = ""  # of what left: who can see it by itself; an early version noted nobody
+    # of an update that left: the noise of its sum, a `noise.Noise` as JSON; empty: there is none
+    noise: str = ""
 
     @property
     def left(self) -> bool:
@@ -577,6 +581,7 @@ def history(lines: Iterable[Contribution], assignment: Assignment, now: float) -
     have begun anew counts as before the first. Training that failed counts as an update of its day:
     it told its server something.
     """
+    lines = list(lines)
     trains = assignment.kind is Kind.TRAINING
     alike = [line for line in lines if (line.kind == Kind.TRAINING) == trains]
     of_task = assignment.server, assignment.task, assignment.task_id
@@ -610,7 +615,35 @@ def history(lines: Iterable[Contribution], assignment: Assignment, now: float) -
             and limits.same_day(line.at, now)
             for line in alike
         ),
+        parts=parts(line for line in lines if line.assignment != assignment.assignment),
     )
+
+
+def parts(lines: Iterable[Contribution]) -> tuple[Part, ...]:
+    """What the updates in the lines of a ledger were part of, task by task: each that left or may
+    have, once. Noise that cannot be read bounds nothing, and so is none.
+    """
+    left = {
+        # an early version noted no names
+        (line.server, line.task_id, line.assignment or f"{line.at}"): line
+        for line in lines
+        if line.left and line.kind == Kind.TRAINING
+    }
+    rounds: dict[tuple[str, str, str, str], list[int]] = {}
+    for line in left.values():
+        of = line.server, line.task, line.task_id, line.noise
+        rounds.setdefault(of, []).append(line.round)
+    return tuple(
+        Part(server, task, task_id, tuple(sorted(own)), _noise(noise))
+        for (server, task, task_id, noise), own in rounds.items()
+    )
+
+
+def _noise(text: str) -> Noise | None:
+    try:
+        return config.from_json(Noise, text.encode(), LEDGER) if text else None
+    except ConfigError:
+        return None
 
 
 def _each_score(line: Contribution) -> list[Contribution]:

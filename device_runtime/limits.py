@@ -8,7 +8,7 @@ import math
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from device_runtime import bounds
+from device_runtime import bounds, spent
 from device_runtime.bounds import Within
 from device_runtime.causes import Cause
 from device_runtime.terms import Terms, why_exposed
@@ -49,9 +49,16 @@ class OwnLimits:
     scores_a_day: Annotated[int, Within(0, 1000)] = 2  # two checkpoints can be compared
     min_separation: Annotated[int, Within(1, 1_000_000)] = 2  # rounds of a task between two updates
     longest_s: Annotated[float, Within(1.0, 7 * DAY_S)] = DAY_S  # of the work for one assignment
+    # that all updates of this device may spend, over all its tasks, at `delta`; None: whatever
+    # terms and bundle say. What left without noise before has no epsilon and is not in it
+    epsilon: float | None = None
+    delta: Annotated[float, Within(1e-300, 0.5)] = 1e-10
+    require_noise: bool = False  # an update is made only where noise is added to its sum
 
     def __post_init__(self) -> None:
         bounds.check(self, "limits")
+        if self.epsilon is not None:
+            bounds.within("limits.epsilon", self.epsilon, 0.0, 1e6)
         of_plan = bounds.of(Plan)
         for name in _NUMBERS:
             if getattr(self, name) is not None:
@@ -132,6 +139,7 @@ class Asked:
     messages: int | None = None  # that it would be made of
     words: int | None = None  # target words in them
     terms: Terms | None = None
+    epsilon: float | None = None  # that this device will have spent, at the owner's delta
 
 
 @dataclass(frozen=True)
@@ -165,6 +173,9 @@ def _of_update(limits: Limits, asked: Asked) -> Over | None:
     for source, names in ((asked.terms, _OF_TERMS), (asked.plan, _NUMBERS)):
         for name in names if source is not None else ():
             over = over or _most(name, getattr(limits.most, name), getattr(source, name))
+    if asked.terms is not None and own.require_noise and not spent.is_added(asked.terms.noise):
+        over = over or Over("require_noise", "noise on every sum", "none")
+    over = over or _most("epsilon", own.epsilon, asked.epsilon)
     over = over or _least("least_messages", own.least_messages, asked.messages)
     return over or _least("least_words", own.least_words, asked.words)
 
@@ -183,8 +194,8 @@ def _of_weights(asked: Asked) -> Over | None:
     return None if asked.moved is None else _most("weights", asked.reach, asked.moved)
 
 
-def _most(limit: str, most: float, value: float | None) -> Over | None:
-    if value is None or value <= most:
+def _most(limit: str, most: float | None, value: float | None) -> Over | None:
+    if most is None or value is None or value <= most:
         return None
     return Over(limit, f"at most {most:.6g}", f"{value:.6g}")
 

@@ -30,6 +30,7 @@ arXiv:1902.01046, section 2.2, names the phases).
 """
 
 import contextlib
+import math
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -47,10 +48,11 @@ from device_runtime import (
     scores,
     secagg_turn,
     separation,
+    spent,
     weights,
 )
 from device_runtime.causes import MEANING, Cause
-from device_runtime.config import from_json
+from device_runtime.config import from_json, to_json
 from device_runtime.errors import (
     BundleError,
     CheckpointError,
@@ -59,6 +61,7 @@ from device_runtime.errors import (
     Unanswered,
 )
 from device_runtime.limits import Asked, Limits, Over
+from device_runtime.spent import Part
 from device_runtime.terms import Aggregation, Terms
 from device_runtime.weights import Checkpoint, Weights
 from device_runtime.wire import (
@@ -165,6 +168,7 @@ class Label:
     examples: int  # of a training, its rows; else words scored
     scored: str = ""  # as in a Note
     seen_by: str = ""  # who can see it by itself: `exposure.in_short`
+    noise: str = ""  # as in a Note
 
 
 @dataclass(frozen=True)
@@ -214,6 +218,8 @@ class History:
     scored: Mapping[str, int] = field(default_factory=dict)
     joined: bool = False  # keys for this very assignment left, or may have
     none_today: bool = False  # no releases were compared today, since that was over a limit
+    # of all tasks, the updates that left or may have, but for this very assignment
+    parts: tuple[Part, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -410,6 +416,7 @@ class Note:
     scored: str = ""
     up_to: int = 0  # of scores of releases: the newest message in them, by its number
     seen_by: str = ""  # of what left: who can see it by itself
+    noise: str = ""  # of an update that left: the noise of its sum, a `noise.Noise` as JSON
 
 
 @dataclass(frozen=True)
@@ -573,11 +580,14 @@ def _work(device: Participant, assignment: Assignment) -> Working:
     if kept is not None:
         return (yield from _sent_kept(device, assignment, kept, past))
     is_open = kind is Kind.EVALUATION and terms.aggregation is Aggregation.PLAIN
+    if kind is Kind.TRAINING and _is_worn_out(assignment, terms, past):
+        return (yield from _give_back(assignment, Cause.PARTICIPATED_ENOUGH))
     if past.again and not is_open:  # what may have left is not there, and none is made in its place
         return (yield from _give_back(assignment, Cause.REPORTED_RECENTLY))
     # the updates of a day are counted later: one may be of work that was begun before
     today = past.today if kind is Kind.EVALUATION else 0
-    yield from _within(device, assignment, Asked(kind, today, terms=terms))
+    asked = Asked(kind, today, terms=terms, epsilon=_epsilon(device, assignment, terms, past))
+    yield from _within(device, assignment, asked)
     plan = yield from _plan(device, assignment)
     yield from _agreed(assignment, agreement.why_another_plan(terms, plan))
     yield from _within(device, assignment, Asked(kind, plan=plan))
@@ -596,6 +606,31 @@ def _work(device: Participant, assignment: Assignment) -> Working:
     order = _Order(assignment, plan, terms)
     does = _evaluate if kind is Kind.EVALUATION else _train
     return (yield from does(device, order, checkpoint, past))
+
+
+def _is_worn_out(assignment: Assignment, terms: Terms, past: History) -> bool:
+    """Whether the device may have been in as many sums of the task as its noise is meant for."""
+    if terms.noise is None:
+        return False
+    before = spent.taken(past.parts, assignment.server, assignment.task_id)
+    return before >= terms.noise.participations
+
+
+def _epsilon(
+    device: Participant, assignment: Assignment, terms: Terms, past: History
+) -> float | None:
+    """What the device will have spent over all tasks once this update has left; None where its
+    owner has set no limit to that.
+    """
+    own = device.limits.own
+    if own.epsilon is None or assignment.kind is not Kind.TRAINING:
+        return None
+    if not spent.is_added(terms.noise):
+        return math.inf
+    of = assignment.server, assignment.task, assignment.task_id
+    after = spent.with_next(past.parts, Part(*of, (assignment.round,), terms.noise))
+    account = spent.total(after, own.delta)
+    return None if account is None else account.epsilon
 
 
 @dataclass(frozen=True)
@@ -673,7 +708,15 @@ def _label(
         examples,
         scored,
         exposure.in_short(terms),
+        _noise_of(assignment, terms),
     )
+
+
+def _noise_of(assignment: Assignment, terms: Terms) -> str:
+    """The noise of the sum that a report is for: there is none on scores."""
+    if terms.noise is None or assignment.kind is not Kind.TRAINING:
+        return ""
+    return to_json(terms.noise).decode()
 
 
 def _kept(order: _Order, vector: _Vector) -> Generator[Action, Any, Outgoing]:
@@ -698,6 +741,7 @@ def _sent(
         examples=label.examples,
         scored=label.scored,
         seen_by=label.seen_by,
+        noise=label.noise,
     )
     yield sending
     answer: Ack | Reject = yield Upload(assignment, report.body)
@@ -730,7 +774,13 @@ def _among_peers(order: _Order, vector: _Vector, tuned: FineTuned | None) -> Wor
     opened. From its first message on the work is done once: nothing of it is kept.
     """
     assignment, label = order.assignment, vector.label
-    joined = Note(assignment, Status.JOINED, examples=label.examples, seen_by=label.seen_by)
+    joined = Note(
+        assignment,
+        Status.JOINED,
+        examples=label.examples,
+        seen_by=label.seen_by,
+        noise=label.noise,
+    )
     yield joined
     yield Drop()
     try:

@@ -549,6 +549,26 @@ def export(
             "another's.",
         ),
     ] = None,
+    require_noise: Annotated[
+        bool,
+        typer.Option(
+            "--require-noise",
+            help="Its devices take part only where noise is added to every sum of updates.",
+        ),
+    ] = False,
+    max_epsilon: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0,
+            max=1e6,
+            help="Its devices take part in no task whose budget is a larger epsilon at --at-delta; "
+            "noise is required then.",
+        ),
+    ] = None,
+    at_delta: Annotated[
+        float | None,
+        typer.Option(min=1e-300, max=0.5, help="Of --max-epsilon; by default 1e-10."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Export train.tflite and int8 predict.tflite through the quality gate into a signed bundle."""
@@ -570,7 +590,7 @@ def export(
         length,
         device_class,
         classes,
-        stage.pins_of(aggregation, helper),
+        stage.pins_of(aggregation, helper, require_noise, max_epsilon, at_delta),
     )
     manifest, path = stage.export(target, out, asked)
     if as_json:

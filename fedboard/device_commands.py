@@ -356,7 +356,8 @@ def device_status(folder: HomeFolder, as_json: Json = False) -> None:
         return emit(asdict(status))
     for line in device_words.status_lines(status):
         console.say(line)
-    for sentence in device_words.seen_lines(status):
+    of_spending = device_words.spent_lines(status.spent, status.spent_in_all)
+    for sentence in (*device_words.seen_lines(status), *of_spending):
         console.say(sentence.text, style="bold red" if sentence.warns else "")
 
 
@@ -364,9 +365,10 @@ def device_status(folder: HomeFolder, as_json: Json = False) -> None:
 def device_ledger(folder: HomeFolder, as_json: Json = False) -> None:
     """What this device contributed: when, to which round, of how many examples and bytes.
 
-    And what did not count, and why.
+    And what did not count, and why; then what your phone has spent of your privacy, task by task.
     """
-    from device_runtime.home import Home
+    from device_runtime import spent
+    from device_runtime.home import Home, parts
     from fedboard import device_words
 
     lines = Home.open(folder).contributions()
@@ -374,6 +376,9 @@ def device_ledger(folder: HomeFolder, as_json: Json = False) -> None:
         return emit([asdict(line) for line in lines])
     for line in device_words.ledger_lines(lines):
         console.say(line)
+    in_all = spent.total(parts(lines))
+    for sentence in device_words.spent_lines(device_words.costs(lines), in_all):
+        console.say(sentence.text, style="bold red" if sentence.warns else "")
 
 
 @log_app.command("add")

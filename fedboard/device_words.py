@@ -2,6 +2,7 @@
 typed.
 """
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,15 +15,49 @@ from device_runtime import (
     outgoing,
     personal,
     signing,
+    spent,
     unfinished,
     upgrade,
 )
+from device_runtime.accountant import Account
 from device_runtime.drive import limits_of
 from device_runtime.errors import BundleError
-from device_runtime.home import EVIDENCE, OUTGOING, UNFINISHED, Contribution, Home, done_on
+from device_runtime.home import (
+    EVIDENCE,
+    OUTGOING,
+    UNFINISHED,
+    Contribution,
+    Home,
+    done_on,
+    parts,
+)
 from device_runtime.limits import Limits
+from device_runtime.noise import Noise
 from device_runtime.turn import Status
 from device_runtime.wire import DAY_S, MOST_WORDS, Conditions, Kind, forbidden_by
+
+# what every figure of what was spent assumes
+BELIEVED = (
+    "spent is what others can learn of one person, if whoever adds the noise does; it counts "
+    "updates: the sums of scores have no noise"
+)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a device's updates of one task have spent of its owner's privacy. None: no bound."""
+
+    server: str
+    task: str
+    task_id: str
+    rounds: tuple[int, ...]  # that an update left for or may have
+    separation: int | None  # fewest from one to the next, as a difference of round numbers
+    noise: Noise | None
+    rho: float | None  # at most
+    epsilon: float | None  # the same, at the delta of the noise
+    # the same had every round between released a sum, which the device cannot see
+    rho_if_apart: float | None
+    epsilon_if_apart: float | None
 
 
 @dataclass(frozen=True)
@@ -56,6 +91,8 @@ class Standing:
     seen: tuple[exposure.Sentence, ...] = ()  # who sees its updates, by the terms of that
     public_key: str = ""
     certified_by: str = ""  # public key of who says that it is a device; empty: nobody does
+    spent: tuple["Cost", ...] = ()  # what its updates have spent of its owner's privacy, by task
+    spent_in_all: Account | None = None  # by those with noise together; None: there is none
 
 
 def status(home: Home, now: float) -> Standing:
@@ -112,6 +149,8 @@ def status(home: Home, now: float) -> Standing:
         () if last_terms is None else tuple(exposure.sentences(last_terms.terms)),
         signing.public_hex(home.key),
         "" if home.certificate is None else home.certificate.signer,
+        costs(lines),
+        spent.total(parts(lines)),
     )
 
 
@@ -213,6 +252,54 @@ def limits_lines(allowed: Limits, updates_today: int) -> list[str]:
         f"({own.least_private_score_words:,} where it is seen in large sums only) and at most "
         f"{MOST_WORDS:,}; at most {own.scores_a_day} a day",
     ]
+
+
+def costs(lines: Sequence[Contribution]) -> tuple[Cost, ...]:
+    """What the updates in a ledger have spent, task by task."""
+    return tuple(_cost(spent.of(part)) for part in parts(lines))
+
+
+def _cost(of: spent.Spent) -> Cost:
+    part, spends, apart = of.part, of.account, of.if_apart
+    figures = (spends.rho, spends.epsilon, apart.rho, apart.epsilon)
+    bounded = (figure if math.isfinite(figure) else None for figure in figures)
+    about = part.server, part.task, part.task_id, part.rounds
+    return Cost(*about, part.separation, part.noise, *bounded)
+
+
+def spent_lines(costs: Sequence[Cost], in_all: Account | None) -> list[exposure.Sentence]:
+    """What a device's updates have spent of its owner's privacy, in sentences; what no noise hides
+    is to be shown in red.
+    """
+    lines = [_spent(cost) for cost in costs]
+    if in_all is not None and sum(cost.rho is not None for cost in costs) > 1:
+        lines.append(
+            exposure.Sentence(
+                f"spent, all tasks with noise together: epsilon at most {in_all.epsilon:.2f} at "
+                f"delta {in_all.delta:g} (rho {in_all.rho:.4f})"
+            )
+        )
+    if in_all is not None:
+        lines.append(exposure.Sentence(BELIEVED))
+    return lines
+
+
+def _spent(cost: Cost) -> exposure.Sentence:
+    count = len(cost.rounds)
+    left = f"{count:,} update{'s' if count != 1 else ''} left or may have"
+    if cost.separation is not None:
+        left += f", at least {cost.separation:,} apart by their rounds' numbers"
+    of = f"spent, task {cost.task}" + (f" ({cost.task_id[:8]})" if cost.task_id else "")
+    noise, epsilon = cost.noise, cost.epsilon
+    if noise is None or epsilon is None or cost.epsilon_if_apart is None:
+        return exposure.Sentence(f"{of}: {left}, without noise: nothing bounds it", warns=True)
+    apart = ""
+    if cost.epsilon_if_apart < epsilon:
+        apart = f"; {cost.epsilon_if_apart:.2f} if every round between had its sum"
+    return exposure.Sentence(
+        f"{of}: {left}; epsilon at most {epsilon:.2f} at delta {noise.delta:g} (rho "
+        f"{cost.rho:.4f}){apart}; the task may spend {noise.epsilon:g}"
+    )
 
 
 def personal_line(verdict: personal.Verdict | None, outdated: bool = False) -> str:

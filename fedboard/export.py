@@ -31,6 +31,7 @@ from fedboard.run import (
 from model.corpus import Corpus, token_lists
 
 MEASURED_UTTERANCES = 2000  # of validation users
+DELTA = 1e-10  # of a budget that names none
 
 
 @dataclass(frozen=True)
@@ -137,16 +138,30 @@ def export(
     return manifest, out
 
 
-def pins_of(aggregation: str | None, helper: str | None) -> Pins:
-    """Who alone may see updates, as the command line names them. Raises ConfigError for another
-    aggregation than those there are, RunError for a helper that is no key.
+def pins_of(
+    aggregation: str | None,
+    helper: str | None,
+    require_noise: bool = False,
+    epsilon: float | None = None,
+    delta: float | None = None,
+) -> Pins:
+    """Who alone may see updates, and the noise on their sums, as the command line names them.
+    Raises ConfigError for another aggregation than those there are, or a delta without an epsilon,
+    RunError for a helper that is no key.
     """
+    if delta is not None and epsilon is None:
+        raise ConfigError(
+            "--at-delta", f"expected --max-epsilon with it, found {delta:g} alone", "give both"
+        )
     if aggregation is not None and aggregation not in tuple(Aggregation):
         raise ConfigError(
             "--aggregation", f"expected {', '.join(Aggregation)}, found {aggregation!r}", "name one"
         )
     chosen = None if aggregation is None else Aggregation(aggregation)
-    return Pins(chosen, helper_key(helper))
+    if epsilon is not None and delta is None:
+        delta = DELTA
+    is_noised = require_noise or epsilon is not None
+    return Pins(chosen, helper_key(helper), is_noised or None, epsilon, delta)
 
 
 def _class_of(asked: Asked) -> Class | None:

@@ -9,6 +9,7 @@ from device_runtime import agreement, bundle, exposure
 from device_runtime.agreement import Pins
 from device_runtime.bundle import Lineage
 from device_runtime.errors import BundleError, ConfigError, RunError
+from device_runtime.noise import Mechanism, Noise
 from device_runtime.terms import Aggregation, Terms
 from device_runtime.wire import Plan
 from fedboard.export import pins_of
@@ -19,10 +20,17 @@ HELPER, OTHER = "1f" * 32, "2e" * 32
 PLAIN = Terms(Aggregation.PLAIN, 8, 0.5, 50, "5a" * 32, 7, most=200, fewest=100, min_separation=1)
 HELPED = replace(PLAIN, aggregation=Aggregation.HELPER, bits=4, helper=HELPER)
 SHARED = replace(PLAIN, aggregation=Aggregation.SECAGG, bits=4)
+NOISE = Noise(Mechanism.BLT, 4.0, 8.0, 1e-10, 100, 6, decays=(0.9,), scales=(0.4,))
+NOISED = replace(HELPED, noise=NOISE)
+SILENT = replace(HELPED, noise=replace(NOISE, multiplier=0.0))
 
 
 def said(terms):
-    return [(each.text, each.warns) for each in exposure.sentences(terms)]
+    """Without what stands there of noise, which comes last."""
+    every = exposure.sentences(terms)
+    count = len(every) - len(exposure.of_noise(terms))
+    assert every[count:] == exposure.of_noise(terms)
+    return [(each.text, each.warns) for each in every[:count]]
 
 
 def test_plain_is_said_in_red_and_a_helper_by_its_key():
@@ -42,6 +50,22 @@ def test_one_hand_and_a_least_count_below_a_hundred_are_said_in_red():
     )
     worry, red = said(replace(HELPED, fewest=99))[1]
     assert "of only 99 devices" in worry and red
+
+
+def test_no_noise_and_a_wide_budget_are_said_in_red():
+    (none,) = exposure.of_noise(HELPED)
+    assert "no noise is added" in none.text and none.warns
+    assert exposure.of_noise(replace(HELPED, noise=replace(NOISE, multiplier=0.0))) == [none]
+    (told,) = exposure.of_noise(replace(HELPED, noise=NOISE))
+    assert told.text == (
+        "BLT-correlated noise of multiplier 4 is added to each sum by the helper for a budget of "
+        "epsilon 8 at delta 1e-10, at most 6 sums a device; nobody can see whether it is"
+    )
+    assert not told.warns
+    (told,) = exposure.of_noise(replace(SHARED, noise=NOISE))
+    assert "by the server, which sees it, for" in told.text
+    _, wide = exposure.of_noise(replace(HELPED, noise=replace(NOISE, epsilon=10.5)))
+    assert wide.text.startswith("a budget of epsilon 10.5 is wide") and wide.warns
 
 
 @pytest.mark.parametrize(
@@ -77,6 +101,20 @@ def test_a_bundle_without_pins_takes_whatever_its_maker_signs_of_a_task():
         (SHARED, Pins(Aggregation.HELPER), "terms.aggregation: expected helper, found secagg"),
         (PLAIN, Pins(helper=HELPER), "terms.helper: expected 1f1f1f1f1f1f1f1f, found none"),
         (HELPED, Pins(helper=OTHER), "terms.helper: expected 2e2e2e2e2e2e2e2e, found 1f1f1f1f"),
+        (NOISED, Pins(), ""),
+        (NOISED, Pins(noise=True), ""),
+        (NOISED, Pins(noise=True, epsilon=8.0, delta=1e-10), ""),
+        (HELPED, Pins(noise=True), "terms.noise: expected some on every sum, found none"),
+        (SILENT, Pins(noise=True), "terms.noise: expected some on every sum, found none"),
+        (HELPED, Pins(noise=True, epsilon=9.0, delta=1e-10), "terms.noise: expected some"),
+        (
+            NOISED,
+            Pins(noise=True, epsilon=4.0, delta=1e-10),
+            "terms.noise.epsilon: expected at most 4 at delta 1e-10, found 8",
+        ),
+        # epsilon 8 at delta 1e-10 is less at 1e-6, and more at 1e-12
+        (NOISED, Pins(noise=True, epsilon=7.0, delta=1e-6), ""),
+        (NOISED, Pins(noise=True, epsilon=8.0, delta=1e-12), "terms.noise.epsilon: expected at"),
     ],
 )
 def test_terms_must_be_what_a_bundle_pins_whoever_signed_them(terms, pins, reason):
@@ -97,14 +135,28 @@ def test_terms_of_another_network_or_beyond_the_plan_do_not_agree():
     assert agreement.why_another_dimension(PLAIN, 51) == "terms.dimension: expected 51, found 50"
 
 
+def test_noise_that_no_masked_sum_has_room_for_is_refused_by_name():
+    assert agreement.why_impossible(HELPED) == agreement.why_impossible(NOISED) == ""
+    loud = replace(NOISED, bits=16, most=100_000, noise=replace(NOISE, multiplier=1e6))
+    assert agreement.why_impossible(loud) == ""  # one a word of eight bytes
+    endless = replace(NOISE, rounds=2000, decays=(1.0,) * 8, scales=(1.0,) * 8)
+    why = agreement.why_impossible(replace(NOISED, noise=endless))
+    assert why.startswith("terms.noise: expected as much as a word of a masked sum has room for")
+    # the server adds it in the clear
+    shared = replace(NOISED, aggregation=Aggregation.SECAGG, helper="", noise=endless)
+    assert agreement.why_impossible(shared) == ""
+
+
 def test_pins_are_signed_with_the_bundle_and_left_out_where_there_are_none(
     tmp_path, tiny_bundle, signing_key, trusted
 ):
     pins = {"aggregation": Aggregation.HELPER, "helper": HELPER}
+    pins |= {"noise": True, "epsilon": 4.0, "delta": 1e-10}
     path = rewritten(tmp_path / "pinned", tiny_bundle, signing_key, **pins)
     assert bundle.open_verified(path, trusted).manifest.pins == Pins(**pins)
     assert tiny_bundle.manifest.pins == Pins()
-    assert b"helper" not in tiny_bundle.encoded and b"aggregation" not in tiny_bundle.encoded
+    for name in (b"helper", b"aggregation", b"noise", b"epsilon", b"delta"):
+        assert b'"%b"' % name not in tiny_bundle.encoded
 
 
 @pytest.mark.parametrize(
@@ -114,6 +166,11 @@ def test_pins_are_signed_with_the_bundle_and_left_out_where_there_are_none(
         ({"helper": "no key"}, "expected a public key of 64 hexadecimal digits"),
         ({"aggregation": Aggregation.PLAIN, "helper": HELPER}, "expected none for aggregation"),
         ({"aggregation": "by_carrier_pigeon"}, "by_carrier_pigeon"),
+        ({"noise": False}, "expected true where noise is asked for"),
+        ({"epsilon": 4.0, "delta": 1e-10}, "expected true where noise is asked for"),
+        ({"noise": True, "epsilon": 4.0}, "expected an epsilon with its delta"),
+        ({"noise": True, "epsilon": -1.0, "delta": 1e-10}, "epsilon: expected 0 to"),
+        ({"noise": True, "epsilon": 4.0, "delta": 0.7}, "delta: expected 1e-300 to 0.5"),
     ],
 )
 def test_pins_that_cannot_be_are_refused_by_name(
@@ -129,6 +186,11 @@ def test_pins_are_named_by_words_and_by_a_key_or_its_file(tmp_path):
     assert pins_of(None, None) == Pins()
     assert pins_of("helper", HELPER) == Pins(Aggregation.HELPER, HELPER)
     assert pins_of(None, str(tmp_path / "helper.pub")) == Pins(None, HELPER)
+    assert pins_of(None, None, require_noise=True) == Pins(noise=True)
+    assert pins_of(None, None, epsilon=4.0) == Pins(noise=True, epsilon=4.0, delta=1e-10)
+    assert pins_of(None, None, False, 4.0, 1e-6) == Pins(noise=True, epsilon=4.0, delta=1e-6)
+    with pytest.raises(ConfigError, match="--at-delta: expected --max-epsilon with it"):
+        pins_of(None, None, delta=1e-6)
     with pytest.raises(ConfigError, match="expected plain, helper, secagg, found 'open'"):
         pins_of("open", None)
     with pytest.raises(RunError, match="give the key that `fedboard helper` prints"):
@@ -144,6 +206,10 @@ def card(pins=Pins(), aggregation=None):
 def test_a_card_says_who_may_see_updates_and_plain_is_an_alert():
     assert exposure.OPEN[1:] in card() and "[!CAUTION]" not in card()
     assert f"the helper {HELPER[:16]}" in card(Pins(helper=HELPER))
+    budget = "noise is added to every sum, for a budget of at most epsilon 4 at delta 1e-10"
+    assert budget in card(Pins(noise=True, epsilon=4.0, delta=1e-10))
+    assert "[!CAUTION]" in card(Pins(noise=True, epsilon=10.5, delta=1e-10))
+    assert exposure.NOISED[1:] in card(Pins(noise=True))
     pinned = f"> [!CAUTION]\n> I{exposure.OPENLY[1:]}."
     assert pinned in card(Pins(Aggregation.PLAIN))
     learnt = f"> [!CAUTION]\n> I{exposure.LEARNT_OPENLY[1:]}."

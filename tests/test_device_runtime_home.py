@@ -121,6 +121,7 @@ def test_the_ledger_has_no_column_for_text(tmp_path):
         "detail",  # which limit, and numbers
         "up_to",  # the number of a message
         "seen_by",  # who could see it, in words of ours
+        "noise",  # of the sum, from the terms
     }
 
 

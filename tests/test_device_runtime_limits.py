@@ -24,6 +24,7 @@ from device_runtime.errors import ConfigError, ServerError
 from device_runtime.finetune import finetune
 from device_runtime.home import DeviceConfig, Home
 from device_runtime.limits import Asked, Limits, OwnLimits, Today, why_not_asked, why_refused
+from device_runtime.noise import Mechanism, Noise
 from device_runtime.transport import Interrupted, Reply
 from device_runtime.turn import Status
 from device_runtime.weights import Checkpoint
@@ -143,6 +144,25 @@ def test_an_owner_says_what_his_device_does_and_nonsense_is_named():
     for name, value in (("bits", 17), ("clipping_norm", 0.0), ("least_score_words", 401)):
         with pytest.raises(ConfigError, match=f"limits.{name}: expected "):
             OwnLimits(**{name: value})
+
+
+def test_an_owner_limits_what_is_spent_and_says_so_in_numbers():
+    own = limits.of(SIGNED, OwnLimits(epsilon=4.0, require_noise=True))
+    over = why_refused(own, Asked(Kind.TRAINING, epsilon=5.125))
+    assert str(over) == "epsilon: expected at most 4, found 5.125"
+    terms = terms_for(SIGNED, "5a" * 32, 50)
+    over = why_refused(limits.of(SIGNED, OwnLimits(bits=8, require_noise=True)), _asked(terms))
+    assert str(over) == "require_noise: expected noise on every sum, found none"
+    noise = Noise(Mechanism.GAUSSIAN, 2.0, 8.0, 1e-10, 100, 6)
+    assert why_refused(own, _asked(replace(terms, noise=noise))) is None
+    assert str(why_refused(own, Asked(Kind.TRAINING, epsilon=math.inf))).endswith("found inf")
+    for name, value in (("epsilon", -1.0), ("epsilon", math.nan), ("delta", 0.0), ("delta", 0.6)):
+        with pytest.raises(ConfigError, match=f"limits.{name}: expected "):
+            OwnLimits(**{name: value})
+
+
+def _asked(terms):
+    return Asked(Kind.TRAINING, terms=replace(terms, clipping_norm=1.0))
 
 
 @pytest.mark.parametrize(

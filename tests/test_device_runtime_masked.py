@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from device_runtime import chain, config, signing
+from device_runtime import chain, config, exposure, signing
 from device_runtime.causes import Cause
 from device_runtime.drive import Turn, simulated
 from device_runtime.encoding import encode
@@ -315,8 +315,9 @@ def test_a_device_says_who_sees_its_updates_by_the_terms_it_was_given_last(leade
     assert device_words.seen_lines(device_words.status(home, 0.0)) == []
     turn(home, leader)
     assert home.terms.terms == leader.terms
-    (line,) = device_words.seen_lines(device_words.status(home, 0.0))
+    line, noise = device_words.seen_lines(device_words.status(home, 0.0))
     assert leader.terms.helper[:16] in line.text and not line.warns
+    assert exposure.UNNOISED in noise.text and noise.warns
 
 
 # --- what the version before left

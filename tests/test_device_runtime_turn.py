@@ -13,6 +13,8 @@ from device_runtime import config, limits, scores, turn, weights
 from device_runtime.causes import Cause
 from device_runtime.errors import BundleError, ServerError, Unanswered
 from device_runtime.limits import OwnLimits
+from device_runtime.noise import Mechanism, Noise
+from device_runtime.spent import Part
 from device_runtime.terms import Aggregation
 from device_runtime.turn import (
     Ask,
@@ -142,6 +144,75 @@ def test_sending_is_noted_before_the_update_leaves_and_what_became_of_it_after()
     assert (before.status, after.status) == (Status.SENDING, Status.COUNTED)
     assert before.seen_by == after.seen_by == "the server"  # by its terms, which are plain
     assert outcome == Outcome(Status.COUNTED, None, 7, 5.0, 2, 1, 2.0, 1.0)
+
+
+NOISE = Noise(Mechanism.GAUSSIAN, 2.0, 8.0, 1e-10, 100, participations=2)
+NOISED = replace(TERMS, noise=NOISE)
+
+
+def test_the_ledger_notes_the_noise_of_the_sum_that_an_update_is_for():
+    actions, _ = play(turn.work(DEVICE, ASSIGNMENT), Verify=NOISED)
+    (kept,) = (action for action in actions if isinstance(action, KeepReport))
+    noted = [action.noise for action in actions if isinstance(action, Note)]
+    assert noted == [kept.report.label.noise] * 2
+    assert config.from_json(Noise, noted[0].encode(), "ledger") == NOISE
+    # scores have none
+    helped = replace(HELPED, noise=NOISE)
+    actions, _ = play(turn.work(DEVICE, SCORING), Verify=helped)
+    assert [action.noise for action in actions if isinstance(action, Note)] == ["", ""]
+
+
+@pytest.mark.parametrize("rounds", [(), (1,), (1, 3), (1, 3, 5)])
+def test_a_device_is_in_no_more_sums_of_a_task_than_its_noise_is_meant_for(rounds):
+    named = ASSIGNMENT.server, ASSIGNMENT.task, ASSIGNMENT.task_id
+    others = Part(ASSIGNMENT.server, "another", "8b" * 16, (1, 2, 3, 4), NOISE)
+    past = History(parts=(Part(*named, rounds, NOISE), others))
+    actions, outcome = play(turn.work(DEVICE, ASSIGNMENT), Verify=NOISED, Recall=past)
+    if len(rounds) < 2:
+        assert outcome.status is Status.COUNTED
+    else:
+        assert kinds(actions) == [Verify, Recall, RecallReport, GiveBack, Note]
+        assert outcome.cause is Cause.PARTICIPATED_ENOUGH
+    # without noise, and for scores, there is no such number
+    assert play(turn.work(DEVICE, ASSIGNMENT), Recall=past)[1].status is Status.COUNTED
+    scored = play(turn.work(DEVICE, SCORING), Verify=NOISED, Recall=past)[1]
+    assert scored.status is Status.COUNTED
+
+
+def owned(**own):
+    """The device of an owner who has set these limits too."""
+    usual = {"least_messages": 2, "least_words": 6, "min_separation": 1}
+    return replace(DEVICE, limits=limits.of(PLAN, OwnLimits(**usual, **own)))
+
+
+def test_an_owner_bounds_what_all_updates_of_his_device_spend_together():
+    """Each of multiplier 2 is rho 1/8; two of them are epsilon 4.49 at delta 1e-10, three 5.60."""
+    other = Part("5e" * 16, "another", "8b" * 16, (7,), NOISE)
+    open_ = Part("5e" * 16, "open", "9c" * 16, (7,), None)
+    for past, epsilon, refused in (
+        ((), 3.2, False),
+        ((), 2.9, True),
+        ((other,), 4.5, False),
+        ((other,), 4.4, True),
+        ((other, open_), 4.5, False),  # what has no epsilon is not in it
+        ((other,), None, False),
+    ):
+        actions, outcome = play(
+            turn.work(owned(epsilon=epsilon), ASSIGNMENT),
+            Verify=NOISED,
+            Recall=History(parts=past),
+        )
+        assert (Withhold in kinds(actions)) is refused
+        assert (outcome.cause is Cause.OVER_LIMIT) is refused
+
+
+def test_an_owner_who_asks_for_noise_or_a_budget_makes_no_update_without_noise():
+    for own in ({"require_noise": True}, {"epsilon": 8.0}):
+        actions, outcome = play(turn.work(owned(**own), ASSIGNMENT))
+        assert outcome.cause is Cause.OVER_LIMIT and Fetch not in kinds(actions)
+        assert play(turn.work(owned(**own), ASSIGNMENT), Verify=NOISED)[1].cause is None
+        # scores go on: no update is asked for
+        assert play(turn.work(owned(**own), SCORING))[1].status is Status.COUNTED
 
 
 def test_an_update_nobody_answered_is_kept_and_the_ledger_goes_on_saying_that_it_may_have_left():

@@ -1,18 +1,28 @@
+import json
 import subprocess
 import sys
 from dataclasses import replace
 
 import pytest
 
-from device_runtime import bundle, outgoing
+from device_runtime import accountant, bundle, config, exposure, outgoing, spent
 from device_runtime.causes import Cause
 from device_runtime.daemon import NotAsked
-from device_runtime.home import OUTGOING, Contribution, DeviceConfig, Home
+from device_runtime.home import OUTGOING, Contribution, DeviceConfig, Home, parts
+from device_runtime.noise import Mechanism, Noise
 from device_runtime.terms import Aggregation
 from device_runtime.turn import Label, Outcome, Outgoing, Status
 from device_runtime.wire import Conditions, Kind
 from fedboard import devices
-from fedboard.device_words import Standing, ledger_lines, seen_lines, status, status_lines
+from fedboard.device_words import (
+    Standing,
+    costs,
+    ledger_lines,
+    seen_lines,
+    spent_lines,
+    status,
+    status_lines,
+)
 from tests.toy_leader import masked_terms
 
 DAY = 86_400.0
@@ -66,6 +76,62 @@ def test_the_ledger_says_of_what_left_who_could_see_it_by_itself():
     assert seen_by not in ledger_lines([kept])[0]
 
 
+NOISE = Noise(Mechanism.GAUSSIAN, 2.0, 8.0, 1e-10, 100, 6)
+
+
+def updates(rounds, noise=NOISE, task_id="7a" * 16, outcome="counted"):
+    """Ledger lines of updates that left for these rounds."""
+    text = "" if noise is None else config.to_json(noise).decode()
+    named = {"assignment": f"{outcome} {task_id[:2]}", "server": "5e" * 16, "task_id": task_id}
+    for round in rounds:
+        named["assignment"] += "."
+        yield Contribution(round, 0.0, outcome, "", 9, 1, 1, "night", noise=text, **named)
+
+
+def said_of(lines):
+    lines = list(lines)
+    every = spent_lines(costs(lines), spent.total(parts(lines)))
+    return [(each.text, each.warns) for each in every]
+
+
+def test_the_ledger_says_what_updates_have_spent_at_most_and_what_that_assumes():
+    """Two of multiplier 2: rho 2 / (2 x 4) = 0.25, which is epsilon 4.49."""
+    (told, red), (believed, _) = said_of(updates([3, 10]))
+    assert told == (
+        "spent, task night (7a7a7a7a): 2 updates left or may have, at least 7 apart by their "
+        "rounds' numbers; epsilon at most 4.49 at delta 1e-10 (rho 0.2500); the task may spend 8"
+    )
+    assert not red and "if whoever adds the noise does" in believed
+
+
+def test_updates_without_noise_are_told_in_red_and_are_in_no_total():
+    lines = [
+        *updates([3, 10]),
+        *updates([4], noise=None, task_id="8b" * 16),
+        *updates([9], task_id="9c" * 16),
+    ]
+    (_, calm), (open_, red), (_, also_calm), (in_all, _), _ = said_of(lines)
+    assert "1 update left or may have, without noise: nothing bounds it" in open_
+    assert red and not (calm or also_calm)
+    # rho 0.25 + 0.125
+    epsilon = accountant.epsilon(0.375, 1e-10)
+    assert f"together: epsilon at most {epsilon:.2f} at delta 1e-10 (rho 0.3750)" in in_all
+
+
+def test_the_status_has_what_was_spent_for_programs_too(home):
+    for line in [*updates([3, 10]), *updates([4], noise=None, task_id="8b" * 16)]:
+        home.note(line)
+    noised, open_ = status(home, 0.0).spent
+    assert (noised.rounds, noised.separation) == ((3, 10), 7)
+    assert noised.rho == pytest.approx(0.25)
+    assert (open_.rounds, open_.noise, open_.rho, open_.epsilon) == ((4,), None, None, None)
+    assert status(home, 0.0).spent_in_all.rho == pytest.approx(0.25)
+    told = json.loads(fedboard("status", home.folder, "--json").stdout)
+    assert told["spent"][0]["epsilon"] == noised.epsilon
+    assert told["spent_in_all"]["delta"] == 1e-10
+    assert "epsilon at most 4.49" in fedboard("ledger", home.folder).stdout
+
+
 @pytest.mark.parametrize(
     ("changed", "warning"),
     [
@@ -87,7 +153,8 @@ def test_the_status_says_who_sees_updates_by_the_last_terms_and_what_should_worr
     assert first.text.startswith("by the terms of task words: ") and not first.warns
     if not changed:
         assert masked_terms(tiny_bundle).helper[:16] in first.text
-    expected = [] if warning is None else [(f"by the terms of task words: {warning}", True)]
+    worded = [exposure.UNNOISED] if warning is None else [warning, exposure.UNNOISED]
+    expected = [(f"by the terms of task words: {each}", True) for each in worded]
     assert [(each.text, each.warns) for each in worries] == expected
 
 
