@@ -10,7 +10,8 @@ from device_runtime.causes import Cause
 from device_runtime.drive import Turn, simulated
 from device_runtime.encoding import encode
 from device_runtime.errors import Unanswered
-from device_runtime.home import LEARNED, OUTGOING, UNFINISHED, DeviceConfig, Home
+from device_runtime.home import LEARNED, OUTGOING, UNFINISHED, DeviceConfig, Home, parts
+from device_runtime.noise import Mechanism, Noise
 from device_runtime.terms import Aggregation
 from device_runtime.transport import Interrupted
 from device_runtime.turn import Status
@@ -21,6 +22,8 @@ from tests.test_device_runtime_drive import ABLE, EASY, golden_home
 from tests.test_device_runtime_exposure import rewritten
 from tests.toy_leader import Leader, learnt, masked_terms, seal_key, seed_and_codes
 from tests.toy_server import OPERATOR, key
+
+NOISE = Noise(Mechanism.GAUSSIAN, 2.0, 8.0, 1e-10, 100, participations=6)
 
 
 @pytest.fixture
@@ -347,6 +350,77 @@ def test_a_home_of_before_makes_no_second_report_of_what_may_have_left_and_takes
     assert leader.bodies() == []
     assert offered(3).status is Status.COUNTED
     assert header(leader.bodies()[0]).form is Form.SEALED
+
+
+@pytest.mark.parametrize("is_noised", [False, True])
+def test_a_report_that_the_version_before_kept_is_sent_as_it_is_by_its_terms_or_by_none(
+    leader, tmp_path, is_noised
+):
+    """golden/home-4.zip: a device of the version that knew no noise was counted once, and keeps the
+    report of a second update, whose answer was lost; beside it are the bytes that had left.
+    """
+    home = golden_home(tmp_path, "home-4.zip")
+    assert home.terms.terms == leader.terms and home.terms.terms.noise is None
+    (one,), (two,) = (part.rounds for part in parts(home.contributions()))
+    assert (one, two) == (10_001, 10_002)
+    if is_noised:  # the task was certified anew, with noise: another thing to agree to
+        leader.terms = replace(leader.terms, noise=NOISE)
+    leader.name = leader.task_id = f"{2:032x}"
+    leader.round, leader.made_in = 10_002, 9_000
+    of = {"task_id": leader.task_id, "round": leader.round}
+    leader.seal_key = seal_key(leader.terms, **of)
+    outcome = turn(home, leader, 120.0)
+    assert home.kept(OUTGOING) is None
+    if is_noised:  # nothing is made in its place: a second seed would give the codes away
+        assert outcome.cause is Cause.REPORTED_RECENTLY and leader.bodies() == []
+    else:
+        assert outcome.status is Status.COUNTED
+        assert leader.bodies() == [(tmp_path / "sent").read_bytes()]
+
+
+def test_a_noised_update_is_masked_with_room_and_is_in_the_account_of_its_device(leader, phone):
+    leader.terms = replace(leader.terms, noise=NOISE, compression=2)
+    leader.seal_key = seal_key(leader.terms)
+    home = phone()
+    assert turn(home, leader).status is Status.COUNTED
+    _, codes = seed_and_codes(leader.bodies()[0], leader.terms, public(home))
+    assert {*codes} <= set(range(16)) and len(codes) == leader.terms.encoding.values
+    (cost,) = device_words.status(home, 0.0).spent
+    assert (cost.rounds, cost.noise) == ((leader.round,), NOISE)
+    # one of multiplier 2
+    assert cost.rho == pytest.approx(1 / 8)
+    told = [each.text for each in device_words.seen_lines(device_words.status(home, 0.0))]
+    assert "noise of multiplier 2 is added to each sum by the helper" in told[1]
+
+
+@pytest.mark.parametrize(
+    ("noise", "pins", "reason"),
+    [
+        (None, {"noise": True}, "terms.noise: expected some on every sum, found none"),
+        (
+            NOISE,
+            {"noise": True, "epsilon": 4.0, "delta": 1e-10},
+            "terms.noise.epsilon: expected at most 4 at delta 1e-10, found 8",
+        ),
+    ],
+)
+def test_work_with_less_noise_than_the_bundle_asks_for_is_given_back(
+    leader, phone, tmp_path, tiny_bundle, signing_key, noise, pins, reason
+):
+    leader.terms = replace(leader.terms, noise=noise)
+    leader.seal_key = seal_key(leader.terms)
+    pinned = rewritten(tmp_path / "pinned", tiny_bundle, signing_key, **pins)
+    assert refusal(phone(path=pinned), leader) == (Cause.EXPOSED, reason)
+
+
+def test_terms_whose_noise_no_word_has_room_for_are_given_back(leader, phone):
+    endless = replace(
+        NOISE, mechanism=Mechanism.BLT, rounds=2000, decays=(1.0,) * 8, scales=(1.0,) * 8
+    )
+    leader.terms = replace(leader.terms, noise=endless)
+    leader.seal_key = seal_key(leader.terms)
+    cause, detail = refusal(phone(), leader)
+    assert cause is Cause.UNCERTIFIED and detail.startswith("terms.noise: expected as much as ")
 
 
 # --- killed at every step
