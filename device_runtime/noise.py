@@ -64,3 +64,10 @@ class Noise:
                 f"expected 0 for {self.mechanism}, found {self.restart}",
                 "remove it: a tree alone begins anew",
             )
+        if sum(self.scales) > 1:
+            raise ConfigError(
+                "noise.scales",
+                f"expected at most 1 together, as the account is of a matrix whose columns fall, "
+                f"found {sum(self.scales):g}",
+                "let `fedboard privacy plan` choose them",
+            )

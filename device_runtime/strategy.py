@@ -14,10 +14,12 @@ import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from device_runtime import tree
 from device_runtime.noise import Mechanism, Noise
 
 Draw = Callable[[], NDArray[np.float64]]  # independent standard normals, float64 [values]
@@ -64,15 +66,13 @@ def _advance_tree(
     """The same of a tree: what the estimate of the sum so far gains. A node's Gaussian is drawn
     when its last sum is there, so that nothing is told of a node that is not complete.
     """
-    if buffers.step == _of_tree(noise):
+    if buffers.step >= _of_tree(noise):
         buffers = begin(noise, buffers.arrays.shape[1])
     estimate, height = draw(), 0
     while (buffers.step >> height) & 1:
         height += 1
         own = variance(height)  # weights by variance: the node's, its two children's
         estimate = own * draw() + (1 - own) * (buffers.arrays[height - 1] + estimate)
-    if height >= len(buffers.arrays):
-        raise ValueError(f"a tree of {len(buffers.arrays)} heights ends before sum {buffers.step}")
     arrays = buffers.arrays.copy()
     arrays[:height], arrays[height] = 0.0, estimate
     made: NDArray[np.float64] = estimate - buffers.arrays[:height].sum(axis=0)
@@ -108,7 +108,8 @@ def _prefix_variances(noise: Noise, rounds: int) -> NDArray[np.float64]:
     whole, sums = np.divmod(np.arange(1, rounds + 1), size)
     bits = [variance(height) * ((sums >> height) & 1) for height in range(size.bit_length())]
     ended = sum(variance(height) for height in range(size.bit_length()) if size >> height & 1)
-    return whole * ended + np.sum(bits, axis=0)
+    of_now: NDArray[np.float64] = np.sum(bits, axis=0)
+    return whole * ended + of_now
 
 
 def _of_tree(noise: Noise) -> int:
@@ -134,11 +135,14 @@ def coefficients(noise: Noise, rounds: int) -> NDArray[np.float64]:
 def inverse(noise: Noise, rounds: int) -> NDArray[np.float64]:
     """The first column of the inverse of C: [rounds]. Raises ValueError for a tree."""
     _require_toeplitz(noise)
-    column, state = np.zeros(rounds), np.zeros(len(noise.decays))
+    column = np.zeros(rounds)
+    column[0] = 1.0
     scales, decays = np.array(noise.scales), np.array(noise.decays)
-    for step in range(rounds):
-        column[step] = (step == 0) - float(scales @ state) if len(scales) else float(step == 0)
-        state = decays * state + column[step]
+    if len(scales) and rounds > 1:
+        power, states = np.diag(decays) - scales, np.ones((len(scales), 1))  # [buffers, rounds]
+        while states.shape[1] < rounds - 1:
+            states, power = np.hstack((states, power @ states)), power @ power
+        column[1:] = -scales @ states[:, : rounds - 1]
     return column
 
 
@@ -154,7 +158,22 @@ def sensitivity(noise: Noise, blocks: Sequence[int], separation: int, participat
     blocks: sums of each beginning; separation: sums from one of a device to its next at least, as a
     difference of their numbers; participations: sums that a device is in at most.
     """
-    return math.sqrt(_squared(noise, tuple(blocks), max(1, separation), participations))
+    separation = max(1, separation)
+    # of a device that is always in a sum as soon as it may be
+    most = min(participations, -(-sum(blocks) // separation))
+    if noise.mechanism is Mechanism.TREE:
+        return math.sqrt(tree.squared(_forests(noise, blocks), separation, most))
+    return math.sqrt(_squared(noise, tuple(blocks), separation, most))
+
+
+def _forests(noise: Noise, blocks: Sequence[int]) -> list[int]:
+    """Sums of each tree or forest, where one begins also when `restart` sums are full."""
+    size = _of_tree(noise)
+    forests = []
+    for rounds in blocks:
+        whole, rest = divmod(rounds, size)
+        forests += [size] * whole + [rest] * bool(rest)
+    return forests
 
 
 @functools.lru_cache(maxsize=4096)
@@ -165,24 +184,38 @@ def _squared(noise: Noise, blocks: tuple[int, ...], separation: int, most: int) 
     for rounds in blocks:
         own = _of_block(noise, rounds, separation, most)
         joined = np.zeros(min(most, len(best) + len(own) - 2) + 1)
-        for before, value in enumerate(best):
-            for count, more in enumerate(own[: len(joined) - before]):
-                joined[before + count] = max(joined[before + count], value + more)
+        for count, more in enumerate(own[: len(joined)]):
+            part = best[: len(joined) - count] + more
+            joined[count : count + len(part)] = np.maximum(joined[count : count + len(part)], part)
         best = joined
     return float(best.max())
 
 
-@functools.lru_cache(maxsize=4096)
-def _of_block(noise: Noise, rounds: int, separation: int, most: int) -> tuple[float, ...]:
-    """The largest squared norm with 0, 1, 2, ... participations."""
-    column, total = coefficients(noise, rounds) if rounds else np.zeros(0), np.zeros(rounds)
-    squares = [0.0]
-    for start in range(0, rounds, separation):
-        if len(squares) > most:
-            break
-        total[start:] += column[: rounds - start]
-        squares.append(float(total @ total))
-    return tuple(squares)
+def _of_block(noise: Noise, rounds: int, separation: int, most: int) -> NDArray[np.float64]:
+    """The largest squared norm with 0, 1, 2, ... participations: of columns of C that are
+    non-negative and fall, those that begin as early as they may. Arithmetic on geometric series.
+    """
+    if not rounds:
+        return np.zeros(1)
+    count = min(most, -(-rounds // separation))
+    left = rounds - separation * np.arange(count)  # sums from each participation to the end
+    decays, scales = np.array(noise.decays), np.array(noise.scales)
+    pairs = np.multiply.outer(decays, decays)  # [buffers, buffers]
+    # of each buffer what the participations before have in the sum of this one: [count, buffers]
+    earlier = _series(decays**separation, np.arange(count)[:, None])
+    before = scales * decays ** (separation - 1) * earlier
+    series = _series(pairs, left[:, None, None] - 1)  # [count, buffers, buffers]
+    own = 1 + np.einsum("i,cij,j->c", scales, series, scales)
+    shared = before.sum(axis=1) + np.einsum("ci,i,cij,j->c", before, decays, series, scales)
+    return np.concatenate(([0.0], np.cumsum(own + 2 * shared)))
+
+
+def _series(ratio: NDArray[Any], terms: NDArray[Any]) -> NDArray[np.float64]:
+    """The sum of so many powers of a ratio, from the zeroth on."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        of = np.expm1(terms * np.log(ratio)) / (ratio - 1)
+    of = np.where(ratio == 1, terms, of)
+    return np.where(ratio == 0, np.minimum(terms, 1), of)
 
 
 @functools.lru_cache(maxsize=256)
