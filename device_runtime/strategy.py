@@ -13,14 +13,14 @@ Sources: McMahan et al. 2024, arXiv:2408.08868, algorithms 2 and 3 (BLT); Choque
 import functools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from device_runtime import tree
+from device_runtime import toeplitz, tree
 from device_runtime.noise import Mechanism, Noise
+from device_runtime.toeplitz import Pattern
 
 Draw = Callable[[], NDArray[np.float64]]  # independent standard normals, float64 [values]
 
@@ -124,31 +124,34 @@ def coefficients(noise: Noise, rounds: int) -> NDArray[np.float64]:
     >>> coefficients(Noise(Mechanism.GAUSSIAN, 1.0, 8.0, 1e-10, 9, 1), 3).tolist()
     [1.0, 0.0, 0.0]
     """
-    _require_toeplitz(noise)
-    column = np.zeros(rounds)
-    column[0] = 1.0
-    for decay, scale in zip(noise.decays, noise.scales, strict=True):
-        column[1:] += scale * decay ** np.arange(rounds - 1)
-    return column
+    return toeplitz.column(*_buffers(noise), rounds)
 
 
 def inverse(noise: Noise, rounds: int) -> NDArray[np.float64]:
     """The first column of the inverse of C: [rounds]. Raises ValueError for a tree."""
-    _require_toeplitz(noise)
-    column = np.zeros(rounds)
-    column[0] = 1.0
-    scales, decays = np.array(noise.scales), np.array(noise.decays)
-    if len(scales) and rounds > 1:
-        power, states = np.diag(decays) - scales, np.ones((len(scales), 1))  # [buffers, rounds]
-        while states.shape[1] < rounds - 1:
-            states, power = np.hstack((states, power @ states)), power @ power
-        column[1:] = -scales @ states[:, : rounds - 1]
-    return column
+    return toeplitz.inverse(*_buffers(noise), rounds)
 
 
-def _require_toeplitz(noise: Noise) -> None:
+def _buffers(noise: Noise) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Decays and scales; of independent noise there are none."""
     if noise.mechanism is Mechanism.TREE:
         raise ValueError("the rounds of a tree have no column in common")
+    return np.array(noise.decays), np.array(noise.scales)
+
+
+def optimised(noise: Noise, separation: int) -> Noise:
+    """The same of a BLT with the decays and scales that need the least noise for its rounds and
+    participations; another mechanism has none to choose.
+
+    >>> best = optimised(Noise(Mechanism.BLT, 1.0, 8.0, 1e-10, 9, 3), 3)
+    >>> [round(each, 2) for each in best.decays], [round(each, 2) for each in best.scales]
+    ([0.34], [0.56])
+    """
+    if noise.mechanism is not Mechanism.BLT:
+        return noise
+    pattern = Pattern(noise.rounds, max(1, separation), noise.participations)
+    decays, scales = toeplitz.best(pattern)
+    return replace(noise, decays=decays, scales=scales)
 
 
 def sensitivity(noise: Noise, blocks: Sequence[int], separation: int, participations: int) -> float:
@@ -182,40 +185,13 @@ def _squared(noise: Noise, blocks: tuple[int, ...], separation: int, most: int) 
     # be apart too is left out, which can only raise it
     best = np.zeros(1)  # by participations so far
     for rounds in blocks:
-        own = _of_block(noise, rounds, separation, most)
+        own = toeplitz.squares(*_buffers(noise), Pattern(rounds, separation, most))
         joined = np.zeros(min(most, len(best) + len(own) - 2) + 1)
         for count, more in enumerate(own[: len(joined)]):
             part = best[: len(joined) - count] + more
             joined[count : count + len(part)] = np.maximum(joined[count : count + len(part)], part)
         best = joined
     return float(best.max())
-
-
-def _of_block(noise: Noise, rounds: int, separation: int, most: int) -> NDArray[np.float64]:
-    """The largest squared norm with 0, 1, 2, ... participations: of columns of C that are
-    non-negative and fall, those that begin as early as they may. Arithmetic on geometric series.
-    """
-    if not rounds:
-        return np.zeros(1)
-    count = min(most, -(-rounds // separation))
-    left = rounds - separation * np.arange(count)  # sums from each participation to the end
-    decays, scales = np.array(noise.decays), np.array(noise.scales)
-    pairs = np.multiply.outer(decays, decays)  # [buffers, buffers]
-    # of each buffer what the participations before have in the sum of this one: [count, buffers]
-    earlier = _series(decays**separation, np.arange(count)[:, None])
-    before = scales * decays ** (separation - 1) * earlier
-    series = _series(pairs, left[:, None, None] - 1)  # [count, buffers, buffers]
-    own = 1 + np.einsum("i,cij,j->c", scales, series, scales)
-    shared = before.sum(axis=1) + np.einsum("ci,i,cij,j->c", before, decays, series, scales)
-    return np.concatenate(([0.0], np.cumsum(own + 2 * shared)))
-
-
-def _series(ratio: NDArray[Any], terms: NDArray[Any]) -> NDArray[np.float64]:
-    """The sum of so many powers of a ratio, from the zeroth on."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        of = np.expm1(terms * np.log(ratio)) / (ratio - 1)
-    of = np.where(ratio == 1, terms, of)
-    return np.where(ratio == 0, np.minimum(terms, 1), of)
 
 
 @functools.lru_cache(maxsize=256)
@@ -232,5 +208,4 @@ def prefix_rmse(noise: Noise, rounds: int) -> float:
     """
     if noise.mechanism is Mechanism.TREE:
         return math.sqrt(float(np.mean(_prefix_variances(noise, rounds))))
-    sums = np.cumsum(inverse(noise, rounds))  # the first column of A C^-1
-    return math.sqrt(float(np.mean(np.cumsum(sums**2))))
+    return math.sqrt(toeplitz.prefix_variance(*_buffers(noise), rounds))

@@ -172,6 +172,41 @@ def test_what_each_mechanism_needs_of_noise_is_what_was_published():
     assert cost(gaussian(2000), 314, 6) == pytest.approx(77.5, abs=0.05)
 
 
+def needed(noise: Noise, separation: int) -> float:
+    """Sensitivity x RMSE of the prefix sums of all its rounds."""
+    rounds = noise.rounds
+    changed = strategy.sensitivity(noise, [rounds], separation, noise.participations)
+    return changed * strategy.prefix_rmse(noise, rounds)
+
+
+@pytest.mark.parametrize(
+    ("rounds", "separation", "most", "published"),
+    [(2000, 314, 6, 9.71), (2048, 342, 6, 9.63), (600, 30, 20, 19.97)],
+)
+def test_the_blt_that_is_found_needs_no_more_noise_than_jax_privacy_s(
+    rounds, separation, most, published
+):
+    noise = Noise(Mechanism.BLT, 1.0, 8.0, 1e-10, rounds, most)
+    found = strategy.optimised(noise, separation)
+    assert needed(found, separation) <= published
+    assert strategy.optimised(noise, separation) == found
+    column = strategy.coefficients(found, rounds)
+    assert (column >= 0).all() and (np.diff(column) <= 0).all()
+
+
+@given(st.integers(1, 40), st.integers(1, 12), st.integers(1, 40))
+@settings(max_examples=15, deadline=None)
+def test_the_blt_that_is_found_is_never_worse_than_independent_noise(rounds, separation, most):
+    noise = Noise(Mechanism.BLT, 1.0, 8.0, 1e-10, rounds, most)
+    found = strategy.optimised(noise, separation)
+    assert needed(found, separation) <= needed(noise, separation) * (1 + 1e-9)
+
+
+def test_only_a_blt_has_buffers_to_choose():
+    assert strategy.optimised(of_tree(), 3) == of_tree()
+    assert strategy.optimised(gaussian(), 3) == gaussian()
+
+
 def streamed(noise: Noise, sums: int) -> np.ndarray:
     """The noise of each sum by what was drawn: [sums, draws], each draw a column of its own."""
     width = 64
