@@ -1,6 +1,7 @@
 """`fedboard helper`: the process of another party that opens sums and sees no update."""
 
 import contextlib
+import math
 import os
 import time
 from pathlib import Path
@@ -52,6 +53,17 @@ def helper(
             "smallest sum."
         ),
     ] = None,
+    max_epsilon: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0,
+            max=1e6,
+            help="Serve no task whose privacy budget is larger; by default it may be any.",
+        ),
+    ] = None,
+    require_noise: Annotated[
+        bool, typer.Option("--require-noise", help="Serve no task whose sums carry no noise.")
+    ] = False,
     database: Annotated[
         str | None,
         typer.Option(
@@ -108,7 +120,14 @@ def helper(
             _require_no_server(dir)
         require_ours(dir / SQLITE)
         identity = signing.load_or_create(dir / KEY)
-        rules = Rules(signing.public_hex(identity), least or LEAST_COUNT, makers, certifier)
+        rules = Rules(
+            signing.public_hex(identity),
+            least or LEAST_COUNT,
+            makers,
+            certifier,
+            math.inf if max_epsilon is None else max_epsilon,
+            require_noise,
+        )
         url_of_database = os.environ.get(DATABASE) or database
         if url_of_database:  # the lock of an SQLite file is of this folder too
             ending.callback(disk.Held(dir / LOCK).close)
@@ -125,6 +144,7 @@ def helper(
         place = TOKEN if os.environ.get(TOKEN) else dir / TOKEN_FILE
         console.say(f"listening on {url}; its leader needs the token in {place}")
         _say_what_it_can(rules.least, sorted(makers), certifier)
+        _say_what_it_adds(max_epsilon, require_noise)
         durable.share(address, f"{url}\n".encode())
         logs.begin()
         serve(app(desk, Access(token), time.time), sock, **tls)
@@ -168,4 +188,25 @@ def _say_what_it_can(least: int, makers: list[str], certifier: str) -> None:
         console.say(
             "any key counts as a device: a server could invent some to fill a sum around one; "
             "--enrolment-key FILE counts those alone that somebody has certified"
+        )
+
+
+def _say_what_it_adds(max_epsilon: float | None, require_noise: bool) -> None:
+    from helper.tasks import MOST_DELTA
+
+    console.say(
+        "it adds noise to the sums of a task whose terms have some, which the server never sees "
+        "without it, and opens none that would pass the task's budget by its own account"
+    )
+    if not require_noise:
+        console.say(
+            "it serves tasks without noise too, whose sums show what is in them; --require-noise "
+            "serves none"
+        )
+    if max_epsilon is None:
+        console.say("a task's budget may be any; --max-epsilon E serves none with a larger one")
+    else:
+        console.say(
+            f"it serves no task with a budget larger than epsilon {max_epsilon:g} at a delta of "
+            f"at most {MOST_DELTA:g}"
         )

@@ -9,6 +9,7 @@ drawn nobody has seen, and the next try draws anew. Killed anywhere after it, th
 same bytes, no other set gets any, and no sum has the same noise. The seeds are in memory only.
 """
 
+import logging
 import threading
 from collections import Counter
 from dataclasses import dataclass
@@ -45,6 +46,8 @@ from helper.store import Rows, Store, StoredAnswer, StoredNoise, StoredTask
 from helper.tasks import Rules, Task, admitted
 from server import noising
 from server.slots import Slots
+
+log = logging.getLogger("fedboard.server.helper")
 
 
 @dataclass(frozen=True)
@@ -276,7 +279,12 @@ class Desk:
         spent = budget.after(stored.spent, asked, task.noise, history, buffers is None)
         if isinstance(spent, HelperProblem):
             return spent
-        return _Step(spent, noising.begin(task.terms) if buffers is None else buffers)
+        if buffers is not None:
+            return _Step(spent, buffers)
+        if spent.happened.sums > 1:
+            told = {"task": task.task, "round": asked.round, "count": len(spent.began)}
+            log.warning("the buffers of a task's noise are lost: it begins anew", extra=told)
+        return _Step(spent, noising.begin(task.terms))
 
     def _sealed(
         self, task: Task, step: _Step | None, buffers: Buffers

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import prometheus_client
 import uvicorn
-from prometheus_client.core import CounterMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
@@ -260,6 +260,34 @@ class _Counts:
         for refusal in Refusal:
             refused.add_metric([refusal.value], self._desk.refusals[refusal.value])
         yield refused
+        yield from _budgets(self._desk)
+
+
+def _budgets(desk: Desk) -> Iterable[Any]:
+    """What tasks whose sums carry noise have spent."""
+    told = {
+        "rho": "Zero-concentrated differential privacy that the sums of a task have spent.",
+        "epsilon": "Epsilon that the sums of a task have spent, at its delta.",
+        "epsilon_budget": "Epsilon that the sums of a task may spend, at its delta.",
+        "noised_sums": "Sums of a task that carry noise.",
+        "noise_beginnings": "Times that the noise of a task began, its first with them.",
+    }
+    families = {
+        name: GaugeMetricFamily(f"fedboard_helper_{name}", about, labels=["task", "task_id"])
+        for name, about in told.items()
+    }
+    for task, spent in desk.budgets():
+        assert task.noise is not None
+        values = (
+            spent.rho,
+            spent.epsilon,
+            task.noise.epsilon,
+            spent.happened.sums,
+            len(spent.began),
+        )
+        for family, value in zip(families.values(), values, strict=True):
+            family.add_metric([task.task, task.task_id[:8]], value)
+    yield from families.values()
 
 
 def _json(message: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:

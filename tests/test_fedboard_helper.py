@@ -94,7 +94,7 @@ def test_a_helper_that_is_killed_comes_back_with_its_key_and_its_answers(tmp_pat
         for path in ("helper.key", "helper.token", "keys", "answers"):
             assert (folder / path).stat().st_mode & 0o077 == 0
         assert helper.end(signal.SIGKILL) == -signal.SIGKILL
-    with running(folder, "--least", 3) as helper:
+    with running(folder, "--least", 3, "--max-epsilon", 8) as helper:
         assert (helper.report().helper, helper.report().answers) == (identity, 1)
         assert helper.post("/v1/answers", named(sent[::-1], 1)) == mask
         # beside the one that runs no other starts
@@ -111,6 +111,9 @@ def test_a_helper_that_is_killed_comes_back_with_its_key_and_its_answers(tmp_pat
         f"expected at least {LEAST_COUNT}: among few, one is easily guessed",
         "it serves tasks signed by anybody",
         "a server could invent some to fill a sum around one",
+        "it adds noise to the sums of a task whose terms have some",
+        "--require-noise serves none",
+        "it serves no task with a budget larger than epsilon 8 at a delta of at most 1e-05",
     ):
         assert part in said
     for each in sent:

@@ -16,7 +16,8 @@ import httpx
 import pytest
 import sqlalchemy as sa
 
-from device_runtime import config
+from device_runtime import accountant, config
+from device_runtime.accountant import Participation
 from device_runtime.helper_wire import (
     AnswerTaken,
     HelperProblem,
@@ -31,19 +32,24 @@ from device_runtime.helper_wire import (
 from device_runtime.terms import MOST_DEVICES
 from helper import endpoint
 from helper.desk import Desk
-from server import logs
+from helper.tables import FORMAT
+from server import logs, noising
 from server.connections import bind
 from server.settings import Limits
 from tests import postgres
 from tests.toy_helper import (
     HELPER,
     LEAST,
+    NOISE,
+    NOISED,
     TASK_ID,
     TERMS,
     begun,
     expected,
     named,
     new,
+    noise_in,
+    noised,
     opened,
     registration,
     reports,
@@ -134,6 +140,60 @@ def test_a_leader_has_two_rounds_opened_by_a_helper_on_postgresql(fast_folder, s
     with sa.create_engine(database).connect() as connection:
         rows = connection.execute(sa.text("SELECT last_round FROM participations")).scalars().all()
     assert sorted(rows) == [1, 1, 1, 1, 2, 2, 2, 2]
+
+
+def a_noised_round(client: httpx.Client, round: int) -> tuple[float, int]:
+    """Deviation of the noise of one round, and of how many sums the leader is told."""
+    assert post(client, "/v1/tasks", registration(NOISED)).status_code == 200
+    asked = post(client, "/v1/seal-keys", KeysAsked(TASK_ID, round))
+    sent = reports(
+        range(4), round, seal_keys(config.from_json(SealKeys, asked.content, "reply")), NOISED
+    )
+    body = post(client, "/v1/answers", named(sent, round)).content
+    assert post(client, "/v1/answers", named(sent, round)).content == body
+    return float(noise_in(body, sent).std()), noised(body).sums
+
+
+def test_a_leader_s_sums_carry_noise_whose_account_stays_with_a_helper_on_postgresql(
+    fast_folder, socket
+):
+    database = postgres.new_database(socket, "noised")
+    for round in (1, 2):  # each in a process of its own
+        with running(new(fast_folder / "helper", database=database)) as client:
+            deviation, sums = a_noised_round(client, round)
+            assert (deviation, sums) == (pytest.approx(1.06 * NOISED.deviation, rel=0.1), round)
+            lines = client.get("/metrics").text.splitlines()
+    of = f'{{task="words",task_id="{TASK_ID[:8]}"}}'
+    spent = accountant.account(NOISE, Participation((2,), 1, 2))
+    for name, value in (
+        ("rho", spent.rho),
+        ("epsilon", spent.epsilon),
+        ("epsilon_budget", 100.0),
+        ("noised_sums", 2.0),
+        ("noise_beginnings", 1.0),
+    ):
+        assert f"fedboard_helper_{name}{of} {value}" in lines
+    with sa.create_engine(database).connect() as connection:
+        (size,) = connection.execute(sa.text("SELECT length(buffers) FROM noises")).one()
+    assert size == noising.sealed_bytes(NOISED)
+
+
+def test_a_database_of_format_1_on_postgresql_goes_on_with_its_ledger(fast_folder, socket):
+    database = postgres.new_database(socket, "first format")
+    with running(new(fast_folder / "helper", database=database)) as client:
+        two_rounds(client)
+    engine = sa.create_engine(database)
+    with engine.begin() as connection:  # what format 1 had
+        connection.execute(sa.text("DROP TABLE noises"))
+        connection.execute(sa.text("ALTER TABLE participations DROP COLUMN last_sum"))
+        connection.execute(sa.text("UPDATE helpers SET format = 1"))
+    again = new(fast_folder / "helper", database=database)
+    assert again.report().answers == 2 and again.budgets() == []
+    again.close()
+    new(fast_folder / "helper", database=database).close()
+    with engine.connect() as connection:
+        query = "SELECT format, sum(last_sum) FROM helpers, participations GROUP BY format"
+        assert tuple(connection.execute(sa.text(query)).one()) == (FORMAT, 0)
 
 
 def test_anybody_may_ask_who_the_helper_is_and_nothing_else(client):
