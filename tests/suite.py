@@ -59,6 +59,8 @@ PROCESSES = (
     "test_device_runtime_masked",
     "test_server_replicas",
     "test_helper_kills",
+    "test_helper_noise_kills",
+    "test_helper_noise_proof",
     "test_helper_endpoint",
     "test_fedboard_helper",
     "test_server_masks",
