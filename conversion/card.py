@@ -81,7 +81,14 @@ def _alert(sentence: Sentence) -> str:
 def _task(lineage: Lineage) -> str:
     if lineage.task is None:
         return ""
-    return (
+    said = (
         f"Task: {lineage.task}, {lineage.rounds:,} rounds committed on devices with "
         f"{lineage.participants:,} updates counted in them.\n"
+    )
+    if lineage.epsilon is None or lineage.delta is None:
+        return said
+    return (
+        f"{said}All that one device did in that task is kept to differential privacy of epsilon "
+        f"{lineage.epsilon:.4g} at delta {lineage.delta:g} (beside a device that sends zeros; how "
+        "many take part is public).\n"
     )

@@ -109,6 +109,8 @@ def _require_agreed(name: str, given: Consent, terms: Terms) -> None:
             "clipping_norm": (plan.clipping_norm, terms.clipping_norm),
             "most": (rules.report_goal, terms.most),
             "fewest": (rules.fewest, terms.fewest),
+            "noise": (given.asked.noise, terms.noise),
+            "compression": (given.asked.compression, terms.compression),
         }
     for field, (wanted, actual) in expected.items():
         if wanted != actual:

@@ -107,6 +107,8 @@ def make(operator: Operator, out: Path, asked: Asked, corpus: TextCorpus | None 
         task=task.name,
         rounds=len(past),
         participants=sum(report.counted for report in past),
+        epsilon=task.epsilon,
+        delta=task.delta,
         aggregation=task.aggregation,
     )
     parts = Parts(template, checkpoint, lineage, number, running)

@@ -2,6 +2,7 @@
 commands over `fedboard.operator`.
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,11 +15,19 @@ from fedboard import console
 from fedboard.options import MOST_ROUNDS, Insecure, Json, Trust, emit
 
 if TYPE_CHECKING:  # the command line starts without it
+    from device_runtime.noise import Noise
     from device_runtime.terms import Aggregation, Terms
     from device_runtime.wire import RoundReport
     from server.contract import TaskReport
 
 ROUNDS, DAYS = 1000, 90.0  # that a certificate holds, unless another number is given
+DELTA = 1e-10  # of a budget, unless another is given
+NOISE_OPTIONS = {  # by number of the noise, what gives it
+    "multiplier": "--noise-multiplier",
+    "epsilon": "--epsilon",
+    "rounds": "--noise-rounds",
+    "participations": "--max-participations",
+}
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -69,6 +78,56 @@ HelperKey = Annotated[
         "which could name one of its own.",
     ),
 ]
+Mechanism = Annotated[
+    str | None,
+    typer.Option(
+        help="Noise on every sum of updates: `blt`, `tree` or `gaussian`. By default as --config "
+        "says, or none: then nothing is claimed. `fedboard privacy plan` chooses the numbers."
+    ),
+]
+Multiplier = Annotated[
+    float | None,
+    typer.Option(
+        "--noise-multiplier",
+        min=0.0,
+        max=1e6,
+        help="Standard deviation of each independent Gaussian / (clipping norm x rounding bound).",
+    ),
+]
+Epsilon = Annotated[
+    float | None,
+    typer.Option(
+        min=0.0, max=1e6, help="The budget at --delta: no round starts that could pass it."
+    ),
+]
+Delta = Annotated[
+    float | None, typer.Option(min=1e-300, max=0.5, help="By default as --config says, or 1e-10.")
+]
+NoiseRounds = Annotated[
+    int | None,
+    typer.Option("--noise-rounds", min=1, max=MOST_ROUNDS, help="Sums that are made at most."),
+]
+MostSums = Annotated[
+    int | None,
+    typer.Option(
+        "--max-participations",
+        min=1,
+        max=MOST_ROUNDS,
+        help="Sums with noise that one device is in at most.",
+    ),
+]
+Restart = Annotated[
+    int | None,
+    typer.Option(min=0, max=MOST_ROUNDS, help="Of a tree: sums after which it begins anew."),
+]
+Compression = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        max=64,
+        help="Values of an update / values that travel. By default as --config says, or 1.",
+    ),
+]
 Name = Annotated[str, typer.Argument(help="Name of the task: a-z, 0-9, '.', '_' and '-'.")]
 # by step of the funnel, a word that keeps the table within 80 columns
 SHORT = {
@@ -115,6 +174,14 @@ def task_create(
     ] = None,
     aggregation: WhoSees = None,
     helper_key: HelperKey = None,
+    mechanism: Mechanism = None,
+    noise_multiplier: Multiplier = None,
+    epsilon: Epsilon = None,
+    delta: Delta = None,
+    noise_rounds: NoiseRounds = None,
+    max_participations: MostSums = None,
+    restart: Restart = None,
+    compression: Compression = None,
     dir: Folder = None,
     server: Server = None,
     token_file: TokenFile = None,
@@ -143,11 +210,24 @@ def task_create(
             "compare releases",
         )
     settings = settings_of(from_toml(ServerSettings, config)) if config else TaskSettings()
+    given_noise = {
+        "mechanism": mechanism,
+        "multiplier": noise_multiplier,
+        "epsilon": epsilon,
+        "delta": delta,
+        "rounds": noise_rounds,
+        "participations": max_participations,
+        "restart": restart,
+    }
+    if bundle is None:  # a task that scores adds none
+        settings = replace(settings, noise=None, compression=1)
     settings = replace(
         settings,
         name=name,
         aggregation=named_aggregation(aggregation) or settings.aggregation,
         helper=helper_key or settings.helper,
+        noise=noise_of(settings.noise, given_noise),
+        compression=settings.compression if compression is None else compression,
     )
     opened = open_bundle(bundle, trust) if bundle else None
     signer = kept_key(key) if opened else None
@@ -253,6 +333,10 @@ def task_list(
     for task in reports:
         if task.exposed:
             console.say(f"{task.name}: {task.exposed}", style="red")
+        if task.over:
+            console.say(f"{task.name}: no further round starts: {task.over}", style="red")
+        elif task.budget is not None:
+            console.say(f"{task.name}: {_budget(task)}")
         if task.waits:
             console.say(f"{task.name}: {task.waits}")
         if task.counts:
@@ -291,6 +375,10 @@ def task_show(
     console.say(f"checkpoint {task.checkpoint} of round {task.checkpoint_round}")
     if task.privacy:
         console.say(f"privacy: {task.privacy}")
+    if task.over:
+        console.say(f"no further round starts: {task.over}", style="red")
+    elif task.budget is not None:
+        console.say(_budget(task))
     _say_seen(task)
     _say_signer(task)
     if task.refused:
@@ -304,12 +392,14 @@ def task_show(
             report.phase,
             *(str(getattr(report, step)) for step in FUNNEL),
             *((_score(report), _spread(report)) if scored else ()),
+            *((_epsilon(report),) if task.budget is not None else ()),
         ]
         for report in reports
     ]
     console.table(
         f"rounds of {name}: devices by step ({', '.join(map(causes.label, FUNNEL))})",
-        ["round", "phase", *(SHORT[step] for step in FUNNEL), *(SCORED if scored else ())],
+        ["round", "phase", *(SHORT[step] for step in FUNNEL), *(SCORED if scored else ())]
+        + ["epsilon"] * (task.budget is not None),
         rows,
     )
     fallen = lost(reports, causes.Step.REFUSED, causes.Step.DROPPED)
@@ -432,6 +522,32 @@ def codes(
     )
 
 
+def noise_of(before: "Noise | None", given: Mapping[str, object]) -> "Noise | None":
+    """The noise of --config with what was given of its numbers; None if neither names any. Raises
+    RunError for a number that is missing, ConfigError for one out of its bounds.
+    """
+    from device_runtime.config import from_table, read_json, to_json
+    from device_runtime.noise import Noise
+
+    named = {name: value for name, value in given.items() if value is not None}
+    if not named:
+        return before
+    kept = {"mechanism": "blt", "delta": DELTA}
+    if before is not None:
+        kept = read_json(to_json(before), "noise")
+        if named.keys() & {"mechanism", "rounds", "participations"}:
+            kept |= {"decays": [], "scales": []}  # they were the best for other numbers
+    table: dict[str, object] = {**kept, **named}
+    for name, option in NOISE_OPTIONS.items():
+        if name not in table:
+            raise RunError(
+                option,
+                "expected beside the other numbers of the noise, found none",
+                "give it: `fedboard privacy plan` chooses them",
+            )
+    return from_table(Noise, table, "noise")
+
+
 def named_aggregation(word: str | None) -> "Aggregation | None":
     """What --aggregation says; None if it was not given. Raises RunError for a word that is
     none.
@@ -464,6 +580,19 @@ def _spread(report: "RoundReport") -> str:
     return f"{median:.1f} ({lower:.1f}-{upper:.1f})"
 
 
+def _epsilon(report: "RoundReport") -> str:
+    """What was spent once a round's sum was made; empty where none was."""
+    return "" if report.epsilon is None else f"{report.epsilon:.3f}"
+
+
+def _budget(task: "TaskReport") -> str:
+    """What a task with noise has spent, and what there is room for."""
+    return (
+        f"epsilon {task.epsilon:.4g} of {task.budget:g} at delta {task.delta:g} is spent after "
+        f"{task.sums:,} sums; at worst there is room for {task.left:,} more"
+    )
+
+
 def _say(task: "TaskReport", as_json: bool) -> None:
     if as_json:
         return emit(asdict(task))
@@ -492,9 +621,17 @@ def _say_seen(task: "TaskReport") -> None:
 
 
 def _say_signed(terms: "Terms", as_json: bool) -> None:
-    """Whose key is in what was signed just now."""
-    if terms.helper and not as_json:
+    """Whose key is in what was signed just now, and what bounds what sums give away."""
+    from server.budget import described
+
+    if as_json:
+        return
+    if terms.helper:
         console.say(f"signed: its sums are opened by the helper with the key {terms.helper}")
+    if terms.noise is not None:
+        console.say(f"signed: {described(terms.noise)}")
+    if terms.compression != 1:
+        console.say(f"signed: one value of {terms.compression} of an update travels")
 
 
 def _say_signer(task: "TaskReport") -> None:

@@ -158,6 +158,15 @@ def plot(
     )
 
 
+def spent_plot(done: Sequence[RoundReport], budget: float) -> Markup:
+    """What of its privacy a task had spent after each sum with noise, beside its budget."""
+    spent = tuple(
+        (float(report.round), report.epsilon) for report in done if report.epsilon is not None
+    )
+    most = tuple((x, budget) for x in dict.fromkeys((spent[0][0], spent[-1][0]))) if spent else ()
+    return plot("epsilon spent", [Line("spent", "a", spent), Line("budget", "b", most)])
+
+
 def plots(task: TaskView) -> list[Markup]:
     """What a task's figures look like over its rounds."""
     done = [report for report in task.reports if report.phase not in UNDER_WAY]
@@ -193,6 +202,8 @@ def plots(task: TaskView) -> list[Markup]:
                 ],
             )
         )
+    if task.spent.budget is not None:
+        figures.append(spent_plot(done, task.spent.budget))
     counted = tuple((float(report.round), float(report.counted)) for report in done)
     assigned = tuple((float(report.round), float(report.assigned)) for report in done)
     figures.append(

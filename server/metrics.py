@@ -19,6 +19,15 @@ from server.places import Places
 from server.store import Rows, StoredTask
 
 LOOKED_AT = 5  # newest rounds of an evaluation, for one that has measured something
+# of a task with noise, by the fields of `mechanism.Spent`
+SPENT = (
+    ("rho", "rho", "Privacy spent, rho of zero-concentrated differential privacy."),
+    ("budget", "budget_epsilon", "Epsilon that no sum may pass, at the task's delta."),
+    ("delta", "delta", "Delta at which epsilon is told."),
+    ("sums", "sums", "Sums with noise that were made."),
+    ("beginnings", "beginnings", "Times the noise has begun, once a state that was lost."),
+    ("left", "sums_left", "More sums that the budget has room for at worst."),
+)
 LATENCIES_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
 
 
@@ -116,6 +125,10 @@ class _Stored:
             "Privacy spent; +Inf: nothing is claimed.",
             labels=["task"],
         )
+        budgets = [
+            (name, GaugeMetricFamily(f"fedboard_privacy_{end}", said, labels=["task"]))
+            for name, end, said in SPENT
+        ]
         most = GaugeMetricFamily(
             "fedboard_most_participations",
             "Rounds the most counted device was counted in.",
@@ -160,6 +173,8 @@ class _Stored:
                 )
             spent = mechanism.of(stored.task).spent(exposures[name])
             epsilon.add_metric([name], spent.epsilon)
+            for field, family in budgets if spent.budget is not None else ():
+                family.add_metric([name], getattr(spent, field))
             most.add_metric([name], exposures[name].most)
             window = windows.get(name, Places())
             for step, count in (
@@ -179,6 +194,7 @@ class _Stored:
         for (task, step, cause), count in sorted(causes.items()):
             lost.add_metric([task, step, cause], count)
         yield from (states, rounds, funnel, body, lost, scored, epsilon, most, places)
+        yield from (family for _, family in budgets)
 
 
 def _newest_scores(rows: Rows, tasks: Iterable[StoredTask], now: float) -> dict[str, Score]:

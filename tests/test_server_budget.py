@@ -12,17 +12,19 @@ from hypothesis import strategies as st
 from device_runtime import accountant
 from device_runtime.accountant import Participation
 from device_runtime.causes import Cause
-from device_runtime.errors import ConfigError
+from device_runtime.errors import ConfigError, RunError
 from device_runtime.helper_wire import Noised
 from device_runtime.noise import Mechanism, Noise
 from device_runtime.terms import Aggregation
 from device_runtime.weights import Checkpoint
-from device_runtime.wire import Assignment
-from server import budget, operators
+from device_runtime.wire import Assignment, Kind
+from fedboard.task_commands import noise_of
+from server import budget, dashboard, operators, overview
 from server.budget import Spending
 from server.contract import Rollback
 from server.coordinator import open_folder
 from server.eligibility import Policy
+from server.metrics import Metrics
 from server.requests import Refused
 from server.rounds import Rules
 from server.task import State, TaskSettings
@@ -271,6 +273,67 @@ def test_what_happens_is_never_more_than_the_worst_that_was_foreseen(data, separ
         sums.append(chosen)
         happened = replace(brute([set(map(str, each)) for each in sums]), blocks=(number,))
         assert accountant.account(noise, happened).epsilon <= foreseen.epsilon + 1e-9
+
+
+# what everybody is told
+
+
+def test_the_page_the_metrics_and_the_report_say_what_is_spent(tmp_path):
+    coordinator = noised(tmp_path)
+    devices = enrolled(coordinator, 3)
+    round_of(coordinator, devices, 1.0, 0, 1)
+    round_of(coordinator, devices, 2.0, 1, 2)
+    spent = accountant.epsilon(2 / 32, 1e-6)
+    report = operators.report(coordinator, "default", 3.0)
+    assert (report.epsilon, report.delta, report.budget) == (pytest.approx(spent), 1e-6, 50.0)
+    assert report.rho == pytest.approx(2 / 32)
+    assert (report.sums, report.beginnings, report.over) == (2, 1, "")
+    said = f"epsilon {spent:.2f} of 50 at delta 1e-06 (rho 0.0625) is spent after 2 sums"
+    assert report.privacy == (
+        "the server, which could read each update, added gaussian noise of multiplier 4 to each "
+        f"sum; {said}; the device in most of them was in 2, and from one of a device to its next "
+        "the least was 1 (a difference of numbers of sums: 1 of neighbours)"
+    )
+    page = dashboard.page(overview.read(coordinator, 3.0, 0.0, {})).html
+    assert said in page
+    assert "epsilon spent" in page
+    assert f"{report.left} more sums within the budget" in page
+    assert "no noise was added" not in page
+    text = Metrics(coordinator, lambda: 3.0).text().decode()
+    assert f'fedboard_privacy_epsilon{{task="default"}} {report.epsilon}' in text
+    assert f'fedboard_privacy_rho{{task="default"}} {report.rho}' in text
+    assert 'fedboard_privacy_sums{task="default"} 2.0' in text
+    assert 'fedboard_privacy_budget_epsilon{task="default"} 50.0' in text
+    coordinator.close()
+
+
+def test_a_closed_round_is_logged_with_what_was_spent(tmp_path, caplog):
+    coordinator = noised(tmp_path, replace(NOISE, rounds=1))
+    with caplog.at_level("INFO", "fedboard.server"):
+        round_of(coordinator, enrolled(coordinator, 2), 1.0, 0, 1)
+    (line,) = [each for each in caplog.records if each.message == "round closed"]
+    assert (line.rho, line.sums) == (1 / 32, 1)
+    assert line.over == "all 1 sums that its noise is for have been made"
+    coordinator.close()
+
+
+def test_the_numbers_of_a_noise_are_given_together_or_change_those_of_a_file():
+    numbers = {"multiplier": 8.0, "epsilon": 6.0, "rounds": 20, "participations": 2}
+    assert noise_of(None, {"mechanism": None, "delta": None}) is None
+    given_ = noise_of(None, numbers)
+    assert given_ == Noise(Mechanism.BLT, 8.0, 6.0, 1e-10, rounds=20, participations=2)
+    with pytest.raises(RunError, match="--noise-rounds"):
+        noise_of(None, {"multiplier": 8.0, "epsilon": 6.0})
+    chosen = replace(given_, decays=(0.9,), scales=(0.4,))
+    assert noise_of(chosen, {"epsilon": 4.0}) == replace(chosen, epsilon=4.0)
+    assert noise_of(chosen, {"rounds": 30}) == replace(given_, rounds=30)
+    with pytest.raises(ConfigError, match=r"noise\.mechanism"):
+        noise_of(chosen, {"mechanism": "laplace"})
+
+
+def test_a_task_that_scores_adds_no_noise():
+    with pytest.raises(ConfigError, match=r"task\.noise"):
+        TaskSettings(kind=Kind.EVALUATION, evaluates="words", noise=NOISE)
 
 
 # beside a helper's own account

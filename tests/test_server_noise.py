@@ -1,0 +1,236 @@
+"""The noise that a server adds itself: how much, once a round, and what is kept of it."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from device_runtime import accountant, strategy, weights
+from device_runtime.accountant import Participation
+from device_runtime.noise import Mechanism, Noise
+from device_runtime.terms import Aggregation, Terms
+from server import mechanism, noising, operators
+from server.coordinator import open_folder
+from server.eligibility import Policy
+from server.mechanism import beyond_reach, with_noise
+from server.own_noise import LOST
+from server.requests import Refused
+from server.rounds import Mode, Rules
+from server.sums import Sum
+from server.task import terms
+from tests.test_server_budget import NOISE, noised, round_of, spending
+from tests.toy_server import OneByOne, delta, enrolled, stored
+
+BLT = Noise(Mechanism.BLT, 0.5, 1e5, 1e-6, 100, 50, decays=(0.9,), scales=(0.4,))
+
+
+def the_task(coordinator):
+    return coordinator.tasks()[0].task
+
+
+def moved(coordinator, before=0) -> np.ndarray:
+    """What the newest checkpoint has moved by since the one of round `before`."""
+    with coordinator.store.reading() as rows:
+        old = rows.checkpoint_of_round("default", before)
+    new = coordinator.checkpoint()
+    return weights.flatten(stored(coordinator, new.sha).weights) - weights.flatten(
+        stored(coordinator, old.sha).weights
+    )
+
+
+def reopened(folder) -> OneByOne:
+    random = np.random.default_rng(5).bytes
+    return OneByOne(*open_folder(folder), np.random.default_rng(0), random=random)
+
+
+def slots(folder) -> list[str]:
+    return sorted(each.name for each in (folder / "server.sqlite.keys").iterdir())
+
+
+def test_the_mean_of_a_sum_is_off_by_the_noise_that_its_terms_say(tmp_path):
+    coordinator = noised(tmp_path, dataclasses.replace(NOISE, multiplier=2.0))
+    devices = enrolled(coordinator, 2)
+    agreed = terms(the_task(coordinator))
+    round_of(coordinator, devices, 1.0, 0, 1)
+    off = moved(coordinator) - (delta(0) + delta(1)) / 2
+    # 50 values of noise of 2 x clip on a sum that is divided by the report goal of 2
+    expected = 2.0 * agreed.encoding.bound * agreed.clipping_norm / 2
+    assert np.std(off) == pytest.approx(expected, rel=0.35)
+    coordinator.close()
+
+
+def test_noise_of_several_rounds_is_what_its_matrix_makes_of_independent_ones():
+    agreed = Terms(Aggregation.PLAIN, 4, 1.0, 4096, "0" * 64, 1, 100, 1, 1, noise=BLT)
+    random, buffers = np.random.default_rng(3).bytes, noising.begin(agreed)
+    made = []
+    for _ in range(6):
+        drawn, buffers = noising.noise(agreed, buffers, random)
+        assert drawn.dtype == np.int64
+        made.append(drawn / agreed.deviation)
+    column = strategy.coefficients(BLT, 6)
+    for lag in range(3):  # C times the noise: independent, of stddev 1
+        whitened = sum(column[k] * made[5 - lag - k] for k in range(6 - lag))
+        assert np.std(whitened) == pytest.approx(1.0, rel=0.05)
+    coded = np.array(made)
+    assert np.std(coded[0]) == pytest.approx(1.0, rel=0.05)
+
+
+def test_a_sum_whose_codes_stand_several_times_gets_noise_as_many_times_as_wide():
+    agreed = Terms(Aggregation.PLAIN, 4, 1.0, 50, "0" * 64, 1, 100, 1, 1, noise=BLT)
+    one, many = (
+        noising.noise(agreed, noising.begin(agreed), np.random.default_rng(3).bytes, whole)[0]
+        for whole in (1, 64)
+    )
+    assert np.abs(many - 64 * one).max() <= 32  # but for the rounding of one
+
+
+def test_a_buffered_task_counts_each_device_at_most_once_and_divides_by_the_report_goal(tmp_path):
+    rules = Rules(report_goal=2, over_selection=1.0, mode=Mode.BUFFERED, min_reports=2)
+    quiet = dataclasses.replace(NOISE, multiplier=1e-3, epsilon=1e6)
+    coordinator = noised(tmp_path, quiet, rules)
+    assert mechanism.whole(the_task(coordinator)) == 64
+    round_of(coordinator, enrolled(coordinator, 2), 1.0, 0, 1)
+    np.testing.assert_allclose(moved(coordinator), (delta(0) + delta(1)) / 2, atol=0.02)
+    assert spending(coordinator).happened == Participation((1,), None, 1)
+    coordinator.close()
+
+
+def test_a_sum_of_fewer_than_the_goal_is_divided_by_the_goal_all_the_same(tmp_path):
+    quiet = dataclasses.replace(NOISE, multiplier=1e-3, epsilon=1e6)
+    rules = Rules(report_goal=4, over_selection=1.0, min_reports=1)
+    coordinator = noised(tmp_path, quiet, rules)
+    round_of(coordinator, enrolled(coordinator, 1), 1.0, 0)
+    coordinator.tick(1e6)
+    np.testing.assert_allclose(moved(coordinator), delta(0) / 4, atol=0.02)
+    coordinator.close()
+
+
+# once a round
+
+
+def fails_after_noise(coordinator, monkeypatch):
+    """Let the round be closed no further than its blobs."""
+
+    def broken(*_):
+        raise OSError("no room")
+
+    monkeypatch.setattr("server.closing.keep", broken)
+
+
+def test_a_round_that_could_not_be_closed_goes_on_with_the_noise_that_was_drawn(
+    tmp_path, monkeypatch
+):
+    coordinator = noised(tmp_path, BLT)
+    devices = enrolled(coordinator, 2)
+    with monkeypatch.context() as broken:
+        fails_after_noise(coordinator, broken)
+        round_of(coordinator, devices, 1.0, 0, 1)
+    assert spending(coordinator).drawn == 1
+    with pytest.raises(Refused, match="written down first"):
+        coordinator.roll_back("default", 0, 1.5)
+    coordinator.close()
+    coordinator = reopened(tmp_path)
+    coordinator.tick(2.0)
+    first = coordinator.checkpoint().sha
+    coordinator.close()
+    # a server that nothing happened to, with the same randomness
+    other = noised(tmp_path / "other", BLT)
+    round_of(other, enrolled(other, 2), 1.0, 0, 1)
+    assert other.checkpoint().sha == first
+    other.close()
+
+
+def test_what_was_drawn_for_a_round_is_gone_once_it_is_closed(tmp_path):
+    coordinator = noised(tmp_path, BLT)
+    devices = enrolled(coordinator, 2)
+    round_of(coordinator, devices, 1.0, 0, 1)
+    names = [each for each in slots(tmp_path) if each.startswith(("noise", "buffers"))]
+    assert names == ["buffers~default~1"]
+    round_of(coordinator, devices, 2.0, 0, 1)
+    names = [each for each in slots(tmp_path) if each.startswith(("noise", "buffers"))]
+    assert names == ["buffers~default~0"]
+    with coordinator.store.reading() as rows:
+        generation, buffers, noise = rows.spending.sealed("default")
+    assert (generation, noise) == (2, None)
+    assert spending(coordinator).drawn is None
+    # 4,096 values of one buffer
+    assert len(buffers) == pytest.approx(4 * 4096, abs=64)
+    coordinator.close()
+
+
+def test_a_lost_key_of_the_state_is_a_new_beginning_that_is_accounted(tmp_path):
+    coordinator = noised(tmp_path, BLT)
+    devices = enrolled(coordinator, 2)
+    round_of(coordinator, devices, 1.0, 0, 1)
+    round_of(coordinator, devices, 2.0, 0, 1)
+    (tmp_path / "server.sqlite.keys" / "buffers~default~0").unlink()
+    round_of(coordinator, devices, 3.0, 0, 1)
+    assert spending(coordinator).happened == Participation((2, 1), 1, 3)
+    report = operators.report(coordinator, "default", 3.0)
+    assert (report.sums, report.beginnings) == (3, 2)
+    coordinator.close()
+
+
+def test_a_lost_state_without_budget_for_a_new_beginning_publishes_nothing(tmp_path):
+    # nobody is in two sums of one beginning; that nobody is in two of different ones is not assumed
+    noise = dataclasses.replace(BLT, multiplier=4.0, participations=2)
+    one = accountant.account(noise, Participation((3,), None, 1)).epsilon
+    noise = dataclasses.replace(noise, epsilon=one)
+    coordinator = noised(tmp_path, noise, policy=Policy(min_separation=9))
+    devices = enrolled(coordinator, 4)
+    round_of(coordinator, devices, 1.0, 0, 1)
+    first = coordinator.checkpoint().sha
+    (tmp_path / "server.sqlite.keys" / "buffers~default~1").unlink()
+    round_of(coordinator, devices, 2.0, 2, 3)
+    assert coordinator.finished()
+    assert coordinator.checkpoint().sha == first
+    last = coordinator.reports(2.0).rounds[-1]
+    assert (last.phase, last.epsilon) == ("abandoned", None)
+    assert last.reason.startswith("one more sum could pass the budget")
+    assert spending(coordinator).over == last.reason
+    coordinator.close()
+
+
+def test_lost_noise_is_never_drawn_again(tmp_path, monkeypatch):
+    coordinator = noised(tmp_path, BLT)
+    devices = enrolled(coordinator, 2)
+    with monkeypatch.context() as broken:
+        fails_after_noise(coordinator, broken)
+        round_of(coordinator, devices, 1.0, 0, 1)
+    (tmp_path / "server.sqlite.keys" / "noise~default~1").unlink()
+    coordinator.tick(2.0)
+    first, second = coordinator.reports(2.0).rounds
+    assert (first.phase, first.reason) == ("abandoned", LOST)
+    assert (second.phase, coordinator.checkpoint().round) == ("selecting", 0)
+    assert first.rho == pytest.approx(1 / (2 * 0.5**2))  # what was drawn is spent
+    assert spending(coordinator).happened == Participation((1,), None, 1)
+    coordinator.close()
+
+
+# what is too far off to be noise
+
+
+@pytest.mark.parametrize("compression", [1, 64])
+def test_noise_alone_is_never_beyond_reach_and_what_moves_the_mean_further_is(compression):
+    wide = dataclasses.replace(BLT, mechanism=Mechanism.GAUSSIAN, decays=(), scales=())
+    agreed = Terms(
+        Aggregation.HELPER,
+        *(4, 1.0, 50, "0" * 64, 1, 10, 2, 1),
+        helper="ab" * 32,
+        noise=wide,
+        compression=compression,
+    )
+    by, count = agreed.encoding, 5
+    middle = np.full(by.values, count * by.largest // 2, np.int64)
+    for seed in range(50):
+        drawn, _ = noising.noise(agreed, noising.begin(agreed), np.random.default_rng(seed).bytes)
+        noise_norm = agreed.noise_norm / count
+        assert not beyond_reach(middle + drawn, count, by, agreed.room, noise_norm)
+    far = middle + round(5 * agreed.deviation)
+    assert "norm" in beyond_reach(far, count, by, agreed.room, agreed.noise_norm / count)
+
+
+def test_noise_is_added_to_sums_of_any_width_without_wrapping():
+    noise = np.array([-5, 70_000], np.int64)
+    after = with_noise(Sum(np.array([3, 65_535], np.uint16), 2, 2), noise)
+    assert (after.total.tolist(), after.weight, after.count) == ([-2, 135_535], 2, 2)
