@@ -48,6 +48,7 @@ STARTING = ("test_fedboard_train", "test_path", "test_fedboard_doctor", "test_mo
 PROCESSES = (
     "test_fedboard_release",
     "test_server_kills",
+    "test_server_noise_kills",
     "test_server_secagg_kills",
     "test_server_opening",
     "test_server_opening_kills",
