@@ -236,7 +236,7 @@ def main() -> int:
     parser.add_argument("--search", action="store_true", help="short runs on validation users")
     parser.add_argument("--clip", type=float, default=0.3)
     parser.add_argument("--server", default="fedadam")
-    parser.add_argument("--rate", type=float, default=0.01)
+    parser.add_argument("--rate", type=float, default=0.02)
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     chosen = {"clip": options.clip, "server": options.server, "rate": options.rate}

@@ -247,32 +247,14 @@ class Recipe:
         ceilings += [self.privacy.participations] if self.privacy.participations else []
         return min(ceilings, default=None)
 
-    @functools.cached_property
+    @property
     def noise(self) -> Noise | None:
         """What a sum gets added, as a task's terms have it; None where there is no noise.
 
         That of an adaptive norm is accounted as independent noise of the noise multiplier, which
         the deltas and the count of the clipped ones spend together.
         """
-        of = self.privacy
-        if of.mechanism == "none":
-            return None
-        mechanism = Mechanism.GAUSSIAN if of.mechanism == ADAPTIVE else Mechanism(of.mechanism)
-        most = -(-self.rounds // self.separation)
-        noise = Noise(
-            mechanism,
-            of.noise_multiplier,
-            of.epsilon,
-            of.delta,
-            self.rounds,
-            min(most, self.participations or most),
-            of.restart,
-            of.decays,
-            of.scales,
-        )
-        if mechanism is Mechanism.BLT and not of.decays:
-            return strategy.optimised(noise, self.separation)
-        return noise
+        return _noise(self)
 
     def _require_noise(self) -> None:
         """Raises ConfigError for privacy whose numbers do not go together."""
@@ -327,7 +309,7 @@ class Recipe:
         held_to = self.limits
         if held_to is None:
             return
-        clipped = self.noise is not None and self.privacy.mechanism != ADAPTIVE
+        clipped = self.privacy.mechanism not in ("none", ADAPTIVE)
         if not (self.encoded or clipped):
             raise ConfigError(
                 "device_limits",
@@ -343,6 +325,28 @@ class Recipe:
             over = limits.why_refused(held_to, most)
         if over is not None:
             raise ConfigError("device_limits", f"no device does this work: {over}", "change it")
+
+
+@functools.lru_cache(maxsize=64)
+def _noise(recipe: Recipe) -> Noise | None:
+    of = recipe.privacy
+    if of.mechanism == "none":
+        return None
+    most = -(-recipe.rounds // recipe.separation)
+    noise = Noise(
+        Mechanism.GAUSSIAN if of.mechanism == ADAPTIVE else Mechanism(of.mechanism),
+        of.noise_multiplier,
+        of.epsilon,
+        of.delta,
+        recipe.rounds,
+        min(most, recipe.participations or most),
+        of.restart,
+        of.decays,
+        of.scales,
+    )
+    if noise.mechanism is Mechanism.BLT and not of.decays:
+        return strategy.optimised(noise, recipe.separation)
+    return noise
 
 
 def require_adaptable(noise_multiplier: float, clients: int) -> None:

@@ -1,10 +1,13 @@
 """Cohorts: who trains in which round."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from device_runtime.accountant import Participation
 from device_runtime.errors import ConfigError
 from model import cohorts
 
@@ -93,3 +96,33 @@ def test_drawing_leaves_the_state_it_was_given_alone():
 def test_a_population_that_cannot_keep_the_separation_is_refused():
     with pytest.raises(ConfigError, match="need 12; the corpus has 11"):
         cohorts.start(11, 4, 3)
+
+
+@given(
+    st.integers(1, 4),
+    st.integers(1, 3),
+    st.integers(0, 5),
+    st.sampled_from(["shuffled", "uniform"]),
+    st.integers(0, 2**31 - 1),
+)
+def test_an_account_is_told_the_smallest_gap_and_the_most_rounds_there_were(
+    cohort, separation, spare, sampling, seed
+):
+    population = cohort * separation + spare
+    sampler, rounds = cohorts.start(population, cohort, separation, accounted=True), []
+    assert sampler.happened == Participation()
+    for number in range(1, 10):
+        chosen, sampler = cohorts.draw(sampler, cohort, sampling, separation, seed)
+        rounds += [(int(client), number) for client in chosen]
+        own = [[at for who, at in rounds if who == client] for client in range(population)]
+        gaps = [b - a for each in own for a, b in itertools.pairwise(each)]
+        assert sampler.happened == Participation(
+            (number,), min(gaps, default=None), max(map(len, own))
+        )
+
+
+def test_nobody_counts_participations_that_nothing_depends_on():
+    sampler = cohorts.start(6, 2)
+    _, after = cohorts.draw(sampler, 2, "shuffled", 1, 0)
+    assert after.taken is None
+    assert after.gap is None
