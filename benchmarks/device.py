@@ -5,6 +5,7 @@
 
 import argparse
 import importlib.util
+import itertools
 import json
 import os
 import subprocess
@@ -24,6 +25,8 @@ from model import corpora, corpus
 
 ROOT = Path(__file__).parents[1]
 SCALED = 8  # bytes of a block's own scale, where codes need not add up
+MULTIPLIERS = (1, 4, 8)  # of noise
+COMPRESSIONS = (1, 2, 4, 8)
 TYPED = 5  # newest messages of a user that are typed key by key; the earlier ones are history
 # what is typed on: each beside another one, whose cost it should not be over
 KINDS: dict[str, tuple[dict[str, object], str]] = {
@@ -210,9 +213,13 @@ def finetuning(bench: Bench) -> Iterator[Figure]:
 
 
 def masking(bench: Bench) -> Iterator[Figure]:
-    """What hiding an update from whoever sums it costs a device, and its bytes."""
-    measured = bench.measure("masking")
-    in_the_open = measured.pop("1")
+    """What hiding an update from whoever sums it costs a device, and its bytes: without noise, and
+    with room for that of a helper.
+    """
+    cases = [(1, 0, 1), *itertools.product((100, 1000), (0, *MULTIPLIERS), COMPRESSIONS)]
+    measured = bench.measure("masking", cases=cases)["cases"]
+    by_case = dict(zip(cases, measured, strict=True))
+    in_the_open = by_case[1, 0, 1]
     plain, size = (
         in_the_open["cpu_ms"]["p50"],
         in_the_open["bytes"] + SCALED * in_the_open["blocks"],
@@ -220,14 +227,24 @@ def masking(bench: Bench) -> Iterator[Figure]:
     note = f"{plain:.1f} ms CPU; with a scale a block {size / 1e6:.3f} MB, which masked ones are "
     note += "compared with"
     yield Figure("update in the open, 8 bits", in_the_open["bytes"] / 1e6, "MB", note=note)
-    for most, ratio in (("100", 1.35), ("1000", 1.75)):
-        hidden = measured[most]
+    for most, ratio in ((100, 1.35), (1000, 1.75)):
+        hidden = by_case[most, 0, 1]
         cpu, beside = hidden["cpu_ms"]["p50"], hidden["bytes"] - hidden["words"]
-        name = f"update masked, 4 bits, {most} devices named"
+        name = f"update masked, 4 bits, {most:,} devices named"
         note = f"{hidden['bytes'] / 1e6:.3f} MB; header, seal and signature {beside} bytes"
         yield Figure(f"{name}: bytes", hidden["bytes"] / size, "x", ratio, None, note)
         note = f"packed, masked, sealed, signed and on disk; p99 {hidden['cpu_ms']['p99']:.1f}"
         yield Figure("  beyond encoding", cpu, "ms CPU", 20.0, None, note)
+    alone = by_case[100, 0, 1]["bytes"]
+    for (most, multiplier, compression), hidden in by_case.items():
+        if most == 1 or (multiplier, compression) == (0, 1):
+            continue
+        noise = f"noise x {multiplier}" if multiplier else "no noise"
+        name = f"  {most:,} devices, {noise}, compressed {compression}"
+        note = f"{hidden['bytes'] / 1e6:.3f} MB, {hidden['bits']:.1f} bits a value; "
+        note += f"{hidden['bytes'] / alone:.2f} x masked without noise at 100; encoding "
+        note += f"{hidden['encode_cpu_ms']:.1f} and hiding {hidden['cpu_ms']['p50']:.1f} ms CPU"
+        yield Figure(name, hidden["bytes"] / size, "x", note=note)
 
 
 def _litert() -> str:

@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -245,12 +246,13 @@ def finetuning(task: dict) -> dict:
 def masking(task: dict) -> dict:
     """What hiding an update costs beyond encoding it, and keeping it on disk before it leaves: CPU
     seconds with a helper, beside those of the same codes in the open, and bytes of both, by how
-    many may be named.
+    many may be named, the noise multiplier and the compression.
     """
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
     from device_runtime import durable, encoding, outgoing, protection, quantize, signing
+    from device_runtime.noise import Mechanism, Noise
     from device_runtime.protection import Addressed, repeating
     from device_runtime.terms import Aggregation, Terms
     from device_runtime.turn import Label, Outgoing
@@ -275,9 +277,17 @@ def masking(task: dict) -> dict:
     }
     helper, device = (Ed25519PrivateKey.from_private_bytes(bytes([n]) * 32) for n in (1, 2))
     seal_key = X25519PrivateKey.from_private_bytes(bytes(32)).public_key().public_bytes_raw().hex()
-    by_most: dict[str, dict] = {}
-    for most, bits in ((1, 8), (100, 4), (1000, 4)):
+    # for 2,000 rounds, and at most 7 of a device
+    blt = Noise(
+        Mechanism.BLT,
+        *(0.0, 8.0, 1e-10, 2000, 7),
+        decays=(1.0, 0.9925, 0.7944),
+        scales=(0.0076, 0.1277, 0.3278),
+    )
+    measured: list[dict] = []
+    for most, multiplier, compression in task["cases"]:
         is_open = most == 1
+        bits = 8 if is_open else 4
         terms = Terms(
             Aggregation.PLAIN if is_open else Aggregation.HELPER,
             *(bits, plan.clipping_norm, values, bundle.manifest.shapes, 1),
@@ -285,21 +295,30 @@ def masking(task: dict) -> dict:
             fewest=1,
             min_separation=1,
             helper="" if is_open else signing.public_hex(helper),
+            noise=replace(blt, multiplier=multiplier) if multiplier else None,
+            compression=compression,
         )
+        encode = partial(encoding.encode, delta, terms.encoding, rng)
         about = Addressed(terms, "5e" * 16, "7a" * 16, 1, "" if is_open else seal_key)
-        codes = encoding.encode(delta, terms.encoding, rng)
+        codes = encode()
+        encodes = [timed(encode) for _ in range(task["repeats"])]
         with tempfile.TemporaryDirectory() as folder:
             work = partial(report, codes, about, Path(folder))
             # the first calls prepare memory
             times = [timed(work) for _ in range(task["repeats"] + 2)][2:]
             body = work()
         by = protection.layout(len(codes), terms.encoding.largest, terms)
-        by_most[str(most)] = spread(times) | {
-            "bytes": len(body),
-            "words": 0 if is_open else by.bytes,
-            "blocks": len(codes) // quantize.BLOCK,
-        }
-    return by_most
+        measured.append(
+            spread(times)
+            | {
+                "encode_cpu_ms": spread(encodes)["cpu_ms"]["p50"],
+                "bytes": len(body),
+                "words": 0 if is_open else by.bytes,
+                "blocks": len(codes) // quantize.BLOCK,
+                "bits": 0 if is_open else 8 * by.size / by.digits,
+            }
+        )
+    return {"cases": measured}
 
 
 def step(task: dict) -> dict:
