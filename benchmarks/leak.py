@@ -11,8 +11,11 @@ a changed embedding row afterwards, so each word is ranked by both. Every view i
     server             the masked words of one update, taken for codes, and taken modulo their range
     server, twice      the difference of two masked updates
     helper             the mask that the seal of one update opens to, taken for codes
+    noise x 1          the codes of one update with the noise of a sum, of that multiplier: what is
+                       left for somebody who knows every other update of the sum
     sum                the mean of all, which the server is meant to see: read for the words that
-                       any of them typed
+                       any of them typed, and for those that one of them alone typed; and the same
+                       with noise on the sum, independent Gaussian, as of the first round
 
 The area is that under the curve of true over false words: 0.5 says nothing, 1 says all. Chance is
 the same reading of the same views, held against another person's words: what people have in common
@@ -48,6 +51,7 @@ from model import corpora
 COMMON = 1000  # the first ids of a vocabulary are its commonest words
 EXPOSED, HIDDEN, INK = "#b3261e", "#0b7a75", "#1f2328"
 NORM = 0.5  # what a task clips to that names none
+MULTIPLIERS = (0.001, 0.01, 0.1, 1.0, 4.0)  # of noise
 
 
 @dataclass(frozen=True)
@@ -85,13 +89,7 @@ def people(bundle: Bundle, count: int, messages: int, seed: int) -> Iterator[Per
 
 def read(delta: NDArray[Any], person: Person, shapes: Mapping[str, tuple[int, ...]]) -> Read:
     """Guess a person's words from a delta, float [dimension], as flattened as devices flatten."""
-    parts, start = {}, 0
-    for name in sorted(shapes):
-        size = int(np.prod(shapes[name]))
-        parts[name] = delta[start : start + size].reshape(shapes[name])
-        start += size
-    bias, row = parts["output_bias"], np.linalg.norm(parts["embedding"], axis=1)
-    score = (_standard(bias) + _standard(row))[FIRST_WORD:]
+    score = scores(delta, shapes)
     is_typed = np.zeros(len(score), bool)
     is_typed[person.words - FIRST_WORD] = True
     guessed = np.argsort(-score, kind="stable")[: is_typed.sum()]
@@ -109,6 +107,18 @@ def read(delta: NDArray[Any], person: Person, shapes: Mapping[str, tuple[int, ..
     )
 
 
+def scores(delta: NDArray[Any], shapes: Mapping[str, tuple[int, ...]]) -> NDArray[Any]:
+    """How much each word of the vocabulary looks typed, from FIRST_WORD on."""
+    parts, start = {}, 0
+    for name in sorted(shapes):
+        size = int(np.prod(shapes[name]))
+        parts[name] = delta[start : start + size].reshape(shapes[name])
+        start += size
+    bias, row = parts["output_bias"], np.linalg.norm(parts["embedding"], axis=1)
+    words: NDArray[Any] = (_standard(bias) + _standard(row))[FIRST_WORD:]
+    return words
+
+
 def views(
     everybody: list[Person], dimension: int, seed: int
 ) -> Iterator[tuple[str, list[NDArray[Any]]]]:
@@ -121,6 +131,9 @@ def views(
         by = Encoding(dimension, bits, NORM, seed)
         coded = [encoding.encode(person.delta, by, rng) for person in everybody]
         yield f"plain, {bits} bits", [encoding.mean(codes, 1, by) for codes in coded]
+    for multiplier in MULTIPLIERS:
+        noised = (codes + noise(multiplier, by, rng) for codes in coded)
+        yield f"noise x {multiplier:g}", [encoding.mean(total, 1, by) for total in noised]
     layout = packing.layout(by.values, by.largest, max(100, len(everybody)))
     seeds = [os.urandom(masking.SEED_BYTES) for _ in coded]
     words = [masking.masked(codes, each, layout) for codes, each in zip(coded, seeds, strict=True)]
@@ -144,12 +157,32 @@ def views(
     yield "helper", [as_codes(masking.mask(each, layout)) for each in _opened(seeds)]
 
 
-def summed(everybody: list[Person], dimension: int, seed: int) -> tuple[NDArray[Any], Person]:
-    """The mean of everybody's 4-bit updates, and all that any of them typed."""
+def noise(multiplier: float, by: Encoding, rng: np.random.Generator) -> NDArray[np.int64]:
+    """Whole codes of independent Gaussian noise, as it is added to a sum of updates: [values]."""
+    deviation = multiplier * by.bound * by.clipping_norm / by.step
+    return np.rint(rng.normal(0.0, deviation, by.values)).astype(np.int64)
+
+
+@dataclass(frozen=True)
+class Mean:
+    """The mean of everybody's 4-bit updates, with noise on their sum."""
+
+    multiplier: float  # 0: none
+    delta: NDArray[Any]  # float [dimension]
+    words: NDArray[np.int64]  # that any of them typed, distinct ids
+    alone: NDArray[np.int64]  # that one of them alone typed
+
+
+def means(everybody: list[Person], dimension: int, seed: int) -> Iterator[Mean]:
+    """The same sum with more and more noise."""
     by, rng = Encoding(dimension, 4, NORM, seed), np.random.default_rng(seed)
     total = np.sum([encoding.encode(each.delta, by, rng).astype(np.int64) for each in everybody], 0)
-    words = np.unique(np.concatenate([each.words for each in everybody]))
-    return encoding.mean(total, len(everybody), by), Person({}, words)
+    every = np.concatenate([each.words for each in everybody])
+    words, typed_by = np.unique(every, return_counts=True)
+    for multiplier in (0.0, *MULTIPLIERS):
+        noised = total + noise(multiplier, by, rng)
+        mean = encoding.mean(noised, len(everybody), by)
+        yield Mean(multiplier, mean, words, words[typed_by == 1])
 
 
 def _opened(seeds: list[bytes]) -> Iterator[bytes]:
@@ -202,17 +235,34 @@ def main() -> None:
                 f"{gain.mean():+.3f} ±{error:.3f}",
             ]
         )
-    both = read(*summed(everybody, dimension, asked.seed), shapes)
-    rare = f"{both.rare_right:,} of {both.rare:,}"
-    table.append([f"sum of {asked.people}", _right([both]), "", rare, "", f"{both.area:.3f} alone"])
     console.table(
         f"{asked.people} people, {asked.messages} messages each: words guessed right",
         ["view", "words", "chance", "rare words", "chance", "area over chance"],
         table,
     )
+    console.table(
+        f"the mean of all {asked.people}: words guessed right of those that any of them typed",
+        ["noise multiplier", "words", "rare words", "of one person alone", "by chance", "area"],
+        [_of_mean(mean, shapes) for mean in means(everybody, dimension, asked.seed)],
+    )
 
     if asked.plot:
         draw(shares, asked.plot)
+
+
+def _of_mean(mean: Mean, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+    every = read(mean.delta, Person({}, mean.words), shapes)
+    score = scores(mean.delta, shapes)
+    guessed = np.argsort(-score, kind="stable")[: every.words] + FIRST_WORD
+    alone = int(np.isin(mean.alone, guessed).sum())
+    return [
+        f"{mean.multiplier:g}" if mean.multiplier else "none",
+        _right([every]),
+        f"{every.rare_right:,} of {every.rare:,}",
+        f"{alone:,} of {len(mean.alone):,} ({alone / len(mean.alone):.1%})",
+        f"{every.words / len(score):.1%}",
+        f"{every.area:.3f}",
+    ]
 
 
 def draw(shares: dict[str, tuple[float, float]], out: Path) -> None:
@@ -222,7 +272,8 @@ def draw(shares: dict[str, tuple[float, float]], out: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    names = [name for name in shares if name != "no encoding"][::-1]
+    shown = [name for name in shares if name != "no encoding" and "noise" not in name]
+    names = shown[::-1]
     figure, axis = pyplot.subplots(figsize=(7.2, 2.4), dpi=150, layout="constrained")
     own, chance = ([100 * shares[name][i] for name in names] for i in (0, 1))
     colours = [EXPOSED if "plain" in name else HIDDEN for name in names]
