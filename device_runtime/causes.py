@@ -158,7 +158,7 @@ MEANING: Mapping[str, Meaning] = {
         gives_back=True,
     ),
     Cause.INCONSISTENT: Meaning(
-        "was told of its peers what cannot be true", _DROPPED, gives_back=True
+        "was told of its peers, or of the log, what cannot be true", _DROPPED, gives_back=True
     ),
     Cause.TIMED_OUT: Meaning(
         "not heard of before the deadline", _DROPPED, gives_back=True, told_late=Cause.LATE

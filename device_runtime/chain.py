@@ -54,6 +54,12 @@ class Certificate:
     # how updates add up and who sees them; None in a certificate of format 1, which says nothing
     # of it
     terms: Terms | None = None
+    # public key of the server's log, which holds the task's policy; and SHA-256 of the float16
+    # checkpoint that the task began from and the version of the code that made it, which are part
+    # of that. Empty and 0 in a certificate of format 1 or 2, whose server keeps no log
+    log_key: Annotated[str, HASH_OR_NONE] = ""
+    start: Annotated[str, HASH_OR_NONE] = ""
+    version: Annotated[int, Within(0, 10**6)] = 0
     format: Annotated[int, Within(1, 1000)] = FORMAT
 
     def __post_init__(self) -> None:
@@ -147,10 +153,19 @@ def terms_of(assignment: Assignment) -> Terms:
     where there are none.
     """
     if assignment.certificate is not None:
-        terms = _terms_in(assignment.certificate.text)
+        terms = _certificate_in(assignment.certificate.text).terms
         if terms is not None:
             return terms
     raise ConfigError("certificate.terms", "expected terms, found none", "certify the task again")
+
+
+def certificate_of(assignment: Assignment) -> Certificate:
+    """What the certificate of an assignment says, which has been verified. Raises ConfigError where
+    there is none.
+    """
+    if assignment.certificate is None:
+        raise ConfigError("certificate", "expected one, found none", "certify the task again")
+    return _certificate_in(assignment.certificate.text)
 
 
 def covers(certificate: Certificate, round: int) -> bool:
@@ -294,5 +309,5 @@ def _of_chain(chain: Chain) -> tuple[Link, Certificate]:
 
 
 @functools.lru_cache(maxsize=64)
-def _terms_in(certificate: str) -> Terms | None:
-    return from_json(Certificate, certificate.encode(), "certificate").terms
+def _certificate_in(text: str) -> Certificate:
+    return from_json(Certificate, text.encode(), "certificate")

@@ -22,6 +22,7 @@ from device_runtime import (
     chain,
     examples,
     limits,
+    log_wire,
     outgoing,
     patch,
     protection,
@@ -45,6 +46,7 @@ from device_runtime.home import (
     history,
 )
 from device_runtime.limits import Limits
+from device_runtime.log_wire import Believed, Fork
 from device_runtime.masking import Random
 from device_runtime.secagg_turn import Hear, Identify, Own, Tell, Wait
 from device_runtime.terms import Terms
@@ -174,6 +176,7 @@ class Turn:
         self._sleep = sleep
         self._signer = calls.Signer(home.key, home.server_name or "", clock.dated)
         self._began = clock.now()
+        self._entry: Believed | None = None  # where what it agrees to stands in its server's log
         self._until = math.inf  # seconds of the clock: after it nobody waits for the work
         self._assigned: tuple[Participant, Assignment] | None = None
         self._releases = ""  # the index of releases that the server named
@@ -246,6 +249,7 @@ class Turn:
             population=settings.population,
             runtime=runtime_version(),
             device_class=settings.device_class,
+            log_size=self.home.logs().size(self.home.server_name or ""),
         )
         return Participant(
             message,
@@ -393,10 +397,25 @@ class Turn:
         if untrusted is not None:
             return Distrusted(Cause.UNCERTIFIED, untrusted.reason)
         terms = chain.terms_of(assignment)
-        distrusted = _why_exposed(assignment, terms, bundle)
+        distrusted = _why_exposed(assignment, terms, bundle) or self._believed(assignment, now)
         if distrusted is None:
             self.home.keep_terms(assignment.task, terms)
         return distrusted or terms
+
+    def _believed(self, assignment: Assignment, now: float) -> Distrusted | None:
+        """Why the log of the work's server is not believed. What it was shown of it is remembered
+        before anything is fetched; what contradicts that is kept as evidence.
+        """
+        certificate = chain.certificate_of(assignment)
+        answer = log_wire.believe(assignment, certificate, self.home.logs())
+        if isinstance(answer, Believed):
+            self.home.see_log(answer.seen)
+            self._entry = answer
+            return None
+        if answer.before is not None and answer.after is not None:
+            self.home.accuse_log(Fork(answer.before, answer.after, now))
+        cause = Cause.INCONSISTENT if certificate.log_key else Cause.UNCERTIFIED
+        return Distrusted(cause, answer.reason)
 
     def _protected(
         self, assignment: Assignment, terms: Terms, numbers: NDArray[Any], largest: int
@@ -505,8 +524,16 @@ class Turn:
             note.up_to,
             note.seen_by,
             note.noise,
+            *self._entered(about),
         )
         self.home.note(line)
+
+    def _entered(self, about: Assignment) -> tuple[str, int, int]:
+        """Which entries of which log are about a turn's work: nothing before that was verified."""
+        entry = self._entry
+        if entry is None or about.log is None:
+            return "", 0, 0
+        return entry.log, entry.policy, entry.checkpoint
 
     def _metered(self, outcome: Outcome) -> Outcome:
         seconds = self._clock.now() - self._began

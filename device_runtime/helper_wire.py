@@ -5,6 +5,7 @@
     POST /v1/seal-keys           KeysAsked           -> SealKeys       of rounds to come
     POST /v1/answers             Named               -> bytes of an answer: `to_answer`
     POST /v1/answers/done        AnswerTaken         -> Registered     the round is over
+    POST /v1/heads               HeadAsked           -> HeadSeen       of the server's log
 
 All but the first need the token that the helper gives to the leader, as a bearer. A refusal is a
 HelperProblem; whoever gets none, or one that `is_passing`, asks again with the same bytes. A device
@@ -18,7 +19,18 @@ from typing import Annotated
 from device_runtime import config
 from device_runtime.bounds import Each, Matches, Within
 from device_runtime.errors import ConfigError
-from device_runtime.wire import COUNT, HASH, HASH_OR_NONE, NAME, ROUND, SENTENCE, TASK, Kind, Signed
+from device_runtime.wire import (
+    COUNT,
+    HASH,
+    HASH_OR_NONE,
+    NAME,
+    PATH,
+    ROUND,
+    SENTENCE,
+    TASK,
+    Kind,
+    Signed,
+)
 
 SEAL_KEY = "seal-key"  # purpose of the helper's signature
 SEAL_BYTES = 80  # X25519 public key, 32 bytes of seed encrypted, tag of 16
@@ -46,6 +58,7 @@ class Refusal(StrEnum):
     BAD_SEAL = "bad_seal"
     OVER_BUDGET = "over_budget"  # with this sum its task would have spent more than its budget
     NOT_ENROLLED = "not_enrolled"  # too few of the devices are certified by the enrolment key
+    FORK = "fork"  # a head that does not extend what it has signed of that log
     MALFORMED = "malformed"
     UNAVAILABLE = "unavailable"  # it can keep nothing just now; nothing has happened
 
@@ -188,6 +201,25 @@ class AnswerTaken:
 
     task_id: Annotated[str, NAME]
     round: Annotated[int, ROUND]
+
+
+@dataclass(frozen=True)
+class HeadAsked:
+    """A head of the server's log to be countersigned, which extends the first `seen` entries."""
+
+    head: Signed  # `log_wire.Head`, by the key that the certificate of a registered task names
+    seen: Annotated[int, COUNT] = 0  # entries of the head that the helper has signed last
+    consistency: Annotated[str, PATH] = ""  # from that to this
+
+
+@dataclass(frozen=True)
+class HeadSeen:
+    """What a helper has of a log. Without a signature it has seen another size than was said: the
+    proof is to begin there.
+    """
+
+    size: Annotated[int, COUNT]
+    signature: Signed | None = None  # of the head's text, for `log_wire.SEEN`
 
 
 def to_answer(noised: Noised, words: bytes) -> bytes:

@@ -17,6 +17,8 @@
     terms.json             who sees its updates, by the terms of the work it was given last
     links.json             whose keys signed the checkpoints it was given: the newest
     evidence.json          two checkpoints that were signed for one round, if it was shown them
+    logs.json              how far the log of its server was, and the policies it has agreed to
+    forks.json             two heads of one log that contradict one another, if it was shown them
     bundles/               the bundles it installed, if none is used in place
     ledger.sqlite          what it contributed, round by round; never any text
     device.name            the name the server enrolled it under
@@ -46,6 +48,7 @@ from device_runtime import (
     installed,
     keystore,
     limits,
+    log_wire,
     sensors,
     signing,
 )
@@ -59,6 +62,7 @@ from device_runtime.folder import Kind as FolderKind
 from device_runtime.folder import clear, is_empty, replaced, require_free, settle, writing
 from device_runtime.installed import Installed
 from device_runtime.limits import OwnLimits
+from device_runtime.log_wire import Fork, Forks, SeenLogs
 from device_runtime.noise import Noise
 from device_runtime.sensors import LAST_KEY
 from device_runtime.spent import Part
@@ -77,6 +81,7 @@ SCHEDULE, BUNDLES, LOCK = "schedule.json", "bundles", "lock"
 WITHHELD, SIGNED, ENROLMENT = "withheld.json", "signed.json", "enrolment.json"
 RELEASES, FETCHED = "releases.json", "fetched"
 LINKS, EVIDENCE, TERMS = "links.json", "evidence.json", "terms.json"
+LOGS, FORKS = "logs.json", "forks.json"
 T = TypeVar("T")
 SERVER_NAME = re.compile("[0-9a-f]{32}")
 # files learned from what was typed
@@ -122,7 +127,7 @@ FOLDER = FolderKind(
     _is_ours,
     (
         *(CONFIG, KEY, NAME, SERVER, SCHEDULE, WITHHELD, SIGNED, RELEASES, LINKS, EVIDENCE, LOCK),
-        *(ENROLMENT, TERMS),
+        *(ENROLMENT, TERMS, LOGS, FORKS),
         *LEARNED,
         *(name + end for name in (TYPING_LOG, LEDGER) for end in ("", "-wal", "-shm", "-journal")),
         keystore.key_path(Path(TYPING_LOG)).name,
@@ -170,6 +175,11 @@ class Contribution:
     seen_by: str = ""  # of what left: who can see it by itself; an early version noted nobody
     # of an update that left: the noise of its sum, a `noise.Noise` as JSON; empty: there is none
     noise: str = ""
+    # the log that has what this was agreed to, by its server's name; the numbers of the entries of
+    # its policy and of its checkpoint. Empty before that was looked at, and of an early version
+    log: str = ""
+    policy_entry: int = 0
+    checkpoint_entry: int = 0
 
     @property
     def left(self) -> bool:
@@ -511,6 +521,26 @@ class Home:
         if (contradiction.before.link, contradiction.after.link) not in known:
             kept = Evidence((*before, contradiction)[: chain.MOST_EVIDENCE])
             self.keep(EVIDENCE, config.to_json(kept))
+
+    def logs(self) -> SeenLogs:
+        """How far servers' logs were, and what it has agreed to; nothing of a damaged file."""
+        return self._record(LOGS, SeenLogs())
+
+    def see_log(self, seen: SeenLogs) -> None:
+        """Remember how far a log is."""
+        if seen != self.logs():
+            self.keep(LOGS, config.to_json(seen))
+
+    def forks(self) -> tuple[Fork, ...]:
+        """Pairs of heads of one log that contradict one another."""
+        return self._record(FORKS, Forks()).forks
+
+    def accuse_log(self, fork: Fork) -> None:
+        """Keep two heads that contradict one another, unless they are kept already."""
+        before = Forks(self.forks())
+        after = log_wire.accused(before, fork)
+        if after != before:
+            self.keep(FORKS, config.to_json(after))
 
     @property
     def terms(self) -> LastTerms | None:

@@ -41,7 +41,7 @@ class Bound:
     server: str  # random name of the leader's database
     task_id: str
     round: int  # that the device was assigned in
-    terms: str  # `Terms.name`
+    terms: str  # all that the device agrees to: `Policy.name`, or `Terms.name` without a log
     device: str  # its public key, hexadecimal
     seal_key: str  # the helper's public key of the round, hexadecimal
 

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from numpy.typing import NDArray
 
-from device_runtime import masking, packing, signing, update
+from device_runtime import chain, log_wire, masking, packing, signing, update
 from device_runtime.config import from_json
 from device_runtime.errors import ConfigError
 from device_runtime.helper_wire import SEAL_KEY, SealKey
@@ -38,13 +38,23 @@ class Addressed:
     task_id: str
     round: int  # that the device was assigned in
     seal_key: str = ""  # the helper's public key of the round, hexadecimal
+    policy: str = ""  # `log_wire.Policy.name`; empty where the server keeps no log
 
 
 def addressed(assignment: Assignment, terms: Terms) -> Addressed | str:
     """What a report of an assignment is for, or why there is none: where a helper takes the masks
     off, it must have signed the key of this round that seeds are sealed to.
     """
-    about = Addressed(terms, assignment.server, assignment.task_id, assignment.round)
+    agreed = None
+    if assignment.certificate is not None:
+        agreed = log_wire.policy_of(chain.certificate_of(assignment))
+    about = Addressed(
+        terms,
+        assignment.server,
+        assignment.task_id,
+        assignment.round,
+        policy="" if agreed is None else agreed.name,
+    )
     if terms.aggregation is not Aggregation.HELPER:
         return about
     key = _seal_key(assignment, terms)
@@ -89,7 +99,7 @@ def protected(
 
 def bound_of(about: Addressed, device: str) -> Bound:
     """What the seal of a device is for; `device` is its public key, hexadecimal."""
-    of = about.server, about.task_id, about.round, about.terms.name
+    of = about.server, about.task_id, about.round, about.policy or about.terms.name
     return Bound(*of, device, about.seal_key)
 
 

@@ -6,9 +6,9 @@ hold each other to them, and no server can choose who sees an update.
 
 import functools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Any
 
 from device_runtime import bounds, config, neighbours, packing, strategy
 from device_runtime.bounds import Matches, Within
@@ -83,13 +83,15 @@ class Terms:
         """SHA-256: what seals and updates are bound to. Terms of a version that knew no noise keep
         theirs.
         """
-        table = dict(vars(self))
-        table.pop("name", None)
-        for each in ("encoding", "room"):
-            table.pop(each, None)
+        return digest(config.to_json(self.table))
+
+    @property
+    def table(self) -> dict[str, Any]:
+        """All of it by name, but for what a version did not know that made the same terms."""
+        table = {each.name: getattr(self, each.name) for each in fields(self)}
         if self.noise is None and self.compression == 1:
             del table["noise"], table["compression"]
-        return digest(config.to_json(table))
+        return table
 
     @property
     def losses(self) -> Losses:

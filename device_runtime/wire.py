@@ -23,11 +23,15 @@ fetched by SHA-256.
     GET  /v1/server                                   -> Server
     GET  /v1/newest?population=NAME                   -> Named
     GET  /v1/releases/{sha256}                        -> bytes
+    GET  /v1/log/head                                 -> log_wire.LogHead
+    GET  /v1/log/entries?first=N&most=M               -> log_wire.Entries
+    GET  /v1/log/consistency?first=N&second=M         -> log_wire.Path
 
-All but the last three are signed by the device, for the server that `Server` names and at the time
-of its clock: `signing.sign_request`. Releases are asked for and fetched without a name: nobody
-need know who runs which, and who never takes part hears of them too. Every refusal is a Reject or
-a Problem with a named cause. What only the operator may ask for is in `server/contract.py`.
+All but the last six are signed by the device, for the server that `Server` names and at the time
+of its clock: `signing.sign_request`. Releases and the log are asked for and fetched without a
+name: nobody need know who runs which, and who never takes part hears of them too. Every refusal is
+a Reject or a Problem with a named cause. What only the operator may ask for is in
+`server/contract.py`.
 """
 
 from collections import Counter
@@ -56,6 +60,8 @@ NAME, NAME_OR_NONE = Matches("[0-9a-f]{32}", 32), Matches("[0-9a-f]{32}|", 32)  
 TASK = Matches("[a-z0-9][a-z0-9._-]{0,63}", 64)  # of a task or a population
 WORD = Matches("[ -~]*", 64)  # of few characters, all of them printable
 SENTENCE = Matches("[ -~]*", 1000)
+SIGNATURE_OR_NONE = Matches("[0-9a-f]{128}|", 128)
+PATH = Matches("([0-9a-f]{64})*", 64 * 64)  # hashes of a proof, one after the other
 BY_CAUSE = Each(COUNT, 100, Matches("[a-z_]{1,40}", 40))
 
 
@@ -160,6 +166,24 @@ class CheckIn:
     runtime: Annotated[str, WORD] = ""  # version of its interpreter, such as "2.14.0"
     # coarse and chosen by its maker, such as "low"; never a model name
     device_class: Annotated[str, WORD] = ""
+    # entries of the server's log, as the device has seen it; 0: none
+    log_size: Annotated[int, COUNT] = 0
+
+
+@dataclass(frozen=True)
+class Proof:
+    """That the server's log holds what a device is asked to agree to: `log_wire`."""
+
+    head: Signed  # a `log_wire.Head`, signed with the log's key
+    policy: Annotated[int, COUNT]  # number of the policy's entry, which the certificate tells
+    policy_path: Annotated[str, PATH]
+    checkpoint: Annotated[int, COUNT]  # number of the entry of the assigned checkpoint
+    checkpoint_path: Annotated[str, PATH]
+    round: Annotated[str, Matches("[ -~]*", MOST_SIGNED)]  # that entry: a `log_wire.RoundEntry`
+    # by the helper that the terms name, of the same head; empty where they name none
+    countersignature: Annotated[str, SIGNATURE_OR_NONE] = ""
+    # from the size that the device has seen to this one
+    consistency: Annotated[str, PATH] = ""
 
 
 @dataclass(frozen=True)
@@ -192,6 +216,8 @@ class Assignment:
     # where the certificate's terms name a helper: a `helper_wire.SealKey` of this round that it
     # signed
     seal_key: Signed | None = None
+    # of all work but comparisons of releases
+    log: Proof | None = None
 
 
 @dataclass(frozen=True)

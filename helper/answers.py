@@ -149,7 +149,7 @@ def _bound(report: SealedReport, task: Task, keys: SealKeys) -> Bound:
         task.server,
         task.task_id,
         report.round,
-        task.terms.name,
+        task.policy or task.terms.name,
         report.public_key,
         keys.public[report.round],
     )

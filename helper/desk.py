@@ -16,11 +16,13 @@ from dataclasses import dataclass
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from device_runtime import config, masking, packing, signing
+from device_runtime import config, log_wire, masking, packing, signing
 from device_runtime.helper_wire import (
     MOST_ROUNDS_AHEAD,
     SEAL_KEY,
     AnswerTaken,
+    HeadAsked,
+    HeadSeen,
     HelperProblem,
     HelperReport,
     KeysAsked,
@@ -37,7 +39,7 @@ from device_runtime.masking import Random
 from device_runtime.strategy import Buffers
 from device_runtime.weights import digest
 from device_runtime.wire import Signed
-from helper import answers, budget, keys
+from helper import answers, budget, keys, log
 from helper.answers import History
 from helper.budget import Spent
 from helper.buffers import NONE, Sealing
@@ -218,6 +220,22 @@ class Desk:
                     rows.end_keys(asked.task_id, dead)
                 self._forget()
         return Registered(stored.task.terms.name)
+
+    def countersign(self, asked: HeadAsked) -> HeadSeen | HelperProblem:
+        """Sign a head of a leader's log, if it extends the one that was signed last; that is on
+        disk before the signature is given. The same head gets the same signature.
+        """
+        with self._changing, self._store.transaction() as rows:
+            size, root = rows.head(asked.head.signer)
+            head = log.why_not(asked, size, root, rows.certificates)
+            if isinstance(head, HelperProblem):
+                return self._no(head)
+            if head is None:
+                return HeadSeen(size)
+            if head.size != size:
+                rows.put_head(asked.head.signer, head.size, head.root)
+        text = asked.head.text.encode()
+        return HeadSeen(head.size, signing.sign_text(self._identity, log_wire.SEEN, text))
 
     # beside the contract
 

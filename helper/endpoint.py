@@ -25,6 +25,7 @@ from device_runtime import config, helper_wire
 from device_runtime.errors import ConfigError, FedboardError
 from device_runtime.helper_wire import (
     AnswerTaken,
+    HeadAsked,
     HelperProblem,
     KeysAsked,
     Named,
@@ -69,6 +70,7 @@ def app(desk: Desk, allowed: Access, clock: Callable[[], float] = time.time) -> 
         ("POST", "/v1/seal-keys", service.seal_keys),
         ("POST", "/v1/answers", service.answer),
         ("POST", "/v1/answers/done", service.taken),
+        ("POST", "/v1/heads", service.countersign),
         ("GET", "/healthz", service.healthz),
         ("GET", "/metrics", service.metrics),
     )
@@ -155,6 +157,15 @@ class _Service:
     async def taken(self, request: Request) -> Response:
         asked = await self.asked(request, AnswerTaken)
         return self.told(await run_in_threadpool(self.desk.taken, asked), "", asked.round, "")
+
+    async def countersign(self, request: Request) -> Response:
+        asked = await self.asked(request, HeadAsked)
+        done = await run_in_threadpool(self.desk.countersign, asked)
+        if isinstance(done, HelperProblem):
+            why = {"error": done.refusal.value}
+            log.error("a head of a leader's log was not signed", extra=why)
+            raise _No(done)
+        return _json(done)
 
     # beside it
 

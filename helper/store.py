@@ -27,6 +27,7 @@ from helper.buffers import NONE
 from helper.tables import (
     FORMAT,
     answers,
+    heads,
     helpers,
     metadata,
     named,
@@ -35,7 +36,7 @@ from helper.tables import (
     seal_keys,
     tasks,
 )
-from helper.tasks import Task
+from helper.tasks import Task, policy_in
 from server import disk
 from server.lists import is_one_of, parameter
 
@@ -183,6 +184,23 @@ class Rows:
             "certificate": config.to_json(certificate).decode(),
         }
         self._put(tasks, [values], ("task", "certificate"))
+
+    def certificates(self, server: str) -> list[Signed]:
+        """The newest certificate of each task of a leader."""
+        query = sa.select(tasks.c.certificate).where(tasks.c.server == server)
+        texts = self._connection.execute(query).scalars()
+        return [config.from_json(Signed, text.encode(), "certificate") for text in texts]
+
+    def head(self, log_key: str) -> tuple[int, str]:
+        """Size and root of the newest head of a log that was signed; 0 and empty before."""
+        query = sa.select(heads.c.size, heads.c.root).where(heads.c.log_key == log_key)
+        row = self._connection.execute(query).one_or_none()
+        return (0, "") if row is None else (row.size, row.root)
+
+    def put_head(self, log_key: str, size: int, root: str) -> None:
+        """Keep what is about to be signed."""
+        row = {"log_key": log_key, "size": size, "root": root}
+        self._put(heads, [row], ("size", "root"))
 
     def seal_keys(self, task_id: str) -> dict[int, str]:
         """The public halves of a task's keys that live, by round."""
@@ -409,7 +427,9 @@ def _bring_along(connection: sa.Connection, format: int) -> None:
 
 def _task(row: Any) -> StoredTask:
     terms = config.from_json(Terms, row.terms.encode(), "terms")
-    task = Task(row.task_id, row.task, row.server, Kind(row.kind), terms)
+    task = Task(
+        row.task_id, row.task, row.server, Kind(row.kind), terms, policy_in(row.certificate)
+    )
     return StoredTask(task, row.dead_through, row.newest)
 
 

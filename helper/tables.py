@@ -55,6 +55,13 @@ participations = sa.Table(  # the ledger: which device was in how many answers
     # the number of the last sum with noise that it was in, from 1 on; 0: it was in none
     sa.Column("last_sum", _ROUND, nullable=False, server_default="0"),
 )
+heads = sa.Table(  # of each log the newest head that was signed, and so none that forks from it
+    "heads",
+    metadata,
+    sa.Column("log_key", _HASH, primary_key=True),  # of the leader's log
+    sa.Column("size", _ROUND, nullable=False),
+    sa.Column("root", _HASH, nullable=False),
+)
 named = sa.Table(  # reports that were answered, by the round they were assigned in, while it lives
     "named",
     metadata,

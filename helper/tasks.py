@@ -1,16 +1,18 @@
 """Tasks: of which tasks a helper opens sums, by what their makers have signed."""
 
+import functools
 import math
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from device_runtime import chain, scores
+from device_runtime import chain, config, log_wire, scores
+from device_runtime.chain import Certificate
 from device_runtime.helper_wire import HelperProblem, Refusal, Registration
 from device_runtime.noise import Noise
 from device_runtime.packing import Layout
 from device_runtime.terms import LEAST_COUNT, Aggregation, Terms
-from device_runtime.wire import Kind
+from device_runtime.wire import Kind, Signed
 from server import noising
 
 MOST_DELTA = 1e-5  # of a budget that is held to a largest epsilon
@@ -38,6 +40,7 @@ class Task:
     server: str  # random name of the leader's database
     kind: Kind
     terms: Terms
+    policy: str = ""  # `log_wire.Policy.name`; empty where its leader keeps no log
 
     @property
     def separation(self) -> int:
@@ -101,13 +104,21 @@ def admitted(
             "kind: expected a training task, or an evaluation with a name of its own, found "
             f"{registration.kind}"
         )
+    policy = log_wire.policy_of(certificate)
     task = Task(
-        registration.task_id, registration.task, certificate.server, registration.kind, terms
+        registration.task_id,
+        registration.task,
+        certificate.server,
+        registration.kind,
+        terms,
+        "" if policy is None else policy.name,
     )
-    if before is not None and task != replace(before, task=task.task):
+    # one of an earlier version has told no policy so far
+    agreed = before and replace(before, task=task.task, policy=before.policy or task.policy)
+    if agreed is not None and task != agreed:
         return _foreign(
-            f"task {task.task_id[:8]}: expected the server, kind and terms it began with, found "
-            "others; a task with other terms is another task"
+            f"task {task.task_id[:8]}: expected the server, kind, terms and policy it began with, "
+            "found others; a task with other terms is another task"
         )
     return task
 
@@ -135,6 +146,16 @@ def _why_not_by(terms: Terms, rules: Rules) -> str:
             f"{size >> 20} MB"
         )
     return ""
+
+
+@functools.lru_cache(maxsize=256)
+def policy_in(signed: str) -> str:
+    """The name of the policy in a certificate that was admitted, signed, as JSON; empty if there
+    is none.
+    """
+    text = config.from_json(Signed, signed.encode(), "certificate").text
+    policy = log_wire.policy_of(config.from_json(Certificate, text.encode(), "certificate"))
+    return "" if policy is None else policy.name
 
 
 def _foreign(detail: str) -> HelperProblem:

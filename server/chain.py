@@ -3,7 +3,8 @@
     operator: round-key?  -> a new key, its private half in a slot       Proposal
     operator: certificate -> verified, kept, and the current checkpoint  signed at once
     a round closes        -> its checkpoint                              signed as it is kept
-    a device checks in    -> certificate and link of what it gets, or no work: UNCERTIFIED
+    whatever is signed    -> is entered in the log                       in the same transaction
+    a device checks in    -> certificate, link and proof of what it gets, or no work: UNCERTIFIED
 
 A task has two slots. The key of its newest certificate lies in one of them, and a new one is put in
 the other: whenever a server is killed, the key that is in force is there. The private half is
@@ -21,8 +22,9 @@ from device_runtime.causes import Cause
 from device_runtime.chain import Certificate, Link
 from device_runtime.shown import command
 from device_runtime.terms import Aggregation
-from device_runtime.wire import DAY_S, Kind, Signed
+from device_runtime.wire import DAY_S, Kind, Proof, Signed
 from server.contract import RoundKey
+from server.log import Log
 from server.requests import Refused
 from server.slots import Slots
 from server.store import Rows, StoredCertificate, StoredCheckpoint
@@ -44,7 +46,9 @@ class Given:
     link: Signed
     end: int  # the first round of the task that is not covered any more
     expires_at: float
-    says_terms: bool  # else devices cannot know who would see their updates
+    # else devices cannot know who would see their updates, or what holds the server to that
+    says_terms: bool
+    log: Proof | None = None  # that the log holds policy and checkpoint; None while it does not
 
     def holds(self, round: int, now: float) -> bool:
         """Whether a device that gets it now, in this round of the task, will take it."""
@@ -105,7 +109,7 @@ def _slots_of(task: str) -> tuple[str, str]:
     return f"round-key~{task}~0", f"round-key~{task}~1"
 
 
-def proposal(rows: Rows, keys: RoundKeys, server: str, task: Task) -> RoundKey:
+def proposal(rows: Rows, keys: RoundKeys, log_book: Log, server: str, task: Task) -> RoundKey:
     """A new round key of a training task, and all that its certificate is to say of it, but for how
     long it holds.
     """
@@ -113,6 +117,7 @@ def proposal(rows: Rows, keys: RoundKeys, server: str, task: Task) -> RoundKey:
     assert base is not None
     newest = rows.certificate(task.name)
     public = keys.propose(task.name, None if newest is None else newest.round_key)
+    policy = log_book.policy(rows, task)
     return RoundKey(
         public,
         server,
@@ -123,14 +128,18 @@ def proposal(rows: Rows, keys: RoundKeys, server: str, task: Task) -> RoundKey:
         policy_hash(task),
         base.round + 1,
         terms(task),
+        log_book.key(rows),
+        policy.start,
+        policy.version,
     )
 
 
 def certify(
-    rows: Rows, keys: RoundKeys, server: str, task: Task, signed: Signed, now: float
+    rows: Rows, keys: RoundKeys, log_book: Log, server: str, task: Task, signed: Signed, now: float
 ) -> None:
-    """Keep a certificate, and sign the task's current checkpoint with the key that it certifies.
-    The same one again changes nothing. Refused if it is not for this server's key and task.
+    """Keep a certificate, sign the task's current checkpoint with the key that it certifies, and
+    enter both in the log. The same one again changes nothing. Refused if it is not for this
+    server's keys and task.
     """
     newest = rows.certificate(task.name)
     if newest is not None and newest.signed == signed:
@@ -140,6 +149,7 @@ def certify(
         raise Refused(Cause.MALFORMED, certificate)
     base, open_round = rows.current(task.name), rows.open_rounds().get(task.name)
     assert base is not None
+    policy = log_book.policy(rows, task)
     expected = {
         "server": (server, certificate.server),
         "task": (task.name, certificate.task),
@@ -148,6 +158,9 @@ def certify(
         "plan": (task.plan_hash, certificate.plan),
         "policy": (policy_hash(task), certificate.policy),
         "terms": (terms(task).name, certificate.terms.name if certificate.terms else "none"),
+        "log_key": (log_book.key(rows), certificate.log_key or "none"),
+        "start": (policy.start, certificate.start or "none"),
+        "version": (policy.version, certificate.version),
     }
     for name, (wanted, actual) in expected.items():
         if wanted != actual:
@@ -179,6 +192,7 @@ def certify(
     )
     rows.add_certificate(task.name, kept)
     rows.set_link(task.name, base.sha, number, _signed(rows, task.name, key, signed, base))
+    log_book.enter_task(rows, task, base)
 
 
 def sign(
@@ -258,8 +272,13 @@ def what_to_do(rows: Rows, task: Task, state: State, now: float) -> str:
     if not has_terms(newest.signed):
         return (
             "devices get no work of it: its certificate is of an earlier version and does not say "
-            f"who sees their updates; certify again: {again}"
+            "who sees their updates, or whose log holds the server to it; certify again: "
+            f"{again}"
         )
+    current = rows.log.current()
+    if current is None or current.over or log_key_of(newest.signed) != current.key:
+        why = "it has no log" if current is None else current.over or "its server's log is another"
+        return f"devices get no work of it: {why}; certify again: {again}"
     if kept is None or not kept.holds(round.state.round, now):
         return (
             f"devices get no work of it: its certificate covers it no more; certify again: {again}"
@@ -291,13 +310,31 @@ def _signed(
 
 
 def has_terms(certificate: Signed) -> bool:
-    """Whether a certificate says how updates are added up: one of format 1 does not."""
-    return _says_terms(certificate.text)
+    """Whether a certificate says how updates are added up, as one of format 1 does not, and whose
+    log has it, as one of format 2 does not.
+    """
+    read = _certificate(certificate.text)
+    return read.terms is not None and bool(read.log_key)
+
+
+def half_in(link: Signed) -> str:
+    """SHA-256 of the checkpoint that a link of this server is of."""
+    return _link(link.text).checkpoint
 
 
 @functools.lru_cache(maxsize=256)
-def _says_terms(text: str) -> bool:
-    return config.from_json(Certificate, text.encode(), "certificate").terms is not None
+def _link(text: str) -> Link:
+    return config.from_json(Link, text.encode(), "link")
+
+
+def log_key_of(certificate: Signed) -> str:
+    """The log's key in a certificate; empty in one of an earlier format."""
+    return _certificate(certificate.text).log_key
+
+
+@functools.lru_cache(maxsize=256)
+def _certificate(text: str) -> Certificate:
+    return config.from_json(Certificate, text.encode(), "certificate")
 
 
 @functools.lru_cache(maxsize=256)

@@ -26,7 +26,7 @@ from typing import Annotated
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from device_runtime import bounds, chain, config, signing
-from device_runtime.bounds import Matches
+from device_runtime.bounds import Matches, Within
 from device_runtime.errors import ConfigError
 from device_runtime.shown import command
 from device_runtime.terms import Aggregation, Terms
@@ -83,6 +83,9 @@ class RoundKey:
     policy: Annotated[str, HASH]  # `task.policy_hash`
     first_round: Annotated[int, ROUND]
     terms: Terms  # how updates are added up, and who can see them
+    log_key: Annotated[str, HASH]  # public, of the server's log
+    start: Annotated[str, HASH]  # SHA-256 of the float16 checkpoint that the task began from
+    version: Annotated[int, Within(1, 10**6)]  # of the code that made it
 
     def certified(self, key: Ed25519PrivateKey, rounds: int, expires_at: float) -> Signed:
         """The certificate, signed with the operator's key, which never comes to the server."""

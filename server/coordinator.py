@@ -44,6 +44,8 @@ from device_runtime import enrolments, scores, separation, signing
 from device_runtime.causes import MEANING, Cause
 from device_runtime.errors import FedboardError, RunError
 from device_runtime.helper_wire import Noised, Registered
+from device_runtime.log_wire import Entries, LogHead
+from device_runtime.log_wire import Path as LogPath
 from device_runtime.masking import Bound, Random
 from device_runtime.terms import Aggregation
 from device_runtime.update import Sealed
@@ -83,6 +85,7 @@ from server.helper_client import Helper
 from server.helping import Helping, asks_helper, first_to_open, seal_key_in
 from server.judging import Judged, judge
 from server.ledger import Ledger
+from server.log import Log
 from server.masks import At, Lost
 from server.open_sums import OpenSums
 from server.opening import Frozen, Mask, Never, Opener, Waiting, member_names, split
@@ -185,6 +188,7 @@ class Coordinator:
         self._lock = threading.Lock()
         self.differences = Differences(blobs)
         self._tasks: dict[str, Task] = {}
+        self._policies: dict[str, str] = {}  # by training task: `log_wire.Policy.name`
         self._seal_keys: dict[At, str] = {}  # public halves, of rounds of late
         self._probed_at = -np.inf
         self._probe_failed: Exception | None = None
@@ -196,8 +200,9 @@ class Coordinator:
         self._sums, self._has_begun = OpenSums(keys, replica), False
         self.round_keys = chain.RoundKeys(keys)
         self._noise = OwnNoise(store, keys, self.server, random)
+        self.log = Log(keys, self.server)
         self._to_do: dict[str, str] = {}  # by task: what its operator was told of its certificate
-        self.helping = None if helper is None else Helping(store, self.server, helper)
+        self.helping = None if helper is None else Helping(store, self.server, helper, self.log)
         # how masked sums are opened, by the aggregation of their tasks
         self.openers: dict[Aggregation, Opener] = {}
         if self.helping is not None:
@@ -313,7 +318,16 @@ class Coordinator:
         if public is None:
             return None
         named = task_id(self.server, task.name)
-        return Bound(self.server, named, round, agreed.name, public, self._seal_keys[at])
+        policy = self._policy(rows, task)
+        return Bound(self.server, named, round, policy, public, self._seal_keys[at])
+
+    def _policy(self, rows: Rows, task: Task) -> str:
+        """The name of what devices agree to that work for a task. It never changes."""
+        name = task.evaluates or task.name
+        training = self._task(name)
+        if name not in self._policies and training is not None:
+            self._policies[name] = self.log.policy(rows, training).name
+        return self._policies.get(name, "")
 
     def handle(
         self,
@@ -390,6 +404,26 @@ class Coordinator:
                 (stored.task.evaluates for stored in rows.tasks() if stored.task.name == task), ""
             )
             return [each.half for each in rows.checkpoints(evaluates or task, NEWEST)]
+
+    # what anybody asks of the log
+
+    def log_head(self) -> LogHead:
+        """The newest heads."""
+        with self.store.reading() as rows:
+            return self.log.head(rows)
+
+    def log_entries(self, first: int, most: int) -> Entries:
+        """At most so many entries from a number on."""
+        with self.store.reading() as rows:
+            return self.log.entries(rows, first, most)
+
+    def log_path(self, first: int, second: int) -> LogPath:
+        """That the log of one size begins with that of another. Refused if it has no such size."""
+        with self.store.reading() as rows:
+            path = self.log.consistency(rows, first, second)
+        if path is None:
+            raise Refused(Cause.UNKNOWN_BLOB, "the log has no such sizes: expected first <= second")
+        return path
 
     # time
 
@@ -543,6 +577,7 @@ class Coordinator:
                 state = replace(rows.open_rounds()[task].state, phase=Phase.ABANDONED)
                 rows.close_round(task, state, None, Cause.ROUND_CLOSED, now, all_rounds=True)
                 chain.sign(rows, self.round_keys, task, earlier, state.round + 1, now)
+                self.log.enter_checkpoint(rows, stored.task, earlier)
                 rows.open_round(task, RoundState(state.round + 1), earlier, now)
             self._sums.ended((task, state.round))
             self.store.tidy()
@@ -710,8 +745,8 @@ class Coordinator:
         for stored in asked:
             work = self._open_work(stored.task, device, check_in, ledger)
             if work is not None:
-                answer = self._assignment(stored.task, work, ledger, rows)
-                if answer.link is not None or not chain.needs(stored.task):
+                answer = self._assignment(stored.task, work, check_in.log_size, ledger, rows)
+                if answer.log is not None or not chain.needs(stored.task):
                     return answer
         told = ledger.told(device)
         if told is not None and pacing.too_early(told, now):
@@ -734,6 +769,7 @@ class Coordinator:
             return self._assignment(
                 task,
                 ledger.assign(device, task.name, holds=_has_all(task, round, check_in)),
+                check_in.log_size,
                 ledger,
                 rows,
             )
@@ -802,8 +838,12 @@ class Coordinator:
             base = base if newest is None else newest.sha
         if task.kind is Kind.RELEASES and not ledger.published(task.population):
             return cause or Cause.ROUND_FULL  # there is nothing to compare
-        if chain.needs(task) and self._proof(task, round.state.round, base, ledger, rows) is None:
-            return Cause.UNCERTIFIED
+        if chain.needs(task):
+            given = self._proof(task, round.state.round, base, ledger, rows)
+            if given is None or (given.log is None and not asks_helper(task)):
+                return Cause.UNCERTIFIED
+            if given.log is None:  # its helper has not signed so far
+                return cause or Cause.NO_HELPER
         if asks_helper(task) and ledger.seal_key(task.name, round.state.round) is None:
             return cause or Cause.NO_HELPER
         if cause is not None:
@@ -995,14 +1035,16 @@ class Coordinator:
                     ledger.tell(name, Dropped(ledger.now))
 
     def _assignment(
-        self, task: Task, work: StoredAssignment, ledger: Ledger, rows: Rows
+        self, task: Task, work: StoredAssignment, seen: int, ledger: Ledger, rows: Rows
     ) -> Assignment:
+        """The message of work; `seen`: entries of the log that the device has seen."""
         round, proof = ledger.rounds[task.name], None
         base, half = round.base, round.half
         if work.round != round.state.round:
             base, half = rows.given_by(task.name, work.round)
         if chain.needs(task):
             proof = self._proof(task, work.round, base, ledger, rows)
+        shown = None if proof is None else proof.log
         return Assignment(
             assignment=work.assignment,
             round=work.round,
@@ -1018,17 +1060,22 @@ class Coordinator:
             certificate=None if proof is None else proof.certificate,
             link=None if proof is None else proof.link,
             seal_key=ledger.seal_key(task.name, work.round) if asks_helper(task) else None,
+            log=None if shown is None else self.log.seen_from(rows, shown, seen),
         )
 
     def _proof(
         self, task: Task, number: int, base: str, ledger: Ledger, rows: Rows
     ) -> chain.Given | None:
-        """Who signed the checkpoint `base`, which a round gives to its devices; None if they would
-        not take it. Each is read once a group.
+        """Who signed the checkpoint `base`, which a round gives to its devices, and where it stands
+        in the log; None if they would not take it. Each is read once a group.
         """
         at = task.name, number, base
         if at not in ledger.proofs:
-            ledger.proofs[at] = chain.for_work(rows, task, base, number, ledger.now)
+            given = chain.for_work(rows, task, base, number, ledger.now)
+            if given is not None:
+                shown = self.log.proof(rows, task, chain.half_in(given.link))
+                given = replace(given, log=shown)
+            ledger.proofs[at] = given
         return ledger.proofs[at]
 
     def _retry(self, cause: Cause | None, rules: Rules, now: float) -> float:
@@ -1142,6 +1189,10 @@ class Coordinator:
                 now,
                 all_rounds=finished,
             )
+            if after is not None:
+                self.log.enter_checkpoint(rows, task, after, state.reported)
+            else:
+                self.log.enter_lost_sum(rows, task, state.round, state.reported)
             if finished:
                 rows.set_state(task.name, State.FINISHED)
             else:
@@ -1243,6 +1294,7 @@ class Coordinator:
             if self.helping is not None:
                 for task, there in self.helping.register(now):
                     self._follow(task, there, now)
+                self.helping.countersign(now)
                 self.helping.prepare(now)
                 self.helping.look(now)
             if failed is not None:
@@ -1276,6 +1328,7 @@ class Coordinator:
                 rows.say_of_round(name, number, _behind(first))
                 if base is not None and task.kind is Kind.TRAINING:
                     chain.sign(rows, self.round_keys, name, base, first, now)
+                    self.log.enter_checkpoint(rows, task, base)
                 given = StoredCheckpoint(round.base, round.base_round, round.half)
                 rows.open_round(name, RoundState(first), given, now)
             self._sums.ended((name, number))

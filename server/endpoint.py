@@ -38,6 +38,7 @@ from starlette.requests import ClientDisconnect
 from device_runtime import config, secagg_wire, signing
 from device_runtime.causes import Cause
 from device_runtime.errors import FedboardError
+from device_runtime.log_wire import MOST_ENTRIES, Entries, LogHead, Path
 from device_runtime.shown import printable
 from device_runtime.weights import digest
 from device_runtime.wire import (
@@ -336,6 +337,9 @@ class _Service:
             *self.of_steps(),
             ("GET", "/v1/server", self.server, _documented(Server, 429)),
             ("GET", "/v1/newest", self.newest, _documented(Named, 429)),
+            ("GET", "/v1/log/head", self.log_head, _documented(LogHead, 429)),
+            ("GET", "/v1/log/entries", self.log_entries, _documented(Entries, 400, 429)),
+            ("GET", "/v1/log/consistency", self.log_path, _documented(Path, 400, 404, 429)),
             (
                 "GET",
                 "/v1/rounds",
@@ -755,6 +759,23 @@ class _Service:
         self.address_may(request)
         population = request.query_params.get("population", "default")
         return _json(Named(await run_in_threadpool(releases.named, self.coordinator, population)))
+
+    async def log_head(self, request: Request) -> Response:
+        """To anybody: a log that only its server reads keeps it from nothing."""
+        self.address_may(request)
+        return _json(await run_in_threadpool(self.coordinator.log_head))
+
+    async def log_entries(self, request: Request) -> Response:
+        self.address_may(request)
+        first = _number(request.query_params, "first", 0) or 0
+        asked = _number(request.query_params, "most", MOST_ENTRIES)
+        most = min(MOST_ENTRIES if asked is None else asked, MOST_ENTRIES)
+        return _json(await run_in_threadpool(self.coordinator.log_entries, first, most))
+
+    async def log_path(self, request: Request) -> Response:
+        self.address_may(request)
+        first, second = (_number(request.query_params, each, 0) or 0 for each in _SIZES)
+        return _json(await run_in_threadpool(self.coordinator.log_path, first, second))
 
     async def release_file(self, request: Request) -> Response:
         """To anybody, without a name: who runs which release is nobody's business."""
@@ -1318,6 +1339,9 @@ def _bad_signature() -> Refused:
 
 def _not_enrolled() -> Refused:
     return Refused(Cause.UNKNOWN_DEVICE, "the device is not enrolled")
+
+
+_SIZES = "first", "second"
 
 
 def _number(asked: Mapping[str, str], name: str, default: int | None) -> int | None:

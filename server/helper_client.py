@@ -13,6 +13,8 @@ from device_runtime.config import from_json, to_json
 from device_runtime.errors import ConfigError, FedboardError, RunError, ServerError
 from device_runtime.helper_wire import (
     AnswerTaken,
+    HeadAsked,
+    HeadSeen,
     HelperProblem,
     HelperReport,
     KeysAsked,
@@ -78,6 +80,10 @@ class Helper:
     def taken(self, round: AnswerTaken) -> None:
         """Let it forget an answer."""
         self._call(Registered, "POST", "/v1/answers/done", to_json(round))
+
+    def countersign(self, asked: HeadAsked) -> HeadSeen:
+        """Its signature of a head of this server's log, or how much of that it has seen."""
+        return self._call(HeadSeen, "POST", "/v1/heads", to_json(asked))
 
     def _call(self, kind: type[T], method: str, path: str, body: bytes = b"") -> T:
         reply = self._reply(method, path, body)

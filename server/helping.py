@@ -2,6 +2,7 @@
 
     a task is certified -> register -> seal keys of rounds to come -> assignments carry them
                            a server that was put back follows its helper's rounds
+    the log has grown   -> its head is countersigned -> assignments carry that
     a round has enough  -> the counted reports are named -> the sum of their masks
     the round is closed -> the helper may forget that
 
@@ -12,13 +13,15 @@ import logging
 import threading
 from dataclasses import dataclass, field, replace
 
-from device_runtime import config, masking, packing, signing
+from device_runtime import config, log_wire, masking, packing, signing
 from device_runtime.chain import name_of
 from device_runtime.errors import ConfigError
 from device_runtime.helper_wire import (
     MOST_ROUNDS_AHEAD,
     SEAL_KEY,
     AnswerTaken,
+    HeadAsked,
+    HeadSeen,
     HelperReport,
     KeysAsked,
     Named,
@@ -34,6 +37,8 @@ from device_runtime.wire import SENTENCE, Kind, Phase, Signed
 from server import chain
 from server.contract import HelperHere
 from server.helper_client import Away, Denied, Helper
+from server.log import Log
+from server.log_rows import StoredHead, StoredLog
 from server.mechanism import layout_of
 from server.opening import Frozen, Mask, Never, Opener, Waiting
 from server.store import Rows, Store
@@ -44,6 +49,10 @@ log = logging.getLogger("fedboard.server")
 AHEAD = 8  # rounds whose seal keys are fetched before they open
 MOST_BEHIND = 100_000  # rounds that a server may be behind: a helper that speaks of more is wrong
 LOOK_S = 10.0  # between two looks whether the helper is there
+FORKED = (
+    "its server's log contradicts what the helper has signed of it, so the server was put back "
+    "from a backup; to begin another log"
+)
 # what its operator can mend, and what is over by itself: the round goes on waiting
 _MENDED = (
     Refusal.UNKNOWN_LEADER,
@@ -71,6 +80,7 @@ class Helping:
     store: Store
     server: str  # random name of the database
     helper: Helper
+    log: Log
     standing: Standing = field(default_factory=Standing)
 
     def __post_init__(self) -> None:
@@ -128,6 +138,46 @@ class Helping:
             self._keyed_before[task.name] = there.keyed_before
             heard.append((task, there))
         return heard
+
+    def countersign(self, now: float) -> None:
+        """Have the helper sign the newest head of the log: devices of its tasks get no work under
+        another. A log that it says is a fork is over.
+        """
+        with self.store.reading() as rows:
+            head, kept = self.log.to_countersign(rows), rows.log.current()
+            if head is None or kept is None or not self._registered:  # it knows nobody's log key
+                return
+            before = rows.log.head(kept.number, is_countersigned=True)
+            signed_before = 0 if before is None else before.size
+        try:
+            answer = self._shown(head, signed_before)
+            if answer.signature is None:  # it has signed another than this server knows of
+                answer = self._shown(head, answer.size)
+        except Away as error:
+            self._trouble(error, "", now)
+            return
+        except Denied as error:
+            if error.problem.refusal is Refusal.FORK:
+                self._forked(kept, head)
+            self._trouble(error, "", now)
+            return
+        by = answer.signature
+        if by is None or not log_wire.countersigned(head.head, by.signer, by.signature):
+            log.error("what the helper gives for the log's head is no signature of it")
+            return
+        with self.store.transaction(durable=True) as rows:
+            rows.log.countersign(kept.number, head.size, by)
+
+    def _shown(self, head: StoredHead, seen: int) -> HeadSeen:
+        with self.store.reading() as rows:
+            path = self.log.path_to(rows, seen, head)
+        return self.helper.countersign(HeadAsked(head.head, seen, path or ""))
+
+    def _forked(self, kept: StoredLog, head: StoredHead) -> None:
+        with self.store.transaction(durable=True) as rows:
+            newest = rows.log.head(kept.number)
+            if newest is None or newest.size == head.size:  # else another replica was faster
+                self.log.end(rows, kept.number, FORKED)
 
     def prepare(self, now: float) -> None:
         """Fetch the seal keys that are missing: of each registered task's open round and some to

@@ -79,7 +79,11 @@ def round_key(coordinator: Coordinator, task: str) -> RoundKey:
     """
     with coordinator.locked(), coordinator.store.transaction(durable=True) as rows:
         return chain.proposal(
-            rows, coordinator.round_keys, coordinator.server, _training(rows, task)
+            rows,
+            coordinator.round_keys,
+            coordinator.log,
+            coordinator.server,
+            _training(rows, task),
         )
 
 
@@ -90,7 +94,13 @@ def certify(coordinator: Coordinator, task: str, signed: Signed, now: float) -> 
     with coordinator.locked():
         with coordinator.store.transaction(durable=True) as rows:
             chain.certify(
-                rows, coordinator.round_keys, coordinator.server, _training(rows, task), signed, now
+                rows,
+                coordinator.round_keys,
+                coordinator.log,
+                coordinator.server,
+                _training(rows, task),
+                signed,
+                now,
             )
             newest = rows.certificate(task)
         # only now: a killed server goes on with the key whose certificate it has kept

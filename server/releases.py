@@ -20,6 +20,7 @@ from device_runtime import bundle, codes, config
 from device_runtime.bundle import MANIFEST_BYTES, PREDICT, Manifest
 from device_runtime.causes import Cause
 from device_runtime.errors import BundleError, CheckpointError, ConfigError, RunError
+from device_runtime.log_wire import ReleaseEntry
 from device_runtime.releases import (
     INDEX_BYTES,
     MOST_BUNDLE,
@@ -30,6 +31,7 @@ from device_runtime.releases import (
     Offer,
     Statement,
 )
+from device_runtime.weights import digest
 from device_runtime.wire import Signed
 from server import standings
 from server.blobs import Blobs
@@ -88,7 +90,19 @@ def publish(coordinator: Coordinator, message: Publication, now: float) -> Store
             kept = replace(old, signed=signed, changed_at=now)
             rows.releases.change(kept)
         renew(rows, statement.population, replaces_all=statement.withdrawn)
+        coordinator.log.enter(rows, [_entry(statement, signed)])
     return kept
+
+
+def _entry(statement: Statement, signed: Signed) -> ReleaseEntry:
+    return ReleaseEntry(
+        statement.population,
+        statement.release,
+        statement.manifest,
+        digest(signed.text.encode()),
+        statement.share,
+        statement.withdrawn,
+    )
 
 
 def require_allowed(statement: Statement, signer: str, before: Sequence[StoredRelease]) -> None:

@@ -35,6 +35,7 @@ from device_runtime.terms import Aggregation
 from device_runtime.wire import MOST_ROUNDS, UNDER_WAY, Phase, RoundReport, Signed
 from server import disk
 from server.lists import is_one_of, parameter
+from server.log_rows import LogRows
 from server.pacing import Told
 from server.places import Places, Ticket
 from server.release_rows import ReleaseRows
@@ -380,6 +381,11 @@ class Rows:
     def releases(self) -> ReleaseRows:
         """What has been published."""
         return ReleaseRows(self._connection)
+
+    @property
+    def log(self) -> LogRows:
+        """What is entered in the log, and the heads that were signed."""
+        return LogRows(self._connection)
 
     @property
     def seals(self) -> SealRows:

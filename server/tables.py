@@ -353,17 +353,34 @@ secagg_boxes = sa.Table(  # shares of one device for another, as the one sealed 
     sa.Column("box", sa.LargeBinary, nullable=False),
     sa.ForeignKeyConstraint(("task", "round"), ("rounds.task", "rounds.round")),
 )
+logs = sa.Table(  # the newest is the one that goes on; most servers have one all their life
+    "logs",
+    metadata,
+    sa.Column("log", sa.BigInteger, primary_key=True, autoincrement=False),  # from 1 on
+    sa.Column("log_key", _SHA, nullable=False),  # public; its private half lies in a slot
+    # why nobody will believe it any more, in a sentence; empty while they do
+    sa.Column("over", sa.Text, nullable=False, server_default=""),
+)
 log_entries = sa.Table(  # append-only: `device_runtime.log_wire`
     "log_entries",
     metadata,
+    sa.Column("log", sa.BigInteger, sa.ForeignKey("logs.log"), primary_key=True),
     sa.Column("number", sa.BigInteger, primary_key=True, autoincrement=False),  # from 0 on
-    sa.Column("leaf", _SHA, nullable=False),  # RFC 6962's hash of the body
-    sa.Column("about", sa.String(128), nullable=False, index=True),  # how it is found again
+    sa.Column("about", sa.String(160), nullable=False, index=True),  # how it is found again
     sa.Column("body", sa.Text, nullable=False),  # the entry, as JSON
 )
-log_heads = sa.Table(  # heads of the log that this server has signed
+log_nodes = sa.Table(  # the roots of the entries and of their whole ranges
+    "log_nodes",
+    metadata,
+    sa.Column("log", sa.BigInteger, sa.ForeignKey("logs.log"), primary_key=True),
+    sa.Column("place", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("root", sa.LargeBinary, nullable=False),
+    sqlite_with_rowid=False,
+)
+log_heads = sa.Table(  # that this server has signed, from the newest countersigned one on
     "log_heads",
     metadata,
+    sa.Column("log", sa.BigInteger, sa.ForeignKey("logs.log"), primary_key=True),
     sa.Column("size", sa.BigInteger, primary_key=True, autoincrement=False),
     sa.Column("head", sa.Text, nullable=False),  # a `wire.Signed` of a head, as JSON
     sa.Column("countersigned", sa.Text),  # the same by a helper; None before it has signed

@@ -14,7 +14,16 @@ from hypothesis import given
 from hypothesis import settings as trying
 from hypothesis import strategies as st
 
-from device_runtime import chain, encoding, enrolments, masking, packing, signing, update
+from device_runtime import (
+    chain,
+    encoding,
+    enrolments,
+    masking,
+    packing,
+    protection,
+    signing,
+    update,
+)
 from device_runtime.causes import Cause
 from device_runtime.config import from_json, to_json
 from device_runtime.errors import ConfigError, RunError
@@ -304,9 +313,8 @@ X25519 = "09" + "00" * 31  # the curve's base point: a key whose private half is
 
 
 def bound_of(work: Assignment, number: int) -> Bound:
-    terms, of_round = chain.terms_of(work), seal_key_in(work.seal_key, HELPER)
-    device = signing.public_hex(key(number))
-    return Bound(work.server, work.task_id, work.round, terms.name, device, of_round.key)
+    about = protection.addressed(work, chain.terms_of(work))
+    return protection.bound_of(about, signing.public_hex(key(number)))
 
 
 def test_a_mean_that_honest_devices_cannot_make_is_refused_whole(coordinator):

@@ -11,7 +11,14 @@ import numpy as np
 
 from device_runtime import chain, encoding, protection
 from device_runtime.config import from_json, to_json
-from device_runtime.helper_wire import AnswerTaken, HelperProblem, KeysAsked, Named, Registration
+from device_runtime.helper_wire import (
+    AnswerTaken,
+    HeadAsked,
+    HelperProblem,
+    KeysAsked,
+    Named,
+    Registration,
+)
 from device_runtime.transport import Reply, Send, Unreachable
 from device_runtime.weights import Checkpoint
 from device_runtime.wire import Assignment, Plan
@@ -63,6 +70,8 @@ def way_to(asked: Desk) -> Send:
                 answer = asked.seal_keys(from_json(KeysAsked, body, "body"))
             case "/v1/answers":
                 answer = asked.answer(from_json(Named, body, "body"), 1.0)
+            case "/v1/heads":
+                answer = asked.countersign(from_json(HeadAsked, body, "body"))
             case _:
                 answer = asked.taken(from_json(AnswerTaken, body, "body"))
         if isinstance(answer, bytes):

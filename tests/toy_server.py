@@ -9,11 +9,13 @@ from pathlib import Path
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from device_runtime import chain, config, signing, update, weights
+from device_runtime import chain, config, log_wire, merkle, signing, update, weights
 from device_runtime.causes import Cause
+from device_runtime.log_wire import Head, RoundEntry
 from device_runtime.terms import Aggregation, Terms
 from device_runtime.weights import Checkpoint
 from device_runtime.wire import (
+    VERSION,
     Abandon,
     Ack,
     Assignment,
@@ -22,6 +24,7 @@ from device_runtime.wire import (
     Enrolment,
     Kind,
     Plan,
+    Proof,
     Reject,
     Signed,
 )
@@ -178,19 +181,43 @@ def chained(
         "0f" * 32,
         1,
         terms or terms_for(PLAN, work.shapes, DIMENSION),
+        signing.public_hex(log_key(work)),
+        work.plan,
+        VERSION,
     )
     certificate = proposed.certified(signer, 100_000, 1e11)
     made_in = work.round - 1 if made_in is None else made_in
     link = chain.Link(chain.name_of(certificate), made_in, work.checkpoint)
     signed = signing.sign_text(key(1), chain.LINK, config.to_json(link))
-    return replace(work, certificate=certificate, link=signed)
+    work = replace(work, certificate=certificate, link=signed)
+    return replace(work, log=proof_for(work, made_in))
+
+
+def log_key(work: Assignment) -> Ed25519PrivateKey:
+    """Of a log that holds nothing but what is said of this work: another work has another."""
+    said = f"{work.server} {work.task_id} {work.round} {work.checkpoint}"
+    return Ed25519PrivateKey.from_private_bytes(bytes.fromhex(weights.digest(said.encode())))
+
+
+def proof_for(work: Assignment, made_in: int) -> Proof | None:
+    """That such a log has the policy and the checkpoint of a work."""
+    certificate = chain.certificate_of(work)
+    policy = log_wire.policy_of(certificate)
+    if policy is None:
+        return None
+    entry = RoundEntry(certificate.task_id, made_in, 3, 1, 0.0, work.checkpoint)
+    leaves = [merkle.leaf(log_wire.body(each)) for each in (policy, entry)]
+    head = Head(certificate.server, 2, merkle.node(*leaves).hex())
+    signed = signing.sign_text(log_key(work), log_wire.HEAD, config.to_json(head))
+    body = log_wire.body(entry).decode()
+    return Proof(signed, 0, leaves[1].hex(), 1, leaves[0].hex(), body)
 
 
 def certifying(terms: Terms) -> Signed:
     """A certificate of some task with these terms."""
     name, hashed = "0a" * 16, "0f" * 32
     of = signing.public_hex(key(1)), name, "default", name, "default", hashed, hashed, 1
-    return RoundKey(*of, terms).certified(OPERATOR, 100_000, 1e11)
+    return RoundKey(*of, terms, hashed, hashed, 1).certified(OPERATOR, 100_000, 1e11)
 
 
 def terms_for(plan: Plan, shapes: str, dimension: int) -> Terms:

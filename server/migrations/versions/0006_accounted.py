@@ -46,16 +46,30 @@ def _spending() -> None:
 
 
 def _log() -> None:
-    """The entries of the log, and the heads that were signed."""
+    """The log: its key, its entries, the roots of their ranges, the heads that were signed."""
+    op.create_table(
+        "logs",
+        sa.Column("log", sa.BigInteger, primary_key=True, autoincrement=False),
+        sa.Column("log_key", _SHA, nullable=False),
+        sa.Column("over", sa.Text, nullable=False, server_default=""),
+    )
     op.create_table(
         "log_entries",
+        sa.Column("log", sa.BigInteger, sa.ForeignKey("logs.log"), primary_key=True),
         sa.Column("number", sa.BigInteger, primary_key=True, autoincrement=False),
-        sa.Column("leaf", _SHA, nullable=False),
-        sa.Column("about", sa.String(128), nullable=False, index=True),
+        sa.Column("about", sa.String(160), nullable=False, index=True),
         sa.Column("body", sa.Text, nullable=False),
     )
     op.create_table(
+        "log_nodes",
+        sa.Column("log", sa.BigInteger, sa.ForeignKey("logs.log"), primary_key=True),
+        sa.Column("place", sa.BigInteger, primary_key=True, autoincrement=False),
+        sa.Column("root", sa.LargeBinary, nullable=False),
+        sqlite_with_rowid=False,
+    )
+    op.create_table(
         "log_heads",
+        sa.Column("log", sa.BigInteger, sa.ForeignKey("logs.log"), primary_key=True),
         sa.Column("size", sa.BigInteger, primary_key=True, autoincrement=False),
         sa.Column("head", sa.Text, nullable=False),
         sa.Column("countersigned", sa.Text),
