@@ -86,6 +86,7 @@ PROCESSES = (
     "test_kill_points",
     "test_device_runtime_typing_log",
     "test_benchmarks",
+    "test_benchmarks_scan",
     "test_conversion_classes",
 )
 # what a fixture costs, it costs all that use it
