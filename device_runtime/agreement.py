@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from device_runtime import spent
 from device_runtime.terms import Aggregation, Terms
-from device_runtime.wire import Plan
+from device_runtime.wire import Assignment, Kind, Plan
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,18 @@ def why_another_network(terms: Terms, shapes: str) -> str:
     `weights.shapes_hash` of its.
     """
     return "" if terms.shapes == shapes else _differs("shapes", shapes[:16], terms.shapes[:16])
+
+
+def why_another_kind(terms: Terms, assignment: Assignment) -> str:
+    """Why the terms are of another kind of work, or count by another list than it brings: who has
+    signed for updates has signed for no question, and the other way round.
+    """
+    if (assignment.kind is Kind.COUNTS) != (terms.table is not None):
+        expected = "a table" if assignment.kind is Kind.COUNTS else "none"
+        return _differs("table", expected, "none" if terms.table is None else "one")
+    if terms.table is not None and terms.table.entries != assignment.checkpoint:
+        return _differs("table.entries", assignment.checkpoint[:16], terms.table.entries[:16])
+    return ""
 
 
 def why_another_plan(terms: Terms, plan: Plan) -> str:

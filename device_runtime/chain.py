@@ -17,6 +17,7 @@ from device_runtime.errors import ConfigError
 from device_runtime.terms import Terms
 from device_runtime.weights import digest
 from device_runtime.wire import (
+    CERTIFIED,
     HASH,
     HASH_OR_NONE,
     NAME,
@@ -24,7 +25,6 @@ from device_runtime.wire import (
     TASK,
     TIME,
     Assignment,
-    Kind,
     Signed,
 )
 
@@ -188,8 +188,8 @@ def why_untrusted(
     """Why the checkpoint of an assignment is not to be trained from or scored, or None if it may
     be. `seen` are links that were trusted before.
 
-    A training task's work must be certified as it is: server, task, population, plan and round. An
-    evaluation scores the checkpoints of another task, whose certificate it shows.
+    The work of a task that trains or counts must be certified as it is: server, task, population,
+    plan and round. An evaluation scores the checkpoints of another task, and shows its certificate.
     """
     if assignment.certificate is None or assignment.link is None:
         return Untrusted("certificate: expected one with a link, found none")
@@ -238,7 +238,7 @@ def _why_not_of(assignment: Assignment, certificate: Certificate, by: Verifier) 
         "server": (assignment.server, certificate.server),
         "population": (by.population, certificate.population),
     }
-    if assignment.kind is Kind.TRAINING:
+    if assignment.kind in CERTIFIED:
         expected |= {
             "task": (assignment.task, certificate.task),
             "task_id": (assignment.task_id, certificate.task_id),
@@ -254,7 +254,7 @@ def _why_not_of(assignment: Assignment, certificate: Certificate, by: Verifier) 
             f"certificate: expired at {certificate.expires_at:.0f}, and it is {by.now:.0f} here, "
             "in seconds since 1970"
         )
-    if assignment.kind is Kind.TRAINING and not covers(certificate, assignment.round):
+    if assignment.kind in CERTIFIED and not covers(certificate, assignment.round):
         return f"certificate: {_rounds(certificate)}, found round {assignment.round}"
     return ""
 
@@ -269,7 +269,7 @@ def _why_not_in(link: Link, assignment: Assignment, certificate: Certificate, na
         )
     if not covers(certificate, link.round):
         return f"link: {_rounds(certificate)}, found a checkpoint of round {link.round}"
-    if assignment.kind is Kind.TRAINING and link.round >= assignment.round:
+    if assignment.kind in CERTIFIED and link.round >= assignment.round:
         return (
             f"link: expected a checkpoint from before round {assignment.round}, found one of round "
             f"{link.round}"

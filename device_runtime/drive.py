@@ -20,6 +20,7 @@ from device_runtime import (
     agreement,
     calls,
     chain,
+    counts,
     examples,
     limits,
     log_wire,
@@ -34,7 +35,7 @@ from device_runtime import (
 )
 from device_runtime.bundle import CHECKPOINT, Bundle, runtime_version
 from device_runtime.causes import Cause
-from device_runtime.errors import ServerError, Unanswered
+from device_runtime.errors import ConfigError, ServerError, Unanswered
 from device_runtime.finetune import finetune
 from device_runtime.home import (
     OUTGOING,
@@ -49,6 +50,7 @@ from device_runtime.limits import Limits
 from device_runtime.log_wire import Believed, Fork
 from device_runtime.masking import Random
 from device_runtime.secagg_turn import Hear, Identify, Own, Tell, Wait
+from device_runtime.table import MOST_BYTES
 from device_runtime.terms import Terms
 from device_runtime.transport import MESSAGE_BYTES, Meter, Send, persistent
 from device_runtime.turn import (
@@ -72,6 +74,8 @@ from device_runtime.turn import (
     Hold,
     Keep,
     KeepReport,
+    Mark,
+    Marked,
     Note,
     Outcome,
     Outgoing,
@@ -319,10 +323,8 @@ class Turn:
                 made_by = bundle.manifest.lineage.round
                 return Signed(bundle.weights, made_by, age, _rounding(bundle))
             case Fetch(assignment, sha256):
-                # a plan is a message; a checkpoint has the size of the bundle's, more or less
-                is_plan = sha256 == assignment.plan
-                most = MESSAGE_BYTES if is_plan else 2 * bundle.manifest.files[CHECKPOINT].bytes
-                return calls.fetch(self._line(assignment, self._allowed), sha256, most)
+                way = self._line(assignment, self._allowed)
+                return calls.fetch(way, sha256, _most_bytes(assignment, sha256, bundle))
             case Held():
                 return self.home.checkpoint() or bundle.content.get(CHECKPOINT, b"")
             case Hold(sha256, data):
@@ -331,6 +333,8 @@ class Turn:
                 return gather(self.home, bundle, assignment, plan, most, self._until)
             case GatherHeld(plan, after):
                 return gather_held(self.home, bundle, plan, after)
+            case Mark(terms, data):
+                return mark(self.home, terms, data)
             case Train():
                 return self._train(bundle.train_graph, action, self._may_train)
             case Evaluate(values, messages):
@@ -563,8 +567,10 @@ def _rounding(bundle: Bundle) -> float:
 
 def _why_exposed(assignment: Assignment, terms: Terms, bundle: Bundle) -> Distrusted | None:
     """Why an update would be seen by others than the bundle's maker has named."""
-    reason = agreement.why_another_network(terms, assignment.shapes) or (
-        agreement.why_impossible(terms)
+    reason = (
+        agreement.why_another_kind(terms, assignment)
+        or agreement.why_another_network(terms, assignment.shapes)
+        or agreement.why_impossible(terms)
     )
     if reason:
         return Distrusted(Cause.UNCERTIFIED, reason)
@@ -573,6 +579,17 @@ def _why_exposed(assignment: Assignment, terms: Terms, bundle: Bundle) -> Distru
         about if isinstance(about, str) else ""
     )
     return Distrusted(Cause.EXPOSED, reason) if reason else None
+
+
+def _most_bytes(assignment: Assignment, sha256: str, bundle: Bundle) -> int:
+    """The most bytes of a blob: a plan is a message, and a checkpoint has the size of the bundle's,
+    more or less.
+    """
+    if sha256 == assignment.plan:
+        return MESSAGE_BYTES
+    if assignment.kind is Kind.COUNTS:
+        return MOST_BYTES
+    return 2 * bundle.manifest.files[CHECKPOINT].bytes
 
 
 def kept_report(home: Home, assignment: Assignment, terms: Terms) -> Outgoing | None:
@@ -616,6 +633,23 @@ def gather(
             *_base(assignment),
         )
         return Gathered(work, rows, targets(rows))
+
+
+def mark(home: Home, terms: Terms, data: bytes) -> Marked | Distrusted:
+    """Which words of a list were typed on this device: in all messages that may still be used, held
+    back from training or not.
+    """
+    try:
+        words = counts.read_list(data)
+    except ConfigError as error:
+        return Distrusted(Cause.UNCERTIFIED, str(error))
+    reason = agreement.why_another_dimension(terms, len(words))
+    if reason:
+        return Distrusted(Cause.UNCERTIFIED, reason)
+    with home.typing_log() as log:
+        records = log.records(log.count(), usable=True)
+    numbers = counts.marks((record.text for record in records), words)
+    return Marked(tuple(record.id for record in records), numbers)
 
 
 def newest_rows(

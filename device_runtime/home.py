@@ -71,7 +71,7 @@ from device_runtime.turn import SENT, History, Status
 from device_runtime.typing_log import Retention, TypingLog
 from device_runtime.typing_log import wipe as wipe_log
 from device_runtime.weights import digest
-from device_runtime.wire import Assignment, Kind, Signed
+from device_runtime.wire import CERTIFIED, Assignment, Kind, Signed
 
 CONFIG, KEY, NAME, SERVER = "device.toml", "device.key", "device.name", "device.server"
 TYPING_LOG, LEDGER, CHECKPOINT = "typing_log.sqlite", "ledger.sqlite", "checkpoint"
@@ -612,8 +612,7 @@ def history(lines: Iterable[Contribution], assignment: Assignment, now: float) -
     it told its server something.
     """
     lines = list(lines)
-    trains = assignment.kind is Kind.TRAINING
-    alike = [line for line in lines if (line.kind == Kind.TRAINING) == trains]
+    alike = [line for line in lines if _counted_with(line.kind) == _counted_with(assignment.kind)]
     of_task = assignment.server, assignment.task, assignment.task_id
     sent = [
         line for line in alike if line.left and (line.server, line.task, line.task_id) == of_task
@@ -657,7 +656,7 @@ def parts(lines: Iterable[Contribution]) -> tuple[Part, ...]:
         # an early version noted no names
         (line.server, line.task_id, line.assignment or f"{line.at}"): line
         for line in lines
-        if line.left and line.kind == Kind.TRAINING
+        if line.left and line.kind in CERTIFIED
     }
     rounds: dict[tuple[str, str, str, str], list[int]] = {}
     for line in left.values():
@@ -674,6 +673,11 @@ def _noise(text: str) -> Noise | None:
         return config.from_json(Noise, text.encode(), LEDGER) if text else None
     except ConfigError:
         return None
+
+
+def _counted_with(kind: str) -> str:
+    """Which work of a day is counted together: scores are, whatever is scored."""
+    return kind if kind in CERTIFIED else Kind.EVALUATION
 
 
 def _each_score(line: Contribution) -> list[Contribution]:

@@ -47,6 +47,8 @@ class OwnLimits:
     # a night on the charger has room for a few rounds, and a server no need of more of one person
     updates_a_day: Annotated[int, Within(0, 1000)] = 4
     scores_a_day: Annotated[int, Within(0, 1000)] = 2  # two checkpoints can be compared
+    # public lists in all of whose words it says, once each, which were typed; 0: of none
+    word_lists: Annotated[int, Within(0, 1000)] = 4
     min_separation: Annotated[int, Within(1, 1_000_000)] = 2  # rounds of a task between two updates
     longest_s: Annotated[float, Within(1.0, 7 * DAY_S)] = DAY_S  # of the work for one assignment
     # that all updates of this device may spend, over all its tasks, at `delta`; None: whatever
@@ -131,8 +133,9 @@ class Asked:
     """What is known so far of work that is asked for; None is not known yet."""
 
     kind: Kind
-    done_today: int = 0  # updates, or scores, that left this device today
-    scored_before: bool = False  # these very weights, or this release
+    # updates, or scores, that left this device today; of lists of words all that ever left
+    done_today: int = 0
+    scored_before: bool = False  # these very weights, this release, or this list
     plan: Plan | None = None
     moved: float | None = None  # L2 distance of the weights from the signed ones
     reach: float = 0.0  # how far their rounds can have moved them
@@ -164,6 +167,8 @@ def why_refused(limits: Limits, asked: Asked) -> Over | None:
     """
     if asked.kind is Kind.TRAINING:
         return _of_update(limits, asked) or _of_weights(asked)
+    if asked.kind is Kind.COUNTS:
+        return _of_list(limits, asked)
     return _of_score(limits, asked) or _of_weights(asked)
 
 
@@ -188,6 +193,17 @@ def _of_score(limits: Limits, asked: Asked) -> Over | None:
     is_hidden = asked.terms is not None and not why_exposed(asked.terms)
     least = "least_private_score_words" if is_hidden else "least_score_words"
     return over or _least(least, getattr(own, least), asked.words)
+
+
+def _of_list(limits: Limits, asked: Asked) -> Over | None:
+    own = limits.own
+    if asked.scored_before:
+        return Over("word_lists", "a list once", "one answered before")
+    over = _most("word_lists", own.word_lists, asked.done_today + 1)
+    if asked.terms is not None and own.require_noise and not spent.is_added(asked.terms.noise):
+        over = over or Over("require_noise", "noise on every sum", "none")
+    over = over or _most("epsilon", own.epsilon, asked.epsilon)
+    return over or _least("least_messages", own.least_messages, asked.messages)
 
 
 def _of_weights(asked: Asked) -> Over | None:

@@ -261,7 +261,7 @@ def body(entry: Entry) -> bytes:
     """
     table = {each.name: getattr(entry, each.name) for each in fields(entry)}
     if isinstance(entry, Policy):
-        table["terms"] = entry.terms.table
+        table["terms"] = entry.terms.told
     return config.to_json(table)
 
 

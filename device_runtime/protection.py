@@ -62,11 +62,10 @@ def addressed(assignment: Assignment, terms: Terms) -> Addressed | str:
 
 
 def layout(count: int, largest: int, terms: Terms) -> Layout:
-    """How so many numbers up to `largest` lie in masked words: those of an update with room for
-    noise.
+    """How so many numbers up to `largest` lie in masked words: those of an update or a table with
+    room for noise.
     """
-    by = terms.encoding
-    if (count, largest) == (by.values, by.largest):
+    if (count, largest) == (terms.values, terms.largest):
         return terms.layout
     return packing.layout(count, largest, terms.most)
 

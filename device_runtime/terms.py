@@ -15,8 +15,9 @@ from device_runtime.bounds import Matches, Within
 from device_runtime.encoding import COMPRESSIONS, Encoding
 from device_runtime.errors import ConfigError
 from device_runtime.neighbours import Impossible, Losses
-from device_runtime.noise import Noise
+from device_runtime.noise import Mechanism, Noise
 from device_runtime.packing import Layout
+from device_runtime.table import LARGEST, Table
 from device_runtime.weights import digest
 
 MOST_DEVICES = 100_000
@@ -39,8 +40,9 @@ class Terms:
     aggregation: Aggregation
     bits: Annotated[int, Within(1, 16)]  # of a code
     clipping_norm: Annotated[float, Within(1e-9, 1e12)]
-    dimension: Annotated[int, Within(1, 2**31)]  # values of the network
-    shapes: Annotated[str, Matches("[0-9a-f]{64}", 64)]  # `weights.shapes_hash`
+    dimension: Annotated[int, Within(1, 2**31)]  # values of the network, or entries of the table
+    # `weights.shapes_hash` of the network, or SHA-256 of what the table's entries stand for
+    shapes: Annotated[str, Matches("[0-9a-f]{64}", 64)]
     rotation_seed: Annotated[int, Within(0, 2**53 - 1)]
     most: Annotated[
         int, Within(1, MOST_DEVICES)
@@ -61,9 +63,12 @@ class Terms:
     noise: Noise | None = None
     # values of a delta / values of what travels: `encoding.Encoding.compression`
     compression: Annotated[int, Within(1, 64)] = 1
+    # of a task that counts: what is added up in the place of updates; None: updates are
+    table: Table | None = None
 
     def __post_init__(self) -> None:
         bounds.check(self, "terms")
+        self._require_table()
         if (self.aggregation is Aggregation.HELPER) != bool(self.helper):
             raise ConfigError(
                 "terms.helper",
@@ -83,14 +88,16 @@ class Terms:
         """SHA-256: what seals and updates are bound to. Terms of a version that knew no noise keep
         theirs.
         """
-        return digest(config.to_json(self.table))
+        return digest(config.to_json(self.told))
 
     @property
-    def table(self) -> dict[str, Any]:
+    def told(self) -> dict[str, Any]:
         """All of it by name, but for what a version did not know that made the same terms."""
         table = {each.name: getattr(self, each.name) for each in fields(self)}
         if self.noise is None and self.compression == 1:
             del table["noise"], table["compression"]
+        if self.table is None:
+            del table["table"]
         return table
 
     @property
@@ -105,11 +112,23 @@ class Terms:
         return Encoding(*of, self.compression)
 
     @property
+    def values(self) -> int:
+        """Whole numbers of a report: the codes of an update, or the entries of a table."""
+        return self.encoding.values if self.table is None else self.dimension
+
+    @property
+    def largest(self) -> int:
+        """The largest of them."""
+        return self.encoding.largest if self.table is None else LARGEST
+
+    @property
     def deviation(self) -> float:
-        """Standard deviation of one independent Gaussian of the noise, in codes."""
+        """Standard deviation of one independent Gaussian of the noise, in codes, or in counts."""
         by = self.encoding
         if self.noise is None:
             return 0.0
+        if self.table is not None:
+            return self.noise.multiplier * self.table.norm
         return self.noise.multiplier * by.bound * by.clipping_norm / by.step
 
     @property
@@ -132,8 +151,30 @@ class Terms:
     @property
     def layout(self) -> Layout:
         """How the codes of an update lie in masked words."""
-        by = self.encoding
-        return packing.layout(by.values, by.largest, self.most, self.room)
+        return packing.layout(self.values, self.largest, self.most, self.room)
+
+    def _require_table(self) -> None:
+        """Raises ConfigError for the terms of a table that are none."""
+        if self.table is None:
+            return
+        expected: dict[str, object] = {
+            "bits": LARGEST.bit_length(),
+            "clipping_norm": self.table.norm,
+            "shapes": self.table.entries,
+            "compression": 1,
+        }
+        if self.noise is not None:  # nobody is in two of its sums
+            expected |= {"noise.mechanism": Mechanism.GAUSSIAN, "noise.participations": 1}
+        for name, wanted in expected.items():
+            actual: object = self
+            for part in name.split("."):
+                actual = getattr(actual, part)
+            if actual != wanted:
+                raise ConfigError(
+                    f"terms.{name}",
+                    f"expected {str(wanted)[:16]} of a table, found {str(actual)[:16]}",
+                    "make the task with `fedboard task create --words`",
+                )
 
 
 def who_sees(terms: Terms) -> str:

@@ -10,6 +10,8 @@
                |
             Verify --> RecallReport --> one is kept of this very work --> Note --> Upload --> Note
                |
+               +--> Fetch --> Mark --> Protect ... of a public list of words: which were typed
+               |
                +--> RecallRuns --> Gather --> Compare --> Note --> Report --> Note
                     a comparison of releases: nothing is verified or fetched
 
@@ -49,6 +51,7 @@ from device_runtime import (
     secagg_turn,
     separation,
     spent,
+    table,
     weights,
 )
 from device_runtime.causes import MEANING, Cause
@@ -65,6 +68,7 @@ from device_runtime.spent import Part
 from device_runtime.terms import Aggregation, Terms
 from device_runtime.weights import Checkpoint, Weights
 from device_runtime.wire import (
+    CERTIFIED,
     DAY_S,
     Ack,
     Assignment,
@@ -110,7 +114,7 @@ class Outcome:
     bytes_up: int = 0
     bytes_down: int = 0
     seconds: float = 0.0
-    kind: Kind = Kind.TRAINING  # of another `examples` are words scored
+    kind: Kind = Kind.TRAINING  # of another `examples` are words scored, or counted
     # SHA-256 of the index of releases that the server named; empty where it named none, and on a
     # metered network
     releases: str = ""
@@ -165,7 +169,7 @@ class Label:
     terms: str  # `Terms.name`
     kind: Kind
     records: tuple[int, ...]  # messages it was learned from, by their numbers in the typing log
-    examples: int  # of a training, its rows; else words scored
+    examples: int  # of a training, its rows; of a list, words that were typed; else words scored
     scored: str = ""  # as in a Note
     seen_by: str = ""  # who can see it by itself: `exposure.in_short`
     noise: str = ""  # as in a Note
@@ -213,7 +217,8 @@ class History:
     last: int | None = None  # round of its task for which an update left, or may have
     today: int = 0  # updates, or scores, that left today or may have, whoever they were for
     again: bool = False  # one left for this very assignment, or may have
-    # weights that were scored, by `weights.values_hash`, and releases by their manifests' SHA-256:
+    # weights that were scored, by `weights.values_hash`, releases by their manifests' SHA-256, and
+    # lists of words by theirs:
     # up to which message, by its number in the typing log, where that was noted
     scored: Mapping[str, int] = field(default_factory=dict)
     joined: bool = False  # keys for this very assignment left, or may have
@@ -350,6 +355,24 @@ class GatherHeld:
 
     plan: Plan
     after: int = 0  # none of those up to this one, by its number in the typing log
+
+
+@dataclass(frozen=True)
+class Marked:
+    """Which entries of a table this device's own messages hold."""
+
+    records: tuple[int, ...]  # messages that were looked at, by their numbers in the typing log
+    numbers: NDArray[Any] = field(repr=False)  # 0 or 1, [entries]
+
+
+@dataclass(frozen=True)
+class Mark:
+    """Which entries of a table, of what this file says they stand for, its messages hold -> Marked,
+    or why the file is none -> Distrusted.
+    """
+
+    terms: Terms
+    data: bytes = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -498,6 +521,7 @@ Action = (
     | Hold
     | Gather
     | GatherHeld
+    | Mark
     | Train
     | Evaluate
     | RecallRuns
@@ -572,7 +596,7 @@ def _work(device: Participant, assignment: Assignment) -> Working:
     terms = yield from _verified(assignment)
     past = yield Recall(assignment)
     apart = device.limits.separation(max(assignment.min_separation, terms.min_separation))
-    if kind is Kind.TRAINING and not separation.may_join(assignment.round, past.last, apart):
+    if kind in CERTIFIED and not separation.may_join(assignment.round, past.last, apart):
         return (yield from _give_back(assignment, Cause.REPORTED_RECENTLY))
     if past.joined:  # it has forgotten its secrets, and makes no others for the same work
         return (yield from _give_back(assignment, Cause.CONDITION_LOST))
@@ -584,6 +608,8 @@ def _work(device: Participant, assignment: Assignment) -> Working:
         return (yield from _give_back(assignment, Cause.PARTICIPATED_ENOUGH))
     if past.again and not is_open:  # what may have left is not there, and none is made in its place
         return (yield from _give_back(assignment, Cause.REPORTED_RECENTLY))
+    if kind is Kind.COUNTS:
+        return (yield from _count(device, assignment, terms, past))
     # the updates of a day are counted later: one may be of work that was begun before
     today = past.today if kind is Kind.EVALUATION else 0
     asked = Asked(kind, today, terms=terms, epsilon=_epsilon(device, assignment, terms, past))
@@ -623,7 +649,7 @@ def _epsilon(
     owner has set no limit to that.
     """
     own = device.limits.own
-    if own.epsilon is None or assignment.kind is not Kind.TRAINING:
+    if own.epsilon is None or assignment.kind not in CERTIFIED:
         return None
     if not spent.is_added(terms.noise):
         return math.inf
@@ -714,7 +740,7 @@ def _label(
 
 def _noise_of(assignment: Assignment, terms: Terms) -> str:
     """The noise of the sum that a report is for: there is none on scores."""
-    if terms.noise is None or assignment.kind is not Kind.TRAINING:
+    if terms.noise is None or assignment.kind not in CERTIFIED:
         return ""
     return to_json(terms.noise).decode()
 
@@ -843,6 +869,40 @@ def _evaluate(device: Participant, order: _Order, checkpoint: Checkpoint, past: 
     yield sending
     answer: Ack | Reject = yield Report(assignment, scored)
     return (yield from _answered(sending, answer))
+
+
+def _count(device: Participant, assignment: Assignment, terms: Terms, past: History) -> Working:
+    """Which words of a public list were typed, once a list whoever asks. That this list has been
+    answered, or as many as the owner allows, is told at once, and all that is told: the device goes
+    on training.
+    """
+    assert terms.table is not None
+    name, lists = terms.table.entries, len(past.scored)
+    asked = Asked(
+        Kind.COUNTS,
+        lists,
+        name in past.scored,
+        terms=terms,
+        epsilon=_epsilon(device, assignment, terms, past),
+    )
+    over = limits.why_refused(device.limits, asked)
+    if over is not None:
+        yield from _refused(assignment, Distrusted(Cause.OVER_LIMIT, str(over)))
+    data = yield from _fetch(device, assignment, assignment.checkpoint)
+    marked: Marked | Distrusted = yield Mark(terms, data)
+    if isinstance(marked, Distrusted):
+        yield from _refused(assignment, marked)
+        raise AssertionError("what is refused has ended")
+    asked = Asked(Kind.COUNTS, messages=len(marked.records))
+    yield from _within(device, assignment, asked)
+    forbidden: Cause | None = yield CheckConditions()
+    if forbidden is not None:
+        is_late = forbidden is Cause.TIMED_OUT
+        return (yield from _give_back(assignment, forbidden if is_late else Cause.CONDITION_LOST))
+    ones = table.at_most(marked.numbers, terms.table.most_ones, device.randomness(assignment))
+    label = _label(assignment, terms, marked.records, int(ones.sum()), name)
+    order = _Order(assignment, device.plan, terms)
+    return (yield from _added_up(order, _Vector(label, ones, table.LARGEST), past))
 
 
 def _compare(device: Participant, assignment: Assignment, past: History) -> Working:

@@ -141,6 +141,11 @@ def encoded_bytes(dimension: int, bits: int) -> int:
     return HEADER_BYTES + _bytes_of(padded(dimension), bits)
 
 
+def code_bytes(numbers: int, bits: int) -> int:
+    """Bytes of a report of so many numbers that anybody can read."""
+    return HEADER_BYTES + _bytes_of(numbers, bits)
+
+
 def sealed_bytes(by: Layout) -> int:
     """Bytes of a sealed update: what one device uploads to a server with a helper."""
     return HEADER_BYTES + SEAL_BYTES + SIGNATURE_BYTES + by.bytes

@@ -6,8 +6,9 @@ fetched by SHA-256.
     POST /v1/devices                  Enrolment       -> Enrolled
     POST /v1/check-in                 CheckIn         -> Assignment | Reject
     GET  /v1/blobs/{sha256}                           -> bytes
-    PUT  /v1/assignments/{id}/update  update.py       -> Ack | Reject   of a training task, or
-                                                                        scores that are masked
+    PUT  /v1/assignments/{id}/update  update.py       -> Ack | Reject   of a training task or one
+                                                                        that counts, or scores that
+                                                                        are masked
     PUT  /v1/assignments/{id}/scores  Scores          -> Ack | Reject   of an evaluation task
     PUT  /v1/assignments/{id}/scores  ReleaseScores   -> Ack | Reject   of one of releases
     POST /v1/assignments/{id}/abandon Abandon         -> Ack
@@ -106,6 +107,11 @@ class Kind(StrEnum):
     TRAINING = "training"  # fine-tune a checkpoint, report the update
     EVALUATION = "evaluation"  # score a checkpoint on held-back messages, report sums
     RELEASES = "releases"  # score the release that runs, and the one before, on the same messages
+    COUNTS = "counts"  # say which words of a public list were typed
+
+
+# kinds of tasks with a certificate of their own; the others show that of a training task
+CERTIFIED = (Kind.TRAINING, Kind.COUNTS)
 
 
 @dataclass(frozen=True)
@@ -193,8 +199,9 @@ class Assignment:
     assignment: Annotated[str, NAME]
     round: Annotated[int, ROUND]
     plan: Annotated[str, HASH]  # SHA-256 of plan.json
-    checkpoint: Annotated[str, HASH]  # SHA-256 of the float16 safetensors checkpoint
-    shapes: Annotated[str, HASH]  # `weights.shapes_hash` of the network
+    # SHA-256 of the float16 safetensors checkpoint, or of the list whose words are counted
+    checkpoint: Annotated[str, HASH]
+    shapes: Annotated[str, HASH]  # `weights.shapes_hash` of the network; of a list its hash
     deadline_s: Annotated[float, SECONDS]  # seconds from now until the report is too late
     # SHA-256 of the checkpoint as a difference from the one the device holds, where that is
     # smaller

@@ -349,6 +349,8 @@ def ledger_lines(lines: Sequence[Contribution]) -> list[str]:
 
 
 def _sentence(line: Contribution) -> str:
+    if line.kind == Kind.COUNTS:
+        return _words(line)
     if line.kind != Kind.TRAINING:
         return _scores(line)
     cause = _cause(line)
@@ -377,6 +379,23 @@ def _seen_by(line: Contribution) -> str:
 def _cause(line: Contribution) -> str:
     why = causes.sentence(line.cause)
     return f"{why} ({line.detail})" if line.detail else why
+
+
+def _words(line: Contribution) -> str:
+    cause = _cause(line)
+    answer = f"of a public list {line.examples:,} words were told that had been typed here"
+    words: Mapping[str, str] = {
+        Status.COUNTED: f"{answer}, and counted",
+        Status.JOINED: "the device went away while it waited for others, and no word was told",
+        Status.SENDING: f"{answer}, or may have been: no answer came",
+        Status.ABANDONED: f"a public list of words was given back and nothing was told: {cause}",
+        Status.NOT_COUNTED: f"{answer}, and not counted: {cause}",
+    }
+    became = words.get(line.outcome, line.outcome) + _seen_by(line)
+    return (
+        f"{moment(line.at)}, round {line.round} of {line.task}: {became} ({line.bytes_up:,} bytes "
+        f"sent, {line.bytes_down:,} received)"
+    )
 
 
 def _scores(line: Contribution) -> str:

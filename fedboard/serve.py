@@ -17,7 +17,7 @@ from device_runtime.helper_wire import TOKEN as HELPER_TOKEN
 from device_runtime.helper_wire import TOKEN_FILE as HELPER_TOKEN_FILE
 from device_runtime.shown import command
 from device_runtime.terms import Aggregation, why_exposed
-from device_runtime.wire import Kind
+from device_runtime.wire import CERTIFIED
 from fedboard import console
 from fedboard.helper_commands import KEY as HELPER_KEY
 from fedboard.run import writable
@@ -101,7 +101,7 @@ def serve(
             for each in stored:
                 if each.state is State.RUNNING and (refused := why_devices_refuse(each.task)):
                     console.say(f"{each.task.name}: {refused}")
-                if each.task.kind is Kind.TRAINING and (bad := why_exposed(terms(each.task))):
+                if each.task.kind in CERTIFIED and (bad := why_exposed(terms(each.task))):
                     console.say(f"{each.task.name}: {bad}", style="red")
                 with store.reading() as rows:
                     to_do = chain.what_to_do(rows, each.task, each.state, now)
@@ -168,7 +168,7 @@ def _helper(
         )
         return Helper(over_http(lambda: address), token, is_beside=is_here)
     with store.reading() as rows:
-        kept = {each.task.aggregation for each in rows.tasks() if each.task.kind is Kind.TRAINING}
+        kept = {each.task.aggregation for each in rows.tasks() if each.task.kind in CERTIFIED}
     wanted = kept | {settings.aggregation}
     if Aggregation.PLAIN in wanted:
         console.say("plain: this server can read every update", style="red")

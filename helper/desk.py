@@ -49,7 +49,7 @@ from helper.tasks import Rules, Task, admitted
 from server import noising
 from server.slots import Slots
 
-log = logging.getLogger("fedboard.server.helper")
+logger = logging.getLogger("fedboard.server.helper")
 
 
 @dataclass(frozen=True)
@@ -301,7 +301,7 @@ class Desk:
             return _Step(spent, buffers)
         if spent.happened.sums > 1:
             told = {"task": task.task, "round": asked.round, "count": len(spent.began)}
-            log.warning("the buffers of a task's noise are lost: it begins anew", extra=told)
+            logger.warning("the buffers of a task's noise are lost: it begins anew", extra=told)
         return _Step(spent, noising.begin(task.terms))
 
     def _sealed(

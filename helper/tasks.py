@@ -12,7 +12,7 @@ from device_runtime.helper_wire import HelperProblem, Refusal, Registration
 from device_runtime.noise import Noise
 from device_runtime.packing import Layout
 from device_runtime.terms import LEAST_COUNT, Aggregation, Terms
-from device_runtime.wire import Kind, Signed
+from device_runtime.wire import CERTIFIED, Kind, Signed
 from server import noising
 
 MOST_DELTA = 1e-5  # of a budget that is held to a largest epsilon
@@ -44,15 +44,16 @@ class Task:
 
     @property
     def separation(self) -> int:
-        """Rounds from one report of a device to its next at least. The terms' is that of training;
-        in an evaluation nothing is learnt from a device, and it reports once a round.
+        """Rounds from one report of a device to its next at least. The terms' is that of the task
+        they were signed for; in an evaluation nothing is learnt from a device, and it reports once
+        a round.
         """
-        return max(1, self.terms.min_separation) if self.kind is Kind.TRAINING else 1
+        return max(1, self.terms.min_separation) if self.kind in CERTIFIED else 1
 
     @property
     def noise(self) -> Noise | None:
         """What its sums carry: those of an evaluation, nothing."""
-        return self.terms.noise if self.kind is Kind.TRAINING else None
+        return self.terms.noise if self.kind in CERTIFIED else None
 
     @property
     def layout(self) -> Layout:
@@ -92,7 +93,10 @@ def admitted(
             "seconds since 1970"
         )
     is_its_own = registration.task_id == certificate.task_id
-    if registration.kind is Kind.TRAINING:
+    if (registration.kind is Kind.COUNTS) != (terms.table is not None):
+        expected = "a table" if registration.kind is Kind.COUNTS else "no table"
+        return _foreign(f"certificate: expected terms of {expected} for {registration.kind}")
+    if registration.kind in CERTIFIED:
         if not is_its_own or registration.task != certificate.task:
             return _foreign(
                 f"certificate: expected one of task {registration.task} "
@@ -101,7 +105,8 @@ def admitted(
             )
     elif registration.kind is Kind.RELEASES or is_its_own:
         return _foreign(
-            "kind: expected a training task, or an evaluation with a name of its own, found "
+            "kind: expected a task that trains or counts, or an evaluation with a name of its own, "
+            "found "
             f"{registration.kind}"
         )
     policy = log_wire.policy_of(certificate)

@@ -22,7 +22,7 @@ from device_runtime.causes import Cause
 from device_runtime.chain import Certificate, Link
 from device_runtime.shown import command
 from device_runtime.terms import Aggregation
-from device_runtime.wire import DAY_S, Kind, Proof, Signed
+from device_runtime.wire import CERTIFIED, DAY_S, Kind, Proof, Signed
 from server.contract import RoundKey
 from server.log import Log
 from server.requests import Refused
@@ -110,8 +110,8 @@ def _slots_of(task: str) -> tuple[str, str]:
 
 
 def proposal(rows: Rows, keys: RoundKeys, log_book: Log, server: str, task: Task) -> RoundKey:
-    """A new round key of a training task, and all that its certificate is to say of it, but for how
-    long it holds.
+    """A new round key of a task that trains or counts, and all that its certificate is to say of
+    it, but for how long it holds.
     """
     base = rows.current(task.name)
     assert base is not None
@@ -245,7 +245,7 @@ def for_work(rows: Rows, task: Task, base: str, round: int, now: float) -> Given
     they would not. Evaluations show what their training task's devices are shown.
     """
     kept = given(rows, task.evaluates or task.name, base)
-    at = round if task.kind is Kind.TRAINING else 0  # an evaluation's rounds have other numbers
+    at = round if task.kind in CERTIFIED else 0  # an evaluation's rounds have other numbers
     return kept if kept is not None and kept.holds(at, now) else None
 
 
@@ -258,11 +258,11 @@ def standing(rows: Rows, task: Task, state: State, now: float) -> Standing:
 
 
 def what_to_do(rows: Rows, task: Task, state: State, now: float) -> str:
-    """What an operator must do about a training task's certificate, and by when, in a sentence;
-    empty if nothing.
+    """What an operator must do about the certificate of a task that trains or counts, and by when,
+    in a sentence; empty if nothing.
     """
     round = rows.open_rounds().get(task.name)
-    if task.kind is not Kind.TRAINING or state is State.FINISHED or round is None:
+    if task.kind not in CERTIFIED or state is State.FINISHED or round is None:
         return ""
     by_name = () if task.aggregation is Aggregation.HELPER else ("--aggregation", task.aggregation)
     again = command("task", "certify", task.name, *by_name)

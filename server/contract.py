@@ -9,6 +9,8 @@
     POST /v1/tasks/{name}/round-key                                     -> RoundKey
     POST /v1/tasks/{name}/certificate           Signed certificate      -> TaskReport
     GET  /v1/tasks/{name}/checkpoints/{sha256}                          -> bytes
+    PUT  /v1/lists                              the file of a list      -> Stored
+    GET  /v1/tasks/{name}/counts                                        -> CountsReport
     GET  /v1/helper                                                     -> HelperHere
     POST /v1/codes                              NewCodes                -> Codes
     PUT  /v1/releases/blobs                     a file of a bundle      -> Stored
@@ -177,6 +179,25 @@ class TaskReports:
     """Every task, oldest first."""
 
     tasks: tuple[TaskReport, ...] = ()
+
+
+@dataclass(frozen=True)
+class CountsReport:
+    """What a task has counted of the words of its list: those of enough people."""
+
+    task: str
+    words: str  # SHA-256 of the list
+    listed: int  # words in it
+    people: int  # who were in the sums
+    rounds: int  # whose sums were opened
+    least_people: int
+    # with noise, each count's standard deviation, and from which count on a word is told
+    deviation: float
+    told_from: float
+    # what one person spent who took part, at `delta`; None: nothing is claimed
+    epsilon: float | None = None
+    delta: float | None = None
+    counts: tuple[tuple[str, int], ...] = ()  # words and people who typed them, most first
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,7 @@ from device_runtime.terms import Aggregation
 from device_runtime.update import Sealed
 from device_runtime.weights import digest
 from device_runtime.wire import (
+    CERTIFIED,
     MOST_ROUNDS,
     OPEN,
     SENTENCE,
@@ -77,6 +78,7 @@ from server import (
     rounds,
     secagg_steps,
     slots,
+    tallies,
 )
 from server.blobs import Blobs
 from server.differences import NEWEST, Differences
@@ -386,7 +388,7 @@ class Coordinator:
         """
         if not _HEX_64.fullmatch(holds) or holds == answer.checkpoint:
             return answer
-        if answer.kind is Kind.RELEASES:
+        if answer.kind in (Kind.RELEASES, Kind.COUNTS):
             return answer  # it fetches no checkpoint
         return replace(
             answer,
@@ -1140,7 +1142,7 @@ class Coordinator:
         compares = task.kind is Kind.RELEASES  # what it counted outlasts a round that is abandoned
         if compares or round.state.phase is Phase.COMMITTED:
             parts = self._parts(task.name, round.state.round)
-        if parts and trains:
+        if parts and task.kind in CERTIFIED:
             total = mechanism.of(task).total(parts)
             if adds_noise(task):
                 noise = self._noise.of(task, round.state.round)
@@ -1148,7 +1150,8 @@ class Coordinator:
                     self._close(task, round, _without(noise), now)
                     return
                 total = mechanism.with_noise(total, noise)
-            after = self._next_checkpoint(task, round, total, now)
+            parts = [total]
+            after = self._next_checkpoint(task, round, total, now) if trains else None
         self._close(task, round, _End(parts, after), now)
 
     def _close(self, task: Task, round: StoredRound, end: "_End", now: float) -> None:
@@ -1169,7 +1172,7 @@ class Coordinator:
                 rows.add_checkpoint(task.name, after)
                 chain.sign(rows, self.round_keys, task.name, after, state.round + 1, now)
             elif parts and not trains and not compares:
-                rows.add_scores(task.name, state.round, scores.add(each.total for each in parts))
+                self._keep(rows, task, state, parts)
             closed = comparing.close(rows, task, parts, now) if compares and parts else None
             if still_open.state.phase is Phase.UNMASKING:
                 self._say(rows, task, state, end.reason)
@@ -1245,6 +1248,13 @@ class Coordinator:
             spent = budget.standing(task.noise, rows.spending.of(task.name))
         told = {"rho": spent.account.rho, "epsilon": spent.account.epsilon, "sums": spent.sums}
         return told | ({"over": over} if over else {})
+
+    def _keep(self, rows: Rows, task: Task, state: RoundState, parts: Sequence[Sum]) -> None:
+        """Keep what a round has counted, of scores or of words."""
+        if task.kind is Kind.COUNTS:
+            rows.add_tally(task.name, state.round, tallies.tally(parts[0]))
+        else:
+            rows.add_scores(task.name, state.round, scores.add(each.total for each in parts))
 
     def _say(self, rows: Rows, task: Task, state: RoundState, reason: str) -> None:
         """Keep why a masked round was abandoned; of one that is committed, how many of its devices
@@ -1372,7 +1382,7 @@ class Coordinator:
         opened = mechanism.opened(task, parts, mask.words)
         if isinstance(opened, str):
             return _End(reason=opened, noised=noised)
-        if task.kind is not Kind.TRAINING:
+        if task.kind not in CERTIFIED:
             return _End([opened])
         if adds_noise(task):
             with self._lock:
@@ -1380,6 +1390,8 @@ class Coordinator:
             if isinstance(noise, NoNoise):
                 return _without(noise)
             opened = mechanism.with_noise(opened, noise)
+        if task.kind is Kind.COUNTS:
+            return _End([opened], noised=noised)
         after = self._next_checkpoint(task, round, opened, now)
         if after is None:
             reason = "its weights are too large for float16: lower the learning rate"

@@ -40,8 +40,10 @@ from device_runtime.causes import Cause
 from device_runtime.errors import FedboardError
 from device_runtime.log_wire import MOST_ENTRIES, Entries, LogHead, Path
 from device_runtime.shown import printable
+from device_runtime.table import MOST_BYTES as MOST_LIST_BYTES
 from device_runtime.weights import digest
 from device_runtime.wire import (
+    CERTIFIED,
     MOST_ROUNDS,
     ROUNDS,
     SENTENCE,
@@ -353,6 +355,12 @@ class _Service:
                 _operators(contract.Stored, 400, 413, body=bytes),
             ),
             (
+                "PUT",
+                "/v1/lists",
+                self.put_list,
+                _operators(contract.Stored, 400, 413, body=bytes),
+            ),
+            (
                 "POST",
                 "/v1/tasks",
                 self.create_task,
@@ -409,6 +417,12 @@ class _Service:
                 "/v1/tasks/{name}/checkpoints/{sha256}",
                 self.checkpoint,
                 _operators(None, 404, 416, parameter="name", second="sha256"),
+            ),
+            (
+                "GET",
+                "/v1/tasks/{name}/counts",
+                self.counts,
+                _operators(contract.CountsReport, 404, parameter="name"),
             ),
             (
                 "POST",
@@ -643,6 +657,16 @@ class _Service:
         return _json(
             await run_in_threadpool(operators.put_checkpoint, self.coordinator, bytes(data))
         )
+
+    async def put_list(self, request: Request) -> Response:
+        self.may_act(request, "application/octet-stream")
+        data = await self.body(request, MOST_LIST_BYTES)
+        return _json(await run_in_threadpool(operators.put_list, self.coordinator, bytes(data)))
+
+    async def counts(self, request: Request) -> Response:
+        self.may_read(request)
+        name = request.path_params["name"]
+        return _json(await run_in_threadpool(operators.counted, self.coordinator, name))
 
     async def create_task(self, request: Request) -> Response:
         self.may_act(request)
@@ -1046,7 +1070,7 @@ class _Service:
             self.update_bytes = {
                 stored.task.name: mechanism.largest_report(stored.task)
                 for stored in tasks
-                if stored.task.kind is Kind.TRAINING
+                if stored.task.kind in CERTIFIED
             }
         return max(self.update_bytes.values(), default=MESSAGE_BYTES)
 

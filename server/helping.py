@@ -33,7 +33,7 @@ from device_runtime.helper_wire import (
 )
 from device_runtime.shown import printable
 from device_runtime.terms import Aggregation
-from device_runtime.wire import SENTENCE, Kind, Phase, Signed
+from device_runtime.wire import SENTENCE, Phase, Signed
 from server import chain
 from server.contract import HelperHere
 from server.helper_client import Away, Denied, Helper
@@ -328,11 +328,11 @@ def _wanted(rows: Rows, server: str, now: float) -> list[_Wanted]:
         is_opening = open_rounds[task.name].state.phase is Phase.UNMASKING
         if each.state is State.PAUSED and not is_opening:  # it admits nobody
             continue
-        training = task if task.kind is Kind.TRAINING else named[task.evaluates]
-        newest = rows.certificate(training.name)
+        certified = named.get(task.evaluates, task)
+        newest = rows.certificate(certified.name)
         if newest is None or now >= newest.expires_at or not chain.has_terms(newest.signed):
             continue
-        agreed, at = terms(training), open_rounds[task.name].state.round
+        agreed, at = terms(certified), open_rounds[task.name].state.round
         have = rows.seals.key_rounds(task.name)
         missing = [round for round in range(at, at + AHEAD) if round not in have]
         first = min(missing, default=0)

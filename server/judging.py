@@ -10,7 +10,7 @@ from device_runtime.errors import ConfigError
 from device_runtime.masking import Bound
 from device_runtime.scores import NATS_A_TARGET
 from device_runtime.update import Sealed
-from device_runtime.wire import MOST_WORDS, Kind, ReleaseScores, Scores
+from device_runtime.wire import CERTIFIED, MOST_WORDS, Kind, ReleaseScores, Scores
 from server import mechanism
 from server.sums import Checked
 from server.task import Task, is_masked
@@ -36,7 +36,7 @@ def judge(
     come by one of their own, unless they are masked as updates are. `bound` is what a seal in it
     must be for; None: there is no key.
     """
-    if (kind is Kind.TRAINING) != (task.kind is Kind.TRAINING or is_masked(task)):
+    if (kind is Kind.TRAINING) != (task.kind in CERTIFIED or is_masked(task)):
         return Cause.NOT_AN_UPDATE if kind is Kind.TRAINING else Cause.NOT_SCORES
     if task.kind is Kind.EVALUATION and not is_masked(task):
         return scores_of(body)

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from device_runtime import encoding, packing, scores, update
+from device_runtime import encoding, packing, scores, table, update
 from device_runtime.bundle import NO_PRIVACY
 from device_runtime.causes import Cause
 from device_runtime.encoding import Encoding
@@ -195,10 +195,41 @@ def masked(task: Task) -> Mechanism:
     )
 
 
+def counting(task: Task) -> Mechanism:
+    """Each device's marks in a table are seen by the server, refused if they are more than one may
+    have, and added up. It has no mean: what it counts is `tallies`.
+    """
+    agreed = terms(task)
+    assert agreed.table is not None
+    most = agreed.table.most_ones
+
+    def check(body: bytes | bytearray, round: int) -> Checked | Cause:
+        try:
+            about = update.header(body)
+            if (cause := _why_not(about, round, agreed, agreed.values)) is not None:
+                return cause
+            marks = update.codes(body, agreed.bits)
+        except UpdateError:
+            return Cause.NOT_AN_UPDATE
+        return Checked(marks) if int(marks.sum()) <= most else Cause.NORM_TOO_LARGE
+
+    return Mechanism(
+        check=check,
+        weigh=lambda checked, behind: Weighted(checked.codes),
+        empty=functools.partial(sums.empty, agreed.values),
+        add=functools.partial(sums.add_all, largest=agreed.largest),
+        total=functools.partial(sums.total, largest=agreed.largest),
+        finish=lambda sum, round: sum.total.astype(np.float64),
+        spent=lambda _: Spent(NO_PRIVACY),
+    )
+
+
 @functools.lru_cache(maxsize=64)
 def of(task: Task) -> Mechanism:
     """The mechanism a task counts by."""
-    return masked(task) if is_masked(task) else plain(task)
+    if is_masked(task):
+        return masked(task)
+    return plain(task) if task.table is None else counting(task)
 
 
 @functools.lru_cache(maxsize=64)
@@ -218,6 +249,10 @@ def opened(task: Task, parts: Sequence[Sum], mask: NDArray[np.uint64]) -> Sum | 
     numbers = packing.unpack(words, by).astype(np.int64)
     if task.kind is Kind.EVALUATION:
         reason = scores.beyond_reach(numbers, total.count)
+    elif task.table is not None:
+        numbers -= terms(task).room
+        most, room = task.table.most_ones, terms(task).room
+        reason = table.beyond_reach(numbers, total.count, most, room)
     else:
         numbers -= terms(task).room
         agreed = terms(task)
@@ -229,9 +264,11 @@ def opened(task: Task, parts: Sequence[Sum], mask: NDArray[np.uint64]) -> Sum | 
 
 
 def largest_report(task: Task) -> int:
-    """Bytes of the report of a training task."""
+    """Bytes of the report of a task that trains or counts."""
     agreed, by = terms(task), layout_of(task)
     if agreed.aggregation is Aggregation.PLAIN:
+        if agreed.table is not None:
+            return update.code_bytes(agreed.values, agreed.bits)
         return update.encoded_bytes(task.dimension, agreed.bits)
     return update.sealed_bytes(by)
 

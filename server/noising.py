@@ -36,7 +36,7 @@ _TAG_BYTES = 16
 def begin(terms: Terms) -> Buffers:
     """Before the first sum of a task, or after what was kept of it is lost."""
     assert terms.noise is not None
-    return strategy.begin(terms.noise, terms.encoding.values)
+    return strategy.begin(terms.noise, terms.values)
 
 
 def noise(
@@ -46,7 +46,7 @@ def noise(
     sum each code stands `whole` times.
     """
     assert terms.noise is not None
-    draw = normals.source(terms.encoding.values, random)
+    draw = normals.source(terms.values, random)
     made, after = strategy.advance(terms.noise, buffers, draw)
     return np.rint(made * (whole * terms.deviation)).astype(np.int64), after
 
@@ -87,7 +87,7 @@ def sealed_bytes(terms: Terms) -> int:
 
 def _shape(terms: Terms) -> tuple[int, int]:
     assert terms.noise is not None
-    return len(strategy.begin(terms.noise, 0).arrays), terms.encoding.values
+    return len(strategy.begin(terms.noise, 0).arrays), terms.values
 
 
 def _flat(arrays: NDArray[np.float32]) -> memoryview:

@@ -5,14 +5,16 @@ Tasks are made, shown, paused and rolled back. The messages are those of `server
 
 import re
 
+from device_runtime import counts as lists
 from device_runtime import weights
 from device_runtime.causes import Cause
 from device_runtime.errors import CheckpointError, ConfigError, RunError
 from device_runtime.terms import who_sees, why_exposed
-from device_runtime.wire import Kind, Phase, Signed
-from server import chain, mechanism, standings, tasks
+from device_runtime.wire import CERTIFIED, Kind, Phase, Signed
+from server import chain, mechanism, standings, tallies, tasks
 from server.contract import (
     Codes,
+    CountsReport,
     HelperHere,
     NewCodes,
     Rollback,
@@ -38,6 +40,8 @@ def create(coordinator: Coordinator, settings: TaskSettings, now: float) -> None
     """
     if settings.kind is Kind.TRAINING and coordinator.blobs.size(settings.checkpoint) is None:
         raise Refused(Cause.UNKNOWN_BLOB, "checkpoint: there is none of that SHA-256; put it first")
+    if settings.table is not None and coordinator.blobs.size(settings.table.entries) is None:
+        raise Refused(Cause.UNKNOWN_BLOB, "list: there is none of that SHA-256; put it first")
     try:
         tasks.create(coordinator, settings, now)
     except (ConfigError, CheckpointError) as error:
@@ -63,6 +67,39 @@ def put_checkpoint(coordinator: Coordinator, data: bytes) -> Stored:
     return Stored(coordinator.blobs.put(data))
 
 
+def put_list(coordinator: Coordinator, data: bytes) -> Stored:
+    """Keep the file of a list whose words a task may count. Refused if it is not one."""
+    try:
+        lists.read_list(data)
+    except ConfigError as error:
+        raise Refused(Cause.MALFORMED, str(error)) from None
+    return Stored(coordinator.blobs.put(data))
+
+
+def counted(coordinator: Coordinator, name: str) -> CountsReport:
+    """What a task has counted so far. Refused for a task that does not count."""
+    with coordinator.store.reading() as rows:
+        task = next((each.task for each in rows.tasks() if each.task.name == name), None)
+        if task is None or task.table is None:
+            raise Refused(Cause.UNKNOWN_TASK, "there is no task of that name that counts")
+        kept = rows.tallies(name)
+    words = lists.read_list(coordinator.blobs.get(task.table.entries))
+    total, spent = tallies.counted(task, kept), tallies.spent(task)
+    return CountsReport(
+        name,
+        task.table.entries,
+        len(words),
+        total.people,
+        len(kept),
+        task.table.least_people,
+        total.deviation,
+        lists.least(task.table.least_people, total.deviation),
+        None if spent is None or not kept else spent.epsilon,
+        None if spent is None or not kept else spent.delta,
+        tuple(tallies.told(words, task, total)),
+    )
+
+
 def roll_back(coordinator: Coordinator, task: str, message: Rollback, now: float) -> None:
     """Go on from an earlier checkpoint, named by its SHA-256 or the round that made it. Refused as
     the coordinator refuses it.
@@ -74,8 +111,8 @@ def roll_back(coordinator: Coordinator, task: str, message: Rollback, now: float
 
 
 def round_key(coordinator: Coordinator, task: str) -> RoundKey:
-    """A new round key of a training task, for its operator to certify. The one that is certified
-    now stays in force until then.
+    """A new round key of a task that trains or counts, for its operator to certify. The one that is
+    certified now stays in force until then.
     """
     with coordinator.locked(), coordinator.store.transaction(durable=True) as rows:
         return chain.proposal(
@@ -83,7 +120,7 @@ def round_key(coordinator: Coordinator, task: str) -> RoundKey:
             coordinator.round_keys,
             coordinator.log,
             coordinator.server,
-            _training(rows, task),
+            _certified(rows, task),
         )
 
 
@@ -93,12 +130,13 @@ def certify(coordinator: Coordinator, task: str, signed: Signed, now: float) -> 
     """
     with coordinator.locked():
         with coordinator.store.transaction(durable=True) as rows:
+            named = _certified(rows, task)
             chain.certify(
                 rows,
                 coordinator.round_keys,
                 coordinator.log,
                 coordinator.server,
-                _training(rows, task),
+                named,
                 signed,
                 now,
             )
@@ -108,14 +146,15 @@ def certify(coordinator: Coordinator, task: str, signed: Signed, now: float) -> 
             coordinator.round_keys.keep_only(task, newest.round_key)
 
 
-def _training(rows: Rows, name: str) -> Task:
+def _certified(rows: Rows, name: str) -> Task:
     named = next((each.task for each in rows.tasks() if each.task.name == name), None)
     if named is None:
         raise Refused(Cause.UNKNOWN_TASK, "there is no task of that name")
-    if named.kind is not Kind.TRAINING:
+    if named.kind not in CERTIFIED:
         raise Refused(
             Cause.WRONG_STATE,
-            f"only training tasks have checkpoints of their own to sign, found one of {named.kind}",
+            "only tasks that train or count have something of their own to sign, found one of "
+            f"{named.kind}",
         )
     return named
 

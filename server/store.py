@@ -62,6 +62,7 @@ from server.tables import (
     seals,
     servers,
     sums,
+    tallies,
     tasks,
 )
 from server.task import State, Task, agreeing
@@ -116,6 +117,14 @@ class StoredCheckpoint:
     moments: str = ""  # state of the server's optimizer, if it has any
     parent: str = ""
     made_at: float = 0.0
+
+
+@dataclass(frozen=True)
+class StoredTally:
+    """What one round of a task that counts has opened."""
+
+    people: int
+    body: bytes  # counts, int64 [entries], little-endian, zlib
 
 
 @dataclass(frozen=True)
@@ -689,6 +698,17 @@ class Rows:
         changed = dict(zip(scores.SUMS, values, strict=False))
         spread = json.dumps(values[len(scores.SUMS) :])
         self._connection.execute(rounds.update().where(at).values(**changed, spread=spread))
+
+    def add_tally(self, task: str, round: int, tally: StoredTally) -> None:
+        """Keep what a round of a task that counts has opened."""
+        row = {"task": task, "round": round, "people": tally.people, "body": tally.body}
+        self._connection.execute(tallies.insert(), row)
+
+    def tallies(self, task: str) -> list[StoredTally]:
+        """Of all rounds of a task that have opened one, oldest first."""
+        query = sa.select(tallies.c.people, tallies.c.body).where(tallies.c.task == task)
+        kept = self._connection.execute(query.order_by(tallies.c.round))
+        return [StoredTally(*row) for row in kept]
 
     def add_outcomes(self, counts: Mapping[tuple[str, int, str, str], int]) -> None:
         """Add to the devices by (task, round, step, cause)."""

@@ -361,6 +361,15 @@ logs = sa.Table(  # the newest is the one that goes on; most servers have one al
     # why nobody will believe it any more, in a sentence; empty while they do
     sa.Column("over", sa.Text, nullable=False, server_default=""),
 )
+tallies = sa.Table(  # what the rounds of a task that counts have opened
+    "tallies",
+    metadata,
+    sa.Column("task", _TASK, primary_key=True),
+    sa.Column("round", _ROUND, primary_key=True, autoincrement=False),
+    sa.Column("people", sa.BigInteger, nullable=False),
+    sa.Column("body", sa.LargeBinary, nullable=False),  # `store.StoredTally.body`
+    sa.ForeignKeyConstraint(("task", "round"), ("rounds.task", "rounds.round")),
+)
 log_entries = sa.Table(  # append-only: `device_runtime.log_wire`
     "log_entries",
     metadata,

@@ -17,9 +17,10 @@ from device_runtime.limits import OwnLimits
 from device_runtime.neighbours import Impossible, Losses
 from device_runtime.noise import Mechanism, Noise
 from device_runtime.secagg_wire import MOST_NEIGHBOURS
+from device_runtime.table import LARGEST, NEVER_AGAIN, Table
 from device_runtime.terms import LEAST_COUNT, Aggregation, Terms
 from device_runtime.weights import digest
-from device_runtime.wire import HASH_OR_NONE, Kind, Plan
+from device_runtime.wire import CERTIFIED, HASH_OR_NONE, Kind, Plan
 from server.eligibility import Policy
 from server.rounds import DEVICES, Rules, whole_cohort
 from server.step import ServerStep
@@ -86,6 +87,8 @@ class TaskSettings:
     noise: Noise | None = None
     # values of a delta / values that travel
     compression: Annotated[int, Within(1, 64)] = 1
+    # of a task that counts: of what, and how
+    table: Table | None = None
 
     def __post_init__(self) -> None:
         bounds.check(self, "task")
@@ -104,7 +107,20 @@ class TaskSettings:
                 f"expected the name of a training task, found {self.evaluates[:80]!r}",
                 "see `fedboard task list`",
             )
-        scores = self.kind is not Kind.TRAINING
+        scores = self.kind not in CERTIFIED
+        if (self.kind is Kind.COUNTS) != (self.table is not None):
+            raise ConfigError(
+                "task.table",
+                f"expected for a task of kind counts and no other, found "
+                f"{'none' if self.table is None else 'one'} for one of kind {self.kind}",
+                "make it with `fedboard task create NAME --words LIST`",
+            )
+        if self.kind is Kind.COUNTS and (self.checkpoint or self.rules.buffered):
+            raise ConfigError(
+                "task.checkpoint, rules.mode",
+                "expected none, and synchronous, for a task of kind counts",
+                "remove them: it has no weights, and each device is in one sum",
+            )
         if scores != bool(self.evaluates):
             raise ConfigError(
                 "task.evaluates",
@@ -234,6 +250,17 @@ def with_strategy(settings: TaskSettings) -> TaskSettings:
     return replace(settings, noise=best(noise, settings.policy.min_separation))
 
 
+def for_list(settings: TaskSettings, table: Table) -> TaskSettings:
+    """Settings of a task that counts by a table, and `openable`: a device is in one of its sums,
+    once and for all.
+    """
+    of_device = Plan(bits=LARGEST.bit_length(), clipping_norm=table.norm)
+    once = replace(settings.policy, min_separation=NEVER_AGAIN, max_participations=1)
+    return openable(
+        replace(settings, kind=Kind.COUNTS, table=table, plan=of_device, policy=once, evaluates="")
+    )
+
+
 def openable(settings: TaskSettings) -> TaskSettings:
     """Settings whose rounds end with no fewer reports than a masked sum is opened of. Raises
     ConfigError for a report goal below that.
@@ -314,6 +341,7 @@ def terms(task: Task) -> Terms:
         **vars(task.secagg),
         noise=task.noise,
         compression=task.compression,
+        table=task.table,
     )
 
 
@@ -360,6 +388,8 @@ def policy_hash(settings: TaskSettings) -> str:
     table = _settings(settings) | {"checkpoint": "", "seed": None}
     if settings.noise is None and settings.compression == 1:  # as a version hashed it without them
         del table["noise"], table["compression"]
+    if settings.table is None:
+        del table["table"]
     return digest(config.to_json(table))
 
 

@@ -3,16 +3,17 @@
 TOML or message -> TaskSettings -> create -> Task, a row of the database
                                      ^
              training: a checkpoint -+- one that scores: the training task it belongs to
+                                     +- one that counts: the file of a public list
 """
 
 import secrets
 from dataclasses import replace
 
-from device_runtime import limits, weights
+from device_runtime import counts, limits, weights
 from device_runtime.errors import CheckpointError, ConfigError, RunError
 from device_runtime.terms import Aggregation
 from device_runtime.weights import Checkpoint
-from device_runtime.wire import Kind
+from device_runtime.wire import CERTIFIED, Kind
 from server import budget, closing
 from server.blobs import Blobs
 from server.budget import Spending
@@ -24,6 +25,7 @@ from server.task import (
     Task,
     TaskSettings,
     agreeing,
+    for_list,
     is_masked,
     openable,
     round_rules,
@@ -41,7 +43,8 @@ def create(
     A training task starts from the checkpoint `start`, or from the blob its settings name, and its
     first round is numbered one after the checkpoint's. An evaluation task scores the newest
     checkpoints of the training task it names, on its devices' held-back messages; a task of
-    releases has those devices compare the releases that they run. Without a seed
+    releases has those devices compare the releases that they run. A task that counts asks devices
+    which words of a list they typed, whose file is the blob that its table names. Without a seed
     the rotations cannot be foretold; with one, the same updates make the same checkpoints.
 
     A task that aggregates by a helper has the one that this server asks, and needs it there.
@@ -56,11 +59,14 @@ def create(
     _require_budget(settings)
     if settings.seed is None:
         settings = replace(settings, seed=secrets.randbits(63))
-    if settings.kind is Kind.TRAINING:
+    if settings.kind in CERTIFIED:
         settings = _helped(coordinator, openable(settings), now)
     store, blobs = coordinator.store, coordinator.blobs
     with coordinator.locked():
-        if settings.kind is not Kind.TRAINING:
+        if settings.kind is Kind.COUNTS:
+            task, first = _counting(blobs, settings, now)
+            state = RoundState(1)
+        elif settings.kind is not Kind.TRAINING:
             task, first = _evaluating(store, settings)
             state = RoundState(1)
         else:
@@ -74,7 +80,7 @@ def create(
             rows.add_task(task, now)
             if task.noise is not None:
                 rows.spending.begin(task.name)
-            if task.kind is Kind.TRAINING:
+            if task.kind in CERTIFIED:
                 rows.add_checkpoint(task.name, first)
             rows.open_round(task.name, state, first, now)
     return task
@@ -188,6 +194,16 @@ def _training(
         dimension=sum(array.size for array in start.weights.values()),
     )
     return task, replace(closing.keep(blobs, start), made_at=now)
+
+
+def _counting(blobs: Blobs, settings: TaskSettings, now: float) -> tuple[Task, StoredCheckpoint]:
+    """A task that counts; what its devices fetch is the list."""
+    assert settings.table is not None
+    name = settings.table.entries
+    words = counts.read_list(blobs.get(name))
+    task = task_of(for_list(settings, settings.table), "", shapes=name, dimension=len(words))
+    terms(task)  # which do not hold together for every noise
+    return task, StoredCheckpoint(name, 0, name, made_at=now)
 
 
 def _evaluating(store: Store, settings: TaskSettings) -> tuple[Task, StoredCheckpoint]:

@@ -12,6 +12,7 @@ def upgrade() -> None:
     """Add what each part needs."""
     _spending()
     _log()
+    _counts()
 
 
 def _spending() -> None:
@@ -73,4 +74,16 @@ def _log() -> None:
         sa.Column("size", sa.BigInteger, primary_key=True, autoincrement=False),
         sa.Column("head", sa.Text, nullable=False),
         sa.Column("countersigned", sa.Text),
+    )
+
+
+def _counts() -> None:
+    """What the rounds of a task that counts have opened."""
+    op.create_table(
+        "tallies",
+        sa.Column("task", _TASK, primary_key=True),
+        sa.Column("round", _ROUND, primary_key=True, autoincrement=False),
+        sa.Column("people", sa.BigInteger, nullable=False),
+        sa.Column("body", sa.LargeBinary, nullable=False),
+        sa.ForeignKeyConstraint(("task", "round"), ("rounds.task", "rounds.round")),
     )
