@@ -29,6 +29,7 @@ from fedboard import (
     device_commands,
     failures,
     helper_commands,
+    privacy_commands,
     release_commands,
     streams,
     task_commands,
@@ -58,6 +59,7 @@ app.add_typer(bundle_commands.app, name="bundle")
 app.add_typer(device_commands.app, name="device")
 app.add_typer(task_commands.app, name="task")
 app.add_typer(release_commands.app, name="release")
+app.add_typer(privacy_commands.app, name="privacy")
 app.command("codes")(task_commands.codes)
 app.command("helper")(helper_commands.helper)
 
