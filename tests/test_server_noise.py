@@ -1,16 +1,19 @@
 """The noise that a server adds itself: how much, once a round, and what is kept of it."""
 
 import dataclasses
+import shutil
 
 import numpy as np
 import pytest
 
 from device_runtime import accountant, strategy, weights
 from device_runtime.accountant import Participation
+from device_runtime.helper_wire import Noised, to_answer
 from device_runtime.noise import Mechanism, Noise
 from device_runtime.terms import Aggregation, Terms
-from server import mechanism, noising, operators
-from server.coordinator import open_folder
+from device_runtime.weights import Checkpoint
+from server import budget, mechanism, noising, operators
+from server.coordinator import Coordinator, open_folder
 from server.eligibility import Policy
 from server.mechanism import beyond_reach, with_noise
 from server.own_noise import LOST
@@ -18,8 +21,10 @@ from server.requests import Refused
 from server.rounds import Mode, Rules
 from server.sums import Sum
 from server.task import terms
+from tests import toy_opening, toy_secagg_steps
 from tests.test_server_budget import NOISE, noised, round_of, spending
-from tests.toy_server import OneByOne, delta, enrolled, stored
+from tests.toy_opening import sealed, way_to
+from tests.toy_server import TOKENIZER, WEIGHTS, OneByOne, created, delta, enrolled, stored
 
 BLT = Noise(Mechanism.BLT, 0.5, 1e5, 1e-6, 100, 50, decays=(0.9,), scales=(0.4,))
 
@@ -204,6 +209,116 @@ def test_lost_noise_is_never_drawn_again(tmp_path, monkeypatch):
     assert (second.phase, coordinator.checkpoint().round) == ("selecting", 0)
     assert first.rho == pytest.approx(1 / (2 * 0.5**2))  # what was drawn is spent
     assert spending(coordinator).happened == Participation((1,), None, 1)
+    coordinator.close()
+
+
+# beside a helper that adds it
+
+
+def opened_round(coordinator, devices, now, *numbers) -> None:
+    """A round of these of the devices, whose sum the helper opens."""
+    works = toy_opening.joined(coordinator, [devices[number] for number in numbers], now)
+    for number, work in zip(numbers, works, strict=True):
+        body = sealed(work, number)
+        assert coordinator.update(devices[number], work.assignment, body, now).counted
+    coordinator.open_sums(now)
+
+
+def test_server_and_helper_have_one_account_through_a_lost_round_and_a_lost_state(tmp_path):
+    noise = dataclasses.replace(BLT, multiplier=4.0)
+    desk = toy_opening.desk(tmp_path / "helper")
+    rules = Rules(report_goal=2, over_selection=1.0, min_reports=2)
+    coordinator = toy_opening.new(tmp_path / "server", way_to(desk), rules, noise=noise)
+    devices = enrolled(coordinator, 4)
+    opened_round(coordinator, devices, 1.0, 0, 1)
+    (work,) = toy_opening.joined(coordinator, devices[2:3], 2.0)
+    coordinator.update(devices[2], work.assignment, sealed(work, 2), 2.0)
+    coordinator.tick(1e6)  # too few: nothing is opened, and nothing spent
+    coordinator.open_sums(1e6)
+    opened_round(coordinator, devices, 1e6 + 1, 0, 1)
+    kept = spending(coordinator)
+    assert kept.happened == Participation((2,), 1, 2)
+    assert (kept.noised.began, kept.noised.sums) == ((1,), 2)
+    for slot in (tmp_path / "helper" / "noise").iterdir():
+        slot.unlink()
+    opened_round(coordinator, devices, 1e6 + 2, 2, 3)
+    kept = spending(coordinator)
+    assert kept.happened == Participation((2, 1), 1, 2)
+    assert kept.noised.began == (1, 4)
+    account = budget.standing(noise, kept)
+    assert account.caveat == ""
+    assert kept.noised.epsilon == pytest.approx(account.account.epsilon, rel=1e-9)
+    assert kept.noised.epsilon == coordinator.reports(1e6 + 3).rounds[3].epsilon
+    said = operators.report(coordinator, "default", 1e6 + 3).privacy
+    assert "opened by a helper, which added blt noise of multiplier 4 to each before" in said
+    coordinator.close()
+
+
+def test_a_sum_to_which_its_helper_has_added_no_noise_is_not_used(tmp_path):
+    desk = toy_opening.desk(tmp_path / "helper")
+
+    def quiet(method, path, body, headers):
+        reply = way_to(desk)(method, path, body, headers)
+        if path != "/v1/answers":
+            return reply
+        _, _, words = reply.body.partition(b"\n")
+        return dataclasses.replace(reply, body=to_answer(Noised(), words))
+
+    rules = Rules(report_goal=2, over_selection=1.0, min_reports=2)
+    coordinator = toy_opening.new(tmp_path / "server", quiet, rules, noise=BLT)
+    opened_round(coordinator, enrolled(coordinator, 2), 1.0, 0, 1)
+    first = coordinator.reports(1.0).rounds[0]
+    assert (first.phase, first.reason) == (
+        "abandoned",
+        "its helper has added no noise to the sum",
+    )
+    coordinator.close()
+
+
+def test_a_helper_that_has_no_budget_left_ends_the_task_and_says_so(tmp_path):
+    desk = toy_opening.desk(tmp_path / "helper")
+    rules = Rules(report_goal=2, over_selection=1.0, min_reports=2)
+    noise = dataclasses.replace(BLT, rounds=2)
+    coordinator = toy_opening.new(tmp_path / "server", way_to(desk), rules, noise=noise)
+    devices = enrolled(coordinator, 2)
+    opened_round(coordinator, devices, 1.0, 0, 1)
+    coordinator.close()
+    backup = tmp_path / "backup"
+    shutil.copytree(tmp_path / "server", backup)
+    for folder in (tmp_path / "server", backup):
+        coordinator = toy_opening.opened(folder, way_to(desk))
+        coordinator.open_sums(2.0)
+        opened_round(coordinator, devices, 2.0, 0, 1)
+        if folder is backup:
+            last = coordinator.reports(2.0).rounds[-1]
+            assert "over_budget" in spending(coordinator).over
+            assert (last.phase, last.reason) == ("abandoned", spending(coordinator).over)
+        assert coordinator.finished()
+        coordinator.close()
+
+
+# devices that open their sum themselves, and a server that adds the noise
+
+
+def test_noise_is_added_to_a_sum_that_its_devices_have_opened(tmp_path):
+    store, blobs = open_folder(tmp_path)
+    noise = dataclasses.replace(BLT, multiplier=2.0)
+    start = Checkpoint(WEIGHTS, 0, "", TOKENIZER)
+    created(Coordinator(store, blobs), toy_secagg_steps.settings(noise=noise), 0.0, start)
+    store.close()
+    coordinator = reopened(tmp_path)
+    task, now = the_task(coordinator), [1.0]
+    members = toy_secagg_steps.assigned(coordinator)
+    toy_secagg_steps.play(coordinator, members, now)
+    first = coordinator.reports(now[0]).rounds[0]
+    assert (first.phase, first.counted) == ("committed", 8)
+    off = moved(coordinator) - np.mean([delta(number) for number in range(8)], axis=0)
+    agreed = terms(task)
+    expected = 2.0 * agreed.encoding.bound * agreed.clipping_norm / 8
+    assert np.std(off) == pytest.approx(expected, rel=0.35)
+    assert spending(coordinator).happened == Participation((1,), None, 1)
+    said = operators.report(coordinator, "default", now[0]).privacy
+    assert "opened by the devices; the server, which is trusted with the sum, added blt" in said
     coordinator.close()
 
 
