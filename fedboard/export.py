@@ -17,15 +17,15 @@ from device_runtime.folder import require_free
 from device_runtime.terms import Aggregation
 from device_runtime.text import normalise, tokenise
 from device_runtime.wire import Plan
-from fedboard import console, source
+from fedboard import console, source, spent
 from fedboard.run import (
     checkpoint_of,
     helper_key,
     limits_of,
-    privacy_of,
     require_fit,
     run_of,
     signing_key,
+    used_of,
     vocabulary_of,
 )
 from model.corpus import Corpus, token_lists
@@ -116,9 +116,9 @@ def export(
         Path(settings.data if settings else name).name,
         asked.release,
         blocked,
-        privacy_of(settings),
+        spent.privacy_of(settings, spent.of(run) if run else None),
         asked.server_factor,
-        limits_of(settings),
+        limits_of(settings, used_of(run)),
         chosen,
         asked.pins,
     )

@@ -17,8 +17,8 @@ from device_runtime import config
 from device_runtime.bundle import MANIFEST, Manifest
 from device_runtime.errors import ConfigError, RunError
 from device_runtime.wire import RoundReport, RoundReports
-from fedboard import score
-from fedboard.run import Run, Settings, Source, limits_of, mark_of, privacy_of
+from fedboard import score, spent
+from fedboard.run import Run, Settings, Source, Used, limits_of, mark_of, used_of
 from fedboard.saved import whole_lines
 from fedboard.source import SHORT
 from model.recipe import LOOKS
@@ -52,6 +52,7 @@ class RoundMetrics:
     top1_p90: float | None = None
     top3: float | None = None
     perplexity: float | None = None
+    epsilon: float | None = None  # spent in all rounds so far; None where there was no noise
 
 
 @dataclass(frozen=True)
@@ -125,8 +126,8 @@ def read(run: Run) -> Material:
         rounds=_message(RoundReports, run.path / "rounds.json", RoundReports()).rounds,
         examples=_examples(run.path / "suggestions.json"),
         totals=_message(Totals, run.path / "summary.json", None),
-        privacy=_privacy(run.bundle / MANIFEST, settings),
-        device_limits="" if settings is None else limits_of(settings),
+        privacy=_privacy(run, settings),
+        device_limits="" if settings is None else limits_of(settings, _used(run)),
     )
     if not any(
         getattr(material, part)
@@ -138,11 +139,18 @@ def read(run: Run) -> Material:
     return material
 
 
-def _privacy(manifest: Path, settings: Settings | None) -> str:
-    exported = _message(Manifest, manifest, None)
+def _privacy(run: Run, settings: Settings | None) -> str:
+    exported = _message(Manifest, run.bundle / MANIFEST, None)
     if exported is not None:
         return exported.lineage.privacy
-    return "" if settings is None else privacy_of(settings)
+    return "" if settings is None else spent.privacy_of(settings, spent.of(run))
+
+
+def _used(run: Run) -> Used | None:
+    try:
+        return used_of(run)
+    except (ConfigError, OSError) as error:
+        raise _damaged(run.users, error) from None
 
 
 def _settings(run: Run) -> Settings:

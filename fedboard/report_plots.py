@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from device_runtime.wire import RoundReport
-from fedboard import score
+from fedboard import score, spent
 from fedboard.readable import percent, size
 from fedboard.report_material import Material, Pair, RoundMetrics, best_look
+from model.recipe import Recipe
 
 if TYPE_CHECKING:  # slow to import: only drawing pays for it
     from markupsafe import Markup
@@ -71,6 +72,8 @@ def plots(material: Material, compared: Pair | None) -> dict[str, "Markup"]:
             drawn["clients"] = _clients(material.metrics)
         if any(row.top1 is not None for row in material.metrics):
             drawn["recall"] = _recall(material.metrics)
+        if material.settings and any(row.epsilon is not None for row in material.metrics):
+            drawn["spent"] = _spent(material.metrics, material.settings.recipe)
         if material.systems:
             drawn["top1"], drawn["top3"] = (
                 _systems(material.systems, which) for which in ("top1", "top3")
@@ -222,6 +225,31 @@ def _recall(metrics: tuple[RoundMetrics, ...]) -> "Markup":
     _whole_ticks(axes.xaxis)
     axes.grid(axis="x", visible=False)
     return _svg(figure, "recall", "Recall on validation users by round", "; ".join(said))
+
+
+def _spent(metrics: tuple[RoundMetrics, ...], recipe: Recipe) -> "Markup":
+    figure, axes = _figure(230)
+    points = [(row.round, row.epsilon) for row in metrics if row.epsilon is not None]
+    axes.plot(*zip(*points, strict=True), color=NETWORK, marker="o" if len(points) == 1 else "")
+    number, epsilon = points[-1]
+    text = f"After round {number}: epsilon {epsilon:.2f} at delta {recipe.privacy.delta:g}."
+    if recipe.privacy.epsilon:
+        axes.axhline(recipe.privacy.epsilon, color=SOFT, linewidth=1, linestyle=(0, (1, 3)))
+        text += f" The budget is {recipe.privacy.epsilon:g}."
+    goal = spent.stands_for(recipe)
+    whose = ""
+    if goal:
+        whose = f"of a fleet of {goal:,} reports a round"
+        axes.set_title(f"{whose}, not of these {recipe.cohort:,} clients", size=10, color=SOFT)
+        text += (
+            f" It is that {whose}: {recipe.cohort:,} clients stood for it, with the noise scaled "
+            f"by {recipe.cohort:,} / {goal:,}."
+        )
+    axes.set(xlabel="round", ylabel=f"epsilon at delta {recipe.privacy.delta:g}")
+    axes.set_ylim(bottom=0)
+    _whole_ticks(axes.xaxis)
+    axes.grid(axis="x", visible=False)
+    return _svg(figure, "spent", "Privacy spent by round", text)
 
 
 def _systems(systems: dict[str, score.Scored], which: str) -> "Markup":

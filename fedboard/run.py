@@ -11,7 +11,7 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from device_runtime import bundle, config, durable, folder, home, signing, weights
-from device_runtime.bundle import NO_PRIVACY, Bundle, open_verified
+from device_runtime.bundle import Bundle, open_verified
 from device_runtime.errors import CheckpointError, ConfigError, FedboardError, RunError
 from device_runtime.text import Vocabulary
 from model.recipe import Recipe
@@ -65,6 +65,11 @@ class Run:
     def metrics(self) -> Path:
         """A line of numbers a round."""
         return self.path / "metrics.csv"
+
+    @property
+    def users(self) -> Path:
+        """Which users it used, where its clients keep to the limits of a device; see `Used`."""
+        return self.path / "users.json"
 
     @property
     def tensorboard(self) -> Path:
@@ -158,7 +163,7 @@ def mark_of(folder: Path) -> Mark | None:
 
 SIMULATED = "bundle-simulation"  # of a demo: its first bundle
 _HOLDS = (
-    *(MARK, "config.toml", "tokenizer.model", "metrics.csv", "report.html"),
+    *(MARK, "config.toml", "tokenizer.model", "metrics.csv", "report.html", "users.json"),
     *("summary.json", "suggestions.json", "rounds.json", "evaluations/*.json"),
     *(f"checkpoints/{name}.safetensors" for name in ("first", "last", "best", "after")),
     "metrics.csv_temp[0-9]*",
@@ -331,24 +336,28 @@ def run_of(target: Path) -> Run | None:
     )
 
 
-def privacy_of(settings: Settings | None) -> str:
-    """What a bundle's lineage says of privacy: what is known of the run, and no more."""
-    if settings is None:
-        return "unknown: the checkpoint came without its run"
-    if settings.central:
-        return "none: trained with all text in one place"
-    privacy = settings.recipe.privacy
-    if privacy.mechanism == "none":
-        return NO_PRIVACY
-    return (
-        f"{privacy.mechanism} noise of multiplier {privacy.noise_multiplier:g} was added in "
-        "training, but nothing accounts for what was spent"
-    )
+@dataclass(frozen=True)
+class Used:
+    """users.json of a run whose clients keep to the limits of a device: which train users it used;
+    the others have typed too little for any update.
+    """
+
+    train: int  # users of the corpus
+    users: tuple[str, ...]  # that updates could be made of
 
 
-def limits_of(settings: Settings | None) -> str:
+def used_of(run: Run | None) -> Used | None:
+    """Which users a run used; None where that was not written. Raises ConfigError for a file that
+    is none.
+    """
+    if run is None or not run.users.is_file():
+        return None
+    return config.from_json(Used, run.users.read_bytes(), str(run.users))
+
+
+def limits_of(settings: Settings | None, used: Used | None = None) -> str:
     """Whether what a run learnt would have been learnt of devices, which hold their servers to
-    limits of their own: what is known of the run, and no more.
+    limits of their own, and of how many users: what is known of the run, and no more.
     """
     if settings is None:
         return "unknown: the checkpoint came without its run"
@@ -357,7 +366,12 @@ def limits_of(settings: Settings | None) -> str:
     if not settings.recipe.device_limits:
         return "no: simulated clients refused nothing (`device_limits` was off)"
     since = "; what it started from is not known" if settings.init else ""
-    return f"yes, but for updates a day, as simulated rounds take no time{since}"
+    of = ""
+    if used is not None:
+        of = (
+            f"; of {used.train:,} train users it used the {len(used.users):,} who have typed enough"
+        )
+    return f"yes, but for updates a day, as simulated rounds take no time{of}{since}"
 
 
 def vocabulary_of(checkpoint: Path, tokenizer: Path | None = None) -> Vocabulary:

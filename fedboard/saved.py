@@ -171,8 +171,16 @@ class States:
             except Exception as error:  # TensorFlow's errors have no base of their own
                 if shape is like and added and isinstance(error, ValueError):
                     continue
+                saved = self._run.state / f"{STATE}{versions[-1]}"
+                if isinstance(error, ValueError):  # it has other values than these
+                    raise CheckpointError(
+                        saved,
+                        "is of another training, or of an earlier version that kept no account "
+                        "of its noise",
+                        "begin anew in another folder",
+                    ) from error
                 raise CheckpointError(
-                    self._run.state / f"{STATE}{versions[-1]}",
+                    saved,
                     f"cannot be read ({type(error).__name__})",
                     "remove it to go on from the one before",
                 ) from error

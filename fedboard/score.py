@@ -23,6 +23,7 @@ from fedboard.run import (
     require_fit,
     require_result_file,
     run_of,
+    used_of,
     vocabulary_of,
 )
 from model import comparison, evaluation, measures, ngram, vocabulary
@@ -174,7 +175,7 @@ def _device_limits(target: Path) -> str:
     """What is known of a checkpoint's training, by the run it lies in."""
     run = run_of(target)
     try:
-        return limits_of(run.settings() if run else None)
+        return limits_of(run.settings() if run else None, used_of(run))
     except ConfigError:  # an evaluation needs no config
         return limits_of(None)
 

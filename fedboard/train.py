@@ -25,13 +25,14 @@ from device_runtime.errors import CheckpointError, RunError
 from device_runtime.metrics import macro, perplexity, recall
 from device_runtime.optimizers import OPTIMIZERS
 from device_runtime.text import Vocabulary
-from fedboard import console, source
+from fedboard import console, source, spent
 from fedboard.run import (
     MARK,
     TRAINED,
     Run,
     Settings,
     Source,
+    Used,
     checkpoint_of,
     create,
     folder_kind,
@@ -149,6 +150,8 @@ def _train(
                 f"{training.left_out:,} of {len(corpus.train):,} train users are left out: of "
                 "devices with so little typed nothing is learnt"
             )
+        if recipe.noise is not None and not settings.central:
+            console.say(_claim(recipe))
         state = call(training.start, "start")
         if not how.resume:
             create(run.path, settings, how.overwrite, how.kind, its_source)
@@ -158,6 +161,10 @@ def _train(
         kept = states.load([*values, *best.values()], ADDED)
         with writing(run, run.path):
             _write_beginning(run, settings, words, first)
+            if recipe.device_limits and not settings.central:
+                names = list(corpus.train)
+                used = Used(len(names), tuple(names[i] for i in training.members))
+                durable.share(run.users, config.to_json(used))
         curves = Curves(run, loop.run)
         if kept:
             state = trainer.from_values(kept[: len(values)], state)
@@ -168,12 +175,14 @@ def _train(
         best = best.over(training.rounds)
         advance = stack.enter_context(console.progress("training", training.rounds))
         stack.enter_context(_quick_collections())
-        seen = ""
+        seen, over = "", None
         while (
             state.round < training.rounds
             and not best.has_waited(recipe.patience)
             and not stop.is_set()
         ):
+            if not settings.central and (over := training.over_budget(state)):
+                break
             done = call(lambda state=state: training.next(state), f"round {state.round + 1}")
             # TFF leaves a round's weights behind in cycles, and among so many objects Python would
             # not look for them soon
@@ -195,17 +204,42 @@ def _train(
                 )
             advance(
                 done.number,
-                f"loss {done.loss:.2f}{seen}, {done.targets / max(done.seconds, 1e-9):,.0f} "
-                "tokens/s",
+                f"loss {done.loss:.2f}{seen}{_so_far(recipe, measured)}, "
+                f"{done.targets / max(done.seconds, 1e-9):,.0f} tokens/s",
             )
         # if Ctrl-C came after the round's own
         states.save([*trainer.to_values(state), *best.values()], state.round)
     waited = best.has_waited(recipe.patience)
-    if state.round < training.rounds and not waited:
+    if over is not None:
+        console.say(
+            f"ended before round {state.round + 1}, which would spend epsilon {over.epsilon:.3g} "
+            f"of the budget of {recipe.privacy.epsilon:g} at delta {over.delta:g}; more noise, a "
+            "longer separation or a larger budget give more rounds"
+        )
+    elif state.round < training.rounds and not waited:
         console.say(f"stopped after {unit} {state.round}; to go on: {going_on(run)}")
         raise KeyboardInterrupt
     console.say(ending(best, f"{unit} {state.round}", unit, recipe.patience if waited else 0))
     return run
+
+
+def _claim(recipe: Recipe) -> str:
+    """What is said of a run's noise before its first round."""
+    of = recipe.privacy
+    said = f"noise on every sum: {of.mechanism} of multiplier {of.noise_multiplier:g}"
+    if goal := spent.stands_for(recipe):
+        said += (
+            f"; {recipe.cohort:,} clients stand for {goal:,} reports a round, so the noise is "
+            f"scaled by {recipe.cohort:,} / {goal:,}, and epsilon is that of such a fleet: no "
+            "guarantee for these clients"
+        )
+    return said
+
+
+def _so_far(recipe: Recipe, measured: dict[str, Any]) -> str:
+    if "epsilon" not in measured:
+        return ""
+    return f", {spent.in_progress(recipe, measured['epsilon'])}"
 
 
 def ending(best: Best, last: str, unit: str, patience: int) -> str:

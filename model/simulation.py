@@ -154,6 +154,11 @@ class Training:
         self._limit = EXPLODED * _norm(initial.values())
 
     @property
+    def members(self) -> list[int]:
+        """Who of the population may train at all."""
+        return self._members.tolist()
+
+    @property
     def left_out(self) -> int:
         """Clients of the population who never train, as devices with so little typed do not."""
         return len(self._population) - len(self._members)
@@ -239,9 +244,13 @@ class Training:
             self._account(sampler),
         )
 
-    def would_spend(self, state: State) -> Account | None:
-        """What will have been spent of privacy after the next round; None without noise."""
-        return None if self._recipe.noise is None else self._account(self._drawn(state)[1])
+    def over_budget(self, state: State) -> Account | None:
+        """What the next round would have spent with those before, where that passes the budget;
+        None where it may begin.
+        """
+        budget = self._recipe.privacy.epsilon
+        after = self._account(self._drawn(state)[1]) if budget else None
+        return after if after is not None and after.epsilon > budget else None
 
     def _account(self, sampler: cohorts.Sampler) -> Account | None:
         noise = self._recipe.noise
