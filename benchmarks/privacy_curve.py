@@ -33,7 +33,7 @@ from model import cohorts, corpora, evaluation
 from model.clients import Clients, may_ever_train
 from model.corpus import Corpus, Users
 from model.measures import Evaluation
-from model.recipe import Client, Privacy, Recipe, Server
+from model.recipe import Client, Privacy, Recipe, Schedule, Server
 
 DELTA = 1e-10
 FROZEN = frozenset({"embedding"})  # of a part of the network that does not travel
@@ -52,7 +52,8 @@ class Asked:
     report_goal: int = 10_000
     clip: float = 0.3
     server: str = "fedadam"
-    rate: float = 0.01
+    rate: float = 0.02
+    schedule: str = "constant"  # of the clients' rate: one that falls leaves deltas under the clip
     rows: int = 32
     bits: int = 4
     compression: int = 1
@@ -81,7 +82,7 @@ class Asked:
             plan=Plan(
                 learning_rate=0.5, max_rows=self.rows, bits=self.bits, clipping_norm=self.clip
             ),
-            client=Client(weighting="uniform"),
+            client=Client(weighting="uniform", schedule=Schedule(self.schedule)),
             server=Server(self.server, self.rate, momentum),
             privacy=Privacy()
             if noise is None
@@ -221,9 +222,9 @@ def scored(record: dict) -> Evaluation:
 
 
 SEARCH = [
-    Asked(4.0, rounds=60),
+    Asked(4.0, rounds=60, rate=0.01),
     Asked(4.0, rounds=60, server="fedavgm", rate=1.0),
-    Asked(4.0, rounds=60, clip=0.6),
+    Asked(4.0, rounds=60, rate=0.01, clip=0.6),
     Asked(4.0, rounds=60, rate=0.02),
 ]
 

@@ -20,8 +20,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from device_runtime import weights
+from device_runtime import accountant, weights
+from device_runtime.accountant import Participation
 from device_runtime.errors import CheckpointError, RunError
+from fedboard import spent
 from fedboard.run import Run, create, mark_of
 
 RECIPE = """
@@ -219,6 +221,62 @@ def test_a_run_killed_before_its_first_weights_were_written_still_starts_from_an
     expected = weights.read(uninterrupted.best)
     assert words.hash == expected.tokenizer
     assert all((first.weights[name] == array).all() for name, array in expected.weights.items())
+
+
+PRIVATE = """
+encoded = true
+min_separation = 2
+compression = 4
+[recipe.client]
+weighting = "uniform"
+[recipe.privacy]
+mechanism = "blt"
+noise_multiplier = 40.0
+epsilon = 0.5
+report_goal = 4000
+decays = [0.9]
+scales = [0.4]
+[recipe.plan]
+"""
+
+
+def test_a_private_run_tells_what_it_spent_goes_on_with_its_account_and_ends_before_its_budget(
+    folder,
+):
+    """Killed on the way. Whose guarantee it is stands in the log and in the lineage."""
+    (folder / "p.toml").write_text(RECIPE.replace("[recipe.plan]\n", PRIVATE, 1))
+    run = Run(folder / "private")
+    child = started(folder, "--config", "p.toml", "--data", "corpus", out="private")
+    wait_for(run.state / "program_state_3", child)
+    child.kill()
+    child.wait()
+    trained(folder, "--resume", out="private")
+    with open(run.metrics, newline="") as file:
+        rows = list(csv.DictReader(file))
+    noise, last = run.settings().recipe.noise, rows[-1]
+    happened = Participation(
+        (len(rows),), int(float(last["separation"])), int(float(last["participations"]))
+    )
+    account = accountant.account(noise, happened)
+    assert float(last["rho"]) == account.rho
+    assert float(last["epsilon"]) == account.epsilon <= 0.5
+    assert len(rows) < 12
+    said = (folder / "private.log").read_text()
+    assert f"ended before round {len(rows) + 1}, which would spend epsilon" in said
+    assert "4 clients stand for 4,000 reports a round" in said
+    lineage = spent.privacy_of(run.settings(), spent.of(run))
+    assert f"epsilon {account.epsilon:.2f} at delta 1e-10" in lineage
+    assert "this is no guarantee for them" in lineage
+
+
+def test_a_state_that_kept_no_account_is_refused_by_name(tmp_path):
+    from fedboard.saved import States
+
+    with asyncio.Runner() as loop:
+        states = States(Run(tmp_path), loop.run)
+        states.save([np.zeros(3, np.float32)], 5)
+        with pytest.raises(CheckpointError, match="an earlier version that kept no account of its"):
+            states.load([np.zeros(3, np.float32), np.zeros(4, np.float32)])
 
 
 def test_a_damaged_saved_state_is_named_and_the_one_before_still_serves(tmp_path):

@@ -7,6 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from device_runtime import accountant
+from device_runtime.accountant import Participation
 from device_runtime.errors import CheckpointError, ConfigError
 from device_runtime.interpreter import Graph
 from device_runtime.text import OOV
@@ -146,7 +148,17 @@ PRIVATE = {
 }
 
 
-@pytest.mark.parametrize("how", [{"encoded": True}, PRIVATE], ids=["encoded", "private"])
+NOISED = {
+    "encoded": True,
+    "compression": 2,
+    "privacy": Privacy("blt", 0.1, decays=(0.9,), scales=(0.5,)),
+    "client": Client(weighting="uniform", schedule=CONSTANT),
+}
+
+
+@pytest.mark.parametrize(
+    "how", [{"encoded": True}, PRIVATE, NOISED], ids=["encoded", "private", "noised"]
+)
 def test_a_state_saved_and_loaded_by_tff_goes_on_to_the_same_bits(
     simulation, recipe, tiny_checkpoint, tiny_rows, tmp_path, how
 ):
@@ -175,8 +187,35 @@ def test_a_state_saved_and_loaded_by_tff_goes_on_to_the_same_bits(
     assert result.number == 3
     np.testing.assert_array_equal(result.state.sampler.last, expected.state.sampler.last)
     assert result.loss == expected.loss
+    assert result.accounted == expected.accounted
     assert same(result.weights, expected.weights)
     assert same(again.next(result.state).weights, training.next(expected.state).weights)
+
+
+def test_each_round_is_accounted_for_by_who_took_part_and_none_begins_beyond_the_budget(
+    simulation, recipe, tiny_checkpoint, tiny_rows
+):
+    """Of six clients two train a round, so everybody in every third: after seven rounds somebody
+    was in three.
+    """
+    population = [tiny_rows[i : i + 12] for i in range(0, 72, 12)]
+    happened = [Participation((n,), 3 if n > 3 else None, -(-n // 3)) for n in range(1, 8)]
+    noise = replace(recipe, rounds=7, **PRIVATE).noise
+    accounts = [accountant.account(noise, each) for each in happened]
+    budget = (accounts[5].epsilon + accounts[6].epsilon) / 2  # between six rounds and seven
+    how = {**PRIVATE, "privacy": replace(PRIVATE["privacy"], epsilon=budget)}
+    private = replace(recipe, rounds=7, min_separation=3, **how)
+    training = simulation.Training(tiny_checkpoint.weights, population, private)
+    state = training.start()
+    for number in range(6):
+        assert training.over_budget(state) is None
+        done = training.next(state)
+        state = done.state
+        assert done.spent == accounts[number]
+        assert done.measured()["epsilon"] == accounts[number].epsilon
+    assert done.measured()["participations"] == 2
+    assert done.measured()["separation"] == 3
+    assert training.over_budget(state) == accounts[6]
 
 
 def test_with_the_limits_of_devices_only_who_typed_enough_trains_and_a_resumed_run_counts_on(
