@@ -1,6 +1,6 @@
 """The privacy curve: what a budget costs the network in accuracy, by training under each.
 
-    python -m benchmarks.privacy_curve --out FOLDER [--epsilons 4 8] [--search]
+    python -m benchmarks.privacy_curve --out FOLDER [--search] [--commit HASH] [--plot FILE]
 
 Rounds of a small cohort that stands for a large report goal, as published work does it: the noise
 on the sum is scaled by cohort / report goal, so that on the mean it is as wide as in a fleet of so
@@ -8,7 +8,7 @@ many reports a round. What is spent is counted for that fleet by the participati
 clients; **none of it is a guarantee for the small cohort**. Noise is BLT's at delta 1e-10, updates
 are encoded and clients keep to a device's own limits. `--search` trains short runs at epsilon 4 and
 looks at validation users; the curve is of test users. What has been trained stays in FOLDER and is
-not trained again.
+not trained again. `--commit` writes the curve that `fedboard privacy plan` reads.
 """
 
 import argparse
@@ -16,20 +16,21 @@ import json
 import math
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from device_runtime import accountant, durable, strategy
+from device_runtime import accountant, config, durable, strategy
 from device_runtime.encoding import Encoding
 from device_runtime.errors import FedboardError
 from device_runtime.metrics import Counts, recall
 from device_runtime.noise import Mechanism, Noise
 from device_runtime.wire import Plan
-from fedboard import console
+from fedboard import console, privacy_curve
 from fedboard.run import Run, Settings
-from model import cohorts, corpora, evaluation
+from model import cohorts, corpora, evaluation, measures
 from model.clients import Clients, may_ever_train
 from model.corpus import Corpus, Users
 from model.measures import Evaluation
@@ -229,25 +230,140 @@ SEARCH = [
 ]
 
 
+def ended(trainings: list[Asked], folder: Path) -> list[dict]:
+    """What was written of those that have ended."""
+    paths = [folder / f"{each.name}.json" for each in trainings]
+    return [json.loads(path.read_text()) for path in paths if path.is_file()]
+
+
+def rows(records: list[dict]) -> Iterator[list[str]]:
+    """A line of the table for each training."""
+    for record in records:
+        asked, noise = Asked(**record["asked"]), record["noise"]
+        summary = measures.summarise(scored(record), np.random.default_rng(0))
+        told = [f"{asked.epsilon:g}" if noise else "no noise"]
+        told += [f"{noise['multiplier']:.2f}" if noise else ""]
+        told += [f"{record['noise_on_mean']:.2f}" if noise else "0"]
+        told += [f"{asked.server} {asked.rate:g}, clip {asked.clip:g}", str(asked.rounds)]
+        told.append(f"{record['loss']:.3f}")
+        for which in ("top1", "top3"):
+            low, high = getattr(summary, f"{which}_interval")
+            told.append(f"{record[which]:.2%} ({low:.2%} to {high:.2%})")
+        yield told
+
+
+def write(records: list[dict], commit: str, path: Path) -> None:
+    """The curve as `fedboard privacy plan` reads it."""
+    points = []
+    for record in sorted(records, key=lambda each: each["noise_on_mean"]):
+        asked = Asked(**record["asked"])
+        summary = measures.summarise(scored(record), np.random.default_rng(0))
+        points.append(
+            privacy_curve.Point(
+                asked.epsilon or None,
+                asked.report_goal,
+                record["noise_on_mean"],
+                record["top1"],
+                summary.top1_interval,
+                f"python -m benchmarks.privacy_curve --out FOLDER --epsilons {asked.epsilon:g}",
+                commit,
+            )
+        )
+    durable.share(path, config.to_json(privacy_curve.Curve(about(records), tuple(points))) + b"\n")
+
+
+def about(records: list[dict]) -> str:
+    """What was trained, and for whom its epsilon is none."""
+    asked, record = Asked(**records[0]["asked"]), records[0]
+    return (
+        f"chitchat, size small, {asked.planned} rounds, {record['clients']} clients, each at least "
+        f"{record['separation']} rounds apart; {asked.cohort} clients stand for "
+        f"{asked.report_goal:,} reports a round, with the noise scaled by {asked.cohort} / "
+        f"{asked.report_goal:,}: no guarantee for them"
+    )
+
+
+def plot(records: list[dict], path: Path) -> None:
+    """Accuracy by epsilon, as a PNG."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(8, 4), dpi=150, layout="constrained")
+    noised = sorted(
+        (each for each in records if each["noise"]), key=lambda each: each["asked"]["epsilon"]
+    )
+    epsilons = [each["asked"]["epsilon"] for each in noised]
+    for which, label, colour in (("top1", "top-1", "#0b6e99"), ("top3", "top-3", "#2f9e8f")):
+        ends = [
+            getattr(measures.summarise(scored(each), np.random.default_rng(0)), f"{which}_interval")
+            for each in noised
+        ]
+        low, high = np.array(ends).T
+        axes.fill_between(epsilons, 100 * low, 100 * high, color=colour, alpha=0.15, linewidth=0)
+        shares = [100 * each[which] for each in noised]
+        axes.plot(epsilons, shares, color=colour, marker="o", label=label)
+        for plain in (each for each in records if not each["noise"]):
+            axes.axhline(100 * plain[which], color=colour, linewidth=1.2, linestyle="--")
+            axes.annotate(
+                f"{label} without noise: {100 * plain[which]:.1f} %",
+                (0, 100 * plain[which]),
+                (4, 3),
+                xycoords=("axes fraction", "data"),
+                textcoords="offset points",
+                color=colour,
+                size=9,
+            )
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(epsilons, [f"{each:g}" for each in epsilons])
+    axes.set_xlabel(f"epsilon at delta {DELTA:g}, of a fleet of that many reports a round")
+    axes.set_ylabel("recall on test users, %")
+    axes.set_ylim(bottom=0)
+    asked = Asked(**records[0]["asked"])
+    axes.set_title(
+        f"{asked.cohort} clients stand for {asked.report_goal:,} reports a round: noise scaled by "
+        f"{asked.cohort} / {asked.report_goal:,}.\nNo guarantee for these {asked.cohort} clients.",
+        size=10,
+    )
+    axes.legend(frameon=False, loc="lower right")
+    axes.grid(axis="y", color="#e3e6ea")
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, metadata={"Software": None})
+
+
 def main() -> int:
     """Train what is missing, and print what the head of this file says."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder of what was trained")
     parser.add_argument("--epsilons", type=float, nargs="+", default=EPSILONS)
+    parser.add_argument("--rounds", type=int, default=300)
     parser.add_argument("--search", action="store_true", help="short runs on validation users")
-    parser.add_argument("--clip", type=float, default=0.3)
-    parser.add_argument("--server", default="fedadam")
-    parser.add_argument("--rate", type=float, default=0.02)
+    parser.add_argument("--table", action="store_true", help="train nothing")
+    parser.add_argument("--commit", help="write the curve of this commit for `privacy plan`")
+    parser.add_argument("--plot", type=Path, help="PNG to write")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    chosen = {"clip": options.clip, "server": options.server, "rate": options.rate}
-    trainings = SEARCH if options.search else [Asked(each, **chosen) for each in options.epsilons]
+    trainings = [Asked(each, options.rounds, options.rounds) for each in options.epsilons]
+    trainings = SEARCH if options.search else trainings
     missing = [each for each in trainings if not (options.out / f"{each.name}.json").is_file()]
-    if missing:
+    if missing and not options.table:
         corpus = corpora.load("chitchat")
         users = corpus.validation if options.search else corpus.test
         for asked in missing:
             train(asked, corpus, options.out, users)
+    records = ended(trainings, options.out)
+    heads = ["epsilon", "multiplier", "noise on the mean, clips", "server", "rounds"]
+    heads += ["loss of the last 20 rounds", "top-1", "top-3"]
+    console.table("a small cohort for a large report goal", heads, list(rows(records)))
+    if records:
+        console.say(about(records))
+    if options.commit:
+        place = Path(privacy_curve.__file__).with_name(privacy_curve.NAME)
+        write(records, options.commit, place)
+    if options.plot:
+        plot(records, options.plot)
     return 0
 
 
