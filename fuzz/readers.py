@@ -4,12 +4,14 @@ The error is one of ours, whatever the bytes hold.
 
 python fuzz/readers.py manifest -max_total_time=60        (or zip, checkpoint, update, difference,
 codes, index, typing_log, unfinished, outgoing, seal, schedule, trace, chain; of people's own:
-files, corpus; of the server: messages, proof, window, counted, settings; of a helper: helper)
+files, corpus; of the server: messages, proof, window, counted, settings; of a helper: helper,
+answer; of who signs a task: terms)
 """
 
 import contextlib
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import atheris
@@ -20,6 +22,7 @@ with atheris.instrument_imports(
     include=["device_runtime", "model", "server", "helper", "fedboard", "zipfile", "safetensors"]
 ):
     from device_runtime import (
+        agreement,
         bundle,
         chain,
         codes,
@@ -27,6 +30,7 @@ with atheris.instrument_imports(
         config,
         daemon,
         difference,
+        exposure,
         masking,
         outgoing,
         own_words,
@@ -36,12 +40,15 @@ with atheris.instrument_imports(
         releases,
         secagg_wire,
         signing,
+        spent,
         unfinished,
         weights,
     )
     from device_runtime import helper_wire as wire_of_helpers
     from device_runtime import update as updates
     from device_runtime.errors import FedboardError
+    from device_runtime.noise import Mechanism, Noise
+    from device_runtime.spent import Part
     from device_runtime.terms import Aggregation, Terms
     from device_runtime.typing_log import TypingLog
     from device_runtime.wire import (
@@ -290,6 +297,34 @@ def helper_(data: bytes) -> None:
                 assert no is not None and config.to_json(no)
 
 
+def answer(data: bytes) -> None:
+    """What a helper answers: its words and what it has spent, as they were written."""
+    noised, words = wire_of_helpers.from_answer(data, len(WORDS))
+    assert len(words) == len(WORDS)
+    again = wire_of_helpers.to_answer(noised, words)
+    assert wire_of_helpers.from_answer(again, len(words)) == (noised, words)
+
+
+def terms(data: bytes) -> None:
+    """Terms with noise, as they stand in a certificate: told in words that any terminal prints,
+    impossible by name or with room for their sum, and what they spend is a number.
+    """
+    read = config.from_json(Terms, data, "terms")
+    assert config.from_json(Terms, config.to_json(read), "terms").name == read.name
+    if read.noise is not None and read.noise.rounds > 1000:  # are worked through one by one
+        return
+    assert all(each.text.isprintable() for each in exposure.sentences(read))
+    why = agreement.why_impossible(read)
+    assert why.isprintable()
+    if not why:
+        layout = read.layout
+        assert layout.base > read.encoding.largest * read.most + 2 * read.room
+        assert layout.base**layout.digits <= 256**layout.size
+    cost = spent.of(Part("5e" * 16, "default", "7a" * 16, (1, 3), read.noise))
+    assert cost.account.rho >= cost.if_apart.rho >= 0
+    agreement.why_exposed(read, agreement.Pins(noise=True, epsilon=8.0, delta=1e-10))
+
+
 def settings(data: bytes) -> None:
     """A server's settings file."""
     path = FOLDER / "server.toml"
@@ -327,6 +362,9 @@ SUMMED = Task(
     Kind.TRAINING,
     Terms(Aggregation.HELPER, 4, 1.0, 3, "ab" * 32, 1, 9, 1, 1, helper="ab" * 32),
 )
+WORDS = bytes(range(64))
+ANSWER = wire_of_helpers.to_answer(wire_of_helpers.Noised((1, 7), 9, 0.25, 4.5), WORDS)
+NOISE = Noise(Mechanism.BLT, 4.0, 8.0, 1e-10, 100, 6, decays=(0.9, 0.5), scales=(0.25, 0.125))
 NOBODY = answers.History({})
 PRIVATE = X25519PrivateKey.from_private_bytes(bytes(range(32)))
 SEED = bytes(range(32))
@@ -337,6 +375,8 @@ ABOUT = masking.Bound(
 SEAL = masking.seal(SEED, ABOUT, lambda count: bytes(range(1, count + 1)))
 SEAL_KEYS = answers.SealKeys({1: PRIVATE.public_key().public_bytes_raw().hex()}, {1: PRIVATE})
 READERS = {
+    "answer": (answer, ANSWER),
+    "terms": (terms, config.to_json(replace(SUMMED.terms, noise=NOISE, compression=4))),
     "helper": (
         helper_,
         b'{"task_id":"'
