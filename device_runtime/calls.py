@@ -10,14 +10,17 @@ from typing import TypeVar
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from device_runtime.causes import MEANING, Cause
-from device_runtime.config import from_json, read_json, to_json
+from device_runtime.config import MOST_BYTES, from_json, read_json, to_json
 from device_runtime.errors import ConfigError, ServerError
-from device_runtime.secagg_wire import HEARD, MOST_BYTES, SENT, Heard, Sent
+from device_runtime.log_wire import MOST_ENTRIES, Entries, LogHead
+from device_runtime.secagg_wire import HEARD, SENT, Heard, Sent
+from device_runtime.secagg_wire import MOST_BYTES as STEP_BYTES
 from device_runtime.signing import Request, name_of, public_hex, sign_request
 from device_runtime.transport import AT_MOST, CHECK_ADDRESS, MAX_REPLY_BYTES, Reply, Send
 from device_runtime.weights import digest
 from device_runtime.wire import (
     MOST_ROUNDS,
+    MOST_SIGNED,
     VERSION,
     Abandon,
     Ack,
@@ -40,6 +43,7 @@ H = TypeVar("H", bound=Heard)
 JSON = {"content-type": "application/json"}
 BINARY = {"content-type": "application/octet-stream"}
 PROBLEM_BYTES = 4096  # of a refusal in words: it may be larger than what was asked for
+MOST_ENTRIES_BYTES = MOST_ENTRIES * 2 * MOST_SIGNED  # of one answer: quotes are escaped
 OTHER_VERSION = "use a device and a server of one release"
 
 
@@ -150,6 +154,19 @@ def fetch_release(send: Send, sha256: str, most: int = MAX_REPLY_BYTES) -> bytes
     return _by_hash(send, f"/v1/releases/{sha256}", sha256, most)
 
 
+def log_head(send: Send) -> LogHead:
+    """The newest heads of the server's log. To be sent unsigned, as `fetch_release`."""
+    return _ours(LogHead, "GET /v1/log/head", send("GET", "/v1/log/head", b"", {}))
+
+
+def log_entries(send: Send, first: int) -> tuple[str, ...]:
+    """Some entries of the server's log from a number on; none if there are no more."""
+    where = "GET /v1/log/entries"
+    headers = {AT_MOST: str(MOST_ENTRIES_BYTES)}
+    reply = send("GET", f"/v1/log/entries?first={first}", b"", headers)
+    return _ours(Entries, where, reply, most_bytes=MOST_ENTRIES_BYTES).entries
+
+
 def _by_hash(send: Send, path: str, sha256: str, most: int) -> bytes:
     where = f"GET {path}"
     reply = send("GET", path, b"", {AT_MOST: str(max(most, PROBLEM_BYTES))})
@@ -196,7 +213,7 @@ def hear(send: Send, assignment: str, kind: type[H]) -> H | Reject:
     """Ask for what a step of SecAgg+ begins with; Reject while there is no such thing."""
     (name,) = (name for name, each in HEARD.items() if each is kind)
     path = f"/v1/assignments/{assignment}/secagg/{name}"
-    reply = send("GET", path, b"", {AT_MOST: str(MOST_BYTES)})
+    reply = send("GET", path, b"", {AT_MOST: str(STEP_BYTES)})
     return _ours_or_refusal(kind, f"GET {name}", reply)
 
 
@@ -240,11 +257,13 @@ def _ours_or_refusal(kind: type[T], where: str, reply: Reply) -> T | Reject:
     return _ours(kind, where, reply)
 
 
-def _ours(kind: type[T], where: str, reply: Reply, status: int = 200) -> T:
+def _ours(
+    kind: type[T], where: str, reply: Reply, status: int = 200, most_bytes: int = MOST_BYTES
+) -> T:
     if reply.status != status:
         raise _unexpected(where, reply)
     try:
-        return from_json(kind, reply.body, kind.__name__)
+        return from_json(kind, reply.body, kind.__name__, most_bytes)
     except ConfigError as error:
         raise ServerError(
             where, f"the answer is not one of ours ({error})", CHECK_ADDRESS

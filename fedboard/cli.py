@@ -29,6 +29,7 @@ from fedboard import (
     device_commands,
     failures,
     helper_commands,
+    log_commands,
     privacy_commands,
     release_commands,
     streams,
@@ -60,6 +61,7 @@ app.add_typer(device_commands.app, name="device")
 app.add_typer(task_commands.app, name="task")
 app.add_typer(release_commands.app, name="release")
 app.add_typer(privacy_commands.app, name="privacy")
+app.add_typer(log_commands.app, name="log")
 app.command("codes")(task_commands.codes)
 app.command("helper")(helper_commands.helper)
 
