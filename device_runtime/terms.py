@@ -173,7 +173,7 @@ class Terms:
                 raise ConfigError(
                     f"terms.{name}",
                     f"expected {str(wanted)[:16]} of a table, found {str(actual)[:16]}",
-                    "make the task with `fedboard task create --words`",
+                    "make the task with `fedboard task count-words`",
                 )
 
 

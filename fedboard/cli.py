@@ -34,6 +34,7 @@ from fedboard import (
     release_commands,
     streams,
     task_commands,
+    word_commands,
 )
 from fedboard.options import (
     MOST_DEVICES,
@@ -63,6 +64,9 @@ app.add_typer(release_commands.app, name="release")
 app.add_typer(privacy_commands.app, name="privacy")
 app.add_typer(log_commands.app, name="log")
 app.command("codes")(task_commands.codes)
+task_commands.app.command("count-words")(word_commands.task_count_words)
+task_commands.app.command("counts")(word_commands.task_counts)
+data_app.command("words")(word_commands.data_words)
 app.command("helper")(helper_commands.helper)
 
 

@@ -18,6 +18,7 @@ from server.contract import (
     TOKEN,
     TOKEN_FILE,
     Codes,
+    CountsReport,
     HelperHere,
     NewCodes,
     Publication,
@@ -43,6 +44,14 @@ class Operator:
     def put_checkpoint(self, data: bytes) -> str:
         """Keep a float32 checkpoint on the server. Its SHA-256."""
         return self._call(Stored, "PUT", "/v1/checkpoints", data, BINARY).sha256
+
+    def put_list(self, data: bytes) -> str:
+        """Keep a list of words on the server. Its SHA-256."""
+        return self._call(Stored, "PUT", "/v1/lists", data, BINARY).sha256
+
+    def counts(self, name: str) -> CountsReport:
+        """What a task that counts has counted so far."""
+        return self._call(CountsReport, "GET", f"/v1/tasks/{name}/counts")
 
     def create(self, settings: TaskSettings) -> TaskReport:
         """Make a task."""

@@ -104,10 +104,21 @@ class Settings:
     init: str = ""  # run or checkpoint whose weights and tokenizer training starts from
     central: bool = False  # whether all text is in one place
     recipe: Recipe = field(default_factory=Recipe)
+    # file of a task's counts (`fedboard task counts --out`), whose words the vocabulary is; empty:
+    # the corpus' own
+    words: str = ""
 
     def __post_init__(self) -> None:
-        """Raises ConfigError for a name that no TOML file could hold."""
-        for name in ("data", "init"):
+        """Raises ConfigError for a name that no TOML file could hold, and for pieces of words that
+        were counted whole.
+        """
+        if (self.words or self.recipe.least_people) and self.recipe.tokenizer != "words":
+            raise ConfigError(
+                "tokenizer",
+                f"expected words where people are counted, found {self.recipe.tokenizer}",
+                "leave out --least-people and --vocabulary-from: pieces are learnt from all text",
+            )
+        for name in ("data", "init", "words"):
             try:
                 getattr(self, name).encode()
             except UnicodeEncodeError:

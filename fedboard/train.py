@@ -25,7 +25,7 @@ from device_runtime.errors import CheckpointError, RunError
 from device_runtime.metrics import macro, perplexity, recall
 from device_runtime.optimizers import OPTIMIZERS
 from device_runtime.text import Vocabulary
-from fedboard import console, source, spent
+from fedboard import console, source, spent, word_lists
 from fedboard.run import (
     MARK,
     TRAINED,
@@ -280,14 +280,34 @@ def beginning(
                 path, f"holds a network of another size than `{recipe.size}`", "pass its --size"
             )
         return words, first
-    tokens = token_lists(few(corpus, vocabulary.COUNTED))
-    words = (vocabulary.build_unigram if recipe.tokenizer == "unigram" else vocabulary.build)(
-        tokens, recipe.vocabulary
-    )
+    words = new_vocabulary(settings, corpus)
     return words, weights.Checkpoint(
         network.initial_weights(size, words, np.random.default_rng([recipe.seed, 0])),
         tokenizer=words.hash,
     )
+
+
+def new_vocabulary(settings: Settings, corpus: Corpus) -> Vocabulary:
+    """The vocabulary of a new run: of the words a task has counted, or those of the corpus, counted
+    by person where so many must have typed each, else by use.
+
+    Raises RunError for counts that cannot be read, VocabularyError where no word is left.
+    """
+    recipe = settings.recipe
+    if settings.words:
+        counted = word_lists.read_tsv(Path(settings.words))
+        if recipe.least_people:
+            counted = counted.least(recipe.least_people)
+        return vocabulary.of_people(counted.counts, recipe.vocabulary)
+    users = few(corpus, vocabulary.COUNTED)
+    if recipe.least_people:
+        people = word_lists.people_of(users)
+        ranked = sorted(people.items(), key=lambda each: (-each[1], each[0]))
+        enough = [each for each in ranked if each[1] >= recipe.least_people]
+        return vocabulary.of_people(enough, recipe.vocabulary)
+    if recipe.tokenizer == "unigram":
+        return vocabulary.build_unigram(token_lists(users), recipe.vocabulary)
+    return vocabulary.build(token_lists(users), recipe.vocabulary)
 
 
 def resumed(out: Path, rounds: int | None, patience: int | None = None) -> Settings:

@@ -70,6 +70,24 @@ def build(utterances: Iterable[Sequence[str]], size: int = SIZE) -> Vocabulary:
     )
 
 
+def of_people(counts: Sequence[tuple[str, int]], size: int = SIZE) -> Vocabulary:
+    """The first `size` of these words in their order, after the special ids and classes; how many
+    people typed each is where its bias starts, and no count is taken for less than 1.
+
+    Nothing else is known of what was typed: a sentence ends as often as the first word occurs, and
+    classes occur as the middle word does. Raises VocabularyError if there is no word at all.
+    """
+    chosen = [(word, max(1, count)) for word, count in counts[:size]]
+    if not chosen:
+        raise VocabularyError(
+            "vocabulary", "no word was typed by so many people", "lower --least-people"
+        )
+    known = [count for _, count in chosen]
+    middle = known[len(known) // 2]
+    targets = [known[0], middle, *[middle] * len(CLASSES), *known]
+    return Vocabulary(_model(_Kind.WORD, [_SPACE + word for word, _ in chosen], targets))
+
+
 def build_unigram(utterances: Iterable[Sequence[str]], size: int) -> Vocabulary:
     """`size` pieces of words by SentencePiece's unigram training on these token lists.
 

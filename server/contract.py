@@ -21,7 +21,7 @@ All need the operator's token; reading does not on a server that only this machi
 An operator's client imports this file and needs no database, web framework or store of blobs.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Annotated
 
@@ -197,7 +197,8 @@ class CountsReport:
     # what one person spent who took part, at `delta`; None: nothing is claimed
     epsilon: float | None = None
     delta: float | None = None
-    counts: tuple[tuple[str, int], ...] = ()  # words and people who typed them, most first
+    # people by word, the most frequent first
+    counts: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

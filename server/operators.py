@@ -96,7 +96,7 @@ def counted(coordinator: Coordinator, name: str) -> CountsReport:
         lists.least(task.table.least_people, total.deviation),
         None if spent is None or not kept else spent.epsilon,
         None if spent is None or not kept else spent.delta,
-        tuple(tallies.told(words, task, total)),
+        dict(tallies.told(words, task, total)),
     )
 
 

@@ -23,6 +23,7 @@ _BESIDE = (
 ELSEWHERE = {
     "kind": _BESIDE,
     "evaluates": _BESIDE,
+    "table": "a task that counts is made by `fedboard task count-words NAME --words LIST`",
     "plan": "a task's plan is that of its bundle, made by `fedboard export`",
     "checkpoint": "a training task starts from the checkpoint of its `--bundle`",
     "is_beside": "a server knows whether its helper runs beside it",

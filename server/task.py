@@ -113,7 +113,7 @@ class TaskSettings:
                 "task.table",
                 f"expected for a task of kind counts and no other, found "
                 f"{'none' if self.table is None else 'one'} for one of kind {self.kind}",
-                "make it with `fedboard task create NAME --words LIST`",
+                "make it with `fedboard task count-words NAME`",
             )
         if self.kind is Kind.COUNTS and (self.checkpoint or self.rules.buffered):
             raise ConfigError(
