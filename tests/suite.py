@@ -46,6 +46,7 @@ LOADING = (
 STARTING = ("test_fedboard_train", "test_path", "test_fedboard_doctor", "test_model_enclosure")
 # files whose tests start other processes, or take long for another reason
 PROCESSES = (
+    "test_fedboard_privacy",
     "test_fedboard_release",
     "test_server_kills",
     "test_server_noise_kills",
