@@ -16,7 +16,6 @@ from fedboard.options import MOST_DEVICES
 
 DATABASE = "FEDBOARD_HELPER_DATABASE"  # environment: secrets stay out of files and commands
 KEY, LOCK, SQLITE = "helper.key", "helper", "helper.sqlite"
-KEYS, ANSWERS, NOISE = "keys", "answers", "noise"
 
 
 def helper(
@@ -93,7 +92,7 @@ def helper(
     from device_runtime.terms import LEAST_COUNT
     from fedboard.run import public_key, trusted_keys, writable
     from fedboard.serve import Listening, require_address, require_private, tls_options, url_of
-    from helper.desk import Desk, Places
+    from helper.desk import Desk, places_in
     from helper.endpoint import Access, app, serve
     from helper.store import Store, require_ours
     from helper.tasks import Rules
@@ -101,7 +100,6 @@ def helper(
     from server.connections import bind
     from server.contract import ADDRESS
     from server.settings import Tls
-    from server.slots import Folder
 
     tls = tls_options(Tls(*(str(each) if each else "" for each in (tls_certificate, tls_key))))
     require_private(
@@ -137,8 +135,7 @@ def helper(
         with writable(dir / ADDRESS) as address:
             address.unlink(missing_ok=True)
         token = access.token(dir, os.environ.get(TOKEN), TOKEN_FILE)
-        places = Places(*(Folder(dir / each) for each in (KEYS, ANSWERS, NOISE)))
-        desk = Desk(store, places, identity, rules, os.urandom)
+        desk = Desk(store, places_in(dir), identity, rules, os.urandom)
         url = url_of(host, sock.getsockname()[1], bool(tls))
         console.say(f"helper {rules.helper}")
         place = TOKEN if os.environ.get(TOKEN) else dir / TOKEN_FILE

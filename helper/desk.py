@@ -1,8 +1,8 @@
 """The desk: what a leader asks and the time -> an answer, once a round, or why there is none.
 
-    within the budget? -> open the seals -> sum of masks, less noise -> answer and the key of the
-    noise's buffers on disk -> ledger, set, digests, account and buffers in one transaction
-    -> the keys of the round and of the buffers before are written over -> the answer is given
+    within the budget? -> open the seals -> sum of masks, less noise -> answer, and what the next
+    noise needs, on disk -> ledger, set, digests and account in one transaction -> the keys of the
+    round, and of what this noise needed, are written over -> the answer is given
 
 Killed anywhere before the transaction, nothing has been answered and the keys are there: what was
 drawn nobody has seen, and the next try draws anew. Killed anywhere after it, the same set gets the
@@ -12,7 +12,8 @@ same bytes, no other set gets any, and no sum has the same noise. The seeds are 
 import logging
 import threading
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -42,12 +43,12 @@ from device_runtime.wire import Signed
 from helper import answers, budget, keys, log
 from helper.answers import History
 from helper.budget import Spent
-from helper.buffers import NONE, Sealing
+from helper.buffers import NONE, Kept
 from helper.keys import Keys
 from helper.store import Rows, Store, StoredAnswer, StoredNoise, StoredTask
 from helper.tasks import Rules, Task, admitted
 from server import noising
-from server.slots import Slots
+from server.slots import Folder, Slots
 
 logger = logging.getLogger("fedboard.server.helper")
 
@@ -58,7 +59,13 @@ class Places:
 
     keys: Slots  # private halves of seal keys
     answers: Slots
-    noise: Slots  # keys of the sealed buffers of noise
+    noise: Slots  # keys of the buffers of noise
+    buffers: Slots  # these, sealed
+
+
+def places_in(folder: Path) -> Places:
+    """The places of a helper in its folder, each by its name."""
+    return Places(*(Folder(folder / each.name) for each in fields(Places)))
 
 
 @dataclass(frozen=True)
@@ -85,7 +92,8 @@ class Desk:
         """
         self._store, self._places, self._identity, self._rules = store, places, identity, rules
         self._random = random
-        self._keys, self._sealing = Keys(places.keys, random), Sealing(places.noise, random)
+        self._keys = Keys(places.keys, random)
+        self._buffers = Kept(places.noise, places.buffers, random)
         self._changing, self._answering = threading.Lock(), threading.Lock()
         self.refusals: Counter[str] = Counter()  # since this process began
         with self._changing:
@@ -190,14 +198,14 @@ class Desk:
             body = to_answer(noised, packing.to_bytes(words, task.layout))
             with self._changing:
                 self._places.answers.put(keys.name(of), body)
-                kept = None if after is None else self._sealed(task, step, after)
+                kept = None if step is None or after is None else self._kept(task, step, after)
                 with self._store.transaction() as rows:
                     now_stored = rows.task(asked.task_id) or stored
                     dead = asked.round - task.terms.max_staleness
                     given = StoredAnswer(set_digest, digest(body), False)
                     rows.add_answer(asked, given, now, noised.sums)
                     if kept is not None:
-                        rows.put_noise(asked.task_id, *kept)
+                        rows.put_noise(asked.task_id, kept)
                     rows.end_keys(asked.task_id, max(dead, now_stored.dead_through))
                 self._forget()
             return body
@@ -289,11 +297,10 @@ class Desk:
         """
         if task.noise is None:
             return None
-        buffers, generation = None, stored.generation
-        if generation != NONE:
-            with self._changing, self._store.reading() as rows:
-                sealed = rows.buffers(task.task_id)
-                buffers = self._sealing.opened(sealed, task.task_id, generation, task.terms)
+        buffers = None
+        if stored.generation != NONE:
+            with self._changing:
+                buffers = self._buffers.get(task.task_id, stored.generation, task.terms)
         spent = budget.after(stored.spent, asked, task.noise, history, buffers is None)
         if isinstance(spent, HelperProblem):
             return spent
@@ -304,16 +311,15 @@ class Desk:
             logger.warning("the buffers of a task's noise are lost: it begins anew", extra=told)
         return _Step(spent, noising.begin(task.terms))
 
-    def _sealed(
-        self, task: Task, step: _Step | None, buffers: Buffers
-    ) -> tuple[StoredNoise, bytes]:
-        """What is kept of noise with a sum. After a task's last one, no buffers."""
-        assert task.noise is not None and step is not None
+    def _kept(self, task: Task, step: _Step, buffers: Buffers) -> StoredNoise:
+        """What is stored of noise with a sum, whose buffers for the next are on disk. After a
+        task's last sum there are none.
+        """
         number = step.spent.happened.sums
-        if number == task.noise.rounds:
-            return StoredNoise(step.spent), b""
-        sealed = self._sealing.sealed(buffers, task.task_id, number)
-        return StoredNoise(step.spent, number), sealed
+        if task.noise is not None and number == task.noise.rounds:
+            return StoredNoise(step.spent)
+        self._buffers.put(buffers, task.task_id, number)
+        return StoredNoise(step.spent, number)
 
     def _why_no_keys(
         self, asked: KeysAsked, stored: StoredTask, known: dict[int, str]
@@ -371,7 +377,7 @@ class Desk:
             living, waiting, noised = rows.living(), rows.waiting(), rows.generations()
         keys.forget(self._places.keys, living)
         keys.forget(self._places.answers, waiting)
-        keys.forget(self._places.noise, noised)
+        self._buffers.forget(noised)
 
     def _unknown_task(self, task_id: str) -> HelperProblem:
         return self._no(

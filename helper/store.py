@@ -1,8 +1,8 @@
 """Durable state of a helper: tasks, public keys of rounds, what was answered, the ledger.
 
 SQLite by default, any database by its URL; of one helper alone, whose identity stands in it. No
-seed, no private key and no mask is ever in it, and of noise only what is sealed. What must hold
-together is written in one `transaction`, and is on disk when that has ended.
+seed, no private key and no mask is ever in it, nor any noise. What must hold together is written in
+one `transaction`, and is on disk when that has ended.
 """
 
 import contextlib
@@ -64,7 +64,7 @@ class StoredAnswer:
 
 @dataclass(frozen=True)
 class StoredNoise:
-    """Of a task whose sums carry noise: what they have spent, and which key opens its buffers."""
+    """Of a task whose sums carry noise: what they have spent, and which buffers it needs."""
 
     spent: Spent = field(default_factory=Spent)
     generation: int = NONE
@@ -323,21 +323,14 @@ class Rows:
         ).one_or_none()
         return StoredNoise() if row is None else StoredNoise(_spent(row.spent), row.generation)
 
-    def buffers(self, task_id: str) -> bytes:
-        """The sealed buffers of a task's noise."""
-        of_task = noises.c.task_id == task_id
-        return bytes(
-            self._connection.execute(sa.select(noises.c.buffers).where(of_task)).scalar_one()
-        )
-
-    def put_noise(self, task_id: str, noise: StoredNoise, buffers: bytes) -> None:
-        """Keep what has been spent with a sum, and the sealed buffers that the next one needs."""
+    def put_noise(self, task_id: str, noise: StoredNoise) -> None:
+        """Keep what has been spent with a sum, and which buffers the next one needs."""
         spent = config.to_json(noise.spent).decode()
-        values = {"spent": spent, "generation": noise.generation, "buffers": buffers}
+        values = {"spent": spent, "generation": noise.generation}
         self._put(noises, [{"task_id": task_id, **values}], tuple(values))
 
     def generations(self) -> list[tuple[str, int]]:
-        """Of all tasks with buffers, which key opens them."""
+        """Of all tasks that need buffers, which."""
         chosen = sa.select(noises.c.task_id, noises.c.generation)
         rows = self._connection.execute(chosen.where(noises.c.generation != NONE))
         return [(task_id, generation) for task_id, generation in rows]

@@ -74,7 +74,6 @@ noises = sa.Table(  # of tasks whose sums carry noise, from the first sum on
     metadata,
     sa.Column("task_id", _TASK_ID, primary_key=True),
     sa.Column("spent", sa.Text, nullable=False),  # JSON: `budget.Spent`
-    # which key opens the buffers; 0: there are none, for no sum is to come
+    # which buffers the next one needs: `buffers.Kept`; 0: none, for no sum is to come
     sa.Column("generation", _ROUND, nullable=False),
-    sa.Column("buffers", sa.LargeBinary, nullable=False),  # sealed: `buffers.Sealing`
 )

@@ -84,7 +84,9 @@ class Folder:
     def _write(path: Path, data: bytes, how: int) -> None:
         descriptor = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | how, durable.PRIVATE)
         try:
-            os.pwrite(descriptor, data, 0)
+            written = 0
+            while written < len(data):  # of a large value on a full disk a part may be taken
+                written += os.pwrite(descriptor, memoryview(data)[written:], written)
             os.fdatasync(descriptor)
         finally:
             os.close(descriptor)

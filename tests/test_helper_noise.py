@@ -2,8 +2,10 @@
 
 import itertools
 import math
+import os
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -197,14 +199,14 @@ def test_no_seed_no_noise_and_no_buffer_is_anywhere_on_disk_in_clear(fast_folder
         noise = noise_in(desk.answer(named(of, round), 1.0), of)
         desk.taken(AnswerTaken(TASK_ID, round))
     with desk._store.reading() as rows:
-        stored, sealed = rows.noise(TASK_ID), rows.buffers(TASK_ID)
-    arrays = desk._sealing.opened(sealed, TASK_ID, stored.generation, NOISED).arrays
+        generation = rows.noise(TASK_ID).generation
+    arrays = desk._buffers.get(TASK_ID, generation, NOISED).arrays
     desk.close()
     files = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     newest = folder / "noise" / f"{TASK_ID}~3"
     assert files.pop(newest) in drawn  # the one secret that is needed for the next sum
     everything = b"".join(files.values())
-    assert len(everything) > arrays.nbytes and sealed[-64:] in everything
+    assert len(everything) > 2 * arrays.nbytes  # of two sums, sealed
     assert len(drawn) > 8
     secret = [*drawn, arrays[0, :8].tobytes(), arrays[1, -8:].tobytes()]
     for part in (noise[:8], noise[-8:]):
@@ -218,16 +220,19 @@ LOSSES = {
     "all keys": lambda folder: shutil.rmtree(folder / "noise"),
     "short": lambda folder: (folder / "noise" / f"{TASK_ID}~2").write_bytes(b"short"),
     "another": lambda folder: (folder / "noise" / f"{TASK_ID}~2").write_bytes(bytes(32)),
-    "buffers": lambda folder: alter(folder, "buffers = substr(buffers, 2)"),
-    "no buffers": lambda folder: alter(folder, "buffers = x''"),
-    "older": lambda folder: alter(folder, "generation = 1"),
+    "buffers": lambda folder: (folder / "buffers" / f"{TASK_ID}~0").unlink(),
+    "half of them": lambda folder: os.truncate(folder / "buffers" / f"{TASK_ID}~0", 20_000),
+    "those before": lambda folder: shutil.copy(
+        folder / "buffers" / f"{TASK_ID}~1", folder / "buffers" / f"{TASK_ID}~0"
+    ),
+    "an older database": lambda folder: older(folder / "helper.sqlite"),
 }
 
 
-def alter(folder, how: str) -> None:
-    engine = sa.create_engine(f"sqlite:///{folder / 'helper.sqlite'}")
+def older(database: Path) -> None:
+    engine = sa.create_engine(f"sqlite:///{database}")
     with engine.begin() as connection:
-        connection.execute(sa.text(f"UPDATE noises SET {how}"))
+        connection.execute(sa.text("UPDATE noises SET generation = 1"))
     engine.dispose()
 
 
@@ -268,8 +273,9 @@ def test_after_a_task_s_last_sum_no_buffer_is_left(fast_folder):
     for round in (1, 2):
         answered(desk, range(4), round, terms)
     with desk._store.reading() as rows:
-        assert (rows.generations(), rows.buffers(TASK_ID)) == ([], b"")
-    assert list((fast_folder / "helper" / "noise").iterdir()) == []
+        assert rows.generations() == []
+    for each in ("noise", "buffers"):
+        assert list((fast_folder / "helper" / each).iterdir()) == []
     no = desk.answer(named(sent(desk, range(4), 3, terms), 3), 1.0)
     assert (refusal(no), no.detail) == ("over_budget", "all 2 sums of the task have been given")
 

@@ -41,7 +41,7 @@ from device_runtime.terms import Aggregation
 from device_runtime.transport import Reply, Unreachable
 from device_runtime.update import Form, Header
 from device_runtime.wire import Abandon, Assignment, Enrolment, Signed
-from helper.desk import Desk, Places
+from helper.desk import Desk, places_in
 from helper.store import Store
 from helper.tasks import Rules as HelperRules
 from server import dashboard, operators, overview
@@ -49,7 +49,6 @@ from server.helping import seal_key_in
 from server.metrics import Metrics
 from server.requests import Refused
 from server.rounds import Mode, Rules
-from server.slots import Folder
 from server.task import Task, TaskSettings, for_bundle, openable
 from tests import toy_opening
 from tests.toy_helper import CERTIFIER, HELPER, IDENTITY
@@ -561,7 +560,7 @@ def test_whom_a_helper_takes_for_a_device_is_told_where_somebody_certifies_them(
 def test_a_paused_task_whose_helper_is_gone_for_good_is_no_problem_of_others(tmp_path, helper):
     other = Desk(
         Store(tmp_path / "other.sqlite", HELPER[::-1]),
-        Places(*(Folder(tmp_path / each) for each in ("keys", "answers", "noise"))),
+        places_in(tmp_path),
         key(9002),
         HelperRules(HELPER[::-1], 2),
         np.random.default_rng().bytes,

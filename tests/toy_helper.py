@@ -27,10 +27,9 @@ from device_runtime.noise import Mechanism, Noise
 from device_runtime.packing import Layout
 from device_runtime.terms import Aggregation, Terms
 from device_runtime.wire import Kind, Signed
-from helper.desk import Desk, Places
+from helper.desk import Desk, places_in
 from helper.store import Store
 from helper.tasks import Rules, Task
-from server.slots import Folder
 from tests.toy_server import OPERATOR, key
 
 IDENTITY = key(9000)
@@ -96,8 +95,7 @@ def new(
     """A desk in a folder, or what goes on with the one that was there."""
     folder.mkdir(exist_ok=True)
     store = Store(database or folder / "helper.sqlite", rules.helper)
-    places = Places(*(Folder(folder / each) for each in ("keys", "answers", "noise")))
-    return Desk(store, places, IDENTITY, rules, random or np.random.default_rng().bytes)
+    return Desk(store, places_in(folder), IDENTITY, rules, random or np.random.default_rng().bytes)
 
 
 def begun(folder: Path, terms: Terms = TERMS, rules: Rules = RULES, **other) -> Desk:

@@ -22,14 +22,13 @@ from device_runtime.helper_wire import (
 from device_runtime.transport import Reply, Send, Unreachable
 from device_runtime.weights import Checkpoint
 from device_runtime.wire import Assignment, Plan
-from helper.desk import Desk, Places
+from helper.desk import Desk, places_in
 from helper.store import Store
 from helper.tasks import Rules as HelperRules
 from server.coordinator import Coordinator, open_folder
 from server.eligibility import Policy
 from server.helper_client import Helper
 from server.rounds import Rules
-from server.slots import Folder
 from server.task import Task, TaskSettings
 from tests.toy_helper import HELPER, IDENTITY
 from tests.toy_server import (
@@ -51,9 +50,8 @@ def desk(folder: Path, least: int = 2, enrolment_key: str = "") -> Desk:
     """A helper in a folder, or what goes on with the one that was there."""
     folder.mkdir(exist_ok=True)
     rules = HelperRules(HELPER, least, enrolment_key=enrolment_key)
-    places = Places(*(Folder(folder / each) for each in ("keys", "answers", "noise")))
     random = np.random.default_rng().bytes
-    return Desk(Store(folder / "helper.sqlite", HELPER), places, IDENTITY, rules, random)
+    return Desk(Store(folder / "helper.sqlite", HELPER), places_in(folder), IDENTITY, rules, random)
 
 
 def way_to(asked: Desk) -> Send:
