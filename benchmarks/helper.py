@@ -115,7 +115,7 @@ def measured(devices: int, dimension: int) -> Cost:
 
 @dataclass(frozen=True)
 class NoiseCost:
-    """Of the noise of one sum, seconds of one core; of the last three, of the clock."""
+    """Of the noise of one sum, seconds of one core; where it says so, of the clock."""
 
     mechanism: str
     megabytes: float  # of the buffers
@@ -125,9 +125,10 @@ class NoiseCost:
     correlated_s: float  # with the buffers, and the new ones
     packed_s: float  # rounded to codes, packed and taken off the mask
     sealed_s: float  # the new buffers
-    slot_s: float  # the new buffers on disk, where those before the last were
-    row_s: float  # in a row of a database instead
-    answer_s: float  # a whole answer to one device, the smallest of all sums
+    slot_s: float  # of the clock: the new buffers on disk, where those before the last were
+    row_s: float  # of the clock: in a row of a database instead
+    answer_s: float  # a whole answer to one device
+    clock_s: float  # of the clock: the same
     memory_mb: tuple[float, float]  # peak of the process after two sums, and after all
 
     @property
@@ -139,7 +140,7 @@ class NoiseCost:
 
 def noise_measured(noise: Noise, dimension: int, sums: int) -> NoiseCost:
     """The cost of so many sums of one device with noise; of each part, the least."""
-    identity, peaks, whole = Ed25519PrivateKey.generate(), [], []
+    identity, peaks, whole, computed = Ed25519PrivateKey.generate(), [], [], []
     terms = replace(_terms(identity, 100, dimension), fewest=1, noise=noise)
     task = Task(TASK_ID, "words", SERVER, Kind.TRAINING, terms)
     with tempfile.TemporaryDirectory() as folder:
@@ -149,8 +150,9 @@ def noise_measured(noise: Noise, dimension: int, sums: int) -> NoiseCost:
             seal_key = config.from_json(SealKey, signed.text.encode(), "seal key").key
             named = Named(TASK_ID, round, (_report(task, seal_key, round),))
             began = time.perf_counter()
-            answer = desk.answer(named, 1.0)
+            answer, answer_s = _timed(lambda named=named: desk.answer(named, 1.0))
             whole.append(time.perf_counter() - began)
+            computed.append(answer_s)
             assert isinstance(answer, bytes)
             desk.taken(AnswerTaken(TASK_ID, round))
             peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
@@ -158,7 +160,8 @@ def noise_measured(noise: Noise, dimension: int, sums: int) -> NoiseCost:
         parts = [_noise_parts(task, Path(folder)) for _ in range(sums)]
     least = [min(each) for each in zip(*parts, strict=True)]
     megabytes = noising.sealed_bytes(terms) / 1e6
-    return NoiseCost(noise.mechanism.value, megabytes, *least, min(whole), (peaks[1], peaks[-1]))
+    least += [min(computed), min(whole)]
+    return NoiseCost(noise.mechanism.value, megabytes, *least, (peaks[1], peaks[-1]))
 
 
 def _noise_parts(task: Task, folder: Path) -> tuple[float, ...]:
@@ -279,8 +282,8 @@ def _print_noise(costs: list[NoiseCost]) -> None:
         return f"{1000 * seconds:.1f}"
 
     console.table(
-        "what the noise of a sum costs a helper, milliseconds of one core; slot, row and answer of "
-        "the clock",
+        "what the noise of a sum costs a helper, milliseconds of one core; slot and row by the "
+        "clock too",
         [
             "mechanism",
             "buffers MB",
@@ -294,6 +297,7 @@ def _print_noise(costs: list[NoiseCost]) -> None:
             "slot",
             "row",
             "answer",
+            "by the clock",
             "MB",
         ],
         [
@@ -310,15 +314,16 @@ def _print_noise(costs: list[NoiseCost]) -> None:
                 ms(cost.slot_s),
                 ms(cost.row_s),
                 ms(cost.answer_s),
+                ms(cost.clock_s),
                 f"{cost.memory_mb[0]:.0f} -> {cost.memory_mb[1]:.0f}",
             ]
             for cost in costs
         ],
     )
-    for cost in costs:
-        verdict = "within" if cost.answer_s <= NOISE_BAR_S else "over"
+    for cost in costs:  # an answer to one device is noise and little else
+        verdict = "within" if cost.clock_s <= NOISE_BAR_S else "over"
         console.say(
-            f"{cost.mechanism}: {cost.answer_s:.2f} s with all that is kept, {verdict} the bar of "
+            f"{cost.mechanism}: {cost.clock_s:.2f} s with all that is kept, {verdict} the bar of "
             f"{NOISE_BAR_S:g} s"
         )
 
