@@ -50,6 +50,7 @@ PROCESSES = (
     "test_fedboard_release",
     "test_server_kills",
     "test_server_noise_kills",
+    "test_server_upgrade_accounted",
     "test_server_secagg_kills",
     "test_server_opening",
     "test_server_opening_kills",
