@@ -246,8 +246,7 @@ def with_strategy(settings: TaskSettings) -> TaskSettings:
     noise = settings.noise
     if noise is None or noise.mechanism is not Mechanism.BLT or noise.decays:
         return settings
-    best = getattr(strategy, "optimised", lambda noise, separation: noise)
-    return replace(settings, noise=best(noise, settings.policy.min_separation))
+    return replace(settings, noise=strategy.optimised(noise, settings.policy.min_separation))
 
 
 def for_list(settings: TaskSettings, table: Table) -> TaskSettings:
