@@ -49,6 +49,7 @@ PROCESSES = (
     "test_fedboard_privacy",
     "test_fedboard_release",
     "test_server_kills",
+    "test_server_noise",
     "test_server_noise_kills",
     "test_server_upgrade_accounted",
     "test_server_secagg_kills",

@@ -8,23 +8,35 @@ import pytest
 
 from device_runtime import accountant, strategy, weights
 from device_runtime.accountant import Participation
+from device_runtime.errors import ServerError
 from device_runtime.helper_wire import Noised, to_answer
 from device_runtime.noise import Mechanism, Noise
 from device_runtime.terms import Aggregation, Terms
 from device_runtime.weights import Checkpoint
+from fedboard.certificates import Consent, _require_agreed
 from server import budget, mechanism, noising, operators
 from server.coordinator import Coordinator, open_folder
 from server.eligibility import Policy
 from server.mechanism import beyond_reach, with_noise
-from server.own_noise import LOST
+from server.own_noise import LOST, NoNoise
 from server.requests import Refused
 from server.rounds import Mode, Rules
 from server.sums import Sum
-from server.task import terms
-from tests import toy_opening, toy_secagg_steps
+from server.task import TaskSettings, terms
+from tests import postgres, toy_opening, toy_secagg_steps
 from tests.test_server_budget import NOISE, noised, round_of, spending
 from tests.toy_opening import sealed, way_to
-from tests.toy_server import TOKENIZER, WEIGHTS, OneByOne, created, delta, enrolled, stored
+from tests.toy_server import (
+    PLAN,
+    TOKENIZER,
+    WEIGHTS,
+    OneByOne,
+    by_arrival,
+    created,
+    delta,
+    enrolled,
+    stored,
+)
 
 BLT = Noise(Mechanism.BLT, 0.5, 1e5, 1e-6, 100, 50, decays=(0.9,), scales=(0.4,))
 
@@ -349,3 +361,52 @@ def test_noise_is_added_to_sums_of_any_width_without_wrapping():
     noise = np.array([-5, 70_000], np.int64)
     after = with_noise(Sum(np.array([3, 65_535], np.uint16), 2, 2), noise)
     assert (after.total.tolist(), after.weight, after.count) == ([-2, 135_535], 2, 2)
+
+
+# several replicas
+
+
+def test_replicas_that_see_the_end_of_a_round_add_the_same_noise(tmp_path):
+    with postgres.running() as socket:
+        address = postgres.new_database(socket, "noise")
+        place = tmp_path / "server"
+        first, second = (
+            OneByOne(*open_folder(place, address), np.random.default_rng(0), replica=name)
+            for name in ("one", "two")
+        )
+        settings = TaskSettings(
+            PLAN,
+            rules=by_arrival(Rules(report_goal=3, over_selection=1.0, min_reports=3)),
+            policy=Policy(min_separation=1),
+            aggregation=Aggregation.PLAIN,
+            noise=BLT,
+            seed=7,
+        )
+        created(first, settings, 0.0, Checkpoint(WEIGHTS, 0, "", TOKENIZER))
+        task, devices = the_task(first), enrolled(first, 3)
+        round_of(first, devices, 1.0, 0)
+        round_of(second, devices, 1.0, 1)
+        drawn = first._noise.of(task, 1)
+        assert np.array_equal(second._noise.of(task, 1), drawn)
+        round_of(second, devices, 2.0, 2)
+        assert second.checkpoint().round == 1
+        assert spending(first).happened == Participation((1,), None, 1)
+        assert first._noise.of(task, 1) == NoNoise("")  # it has been closed
+        assert isinstance(first._noise.of(task, 2), np.ndarray)
+        first.close()
+        second.close()
+
+
+# what an operator signs
+
+
+def test_nothing_is_signed_with_another_noise_than_was_asked_for():
+    asked = TaskSettings(PLAN, aggregation=Aggregation.PLAIN, noise=BLT)
+    agreed = Terms(Aggregation.PLAIN, 8, 1.0, 50, "0" * 64, 1, 100, 50, 1, noise=BLT)
+    given = Consent(Aggregation.PLAIN, asked=asked)
+    _require_agreed("words", given, agreed)
+    for other in (None, dataclasses.replace(BLT, epsilon=1e6)):
+        with pytest.raises(ServerError, match="expected noise"):
+            _require_agreed("words", given, dataclasses.replace(agreed, noise=other))
+    with pytest.raises(ServerError, match="expected compression 1, found 4"):
+        _require_agreed("words", given, dataclasses.replace(agreed, compression=4))
