@@ -38,8 +38,10 @@ WAYS = {
     "x8": ("an eighth, the same in all rounds", {"compression": 8}),
     "fresh4": (
         "a quarter, another each round, independent noise",
-        {"compression": 4, "mechanism": "gaussian", "way": "fresh"},
+        {"compression": 4, "mechanism": "gaussian", "turn": 1},
     ),
+    "turns2": ("a half, another every 27 rounds", {"compression": 2, "turn": 27}),
+    "turns4": ("a quarter, another every 27 rounds", {"compression": 4, "turn": 27}),
     "frozen": ("not the embedding, which stays as it began", {"way": "frozen"}),
     "bits3": ("not compressed, 3 bits", {"bits": 3}),
     "bits2": ("not compressed, 2 bits", {"bits": 2}),

@@ -61,11 +61,15 @@ class Asked:
     mechanism: str = "blt"
     seed: int = 0
     way: str = ""  # how updates travel where a recipe does not say it
+    turn: int = 0  # rounds after which another projection is drawn and noise begins anew; 0: never
 
     @property
     def name(self) -> str:
         """What its files are called."""
-        said = [f"{name}{value}" for name, value in asdict(self).items()]
+        told = asdict(self)
+        if not self.turn:
+            del told["turn"]
+        said = [f"{name}{value}" for name, value in told.items()]
         return "-".join(said)
 
     def recipe(self, noise: Noise | None) -> Recipe:
@@ -109,7 +113,10 @@ def participation(asked: Asked, members: int) -> accountant.Participation:
     sampler = cohorts.start(members, asked.cohort, least, accounted=True)
     for _ in range(asked.planned):
         _, sampler = cohorts.draw(sampler, asked.cohort, recipe.sampling, least, asked.seed)
-    return sampler.happened
+    blocks = [asked.planned] if not asked.turn else [asked.turn] * (asked.planned // asked.turn)
+    if left := asked.planned - sum(blocks):
+        blocks.append(left)
+    return replace(sampler.happened, blocks=tuple(blocks))
 
 
 def separation_of(asked: Asked, members: int) -> int:
@@ -130,7 +137,11 @@ def noise_of(asked: Asked, happened: accountant.Participation) -> Noise | None:
         happened.participations,
     )
     if asked.mechanism == "blt":
-        unit = strategy.optimised(unit, happened.separation)
+        longest = happened.blocks[0]
+        most = min(happened.participations, -(-longest // happened.separation))
+        own = replace(unit, rounds=longest, participations=most)
+        best = strategy.optimised(own, happened.separation)
+        unit = replace(unit, decays=best.decays, scales=best.scales)
     sensitivity = strategy.sensitivity(
         unit, happened.blocks, happened.separation, happened.participations
     )
@@ -166,7 +177,7 @@ def train(asked: Asked, corpus: Corpus, folder: Path, users: Users) -> None:
         population,
         recipe,
         FROZEN if asked.way == "frozen" else frozenset(),
-        asked.way == "fresh",
+        asked.turn,
     )
     started, losses, clipped, norms = time.monotonic(), [], [], []
     while len(losses) < asked.rounds:
@@ -184,7 +195,7 @@ def train(asked: Asked, corpus: Corpus, folder: Path, users: Users) -> None:
         evaluation.engine_of(done.weights, words), users, words, evaluation.Scope()
     )
     noise = recipe.noise
-    spent = None if noise is None else accountant.account(noise, done.sampler.happened)
+    spent = None if noise is None else accountant.account(noise, happened)
     record = {
         "asked": asdict(asked),
         "noise": None if noise is None else asdict(noise),

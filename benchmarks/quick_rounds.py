@@ -37,7 +37,8 @@ class Done:
 
 class Rounds:
     """Encoded rounds of a recipe, from the first on. `frozen` names arrays that clients train but
-    that do not travel: they stay as they are; `fresh`: each round rotates by signs of its own.
+    that do not travel: they stay as they are; `turn`: rounds after which signs of the rotation are
+    drawn anew, and noise begins anew; 0: never.
     """
 
     def __init__(
@@ -46,10 +47,10 @@ class Rounds:
         population: Sequence[np.ndarray],
         recipe: Recipe,
         frozen: frozenset[str] = frozenset(),
-        fresh: bool = False,
+        turn: int = 0,
     ):
         """As `model.simulation.Training`."""
-        self._recipe, self._population, self._fresh = recipe, population, fresh
+        self._recipe, self._population, self._turn = recipe, population, turn
         self._names = sorted(initial)
         self._travel = [name for name in self._names if name not in frozen]
         self.weights = dict(initial)
@@ -127,7 +128,10 @@ class Rounds:
         )
         number = self.sampler.round
         done = tf.constant(number - 1)
-        signs = tf.constant(self._signs if not self._fresh else _fresh(self.by, number))
+        if self._turn and (number - 1) % self._turn == 0:
+            self._signs = _signs(self.by, number)
+            self._buffers = np.zeros_like(self._buffers)
+        signs = tf.constant(self._signs)
         weights = [tf.constant(self.weights[name]) for name in self._names]
         rate = tf.constant(self._rates[number - 1])
 
@@ -176,7 +180,7 @@ class Rounds:
         return unbiased * self._first[0] / (np.sqrt(self._first[1]) + np.float32(server.epsilon))
 
 
-def _fresh(by: encoding.Encoding, number: int) -> np.ndarray:
+def _signs(by: encoding.Encoding, number: int) -> np.ndarray:
     rng = np.random.default_rng([by.seed, 3, number])
     return (1 - 2 * rng.integers(0, 2, quantize.padded(by.dimension))).astype(np.int8)
 
