@@ -3,11 +3,12 @@
     python -m benchmarks.compression --out FOLDER [--rounds 300] [--ways none x4 fresh4] [--table]
 
 The same budget, cohorts, rows and first weights for each way, as in `benchmarks/privacy_curve.py`;
-then the top-1 and top-3 of the last weights on validation users, the difference from updates that
-are not compressed, paired by user, and the bytes of an upload with room for the noise at 100 and
-1,000 devices, beside those of the `gboard` network's 8-bit update that nothing hides. Where each
-round has a projection of its own, noise is independent: correlated noise lives in one basis. As in
-all of these runs **a small cohort stands for a large report goal**: no guarantee for the cohort.
+then the top-1 and top-3 of the last weights on test users (of a run that ends early, on validation
+users), the difference from updates that are not compressed, paired by user, and the bytes of an
+upload with room for the noise at 100 and 1,000 devices, beside those of the `gboard` network's
+8-bit update that nothing hides. Where a projection is drawn anew the noise begins anew: correlated
+noise lives in one basis. As in all of these runs **a small cohort stands for a large report goal**:
+no guarantee for the cohort.
 """
 
 import argparse
@@ -109,8 +110,9 @@ def main() -> int:
     ]
     if missing and not options.table:
         corpus = corpora.load("chitchat")
+        users = corpus.test if base.rounds == base.planned else corpus.validation
         for asked in missing:
-            train(asked, corpus, options.out, corpus.validation)
+            train(asked, corpus, options.out, users)
     heads = ["what travels", "multiplier", "noise on the mean, clips", "loss", "top-1", "top-3"]
     heads += ["top-1, relative", "top-1, points", "bytes, 100 devices", "1,000 devices"]
     console.table("beside today's 8-bit upload", heads, list(rows(trainings, options.out)))
