@@ -11,7 +11,18 @@ from device_runtime.errors import RunError
 from device_runtime.metrics import Counts
 from device_runtime.wire import RoundReport, RoundReports
 from fedboard import report, score
-from fedboard.run import FORMAT, MARK, TRAINED, Mark, Run, Settings, Source, limits_of
+from fedboard.run import (
+    FORMAT,
+    MARK,
+    TRAINED,
+    Mark,
+    Run,
+    Settings,
+    Source,
+    Used,
+    limits_of,
+    used_of,
+)
 from model.measures import Evaluation, summarise
 from model.recipe import Client, Privacy, Recipe
 
@@ -129,6 +140,34 @@ def test_what_is_said_of_privacy_is_what_the_bundle_says_or_else_the_run(run, ti
     run.bundle.mkdir()
     (run.bundle / MANIFEST).write_bytes(config.to_json(replace(manifest, lineage=lineage)))
     assert "Privacy: noise of a later version." in report.build(run).read_text()
+
+
+def test_what_was_spent_is_drawn_by_round_and_says_whose_it_is(run):
+    privacy = Privacy("tree", 7.0, epsilon=4.0, report_goal=10_000)
+    run.config.write_text(config.to_toml(Settings(recipe=Recipe(privacy=privacy, client=UNIFORM))))
+    run.metrics.write_text(
+        "round,loss,rho,epsilon,separation,participations\n1,5.5,0.01,0.8,0,1\n"
+        "2,5.0,0.02,1.2,0,1\n3,4.5,0.03,1.5,2,2\n"
+    )
+    page = report.build(run).read_text()
+    assert "After round 3: epsilon 1.50 at delta 1e-10. The budget is 4." in page
+    assert "of a fleet of 10,000 reports a round, not of these 20 clients" in page
+    assert "epsilon 1.50 at delta 1e-10 (rho 0.03) over 3 rounds" in page
+    assert "this is no guarantee for them" in page
+    run.config.write_text(config.to_toml(Settings()))
+    run.metrics.write_text("round,loss\n1,5.5\n")
+    assert "Privacy spent by round" not in report.build(run).read_text()
+
+
+def test_a_run_within_the_limits_of_a_device_says_which_users_it_used(run):
+    limited = Settings(recipe=Recipe(encoded=True, device_limits=True))
+    run.config.write_text(config.to_toml(limited))
+    run.users.write_bytes(config.to_json(Used(5, ("ann", "bob"))))
+    assert used_of(run) == Used(5, ("ann", "bob"))
+    assert "of 5 train users it used the 2 who have typed enough" in report.build(run).read_text()
+    run.users.write_text("[")
+    with pytest.raises(RunError, match=r"users\.json: cannot be used"):
+        report.build(run)
 
 
 def test_a_run_says_whether_it_kept_the_limits_of_a_device():
