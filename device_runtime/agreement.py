@@ -32,18 +32,6 @@ def why_exposed(terms: Terms, pins: Pins) -> str:
     return _why_too_little_noise(terms, pins)
 
 
-def why_impossible(terms: Terms) -> str:
-    """Why no device can work by such terms: a masked sum has no room for their noise."""
-    try:
-        _ = terms.layout
-        return ""
-    except (ValueError, OverflowError):  # also of noise whose width is infinite, or not a number
-        multiplier = 0.0 if terms.noise is None else terms.noise.multiplier
-        return _differs(
-            "noise", "as much as a word of a masked sum has room for", f"multiplier {multiplier:g}"
-        )
-
-
 def _why_too_little_noise(terms: Terms, pins: Pins) -> str:
     """Why updates would be less well hidden in their sum than the bundle asks for."""
     if not pins.noise and pins.epsilon is None:

@@ -28,6 +28,7 @@ from device_runtime import (
     patch,
     protection,
     scoring,
+    spent,
     text,
     turn,
     unfinished,
@@ -529,6 +530,7 @@ class Turn:
             note.seen_by,
             note.noise,
             *self._entered(about),
+            *(self._sums(about) if note.noise else (0, 0)),
         )
         self.home.note(line)
 
@@ -538,6 +540,16 @@ class Turn:
         if entry is None or about.log is None:
             return "", 0, 0
         return entry.log, entry.policy, entry.checkpoint
+
+    def _sums(self, about: Assignment) -> tuple[int, int]:
+        """Which sums of its task an update can be in, by the log; 0 before that was verified."""
+        if self._entry is None or about.log is None:
+            return 0, 0
+        entry = log_wire.read(about.log.round)
+        if not isinstance(entry, log_wire.RoundEntry):
+            return 0, 0
+        staleness = chain.terms_of(about).max_staleness
+        return spent.numbers(entry.sums, entry.round, about.round, staleness)
 
     def _metered(self, outcome: Outcome) -> Outcome:
         seconds = self._clock.now() - self._began
@@ -567,10 +579,8 @@ def _rounding(bundle: Bundle) -> float:
 
 def _why_exposed(assignment: Assignment, terms: Terms, bundle: Bundle) -> Distrusted | None:
     """Why an update would be seen by others than the bundle's maker has named."""
-    reason = (
-        agreement.why_another_kind(terms, assignment)
-        or agreement.why_another_network(terms, assignment.shapes)
-        or agreement.why_impossible(terms)
+    reason = agreement.why_another_kind(terms, assignment) or agreement.why_another_network(
+        terms, assignment.shapes
     )
     if reason:
         return Distrusted(Cause.UNCERTIFIED, reason)
@@ -605,7 +615,7 @@ def kept_report(home: Home, assignment: Assignment, terms: Terms) -> Outgoing | 
         label = report.label
         of = label.assignment, label.round, label.server, label.task_id, label.terms, label.kind
         named = assignment.assignment, assignment.round, assignment.server, assignment.task_id
-        if of == (*named, terms.name, assignment.kind):
+        if of == (*named, log_wire.agreed(assignment, terms), assignment.kind):
             return report
     home.drop(OUTGOING)
     return None

@@ -180,6 +180,10 @@ class Contribution:
     log: str = ""
     policy_entry: int = 0
     checkpoint_entry: int = 0
+    # of an update that left: the least and the largest number that its sum can have among those of
+    # its task, by the log; 0 where there is no noise, and before the log was looked at
+    first_sum: int = 0
+    last_sum: int = 0
 
     @property
     def left(self) -> bool:
@@ -658,13 +662,20 @@ def parts(lines: Iterable[Contribution]) -> tuple[Part, ...]:
         for line in lines
         if line.left and line.kind in CERTIFIED
     }
-    rounds: dict[tuple[str, str, str, str], list[int]] = {}
-    for line in left.values():
+    together: dict[tuple[str, str, str, str], list[Contribution]] = {}
+    for line in sorted(left.values(), key=lambda line: (line.round, line.first_sum)):
         of = line.server, line.task, line.task_id, line.noise
-        rounds.setdefault(of, []).append(line.round)
+        together.setdefault(of, []).append(line)
     return tuple(
-        Part(server, task, task_id, tuple(sorted(own)), _noise(noise))
-        for (server, task, task_id, noise), own in rounds.items()
+        Part(
+            *(server, task, task_id),
+            tuple(line.round for line in own),
+            _noise(noise),
+            tuple((line.first_sum, line.last_sum) for line in own)
+            if all(line.first_sum for line in own)
+            else (),
+        )
+        for (server, task, task_id, noise), own in together.items()
     )
 
 

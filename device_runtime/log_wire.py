@@ -17,7 +17,7 @@ from typing import Annotated, Any
 
 from device_runtime import bounds, config, merkle, signing
 from device_runtime.bounds import Each, Matches, Within
-from device_runtime.chain import Certificate
+from device_runtime.chain import Certificate, certificate_of
 from device_runtime.errors import ConfigError
 from device_runtime.terms import Aggregation, Terms
 from device_runtime.weights import digest
@@ -294,6 +294,16 @@ def policy_of(certificate: Certificate) -> Policy | None:
         certificate.start,
         certificate.version,
     )
+
+
+def agreed(assignment: Assignment, terms: Terms) -> str:
+    """What a report is bound to by name: all that its device agrees to, or without a log the terms
+    alone.
+    """
+    policy = None
+    if assignment.certificate is not None:
+        policy = policy_of(certificate_of(assignment))
+    return terms.name if policy is None else policy.name
 
 
 def to_path(hashes: list[bytes]) -> str:

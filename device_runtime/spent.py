@@ -8,7 +8,7 @@ bound: they are told apart, and are in no total.
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from device_runtime import accountant
 from device_runtime.accountant import Account, Participation
@@ -24,6 +24,9 @@ class Part:
     task_id: str
     rounds: tuple[int, ...]  # that a report left for or may have, ascending
     noise: Noise | None = None  # None: there was none
+    # of each report the least and the largest number that its sum can have among those of the task,
+    # by the server's log: `numbers`; empty where the log says nothing of one of them
+    sums: tuple[tuple[int, int], ...] = ()
 
     @property
     def separation(self) -> int | None:
@@ -36,6 +39,17 @@ class Part:
         pairs = zip(self.rounds, self.rounds[1:], strict=False)
         return min((later - earlier for earlier, later in pairs), default=None)
 
+    @property
+    def apart(self) -> int | None:
+        """From the sum of one report to that of the next, the fewest they can be, by the server's
+        log; None where it says nothing, and before the second.
+
+        >>> Part("", "t", "", (3, 10, 12), None, ((2, 2), (6, 7), (8, 8))).apart
+        1
+        """
+        pairs = zip(self.sums, self.sums[1:], strict=False)
+        return min((max(1, least - most) for (_, most), (least, _) in pairs), default=None)
+
 
 @dataclass(frozen=True)
 class Spent:
@@ -43,8 +57,21 @@ class Spent:
 
     part: Part
     account: Account
-    # the same had each round between opened a sum: the device cannot see whether it did
+    # the same by what the server's log says of its sums; where it says nothing, as if each round
+    # between had opened one, which the device cannot see
     if_apart: Account
+    by_log: bool
+
+
+def numbers(sums: int, made_in: int, round: int, staleness: int) -> tuple[int, int]:
+    """The least and the largest number that the sum of a report can have: of one assigned in
+    `round`, counted up to `staleness` rounds later, from a checkpoint made in round `made_in` after
+    so many sums. A round opens one at most.
+
+    >>> numbers(4, 9, 10, 0), numbers(4, 7, 10, 1)
+    ((5, 5), (5, 8))
+    """
+    return sums + 1, max(sums + 1, sums + round - made_in + staleness)
 
 
 def is_added(noise: Noise | None) -> bool:
@@ -61,7 +88,9 @@ def budget(noise: Noise, delta: float) -> float:
 
 def of(part: Part) -> Spent:
     """What a part has spent; infinity where no noise was added."""
-    return Spent(part, _account(part, 1), _account(part, max(1, part.separation or 1)))
+    by_log = 0 < len(part.rounds) == len(part.sums)
+    apart = part.apart if by_log else part.separation
+    return Spent(part, _account(part, 1), _account(part, max(1, apart or 1)), by_log)
 
 
 def total(parts: Iterable[Part], delta: float | None = None) -> Account | None:
@@ -84,12 +113,12 @@ def taken(parts: Sequence[Part], server: str, task_id: str) -> int:
 
 
 def with_next(parts: Sequence[Part], next: Part) -> tuple[Part, ...]:
-    """The parts after one more report."""
+    """The parts after one more report, as far as rounds tell."""
     of = next.server, next.task_id, next.noise
     same = [part for part in parts if (part.server, part.task_id, part.noise) == of]
     others = [part for part in parts if part not in same]
     rounds = sorted([*next.rounds, *(round for part in same for round in part.rounds)])
-    return *others, Part(next.server, next.task, next.task_id, tuple(rounds), next.noise)
+    return *others, replace(next, rounds=tuple(rounds), sums=())
 
 
 def _account(part: Part, separation: int) -> Account:

@@ -47,6 +47,7 @@ from device_runtime import (
     encoding,
     exposure,
     limits,
+    log_wire,
     scores,
     secagg_turn,
     separation,
@@ -166,7 +167,7 @@ class Label:
     round: int
     server: str
     task_id: str
-    terms: str  # `Terms.name`
+    terms: str  # what it is bound to: `log_wire.agreed`
     kind: Kind
     records: tuple[int, ...]  # messages it was learned from, by their numbers in the typing log
     examples: int  # of a training, its rows; of a list, words that were typed; else words scored
@@ -728,7 +729,7 @@ def _label(
         assignment.round,
         assignment.server,
         assignment.task_id,
-        terms.name,
+        log_wire.agreed(assignment, terms),
         assignment.kind,
         records,
         examples,

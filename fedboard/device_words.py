@@ -55,9 +55,11 @@ class Cost:
     noise: Noise | None
     rho: float | None  # at most
     epsilon: float | None  # the same, at the delta of the noise
-    # the same had every round between released a sum, which the device cannot see
+    # the same by what the server's log says of its sums, if `by_log`; else had every round between
+    # released one, which the device cannot see
     rho_if_apart: float | None
     epsilon_if_apart: float | None
+    by_log: bool = False
 
 
 @dataclass(frozen=True)
@@ -261,10 +263,19 @@ def costs(lines: Sequence[Contribution]) -> tuple[Cost, ...]:
 
 def _cost(of: spent.Spent) -> Cost:
     part, spends, apart = of.part, of.account, of.if_apart
-    figures = (spends.rho, spends.epsilon, apart.rho, apart.epsilon)
-    bounded = (figure if math.isfinite(figure) else None for figure in figures)
-    about = part.server, part.task, part.task_id, part.rounds
-    return Cost(*about, part.separation, part.noise, *bounded)
+    about = part.server, part.task, part.task_id, part.rounds, part.separation, part.noise
+    return Cost(
+        *about,
+        _finite(spends.rho),
+        _finite(spends.epsilon),
+        _finite(apart.rho),
+        _finite(apart.epsilon),
+        of.by_log,
+    )
+
+
+def _finite(figure: float) -> float | None:
+    return figure if math.isfinite(figure) else None
 
 
 def spent_lines(costs: Sequence[Cost], in_all: Account | None) -> list[exposure.Sentence]:
@@ -295,7 +306,8 @@ def _spent(cost: Cost) -> exposure.Sentence:
         return exposure.Sentence(f"{of}: {left}, without noise: nothing bounds it", warns=True)
     apart = ""
     if cost.epsilon_if_apart < epsilon:
-        apart = f"; {cost.epsilon_if_apart:.2f} if every round between had its sum"
+        why = "by the server's log" if cost.by_log else "if every round between had its sum"
+        apart = f"; {cost.epsilon_if_apart:.2f} {why}"
     return exposure.Sentence(
         f"{of}: {left}; epsilon at most {epsilon:.2f} at delta {noise.delta:g} (rho "
         f"{cost.rho:.4f}){apart}; the task may spend {noise.epsilon:g}"

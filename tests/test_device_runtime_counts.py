@@ -268,10 +268,9 @@ def turn(home, leader, at=0.0):
 
 
 def answered(leader, home) -> list[int]:
-    agreed = leader.terms
-    return seed_and_codes(leader.bodies()[-1], agreed, signing.public_hex(home.key), agreed.layout)[
-        1
-    ]
+    device = signing.public_hex(home.key)
+    _, codes = seed_and_codes(leader.bodies()[-1], leader, device, leader.terms.layout)
+    return codes
 
 
 def test_a_phone_says_under_a_mask_which_listed_words_it_typed_and_nothing_else(leader, phone):

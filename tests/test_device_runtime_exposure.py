@@ -135,18 +135,6 @@ def test_terms_of_another_network_or_beyond_the_plan_do_not_agree():
     assert agreement.why_another_dimension(PLAIN, 51) == "terms.dimension: expected 51, found 50"
 
 
-def test_noise_that_no_masked_sum_has_room_for_is_refused_by_name():
-    assert agreement.why_impossible(HELPED) == agreement.why_impossible(NOISED) == ""
-    loud = replace(NOISED, bits=16, most=100_000, noise=replace(NOISE, multiplier=1e6))
-    assert agreement.why_impossible(loud) == ""  # one a word of eight bytes
-    endless = replace(NOISE, rounds=2000, decays=(1.0,) * 8, scales=(1.0,) * 8)
-    why = agreement.why_impossible(replace(NOISED, noise=endless))
-    assert why.startswith("terms.noise: expected as much as a word of a masked sum has room for")
-    # the server adds it in the clear
-    shared = replace(NOISED, aggregation=Aggregation.SECAGG, helper="", noise=endless)
-    assert agreement.why_impossible(shared) == ""
-
-
 def test_pins_are_signed_with_the_bundle_and_left_out_where_there_are_none(
     tmp_path, tiny_bundle, signing_key, trusted
 ):

@@ -122,6 +122,9 @@ def test_the_ledger_has_no_column_for_text(tmp_path):
         "up_to",  # the number of a message
         "seen_by",  # who could see it, in words of ours
         "noise",  # of the sum, from the terms
+        *("log", "policy_entry", "checkpoint_entry"),  # numbers of entries of a public log
+        "first_sum",
+        "last_sum",
     }
 
 

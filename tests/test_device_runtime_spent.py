@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -60,6 +61,39 @@ def test_no_phone_has_spent_more_than_its_whole_task_may():
     told = spent.of(part(1, 2, 3, noise=narrow)).account
     assert (told.epsilon, told.delta) == (2.0, 1e-10)
     assert told.rho == pytest.approx(accountant.rho(2.0, 1e-10))
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.data())
+def test_sums_are_no_nearer_than_the_log_of_any_task_lets_them_be(data):
+    """Of twelve rounds some open a sum, and some of these commit; the device is in some sums."""
+    opened = data.draw(st.sets(st.integers(1, 12), min_size=1))
+    committed = data.draw(st.sets(st.sampled_from(sorted(opened))))
+    own = sorted(data.draw(st.sets(st.sampled_from(sorted(opened)), min_size=1)))
+    number = {round: 1 + sum(other < round for other in opened) for round in opened}
+    sums = []
+    for round in own:
+        made_in = max((each for each in committed if each < round), default=0)
+        sums.append(spent.numbers(number.get(made_in, 0), made_in, round, 0))
+        assert sums[-1][0] <= number[round] <= sums[-1][1]
+    named = Part(*NAMED, tuple(own), BLT, tuple(sums))
+    told, true = spent.of(named), [number[round] for round in own]
+    assert told.by_log
+    happened = Participation(
+        (len(opened),),
+        min((later - earlier for earlier, later in itertools.pairwise(true)), default=None),
+        len(own),
+    )
+    truth = accountant.account(BLT, happened).rho
+    assert told.account.rho >= told.if_apart.rho >= truth * (1 - 1e-12)
+
+
+def test_reports_of_before_the_log_are_told_by_their_rounds():
+    lines = [line(3, "a"), replace(line(10, "b"), first_sum=7, last_sum=7)]
+    (part_,) = parts(lines)
+    assert part_.sums == () and not spent.of(part_).by_log
+    (part_,) = parts([replace(line(3, "a"), first_sum=2, last_sum=3), lines[1]])
+    assert part_.sums == ((2, 3), (7, 7)) and part_.apart == 4
 
 
 def test_without_noise_nothing_is_bounded():

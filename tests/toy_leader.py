@@ -19,9 +19,8 @@ from device_runtime.terms import Aggregation, Terms
 from device_runtime.transport import Reply
 from device_runtime.turn import FineTuned, Progress
 from device_runtime.wire import Assignment, Kind, Signed
-from tests.toy_server import chained, key
+from tests.toy_server import HELPER, chained
 
-HELPER = key(70)
 ROUND_KEY = X25519PrivateKey.from_private_bytes(bytes(range(32)))
 SERVER, TASK_ID = "5e" * 16, "7a" * 16
 ROUND = 9
@@ -109,14 +108,13 @@ class Leader:
 
 
 def seed_and_codes(
-    body: bytes, terms: Terms, device: str, by: Layout | None = None
+    body: bytes, leader: Leader, device: str, by: Layout | None = None
 ) -> tuple[bytes, list[int]]:
-    """What the helper's key and the words together give away of a device's report: of an update,
-    or of other numbers that lie by another layout.
+    """What the helper's key and the words together give away of a device's report for a leader's
+    work: of an update, or of other numbers that lie by another layout.
     """
-    about = protection.Addressed(
-        terms, SERVER, TASK_ID, ROUND, ROUND_KEY.public_key().public_bytes_raw().hex()
-    )
+    terms, about = leader.terms, protection.addressed(leader.work(), leader.terms)
+    assert isinstance(about, protection.Addressed)
     by = by or layout(terms.encoding.values, terms.encoding.largest, terms)
     sealed = update.sealed(body, by)
     bound = protection.bound_of(about, device)

@@ -46,6 +46,7 @@ SHAPES = weights.shapes_hash(WEIGHTS)
 DIMENSION = 50
 # who certifies round keys; the tiny bundle is signed with it
 OPERATOR = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
+HELPER = Ed25519PrivateKey.from_private_bytes((70).to_bytes(32, "big"))  # of masked toy terms
 PLAN = Plan(clipping_norm=1.0, bits=8)
 READY = CheckIn(
     Conditions(charging=True, unmetered=True, idle=True), examples=20, tokenizer=TOKENIZER
@@ -200,7 +201,7 @@ def log_key(work: Assignment) -> Ed25519PrivateKey:
 
 
 def proof_for(work: Assignment, made_in: int) -> Proof | None:
-    """That such a log has the policy and the checkpoint of a work."""
+    """That such a log has the policy and the checkpoint of a work, as HELPER countersigns it."""
     certificate = chain.certificate_of(work)
     policy = log_wire.policy_of(certificate)
     if policy is None:
@@ -210,7 +211,10 @@ def proof_for(work: Assignment, made_in: int) -> Proof | None:
     head = Head(certificate.server, 2, merkle.node(*leaves).hex())
     signed = signing.sign_text(log_key(work), log_wire.HEAD, config.to_json(head))
     body = log_wire.body(entry).decode()
-    return Proof(signed, 0, leaves[1].hex(), 1, leaves[0].hex(), body)
+    seen = ""
+    if policy.terms.helper == signing.public_hex(HELPER):
+        seen = signing.sign_text(HELPER, log_wire.SEEN, config.to_json(head)).signature
+    return Proof(signed, 0, leaves[1].hex(), 1, leaves[0].hex(), body, seen)
 
 
 def certifying(terms: Terms) -> Signed:
