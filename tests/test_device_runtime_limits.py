@@ -224,6 +224,9 @@ class Greedy:
         plan = self.plan if isinstance(self.plan, bytes) else to_json(self.plan)
         half = weights.to_bytes(Checkpoint(self.values, self.round), np.float16)
         self.blobs = {weights.digest(data): data for data in (plan, half)}
+        said = Plan() if isinstance(self.plan, bytes) else self.plan
+        terms = replace(terms_for(said, self.shapes, self.dimension), rotation_seed=self.seed)
+        agreed = f"{terms.name} {weights.digest(plan)}" if not self.repeats else ""
         work = Assignment(
             f"{self.assignments:032x}",
             10_000 + self.assignments,
@@ -233,10 +236,9 @@ class Greedy:
             self.deadline_s,
             kind=self.kind,
             server="5e" * 16,
-            task_id=f"{self.assignments:032x}",  # every time another task
+            # every time another task
+            task_id=weights.digest(f"{self.assignments} {agreed}".encode())[:32],
         )
-        said = Plan() if isinstance(self.plan, bytes) else self.plan
-        terms = replace(terms_for(said, self.shapes, self.dimension), rotation_seed=self.seed)
         return chained(work, MADE_IN[work.checkpoint], terms=terms)
 
     @staticmethod

@@ -9,6 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from device_runtime import log_wire
+from device_runtime.log_wire import RoundEntry
+from fedboard import log_check
+from fedboard.log_check import Fetched
 from tests.kill_points import every_kill_point, killed_in_turn
 from tests.test_server_kills import contents
 from tests.toy_opening import desk, new, opened, way_to
@@ -16,7 +20,10 @@ from tests.toy_opening import desk, new, opened, way_to
 # devices are not killed: what they were answered they remember, what they were not they ask again
 WORK = """
 import pickle
+from dataclasses import replace
 from pathlib import Path
+from device_runtime.chain import certificate_of
+from device_runtime.log_wire import Believed, SeenLogs, believe
 from device_runtime.wire import Assignment
 from tests.toy_opening import desk, opened, sealed, way_to
 from tests.toy_server import READY, enrolled
@@ -37,13 +44,20 @@ def work(folder: Path) -> None:
     for round in (1, 2):
         now = 10.0 * round
         for number, device in enumerate(devices):
-            work = ask((round, number), lambda: coordinator.check_in(device, READY, now))
+            seen = told.get(("seen", number), SeenLogs())
+            asking = replace(READY, log_size=seen.size(coordinator.server))
+            work = ask((round, number), lambda: coordinator.check_in(device, asking, now))
             assert isinstance(work, Assignment) and work.round == round, work
+            # whatever was killed, the log goes on from what this device has seen of it
+            answer = believe(work, certificate_of(work), seen)
+            assert isinstance(answer, Believed), answer
+            told["seen", number] = answer.seen
         for number, device in enumerate(devices):
             work = told[round, number]
             body = sealed(work, number)
             sent = lambda: coordinator.update(device, work.assignment, body, now + 1)
             assert ask((round, number, "sent"), sent).counted
+        coordinator.open_sums(now + 2)
         while coordinator.checkpoint().round < round:
             coordinator.open_sums(now + 2)
     coordinator.open_sums(25.0)
@@ -86,6 +100,13 @@ class Played:
         coordinator = opened(at / "server", way_to(asked))
         with coordinator.store.reading() as rows:
             assert [rows.seals.of("default", round) for round in (1, 2, 3)] == [[], [], []]
+            made = {each.half for each in rows.checkpoints("default", 10)}
+        told = coordinator.log_head()
+        texts = coordinator.log_entries(0, 100).entries
+        assert log_check.check(Fetched(told, texts)).contradictions == ()
+        assert told.countersigned == told.newest
+        entered = [log_wire.read(each) for each in texts]
+        assert made == {each.checkpoint for each in entered if isinstance(each, RoundEntry)}
         coordinator.close()
         asked.close()
 
