@@ -24,6 +24,7 @@ from device_runtime import durable
 from device_runtime.errors import FedboardError, RunError
 from device_runtime.shown import command
 from fedboard import (
+    audit_commands,
     bundle_commands,
     console,
     device_commands,
@@ -68,6 +69,8 @@ task_commands.app.command("count-words")(word_commands.task_count_words)
 task_commands.app.command("counts")(word_commands.task_counts)
 data_app.command("words")(word_commands.data_words)
 app.command("helper")(helper_commands.helper)
+app.command("audit")(audit_commands.audit)
+data_app.command("plant")(audit_commands.plant)
 
 
 MEGABYTE = 1_000_000
@@ -577,6 +580,13 @@ def export(
         float | None,
         typer.Option(min=1e-300, max=0.5, help="Of --max-epsilon; by default 1e-10."),
     ] = None,
+    require_audit: Annotated[
+        Path | None,
+        typer.Option(
+            help="audit.json of `fedboard audit`: nothing is written unless it let this very "
+            "checkpoint pass. Its SHA-256 goes into the lineage."
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Export train.tflite and int8 predict.tflite through the quality gate into a signed bundle."""
@@ -599,6 +609,7 @@ def export(
         device_class,
         classes,
         stage.pins_of(aggregation, helper, require_noise, max_epsilon, at_delta),
+        require_audit,
     )
     manifest, path = stage.export(target, out, asked)
     if as_json:

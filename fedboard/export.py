@@ -17,7 +17,7 @@ from device_runtime.folder import require_free
 from device_runtime.terms import Aggregation
 from device_runtime.text import normalise, tokenise
 from device_runtime.wire import Plan
-from fedboard import console, source, spent
+from fedboard import audit, console, source, spent
 from fedboard.run import (
     checkpoint_of,
     helper_key,
@@ -56,6 +56,7 @@ class Asked:
     device_class: str | None = None  # whose budget the bundle must keep
     classes: Path | None = None  # file of device classes: our own
     pins: Pins = field(default_factory=Pins)  # who alone may see its devices' updates
+    audit: Path | None = None  # report that must have let the checkpoint pass
 
     def __post_init__(self) -> None:
         """Raises ConfigError for a number no device could work by."""
@@ -78,6 +79,9 @@ def export(
     path = checkpoint_of(target)
     checkpoint, vocabulary = weights.read(path), vocabulary_of(path, asked.tokenizer)
     require_fit(checkpoint, vocabulary, path)
+    passed = None
+    if asked.audit is not None:
+        passed = audit.required(asked.audit, weights.digest(weights.to_bytes(checkpoint)))
     run = run_of(path)
     settings = run.settings() if run else None
     plan = settings.recipe.plan if settings else Plan()
@@ -121,6 +125,7 @@ def export(
         limits_of(settings, used_of(run)),
         chosen,
         asked.pins,
+        passed,
     )
     manifest, gate = package(out, parts, examples, private)
     console.say(

@@ -90,6 +90,7 @@ PROCESSES = (
     "test_device_runtime_typing_log",
     "test_benchmarks",
     "test_benchmarks_scan",
+    "test_fedboard_audit",
     "test_conversion_classes",
 )
 # what a fixture costs, it costs all that use it
