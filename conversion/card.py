@@ -46,7 +46,7 @@ trained by federated averaging.
 Corpus: {lineage.corpus}. Round: {lineage.round}. Checkpoint: `{lineage.checkpoint}`. \
 Privacy: {lineage.privacy}.
 {_task(lineage)}Within the limits of a device: {card.device_limits}.
-{_seen(card)}
+{_audited(lineage)}{_seen(card)}
 
 | file | bytes |
 |---|---|
@@ -76,6 +76,13 @@ def _seen(card: Card) -> str:
 def _alert(sentence: Sentence) -> str:
     text = f"{sentence.text[0].upper()}{sentence.text[1:]}."
     return f"\n> [!CAUTION]\n> {text}\n" if sentence.warns else f"\n{text}\n"
+
+
+def _audited(lineage: Lineage) -> str:
+    """Whether somebody asked the network for secrets."""
+    if lineage.audit is None:
+        return ""
+    return f"Audited for secrets of single users, and passed: report `{lineage.audit}`.\n"
 
 
 def _task(lineage: Lineage) -> str:

@@ -19,7 +19,7 @@ from device_runtime.examples import rows
 from device_runtime.folder import require_free
 from device_runtime.releases import WHOLE
 from device_runtime.wire import Kind, Phase, RoundReport
-from fedboard import source
+from fedboard import audit, source
 from fedboard.operator import Operator
 from fedboard.publishing import maker_key, statement_of
 from fedboard.run import open_bundle, trusted_keys
@@ -48,6 +48,7 @@ class Asked:
     key: Path | None = None  # private key to sign with: our own
     release: int | None = None  # number: one above every number before
     even_if_worse: str = ""  # why it is made though it does worse than the release served
+    audit: Path | None = None  # report that must have let the checkpoint pass
 
     def __post_init__(self) -> None:
         """Raises ConfigError for a number no release could have."""
@@ -97,6 +98,7 @@ def make(operator: Operator, out: Path, asked: Asked, corpus: TextCorpus | None 
         served = serving(published)
         running = None if served is None else fetch(operator, served, trusted)
         fleet = _fleet(operator, task.name, running, sha)
+    passed = None if asked.audit is None else audit.required(asked.audit, sha)
     template = _template(asked, running, trusted)
     number = _number(asked, template, published)
     lineage = Lineage(
@@ -109,6 +111,7 @@ def make(operator: Operator, out: Path, asked: Asked, corpus: TextCorpus | None 
         participants=sum(report.counted for report in past),
         epsilon=task.epsilon,
         delta=task.delta,
+        audit=passed,
         aggregation=task.aggregation,
     )
     parts = Parts(template, checkpoint, lineage, number, running)

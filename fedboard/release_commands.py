@@ -77,6 +77,13 @@ def release_make(
             help="Why it is made even if it does worse than the release served: goes into its card."
         ),
     ] = "",
+    require_audit: Annotated[
+        Path | None,
+        typer.Option(
+            help="audit.json of `fedboard audit`: nothing is written unless it let this very "
+            "checkpoint pass. Its SHA-256 goes into the lineage."
+        ),
+    ] = None,
     key: Annotated[
         Path | None,
         typer.Option(help="Private key to sign with; by default runs/keys/signing.key."),
@@ -94,7 +101,7 @@ def release_make(
     from fedboard.operator import connect
     from fedboard.release import Asked, make
 
-    asked = Asked(task, round, bundle, trust, data, key, release, even_if_worse)
+    asked = Asked(task, round, bundle, trust, data, key, release, even_if_worse, require_audit)
     with connect(dir, server, token_file, insecure) as operator:
         new = make(operator, out, asked)
     manifest = new.manifest

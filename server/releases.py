@@ -46,6 +46,7 @@ from server.coordinator import Coordinator
 from server.release_rows import StoredRelease, statement_in
 from server.requests import Refused
 from server.store import Rows
+from server.task import Task
 
 log = logging.getLogger("fedboard.server")
 
@@ -72,7 +73,8 @@ def publish(coordinator: Coordinator, message: Publication, now: float) -> Store
             return old
         require_allowed(statement, signed.signer, before)
         if old is None:
-            tasks = (stored.task for stored in rows.tasks())
+            tasks = [stored.task for stored in rows.tasks()]
+            _require_audit(manifest, tasks)
             known = {task.tokenizer for task in tasks if task.population == statement.population}
             known |= {each.manifest.tokenizer for each in before}
             kept = StoredRelease(
@@ -153,6 +155,18 @@ def require_allowed(statement: Statement, signer: str, before: Sequence[StoredRe
             Cause.WRONG_STATE,
             f"{where}: expected a share above its {_percent(stands.share)}, found "
             f"{_percent(statement.share)}; a share only rises, and `withdraw` is the way down",
+        )
+
+
+def _require_audit(manifest: Manifest, tasks: Sequence[Task]) -> None:
+    """Refused if the task that a release was learnt by lets none out without an audit."""
+    line = manifest.lineage
+    if line.audit is None and any(each.require_audit and each.name == line.task for each in tasks):
+        raise Refused(
+            Cause.WRONG_STATE,
+            f"release {manifest.release}: expected an audit in its lineage, as task {line.task} "
+            "requires, found none; ask `fedboard audit` of that bundle, and make it again with "
+            "`fedboard release make --require-audit audit.json`",
         )
 
 

@@ -87,6 +87,8 @@ class TaskSettings:
     noise: Noise | None = None
     # values of a delta / values that travel
     compression: Annotated[int, Within(1, 64)] = 1
+    # no release of this task is published whose lineage names no audit
+    require_audit: bool = False
     # of a task that counts: of what, and how
     table: Table | None = None
 
@@ -389,6 +391,8 @@ def policy_hash(settings: TaskSettings) -> str:
         del table["noise"], table["compression"]
     if settings.table is None:
         del table["table"]
+    if not settings.require_audit:
+        del table["require_audit"]
     return digest(config.to_json(table))
 
 

@@ -13,14 +13,16 @@ from device_runtime import bundle, codes, config, signing
 from device_runtime.causes import Cause
 from device_runtime.errors import RunError
 from device_runtime.releases import MOST_NAMED, PURPOSE, WHOLE, Blob, Statement
-from device_runtime.weights import digest
+from device_runtime.weights import Checkpoint, digest
 from device_runtime.wire import Signed
 from server import contract, endpoint, releases
 from server.blobs import Blobs
+from server.coordinator import Coordinator, open_folder
 from server.release_rows import StoredRelease
 from server.requests import CheckingIn, Refused
 from server.rounds import Rules
 from server.settings import Limits
+from server.task import TaskSettings
 from tests.kill_points import every_kill_point
 from tests.test_server_endpoint import TOKEN, Device, problem, running
 from tests.toy_releases import (
@@ -36,7 +38,17 @@ from tests.toy_releases import (
     signature,
     stated,
 )
-from tests.toy_server import READY, enrolled, key, new, reopened
+from tests.toy_server import (
+    PLAN,
+    READY,
+    TOKENIZER,
+    WEIGHTS,
+    created,
+    enrolled,
+    key,
+    new,
+    reopened,
+)
 
 RULES = Rules(report_goal=1000, over_selection=1.0)
 OPERATOR = {"authorization": f"Bearer {TOKEN}", "content-type": "application/json"}
@@ -550,3 +562,16 @@ def test_one_address_gets_so_many_bytes_of_releases_and_no_more(tmp_path):
         assert [fetched(url, name, **mine).status_code for _ in range(3)] == [200, 200, 429]
         assert fetched(url, name, **mine, **{"if-none-match": f'"{name}"'}).status_code == 304
         assert fetched(url, name, **other).status_code == 200
+
+
+def test_a_task_that_requires_an_audit_lets_no_release_out_without_one(tmp_path):
+    settings = TaskSettings(PLAN, rules=RULES, require_audit=True)
+    coordinator = Coordinator(*open_folder(tmp_path / "server"))
+    created(coordinator, settings, 0.0, Checkpoint(WEIGHTS, 0, "", TOKENIZER))
+    said = refused(coordinator, stated(put(coordinator, 1)))
+    assert "expected an audit in its lineage, as task default requires, found none" in said
+    audited = replace(manifest_of(1).lineage, audit="a0" * 32)
+    assert published(coordinator, 1, lineage=audited).release == 1
+    first = replace(manifest_of(2).lineage, task=None)  # it was learnt elsewhere
+    assert published(coordinator, 2, lineage=first).release == 2
+    coordinator.close()
