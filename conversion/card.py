@@ -9,6 +9,8 @@ from device_runtime.bundle import Lineage
 from device_runtime.exposure import Sentence
 from model.network import NetworkSize
 
+PUBLIC = ("chitchat", "stackoverflow", "shakespeare")  # corpora whose text anybody can read
+
 
 @dataclass(frozen=True)
 class Card:
@@ -45,6 +47,7 @@ CIFG-LSTM ({card.size.units} units, embedding {card.size.embedding}, {card.vocab
 trained by federated averaging.
 Corpus: {lineage.corpus}. Round: {lineage.round}. Checkpoint: `{lineage.checkpoint}`. \
 Privacy: {lineage.privacy}.
+Vocabulary: {words(lineage)}.
 {_task(lineage)}Within the limits of a device: {card.device_limits}.
 {_audited(lineage)}{_seen(card)}
 
@@ -57,6 +60,18 @@ Privacy: {lineage.privacy}.
 Intended use: suggestions on a keyboard. It repeats what its corpus taught it, \
 including what is rude or wrong.
 """
+
+
+def words(lineage: Lineage) -> str:
+    """Where the words come from, which whoever has the model can read, and how often they are used.
+
+    >>> words(Lineage("chitchat", 1, "0" * 64))
+    'the words that its corpus, which is public text, uses most'
+    """
+    if lineage.words is not None:
+        return lineage.words
+    public = ", which is public text," if lineage.corpus in PUBLIC else ""
+    return f"the words that its corpus{public} uses most"
 
 
 def figure(value: float) -> str:

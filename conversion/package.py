@@ -42,6 +42,7 @@ class Parts:
     device_class: classes.Class | None = None  # whose budget it must keep
     pins: Pins = field(default_factory=Pins)  # who alone may see its devices' updates
     audit: str | None = None  # SHA-256 of the audit's report, which let the checkpoint pass
+    words: str | None = None  # as in the lineage
 
 
 def package(
@@ -92,8 +93,8 @@ def package(
     if words := sorted(_default_blocked() if parts.blocked is None else parts.blocked):
         content[bundle.BLOCKED] = "".join(f"{word}\n" for word in words).encode()
     name = next((name for name, known in network.SIZES.items() if known == size), "own")
-    made = parts.corpus, checkpoint.round, weights.digest(encoded), parts.privacy
-    lineage = bundle.Lineage(*made, audit=parts.audit)
+    of = parts.corpus, checkpoint.round, weights.digest(encoded), parts.privacy
+    lineage = bundle.Lineage(*of, audit=parts.audit, words=parts.words)
     chosen = parts.device_class
     figures = measured.manifest | (chosen.budget.manifest if chosen else {})
     said = card.Card(name, size, len(vocabulary), lineage, parts.device_limits, figures, content)

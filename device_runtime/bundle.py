@@ -105,6 +105,8 @@ class Lineage:
     audit: str | None = None  # SHA-256 of the audit's report
     policy_log: str | None = None  # root of the log that the task's policy stands in
     aggregation: Aggregation | None = None  # how the updates of that task became sums
+    # where the words of its vocabulary come from; None, and not written: those its corpus uses most
+    words: str | None = None
 
 
 @dataclass(frozen=True)

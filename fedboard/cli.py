@@ -330,6 +330,22 @@ def train(
     tokenizer: Annotated[
         str | None, typer.Option(help="`words` or SentencePiece `unigram` pieces.")
     ] = None,
+    vocabulary_from: Annotated[
+        Path | None,
+        typer.Option(
+            help="File of `fedboard task counts --out`: the vocabulary is its words, in the order "
+            "of how many people typed them."
+        ),
+    ] = None,
+    least_people: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=MOST_USERS,
+            help="People who must have typed a word of the vocabulary; those of a corpus are then "
+            "counted by person instead of by use.",
+        ),
+    ] = None,
     bits: Annotated[
         int | None,
         typer.Option(min=1, max=16, help="Encode updates as devices do, in so many bits a value."),
@@ -392,6 +408,8 @@ def train(
         "--cohort": cohort,
         "--size": size,
         "--vocabulary": vocabulary,
+        "--vocabulary-from": vocabulary_from,
+        "--least-people": least_people,
         "--tokenizer": tokenizer,
         "--bits": bits,
         "--init": init,
@@ -417,6 +435,7 @@ def train(
             "size": size,
             "vocabulary": vocabulary,
             "tokenizer": tokenizer,
+            "least_people": least_people,
             "seed": seed,
             "patience": patience,
         }
@@ -430,6 +449,7 @@ def train(
             settings.init if init is None else str(init.absolute()),  # resumed from any folder
             central or settings.central,
             recipe,
+            settings.words if vocabulary_from is None else str(vocabulary_from.absolute()),
         )
     if settings.central and (workers is not None or bits is not None):
         raise RunError(

@@ -17,7 +17,7 @@ from device_runtime.folder import require_free
 from device_runtime.terms import Aggregation
 from device_runtime.text import normalise, tokenise
 from device_runtime.wire import Plan
-from fedboard import audit, console, source, spent
+from fedboard import audit, console, source, spent, word_lists
 from fedboard.run import (
     checkpoint_of,
     helper_key,
@@ -126,6 +126,7 @@ def export(
         chosen,
         asked.pins,
         passed,
+        None if run is None or settings is None else word_lists.of_run(run, settings),
     )
     manifest, gate = package(out, parts, examples, private)
     console.say(

@@ -113,6 +113,7 @@ def make(operator: Operator, out: Path, asked: Asked, corpus: TextCorpus | None 
         delta=task.delta,
         audit=passed,
         aggregation=task.aggregation,
+        words=template.manifest.lineage.words,
     )
     parts = Parts(template, checkpoint, lineage, number, running)
     with clock.step("patch"):

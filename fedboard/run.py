@@ -37,6 +37,11 @@ class Run:
         return self.path / "tokenizer.model"
 
     @property
+    def counts(self) -> Path:
+        """What people typed, as a task has counted it: of a run whose vocabulary is its words."""
+        return self.path / "counts.tsv"
+
+    @property
     def checkpoints(self) -> Path:
         """Weights, and saved program states."""
         return self.path / "checkpoints"
@@ -174,7 +179,8 @@ def mark_of(folder: Path) -> Mark | None:
 
 SIMULATED = "bundle-simulation"  # of a demo: its first bundle
 _HOLDS = (
-    *(MARK, "config.toml", "tokenizer.model", "metrics.csv", "report.html", "users.json"),
+    *(MARK, "config.toml", "tokenizer.model", "counts.tsv", "metrics.csv", "report.html"),
+    "users.json",
     *("summary.json", "suggestions.json", "rounds.json", "evaluations/*.json"),
     *(f"checkpoints/{name}.safetensors" for name in ("first", "last", "best", "after")),
     "metrics.csv_temp[0-9]*",

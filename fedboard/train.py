@@ -347,6 +347,8 @@ def _write_beginning(
     run.checkpoints.mkdir(exist_ok=True)
     durable.share(run.config, config.to_toml(settings).encode())
     durable.share(run.tokenizer, words.model)
+    if settings.words and not run.counts.is_file():
+        durable.share(run.counts, Path(settings.words).read_bytes())
     durable.share(run.first, weights.to_bytes(first))
 
 

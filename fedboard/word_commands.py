@@ -161,9 +161,7 @@ def task_counts(
             f"from a count of {report.told_from:.4g} on"
         )
     if report.epsilon is None:
-        console.say(
-            "no noise was added, and no privacy guarantee (epsilon) is claimed"
-        )
+        console.say("no noise was added, and no privacy guarantee (epsilon) is claimed")
     else:
         console.say(f"each who took part spent epsilon {report.epsilon:.2f} at {report.delta:g}")
     shown = list(report.counts.items())[:SHOWN]

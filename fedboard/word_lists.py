@@ -5,9 +5,9 @@ corpus -> people_of -> public list -> a task counts -> counts.tsv -> vocabulary 
 
 import json
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from device_runtime import accountant, bounds, config, text
 from device_runtime.accountant import Participation
@@ -15,7 +15,10 @@ from device_runtime.bounds import Within
 from device_runtime.errors import ConfigError, RunError
 from device_runtime.noise import MOST_STEPS, Mechanism, Noise
 from device_runtime.wire import HASH, TASK
-from server.contract import CountsReport
+
+if TYPE_CHECKING:  # whoever trains needs no operator's contract
+    from fedboard.run import Run, Settings
+    from server.contract import CountsReport
 
 MARK = "# fedboard counts "  # how the file of a task's counts begins
 _REMEDY = "give the file that `fedboard task counts NAME --out FILE` writes"
@@ -55,14 +58,18 @@ class WordCounts:
                 "raise it: words of fewer people are not told",
             )
         over = people + (self.about.told_from - self.about.least_people)
-        return WordCounts(self.about, tuple(each for each in self.counts if each[1] >= over))
+        about = replace(self.about, least_people=people, told_from=over)
+        return WordCounts(about, tuple(each for each in self.counts if each[1] >= over))
 
 
-def to_tsv(report: CountsReport) -> bytes:
+def to_tsv(report: "CountsReport") -> bytes:
     """A task's counts as a file: one line about them, then a word and its count a line."""
     names = About.__dataclass_fields__
     about = {name: value for name, value in asdict(report).items() if name in names}
-    lines = [MARK + json.dumps(about), *(f"{word}\t{count}" for word, count in report.counts.items())]
+    lines = [
+        MARK + json.dumps(about),
+        *(f"{word}\t{count}" for word, count in report.counts.items()),
+    ]
     return "".join(f"{line}\n" for line in lines).encode()
 
 
@@ -134,3 +141,16 @@ def described(about: About) -> str:
         f"words of a public list that at least {about.least_people:,} people typed, by private "
         f"sums {noise}"
     )
+
+
+def of_run(run: "Run", settings: "Settings") -> str | None:
+    """Where the words of a run's vocabulary come from, in the words of a bundle's lineage; None for
+    those its corpus uses most, and where it has the vocabulary of another run.
+    """
+    least = settings.recipe.least_people
+    if settings.init:
+        return None
+    if settings.words:
+        counted = read_tsv(run.counts)
+        return described((counted.least(least) if least else counted).about)
+    return f"words of its corpus that at least {least:,} people typed" if least else None

@@ -174,8 +174,8 @@ class Recipe:
     tokenizer: Annotated[str, OneOf(TOKENIZERS)] = "words"
     # words or pieces beside special ids and classes
     vocabulary: Annotated[int, VOCABULARY] = 5000
-    # people of the corpus who must have typed a word of the vocabulary, whose words are then counted
-    # by person; 0: they are counted by use
+    # people who must have typed a word of the vocabulary: those of a corpus are then counted by
+    # person; 0: by use
     least_people: Annotated[int, Within(0, 1_000_000_000)] = 0
     rounds: Annotated[int, Within(1, ROUNDS)] = 120
     cohort: Annotated[int, COHORT] = 20  # clients a round
