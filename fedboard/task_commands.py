@@ -254,8 +254,8 @@ def task_create(
         if opened and signer is not None and is_makers:
             given = replace(given, asked=settings)
             report, terms = certified(operator, name, signer, ROUNDS, DAY_S * DAYS, given)
-            _say_signed(terms, as_json)
-    _say(report, as_json)
+            say_signed(terms, as_json)
+    say(report, as_json)
 
 
 @app.command("certify")
@@ -292,8 +292,8 @@ def task_certify(
         asked = named_aggregation(aggregation) or Aggregation.HELPER
         given = consent(operator, asked, helper_key or "", dir is not None)
         report, terms = certified(operator, name, signer, rounds, DAY_S * days, given)
-    _say_signed(terms, as_json)
-    _say(report, as_json)
+    say_signed(terms, as_json)
+    say(report, as_json)
 
 
 @app.command("list")
@@ -421,7 +421,7 @@ def task_pause(
     from fedboard.operator import connect
 
     with connect(dir, server, token_file, insecure) as operator:
-        _say(operator.pause(name), as_json)
+        say(operator.pause(name), as_json)
 
 
 @app.command("resume")
@@ -437,7 +437,7 @@ def task_resume(
     from fedboard.operator import connect
 
     with connect(dir, server, token_file, insecure) as operator:
-        _say(operator.resume(name), as_json)
+        say(operator.resume(name), as_json)
 
 
 @app.command("rollback")
@@ -458,7 +458,7 @@ def task_rollback(
     from fedboard.operator import connect
 
     with connect(dir, server, token_file, insecure) as operator:
-        _say(operator.roll_back(name, to), as_json)
+        say(operator.roll_back(name, to), as_json)
 
 
 @app.command("checkpoint")
@@ -593,7 +593,8 @@ def _budget(task: "TaskReport") -> str:
     )
 
 
-def _say(task: "TaskReport", as_json: bool) -> None:
+def say(task: "TaskReport", as_json: bool) -> None:
+    """A task that was made or changed, in short."""
     if as_json:
         return emit(asdict(task))
     console.say(
@@ -620,7 +621,7 @@ def _say_seen(task: "TaskReport") -> None:
         console.say(task.counts)
 
 
-def _say_signed(terms: "Terms", as_json: bool) -> None:
+def say_signed(terms: "Terms", as_json: bool) -> None:
     """Whose key is in what was signed just now, and what bounds what sums give away."""
     from server.budget import described
 

@@ -21,9 +21,9 @@ from fedboard.task_commands import (
     Server,
     TokenFile,
     WhoSees,
-    _say,
-    _say_signed,
     named_aggregation,
+    say,
+    say_signed,
 )
 
 MOST_PEOPLE, MOST_ONES = 1_000_000_000, 200_000
@@ -122,8 +122,8 @@ def task_count_words(
         if signer is not None:
             given = replace(given, asked=settings)
             report, terms = certified(operator, name, signer, ROUNDS, DAY_S * DAYS, given)
-            _say_signed(terms, as_json)
-    _say(report, as_json)
+            say_signed(terms, as_json)
+    say(report, as_json)
 
 
 def task_counts(

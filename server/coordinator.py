@@ -1336,7 +1336,7 @@ class Coordinator:
                 state = replace(round.state, phase=Phase.ABANDONED)
                 rows.close_round(name, state, None, Cause.ROUND_CLOSED, now, all_rounds=True)
                 rows.say_of_round(name, number, _behind(first))
-                if base is not None and task.kind is Kind.TRAINING:
+                if base is not None and task.kind in CERTIFIED:
                     chain.sign(rows, self.round_keys, name, base, first, now)
                     self.log.enter_checkpoint(rows, task, base)
                 given = StoredCheckpoint(round.base, round.base_round, round.half)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from device_runtime import agreement, config, counts, limits, signing, table, weights
+from device_runtime import agreement, config, counts, limits, log_wire, signing, table, weights
 from device_runtime.causes import Cause
 from device_runtime.counts import Counted
 from device_runtime.drive import Turn, simulated
@@ -234,7 +234,11 @@ class Counting(Leader):
             server=SERVER,
             task_id=self.task_id,
         )
-        return replace(chained(bare, self.made_in, terms=self.terms), seal_key=self.seal_key)
+        work = chained(bare, self.made_in, terms=self.terms)
+        head = work.log.head.text.encode()  # the helper has seen that it extends the last one
+        seen = signing.sign_text(HELPER, log_wire.SEEN, head).signature
+        work = replace(work, log=replace(work.log, countersignature=seen))
+        return replace(work, seal_key=self.seal_key)
 
 
 @pytest.fixture

@@ -6,9 +6,10 @@ import pytest
 from typer.testing import CliRunner
 
 from conversion import card
-from device_runtime import counts, text
+from device_runtime import chain, counts, protection, text
 from device_runtime.bundle import Lineage
 from device_runtime.errors import ConfigError, RunError, VocabularyError
+from device_runtime.wire import Assignment
 from fedboard import word_lists
 from fedboard.cli import app
 from fedboard.run import Run, Settings
@@ -17,7 +18,13 @@ from fedboard.word_lists import noise_once, people_of, read_tsv, to_tsv
 from model import vocabulary
 from model.corpus import Corpus, Utterance
 from model.recipe import Recipe
+from server import endpoint
+from server.contract import TOKEN as VARIABLE
 from server.contract import CountsReport
+from server.rounds import Rules
+from tests.test_server_endpoint import TOKEN, Device, running
+from tests.toy_releases import MAKER
+from tests.toy_server import new
 
 REPORT = CountsReport(
     "words", "ab" * 32, 5, 30, 3, 2, 0.0, 2.0, counts={"you": 9, "are": 5, "how": 2}
@@ -141,3 +148,43 @@ def test_a_public_list_is_made_of_the_words_that_enough_users_of_a_corpus_typed(
     words = counts.read_list(out.read_bytes())
     assert json.loads(done.stdout)["words"] == len(words) > 10
     assert "the" in words and list(words) == sorted(words)
+
+
+def test_an_operator_asks_which_words_of_a_list_were_typed_and_trains_on_the_answer(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setenv(VARIABLE, TOKEN)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "maker.key").write_text(MAKER.private_bytes_raw().hex())
+    (tmp_path / "words.txt").write_bytes(counts.to_list(["are", "how", "rare", "you"]))
+    (tmp_path / "server.toml").write_text(
+        "[rules]\nreport_goal = 2\nover_selection = 1.0\nselection_s = 0\n"
+    )
+    coordinator = new(tmp_path / "server", Rules(report_goal=2))
+    with running(coordinator, access_=endpoint.Access(TOKEN)) as url:
+        to = ["--server", url, "--json"]
+        asked = ["task", "count-words", "asks", "--words", "words.txt", "--least-people", "2"]
+        asked += ["--aggregation", "plain", "--config", "server.toml", "--key", "maker.key"]
+        made = said(*asked, *to)
+        assert (made["kind"], made["goal"], made["signer"] != "") == ("counts", 2, True)
+        coordinator.pause("default")
+        for number, words in enumerate(["how are you", "you rare"]):
+            device = Device(url, number)
+            work = device.check_in()
+            assert isinstance(work, Assignment), work
+            marks = counts.marks([words], ("are", "how", "rare", "you"))
+            about = protection.addressed(work, chain.terms_of(work))
+            body = protection.protected(marks, 1, about, device.key, bytes)
+            path = f"/v1/assignments/{work.assignment}/update"
+            assert device.send("PUT", path, body).json()["counted"]
+        told = said("task", "counts", "asks", "--out", "counts.tsv", *to)
+        assert (told["counts"], told["people"], told["epsilon"]) == ({"you": 2}, 2, None)
+    words = new_vocabulary(Settings(words="counts.tsv"), TOY)
+    assert words.tokens[text.FIRST_WORD :] == ["you"]
+
+
+def said(*words: str) -> dict:
+    """What a command that succeeds prints as JSON."""
+    done = CliRunner().invoke(app, list(words))
+    assert done.exit_code == 0, done.stderr or str(done.exception)
+    return json.loads(done.stdout)
