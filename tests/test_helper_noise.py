@@ -105,7 +105,7 @@ def test_the_sums_of_an_evaluation_carry_none(desk):
     assert task.noise is None and desk._step(Named(id, 1), task, None, History({})) is None
 
 
-@pytest.mark.parametrize("noise", [NOISE, GAUSSIAN], ids=lambda each: each.mechanism.value)
+@pytest.mark.parametrize("noise", [NOISE, GAUSSIAN, TREE], ids=lambda each: each.mechanism.value)
 def test_the_same_set_gets_the_same_noise_and_the_next_sum_another(fast_folder, noise):
     terms = replace(NOISED, noise=noise)
     desk = begun(fast_folder / "helper", terms)

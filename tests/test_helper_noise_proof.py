@@ -39,6 +39,7 @@ BLT = Noise(
 NOISES = {
     "blt": BLT,
     "gaussian": replace(BLT, mechanism=Mechanism.GAUSSIAN, decays=(), scales=()),
+    "tree": replace(BLT, mechanism=Mechanism.TREE, decays=(), scales=(), restart=70),
 }
 WIDE = 16_384  # values of the network: as many as show a spread within a per cent
 
@@ -95,25 +96,33 @@ def test_the_noise_of_all_prefixes_is_as_wide_as_the_mechanism_says_within_two_p
     assert measured == pytest.approx(expected, rel=0.02)
 
 
+def together(terms) -> np.ndarray:
+    """How the noises of two sums go together, by the mechanism: [sums, sums], 1 for one Gaussian.
+    What each of them is made of is seen when the Gaussians drawn are those of an axis each.
+    """
+    axes = iter(np.eye(2 * SUMS))
+    buffers, rows = strategy.begin(terms.noise, 2 * SUMS), []
+    for _ in range(SUMS):
+        row, buffers = strategy.advance(terms.noise, buffers, lambda: next(axes))
+        rows.append(row)
+    return np.array(rows) @ np.array(rows).T
+
+
 def test_neighbouring_sums_share_noise_as_the_inverse_of_the_matrix_says(proof):
     terms, noises = proof
-    column = strategy.inverse(terms.noise, SUMS)
-    for apart in (0, 1, 2, 5, 40):
-        together = [
-            float(column[: at + 1 - apart] @ column[apart : at + 1]) for at in range(apart, SUMS)
-        ]
-        measured = np.mean(noises[apart:] * noises[: SUMS - apart]) / one(terms) ** 2
-        # of a million and a half products of two normals
-        slack = 5 * column[0] / math.sqrt(noises[apart:].size) * float(column @ column)
-        assert measured == pytest.approx(np.mean(together), abs=slack)
+    expected, measured = together(terms), noises @ noises.T / WIDE / one(terms) ** 2
+    if terms.noise.mechanism is not Mechanism.TREE:
+        column = strategy.inverse(terms.noise, SUMS)
+        assert expected[1, 0] == pytest.approx(column[0] * column[1], abs=1e-6)
+    assert np.abs(measured - expected).max() < 5.5 * expected.max() * math.sqrt(2 / WIDE)
+    for apart in (0, 1, 2, 5, 40):  # on average over all such neighbours
+        of_all = np.mean(np.diagonal(measured - expected, apart))
+        assert abs(of_all) < 5 * expected.max() * math.sqrt(2 / WIDE / (SUMS - apart))
 
 
 def drawn(terms, noises) -> np.ndarray:
-    """C times the noises: the Gaussians that were drawn, [sums, values], of deviation 1."""
-    column, lower = strategy.coefficients(terms.noise, SUMS), np.zeros((SUMS, SUMS))
-    for at in range(SUMS):
-        lower[at:, at] = column[: SUMS - at]
-    return lower @ noises / one(terms)
+    """What is new in the noise of each sum, [sums, values], of deviation 1."""
+    return np.linalg.solve(np.linalg.cholesky(together(terms)), noises) / one(terms)
 
 
 def test_what_was_drawn_for_them_is_normal_to_four_deviations_with_mean_zero(proof):
@@ -127,5 +136,5 @@ def test_what_was_drawn_for_them_is_normal_to_four_deviations_with_mean_zero(pro
 
 def test_no_sum_s_draw_has_anything_to_do_with_another_s(proof):
     rows = drawn(*proof)
-    together = rows @ rows.T / WIDE - np.eye(SUMS)
-    assert np.abs(together).max() < 5.5 * math.sqrt(2 / WIDE)
+    shared = rows @ rows.T / WIDE - np.eye(SUMS)
+    assert np.abs(shared).max() < 5.5 * math.sqrt(2 / WIDE)
