@@ -51,7 +51,7 @@ from server.requests import Refused
 from server.rounds import Mode, Rules
 from server.task import Task, TaskSettings, for_bundle, openable
 from tests import toy_opening
-from tests.toy_helper import CERTIFIER, HELPER, IDENTITY
+from tests.toy_helper import CERTIFIER, HELPER, IDENTITY, NOISE
 from tests.toy_opening import THREE, codes, desk, joined, new, nowhere, opened, sealed, way_to
 from tests.toy_server import READY, WEIGHTS, OneByOne, enrolled, key, stored
 
@@ -437,6 +437,47 @@ def test_only_devices_that_somebody_has_certified_count_where_a_helper_asks_for_
         coordinator.enrol(Enrolment(public, certificate=shown), 5.0)
     round_of_three(10.0)
     assert phases(coordinator)[1] == (2, "committed", 3)
+    coordinator.close()
+
+
+def test_a_sum_that_would_pass_the_helper_s_budget_ends_its_round_with_the_helper_s_reason(
+    tmp_path, helper
+):
+    """The helper's ledger may know more than the server's: that of a server that was put back."""
+    said = HelperProblem(Refusal.OVER_BUDGET, "all 50 sums of the task have been given")
+    asked, way = [], way_to(helper)
+
+    def send(method, path, body, headers) -> Reply:
+        if path == "/v1/answers":
+            asked.append(body)
+            return Reply(said.refusal.status, {}, to_json(said))
+        return way(method, path, body, headers)
+
+    coordinator = new(tmp_path / "server", send, THREE, noise=NOISE)
+    devices = enrolled(coordinator, 3)
+    sent(coordinator, devices, joined(coordinator, devices, 1.0), 2.0)
+    coordinator.open_sums(3.0)
+    (report,) = coordinator.reports(9.0).rounds[:1]
+    assert report.reason.endswith(f"over_budget: {said.detail}")
+    assert phases(coordinator)[0][1] == "abandoned"
+    coordinator.open_sums(30.0)
+    assert len(asked) == 1  # and is not asked again
+    coordinator.close()
+
+
+def test_a_round_whose_helper_adds_noise_is_committed_with_it(tmp_path, helper):
+    coordinator = new(tmp_path / "server", way_to(helper), THREE, noise=NOISE)
+    devices = enrolled(coordinator, 3)
+    works = joined(coordinator, devices, 1.0)
+    sent(coordinator, devices, works, 2.0)
+    coordinator.open_sums(3.0)
+    assert phases(coordinator)[0] == (1, "committed", 3)
+    agreed = chain.terms_of(works[0])
+    one = NOISE.multiplier * agreed.encoding.bound * agreed.clipping_norm / agreed.most
+    # of 50 values: right within a half
+    assert (moved(coordinator) - mean_of(works, [0, 1, 2])).std() == pytest.approx(one, rel=0.5)
+    ((_, spent),) = helper.budgets()
+    assert spent.told.sums == 1
     coordinator.close()
 
 
