@@ -10,7 +10,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "benchmarks" / ".environments"
-PACKAGES = {"pfl": ["torch==2.13.0", "pfl==0.6.0"], "fedjax": ["jax==0.10.2", "fedjax==0.0.17"]}
+PACKAGES = {
+    "pfl": ["torch==2.13.0", "pfl==0.6.0"],
+    "fedjax": ["jax==0.10.2", "fedjax==0.0.17"],
+    "accounts": ["jax-privacy==2.0.0", "dp-accounting==0.6.0"],
+}
 
 
 def python(name: str) -> Path:
