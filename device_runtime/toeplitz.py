@@ -22,6 +22,7 @@ Vector = NDArray[np.float64]
 
 MOST_BUFFERS = 3  # of one that is looked for
 GAIN = 1.005  # how much less noise another buffer must need
+_DENSE = 2048  # rounds that are all looked at
 _STEP = 1e-6  # to where a slope is measured
 _SETTLED = 1e-5  # of the logarithm of the noise needed
 
@@ -43,10 +44,8 @@ def column(decays: Vector, scales: Vector, rounds: int) -> Vector:
 
 def inverse(decays: Vector, scales: Vector, rounds: int) -> Vector:
     """The first column of the inverse of C: [rounds]."""
-    power, states = np.diag(decays) - scales, np.ones((len(scales), 1))  # [buffers, rounds]
-    while states.shape[1] < rounds - 1:
-        states, power = np.hstack((states, power @ states)), power @ power
-    return np.concatenate(([1.0], -scales @ states[:, : max(0, rounds - 1)]))[:rounds]
+    states = _states(np.diag(decays) - scales, np.ones(len(scales)), max(0, rounds - 1))
+    return np.concatenate(([1.0], -scales @ states))[:rounds]
 
 
 def squares(decays: Vector, scales: Vector, by: Pattern) -> Vector:
@@ -67,10 +66,40 @@ def squares(decays: Vector, scales: Vector, by: Pattern) -> Vector:
     return np.concatenate(([0.0], np.cumsum(own + 2 * shared)))
 
 
+def _states(step: NDArray[Any], first: Vector, count: int) -> NDArray[Any]:
+    """So many states, each the one before it times a matrix: [len(first), count]."""
+    states = first[:, None]
+    while states.shape[1] < count:
+        states, step = np.hstack((states, step @ states)), step @ step
+    return states[:, :count]
+
+
 def prefix_variance(decays: Vector, scales: Vector, rounds: int) -> float:
     """The mean over the rounds of the variance of the noise in the sum of all rounds so far."""
     sums = np.cumsum(inverse(decays, scales, rounds))  # the first column of A C^-1
     return float(np.arange(rounds, 0, -1) @ sums**2) / rounds
+
+
+def sampled_variance(decays: Vector, scales: Vector, rounds: int) -> float:
+    """About the same, of many rounds: of every one up to _DENSE, then of fewer and fewer."""
+    size, ones = len(scales), np.ones(len(scales))
+    # the state and the sum of those before it, from one round to the next
+    step = np.block(
+        [
+            [np.diag(decays) - scales, np.zeros((size, size))],
+            [np.eye(size), np.eye(size)],
+        ]
+    )
+    state, at, stride, total = np.concatenate((ones, 0 * ones)), 0, 1, 0.0
+    while at < rounds:
+        states = _states(step, state, _DENSE + 1)
+        places = at + stride * np.arange(_DENSE)
+        sums = 1 - scales @ states[size:, :-1]  # the first column of A C^-1, there
+        width = np.clip(rounds - places, 0, stride)
+        total += float(width * np.maximum(0, rounds - places - (width - 1) / 2) @ sums**2)
+        state, at = states[:, -1], at + _DENSE * stride
+        stride, step = 2 * stride, step @ step
+    return total / rounds
 
 
 @functools.lru_cache(maxsize=64)
@@ -79,10 +108,12 @@ def best(by: Pattern) -> tuple[tuple[float, ...], tuple[float, ...]]:
     the prefix sums, with as few buffers as do nearly as well. The same always.
     """
 
+    variance = prefix_variance if by.rounds <= _DENSE else sampled_variance
+
     def needed(point: Vector) -> float:
         decays, scales = _of(point)
         most = squares(decays, scales, by)[-1]
-        return (math.log(most) + math.log(prefix_variance(decays, scales, by.rounds))) / 2
+        return (math.log(most) + math.log(variance(decays, scales, by.rounds))) / 2
 
     buffers, least = np.empty(0), needed(np.empty(0))
     for count in range(1, MOST_BUFFERS + 1):

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from device_runtime import strategy, tree
+from device_runtime import strategy, toeplitz, tree
 from device_runtime.errors import ConfigError
 from device_runtime.noise import Mechanism, Noise
 
@@ -200,6 +200,14 @@ def test_the_blt_that_is_found_is_never_worse_than_independent_noise(rounds, sep
     noise = Noise(Mechanism.BLT, 1.0, 8.0, 1e-10, rounds, most)
     found = strategy.optimised(noise, separation)
     assert needed(found, separation) <= needed(noise, separation) * (1 + 1e-9)
+
+
+@given(some_blt(), st.integers(1, 5000))
+@settings(max_examples=30, deadline=None)
+def test_of_many_rounds_some_say_as_much_as_all(noise, rounds):
+    buffers = np.array(noise.decays), np.array(noise.scales)
+    exact = toeplitz.prefix_variance(*buffers, rounds)
+    assert toeplitz.sampled_variance(*buffers, rounds) == pytest.approx(exact, rel=1e-4)
 
 
 def test_only_a_blt_has_buffers_to_choose():
