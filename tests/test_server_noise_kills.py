@@ -4,6 +4,7 @@ Neither is a sum published that is not accounted. It is killed with SIGKILL; wha
 has randomness of its own, as a real one has.
 """
 
+import shutil
 import sqlite3
 from pathlib import Path
 
@@ -70,14 +71,14 @@ class Played:
     """A server's folder before the work, and what must be true of it after."""
 
     def __init__(self, place: Path):
-        self.folder, self._scope = place / "server", {}
+        self.folder, self._template, self._scope = place / "server", place / "template", {}
         exec(compile(WORK, "work", "exec"), self._scope)
-        self._place = place
+        noised(self._template, BLT).close()
 
     def prepare(self, at: Path) -> None:
         for name in ("devices", "sums"):
             Path(f"{at}.{name}").unlink(missing_ok=True)
-        noised(at, BLT).close()
+        shutil.copytree(self._template, at, dirs_exist_ok=True)
 
     def goes_on(self, at: Path) -> None:
         require_accounted(at)
