@@ -241,3 +241,28 @@ def test_a_server_that_forgot_entries_begins_another_log_once_it_is_certified(fa
         answer = believed(joined_at(coordinator, 100.0), seen)
         assert len(answer.seen.heads) == 2
     helper.close()
+
+
+def test_a_task_certified_by_an_earlier_version_must_be_certified_again_and_goes_on(plain):
+    works = [committed(plain, 10.0 * number) for number in (1, 2)]
+    certificate = chain.certificate_of(works[0])
+    old = replace(certificate, log_key="", start="", version=0, format=2)
+    signed = signing.sign_text(toy_server.OPERATOR, chain.CERTIFICATE, config.to_json(old))
+    with plain.store.transaction() as rows:  # as a database of that version has it
+        newest_ = rows.certificate("default")
+        rows.add_certificate("default", replace(newest_, number=2, signed=signed))
+        rows.set_link("default", rows.current("default").sha, 2, works[1].link)
+        for table in ("log_heads", "log_nodes", "log_entries", "logs"):
+            rows._connection.exec_driver_sql(f"DELETE FROM {table}")
+    (device,) = enrolled(plain, 1)
+    assert plain.check_in(device, READY, 30.0).cause is Cause.UNCERTIFIED
+    to_do = operators.report(plain, "default", 30.0).certify
+    assert to_do.startswith("devices get no work of it: its certificate is of an earlier version")
+    certify(plain, 31.0)
+    policy, current = entries(plain)
+    assert (policy.start, current.round, current.count) == (works[0].checkpoint, 2, 0)
+    work = plain.check_in(device, READY, 32.0)
+    assert current.checkpoint == work.checkpoint
+    believed(work)
+    assert plain.update(device, work.assignment, encoded(work, 0), 33.0).counted
+    assert entries(plain)[-1].parent == current.checkpoint
