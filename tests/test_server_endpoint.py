@@ -484,6 +484,9 @@ TAKE_NOTHING = (
     "GET /v1/rounds",
     "GET /v1/server",
     "GET /v1/newest",
+    "GET /v1/log/head",
+    "GET /v1/log/entries",
+    "GET /v1/log/consistency",
     "GET /v1/releases",
     "GET /v1/releases/{sha256}",
 )
