@@ -1,6 +1,7 @@
 """Scan: is anything that was typed in what leaves a device, or in a file of a server or a helper?
 
-    python -m benchmarks.scan [BUNDLE] --out FOLDER [--devices 5] [--rounds 2] [--plain]
+    python -m benchmarks.scan [BUNDLE] --out FOLDER [--devices 5] [--rounds 2]
+        [--noise 1.0 | --plain]
 
 The whole path runs: devices whose typing logs hold marked messages train and upload by HTTP to a
 server process with a helper process beside it. Every request of a device is kept as it is sent, and
@@ -54,6 +55,7 @@ from device_runtime.finetune import finetune
 from device_runtime.helper_wire import TOKEN_FILE as HELPER_TOKEN_FILE
 from device_runtime.home import DeviceConfig, Home
 from device_runtime.limits import OwnLimits
+from device_runtime.noise import Mechanism, Noise
 from device_runtime.terms import Aggregation, Terms
 from device_runtime.text import FIRST_WORD, tokenise
 from device_runtime.transport import Reply, Send, http
@@ -180,16 +182,26 @@ class Report:
 
 
 def scan(
-    base: Bundle, folder: Path, devices: int, rounds: int, seed: int, is_plain: bool = False
+    base: Bundle,
+    folder: Path,
+    devices: int,
+    rounds: int,
+    seed: int,
+    is_plain: bool = False,
+    multiplier: float = 0.0,
 ) -> Report:
-    """Run the path and look for what must not be seen. Raises RunError if it does not run."""
+    """Run the path, with noise of that multiplier if there is one, and look for what must not be
+    seen. Raises RunError if it does not run.
+    """
     key = signing.load_or_create(folder / "signing.key")
     first = folder / "first"
     bundle.write(first, base.manifest, base.content, key)
     typed = list(marked(base, devices, seed))
     homes = _homes(folder, first, signing.public_hex(key), typed, seed)
     watch, counted = Watch(), 0
-    server = _serve(folder, first, _settings(devices, rounds, is_plain), signing.public_hex(key))
+    server = _serve(
+        folder, first, _settings(devices, rounds, is_plain, multiplier), signing.public_hex(key)
+    )
     try:
         with watch.looking(folder):
             _certify(folder, rounds, is_plain)
@@ -383,7 +395,9 @@ def _homes(
     return homes
 
 
-def _settings(devices: int, rounds: int, is_plain: bool) -> ServerSettings:
+def _settings(devices: int, rounds: int, is_plain: bool, multiplier: float) -> ServerSettings:
+    blt = {"decays": (0.9,), "scales": (0.3,)}
+    noise = Noise(Mechanism.BLT, multiplier, 1e6, 1e-10, rounds, rounds, **blt)
     rules = Rules(
         report_goal=devices,
         over_selection=1.0,
@@ -399,6 +413,7 @@ def _settings(devices: int, rounds: int, is_plain: bool) -> ServerSettings:
         policy=Policy(min_separation=1),
         least_count=devices,
         aggregation=Aggregation.PLAIN if is_plain else Aggregation.HELPER,
+        noise=noise if multiplier else None,
     )
 
 
@@ -447,13 +462,16 @@ def main() -> None:
     parser.add_argument("--devices", type=int, default=5)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--noise", type=float, default=0.0, help="multiplier of a BLT's noise")
     parser.add_argument("--plain", action="store_true", help="let the server see each update")
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args()
     asked.out.mkdir(parents=True, exist_ok=True)
     try:
         base = open_bundle(asked.bundle, None)
-        report = scan(base, asked.out, asked.devices, asked.rounds, asked.seed, asked.plain)
+        report = scan(
+            base, asked.out, asked.devices, asked.rounds, asked.seed, asked.plain, asked.noise
+        )
     except FedboardError as error:
         sys.exit(str(error))
     if asked.json:
