@@ -7,6 +7,7 @@ Nothing here is more than the run's own files say: `config.toml` which noise the
 import csv
 import io
 from dataclasses import dataclass, fields
+from typing import Any
 
 from device_runtime.bundle import NO_PRIVACY
 from device_runtime.errors import RunError
@@ -43,7 +44,8 @@ def of(run: Run) -> Spent | None:
             run.metrics, f"cannot be used ({error})", "resume the run, which mends it"
         ) from None
     counts = {name: int(last[name]) for name in ("round", "separation", "participations")}
-    return Spent(**{**last, **counts})
+    values: dict[str, Any] = {**last, **counts}
+    return Spent(**values)
 
 
 def stands_for(recipe: Recipe) -> int:
