@@ -227,6 +227,11 @@ def assumptions(question: Question, plan: Plan) -> list[str]:
         "a phone that is absent adds zeros, and how many are in a round is public",
         "one of server and helper is honest; the helper adds the noise",
     ]
+    if plan.compression > 1:
+        said.append(
+            f"one of {plan.compression} values travels, the same in all rounds: what that costs "
+            "beside the noise is not in the accuracy above"
+        )
     if plan.separation < min(question.rounds_a_day, plan.noise.rounds):
         said.append(
             f"a phone is wanted more often than once in {question.rounds_a_day} rounds, which is "
