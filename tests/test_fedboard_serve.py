@@ -4,6 +4,7 @@ Real processes.
 
 import json
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -316,6 +317,39 @@ def test_a_task_is_certified_by_the_key_that_signed_its_bundle_which_never_comes
     files = [path for path in (tmp_path / "server").rglob("*") if path.is_file()]
     for form in (secret, secret.hex().encode()):
         assert [path.name for path in files if form in path.read_bytes()] == []
+
+
+def test_a_task_with_a_budget_is_made_signed_and_shown_by_command(
+    running, fedboard, tmp_path, tiny_bundle, trusted, signing_key
+):
+    (tmp_path / "maker.pub").write_text(next(iter(trusted)))
+    (tmp_path / "maker.key").write_text(signing_key.private_bytes_raw().hex())
+    running(aggregation="helper")
+    where = ("--dir", tmp_path / "server")
+    keys = ("--trust", tmp_path / "maker.pub", "--key", tmp_path / "maker.key")
+    start = ("--bundle", tiny_bundle.path, *keys, *where)
+    numbers = ("--noise-multiplier", 8, "--epsilon", 8, "--noise-rounds", 200)
+    said = fedboard("task", "create", "words", *start, *numbers, fails=True)
+    assert "--max-participations: expected beside the other numbers of the noise" in said
+    small = ("--noise-multiplier", 0.5, "--epsilon", 1, "--noise-rounds", 9)
+    said = fedboard(
+        "task", "create", "words", *start, *small, "--max-participations", 1, fails=True
+    )
+    assert "noise.epsilon: expected a budget with room for one sum, found 1" in said
+    numbers += ("--max-participations", 6, "--compression", 4)
+    said = " ".join(fedboard("task", "create", "words", *start, *numbers).split())
+    assert "signed: blt noise of multiplier 8, for epsilon 8 at delta 1e-10, 200 sums" in said
+    assert "signed: one value of 4 of an update travels" in said
+    said = " ".join(fedboard("task", "show", "words", *where).split())
+    assert "epsilon 0 of 8 at delta 1e-10 is spent after 0 sums; at worst there is room for" in said
+    assert "opened by a helper, which added blt noise of multiplier 8 to each" in said
+    shown = json.loads(fedboard("task", "show", "words", *where, "--json"))
+    assert (shown["epsilon"], shown["budget"], shown["sums"], shown["over"]) == (0.0, 8.0, 0, "")
+    assert 0 < shown["left"] <= 200
+    with sqlite3.connect(tmp_path / "server" / "server.sqlite") as database:
+        ((body,),) = database.execute("SELECT body FROM tasks")
+    noise = json.loads(body)["noise"]
+    assert len(noise["decays"]) == len(noise["scales"]) > 0  # chosen with the task
 
 
 def test_what_an_operator_gets_wrong_is_one_clear_line(running, fedboard, tmp_path):
