@@ -44,6 +44,7 @@ WAYS = {
     "turns2": ("a half, another every 27 rounds", {"compression": 2, "turn": 27}),
     "turns4": ("a quarter, another every 27 rounds", {"compression": 4, "turn": 27}),
     "frozen": ("not the embedding, which stays as it began", {"way": "frozen"}),
+    "embedding8": ("an eighth of the embedding, all of the rest", {"way": "embedding8"}),
     "bits3": ("not compressed, 3 bits", {"bits": 3}),
     "bits2": ("not compressed, 2 bits", {"bits": 2}),
 }
@@ -54,6 +55,8 @@ def upload(asked: Asked, noise: Noise, devices: int) -> int:
     of so many devices.
     """
     dimension = GBOARD - GBOARD_EMBEDDING * (asked.way == "frozen")
+    if asked.way.startswith("embedding"):
+        dimension -= GBOARD_EMBEDDING - GBOARD_EMBEDDING // int(asked.way.removeprefix("embedding"))
     terms = Terms(
         *(Aggregation.HELPER, asked.bits, asked.clip, dimension, "0" * 64, 1, devices, 2, 1),
         helper="1" * 64,

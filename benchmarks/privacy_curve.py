@@ -178,6 +178,7 @@ def train(asked: Asked, corpus: Corpus, folder: Path, users: Users) -> None:
         recipe,
         FROZEN if asked.way == "frozen" else frozenset(),
         asked.turn,
+        int(asked.way.removeprefix("embedding")) if asked.way.startswith("embedding") else 1,
     )
     started, losses, clipped, norms = time.monotonic(), [], [], []
     while len(losses) < asked.rounds:

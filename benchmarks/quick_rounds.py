@@ -38,7 +38,8 @@ class Done:
 class Rounds:
     """Encoded rounds of a recipe, from the first on. `frozen` names arrays that clients train but
     that do not travel: they stay as they are; `turn`: rounds after which signs of the rotation are
-    drawn anew, and noise begins anew; 0: never.
+    drawn anew, and noise begins anew; 0: never. `share`: of the embedding one in so many values
+    travels, of a projection of its own that is the same in all rounds, and all of the rest.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class Rounds:
         recipe: Recipe,
         frozen: frozenset[str] = frozenset(),
         turn: int = 0,
+        share: int = 1,
     ):
         """As `model.simulation.Training`."""
         self._recipe, self._population, self._turn = recipe, population, turn
@@ -70,8 +72,14 @@ class Rounds:
         plan, server = recipe.plan, recipe.server
         sizes = [initial[name].size for name in self._travel]
         self._sizes = sizes
+        self._part = None
+        travelling = sum(sizes)
+        if share > 1:
+            assert self._travel[0] == "embedding"
+            self._part = encoding.Encoding(sizes[0], 1, 1e12, recipe.seed + 1, share)
+            travelling += self._part.values - sizes[0]
         self.by = encoding.Encoding(
-            sum(sizes), plan.bits, plan.clipping_norm, recipe.seed, recipe.compression
+            travelling, plan.bits, plan.clipping_norm, recipe.seed, recipe.compression
         )
         self._signs = aggregators.signs(self.by)
         self._rates = np.float32(plan.learning_rate) * np.array(
@@ -86,7 +94,7 @@ class Rounds:
             if noise is None
             else aggregators.buffers(noise, self.by.values)
         )
-        self._first = [np.zeros(self.by.dimension, np.float32) for _ in range(2)]
+        self._first = [np.zeros(sum(sizes), np.float32) for _ in range(2)]
         self._client = tf.function(self._trained, reduce_retracing=True)
         self._sum = tf.function(self._summed)
         self._threads = ThreadPoolExecutor(2)
@@ -97,7 +105,10 @@ class Rounds:
         seed = tf.stack([done, tf.reduce_sum(steps)])
         after, losses, targets, _ = packed.train(start, steps, rate, recipe.client, seed)
         delta = [start[name] - after[name] for name in self._travel]
-        vector = tf.concat([tf.reshape(array, [-1]) for array in delta], axis=0)
+        parts = [tf.reshape(array, [-1]) for array in delta]
+        if self._part is not None:
+            parts[0] = _projected(parts[0], self._part)
+        vector = tf.concat(parts, axis=0)
         clipped, norm = aggregators.clip(vector, recipe.plan.clipping_norm)
         draw = aggregators.rounding_seed(recipe.seed, done + 1, vector)
         codes = aggregators.encode(clipped, signs, self.by, draw)
@@ -153,7 +164,11 @@ class Rounds:
             tf.constant(total), tf.constant(len(results)), done, tf.constant(self._buffers), signs
         )
         self._buffers = np.asarray(self._buffers)
-        change = self._step(np.asarray(mean), number)
+        mean = np.asarray(mean)
+        if self._part is not None:
+            own = _back(mean[: self._part.values], self._part)
+            mean = np.concatenate([own, mean[self._part.values :]])
+        change = self._step(mean, number)
         parts = np.split(change, np.cumsum(self._sizes)[:-1])
         self.weights |= {
             name: self.weights[name] - part.reshape(self.weights[name].shape)
@@ -178,6 +193,27 @@ class Rounds:
         self._first[1] = two * self._first[1] + (1 - two) * mean * mean
         unbiased = rate * np.sqrt(1 - two**number) / (1 - one**number)
         return unbiased * self._first[0] / (np.sqrt(self._first[1]) + np.float32(server.epsilon))
+
+
+def _places(by: encoding.Encoding) -> np.ndarray:
+    return np.arange(by.dimension) * by.stride % by.dimension
+
+
+def _projected(values: tf.Tensor, by: encoding.Encoding) -> tf.Tensor:
+    """The part of these values that travels, as `encoding` takes it before rounding."""
+    padded = tf.pad(
+        tf.gather(values, _places(by)), [[0, quantize.padded(by.dimension) - by.dimension]]
+    )
+    rotated = aggregators.hadamard(padded * tf.constant(aggregators.signs(by), tf.float32))
+    return aggregators.kept(rotated, by)
+
+
+def _back(values: np.ndarray, by: encoding.Encoding) -> np.ndarray:
+    """That part where it was: float32 [dimension]."""
+    spread = aggregators.spread(tf.constant(values), by).numpy()
+    vector = np.empty(by.dimension, np.float32)
+    vector[_places(by)] = quantize.unrotate(spread, by.seed, by.dimension)
+    return vector
 
 
 def _signs(by: encoding.Encoding, number: int) -> np.ndarray:
