@@ -12,6 +12,7 @@ from device_runtime import (
     chain,
     daemon,
     exposure,
+    log_wire,
     outgoing,
     personal,
     signing,
@@ -24,6 +25,7 @@ from device_runtime.drive import limits_of
 from device_runtime.errors import BundleError
 from device_runtime.home import (
     EVIDENCE,
+    FORKS,
     OUTGOING,
     UNFINISHED,
     Contribution,
@@ -33,6 +35,7 @@ from device_runtime.home import (
 )
 from device_runtime.limits import Limits
 from device_runtime.noise import Noise
+from device_runtime.terms import Terms
 from device_runtime.turn import Status
 from device_runtime.wire import DAY_S, MOST_WORDS, Conditions, Kind, forbidden_by
 
@@ -88,6 +91,8 @@ class Standing:
     releases: tuple[str, ...] = ()  # how its release came, what it refused and why, in sentences
     # pairs of checkpoints that were signed for one round, with the signatures that prove it
     contradictions: tuple[chain.Contradiction, ...] = ()
+    # pairs of heads of one log that nobody has shown to agree, with their signatures
+    forks: tuple[log_wire.Fork, ...] = ()
     outgoing: int | None = None  # round of a report that waits for its server's answer
     task: str = ""  # whose work it was given last; empty before the first
     seen: tuple[exposure.Sentence, ...] = ()  # who sees its updates, by the terms of that
@@ -146,14 +151,19 @@ def status(home: Home, now: float) -> Standing:
         outdated,
         tuple(release_lines(upgrade.remembered(home), release, now)),
         home.evidence(),
+        home.forks(),
         None if report is None else report.label.round,
         "" if last_terms is None else last_terms.task,
-        () if last_terms is None else tuple(exposure.sentences(last_terms.terms)),
+        () if last_terms is None else _sentences(last_terms.terms),
         signing.public_hex(home.key),
         "" if home.certificate is None else home.certificate.signer,
         costs(lines),
         spent.total(parts(lines)),
     )
+
+
+def _sentences(terms: Terms) -> tuple[exposure.Sentence, ...]:
+    return (*exposure.sentences(terms), exposure.Sentence(log_wire.sentence(terms)))
 
 
 def status_lines(standing: Standing) -> list[str]:
@@ -196,6 +206,10 @@ def status_lines(standing: Standing) -> list[str]:
         *(
             f"its server was caught: {chain.described(each)}; the proof is in {EVIDENCE}"
             for each in standing.contradictions
+        ),
+        *(
+            f"its server was caught: {log_wire.described(each)}; the proof is in {FORKS}"
+            for each in standing.forks
         ),
         personal_line(standing.personal, standing.personal_outdated),
         *(

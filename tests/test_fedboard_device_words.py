@@ -149,7 +149,8 @@ def test_the_status_says_who_sees_updates_by_the_last_terms_and_what_should_worr
 ):
     assert seen_lines(status(home, 0.0)) == []
     home.keep_terms("words", masked_terms(tiny_bundle, **changed))
-    first, *worries = seen_lines(status(home, 0.0))
+    first, *worries, of_log = seen_lines(status(home, 0.0))
+    assert "the server's log cannot be rewritten" in of_log.text and not of_log.warns
     assert first.text.startswith("by the terms of task words: ") and not first.warns
     if not changed:
         assert masked_terms(tiny_bundle).helper[:16] in first.text
