@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("--plot", type=Path, help="bounds and claims, as a picture")
     asked = parser.parse_args()
     results, table = [], []
-    for mechanism in (Mechanism.BLT, Mechanism.GAUSSIAN):
+    for mechanism in (Mechanism.BLT, Mechanism.TREE, Mechanism.GAUSSIAN):
         for claim in asked.claims:
             for cut in CUTS:
                 since = time.monotonic()

@@ -403,7 +403,7 @@ def _settings(devices: int, rounds: int, is_plain: bool, multiplier: float) -> S
         over_selection=1.0,
         min_reports=devices,
         rounds=rounds,
-        selection_s=2,
+        selection_s=60,
         claim_s=300,
         reporting_s=3600,
         retry_s=0.3,

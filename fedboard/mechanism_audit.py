@@ -319,7 +319,7 @@ def correlation(noise: Noise, rounds: int) -> NDArray[np.float64]:
     """How the noises of the rounds belong together: their covariances, in units of one independent
     Gaussian's variance, [rounds, rounds], read off what `strategy.advance` makes of units.
     """
-    most = 3 * rounds  # draws: a tree has as many nodes as it has rounds, and no more than twice
+    most = 3 * rounds  # draws: a tree has fewer than two nodes a round
     units = iter(np.eye(most, dtype=np.float32))
     buffers, rows = strategy.begin(noise, most), []
     for _ in range(rounds):

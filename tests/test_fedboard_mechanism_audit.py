@@ -54,8 +54,8 @@ def test_the_chance_of_luck_is_that_of_the_theorem(counts, epsilon, delta):
     )
 
 
-@settings(max_examples=30, deadline=None)
-@given(st.integers(2, 200), st.floats(0.1, 3.0), st.floats(0.01, 0.2))
+@settings(max_examples=15, deadline=None)
+@given(st.integers(2, 60), st.floats(0.1, 3.0), st.floats(0.01, 0.2))
 def test_a_bound_is_above_the_truth_no_more_often_than_it_says(guesses, epsilon, share):
     """Coins betrayed by randomised response, of which epsilon is known."""
     truth = 1 / (1 + math.exp(-epsilon))
@@ -96,7 +96,7 @@ def test_the_estimate_of_two_normals_a_deviation_apart_is_what_the_accountant_sa
     assert estimate(out, into, 1e-5) == pytest.approx(accountant.epsilon(0.5, 1e-5), rel=0.02)
 
 
-@pytest.mark.parametrize("kind", [Mechanism.GAUSSIAN, Mechanism.BLT])
+@pytest.mark.parametrize("kind", list(Mechanism))
 def test_the_multiplier_of_an_audit_is_the_one_whose_account_is_the_claim(kind):
     of = replace(SMALL, mechanism=kind)
     ran = accountant.Participation((of.rounds,), of.separation, of.participations)
@@ -104,14 +104,14 @@ def test_the_multiplier_of_an_audit_is_the_one_whose_account_is_the_claim(kind):
     assert accountant.account(noise, ran).epsilon == pytest.approx(of.claim, rel=1e-6)
 
 
-@pytest.mark.parametrize("kind", [Mechanism.GAUSSIAN, Mechanism.BLT])
+@pytest.mark.parametrize("kind", list(Mechanism))
 def test_the_bound_of_a_mechanism_that_adds_its_noise_is_below_the_claim(kind):
     result = audit(replace(SMALL, mechanism=kind), np.random.default_rng(1))
     assert not result.is_refuted
     assert result.bound <= 2.0 < result.most
 
 
-@pytest.mark.parametrize("kind", [Mechanism.GAUSSIAN, Mechanism.BLT])
+@pytest.mark.parametrize("kind", list(Mechanism))
 def test_the_bound_exceeds_the_claim_with_a_tenth_of_the_noise(kind):
     result = audit(replace(SMALL, mechanism=kind, cut=0.1), np.random.default_rng(1))
     assert result.is_refuted and result.estimate > 2.0
