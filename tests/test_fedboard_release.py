@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from conversion.audit import PLANTED, Limits, Planted, Secret
 from device_runtime import bundle, config, patch, signing, weights
 from device_runtime.exposure import LEARNT_OPENLY
 from device_runtime.terms import Aggregation
+from device_runtime.text import FIRST_WORD
 from device_runtime.wire import Kind, Phase, RoundReport, Scores
-from fedboard import release
+from fedboard import audit, release
 from fedboard.cli import app
 from fedboard.operator import connect
 from fedboard.publishing import publish
@@ -355,3 +357,25 @@ def test_rounds_that_a_rollback_left_aside_are_no_part_of_a_lineage():
 def test_a_server_s_rounds_that_go_in_a_circle_come_to_an_end():
     circle = [committed(1, B, A), committed(2, A, B)]
     assert [report.round for report in release.ancestry(circle, B)] == [1, 2]
+
+
+def test_a_release_is_audited_and_made_again_with_the_report_in_its_lineage(
+    learning, words, tiny_bundle, tiny_vocabulary, trusted, tmp_path, data
+):
+    learning.learn()
+    base = ("--bundle", tiny_bundle.path, "--data", data)
+    printed(*words, *base)
+    rng, pool = np.random.default_rng(3), tuple(tiny_vocabulary.tokens[FIRST_WORD:])
+    drawn = (tuple(map(str, rng.choice(pool, 4))) for _ in range(6))
+    secrets = Planted(PLANTED, pool, tuple(Secret(each[:2], each[2:], 1, 5) for each in drawn))
+    (tmp_path / "secrets.json").write_bytes(config.to_json(secrets))
+    (tmp_path / "maker.pub").write_text(next(iter(trusted)))
+    asked = (tmp_path / "new", tmp_path / "secrets.json", Limits(), 0, [tmp_path / "maker.pub"])
+    report, name = audit.write(audit.audited(*asked), tmp_path)
+    printed(*words[:-1], tmp_path / "audited", *base, "--require-audit", report)
+    new = bundle.open_verified(tmp_path / "audited", trusted)
+    assert new.manifest.lineage.audit == name
+    assert f"and passed: report `{name}`" in new.content[bundle.CARD].decode()
+    learning.learn()  # another checkpoint, which nobody has asked
+    said = refused(*words[:-1], tmp_path / "next", *base, "--require-audit", report)
+    assert "expected the audit of checkpoint" in said and not (tmp_path / "next").exists()
