@@ -12,10 +12,10 @@ contradicts what its helper has signed was put back from a backup: it begins ano
 operator certifies.
 """
 
+import functools
 import logging
 import threading
 from collections.abc import Sequence
-from dataclasses import replace
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -25,6 +25,7 @@ from device_runtime.merkle import Place, Range
 from device_runtime.terms import Aggregation
 from device_runtime.wire import VERSION, Proof
 from server.log_rows import StoredHead, StoredLog
+from server.records import changed
 from server.slots import Slots
 from server.store import Rows, StoredCheckpoint
 from server.task import Task, task_id, terms
@@ -42,7 +43,7 @@ class Log:
         self._slots, self._server = slots, server
         self._lock = threading.Lock()  # of what is kept in memory
         self._proofs: dict[tuple[int, int, str, str], Proof] = {}
-        self._paths: dict[tuple[int, int, int], str] = {}
+        self._paths: dict[tuple[str, int, int], str] = {}
 
     # what is entered
 
@@ -136,21 +137,22 @@ class Log:
 
     def seen_from(self, rows: Rows, proof: Proof, seen: int) -> Proof:
         """The same for a device that has seen so many entries of the log."""
-        current = rows.log.current()
-        size = config.from_json(Head, proof.head.text.encode(), "head").size
-        if current is None or seen in (0, size):
+        size = _size(proof.head.text)
+        if seen in (0, size):
             return proof
-        at = current.number, min(seen, size), max(seen, size)
+        # a key signs one log only
+        at = proof.head.signer, min(seen, size), max(seen, size)
         path = self._paths.get(at)
         if path is None:
-            if at[2] > rows.log.size(current.number):
+            current = rows.log.current()
+            if current is None or at[2] > rows.log.size(current.number):
                 return proof  # this log never had so many: the device will say so
             path = _path(rows, current.number, merkle.consistency(at[1], at[2]))
             with self._lock:
                 if len(self._paths) >= PROOFS_KEPT:
                     self._paths = {}
                 self._paths[at] = path
-        return replace(proof, consistency=path)
+        return changed(proof, consistency=path)
 
     # what a helper signs
 
@@ -285,6 +287,11 @@ def _sums(rows: Rows, task: Task) -> int:
     if task.noise is not None:
         return rows.spending.of(task.name).happened.sums
     return rows.committed(task.name)
+
+
+@functools.lru_cache(maxsize=64)
+def _size(head: str) -> int:
+    return config.from_json(Head, head.encode(), "head").size
 
 
 def _slot(number: int) -> str:
