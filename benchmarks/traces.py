@@ -17,6 +17,7 @@ HEAD = 8  # bytes of a form that are looked for first
 WINDOWS = 32  # parts of a delta that are looked for
 VALUES = 6  # of each, one after the other
 PACKED = (b"\x1f\x8b\x08", b"\x78\x01", b"\x78\x9c", b"\x78\xda")  # how gzip and zlib begin
+FIRST_PACKED = 1 << 10  # bytes of a stream that are looked at first
 MOST_UNPACKED = 1 << 24  # bytes of one stream
 
 
@@ -133,12 +134,16 @@ def find(seen: Iterable[Seen], marks: Sequence[Mark]) -> list[Find]:
 
 def unpacked(seen: Seen) -> Iterator[Seen]:
     """What streams of zlib and gzip hold that begin anywhere in it."""
+    whole = memoryview(seen.data)
     for magic in PACKED:
         start = seen.data.find(magic)
         while start >= 0:
             stream = zlib.decompressobj(wbits=47)  # either
             try:
-                text = stream.decompress(seen.data[start:], MOST_UNPACKED)
+                # what only looks like a stream ends soon
+                text = stream.decompress(whole[start : start + FIRST_PACKED])
+                if not stream.eof:
+                    text += stream.decompress(whole[start + FIRST_PACKED :], MOST_UNPACKED)
             except zlib.error:
                 text = b""
             if len(text) >= HEAD:
