@@ -101,11 +101,11 @@ class LogRows:
 
     def number_of(self, log: int, about: str) -> int | None:
         """The number of the newest entry about something; None if there is none."""
-        query = sa.select(sa.func.max(log_entries.c.number)).where(
-            (log_entries.c.log == log) & (log_entries.c.about == about)
-        )
-        number: int | None = self._connection.execute(query).scalar_one()
-        return number
+        # with the log in it SQLite would look through all of its entries
+        columns = log_entries.c.log, log_entries.c.number
+        query = sa.select(*columns).where(log_entries.c.about == about)
+        numbers = (number for of, number in self._connection.execute(query) if of == log)
+        return max(numbers, default=None)
 
     def newest_about(self, about: str) -> str | None:
         """The newest entry about something in any log; None if there is none."""
