@@ -85,6 +85,7 @@ class Helping:
 
     def __post_init__(self) -> None:
         self._registered: dict[str, str] = {}  # by task: the certificate that the helper has
+        self._shown_log = 0  # number of the log that it was shown since this process began
         self._ended: dict[str, int] = {}  # by task: the round up to which the helper may forget
         self._keyed_before: dict[str, int] = {}  # by task: the first round without a key there
         self._lock = threading.Lock()
@@ -141,11 +142,15 @@ class Helping:
 
     def countersign(self, now: float) -> None:
         """Have the helper sign the newest head of the log: devices of its tasks get no work under
-        another. A log that it says is a fork is over.
+        another. A log that it says is a fork is over. One that was signed is shown once more when
+        this process begins: either of the two may have been put back from a backup meanwhile.
         """
         with self.store.reading() as rows:
-            head, kept = self.log.to_countersign(rows), rows.log.current()
-            if head is None or kept is None or not self._registered:  # it knows nobody's log key
+            kept = rows.log.current()
+            if kept is None or not self._registered:  # it knows nobody's log key
+                return
+            head = self.log.to_countersign(rows, is_again=self._shown_log != kept.number)
+            if head is None:
                 return
             before = rows.log.head(kept.number, is_countersigned=True)
             signed_before = 0 if before is None else before.size
@@ -165,6 +170,7 @@ class Helping:
         if by is None or not log_wire.countersigned(head.head, by.signer, by.signature):
             log.error("what the helper gives for the log's head is no signature of it")
             return
+        self._shown_log = kept.number
         with self.store.transaction(durable=True) as rows:
             rows.log.countersign(kept.number, head.size, by)
 

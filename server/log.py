@@ -156,11 +156,13 @@ class Log:
 
     # what a helper signs
 
-    def to_countersign(self, rows: Rows) -> StoredHead | None:
-        """The newest head, if no helper has signed it."""
+    def to_countersign(self, rows: Rows, is_again: bool = False) -> StoredHead | None:
+        """The newest head, if no helper has signed it, or if it is shown again all the same."""
         current = rows.log.current()
         newest = None if current is None or current.over else rows.log.head(current.number)
-        return None if newest is None or newest.countersigned is not None else newest
+        if newest is None or (newest.countersigned is not None and not is_again):
+            return None
+        return newest
 
     def path_to(self, rows: Rows, seen: int, head: StoredHead) -> str | None:
         """That a head extends the first `seen` entries; None if it has fewer."""

@@ -243,6 +243,40 @@ def test_a_server_that_forgot_entries_begins_another_log_once_it_is_certified(fa
     helper.close()
 
 
+def test_a_server_that_was_put_back_says_so_before_any_new_entry(fast_folder):
+    helper, folder = desk(fast_folder / "helper"), fast_folder / "server"
+    with closing(new(folder, way_to(helper))) as coordinator:
+        coordinator.create_codes(1, 60.0, 5.0)
+    copy = folder.with_name("copy")
+    shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("*.lock"))
+    with closing(opened(folder, way_to(helper))) as coordinator:
+        toy_server.created(coordinator, replace(beginning()[0], name="other"), *beginning()[1:])
+        coordinator.open_sums(6.0)
+    shutil.rmtree(folder)
+    shutil.copytree(copy, folder)
+    with closing(opened(folder, way_to(helper))) as coordinator:
+        told = coordinator.log_head()
+        assert told.newest == told.countersigned  # by its own database all is well
+        coordinator.open_sums(10.0)
+        to_do = operators.report(coordinator, "default", 11.0).certify
+        assert "was put back from a backup" in to_do
+    helper.close()
+
+
+def test_a_helper_that_was_put_back_hears_of_the_log_when_its_server_begins(fast_folder):
+    helper, folder = desk(fast_folder / "helper"), fast_folder / "server"
+    with closing(new(folder, way_to(helper))) as coordinator:
+        signer = coordinator.log_head().newest.signer
+    helper.close()
+    shutil.rmtree(fast_folder / "helper")
+    helper = desk(fast_folder / "helper")
+    with closing(opened(folder, way_to(helper))) as coordinator:
+        coordinator.open_sums(10.0)
+        with helper._store.reading() as rows:
+            assert rows.head(signer)[0] == newest(coordinator).size
+    helper.close()
+
+
 def test_a_task_certified_by_an_earlier_version_must_be_certified_again_and_goes_on(plain):
     works = [committed(plain, 10.0 * number) for number in (1, 2)]
     certificate = chain.certificate_of(works[0])
