@@ -55,6 +55,8 @@ class Rounds:
         self._recipe, self._population, self._turn = recipe, population, turn
         self._names = sorted(initial)
         self._travel = [name for name in self._names if name not in frozen]
+        if share > 1:
+            self._travel.sort(key=lambda name: name != "embedding")  # it stands first
         self.weights = dict(initial)
         held_to = recipe.limits
         self.members = [
@@ -75,7 +77,6 @@ class Rounds:
         self._part = None
         travelling = sum(sizes)
         if share > 1:
-            assert self._travel[0] == "embedding"
             self._part = encoding.Encoding(sizes[0], 1, 1e12, recipe.seed + 1, share)
             travelling += self._part.values - sizes[0]
         self.by = encoding.Encoding(
