@@ -17,7 +17,6 @@ from typing import Any
 
 from device_runtime import accountant, quantize, strategy
 from device_runtime.accountant import Participation
-from device_runtime.bounds import Within
 from device_runtime.errors import ConfigError
 from device_runtime.noise import Mechanism, Noise
 from device_runtime.terms import LEAST_COUNT, Aggregation, Terms
@@ -25,6 +24,7 @@ from device_runtime.terms import LEAST_COUNT, Aggregation, Terms
 GOALS = (100, 200, 500, 1_000, 2_000, 5_000, 10_000)  # that are looked at
 COMPRESSIONS = (1, 2, 4, 8, 16, 32, 64)
 BITS = (2, 3, 4, 6, 8)
+MOST_MULTIPLIER = 1e6  # that a task's noise may have
 IDS = 10_013  # of a vocabulary of 10,000 words
 TODAY_BITS = 4  # of the upload without noise that others are told beside
 LITTLE = 1.5  # clips of noise on the mean, as in the rounds that Gboard has published
@@ -129,14 +129,12 @@ def gaussian_on_mean(multiplier: float, values: float, report_goal: int) -> floa
 
 def choose(question: Question) -> Plan:
     """The plan with the least noise over the rounds. Raises ConfigError if there are too few
-    phones for any.
+    phones for any, or none has noise enough.
     """
-    pairs = _pairs(question)
-    plans = [_planned(question, goal, separation, Mechanism.BLT) for goal, separation in pairs]
-    best = min(plans, key=lambda each: each.noise_over_rounds)
+    best = _least_noise(question, _pairs(question), [Mechanism.BLT])
     kinds = [question.mechanism] if question.mechanism else list(Mechanism)
-    of_kinds = [_planned(question, best.report_goal, best.separation, kind) for kind in kinds]
-    return _fitted(question, min(of_kinds, key=lambda each: each.noise_over_rounds))
+    pair = (best.report_goal, best.separation)
+    return _fitted(question, _least_noise(question, [pair], kinds))
 
 
 def with_epsilon(plan: Plan, epsilon: float) -> Plan:
@@ -148,7 +146,13 @@ def with_epsilon(plan: Plan, epsilon: float) -> Plan:
     needed = sensitivity / math.sqrt(2 * accountant.rho(epsilon, noise.delta))
     digits = 3 - math.floor(math.log10(needed))
     multiplier = math.ceil(needed * (1 + 1e-9) * 10**digits) / 10**digits  # never too little
-    Within(0.0, 1e6).require("noise multiplier", multiplier)
+    if multiplier > MOST_MULTIPLIER:
+        raise ConfigError(
+            "--epsilon",
+            f"expected one that takes a noise multiplier of at most {MOST_MULTIPLIER:,.0f}, found "
+            f"{epsilon:g}, which takes {multiplier:.3g}",
+            "raise it, or plan fewer rounds of one phone",
+        )
     noise = replace(noise, multiplier=multiplier, epsilon=epsilon)
     happened = Participation((noise.rounds,), plan.separation, noise.participations)
     spent = accountant.account(noise, happened)
@@ -169,46 +173,49 @@ def values_of(size: str) -> int:
 
 
 def mechanisms(question: Question, plan: Plan) -> dict[str, float]:
-    """The noise over the rounds of each mechanism in the place of the plan's."""
-    return {
-        str(kind): _like(question, plan, mechanism=kind).noise_over_rounds for kind in Mechanism
-    }
+    """The noise over the rounds of each mechanism that can be in the place of the plan's."""
+    plans = {str(kind): _like(question, plan, mechanism=kind) for kind in Mechanism}
+    return {kind: each.noise_over_rounds for kind, each in plans.items() if each}
 
 
 def changes(question: Question, plan: Plan) -> list[Change]:
-    """What would help, what helps most first."""
+    """What would help, what helps most first; nothing that is no change, or that no task can be."""
     goal, separation, rounds = plan.report_goal, plan.separation, plan.noise.rounds
-    few = max(1, separation // 2)
     found: list[tuple[str, dict[str, Any]]] = [
         ("twice the phones, for twice the report goal", {"report_goal": 2 * goal}),
-        (
-            "the same phones: twice the report goal, half the separation",
-            {"report_goal": 2 * goal, "separation": few},
-        ),
         ("twice the rounds", {"rounds": 2 * rounds}),
-        ("half the rounds", {"rounds": max(1, rounds // 2)}),
         (
             "half the values travel, if as much is learned of them",
             {"compression": 2 * plan.compression},
         ),
         ("twice the epsilon", {"epsilon": 2 * question.epsilon}),
     ]
+    if rounds > 1:
+        found.append(("half the rounds", {"rounds": rounds // 2}))
+    if separation > 1:
+        found.append(
+            (
+                "the same phones: twice the report goal, half the separation",
+                {"report_goal": 2 * goal, "separation": separation // 2},
+            )
+        )
     if separation < rounds:
-        found += [
-            (
-                "twice the phones, for twice the separation",
-                {"separation": min(rounds, 2 * separation)},
-            ),
-            (
-                "the same phones: half the report goal, twice the separation",
-                {"report_goal": max(1, goal // 2), "separation": min(rounds, 2 * separation)},
-            ),
-        ]
+        apart = min(rounds, 2 * separation)
+        found.append(("twice the phones, for twice the separation", {"separation": apart}))
+        if goal > 1:
+            found.append(
+                (
+                    "the same phones: half the report goal, twice the separation",
+                    {"report_goal": goal // 2, "separation": apart},
+                )
+            )
     made = []
     for what, values in found:
         if values.get("compression", 1) > COMPRESSIONS[-1]:
             continue
         other = _like(question, plan, **values)
+        if other is None:
+            continue
         ratio = other.noise_over_rounds / plan.noise_over_rounds
         needs = math.ceil(other.report_goal * other.separation / question.eligible)
         made.append(Change(what, other, needs, ratio))
@@ -227,6 +234,12 @@ def assumptions(question: Question, plan: Plan) -> list[str]:
         "a phone that is absent adds zeros, and how many are in a round is public",
         "one of server and helper is honest; the helper adds the noise",
     ]
+    if plan.report_goal < LEAST_COUNT:
+        said.append(
+            f"server and helper open sums of as few as {plan.report_goal:,} phones, fewer than the "
+            f"{LEAST_COUNT:,} that they ask for by default: fedboard helper --least "
+            f"{plan.report_goal}"
+        )
     if plan.compression > 1:
         said.append(
             f"one of {plan.compression} values travels, the same in all rounds: what that costs "
@@ -301,8 +314,10 @@ def table(question: Question, plan: Plan, expected: float | None) -> dict[str, A
 def settings(plan: Plan) -> list[str]:
     """The plan as a task's settings have it: lines of TOML."""
     noise = plan.noise
+    few = min(LEAST_COUNT, plan.report_goal)
     lines = [
         f"compression = {plan.compression}",
+        *([f"least_count = {few}"] if few < LEAST_COUNT else []),
         "[rules]",
         f"report_goal = {plan.report_goal}",
         f"rounds = {noise.rounds}",
@@ -344,6 +359,27 @@ def _pairs(question: Question) -> list[tuple[int, int]]:
     return pairs
 
 
+def _least_noise(
+    question: Question, pairs: Sequence[tuple[int, int]], kinds: Sequence[Mechanism]
+) -> Plan:
+    """The plan with the least noise over the rounds of all that can be. Raises ConfigError if none
+    can.
+    """
+    tried = [(goal, separation, kind) for goal, separation in pairs for kind in kinds]
+    plans = [plan for each in tried if (plan := _possible(question, *each))]
+    if not plans:
+        return _planned(question, *tried[0])  # raises what is wrong with it
+    return min(plans, key=lambda each: each.noise_over_rounds)
+
+
+def _possible(question: Question, goal: int, separation: int, mechanism: Mechanism) -> Plan | None:
+    """The plan with these numbers; None where they are beyond what a task's noise may be."""
+    try:
+        return _planned(question, goal, separation, mechanism)
+    except ConfigError:
+        return None
+
+
 def _planned(question: Question, goal: int, separation: int, mechanism: Mechanism) -> Plan:
     """The plan with these numbers: as many participations as the separation has room for, and just
     the noise that the epsilon takes.
@@ -374,8 +410,8 @@ def _fitted(question: Question, plan: Plan) -> Plan:
     )
 
 
-def _like(question: Question, plan: Plan, **other: Any) -> Plan:
-    """The plan with one thing changed, for the same epsilon."""
+def _like(question: Question, plan: Plan, **other: Any) -> Plan | None:
+    """The plan with one thing changed, for the same epsilon; None if no task can be so."""
     values: dict[str, Any] = {
         "report_goal": plan.report_goal,
         "separation": plan.separation,
@@ -385,7 +421,7 @@ def _like(question: Question, plan: Plan, **other: Any) -> Plan:
     }
     asked = replace(question, **{**values, **other})
     assert asked.report_goal and asked.separation and asked.mechanism
-    return _planned(asked, asked.report_goal, asked.separation, asked.mechanism)
+    return _possible(asked, asked.report_goal, asked.separation, asked.mechanism)
 
 
 def _terms(

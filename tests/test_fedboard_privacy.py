@@ -129,6 +129,24 @@ def test_changes_are_computed_and_the_one_that_helps_most_comes_first():
     assert all(each.plan.epsilon <= 2 * asked.epsilon for each in changes.values())
 
 
+def test_no_change_is_told_that_is_none_or_that_no_task_can_be():
+    asked = question(100, 60_000, mechanism=Mechanism.GAUSSIAN)  # all 50 in each round
+    plan = privacy_plan.choose(asked)
+    told = {each.what: each for each in privacy_plan.changes(asked, plan)}
+    assert "half the rounds" in told
+    assert "twice the rounds" not in told  # more than a task has
+    assert "the same phones: twice the report goal, half the separation" not in told
+    once = question(rounds=1)
+    told = {each.what for each in privacy_plan.changes(once, privacy_plan.choose(once))}
+    assert "half the rounds" not in told
+
+
+def test_an_epsilon_that_no_noise_of_ours_is_enough_for_is_named():
+    hard = Question(100, 100_000, 0.001, 1e-10, 1000, 0.5, 24)
+    with pytest.raises(ConfigError, match=r"--epsilon: expected .* at most 1,000,000, found 0.001"):
+        privacy_plan.choose(hard)
+
+
 def test_a_small_fleet_is_told_how_many_phones_it_takes():
     # 8 x the root of 1.42 million / 100 phones
     assert round(privacy_plan.gaussian_on_mean(8.0, 1_420_000, 100)) == 95
@@ -155,8 +173,9 @@ def test_too_few_phones_for_what_is_asked_are_refused_by_name():
         privacy_plan.choose(question(100, report_goal=100, separation=20))
 
 
-def test_a_plan_s_settings_make_a_task_with_its_noise():
-    plan = privacy_plan.choose(question(report_goal=100))
+@pytest.mark.parametrize("report_goal", [100, 50])  # 50: fewer than are opened by default
+def test_a_plan_s_settings_make_a_task_with_its_noise(report_goal):
+    plan = privacy_plan.choose(question(report_goal=report_goal))
     table = tomllib.loads("\n".join(privacy_plan.settings(plan)))
     task = settings_of(config.from_table(ServerSettings, table, "plan"))
     assert task.noise == plan.noise
