@@ -110,6 +110,12 @@ def admitted(
             f"{registration.kind}"
         )
     policy = log_wire.policy_of(certificate)
+    if registration.kind not in CERTIFIED and terms.noise is not None and policy is None:
+        # seals are bound to terms alone then, and those of two tasks can be the same
+        return _foreign(
+            "certificate: expected one that names a log, as scores of a task with noise are opened "
+            "without, found none"
+        )
     task = Task(
         registration.task_id,
         registration.task,

@@ -98,11 +98,28 @@ def test_the_sum_of_a_task_without_noise_has_none_and_nothing_is_kept_for_it(fas
 
 def test_the_sums_of_an_evaluation_carry_none(desk):
     id = "e0" * 16
-    asked = replace(registration(NOISED), task="accuracy", task_id=id, kind=Kind.EVALUATION)
+    logged = registration(NOISED, log_key="10" * 32, start="5a" * 32)
+    asked = replace(logged, task="accuracy", task_id=id, kind=Kind.EVALUATION)
     assert desk.register(asked, 0.0).terms == NOISED.name
     with desk._store.reading() as rows:
         task = rows.task(id).task
     assert task.noise is None and desk._step(Named(id, 1), task, None, History({})) is None
+
+
+def test_updates_of_a_task_with_noise_are_not_opened_as_the_scores_of_another(fast_folder):
+    desk = new(fast_folder / "helper")
+    # another task's certificate, with the very same terms, for the id that devices train under
+    other = registration(NOISED, task="other", task_id="e1" * 16)
+    asked = replace(other, task="words", task_id=TASK_ID, kind=Kind.EVALUATION)
+    assert refusal(desk.register(asked, 0.0)) == "foreign_policy"
+    logged = registration(
+        NOISED, task="other", task_id="e1" * 16, log_key="10" * 32, start="5a" * 32
+    )
+    asked = replace(logged, task="words", task_id=TASK_ID, kind=Kind.EVALUATION)
+    assert desk.register(asked, 0.0).terms == NOISED.name
+    # what devices sign is bound to the policy of their own task
+    no = desk.answer(named(sent(desk, range(4), 1), 1), 1.0)
+    assert refusal(no) == "bad_signature"
 
 
 @pytest.mark.parametrize("noise", [NOISE, GAUSSIAN, TREE], ids=lambda each: each.mechanism.value)
