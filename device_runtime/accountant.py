@@ -44,15 +44,19 @@ def account(noise: Noise, happened: Participation) -> Account:
     """What so many sums have spent."""
     if not happened.sums or not happened.participations:
         return Account(0.0, 0.0, noise.delta)
-    if not noise.multiplier:
-        return Account(math.inf, math.inf, noise.delta)
     changed = strategy.sensitivity(
         noise,
         happened.blocks,
         happened.separation or happened.sums,
         happened.participations,
     )
-    rho = (changed / noise.multiplier) ** 2 / 2
+    return of_sensitivity(noise, changed)
+
+
+def of_sensitivity(noise: Noise, changed: float) -> Account:
+    """What sums have spent in which one device can change so much, in L2 norm, in clips."""
+    mu = changed / noise.multiplier if noise.multiplier else math.inf
+    rho = mu * mu / 2  # a product: a power that is too large for a float is an error
     return Account(rho, epsilon(rho, noise.delta), noise.delta)
 
 
@@ -139,5 +143,6 @@ def _log_cdf(x: float) -> float:
     if x > -37:
         return math.log(math.erfc(-x / math.sqrt(2)) / 2)
     square = x * x  # an asymptotic series: erfc is about to underflow
-    series = 1 - 1 / square + 3 / square**2 - 15 / square**3 + 105 / square**4
+    small = 1 / square
+    series = 1 - small * (1 - 3 * small * (1 - 5 * small * (1 - 7 * small)))
     return -square / 2 - math.log(-x * math.sqrt(2 * math.pi)) + math.log(series)

@@ -10,8 +10,8 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from device_runtime import accountant
-from device_runtime.accountant import Account, Participation
+from device_runtime import accountant, strategy
+from device_runtime.accountant import Account
 from device_runtime.noise import Noise
 
 
@@ -122,11 +122,13 @@ def with_next(parts: Sequence[Part], next: Part) -> tuple[Part, ...]:
 
 
 def _account(part: Part, separation: int) -> Account:
-    """As if the task goes on to its last round: that shows no less of a report than fewer do."""
+    """As if the task goes on to its last round, and its noise begins anew where that shows most: it
+    shows no less of a report than fewer do.
+    """
     noise = part.noise
     if noise is None or not is_added(noise):
         return Account(math.inf, math.inf, 0.0 if noise is None else noise.delta)
-    whole_life = Participation((noise.rounds,), separation, len(part.rounds))
-    own = accountant.account(noise, whole_life)
+    changed = strategy.sensitivity_of_life(noise, separation, len(part.rounds))
+    own = accountant.of_sensitivity(noise, changed)
     most = accountant.rho(noise.epsilon, noise.delta)
     return own if own.rho <= most else Account(most, noise.epsilon, noise.delta)

@@ -169,6 +169,17 @@ def sensitivity(noise: Noise, blocks: Sequence[int], separation: int, participat
     return math.sqrt(_squared(noise, tuple(blocks), separation, most))
 
 
+def sensitivity_of_life(noise: Noise, separation: int, participations: int) -> float:
+    """The same of all sums that a task can have, wherever its noise may begin anew: what a device
+    can say that is not told where it did.
+    """
+    if noise.mechanism is Mechanism.TREE:  # a beginning moves the nodes, and can fill more of them
+        largest, separation = _of_tree(noise), max(1, separation)
+        most = min(participations, -(-noise.rounds // separation))
+        return math.sqrt(tree.bound([largest] * most, separation, most))
+    return sensitivity(noise, (noise.rounds,), separation, participations)  # it only cuts columns
+
+
 def _forests(noise: Noise, blocks: Sequence[int]) -> list[int]:
     """Sums of each tree or forest, where one begins also when `restart` sums are full."""
     size = _of_tree(noise)

@@ -44,12 +44,12 @@ def squared(blocks: Sequence[int], separation: int, most: int) -> int:
     """
     most = min(most, -(-sum(blocks) // separation))
     if most > MOST_COUNTED or len(blocks) > MOST_COUNTED:
-        return _bound(blocks, separation, most)
+        return bound(blocks, separation, most)
     ends = _after(tuple(blocks), separation, most)
     return max(int(values.max()) for values, _ in ends.values())
 
 
-def _bound(blocks: Sequence[int], separation: int, most: int) -> int:
+def bound(blocks: Sequence[int], separation: int, most: int) -> int:
     """What the squares never exceed: each height by itself as full as its nodes can be."""
     total = 0
     for height in range(max(blocks, default=0).bit_length()):

@@ -40,6 +40,12 @@ def test_without_noise_one_sum_spends_everything():
     assert (spent.rho, spent.epsilon) == (math.inf, math.inf)
 
 
+@pytest.mark.parametrize("multiplier", [5e-324, 1e-200, 1e-150])
+def test_with_next_to_no_noise_one_sum_spends_everything(multiplier):
+    spent = account(noise(multiplier=multiplier), Participation((1,), None, 1))
+    assert spent.epsilon == math.inf and spent.rho > 1e290
+
+
 def test_the_budgets_of_the_field_are_these():
     # delta 1e-10: epsilon 1, 2, 4, 8
     found = [accountant.rho(epsilon, 1e-10) for epsilon in (1.0, 2.0, 4.0, 8.0)]

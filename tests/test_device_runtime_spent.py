@@ -56,6 +56,14 @@ def test_no_part_is_told_less_than_the_sums_it_was_in_really_show(rounds, abando
     assert spent.of(part(*own, noise=BLT)).account.rho >= truth.rho * (1 - 1e-12)
 
 
+def test_a_part_in_a_tree_is_told_as_if_its_state_was_lost_where_that_shows_most():
+    """Of four sums the first two and the last two have a tree each: the device is in three."""
+    tree = Noise(Mechanism.TREE, 4.0, 1e3, 1e-10, 4, 3, restart=3)
+    truth = accountant.account(tree, Participation((2, 2), 1, 3))
+    assert truth.rho == pytest.approx(8 / (2 * 4**2))
+    assert spent.of(part(1, 2, 3, noise=tree)).account.rho >= truth.rho
+
+
 def test_no_phone_has_spent_more_than_its_whole_task_may():
     narrow = Noise(Mechanism.GAUSSIAN, 0.5, 2.0, 1e-10, 100, 6)
     told = spent.of(part(1, 2, 3, noise=narrow)).account

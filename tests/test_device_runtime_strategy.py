@@ -146,7 +146,20 @@ def test_a_tree_of_four_shows_two_parts_in_eight_squares():
 @settings(max_examples=60, deadline=None)
 def test_beyond_the_ways_that_are_counted_a_tree_s_bound_is_never_too_low(blocks, apart, most):
     most = min(most, -(-sum(blocks) // apart))
-    assert tree._bound(blocks, apart, most) >= tree.squared(blocks, apart, most)
+    assert tree.bound(blocks, apart, most) >= tree.squared(blocks, apart, most)
+
+
+@given(some_noise(), some_blocks(12), st.integers(1, 6), st.integers(1, 6))
+@settings(max_examples=60, deadline=None)
+def test_no_beginnings_show_more_than_is_said_of_a_whole_life(noise, blocks, apart, most):
+    told = strategy.sensitivity_of_life(noise, apart, most)
+    assert told >= strategy.sensitivity(noise, blocks, apart, most) * (1 - 1e-12)
+
+
+def test_a_tree_that_begins_anew_in_the_middle_shows_more_than_one_that_does_not():
+    assert strategy.sensitivity(of_tree(4, 3), [4], 1, 3) ** 2 == pytest.approx(3 + 2**2)
+    assert strategy.sensitivity(of_tree(4, 3), [2, 2], 1, 3) ** 2 == pytest.approx(3 + 2**2 + 1)
+    assert strategy.sensitivity_of_life(of_tree(4, 3), 1, 3) ** 2 == pytest.approx(3 + 2**2 + 1)
 
 
 def test_the_first_launch_at_google_is_found_again():
