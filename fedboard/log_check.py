@@ -5,11 +5,11 @@ look. What cannot be seen from here: whether other people are shown the same. Th
 helper's signature is for, and comparing heads with somebody else.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from device_runtime import calls, config, durable, log_wire, merkle
+from device_runtime import accountant, calls, config, durable, log_wire, merkle
 from device_runtime.errors import ConfigError, RunError
 from device_runtime.log_wire import (
     Begun,
@@ -21,8 +21,10 @@ from device_runtime.log_wire import (
     ReleaseEntry,
     RoundEntry,
 )
-from device_runtime.terms import Aggregation
+from device_runtime.terms import Aggregation, Terms
 from device_runtime.transport import Send
+
+_ROUNDING = 1e-6  # of an epsilon that was worked out twice
 
 
 @dataclass(frozen=True)
@@ -234,9 +236,12 @@ def _not_following(head: Head, key: str, roots: list[bytes], before: KeptHead | 
 def _inconsistent(entries: Sequence[Entry]) -> list[str]:
     """What entries say that cannot be true together."""
     wrong = []
+    # one that follows another does not have what rounds were made from that were open then
+    is_after_another = bool(entries) and isinstance(entries[0], Begun)
     policies: dict[str, Policy] = {}
     last: dict[str, RoundEntry] = {}
     made: dict[str, set[str]] = {}
+    by_round: dict[str, dict[int, str]] = {}
     for each in entries:
         if isinstance(each, Policy) and policies.setdefault(each.task_id, each) != each:
             wrong.append(f"task {each.task_id[:8]} has two policies: it changed under devices")
@@ -244,17 +249,59 @@ def _inconsistent(entries: Sequence[Entry]) -> list[str]:
             continue
         of = f"round {each.round} of task {each.task_id[:8]}"
         before = last.get(each.task_id)
-        known = made.setdefault(each.task_id, set())
+        known, rounds = made.setdefault(each.task_id, set()), by_round.setdefault(each.task_id, {})
         if before is not None and each.rho < before.rho and each.count:
             wrong.append(f"{of}: spent {each.rho:.6g}, less than {before.rho:.6g} before it")
         if before is not None and each.sums < before.sums:
             wrong.append(f"{of}: {each.sums:,} sums, fewer than {before.sums:,} before it")
         if each.count and before is not None and each.round <= before.round:
             wrong.append(f"{of}: comes after round {before.round}")
-        if each.count and each.checkpoint and each.parent not in known:
+        is_made = bool(each.count and each.checkpoint)
+        if is_made and each.parent not in known and (known or not is_after_another):
             wrong.append(f"{of}: was made from {each.parent[:16]}, which was never entered")
-        known.add(each.checkpoint)
+        if each.checkpoint:
+            wrong += [f"{of}: {reason}" for reason in _unmade(each, rounds)]
+            known.add(each.checkpoint)
+            rounds.setdefault(each.round, each.checkpoint)
+        if each.count and each.task_id in policies:
+            wrong += [f"{of}: {reason}" for reason in _not_by(each, policies[each.task_id].terms)]
         if each.count or before is None:
             last[each.task_id] = each
     without = [task_id for task_id in last if task_id not in policies]
     return wrong + [f"task {task_id[:8]} has rounds and no policy" for task_id in without]
+
+
+def _unmade(entry: RoundEntry, rounds: Mapping[int, str]) -> list[str]:
+    """Why no round can have made a checkpoint, by those of the rounds before. What was there before
+    the log is of no later round than the first that was entered.
+    """
+    wrong = []
+    other = rounds.get(entry.round, entry.checkpoint)
+    if other != entry.checkpoint:
+        wrong.append(
+            f"has two checkpoints, {other[:16]} and {entry.checkpoint[:16]}: one round makes one"
+        )
+    elif not entry.count and rounds and entry.round > next(iter(rounds)):
+        wrong.append(
+            f"checkpoint {entry.checkpoint[:16]} is made of no reports, and was not there before"
+        )
+    return wrong
+
+
+def _not_by(entry: RoundEntry, terms: Terms) -> list[str]:
+    """What an entry of a sum says that its task's terms do not allow."""
+    wrong, noise = [], terms.noise
+    if terms.aggregation is not Aggregation.PLAIN and entry.count < terms.fewest:
+        wrong.append(
+            f"{entry.count:,} reports, and no sum of fewer than {terms.fewest:,} is opened"
+        )
+    if noise is None:
+        return wrong
+    if not entry.rho:
+        wrong.append("spent nothing, and every sum with noise spends something")
+    elif accountant.epsilon(entry.rho, noise.delta) > noise.epsilon + _ROUNDING:
+        wrong.append(
+            f"spent {entry.rho:.6g}, more than the budget of epsilon {noise.epsilon:g} at delta "
+            f"{noise.delta:g}"
+        )
+    return wrong

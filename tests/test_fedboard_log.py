@@ -8,7 +8,8 @@ import pytest
 from typer.testing import CliRunner
 
 from device_runtime import config, log_wire, signing
-from device_runtime.log_wire import Head, KeptHead, LogHead, RoundEntry
+from device_runtime.log_wire import Begun, Head, KeptHead, LogHead, RoundEntry
+from device_runtime.noise import Mechanism, Noise
 from fedboard import log_check
 from fedboard.cli import app
 from fedboard.log_check import Fetched
@@ -110,6 +111,15 @@ INCONSISTENT = {
     "a round before the last": (round_entry(round=1), "comes after round 1"),
     "made from nothing known": (round_entry(parent="99" * 32), "which was never entered"),
     "another policy": (replace(ENTRIES[0], plan="ac" * 32), "has two policies"),
+    "a second checkpoint of a round": (
+        round_entry(round=1, count=0, sums=1, rho=0.25),
+        "has two checkpoints, c4c4c4c4c4c4c4c4 and c5c5c5c5c5c5c5c5: one round makes one",
+    ),
+    "a checkpoint that no round made": (
+        round_entry(count=0, sums=1, rho=0.25, parent=""),
+        "is made of no reports, and was not there before",
+    ),
+    "a sum of few": (round_entry(count=49), "49 reports, and no sum of fewer than 50 is opened"),
     "rounds of no task": (round_entry(task_id="0b" * 16, parent=""), "has rounds and no policy"),
 }
 
@@ -119,6 +129,34 @@ def test_what_cannot_be_true_together_is_found(name):
     entry, sentence = INCONSISTENT[name]
     wrong = log_check.check(fetched((*ENTRIES, entry))).contradictions
     assert any(sentence in each for each in wrong)
+
+
+def noised(rho):
+    """A log of one round with noise, which spent so much of a budget of epsilon 1."""
+    noise = Noise(Mechanism.GAUSSIAN, 10.0, 1.0, 1e-10, 10, 10)
+    policy = replace(ENTRIES[0], terms=replace(ENTRIES[0].terms, noise=noise))
+    entries = policy, ENTRIES[1], replace(ENTRIES[3], rho=rho)
+    return log_check.check(fetched(entries)).contradictions
+
+
+def test_a_sum_with_noise_spends_something_and_no_more_than_the_budget():
+    assert noised(0.005) == ()
+    (sentence,) = noised(0.0)
+    assert sentence.endswith("spent nothing, and every sum with noise spends something")
+    (sentence,) = noised(0.5)
+    assert sentence.endswith("spent 0.5, more than the budget of epsilon 1 at delta 1e-10")
+
+
+def test_a_checkpoint_from_before_the_log_may_be_gone_back_to():
+    later = replace(ENTRIES[1], round=7)
+    entries = ENTRIES[0], later, RoundEntry(TASK_ID, 3, 0, 0, 0.0, "c2" * 32)
+    assert log_check.check(fetched(entries)).contradictions == ()
+
+
+def test_a_log_that_follows_another_may_begin_with_what_a_round_of_that_made():
+    begun = Begun("4d" * 32, 5, "4e" * 32)
+    entries = begun, ENTRIES[3], ENTRIES[0]
+    assert log_check.check(fetched(entries)).contradictions == ()
 
 
 def test_a_sum_whose_round_came_to_nothing_may_have_cost_something():
