@@ -7,6 +7,7 @@ from device_runtime import exposure
 from device_runtime.agreement import Pins
 from device_runtime.bundle import Lineage
 from device_runtime.exposure import Sentence
+from device_runtime.shown import rounded_up
 from model.network import NetworkSize
 
 PUBLIC = ("chitchat", "stackoverflow", "shakespeare")  # corpora whose text anybody can read
@@ -111,6 +112,6 @@ def _task(lineage: Lineage) -> str:
         return said
     return (
         f"{said}All that one device did in that task is kept to differential privacy of epsilon "
-        f"{lineage.epsilon:.4g} at delta {lineage.delta:g} (beside a device that sends zeros; how "
-        "many take part is public).\n"
+        f"{rounded_up(lineage.epsilon)} at delta {lineage.delta:g} (beside a device that sends "
+        "zeros; how many take part is public).\n"
     )

@@ -1,7 +1,9 @@
 """Shown: what people and files say, as a terminal may print it and a shell may read it."""
 
+import math
 import shlex
 import unicodedata
+from decimal import ROUND_CEILING, Decimal
 from pathlib import Path
 
 # they join what a person reads as one, as in Persian words and in emoji of a family
@@ -28,6 +30,19 @@ def command(*words: object) -> str:
     "fedboard export 'my run' --out ./-x"
     """
     return " ".join(["fedboard", *map(_quoted, words)])
+
+
+def rounded_up(epsilon: float) -> str:
+    """An epsilon that was spent, to two digits after the point, or to three where it is small: what
+    a person reads is never less than it is.
+
+    >>> rounded_up(6.5), rounded_up(6.501), rounded_up(1.1), rounded_up(0.00012341)
+    ('6.50', '6.51', '1.10', '0.000124')
+    """
+    if not math.isfinite(epsilon) or epsilon <= 0:
+        return f"{epsilon:.2f}"
+    digits = max(2, 2 - math.floor(math.log10(epsilon)))
+    return f"{Decimal(repr(epsilon)).quantize(Decimal(1).scaleb(-digits), ROUND_CEILING):f}"
 
 
 def _harmless(character: str) -> bool:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from device_runtime.shown import rounded_up
 from fedboard import console
 from fedboard.options import Json, Trust, emit
 
@@ -157,7 +158,7 @@ def bundle_zip(
 def _of_task(line: "Lineage") -> str:
     """Where a release comes from: what is known of it, and what is not."""
     known = {
-        "epsilon": None if line.epsilon is None else f"{line.epsilon:g}",
+        "epsilon": None if line.epsilon is None else rounded_up(line.epsilon),
         "delta": None if line.delta is None else f"{line.delta:g}",
         "audit": line.audit and line.audit[:16],
         "policy log": line.policy_log and line.policy_log[:16],

@@ -35,6 +35,7 @@ from device_runtime.home import (
 )
 from device_runtime.limits import Limits
 from device_runtime.noise import Noise
+from device_runtime.shown import rounded_up
 from device_runtime.terms import Terms
 from device_runtime.turn import Status
 from device_runtime.wire import DAY_S, MOST_WORDS, Conditions, Kind, forbidden_by
@@ -300,8 +301,8 @@ def spent_lines(costs: Sequence[Cost], in_all: Account | None) -> list[exposure.
     if in_all is not None and sum(cost.rho is not None for cost in costs) > 1:
         lines.append(
             exposure.Sentence(
-                f"spent, all tasks with noise together: epsilon at most {in_all.epsilon:.2f} at "
-                f"delta {in_all.delta:g} (rho {in_all.rho:.4f})"
+                "spent, all tasks with noise together: epsilon at most "
+                f"{rounded_up(in_all.epsilon)} at delta {in_all.delta:g} (rho {in_all.rho:.4f})"
             )
         )
     if in_all is not None:
@@ -321,9 +322,9 @@ def _spent(cost: Cost) -> exposure.Sentence:
     apart = ""
     if cost.epsilon_if_apart < epsilon:
         why = "by the server's log" if cost.by_log else "if every round between had its sum"
-        apart = f"; {cost.epsilon_if_apart:.2f} {why}"
+        apart = f"; {rounded_up(cost.epsilon_if_apart)} {why}"
     return exposure.Sentence(
-        f"{of}: {left}; epsilon at most {epsilon:.2f} at delta {noise.delta:g} (rho "
+        f"{of}: {left}; epsilon at most {rounded_up(epsilon)} at delta {noise.delta:g} (rho "
         f"{cost.rho:.4f}){apart}; the task may spend {noise.epsilon:g}"
     )
 

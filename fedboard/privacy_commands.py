@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from device_runtime.noise import MOST_STEPS, Mechanism, Noise
+from device_runtime.shown import rounded_up
 from fedboard import console
 from fedboard.options import MOST_DEVICES, MOST_USERS, Json, emit
 
@@ -165,7 +166,7 @@ def privacy_plan(
     if as_json:
         return emit(privacy_plan.table(question, plan, expected.top1))
     console.say(
-        f"epsilon {plan.epsilon:.2f} at delta {delta:g} (rho {plan.rho:.4g}) for each of "
+        f"epsilon {rounded_up(plan.epsilon)} at delta {delta:g} (rho {plan.rho:.4g}) for each of "
         f"{population:,} phones, after {rounds:,} rounds"
     )
     console.table(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from device_runtime.shown import rounded_up
 from device_runtime.wire import RoundReport
 from fedboard import score, spent
 from fedboard.readable import percent, size
@@ -232,7 +233,7 @@ def _spent(metrics: tuple[RoundMetrics, ...], recipe: Recipe) -> "Markup":
     points = [(row.round, row.epsilon) for row in metrics if row.epsilon is not None]
     axes.plot(*zip(*points, strict=True), color=NETWORK, marker="o" if len(points) == 1 else "")
     number, epsilon = points[-1]
-    text = f"After round {number}: epsilon {epsilon:.2f} at delta {recipe.privacy.delta:g}."
+    text = f"After round {number}: epsilon {rounded_up(epsilon)} at delta {recipe.privacy.delta:g}."
     if recipe.privacy.epsilon:
         axes.axhline(recipe.privacy.epsilon, color=SOFT, linewidth=1, linestyle=(0, (1, 3)))
         text += f" The budget is {recipe.privacy.epsilon:g}."

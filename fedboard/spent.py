@@ -11,6 +11,7 @@ from typing import Any
 
 from device_runtime.bundle import NO_PRIVACY
 from device_runtime.errors import RunError
+from device_runtime.shown import rounded_up
 from fedboard.run import Run, Settings
 from model.recipe import ADAPTIVE, Recipe
 
@@ -78,8 +79,9 @@ def sentence(recipe: Recipe, spent: Spent) -> str:
     stood for a larger report goal.
     """
     said = (
-        f"epsilon {spent.epsilon:.2f} at delta {recipe.privacy.delta:g} (rho {spent.rho:.4g}) over "
-        f"{spent.round:,} rounds, no client in more than {spent.participations:,}"
+        f"epsilon {rounded_up(spent.epsilon)} at delta {recipe.privacy.delta:g} (rho "
+        f"{spent.rho:.4g}) over {spent.round:,} rounds, no client in more than "
+        f"{spent.participations:,}"
     )
     if spent.separation:
         said += (
@@ -105,4 +107,5 @@ def in_progress(recipe: Recipe, epsilon: float) -> str:
     """
     budget = f" of {recipe.privacy.epsilon:g}" if recipe.privacy.epsilon else ""
     goal = stands_for(recipe)
-    return f"epsilon {epsilon:.2f}{budget}" + (f" (for {goal:,} reports a round)" if goal else "")
+    of_fleet = f" (for {goal:,} reports a round)" if goal else ""
+    return f"epsilon {rounded_up(epsilon)}{budget}{of_fleet}"

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from device_runtime.errors import RunError
+from device_runtime.shown import rounded_up
 from fedboard import console
 from fedboard.options import MOST_ROUNDS, Insecure, Json, Trust, emit
 
@@ -582,14 +583,14 @@ def _spread(report: "RoundReport") -> str:
 
 def _epsilon(report: "RoundReport") -> str:
     """What was spent once a round's sum was made; empty where none was."""
-    return "" if report.epsilon is None else f"{report.epsilon:.3f}"
+    return "" if report.epsilon is None else rounded_up(report.epsilon)
 
 
 def _budget(task: "TaskReport") -> str:
     """What a task with noise has spent, and what there is room for."""
     return (
-        f"epsilon {task.epsilon:.4g} of {task.budget:g} at delta {task.delta:g} is spent after "
-        f"{task.sums:,} sums; at worst there is room for {task.left:,} more"
+        f"epsilon {rounded_up(task.epsilon)} of {task.budget:g} at delta {task.delta:g} is spent "
+        f"after {task.sums:,} sums; at worst there is room for {task.left:,} more"
     )
 
 

@@ -24,6 +24,7 @@ from device_runtime import bounds, config, durable, folder, weights
 from device_runtime.errors import CheckpointError, RunError
 from device_runtime.metrics import macro, perplexity, recall
 from device_runtime.optimizers import OPTIMIZERS
+from device_runtime.shown import rounded_up
 from device_runtime.text import Vocabulary
 from fedboard import console, source, spent, word_lists
 from fedboard.run import (
@@ -212,8 +213,9 @@ def _train(
     waited = best.has_waited(recipe.patience)
     if over is not None:
         console.say(
-            f"ended before round {state.round + 1}, which would spend epsilon {over.epsilon:.3g} "
-            f"of the budget of {recipe.privacy.epsilon:g} at delta {over.delta:g}; more noise, a "
+            f"ended before round {state.round + 1}, which would spend epsilon "
+            f"{rounded_up(over.epsilon)} of the budget of {recipe.privacy.epsilon:g} at delta "
+            f"{over.delta:g}; more noise, a "
             "longer separation or a larger budget give more rounds"
         )
     elif state.round < training.rounds and not waited:

@@ -8,6 +8,7 @@ import typer
 
 from device_runtime import durable
 from device_runtime.errors import RunError
+from device_runtime.shown import rounded_up
 from fedboard import console
 from fedboard.options import Json, emit
 from fedboard.task_commands import (
@@ -163,7 +164,8 @@ def task_counts(
     if report.epsilon is None:
         console.say("no noise was added, and no privacy guarantee (epsilon) is claimed")
     else:
-        console.say(f"each who took part spent epsilon {report.epsilon:.2f} at {report.delta:g}")
+        epsilon = rounded_up(report.epsilon)
+        console.say(f"each who took part spent epsilon {epsilon} at {report.delta:g}")
     shown = list(report.counts.items())[:SHOWN]
     rows = [[word, f"{count:,}"] for word, count in shown]
     console.table("words that most people typed", ["word", "people"], rows)

@@ -14,6 +14,7 @@ from device_runtime.accountant import Participation
 from device_runtime.bounds import Within
 from device_runtime.errors import ConfigError, RunError
 from device_runtime.noise import MOST_STEPS, Mechanism, Noise
+from device_runtime.shown import rounded_up
 from device_runtime.wire import HASH, TASK
 
 if TYPE_CHECKING:  # whoever trains needs no operator's contract
@@ -135,7 +136,7 @@ def described(about: About) -> str:
     """
     noise = "without noise"
     if about.deviation and about.epsilon is not None:
-        spent = f"epsilon {about.epsilon:.2f} at delta {about.delta:g}"
+        spent = f"epsilon {rounded_up(about.epsilon)} at delta {about.delta:g}"
         noise = f"with noise ({spent} of each who took part)"
     return (
         f"words of a public list that at least {about.least_people:,} people typed, by private "

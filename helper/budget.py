@@ -13,6 +13,7 @@ from device_runtime import accountant, signing
 from device_runtime.accountant import Participation
 from device_runtime.helper_wire import HelperProblem, Named, Noised, Refusal
 from device_runtime.noise import Noise
+from device_runtime.shown import rounded_up
 from helper.answers import MOST_TOLD, History
 
 
@@ -53,9 +54,9 @@ def after(
     if not account.epsilon <= noise.epsilon:
         apart = happened.separation
         return _no(
-            f"with this sum, number {happened.sums}, epsilon would be {account.epsilon:.4g} at "
-            f"delta {noise.delta:g}, and the budget is {noise.epsilon:g} (a device was in "
-            f"{happened.participations} sums at most"
+            f"with this sum, number {happened.sums}, epsilon would be "
+            f"{rounded_up(account.epsilon)} at delta {noise.delta:g}, and the budget is "
+            f"{noise.epsilon:g} (a device was in {happened.participations} sums at most"
             + (f", {apart} numbers of sums from one to its next at least)" if apart else ")")
         )
     began = (*spent.began, named.round) if begins_anew else spent.began

@@ -17,6 +17,7 @@ from device_runtime import accountant
 from device_runtime.accountant import Account, Participation
 from device_runtime.helper_wire import Noised
 from device_runtime.noise import Noise
+from device_runtime.shown import rounded_up
 
 SAME = 1e-6  # relative difference of two epsilons that are the same
 
@@ -48,9 +49,9 @@ def standing(noise: Noise, spending: Spending) -> Standing:
     if theirs is None or _agree(own, sums, theirs):
         return Standing(own, sums)
     caveat = (
-        f"this server's ledger has {sums} sums and epsilon {own.epsilon:.4g}, its helper's "
-        f"{theirs.sums} and {theirs.epsilon:.4g}: the larger is shown; was one of them put back "
-        "from a backup?"
+        f"this server's ledger has {sums} sums and epsilon {rounded_up(own.epsilon)}, its "
+        f"helper's {theirs.sums} and {rounded_up(theirs.epsilon)}: the larger is shown; was one of "
+        "them put back from a backup?"
     )
     larger = max(own.epsilon, theirs.epsilon), max(own.rho, theirs.rho)
     return Standing(Account(larger[1], larger[0], noise.delta), max(sums, theirs.sums), caveat)
@@ -101,8 +102,8 @@ def why_over(noise: Noise, spending: Spending, separation: int, begins: bool = F
         return ""
     return (
         f"one more sum could pass the budget of epsilon {noise.epsilon:g} at delta "
-        f"{noise.delta:g}: it could come to {after.epsilon:.4g}, and {spent.account.epsilon:.4g} "
-        f"is spent after {spent.sums:,} sums"
+        f"{noise.delta:g}: it could come to {rounded_up(after.epsilon)}, and "
+        f"{rounded_up(spent.account.epsilon)} is spent after {spent.sums:,} sums"
     )
 
 

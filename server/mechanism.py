@@ -27,6 +27,7 @@ from device_runtime.causes import Cause
 from device_runtime.encoding import Encoding
 from device_runtime.errors import UpdateError
 from device_runtime.packing import Layout
+from device_runtime.shown import rounded_up
 from device_runtime.terms import Aggregation, Terms
 from device_runtime.update import Sealed
 from device_runtime.wire import Kind
@@ -79,12 +80,12 @@ class Spent:
         'noise on every sum; epsilon 1.50'
         """
         if self.budget is not None:
-            spent = f"epsilon {self.epsilon:.2f} of {self.budget:g} at delta {self.delta:g}"
+            spent = f"epsilon {rounded_up(self.epsilon)} of {self.budget:g} at delta {self.delta:g}"
             made = f"{self.sums:,} sum" + "s" * (self.sums != 1)
             said = f"{self.protection}; {spent} (rho {self.rho:.4g}) is spent after {made}"
             return "; ".join(filter(None, (said, self.details)))
         if self.claimed:
-            return f"{self.protection}; epsilon {self.epsilon:.2f}"
+            return f"{self.protection}; epsilon {rounded_up(self.epsilon)}"
         return f"{self.protection}; {NOTHING_CLAIMED}"
 
 

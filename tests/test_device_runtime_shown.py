@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from device_runtime.shown import command, printable
+from device_runtime.shown import command, printable, rounded_up
 
 PLAIN = st.text(st.characters(categories=("L", "M", "N", "P", "S", "Zs")))
 
@@ -64,3 +64,13 @@ def test_a_shell_reads_a_path_of_any_bytes_back_and_never_as_an_option(name):
     done = subprocess.run(["bash", "-c", line], capture_output=True)
     assert done.stdout in (raw, b"./" + raw)
     assert not done.stdout.startswith(b"-")
+
+
+@given(st.floats(1e-300, 1e6))
+def test_an_epsilon_is_never_read_as_less_than_it_is_and_hardly_as_more(epsilon):
+    read = float(rounded_up(epsilon))
+    assert epsilon <= read <= epsilon + min(0.011, 0.011 * epsilon)
+
+
+def test_no_epsilon_and_one_without_bound_are_read_as_that():
+    assert (rounded_up(0.0), rounded_up(float("inf"))) == ("0.00", "inf")

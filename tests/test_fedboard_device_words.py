@@ -10,6 +10,7 @@ from device_runtime.causes import Cause
 from device_runtime.daemon import NotAsked
 from device_runtime.home import OUTGOING, Contribution, DeviceConfig, Home, parts
 from device_runtime.noise import Mechanism, Noise
+from device_runtime.shown import rounded_up
 from device_runtime.terms import Aggregation
 from device_runtime.turn import Label, Outcome, Outgoing, Status
 from device_runtime.wire import Conditions, Kind
@@ -95,11 +96,11 @@ def said_of(lines):
 
 
 def test_the_ledger_says_what_updates_have_spent_at_most_and_what_that_assumes():
-    """Two of multiplier 2: rho 2 / (2 x 4) = 0.25, which is epsilon 4.49."""
+    """Two of multiplier 2: rho 2 / (2 x 4) = 0.25, which is epsilon 4.492."""
     (told, red), (believed, _) = said_of(updates([3, 10]))
     assert told == (
         "spent, task night (7a7a7a7a): 2 updates left or may have, at least 7 apart by their "
-        "rounds' numbers; epsilon at most 4.49 at delta 1e-10 (rho 0.2500); the task may spend 8"
+        "rounds' numbers; epsilon at most 4.50 at delta 1e-10 (rho 0.2500); the task may spend 8"
     )
     assert not red and "if whoever adds the noise does" in believed
 
@@ -115,7 +116,7 @@ def test_updates_without_noise_are_told_in_red_and_are_in_no_total():
     assert red and not (calm or also_calm)
     # rho 0.25 + 0.125
     epsilon = accountant.epsilon(0.375, 1e-10)
-    assert f"together: epsilon at most {epsilon:.2f} at delta 1e-10 (rho 0.3750)" in in_all
+    assert f"together: epsilon at most {rounded_up(epsilon)} at delta 1e-10 (rho 0.3750)" in in_all
 
 
 def test_the_status_has_what_was_spent_for_programs_too(home):
@@ -129,7 +130,7 @@ def test_the_status_has_what_was_spent_for_programs_too(home):
     told = json.loads(fedboard("status", home.folder, "--json").stdout)
     assert told["spent"][0]["epsilon"] == noised.epsilon
     assert told["spent_in_all"]["delta"] == 1e-10
-    assert "epsilon at most 4.49" in fedboard("ledger", home.folder).stdout
+    assert "epsilon at most 4.50" in fedboard("ledger", home.folder).stdout
 
 
 @pytest.mark.parametrize(

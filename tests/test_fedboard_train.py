@@ -23,6 +23,7 @@ import pytest
 from device_runtime import accountant, weights
 from device_runtime.accountant import Participation
 from device_runtime.errors import CheckpointError, RunError
+from device_runtime.shown import rounded_up
 from fedboard import spent
 from fedboard.run import Run, create, mark_of
 
@@ -265,7 +266,7 @@ def test_a_private_run_tells_what_it_spent_goes_on_with_its_account_and_ends_bef
     assert f"ended before round {len(rows) + 1}, which would spend epsilon" in said
     assert "4 clients stand for 4,000 reports a round" in said
     lineage = spent.privacy_of(run.settings(), spent.of(run))
-    assert f"epsilon {account.epsilon:.2f} at delta 1e-10" in lineage
+    assert f"epsilon {rounded_up(account.epsilon)} at delta 1e-10" in lineage
     assert "this is no guarantee for them" in lineage
 
 

@@ -17,6 +17,7 @@ from device_runtime import accountant, masking, packing, signing
 from device_runtime.accountant import Participation
 from device_runtime.helper_wire import AnswerTaken, HelperProblem, Named, Noised
 from device_runtime.noise import Mechanism
+from device_runtime.shown import rounded_up
 from device_runtime.wire import Kind
 from helper import answers, budget, tasks
 from helper.answers import History
@@ -323,9 +324,9 @@ def test_a_sum_that_would_pass_the_budget_is_refused_and_changes_nothing(fast_fo
     no = desk.answer(named(again, 2), 1.0)
     assert refusal(no) == "over_budget"
     assert no.detail == (
-        f"with this sum, number 2, epsilon would be {two:.4g} at delta 1e-06, and the budget is "
-        f"{(one + two) / 2:g} (a device was in 2 sums at most, 1 numbers of sums from one to its "
-        "next at least)"
+        f"with this sum, number 2, epsilon would be {rounded_up(two)} at delta 1e-06, and the "
+        f"budget is {(one + two) / 2:g} (a device was in 2 sums at most, 1 numbers of sums from "
+        "one to its next at least)"
     )
     # others spend nothing more: who is in one sum only is as safe as before
     told = noised(answered(desk, range(4, 8), 2, terms), terms)

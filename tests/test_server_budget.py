@@ -15,6 +15,7 @@ from device_runtime.causes import Cause
 from device_runtime.errors import ConfigError, RunError
 from device_runtime.helper_wire import Noised
 from device_runtime.noise import Mechanism, Noise
+from device_runtime.shown import rounded_up
 from device_runtime.terms import Aggregation
 from device_runtime.weights import Checkpoint
 from device_runtime.wire import Assignment, Kind
@@ -288,7 +289,7 @@ def test_the_page_the_metrics_and_the_report_say_what_is_spent(tmp_path):
     assert (report.epsilon, report.delta, report.budget) == (pytest.approx(spent), 1e-6, 50.0)
     assert report.rho == pytest.approx(2 / 32)
     assert (report.sums, report.beginnings, report.over) == (2, 1, "")
-    said = f"epsilon {spent:.2f} of 50 at delta 1e-06 (rho 0.0625) is spent after 2 sums"
+    said = f"epsilon {rounded_up(spent)} of 50 at delta 1e-06 (rho 0.0625) is spent after 2 sums"
     assert report.privacy == (
         "the server, which could read each update, added gaussian noise of multiplier 4 to each "
         f"sum; {said}; the device in most of them was in 2, and from one of a device to its next "
@@ -354,7 +355,7 @@ def test_the_larger_of_two_accounts_is_shown_where_they_do_not_agree():
 def test_a_helper_that_has_spent_more_than_the_budget_ends_the_task():
     noise = replace(NOISE, epsilon=5.0)
     spent = Spending(Participation((1,), None, 1), Noised((1,), 3, 0.5, 5.5))
-    assert "5.5 is spent after 3 sums" in budget.why_over(noise, spent, 1)
+    assert "5.50 is spent after 3 sums" in budget.why_over(noise, spent, 1)
 
 
 def test_an_account_without_a_bound_is_over_any_budget():
