@@ -42,13 +42,21 @@ class Part:
     @property
     def apart(self) -> int | None:
         """From the sum of one report to that of the next, the fewest they can be, by the server's
-        log; None where it says nothing, and before the second.
+        log as far as its rounds allow; None where it says nothing, and before the second.
 
         >>> Part("", "t", "", (3, 10, 12), None, ((2, 2), (6, 7), (8, 8))).apart
         1
+        >>> Part("", "t", "", (3, 10), None, ((2, 2), (900, 900))).apart  # of rounds that were not
+        7
         """
-        pairs = zip(self.sums, self.sums[1:], strict=False)
-        return min((max(1, least - most) for (_, most), (least, _) in pairs), default=None)
+        pairs = zip(self.sums, self.sums[1:], self.rounds, self.rounds[1:], strict=False)
+        return min(
+            (
+                max(1, min(least - most, later - earlier))
+                for (_, most), (least, _), earlier, later in pairs
+            ),
+            default=None,
+        )
 
 
 @dataclass(frozen=True)

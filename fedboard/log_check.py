@@ -254,6 +254,8 @@ def _inconsistent(entries: Sequence[Entry]) -> list[str]:
             wrong.append(f"{of}: spent {each.rho:.6g}, less than {before.rho:.6g} before it")
         if before is not None and each.sums < before.sums:
             wrong.append(f"{of}: {each.sums:,} sums, fewer than {before.sums:,} before it")
+        if each.sums > each.round:
+            wrong.append(f"{of}: {each.sums:,} sums, and no round has more than one")
         if each.count and before is not None and each.round <= before.round:
             wrong.append(f"{of}: comes after round {before.round}")
         is_made = bool(each.count and each.checkpoint)

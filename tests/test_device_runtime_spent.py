@@ -158,3 +158,10 @@ def test_an_update_counts_once_and_what_may_have_left_counts():
 def test_noise_that_cannot_be_read_bounds_nothing():
     damaged = Contribution(3, 1.0, "counted", "", 9, 1, 1, "night", noise='{"mechanism": "magic"}')
     assert parts([damaged]) == (Part("", "night", "", (3,), None),)
+
+
+def test_a_log_that_tells_of_more_sums_than_rounds_makes_no_part_cheaper():
+    rounds, far = (3, 10), ((3, 3), (2**40, 2**40))
+    told = spent.of(Part(*NAMED, rounds, BLT, far))
+    assert told.if_apart == spent.of(Part(*NAMED, rounds, BLT)).if_apart
+    assert told.if_apart.rho > spent.of(Part(*NAMED, (3, 12), BLT)).if_apart.rho

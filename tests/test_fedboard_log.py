@@ -108,6 +108,7 @@ def round_entry(**changes):
 INCONSISTENT = {
     "less spent than before": (round_entry(rho=0.2), "spent 0.2, less than 0.25 before it"),
     "fewer sums than before": (round_entry(sums=0), "0 sums, fewer than 1 before it"),
+    "more sums than rounds": (round_entry(sums=3), "3 sums, and no round has more than one"),
     "a round before the last": (round_entry(round=1), "comes after round 1"),
     "made from nothing known": (round_entry(parent="99" * 32), "which was never entered"),
     "another policy": (replace(ENTRIES[0], plan="ac" * 32), "has two policies"),
