@@ -555,6 +555,8 @@ def spoken_of() -> set[str]:
         (wire.__doc__ + contract.__doc__)
         .replace("?task=NAME&before=N&most=M", "")
         .replace("?population=NAME", "")
+        .replace("?first=N&most=M", "")
+        .replace("?first=N&second=M", "")
         .replace("{id}", "{assignment}")
         .splitlines()
     )
