@@ -235,13 +235,13 @@ class Desk:
         """
         with self._changing, self._store.transaction() as rows:
             size, root = rows.head(asked.head.signer)
-            head = log.why_not(asked, size, root, rows.certificates)
+            head = log.why_not(asked, size, root, rows.newest_log, rows.certificates)
             if isinstance(head, HelperProblem):
                 return self._no(head)
             if head is None:
                 return HeadSeen(size)
             if head.size != size:
-                rows.put_head(asked.head.signer, head.size, head.root)
+                rows.put_head(asked.head.signer, head)
         text = asked.head.text.encode()
         return HeadSeen(head.size, signing.sign_text(self._identity, log_wire.SEEN, text))
 

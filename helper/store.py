@@ -19,6 +19,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from device_runtime import config
 from device_runtime.errors import RunError
 from device_runtime.helper_wire import Named
+from device_runtime.log_wire import Head
 from device_runtime.terms import Terms
 from device_runtime.wire import Kind, Signed
 from helper.answers import History
@@ -197,10 +198,19 @@ class Rows:
         row = self._connection.execute(query).one_or_none()
         return (0, "") if row is None else (row.size, row.root)
 
-    def put_head(self, log_key: str, size: int, root: str) -> None:
+    def newest_log(self, server: str) -> str:
+        """The key of the log of a leader that was begun last; empty before the first."""
+        query = sa.select(heads.c.log_key).where(heads.c.server == server)
+        newest = query.order_by(heads.c.place.desc()).limit(1)
+        key: str | None = self._connection.execute(newest).scalar_one_or_none()
+        return key or ""
+
+    def put_head(self, log_key: str, head: Head) -> None:
         """Keep what is about to be signed."""
-        row = {"log_key": log_key, "size": size, "root": root}
-        self._put(heads, [row], ("size", "root"))
+        last = sa.select(sa.func.max(heads.c.place)).where(heads.c.server == head.log)
+        place = 1 + (self._connection.execute(last).scalar_one() or 0)  # kept of one that is there
+        row = {"log_key": log_key, "server": head.log, "place": place}
+        self._put(heads, [row | {"size": head.size, "root": head.root}], ("size", "root"))
 
     def seal_keys(self, task_id: str) -> dict[int, str]:
         """The public halves of a task's keys that live, by round."""

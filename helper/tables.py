@@ -59,6 +59,8 @@ heads = sa.Table(  # of each log the newest head that was signed, and so none th
     "heads",
     metadata,
     sa.Column("log_key", _HASH, primary_key=True),  # of the leader's log
+    sa.Column("server", _TASK_ID, nullable=False, index=True),  # random name of its database
+    sa.Column("place", _ROUND, nullable=False),  # among its logs: the last one alone goes on
     sa.Column("size", _ROUND, nullable=False),
     sa.Column("root", _HASH, nullable=False),
 )

@@ -105,6 +105,22 @@ def test_a_log_that_no_certificate_of_its_tasks_names_is_not_signed(desk):
     assert desk.countersign(asked(3, server="5d" * 16)).refusal is Refusal.FOREIGN_POLICY
 
 
+def test_a_log_that_was_followed_by_another_is_signed_no_more(desk):
+    again = asked(5, by=STRANGER, entries=FORKED)
+    newer = registration(log_key=signing.public_hex(STRANGER), start="5a" * 32, version=6)
+    older = registration(log_key=signing.public_hex(LOG_KEY), start="5a" * 32, version=6)
+    desk.countersign(asked(3))
+    desk.register(newer, 0.0)
+    assert signs(desk.countersign(again), again)
+    desk.register(older, 0.0)  # its certificate has not expired
+    answer = desk.countersign(asked(4, seen=3))
+    assert answer.refusal is Refusal.FORK
+    assert "was followed by that of key" in answer.detail
+    desk.register(newer, 0.0)
+    after = asked(6, seen=5, by=STRANGER, entries=FORKED)
+    assert signs(desk.countersign(after), after)
+
+
 def test_a_head_that_its_log_has_not_signed_is_none(desk):
     message = asked(3)
     forged = replace(message.head, signature="00" * 64)
