@@ -127,6 +127,14 @@ def required(path: Path, checkpoint: str) -> str:
     return name
 
 
+def is_silent(report: Audit) -> bool:
+    """Whether none of its secrets is told, of however many users: a network that never learnt from
+    the corpus they were planted in looks like that too, and passes.
+    """
+    most = report.limits.most_exposure
+    return not any(each.users and (each.extracted or each.exposure > most) for each in report.told)
+
+
 def rows(told: Sequence[Told]) -> list[Row]:
     """Secrets of as many words and users together."""
     groups: dict[tuple[str, int, int], list[Told]] = defaultdict(list)

@@ -114,7 +114,14 @@ def audit(
             if plot:
                 stage.draw(report, out)
     if as_json:
-        emit({**asdict(report), "passed": report.passed, "sha256": name})
+        emit(
+            {
+                **asdict(report),
+                "passed": report.passed,
+                "silent": stage.is_silent(report),
+                "sha256": name,
+            }
+        )
     else:
         console.table(
             f"secrets told by checkpoint {report.checkpoint[:16]}",
@@ -139,6 +146,12 @@ def audit(
             console.say(
                 f"passed: no secret of fewer than {fewest_users} users is told (bits of exposure "
                 f"up to {most_exposure:g} are chance)"
+            )
+        if stage.is_silent(report):
+            console.say(
+                "no secret at all is told, of however many users: so it is with a network that "
+                "never learnt from the corpus of `fedboard data plant`; of it this shows nothing",
+                style="bold",
             )
         if out is not None:
             console.say(f"{out / stage.REPORT}: SHA-256 {name}")

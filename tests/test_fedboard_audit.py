@@ -113,6 +113,15 @@ def test_a_network_that_learnt_nothing_passes_and_one_that_knows_a_secret_by_hea
     assert b"<svg" in (tmp_path / "learnt" / audit.PLOT).read_bytes()
 
 
+def test_a_network_that_may_never_have_learnt_from_the_secrets_passes_with_a_word_of_that(
+    planted, blank, learnt, capsys
+):
+    secrets = planted[2]
+    assert command("audit", blank, "--secrets", secrets) == 0
+    assert "never learnt from the corpus" in " ".join(capsys.readouterr().out.split())
+    assert not audit.is_silent(audit.audited(learnt, secrets, Limits(), 0, None))
+
+
 def test_what_an_audit_writes_names_no_secret(planted, learnt, tmp_path):
     audit.write(audit.audited(learnt, planted[2], Limits(), 0, None), tmp_path)
     text = (tmp_path / audit.REPORT).read_text()
