@@ -589,7 +589,7 @@ def _epsilon(report: "RoundReport") -> str:
 def _budget(task: "TaskReport") -> str:
     """What a task with noise has spent, and what there is room for."""
     return (
-        f"epsilon {rounded_up(task.epsilon)} of {task.budget:g} at delta {task.delta:g} is spent "
+        f"epsilon {rounded_up(task.epsilon or 0.0)} of {task.budget:g} at delta {task.delta:g} is spent "
         f"after {task.sums:,} sums; at worst there is room for {task.left:,} more"
     )
 
