@@ -10,7 +10,9 @@
 
 Where nobody else adds it: to plain sums, and to those that devices open themselves. Both are sealed
 under keys that lie in slots, outside of the database. Buffers that cannot be read any more are a
-new beginning, which the account knows of; noise that cannot be read is never drawn again.
+new beginning, which the account knows of; noise that cannot be read is never drawn again. How many
+sums there have been is in a slot too: a database that was put back beside it knows of fewer, and
+its account is of no use any more.
 """
 
 import secrets
@@ -60,9 +62,13 @@ class OwnNoise:
             if still_open is None or still_open.state.round != round:
                 return NoNoise("")
             kept = rows.spending.of(task.name)
+            missing = self._sums(task) - kept.happened.sums - (kept.drawn == round)
+            if missing > 0:
+                return NoNoise(_put_back(missing), is_over=True)
             generation, sealed, noise = rows.spending.sealed(task.name)
             if kept.drawn == round and noise is not None:
                 before = self._unsealed(task, generation, noise)
+                self._count(task, kept.happened.sums + 1)
                 return NoNoise(LOST) if before is None else before
             key = self._key("buffers", task, generation)
             buffers = None
@@ -87,6 +93,7 @@ class OwnNoise:
                 self._sealed(task, generation, drawn),
                 begins,
             )
+        self._count(task, kept.happened.sums + 1)
         return drawn
 
     def ended(self, task: Task) -> None:
@@ -129,6 +136,15 @@ class OwnNoise:
         values: NDArray[Any] = np.frombuffer(text, "<i8")
         return values.astype(np.int64)
 
+    def _sums(self, task: Task) -> int:
+        """How many sums of a task there have been at least, whatever the database says."""
+        text = (self._slots.get(_slot("sums", task, 0)) or b"").decode(errors="replace")
+        server, _, count = text.partition(" ")
+        return int(count) if server == self._server and count.isdecimal() else 0
+
+    def _count(self, task: Task, sums: int) -> None:
+        self._slots.put(_slot("sums", task, 0), f"{self._server} {sums}".encode())
+
     def _key(self, of: str, task: Task, generation: int) -> bytes | None:
         return self._slots.get(_slot(of, task, generation))
 
@@ -144,6 +160,14 @@ class OwnNoise:
 def adds_noise(task: Task) -> bool:
     """Whether the server itself adds the noise of a task."""
     return task.noise is not None and task.aggregation is not Aggregation.HELPER
+
+
+def _put_back(missing: int) -> str:
+    return (
+        f"the database was put back from a backup: its account lacks at least {missing:,} sum"
+        + "s" * (missing != 1)
+        + " with noise that were made since, so more is spent than it says; make another task"
+    )
 
 
 def _slot(of: str, task: Task, generation: int) -> str:

@@ -224,6 +224,28 @@ def test_lost_noise_is_never_drawn_again(tmp_path, monkeypatch):
     coordinator.close()
 
 
+def test_a_database_that_was_put_back_makes_no_sum_on_an_account_that_lacks_some(tmp_path):
+    coordinator = noised(tmp_path, BLT)
+    devices = enrolled(coordinator, 2)
+    round_of(coordinator, devices, 1.0, 0, 1)
+    coordinator.close()
+    backup = (tmp_path / "server.sqlite").read_bytes()
+    coordinator = reopened(tmp_path)
+    for now in (2.0, 3.0):
+        round_of(coordinator, devices, now, 0, 1)
+    assert spending(coordinator).happened.sums == 3
+    coordinator.close()
+    for left in tmp_path.glob("server.sqlite-*"):
+        left.unlink()
+    (tmp_path / "server.sqlite").write_bytes(backup)  # its keys are those of now
+    coordinator = reopened(tmp_path)
+    round_of(coordinator, devices, 4.0, 0, 1)
+    assert coordinator.finished() and coordinator.checkpoint().round == 1
+    said = operators.report(coordinator, "default", 4.0)
+    assert "its account lacks at least 2 sums with noise" in said.over and said.over in said.privacy
+    coordinator.close()
+
+
 # beside a helper that adds it
 
 
