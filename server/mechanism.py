@@ -221,7 +221,7 @@ def counting(task: Task) -> Mechanism:
         add=functools.partial(sums.add_all, largest=agreed.largest),
         total=functools.partial(sums.total, largest=agreed.largest),
         finish=lambda sum, round: sum.total.astype(np.float64),
-        spent=lambda _: Spent(NO_PRIVACY),
+        spent=functools.partial(_spent, task),
     )
 
 

@@ -22,7 +22,7 @@ from device_runtime.terms import Aggregation, Terms
 from device_runtime.wire import Abandon, Assignment, Kind, Phase
 from helper.tasks import Rules as HelperRules
 from helper.tasks import admitted
-from server import dashboard, operators, overview, tallies, tasks
+from server import dashboard, mechanism, operators, overview, tallies, tasks
 from server.metrics import Metrics
 from server.requests import Refused
 from server.rounds import Rules
@@ -209,6 +209,11 @@ def test_with_noise_each_count_is_off_by_about_the_deviation_that_is_told(coordi
     errors = total.counts - np.array([3] * 20 + [0] * 80)
     assert 6.0 < np.std(errors) < 14.0
     assert total.deviation == 10.0
+    with coordinator.store.reading() as rows:
+        exposed = mechanism.Exposure(1, 1, None, rows.spending.of("words"))
+    spent = mechanism.of(task).spent(exposed)  # as the page has it
+    assert (spent.budget, spent.sums) == (task.noise.epsilon, 1)
+    assert spent.epsilon == pytest.approx(tallies.spent(task).epsilon)
 
 
 def test_the_account_of_one_who_took_part_is_that_of_one_sum_however_many_there_are(coordinator):
