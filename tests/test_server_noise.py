@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
-from device_runtime import accountant, strategy, weights
+from device_runtime import strategy, weights
 from device_runtime.accountant import Participation
 from device_runtime.errors import ServerError
 from device_runtime.helper_wire import Noised, to_answer
@@ -185,26 +185,6 @@ def test_a_lost_key_of_the_state_is_a_new_beginning_that_is_accounted(tmp_path):
     assert spending(coordinator).happened == Participation((2, 1), 1, 3)
     report = operators.report(coordinator, "default", 3.0)
     assert (report.sums, report.beginnings) == (3, 2)
-    coordinator.close()
-
-
-def test_a_lost_state_without_budget_for_a_new_beginning_publishes_nothing(tmp_path):
-    # nobody is in two sums of one beginning; that nobody is in two of different ones is not assumed
-    noise = dataclasses.replace(BLT, multiplier=4.0, participations=2)
-    one = accountant.account(noise, Participation((3,), None, 1)).epsilon
-    noise = dataclasses.replace(noise, epsilon=one)
-    coordinator = noised(tmp_path, noise, policy=Policy(min_separation=9))
-    devices = enrolled(coordinator, 4)
-    round_of(coordinator, devices, 1.0, 0, 1)
-    first = coordinator.checkpoint().sha
-    (tmp_path / "server.sqlite.keys" / "buffers~default~1").unlink()
-    round_of(coordinator, devices, 2.0, 2, 3)
-    assert coordinator.finished()
-    assert coordinator.checkpoint().sha == first
-    last = coordinator.reports(2.0).rounds[-1]
-    assert (last.phase, last.epsilon) == ("abandoned", None)
-    assert last.reason.startswith("one more sum could pass the budget")
-    assert spending(coordinator).over == last.reason
     coordinator.close()
 
 
