@@ -139,9 +139,17 @@ def _buffers(noise: Noise) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     return np.array(noise.decays), np.array(noise.scales)
 
 
-def optimised(noise: Noise, separation: int) -> Noise:
+def within(noise: Noise, turn: int) -> Noise:
+    """The same as it is between two beginnings, where it begins anew every so many rounds; 0: it
+    never does. A beginning makes no row of the inverse of C longer.
+    """
+    return replace(noise, rounds=turn) if 0 < turn < noise.rounds else noise
+
+
+def optimised(noise: Noise, separation: int, turn: int = 0) -> Noise:
     """The same of a BLT with the decays and scales that need the least noise for its rounds and
-    participations; another mechanism has none to choose.
+    participations, those between two beginnings where it has a `turn`; another mechanism has none
+    to choose.
 
     >>> best = optimised(Noise(Mechanism.BLT, 1.0, 8.0, 1e-10, 9, 3), 3)
     >>> [round(each, 2) for each in best.decays], [round(each, 2) for each in best.scales]
@@ -149,8 +157,9 @@ def optimised(noise: Noise, separation: int) -> Noise:
     """
     if noise.mechanism is not Mechanism.BLT:
         return noise
-    pattern = Pattern(noise.rounds, max(1, separation), noise.participations)
-    decays, scales = toeplitz.best(pattern)
+    rounds, separation = within(noise, turn).rounds, max(1, separation)
+    most = min(noise.participations, -(-rounds // separation))
+    decays, scales = toeplitz.best(Pattern(rounds, separation, most))
     return replace(noise, decays=decays, scales=scales)
 
 
@@ -195,8 +204,11 @@ def _squared(noise: Noise, blocks: tuple[int, ...], separation: int, most: int) 
     # the best way to spread the participations over the blocks; that two of different blocks must
     # be apart too is left out, which can only raise it
     best = np.zeros(1)  # by participations so far
-    for rounds in blocks:
-        own = toeplitz.squares(*_buffers(noise), Pattern(rounds, separation, most))
+    alike = {
+        rounds: toeplitz.squares(*_buffers(noise), Pattern(rounds, separation, most))
+        for rounds in set(blocks)
+    }
+    for own in map(alike.__getitem__, blocks):
         joined = np.zeros(min(most, len(best) + len(own) - 2) + 1)
         for count, more in enumerate(own[: len(joined)]):
             part = best[: len(joined) - count] + more

@@ -5,8 +5,9 @@ hold each other to them, and no server can choose who sees an update.
 """
 
 import functools
+import hashlib
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from enum import StrEnum
 from typing import Annotated, Any
 
@@ -22,7 +23,11 @@ from device_runtime.weights import digest
 
 MOST_DEVICES = 100_000
 LEAST_COUNT = 100  # devices of a sum, among which one hides well
-ROOM = 7.5  # standard deviations of noise that a sum has room for to either side
+# standard deviations of noise that a sum has room for to either side. One value in 1.7 million of a
+# sum that uses all of its room goes beyond and wraps around: that is done to what carries noise
+# already, so it costs nothing of privacy, and is an outlier of as many deviations as the room is
+# wide
+ROOM = 5.0
 
 
 class Aggregation(StrEnum):
@@ -63,6 +68,8 @@ class Terms:
     noise: Noise | None = None
     # values of a delta / values of what travels: `encoding.Encoding.compression`
     compression: Annotated[int, Within(1, 64)] = 1
+    # rounds that share one basis of what travels, and whose noise is correlated; 0: all do
+    turn: Annotated[int, Within(0, 2**31)] = 0
     # of a task that counts: what is added up in the place of updates; None: updates are
     table: Table | None = None
 
@@ -82,6 +89,13 @@ class Terms:
                 f"expected a power of two up to {COMPRESSIONS[-1]}, found {self.compression}",
                 "choose one, so that of each rotated block a whole part travels",
             )
+        if self.turn and self.max_staleness:
+            raise ConfigError(
+                "terms.turn",
+                f"expected 0 where reports may be {self.max_staleness} rounds late, found "
+                f"{self.turn}: reports of two bases do not add up",
+                "remove it, or have a task whose rounds are synchronous",
+            )
 
     @functools.cached_property
     def name(self) -> str:
@@ -96,6 +110,8 @@ class Terms:
         table = {each.name: getattr(self, each.name) for each in fields(self)}
         if self.noise is None and self.compression == 1:
             del table["noise"], table["compression"]
+        if not self.turn:
+            del table["turn"]
         if self.table is None:
             del table["table"]
         return table
@@ -107,9 +123,19 @@ class Terms:
 
     @functools.cached_property
     def encoding(self) -> Encoding:
-        """How a delta becomes codes."""
+        """How a delta becomes codes; of a task that turns, all but the rotation: `encoding_at`."""
         of = self.dimension, self.bits, self.clipping_norm, self.rotation_seed
         return Encoding(*of, self.compression)
+
+    def encoding_at(self, round: int) -> Encoding:
+        """How a delta becomes codes in a round."""
+        if not self.turn:
+            return self.encoding
+        return replace(self.encoding, seed=turned(self.rotation_seed, self.basis(round)))
+
+    def basis(self, round: int) -> int:
+        """The number of a round's basis; with another one the noise begins anew."""
+        return round // self.turn if self.turn else 0
 
     @property
     def values(self) -> int:
@@ -136,17 +162,18 @@ class Terms:
         """L2 norm that the widest noise of a sum has on average."""
         if self.noise is None:
             return 0.0
-        by = self.encoding
-        return strategy.row_norm(self.noise) * self.deviation * by.step * math.sqrt(by.values)
+        by, widest = self.encoding, strategy.row_norm(strategy.within(self.noise, self.turn))
+        return widest * self.deviation * by.step * math.sqrt(by.values)
 
     @functools.cached_property
     def room(self) -> int:
         """Codes of noise, to either side, that a masked sum of updates has room for; what goes
-        beyond, as good as never, wraps around. Noise that the server adds needs none.
+        beyond wraps around. Noise that the server adds needs none.
         """
         if self.noise is None or self.aggregation is not Aggregation.HELPER:
             return 0
-        return math.ceil(ROOM * self.deviation * strategy.row_norm(self.noise))
+        widest = strategy.row_norm(strategy.within(self.noise, self.turn))
+        return math.ceil(ROOM * self.deviation * widest)
 
     @property
     def layout(self) -> Layout:
@@ -162,6 +189,7 @@ class Terms:
             "clipping_norm": self.table.norm,
             "shapes": self.table.entries,
             "compression": 1,
+            "turn": 0,
         }
         if self.noise is not None:  # nobody is in two of its sums
             expected |= {"noise.mechanism": Mechanism.GAUSSIAN, "noise.participations": 1}
@@ -175,6 +203,12 @@ class Terms:
                     f"expected {str(wanted)[:16]} of a table, found {str(actual)[:16]}",
                     "make the task with `fedboard task count-words`",
                 )
+
+
+def turned(seed: int, basis: int) -> int:
+    """Seed of the rotation of one basis of a task: 53 bits, any JSON reader keeps them."""
+    named = f"fedboard-basis-v1 {seed} {basis}".encode()
+    return int.from_bytes(hashlib.sha256(named).digest()[:8]) >> 11
 
 
 def who_sees(terms: Terms) -> str:

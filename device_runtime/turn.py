@@ -705,7 +705,7 @@ def _train(device: Participant, order: _Order, checkpoint: Checkpoint, past: His
         yield from _keep(gathered.work, tuned)
         cause = forbidden or Cause.CONDITION_LOST
         return (yield from _end(assignment, Status.PAUSED, cause, 0.0, rows, tuned))
-    codes = encoding.encode(tuned.delta, terms.encoding, rng)
+    codes = encoding.encode(tuned.delta, terms.encoding_at(assignment.round), rng)
     label = _label(assignment, terms, gathered.work.records, rows)
     vector = _Vector(label, codes, terms.encoding.largest)
     return (yield from _added_up(order, vector, past, tuned))

@@ -64,7 +64,7 @@ def of_delta(delta: Weights, round: int, by: Terms, rng: np.random.Generator) ->
     """The update that anybody can read: a delta clipped, rotated and rounded as the terms say.
     Raises ValueError for a value that is not finite, or another number of them.
     """
-    codes = encoding.encode(delta, by.encoding, rng)
+    codes = encoding.encode(delta, by.encoding_at(round), rng)
     return of_codes(codes, Header(Form.CODES, round, len(codes), by.name), by.bits)
 
 

@@ -111,6 +111,7 @@ def _require_agreed(name: str, given: Consent, terms: Terms) -> None:
             "fewest": (rules.fewest, terms.fewest),
             "noise": (given.asked.noise, terms.noise),
             "compression": (given.asked.compression, terms.compression),
+            "turn": (given.asked.turn, terms.turn),
         }
     for field, (wanted, actual) in expected.items():
         if wanted != actual:

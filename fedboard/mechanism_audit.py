@@ -287,7 +287,7 @@ def _played(
         opened = mechanism.opened(task, [Sum(words, count, count)], mask)
         if isinstance(opened, str):
             raise RunError("the audit", f"a sum was refused: {opened}", "report it as a defect")
-        means[round] = mechanism.mean_of(opened, agreed)
+        means[round] = mechanism.mean_of(opened, agreed, round)
     return means
 
 

@@ -129,6 +129,15 @@ Compression = Annotated[
         help="Values of an update / values that travel. By default as --config says, or 1.",
     ),
 ]
+Turn = Annotated[
+    int | None,
+    typer.Option(
+        min=0,
+        max=MOST_ROUNDS,
+        help="Rounds that share one basis of what travels; the noise begins anew with the next. "
+        "By default as --config says, or 0: all do.",
+    ),
+]
 Name = Annotated[str, typer.Argument(help="Name of the task: a-z, 0-9, '.', '_' and '-'.")]
 # by step of the funnel, a word that keeps the table within 80 columns
 SHORT = {
@@ -183,6 +192,7 @@ def task_create(
     max_participations: MostSums = None,
     restart: Restart = None,
     compression: Compression = None,
+    turn: Turn = None,
     dir: Folder = None,
     server: Server = None,
     token_file: TokenFile = None,
@@ -221,7 +231,7 @@ def task_create(
         "restart": restart,
     }
     if bundle is None:  # a task that scores adds none
-        settings = replace(settings, noise=None, compression=1)
+        settings = replace(settings, noise=None, compression=1, turn=0)
     settings = replace(
         settings,
         name=name,
@@ -229,6 +239,7 @@ def task_create(
         helper=helper_key or settings.helper,
         noise=noise_of(settings.noise, given_noise),
         compression=settings.compression if compression is None else compression,
+        turn=settings.turn if turn is None else turn,
     )
     opened = open_bundle(bundle, trust) if bundle else None
     signer = kept_key(key) if opened else None
@@ -634,6 +645,8 @@ def say_signed(terms: "Terms", as_json: bool) -> None:
         console.say(f"signed: {described(terms.noise)}")
     if terms.compression != 1:
         console.say(f"signed: one value of {terms.compression} of an update travels")
+    if terms.turn:
+        console.say(f"signed: what travels has another basis every {terms.turn:,} rounds")
 
 
 def _say_signer(task: "TaskReport") -> None:

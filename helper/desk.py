@@ -184,7 +184,8 @@ class Desk:
                 }
             task, by = stored.task, answers.SealKeys(public, private)
             problem = answers.why_not(asked, task, self._rules, history, by)
-            step = problem or self._step(asked, task, noise, history)
+            turns = task.terms.basis(asked.round) != task.terms.basis(max(last, 0))
+            step = problem or self._step(asked, task, noise, history, turns)
             if isinstance(step, HelperProblem):
                 return self._no(step)
             seeds = answers.seeds(asked, task, by)
@@ -290,15 +291,15 @@ class Desk:
         )
 
     def _step(
-        self, asked: Named, task: Task, stored: StoredNoise, history: History
+        self, asked: Named, task: Task, stored: StoredNoise, history: History, turns: bool
     ) -> _Step | HelperProblem | None:
-        """What one more sum takes, or why it is not given; None if it carries no noise. Where
-        buffers are lost the noise begins anew.
+        """What one more sum takes, or why it is not given; None if it carries no noise. Where it
+        `turns` to another basis, or buffers are lost, the noise begins anew.
         """
         if task.noise is None:
             return None
         buffers = None
-        if stored.generation != NONE:
+        if stored.generation != NONE and not turns:
             with self._changing:
                 buffers = self._buffers.get(task.task_id, stored.generation, task.terms)
         spent = budget.after(stored.spent, asked, task.noise, history, buffers is None)
@@ -306,7 +307,7 @@ class Desk:
             return spent
         if buffers is not None:
             return _Step(spent, buffers)
-        if spent.happened.sums > 1:
+        if spent.happened.sums > 1 and not turns:
             told = {"task": task.task, "round": asked.round, "count": len(spent.began)}
             logger.warning("the buffers of a task's noise are lost: it begins anew", extra=told)
         return _Step(spent, noising.begin(task.terms))

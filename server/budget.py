@@ -73,10 +73,17 @@ def recorded(
 
 
 def worst(
-    noise: Noise, happened: Participation, separation: int, begins: bool = False, more: int = 1
+    noise: Noise,
+    happened: Participation,
+    separation: int,
+    begins: bool = False,
+    more: int = 1,
+    turn: int = 0,
 ) -> Participation:
     """What will have happened after so many more sums at worst, where a device is in one at most
-    that is `separation` or more after its last, and in no more than the noise allows.
+    that is `separation` or more after its last, and in no more than the noise allows. Where the
+    noise begins anew every `turn` rounds, the sums after the next are told as if they went on and
+    as if they began: which of them do is for the rounds to say that have no sum.
 
     >>> from device_runtime.noise import Mechanism
     >>> noise = Noise(Mechanism.GAUSSIAN, 1.0, 8.0, 1e-10, rounds=9, participations=2)
@@ -86,18 +93,30 @@ def worst(
     sums = happened.sums + more
     gap = separation if sums > separation else None
     blocks = happened.blocks
-    blocks = (*blocks, more) if begins or not blocks else (*blocks[:-1], blocks[-1] + more)
+    if begins or not blocks or (turn and blocks[-1] >= turn):
+        blocks = (*blocks, 0)
+    last = blocks[-1] + more
+    later: tuple[int, ...] = ()
+    if turn:
+        whole, rest = divmod(more - 1, turn)
+        last, later = min(turn, last), (turn,) * whole + (rest,) * bool(rest)
+    blocks = (*blocks[:-1], last, *later)
     gaps = [each for each in (happened.separation, gap) if each is not None]
     most = happened.participations + math.ceil(more / separation)
     return Participation(blocks, min(gaps, default=None), min(most, noise.participations))
 
 
-def why_over(noise: Noise, spending: Spending, separation: int, begins: bool = False) -> str:
-    """Why no further sum may be made, in a sentence; empty if one may."""
+def why_over(
+    noise: Noise, spending: Spending, separation: int, begins: bool = False, turn: int = 0
+) -> str:
+    """Why no further sum may be made, in a sentence; empty if one may. `begins`: its noise does,
+    anew.
+    """
     spent = standing(noise, spending)
     if spent.sums >= noise.rounds:
         return f"all {noise.rounds:,} sums that its noise is for have been made"
-    after = accountant.account(noise, worst(noise, spending.happened, separation, begins))
+    happened = worst(noise, spending.happened, separation, begins, turn=turn)
+    after = accountant.account(noise, happened)
     if max(after.epsilon, spent.account.epsilon) <= noise.epsilon:
         return ""
     return (
@@ -107,16 +126,16 @@ def why_over(noise: Noise, spending: Spending, separation: int, begins: bool = F
     )
 
 
-def left(noise: Noise, spending: Spending, separation: int) -> int:
+def left(noise: Noise, spending: Spending, separation: int, turn: int = 0) -> int:
     """How many more sums there is room for at worst, in which the same devices are in as many as
     they may.
     """
-    if why_over(noise, spending, separation):
+    if why_over(noise, spending, separation, turn=turn):
         return 0
     low, high = 1, noise.rounds - spending.happened.sums
     while low < high:
         middle = (low + high + 1) // 2
-        after = worst(noise, spending.happened, separation, more=middle)
+        after = worst(noise, spending.happened, separation, more=middle, turn=turn)
         if accountant.account(noise, after).epsilon <= noise.epsilon:
             low = middle
         else:

@@ -169,7 +169,7 @@ class TaskReport:
     delta: float | None = None
     budget: float | None = None
     sums: int = 0
-    beginnings: int = 0  # of the noise: each further one is of a state that was lost
+    beginnings: int = 0  # of the noise: each further one is of a basis, or a state that was lost
     left: int = 0  # more sums that there is room for at worst
     over: str = ""  # why no further round starts, in a sentence; empty while one may
 

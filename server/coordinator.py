@@ -1235,7 +1235,9 @@ class Coordinator:
             kept = rows.spending.record(task.name, state.round, oldest, begins, end.noised)
             rows.spending.note(task.name, state.round, budget.standing(task.noise, kept).account)
         over = end.reason if end.is_over else ""
-        over = over or budget.why_over(task.noise, kept, terms(task).min_separation)
+        agreed, last = terms(task), rows.spending.last_round(task.name)
+        begins = agreed.basis(state.round + 1) != agreed.basis(max(last, 0))
+        over = over or budget.why_over(task.noise, kept, agreed.min_separation, begins, agreed.turn)
         if over:
             rows.spending.set_over(task.name, over)
         return over

@@ -62,7 +62,7 @@ class Spent:
     delta: float = 0.0
     budget: float | None = None  # epsilon that it may come to at delta; None: there is none
     sums: int = 0  # with noise, made so far
-    beginnings: int = 0  # of the noise: each further one is of a state that was lost
+    beginnings: int = 0  # of the noise: each further one is of a basis, or a state that was lost
     left: int = 0  # more sums that the budget has room for at worst
     details: str = ""  # who was in those sums, and what is wrong, in a sentence
     over: str = ""  # why no further round starts, in a sentence; empty while one may
@@ -137,9 +137,10 @@ def plain(task: Task) -> Mechanism:
     def finish(sum: Sum, round: int) -> NDArray[np.float64]:
         # late or not, each counts fully in what the mean is divided by
         agreed = terms(task)
+        now = agreed.encoding_at(round)
         if agreed.noise is not None:
-            return encoding.mean(sum.total, sum.weight, by, times * agreed.most)
-        return encoding.mean(sum.total, sum.weight, by) * (sum.weight / (times * sum.count))
+            return encoding.mean(sum.total, sum.weight, now, times * agreed.most)
+        return encoding.mean(sum.total, sum.weight, now) * (sum.weight / (times * sum.count))
 
     return Mechanism(
         check=check,
@@ -191,7 +192,7 @@ def masked(task: Task) -> Mechanism:
         empty=functools.partial(added, (), 0),
         add=add,
         total=total,
-        finish=lambda sum, round: mean_of(sum, agreed),
+        finish=lambda sum, round: mean_of(sum, agreed, round),
         spent=functools.partial(_spent, task),
     )
 
@@ -284,8 +285,8 @@ def _why_not(about: update.Header, round: int, agreed: Terms, numbers: int) -> C
 
 def _spent(task: Task, exposure: Exposure) -> Spent:
     """What a task has spent, by who was in its sums with noise."""
-    noise, spending = task.noise, exposure.spending
-    protection = _protection(terms(task), adds_noise=noise is not None)
+    noise, spending, agreed = task.noise, exposure.spending, terms(task)
+    protection = _protection(agreed, adds_noise=noise is not None)
     if noise is None:
         return Spent(protection)
     standing, happened = budget.standing(noise, spending), spending.happened
@@ -305,7 +306,7 @@ def _spent(task: Task, exposure: Exposure) -> Spent:
         noise.epsilon,
         standing.sums,
         max(len(happened.blocks), len(spending.noised.began) if spending.noised else 0),
-        0 if spending.over else budget.left(noise, spending, terms(task).min_separation),
+        0 if spending.over else budget.left(noise, spending, agreed.min_separation, agreed.turn),
         "; ".join(filter(None, (of_one if happened.sums else "", standing.caveat, spending.over))),
         spending.over,
     )
@@ -343,12 +344,12 @@ def with_noise(sum: Sum, noise: NDArray[np.int64]) -> Sum:
     return replace(sum, total=sum.total.astype(np.int64) + noise)
 
 
-def mean_of(sum: Sum, agreed: Terms) -> NDArray[np.float64]:
-    """The mean delta of a sum of codes, float64 [dimension]. One that carries noise is divided by
-    the report goal, whatever its count: a device then counts the same in every round.
+def mean_of(sum: Sum, agreed: Terms, round: int) -> NDArray[np.float64]:
+    """The mean delta of a round's sum of codes, float64 [dimension]. One that carries noise is
+    divided by the report goal, whatever its count: a device then counts the same in every round.
     """
     over = sum.count if agreed.noise is None else agreed.most
-    return encoding.mean(sum.total, sum.count, agreed.encoding, over)
+    return encoding.mean(sum.total, sum.count, agreed.encoding_at(round), over)
 
 
 def beyond_reach(

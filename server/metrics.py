@@ -25,7 +25,7 @@ SPENT = (
     ("budget", "budget_epsilon", "Epsilon that no sum may pass, at the task's delta."),
     ("delta", "delta", "Delta at which epsilon is told."),
     ("sums", "sums", "Sums with noise that were made."),
-    ("beginnings", "beginnings", "Times the noise has begun, once a state that was lost."),
+    ("beginnings", "beginnings", "Times the noise has begun: with a basis, or a lost state."),
     ("left", "sums_left", "More sums that the budget has room for at worst."),
 )
 LATENCIES_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)

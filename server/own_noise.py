@@ -73,10 +73,10 @@ class OwnNoise:
             key = self._key("buffers", task, generation)
             buffers = None
             if sealed is not None:
-                about = self._about("buffers", task, generation)
+                about = self._about_buffers(task, generation, round)
                 buffers = noising.opened(sealed, key, about, agreed)
-            begins = buffers is None
-            why = budget.why_over(task.noise, kept, agreed.min_separation, begins)
+            begins = buffers is None  # they are lost, or of another basis
+            why = budget.why_over(task.noise, kept, agreed.min_separation, begins, agreed.turn)
             if why:
                 return NoNoise(why, is_over=True)
             drawn, after = noising.noise(
@@ -84,7 +84,7 @@ class OwnNoise:
             )
             generation += 1
             key = self._new_key("buffers", task, generation)
-            about = self._about("buffers", task, generation)
+            about = self._about_buffers(task, generation, round)
             rows.spending.draw(
                 task.name,
                 round,
@@ -152,6 +152,10 @@ class OwnNoise:
         key = secrets.token_bytes(noising.KEY_BYTES)
         self._slots.put(_slot(of, task, generation), key)
         return key
+
+    def _about_buffers(self, task: Task, generation: int, round: int) -> str:
+        basis = f" {terms(task).basis(round)}" if task.turn else ""
+        return self._about("buffers", task, generation) + basis
 
     def _about(self, of: str, task: Task, generation: int) -> str:
         return f"fedboard-{of}-v1 {self._server} {task.name} {generation}"

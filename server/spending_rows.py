@@ -120,6 +120,12 @@ class SpendingRows:
             listed.setdefault(round, []).append(device)
         return listed
 
+    def last_round(self, task: str) -> int:
+        """The newest round whose sum was made; -1 if none was."""
+        newest = sa.select(sa.func.max(members.c.round)).where(members.c.task == task)
+        last: int | None = self._connection.execute(newest).scalar_one()
+        return -1 if last is None else last
+
     def note(self, task: str, round: int, account: Account) -> None:
         """Keep what a task has spent, its sum of this round with the others."""
         at = (rounds.c.task == task) & (rounds.c.round == round)

@@ -87,6 +87,8 @@ class TaskSettings:
     noise: Noise | None = None
     # values of a delta / values that travel
     compression: Annotated[int, Within(1, 64)] = 1
+    # rounds that share one basis of what travels, whose noise begins anew with the next; 0: all
+    turn: Annotated[int, Within(0, 2**31)] = 0
     # no release of this task is published whose lineage names no audit
     require_audit: bool = False
     # of a task that counts: of what, and how
@@ -155,10 +157,17 @@ class TaskSettings:
                 "round open its sum together",
                 "remove it, or have the task aggregate by a helper",
             )
-        if scores and (self.noise is not None or self.compression != 1):
+        if self.turn and self.rules.buffered:
+            raise ConfigError(
+                "task.turn",
+                f"expected 0 where rounds are buffered, found {self.turn}: late reports are of "
+                "another basis, and do not add up",
+                "remove it, or rules.mode",
+            )
+        if scores and (self.noise is not None or self.compression != 1 or self.turn):
             raise ConfigError(
                 "task.noise",
-                f"expected none, and no compression, for a task of kind {self.kind}",
+                f"expected none, no compression and no turn, for a task of kind {self.kind}",
                 "remove it: noise is added to sums of updates",
             )
         if opens_itself(self):
@@ -248,7 +257,9 @@ def with_strategy(settings: TaskSettings) -> TaskSettings:
     noise = settings.noise
     if noise is None or noise.mechanism is not Mechanism.BLT or noise.decays:
         return settings
-    return replace(settings, noise=strategy.optimised(noise, settings.policy.min_separation))
+    return replace(
+        settings, noise=strategy.optimised(noise, settings.policy.min_separation, settings.turn)
+    )
 
 
 def for_list(settings: TaskSettings, table: Table) -> TaskSettings:
@@ -342,6 +353,7 @@ def terms(task: Task) -> Terms:
         **vars(task.secagg),
         noise=task.noise,
         compression=task.compression,
+        turn=task.turn,
         table=task.table,
     )
 
@@ -389,6 +401,8 @@ def policy_hash(settings: TaskSettings) -> str:
     table = _settings(settings) | {"checkpoint": "", "seed": None}
     if settings.noise is None and settings.compression == 1:  # as a version hashed it without them
         del table["noise"], table["compression"]
+    if not settings.turn:
+        del table["turn"]
     if settings.table is None:
         del table["table"]
     if not settings.require_audit:

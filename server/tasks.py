@@ -127,7 +127,7 @@ def _require_budget(settings: TaskSettings) -> None:
     noise, separation = settings.noise, settings.policy.min_separation
     if noise is None:
         return
-    if why := budget.why_over(noise, Spending(), separation):
+    if why := budget.why_over(noise, Spending(), separation, turn=settings.turn):
         raise ConfigError(
             "noise.epsilon",
             f"expected a budget with room for one sum, found {noise.epsilon:g}: {why}",

@@ -164,11 +164,11 @@ def test_noise_beyond_its_room_still_tells_the_sum_with_noise_and_no_more(data):
     assert np.array_equal(*opened)
 
 
-def test_seven_deviations_and_a_half_have_room_and_what_has_none_alters_one_value_by_more():
+def test_five_deviations_have_room_and_what_has_none_alters_one_value_by_more():
     task, by = Task(TASK_ID, "words", SERVER, Kind.TRAINING, NOISED), layout(NOISED)
     codes = np.full(by.count, NOISED.encoding.largest * NOISED.most)  # the most that devices send
     seed, room = bytes(32), NOISED.room
-    assert room >= 7.5 * NOISED.deviation
+    assert room >= 5 * NOISED.deviation
     for added in (room, -room):
         noise = np.full(by.count, added)
         given = answers.finished(masking.mask_sum([seed], by), noise, task)
@@ -267,6 +267,30 @@ def test_lost_buffers_are_a_new_beginning_that_is_accounted_for(fast_folder, des
     assert (told.rho, told.epsilon) == (spent.rho, spent.epsilon)
     # from here on it goes on
     assert noised(answered(desk, range(4), 5)).began == (1, 3)
+
+
+def test_the_noise_begins_anew_with_each_basis_which_is_no_loss(fast_folder, caplog):
+    terms = replace(NOISED, turn=3)  # bases of rounds 0 to 2, 3 to 5 and so on
+    desk = begun(fast_folder / "helper", terms)
+    for round, began, blocks in (
+        (1, (1,), (1,)),
+        (2, (1,), (2,)),
+        (4, (1, 4), (2, 1)),  # round 3 had no sum
+        (5, (1, 4), (2, 2)),
+        (9, (1, 4, 9), (2, 2, 1)),  # nor had any of a whole basis
+    ):
+        body = desk.answer(named(sent(desk, range(4), round, terms), round), 1.0)
+        desk.close()  # killed between any two
+        desk = new(fast_folder / "helper")
+        told, happened = noised(body, terms), Participation(blocks, *_of(sum(blocks)))
+        spent = accountant.account(NOISE, happened)
+        assert told == Noised(began, sum(blocks), spent.rho, spent.epsilon)
+    assert "begins anew" not in caplog.text
+
+
+def _of(sums: int) -> tuple[int | None, int]:
+    """Separation and participations of a device that is in each of so many sums."""
+    return (None if sums == 1 else 1), sums
 
 
 def test_the_noise_after_a_new_beginning_has_nothing_to_do_with_the_one_before(fast_folder):

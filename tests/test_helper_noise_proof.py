@@ -70,13 +70,13 @@ def mean_delta(body: bytes, sent, terms) -> np.ndarray:
     for each in sent:
         total = packing.add(total, each.words, by)
     numbers = packing.unpack(packing.subtract(total, masks, by), by).astype(np.int64)
-    return mechanism.mean_of(Sum(numbers - terms.room, len(sent), len(sent)), terms)
+    return mechanism.mean_of(Sum(numbers - terms.room, len(sent), len(sent)), terms, 0)
 
 
 def honest(sent, terms) -> np.ndarray:
     """The mean delta without noise."""
     total = sum(each.numbers.astype(np.int64) for each in sent)
-    return mechanism.mean_of(Sum(total, len(sent), len(sent)), terms)
+    return mechanism.mean_of(Sum(total, len(sent), len(sent)), terms, 0)
 
 
 def one(terms) -> float:

@@ -255,6 +255,39 @@ def test_what_is_left_is_told_at_worst():
     assert budget.left(replace(noise, rounds=7), Spending(), separation=5) == 7
 
 
+@settings(max_examples=50, deadline=None)
+@given(st.sets(st.integers(0, 11), min_size=1), st.integers(1, 5), st.integers(1, 4))
+def test_where_the_noise_turns_the_account_is_that_of_blocks_and_never_more_than_foreseen(
+    rounds, turn, separation
+):
+    """A device in every `separation`th sum, of the rounds that had one: C is block by block."""
+    noise = replace(NOISE, mechanism=Mechanism.BLT, decays=(0.9,), scales=(0.4,), epsilon=1e5)
+    noise = replace(noise, participations=9)
+    happened, last, numbers = Participation(), -1, sorted(rounds)
+    for number, round in enumerate(numbers, 1):
+        begins = last >= 0 and round // turn != last // turn
+        foreseen = budget.worst(noise, happened, separation, begins, turn=turn)
+        gap = separation if number > separation else None
+        happened = budget.recorded(happened, begins, -(-number // separation), gap)
+        assert foreseen.blocks == happened.blocks and max(foreseen.blocks) <= turn
+        spent = accountant.account(noise, happened)
+        assert spent.rho <= accountant.account(noise, foreseen).rho + 1e-12
+        last = round
+    column = strategy.coefficients(noise, len(numbers))
+    c = np.zeros((len(numbers), len(numbers)))
+    for j, first in enumerate(numbers):
+        for i in range(j, len(numbers)):
+            if numbers[i] // turn == first // turn:
+                c[i, j] = column[i - j]
+    shown = max(
+        float(np.sum(c[:, start::separation].sum(axis=1) ** 2)) for start in range(separation)
+    )
+    least, spent = shown / noise.multiplier**2 / 2, accountant.account(noise, happened).rho
+    assert spent >= least - 1e-12  # and exact where no basis has two sums of a device
+    if separation == 1:
+        assert spent == pytest.approx(least)
+
+
 @settings(max_examples=200, deadline=None)
 @given(st.data(), st.integers(1, 4), st.integers(1, 4))
 def test_what_happens_is_never_more_than_the_worst_that_was_foreseen(data, separation, most):

@@ -8,7 +8,7 @@ import pytest
 
 from device_runtime import strategy, weights
 from device_runtime.accountant import Participation
-from device_runtime.errors import ServerError
+from device_runtime.errors import ConfigError, ServerError
 from device_runtime.helper_wire import Noised, to_answer
 from device_runtime.noise import Mechanism, Noise
 from device_runtime.terms import Aggregation, Terms
@@ -186,6 +186,34 @@ def test_a_lost_key_of_the_state_is_a_new_beginning_that_is_accounted(tmp_path):
     report = operators.report(coordinator, "default", 3.0)
     assert (report.sums, report.beginnings) == (3, 2)
     coordinator.close()
+
+
+def test_noise_begins_anew_with_each_basis_and_updates_are_read_in_that_of_their_round(tmp_path):
+    noise = dataclasses.replace(BLT, multiplier=1e-6)
+    coordinator = noised(tmp_path, noise, turn=2)
+    devices = enrolled(coordinator, 2)
+    for round in range(1, 5):
+        round_of(coordinator, devices, float(round), 0, 1)
+        # in another basis this would be a sum of rotated values, which is near zero
+        off = moved(coordinator, round - 1) - (delta(0) + delta(1)) / 2
+        assert np.linalg.norm(off) < 0.05 * np.linalg.norm(delta(0) + delta(1))
+    assert spending(coordinator).happened == Participation((1, 2, 1), 1, 4)  # 1; 2, 3; 4
+    assert operators.report(coordinator, "default", 5.0).beginnings == 3
+    coordinator.close()
+
+
+def test_a_turn_that_is_none_names_terms_as_before_and_late_reports_have_no_turn():
+    of = Aggregation.PLAIN, 8, 1.0, 50, "0" * 64, 1, 2, 1, 1
+    plain, turned = Terms(*of), Terms(*of, turn=3)
+    assert "turn" not in plain.told and plain.encoding_at(9) == plain.encoding
+    assert turned.name != plain.name and turned.told["turn"] == 3
+    seeds = [turned.encoding_at(round).seed for round in range(7)]
+    assert [seeds.count(each) for each in dict.fromkeys(seeds)] == [3, 3, 1]
+    assert turned.encoding_at(0) != turned.encoding  # the first basis is derived too
+    with pytest.raises(ConfigError, match=r"terms\.turn.*reports of two bases do not add up"):
+        Terms(*of, turn=3, max_staleness=1)
+    with pytest.raises(ConfigError, match=r"task\.turn.*another basis"):
+        TaskSettings(turn=3, rules=Rules(mode=Mode.BUFFERED), aggregation=Aggregation.PLAIN)
 
 
 def test_lost_noise_is_never_drawn_again(tmp_path, monkeypatch):
