@@ -23,11 +23,13 @@ from device_runtime.weights import digest
 
 MOST_DEVICES = 100_000
 LEAST_COUNT = 100  # devices of a sum, among which one hides well
-# standard deviations of noise that a sum has room for to either side. One value in 1.7 million of a
-# sum that uses all of its room goes beyond and wraps around: that is done to what carries noise
-# already, so it costs nothing of privacy, and is an outlier of as many deviations as the room is
-# wide
+# standard deviations of noise that a sum of updates has room for to either side. One value in 1.7
+# million goes beyond and wraps around: that is done to what carries noise already, so it spends
+# nothing, but it is off by twice the room and is not taken back by the noise of later rounds. With
+# less room such values would outweigh what correlated noise saves
 ROOM = 5.0
+# the same of a sum of marks: one that wraps around would be a word that many have typed
+TABLE_ROOM = 7.5
 
 
 class Aggregation(StrEnum):
@@ -172,8 +174,8 @@ class Terms:
         """
         if self.noise is None or self.aggregation is not Aggregation.HELPER:
             return 0
-        widest = strategy.row_norm(strategy.within(self.noise, self.turn))
-        return math.ceil(ROOM * self.deviation * widest)
+        widest = self.deviation * strategy.row_norm(strategy.within(self.noise, self.turn))
+        return math.ceil((ROOM if self.table is None else TABLE_ROOM) * widest)
 
     @property
     def layout(self) -> Layout:

@@ -104,7 +104,7 @@ def test_the_sums_of_an_evaluation_carry_none(desk):
     assert desk.register(asked, 0.0).terms == NOISED.name
     with desk._store.reading() as rows:
         task = rows.task(id).task
-    assert task.noise is None and desk._step(Named(id, 1), task, None, History({})) is None
+    assert task.noise is None and desk._step(Named(id, 1), task, None, History({}), False) is None
 
 
 def test_updates_of_a_task_with_noise_are_not_opened_as_the_scores_of_another(fast_folder):

@@ -172,8 +172,8 @@ def test_another_mechanism_takes_its_place_in_rounds_pages_and_figures(tmp_path,
         weights.flatten(after) - weights.flatten(WEIGHTS), 1 + (delta(0) + delta(1)) / 2, atol=0.02
     )
     page = dashboard.page(overview.read(coordinator, 3.0, 0.0, {})).html
-    assert "shifted by one; epsilon 0.50." in page
-    assert operators.report(coordinator, "default", 0.0).privacy == "shifted by one; epsilon 0.50"
+    assert "shifted by one; epsilon 0.500." in page
+    assert operators.report(coordinator, "default", 0.0).privacy == "shifted by one; epsilon 0.500"
     assert (
         'fedboard_privacy_epsilon{task="default"} 0.5'
         in Metrics(coordinator, lambda: 3.0).text().decode()
