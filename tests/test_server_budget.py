@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from device_runtime import accountant
+from device_runtime import accountant, strategy
 from device_runtime.accountant import Participation
 from device_runtime.causes import Cause
 from device_runtime.errors import ConfigError, RunError
