@@ -329,7 +329,8 @@ def _protection(agreed: Terms, adds_noise: bool) -> str:
 
 def _noise(agreed: Terms) -> str:
     assert agreed.noise is not None
-    return f"{agreed.noise.mechanism} noise of multiplier {agreed.noise.multiplier:g}"
+    anew = f", anew every {agreed.turn:,} rounds," if agreed.turn else ""
+    return f"{agreed.noise.mechanism} noise of multiplier {agreed.noise.multiplier:g}{anew}"
 
 
 def whole(task: Task) -> int:
