@@ -23,11 +23,11 @@ from device_runtime.weights import digest
 
 MOST_DEVICES = 100_000
 LEAST_COUNT = 100  # devices of a sum, among which one hides well
-# standard deviations of noise that a sum of updates has room for to either side. One value in 1.7
+# standard deviations of noise that a sum of updates has room for to either side. One value in 500
 # million goes beyond and wraps around: that is done to what carries noise already, so it spends
 # nothing, but it is off by twice the room and is not taken back by the noise of later rounds. With
-# less room such values would outweigh what correlated noise saves
-ROOM = 5.0
+# less room such values would add up to more than what correlated noise leaves
+ROOM = 6.0
 # the same of a sum of marks: one that wraps around would be a word that many have typed
 TABLE_ROOM = 7.5
 

@@ -600,8 +600,8 @@ def _epsilon(report: "RoundReport") -> str:
 def _budget(task: "TaskReport") -> str:
     """What a task with noise has spent, and what there is room for."""
     return (
-        f"epsilon {rounded_up(task.epsilon or 0.0)} of {task.budget:g} at delta {task.delta:g} is spent "
-        f"after {task.sums:,} sums; at worst there is room for {task.left:,} more"
+        f"epsilon {rounded_up(task.epsilon or 0.0)} of {task.budget:g} at delta {task.delta:g} is "
+        f"spent after {task.sums:,} sums; at worst there is room for {task.left:,} more"
     )
 
 

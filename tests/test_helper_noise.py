@@ -164,11 +164,11 @@ def test_noise_beyond_its_room_still_tells_the_sum_with_noise_and_no_more(data):
     assert np.array_equal(*opened)
 
 
-def test_five_deviations_have_room_and_what_has_none_alters_one_value_by_more():
+def test_six_deviations_have_room_and_what_has_none_alters_one_value_by_more():
     task, by = Task(TASK_ID, "words", SERVER, Kind.TRAINING, NOISED), layout(NOISED)
     codes = np.full(by.count, NOISED.encoding.largest * NOISED.most)  # the most that devices send
     seed, room = bytes(32), NOISED.room
-    assert room >= 5 * NOISED.deviation
+    assert room >= 6 * NOISED.deviation
     for added in (room, -room):
         noise = np.full(by.count, added)
         given = answers.finished(masking.mask_sum([seed], by), noise, task)
