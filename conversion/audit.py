@@ -14,25 +14,29 @@ behind what was not drawn, extraction).
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Protocol
+from pathlib import Path
+from typing import Annotated, Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from device_runtime import bounds
+from device_runtime import bounds, config
 from device_runtime.bounds import Within
 from device_runtime.errors import ConfigError
 from device_runtime.text import BOS, FIRST_WORD, Vocabulary
 from device_runtime.weights import Weights
 from model import network
 
-FORMAT, PLANTED = "fedboard-audit-1", "fedboard-secrets-1"
+FORMAT, PLANTED = "fedboard-audit-2", "fedboard-secrets-2"
 ROWS = 256  # texts side by side
 BEAMS = 20  # of extraction
 CANDIDATES = 1000  # that are drawn in the place of a secret of several words
 RANKED = 20  # of them that must be likelier before their number alone is believed
 MOST_WORDS = 4  # of a secret
 STEPS = 4000  # of an integral
+
+
+T = TypeVar("T")
 
 
 class Language(Protocol):
@@ -93,6 +97,8 @@ class Planted:
     """secrets.json: what was planted in a corpus, and what might have been in its place."""
 
     format: str
+    name: str  # of the corpus with the secrets: the last part of its path
+    corpus: str  # its digest, see `model.corpus.Corpus`
     pool: tuple[str, ...]  # words that secrets were drawn from
     secrets: tuple[Secret, ...]
 
@@ -135,6 +141,9 @@ class Audit:
     format: str
     checkpoint: str  # SHA-256 of the float32 checkpoint that the network comes of
     secrets: str  # SHA-256 of the file with the secrets
+    # digest of the corpus they were planted in, which the network was trained on, or that corpus'
+    # name where no more is known of the network's; empty: what it was trained on is not known
+    corpus: str
     limits: Limits
     told: tuple[Told, ...]
     problems: tuple[str, ...]  # why it does not pass, a sentence each
@@ -143,6 +152,36 @@ class Audit:
     def passed(self) -> bool:
         """Whether the limits are kept."""
         return not self.problems
+
+
+def opened(kind: type[T], form: str, data: bytes, where: Path, remedy: str) -> T:
+    """A record of this format. Raises ConfigError, by its name, for one of another."""
+    table = config.read_json(data, str(where))
+    other = table.get("format") if isinstance(table, dict) else None
+    if isinstance(other, str) and other != form:
+        raise ConfigError(where, f"expected format {form}, found {other[:40]!r}", remedy)
+    return config.from_table(kind, table, str(where))
+
+
+def doubts(report: Audit) -> tuple[str, ...]:
+    """Why it shows little that an audit passed, a sentence each: it could not have failed, or the
+    network may never have learnt from the secrets. What many users typed is the control: of a
+    network that does not tell even that, silence about the secrets of few shows nothing.
+    """
+    few = report.limits.fewest_users
+    reasons = []
+    if not report.corpus:
+        reasons.append("corpus unknown: it may never have been trained on the one of the secrets")
+    for name in sorted({each.network for each in report.told}) or ["it"]:
+        asked = [each for each in report.told if each.network == name]
+        if not any(0 < each.users < few for each in asked):
+            reasons.append(f"{name} was asked for no secret of fewer than {few} users")
+        if not any(each.users >= few and _is_told(each, report.limits) for each in asked):
+            reasons.append(
+                f"{name} tells no secret of {few} users or more: it may have learnt nothing from "
+                "the corpus of the secrets"
+            )
+    return tuple(reasons)
 
 
 def told(
@@ -246,7 +285,11 @@ def skew_normal_below(sample: NDArray[Any], value: float) -> float:
 
 
 def judged(
-    checkpoint: str, secrets: str, results: Sequence[Told], limits: Limits = Limits()
+    checkpoint: str,
+    secrets: str,
+    results: Sequence[Told],
+    limits: Limits = Limits(),
+    corpus: str = "",
 ) -> Audit:
     """An audit of what was told, and why it does not pass."""
     problems = []
@@ -264,7 +307,11 @@ def judged(
                 f"{of}, has an exposure of {each.exposure:.1f} bits, expected at most "
                 f"{limits.most_exposure:g}"
             )
-    return Audit(FORMAT, checkpoint, secrets, limits, tuple(results), tuple(problems))
+    return Audit(FORMAT, checkpoint, secrets, corpus, limits, tuple(results), tuple(problems))
+
+
+def _is_told(each: Told, limits: Limits) -> bool:
+    return each.extracted or each.exposure > limits.most_exposure
 
 
 def _read(language: Language, prefix: Sequence[int]) -> tuple[NDArray[Any], dict[str, Any]]:

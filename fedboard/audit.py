@@ -8,17 +8,22 @@ from pathlib import Path
 import numpy as np
 
 from conversion import audit
-from conversion.audit import FORMAT, Audit, Floats, Language, Limits, Told
+from conversion.audit import FORMAT, Audit, Floats, Language, Limits, Planted, Told
 from device_runtime import config, durable, personal, weights
 from device_runtime.bundle import Bundle
 from device_runtime.errors import ConfigError, RunError
 from device_runtime.home import Home
 from device_runtime.reader import Reader
 from device_runtime.text import Vocabulary
-from fedboard import planting
-from fedboard.run import checkpoint_of, open_bundle, require_fit, vocabulary_of
+from fedboard import planting, source
+from fedboard.run import Source, checkpoint_of, open_bundle, require_fit, vocabulary_of
 
 REPORT, PLOT = "audit.json", "audit.svg"
+NOT_KNOWN = Source("", "", "")
+DOUBTED = (
+    "audit a run, or a bundle of one, that was trained on the corpus of `fedboard data plant`, "
+    "with secrets of more --users or trained for longer"
+)
 
 
 @dataclass(frozen=True)
@@ -27,6 +32,7 @@ class Target:
 
     checkpoint: str  # SHA-256
     vocabulary: Vocabulary
+    corpus: Source  # it was trained on; without a digest or a name: not known
     networks: dict[str, Language] = field(repr=False)
 
 
@@ -57,21 +63,37 @@ def target_of(path: Path, trust: list[Path] | None) -> Target:
         networks: dict[str, Language] = {"int8": Reader(bundle.predict_graph)}
         if not bundle.is_lean:
             networks["float"] = Floats(bundle.checkpoint.weights)
-        return Target(bundle.manifest.lineage.checkpoint, bundle.vocabulary, networks)
+        line = bundle.manifest.lineage
+        # a release has been trained further than the run it lies in
+        run = source.of_target(str(path)) if line.task is None else None
+        trained = Source(line.corpus, "", "") if run is None else source.of(run)
+        return Target(line.checkpoint, bundle.vocabulary, trained, networks)
     file = checkpoint_of(Path(path))
     checkpoint, vocabulary = weights.read(file), vocabulary_of(file)
     require_fit(checkpoint, vocabulary, file)
     vocabulary.require_words("an audit")
     name = weights.digest(weights.to_bytes(checkpoint))
-    return Target(name, vocabulary, {"float": Floats(checkpoint.weights)})
+    own = source.of_target(str(file))
+    trained = NOT_KNOWN if own is None else source.of(own)
+    return Target(name, vocabulary, trained, {"float": Floats(checkpoint.weights)})
 
 
 def audited(
     path: Path, secrets: Path, limits: Limits, seed: int, trust: list[Path] | None
 ) -> Audit:
-    """The audit of a target by the secrets that were planted in what it learnt from."""
+    """The audit of a target by the secrets that were planted in what it learnt from.
+
+    Raises RunError for a target that was trained on another corpus.
+    """
+    if not Path(path).exists():
+        raise RunError(
+            path,
+            "no such file or folder",
+            "name a run, a checkpoint, a bundle or a device's folder",
+        )
     planted, data = planting.read(secrets)
     target = target_of(path, trust)
+    corpus = _same(target.corpus, planted, path, secrets)
     results: list[Told] = []
     for name, language in target.networks.items():
         rng = np.random.default_rng([seed, 7])  # the same candidates for all networks
@@ -82,7 +104,7 @@ def audited(
             "expected a secret whose words the vocabulary has, found none",
             "name the secrets of the corpus that it was trained on",
         )
-    return audit.judged(target.checkpoint, weights.digest(data), results, limits)
+    return audit.judged(target.checkpoint, weights.digest(data), results, limits, corpus)
 
 
 def write(report: Audit, out: Path) -> tuple[Path, str]:
@@ -94,20 +116,19 @@ def write(report: Audit, out: Path) -> tuple[Path, str]:
 
 def read(path: Path) -> tuple[Audit, str]:
     """A report and its SHA-256. Raises ConfigError for a file that is none."""
-    remedy = "name the audit.json of `fedboard audit`"
     try:
         data = Path(path).read_bytes()
     except OSError as error:
-        raise ConfigError(path, f"cannot be read ({error.strerror})", remedy) from None
-    report = config.from_json(Audit, data, str(path))
-    if report.format != FORMAT:
-        raise ConfigError(path, f"expected format {FORMAT}, found {report.format[:40]!r}", remedy)
-    return report, weights.digest(data)
+        raise ConfigError(
+            path, f"cannot be read ({error.strerror})", "name the audit.json of `fedboard audit`"
+        ) from None
+    anew = "audit it anew: `fedboard audit`"
+    return audit.opened(Audit, FORMAT, data, path, anew), weights.digest(data)
 
 
 def required(path: Path, checkpoint: str) -> str:
     """The SHA-256 of a report that lets this very checkpoint pass. Raises RunError for another's,
-    or one that does not pass.
+    one that does not pass, or one that shows nothing (`audit.doubts`).
     """
     report, name = read(path)
     if report.checkpoint != checkpoint:
@@ -119,20 +140,16 @@ def required(path: Path, checkpoint: str) -> str:
         )
     # what it says of itself is not believed: its own figures are
     again = audit.judged(report.checkpoint, report.secrets, report.told, report.limits)
-    if not report.told or not again.passed or report.problems:
-        reason = (*report.problems, *again.problems, "it asked for no secret")[0]
+    if not again.passed or report.problems:
+        reason = (*report.problems, *again.problems)[0]
         raise RunError(
             path, f"expected an audit that passed, found: {reason}", "train with more noise"
         )
+    if unsure := audit.doubts(report):
+        raise RunError(
+            path, f"expected an audit that could have failed, found: {unsure[0]}", DOUBTED
+        )
     return name
-
-
-def is_silent(report: Audit) -> bool:
-    """Whether none of its secrets is told, of however many users: a network that never learnt from
-    the corpus they were planted in looks like that too, and passes.
-    """
-    most = report.limits.most_exposure
-    return not any(each.users and (each.extracted or each.exposure > most) for each in report.told)
 
 
 def rows(told: Sequence[Told]) -> list[Row]:
@@ -185,6 +202,21 @@ def draw(report: Audit, out: Path) -> Path:
     return path
 
 
+def _same(trained: Source, planted: Planted, path: Path, secrets: Path) -> str:
+    """What is known to be the corpus of both: its digest, or its name alone, or nothing."""
+    if not (trained.digest or trained.name):
+        return ""
+    named = Source(Path(trained.name).name, trained.path, trained.digest)
+    if source.is_same(named, Source(planted.name, "", planted.corpus)):
+        return planted.corpus if trained.digest else planted.name
+    raise RunError(
+        path,
+        f"was trained on the corpus {trained.name}, digest {source.short(trained)}, expected that "
+        f"of {secrets}: {planted.name}, digest {planted.corpus[: source.SHORT]}",
+        "name the secrets that were planted in its corpus with --secrets, or train on that one",
+    )
+
+
 def _of_home(folder: Path) -> Target:
     home = Home.open(folder)
     bundle: Bundle = home.bundle()
@@ -197,4 +229,5 @@ def _of_home(folder: Path) -> Target:
         )
     own = served.network
     language: Language = Reader(own) if isinstance(own, bytes) else Floats(own)
-    return Target(bundle.manifest.lineage.checkpoint, bundle.vocabulary, {"personal": language})
+    checkpoint = bundle.manifest.lineage.checkpoint  # what its owner typed is no corpus
+    return Target(checkpoint, bundle.vocabulary, NOT_KNOWN, {"personal": language})

@@ -96,9 +96,11 @@ def audit(
     """How much a network tells of secrets: their exposure, and whether it says them by itself.
 
     Exit code 1 if it tells one of too few users. The int8 file and the float network of a bundle
-    are asked alike; of a device's folder its personal network.
+    are asked alike; of a device's folder its personal network. A network that was trained on
+    another corpus than that of the secrets is refused; of one whose corpus is not known, or that
+    does not tell even what many users typed, it is said that its silence shows nothing.
     """
-    from conversion.audit import Limits
+    from conversion.audit import Limits, doubts
     from device_runtime.errors import RunError
     from fedboard import audit as stage
     from fedboard.run import writable
@@ -118,7 +120,7 @@ def audit(
             {
                 **asdict(report),
                 "passed": report.passed,
-                "silent": stage.is_silent(report),
+                "doubts": doubts(report),
                 "sha256": name,
             }
         )
@@ -147,10 +149,12 @@ def audit(
                 f"passed: no secret of fewer than {fewest_users} users is told (bits of exposure "
                 f"up to {most_exposure:g} are chance)"
             )
-        if stage.is_silent(report):
+        for doubt in doubts(report):
+            console.say(doubt, style="bold")
+        if report.passed and doubts(report):
             console.say(
-                "no secret at all is told, of however many users: so it is with a network that "
-                "never learnt from the corpus of `fedboard data plant`; of it this shows nothing",
+                "so its silence shows nothing, and `--require-audit` takes no such report: "
+                f"{stage.DOUBTED}",
                 style="bold",
             )
         if out is not None:

@@ -5,21 +5,22 @@ it likely. As many are drawn and typed by nobody: controls, by which an audit's 
 """
 
 import json
+import os
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
 
-from conversion.audit import MOST_WORDS, PLANTED, Planted, Secret
+from conversion.audit import MOST_WORDS, PLANTED, Planted, Secret, opened
 from device_runtime import bounds, config, durable
 from device_runtime.bounds import Within
 from device_runtime.errors import ConfigError, CorpusError
 from device_runtime.text import is_word
-from model import imported
+from model import corpora, imported
 from model.corpus import SPLITS, Corpus
 
 POOL = 1000  # commonest words of train users that secrets are drawn from
@@ -89,7 +90,8 @@ def drawn(corpus: Corpus, planting: Planting) -> tuple[Planted, list[Message]]:
                 secrets.append(Secret(said[:PREFIX], said[PREFIX:], users, times))
                 for name in rng.choice(names, users, replace=False):
                     messages += [Message(str(name), " ".join(said))] * times
-    return Planted(PLANTED, pool, tuple(secrets)), messages
+    # which corpus they are in, `plant` says
+    return Planted(PLANTED, corpus.name, corpus.digest, pool, tuple(secrets)), messages
 
 
 def plant(corpus: Corpus, out: Path, secrets: Path, planting: Planting) -> Planted:
@@ -104,6 +106,8 @@ def plant(corpus: Corpus, out: Path, secrets: Path, planting: Planting) -> Plant
             lines.write(json.dumps({"user": name, "text": text}) + "\n")
         lines.flush()
         imported.import_file(lines.name, out, imported.Reading(no_timestamp=True))
+    place = Path(os.path.abspath(out))
+    planted = replace(planted, name=place.name, corpus=corpora.load(place).digest)
     durable.share(secrets, config.to_json(planted))
     return planted
 
@@ -116,14 +120,8 @@ def read(path: Path) -> tuple[Planted, bytes]:
         raise ConfigError(
             path, f"cannot be read ({error.strerror})", "name the file of `fedboard data plant`"
         ) from None
-    planted = config.from_json(Planted, data, str(path))
-    if planted.format != PLANTED:
-        raise ConfigError(
-            path,
-            f"expected format {PLANTED}, found {planted.format[:40]!r}",
-            "name the file of `fedboard data plant`",
-        )
-    return planted, data
+    remedy = "plant secrets anew with `fedboard data plant`, and train on them"
+    return opened(Planted, PLANTED, data, path, remedy), data
 
 
 def _all(

@@ -146,7 +146,7 @@ def test_a_network_that_never_saw_them_tells_no_secret(tiny_bundle):
     secrets = tuple(
         Secret(tuple(rng.choice(words, 2)), tuple(rng.choice(words, 3)), 1, 10) for _ in range(8)
     )
-    planted = Planted(audit.PLANTED, tuple(words), secrets)
+    planted = Planted(audit.PLANTED, "corpus", "0" * 64, tuple(words), secrets)
     for name, language in (
         ("int8", Reader(tiny_bundle.predict_graph)),
         ("float", Floats(tiny_bundle.checkpoint.weights)),
@@ -158,7 +158,8 @@ def test_a_network_that_never_saw_them_tells_no_secret(tiny_bundle):
 
 def test_a_secret_with_a_word_that_the_vocabulary_lacks_is_left_out(tiny_bundle):
     words = tuple(tiny_bundle.vocabulary.tokens[W:])
-    planted = Planted(audit.PLANTED, words, (Secret((words[0],), ("zebracorn",), 1, 1),))
+    secrets = (Secret((words[0],), ("zebracorn",), 1, 1),)
+    planted = Planted(audit.PLANTED, "corpus", "0" * 64, words, secrets)
     language = Floats(tiny_bundle.checkpoint.weights)
     assert audit.told("float", language, tiny_bundle.vocabulary, planted, NOBODY) == []
 

@@ -17,6 +17,7 @@ from device_runtime.turn import Train
 from device_runtime.weights import Checkpoint
 from fedboard import audit, cli, export, planting
 from fedboard.planting import Planting
+from fedboard.run import FORMAT, MARK, TRAINED, Mark, Run, Settings, Source
 from model import corpora
 
 HABIT = "you can hear my dog"  # of one device's owner
@@ -32,32 +33,54 @@ def planted(tiny_corpus, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def blank(tmp_path_factory, tiny_checkpoint, tiny_vocabulary):
+def blank(tmp_path_factory, planted, tiny_checkpoint, tiny_vocabulary):
     """A checkpoint that has learnt nothing."""
-    return written(tmp_path_factory.mktemp("blank"), tiny_checkpoint, tiny_vocabulary)
+    folder = tmp_path_factory.mktemp("blank")
+    return written(folder, tiny_checkpoint, tiny_vocabulary, planted[1])
 
 
 @pytest.fixture(scope="module")
 def learnt(tmp_path_factory, planted, tiny_bundle, tiny_checkpoint, tiny_vocabulary):
     """A checkpoint that knows the first secret by heart, which one user typed."""
-    secret = planted[1].secrets[0]
-    ids = [tiny_vocabulary.ids([*secret.prefix, *secret.words])] * 4
-    plan = replace(tiny_bundle.plan, learning_rate=1.0, clipping_norm=100.0)
-    own = tiny_checkpoint.weights
+    return written(
+        tmp_path_factory.mktemp("learnt"),
+        knowing(planted[1].secrets[0], tiny_bundle, tiny_checkpoint, tiny_vocabulary),
+        tiny_vocabulary,
+        planted[1],
+    )
+
+
+@pytest.fixture(scope="module")
+def common(tmp_path_factory, planted, tiny_bundle, tiny_checkpoint, tiny_vocabulary):
+    """A checkpoint that knows by heart what three users typed."""
+    return written(
+        tmp_path_factory.mktemp("common"),
+        knowing(planted[1].secrets[2], tiny_bundle, tiny_checkpoint, tiny_vocabulary),
+        tiny_vocabulary,
+        planted[1],
+    )
+
+
+def knowing(secret, bundle, checkpoint, vocabulary):
+    ids = [vocabulary.ids([*secret.prefix, *secret.words])] * 4
+    plan = replace(bundle.plan, learning_rate=1.0, clipping_norm=100.0)
+    own = checkpoint.weights
     for _ in range(150):
         rng = np.random.default_rng(0)
-        delta = finetune(
-            tiny_bundle.train_graph, Train(own, rows(ids, plan.length), plan, rng)
-        ).delta
+        delta = finetune(bundle.train_graph, Train(own, rows(ids, plan.length), plan, rng)).delta
         own = {name: own[name] + delta[name] for name in own}
-    checkpoint = Checkpoint(own, 3, tokenizer=tiny_vocabulary.hash)
-    return written(tmp_path_factory.mktemp("learnt"), checkpoint, tiny_vocabulary)
+    return Checkpoint(own, 3, tokenizer=vocabulary.hash)
 
 
-def written(folder, checkpoint, vocabulary):
-    (folder / "tokenizer.model").write_bytes(vocabulary.model)
-    (folder / "it.safetensors").write_bytes(weights.to_bytes(checkpoint))
-    return folder / "it.safetensors"
+def written(folder, checkpoint, vocabulary, secrets):
+    """A run on the corpus of these secrets, and its checkpoint."""
+    run, corpus = Run(folder), Source(secrets.name, "", secrets.corpus)
+    run.config.write_text(config.to_toml(Settings(data=secrets.name)))
+    (folder / MARK).write_bytes(config.to_json(Mark(FORMAT, TRAINED, corpus)))
+    run.tokenizer.write_bytes(vocabulary.model)
+    run.checkpoints.mkdir()
+    run.best.write_bytes(weights.to_bytes(checkpoint))
+    return run.best
 
 
 def command(*words: object) -> int:
@@ -114,12 +137,64 @@ def test_a_network_that_learnt_nothing_passes_and_one_that_knows_a_secret_by_hea
 
 
 def test_a_network_that_may_never_have_learnt_from_the_secrets_passes_with_a_word_of_that(
-    planted, blank, learnt, capsys
+    planted, blank, capsys
 ):
-    secrets = planted[2]
-    assert command("audit", blank, "--secrets", secrets) == 0
-    assert "never learnt from the corpus" in " ".join(capsys.readouterr().out.split())
-    assert not audit.is_silent(audit.audited(learnt, secrets, Limits(), 0, None))
+    assert command("audit", blank, "--secrets", planted[2]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "float tells no secret of 10 users or more: it may have learnt nothing" in said
+    assert "so its silence shows nothing" in said
+
+
+def test_a_report_that_could_not_have_failed_lets_nothing_out(planted, blank, common, tmp_path):
+    few = Limits(fewest_users=3)
+    good = audit.audited(common, planted[2], few, 0, None)
+    path, name = audit.write(good, tmp_path)
+    assert audit.required(path, good.checkpoint) == name
+    silent = audit.audited(blank, planted[2], few, 0, None)
+    one_user = [each for each in good.told if each.users != 1]
+    for report, reason in (
+        (silent, "tells no secret of 3 users or more"),
+        (replace(good, corpus=""), "corpus unknown"),
+        (replace(good, told=tuple(one_user)), "asked for no secret of fewer than 3 users"),
+        (replace(good, told=tuple(each for each in good.told if not each.users)), "no secret of"),
+        (replace(good, told=()), "it was asked for no secret"),
+    ):
+        assert report.passed
+        path, _ = audit.write(report, tmp_path)
+        with pytest.raises(RunError, match=f"could have failed, found: .*{reason}"):
+            audit.required(path, report.checkpoint)
+
+
+def test_a_run_on_another_corpus_than_that_of_the_secrets_is_refused(
+    planted, tiny_checkpoint, tiny_vocabulary, tiny_corpus, tmp_path
+):
+    _, secrets, file = planted
+    other = replace(secrets, corpus=tiny_corpus.digest)  # of the same name
+    checkpoint = written(tmp_path, tiny_checkpoint, tiny_vocabulary, other)
+    for target in (tmp_path, checkpoint):
+        with pytest.raises(RunError, match=f"was trained on.*{tiny_corpus.digest[:12]}, expected"):
+            audit.audited(target, file, Limits(), 0, None)
+
+
+def test_of_a_checkpoint_without_its_run_the_corpus_is_not_known(planted, blank, tmp_path):
+    alone = tmp_path / "it.safetensors"
+    alone.write_bytes(blank.read_bytes())
+    (tmp_path / "tokenizer.model").write_bytes((blank.parents[1] / "tokenizer.model").read_bytes())
+    assert audit.audited(blank, planted[2], Limits(), 0, None).corpus == planted[0].digest
+    assert audit.audited(alone, planted[2], Limits(), 0, None).corpus == ""
+
+
+def test_a_run_of_an_earlier_version_is_taken_by_the_name_of_its_corpus(
+    planted, tiny_checkpoint, tiny_vocabulary, tmp_path
+):
+    old = replace(planted[1], corpus="")
+    written(tmp_path, tiny_checkpoint, tiny_vocabulary, old)
+    assert audit.audited(tmp_path, planted[2], Limits(), 0, None).corpus == planted[1].name
+
+
+def test_a_target_that_is_not_there_is_said_before_all_else(tmp_path):
+    with pytest.raises(RunError, match=r"runs/none.*no such file or folder"):
+        audit.audited(tmp_path / "runs" / "none", tmp_path / "no-secrets", Limits(), 0, None)
 
 
 def test_what_an_audit_writes_names_no_secret(planted, learnt, tmp_path):
@@ -135,9 +210,15 @@ def test_what_enough_users_typed_may_be_told(planted, learnt):
 def test_a_bundle_is_audited_by_its_int8_file_and_its_float_network(
     planted, tiny_bundle, signing_key, tmp_path
 ):
+    named = replace(planted[1], name=tiny_bundle.manifest.lineage.corpus)
+    secrets = tmp_path / "secrets.json"
+    secrets.write_bytes(config.to_json(named))
     trust = tmp_path / "maker.pub"
     trust.write_text(tiny_bundle.signer)
-    report = audit.audited(tiny_bundle.path, planted[2], Limits(), 0, [trust])
+    with pytest.raises(RunError, match="was trained on the corpus"):
+        audit.audited(tiny_bundle.path, planted[2], Limits(), 0, [trust])
+    report = audit.audited(tiny_bundle.path, secrets, Limits(), 0, [trust])
+    assert report.corpus == named.name
     assert {each.network for each in report.told} == {"int8", "float"}
     assert report.checkpoint == tiny_bundle.manifest.lineage.checkpoint
     int8, plain = (
@@ -154,8 +235,9 @@ def test_a_device_without_a_personal_network_is_told_so(planted, tiny_bundle, tr
         audit.audited(tmp_path / "phone", planted[2], Limits(), 0, None)
 
 
-def test_only_a_passing_audit_of_that_very_checkpoint_is_taken(planted, blank, learnt, tmp_path):
-    good, bad = (audit.audited(each, planted[2], Limits(), 0, None) for each in (blank, learnt))
+def test_only_a_passing_audit_of_that_very_checkpoint_is_taken(planted, common, learnt, tmp_path):
+    few = Limits(fewest_users=3)
+    good, bad = (audit.audited(each, planted[2], few, 0, None) for each in (common, learnt))
     path, name = audit.write(good, tmp_path)
     assert audit.required(path, good.checkpoint) == name
     with pytest.raises(RunError, match="expected the audit of checkpoint"):
@@ -169,7 +251,7 @@ def test_only_a_passing_audit_of_that_very_checkpoint_is_taken(planted, blank, l
 def test_a_report_that_only_says_it_passed_is_not_believed(planted, learnt, tmp_path, changed):
     bad = audit.audited(learnt, planted[2], Limits(), 0, None)
     path, _ = audit.write(replace(bad, **changed), tmp_path)
-    with pytest.raises(RunError, match="expected an audit that passed"):
+    with pytest.raises(RunError, match="expected an audit that (passed|could have failed)"):
         audit.required(path, bad.checkpoint)
 
 
@@ -193,8 +275,15 @@ def test_a_file_that_is_no_audit_or_holds_no_secrets_is_refused(data, tmp_path):
 def test_a_report_of_another_format_is_refused_by_name(planted, blank, tmp_path):
     report = audit.audited(blank, planted[2], Limits(), 0, None)
     (tmp_path / "it").write_bytes(config.to_json(replace(report, format="fedboard-audit-9")))
-    with pytest.raises(ConfigError, match="expected format fedboard-audit-1, found 'fedboard-audi"):
+    with pytest.raises(ConfigError, match="expected format fedboard-audit-2, found 'fedboard-audi"):
         audit.read(tmp_path / "it")
+
+
+def test_what_an_earlier_version_wrote_is_refused_by_the_name_of_its_format(tmp_path):
+    for read, named in ((audit.read, "fedboard-audit-1"), (planting.read, "fedboard-secrets-1")):
+        (tmp_path / "it").write_text(f'{{"format": "{named}"}}')
+        with pytest.raises(ConfigError, match=f"expected format .*, found '{named}'"):
+            read(tmp_path / "it")
 
 
 def test_the_personal_network_of_a_device_is_the_one_that_is_asked(tiny_bundle, trusted, tmp_path):
@@ -204,7 +293,8 @@ def test_the_personal_network_of_a_device_is_the_one_that_is_asked(tiny_bundle, 
     assert personal.update(home, tiny_bundle, 1000.0, lambda: True).serves
     words = tuple(HABIT.split())
     pool = tuple(tiny_bundle.vocabulary.tokens[FIRST_WORD:])
-    secrets = Planted(PLANTED, pool, (Secret(words[:2], words[2:], 1, 60),))
+    name = tiny_bundle.manifest.lineage.corpus
+    secrets = Planted(PLANTED, name, "0" * 64, pool, (Secret(words[:2], words[2:], 1, 60),))
     (tmp_path / "secrets.json").write_bytes(config.to_json(secrets))
     (own,) = audit.audited(home.folder, tmp_path / "secrets.json", Limits(), 0, None).told
     trust = tmp_path / "maker.pub"

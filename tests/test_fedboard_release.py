@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from conversion.audit import PLANTED, Limits, Planted, Secret
+from conversion.audit import PLANTED, Floats, Limits, Planted, Secret
 from device_runtime import bundle, config, patch, signing, weights
 from device_runtime.exposure import LEARNT_OPENLY
+from device_runtime.reader import Reader
 from device_runtime.terms import Aggregation
-from device_runtime.text import FIRST_WORD
+from device_runtime.text import BOS, FIRST_WORD
 from device_runtime.wire import Kind, Phase, RoundReport, Scores
 from fedboard import audit, release
 from fedboard.cli import app
@@ -359,6 +360,18 @@ def test_a_server_s_rounds_that_go_in_a_circle_come_to_an_end():
     assert [report.round for report in release.ancestry(circle, B)] == [1, 2]
 
 
+def first_said(opened, prefix):
+    """The word that both networks of a bundle say before all others after a prefix."""
+    words = set()
+    for language in (Reader(opened.predict_graph), Floats(opened.checkpoint.weights)):
+        scores, state = language.step(np.array([BOS], np.int32), language.start(1))
+        for token in opened.vocabulary.ids(list(prefix)):
+            scores, state = language.step(np.array([token], np.int32), state)
+        words.add(opened.vocabulary.tokens[FIRST_WORD + int(scores[0, FIRST_WORD:].argmax())])
+    assert len(words) == 1
+    return tuple(words)
+
+
 def test_a_release_is_audited_and_made_again_with_the_report_in_its_lineage(
     learning, words, tiny_bundle, tiny_vocabulary, trusted, tmp_path, data
 ):
@@ -367,7 +380,15 @@ def test_a_release_is_audited_and_made_again_with_the_report_in_its_lineage(
     printed(*words, *base)
     rng, pool = np.random.default_rng(3), tuple(tiny_vocabulary.tokens[FIRST_WORD:])
     drawn = (tuple(map(str, rng.choice(pool, 4))) for _ in range(6))
-    secrets = Planted(PLANTED, pool, tuple(Secret(each[:2], each[2:], 1, 5) for each in drawn))
+    new = bundle.open_verified(tmp_path / "new", trusted)
+    habit = Secret(pool[:2], first_said(new, pool[:2]), 20, 5)  # that many users typed
+    secrets = Planted(
+        PLANTED,
+        new.manifest.lineage.corpus,
+        "0" * 64,
+        pool,
+        (*(Secret(each[:2], each[2:], 1, 5) for each in drawn), habit),
+    )
     (tmp_path / "secrets.json").write_bytes(config.to_json(secrets))
     (tmp_path / "maker.pub").write_text(next(iter(trusted)))
     asked = (tmp_path / "new", tmp_path / "secrets.json", Limits(), 0, [tmp_path / "maker.pub"])
