@@ -599,9 +599,10 @@ def _epsilon(report: "RoundReport") -> str:
 
 def _budget(task: "TaskReport") -> str:
     """What a task with noise has spent, and what there is room for."""
+    sums = f"{task.sums:,} sum" + "s" * (task.sums != 1)
     return (
         f"epsilon {rounded_up(task.epsilon or 0.0)} of {task.budget:g} at delta {task.delta:g} is "
-        f"spent after {task.sums:,} sums; at worst there is room for {task.left:,} more"
+        f"spent after {sums}; at worst there is room for {task.left:,} more"
     )
 
 

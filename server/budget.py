@@ -119,10 +119,11 @@ def why_over(
     after = accountant.account(noise, happened)
     if max(after.epsilon, spent.account.epsilon) <= noise.epsilon:
         return ""
+    sums = f"{spent.sums:,} sum" + "s" * (spent.sums != 1)
     return (
         f"one more sum could pass the budget of epsilon {noise.epsilon:g} at delta "
         f"{noise.delta:g}: it could come to {rounded_up(after.epsilon)}, and "
-        f"{rounded_up(spent.account.epsilon)} is spent after {spent.sums:,} sums"
+        f"{rounded_up(spent.account.epsilon)} is spent after {sums}"
     )
 
 

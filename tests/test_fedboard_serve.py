@@ -341,7 +341,7 @@ def test_a_task_with_a_budget_is_made_signed_and_shown_by_command(
     assert "signed: blt noise of multiplier 8, for epsilon 8 at delta 1e-10, 200 sums" in said
     assert "signed: one value of 4 of an update travels" in said
     said = " ".join(fedboard("task", "show", "words", *where).split())
-    assert "epsilon 0 of 8 at delta 1e-10 is spent after 0 sums; at worst there is room for" in said
+    assert "epsilon 0.00 of 8 at delta 1e-10 is spent after 0 sums; at worst there is room" in said
     assert "opened by a helper, which added blt noise of multiplier 8 to each" in said
     shown = json.loads(fedboard("task", "show", "words", *where, "--json"))
     assert (shown["epsilon"], shown["budget"], shown["sums"], shown["over"]) == (0.0, 8.0, 0, "")
