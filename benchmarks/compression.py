@@ -43,6 +43,14 @@ WAYS = {
     ),
     "turns2": ("a half, another every 27 rounds", {"compression": 2, "turn": 27}),
     "turns4": ("a quarter, another every 27 rounds", {"compression": 4, "turn": 27}),
+    "turns2bits3": (
+        "a half, another every 27 rounds, 3 bits",
+        {"compression": 2, "turn": 27, "bits": 3},
+    ),
+    "turns2bits2": (
+        "a half, another every 27 rounds, 2 bits",
+        {"compression": 2, "turn": 27, "bits": 2},
+    ),
     "frozen": ("not the embedding, which stays as it began", {"way": "frozen"}),
     "embedding8": ("an eighth of the embedding, all of the rest", {"way": "embedding8"}),
     "bits3": ("not compressed, 3 bits", {"bits": 3}),
@@ -62,6 +70,7 @@ def upload(asked: Asked, noise: Noise, devices: int) -> int:
         helper="1" * 64,
         noise=noise,
         compression=asked.compression,
+        turn=asked.turn,
     )
     return sealed_bytes(terms.layout)
 
