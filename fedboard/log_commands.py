@@ -143,6 +143,10 @@ def _kept(path: Path) -> "KeptHead | None":
     return kept
 
 
+def _some(count: int, what: str) -> str:
+    return f"{count:,} {what}" + "s" * (count != 1)
+
+
 def _say(checked) -> None:
     for each in checked.contradictions:
         console.say(each, style="red")
@@ -153,7 +157,8 @@ def _say(checked) -> None:
     console.say(
         f"log {checked.log[:8]}: {checked.size:,} entries, root {checked.root[:16]}, signed by "
         f"{checked.key}",
-        f"{checked.policies:,} policies, {checked.rounds:,} rounds, {checked.releases:,} releases",
+        f"{checked.policies:,} {'policy' if checked.policies == 1 else 'policies'}, "
+        f"{_some(checked.rounds, 'checkpoint')}, {_some(checked.releases, 'release')}",
     )
     for task_id, rho in sorted(checked.rho.items()):
         if rho:
