@@ -251,7 +251,7 @@ def test_only_a_passing_audit_of_that_very_checkpoint_is_taken(planted, common, 
 def test_a_report_that_only_says_it_passed_is_not_believed(planted, learnt, tmp_path, changed):
     bad = audit.audited(learnt, planted[2], Limits(), 0, None)
     path, _ = audit.write(replace(bad, **changed), tmp_path)
-    with pytest.raises(RunError, match="expected an audit that (passed|could have failed)"):
+    with pytest.raises(RunError, match=r"expected an audit that (passed|could have failed)"):
         audit.required(path, bad.checkpoint)
 
 
