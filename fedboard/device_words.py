@@ -196,7 +196,6 @@ def status_lines(standing: Standing) -> list[str]:
         f"days and at most {standing.max_bytes:,} bytes"
         + (f"; {standing.used_up:,} contributed as often as they may" if standing.used_up else ""),
         f"conditions: {said}; {trains}",
-        f"public key {standing.public_key}, certified by {standing.certified_by[:16] or 'nobody'}",
         f"contributed {standing.contributions} times, {standing.bytes_up:,} bytes sent in all",
         *([] if standing.limits is None else limits_lines(standing.limits, standing.updates_today)),
         *(
