@@ -3,6 +3,7 @@
 import errno
 import importlib.metadata
 import os
+import re
 import sys
 import sysconfig
 import tempfile
@@ -13,6 +14,7 @@ from device_runtime.errors import FedboardError, RunError
 from fedboard.__main__ import ROOMS, ROOT
 
 TRACEBACK = "FEDBOARD_TRACEBACK"  # environment: print the whole traceback of a fault of ours
+_LONG = re.compile(r"(?<![\w.])\d+\.\d{12,}")  # a number that is long to write out
 _MAKE_ROOM = "make room there, or choose another place"
 _ELSEWHERE = "choose a place you may write to, or change its permissions"
 _REMEDIES = {
@@ -75,6 +77,7 @@ def usage(error: Exception) -> str:
     message = str(error.format_message() if hasattr(error, "format_message") else error)
     if message.startswith("Got unexpected extra"):  # which may be what somebody typed
         message = "found more words than it takes; quote a text of several words"
+    message = _LONG.sub(lambda number: f"{float(number[0]):g}", message)
     return f"{name}: {' '.join(message.split()).rstrip('.')}; see {name} --help"
 
 
