@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from device_runtime.calls import BINARY, JSON, all_rounds
+from device_runtime.causes import Cause
 from device_runtime.config import from_json, to_json
 from device_runtime.errors import ConfigError, RunError, ServerError
 from device_runtime.shown import command
@@ -198,10 +199,14 @@ class Operator:
         except ConfigError as error:
             return _not_ours(method, path, reply, error)
         what = "release" if path.startswith("/v1/releases") else "task"
+        remedies = {
+            Cause.MALFORMED: "ask again, with that corrected",
+            Cause.NOT_THE_OPERATOR: "check the token given",
+        }
         return ServerError(
             f"{method} {path}",
             f"refused: {problem.cause}: {problem.detail}",
-            f"see `fedboard {what} list`, or the token given",
+            remedies.get(problem.cause, f"see `fedboard {what} list`"),
         )
 
 

@@ -336,6 +336,7 @@ def test_a_task_with_a_budget_is_made_signed_and_shown_by_command(
         "task", "create", "words", *start, *small, "--max-participations", 1, fails=True
     )
     assert "noise.epsilon: expected a budget with room for one sum, found 1" in said
+    assert "ask again, with that corrected" in said and "token" not in said
     numbers += ("--max-participations", 6, "--compression", 4)
     said = " ".join(fedboard("task", "create", "words", *start, *numbers).split())
     assert "signed: blt noise of multiplier 8, for epsilon 8 at delta 1e-10, 200 sums" in said
