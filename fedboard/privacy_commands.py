@@ -140,9 +140,10 @@ def privacy_plan(
     from device_runtime import durable
     from fedboard import privacy_curve, privacy_plan, privacy_plot
     from fedboard.readable import size as bytes_said
-    from fedboard.run import require_result_file, writable
+    from fedboard.run import require_result_file, require_svg, writable
 
     if plot:  # before the work
+        require_svg(plot)
         require_result_file(plot, "plot of a plan", privacy_plot.is_plot)
     question = privacy_plan.Question(
         population,

@@ -1,10 +1,12 @@
 """The plan's plot: epsilon against noise on the mean, for several report goals, as one SVG."""
 
+import contextlib
 import io
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from device_runtime.errors import ConfigError
 from fedboard import privacy_plan
 from fedboard.privacy_plan import LITTLE, Plan, Question
 
@@ -32,7 +34,8 @@ def svg(question: Question, plan: Plan) -> str:
         axes = figure.subplots()
         for colour, (label, plans) in zip(COLOURS, lines(question, plan), strict=False):
             noise = [each.noise_on_mean for each in plans]
-            axes.plot(EPSILONS, noise, color=colour, marker="o", markersize=4, label=label)
+            epsilons = [each.noise.epsilon for each in plans]
+            axes.plot(epsilons, noise, color=colour, marker="o", markersize=4, label=label)
         axes.axhline(LITTLE, color="#888888", linewidth=1, linestyle=(0, (4, 4)))
         axes.annotate(
             f"{LITTLE:g} clips, as in published rounds",
@@ -63,7 +66,7 @@ def is_plot(path: Path) -> bool:
 
 
 def lines(question: Question, plan: Plan) -> list[tuple[str, list[Plan]]]:
-    """What is drawn: a label, and a plan for each epsilon."""
+    """What is drawn: a label, and a plan for each epsilon that a noise within the bounds gives."""
     goal, phones = plan.report_goal, question.phones
     more = replace(question, population=10 * question.population)
     wanted = [(each, question) for each in (goal // 10, goal, 4 * goal) if 0 < each <= phones]
@@ -81,6 +84,9 @@ def lines(question: Question, plan: Plan) -> list[tuple[str, list[Plan]]]:
         )
         label = f"{each:,} of {asked.population:,} phones, separation {separation:,}"
         unit = privacy_plan.choose(fixed)
-        plans = [privacy_plan.with_epsilon(unit, epsilon) for epsilon in EPSILONS]
+        plans = []
+        for epsilon in EPSILONS:
+            with contextlib.suppress(ConfigError):  # it would take more noise than there can be
+                plans.append(privacy_plan.with_epsilon(unit, epsilon))
         drawn.append((label, plans))
     return drawn

@@ -312,6 +312,12 @@ def require_result_file(path: Path, what: str, is_ours: Callable[[Path], bool]) 
         ) from None
 
 
+def require_svg(path: Path) -> None:
+    """Raises RunError for a plot's file whose name says that it holds another kind of picture."""
+    if Path(path).suffix.lower() != ".svg":
+        raise RunError(path, "expected a name that ends in .svg for an SVG drawing", "rename it")
+
+
 def checkpoint_of(target: Path) -> Path:
     """The checkpoint file a target means: itself, or the best (else the last) of a run's folder."""
     target = Path(target)

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from device_runtime import accountant, config
 from device_runtime.accountant import Participation
-from device_runtime.errors import ConfigError
+from device_runtime.errors import ConfigError, RunError
 from device_runtime.noise import Mechanism, Noise
 from fedboard import privacy, privacy_curve, privacy_plan, privacy_plot
 from fedboard.cli import app
@@ -206,6 +206,28 @@ def test_another_file_is_not_drawn_over(tmp_path):
     with pytest.raises(Exception, match=r"notes\.svg"):
         run(command)
     assert other.read_text() == "mine"
+
+
+def test_a_plot_is_not_written_under_the_name_of_another_kind_of_picture(tmp_path):
+    command = "privacy plan --population 5000 --rounds 40 --epsilon 8 --plot"
+    with pytest.raises(RunError, match=r"plan\.png: expected a name that ends in \.svg"):
+        run(f"{command} {tmp_path / 'plan.png'}")
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_epsilon_that_takes_more_noise_than_there_can_be_is_left_out_of_the_plot(monkeypatch):
+    question = privacy_plan.Question(5000, 40, 8.0, 1e-10, 1000, 0.5, 24)
+    plan = privacy_plan.choose(question)
+    whole = dict(privacy_plot.lines(question, plan))
+    most = max(plans[0].noise.multiplier for plans in whole.values())
+    monkeypatch.setattr(privacy_plan, "MOST_MULTIPLIER", most / 2)
+    drawn = dict(privacy_plot.lines(question, plan))
+    assert drawn.keys() == whole.keys()
+    for label, plans in drawn.items():
+        kept = [each for each in whole[label] if each.noise.multiplier <= most / 2]
+        assert [each.noise.epsilon for each in plans] == [each.noise.epsilon for each in kept]
+    assert sum(map(len, drawn.values())) < sum(map(len, whole.values()))
+    assert "<svg" in privacy_plot.svg(question, plan)
 
 
 def test_accuracy_lies_on_a_line_between_two_measured_points():
