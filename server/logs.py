@@ -19,6 +19,14 @@ FIELDS = (
     "ms",
     "count",
     "reason",  # why a round was abandoned whose sum could not be opened
+    "rho",  # of a task with noise, once a round is closed
+    "epsilon",
+    "sums",
+    "over",  # why no further round starts
+    "population",
+    "release",
+    "older",
+    "share",
     "error",
     "left_out",  # lines of the same kind, since the last one of it
 )

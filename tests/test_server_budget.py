@@ -1,6 +1,7 @@
 """The budget of a task with noise: what its sums have spent, and that none starts beyond it."""
 
 import itertools
+import json
 import math
 from dataclasses import replace
 
@@ -20,7 +21,7 @@ from device_runtime.terms import Aggregation
 from device_runtime.weights import Checkpoint
 from device_runtime.wire import Assignment, Kind
 from fedboard.task_commands import noise_of
-from server import budget, dashboard, operators, overview
+from server import budget, dashboard, logs, operators, overview
 from server.budget import Spending
 from server.contract import Rollback
 from server.coordinator import open_folder
@@ -346,8 +347,10 @@ def test_a_closed_round_is_logged_with_what_was_spent(tmp_path, caplog):
     with caplog.at_level("INFO", "fedboard.server"):
         round_of(coordinator, enrolled(coordinator, 2), 1.0, 0, 1)
     (line,) = [each for each in caplog.records if each.message == "round closed"]
-    assert (line.rho, line.sums) == (1 / 32, 1)
-    assert line.over == "all 1 sums that its noise is for have been made"
+    written = json.loads(logs.Lines().format(line))
+    assert (written["rho"], written["sums"]) == (1 / 32, 1)
+    assert rounded_up(written["epsilon"]) == "1.07"
+    assert written["over"] == "all 1 sums that its noise is for have been made"
     coordinator.close()
 
 
