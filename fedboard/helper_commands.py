@@ -10,7 +10,6 @@ from typing import Annotated
 import typer
 
 from device_runtime.errors import RunError
-from device_runtime.helper_wire import TOKEN, TOKEN_FILE
 from fedboard import console
 from fedboard.options import MOST_DEVICES
 
@@ -89,6 +88,7 @@ def helper(
     State survives a restart, and kill -9.
     """
     from device_runtime import durable, signing
+    from device_runtime.helper_wire import TOKEN, TOKEN_FILE
     from device_runtime.terms import LEAST_COUNT
     from fedboard.run import public_key, trusted_keys, writable
     from fedboard.serve import Listening, require_address, require_private, tls_options, url_of
