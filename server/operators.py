@@ -190,6 +190,7 @@ def _report(rows: Rows, stored: StoredTask, coordinator: Coordinator, now: float
     current, privacy, account = None, "", {}
     if task.kind is Kind.TRAINING:
         current = rows.current(task.name)
+    if task.kind in (Kind.TRAINING, Kind.COUNTS):
         spent = mechanism.of(task).spent(exposure(rows, task.name))
         privacy = spent.sentence
         if spent.budget is not None:

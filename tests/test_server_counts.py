@@ -229,6 +229,15 @@ def test_the_account_of_one_who_took_part_is_that_of_one_sum_however_many_there_
     assert operators.counted(coordinator, "words").deviation == pytest.approx(4 * math.sqrt(2))
 
 
+def test_whoever_asks_for_a_task_that_counts_is_told_what_it_has_spent(coordinator):
+    counting(coordinator, noise=noise(2.0))
+    round_of(coordinator, [0, 1, 2], TYPED, 1.0)
+    shown = operators.report(coordinator, "words", 2.0)
+    assert (shown.rho, shown.sums) == (pytest.approx(0.125), 1)
+    assert shown.epsilon == operators.counted(coordinator, "words").epsilon
+    assert "gaussian noise of multiplier 2" in shown.privacy
+
+
 # settings and terms
 
 
