@@ -107,11 +107,18 @@ class Limits:
         """
         return max(0.0, min(self.own.longest_s, deadline_s))
 
-    def reach(self, rounds: float, values: int, norm: float) -> float:
-        """L2 distance that so many rounds can have moved `values` weights of this norm."""
+    def reach(self, rounds: float, values: int, norm: float, noise: float = 0.0) -> float:
+        """L2 distance that so many rounds can have moved `values` weights of this norm; `noise` is
+        the norm of that on the mean of each.
+
+        >>> limits = Limits(Plan(clipping_norm=1.0))
+        >>> limits.reach(2, 100, 0.0), limits.reach(2, 100, 0.0, noise=3.0)
+        (20.0, 80.0)
+        """
         if rounds <= 0:
             return 0.0
-        step = max(self.server_factor * self.most.clipping_norm, ADAPTIVE_RATE * math.sqrt(values))
+        length = self.most.clipping_norm + noise  # of a mean
+        step = max(self.server_factor * length, ADAPTIVE_RATE * math.sqrt(values))
         return rounds * step + HALF_ROUNDING * norm
 
 

@@ -629,7 +629,7 @@ def _work(device: Participant, assignment: Assignment) -> Working:
     values = sum(array.size for array in checkpoint.weights.values())
     yield from _agreed(assignment, agreement.why_another_dimension(terms, values))
     if assignment.checkpoint != device.signed:
-        yield from _within(device, assignment, (yield from _moved(device, kind, checkpoint)))
+        yield from _within(device, assignment, (yield from _moved(device, kind, checkpoint, terms)))
     order = _Order(assignment, plan, terms)
     does = _evaluate if kind is Kind.EVALUATION else _train
     return (yield from does(device, order, checkpoint, past))
@@ -998,14 +998,15 @@ def _withhold(
 
 
 def _moved(
-    device: Participant, kind: Kind, checkpoint: Checkpoint
+    device: Participant, kind: Kind, checkpoint: Checkpoint, terms: Terms
 ) -> Generator[Action, Any, Asked]:
     """How far weights are from the bundle's, and may be."""
     signed: Signed = yield AskSigned()
     values = sum(array.size for array in signed.weights.values())
     rounds = limits.rounds_since(checkpoint.round - signed.round, signed.age_s)
     moved = weights.norm(weights.subtract(checkpoint.weights, signed.weights))
-    reach = device.limits.reach(rounds, values, weights.norm(signed.weights))
+    noise = terms.noise_norm / terms.most
+    reach = device.limits.reach(rounds, values, weights.norm(signed.weights), noise)
     return Asked(kind, moved=moved, reach=reach + signed.rounding)
 
 
