@@ -320,9 +320,9 @@ def test_a_device_says_who_sees_its_updates_by_the_terms_it_was_given_last(leade
     assert device_words.seen_lines(device_words.status(home, 0.0)) == []
     turn(home, leader)
     assert home.terms.terms == leader.terms
-    line, noise = device_words.seen_lines(device_words.status(home, 0.0))
+    line, noise, log = device_words.seen_lines(device_words.status(home, 0.0))
     assert leader.terms.helper[:16] in line.text and not line.warns
-    assert exposure.UNNOISED in noise.text and noise.warns
+    assert exposure.UNNOISED in noise.text and noise.warns and "log" in log.text
 
 
 # --- what the version before left
