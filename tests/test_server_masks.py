@@ -166,7 +166,8 @@ def test_scores_of_an_open_evaluation_are_in_no_file_and_in_no_report_before_it_
 def keys_of(folder: Path) -> dict[str, bytes]:
     """The key files of a server's sums, by name."""
     files = (folder / "server.sqlite.keys").iterdir()
-    return {path.name: path.read_bytes() for path in files if "round-key" not in path.name}
+    of_signing = ("round-key", "log-key")
+    return {path.name: path.read_bytes() for path in files if not path.name.startswith(of_signing)}
 
 
 def sealed_of(coordinator: Coordinator) -> tuple[int, bytes]:
@@ -368,11 +369,13 @@ def test_replicas_keep_their_keys_beside_the_blobs_and_whoever_closes_reads_and_
         works = [first.check_in(device, READY, 1.0) for device in devices]
         first.update(devices[0], works[0].assignment, encoded(works[0], 0), 2.0)
         second.update(devices[1], works[1].assignment, encoded(works[1], 1), 2.0)
-        assert len(blobs.slots(first.server).names()) == 4 + 1  # and the key that signs rounds
+        # and the keys that sign rounds and the log
+        assert len(blobs.slots(first.server).names()) == 4 + 2
         first.close()  # and does not come back
         assert second.update(devices[2], works[2].assignment, encoded(works[2], 2), 2.0).counted
         assert second.reports(3.0).rounds[0].phase == "committed"
-        assert blobs.slots(second.server).names() == ["round-key~default~0"]
+        kept = blobs.slots(second.server).names()
+        assert sorted(kept) == ["log-key~1", "round-key~default~0"]
         after = weights.flatten(stored(second, second.checkpoint().sha).weights)
         moved = after - weights.flatten(toy_server.WEIGHTS)
         np.testing.assert_allclose(moved, (delta(0) + delta(1) + delta(2)) / 3, atol=0.02)
