@@ -103,7 +103,7 @@ def in_progress(recipe: Recipe, epsilon: float) -> str:
     """The same in a few words.
 
     >>> in_progress(Recipe(), 1.234)
-    'epsilon 1.23'
+    'epsilon 1.24'
     """
     budget = f" of {recipe.privacy.epsilon:g}" if recipe.privacy.epsilon else ""
     goal = stands_for(recipe)

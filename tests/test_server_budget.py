@@ -263,7 +263,7 @@ def test_where_the_noise_turns_the_account_is_that_of_blocks_and_never_more_than
 ):
     """A device in every `separation`th sum, of the rounds that had one: C is block by block."""
     noise = replace(NOISE, mechanism=Mechanism.BLT, decays=(0.9,), scales=(0.4,), epsilon=1e5)
-    noise = replace(noise, participations=9)
+    noise = replace(noise, participations=12)
     happened, last, numbers = Participation(), -1, sorted(rounds)
     for number, round in enumerate(numbers, 1):
         begins = last >= 0 and round // turn != last // turn

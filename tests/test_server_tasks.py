@@ -117,6 +117,7 @@ def test_every_setting_goes_from_the_file_by_the_message_to_the_row(coordinator,
         secagg=Peers(0.1),
         noise=Noise(Mechanism.GAUSSIAN, 2.0, 8.0, 1e-6, rounds=4, participations=2),
         compression=2,
+        turn=3,
         require_audit=True,
     )
     assert [
@@ -644,7 +645,7 @@ def test_a_task_s_row_has_what_was_decided_of_it_and_no_more(tmp_path):
         (stored,) = rows.tasks()
     fields = "plan rules policy step tokenizer shapes dimension seed name population kind evaluates"
     seen_by = "aggregation helper is_beside least_count secagg noise compression"
-    others = "require_audit table"
+    others = "require_audit table turn"
     assert sorted(json.loads(stored.task.body)) == sorted(f"{fields} {seen_by} {others}".split())
     assert config.from_json(Task, stored.task.body, "task") == stored.task
     coordinator.close()
