@@ -117,7 +117,7 @@ from device_runtime.wire import (
 BATCH_S = 60.0  # what a batch takes on the clock of a simulated device
 
 # a device that hears this comes again in the same turn, so often at most: a window has four ends
-COME_AGAIN = (Cause.SELECTING, Cause.TOO_EARLY)
+COME_AGAIN = (Cause.SELECTING, Cause.TOO_EARLY, Cause.NO_HELPER)
 MOST_ASKS = 8
 
 T = TypeVar("T")
