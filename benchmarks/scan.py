@@ -207,18 +207,13 @@ def scan(
             _certify(folder, rounds, is_plain)
             with http((folder / SERVER / ADDRESS).read_text().strip()) as send:
                 outcomes: list[Outcome] = []
-                ends = time.monotonic() + START_S
-                # the first may come before the helper has signed the head of the log
-                while not any(each.status is Status.COUNTED for each in outcomes):
-                    drive.run(
-                        homes,
-                        watch.sending(send),
-                        rounds,
-                        lambda home, outcome: outcomes.append(outcome),
-                        watch.training,
-                    )
-                    if time.monotonic() > ends:
-                        break
+                drive.run(
+                    homes,
+                    watch.sending(send),
+                    rounds,
+                    lambda home, outcome: outcomes.append(outcome),
+                    watch.training,
+                )
             counted = sum(each.status is Status.COUNTED for each in outcomes)
             _await_sums(folder)
     finally:
