@@ -12,16 +12,17 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 
 from device_runtime import config, personal, upgrade
 from device_runtime.bounds import Within
 from device_runtime.causes import Cause
-from device_runtime.drive import DeviceClock, Turn
+from device_runtime.drive import Turn
 from device_runtime.errors import ConfigError, FedboardError
 from device_runtime.home import SCHEDULE, Home
+from device_runtime.local import DeviceClock
 from device_runtime.transport import Send, persistent
 from device_runtime.turn import Outcome, Status
 from device_runtime.wire import DAY_S, TIME, forbidden_by
@@ -65,12 +66,27 @@ def after(outcome: Outcome, now: float, rng: np.random.Generator) -> Schedule:
     is gone on with as soon as it is back; a device that has done or refused its share waits for the
     next day.
     """
-    asked = min(max(outcome.retry_in_s, LEAST_S), LONGEST_S)
+    share = float(rng.random())
     if outcome.status is Status.NOT_ASKED or outcome.cause is Cause.OVER_LIMIT:
-        # the day is over for all devices at once
-        return Schedule(now, asked + float(rng.uniform(0, MORNING_S)))
-    wait = PAUSE_S if outcome.status is Status.PAUSED else asked
-    return Schedule(now, wait * (1 + float(rng.uniform(0, JITTER))))
+        return Schedule(now, float(until_tomorrow(outcome.retry_in_s, share)))
+    if outcome.status is Status.PAUSED:
+        return Schedule(now, PAUSE_S * (1 + JITTER * share))
+    return Schedule(now, float(polite(outcome.retry_in_s, share)))
+
+
+def polite(retry_in_s: Any, share: Any) -> Any:
+    """Seconds that a device waits which was told to come again in so many; `share`, in [0, 1), is
+    the chance's. Numbers or columns of them.
+
+    >>> round(float(polite(400.0, 0.5))), float(polite(0.0, 0.0))
+    (440, 60.0)
+    """
+    return np.minimum(np.maximum(retry_in_s, LEAST_S), LONGEST_S) * (1 + JITTER * share)
+
+
+def until_tomorrow(day_ends_in_s: Any, share: Any) -> Any:
+    """The same of a device that does nothing more today: the day is over for all at once."""
+    return np.minimum(np.maximum(day_ends_in_s, LEAST_S), LONGEST_S) + MORNING_S * share
 
 
 def after_error(schedule: Schedule, now: float, rng: np.random.Generator) -> Schedule:
@@ -78,8 +94,13 @@ def after_error(schedule: Schedule, now: float, rng: np.random.Generator) -> Sch
     spread.
     """
     errors = min(schedule.errors + 1, 10**6)
+    return Schedule(now, backed_off(errors, float(rng.random())), errors)
+
+
+def backed_off(errors: int, share: float) -> float:
+    """Seconds that a device waits after so many errors in a row."""
     longest = min(LEAST_S * 2.0 ** min(errors, 16), MOST_S)
-    return Schedule(now, float(rng.uniform(longest / 2, longest)), errors)
+    return longest / 2 * (1 + share)
 
 
 def read_schedule(home: Home) -> Schedule:

@@ -42,7 +42,7 @@ from fedboard.run import (
     trusted_keys,
 )
 from fedboard.train import How, train
-from fleet.population import Role, role_counts
+from fleet.nights import Role, role_counts
 from model import child_process, corpora
 from model.corpus import SPLITS, Corpus, Users, sample
 from model.recipe import Recipe

@@ -21,7 +21,6 @@ from device_runtime import (
     upgrade,
 )
 from device_runtime.accountant import Account
-from device_runtime.drive import limits_of
 from device_runtime.errors import BundleError
 from device_runtime.home import (
     EVIDENCE,
@@ -34,6 +33,7 @@ from device_runtime.home import (
     parts,
 )
 from device_runtime.limits import Limits
+from device_runtime.local import limits_of
 from device_runtime.noise import Noise
 from device_runtime.shown import rounded_up
 from device_runtime.terms import Terms

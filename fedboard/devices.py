@@ -120,7 +120,7 @@ def create_population(
     from device_runtime.bundle import open_verified
     from device_runtime.folder import require_free
     from device_runtime.home import FOLDER
-    from fleet.population import roles, traces_from_roles
+    from fleet.nights import roles, traces_from_roles
 
     opened = open_verified(bundle, trusted)
     names = choose(users, draw.count, draw.least, draw.seed)

@@ -1,214 +1,468 @@
-"""A fleet: many devices against a real coordinator under a virtual clock. Days pass in seconds; the
-funnel, the rounds and the bytes are real.
+"""The fleet: many devices and the real coordinator on a virtual clock.
 
-Each device checks in when its retry window says so, downloads and uploads at its own bandwidth,
-trains at its own speed, and gives its work back when its trace says that it was unplugged, left its
-WiFi or was picked up. The server's side is the real one: routes, signatures, store and sums. The
-device's is shorter than a phone's turn: it keeps no half-done work and takes no evaluation.
+      idle: a row of columns           at work: a turn, the one that phones run
+    +-------------------------+  work  +-------------------------------------------+
+    | asks when it may, all   | -----> | fetch .. train .. protect .. upload ..     |
+    | of a step in one group  | <----- | each call comes at the end of its transfer |
+    +-------------------------+  ends  +-------------------------------------------+
+               |  a step's calls, by device         | jobs
+               v                                    v
+        door: memory | HTTP                    engine: here | pool | Ray
+               |
+               v
+        coordinator, store, helper: the real ones, which are told the virtual time
+
+Time goes in steps. Whatever devices ask within one step is answered at its end, in the order of
+their numbers, so equal settings give equal bytes. How long a transfer or a training takes is the
+device's own, known before it begins; a condition that is lost meanwhile cuts it short.
 """
 
-import asyncio
-import contextlib
-import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import heapq
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
-import httpx
 import numpy as np
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from numpy.typing import NDArray
 
-from device_runtime import calls, chain, conditions, config, update, weights
-from device_runtime.causes import Cause
-from device_runtime.transport import Reply, Send
-from device_runtime.turn import FineTuned, Train, Trainer
-from device_runtime.update import encoded_bytes
-from device_runtime.weights import Checkpoint
-from device_runtime.wire import Ack, Assignment, CheckIn, Plan, RoundReports, forbidden_by
-from fleet.clock import Clock
-from fleet.population import DAY_S, Device, trace
+from device_runtime import daemon, limits
+from device_runtime.bundle import CHECKPOINT
+from device_runtime.causes import MEANING, Cause
+from device_runtime.errors import FedboardError, Unanswered
+from device_runtime.home import done_on
+from device_runtime.local import targets
+from device_runtime.secagg_turn import Wait
+from device_runtime.turn import Action, Ask, Fetch, HandIn, Outcome, Status, Train, Upload
+from device_runtime.weights import Weights, digest
+from device_runtime.wire import DAY_S, Assignment, CheckIn, Kind, Reject
+from fleet import availability, draws, turns
+from fleet.doors import Call, Door
+from fleet.engines import Engine, Job, Trained, asks_of
+from fleet.pocket import Pocket, Shared, Turn, participant
+from fleet.servers import Servers
+from fleet.settings import START, FleetSettings
 
-SPREAD_S = 3600.0  # into which all first check-ins fall
-LEAST_RETRY_S = 1.0  # a server that names no retry time is asked again after this
-
-
-@dataclass(frozen=True)
-class LocalTraining:
-    """What the devices train on, and how."""
-
-    rows: Callable[[Device], np.ndarray]  # a device's examples, int32 [n, length + 1]
-    tokenizer: str  # hash of their vocabulary
-    train: Trainer  # `finetune` is what a phone has
-    graph: bytes = b""  # what `train` is handed: a bundle's train graph
-
-
-@dataclass(frozen=True)
-class Result:
-    """What came of a simulation. Equal inputs give equal results."""
-
-    reports: RoundReports
-    seconds: float  # virtual, until the end or until the server had no round left
-    check_ins: tuple[int, ...]  # of each device, by index
-    counted: tuple[int, ...]  # updates of each device that counted
+MESSAGE_BYTES = 1000  # of a request or an answer without a body
+LOOK = 1 / 3  # of the time of a batch that its loss takes, without gradients
+_WAITS, _FIRST = 1, 2  # what draws are for
+_NEVER = np.iinfo(np.int64).max
 
 
-@contextlib.contextmanager
-def asgi(app: Any) -> Iterator[Send]:
-    """The way to a web application in this process: no socket, one request at a time. Its
-    background tasks do not run.
+@dataclass
+class State:
+    """All that a fleet remembers but what its servers keep. Plain values: with them it goes on as
+    if nothing had happened.
     """
-    with asyncio.Runner() as loop:
-        client = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost")
 
-        def send(method: str, path: str, body: bytes, headers: Mapping[str, str]) -> Reply:
-            response = loop.run(client.request(method, path, content=body, headers=dict(headers)))
-            return Reply(response.status_code, dict(response.headers), response.content)
-
-        try:
-            yield send
-        finally:
-            loop.run(client.aclose())
-
-
-def stand_in(graph: bytes, action: Train, may_continue: Callable[[], bool]) -> FineTuned:
-    """A stand-in for training, for populations too large to train: a random delta of a tenth of the
-    clipping norm. It learns nothing.
-    """
-    delta = {
-        name: action.rng.standard_normal(array.shape, np.float32)
-        for name, array in sorted(action.weights.items())
-    }
-    factor = np.float32(0.1 * action.plan.clipping_norm / weights.norm(delta))
-    scaled = {name: factor * array for name, array in delta.items()}
-    return FineTuned(scaled, _batches(action.rows, action.plan), 0.0, 0.0)
+    step: int = -1  # the last one that is over
+    # by step: devices that ask then, and devices whose turn goes on then
+    asking: dict[int, list[int]] = field(default_factory=dict)
+    going_on: dict[int, list[int]] = field(default_factory=dict)
+    asks: NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, np.int32))  # so far, by one
+    pockets: dict[int, Pocket] = field(default_factory=dict)
+    turns: dict[int, Turn] = field(default_factory=dict)  # under way
+    cut: set[int] = field(default_factory=set)  # devices whose transfer under way breaks off
+    # of each hour: check-ins by what came of them
+    check_ins: dict[tuple[int, str], int] = field(default_factory=dict)
+    ended: list[NDArray] = field(default_factory=list)  # turns, as rows, not yet written
+    over: bool = False  # the server has no round left
 
 
-def simulate(
-    send: Send,
-    clock: Clock,
-    devices: Sequence[Device],
-    training: LocalTraining,
-    days: int,
-    seed: int,
-) -> Result:
-    """Let `days` pass for the devices and the server behind `send`, which must run on the same
-    clock. Ends early when it has no round left.
-    """
-    fleet = _Fleet(send, clock, training, seed)
-    start, phones = clock.now(), []
-    for device in devices:
-        phone = _Phone(device, conditions.parse(trace(device, days, seed)), fleet)
-        phones.append(phone)
-        # 0 to 2 are its trace's
-        first = np.random.default_rng([seed, device.index, 3]).uniform(0, SPREAD_S)
-        clock.at(start + first, phone.check_in)
-    clock.run_until(start + days * DAY_S, done=lambda: fleet.over)
-    return Result(
-        calls.all_rounds(send),
-        clock.now() - start,
-        tuple(phone.check_ins for phone in phones),
-        tuple(phone.counted for phone in phones),
-    )
+class Fleet:
+    """One fleet. `run` lets time pass."""
 
+    def __init__(
+        self,
+        settings: FleetSettings,
+        shared: Shared,
+        servers: Servers,
+        door: Door,
+        engine: Engine,
+        state: State | None = None,
+    ):
+        self.settings, self.shared, self.servers = settings, shared, servers
+        self._door, self._engine = door, engine
+        self._signed = digest(shared.bundle.content[CHECKPOINT])
+        self._read: dict[str, Weights] = {}  # the weights of the newest checkpoints
+        self._tickets: dict[int, Any] = {}  # of what is computed just now, by device
+        self._messages: dict[tuple[Any, ...], CheckIn] = {}  # alike for most devices
+        self.state = State() if state is None else state
+        if state is None:
+            self._begin()
+        steps = {*self.state.asking, *self.state.going_on}
+        self._steps = sorted(steps)  # a heap
+        self._known = steps
+        self._ticks_at = (self.state.step + 1) * settings.step_s
 
-class _Fleet:
-    """What all devices of a simulation share."""
+    @property
+    def now(self) -> float:
+        """Seconds since 1970, of the last step that is over."""
+        return START + max(0, self.state.step) * self.settings.step_s
 
-    def __init__(self, send: Send, clock: Clock, training: LocalTraining, seed: int):
-        self.send, self.clock, self.training, self.seed = send, clock, training, seed
-        self.over = False
-        self._newest = ("", Checkpoint({}))
+    def run(self, until_s: float, may_go_on: Callable[[], bool] = lambda: True) -> None:
+        """Let time pass up to so many seconds since the fleet began, or until its server has no
+        round left. `may_go_on` is asked after each step.
+        """
+        last = math.floor(until_s / self.settings.step_s)
+        while not self.state.over and may_go_on():
+            step = self._next()
+            if step > last:
+                self.state.step = last
+                break
+            self._take(step)
 
-    def checkpoint(self, sha256: str, data: bytes) -> Checkpoint:
-        """The parsed checkpoint: one copy for all devices that train from it."""
-        if self._newest[0] != sha256:
-            self._newest = (sha256, weights.from_bytes(data))
-        return self._newest[1]
+    # time
 
+    def _next(self) -> int:
+        """The next step in which something happens."""
+        tick = math.ceil(self._ticks_at / self.settings.step_s)
+        return min(self._steps[0] if self._steps else _NEVER, tick)
 
-class _Phone:
-    """One device: each of its methods is an event on the clock and plans the next one."""
+    def _take(self, step: int) -> None:
+        """Let one step happen."""
+        settings, state = self.settings, self.state
+        now = START + step * settings.step_s
+        if self._steps and self._steps[0] == step:
+            heapq.heappop(self._steps)
+            self._known.discard(step)
+        if step * settings.step_s >= self._ticks_at:
+            self.servers.tick(now)
+            self._ticks_at = step * settings.step_s + settings.tick_s
+        calls = self._resumed(state.going_on.pop(step, []), step, now)
+        calls += self._asked(state.asking.pop(step, []), step, now)
+        if calls:
+            answers = self._door.answers(calls, now)
+            self._hear(calls, answers, step, now)
+        self.servers.open_sums(now)
+        state.step = step
 
-    def __init__(self, device: Device, source: conditions.Source, fleet: _Fleet):
-        self.device, self._source, self._fleet = device, source, fleet
-        self.check_ins = self.counted = 0
-        self._key = Ed25519PrivateKey.from_private_bytes(
-            hashlib.sha256(f"fedboard-fleet {fleet.seed} {device.index}".encode()).digest()
+    def _plan(self, of: dict[int, list[int]], step: int, device: int) -> None:
+        of.setdefault(step, []).append(device)
+        if step not in self._known:
+            self._known.add(step)
+            heapq.heappush(self._steps, step)
+
+    def _step_at(self, time: float, after: int) -> int:
+        """The first step at or after a time since 1970, and after another step."""
+        return max(after + 1, math.ceil((time - START) / self.settings.step_s - 1e-9))
+
+    # devices that are idle
+
+    def _begin(self) -> None:
+        """All devices ask first somewhere in the first day, once they are ready."""
+        size = len(self.shared.population)
+        self.state.asks = np.zeros(size, np.int32)
+        devices = np.arange(size)
+        spread = min(DAY_S, self.settings.days * DAY_S)
+        first = spread * draws.uniform(self.shared.seed, devices, _FIRST)
+        self._steps, self._known = [], set()
+        self._come_back(devices, first, -1)
+
+    def _come_back(self, devices: NDArray[np.int64], after_s: Any, step: int) -> None:
+        """Let devices ask as soon as they are ready, after so many seconds since the fleet
+        began.
+        """
+        ready = self.shared.availability.ready_at(devices, after_s, self.shared.needed)
+        steps = np.full(len(devices), _NEVER)
+        finite = np.isfinite(ready)
+        steps[finite] = np.ceil(ready[finite] / self.settings.step_s - 1e-9)
+        steps = np.maximum(steps, step + 1)
+        for device, at in zip(devices.tolist(), steps.tolist(), strict=True):
+            if at != _NEVER:
+                self._plan(self.state.asking, at, device)
+
+    def _asked(self, devices: list[int], step: int, now: float) -> list[Call]:
+        """The check-ins of a step: of those that are ready, and have something to train on."""
+        if not devices:
+            return []
+        who = np.array(sorted(devices))
+        at = np.full(len(who), now - START)
+        bits = self.shared.availability.signals(who, at)
+        ready = (bits & self.shared.needed) == self.shared.needed
+        if not ready.all():
+            self._come_back(who[~ready], at[~ready], step)
+            who = who[ready]
+        population, own = self.shared.population, self.shared.limits
+        users = population.user[who]
+        have = self.shared.typed.arrived(
+            users, population.first_messages[who], population.messages_a_day[who], now - START
         )
-        self._signer = calls.meet(fleet.send, self._key, fleet.clock.now)
-        calls.enrol(fleet.send, self._signer)
-        # about an assignment, once it has one
-        self._send = calls.signed(fleet.send, self._signer)
+        messages, words = self.shared.typed.trainable(users, have, own.most.max_rows)
+        enough = (messages >= own.own.least_messages) & (words >= own.own.least_words)
+        calls: list[Call] = []
+        rest: list[int] = []
+        for device, waiting, is_enough in zip(
+            who.tolist(), have.tolist(), enough.tolist(), strict=True
+        ):
+            pocket = self.state.pockets.get(device)
+            if pocket is None:
+                if is_enough:
+                    calls.append(Call(device, Ask(self._message(device, waiting, None))))
+                else:
+                    rest.append(device)
+                continue
+            calls += self._owed(pocket, now)
+            if self._why_not_asked(pocket, now) is None:
+                calls.append(Call(device, Ask(self._message(device, waiting, pocket))))
+            else:
+                rest.append(device)
+        if rest:
+            self._rest(np.array(rest), step, now)
+        return calls
 
-    def check_in(self) -> None:
-        """Ask for work, and plan what follows from the answer."""
-        now, rows = self._fleet.clock.now(), self._fleet.training.rows(self.device)
-        self._send = calls.signed(self._fleet.send, self._signer)
-        answer = calls.check_in(
-            self._send,
-            CheckIn(
-                self._source(now),
-                len(rows),
-                self._fleet.training.tokenizer,
-                device_class=self.device.kind,
-            ),
+    def _owed(self, pocket: Pocket, now: float) -> list[Call]:
+        if pocket.withheld is None or limits.same_day(pocket.withheld[1], now):
+            return []
+        assignment, _ = pocket.withheld
+        pocket.withheld = None
+        return [Call(pocket.number, HandIn(assignment))]
+
+    def _why_not_asked(self, pocket: Pocket, now: float) -> Cause | None:
+        own = self.shared.limits
+        records, rows = self.shared.typed.newest(
+            pocket.user, pocket.have(now), pocket.used_up, own.most.max_rows
         )
-        self.check_ins += 1
-        if isinstance(answer, Assignment):
-            self._start(answer, rows)
-        elif answer.cause is Cause.NO_ROUND:
-            self._fleet.over = True
-        else:
-            self._come_back(answer.retry_in_s)
+        today = limits.Today(
+            _done_on(pocket, now),
+            len(records),
+            targets(rows),
+            owes=pocket.withheld is not None,
+            half_done=pocket.half_done is not None or pocket.report is not None,
+        )
+        return limits.why_not_asked(own, today)
 
-    def _start(self, assignment: Assignment, rows: np.ndarray) -> None:
-        now, device = self._fleet.clock.now(), self.device
-        self._send = calls.signed(self._fleet.send, self._signer, assignment.task, assignment.round)
-        plan = config.from_json(Plan, calls.fetch(self._send, assignment.plan), "plan")
-        data = calls.fetch(self._send, assignment.checkpoint)
-        checkpoint = self._fleet.checkpoint(assignment.checkpoint, data)
-        rows = rows[-plan.max_rows :]
-        training = now + _seconds(len(data), device.down_mbps)
-        ends = [training + device.batch_s * batch for batch in range(_batches(rows, plan) + 1)]
-        dimension = sum(array.size for array in checkpoint.weights.values())
-        ends.append(ends[-1] + _seconds(encoded_bytes(dimension, plan.bits), device.up_mbps))
-        lost = next((time for time in ends if forbidden_by(self._source(time)) is not None), None)
-        if lost is None:
-            self._fleet.clock.at(ends[-1], lambda: self._report(assignment, plan, checkpoint, rows))
-        else:
-            self._fleet.clock.at(lost, lambda: self._abandon(assignment, Cause.CONDITION_LOST))
+    def _rest(self, devices: NDArray[np.int64], step: int, now: float) -> None:
+        """Let devices do nothing more today."""
+        share = draws.uniform(self.shared.seed, devices, self.state.asks[devices], _WAITS)
+        self.state.asks[devices] += 1
+        wait = daemon.until_tomorrow(limits.day_ends_in(now), share)
+        self._come_back(devices, now - START + wait, step)
 
-    def _report(
-        self, assignment: Assignment, plan: Plan, checkpoint: Checkpoint, rows: np.ndarray
+    def _message(self, device: int, waiting: int, pocket: Pocket | None) -> CheckIn:
+        """What a device says of itself when it asks."""
+        population = self.shared.population
+        kind = population.classes[int(population.kind[device])]
+        holds, size = self._signed, 0
+        if pocket is not None:
+            holds = holds if pocket.held is None else digest(pocket.held)
+            size = pocket.log.size(self.shared.server)
+        told = limits.coarse(waiting), kind.name, kind.runtime, holds, size
+        message = self._messages.get(told)
+        if message is None:
+            message = CheckIn(
+                availability.conditions(availability.NEEDED),
+                told[0],
+                self.shared.bundle.manifest.tokenizer,
+                holds=holds,
+                population=self.settings.task.population,
+                runtime=kind.runtime,
+                device_class=kind.name,
+                log_size=size,
+            )
+            self._messages[told] = message
+        return message
+
+    # what comes back
+
+    def _hear(self, calls: list[Call], answers: list[Any], step: int, now: float) -> None:
+        """Go on with the turns that have got an answer, begin those that have got work, and let the
+        others come again.
+        """
+        hour = int((now - START) // 3600)
+        counts = self.state.check_ins
+        refused: list[int] = []
+        waits: list[float] = []
+        for call, answer in zip(calls, answers, strict=True):
+            if not isinstance(call.action, Ask):
+                if not isinstance(call.action, HandIn):
+                    self._go_on(call.device, answer, step, now)
+                continue
+            if isinstance(answer, Assignment):
+                counts[hour, "assigned"] = counts.get((hour, "assigned"), 0) + 1
+                self._work(call, answer, step, now)
+                continue
+            if isinstance(answer, Reject):
+                counts[hour, answer.cause] = counts.get((hour, answer.cause), 0) + 1
+                if answer.cause is Cause.NO_ROUND:
+                    self.state.over = True
+                pocket = self.state.pockets.get(call.device)
+                if pocket is not None and not MEANING[answer.cause].keeps_work:
+                    pocket.half_done = pocket.report = None
+                refused.append(call.device)
+                waits.append(answer.retry_in_s)
+            else:
+                self._failed(call.device, step, now)
+        if refused:
+            devices = np.array(refused)
+            share = draws.uniform(self.shared.seed, devices, self.state.asks[devices], _WAITS)
+            self.state.asks[devices] += 1
+            wait = daemon.polite(np.array(waits), share)
+            self._come_back(devices, now - START + wait, step)
+
+    def _work(self, call: Call, assignment: Assignment, step: int, now: float) -> None:
+        """Begin a turn."""
+        pocket = self.state.pockets.get(call.device)
+        if pocket is None:
+            pocket = self.state.pockets[call.device] = Pocket(call.device, self.shared)
+        assert isinstance(call.action, Ask)
+        device = participant(pocket, call.action.message, now)
+        turn = self.state.turns[call.device] = Turn(pocket, assignment, device, now)
+        turn.times["assigned"] = now
+        self._wait_for(turn, turn.begin, step, now)
+
+    def _go_on(self, device: int, value: Any, step: int, now: float) -> None:
+        turn = self.state.turns[device]
+        if isinstance(turn.action, Fetch) and isinstance(value, bytes):
+            turn.meter.down += len(value)
+            turn.times["fetched"] = now
+        if isinstance(turn.action, Upload):
+            turn.meter.up += len(turn.action.update)
+        self._wait_for(turn, lambda: turn.go_on(value, now), step, now)
+
+    def _wait_for(
+        self, turn: Turn, begin: Callable[[], Action | Outcome], step: int, now: float
     ) -> None:
-        rng = np.random.default_rng([self._fleet.seed, self.device.index, assignment.round])
-        action = Train(checkpoint.weights, rows, plan, rng)
-        training = self._fleet.training
-        tuned = training.train(training.graph, action, lambda: True)
-        if tuned.stopped is not None:
-            self._abandon(assignment, tuned.stopped)
+        """Go on with a turn, and plan when it has what it waits for next."""
+        device = turn.pocket.number
+        try:
+            action = begin()
+        except FedboardError:
+            self._end(turn, None, now)
+            self._failed(device, step, now)
             return
-        answer = calls.upload(
-            self._send,
-            assignment.assignment,
-            update.of_delta(tuned.delta, assignment.round, chain.terms_of(assignment), rng),
+        if isinstance(action, Outcome):
+            self._end(turn, action, now)
+            self._come_again(turn.pocket, action, step, now)
+            return
+        if isinstance(action, Train):
+            ends = self._train(turn, action, now)
+        elif isinstance(action, Wait):
+            ends = now + action.seconds
+        else:
+            ends = self._transfer(device, action, now)
+        self._plan(self.state.going_on, self._step_at(ends, step), device)
+
+    def _resumed(self, devices: list[int], step: int, now: float) -> list[Call]:
+        """The calls of turns that go on in this step: some have computed or waited meanwhile."""
+        calls = []
+        for device in sorted(devices):
+            turn = self.state.turns[device]
+            if isinstance(turn.action, Train):
+                trained = self._trained(turn)
+                turn.times["trained"] = now
+                turn.action.rng.bit_generator.state = trained.random
+                self._go_on(device, trained.tuned, step, now)
+            elif isinstance(turn.action, Wait):
+                turn.now = now
+                self._go_on(device, turn.local.forbidden(), step, now)
+            elif device in self.state.cut:
+                self.state.cut.remove(device)
+                self._go_on(device, Unanswered("server", "the network is gone", "wait"), step, now)
+            else:
+                assert turn.action is not None
+                calls.append(Call(device, turn.action))
+        return calls
+
+    def _end(self, turn: Turn, outcome: Outcome | None, now: float) -> None:
+        device = turn.pocket.number
+        del self.state.turns[device]
+        row = turns.row(device, turn.assignment.round, turn.times, now, outcome)
+        self.state.ended.append(row)
+
+    def _come_again(self, pocket: Pocket, outcome: Outcome, step: int, now: float) -> None:
+        """When a device asks again after a turn, as `daemon.after` has it."""
+        pocket.errors = 0
+        share = self._share(pocket.number)
+        if outcome.status is Status.NOT_ASKED or outcome.cause is Cause.OVER_LIMIT:
+            wait = float(daemon.until_tomorrow(outcome.retry_in_s, share))
+        elif outcome.status is Status.PAUSED:
+            wait = daemon.PAUSE_S * (1 + daemon.JITTER * share)
+        else:
+            wait = float(daemon.polite(outcome.retry_in_s, share))
+        self._come_back(np.array([pocket.number]), np.array([now - START + wait]), step)
+
+    def _failed(self, device: int, step: int, now: float) -> None:
+        """The server could not be asked, or an error ended a turn."""
+        errors, pocket = 1, self.state.pockets.get(device)
+        if pocket is not None:
+            errors = pocket.errors = pocket.errors + 1
+        wait = daemon.backed_off(errors, self._share(device))
+        self._come_back(np.array([device]), np.array([now - START + wait]), step)
+
+    def _share(self, device: int) -> float:
+        count = int(self.state.asks[device])
+        self.state.asks[device] += 1
+        return float(draws.uniform(self.shared.seed, device, count, _WAITS))
+
+    # what takes time
+
+    def _lost_at(self, device: int, now: float, needed: int) -> float:
+        """When a condition is lost, in seconds since 1970."""
+        since = np.array([now - START])
+        return START + float(self.shared.availability.lost_at(np.array([device]), since, needed)[0])
+
+    def _transfer(self, device: int, action: Action, now: float) -> float:
+        """When a call has got its answer, or is cut off because the WiFi is gone."""
+        population = self.shared.population
+        up = down = MESSAGE_BYTES
+        if isinstance(action, Fetch):
+            down = self.servers.coordinator.blob_size(action.sha256)
+        if isinstance(action, Upload):
+            up = len(action.update)
+        seconds = float(population.latency_s[device])
+        seconds += down / float(population.down[device]) + up / float(population.up[device])
+        wifi = availability.UNMETERED & self.shared.needed
+        if wifi and isinstance(action, Fetch | Upload):
+            lost = self._lost_at(device, now, wifi)
+            if lost < now + seconds:
+                self.state.cut.add(device)
+                return lost
+        return now + seconds
+
+    def _train(self, turn: Turn, action: Train, now: float) -> float:
+        """Begin to compute a training, and when it ends: with its last batch, or before the one
+        that a lost condition or the deadline forbids.
+        """
+        device, plan, rows = turn.pocket.number, action.plan, len(action.rows)
+        batch_s = float(self.shared.population.batch_s[device])
+        done = 0 if action.start is None else action.start.batches
+        takes = _seconds_of_asks(rows, plan.batch_size, plan.epochs, done, batch_s)
+        asked = now + np.concatenate([[0.0], np.cumsum(takes)])  # the last one is the end
+        ends = min(self._lost_at(device, now, self.shared.needed), turn.local.until)
+        allowed = int(np.searchsorted(asked[:-1], ends, side="left"))
+        assert asks_of(rows, plan, done) == len(takes)
+        job = Job(
+            turn.assignment.checkpoint,
+            action.rows,
+            plan,
+            action.rng.bit_generator.state,
+            None if allowed == len(takes) else allowed,
+            action.start,
         )
-        self.counted += isinstance(answer, Ack) and answer.counted
-        self._come_back(answer.retry_in_s)
+        self._keep_weights(turn.assignment.checkpoint, action.weights)
+        self._tickets[device] = self._engine.submit(job, self._read.__getitem__)
+        return float(asked[allowed])
 
-    def _abandon(self, assignment: Assignment, cause: Cause) -> None:
-        self._come_back(calls.abandon(self._send, assignment.assignment, cause).retry_in_s)
+    def _trained(self, turn: Turn) -> Trained:
+        return self._engine.result(self._tickets.pop(turn.pocket.number))
 
-    def _come_back(self, retry_in_s: float) -> None:
-        self._fleet.clock.at(
-            self._fleet.clock.now() + max(LEAST_RETRY_S, retry_in_s), self.check_in
-        )
-
-
-def _batches(rows: np.ndarray, plan: Plan) -> int:
-    return plan.epochs * -(-len(rows) // plan.batch_size)
+    def _keep_weights(self, sha256: str, values: Weights) -> None:
+        if sha256 not in self._read:
+            self._read[sha256] = values
 
 
-def _seconds(size: int, mbps: float) -> float:
-    """Seconds to move `size` bytes."""
-    return 8 * size / (1e6 * mbps)
+def _seconds_of_asks(
+    rows: int, batch: int, epochs: int, done: int, batch_s: float
+) -> NDArray[np.float64]:
+    """Seconds that follow each time that training asks whether it may go on, as `engines.asks_of`
+    counts them.
+    """
+    looks = min(-(-rows // batch), 8)
+    each = max(0, epochs * -(-rows // batch) - done)
+    before = [LOOK * batch_s] * (0 if done else looks)
+    return np.array([*before, *[batch_s] * each, *[LOOK * batch_s] * looks])
+
+
+def _done_on(pocket: Pocket, now: float) -> int:
+    return done_on([line for line in pocket.lines if line.kind == Kind.TRAINING], now)

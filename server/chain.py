@@ -13,6 +13,7 @@ never in the database, and written over when its successor is certified.
 
 import functools
 import logging
+import secrets
 from dataclasses import dataclass
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -20,6 +21,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from device_runtime import chain, config, signing
 from device_runtime.causes import Cause
 from device_runtime.chain import Certificate, Link
+from device_runtime.masking import Random
 from device_runtime.shown import command
 from device_runtime.terms import Aggregation
 from device_runtime.wire import CERTIFIED, DAY_S, Kind, Proof, Signed
@@ -68,14 +70,14 @@ class Standing:
 class RoundKeys:
     """The private halves. Whoever uses it holds the coordinator's lock, or is in a transaction."""
 
-    def __init__(self, slots: Slots):
-        self._slots = slots
+    def __init__(self, slots: Slots, random: Random = secrets.token_bytes):
+        self._slots, self._random = slots, random
 
     def propose(self, task: str, newest: str | None) -> str:
         """A new key beside that of the newest certificate, if there is one; its public half. One
         that was proposed before is written over. Raises RunError if it cannot be kept.
         """
-        key = Ed25519PrivateKey.generate()
+        key = Ed25519PrivateKey.from_private_bytes(self._random(32))
         free = next(name for name in _slots_of(task) if self._public(name) != (newest or ""))
         self._slots.put(free, key.private_bytes_raw())
         return signing.public_hex(key)

@@ -176,10 +176,12 @@ class Coordinator:
         codes_needed: bool = False,
         helper: Helper | None = None,
         random: Random = secrets.token_bytes,
+        keys: slots.Slots | None = None,
     ):
         """`rng` spreads the retry times; `replica` names this server among those that share the
         store. `codes_needed`: to enrol. `helper`: who takes the masks off sums, if anybody does.
-        `random`: of the noise that this server adds itself.
+        `random`: of its keys, and of the noise that it adds itself. `keys`: where those lie, by
+        default beside the store.
         """
         self.store, self.blobs = store, blobs
         if replica is None:
@@ -198,11 +200,13 @@ class Coordinator:
         self._forgot_at = -np.inf
         with store.reading() as rows:
             self.server = rows.server()  # random; replicas share it
-        keys = blobs.slots(self.server) if store.beside is None else slots.Folder(store.beside)
+        if keys is None:
+            beside = store.beside
+            keys = blobs.slots(self.server) if beside is None else slots.Folder(beside)
         self._sums, self._has_begun = OpenSums(keys, replica), False
-        self.round_keys = chain.RoundKeys(keys)
+        self.round_keys = chain.RoundKeys(keys, random)
         self._noise = OwnNoise(store, keys, self.server, random)
-        self.log = Log(keys, self.server)
+        self.log = Log(keys, self.server, random)
         self._to_do: dict[str, str] = {}  # by task: what its operator was told of its certificate
         self.helping = None if helper is None else Helping(store, self.server, helper, self.log)
         # how masked sums are opened, by the aggregation of their tasks
@@ -221,19 +225,36 @@ class Coordinator:
         did not have before. Refused if it is not a key, its certificate is another's, or its code
         does not let it in.
         """
-        key = enrolment.public_key
-        if not _HEX_64.fullmatch(key):
-            raise Refused(
-                Cause.MALFORMED, "public_key: expected 32 bytes in lower-case hexadecimal"
-            )
-        device, certificate = signing.name_of(key), enrolment.certificate
-        if certificate is not None and (why := enrolments.why_not(certificate, key)):
-            raise Refused(Cause.MALFORMED, why)
+        (answer,) = self.enrol_all([enrolment], now)
+        if isinstance(answer, Refused):
+            raise answer
+        return answer
+
+    def enrol_all(self, enrolments_: Sequence[Enrolment], now: float) -> list[Enrolled | Refused]:
+        """The same for each of several keys, in one transaction; what is refused is not raised."""
         with self._lock, self.store.transaction(durable=True) as rows:
-            if rows.public_key(device) is None:
+            names = [signing.name_of(each.public_key) for each in enrolments_ if _is_key(each)]
+            known = set(rows.public_keys(names))
+            return [self._enrolled(rows, each, known, now) for each in enrolments_]
+
+    def _enrolled(
+        self, rows: Rows, enrolment: Enrolment, known: set[str], now: float
+    ) -> Enrolled | Refused:
+        key, certificate = enrolment.public_key, enrolment.certificate
+        if not _is_key(enrolment):
+            expected = "public_key: expected 32 bytes in lower-case hexadecimal"
+            return Refused(Cause.MALFORMED, expected)
+        device = signing.name_of(key)
+        if certificate is not None and (why := enrolments.why_not(certificate, key)):
+            return Refused(Cause.MALFORMED, why)
+        if device not in known:
+            try:
                 self._use_code(rows, enrolment.code, device, key, now)
-            if certificate is not None:
-                rows.certify_device(device, certificate.signature)
+            except Refused as refused:
+                return refused
+            known.add(device)
+        if certificate is not None:
+            rows.certify_device(device, certificate.signature)
         return Enrolled(device)
 
     def good_since(self, now: float) -> float:
@@ -1483,6 +1504,10 @@ def _behind(first: int) -> str:
         f"the helper opens sums from round {first} on: it has opened a later one than this server "
         "knows of, or lost its keys; was one of them put back from a backup?"
     )
+
+
+def _is_key(enrolment: Enrolment) -> bool:
+    return _HEX_64.fullmatch(enrolment.public_key) is not None
 
 
 def _has_all(task: Task, round: StoredRound, check_in: CheckIn) -> bool:

@@ -14,6 +14,7 @@ operator certifies.
 
 import functools
 import logging
+import secrets
 import threading
 from collections.abc import Sequence
 
@@ -21,6 +22,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from device_runtime import config, log_wire, merkle, signing
 from device_runtime.log_wire import Begun, Entries, Entry, Head, LogHead, Path, Policy, RoundEntry
+from device_runtime.masking import Random
 from device_runtime.merkle import Place, Range
 from device_runtime.terms import Aggregation
 from device_runtime.wire import VERSION, Proof
@@ -38,9 +40,9 @@ PROOFS_KEPT = 256  # of checkpoints, and of paths from a size, in memory
 class Log:
     """The log of one server. Whoever writes to it is in a transaction."""
 
-    def __init__(self, slots: Slots, server: str):
-        """server: random name of the database."""
-        self._slots, self._server = slots, server
+    def __init__(self, slots: Slots, server: str, random: Random = secrets.token_bytes):
+        """server: random name of the database; random: of its keys."""
+        self._slots, self._server, self._random = slots, server, random
         self._lock = threading.Lock()  # of what is kept in memory
         self._proofs: dict[tuple[int, int, str, str], Proof] = {}
         self._paths: dict[tuple[str, int, int], str] = {}
@@ -245,7 +247,7 @@ class Log:
 
     def _begun(self, rows: Rows, before: StoredLog | None) -> StoredLog:
         """A new log. Its key is in its slot before the database knows of it."""
-        key = Ed25519PrivateKey.generate()
+        key = Ed25519PrivateKey.from_private_bytes(self._random(32))
         self._slots.put(_slot(1 if before is None else before.number + 1), key.private_bytes_raw())
         begun = rows.log.begin(signing.public_hex(key))
         if before is not None:

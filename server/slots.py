@@ -34,8 +34,9 @@ class Slots(Protocol):
 class Folder:
     """Slots as files of a folder, which is made when the first one is put."""
 
-    def __init__(self, folder: Path):
-        self._folder = Path(folder)
+    def __init__(self, folder: Path, flushes: bool = True):
+        """`flushes`: whether each is on disk at once, as it must be but in a simulation."""
+        self._folder, self._flushes = Path(folder), flushes
 
     def put(self, name: str, data: bytes) -> None:
         """A file is not replaced by another: the old bytes would stay on the disk."""
@@ -44,10 +45,10 @@ class Folder:
             is_new = not path.exists()
             if is_new and not self._folder.is_dir():
                 self._folder.mkdir(mode=_FOLDER, parents=True, exist_ok=True)
-                durable.flush(self._folder.parent)
+                self._flush(self._folder.parent)
             self._write(path, data, os.O_CREAT)
             if is_new:
-                durable.flush(self._folder)
+                self._flush(self._folder)
         except OSError as error:
             raise self._unusable("written", error) from None
 
@@ -80,14 +81,18 @@ class Folder:
         except OSError as error:
             raise self._unusable("read", error) from None
 
-    @staticmethod
-    def _write(path: Path, data: bytes, how: int) -> None:
+    def _flush(self, folder: Path) -> None:
+        if self._flushes:
+            durable.flush(folder)
+
+    def _write(self, path: Path, data: bytes, how: int) -> None:
         descriptor = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | how, durable.PRIVATE)
         try:
             written = 0
             while written < len(data):  # of a large value on a full disk a part may be taken
                 written += os.pwrite(descriptor, memoryview(data)[written:], written)
-            os.fdatasync(descriptor)
+            if self._flushes:
+                os.fdatasync(descriptor)
         finally:
             os.close(descriptor)
 

@@ -85,6 +85,7 @@ _GOOD_SINCE = "good_since"  # of `heartbeats`
 _LOG_PAGES, _PAGE_BYTES = 16_384, 4096  # of an SQLite file's log, before they are written back
 _BUSY_MS = 5000  # until another process must have written to an SQLite file
 _WRITER_KB = 8192  # of pages in memory, of the one connection that writes nearly always
+_SIMULATED_KB = 512 * 1024  # the same of a simulated server, which has a million devices
 _ADVISORY_LOCK = 0xFEDB0A2D  # one writing transaction at a time on a PostgreSQL database
 
 
@@ -223,10 +224,12 @@ class StoredSum:
 class Store:
     """One database. An SQLite file belongs to one server at a time; PostgreSQL is shared."""
 
-    def __init__(self, database: Path | str):
-        """Open an SQLite file, or any database by its URL, and bring its tables up to date. Raises
-        RunError if it cannot be used.
+    def __init__(self, database: Path | str, simulated: str = ""):
+        """Open an SQLite file, or any database by its URL, and bring its tables up to date.
+        `simulated` is the name of a simulated server, 32 hexadecimal digits: new tables are its,
+        and nothing of an SQLite file waits for the disk. Raises RunError if it cannot be used.
         """
+        self._simulated = simulated
         try:
             url = (
                 sa.URL.create("sqlite", database=str(database))
@@ -260,6 +263,9 @@ class Store:
         try:
             if self._migrate():
                 self.forget()
+            if simulated:
+                with self.transaction() as rows:
+                    rows.be_server(simulated)
         except (sa.exc.DBAPIError, alembic.util.CommandError) as error:
             self.close()
             reason = str(getattr(error, "orig", error)).splitlines()[0]
@@ -286,9 +292,12 @@ class Store:
 
         One at a time, of all servers that share the database.
         """
+        options: dict[str, Any] = {"durable": durable, "forgets": forgets, "at_once": at_once}
+        if self._simulated:
+            options |= {"durable": False, "cache_kb": _SIMULATED_KB}
         with (
             self._engine.connect() as connection,
-            connection.execution_options(durable=durable, forgets=forgets, at_once=at_once).begin(),
+            connection.execution_options(**options).begin(),
         ):
             if self.shared:
                 connection.execute(
@@ -412,6 +421,10 @@ class Rows:
         """The name of this database's server, 32 hexadecimal digits."""
         name: str = self._connection.execute(sa.select(servers.c.server)).scalar_one()
         return name
+
+    def be_server(self, name: str) -> None:
+        """Give a simulated server its name, before anything stands in its tables."""
+        self._connection.execute(servers.update().values(server=name))
 
     def enrol(self, device: str, public_key: str, now: float) -> None:
         """Keep a device's key; one that is kept already stays as it is."""
@@ -1345,7 +1358,7 @@ def _begin_sqlite(connection: sa.Connection) -> None:
         synchronous="FULL" if options.get("durable", True) else "NORMAL",
         # what is deleted is overwritten: FAST where that costs no more writing, ON in any case
         secure_delete="ON" if options.get("forgets") else "FAST",
-        cache_size=-_WRITER_KB,
+        cache_size=-options.get("cache_kb", _WRITER_KB),
         busy_timeout=0 if at_once else _BUSY_MS,
         wal_autocheckpoint=0 if at_once else _LOG_PAGES,
     )

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from device_runtime import drive, limits, scoring, turn
+from device_runtime import limits, local, scoring, turn
 from device_runtime.bundle import PREDICT, write
 from device_runtime.causes import Cause
 from device_runtime.errors import ServerError
@@ -203,17 +203,17 @@ def two(device, tmp_path, tiny_bundle, signing_key, trusted):  # noqa: F811
 def test_a_device_knows_the_release_it_ran_before_while_that_is_whole(two, trusted):
     now = two.bundle()
     old = two.before(now)
-    assert drive.runs(now, old) == Runs(2, digest(now.encoded), 1, digest(old.encoded))
+    assert local.runs(now, old) == Runs(2, digest(now.encoded), 1, digest(old.encoded))
     (old.path / PREDICT).write_bytes(b"damaged")
     assert two.before(now) is None
-    assert drive.runs(now, two.before(now)) == Runs(2, digest(now.encoded))
+    assert local.runs(now, two.before(now)) == Runs(2, digest(now.encoded))
     assert bundle_before(two.folder / "nothing", trusted) is None
 
 
 def test_a_release_before_of_another_vocabulary_is_none(two):
     now, old = two.bundle(), two.before(two.bundle())
     other = replace(old, manifest=replace(old.manifest, tokenizer="0" * 64))
-    assert drive.runs(now, other).before == 0
+    assert local.runs(now, other).before == 0
 
 
 def test_a_release_is_scored_by_its_int8_file_as_the_strip_shows_it(tiny_bundle):
@@ -234,19 +234,19 @@ def test_a_release_is_scored_by_its_int8_file_as_the_strip_shows_it(tiny_bundle)
 
 def test_the_same_file_twice_scores_alike_on_the_same_messages(two):
     now, old = two.bundle(), two.before(two.bundle())
-    held = drive.gather_held(two, now, now.plan)
+    held = local.gather_held(two, now, now.plan)
     assert held.records == tuple(range(10, 101, 10))
-    report = drive.compare(now, old, held.messages)
+    report = local.compare(now, old, held.messages)
     assert (report.release, report.before, report.scores) == (2, 1, report.before_scores)
     assert report.scores.targets == held.words
-    assert drive.compare(now, None, held.messages) == ReleaseScores(2, report.scores)
-    assert drive.compare(now, old, held.messages, lambda: False) is None
+    assert local.compare(now, None, held.messages) == ReleaseScores(2, report.scores)
+    assert local.compare(now, old, held.messages, lambda: False) is None
 
 
 def test_only_messages_after_the_last_ones_are_gathered_and_whole_groups_of_them(two):
     now = two.bundle()
-    assert drive.gather_held(two, now, now.plan, after=50).records == (60, 70, 80, 90, 100)
-    assert drive.gather_held(two, now, now.plan, after=100).records == ()
+    assert local.gather_held(two, now, now.plan, after=50).records == (60, 70, 80, 90, 100)
+    assert local.gather_held(two, now, now.plan, after=100).records == ()
 
 
 def test_the_limits_of_scores_hold_for_releases():

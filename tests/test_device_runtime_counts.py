@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from device_runtime import agreement, config, counts, limits, log_wire, signing, table, weights
 from device_runtime.causes import Cause
 from device_runtime.counts import Counted
-from device_runtime.drive import Turn, simulated
+from device_runtime.drive import Turn
 from device_runtime.errors import ConfigError
 from device_runtime.home import OUTGOING, DeviceConfig, Home, parts
 from device_runtime.limits import Asked, Limits, OwnLimits
+from device_runtime.local import simulated
 from device_runtime.noise import Mechanism, Noise
 from device_runtime.packing import Layout
 from device_runtime.table import Table

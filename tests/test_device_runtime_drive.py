@@ -16,18 +16,19 @@ import pytest
 from device_runtime import bundle, config, drive, signing, weights
 from device_runtime.causes import Cause
 from device_runtime.daemon import Schedule, read_schedule
-from device_runtime.drive import DeviceClock, Turn, simulated
+from device_runtime.drive import Turn
 from device_runtime.errors import BundleError
 from device_runtime.finetune import finetune
 from device_runtime.home import CONFIG, LEARNED, UNFINISHED, DeviceConfig, Home
 from device_runtime.interpreter import Graph
 from device_runtime.keyboard import Keyboard
 from device_runtime.limits import OwnLimits
+from device_runtime.local import DeviceClock, simulated
 from device_runtime.transport import Interrupted, Reply, Unreachable
 from device_runtime.turn import Status
 from device_runtime.typing_log import Retention
 from device_runtime.wire import Phase, RoundReport, RoundReports
-from fleet.simulate import asgi
+from fleet.doors import asgi
 from server.coordinator import Coordinator, open_folder
 from server.eligibility import Policy
 from server.endpoint import app

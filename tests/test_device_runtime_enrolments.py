@@ -8,9 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from device_runtime import config, enrolments, signing
-from device_runtime.drive import Turn, simulated
+from device_runtime.drive import Turn
 from device_runtime.errors import RunError
 from device_runtime.home import ENROLMENT, DeviceConfig, Home
+from device_runtime.local import simulated
 from device_runtime.transport import Reply
 from device_runtime.turn import Status
 from device_runtime.wire import Enrolled, Enrolment, Server, Signed

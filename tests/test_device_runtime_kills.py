@@ -12,8 +12,9 @@ from dataclasses import replace
 import pytest
 
 from device_runtime import bundle, calls, codes, installed, personal
-from device_runtime.drive import Turn, simulated
+from device_runtime.drive import Turn
 from device_runtime.home import BUNDLES, FETCHED, UNFINISHED, DeviceConfig, Home
+from device_runtime.local import simulated
 from device_runtime.terms import Aggregation
 from device_runtime.transport import http
 from device_runtime.turn import Status
@@ -219,7 +220,8 @@ def test_a_device_killed_at_any_step_of_a_turn_takes_it_again_and_counts_once_a_
     )
     script = f"""
 from device_runtime.home import Home
-from device_runtime.drive import Turn, simulated
+from device_runtime.drive import Turn
+from device_runtime.local import simulated
 from device_runtime.transport import http
 
 def work(folder):

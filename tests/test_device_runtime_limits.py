@@ -15,15 +15,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from device_runtime import config, drive, limits, weights, wire
+from device_runtime import config, limits, local, weights, wire
 from device_runtime.causes import Cause
 from device_runtime.config import from_json, to_json
 from device_runtime.daemon import Daemon, NotAsked
-from device_runtime.drive import Turn, simulated
+from device_runtime.drive import Turn
 from device_runtime.errors import ConfigError, ServerError
 from device_runtime.finetune import finetune
 from device_runtime.home import DeviceConfig, Home
 from device_runtime.limits import Asked, Limits, OwnLimits, Today, why_not_asked, why_refused
+from device_runtime.local import simulated
 from device_runtime.noise import Mechanism, Noise
 from device_runtime.transport import Interrupted, Reply
 from device_runtime.turn import Status
@@ -520,7 +521,7 @@ def test_work_ends_at_the_deadline_and_no_later_than_a_day(phone, tiny_bundle):
         return finetune(graph, action, may_continue)
 
     assert take(home, server, 2000.0, train).cause is Cause.TIMED_OUT
-    assert len(ends) == DAY_S / drive.BATCH_S - 1
+    assert len(ends) == DAY_S / local.BATCH_S - 1
 
 
 def test_what_was_withheld_is_told_before_all_else_and_any_answer_to_it_is_taken(

@@ -7,10 +7,11 @@ import pytest
 
 from device_runtime import chain, config, exposure, outgoing, signing
 from device_runtime.causes import Cause
-from device_runtime.drive import Turn, simulated
+from device_runtime.drive import Turn
 from device_runtime.encoding import encode
 from device_runtime.errors import Unanswered
 from device_runtime.home import LEARNED, LOGS, OUTGOING, UNFINISHED, DeviceConfig, Home, parts
+from device_runtime.local import simulated
 from device_runtime.noise import Mechanism, Noise
 from device_runtime.terms import Aggregation
 from device_runtime.transport import Interrupted
@@ -427,7 +428,8 @@ WORK = """
 import sys
 from pathlib import Path
 from device_runtime.bundle import open_verified
-from device_runtime.drive import Turn, simulated
+from device_runtime.drive import Turn
+from device_runtime.local import simulated
 from device_runtime.home import Home
 from tests.kill_points import SAID
 from tests.toy_leader import Leader, learnt, masked_terms, seal_key

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from device_runtime import drive, scores, scoring, signing, text
+from device_runtime import local, scores, scoring, signing, text
 from device_runtime.causes import Cause
 from device_runtime.errors import Unanswered
 from device_runtime.finetune import finetune
@@ -145,7 +145,7 @@ def test_two_scores_differ_by_whole_groups_of_messages_and_never_by_one(device, 
     home = device(messages=119)  # its owner sends nothing of fewer than five messages
 
     def scored():
-        return drive.gather_held(home, tiny_bundle, tiny_bundle.plan).records
+        return local.gather_held(home, tiny_bundle, tiny_bundle.plan).records
 
     assert scored() == tuple(range(10, 101, 10))
     with home.typing_log() as log:
@@ -256,7 +256,7 @@ def scoring_for(leader, phone, tiny_bundle):  # noqa: F811
     home = phone()
     with home.typing_log() as log:
         log.append_many([("i will see you", float(second)) for second in range(100, 300)])
-    held = drive.gather_held(home, tiny_bundle, tiny_bundle.plan)
+    held = local.gather_held(home, tiny_bundle, tiny_bundle.plan)
     scored = scoring.score(tiny_bundle.train_graph, tiny_bundle.checkpoint.weights, held.messages)
     return home, scores.to_vector(scored).tolist()
 

@@ -12,9 +12,10 @@ import pytest
 
 from device_runtime import drive
 from device_runtime.causes import Cause
-from device_runtime.drive import Turn, simulated
+from device_runtime.drive import Turn
 from device_runtime.home import UNFINISHED, DeviceConfig, Home
 from device_runtime.limits import OwnLimits
+from device_runtime.local import simulated
 from device_runtime.transport import http
 from device_runtime.turn import Status
 from device_runtime.wire import Kind, Phase

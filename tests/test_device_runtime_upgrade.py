@@ -20,9 +20,9 @@ from device_runtime import (
     bundle,
     codes,
     config,
-    drive,
     installed,
     interpreter,
+    local,
     patch,
     personal,
     releases,
@@ -442,8 +442,8 @@ def test_other_weights_of_the_same_graph_come_as_a_difference_and_without_their_
     # within half a step of the codes of those that were signed, all together
     signed = weights.from_bytes(files[CHECKPOINT]).weights
     apart = weights.norm(weights.subtract(now.weights, signed))
-    assert 0 < apart <= drive._rounding(now) < 0.1 * weights.norm(signed)
-    assert drive._rounding(maker.first) == 0
+    assert 0 < apart <= local.rounding(now) < 0.1 * weights.norm(signed)
+    assert local.rounding(maker.first) == 0
 
 
 @pytest.mark.parametrize("spoil", ["none", "damaged", "of another", "lost", "as large"])

@@ -5,10 +5,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from device_runtime.drive import Turn, simulated
+from device_runtime.drive import Turn
 from device_runtime.home import DeviceConfig, Home
+from device_runtime.local import simulated
 from device_runtime.turn import Status
-from fleet.simulate import asgi
+from fleet.doors import asgi
 from server.coordinator import Coordinator, open_folder
 from server.eligibility import Policy
 from server.endpoint import app

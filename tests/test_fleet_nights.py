@@ -1,50 +1,14 @@
 from collections import Counter
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from device_runtime.causes import Cause
-from device_runtime.conditions import parse, trace_source
+from device_runtime.conditions import trace_source
 from device_runtime.errors import RunError
-from device_runtime.wire import forbidden_by
-from fleet.population import DAY_S, Role, population, role_counts, roles, trace, traces_from_roles
-
-
-def test_the_same_seed_gives_the_same_population_and_a_larger_one_begins_with_it():
-    assert population(5, seed=1) == population(5, seed=1) == population(9, seed=1)[:5]
-    assert population(5, seed=1) != population(5, seed=2)
-
-
-def test_a_trace_is_repeatable_and_its_signals_are_known_from_the_start():
-    for device in population(20, seed=3):
-        text = trace(device, days=2, seed=3)
-        assert text == trace(device, days=2, seed=3)
-        at_start = parse(text)(0.0)
-        assert None not in (at_start.charging, at_start.unmetered, at_start.idle)
-        assert float(text.splitlines()[-1].split("\t")[0]) <= 2 * DAY_S
-
-
-def test_the_three_signals_are_separate_processes():
-    longer, shorter = (trace(population(1, seed=5)[0], days, seed=5) for days in (3, 2))
-    assert longer.startswith(shorter[:50])
-    states = {line.split("\t")[1] for line in longer.splitlines()}
-    assert {"battery_charged_on", "battery_charged_off", "screen_on", "screen_off"} <= states
-    assert states & {"wifi", "4g"}
-
-
-def test_devices_train_at_night_in_their_own_time_zone():
-    eligible = {hour: [] for hour in range(24)}
-    for device in population(60, seed=1):
-        source = parse(trace(device, days=3, seed=1))
-        for time in np.arange(0, 3 * DAY_S, 1800):
-            eligible[int(time / 3600 + device.zone_h) % 24].append(
-                forbidden_by(source(time)) is None
-            )
-    share = {hour: float(np.mean(seen)) for hour, seen in eligible.items()}
-    assert min(share[hour] for hour in (1, 2, 3, 4)) > 0.6
-    assert max(share[hour] for hour in (10, 12, 15, 18)) < 0.1
+from device_runtime.wire import DAY_S, forbidden_by
+from fleet.nights import Role, role_counts, roles, traces_from_roles
 
 
 def test_twenty_devices_are_dealt_three_of_each_obstacle_one_unplugged_and_ten_that_finish():

@@ -1,0 +1,66 @@
+"""Begin: settings and a folder -> a fleet that is about to live its first day."""
+
+import os
+from pathlib import Path
+
+from device_runtime import limits
+from device_runtime.bundle import CHECKPOINT, Bundle
+from device_runtime.home import DeviceConfig
+from device_runtime.signing import name_of, public_hex
+from device_runtime.weights import from_bytes
+from device_runtime.wire import Enrolment
+from fleet import bundles, pocket, population
+from fleet.availability import Always, Availability
+from fleet.doors import Memory
+from fleet.engines import Engine, Here, stand_in
+from fleet.pocket import Shared
+from fleet.population import Population
+from fleet.servers import Servers
+from fleet.settings import START, FleetSettings
+from fleet.simulate import Fleet
+from fleet.typed import Typed
+from server.task import for_bundle
+
+AT_ONCE = 10_000  # devices that enrol in one transaction
+
+
+def begin(settings: FleetSettings, folder: Path, lives: Availability | None = None) -> Fleet:
+    """A fleet in a folder that is empty."""
+    plan = settings.task.plan
+    assert plan is not None
+    bundle: Bundle = bundles.made_up(plan, settings.training.values)
+    typed = Typed.made_up(500, plan.length, plan.length)
+    devices = population.make(settings.population, 1, settings.seed)
+    os.makedirs(folder, exist_ok=True)
+    servers = Servers(folder, settings.seed)
+    names = enrolled(servers, devices, settings.seed)
+    servers.begin(
+        for_bundle(settings.task, bundle.plan),
+        from_bytes(bundle.content[CHECKPOINT]),
+        START,
+    )
+    shared = Shared(
+        settings.seed,
+        devices,
+        Always() if lives is None else lives,
+        typed,
+        bundle,
+        limits.of(bundle.plan, settings.limits, bundle.manifest.server_factor),
+        DeviceConfig(trusted=tuple(servers.trusted), population=settings.task.population),
+        servers.coordinator.server,
+        settings.needed,
+    )
+    engine: Engine = Here(stand_in)
+    door = Memory(lambda: servers.coordinator, names.__getitem__)
+    return Fleet(settings, shared, servers, door, engine)
+
+
+def enrolled(servers: Servers, devices: Population, seed: int) -> list[str]:
+    """The names of all devices, which the server knows from now on."""
+    names: list[str] = []
+    for first in range(0, len(devices), AT_ONCE):
+        some = range(first, min(first + AT_ONCE, len(devices)))
+        keys = [public_hex(pocket.key_of(seed, number)) for number in some]
+        servers.coordinator.enrol_all([Enrolment(key) for key in keys], START)
+        names += map(name_of, keys)
+    return names
