@@ -3,6 +3,7 @@
 Pure functions of a seed and a small state that is saved with the run.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,6 +34,27 @@ class Sampler:
         """What an accountant of the run's privacy takes. Each round is a sum that is released."""
         most = 0 if self.taken is None else int(self.taken.max(initial=0))
         return Participation((self.round,) if self.round else (), self.gap or None, most)
+
+
+# who is there in a round that was put off so often already, bool [population]
+Present = Callable[[int, int], np.ndarray]
+MOST_PUT_OFF = 5000  # times that a round waits for more clients
+
+
+def _enough(present: Present, number: int, ready: np.ndarray, cohort: int) -> np.ndarray:
+    """Who is there the first time that a cohort of those who are ready is, bool [population]."""
+    most = 0
+    for put_off in range(MOST_PUT_OFF):
+        there = present(number, put_off)
+        able = int((ready & there).sum())
+        if able >= cohort:
+            return there
+        most = max(most, able)
+    raise ConfigError(
+        f"round {number}",
+        f"expected {cohort} clients that are there at once, found {most} at most",
+        "lower --cohort, or give a larger population or one that is there more often",
+    )
 
 
 def start(
@@ -67,14 +89,16 @@ def draw(
     min_separation: int,
     seed: int,
     most_uses: int | None = None,
+    present: Present | None = None,
 ) -> tuple[np.ndarray, Sampler]:
     """The next round's clients, int32 [cohort], all different, and the sampler after it.
 
     A client that trained in round r may train again in round r + min_separation at the earliest,
     the definition of matrix mechanisms (Choquette-Choo et al. 2023, arXiv:2306.08153). `shuffled`
     goes through random orders of all clients. `uniform` draws from all clients that are far enough
-    from their last round. Raises ConfigError if too few have trained in fewer than most_uses
-    rounds, where that is a limit.
+    from their last round. `present` leaves only those who are there: a round for which too few are
+    is put off until enough are. Raises ConfigError if too few have trained in fewer than most_uses
+    rounds, where that is a limit, and if a round is put off for ever.
     """
     number = sampler.round + 1
     rng = np.random.default_rng([seed, 1, number])
@@ -88,6 +112,8 @@ def draw(
                 f"{most_uses} rounds, the most of one client",
                 "lower --rounds or --cohort, or give a larger corpus",
             )
+    if present is not None:
+        ready = ready & _enough(present, number, ready, cohort)
     waiting = sampler.waiting
     if sampling == "uniform":
         chosen = rng.choice(np.flatnonzero(ready), cohort, replace=False)

@@ -132,12 +132,14 @@ class Training:
         recipe: Recipe,
         machines: int = 1,
         aggregator: tff.aggregators.WeightedAggregationFactory | None = None,
+        present: cohorts.Present | None = None,
     ):
         """A population is int32 [rows, length + 1] of each client.
 
         machines: among how many workers the context splits a cohort. aggregator: another one than
-        the recipe's.
+        the recipe's. present: who of the population is there in a round; by default all are.
         """
+        self._present = present
         self.rounds, self._machines = recipe.rounds, machines
         self._initial, self._population, self._recipe = initial, population, recipe
         self._limits = recipe.limits
@@ -265,7 +267,12 @@ class Training:
             recipe.separation,
             recipe.seed,
             self._most_uses,
+            self._there if self._present is not None else None,
         )
+
+    def _there(self, number: int, put_off: int) -> np.ndarray:
+        assert self._present is not None
+        return self._present(number, put_off)[self._members]
 
 
 def spread_of(clients: np.ndarray) -> dict[str, float]:
