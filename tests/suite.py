@@ -41,6 +41,7 @@ LOADING = (
     "test_model_executor",
     "test_model_memory",
     "test_doctests_tensorflow",
+    "test_fedboard_states",
 )
 # files whose tests start processes that load it
 STARTING = ("test_fedboard_train", "test_path", "test_fedboard_doctor", "test_model_enclosure")

@@ -3,11 +3,9 @@
 All processes are real.
 """
 
-import asyncio
 import csv
 import json
 import os
-import resource
 import shlex
 import shutil
 import signal
@@ -15,17 +13,17 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 
-import numpy as np
 import pytest
 
 from device_runtime import accountant, weights
 from device_runtime.accountant import Participation
-from device_runtime.errors import CheckpointError, RunError
+from device_runtime.errors import RunError
 from device_runtime.shown import rounded_up
 from fedboard import spent
+from fedboard.__main__ import program
 from fedboard.run import Run, create, mark_of
+from tests import forked
 
 RECIPE = """
 [recipe]
@@ -43,6 +41,9 @@ learning_rate = 0.3
 learning_rate = 0.02
 averaging = 0.5
 """
+PLAIN = ("--config", "c.toml", "--data", "corpus")
+ENCODED = (*PLAIN, "--bits", "8")
+CENTRAL = (*PLAIN, "--central", "--init", "whole")
 
 
 @pytest.fixture(scope="module")
@@ -55,15 +56,11 @@ def folder(tmp_path_factory, corpus_file):
     return path
 
 
-def started(folder, *arguments: str, out: str) -> subprocess.Popen:
-    """`fedboard train` in a process of its own, its output in OUT.log: TFF must never be piped."""
-    with open(folder / f"{out}.log", "ab") as log:
-        return subprocess.Popen(
-            [sys.executable, "-m", "fedboard.cli", "train", "--out", str(folder / out), *arguments],
-            cwd=folder,
-            stdout=log,
-            stderr=log,
-        )
+def started(folder, *arguments: str, out: str, room: int | None = None) -> forked.Child:
+    """`fedboard train` in a process of its own, its output in OUT.log."""
+    log = folder / f"{out}.log"
+    words = ["train", "--out", folder / out, *arguments]
+    return forked.started(words, forked.Around(folder, log, log, room=room))
 
 
 def trained(folder, *arguments: str, out: str) -> Run:
@@ -71,7 +68,7 @@ def trained(folder, *arguments: str, out: str) -> Run:
     return Run(folder / out)
 
 
-def wait_for(path, child: subprocess.Popen) -> None:
+def wait_for(path, child: forked.Child) -> None:
     deadline = time.monotonic() + 200
     while not path.exists():
         assert child.poll() is None, "it ended before it was killed"
@@ -81,9 +78,12 @@ def wait_for(path, child: subprocess.Popen) -> None:
 
 @pytest.fixture(scope="module")
 def uninterrupted(folder) -> Run:
-    return trained(
-        folder, "--config", "c.toml", "--data", "corpus", "--bits", "8", "--json", out="whole"
-    )
+    """A run that starts as a person starts it. TFF must never be piped."""
+    command = program("train", "--out", "whole", "--json", *ENCODED)
+    with open(folder / "whole.log", "wb") as log:
+        done = subprocess.run(command, cwd=folder, stdout=log, stderr=log)
+    assert done.returncode == 0, (folder / "whole.log").read_text()
+    return Run(folder / "whole")
 
 
 def rounds_of(run: Run) -> list[dict]:
@@ -99,7 +99,7 @@ def test_a_run_ended_three_times_and_resumed_ends_with_the_same_bytes(folder, un
     """
     run = Run(folder / "killed")
     state = run.checkpoints / "state"
-    arguments = ["--config", "c.toml", "--data", "corpus", "--bits", "8"]
+    arguments = ENCODED
     for seen, signals in (
         (run.last, [signal.SIGKILL]),
         (state / "program_state_6", [signal.SIGKILL]),
@@ -121,9 +121,7 @@ def test_a_run_ended_three_times_and_resumed_ends_with_the_same_bytes(folder, un
 
 def test_ctrl_c_finishes_the_round_and_the_run_goes_on_from_it(folder, uninterrupted):
     run = Run(folder / "interrupted")
-    child = started(
-        folder, "--config", "c.toml", "--data", "corpus", "--bits", "8", out="interrupted"
-    )
+    child = started(folder, *ENCODED, out="interrupted")
     wait_for(run.last, child)
     child.send_signal(signal.SIGINT)
     assert child.wait(60) == 130
@@ -152,17 +150,7 @@ def test_bits_encode_the_updates_as_devices_do(uninterrupted):
 
 
 def test_central_training_starts_from_another_run_and_goes_on_after_a_kill(folder, uninterrupted):
-    central = trained(
-        folder,
-        "--config",
-        "c.toml",
-        "--data",
-        "corpus",
-        "--central",
-        "--init",
-        "whole",
-        out="central",
-    )
+    central = trained(folder, *CENTRAL, out="central")
     first, last = weights.read(uninterrupted.best), weights.read(central.best)
     assert last.tokenizer == first.tokenizer
     assert (central.path / "tokenizer.model").read_bytes() == (
@@ -174,17 +162,7 @@ def test_central_training_starts_from_another_run_and_goes_on_after_a_kill(folde
     assert losses[-1] < losses[0]
 
     again = Run(folder / "again")
-    child = started(
-        folder,
-        "--config",
-        "c.toml",
-        "--data",
-        "corpus",
-        "--central",
-        "--init",
-        "whole",
-        out="again",
-    )
+    child = started(folder, *CENTRAL, out="again")
     wait_for(again.checkpoints / "state" / "program_state_5", child)
     child.send_signal(signal.SIGKILL)
     child.wait()
@@ -195,19 +173,8 @@ def test_central_training_starts_from_another_run_and_goes_on_after_a_kill(folde
 
 
 def test_a_network_of_pieces_trains_from_the_command_line(folder):
-    arguments = [
-        "--config",
-        "c.toml",
-        "--data",
-        "corpus",
-        "--tokenizer",
-        "unigram",
-        "--vocabulary",
-        "60",
-        "--rounds",
-        "2",
-    ]
-    run = trained(folder, *arguments, out="pieces")
+    pieces = ["--tokenizer", "unigram", "--vocabulary", "60", "--rounds", "2"]
+    run = trained(folder, *PLAIN, *pieces, out="pieces")
     assert [float(row["top1"]) >= 0 for row in rounds_of(run)] == [True, True]
 
 
@@ -268,35 +235,6 @@ def test_a_private_run_tells_what_it_spent_goes_on_with_its_account_and_ends_bef
     lineage = spent.privacy_of(run.settings(), spent.of(run))
     assert f"epsilon {rounded_up(account.epsilon)} at delta 1e-10" in lineage
     assert "this is no guarantee for them" in lineage
-
-
-def test_a_state_that_kept_no_account_is_refused_by_name(tmp_path):
-    from fedboard.saved import States
-
-    with asyncio.Runner() as loop:
-        states = States(Run(tmp_path), loop.run)
-        states.save([np.zeros(3, np.float32)], 5)
-        with pytest.raises(CheckpointError, match="an earlier version that kept no account of its"):
-            states.load([np.zeros(3, np.float32), np.zeros(4, np.float32)])
-
-
-def test_a_damaged_saved_state_is_named_and_the_one_before_still_serves(tmp_path):
-    from fedboard.saved import States
-
-    folder = Run(tmp_path).state
-    with asyncio.Runner() as loop:
-        states = States(Run(tmp_path), loop.run)
-        for number in (10, 20):
-            states.save([np.full(1000, number, np.float32)], number)
-        (damaged,) = (folder / "program_state_20").rglob("variables.data*")
-        os.truncate(damaged, 100)
-        with pytest.raises(
-            CheckpointError,
-            match=r"program_state_20: cannot be read .*remove it to go on from the one before",
-        ):
-            states.load([np.zeros(1000, np.float32)])
-        shutil.rmtree(folder / "program_state_20")
-        assert states.load([np.zeros(1000, np.float32)])[0][0] == 10
 
 
 def test_a_run_is_not_resumed_to_fewer_rounds_than_it_has_done(folder, uninterrupted):
@@ -374,7 +312,7 @@ def test_a_run_is_resumed_from_any_folder_on_its_own_corpus_and_on_no_other(
     assert mark.corpus.name == "corpus"
     assert mark.corpus.path == str(folder / "corpus")
     run = Run(folder / "anywhere")
-    child = started(folder, "--config", "c.toml", "--data", "corpus", "--bits", "8", out="anywhere")
+    child = started(folder, *ENCODED, out="anywhere")
     wait_for(run.state / "program_state_3", child)
     child.kill()
     child.wait()
@@ -411,56 +349,16 @@ def test_a_run_without_room_ends_in_one_line_and_goes_on_when_there_is_some(fold
     """Room is taken from the files of one process, as a full disk would from all: enough for
     weights, and not for a saved state.
     """
-    name, room = "full", 60_000
-    with open(folder / f"{name}.log", "wb") as log:
-        done = subprocess.run(
-            [
-                *(sys.executable, "-m", "fedboard.cli", "train", "--out", str(folder / name)),
-                *("--config", "c.toml", "--data", "corpus", "--bits", "8"),
-            ],
-            cwd=folder,
-            stdout=log,
-            stderr=log,
-            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (room, room)),
-        )
+    name = "full"
+    code = started(folder, *ENCODED, out=name, room=60_000).wait(300)
     said = (folder / f"{name}.log").read_text()
-    assert done.returncode == 1, said
+    assert code == 1, said
     assert "Traceback" not in said
     (line,) = (line for line in said.splitlines() if line.startswith("RunError"))
     assert "cannot be written (File too large); make room, then: fedboard train" in line
     assert not list((folder / name).rglob("*_temp*"))
     trained(folder, "--resume", out=name)
     assert Run(folder / name).last.read_bytes() == uninterrupted.last.read_bytes()
-
-
-def test_a_state_of_an_earlier_version_is_read_without_what_it_did_not_hold(tmp_path):
-    from fedboard.saved import ADDED, Best, States, best_of
-
-    best = Best(0.25, "abc", 4, 2, 12)
-    with asyncio.Runner() as loop:
-        states = States(Run(tmp_path), loop.run)
-        states.save([np.zeros(3, np.float32), *best.values()[:-ADDED]], 5)
-        values, *kept = states.load([np.ones(3, np.float32), *Best().values()], ADDED)
-        assert values.tolist() == [0, 0, 0]
-        assert best_of(kept) == Best(0.25, "abc")
-        states.save([np.zeros(3, np.float32), *best.values()], 6)
-        _, *kept = states.load([np.ones(3, np.float32), *Best().values()], ADDED)
-        assert best_of(kept) == best
-
-
-def test_the_curves_of_an_earlier_version_go_on_with_the_columns_of_this_one(tmp_path):
-    from fedboard.saved import Curves
-
-    run = Run(tmp_path)
-    golden = Run(Path(__file__).parent / "golden" / "run").metrics.read_text()
-    run.metrics.write_text(golden + "4,4.")  # and half a line
-    with asyncio.Runner() as loop:
-        Curves(run, loop.run).release(4, {"loss": 4.0, "loss_p50": 3.9})
-    with open(run.metrics, newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert [row["round"] for row in rows] == ["1", "2", "3", "4"]
-    assert (rows[0]["loss"], rows[0]["top1"], rows[0]["loss_p50"]) == ("5.5", "0.05", "")
-    assert (rows[3]["loss"], rows[3]["loss_p50"]) == ("4.0", "3.9")
 
 
 @pytest.mark.parametrize(

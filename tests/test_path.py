@@ -15,20 +15,10 @@ import pytest
 
 from device_runtime import config, interpreter
 from device_runtime.wire import RoundReports
+from tests import forked
 
-TINY = [
-    "--size",
-    "tiny",
-    "--vocabulary",
-    "40",
-    "--rounds",
-    "3",
-    "--cohort",
-    "4",
-    "--device-rounds",
-    "2",
-]
-TINY += ["--devices", "6", "--processes", "2", "--min-examples", "20"]
+TINY = ["--size", "tiny", "--vocabulary", "40", "--rounds", "3", "--cohort", "4"]
+TINY += ["--device-rounds", "2", "--devices", "6", "--processes", "2", "--min-examples", "20"]
 
 
 def fedboard(*words: object, cwd: Path, stdin: str | None = None) -> subprocess.CompletedProcess:
@@ -54,6 +44,15 @@ def environment() -> dict[str, str]:
     """That of a user who has chosen no interpreter."""
     kept = {name: value for name, value in os.environ.items() if name != interpreter.CHOICE}
     return {**kept, "COLUMNS": "160"}
+
+
+def trains(*words: object, cwd: Path) -> subprocess.CompletedProcess:
+    """The same for a command that trains, once one has been started as a person starts it."""
+    out, err = cwd / "trains.out", cwd / "trains.err"
+    for file in (out, err):
+        file.unlink(missing_ok=True)
+    code = forked.started(words, forked.Around(cwd, out, err, environment())).wait(280)
+    return subprocess.CompletedProcess(words, code, out.read_text(), err.read_text())
 
 
 def processes_of(folder: Path) -> list[str]:
@@ -146,7 +145,7 @@ def test_a_second_demo_replaces_the_first_and_the_same_seed_repeats_it(place):
         )
     }
     (place / "runs/demo/bundle/predict.tflite").unlink()  # as an interrupted demo might leave it
-    done = fedboard("demo", "--data", "chat", *TINY, cwd=place)
+    done = trains("demo", "--data", "chat", *TINY, cwd=place)
     assert done.returncode == 0, done.stderr
     assert {name: (place / "runs/demo" / name).read_bytes() for name in first} == first
     assert fedboard("bundle", "verify", "runs/demo/bundle", cwd=place).returncode == 0
@@ -228,35 +227,14 @@ def test_a_taken_port_is_one_clear_line(place):
 
 
 def test_ctrl_c_while_training_ends_every_process_and_the_next_run_starts_cleanly(place):
-    command = [
-        sys.executable,
-        "-m",
-        "fedboard.cli",
-        "train",
-        "--data",
-        "chat",
-        "--size",
-        "tiny",
-        "--vocabulary",
-        "40",
-        "--cohort",
-        "4",
-    ]
-    with open(place / "train.txt", "w") as log:
-        child = subprocess.Popen(
-            [*command, "--rounds", "5000", "--out", "runs/cut"],
-            cwd=place,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
+    toy = ["--data", "chat", "--size", "tiny", "--vocabulary", "40", "--cohort", "4"]
+    train, log = ["train", "--out", "runs/cut", *toy, "--rounds"], place / "train.txt"
+    child = forked.started([*train, 5000], forked.Around(place, log, log, environment()))
     try:
         deadline = time.monotonic() + 120
-        while "1: validation" not in (place / "train.txt").read_text():
-            assert child.poll() is None and time.monotonic() < deadline, (
-                place / "train.txt"
-            ).read_text()
-            time.sleep(0.2)
+        while not log.exists() or "1: validation" not in log.read_text():
+            assert child.poll() is None and time.monotonic() < deadline, log.read_text()
+            time.sleep(0.1)
         os.killpg(child.pid, signal.SIGINT)
         assert child.wait(60) == 130
     finally:
@@ -264,12 +242,7 @@ def test_ctrl_c_while_training_ends_every_process_and_the_next_run_starts_cleanl
             child.kill()
             child.wait()
     assert processes_of(place) == []
-    again = fedboard("train", *command[4:], "--rounds", "1", "--out", "runs/cut", cwd=place)
+    again = fedboard(*train, 1, cwd=place)
     assert again.returncode == 1
     assert "holds an earlier run" in again.stderr
-    assert (
-        fedboard(
-            "train", *command[4:], "--rounds", "1", "--out", "runs/cut", "--overwrite", cwd=place
-        ).returncode
-        == 0
-    )
+    assert trains(*train, 1, "--overwrite", cwd=place).returncode == 0
