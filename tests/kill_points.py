@@ -79,15 +79,16 @@ def every_kill_point(
     check: Callable[[Path], None],
     unsynced_lost: bool = True,
     most: int = 2000,
+    stride: int = 1,
 ) -> int:
     """Make `folder` anew with `prepare`, run the script's work(folder) in a child killed at step n,
-    and `check(folder)`; for n = 1, 2, ...
+    and `check(folder)`; for n = 1, 1 + stride, 1 + 2 stride, ...
 
-    Ends after the first child that finishes, which is checked too. The number of steps it was
-    killed at. AssertionError if the work raises, or if a check does, naming the step.
+    Ends after the first child that finishes, which is checked too. The number of times it
+    was killed. AssertionError if the work raises, or if a check does, naming the step.
     """
     with Stage() as stage:
-        for n in range(1, most):
+        for kills, n in enumerate(range(1, most, stride)):
             _anew(folder, prepare)
             ended = stage.work(script, folder, n, unsynced_lost)
             try:
@@ -95,7 +96,7 @@ def every_kill_point(
             except Exception as error:
                 raise AssertionError(f"killed at step {n}, {ended.step}: {error}") from error
             if ended.how == "finished":
-                return n - 1
+                return kills
     raise AssertionError(f"the work did not finish in {most} steps")
 
 

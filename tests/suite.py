@@ -185,6 +185,12 @@ def more_examples(function: Callable, times: int) -> None:
     )
 
 
+def strides(some: int) -> pytest.MarkDecorator:
+    """A test that kills takes `stride`: it kills at one step of so many, and as a proof at each."""
+    each = pytest.param(1, id="each step", marks=[pytest.mark.prove, pytest.mark.timeout(1800)])
+    return pytest.mark.parametrize("stride", [pytest.param(some, id="some steps"), each])
+
+
 def marks(file: str, fixtures: frozenset[str]) -> set[str]:
     """What the rules say of a test in this file that uses these fixtures."""
     needs = {mark for name, mark in FIXTURES.items() if name in fixtures}

@@ -24,6 +24,7 @@ from device_runtime.wire import DAY_S
 from fedboard.certificates import Consent, certified
 from fedboard.operator import connect
 from tests.kill_points import every_kill_point
+from tests.suite import strides
 from tests.test_device_runtime_drive import EASY
 from tests.test_device_runtime_personal import HABIT, likelier, release
 from tests.test_device_runtime_upgrade import Maker, other_weights, with_difference
@@ -211,8 +212,9 @@ def address(tmp_path, tiny_bundle, trusted, signing_key):
         server.wait(timeout=30)
 
 
+@strides(5)
 def test_a_device_killed_at_any_step_of_a_turn_takes_it_again_and_counts_once_a_round(
-    address, tmp_path, tiny_bundle, trusted
+    address, tmp_path, tiny_bundle, trusted, stride, record_property
 ):
     (tmp_path / "able.tsv").write_text("0\tbattery_charged_on\n0\twifi\n0\tscreen_off\n")
     settings = DeviceConfig(
@@ -246,14 +248,15 @@ def work(folder):
         # what a killed process was writing is written over
         assert [path.name for path in home.folder.rglob(".*")] == []
 
-    steps = every_kill_point(script, tmp_path / "device", prepare, check)
-    assert steps > 20
+    kills = every_kill_point(script, tmp_path / "device", prepare, check, stride=stride)
+    record_property("did", f"killed at each of {kills} steps")
+    assert kills > 20 / stride
     with http(address) as send:
         reports = calls.all_rounds(send).rounds
     committed = [report for report in reports if report.phase == "committed"]
     assert {report.counted for report in committed} == {1}
     # each check counted one, and so did each turn that got as far as the upload
-    assert steps + 1 <= len(committed) <= 2 * (steps + 1)
+    assert kills + 1 <= len(committed) <= 2 * (kills + 1)
 
 
 def test_personal_weights_killed_at_any_step_of_a_new_judgement_are_whole_and_judged_or_not_served(

@@ -17,6 +17,7 @@ from server.rounds import Rules
 from server.step import ServerStep
 from tests import toy_server
 from tests.kill_points import every_kill_point, killed_in_turn
+from tests.suite import strides
 from tests.test_server_comparing import body, comparing, round_of
 from tests.toy_releases import published
 from tests.toy_server import READY, enrolled
@@ -278,8 +279,8 @@ def played(fast_folder) -> Played:
     return Played(fast_folder)
 
 
-@pytest.mark.timeout(900)  # some two hundred servers, however busy the cores are
-def test_a_server_killed_at_any_step_goes_on_as_if_it_never_was(played):
+@strides(8)
+def test_a_server_killed_at_any_step_goes_on_as_if_it_never_was(played, stride, record_property):
     expected = played.expected
     assert [len(expected[table]) for table in ("checkpoints", "sums")] == [3, 0]
     assert {row.split(", ")[2] for row in expected["rounds"]} >= {
@@ -287,10 +288,15 @@ def test_a_server_killed_at_any_step_goes_on_as_if_it_never_was(played):
         "'abandoned'",
         "'selecting'",
     }
-    assert every_kill_point(WORK, played.folder, played.prepare, played.goes_on) > 100
+    kills = every_kill_point(WORK, played.folder, played.prepare, played.goes_on, stride=stride)
+    record_property("did", f"killed at each of {kills} steps")
+    assert kills > 100 / stride
 
 
-def test_a_server_killed_while_it_draws_loses_no_ticket_and_gives_no_place_twice(fast_folder):
+@strides(5)
+def test_a_server_killed_while_it_draws_loses_no_ticket_and_gives_no_place_twice(
+    fast_folder, stride, record_property
+):
     rules = Rules(report_goal=2, over_selection=1.0, selection_s=60.0, claim_s=30.0)
     played = Played(fast_folder, WINDOW, rules)
     assert {row.split(", ")[2] for row in played.expected["rounds"]} == {
@@ -298,7 +304,9 @@ def test_a_server_killed_while_it_draws_loses_no_ticket_and_gives_no_place_twice
         "'selecting'",
     }
     assert len(played.expected["assignments"]) == 2
-    assert every_kill_point(WINDOW, played.folder, played.prepare, played.goes_on) > 50
+    kills = every_kill_point(WINDOW, played.folder, played.prepare, played.goes_on, stride=stride)
+    record_property("did", f"killed at each of {kills} steps")
+    assert kills > 50 / stride
 
 
 @pytest.fixture
@@ -311,20 +319,15 @@ def compared(fast_folder) -> Played:
     return played
 
 
-def test_a_server_killed_while_it_compares_releases_tells_of_each_device_once(compared):
-    steps = [[n] for n in range(1, 100, 4)]
-    kills = killed_in_turn(COMPARED, compared.folder, compared.prepare, compared.goes_on, steps)
-    assert kills > 15
-
-
-@pytest.mark.prove
-@pytest.mark.timeout(900)
-def test_a_server_killed_at_any_step_while_it_compares_tells_of_each_device_once(
-    compared, record_property
+@strides(4)
+def test_a_server_killed_while_it_compares_releases_tells_of_each_device_once(
+    compared, stride, record_property
 ):
-    kills = every_kill_point(COMPARED, compared.folder, compared.prepare, compared.goes_on)
+    kills = every_kill_point(
+        COMPARED, compared.folder, compared.prepare, compared.goes_on, stride=stride
+    )
     record_property("did", f"killed at each of {kills} steps")
-    assert kills > 60
+    assert kills > 60 / stride
 
 
 @pytest.mark.prove
