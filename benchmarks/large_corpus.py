@@ -10,6 +10,7 @@ python benchmarks/large_corpus.py --folder /tmp/large --rows 100000 --only impor
 
 import argparse
 import csv
+import itertools
 import json
 import os
 import shutil
@@ -50,15 +51,19 @@ class Cost:
     code: int  # exit code, 0 if all went well
 
 
-def messages(rows: int, users: int, words: int, seed: int) -> Iterator[tuple[str, str, float]]:
-    """User, text and time of each of so many messages, `words` long in the mean."""
+def counted() -> Counter[str]:
+    """How often each word is typed in chitchat."""
+    tokens = itertools.chain.from_iterable(corpus.token_lists(corpora.load("chitchat").train))
+    return Counter(token for token in tokens if is_word(token))
+
+
+def messages(
+    counts: Counter[str], rows: int, users: int, words: int, seed: int
+) -> Iterator[tuple[str, str, float]]:
+    """User, text and time of each of so many messages, `words` long in the mean, each as often as
+    it was counted.
+    """
     rng = np.random.default_rng(seed)
-    counts = Counter(
-        token
-        for tokens in corpus.token_lists(corpora.load("chitchat").train)
-        for token in tokens
-        if is_word(token)
-    )
     known = np.array(list(counts), object)
     shares = np.cumsum(np.fromiter(counts.values(), float)) / counts.total()
     sizes = 1 / (np.arange(users) + 10.0) ** 0.9
@@ -88,7 +93,7 @@ def make(path: Path, rows: int, users: int, words: int, seed: int) -> None:
     with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["user", "text", "timestamp"])
-        writer.writerows(messages(rows, users, words, seed))
+        writer.writerows(messages(counted(), rows, users, words, seed))
 
 
 def measured(step: str, name: str, command: Sequence[str], log: Path) -> Cost:

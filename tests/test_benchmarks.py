@@ -208,9 +208,13 @@ def test_a_figure_above_its_bar_is_called_missed():
 
 
 def test_a_large_file_is_the_same_each_time_and_its_users_are_of_unequal_size():
-    rows = list(large_corpus.messages(rows=300, users=40, words=5, seed=1))
-    assert rows == list(large_corpus.messages(rows=300, users=40, words=5, seed=1))
-    assert rows != list(large_corpus.messages(rows=300, users=40, words=5, seed=2))
+    def messages(seed: int) -> list[tuple[str, str, float]]:
+        counts = Counter({"we": 5, "see": 3, "it": 2})
+        return list(large_corpus.messages(counts, rows=300, users=40, words=5, seed=seed))
+
+    rows = messages(seed=1)
+    assert rows == messages(seed=1)
+    assert rows != messages(seed=2)
     sizes = Counter(user for user, _, _ in rows).most_common()
     assert sizes[0][1] > 5 * sizes[-1][1]
     assert 3 < np.mean([len(text.split()) for _, text, _ in rows]) < 7
