@@ -17,6 +17,7 @@ from device_runtime import weights
 from fedboard import cli, doctor
 from fedboard.cli import app
 from fedboard.pages import application, walk
+from model import imported
 from tests.test_imports import ROOMS, files, imports
 
 ROOT = Path(__file__).parents[1]
@@ -86,7 +87,7 @@ def test_training_on_an_unknown_corpus_or_with_an_unknown_setting_writes_nothing
 
 @pytest.mark.parametrize("command", [["train"], ["demo", "--rounds", "1"]])
 def test_a_folder_of_somebody_else_is_not_touched(tmp_path, corpus_file, command):
-    assert fedboard("data", "import", corpus_file, "--out", "chat", cwd=tmp_path).returncode == 0
+    imported.import_file(corpus_file, tmp_path / "chat")
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "cat.jpg").write_bytes(b"meow")
     small = ["--min-examples", "20"] if command[0] == "demo" else []
@@ -101,7 +102,7 @@ def test_a_folder_of_somebody_else_is_not_touched(tmp_path, corpus_file, command
 @pytest.mark.tensorflow
 def test_an_output_folder_that_cannot_be_written_is_named(tmp_path, corpus_file):
     (tmp_path / "file").write_text("in the way")
-    assert fedboard("data", "import", corpus_file, "--out", "chat", cwd=tmp_path).returncode == 0
+    imported.import_file(corpus_file, tmp_path / "chat")
     refused(
         fedboard("train", "--data", "chat", "--out", "file/run", cwd=tmp_path),
         "file/run",
@@ -109,7 +110,7 @@ def test_an_output_folder_that_cannot_be_written_is_named(tmp_path, corpus_file)
     )
 
 
-def test_a_damaged_checkpoint_and_an_unknown_target_are_refused(tmp_path):
+def test_a_damaged_checkpoint_and_an_unknown_target_are_refused(tmp_path, corpus_file):
     (tmp_path / "x.safetensors").write_bytes(b"\xff" * 100)
     refused(fedboard("export", "x.safetensors", cwd=tmp_path), "x.safetensors")
     refused(
@@ -117,7 +118,8 @@ def test_a_damaged_checkpoint_and_an_unknown_target_are_refused(tmp_path):
         "no class 'watch'",
         "high or low or middle",
     )
-    refused(fedboard("evaluate", "kn9", cwd=tmp_path), "kn9", "unigram")
+    imported.import_file(corpus_file, tmp_path / "chat")
+    refused(fedboard("evaluate", "kn9", "--data", "chat", cwd=tmp_path), "kn9", "unigram")
     refused(fedboard("predict", "nothing", "hi", cwd=tmp_path), "nothing")
     refused(fedboard("report", "nothing", cwd=tmp_path), "nothing")
     refused(
@@ -251,16 +253,20 @@ def test_where_training_cannot_be_its_package_is_not_said_to_be_missing(monkeypa
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
+INSTALLED = importlib.metadata.packages_distributions()
+
+
+def spelled(distribution: str) -> str:
+    return re.sub("[-_.]+", "_", distribution).lower()
+
+
 def imported_as(distribution: str) -> set[str]:
     """The names a distribution is imported by; its own, where it is not installed."""
-    by_name = importlib.metadata.packages_distributions()
-    spelled = re.sub("[-_.]+", "_", distribution).lower()
-    names = {
+    return {
         name
-        for name, brought_by in by_name.items()
-        if spelled in {re.sub("[-_.]+", "_", each).lower() for each in brought_by}
-    }
-    return names or {spelled}
+        for name, brought_by in INSTALLED.items()
+        if spelled(distribution) in map(spelled, brought_by)
+    } or {spelled(distribution)}
 
 
 ALWAYS = {name for each in PROJECT["dependencies"] for name in imported_as(Requirement(each).name)}

@@ -101,7 +101,8 @@ def test_any_other_expression_reads_them(asked):
 
 @pytest.mark.process
 def test_quick_tests_are_collected_where_tensorflow_is_not_installed():
-    said = collected_without_tensorflow("-m", "quick")
+    of_words, of_training = "tests/test_device_runtime_text.py", "tests/test_path.py"
+    said = collected_without_tensorflow("-m", "quick", of_words, of_training)
     assert "tests/test_device_runtime_text.py::" in said
     assert "tests/test_path.py::" not in said
     assert suite.WITHOUT_TENSORFLOW not in said  # nothing that was asked for
