@@ -33,7 +33,7 @@ PLAINLY = Consent(Aggregation.PLAIN)
 
 
 def test_power_lost_at_any_step_of_an_install_leaves_one_whole_bundle(
-    tmp_path, tiny_bundle, signing_key, trusted
+    tmp_path, fast_folder, tiny_bundle, signing_key, trusted
 ):
     newer, result = tmp_path / "newer", set()
     bundle.write(newer, replace(tiny_bundle.manifest, release=7), tiny_bundle.content, signing_key)
@@ -57,7 +57,7 @@ def work(folder):
         # the two bundles and the pointer: nothing is left over
         assert len(list(folder.iterdir())) == 3
 
-    assert every_kill_point(script, tmp_path / "bundles", prepare, check) > 20
+    assert every_kill_point(script, fast_folder / "bundles", prepare, check) > 20
     assert result == {0, 7}
 
 
@@ -214,7 +214,7 @@ def address(tmp_path, tiny_bundle, trusted, signing_key):
 
 @strides(5)
 def test_a_device_killed_at_any_step_of_a_turn_takes_it_again_and_counts_once_a_round(
-    address, tmp_path, tiny_bundle, trusted, stride, record_property
+    address, tmp_path, fast_folder, tiny_bundle, trusted, stride, record_property
 ):
     (tmp_path / "able.tsv").write_text("0\tbattery_charged_on\n0\twifi\n0\tscreen_off\n")
     settings = DeviceConfig(
@@ -248,7 +248,7 @@ def work(folder):
         # what a killed process was writing is written over
         assert [path.name for path in home.folder.rglob(".*")] == []
 
-    kills = every_kill_point(script, tmp_path / "device", prepare, check, stride=stride)
+    kills = every_kill_point(script, fast_folder / "device", prepare, check, stride=stride)
     record_property("did", f"killed at each of {kills} steps")
     assert kills > 20 / stride
     with http(address) as send:

@@ -17,6 +17,7 @@ from helper.tables import FORMAT, metadata
 from tests import postgres
 from tests.conftest import GOLDEN
 from tests.kill_points import every_kill_point
+from tests.suite import strides
 from tests.toy_helper import (
     TASK_ID,
     Report,
@@ -140,9 +141,16 @@ class Played:
         assert left == [f"{TASK_ID}~{round}" for round in OF if round not in self.of]
 
 
-def test_a_helper_killed_at_any_step_answers_once_and_keeps_no_seed(fast_folder):
+@strides(3)
+def test_a_helper_killed_at_any_step_answers_once_and_keeps_no_seed(
+    fast_folder, stride, record_property
+):
     played = Played(fast_folder)
-    assert every_kill_point(played.script, played.folder, played.prepare, played.check) > 20
+    kills = every_kill_point(
+        played.script, played.folder, played.prepare, played.check, stride=stride
+    )
+    record_property("did", f"killed at each of {kills} steps")
+    assert kills > 20 / stride
 
 
 OPENS = """
