@@ -17,7 +17,8 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 FORKING = multiprocessing.get_context("forkserver")
-FORKING.set_forkserver_preload(["tensorflow_federated"])
+# in the order in which a training loads them: after TensorFlow, SentencePiece finds functions of it
+FORKING.set_forkserver_preload(["sentencepiece", "tensorflow_federated"])
 
 
 @dataclass(frozen=True)

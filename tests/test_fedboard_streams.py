@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -41,11 +42,18 @@ def one_line(done: subprocess.CompletedProcess, *parts: str) -> None:
         assert part in said
 
 
-@pytest.fixture
-def chat(tmp_path, corpus_file) -> Path:
-    """A folder that holds the corpus `chat`."""
-    done = shell(f"fedboard data import {shlex.quote(corpus_file)} --out chat", tmp_path)
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory, corpus_file) -> Path:
+    folder = tmp_path_factory.mktemp("corpus")
+    done = shell(f"fedboard data import {shlex.quote(corpus_file)} --out chat", folder)
     assert done.returncode == 0, done.stderr
+    return folder / "chat"
+
+
+@pytest.fixture
+def chat(tmp_path, corpus) -> Path:
+    """A folder that holds the corpus `chat`."""
+    shutil.copytree(corpus, tmp_path / "chat")
     return tmp_path
 
 

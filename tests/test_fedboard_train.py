@@ -86,6 +86,16 @@ def uninterrupted(folder) -> Run:
     return Run(folder / "whole")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def deserted(folder, uninterrupted) -> forked.Child:
+    """A training on a worker that nobody runs, over an earlier run. It waits half a minute for an
+    answer: so it is begun first.
+    """
+    shutil.copytree(folder / "whole", folder / "deserted")
+    elsewhere = ("--overwrite", "--workers", "127.0.0.1:9")
+    return started(folder, *PLAIN, *elsewhere, out="deserted")
+
+
 def rounds_of(run: Run) -> list[dict]:
     with open(run.metrics, newline="") as file:
         return [
@@ -371,24 +381,8 @@ def test_a_run_without_room_ends_in_one_line_and_goes_on_when_there_is_some(fold
         ),
         (["--central", "--resume", "--out", "whole"], "found --central"),
         (["--central", "--bits", "4", "--out", "x"], "sends no updates"),
-        (["--out", "x", "--init", "nowhere.safetensors"], "no such file or folder"),
+        (["--out", "x", *PLAIN, "--init", "nowhere.safetensors"], "no such file or folder"),
         (["--out", "x", "--seed", "-1"], "seed: expected 0 to 9,223,372,036,854,775,807, found -1"),
-        (
-            [
-                "--out",
-                "whole",
-                "--overwrite",
-                "--data",
-                "corpus",
-                "--size",
-                "tiny",
-                "--cohort",
-                "4",
-                "--workers",
-                "127.0.0.1:9",
-            ],
-            "127.0.0.1:9",
-        ),
         (
             ["--out", "x", "--data", "corpus", "--cohort", "400", "--size", "tiny"],
             "need 400; the corpus has",
@@ -410,3 +404,11 @@ def test_what_cannot_be_done_is_refused_before_anything_is_written(
     assert says in done.stderr
     assert not (folder / "x").exists()
     assert uninterrupted.config.read_bytes() == before
+
+
+def test_a_worker_that_does_not_answer_is_named_before_anything_is_written(
+    folder, uninterrupted, deserted
+):
+    assert deserted.wait(60) == 1
+    assert "127.0.0.1:9" in (folder / "deserted.log").read_text()
+    assert Run(folder / "deserted").config.read_bytes() == uninterrupted.config.read_bytes()
