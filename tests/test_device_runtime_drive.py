@@ -329,10 +329,10 @@ def test_a_process_that_must_end_keeps_its_work_within_one_batch(server, device)
 def test_interrupted_work_frees_its_interpreter_and_leaves_no_temporary_file(server, device):
     home = device(UNPLUGGED)
     gc.collect()
-    before = sum(isinstance(each, Graph) for each in gc.get_objects())
+    before = sum(type(each) is Graph for each in gc.get_objects())
     assert turn(home, server).status is Status.PAUSED
     gc.collect()
-    assert sum(isinstance(each, Graph) for each in gc.get_objects()) == before
+    assert sum(type(each) is Graph for each in gc.get_objects()) == before
     assert [path.name for path in home.folder.rglob(".*")] == []
 
 

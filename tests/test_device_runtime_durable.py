@@ -50,7 +50,7 @@ def test_processes_that_write_one_file_at_once_all_succeed(tmp_path):
 
 def test_processes_that_use_a_key_first_at_once_all_get_the_same(tmp_path):
     context = multiprocessing.get_context("fork")
-    for attempt in range(10):
+    for attempt in range(5):
         path, queue = tmp_path / f"key-{attempt}", context.Queue()
         users = [context.Process(target=_key, args=(path, queue)) for _ in range(3)]
         for user in users:

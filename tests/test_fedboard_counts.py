@@ -15,7 +15,7 @@ from fedboard.cli import app
 from fedboard.run import Run, Settings
 from fedboard.train import new_vocabulary
 from fedboard.word_lists import noise_once, people_of, read_tsv, to_tsv
-from model import vocabulary
+from model import imported, vocabulary
 from model.corpus import Corpus, Utterance
 from model.recipe import Recipe
 from server import endpoint
@@ -139,11 +139,13 @@ def test_card_and_lineage_say_where_words_come_from(tmp_path):
     )
 
 
-def test_a_public_list_is_made_of_the_words_that_enough_users_of_a_corpus_typed(tmp_path):
-    out = tmp_path / "words.txt"
-    done = CliRunner().invoke(
-        app, ["data", "words", "--least-people", "400", "--out", str(out), "--json"]
-    )
+def test_a_public_list_is_made_of_the_words_that_enough_users_of_a_corpus_typed(
+    tmp_path, corpus_file
+):
+    data, out = tmp_path / "chat", tmp_path / "words.txt"
+    imported.import_file(corpus_file, data)
+    words = ["data", "words", str(data), "--least-people", "20"]
+    done = CliRunner().invoke(app, [*words, "--out", str(out), "--json"])
     assert done.exit_code == 0, done.output
     words = counts.read_list(out.read_bytes())
     assert json.loads(done.stdout)["words"] == len(words) > 10
