@@ -1,22 +1,24 @@
 """Begin: settings and a folder -> a fleet that is about to live its first day."""
 
 import os
+from functools import partial
 from pathlib import Path
 
 from device_runtime import limits
 from device_runtime.bundle import CHECKPOINT, Bundle
 from device_runtime.home import DeviceConfig
 from device_runtime.signing import name_of, public_hex
+from device_runtime.terms import Aggregation
 from device_runtime.weights import from_bytes
 from device_runtime.wire import Enrolment
 from fleet import bundles, pocket, population
 from fleet.availability import Always, Availability
-from fleet.doors import Memory
+from fleet.doors import Door, Http, Memory
 from fleet.engines import Engine, Here, stand_in
 from fleet.pocket import Shared
 from fleet.population import Population
 from fleet.servers import Servers
-from fleet.settings import START, FleetSettings
+from fleet.settings import START, FleetSettings, Way
 from fleet.simulate import Fleet
 from fleet.typed import Typed
 from server.task import for_bundle
@@ -32,8 +34,9 @@ def begin(settings: FleetSettings, folder: Path, lives: Availability | None = No
     typed = Typed.made_up(500, plan.length, plan.length)
     devices = population.make(settings.population, 1, settings.seed)
     os.makedirs(folder, exist_ok=True)
-    servers = Servers(folder, settings.seed)
-    names = enrolled(servers, devices, settings.seed)
+    helped = settings.task.aggregation is Aggregation.HELPER
+    servers = Servers(folder, settings.seed, settings.task.least_count if helped else 0)
+    door = door_of(settings, servers, devices)
     servers.begin(
         for_bundle(settings.task, bundle.plan),
         from_bytes(bundle.content[CHECKPOINT]),
@@ -51,8 +54,17 @@ def begin(settings: FleetSettings, folder: Path, lives: Availability | None = No
         settings.needed,
     )
     engine: Engine = Here(stand_in)
-    door = Memory(lambda: servers.coordinator, names.__getitem__)
     return Fleet(settings, shared, servers, door, engine)
+
+
+def door_of(settings: FleetSettings, servers: Servers, devices: Population) -> Door:
+    """The way to servers that know all devices from now on."""
+    if settings.way is Way.HTTP:
+        over = Http(lambda: servers.coordinator, partial(pocket.key_of, settings.seed))
+        over.enrol(range(len(devices)), START)
+        return over
+    names = enrolled(servers, devices, settings.seed)
+    return Memory(lambda: servers.coordinator, names.__getitem__)
 
 
 def enrolled(servers: Servers, devices: Population, seed: int) -> list[str]:

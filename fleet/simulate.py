@@ -112,6 +112,11 @@ class Fleet:
                 break
             self._take(step)
 
+    def close(self) -> None:
+        """End its servers, and let go of the way to them."""
+        self._door.close()
+        self.servers.close()
+
     # time
 
     def _next(self) -> int:

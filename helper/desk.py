@@ -63,9 +63,11 @@ class Places:
     buffers: Slots  # these, sealed
 
 
-def places_in(folder: Path) -> Places:
-    """The places of a helper in its folder, each by its name."""
-    return Places(*(Folder(folder / each.name) for each in fields(Places)))
+def places_in(folder: Path, flushes: bool = True) -> Places:
+    """The places of a helper in its folder, each by its name. `flushes`: whether what is put there
+    is on disk at once, as it must be but in a simulation.
+    """
+    return Places(*(Folder(folder / each.name, flushes) for each in fields(Places)))
 
 
 @dataclass(frozen=True)

@@ -74,9 +74,10 @@ class StoredNoise:
 class Store:
     """The database of one helper."""
 
-    def __init__(self, database: Path | str, helper: str):
+    def __init__(self, database: Path | str, helper: str, simulated: bool = False):
         """Open an SQLite file, or any database by its URL; `helper` is the identity of its owner.
-        Raises RunError if it cannot be used, or is somebody else's.
+        Nothing of a file that is `simulated` waits for the disk. Raises RunError if it cannot be
+        used, or is somebody else's.
         """
         is_file = isinstance(database, Path)
         try:
@@ -101,6 +102,8 @@ class Store:
             self._file = disk.Held(Path(where))
         if url.get_backend_name() == "sqlite":
             sa.event.listen(self._engine, "connect", _prepare_sqlite)
+            if simulated:
+                sa.event.listen(self._engine, "connect", _wait_for_no_disk)
             sa.event.listen(self._engine, "begin", _begin_sqlite)
         try:
             with self._engine.begin() as connection:
@@ -463,6 +466,10 @@ def _prepare_sqlite(connection: Any, _record: Any) -> None:
     connection.isolation_level = None
     for setting in ("journal_mode = WAL", "synchronous = FULL", "secure_delete = ON"):
         connection.execute(f"PRAGMA {setting}")
+
+
+def _wait_for_no_disk(connection: Any, _record: Any) -> None:
+    connection.execute("PRAGMA synchronous = OFF")
 
 
 def _begin_sqlite(connection: sa.Connection) -> None:

@@ -35,8 +35,10 @@ class Blobs:
     for ever. Thread-safe.
     """
 
-    def __init__(self, folder: Path, hot_bytes: int = HOT_BYTES):
-        """Raises RunError if the folder cannot be made."""
+    def __init__(self, folder: Path, hot_bytes: int = HOT_BYTES, flushes: bool = True):
+        """`flushes`: whether each is on disk at once, as it must be but in a simulation. Raises
+        RunError if the folder cannot be made.
+        """
         try:
             Path(folder).mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -44,6 +46,7 @@ class Blobs:
                 folder, f"cannot be made ({error.strerror})", "give a folder that can be written"
             ) from None
         self._set(str(folder), LocalStore(Path(folder)), Path(folder), hot_bytes)
+        self._flushes = flushes
 
     @classmethod
     def open(cls, address: str, hot_bytes: int = HOT_BYTES) -> "Blobs":
@@ -98,6 +101,7 @@ class Blobs:
     def _set(self, where: str, store: ObjectStore, folder: Path | None, hot_bytes: int) -> None:
         self._where, self._store, self._folder = where, store, folder
         self._hot: LRUCache[str, bytes] = LRUCache(hot_bytes, getsizeof=len)
+        self._flushes = True
         self._lock = threading.Lock()
 
     def put(self, data: bytes) -> str:
@@ -112,7 +116,7 @@ class Blobs:
                 # a power cut can leave a name without its content
                 if digest(self._bytes(name)) != name:
                     obstore.put(self._store, name, data, mode="overwrite", use_multipart=False)
-            if self._folder is not None:
+            if self._folder is not None and self._flushes:
                 durable.flush(self._folder / name)
                 durable.flush(self._folder)
         except (BaseError, OSError) as error:

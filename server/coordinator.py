@@ -213,9 +213,10 @@ class Coordinator:
         self.openers: dict[Aggregation, Opener] = {}
         if self.helping is not None:
             self.openers[Aggregation.HELPER] = self.helping.opener
-        self.steps = Steps(store, self.server, self._rng)
+        self.steps = Steps(store, self.server, self._rng, lambda: random(32).hex())
         self.openers[Aggregation.SECAGG] = self.steps.opener
         self.waits: dict[str, str] = {}  # by task: what its frozen round waits for
+        self.turns = 0  # rounds that were frozen or closed since this process began
         self._opening = threading.Lock()  # one thread opens sums
 
     # what devices ask
@@ -709,6 +710,8 @@ class Coordinator:
             for lost in self._sums.begin(self.store):
                 self._give_up(lost, now)
             self._noise.begin()
+            with self.store.reading() as rows:
+                self._population, self._population_at = rows.count_devices(), now
             self._has_begun = True
 
     def _give_up(self, lost: Lost, now: float) -> None:
@@ -1226,6 +1229,7 @@ class Coordinator:
                     self._sums.save(rows, (task.name, state.round + 1), closed.waiting)
                 if rules.buffered and state.places.until is not None:
                     rows.carry_tickets(task.name, state.round, state.round + 1)
+        self.turns += 1
         self._sums.stored()
         self._sums.ended((task.name, state.round))
         self.store.tidy()
@@ -1296,6 +1300,7 @@ class Coordinator:
 
     def _freeze(self, rows: Rows, task: Task, round: StoredRound, now: float) -> None:
         """No report joins a round whose sum is to be opened, and nobody works for it any more."""
+        self.turns += 1
         state, rules = round.state, task.rules
         if not rules.buffered:
             late = is_over(state, now, rules)

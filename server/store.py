@@ -259,6 +259,8 @@ class Store:
             self._file = disk.Held(Path(where))
             sa.event.listen(self._engine, "do_connect", self._require_file)
             sa.event.listen(self._engine, "connect", _prepare_sqlite)
+            if simulated:
+                sa.event.listen(self._engine, "connect", _wait_for_no_disk)
             sa.event.listen(self._engine, "begin", _begin_sqlite)
         try:
             if self._migrate():
@@ -294,7 +296,7 @@ class Store:
         """
         options: dict[str, Any] = {"durable": durable, "forgets": forgets, "at_once": at_once}
         if self._simulated:
-            options |= {"durable": False, "cache_kb": _SIMULATED_KB}
+            options |= {"simulated": True, "cache_kb": _SIMULATED_KB}
         with (
             self._engine.connect() as connection,
             connection.execution_options(**options).begin(),
@@ -1345,6 +1347,10 @@ def _prepare_sqlite(connection: Any, _record: Any) -> None:
         connection.execute(f"PRAGMA {setting}")
 
 
+def _wait_for_no_disk(connection: Any, _record: Any) -> None:
+    connection.execute("PRAGMA synchronous = OFF")
+
+
 def _begin_sqlite(connection: sa.Connection) -> None:
     options = connection.get_execution_options()
     if options.get("reading"):
@@ -1352,10 +1358,11 @@ def _begin_sqlite(connection: sa.Connection) -> None:
         connection.exec_driver_sql("BEGIN")
         return
     at_once = options.get("at_once", False)
+    # FULL waits for the disk: worth it for an acknowledged update, not for a check-in
+    waits = "FULL" if options.get("durable", True) else "NORMAL"
     _set(
         connection,
-        # FULL waits for the disk: worth it for an acknowledged update, not for a check-in
-        synchronous="FULL" if options.get("durable", True) else "NORMAL",
+        synchronous="OFF" if options.get("simulated") else waits,
         # what is deleted is overwritten: FAST where that costs no more writing, ON in any case
         secure_delete="ON" if options.get("forgets") else "FAST",
         cache_size=-options.get("cache_kb", _WRITER_KB),
