@@ -43,6 +43,7 @@ from server.store import Unusable
 from server.task import Task, opens_itself
 
 UNAVAILABLE_S = 30.0  # what the endpoint tells a device to wait where the server cannot be used
+KEEPS_NOTHING = "the server cannot keep anything just now; try again later"  # and says
 UNLIMITED = Limits(device_burst=0, address_burst=0, enrolment_burst=0, device_bodies=0)
 
 
@@ -111,7 +112,7 @@ class Memory:
                 answers += given
             except (Unusable, FedboardError):
                 if len(group) == 1:
-                    answers.append(Refused(Cause.UNAVAILABLE))
+                    answers.append(Refused(Cause.UNAVAILABLE, KEEPS_NOTHING))
                 alone = True
         return answers
 
@@ -120,15 +121,16 @@ class Memory:
         each of those stands alone.
         """
         for place, each in enumerate(requests):
-            about = getattr(each, "signed_for", None) or ("", 0)
-            if about[0] and opens_itself(self._task(about[0])):
+            about = getattr(each, "signed_for", None)
+            task = None if about is None else self._task(about[0])
+            if task is not None and opens_itself(task):
                 return max(1, place)
         return len(requests)
 
-    def _task(self, name: str) -> Task:
+    def _task(self, name: str) -> Task | None:
         if name not in self._tasks:
             self._tasks = {each.task.name: each.task for each in self._coordinator().tasks()}
-        return self._tasks[name]
+        return self._tasks.get(name)
 
     def _blob(self, action: Action, coordinator: Coordinator) -> bytes | None:
         """What is fetched; None if there is no such blob."""
@@ -148,8 +150,8 @@ class Memory:
             return Refused(Cause.UNKNOWN_BLOB, "there is no blob of that SHA-256")
         if isinstance(action, Upload):
             self._task(action.assignment.task)
-            certified = [each for each in self._tasks.values() if each.kind in CERTIFIED]
-            if len(action.update) > max(map(mechanism.largest_report, certified)):
+            reports = [each for each in self._tasks.values() if each.kind in CERTIFIED]
+            if len(action.update) > max(map(mechanism.largest_report, reports)):
                 return Refused(Cause.TOO_LARGE)
         return None
 
