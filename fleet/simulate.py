@@ -93,7 +93,7 @@ class Fleet:
         steps = {*self.state.asking, *self.state.going_on}
         self._steps = sorted(steps)  # a heap
         self._known = steps
-        self._ticks_at = (self.state.step + 1) * settings.step_s
+        self._ticks_in = self._tick_after(self.state.step)
 
     @property
     def now(self) -> float:
@@ -121,8 +121,15 @@ class Fleet:
 
     def _next(self) -> int:
         """The next step in which something happens."""
-        tick = math.ceil(self._ticks_at / self.settings.step_s)
-        return min(self._steps[0] if self._steps else _NEVER, tick)
+        return min(self._steps[0] if self._steps else _NEVER, self._ticks_in)
+
+    def _tick_after(self, step: int) -> int:
+        """The first step after another in which the server looks at the clock: it does so at the
+        same times whenever the fleet goes on.
+        """
+        every, long = self.settings.tick_s, self.settings.step_s
+        ticks = math.floor(step * long / every + 1e-9) + 1
+        return max(step + 1, math.ceil(ticks * every / long - 1e-9))
 
     def _take(self, step: int) -> None:
         """Let one step happen."""
@@ -131,9 +138,9 @@ class Fleet:
         if self._steps and self._steps[0] == step:
             heapq.heappop(self._steps)
             self._known.discard(step)
-        if step * settings.step_s >= self._ticks_at:
+        if step == self._ticks_in:
             self.servers.tick(now)
-            self._ticks_at = step * settings.step_s + settings.tick_s
+            self._ticks_in = self._tick_after(step)
         calls = self._resumed(state.going_on.pop(step, []), step, now)
         calls += self._asked(state.asking.pop(step, []), step, now)
         if calls:

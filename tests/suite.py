@@ -72,6 +72,8 @@ PROCESSES = (
     "test_server_secagg_steps",
     "test_server_disk",
     "test_server_endpoint",
+    "test_fleet_doors",
+    "test_fleet_servers",
     "test_fedboard_serve",
     "test_fedboard_beside",
     "test_fedboard_device_words",
