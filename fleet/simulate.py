@@ -40,6 +40,7 @@ from fleet import availability, draws, turns
 from fleet.doors import Call, Door
 from fleet.engines import Engine, Job, Trained, asks_of
 from fleet.pocket import Pocket, Shared, Turn, participant
+from fleet.population import transfer
 from fleet.servers import Servers
 from fleet.settings import START, FleetSettings
 
@@ -416,21 +417,21 @@ class Fleet:
 
     def _transfer(self, device: int, action: Action, now: float) -> float:
         """When a call has got its answer, or is cut off because the WiFi is gone."""
-        population = self.shared.population
         up = down = MESSAGE_BYTES
         if isinstance(action, Fetch):
             down = self.servers.coordinator.blob_size(action.sha256)
         if isinstance(action, Upload):
             up = len(action.update)
-        seconds = float(population.latency_s[device])
-        seconds += down / float(population.down[device]) + up / float(population.up[device])
-        wifi = availability.UNMETERED & self.shared.needed
-        if wifi and isinstance(action, Fetch | Upload):
-            lost = self._lost_at(device, now, wifi)
-            if lost < now + seconds:
+        step = round((now - START) / self.settings.step_s)  # a device begins one transfer in it
+        seconds, breaks = transfer(self.shared.population, device, step, up, down)
+        ends = now + seconds
+        if isinstance(action, Fetch | Upload):
+            wifi = availability.UNMETERED & self.shared.needed
+            lost = self._lost_at(device, now, wifi) if wifi else math.inf
+            if breaks or lost < ends:
                 self.state.cut.add(device)
-                return lost
-        return now + seconds
+            ends = min(ends, lost)
+        return ends
 
     def _train(self, turn: Turn, action: Train, now: float) -> float:
         """Begin to compute a training, and when it ends: with its last batch, or before the one
