@@ -245,17 +245,19 @@ def _charging(
     tonight = drawn[_NIGHT] < people.charges
     plug = np.where(tonight, sleep - drawn[_PLUG] * 1.5 * HOUR_S, end)
     middle = (begin + sleep) / 2
-    starts[0], ends[2] = unplug, plug
-    before, after = (
-        (unplug, middle, _TOP, _TOP_AT, _TOP_FOR),
-        (middle, plug, _AGAIN, _AGAIN_AT, _AGAIN_FOR),
-    )
-    for half, (first, last, does, when, length) in enumerate((before, after)):
-        tops_up = drawn[does] < people.tops_up
-        at = first + 0.75 * drawn[when] * (last - first)
-        until = np.minimum(at + people.top_up_s * (0.5 + drawn[length]), last)
-        ends[half] = np.where(tops_up, at, last)
-        starts[half + 1] = np.where(tops_up, until, last)
+    starts[0] = unplug
+    tops_up = drawn[_TOP] < people.tops_up
+    at = unplug + 0.75 * drawn[_TOP_AT] * (middle - unplug)
+    until = np.minimum(at + people.top_up_s * (0.5 + drawn[_TOP_FOR]), plug)
+    ends[0] = np.where(tops_up, at, middle)
+    starts[1] = np.where(tops_up, until, middle)
+    again = drawn[_AGAIN] < people.tops_up
+    soonest = np.maximum(middle, starts[1])
+    at = soonest + 0.75 * drawn[_AGAIN_AT] * (plug - soonest)
+    until = np.minimum(at + people.top_up_s * (0.5 + drawn[_AGAIN_FOR]), plug)
+    ends[1] = np.where(again, at, plug)
+    starts[2] = np.where(again, until, plug)
+    ends[2] = plug
 
 
 def _slot(day: _Day, local: Times) -> NDArray[np.int64]:
@@ -357,8 +359,8 @@ def _habits(population: Population) -> _Habits:
         np.round(HOUR_S * (population.zone_h.astype(np.float64) - other)),
         WAKES + 0.8 * around(3),
         SLEEPS + 0.9 * around(4),
-        1 - 0.7 * drawn(5) ** 2,
-        np.where(at_a_desk, 0.85, 0.42),
+        1 - 0.75 * drawn(5) ** 2,
+        np.where(at_a_desk, 0.85, 0.53),
         HOUR_S * np.where(at_a_desk, 6.0, 0.6 + 2 * drawn(6)),
         drawn(7) < WORK,
         drawn(8) < WIFI_AT_WORK,
