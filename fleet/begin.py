@@ -1,6 +1,7 @@
 """Begin: settings and a folder -> a fleet that is about to live its first day."""
 
 import os
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from fleet import bundles, pocket, population
 from fleet.availability import Always, Availability
 from fleet.doors import Door, Http, Memory
 from fleet.engines import Engine, Here, stand_in
+from fleet.faults import Faulty, Luck
 from fleet.pocket import Shared
 from fleet.population import Population
 from fleet.servers import Servers
@@ -26,17 +28,25 @@ from server.task import for_bundle
 AT_ONCE = 10_000  # devices that enrol in one transaction
 
 
-def begin(settings: FleetSettings, folder: Path, lives: Availability | None = None) -> Fleet:
-    """A fleet in a folder that is empty."""
+def begin(
+    settings: FleetSettings,
+    folder: Path,
+    lives: Availability | None = None,
+    watched: Callable[[Door], Door] = lambda door: door,
+) -> Fleet:
+    """A fleet in a folder that is empty. `watched`: who looks at what comes to the server."""
     plan = settings.task.plan
     assert plan is not None
     bundle: Bundle = bundles.made_up(plan, settings.training.values)
     typed = Typed.made_up(500, plan.length, plan.length)
-    devices = population.make(settings.population, 1, settings.seed)
+    luck = Luck(settings.faults, settings.seed)
+    devices = luck.slowed(population.make(settings.population, 1, settings.seed))
     os.makedirs(folder, exist_ok=True)
     helped = settings.task.aggregation is Aggregation.HELPER
     servers = Servers(folder, settings.seed, settings.task.least_count if helped else 0)
-    door = door_of(settings, servers, devices)
+    door = watched(door_of(settings, servers, devices))
+    if settings.faults.any:
+        door = Faulty(door, luck, servers)
     servers.begin(
         for_bundle(settings.task, bundle.plan),
         from_bytes(bundle.content[CHECKPOINT]),
@@ -45,13 +55,14 @@ def begin(settings: FleetSettings, folder: Path, lives: Availability | None = No
     shared = Shared(
         settings.seed,
         devices,
-        Always() if lives is None else lives,
+        luck.interrupted(Always() if lives is None else lives),
         typed,
         bundle,
         limits.of(bundle.plan, settings.limits, bundle.manifest.server_factor),
         DeviceConfig(trusted=tuple(servers.trusted), population=settings.task.population),
         servers.coordinator.server,
         settings.needed,
+        luck,
     )
     engine: Engine = Here(stand_in)
     return Fleet(settings, shared, servers, door, engine)

@@ -24,6 +24,7 @@ from device_runtime.errors import FedboardError, ServerError, Unanswered
 from device_runtime.secagg_turn import Hear, Tell
 from device_runtime.transport import Reply, Send, http, persistent
 from device_runtime.turn import Action, Ask, Fetch, GiveBack, HandIn, Report, Upload
+from device_runtime.weights import digest
 from device_runtime.wire import CERTIFIED, Assignment, Kind, Reject
 from server import mechanism
 from server.coordinator import Coordinator
@@ -33,6 +34,7 @@ from server.requests import (
     CheckingIn,
     Fetching,
     Hearing,
+    Nonce,
     Refused,
     Reporting,
     Request,
@@ -53,6 +55,9 @@ class Call:
 
     device: int  # by number
     action: Action
+    # of an update: its bytes as they arrive, if those are not the ones that were signed
+    body: bytes | None = None
+    nonce: Nonce | None = None  # of one that comes more than once as it was signed
 
 
 class Door(Protocol):
@@ -156,31 +161,37 @@ class Memory:
         return None
 
     def _request(self, call: Call, body: bytes | None, coordinator: Coordinator) -> Request:
-        device = self._name_of(call.device)
+        device, nonce = self._name_of(call.device), call.nonce
         match call.action:
             case Ask(message):
-                return CheckingIn(device, message)
+                return CheckingIn(device, message, nonce)
             case Fetch(about, sha256):
                 makes = coordinator.differences.makes(sha256)
                 size = len(body or b"")
-                return Fetching(device, sha256, size, True, makes, None, (about.task, about.round))
+                of = about.task, about.round
+                return Fetching(device, sha256, size, True, makes, nonce, of)
             case Upload(about, update):
                 of = about.task, about.round
-                return Reporting(device, about.assignment, update, Kind.TRAINING, None, of)
+                arrived = update if call.body is None else call.body
+                signed = None if call.body is None else digest(update)
+                work, kind = about.assignment, Kind.TRAINING
+                return Reporting(device, work, arrived, kind, nonce, of, signed)
             case Report(about, scores):
                 of = about.task, about.round
                 said = to_json(scores)
-                return Reporting(device, about.assignment, said, Kind.EVALUATION, None, of)
+                return Reporting(device, about.assignment, said, Kind.EVALUATION, nonce, of)
             case GiveBack(about, cause):
                 of = about.task, about.round
-                return Abandoning(device, about.assignment, cause, None, of)
+                return Abandoning(device, about.assignment, cause, nonce, of)
             case HandIn(about):
                 of = about.task, about.round
-                return Abandoning(device, about.assignment, Cause.OVER_LIMIT, None, of)
+                return Abandoning(device, about.assignment, Cause.OVER_LIMIT, nonce, of)
             case Tell(about, message):
-                return Telling(device, about.assignment, message, None, (about.task, about.round))
+                of = about.task, about.round
+                return Telling(device, about.assignment, message, nonce, of)
             case Hear(about, kind):
-                return Hearing(device, about.assignment, kind, None, (about.task, about.round))
+                of = about.task, about.round
+                return Hearing(device, about.assignment, kind, nonce, of)
         raise NotImplementedError(type(call.action).__name__)
 
 

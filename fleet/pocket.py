@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from device_runtime import limits, turn
+from device_runtime import limits, scoring, turn
 from device_runtime.bundle import CHECKPOINT, Bundle
 from device_runtime.chain import Chain, Contradiction, Seen, remembered
 from device_runtime.home import Contribution, DeviceConfig
@@ -34,6 +34,7 @@ from device_runtime.turn import (
     Ask,
     Drop,
     Enrol,
+    Evaluate,
     Fetch,
     Gather,
     Gathered,
@@ -47,6 +48,7 @@ from device_runtime.turn import (
     Outgoing,
     Participant,
     Progress,
+    Protect,
     RecallReport,
     Report,
     Train,
@@ -58,6 +60,7 @@ from device_runtime.weights import digest
 from device_runtime.wire import Assignment, Conditions
 from fleet import availability, draws, servers
 from fleet.availability import Availability
+from fleet.faults import Luck
 from fleet.population import Population
 from fleet.settings import START
 from fleet.typed import Typed
@@ -80,6 +83,7 @@ class Shared:
     config: DeviceConfig  # but for the seed
     server: str  # random name of the server's database
     needed: int  # bits of the conditions that they wait for
+    luck: Luck = field(default_factory=Luck)  # what goes wrong
 
     @property
     def vouched(self) -> int:
@@ -259,6 +263,13 @@ class InPocket(Local):
             case Drop():
                 pocket.half_done = pocket.report = None
                 return None
+            case Protect(assignment, terms, numbers, largest):
+                numbers = pocket.shared.luck.numbers(pocket.number, numbers, largest)
+                return super().do(replace(action, numbers=numbers), bundle)
+            case Evaluate(_, messages):
+                words = sum(map(scoring.words, messages))
+                said = pocket.shared.luck.scores(pocket.number, words)
+                return super().do(action, bundle) if said is None else said
         return super().do(action, bundle)
 
     def _gathered(self, assignment: Assignment, length: int, most: int) -> Gathered:
@@ -288,6 +299,10 @@ class InPocket(Local):
         return HeldBack(records, messages, targets(rows))
 
 
+class Died(Exception):
+    """The process that took a turn is gone."""
+
+
 @dataclass
 class Turn:
     """A turn under way, as far as somebody else has to do something for it."""
@@ -304,7 +319,10 @@ class Turn:
     def __post_init__(self) -> None:
         self.now = self.now or self.began
         self.meter = Meter()
-        clock = DeviceClock(lambda: self.now, dated=lambda: self.now)
+        luck, device = self.pocket.shared.luck, self.pocket.number
+        skew = luck.skew(device)
+        clock = DeviceClock(lambda: self.now, dated=lambda: self.now + skew)
+        self._dies_after = luck.dies_after(device, self.began)
         self.local = InPocket(self.pocket, clock, self.meter)
         self.local.began = self.began
         self.local.until = self.began + self.device.limits.seconds(self.assignment.deadline_s)
@@ -317,7 +335,7 @@ class Turn:
 
     def go_on(self, value: Any, now: float) -> Action | Outcome:
         """The same once there is what it has waited for: an error is thrown into it. Raises what
-        it raises.
+        it raises, or Died.
         """
         self.now = now
         return self._on(lambda: self._sent(value))
@@ -337,6 +355,8 @@ class Turn:
         return action
 
     def _sent(self, value: Any) -> Action:
+        if len(self.values) == self._dies_after:
+            raise Died
         self.values.append(value)
         if isinstance(value, Exception):
             return self._actions.throw(value)

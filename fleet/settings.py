@@ -10,6 +10,7 @@ from device_runtime.errors import ConfigError
 from device_runtime.limits import OwnLimits
 from device_runtime.wire import WORD
 from fleet.availability import BITS
+from fleet.faults import Faults
 from fleet.population import PopulationSettings
 from server.task import TaskSettings
 
@@ -64,6 +65,7 @@ class FleetSettings:
     training: Training = field(default_factory=Training)
     task: TaskSettings = field(default_factory=TaskSettings)
     limits: OwnLimits = field(default_factory=OwnLimits)  # of every device
+    faults: Faults = field(default_factory=Faults)
 
     def __post_init__(self) -> None:
         """Raises ConfigError for a number out of range, or a word that is no condition."""

@@ -20,7 +20,7 @@ device's own, known before it begins; a condition that is lost meanwhile cuts it
 import heapq
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -39,7 +39,7 @@ from device_runtime.wire import DAY_S, Assignment, CheckIn, Kind, Reject
 from fleet import availability, draws, turns
 from fleet.doors import Call, Door
 from fleet.engines import Engine, Job, Trained, asks_of
-from fleet.pocket import Pocket, Shared, Turn, participant
+from fleet.pocket import Died, Pocket, Shared, Turn, participant
 from fleet.population import transfer
 from fleet.servers import Servers
 from fleet.settings import START, FleetSettings
@@ -95,6 +95,8 @@ class Fleet:
         self._steps = sorted(steps)  # a heap
         self._known = steps
         self._ticks_in = self._tick_after(self.state.step)
+        # told of each training that is over
+        self.on_trained: Callable[[Turn, Trained], None] = lambda turn, trained: None
 
     @property
     def now(self) -> float:
@@ -310,7 +312,7 @@ class Fleet:
             devices = np.array(refused)
             share = draws.uniform(self.shared.seed, devices, self.state.asks[devices], _WAITS)
             self.state.asks[devices] += 1
-            wait = daemon.polite(np.array(waits), share)
+            wait = self.shared.luck.waits(refused, daemon.polite(np.array(waits), share))
             self._come_back(devices, now - START + wait, step)
 
     def _work(self, call: Call, assignment: Assignment, step: int, now: float) -> None:
@@ -340,7 +342,7 @@ class Fleet:
         device = turn.pocket.number
         try:
             action = begin()
-        except FedboardError:
+        except (FedboardError, Died):
             self._end(turn, None, now)
             self._failed(device, step, now)
             return
@@ -424,6 +426,7 @@ class Fleet:
             up = len(action.update)
         step = round((now - START) / self.settings.step_s)  # a device begins one transfer in it
         seconds, breaks = transfer(self.shared.population, device, step, up, down)
+        seconds, is_cut = self.shared.luck.transfer(device, now, seconds)
         ends = now + seconds
         if isinstance(action, Fetch | Upload):
             wifi = availability.UNMETERED & self.shared.needed
@@ -431,6 +434,8 @@ class Fleet:
             if breaks or lost < ends:
                 self.state.cut.add(device)
             ends = min(ends, lost)
+        if is_cut:
+            self.state.cut.add(device)
         return ends
 
     def _train(self, turn: Turn, action: Train, now: float) -> float:
@@ -458,7 +463,13 @@ class Fleet:
         return float(asked[allowed])
 
     def _trained(self, turn: Turn) -> Trained:
-        return self._engine.result(self._tickets.pop(turn.pocket.number))
+        device = turn.pocket.number
+        trained = self._engine.result(self._tickets.pop(device))
+        assert isinstance(turn.action, Train)
+        norm = turn.action.plan.clipping_norm
+        trained = replace(trained, tuned=self.shared.luck.learned(device, trained.tuned, norm))
+        self.on_trained(turn, trained)
+        return trained
 
     def _keep_weights(self, sha256: str, values: Weights) -> None:
         if sha256 not in self._read:
