@@ -16,16 +16,17 @@ from device_runtime.weights import Weights, subtract
 
 
 def finetune(
-    graph: bytes, action: Train, may_continue: Callable[[], bool] = lambda: True
+    graph: bytes | Graph, action: Train, may_continue: Callable[[], bool] = lambda: True
 ) -> FineTuned:
-    """Local SGD by the plan on the action's rows.
+    """Local SGD by the plan on the action's rows. `graph` is the file, or opened already.
 
     `may_continue` is asked before every batch, those of the loss before and after included: work
     stops within one batch of a condition being lost. Given the progress it left, the same rows and
     an equal rng, a later call ends with the same bits. A loss that is not finite, or one that ends
     higher than twice where it began, stops the work too: such a delta is never sent.
     """
-    train, weights, plan, start = Graph(graph), action.weights, action.plan, action.start
+    train = graph if isinstance(graph, Graph) else Graph(graph)
+    weights, plan, start = action.weights, action.plan, action.start
     before = start.loss_before if start else _loss(train, action, weights, may_continue)
     if before is None:
         return _stopped(Cause.CONDITION_LOST, weights)

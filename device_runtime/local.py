@@ -19,6 +19,7 @@ from device_runtime import (
     agreement,
     chain,
     counts,
+    encoding,
     examples,
     limits,
     log_wire,
@@ -54,6 +55,7 @@ from device_runtime.turn import (
     Compare,
     Distrusted,
     Drop,
+    Encode,
     Evaluate,
     Gather,
     Gathered,
@@ -185,6 +187,8 @@ class Local:
                 return mark(self.home, terms, data)
             case Train():
                 return self._train(bundle.train_graph, action, self._may_train)
+            case Encode(delta, by, rng):
+                return encoding.encode(delta, by, rng)
             case Evaluate(values, messages):
                 may_score = self._each(bundle.plan.batch_size)
                 return scoring.score(bundle.train_graph, values, messages, may_score)

@@ -44,7 +44,6 @@ from numpy.typing import NDArray
 from device_runtime import (
     agreement,
     difference,
-    encoding,
     exposure,
     limits,
     log_wire,
@@ -57,6 +56,7 @@ from device_runtime import (
 )
 from device_runtime.causes import MEANING, Cause
 from device_runtime.config import from_json, to_json
+from device_runtime.encoding import Encoding
 from device_runtime.errors import (
     BundleError,
     CheckpointError,
@@ -250,6 +250,17 @@ class Signed:
 
 
 @dataclass(frozen=True)
+class Reading:
+    """What is made of the bytes of checkpoints. Nothing else goes into it, so that devices which
+    read the same bytes in one process may have it made once.
+    """
+
+    digest: Callable[[bytes], str] = weights.digest
+    checkpoint: Callable[[bytes, object], Checkpoint] = weights.from_bytes
+    apply: Callable[[bytes, bytes], bytes] = difference.apply
+
+
+@dataclass(frozen=True)
 class Participant:
     """What a device knows of itself when its turn begins."""
 
@@ -265,6 +276,7 @@ class Participant:
     owes: Assignment | None = None  # refused on an earlier day: its server has not heard yet
     rests: Cause | None = None  # why it asks for no work today
     day_ends_in_s: float = DAY_S
+    reading: Reading = Reading()
 
 
 # actions, and what is sent back for each
@@ -385,6 +397,15 @@ class Train:
     plan: Plan
     rng: np.random.Generator
     start: Progress | None = None  # where half-done work goes on
+
+
+@dataclass(frozen=True)
+class Encode:
+    """The codes of a delta -> uint8 (over 8 bits uint16) [values]."""
+
+    delta: Weights = field(repr=False)
+    by: Encoding
+    rng: np.random.Generator
 
 
 # a bundle's train graph, what to train, and whether it may go on, asked before each batch
@@ -524,6 +545,7 @@ Action = (
     | GatherHeld
     | Mark
     | Train
+    | Encode
     | Evaluate
     | RecallRuns
     | Compare
@@ -705,7 +727,7 @@ def _train(device: Participant, order: _Order, checkpoint: Checkpoint, past: His
         yield from _keep(gathered.work, tuned)
         cause = forbidden or Cause.CONDITION_LOST
         return (yield from _end(assignment, Status.PAUSED, cause, 0.0, rows, tuned))
-    codes = encoding.encode(tuned.delta, terms.encoding_at(assignment.round), rng)
+    codes: NDArray[Any] = yield Encode(tuned.delta, terms.encoding_at(assignment.round), rng)
     label = _label(assignment, terms, gathered.work.records, rows)
     vector = _Vector(label, codes, terms.encoding.largest)
     return (yield from _added_up(order, vector, past, tuned))
@@ -1042,18 +1064,19 @@ def _checkpoint(device: Participant, assignment: Assignment) -> Generator[Action
     """The assigned checkpoint: the one held, made of it and a difference, or fetched whole. One
     that cannot be read, or has values that are not finite, is over every limit.
     """
+    read = device.reading
     held: bytes = yield Held()
-    if weights.digest(held) == assignment.checkpoint:
-        return weights.from_bytes(held, "assigned checkpoint")
+    if read.digest(held) == assignment.checkpoint:
+        return read.checkpoint(held, "assigned checkpoint")
     data = None
     if assignment.difference is not None:
         changes = yield from _fetch(device, assignment, assignment.difference)
         with contextlib.suppress(CheckpointError):  # of another checkpoint than it holds by now
-            data = difference.apply(held, changes)
-    if data is None or weights.digest(data) != assignment.checkpoint:
+            data = read.apply(held, changes)
+    if data is None or read.digest(data) != assignment.checkpoint:
         data = yield from _fetch(device, assignment, assignment.checkpoint)
     try:
-        checkpoint = weights.from_bytes(data, "assigned checkpoint")
+        checkpoint = read.checkpoint(data, "assigned checkpoint")
     except CheckpointError as error:
         over = Over("weights", "those of a checkpoint", str(error))
     else:

@@ -7,16 +7,21 @@ How long training takes is the device's own, and known before; so a fleet goes o
 until the virtual end, and only then waits for what was computed meanwhile.
 """
 
+import functools
 import itertools
+import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from device_runtime import weights
+from device_runtime import encoding, weights
 from device_runtime.causes import Cause
+from device_runtime.encoding import Encoding
+from device_runtime.finetune import finetune
+from device_runtime.interpreter import Graph
 from device_runtime.turn import FineTuned, Progress, Train, Trainer
 from device_runtime.weights import Weights
 from device_runtime.wire import Plan
@@ -32,6 +37,9 @@ class Job:
     random: Mapping[str, Any] = field(repr=False)  # state of the bit generator of its randomness
     asks: int | None = None  # times that it may go on, asked before each batch; None: always
     start: Progress | None = None
+    # how its delta becomes codes, which then stand in its place; None: the delta is wanted
+    by: Encoding | None = None
+    ends: float = 0.0  # virtual: when its result is asked for
 
 
 @dataclass(frozen=True)
@@ -40,13 +48,14 @@ class Trained:
 
     tuned: FineTuned
     random: Mapping[str, Any] = field(repr=False)
+    codes: NDArray[Any] | None = field(default=None, repr=False)  # of a delta that is left out
 
 
 class Engine(Protocol):
-    """Computes jobs. `weights_of` gives the weights of a checkpoint by its SHA-256."""
+    """Computes jobs."""
 
-    def submit(self, job: Job, weights_of: Callable[[str], Weights]) -> Any:
-        """Begin with a job; a ticket for its result."""
+    def submit(self, job: Job, base: Weights) -> Any:
+        """Take a job and the weights of its checkpoint; a ticket for its result."""
 
     def result(self, ticket: Any) -> Trained:
         """What came of it, waited for if need be."""
@@ -61,14 +70,14 @@ class Here:
     def __init__(self, train: Trainer, graph: bytes = b""):
         self._train, self._graph = train, graph
 
-    def submit(self, job: Job, weights_of: Callable[[str], Weights]) -> Any:
+    def submit(self, job: Job, base: Weights) -> Any:
         """See Engine."""
-        return job, weights_of
+        return job, base
 
     def result(self, ticket: Any) -> Trained:
         """See Engine."""
-        job, weights_of = ticket
-        return compute(job, weights_of(job.checkpoint), self._train, self._graph)
+        job, base = ticket
+        return compute(job, base, self._train, self._graph)
 
     def close(self) -> None:
         """Nothing is left behind."""
@@ -83,7 +92,21 @@ def compute(job: Job, base: Weights, train: Trainer, graph: bytes) -> Trained:
         return job.asks is None or next(asked) <= job.asks
 
     tuned = train(graph, Train(base, job.rows, job.plan, rng, job.start), may_continue)
-    return Trained(tuned, rng.bit_generator.state)
+    if job.by is None or tuned.stopped is not None:
+        return Trained(tuned, rng.bit_generator.state)
+    codes = encoding.encode(tuned.delta, job.by, rng)
+    return Trained(replace(tuned, delta={}), rng.bit_generator.state, codes)
+
+
+def fine_tune(graph: bytes, action: Train, may_continue: Callable[[], bool]) -> FineTuned:
+    """Training as phones do it, with a graph that is opened once."""
+    return finetune(_opened(graph, threading.get_ident()), action, may_continue)
+
+
+@functools.lru_cache(1)
+def _opened(graph: bytes, thread: int) -> Graph:
+    """The graph of a file, for one thread."""
+    return Graph(graph)
 
 
 def generator(state: Mapping[str, Any]) -> np.random.Generator:

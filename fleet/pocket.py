@@ -5,14 +5,16 @@ own actions with it by the code that phones run, but for what has no text here. 
 never had work has no pocket: it is a row of the fleet's columns.
 """
 
+import functools
 from collections.abc import Generator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from numpy.typing import NDArray
 
-from device_runtime import limits, scoring, turn
+from device_runtime import difference, limits, scoring, turn
 from device_runtime.bundle import CHECKPOINT, Bundle
 from device_runtime.chain import Chain, Contradiction, Seen, remembered
 from device_runtime.home import Contribution, DeviceConfig
@@ -33,6 +35,7 @@ from device_runtime.turn import (
     Action,
     Ask,
     Drop,
+    Encode,
     Enrol,
     Evaluate,
     Fetch,
@@ -49,6 +52,7 @@ from device_runtime.turn import (
     Participant,
     Progress,
     Protect,
+    Reading,
     RecallReport,
     Report,
     Train,
@@ -56,11 +60,12 @@ from device_runtime.turn import (
     Used,
     Work,
 )
-from device_runtime.weights import digest
+from device_runtime.weights import Checkpoint, digest, from_bytes
 from device_runtime.wire import Assignment, Conditions
 from fleet import availability, draws, servers
 from fleet.availability import Availability
 from fleet.faults import Luck
+from fleet.engines import Trained
 from fleet.population import Population
 from fleet.settings import START
 from fleet.typed import Typed
@@ -84,11 +89,31 @@ class Shared:
     server: str  # random name of the server's database
     needed: int  # bits of the conditions that they wait for
     luck: Luck = field(default_factory=Luck)  # what goes wrong
+    reading: Reading = field(default_factory=lambda: read_once())  # of the checkpoints they hold
 
     @property
     def vouched(self) -> int:
         """Bits that owners vouch for."""
         return availability.NEEDED & ~self.needed
+
+
+def read_once(most: int = 8) -> Reading:
+    """How checkpoints are read where many devices read the same bytes: what was made of the last
+    ones is remembered, and shared.
+    """
+
+    @functools.lru_cache(most)
+    def checkpoint(data: bytes, where: object) -> Checkpoint:
+        read = from_bytes(data, where)
+        for array in read.weights.values():
+            array.flags.writeable = False
+        return read
+
+    return Reading(
+        functools.lru_cache(4 * most)(digest),
+        checkpoint,
+        functools.lru_cache(most)(difference.apply),
+    )
 
 
 @dataclass(frozen=True)
@@ -237,6 +262,7 @@ class InPocket(Local):
     """A turn's own actions, done with a pocket."""
 
     home: Pocket
+    codes: NDArray[Any] | None = None  # of what it has trained, where whoever did has encoded it
 
     def do(self, action: Action, bundle: Bundle) -> Any:
         """As `Local.do`, but for what a phone does with text."""
@@ -246,6 +272,8 @@ class InPocket(Local):
                 return self._gathered(assignment, plan.length, most)
             case GatherHeld(plan):
                 return self._held_back(plan.length)
+            case Encode() if self.codes is not None:
+                return self.codes
             case Used(records):
                 for number in records:
                     pocket.uses[number] = pocket.uses.get(number, 0) + 1
@@ -334,8 +362,8 @@ class Turn:
         return self._on(lambda: next(self._actions))
 
     def go_on(self, value: Any, now: float) -> Action | Outcome:
-        """The same once there is what it has waited for: an error is thrown into it. Raises what
-        it raises, or Died.
+        """The same once there is what it has waited for, of a training a `Trained`: an error is
+        thrown into it. Raises what it raises, or Died.
         """
         self.now = now
         return self._on(lambda: self._sent(value))
@@ -358,6 +386,11 @@ class Turn:
         if len(self.values) == self._dies_after:
             raise Died
         self.values.append(value)
+        if isinstance(value, Trained):
+            assert isinstance(self.action, Train)
+            self.action.rng.bit_generator.state = value.random
+            self.local.codes = value.codes
+            value = value.tuned
         if isinstance(value, Exception):
             return self._actions.throw(value)
         return self._actions.send(value)
@@ -377,4 +410,5 @@ def participant(pocket: Pocket, message: Any, now: float) -> Participant:
         keeps_work=shared.config.keeps_work,
         signed=digest(shared.bundle.content[CHECKPOINT]),
         day_ends_in_s=limits.day_ends_in(now),
+        reading=shared.reading,
     )

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from device_runtime import daemon, limits
+from device_runtime import chain, daemon, limits
 from device_runtime.bundle import CHECKPOINT
 from device_runtime.causes import MEANING, Cause
 from device_runtime.errors import FedboardError, Unanswered
@@ -34,7 +34,7 @@ from device_runtime.home import done_on
 from device_runtime.local import targets
 from device_runtime.secagg_turn import Wait
 from device_runtime.turn import Action, Ask, Fetch, HandIn, Outcome, Status, Train, Upload
-from device_runtime.weights import Weights, digest
+from device_runtime.weights import digest
 from device_runtime.wire import DAY_S, Assignment, CheckIn, Kind, Reject
 from fleet import availability, draws, turns
 from fleet.doors import Call, Door
@@ -85,7 +85,6 @@ class Fleet:
         self.settings, self.shared, self.servers = settings, shared, servers
         self._door, self._engine = door, engine
         self._signed = digest(shared.bundle.content[CHECKPOINT])
-        self._read: dict[str, Weights] = {}  # the weights of the newest checkpoints
         self._tickets: dict[int, Any] = {}  # of what is computed just now, by device
         self._messages: dict[tuple[Any, ...], CheckIn] = {}  # alike for most devices
         self.state = State() if state is None else state
@@ -260,7 +259,7 @@ class Fleet:
         kind = population.classes[int(population.kind[device])]
         holds, size = self._signed, 0
         if pocket is not None:
-            holds = holds if pocket.held is None else digest(pocket.held)
+            holds = holds if pocket.held is None else self.shared.reading.digest(pocket.held)
             size = pocket.log.size(self.shared.server)
         told = limits.coarse(waiting), kind.name, kind.runtime, holds, size
         message = self._messages.get(told)
@@ -366,8 +365,7 @@ class Fleet:
             if isinstance(turn.action, Train):
                 trained = self._trained(turn)
                 turn.times["trained"] = now
-                turn.action.rng.bit_generator.state = trained.random
-                self._go_on(device, trained.tuned, step, now)
+                self._go_on(device, trained, step, now)
             elif isinstance(turn.action, Wait):
                 turn.now = now
                 self._go_on(device, turn.local.forbidden(), step, now)
@@ -457,9 +455,10 @@ class Fleet:
             action.rng.bit_generator.state,
             None if allowed == len(takes) else allowed,
             action.start,
+            chain.terms_of(turn.assignment).encoding_at(turn.assignment.round),
+            float(asked[allowed]),
         )
-        self._keep_weights(turn.assignment.checkpoint, action.weights)
-        self._tickets[device] = self._engine.submit(job, self._read.__getitem__)
+        self._tickets[device] = self._engine.submit(job, action.weights)
         return float(asked[allowed])
 
     def _trained(self, turn: Turn) -> Trained:
@@ -470,10 +469,6 @@ class Fleet:
         trained = replace(trained, tuned=self.shared.luck.learned(device, trained.tuned, norm))
         self.on_trained(turn, trained)
         return trained
-
-    def _keep_weights(self, sha256: str, values: Weights) -> None:
-        if sha256 not in self._read:
-            self._read[sha256] = values
 
 
 def _seconds_of_asks(

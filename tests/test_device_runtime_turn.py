@@ -22,6 +22,7 @@ from device_runtime.turn import (
     CheckConditions,
     Distrusted,
     Drop,
+    Encode,
     Enrol,
     Evaluate,
     Fetch,
@@ -98,6 +99,7 @@ USUAL = {
     Gather: Gathered(WORK, ROWS, 6),
     GatherHeld: HeldBack((10, 20), ((13, 14), (15,)), 200),
     Train: TUNED,
+    Encode: np.zeros(4096, np.uint8),
     Protect: b"protected",
     Evaluate: Scores(10, 2, 3, 10, 40.0),
     CheckConditions: None,
@@ -138,7 +140,7 @@ def test_sending_is_noted_before_the_update_leaves_and_what_became_of_it_after()
     actions, outcome = play(turn.work(DEVICE, ASSIGNMENT))
     assert kinds(actions) == [
         *(Verify, Recall, RecallReport, CheckConditions, Fetch, Held, Gather, Train),
-        *(CheckConditions, Protect, KeepReport, Used, Note, Upload, Note, Drop),
+        *(CheckConditions, Encode, Protect, KeepReport, Used, Note, Upload, Note, Drop),
     ]
     before, after = (action for action in actions if isinstance(action, Note))
     assert (before.status, after.status) == (Status.SENDING, Status.COUNTED)
