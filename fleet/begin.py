@@ -11,11 +11,10 @@ from device_runtime.home import DeviceConfig
 from device_runtime.signing import name_of, public_hex
 from device_runtime.terms import Aggregation
 from device_runtime.weights import from_bytes
-from device_runtime.wire import Enrolment
-from fleet import bundles, pocket, population
+from device_runtime.wire import Enrolment, Plan
+from fleet import bundles, computing, pocket, population
 from fleet.availability import Always, Availability
 from fleet.doors import Door, Http, Memory
-from fleet.engines import Engine, Here, stand_in
 from fleet.faults import Faulty, Luck
 from fleet.pocket import Shared
 from fleet.population import Population
@@ -25,6 +24,7 @@ from fleet.simulate import Fleet
 from fleet.typed import Typed
 from server.task import for_bundle
 
+TYPED = "typed"  # of a fleet's folder: what is typed on its devices
 AT_ONCE = 10_000  # devices that enrol in one transaction
 
 
@@ -34,13 +34,13 @@ def begin(
     lives: Availability | None = None,
     watched: Callable[[Door], Door] = lambda door: door,
 ) -> Fleet:
-    """A fleet in a folder that is empty. `watched`: who looks at what comes to the server."""
-    plan = settings.task.plan
-    assert plan is not None
-    bundle: Bundle = bundles.made_up(plan, settings.training.values)
-    typed = Typed.made_up(500, plan.length, plan.length)
+    """A fleet in a folder that is empty, or holds what was typed alone. `watched`: who looks at
+    what comes to the server.
+    """
+    bundle: Bundle = bundles.installed(settings.training, settings.task.plan)
+    typed = typed_in(folder / TYPED, bundle.plan)
     luck = Luck(settings.faults, settings.seed)
-    devices = luck.slowed(population.make(settings.population, 1, settings.seed))
+    devices = luck.slowed(population.make(settings.population, len(typed.messages), settings.seed))
     os.makedirs(folder, exist_ok=True)
     helped = settings.task.aggregation is Aggregation.HELPER
     servers = Servers(folder, settings.seed, settings.task.least_count if helped else 0)
@@ -64,7 +64,7 @@ def begin(
         settings.needed,
         luck,
     )
-    engine: Engine = Here(stand_in)
+    engine = computing.engine(settings.training, bundle)
     return Fleet(settings, shared, servers, door, engine)
 
 
@@ -76,6 +76,13 @@ def door_of(settings: FleetSettings, servers: Servers, devices: Population) -> D
         return over
     names = enrolled(servers, devices, settings.seed)
     return Memory(lambda: servers.coordinator, names.__getitem__)
+
+
+def typed_in(folder: Path, plan: Plan) -> Typed:
+    """What is typed on the devices: the users in a folder, or one who is made up."""
+    if folder.is_dir():
+        return Typed.load(folder)
+    return Typed.made_up(500, plan.length, plan.length)
 
 
 def enrolled(servers: Servers, devices: Population, seed: int) -> list[str]:

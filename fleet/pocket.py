@@ -64,8 +64,8 @@ from device_runtime.weights import Checkpoint, digest, from_bytes
 from device_runtime.wire import Assignment, Conditions
 from fleet import availability, draws, servers
 from fleet.availability import Availability
-from fleet.faults import Luck
 from fleet.engines import Trained
+from fleet.faults import Luck
 from fleet.population import Population
 from fleet.settings import START
 from fleet.typed import Typed

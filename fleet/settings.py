@@ -37,9 +37,12 @@ class Computing(StrEnum):
 class Training:
     """`[training]`: what a device's training is."""
 
-    # folder of a signed bundle whose graph trains; empty: a stand-in, which learns nothing, with a
-    # network of so many values
+    # a signed bundle, folder or zip, whose graph trains; empty: a stand-in, which learns nothing,
+    # with a network of so many values
     bundle: str = ""
+    trusted: tuple[str, ...] = ()  # public keys, hexadecimal, of which one has signed the bundle
+    corpus: str = "chitchat"  # whose train users type on the devices, at most so many of them
+    users: Annotated[int, Within(1, 10_000_000)] = 10_000
     values: Annotated[int, Within(1, 10_000_000)] = 200
     computing: Computing = Computing.HERE
     processes: Annotated[int, Within(0, 1024)] = 0  # 0: as many as there are cores

@@ -5,13 +5,16 @@ messages of its user, more of them every day; which are held back from training 
 numbers, as a phone's typing log decides it. No text is here: rows are what a train step reads.
 """
 
-from dataclasses import dataclass
+import hashlib
+from dataclasses import dataclass, fields
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from device_runtime.errors import RunError
 from device_runtime.examples import messages as message_of
 from device_runtime.text import FIRST_WORD, OOV
 from device_runtime.typing_log import HELD_ONE_IN
@@ -48,6 +51,56 @@ class Typed:
         row = np.zeros(length + 1, np.int32)
         row[0], row[1 : 1 + min(words, length)] = 1, FIRST_WORD
         return cls.of([np.tile(row, (messages, 1))])
+
+    @classmethod
+    def load(cls, folder: Path) -> "Typed":
+        """What `save` has left in a folder, read from the disk as it is needed. Raises RunError for
+        what does not fit together.
+        """
+        try:
+            arrays = {
+                each.name: np.load(folder / f"{each.name}.npy", mmap_mode="r", allow_pickle=False)
+                for each in fields(cls)
+            }
+        except (OSError, ValueError, EOFError) as error:
+            problem = f"cannot be read ({type(error).__name__})"
+            raise RunError(folder, problem, "begin the fleet anew") from None
+        typed = cls(**arrays)
+        if not typed._fits():
+            problem = "expected arrays of one length that name users one after the other"
+            raise RunError(folder, f"{problem}, found others", "begin the fleet anew")
+        return typed
+
+    def save(self, folder: Path) -> None:
+        """Write the arrays to a new folder, a file each, for `load`."""
+        folder.mkdir()
+        for each in fields(self):
+            np.save(folder / f"{each.name}.npy", getattr(self, each.name), allow_pickle=False)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of all that was typed."""
+        hashed = hashlib.sha256()
+        for each in fields(self):
+            array = np.ascontiguousarray(getattr(self, each.name))
+            hashed.update(f"{each.name} {array.dtype} {array.shape}\n".encode())
+            hashed.update(array.data)
+        return hashed.hexdigest()
+
+    def _fits(self) -> bool:
+        rows, first, message, messages = (getattr(self, each.name) for each in fields(self))
+        ends = [("i4", 2), ("i8", 1), ("i4", 1), ("i4", 1)]
+        shaped = [
+            (array.dtype.str[1:], array.ndim) for array in (rows, first, message, messages)
+        ] == ends
+        return (
+            shaped
+            and len(message) == len(rows)
+            and len(first) == len(messages) + 1
+            and first[0] == 0
+            and first[-1] == len(rows)
+            and bool((np.diff(first) >= 0).all())
+        )
 
     def arrived(self, users: Any, first: Any, per_day: Any, at: Any) -> NDArray[np.int64]:
         """How many messages devices have at `at` seconds, that began with `first` and get so many a

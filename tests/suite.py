@@ -95,6 +95,7 @@ PROCESSES = (
     "test_benchmarks_scan",
     "test_fedboard_audit",
     "test_conversion_classes",
+    "test_fleet_engines",
 )
 # what a fixture costs, it costs all that use it
 FIXTURES = {"chitchat": "process"}
