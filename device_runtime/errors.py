@@ -1,5 +1,7 @@
 """Errors a person reads: where, what was expected and found, what to do. One line each."""
 
+from typing import Any
+
 from device_runtime.shown import printable
 
 
@@ -13,6 +15,16 @@ class FedboardError(Exception):
 
     def __init__(self, where: object, problem: str, remedy: str):
         super().__init__(printable(f"{where}: {problem}; {remedy}"))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """To another process it goes as its line."""
+        return _of_line, (type(self), str(self))
+
+
+def _of_line(kind: type[FedboardError], line: str) -> FedboardError:
+    error = kind.__new__(kind)
+    error.args = (line,)
+    return error
 
 
 class ConfigError(FedboardError):

@@ -64,7 +64,7 @@ def begin(
         settings.needed,
         luck,
     )
-    engine = computing.engine(settings.training, bundle)
+    engine = computing.engine(settings.training, bundle, folder)
     return Fleet(settings, shared, servers, door, engine)
 
 

@@ -1,11 +1,21 @@
 """Computing: settings and a bundle -> the engine that computes what devices train."""
 
+from pathlib import Path
+
 from device_runtime.bundle import TRAIN, Bundle
+from fleet import pool
 from fleet.engines import Engine, Here, fine_tune, stand_in
-from fleet.settings import Training
+from fleet.settings import Computing, Training
+
+FOLDER = "computing"  # of a fleet's folder
 
 
-def engine(settings: Training, bundle: Bundle) -> Engine:
-    """The engine that settings name."""
+def engine(settings: Training, bundle: Bundle, folder: Path) -> Engine:
+    """The engine that settings name; `folder` is that of the fleet. Raises RunError where it cannot
+    run.
+    """
     train, graph = (fine_tune, bundle.content[TRAIN]) if settings.bundle else (stand_in, b"")
+    if settings.computing is Computing.POOL:
+        processes = settings.processes or pool.cores()
+        return pool.Pool(train, graph, processes, folder / FOLDER)
     return Here(train, graph)

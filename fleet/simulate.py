@@ -115,7 +115,8 @@ class Fleet:
             self._take(step)
 
     def close(self) -> None:
-        """End its servers, and let go of the way to them."""
+        """End what computes, the way to the servers, and the servers."""
+        self._engine.close()
         self._door.close()
         self.servers.close()
 

@@ -1,6 +1,12 @@
+import os
+import signal
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from device_runtime import local, weights
@@ -8,14 +14,19 @@ from device_runtime.errors import BundleError, ConfigError, RunError
 from device_runtime.home import DeviceConfig, Home
 from device_runtime.limits import OwnLimits
 from device_runtime.terms import Aggregation
+from device_runtime.wire import Plan
 from fedboard import fleet_text
 from fleet import begin, turns
+from fleet.engines import Job, compute, stand_in
+from fleet.pool import Pool
 from fleet.population import PopulationSettings
-from fleet.settings import FleetSettings, Training
+from fleet.settings import Computing, FleetSettings, Training
 from fleet.typed import Typed
 from server.eligibility import Policy
 from server.rounds import Rules
 from server.task import TaskSettings
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
@@ -45,7 +56,7 @@ def lived(settings, folder, bundle, corpus):
     server = fleet.servers.coordinator
     checkpoint = weights.from_bytes(server.blobs.get(server.checkpoint().sha))
     ended = np.concatenate(fleet.state.ended)
-    fleet.servers.close()
+    fleet.close()
     return checkpoint, ended
 
 
@@ -68,6 +79,129 @@ def test_a_bundle_that_no_trusted_key_signed_is_refused(settings, tmp_path):
 def test_training_that_is_not_real_needs_a_plan(settings, tmp_path):
     with pytest.raises(ConfigError, match=r"task\.plan"):
         begin.begin(replace(settings, training=Training()), tmp_path / "fleet")
+
+
+# processes
+
+
+@pytest.mark.parametrize("way", [Computing.POOL])
+def test_a_fleet_has_the_same_bytes_whoever_computes(
+    settings, way, tmp_path, tiny_bundle, tiny_corpus
+):
+    here = lived(settings, tmp_path / "here", tiny_bundle, tiny_corpus)
+    training = replace(settings.training, computing=way, processes=2)
+    there = lived(
+        replace(settings, training=training), tmp_path / "there", tiny_bundle, tiny_corpus
+    )
+    assert weights.to_bytes(here[0]) == weights.to_bytes(there[0])
+    assert here[1].tobytes() == there[1].tobytes()
+
+
+PLAN = Plan(batch_size=2, length=3)
+BASE = {"a": np.arange(4, dtype=np.float32)}
+
+
+def job(number, **of):
+    random = np.random.default_rng(number).bit_generator.state
+    return Job("base", np.ones((4, 4), np.int32), PLAN, random, **of)
+
+
+@pytest.fixture
+def pool(tmp_path):
+    """One that trains nothing, in two processes."""
+    pool = Pool(stand_in, b"", 2, tmp_path / "pool")
+    yield pool
+    pool.close()
+
+
+def same(trained, number):
+    alone = compute(job(number), BASE, stand_in, b"")
+    return trained.random == alone.random and np.array_equal(
+        trained.tuned.delta["a"], alone.tuned.delta["a"]
+    )
+
+
+def test_results_are_those_of_their_jobs_in_whatever_order_they_are_asked_for(pool):
+    tickets = [pool.submit(job(number, ends=-number), BASE) for number in range(9)]
+    for number in (4, 0, 8, 1, 2, 7, 6, 5, 3):
+        assert same(pool.result(tickets[number]), number)
+
+
+def computing(pid):
+    """The processes of a pool of this one."""
+    every = psutil.Process(pid).children()
+    return [each for each in every if "spawn_main" in " ".join(each.cmdline())]
+
+
+def test_the_jobs_of_a_process_that_dies_are_computed_again(pool):
+    first = [pool.submit(job(number), BASE) for number in range(3)]
+    assert same(pool.result(first[0]), 0)
+    more = [pool.submit(job(number), BASE) for number in range(3, 6)]
+    for process in computing(os.getpid()):
+        process.kill()
+    for number, ticket in enumerate([*first[1:], *more], 1):
+        assert same(pool.result(ticket), number)
+
+
+def dies(graph, action, may_continue):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_job_that_kills_whoever_computes_it_is_given_up(tmp_path):
+    pool = Pool(dies, b"", 1, tmp_path / "pool")
+    ticket = pool.submit(job(0), BASE)
+    with pytest.raises(RunError, match="times in a row a process died"):
+        pool.result(ticket)
+    pool.close()
+
+
+def refuses(graph, action, may_continue):
+    raise RunError("interpreter", "there is none", "install one")
+
+
+def test_what_is_wrong_in_another_process_is_said_here(tmp_path):
+    pool = Pool(refuses, b"", 1, tmp_path / "pool")
+    ticket = pool.submit(job(0), BASE)
+    with pytest.raises(RunError, match="interpreter: there is none; install one"):
+        pool.result(ticket)
+    pool.close()
+
+
+OWNER = """
+import sys, time
+from pathlib import Path
+from fleet.pool import Pool
+from tests.test_fleet_engines import BASE, job
+from fleet.engines import stand_in
+if __name__ == "__main__":
+    pool = Pool(stand_in, b"", 2, Path(sys.argv[1]))
+    for ticket in [pool.submit(job(number), BASE) for number in range(8)]:
+        pool.result(ticket)
+    print("ready", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("last", [signal.SIGKILL, signal.SIGINT])
+def test_no_process_of_a_pool_outlives_the_one_that_made_it(last, tmp_path):
+    script = tmp_path / "owner.py"
+    script.write_text(OWNER)
+    with subprocess.Popen(
+        [sys.executable, script, tmp_path / "pool"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        start_new_session=True,
+    ) as owner:
+        assert owner.stdout.readline() == "ready\n"
+        processes = computing(owner.pid)
+        assert processes
+        os.killpg(owner.pid, last) if last is signal.SIGINT else owner.kill()
+        _, said = owner.communicate(timeout=30)
+    _, alive = psutil.wait_procs(processes, timeout=10)
+    assert alive == []
+    assert said.count("Traceback") == (1 if last is signal.SIGINT else 0)  # its own
 
 
 # what is typed
