@@ -1,4 +1,11 @@
-"""Begin: settings and a folder -> a fleet that is about to live its first day."""
+"""Begin: settings and a run's folder -> a fleet about to live its first day, or to go on with one.
+
+RUN/typed/           what was typed, if not by one user who is made up
+RUN/server/          what the servers keep
+RUN/devices.bin      the names of the devices: made once, since that takes long
+RUN/computing/       weights on their way to who computes
+RUN/state/           `saved.py`
+"""
 
 import os
 from collections.abc import Callable
@@ -6,76 +13,136 @@ from functools import partial
 from pathlib import Path
 
 from device_runtime import limits
-from device_runtime.bundle import CHECKPOINT, Bundle
+from device_runtime.bundle import CHECKPOINT
 from device_runtime.home import DeviceConfig
 from device_runtime.signing import name_of, public_hex
 from device_runtime.terms import Aggregation
 from device_runtime.weights import from_bytes
 from device_runtime.wire import Enrolment, Plan
-from fleet import bundles, computing, pocket, population
+from fleet import bundles, computing, pocket, population, saved
 from fleet.availability import Always, Availability
+from fleet.days import Days
 from fleet.doors import Door, Http, Memory
 from fleet.faults import Faulty, Luck
 from fleet.pocket import Shared
 from fleet.population import Population
+from fleet.saved import SERVER, Saves
 from fleet.servers import Servers
-from fleet.settings import START, FleetSettings, Way
-from fleet.simulate import Fleet
+from fleet.settings import START, FleetSettings, Lives, Way
+from fleet.simulate import Fleet, State
 from fleet.typed import Typed
 from server.task import for_bundle
 
-TYPED = "typed"  # of a fleet's folder: what is typed on its devices
+TYPED = "typed"  # of a run's folder
 AT_ONCE = 10_000  # devices that enrol in one transaction
+NAMES, NAME_BYTES = "devices.bin", 16
+
+# who looks at what comes to the server
+Watched = Callable[[Door], Door]
 
 
 def begin(
     settings: FleetSettings,
-    folder: Path,
+    run: Path,
     lives: Availability | None = None,
-    watched: Callable[[Door], Door] = lambda door: door,
+    watched: Watched = lambda door: door,
 ) -> Fleet:
-    """A fleet in a folder that is empty, or holds what was typed alone. `watched`: who looks at
-    what comes to the server.
+    """A fleet in a folder without one. `lives`: when its devices are ready, if not as the settings
+    say.
     """
-    bundle: Bundle = bundles.installed(settings.training, settings.task.plan)
-    typed = typed_in(folder / TYPED, bundle.plan)
-    luck = Luck(settings.faults, settings.seed)
-    devices = luck.slowed(population.make(settings.population, len(typed.messages), settings.seed))
-    os.makedirs(folder, exist_ok=True)
-    helped = settings.task.aggregation is Aggregation.HELPER
-    servers = Servers(folder, settings.seed, settings.task.least_count if helped else 0)
-    door = watched(door_of(settings, servers, devices))
-    if settings.faults.any:
-        door = Faulty(door, luck, servers)
+    os.makedirs(run / SERVER, exist_ok=True)
+    servers = _servers(settings, run)
+    shared = _shared(settings, servers, run, lives)
+    names = enrolled(servers, shared.population, settings.seed)
+    (run / NAMES).write_bytes("".join(names).encode())
+    fleet = _fleet(settings, shared, servers, run, watched)
     servers.begin(
-        for_bundle(settings.task, bundle.plan),
-        from_bytes(bundle.content[CHECKPOINT]),
+        for_bundle(settings.task, shared.bundle.plan),
+        from_bytes(shared.bundle.content[CHECKPOINT]),
         START,
     )
-    shared = Shared(
+    return fleet
+
+
+def go_on(
+    settings: FleetSettings,
+    run: Path,
+    saves: Saves,
+    lives: Availability | None = None,
+    watched: Watched = lambda door: door,
+) -> Fleet | None:
+    """The fleet in a folder, where it was saved last; None if it never was. Raises RunError for a
+    save that cannot be read.
+    """
+    values = saves.put_back()
+    if values is None:
+        return None
+    servers = _servers(settings, run)
+    try:
+        shared = _shared(settings, servers, run, lives)
+        state, drawn = saved.read(values.read_bytes(), shared, values)
+        servers.go_on(drawn)
+        return _fleet(settings, shared, servers, run, watched, state)
+    except BaseException:
+        servers.close()
+        raise
+
+
+def _servers(settings: FleetSettings, run: Path) -> Servers:
+    helped = settings.task.aggregation is Aggregation.HELPER
+    return Servers(run / SERVER, settings.seed, settings.task.least_count if helped else 0)
+
+
+def _shared(
+    settings: FleetSettings, servers: Servers, run: Path, lives: Availability | None
+) -> Shared:
+    bundle = bundles.installed(settings.training, settings.task.plan)
+    typed = typed_in(run / TYPED, bundle.plan)
+    luck = Luck(settings.faults, settings.seed)
+    devices = luck.slowed(population.make(settings.population, len(typed.messages), settings.seed))
+    if lives is None:
+        lives = Always() if settings.lives is Lives.ALWAYS else Days(devices)
+    return Shared(
         settings.seed,
         devices,
-        luck.interrupted(Always() if lives is None else lives),
+        luck.interrupted(lives),
         typed,
         bundle,
         limits.of(bundle.plan, settings.limits, bundle.manifest.server_factor),
-        DeviceConfig(trusted=tuple(servers.trusted), population=settings.task.population),
+        DeviceConfig(
+            trusted=tuple(sorted({*servers.trusted})), population=settings.task.population
+        ),
         servers.coordinator.server,
         settings.needed,
         luck,
     )
-    engine = computing.engine(settings.training, bundle, folder)
-    return Fleet(settings, shared, servers, door, engine)
 
 
-def door_of(settings: FleetSettings, servers: Servers, devices: Population) -> Door:
-    """The way to servers that know all devices from now on."""
+def _fleet(
+    settings: FleetSettings,
+    shared: Shared,
+    servers: Servers,
+    run: Path,
+    watched: Watched,
+    state: State | None = None,
+) -> Fleet:
+    door = watched(door_of(settings, servers, shared.population, run))
+    if settings.faults.any:
+        door = Faulty(door, shared.luck, servers)
+    engine = computing.engine(settings.training, shared.bundle, run)
+    return Fleet(settings, shared, servers, door, engine, state)
+
+
+def door_of(settings: FleetSettings, servers: Servers, devices: Population, run: Path) -> Door:
+    """The way to servers that know all devices."""
     if settings.way is Way.HTTP:
         over = Http(lambda: servers.coordinator, partial(pocket.key_of, settings.seed))
         over.enrol(range(len(devices)), START)
         return over
-    names = enrolled(servers, devices, settings.seed)
-    return Memory(lambda: servers.coordinator, names.__getitem__)
+    names = (run / NAMES).read_bytes().decode()
+    places = range(0, len(names), NAME_BYTES)
+    each = [names[first : first + NAME_BYTES] for first in places]
+    return Memory(lambda: servers.coordinator, each.__getitem__)
 
 
 def typed_in(folder: Path, plan: Plan) -> Typed:

@@ -28,8 +28,8 @@ from device_runtime.local import (
     rows_hash,
     targets,
 )
-from device_runtime.log_wire import Fork, SeenLogs
-from device_runtime.secagg_turn import Hear, Tell, Wait
+from device_runtime.log_wire import Believed, Fork, SeenLogs
+from device_runtime.secagg_turn import Hear, Identify, Own, Tell, Wait
 from device_runtime.terms import Terms
 from device_runtime.turn import (
     Action,
@@ -61,7 +61,7 @@ from device_runtime.turn import (
     Work,
 )
 from device_runtime.weights import Checkpoint, digest, from_bytes
-from device_runtime.wire import Assignment, Conditions
+from device_runtime.wire import Assignment, CheckIn, Conditions
 from fleet import availability, draws, servers
 from fleet.availability import Availability
 from fleet.engines import Trained
@@ -331,6 +331,21 @@ class Died(Exception):
     """The process that took a turn is gone."""
 
 
+@dataclass(frozen=True)
+class KeptTurn:
+    """A turn under way as plain values, of which `Turn.again` makes the same turn."""
+
+    message: CheckIn  # that it began with
+    assignment: Assignment
+    began: float
+    now: float
+    values: list[Any] = field(repr=False)
+    times: dict[str, float]
+    up: int
+    down: int
+    entry: Believed | None
+
+
 @dataclass
 class Turn:
     """A turn under way, as far as somebody else has to do something for it."""
@@ -368,24 +383,56 @@ class Turn:
         self.now = now
         return self._on(lambda: self._sent(value))
 
+    def kept(self) -> KeptTurn:
+        """All that it takes to make it again."""
+        return KeptTurn(
+            self.device.check_in,
+            self.assignment,
+            self.began,
+            self.now,
+            self.values,
+            self.times,
+            self.meter.up,
+            self.meter.down,
+            self.local.entry,
+        )
+
+    @classmethod
+    def again(cls, kept: KeptTurn, pocket: Pocket) -> "Turn":
+        """The turn that was kept, where it was. Nothing is done to its pocket: it hears once more
+        what it has heard.
+        """
+        device = participant(pocket, kept.message, kept.began)
+        turn = cls(pocket, kept.assignment, device, kept.began, kept.now, times=kept.times)
+        turn.meter.up, turn.meter.down = kept.up, kept.down
+        turn.local.entry = kept.entry
+        turn.action = next(turn._actions)
+        for value in kept.values:
+            if isinstance(turn.action, Identify):
+                value = turn.local.do(turn.action, pocket.shared.bundle)
+            turn.action = turn._sent(value)
+        return turn
+
     def _on(self, step: Any) -> Action | Outcome:
         try:
-            action = step()
-            while not isinstance(action, OUTSIDE):
-                action = self._sent(self.local.do(action, self.pocket.shared.bundle))
+            self.action = step()
+            while not isinstance(self.action, OUTSIDE):
+                done = self.local.do(self.action, self.pocket.shared.bundle)
+                self.action = self._sent(done)
         except StopIteration as end:
             outcome: Outcome = end.value
             seconds = self.now - self.began
             return replace(
                 outcome, bytes_up=self.meter.up, bytes_down=self.meter.down, seconds=seconds
             )
-        self.action = action
-        return action
+        assert self.action is not None
+        return self.action
 
     def _sent(self, value: Any) -> Action:
         if len(self.values) == self._dies_after:
             raise Died
-        self.values.append(value)
+        # secrets are drawn anew, and are the same
+        self.values.append(None if isinstance(value, Own) else value)
         if isinstance(value, Trained):
             assert isinstance(self.action, Train)
             self.action.rng.bit_generator.state = value.random

@@ -97,7 +97,9 @@ class OwnHelper:
 
 @dataclass
 class Servers:
-    """What answers the devices of a fleet."""
+    """What answers the devices of a fleet. In a folder with what others have kept it goes on where
+    they were, once it is told what they had drawn.
+    """
 
     folder: Path
     seed: int
@@ -150,6 +152,11 @@ class Servers:
         """Fetch what masked rounds need, if there can be something new."""
         if self.coordinator.turns != self._turns or self.coordinator.waits:
             self._fetch(now)
+
+    def go_on(self, drawn: Drawn) -> None:
+        """Let what is random be as far as it was."""
+        self.random.drawn, self.helper_random.drawn = drawn.server, drawn.helper
+        self.rng.bit_generator.state = drawn.rng
 
     def restart(self) -> None:
         """Kill the server, and start it again from what it has kept."""

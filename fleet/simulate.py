@@ -96,6 +96,9 @@ class Fleet:
         self._ticks_in = self._tick_after(self.state.step)
         # told of each training that is over
         self.on_trained: Callable[[Turn, Trained], None] = lambda turn, trained: None
+        for turn in self.state.turns.values():
+            if isinstance(turn.action, Train):  # it is computed anew
+                self._train(turn, turn.action, turn.now)
 
     @property
     def now(self) -> float:

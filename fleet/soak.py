@@ -26,7 +26,7 @@ from device_runtime.wire import Plan
 from fleet.begin import begin
 from fleet.faults import SHARE, Faults
 from fleet.population import PopulationSettings
-from fleet.settings import FleetSettings, Training
+from fleet.settings import FleetSettings, Lives, Training
 from fleet.watch import Violated, Watch
 from server.eligibility import Policy
 from server.rounds import Mode, Rules
@@ -101,6 +101,7 @@ def settings(seed: int) -> FleetSettings:
         if SHARE in getattr(each.type, "__metadata__", ())
     }
     return FleetSettings(
+        lives=Lives.ALWAYS,
         seed=seed,
         days=HOURS / 24,
         step_s=float(one_of(5.0, 20.0)),

@@ -196,10 +196,11 @@ class Coordinator:
         self._seal_keys: dict[At, str] = {}  # public halves, of rounds of late
         self._probed_at = -np.inf
         self._probe_failed: Exception | None = None
-        self._population, self._population_at = 1, -np.inf
+        self._population_at = -np.inf
         self._forgot_at = -np.inf
         with store.reading() as rows:
             self.server = rows.server()  # random; replicas share it
+            self._population = max(1, rows.count_devices())
         if keys is None:
             beside = store.beside
             keys = blobs.slots(self.server) if beside is None else slots.Folder(beside)

@@ -32,7 +32,7 @@ from fleet.bundles import TOKENIZER, made_up
 from fleet.doors import Call, Http, Memory
 from fleet.population import PopulationSettings
 from fleet.servers import DATABASE, Servers
-from fleet.settings import FleetSettings, Way
+from fleet.settings import FleetSettings, Lives, Way
 from server.eligibility import Policy
 from server.rounds import Rules
 from server.task import Peers, TaskSettings
@@ -58,7 +58,12 @@ NOISED = replace(
     ),
 )
 SETTINGS = FleetSettings(
-    seed=4, days=1, step_s=5, population=PopulationSettings(devices=24), task=PLAIN
+    lives=Lives.ALWAYS,
+    seed=4,
+    days=1,
+    step_s=5,
+    population=PopulationSettings(devices=24),
+    task=PLAIN,
 )
 
 

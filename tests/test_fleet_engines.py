@@ -20,7 +20,7 @@ from fleet import begin, turns
 from fleet.engines import Job, compute, stand_in
 from fleet.pool import Pool
 from fleet.population import PopulationSettings
-from fleet.settings import Computing, FleetSettings, Training
+from fleet.settings import Computing, FleetSettings, Lives, Training
 from fleet.typed import Typed
 from server.eligibility import Policy
 from server.rounds import Rules
@@ -32,6 +32,7 @@ ROOT = Path(__file__).parents[1]
 @pytest.fixture
 def settings(tiny_bundle, trusted):
     return FleetSettings(
+        lives=Lives.ALWAYS,
         seed=4,
         days=1,
         step_s=5,

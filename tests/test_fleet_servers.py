@@ -9,8 +9,9 @@ from device_runtime.wire import Plan
 from fleet.begin import begin, door_of
 from fleet.engines import Here, stand_in
 from fleet.population import PopulationSettings
+from fleet.saved import SERVER
 from fleet.servers import Servers, Stream, put_back
-from fleet.settings import FleetSettings
+from fleet.settings import FleetSettings, Lives
 from fleet.simulate import Fleet
 from server.eligibility import Policy
 from server.rounds import Rules
@@ -36,7 +37,12 @@ DAY_S = 86_400
 
 def settings(task):
     return FleetSettings(
-        seed=4, days=1, step_s=5, population=PopulationSettings(devices=24), task=task
+        lives=Lives.ALWAYS,
+        seed=4,
+        days=1,
+        step_s=5,
+        population=PopulationSettings(devices=24),
+        task=task,
     )
 
 
@@ -86,9 +92,9 @@ def test_servers_go_on_from_a_copy_as_they_went_on_before(tmp_path, task):
     first = remains(fleet)
     fleet.close()
 
-    put_back(tmp_path / "copied", folder)
-    servers = Servers(folder, 4, fleet.servers.least, drawn)
-    door = door_of(settings(task), servers, fleet.shared.population)
+    put_back(tmp_path / "copied", folder / SERVER)
+    servers = Servers(folder / SERVER, 4, fleet.servers.least, drawn)
+    door = door_of(settings(task), servers, fleet.shared.population, folder)
     again = Fleet(settings(task), fleet.shared, servers, door, Here(stand_in), state)
     again.run(DAY_S)
     assert remains(again) == first

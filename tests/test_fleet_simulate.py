@@ -7,7 +7,7 @@ from device_runtime.wire import Plan
 from fleet import turns
 from fleet.begin import begin
 from fleet.population import PopulationSettings
-from fleet.settings import FleetSettings
+from fleet.settings import FleetSettings, Lives
 from server.eligibility import Policy
 from server.rounds import Rules
 from server.task import TaskSettings
@@ -20,7 +20,12 @@ TASK = TaskSettings(
     aggregation=Aggregation.PLAIN,
 )
 SETTINGS = FleetSettings(
-    seed=4, days=1, step_s=5, population=PopulationSettings(devices=40), task=TASK
+    lives=Lives.ALWAYS,
+    seed=4,
+    days=1,
+    step_s=5,
+    population=PopulationSettings(devices=40),
+    task=TASK,
 )
 
 
