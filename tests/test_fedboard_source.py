@@ -27,10 +27,9 @@ def place(tmp_path, corpus_file, monkeypatch) -> Path:
     return tmp_path
 
 
-@pytest.fixture(scope="module")
-def chitchat():
-    """It is there, and takes a while to read."""
-    return corpora.load("chitchat")
+@pytest.fixture
+def chitchat() -> None:
+    """A test that asks for this reads it, which takes a while: `tests/suite.py` knows its name."""
 
 
 def trained(name: str, data: str, checkpoint, vocabulary) -> Run:
