@@ -29,6 +29,7 @@ from fedboard import (
     console,
     device_commands,
     failures,
+    fleet_commands,
     helper_commands,
     log_commands,
     privacy_commands,
@@ -64,6 +65,7 @@ app.add_typer(task_commands.app, name="task")
 app.add_typer(release_commands.app, name="release")
 app.add_typer(privacy_commands.app, name="privacy")
 app.add_typer(log_commands.app, name="log")
+app.add_typer(fleet_commands.app, name="fleet")
 app.command("codes")(task_commands.codes)
 task_commands.app.command("count-words")(word_commands.task_count_words)
 task_commands.app.command("counts")(word_commands.task_counts)

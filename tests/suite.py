@@ -48,6 +48,8 @@ STARTING = ("test_fedboard_train", "test_path", "test_fedboard_doctor", "test_mo
 # files whose tests start other processes, or take long for another reason
 PROCESSES = (
     "test_fedboard_privacy",
+    "test_fedboard_fleet",
+    "test_fleet_saved",
     "test_fedboard_release",
     "test_server_kills",
     "test_server_noise",
