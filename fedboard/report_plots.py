@@ -1,12 +1,6 @@
-"""The report's plots: material -> inline SVG, without a script and in the page's own colours.
+"""The report's plots: material -> inline SVG, without a script and in the page's own colours."""
 
-Colours here are stand-ins: in the page they become CSS variables, which follow the reader's light
-or dark mode.
-"""
-
-import io
 import math
-import re
 import textwrap
 from typing import TYPE_CHECKING, Any
 
@@ -15,58 +9,29 @@ import numpy as np
 from device_runtime.shown import rounded_up
 from device_runtime.wire import RoundReport
 from fedboard import score, spent
+from fedboard.drawing import (
+    BASELINE,
+    BEFORE,
+    INK,
+    NETWORK,
+    SOFT,
+    figure_of,
+    style,
+    svg,
+    whole_ticks,
+)
 from fedboard.readable import percent, size
 from fedboard.report_material import Material, Pair, RoundMetrics, best_look
 from model.recipe import Recipe
 
 if TYPE_CHECKING:  # slow to import: only drawing pays for it
     from markupsafe import Markup
-    from matplotlib.axis import Axis
-    from matplotlib.figure import Figure
-
-INK, SOFT, LINE, NETWORK, BASELINE, BEFORE = (f"#0000{i:02x}" for i in range(1, 7))
-_VARIABLES = {
-    INK: "ink",
-    SOFT: "soft",
-    LINE: "line",
-    NETWORK: "network",
-    BASELINE: "baseline",
-    BEFORE: "before",
-}
-WIDTH = 400  # points; about one to one on a phone
-_STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",  # text stays text: selectable, and in the page's font
-    "svg.hashsalt": "fedboard",
-    "text.parse_math": False,
-    "font.size": 11.5,
-    "axes.edgecolor": LINE,
-    "axes.labelcolor": SOFT,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": LINE,
-    "grid.linewidth": 0.6,
-    "text.color": INK,
-    "xtick.color": LINE,
-    "ytick.color": LINE,
-    "xtick.labelcolor": SOFT,
-    "ytick.labelcolor": SOFT,
-    "xtick.major.size": 0,
-    "ytick.major.size": 0,
-    "legend.frameon": False,
-    "lines.linewidth": 2.0,
-}
 
 
 def plots(material: Material, compared: Pair | None) -> dict[str, "Markup"]:
     """Every plot the material allows, by name, as inline SVG."""
-    import matplotlib
-
     drawn = {}
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(_STYLE)
+    with style():
         if material.metrics:
             drawn["loss"] = _loss(material.metrics)
         if any(row.train_top1 is not None for row in material.metrics):
@@ -88,49 +53,8 @@ def plots(material: Material, compared: Pair | None) -> dict[str, "Markup"]:
     return drawn
 
 
-def _figure(height: float) -> tuple["Figure", Any]:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(WIDTH / 72, height / 72), dpi=72, layout="constrained")
-    return figure, figure.add_subplot()
-
-
-def _svg(figure: "Figure", name: str, title: str, description: str) -> "Markup":
-    """The figure as an inline SVG, with a title and a description for those who do not see it.
-
-    `name` keeps its ids apart from other plots'.
-    """
-    from markupsafe import Markup, escape
-
-    written = io.StringIO()
-    figure.savefig(
-        written,
-        format="svg",
-        transparent=True,
-        metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")),
-    )
-    svg = written.getvalue()
-    svg = svg[svg.index("<svg") :].replace("xlink:href", "href")
-    # its style would reach the whole page
-    svg = re.sub(r"<style.*?</style>|<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r" font-family: [^;\"]*;", "", svg)
-    svg = re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{name}-", svg)
-    svg = re.sub(
-        r"(fill|stroke): (#0000\d\d)",
-        lambda match: f"{match[1]}: var(--{_VARIABLES[match[2]]})",
-        svg,
-    )
-    body = svg[svg.index(">") + 1 :]
-    view = f"0 0 {WIDTH} {figure.get_figheight() * 72:g}"
-    return Markup(
-        f'<svg viewBox="{view}" role="img" aria-labelledby="{name}-title {name}-about">'
-        f'<title id="{name}-title">{escape(title)}</title><desc '
-        f'id="{name}-about">{escape(description)}</desc>{body}'
-    )
-
-
 def _loss(metrics: tuple[RoundMetrics, ...]) -> "Markup":
-    figure, axes = _figure(230)
+    figure, axes = figure_of(230)
     rounds, losses = [row.round for row in metrics], np.array([row.loss for row in metrics])
     window = max(1, len(losses) // 20)
     spread = _band(axes, metrics, "loss", BEFORE)
@@ -138,7 +62,7 @@ def _loss(metrics: tuple[RoundMetrics, ...]) -> "Markup":
     axes.plot(rounds, losses, color=BEFORE, linewidth=1, alpha=0.7 if window > 1 else 1)
     axes.plot(rounds[window - 1 :], smooth, color=NETWORK, marker="o" if len(rounds) == 1 else "")
     axes.set(xlabel="round", ylabel="loss, nats a token")
-    _whole_ticks(axes.xaxis)
+    whole_ticks(axes.xaxis)
     axes.grid(axis="x", visible=False)
     text = f"From {losses[0]:.2f} in round {rounds[0]} to {losses[-1]:.2f} in round {rounds[-1]}."
     if spread:
@@ -147,17 +71,17 @@ def _loss(metrics: tuple[RoundMetrics, ...]) -> "Markup":
             f" In the last round the median client has {middle:.2f}, eight of ten lie between "
             f"{low:.2f} and {high:.2f}."
         )
-    return _svg(figure, "loss", "Training loss by round, and its spread over clients", text)
+    return svg(figure, "loss", "Training loss by round, and its spread over clients", text)
 
 
 def _clients(metrics: tuple[RoundMetrics, ...]) -> "Markup":
-    figure, axes = _figure(230)
+    figure, axes = figure_of(230)
     spread = _band(axes, metrics, "train_top1", BEFORE, 100.0)
     own = [(row.round, 100 * row.train_top1) for row in metrics if row.train_top1 is not None]
     axes.plot(*zip(*own, strict=True), color=NETWORK, marker="o" if len(own) == 1 else "")
     axes.set(xlabel="round", ylabel="top-1 while training, %")
     axes.set_ylim(bottom=0)
-    _whole_ticks(axes.xaxis)
+    whole_ticks(axes.xaxis)
     axes.grid(axis="x", visible=False)
     text = f"All clients of round {own[-1][0]} together: {own[-1][1]:.1f} %."
     if spread:
@@ -166,7 +90,7 @@ def _clients(metrics: tuple[RoundMetrics, ...]) -> "Markup":
             f" The median client has {middle:.1f} %, eight of ten lie between {low:.1f} and "
             f"{high:.1f} %."
         )
-    return _svg(figure, "clients", "Top-1 of the clients that train, by round", text)
+    return svg(figure, "clients", "Top-1 of the clients that train, by round", text)
 
 
 def _band(
@@ -189,7 +113,7 @@ def _band(
 
 
 def _recall(metrics: tuple[RoundMetrics, ...]) -> "Markup":
-    figure, axes = _figure(230)
+    figure, axes = figure_of(230)
     said = []
     spread = _band(axes, metrics, "top1", NETWORK, 100.0)
     for which, label, colour in (("top3", "top-3", BEFORE), ("top1", "top-1", NETWORK)):
@@ -223,13 +147,13 @@ def _recall(metrics: tuple[RoundMetrics, ...]) -> "Markup":
     axes.set(xlabel="round", ylabel="recall, %")
     axes.set_ylim(bottom=0)
     axes.margins(y=0.15)
-    _whole_ticks(axes.xaxis)
+    whole_ticks(axes.xaxis)
     axes.grid(axis="x", visible=False)
-    return _svg(figure, "recall", "Recall on validation users by round", "; ".join(said))
+    return svg(figure, "recall", "Recall on validation users by round", "; ".join(said))
 
 
 def _spent(metrics: tuple[RoundMetrics, ...], recipe: Recipe) -> "Markup":
-    figure, axes = _figure(230)
+    figure, axes = figure_of(230)
     points = [(row.round, row.epsilon) for row in metrics if row.epsilon is not None]
     axes.plot(*zip(*points, strict=True), color=NETWORK, marker="o" if len(points) == 1 else "")
     number, epsilon = points[-1]
@@ -248,14 +172,14 @@ def _spent(metrics: tuple[RoundMetrics, ...], recipe: Recipe) -> "Markup":
         )
     axes.set(xlabel="round", ylabel=f"epsilon at delta {recipe.privacy.delta:g}")
     axes.set_ylim(bottom=0)
-    _whole_ticks(axes.xaxis)
+    whole_ticks(axes.xaxis)
     axes.grid(axis="x", visible=False)
-    return _svg(figure, "spent", "Privacy spent by round", text)
+    return svg(figure, "spent", "Privacy spent by round", text)
 
 
 def _systems(systems: dict[str, score.Scored], which: str) -> "Markup":
     label = which.replace("top", "top-")
-    figure, axes = _figure(52 + 30 * len(systems))
+    figure, axes = figure_of(52 + 30 * len(systems))
     for place, (stem, scored) in enumerate(reversed(systems.items())):
         value = 100 * getattr(scored.summary, which)
         low, high = (100 * end for end in getattr(scored.summary, f"{which}_interval"))
@@ -292,11 +216,11 @@ def _systems(systems: dict[str, score.Scored], which: str) -> "Markup":
     said = "; ".join(
         f"{scored.name}: {percent(getattr(scored.summary, which))} %" for scored in systems.values()
     )
-    return _svg(figure, f"systems-{which}", f"{label} recall of every system", said)
+    return svg(figure, f"systems-{which}", f"{label} recall of every system", said)
 
 
 def _bytes_by_round(rounds: tuple[RoundReport, ...]) -> "Markup":
-    figure, axes = _figure(230)
+    figure, axes = figure_of(230)
     numbers = np.array([round.round for round in rounds], float)
     up, down = (
         np.array([getattr(round, way) for round in rounds], float) / 1e6
@@ -305,15 +229,15 @@ def _bytes_by_round(rounds: tuple[RoundReport, ...]) -> "Markup":
     axes.bar(numbers - 0.2, up, 0.38, color=NETWORK, label="up (updates)")
     axes.bar(numbers + 0.2, down, 0.38, color=BEFORE, label="down (checkpoints, plans)")
     axes.set(xlabel="round", ylabel="MB on the socket")
-    _whole_ticks(axes.xaxis)
+    whole_ticks(axes.xaxis)
     axes.grid(axis="x", visible=False)
     figure.legend(loc="outside upper left", ncols=2, fontsize=10.5, handlelength=1, labelcolor=SOFT)
     text = f"All rounds together: {size(1e6 * up.sum())} up, {size(1e6 * down.sum())} down."
-    return _svg(figure, "bytes", "Bytes up and down by round", text)
+    return svg(figure, "bytes", "Bytes up and down by round", text)
 
 
 def _histogram(compared: Pair, systems: dict[str, score.Scored]) -> "Markup":
-    figure, axes = _figure(270)
+    figure, axes = figure_of(270)
     shares = 100 * np.array(compared.users)  # [users, 2]: rival, network
     edges = np.histogram_bin_edges(shares[np.isfinite(shares)], bins=16)
     if compared.rival:
@@ -336,11 +260,11 @@ def _histogram(compared: Pair, systems: dict[str, score.Scored]) -> "Markup":
         label=systems[compared.network].name,
     )
     axes.set(xlabel="top-1 recall of a user, %", ylabel="users")
-    _whole_ticks(axes.yaxis)
+    whole_ticks(axes.yaxis)
     axes.grid(axis="x", visible=False)
     figure.legend(loc="outside upper left", fontsize=10.5, handlelength=1.2, labelcolor=SOFT)
     median = float(np.median(shares[:, 1]))
-    return _svg(
+    return svg(
         figure,
         "users",
         "Test users by top-1 recall",
@@ -349,7 +273,7 @@ def _histogram(compared: Pair, systems: dict[str, score.Scored]) -> "Markup":
 
 
 def _scatter(compared: Pair, systems: dict[str, score.Scored]) -> "Markup":
-    figure, axes = _figure(330)
+    figure, axes = figure_of(330)
     shares = 100 * np.array(compared.users)
     low, high = math.floor(shares.min()) - 1, math.ceil(shares.max()) + 1
     axes.plot([low, high], [low, high], color=SOFT, linewidth=1, linestyle=(0, (4, 4)))
@@ -378,7 +302,7 @@ def _scatter(compared: Pair, systems: dict[str, score.Scored]) -> "Markup":
         f"Each dot is a test user. The network is better for {compared.better} of {len(shares)}, "
         f"worse for {compared.worse}."
     )
-    return _svg(figure, "scatter", "Top-1 recall of each user under both systems", text)
+    return svg(figure, "scatter", "Top-1 recall of each user under both systems", text)
 
 
 def _colour(stem: str, scored: score.Scored) -> str:
@@ -389,9 +313,3 @@ def _colour(stem: str, scored: score.Scored) -> str:
 
 def _wrapped(text: str) -> str:
     return "\n".join(textwrap.wrap(text, 17)[:3]) or "?"
-
-
-def _whole_ticks(axis: "Axis") -> None:
-    from matplotlib.ticker import MaxNLocator
-
-    axis.set_major_locator(MaxNLocator(nbins=7, integer=True, min_n_ticks=1))
