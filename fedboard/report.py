@@ -3,14 +3,13 @@
 A part of the folder that is missing leaves its section out. The same files give the same bytes.
 """
 
-import math
-from dataclasses import dataclass
 from pathlib import Path
 
-from device_runtime import causes, config, durable
+from device_runtime import causes, config
 from device_runtime.causes import Step
 from device_runtime.wire import FUNNEL, RoundReport, lost
-from fedboard.readable import duration, number, percent, size
+from fedboard import page
+from fedboard.page import Bar, bars
 from fedboard.report_material import (
     NETWORKS,
     Material,
@@ -21,7 +20,7 @@ from fedboard.report_material import (
     stopped,
 )
 from fedboard.report_plots import plots
-from fedboard.run import Run, require_result_file, writable
+from fedboard.run import Run
 
 # by step of the funnel: those it is short of, where devices fall out before it
 LOST_BEFORE = {"assigned": Step.REFUSED, "counted": Step.DROPPED}
@@ -33,27 +32,8 @@ def build(run: Run) -> Path:
     Raises RunError for a folder without any part of a run, and for a damaged part, naming the file.
     """
     material = read(run)
-    require_result_file(run.report, "a report", _is_report)
-    page = render(run.path.resolve().name, material)
-    with writable(run.report) as path:
-        # a lone surrogate in a message has no bytes
-        durable.share(path, page.encode(errors="replace"))
+    page.write(run.report, lambda: render(run.path.resolve().name, material))
     return run.report
-
-
-def _is_report(path: Path) -> bool:
-    with open(path, "rb") as file:
-        return b"<title>Fedboard: " in file.read(1000)
-
-
-@dataclass(frozen=True)
-class Bar:
-    """A bar of `value`, as a share (0..1) of the longest; `lost` for those who fell out."""
-
-    label: str
-    value: float
-    share: float
-    lost: bool = False
 
 
 def funnel(rounds: tuple[RoundReport, ...]) -> list[Bar]:
@@ -74,15 +54,6 @@ def funnel(rounds: tuple[RoundReport, ...]) -> list[Bar]:
     ]
 
 
-def bars(values: dict[str, float]) -> list[Bar]:
-    """A bar of each value; one that is not finite is as long as nothing."""
-    longest = max((value for value in values.values() if math.isfinite(value)), default=0.0)
-    return [
-        Bar(label, value, value / longest if longest > 0 and math.isfinite(value) else 0.0)
-        for label, value in values.items()
-    ]
-
-
 def strip(words: tuple[tuple[str, float], ...]) -> list[tuple[str, float, bool]]:
     """Three suggestions as the keyboard shows them, the best in the centre.
 
@@ -97,28 +68,13 @@ def strip(words: tuple[tuple[str, float], ...]) -> list[tuple[str, float, bool]]
 
 def render(name: str, material: Material) -> str:
     """The page of a run of that name."""
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "percent": percent,
-        "number": number,
-        "size": size,
-        "duration": duration,
-        "label": causes.label,
-        "strip3": strip,
-    }
     systems, totals = material.systems, material.totals or Totals()
     baselines = [scored for scored in systems.values() if scored.kind == "baseline"]
     headline = next((stem for stem in NETWORKS if stem in systems), None)
     compared = pair(systems)
-    return environment.get_template("report.html.j2").render(
+    return page.render(
+        "report.html.j2",
+        {"strip3": strip},
         name=name,
         settings=material.settings,
         recipe=config.to_toml(material.settings.recipe) if material.settings else "",
