@@ -1,10 +1,9 @@
 """Assignments: what became of each piece of work that the devices of a fleet were given, and why.
 
 An assignment is what one device was to do in one round. It may take several turns: it is paused and
-goes on, or its report is sent again. Its last turn tells its fate.
+goes on, or its report is sent again. The one that counted tells its fate, or else the last one.
 """
 
-import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -58,23 +57,16 @@ class Assignments:
 def assignments(turns: NDArray) -> Assignments:
     """The assignments of turns, which are in the order in which they ended."""
     key = turns["device"].astype(np.int64) << 32 | turns["round"].astype(np.int64)
-    _, from_end, of = np.unique(key[::-1], return_index=True, return_inverse=True)
-    of = of[::-1]
-    first, reached = np.full(len(from_end), math.inf), np.zeros(len(from_end), np.int64)
-    np.minimum.at(first, of, turns["assigned"])
-    np.maximum.at(reached, of, reached_by(turns))
-    last = len(turns) - 1 - from_end
-    order = np.argsort(last)
-    final = turns[last[order]]
+    order = np.lexsort((np.arange(len(turns)), is_any(turns["status"], Status.COUNTED), key))
+    first = np.flatnonzero(np.diff(key[order], prepend=-1))  # of each assignment, in that order
+    telling = order[np.append(first[1:], len(order))[: len(first)] - 1]
+    at = np.minimum.reduceat(turns["assigned"][order], first) if len(first) else np.zeros(0)
+    reached = np.maximum.reduceat(reached_by(turns)[order], first) if len(first) else telling
+    by_end = np.argsort(telling)
+    final = turns[telling[by_end]]
     fate, cause = fates_of(final)
     return Assignments(
-        final["device"],
-        final["round"],
-        first[order],
-        final["ended"],
-        reached[order],
-        fate,
-        cause,
+        final["device"], final["round"], at[by_end], final["ended"], reached[by_end], fate, cause
     )
 
 
