@@ -8,7 +8,7 @@ nothing else. That names who made a checkpoint; it stops no server that has the 
 import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar, cast
 
 from device_runtime import bounds, signing
 from device_runtime.bounds import Each, Within
@@ -129,6 +129,7 @@ class Untrusted:
     contradicts: Chain | None = None  # what was signed before
 
 
+@functools.lru_cache(maxsize=64)
 def name_of(certificate: Signed) -> str:
     """What links call a certificate by: the SHA-256 of its text."""
     return digest(certificate.text.encode())
@@ -153,7 +154,7 @@ def terms_of(assignment: Assignment) -> Terms:
     where there are none.
     """
     if assignment.certificate is not None:
-        terms = _certificate_in(assignment.certificate.text).terms
+        terms = _in(Certificate, assignment.certificate.text).terms
         if terms is not None:
             return terms
     raise ConfigError("certificate.terms", "expected terms, found none", "certify the task again")
@@ -165,7 +166,7 @@ def certificate_of(assignment: Assignment) -> Certificate:
     """
     if assignment.certificate is None:
         raise ConfigError("certificate", "expected one, found none", "certify the task again")
-    return _certificate_in(assignment.certificate.text)
+    return _in(Certificate, assignment.certificate.text)
 
 
 def covers(certificate: Certificate, round: int) -> bool:
@@ -291,7 +292,7 @@ def _signed_for(kind: type[T], signed: Signed, purpose: str, keys: frozenset[str
     if text is None:
         return f"{purpose}: the signature is none of {signed.signer[:16]}"
     try:
-        record = from_json(kind, text, purpose)
+        record = _in(kind, text.decode("ascii"))
     except ConfigError:
         return f"{purpose}: is none of this version"
     version = getattr(record, "format", FORMAT)
@@ -303,11 +304,17 @@ def _signed_for(kind: type[T], signed: Signed, purpose: str, keys: frozenset[str
 def _of_chain(chain: Chain) -> tuple[Link, Certificate]:
     """What a chain that was trusted says; its signatures were looked at then."""
     return (
-        from_json(Link, chain.link.text.encode(), LINK),
-        from_json(Certificate, chain.certificate.text.encode(), CERTIFICATE),
+        _in(Link, chain.link.text),
+        _in(Certificate, chain.certificate.text),
     )
 
 
-@functools.lru_cache(maxsize=64)
-def _certificate_in(text: str) -> Certificate:
-    return from_json(Certificate, text.encode(), "certificate")
+def _in(kind: type[T], text: str) -> T:
+    """The record in a text. Raises ConfigError for one that is none."""
+    of: Any = kind  # whatever it is: a type can be looked up
+    return cast(T, _read(of, text))
+
+
+@functools.lru_cache(maxsize=64)  # the same few are shown with all work
+def _read(kind: type[Any], text: str) -> Any:
+    return from_json(kind, text.encode(), CERTIFICATE if kind is Certificate else LINK)

@@ -526,7 +526,7 @@ def whole_groups(records: Sequence[Record], size: int) -> list[list[Record]]:
 
 def targets(rows: NDArray[Any]) -> int:
     """How many target words there are in rows, int32 [rows, length + 1]."""
-    return scoring.words(rows[:, 1:].ravel().tolist())
+    return int(scoring.are_words(rows[:, 1:]).sum())
 
 
 def rows_of(

@@ -12,6 +12,7 @@ A policy is all that a device agrees to, and its name the SHA-256 of its entry. 
 all of it, so only its number and its path travel.
 """
 
+import functools
 from dataclasses import dataclass, fields, replace
 from typing import Annotated, Any
 
@@ -67,7 +68,7 @@ class Policy:
         """How its entry is found."""
         return f"policy/{self.task_id}"
 
-    @property
+    @functools.cached_property
     def name(self) -> str:
         """What a device binds into what it signs."""
         return digest(body(self))
@@ -189,7 +190,7 @@ class KeptHead:
     @property
     def says(self) -> Head:
         """What it says; its signature was looked at when it was kept."""
-        return config.from_json(Head, self.head.text.encode(), "head")
+        return _said(self.head.text)
 
 
 @dataclass(frozen=True)
@@ -267,6 +268,11 @@ def body(entry: Entry) -> bytes:
 
 def read(text: str | bytes, where: str = "entry") -> Entry:
     """The entry in a text. Raises ConfigError for one of no kind that this version knows."""
+    return _read(text, where)
+
+
+@functools.lru_cache(maxsize=64)  # that of a checkpoint is shown with all work of its round
+def _read(text: str | bytes, where: str) -> Entry:
     data = text.encode() if isinstance(text, str) else text
     table = config.read_json(data, where)
     name = table.get("entry") if isinstance(table, dict) else None
@@ -281,6 +287,7 @@ def read(text: str | bytes, where: str = "entry") -> Entry:
     return entry
 
 
+@functools.lru_cache(maxsize=64)
 def policy_of(certificate: Certificate) -> Policy | None:
     """The policy that a certificate tells; None of one whose server keeps no log."""
     if certificate.terms is None or not certificate.log_key or not certificate.start:
@@ -363,7 +370,8 @@ def believe(
             f"head: expected the signature of helper {terms.helper[:16]}, found none of its: the "
             "server may show each phone another log"
         )
-    if reason := _why_not_in(head, proof, policy, assignment.checkpoint):
+    alone = replace(proof, consistency="")
+    if reason := _why_not_in(head, alone, policy, assignment.checkpoint):
         return Disbelieved(reason)
     now = KeptHead(proof.head, proof.countersignature, terms.helper)
     before = seen.of(head.log, certificate.log_key)
@@ -418,8 +426,11 @@ def sentence(terms: Terms) -> str:
     )
 
 
+@functools.lru_cache(maxsize=64)
 def _why_not_in(head: Head, proof: Proof, policy: Policy, checkpoint: str) -> str:
-    """Why a head does not hold a policy and a checkpoint."""
+    """Why a head does not hold a policy and a checkpoint; `proof` has nothing about another
+    head.
+    """
     root = bytes.fromhex(head.root)
     leaf = merkle.leaf(body(policy))
     if not merkle.includes(root, head.size, proof.policy, leaf, from_path(proof.policy_path)):
@@ -466,6 +477,12 @@ def _head(signed: Signed, purpose: str, key: str) -> Head | str:
     if text is None:
         return f"head: the signature is none of log key {key[:16]}"
     try:
-        return config.from_json(Head, text, "head")
+        return _said(text.decode("ascii"))
     except ConfigError:
         return "head: is none of this version"
+
+
+@functools.lru_cache(maxsize=64)
+def _said(head: str) -> Head:
+    """What the text of a head says. Raises ConfigError for one that is none."""
+    return config.from_json(Head, head.encode(), "head")

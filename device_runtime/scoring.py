@@ -3,8 +3,10 @@ What an evaluation task reports, and one of releases.
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from device_runtime.metrics import STRIP, top_words
 from device_runtime.reader import Reader
@@ -20,6 +22,11 @@ def words(ids: Iterable[int]) -> int:
     2
     """
     return sum(target >= FIRST_WORD or target == OOV for target in ids)
+
+
+def are_words(ids: NDArray[Any]) -> NDArray[np.bool_]:
+    """Which token ids, of any shape, are target words."""
+    return np.asarray((ids >= FIRST_WORD) | (ids == OOV))
 
 
 def newest_within(messages: Sequence[Sequence[int]], most: int) -> int:

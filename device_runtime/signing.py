@@ -1,6 +1,7 @@
 """Ed25519 keys: who made this bundle, who sent this request. RFC 8032."""
 
 import base64
+import functools
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -88,7 +89,13 @@ def text_of(signed: Signed, purpose: str, trusted: frozenset[str]) -> bytes | No
     """The text, if one of the trusted keys (public, hexadecimal) signed it for this purpose; else
     None.
     """
-    if signed.signer not in trusted or not signed.text.isascii():
+    return _text_of(signed, purpose) if signed.signer in trusted else None
+
+
+@functools.lru_cache(maxsize=64)  # the same few are shown with all work
+def _text_of(signed: Signed, purpose: str) -> bytes | None:
+    """The text, if its signer signed it for this purpose."""
+    if not signed.text.isascii():
         return None
     text = signed.text.encode("ascii")
     try:

@@ -45,6 +45,7 @@ from fleet.servers import Servers
 from fleet.settings import START, FleetSettings
 
 MESSAGE_BYTES = 1000  # of a request or an answer without a body
+MOST_MESSAGES = 100_000  # check-ins that are kept, which many devices send alike
 LOOK = 1 / 3  # of the time of a batch that its loss takes, without gradients
 _WAITS, _FIRST = 1, 2  # what draws are for
 _NEVER = np.iinfo(np.int64).max
@@ -208,21 +209,19 @@ class Fleet:
         )
         messages, words = self.shared.typed.trainable(users, have, own.most.max_rows)
         enough = (messages >= own.own.least_messages) & (words >= own.own.least_words)
+        told = _coarse(have)
         calls: list[Call] = []
         rest: list[int] = []
-        for device, waiting, is_enough in zip(
-            who.tolist(), have.tolist(), enough.tolist(), strict=True
+        columns = who, population.kind[who], told, enough, messages, words
+        for device, kind, waiting, is_enough, of, words_of in zip(
+            *(column.tolist() for column in columns), strict=True
         ):
             pocket = self.state.pockets.get(device)
-            if pocket is None:
-                if is_enough:
-                    calls.append(Call(device, Ask(self._message(device, waiting, None))))
-                else:
-                    rest.append(device)
-                continue
-            calls += self._owed(pocket, now)
-            if self._why_not_asked(pocket, now) is None:
-                calls.append(Call(device, Ask(self._message(device, waiting, pocket))))
+            if pocket is not None:
+                calls += self._owed(pocket, now)
+                is_enough = self._why_not_asked(pocket, of, words_of, now) is None
+            if is_enough:
+                calls.append(Call(device, Ask(self._message(kind, waiting, pocket))))
             else:
                 rest.append(device)
         if rest:
@@ -236,15 +235,18 @@ class Fleet:
         pocket.withheld = None
         return [Call(pocket.number, HandIn(assignment))]
 
-    def _why_not_asked(self, pocket: Pocket, now: float) -> Cause | None:
+    def _why_not_asked(self, pocket: Pocket, messages: int, words: int, now: float) -> Cause | None:
+        """`messages` and `words`: of the newest rows, had it used up none."""
         own = self.shared.limits
-        records, rows = self.shared.typed.newest(
-            pocket.user, pocket.have(now), pocket.used_up, own.most.max_rows
-        )
+        if used_up := pocket.used_up:
+            records, rows = self.shared.typed.newest(
+                pocket.user, pocket.have(now), used_up, own.most.max_rows
+            )
+            messages, words = len(records), targets(rows)
         today = limits.Today(
             _done_on(pocket, now),
-            len(records),
-            targets(rows),
+            messages,
+            words,
             owes=pocket.withheld is not None,
             half_done=pocket.half_done is not None or pocket.report is not None,
         )
@@ -257,20 +259,21 @@ class Fleet:
         wait = daemon.until_tomorrow(limits.day_ends_in(now), share)
         self._come_back(devices, now - START + wait, step)
 
-    def _message(self, device: int, waiting: int, pocket: Pocket | None) -> CheckIn:
-        """What a device says of itself when it asks."""
-        population = self.shared.population
-        kind = population.classes[int(population.kind[device])]
+    def _message(self, number: int, waiting: int, pocket: Pocket | None) -> CheckIn:
+        """What a device of a class says of itself when it asks."""
         holds, size = self._signed, 0
         if pocket is not None:
             holds = holds if pocket.held is None else self.shared.reading.digest(pocket.held)
             size = pocket.log.size(self.shared.server)
-        told = limits.coarse(waiting), kind.name, kind.runtime, holds, size
+        told = waiting, number, holds, size
         message = self._messages.get(told)
         if message is None:
+            if len(self._messages) >= MOST_MESSAGES:
+                self._messages.clear()
+            kind = self.shared.population.classes[number]
             message = CheckIn(
                 availability.conditions(availability.NEEDED),
-                told[0],
+                waiting,
                 self.shared.bundle.manifest.tokenizer,
                 holds=holds,
                 population=self.settings.task.population,
@@ -485,6 +488,11 @@ def _seconds_of_asks(
     each = max(0, epochs * -(-rows // batch) - done)
     before = [LOOK * batch_s] * (0 if done else looks)
     return np.array([*before, *[batch_s] * each, *[LOOK * batch_s] * looks])
+
+
+def _coarse(messages: NDArray[np.int64]) -> NDArray[np.int64]:
+    """`limits.coarse` of a column."""
+    return np.array(limits.COARSE)[np.searchsorted(limits.COARSE, messages, side="right") - 1]
 
 
 def _done_on(pocket: Pocket, now: float) -> int:
