@@ -6,6 +6,7 @@ never had work has no pocket: it is a row of the fleet's columns.
 """
 
 import functools
+import weakref
 from collections.abc import Generator
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -364,7 +365,8 @@ class Turn:
         self.meter = Meter()
         luck, device = self.pocket.shared.luck, self.pocket.number
         skew = luck.skew(device)
-        clock = DeviceClock(lambda: self.now, dated=lambda: self.now + skew)
+        own = weakref.proxy(self)  # a turn that is over is forgotten at once
+        clock = DeviceClock(lambda: own.now, dated=lambda: own.now + skew)
         self._dies_after = luck.dies_after(device, self.began)
         self.local = InPocket(self.pocket, clock, self.meter)
         self.local.began = self.began

@@ -17,9 +17,11 @@ their numbers, so equal settings give equal bytes. How long a transfer or a trai
 device's own, known before it begins; a condition that is lost meanwhile cuts it short.
 """
 
+import contextlib
+import gc
 import heapq
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -111,12 +113,13 @@ class Fleet:
         round left. `may_go_on` is asked after each step.
         """
         last = math.floor(until_s / self.settings.step_s)
-        while not self.state.over and may_go_on():
-            step = self._next()
-            if step > last:
-                self.state.step = last
-                break
-            self._take(step)
+        with _seldom_collected():
+            while not self.state.over and may_go_on():
+                step = self._next()
+                if step > last:
+                    self.state.step = last
+                    break
+                self._take(step)
 
     def close(self) -> None:
         """End what computes, the way to the servers, and the servers."""
@@ -476,6 +479,20 @@ class Fleet:
         trained = replace(trained, tuned=self.shared.luck.learned(device, trained.tuned, norm))
         self.on_trained(turn, trained)
         return trained
+
+
+@contextlib.contextmanager
+def _seldom_collected() -> Iterator[None]:
+    """Let Python look for cycles seldom: what a fleet remembers, and forgets, has none."""
+    before = gc.get_threshold()
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(100_000, 20, 50)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
+        gc.unfreeze()
 
 
 def _seconds_of_asks(
