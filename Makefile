@@ -79,7 +79,7 @@ bench-server: setup ## what the server's check-ins, updates and downloads cost a
 	@$(RUN) python -m benchmarks.server $(ARGS) </dev/null
 fuzz: setup ## fuzz every reader of foreign bytes, SECONDS_EACH seconds each (60)
 	@$(UV) sync -q --locked $(EXTRAS) --group dev --group fuzz --python $(PY) </dev/null
-	@for reader in manifest zip checkpoint update difference codes index typing_log unfinished schedule trace chain files corpus messages proof window counted settings helper answer terms; do \
+	@for reader in manifest zip checkpoint update difference codes index typing_log unfinished schedule trace recording columns chain files corpus messages proof window counted settings helper answer terms; do \
 	  echo "== $$reader"; $(RUN) python fuzz/readers.py $$reader -max_total_time=$(or $(SECONDS_EACH),60) -print_final_stats=1 2>&1 </dev/null | \
 	    grep -E "number_of_executed_units|Uncaught|Error|ERROR|crash-" ; test $${PIPESTATUS[0]} -eq 0 || exit 1; done
 lock: $(UV) ## re-resolve uv.lock, and requirements.txt from it

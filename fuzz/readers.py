@@ -5,7 +5,7 @@ The error is one of ours, whatever the bytes hold.
 python fuzz/readers.py manifest -max_total_time=60        (or zip, checkpoint, update, difference,
 codes, index, typing_log, unfinished, outgoing, seal, schedule, trace, chain; of people's own:
 files, corpus; of the server: messages, proof, window, counted, settings; of a helper: helper,
-answer; of who signs a task: terms)
+answer; of who signs a task: terms; of a fleet: recording, columns)
 """
 
 import contextlib
@@ -19,7 +19,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 with atheris.instrument_imports(
-    include=["device_runtime", "model", "server", "helper", "fedboard", "zipfile", "safetensors"]
+    include=[
+        *("device_runtime", "model", "server", "helper", "fleet", "fedboard", "zipfile"),
+        "safetensors",
+    ]
 ):
     from device_runtime import (
         agreement,
@@ -62,6 +65,7 @@ with atheris.instrument_imports(
         Scores,
         Signed,
     )
+    from fleet import columns, traces
     from helper import answers
     from helper.tasks import Rules, Task
     from model import directory, imported
@@ -169,6 +173,27 @@ def schedule(data: bytes) -> None:
 def trace(data: bytes) -> None:
     """A trace of conditions."""
     conditions.parse(data.decode("utf-8", "replace"))(0.0)
+
+
+def recording(data: bytes) -> None:
+    """A recording of phones: what is read can be kept, and its devices answer for any moment."""
+    path = FOLDER / "recording.json"
+    path.write_bytes(data)
+    read = traces.read(path)
+    traces.save(read, FOLDER / "traces")
+    lives = traces.Traces(traces.load(FOLDER / "traces"), 3, 0, repeat=True)
+    devices = np.arange(3)
+    ready = lives.ready_at(devices, np.zeros(3))
+    waits = np.isfinite(ready)
+    assert (lives.signals(devices[waits], ready[waits]) == 7).all()
+
+
+def columns_(data: bytes) -> None:
+    """Arrays of a fleet: those that were written, or none."""
+    path = FOLDER / "columns.npz"
+    path.write_bytes(data)
+    read = columns.read(path, {"a": np.int32})
+    assert read["a"].dtype == np.int32 and read["a"].nbytes <= len(data)
 
 
 def files(data: bytes) -> None:
@@ -371,6 +396,8 @@ ABOUT = masking.Bound(
 )
 SEAL = masking.seal(SEED, ABOUT, lambda count: bytes(range(1, count + 1)))
 SEAL_KEYS = answers.SealKeys({1: PRIVATE.public_key().public_bytes_raw().hex()}, {1: PRIVATE})
+columns.write(FOLDER / "columns.npz", {"a": np.arange(4, dtype=np.int32)})
+COLUMNS = (FOLDER / "columns.npz").read_bytes()
 READERS = {
     "answer": (answer, ANSWER),
     "terms": (terms, config.to_json(replace(SUMMED.terms, noise=NOISE, compression=4))),
@@ -426,6 +453,12 @@ READERS = {
     "schedule": (schedule, b'{"asked_at":1.0,"wait_s":2.0,"errors":0}'),
     "chain": (chain_, config.to_json(CERTIFICATE) + b"\n" + config.to_json(LINK)),
     "trace": (trace, b"1\twifi\n"),
+    "recording": (
+        recording,
+        b'{"a":{"messages":"2020-01-29 00:03:34\\tbattery_charged_on\\n'
+        b'2020-01-29 00:03:34\\twifi\\n2020-01-29 01:00:00\\tscreen_off\\n","model":"x"}}',
+    ),
+    "columns": (columns_, COLUMNS),
     "files": (files, b"\0" + ROWS),
     "corpus": (corpus, b"\0" + (CORPUS / directory.DATA).read_bytes()),
 }
