@@ -19,16 +19,16 @@ from device_runtime.signing import name_of, public_hex
 from device_runtime.terms import Aggregation
 from device_runtime.weights import from_bytes
 from device_runtime.wire import Enrolment, Plan
-from fleet import bundles, computing, pocket, population, saved
-from fleet.availability import Always, Availability
-from fleet.days import Days
+from fleet import bundles, computing, pocket, saved
+from fleet.availability import Availability
 from fleet.doors import Door, Http, Memory
 from fleet.faults import Faulty, Luck
+from fleet.lives import of, people
 from fleet.pocket import Shared
 from fleet.population import Population
 from fleet.saved import SERVER, Saves
 from fleet.servers import Servers
-from fleet.settings import START, FleetSettings, Lives, Way
+from fleet.settings import START, FleetSettings, Way
 from fleet.simulate import Fleet, State
 from fleet.typed import Typed
 from server.task import for_bundle
@@ -99,9 +99,9 @@ def _shared(
     bundle = bundles.installed(settings.training, settings.task.plan)
     typed = typed_in(run / TYPED, bundle.plan)
     luck = Luck(settings.faults, settings.seed)
-    devices = luck.slowed(population.make(settings.population, len(typed.messages), settings.seed))
+    devices = luck.slowed(people(settings.population, len(typed.messages), settings.seed))
     if lives is None:
-        lives = Always() if settings.lives is Lives.ALWAYS else Days(devices)
+        lives = of(settings.population, devices, settings.seed)
     return Shared(
         settings.seed,
         devices,

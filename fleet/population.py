@@ -15,7 +15,7 @@ offset from UTC, rounded; languages likewise.
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from pathlib import Path
 from statistics import NormalDist
@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from device_runtime import bounds, config, durable
 from device_runtime.bounds import Each, Matches, Within
-from device_runtime.errors import RunError
+from device_runtime.errors import ConfigError, RunError
 from fleet import columns as files
 from fleet import draws
 
@@ -74,6 +74,14 @@ class Where(StrEnum):
     WORLD = "world"
 
 
+class Lives(StrEnum):
+    """What says when devices charge, are on WiFi and lie idle."""
+
+    ALWAYS = "always"  # nothing: they always do
+    DAYS = "days"  # made-up days of people
+    TRACES = "traces"  # a recording, replayed
+
+
 CLASSES = (
     DeviceClass("low", 0.3, 1.3, 3.6e6, 2.8e6, 0.12, 2048, 500, 0.84),
     DeviceClass("middle", 0.5, 0.5, 4.4e6, 3.4e6, 0.08, 4096, 4000, 0.94),
@@ -114,7 +122,7 @@ _SHARED_LINE, _VARIES, _LANGUAGE, _WIFI, _TRANSFER = range(8, 13)
 
 @dataclass(frozen=True)
 class PopulationSettings:
-    """`[population]` of fleet.toml."""
+    """`[population]` of fleet.toml. Raises ConfigError for numbers out of range."""
 
     devices: Annotated[int, Within(1, 100_000_000)] = 1000
     where: Where = Where.US
@@ -122,9 +130,21 @@ class PopulationSettings:
     messages_a_day: Annotated[float, Within(0.0, 10_000.0)] = 20.0  # median
     # share of transfers that break off, beside those whose WiFi is left: networks do
     breaks: Annotated[float, Within(0.0, 0.9)] = 0.02
+    # a folder of `fedboard fleet population make`, whose first devices these are; empty: made here
+    folder: str = ""
+    lives: Lives = Lives.DAYS
+    traces: str = ""  # the folder of `fedboard fleet population import` that is replayed
+    repeat: bool = False  # replayed again from its beginning, once it is over
 
     def __post_init__(self) -> None:
         bounds.check(self, "population")
+        if (self.lives is Lives.TRACES) != bool(self.traces):
+            raise ConfigError(
+                "population.traces",
+                f"expected a folder where lives is {Lives.TRACES.value!r} and nowhere else, found "
+                f"{self.traces!r} where it is {self.lives.value!r}",
+                "correct one of the two",
+            )
 
 
 @dataclass(frozen=True)
@@ -195,6 +215,12 @@ def make(settings: PopulationSettings, users: int, seed: int) -> Population:
         np.round(settings.first_messages * types).astype(np.int32),
         (settings.messages_a_day * types).astype(np.float32),
     )
+
+
+def first(population: Population, size: int) -> Population:
+    """The first devices of a population."""
+    shorter: dict[str, Any] = {name: column[:size] for name, column in columns(population).items()}
+    return replace(population, **shorter)
 
 
 def transfer(

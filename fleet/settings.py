@@ -25,14 +25,6 @@ class Way(StrEnum):
     HTTP = "http"  # signed requests to a server on this machine
 
 
-class Lives(StrEnum):
-    """When devices charge, are on WiFi and idle."""
-
-    PEOPLE = "people"  # by the hour of people's days
-    TRACES = "traces"  # as it was recorded on phones
-    ALWAYS = "always"
-
-
 class Computing(StrEnum):
     """Who computes what devices train."""
 
@@ -70,7 +62,6 @@ class FleetSettings:
     step_s: Annotated[float, Within(0.001, 3600.0)] = 1.0
     tick_s: Annotated[float, Within(0.1, 86_400.0)] = 60.0  # the server looks at the clock
     way: Way = Way.MEMORY
-    lives: Lives = Lives.PEOPLE
     # conditions that no device waits for: their owners vouch for them
     vouched: Annotated[tuple[str, ...], Each(WORD, 3)] = ()
     population: PopulationSettings = field(default_factory=PopulationSettings)

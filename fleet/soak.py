@@ -25,8 +25,8 @@ from device_runtime.terms import Aggregation
 from device_runtime.wire import Plan
 from fleet.begin import begin
 from fleet.faults import SHARE, Faults
-from fleet.population import PopulationSettings
-from fleet.settings import FleetSettings, Lives, Training
+from fleet.population import Lives, PopulationSettings
+from fleet.settings import FleetSettings, Training
 from fleet.watch import Violated, Watch
 from server.eligibility import Policy
 from server.rounds import Mode, Rules
@@ -101,12 +101,11 @@ def settings(seed: int) -> FleetSettings:
         if SHARE in getattr(each.type, "__metadata__", ())
     }
     return FleetSettings(
-        lives=Lives.ALWAYS,
         seed=seed,
         days=HOURS / 24,
         step_s=float(one_of(5.0, 20.0)),
         tick_s=120.0,
-        population=PopulationSettings(devices=int(rng.integers(8, 61))),
+        population=PopulationSettings(lives=Lives.ALWAYS, devices=int(rng.integers(8, 61))),
         training=Training(values=int(one_of(1, 50, 300))),
         task=task,
         faults=Faults(**rates),

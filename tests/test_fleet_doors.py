@@ -30,9 +30,9 @@ from fleet import pocket
 from fleet.begin import begin
 from fleet.bundles import TOKENIZER, made_up
 from fleet.doors import Call, Http, Memory
-from fleet.population import PopulationSettings
+from fleet.population import Lives, PopulationSettings
 from fleet.servers import DATABASE, Servers
-from fleet.settings import FleetSettings, Lives, Way
+from fleet.settings import FleetSettings, Way
 from server.eligibility import Policy
 from server.rounds import Rules
 from server.task import Peers, TaskSettings
@@ -58,11 +58,10 @@ NOISED = replace(
     ),
 )
 SETTINGS = FleetSettings(
-    lives=Lives.ALWAYS,
     seed=4,
     days=1,
     step_s=5,
-    population=PopulationSettings(devices=24),
+    population=PopulationSettings(lives=Lives.ALWAYS, devices=24),
     task=PLAIN,
 )
 

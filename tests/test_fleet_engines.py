@@ -19,8 +19,8 @@ from fedboard import fleet_text
 from fleet import begin, turns
 from fleet.engines import Job, compute, stand_in
 from fleet.pool import Pool
-from fleet.population import PopulationSettings
-from fleet.settings import Computing, FleetSettings, Lives, Training
+from fleet.population import Lives, PopulationSettings
+from fleet.settings import Computing, FleetSettings, Training
 from fleet.typed import Typed
 from server.eligibility import Policy
 from server.rounds import Rules
@@ -32,11 +32,10 @@ ROOT = Path(__file__).parents[1]
 @pytest.fixture
 def settings(tiny_bundle, trusted):
     return FleetSettings(
-        lives=Lives.ALWAYS,
         seed=4,
         days=1,
         step_s=5,
-        population=PopulationSettings(devices=12, first_messages=30),
+        population=PopulationSettings(lives=Lives.ALWAYS, devices=12, first_messages=30),
         training=Training(str(tiny_bundle.path), tuple(trusted)),
         task=TaskSettings(
             rules=Rules(report_goal=3, selection_s=300.0, check_ins_per_s=10.0, rounds=2),

@@ -109,7 +109,10 @@ def test_a_population_that_was_saved_is_read_as_it_was(tmp_path):
 
 def test_equal_populations_are_saved_as_equal_bytes(tmp_path):
     for name in ("one", "other"):
-        population.save(population.make(PopulationSettings(devices=50), 7, seed=2), tmp_path / name)
+        population.save(
+            population.make(PopulationSettings(devices=50), 7, seed=2),
+            tmp_path / name,
+        )
     for name in (population.ABOUT, population.COLUMNS):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "other" / name).read_bytes()
 

@@ -3,9 +3,9 @@ import pytest
 from device_runtime.terms import Aggregation
 from device_runtime.wire import Plan
 from fleet.begin import begin, go_on
-from fleet.population import PopulationSettings
+from fleet.population import Lives, PopulationSettings
 from fleet.saved import TURNS, Saves
-from fleet.settings import FleetSettings, Lives
+from fleet.settings import FleetSettings
 from server.eligibility import Policy
 from server.rounds import Rules
 from server.task import TaskSettings
@@ -19,11 +19,10 @@ TASK = TaskSettings(
     aggregation=Aggregation.PLAIN,
 )
 SETTINGS = FleetSettings(
-    lives=Lives.ALWAYS,
     seed=4,
     days=1,
     step_s=1,
-    population=PopulationSettings(devices=40),
+    population=PopulationSettings(lives=Lives.ALWAYS, devices=40),
     task=TASK,
 )
 

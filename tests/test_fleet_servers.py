@@ -8,10 +8,10 @@ from device_runtime.terms import Aggregation
 from device_runtime.wire import Plan
 from fleet.begin import begin, door_of
 from fleet.engines import Here, stand_in
-from fleet.population import PopulationSettings
+from fleet.population import Lives, PopulationSettings
 from fleet.saved import SERVER
 from fleet.servers import Servers, Stream, put_back
-from fleet.settings import FleetSettings, Lives
+from fleet.settings import FleetSettings
 from fleet.simulate import Fleet
 from server.eligibility import Policy
 from server.rounds import Rules
@@ -37,11 +37,10 @@ DAY_S = 86_400
 
 def settings(task):
     return FleetSettings(
-        lives=Lives.ALWAYS,
         seed=4,
         days=1,
         step_s=5,
-        population=PopulationSettings(devices=24),
+        population=PopulationSettings(lives=Lives.ALWAYS, devices=24),
         task=task,
     )
 

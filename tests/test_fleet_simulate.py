@@ -6,8 +6,8 @@ from device_runtime.turn import Status
 from device_runtime.wire import Plan
 from fleet import turns
 from fleet.begin import begin
-from fleet.population import PopulationSettings
-from fleet.settings import FleetSettings, Lives
+from fleet.population import Lives, PopulationSettings
+from fleet.settings import FleetSettings
 from server.eligibility import Policy
 from server.rounds import Rules
 from server.task import TaskSettings
@@ -20,11 +20,10 @@ TASK = TaskSettings(
     aggregation=Aggregation.PLAIN,
 )
 SETTINGS = FleetSettings(
-    lives=Lives.ALWAYS,
     seed=4,
     days=1,
     step_s=5,
-    population=PopulationSettings(devices=40),
+    population=PopulationSettings(lives=Lives.ALWAYS, devices=40),
     task=TASK,
 )
 

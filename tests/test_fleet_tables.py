@@ -15,7 +15,7 @@ from fleet import figures, tables, turns
 from fleet.assignments import COUNTED, DROPPED_OUT, TURNED_AWAY, assignments, sessions
 from fleet.availability import NEEDED, Always
 from fleet.begin import begin
-from fleet.population import PopulationSettings
+from fleet.population import Lives, PopulationSettings
 from fleet.settings import START, FleetSettings
 from fleet.tables import Lived, Measured
 from server.eligibility import Policy
@@ -30,7 +30,11 @@ TASK = TaskSettings(
     aggregation=Aggregation.PLAIN,
 )
 SETTINGS = FleetSettings(
-    seed=4, days=1, step_s=5, population=PopulationSettings(devices=40), task=TASK
+    seed=4,
+    days=1,
+    step_s=5,
+    population=PopulationSettings(lives=Lives.ALWAYS, devices=40),
+    task=TASK,
 )
 
 
