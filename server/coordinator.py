@@ -711,8 +711,6 @@ class Coordinator:
             for lost in self._sums.begin(self.store):
                 self._give_up(lost, now)
             self._noise.begin()
-            with self.store.reading() as rows:
-                self._population, self._population_at = rows.count_devices(), now
             self._has_begun = True
 
     def _give_up(self, lost: Lost, now: float) -> None:
