@@ -14,10 +14,9 @@ from device_runtime.errors import BundleError, ConfigError, RunError
 from device_runtime.home import DeviceConfig, Home
 from device_runtime.limits import OwnLimits
 from device_runtime.terms import Aggregation
-from device_runtime.wire import Plan
 from fedboard import fleet_text
 from fleet import begin, turns
-from fleet.engines import Job, compute, stand_in
+from fleet.engines import compute, stand_in
 from fleet.pool import Pool
 from fleet.population import Lives, PopulationSettings
 from fleet.settings import Computing, FleetSettings, Training
@@ -25,6 +24,7 @@ from fleet.typed import Typed
 from server.eligibility import Policy
 from server.rounds import Rules
 from server.task import TaskSettings
+from tests.toy_engines import BASE, dies, job, refuses
 
 ROOT = Path(__file__).parents[1]
 
@@ -97,15 +97,6 @@ def test_a_fleet_has_the_same_bytes_whoever_computes(
     assert here[1].tobytes() == there[1].tobytes()
 
 
-PLAN = Plan(batch_size=2, length=3)
-BASE = {"a": np.arange(4, dtype=np.float32)}
-
-
-def job(number, **of):
-    random = np.random.default_rng(number).bit_generator.state
-    return Job("base", np.ones((4, 4), np.int32), PLAN, random, **of)
-
-
 @pytest.fixture
 def pool(tmp_path):
     """One that trains nothing, in two processes."""
@@ -143,20 +134,12 @@ def test_the_jobs_of_a_process_that_dies_are_computed_again(pool):
         assert same(pool.result(ticket), number)
 
 
-def dies(graph, action, may_continue):
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
 def test_a_job_that_kills_whoever_computes_it_is_given_up(tmp_path):
     pool = Pool(dies, b"", 1, tmp_path / "pool")
     ticket = pool.submit(job(0), BASE)
     with pytest.raises(RunError, match="times in a row a process died"):
         pool.result(ticket)
     pool.close()
-
-
-def refuses(graph, action, may_continue):
-    raise RunError("interpreter", "there is none", "install one")
 
 
 def test_what_is_wrong_in_another_process_is_said_here(tmp_path):
@@ -171,8 +154,8 @@ OWNER = """
 import sys, time
 from pathlib import Path
 from fleet.pool import Pool
-from tests.test_fleet_engines import BASE, job
 from fleet.engines import stand_in
+from tests.toy_engines import BASE, job
 if __name__ == "__main__":
     pool = Pool(stand_in, b"", 2, Path(sys.argv[1]))
     for ticket in [pool.submit(job(number), BASE) for number in range(8)]:
