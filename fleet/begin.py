@@ -22,7 +22,7 @@ from device_runtime.wire import Enrolment, Plan
 from fleet import bundles, computing, pocket, saved
 from fleet.availability import Availability
 from fleet.doors import Door, Http, Memory
-from fleet.faults import Faulty, Luck
+from fleet.faults import Faulty, Luck, Unsteady
 from fleet.lives import of, people
 from fleet.pocket import Shared
 from fleet.population import Population
@@ -90,7 +90,10 @@ def go_on(
 
 def _servers(settings: FleetSettings, run: Path) -> Servers:
     helped = settings.task.aggregation is Aggregation.HELPER
-    return Servers(run / SERVER, settings.seed, settings.task.least_count if helped else 0)
+    of = run / SERVER, settings.seed, settings.task.least_count if helped else 0
+    if settings.faults.any:
+        return Unsteady(*of, luck=Luck(settings.faults, settings.seed))
+    return Servers(*of)
 
 
 def _shared(

@@ -17,7 +17,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,13 +32,14 @@ from fleet import draws
 from fleet.availability import IDLE, NEEDED, Availability, Devices, Times
 from fleet.doors import Call, Door
 from fleet.population import Population
+from fleet.servers import Servers
 from server.replays import GOOD_S
 from server.requests import Nonce
 from server.store import Rows, Store
 
 SHARE = Within(0.0, 1.0)
 MOST_ACTIONS = 24  # of a turn, before the one at which its process dies
-MOST_TRANSACTIONS = 6  # of a group, before the one at which the server dies
+MOST_STEPS = 6  # of transactions, before the one at which the server dies
 SLOT_S, PICKED_UP_S = 600.0, 60.0  # once in so long a device may be picked up, for so long
 LOOKED_AHEAD = 1008  # of these: a week, and no turn takes longer
 SCALE = 10.0  # of a delta that is to count for more
@@ -230,14 +231,14 @@ class Luck:
                     deliveries[at] = each.does(deliveries[at], chance)
         return deliveries
 
-    def server_dies_after(self, now: float) -> int | None:
-        """After how many steps of a group the server dies; None: it lives."""
-        when = _when(now)
-        if not self.faults.server_deaths:
+    def server_dies_after(self, now: float, which: int = 0) -> int | None:
+        """After how many steps of a group the server dies, or of what else it does then; None: it
+        lives.
+        """
+        of = _when(now), _SERVER, which
+        if not self.faults.server_deaths or self._drawn(*of, 0) >= self.faults.server_deaths:
             return None
-        if self._drawn(when, _SERVER, 0) >= self.faults.server_deaths:
-            return None
-        return math.floor(MOST_TRANSACTIONS * float(self._drawn(when, _SERVER, 1)))
+        return math.floor(MOST_STEPS * float(self._drawn(*of, 1)))
 
     def helper_dies(self, now: float) -> bool:
         """Whether the helper is started anew."""
@@ -336,22 +337,10 @@ ON_THE_WAY = (
 )
 
 
-class Restarts(Protocol):
-    """Servers that can be killed and started again."""
-
-    coordinator: Any
-
-    def restart(self) -> None:
-        """Kill the server, and start it again from what it has kept."""
-
-    def restart_helper(self) -> None:
-        """The same of the helper, if there is one."""
-
-
 class Faulty:
     """A door on the way to which calls get lost, and behind which servers die."""
 
-    def __init__(self, door: Door, luck: Luck, servers: Restarts):
+    def __init__(self, door: Door, luck: Luck, servers: Servers):
         self._door, self._luck, self._servers = door, luck, servers
         self.late: list[tuple[float, Call]] = []  # what comes once more, and when
 
@@ -379,20 +368,43 @@ class Faulty:
 
     def _answered(self, calls: list[Call], now: float) -> list[Any]:
         """What the server says, unless it dies before: then nobody hears anything."""
-        dies_after = self._luck.server_dies_after(now)
-        if dies_after is None:
-            return self._door.answers(calls, now) if calls else []
-        try:
-            with mortal(self._servers.coordinator.store, dies_after):
-                answers = self._door.answers(calls, now) if calls else []
-        except Killed:
-            answers = [_unanswered()] * len(calls)
-        self._servers.restart()
+        answers: list[Any] = [_unanswered()] * len(calls)
+
+        def answer() -> None:
+            if calls:
+                answers[:] = self._door.answers(calls, now)
+
+        _survived(self._servers, self._luck.server_dies_after(now), answer)
         return answers
+
+
+@dataclass
+class Unsteady(Servers):
+    """Servers that die also in the middle of what they do by themselves."""
+
+    luck: Luck = field(default_factory=lambda: Luck())
+
+    def tick(self, now: float) -> None:
+        """See Servers."""
+        _survived(self, self.luck.server_dies_after(now, 1), lambda: Servers.tick(self, now))
+
+    def open_sums(self, now: float) -> None:
+        """See Servers."""
+        _survived(self, self.luck.server_dies_after(now, 2), lambda: Servers.open_sums(self, now))
 
 
 class Killed(BaseException):
     """A process that is simulated dies here: nothing is tidied up."""
+
+
+def _survived(servers: Servers, dies_after: int | None, does: Callable[[], None]) -> None:
+    """Have a server do something, and start it again if it dies meanwhile, or is to."""
+    if dies_after is None:
+        does()
+        return
+    with contextlib.suppress(Killed), mortal(servers.coordinator.store, dies_after):
+        does()
+    servers.restart()
 
 
 @contextlib.contextmanager

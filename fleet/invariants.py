@@ -38,6 +38,7 @@ from server.task import Task, terms
 UNMASKING_S = 3600.0  # in which a sum must be opened whose helper lives
 SLICE = 48  # bytes of an update that are looked for where none may be
 LEAST_NOISE, MOST_NOISE = 0.3, 3.0  # root mean square of the noise on a mean / what is expected
+FEWEST = 50  # values of a network whose noise can be told from other noise
 SAME = 0.2  # distance of two sums' noise / its norm, under which it is the same noise
 _NOT_TAKEN = (Cause.REPLAYED, Cause.BAD_SIGNATURE)  # of a request that is not the device's own
 
@@ -169,8 +170,10 @@ def noised(
     number: int, noise: NDArray[Any], expected: float, earlier: Mapping[int, NDArray[Any]]
 ) -> str:
     """The mean of a round carries noise of about the `expected` root mean square, in the mean's own
-    units, and none that an earlier round has carried.
+    units, and none that an earlier round has carried. Of a few values nothing can be said.
     """
+    if len(noise) < FEWEST:
+        return ""
     size = float(np.sqrt(np.mean(np.square(noise))))
     if not LEAST_NOISE * expected <= size <= MOST_NOISE * expected:
         return f"the mean of round {number} has noise of {size:.3g}, expected about {expected:.3g}"
@@ -238,10 +241,10 @@ def one_sum(
     of = [(task, number) for task, number, _ in sums]
     if len(set(of)) < len(of):
         return f"there are {len(of)} sums of {len(set(of))} rounds"
-    if left := set(of) - set(open_rounds):
-        return f"sums are kept of rounds that are over: {sorted(left)}"
-    if left := set(seals) - {number for _, number in open_rounds}:
-        return f"seals are kept of rounds that are over: {sorted(left)}"
+    if over := set(of) - set(open_rounds):
+        return f"sums are kept of rounds that are over: {sorted(over)}"
+    if old := set(seals) - {number for _, number in open_rounds}:
+        return f"seals are kept of rounds that are over: {sorted(old)}"
     largest = max((size for *_, size in sums), default=0)
     return f"a sum has {largest} bytes, expected at most {most_bytes}" * (largest > most_bytes)
 

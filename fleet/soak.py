@@ -15,8 +15,10 @@ import tempfile
 import time
 import traceback
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -33,10 +35,19 @@ from server.rounds import Mode, Rules
 from server.step import ServerStep
 from server.task import TaskSettings
 
-HOURS = 6  # that a fleet lives at most
-ROUNDS = 4  # committed, after which it is over
-OFTEN = 0.25  # the most often that a fault of these fleets strikes
-RARELY = {"stragglers": 0.3, "liars": 0.3, "skewed": 0.5, "delays": 0.5, "reordered": 0.5}
+HOURS = 3  # that a fleet lives at most
+ROUNDS = 3  # committed, after which it is over
+LIKELY = 0.5  # that a fleet has a fault at all
+OFTEN = 0.1  # and how often that strikes at most, but for these
+STRIKES = {
+    "stragglers": 0.3,
+    "liars": 0.3,
+    "skewed": 0.5,
+    "delays": 0.5,
+    "reordered": 0.5,
+    "server_deaths": 0.05,
+    "helper_deaths": 0.05,
+}
 SAYS = "Let many short fleets live, made up from their seeds, in which everything goes wrong."
 SAYS_S = 5.0  # between two lines of progress
 
@@ -57,56 +68,53 @@ def settings(seed: int) -> FleetSettings:
     """The fleet of a seed."""
     rng = np.random.default_rng(seed)
 
-    def one_of(*choices: object) -> object:
+    def one_of(*choices: Any) -> Any:
         return choices[int(rng.integers(len(choices)))]
 
-    aggregation = one_of(Aggregation.PLAIN, Aggregation.PLAIN, Aggregation.SECAGG)
-    buffered = aggregation is not Aggregation.SECAGG and rng.random() < 0.3
-    goal = int(rng.integers(2, 6)) if aggregation is Aggregation.PLAIN else int(rng.integers(4, 7))
+    plain, helper, secagg = Aggregation
+    aggregation = one_of(plain, plain, plain, helper, helper, secagg)
+    buffered = aggregation is not secagg and rng.random() < 0.3
+    goal = int(rng.integers(4, 7) if aggregation is secagg else rng.integers(2, 6))
     rules = Rules(
         report_goal=goal,
         over_selection=float(rng.uniform(1.0, 2.0)),
-        selection_s=float(one_of(0.0, 60.0, 300.0)),
-        reporting_s=float(one_of(300.0, 900.0, 1800.0)),
+        selection_s=one_of(0.0, 60.0, 300.0),
+        reporting_s=300.0 if aggregation is secagg else one_of(300.0, 900.0),
         rounds=ROUNDS,
-        retry_s=float(one_of(60.0, 200.0)),
-        permanent_retry_s=600.0,
-        check_ins_per_s=100.0,
+        retry_s=one_of(100.0, 300.0),
+        permanent_retry_s=1200.0,
         mode=Mode.BUFFERED if buffered else Mode.SYNCHRONOUS,
         max_staleness=int(rng.integers(0, 4)),
     )
     noise = None
     if rng.random() < 0.4:
-        kind = one_of(Mechanism.GAUSSIAN, Mechanism.TREE, Mechanism.BLT)
-        separation, epsilon = int(rng.integers(1, 4)), float(one_of(3.0, 30.0, 1000.0))
-        noise = Noise(kind, float(rng.uniform(0.5, 2.0)), epsilon, 1e-6, 20, 4)
-    else:
-        separation = int(rng.integers(1, 4))
-    step = ServerStep() if noise or rng.random() < 0.5 else ServerStep(0.1, algorithm="fedadam")
+        epsilon, multiplier = one_of(15.0, 40.0, 1000.0), float(rng.uniform(0.5, 2.0))
+        noise = Noise(one_of(*Mechanism), multiplier, epsilon, 1e-6, 20, 4)
+    is_plain = noise is not None or rng.random() < 0.5
     task = TaskSettings(
-        Plan(batch_size=8, length=10, max_rows=64, bits=int(one_of(2, 4, 8))),
+        Plan(batch_size=8, length=10, max_rows=64, bits=one_of(2, 4, 8)),
         rules=rules,
-        policy=Policy(min_separation=separation),
-        step=step,
+        policy=Policy(min_separation=int(rng.integers(1, 4))),
+        step=ServerStep() if is_plain else ServerStep(0.1, algorithm="fedadam"),
         seed=seed,
         aggregation=aggregation,
         least_count=2,
         noise=noise,
-        compression=int(one_of(1, 1, 4)),
-        turn=int(one_of(0, 0, 2)) if not buffered else 0,
+        compression=one_of(1, 1, 4),
+        turn=0 if buffered else one_of(0, 0, 2),
     )
-    rates = {
-        each.name: float(rng.random() * RARELY.get(each.name, OFTEN) * (rng.random() < 0.7))
+    rates: dict[str, Any] = {
+        each.name: float(rng.uniform(0, STRIKES.get(each.name, OFTEN)) * (rng.random() < LIKELY))
         for each in fields(Faults)
         if SHARE in getattr(each.type, "__metadata__", ())
     }
     return FleetSettings(
         seed=seed,
         days=HOURS / 24,
-        step_s=float(one_of(5.0, 20.0)),
-        tick_s=120.0,
-        population=PopulationSettings(lives=Lives.ALWAYS, devices=int(rng.integers(8, 61))),
-        training=Training(values=int(one_of(1, 50, 300))),
+        step_s=one_of(10.0, 30.0),
+        tick_s=300.0,
+        population=PopulationSettings(lives=Lives.ALWAYS, devices=int(rng.integers(8, 41))),
+        training=Training(values=one_of(1, 50, 300)),
         task=task,
         faults=Faults(**rates),
     )
@@ -114,30 +122,31 @@ def settings(seed: int) -> FleetSettings:
 
 def one(seed: int) -> Result:
     """Let the fleet of a seed live."""
-    repeat = f"python -m fleet.soak --first {seed} --seeds 1"
-    watch = Watch(repeat)
-    aggregation = ""
+    return lived(settings(seed), f"python -m fleet.soak --first {seed} --seeds 1")
+
+
+def lived(settings: FleetSettings, repeat: str) -> Result:
+    """Let a fleet live, and watch it. `repeat` is the command that does so again."""
+    watch, aggregation = Watch(repeat), settings.task.aggregation.value
     with tempfile.TemporaryDirectory(prefix="fedboard-soak-") as folder:
         try:
-            made = settings(seed)
-            aggregation = made.task.aggregation.value
-            fleet = begin(made, Path(folder) / "fleet", watched=watch.at)
+            fleet = begin(settings, Path(folder) / "fleet", watched=watch.at)
             try:
                 watch.see(fleet)
-                fleet.run(made.days * 86_400.0, watch.look)
+                fleet.run(settings.days * 86_400.0, watch.look)
                 watch.look_back()
                 rounds = fleet.servers.coordinator.reports(fleet.now).rounds
             finally:
                 watch.close()
                 fleet.servers.close()
         except Violated as violated:
-            return Result(seed, str(violated), aggregation=aggregation)
+            return Result(settings.seed, str(violated), aggregation=aggregation)
         except Exception:
-            wrong = f"seed {seed}: {traceback.format_exc()}\nto see it again: {repeat}"
-            return Result(seed, wrong, aggregation=aggregation)
+            wrong = f"seed {settings.seed}: {traceback.format_exc()}\nto see it again: {repeat}"
+            return Result(settings.seed, wrong, aggregation=aggregation)
     committed = sum(each.phase == "committed" for each in rounds)
     counted = sum(each.counted for each in rounds)
-    return Result(seed, "", committed, counted, watch.looks, aggregation)
+    return Result(settings.seed, "", committed, counted, watch.looks, aggregation)
 
 
 def run(first: int, seeds: int, jobs: int) -> int:
@@ -148,7 +157,7 @@ def run(first: int, seeds: int, jobs: int) -> int:
     total: Counter[str] = Counter()
     numbers = range(first, first + seeds)
     with contextlib.ExitStack() as stack:
-        results = map(one, numbers)
+        results: Iterable[Result] = map(one, numbers)
         if jobs > 1 and seeds > 1:
             pool = stack.enter_context(multiprocessing.get_context("spawn").Pool(jobs))
             results = pool.imap_unordered(one, numbers)

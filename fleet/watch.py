@@ -15,6 +15,7 @@ import contextlib
 import itertools
 import json
 import sqlite3
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -30,6 +31,7 @@ from device_runtime.signing import name_of, public_hex
 from device_runtime.terms import Aggregation
 from device_runtime.turn import Upload
 from device_runtime.weights import digest
+from device_runtime.wire import Signed
 from fleet.doors import Call, Door
 from fleet.engines import Trained, generator
 from fleet.invariants import (
@@ -88,8 +90,10 @@ class Watch:
     _counted: dict[str, int] = field(default_factory=dict)  # by assignment: the round
     _rounds: dict[str, list[int]] = field(default_factory=dict)  # that counted a device
     _sums: dict[str, list[int]] = field(default_factory=dict)  # with noise, that a device is in
+    _blocks: Counter[int] = field(default_factory=Counter)  # sums with noise, by basis
     _noise: dict[int, NDArray[Any]] = field(default_factory=dict)  # on the mean of a round
     _head: log_wire.Head | None = None
+    _signed_head: list[str] = field(default_factory=list)  # as it is kept
     _base: str = ""  # checkpoint that the next round begins with
     _over: int = -1  # the newest round that is
 
@@ -125,7 +129,8 @@ class Watch:
         return answers
 
     def close(self) -> None:
-        """Let go of the database."""
+        """Let go of the door and of the database."""
+        self._door.close()
         self._database.close()
 
     def look(self) -> bool:
@@ -183,7 +188,8 @@ class Watch:
             return
         after = self._read_base(made).weights
         noise = weights.flatten(weights.subtract(after, without.weights))
-        of_mean = agreed.deviation * agreed.encoding.step / agreed.most
+        # what is left out of a block stays zero, and what travels is shorter by as much
+        of_mean = agreed.deviation * agreed.encoding.step / agreed.most / agreed.compression
         expected = of_mean * task.step.learning_rate
         self._require(noised(it.number, noise, expected, self._noise))
         self._noise[it.number] = noise
@@ -192,14 +198,16 @@ class Watch:
         members = self._column("SELECT device FROM members WHERE round = ?", it.number)
         if members and sorted(members) != sorted(each.device for each in counted):
             self._require(f"the members of the sum of round {it.number} are not its reports")
-        number = 1 + max((each[-1] for each in self._sums.values()), default=0)
+        if members:
+            self._blocks[terms(self._task).basis(it.number)] += 1
+        number = sum(self._blocks.values())
         for each in members:
             self._sums.setdefault(each, []).append(number)
         of_each = list(self._sums.values())
-        sums = max((each[-1] for each in of_each), default=0)
         gaps = [after - before for each in of_each for before, after in itertools.pairwise(each)]
         most = max(map(len, of_each), default=0)
-        happened = Participation((sums,) if sums else (), min(gaps, default=None), most)
+        blocks = tuple(self._blocks.values())
+        happened = Participation(blocks, min(gaps, default=None), most)
         query = "SELECT rho, epsilon FROM rounds WHERE rho IS NOT NULL ORDER BY round"
         spent = [(rho, epsilon) for rho, epsilon in self._database.execute(query)]
         entries = self._column("SELECT body FROM log_entries ORDER BY log, number")
@@ -223,12 +231,12 @@ class Watch:
 
     def _look_at_log(self) -> None:
         coordinator = self._fleet.servers.coordinator
-        newest = coordinator.log_head().newest
-        if newest is None:
+        newest = self._column("SELECT head FROM log_heads ORDER BY log DESC, size DESC LIMIT 1")
+        if newest == self._signed_head or not newest:
             return
-        head = config.from_json(log_wire.Head, newest.text.encode(), "head")
-        if head == self._head:
-            return
+        self._signed_head = newest
+        signed = config.from_json(Signed, newest[0].encode(), "signed")
+        head = config.from_json(log_wire.Head, signed.text.encode(), "head")
         path: list[bytes] = []
         if self._head is not None and head.size >= self._head.size:
             path = log_wire.from_path(coordinator.log_path(self._head.size, head.size).path)
