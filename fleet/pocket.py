@@ -136,6 +136,20 @@ class Meter:
     down: int = 0
 
 
+@dataclass(frozen=True)
+class Holds:
+    """Since when and until when conditions are known to hold, in seconds since 1970."""
+
+    since: float = 0.0
+    all_until: float = 0.0  # one of all those that are needed is lost
+    wifi_until: float = 0.0  # WiFi is, if it is needed
+
+    def until(self, now: float, all_needed: bool) -> float | None:
+        """When all that are needed, or WiFi alone, hold no more; None where that is not known."""
+        until = self.all_until if all_needed else self.wifi_until
+        return until if self.since <= now < until else None
+
+
 @dataclass
 class Pocket:
     """What one device keeps. What stands here outlives its process."""
@@ -152,6 +166,7 @@ class Pocket:
     log: SeenLogs = field(default_factory=SeenLogs)
     installed_at: float | None = None  # since when it has the weights of its bundle
     errors: int = 0  # in a row
+    holds: Holds = Holds()  # looked up when it was given work
 
     @property
     def key(self) -> Ed25519PrivateKey:
@@ -172,6 +187,8 @@ class Pocket:
 
     def conditions(self, now: float) -> Conditions:
         """How it stands, at a time since 1970."""
+        if self.holds.until(now, all_needed=True) is not None:
+            return availability.conditions(self.shared.needed, self.shared.vouched)
         at = np.array([now - START])
         bits = self.shared.availability.signals(np.array([self.number]), at)[0]
         return availability.conditions(int(bits), self.shared.vouched)

@@ -41,13 +41,14 @@ from device_runtime.wire import DAY_S, Assignment, CheckIn, Kind, Reject
 from fleet import availability, draws, turns
 from fleet.doors import Call, Door
 from fleet.engines import Engine, Job, Trained, asks_of
-from fleet.pocket import Died, Pocket, Shared, Turn, participant
+from fleet.pocket import Died, Holds, Pocket, Shared, Turn, participant
 from fleet.population import transfer
 from fleet.servers import Servers
 from fleet.settings import START, FleetSettings
 
 MESSAGE_BYTES = 1000  # of a request or an answer without a body
 MOST_MESSAGES = 100_000  # check-ins that are kept, which many devices send alike
+AT_ONCE = 8192  # devices that are looked up together
 LOOK = 1 / 3  # of the time of a batch that its loss takes, without gradients
 _WAITS, _FIRST = 1, 2  # what draws are for
 _NEVER = np.iinfo(np.int64).max
@@ -73,6 +74,30 @@ class State:
     over: bool = False  # the server has no round left
 
 
+class _Resting:
+    """Devices of which nobody has asked yet when they are ready next."""
+
+    def __init__(self) -> None:
+        self.first, self.count = _NEVER, 0  # step before which none of them asks; devices
+        self._parts: list[tuple[Any, Any, Any]] = []
+
+    def add(self, devices: NDArray[np.int64], after_s: Any, least: int, step_s: float) -> None:
+        """Devices, [k], that ask after so many seconds since the fleet began, [k], and not before
+        the step `least`.
+        """
+        after = np.asarray(after_s, np.float64)
+        self._parts.append((devices, after, np.full(len(devices), least)))
+        first = math.floor(float(after.min()) / step_s)
+        self.first, self.count = min(self.first, max(first, least)), self.count + len(devices)
+
+    def taken(self) -> list[NDArray[Any]]:
+        """All of them: devices, seconds, steps. From now on there are none."""
+        columns = [np.concatenate(column) for column in zip(*self._parts, strict=True)]
+        self.first, self.count = _NEVER, 0
+        self._parts.clear()
+        return columns
+
+
 class Fleet:
     """One fleet. `run` lets time pass."""
 
@@ -90,13 +115,13 @@ class Fleet:
         self._signed = digest(shared.bundle.content[CHECKPOINT])
         self._tickets: dict[int, Any] = {}  # of what is computed just now, by device
         self._messages: dict[tuple[Any, ...], CheckIn] = {}  # alike for most devices
-        self.state = State() if state is None else state
+        self._state = State() if state is None else state
+        self._resting = _Resting()
         if state is None:
             self._begin()
-        steps = {*self.state.asking, *self.state.going_on}
-        self._steps = sorted(steps)  # a heap
-        self._known = steps
-        self._ticks_in = self._tick_after(self.state.step)
+        self._known = {*self._state.asking, *self._state.going_on}
+        self._steps = sorted(self._known)  # a heap
+        self._ticks_in = self._tick_after(self._state.step)
         # told of each training that is over
         self.on_trained: Callable[[Turn, Trained], None] = lambda turn, trained: None
         for turn in self.state.turns.values():
@@ -104,9 +129,15 @@ class Fleet:
                 self._train(turn, turn.action, turn.now)
 
     @property
+    def state(self) -> State:
+        """All that it remembers."""
+        self._look_ahead()
+        return self._state
+
+    @property
     def now(self) -> float:
         """Seconds since 1970, of the last step that is over."""
-        return START + max(0, self.state.step) * self.settings.step_s
+        return START + max(0, self._state.step) * self.settings.step_s
 
     def run(self, until_s: float, may_go_on: Callable[[], bool] = lambda: True) -> None:
         """Let time pass up to so many seconds since the fleet began, or until its server has no
@@ -114,10 +145,10 @@ class Fleet:
         """
         last = math.floor(until_s / self.settings.step_s)
         with _seldom_collected():
-            while not self.state.over and may_go_on():
+            while not self._state.over and may_go_on():
                 step = self._next()
                 if step > last:
-                    self.state.step = last
+                    self._state.step = last
                     break
                 self._take(step)
 
@@ -131,6 +162,10 @@ class Fleet:
 
     def _next(self) -> int:
         """The next step in which something happens."""
+        first = min(self._steps[0] if self._steps else _NEVER, self._ticks_in)
+        if self._resting.first > first and self._resting.count < AT_ONCE:
+            return first
+        self._look_ahead()
         return min(self._steps[0] if self._steps else _NEVER, self._ticks_in)
 
     def _tick_after(self, step: int) -> int:
@@ -143,7 +178,7 @@ class Fleet:
 
     def _take(self, step: int) -> None:
         """Let one step happen."""
-        settings, state = self.settings, self.state
+        settings, state = self.settings, self._state
         now = START + step * settings.step_s
         if self._steps and self._steps[0] == step:
             heapq.heappop(self._steps)
@@ -174,25 +209,33 @@ class Fleet:
     def _begin(self) -> None:
         """All devices ask first somewhere in the first day, once they are ready."""
         size = len(self.shared.population)
-        self.state.asks = np.zeros(size, np.int32)
+        self._state.asks = np.zeros(size, np.int32)
         devices = np.arange(size)
         spread = min(DAY_S, self.settings.days * DAY_S)
         first = spread * draws.uniform(self.shared.seed, devices, _FIRST)
-        self._steps, self._known = [], set()
         self._come_back(devices, first, -1)
 
     def _come_back(self, devices: NDArray[np.int64], after_s: Any, step: int) -> None:
         """Let devices ask as soon as they are ready, after so many seconds since the fleet
         began.
         """
+        self._resting.add(devices, after_s, step + 1, self.settings.step_s)
+
+    def _look_ahead(self) -> None:
+        """Find out when the devices that rest are ready: of many at once, that takes less time."""
+        if not self._resting.count:
+            return
+        devices, after_s, least = self._resting.taken()
         ready = self.shared.availability.ready_at(devices, after_s, self.shared.needed)
-        steps = np.full(len(devices), _NEVER)
         finite = np.isfinite(ready)
-        steps[finite] = np.ceil(ready[finite] / self.settings.step_s - 1e-9)
-        steps = np.maximum(steps, step + 1)
-        for device, at in zip(devices.tolist(), steps.tolist(), strict=True):
-            if at != _NEVER:
-                self._plan(self.state.asking, at, device)
+        steps = np.ceil(ready[finite] / self.settings.step_s - 1e-9).astype(np.int64)
+        steps = np.maximum(steps, least[finite])
+        asking = self._state.asking
+        for device, at in zip(devices[finite].tolist(), steps.tolist(), strict=True):
+            if at in asking:
+                asking[at].append(device)
+            else:
+                self._plan(asking, at, device)
 
     def _asked(self, devices: list[int], step: int, now: float) -> list[Call]:
         """The check-ins of a step: of those that are ready, and have something to train on."""
@@ -219,7 +262,7 @@ class Fleet:
         for device, kind, waiting, is_enough, of, words_of in zip(
             *(column.tolist() for column in columns), strict=True
         ):
-            pocket = self.state.pockets.get(device)
+            pocket = self._state.pockets.get(device)
             if pocket is not None:
                 calls += self._owed(pocket, now)
                 is_enough = self._why_not_asked(pocket, of, words_of, now) is None
@@ -257,8 +300,8 @@ class Fleet:
 
     def _rest(self, devices: NDArray[np.int64], step: int, now: float) -> None:
         """Let devices do nothing more today."""
-        share = draws.uniform(self.shared.seed, devices, self.state.asks[devices], _WAITS)
-        self.state.asks[devices] += 1
+        share = draws.uniform(self.shared.seed, devices, self._state.asks[devices], _WAITS)
+        self._state.asks[devices] += 1
         wait = daemon.until_tomorrow(limits.day_ends_in(now), share)
         self._come_back(devices, now - START + wait, step)
 
@@ -294,9 +337,16 @@ class Fleet:
         others come again.
         """
         hour = int((now - START) // 3600)
-        counts = self.state.check_ins
+        counts = self._state.check_ins
         refused: list[int] = []
         waits: list[float] = []
+        worked = [
+            call.device
+            for call, answer in zip(calls, answers, strict=True)
+            if isinstance(answer, Assignment)
+        ]
+        if worked:
+            self._look_on(worked, now)
         for call, answer in zip(calls, answers, strict=True):
             if not isinstance(call.action, Ask):
                 if not isinstance(call.action, HandIn):
@@ -309,8 +359,8 @@ class Fleet:
             if isinstance(answer, Reject):
                 counts[hour, answer.cause] = counts.get((hour, answer.cause), 0) + 1
                 if answer.cause is Cause.NO_ROUND:
-                    self.state.over = True
-                pocket = self.state.pockets.get(call.device)
+                    self._state.over = True
+                pocket = self._state.pockets.get(call.device)
                 if pocket is not None and not MEANING[answer.cause].keeps_work:
                     pocket.half_done = pocket.report = None
                 refused.append(call.device)
@@ -319,24 +369,37 @@ class Fleet:
                 self._failed(call.device, step, now)
         if refused:
             devices = np.array(refused)
-            share = draws.uniform(self.shared.seed, devices, self.state.asks[devices], _WAITS)
-            self.state.asks[devices] += 1
+            share = draws.uniform(self.shared.seed, devices, self._state.asks[devices], _WAITS)
+            self._state.asks[devices] += 1
             wait = self.shared.luck.waits(refused, daemon.polite(np.array(waits), share))
             self._come_back(devices, now - START + wait, step)
 
     def _work(self, call: Call, assignment: Assignment, step: int, now: float) -> None:
         """Begin a turn."""
-        pocket = self.state.pockets.get(call.device)
-        if pocket is None:
-            pocket = self.state.pockets[call.device] = Pocket(call.device, self.shared)
+        pocket = self._state.pockets[call.device]
         assert isinstance(call.action, Ask)
         device = participant(pocket, call.action.message, now)
-        turn = self.state.turns[call.device] = Turn(pocket, assignment, device, now)
+        turn = self._state.turns[call.device] = Turn(pocket, assignment, device, now)
         turn.times["assigned"] = now
         self._wait_for(turn, turn.begin, step, now)
 
+    def _look_on(self, devices: list[int], now: float) -> None:
+        """Find out for how long the conditions of devices that have got work hold."""
+        who, at = np.array(devices), np.full(len(devices), now - START)
+        lives, needed = self.shared.availability, self.shared.needed
+        ready = (lives.signals(who, at) & needed) == needed
+        until = [
+            (START + lives.lost_at(who, at, bits)).tolist() if bits else [math.inf] * len(who)
+            for bits in (needed, availability.UNMETERED & needed)
+        ]
+        for device, is_ready, *lost in zip(devices, ready.tolist(), *until, strict=True):
+            pocket = self._state.pockets.get(device)
+            if pocket is None:
+                pocket = self._state.pockets[device] = Pocket(device, self.shared)
+            pocket.holds = Holds(now, *lost) if is_ready else Holds()
+
     def _go_on(self, device: int, value: Any, step: int, now: float) -> None:
-        turn = self.state.turns[device]
+        turn = self._state.turns[device]
         if isinstance(turn.action, Fetch) and isinstance(value, bytes):
             turn.meter.down += len(value)
             turn.times["fetched"] = now
@@ -365,13 +428,13 @@ class Fleet:
             ends = now + action.seconds
         else:
             ends = self._transfer(device, action, now)
-        self._plan(self.state.going_on, self._step_at(ends, step), device)
+        self._plan(self._state.going_on, self._step_at(ends, step), device)
 
     def _resumed(self, devices: list[int], step: int, now: float) -> list[Call]:
         """The calls of turns that go on in this step: some have computed or waited meanwhile."""
         calls = []
         for device in sorted(devices):
-            turn = self.state.turns[device]
+            turn = self._state.turns[device]
             if isinstance(turn.action, Train):
                 trained = self._trained(turn)
                 turn.times["trained"] = now
@@ -379,8 +442,8 @@ class Fleet:
             elif isinstance(turn.action, Wait):
                 turn.now = now
                 self._go_on(device, turn.local.forbidden(), step, now)
-            elif device in self.state.cut:
-                self.state.cut.remove(device)
+            elif device in self._state.cut:
+                self._state.cut.remove(device)
                 self._go_on(device, Unanswered("server", "the network is gone", "wait"), step, now)
             else:
                 assert turn.action is not None
@@ -389,9 +452,9 @@ class Fleet:
 
     def _end(self, turn: Turn, outcome: Outcome | None, now: float) -> None:
         device = turn.pocket.number
-        del self.state.turns[device]
+        del self._state.turns[device]
         row = turns.row(device, turn.assignment.round, turn.times, now, outcome)
-        self.state.ended.append(row)
+        self._state.ended.append(row)
 
     def _come_again(self, pocket: Pocket, outcome: Outcome, step: int, now: float) -> None:
         """When a device asks again after a turn, as `daemon.after` has it."""
@@ -407,21 +470,24 @@ class Fleet:
 
     def _failed(self, device: int, step: int, now: float) -> None:
         """The server could not be asked, or an error ended a turn."""
-        errors, pocket = 1, self.state.pockets.get(device)
+        errors, pocket = 1, self._state.pockets.get(device)
         if pocket is not None:
             errors = pocket.errors = pocket.errors + 1
         wait = daemon.backed_off(errors, self._share(device))
         self._come_back(np.array([device]), np.array([now - START + wait]), step)
 
     def _share(self, device: int) -> float:
-        count = int(self.state.asks[device])
-        self.state.asks[device] += 1
-        return float(draws.uniform(self.shared.seed, device, count, _WAITS))
+        count = int(self._state.asks[device])
+        self._state.asks[device] += 1
+        return draws.one(self.shared.seed, device, count, _WAITS)
 
     # what takes time
 
     def _lost_at(self, device: int, now: float, needed: int) -> float:
         """When a condition is lost, in seconds since 1970."""
+        known = self._state.pockets[device].holds.until(now, needed == self.shared.needed)
+        if known is not None:
+            return known
         since = np.array([now - START])
         return START + float(self.shared.availability.lost_at(np.array([device]), since, needed)[0])
 
@@ -440,10 +506,10 @@ class Fleet:
             wifi = availability.UNMETERED & self.shared.needed
             lost = self._lost_at(device, now, wifi) if wifi else math.inf
             if breaks or lost < ends:
-                self.state.cut.add(device)
+                self._state.cut.add(device)
             ends = min(ends, lost)
         if is_cut:
-            self.state.cut.add(device)
+            self._state.cut.add(device)
         return ends
 
     def _train(self, turn: Turn, action: Train, now: float) -> float:
