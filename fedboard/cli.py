@@ -352,6 +352,13 @@ def train(
         int | None,
         typer.Option(min=1, max=16, help="Encode updates as devices do, in so many bits a value."),
     ] = None,
+    population: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of `fedboard fleet population make`: cohorts are drawn from the clients "
+            "whose devices charge, are on WiFi and idle just then; by default all always are."
+        ),
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Repeats the run.")] = None,
     patience: Annotated[
         int | None,
@@ -415,6 +422,7 @@ def train(
         "--tokenizer": tokenizer,
         "--bits": bits,
         "--init": init,
+        "--population": population,
     }
     if resume:
         changed = (
@@ -452,6 +460,11 @@ def train(
             central or settings.central,
             recipe,
             settings.words if vocabulary_from is None else str(vocabulary_from.absolute()),
+            settings.population if population is None else str(population.absolute()),
+        )
+    if settings.central and settings.population:
+        raise RunError(
+            "--central", "draws no cohorts, so nobody need be there", "leave out --population"
         )
     if settings.central and (workers is not None or bits is not None):
         raise RunError(

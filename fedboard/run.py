@@ -112,6 +112,9 @@ class Settings:
     # file of a task's counts (`fedboard task counts --out`), whose words the vocabulary is; empty:
     # the corpus' own
     words: str = ""
+    # folder of a fleet's population, by whose devices' days clients are drawn; empty: all clients
+    # are always there
+    population: str = ""
 
     def __post_init__(self) -> None:
         """Raises ConfigError for a name that no TOML file could hold, and for pieces of words that
@@ -123,7 +126,7 @@ class Settings:
                 f"expected words where people are counted, found {self.recipe.tokenizer}",
                 "leave out --least-people and --vocabulary-from: pieces are learnt from all text",
             )
-        for name in ("data", "init", "words"):
+        for name in ("data", "init", "words", "population"):
             try:
                 getattr(self, name).encode()
             except UnicodeEncodeError:
@@ -179,6 +182,8 @@ def mark_of(folder: Path) -> Mark | None:
 
 SIMULATED = "bundle-simulation"  # of a demo: its first bundle
 _HOLDS = (
+    "population/population.toml",
+    "population/columns.npz",
     *(MARK, "config.toml", "tokenizer.model", "counts.tsv", "metrics.csv", "report.html"),
     "users.json",
     *("summary.json", "suggestions.json", "rounds.json", "evaluations/*.json"),

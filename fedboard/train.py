@@ -26,7 +26,7 @@ from device_runtime.metrics import macro, perplexity, recall
 from device_runtime.optimizers import OPTIMIZERS
 from device_runtime.shown import rounded_up
 from device_runtime.text import Vocabulary
-from fedboard import console, source, spent, word_lists
+from fedboard import console, presence, source, spent, word_lists
 from fedboard.run import (
     MARK,
     TRAINED,
@@ -129,6 +129,7 @@ def _train(
             "scales their noise up: docs/results.md"
         )
 
+    there = presence.of_run(run.path, settings.population, len(corpus.train))
     if not settings.central:  # which trains in this process, in many threads
         memory.use_one_heap()  # before TensorFlow starts its own
     from model import central, simulation  # TensorFlow and TFF, which take long
@@ -144,8 +145,14 @@ def _train(
             stack.enter_context(asyncio.Runner()),
         )
         call = stack.enter_context(_computing(settings.central, how))
-        machines = {"machines": len(how.workers)} if how.workers else {}
-        training = trainer.Training(first.weights, population, recipe, **machines)
+        options: dict[str, Any] = {"machines": len(how.workers)} if how.workers else {}
+        if there is not None:
+            options["present"] = there
+            console.say(
+                f"clients are drawn as the devices of {settings.population} are ready; "
+                f"{there.missing:,} of {len(corpus.train):,} have no device"
+            )
+        training = trainer.Training(first.weights, population, recipe, **options)
         if recipe.device_limits and not settings.central:
             console.say(
                 f"{training.left_out:,} of {len(corpus.train):,} train users are left out: of "
@@ -162,6 +169,8 @@ def _train(
         kept = states.load([*values, *best.values()], ADDED)
         with writing(run, run.path):
             _write_beginning(run, settings, words, first)
+            if there is not None:
+                presence.keep(there, run.path)
             if recipe.device_limits and not settings.central:
                 names = list(corpus.train)
                 used = Used(len(names), tuple(names[i] for i in training.members))

@@ -28,6 +28,9 @@ class Sampler:
     # rounds from one participation of a client to its next, the fewest of any, as a difference of
     # their numbers; 0 before the first client trained twice; None where nobody accounts for it
     gap: int | None = None
+    # where somebody says who is there: the moment at which the last cohort was drawn, counted from
+    # 0 on; -1 before the first; None where all are always there
+    moment: int | None = None
 
     @property
     def happened(self) -> Participation:
@@ -36,25 +39,8 @@ class Sampler:
         return Participation((self.round,) if self.round else (), self.gap or None, most)
 
 
-# who is there in a round that was put off so often already, bool [population]
-Present = Callable[[int, int], np.ndarray]
-MOST_PUT_OFF = 5000  # times that a round waits for more clients
-
-
-def _enough(present: Present, number: int, ready: np.ndarray, cohort: int) -> np.ndarray:
-    """Who is there the first time that a cohort of those who are ready is, bool [population]."""
-    most = 0
-    for put_off in range(MOST_PUT_OFF):
-        there = present(number, put_off)
-        able = int((ready & there).sum())
-        if able >= cohort:
-            return there
-        most = max(most, able)
-    raise ConfigError(
-        f"round {number}",
-        f"expected {cohort} clients that are there at once, found {most} at most",
-        "lower --cohort, or give a larger population or one that is there more often",
-    )
+Present = Callable[[int], np.ndarray]  # a moment -> who is there, bool [population]
+MOST_MOMENTS = 5000  # that a round waits for more clients
 
 
 def start(
@@ -63,9 +49,11 @@ def start(
     min_separation: int = 1,
     most_uses: int | None = None,
     accounted: bool = False,
+    timed: bool = False,
 ) -> Sampler:
     """Before the first round: nobody has trained yet. most_uses is None, or in how many rounds a
-    client may train; accounted: whether the sampler remembers what an accountant needs.
+    client may train; accounted: whether the sampler remembers what an accountant needs; timed:
+    whether somebody says who is there.
 
     Raises ConfigError if the population cannot fill every cohort with clients that are far enough
     from their last round.
@@ -79,7 +67,7 @@ def start(
         )
     taken = None if most_uses is None and not accounted else np.zeros(population, np.int32)
     nobody, never = np.zeros(0, np.int32), np.full(population, NEVER, np.int32)
-    return Sampler(0, nobody, never, taken, 0 if accounted else None)
+    return Sampler(0, nobody, never, taken, 0 if accounted else None, -1 if timed else None)
 
 
 def draw(
@@ -97,8 +85,8 @@ def draw(
     the definition of matrix mechanisms (Choquette-Choo et al. 2023, arXiv:2306.08153). `shuffled`
     goes through random orders of all clients. `uniform` draws from all clients that are far enough
     from their last round. `present` leaves only those who are there: a round for which too few are
-    is put off until enough are. Raises ConfigError if too few have trained in fewer than most_uses
-    rounds, where that is a limit, and if a round is put off for ever.
+    waits until enough are. Raises ConfigError if too few have trained in fewer than most_uses
+    rounds, where that is a limit, and if a round waits for ever.
     """
     number = sampler.round + 1
     rng = np.random.default_rng([seed, 1, number])
@@ -112,8 +100,10 @@ def draw(
                 f"{most_uses} rounds, the most of one client",
                 "lower --rounds or --cohort, or give a larger corpus",
             )
+    moment = sampler.moment
     if present is not None:
-        ready = ready & _enough(present, number, ready, cohort)
+        there, moment = _enough(present, sampler, ready, cohort)
+        ready = ready & there
     waiting = sampler.waiting
     if sampling == "uniform":
         chosen = rng.choice(np.flatnonzero(ready), cohort, replace=False)
@@ -138,4 +128,25 @@ def draw(
     taken = None if sampler.taken is None else sampler.taken.copy()
     if taken is not None:
         taken[chosen] += 1
-    return chosen.astype(np.int32), Sampler(number, waiting.astype(np.int32), last, taken, gap)
+    after = Sampler(number, waiting.astype(np.int32), last, taken, gap, moment)
+    return chosen.astype(np.int32), after
+
+
+def _enough(
+    present: Present, sampler: Sampler, ready: np.ndarray, cohort: int
+) -> tuple[np.ndarray, int]:
+    """Who is there, bool [population], at the first moment after the last round's at which a cohort
+    of those who are ready is; and that moment.
+    """
+    most, before = 0, -1 if sampler.moment is None else sampler.moment
+    for moment in range(before + 1, before + 1 + MOST_MOMENTS):
+        there = present(moment)
+        able = int((ready & there).sum())
+        if able >= cohort:
+            return there, moment
+        most = max(most, able)
+    raise ConfigError(
+        f"round {sampler.round + 1}",
+        f"expected {cohort} clients that are there at once, found {most} at most",
+        "lower --cohort, or give a larger population or one that is there more often",
+    )

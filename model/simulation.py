@@ -176,6 +176,7 @@ class Training:
             self._recipe.separation,
             self._most_uses,
             accounted=self._recipe.noise is not None,
+            timed=self._present is not None,
         )
         return State(
             0,
@@ -270,9 +271,9 @@ class Training:
             self._there if self._present is not None else None,
         )
 
-    def _there(self, number: int, put_off: int) -> np.ndarray:
+    def _there(self, moment: int) -> np.ndarray:
         assert self._present is not None
-        return self._present(number, put_off)[self._members]
+        return self._present(moment)[self._members]
 
 
 def spread_of(clients: np.ndarray) -> dict[str, float]:
@@ -333,6 +334,7 @@ def to_values(state: State) -> list:
         state.sampler.last,
         *([] if state.sampler.taken is None else [state.sampler.taken]),
         *([] if state.sampler.gap is None else [np.int64(state.sampler.gap)]),
+        *([] if state.sampler.moment is None else [np.int64(state.sampler.moment)]),
         *state.average,
         *tf.nest.flatten(state.learning),
     ]
@@ -343,11 +345,12 @@ def from_values(values: list, like: State) -> State:
     number, waiting, last, *rest = values
     taken = None if like.sampler.taken is None else rest.pop(0)
     gap = None if like.sampler.gap is None else int(rest.pop(0))
+    moment = None if like.sampler.moment is None else int(rest.pop(0))
     size = len(like.average)
     return State(
         int(number),
         tf.nest.pack_sequence_as(like.learning, rest[size:]),
-        cohorts.Sampler(int(number), waiting, last, taken, gap),
+        cohorts.Sampler(int(number), waiting, last, taken, gap, moment),
         tuple(rest[:size]),
     )
 

@@ -23,6 +23,8 @@ from device_runtime.shown import rounded_up
 from fedboard import spent
 from fedboard.__main__ import program
 from fedboard.run import Run, create, mark_of
+from fleet import population
+from fleet.population import PopulationSettings
 from tests import forked
 
 RECIPE = """
@@ -142,6 +144,23 @@ def test_ctrl_c_finishes_the_round_and_the_run_goes_on_from_it(folder, uninterru
     assert command == ["train", "--out", str(run.path), "--resume"]
     trained(folder, "--resume", out="interrupted")
     assert run.last.read_bytes() == uninterrupted.last.read_bytes()
+
+
+def test_clients_are_drawn_as_a_populations_devices_are_ready_also_after_a_kill(folder):
+    devices = population.make(PopulationSettings(devices=40), users=4, seed=2)
+    population.save(devices, folder / "devices")
+    arguments = (*PLAIN, "--population", folder / "devices", "--cohort", "2")
+    whole = trained(folder, *arguments, out="there")
+    child = started(folder, *arguments, out="there-killed")
+    run = Run(folder / "there-killed")
+    wait_for(run.checkpoints / "state" / "program_state_6", child)
+    child.send_signal(signal.SIGKILL)
+    child.wait(60)
+    shutil.rmtree(folder / "devices")  # the run has its own copy
+    trained(folder, "--resume", out="there-killed")
+    assert run.last.read_bytes() == whole.last.read_bytes()
+    said = (folder / "there.log").read_text()
+    assert "clients are drawn as the devices of" in said
 
 
 def test_json_gives_one_event_a_round(folder, uninterrupted):

@@ -132,24 +132,23 @@ def test_nobody_counts_participations_that_nothing_depends_on():
 def test_only_clients_that_are_there_are_drawn_and_a_round_waits_for_enough_of_them(sampling):
     asked = []
 
-    def present(number: int, put_off: int) -> np.ndarray:
-        """One more client from time to time, those of even number first."""
-        asked.append((number, put_off))
+    def present(moment: int) -> np.ndarray:
+        """One more client at each moment, those of even number first."""
+        asked.append(moment)
         there = np.zeros(8, bool)
-        there[[0, 2, 4, 6, 1, 3, 5, 7][: 2 + put_off]] = True
+        there[[0, 2, 4, 6, 1, 3, 5, 7][: 2 + moment]] = True
         return there
 
-    sampler = cohorts.start(8, 3)
+    sampler = cohorts.start(8, 3, timed=True)
     chosen, sampler = cohorts.draw(sampler, 3, sampling, 1, 0, present=present)
-    assert sorted(chosen.tolist()) == [0, 2, 4]
-    assert asked == [(1, 0), (1, 1)]
-    chosen, _ = cohorts.draw(sampler, 3, sampling, 2, 0, present=present)
+    assert (sorted(chosen.tolist()), asked, sampler.moment) == ([0, 2, 4], [0, 1], 1)
+    chosen, sampler = cohorts.draw(sampler, 3, sampling, 2, 0, present=present)
     assert sorted(chosen.tolist()) == [1, 3, 6]  # the others have just trained
-    assert asked[-1] == (2, 4)
+    assert (asked, sampler.moment) == ([0, 1, 2, 3, 4], 4)
 
 
 def test_a_round_that_waits_for_ever_says_how_many_were_there_at_most():
-    sampler = cohorts.start(8, 3)
+    sampler = cohorts.start(8, 3, timed=True)
     there = np.arange(8) < 2
     with pytest.raises(ConfigError, match="round 1: expected 3 clients that are there at once, fo"):
-        cohorts.draw(sampler, 3, "uniform", 1, 0, present=lambda number, put_off: there)
+        cohorts.draw(sampler, 3, "uniform", 1, 0, present=lambda moment: there)
