@@ -524,6 +524,9 @@ class Fleet:
         ends = min(self._lost_at(device, now, self.shared.needed), turn.local.until)
         allowed = int(np.searchsorted(asked[:-1], ends, side="left"))
         assert asks_of(rows, plan, done) == len(takes)
+        # of a device that lies the delta is wanted, which it changes
+        is_honest = self.shared.luck.attack(device) is None
+        by = chain.terms_of(turn.assignment).encoding_at(turn.assignment.round)
         job = Job(
             turn.assignment.checkpoint,
             action.rows,
@@ -531,7 +534,7 @@ class Fleet:
             action.rng.bit_generator.state,
             None if allowed == len(takes) else allowed,
             action.start,
-            chain.terms_of(turn.assignment).encoding_at(turn.assignment.round),
+            by if is_honest else None,
             float(asked[allowed]),
         )
         self._tickets[device] = self._engine.submit(job, action.weights)

@@ -276,8 +276,10 @@ class Watch:
         agreed, about = terms(self._task), turn.assignment
         if agreed.aggregation is Aggregation.PLAIN or trained.tuned.stopped is not None:
             return
-        by = agreed.encoding_at(about.round)
-        codes = encoding.encode(trained.tuned.delta, by, generator(trained.random))
+        codes = trained.codes
+        if codes is None:
+            by = agreed.encoding_at(about.round)
+            codes = encoding.encode(trained.tuned.delta, by, generator(trained.random))
         if agreed.aggregation is Aggregation.HELPER:
             luck = self._fleet.shared.luck
             codes = luck.numbers(turn.pocket.number, codes, agreed.encoding.largest)

@@ -17,6 +17,7 @@ from device_runtime.terms import Aggregation
 from fedboard import fleet_text
 from fleet import begin, turns
 from fleet.engines import compute, stand_in
+from fleet.faults import Attack, Faults
 from fleet.pool import Pool
 from fleet.population import Lives, PopulationSettings
 from fleet.settings import Computing, FleetSettings, Training
@@ -27,6 +28,7 @@ from server.task import TaskSettings
 from tests.toy_engines import BASE, dies, job, refuses
 
 ROOT = Path(__file__).parents[1]
+RULES = Rules(report_goal=3, selection_s=300.0, check_ins_per_s=10.0, rounds=2)
 
 
 @pytest.fixture
@@ -38,7 +40,7 @@ def settings(tiny_bundle, trusted):
         population=PopulationSettings(lives=Lives.ALWAYS, devices=12, first_messages=30),
         training=Training(str(tiny_bundle.path), tuple(trusted)),
         task=TaskSettings(
-            rules=Rules(report_goal=3, selection_s=300.0, check_ins_per_s=10.0, rounds=2),
+            rules=RULES,
             policy=Policy(min_separation=1, min_examples=1),
             seed=3,
             aggregation=Aggregation.PLAIN,
@@ -68,6 +70,20 @@ def test_devices_of_a_signed_bundle_learn_what_is_typed_on_them(
     counted = ended[ended["status"] == turns.STATUSES.index(turns.Status.COUNTED)]
     assert (counted["loss_after"] < counted["loss_before"]).all()
     assert weights.norm(weights.subtract(checkpoint.weights, tiny_bundle.weights)) > 0.1
+
+
+def test_devices_that_send_the_opposite_of_what_they_learned_move_the_weights_back(
+    settings, tmp_path, tiny_bundle, tiny_corpus
+):
+    once = replace(settings, task=replace(settings.task, rules=replace(RULES, rounds=1)))
+    honest, _ = lived(once, tmp_path / "honest", tiny_bundle, tiny_corpus)
+    lying = replace(once, faults=Faults(liars=1.0, attacks=(Attack.SIGN_FLIP,)))
+    false, _ = lived(lying, tmp_path / "lying", tiny_bundle, tiny_corpus)
+    there, back = (
+        weights.flatten(weights.subtract(each.weights, tiny_bundle.weights))
+        for each in (honest, false)
+    )
+    assert there @ back < -0.9 * np.linalg.norm(there) * np.linalg.norm(back)
 
 
 def test_a_bundle_that_no_trusted_key_signed_is_refused(settings, tmp_path):
