@@ -1,7 +1,8 @@
 """Invariants: what must hold after every step of a fleet, whatever goes wrong in it.
 
     of a report      acknowledged
-    of a round       counted_once   eligible   follows   exact   noised   budgeted
+    of a round       counted_once   eligible   follows   exact   opened   noised
+                     budgeted
     of open rounds   moves   one_sum
     of the log       grows   is_root_of
     of the files     keeps_none
@@ -38,6 +39,7 @@ from server.task import Task, terms
 UNMASKING_S = 3600.0  # in which a sum must be opened whose helper lives
 SLICE = 48  # bytes of an update that are looked for where none may be
 LEAST_NOISE, MOST_NOISE = 0.3, 3.0  # root mean square of the noise on a mean / what is expected
+BEYOND, LOST = "beyond what honest devices", "cannot be read"  # in reasons of the server's
 FEWEST = 50  # values of a network whose noise can be told from other noise
 SAME = 0.2  # distance of two sums' noise / its norm, under which it is the same noise
 _NOT_TAKEN = (Cause.REPLAYED, Cause.BAD_SIGNATURE)  # of a request that is not the device's own
@@ -78,6 +80,7 @@ class Round:
     last_admitted: float | None
     places: str | None  # JSON
     closed_at: float | None
+    reason: str = ""  # why it was abandoned, if it was
 
 
 @dataclass(frozen=True)
@@ -155,6 +158,16 @@ def exact(it: Round, expected: str) -> str:
         f"round {it.number} has made checkpoint {str(it.made)[:8]}, and what it counted "
         f"comes to {expected[:8]}"
     )
+
+
+def opened(it: Round, is_honest: bool) -> str:
+    """What a round has counted is thrown away only where a device has lied, or too few have stayed
+    to open it.
+    """
+    of_lies = BEYOND in it.reason
+    if LOST in it.reason or (of_lies and is_honest):
+        return f"round {it.number} has thrown away what honest devices sent: {it.reason}"
+    return ""
 
 
 def follows(it: Round, base: str) -> str:

@@ -52,6 +52,7 @@ from fleet.invariants import (
     moves,
     noised,
     one_sum,
+    opened,
 )
 from fleet.pocket import Turn, key_of
 from fleet.servers import DATABASE
@@ -64,7 +65,7 @@ SLACK_TICKS = 3  # looks at the clock, in which what is due must have happened
 SUM_BYTES = 256  # of what is stored of a sum, beside its numbers
 LOG_ENTRIES = 10_000  # that are read at most
 _WORK = "assignment, round, device, admitted_at, status, update_hash, counted_in"
-_ROUND = "round, phase, base, made, reported, last_admitted, places, closed_at"
+_ROUND = "round, phase, base, made, reported, last_admitted, places, closed_at, reason"
 
 
 class Violated(FedboardError):
@@ -171,6 +172,7 @@ class Watch:
             self._require(eligible(each, was_ready, mine, apart))
             mine.append(it.number)
             self._counted[each.assignment] = it.number
+        self._require(opened(it, not self._fleet.settings.faults.liars))
         self._require(follows(it, self._base or it.base))
         self._base = it.made or it.base
         if it.made is not None:
