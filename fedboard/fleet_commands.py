@@ -86,17 +86,44 @@ def simulate(
                 "leave them out, or begin anew in another folder",
             )
         with _shown(_days_of(out), out) as show:
-            summary = fleet_run.go_on(out, show, computing)
+            told = fleet_run.go_on(out, show, computing)
     else:
         settings = computing(_settings(preset, config, days, devices, seed))
         with _shown(settings.days, out) as show:
-            summary = fleet_run.begin_new(out, settings, show, overwrite)
+            told = fleet_run.begin_new(out, settings, show, overwrite)
     if as_json:
-        return emit(summary)
-    console.say(
-        f"{summary['devices']:,} devices, {summary['days']:g} days: {summary['check_ins']:,} "
-        f"check-ins, {summary['turns']:,} turns, {summary['rounds']:,} rounds -> {out}"
+        return emit(asdict(told))
+    from fedboard import fleet_show
+
+    console.say(*fleet_show.heading(told))
+    page = _report(out)
+    console.say(f"-> {out}" if page is None else f"-> {page}")
+
+
+@app.command("show")
+def show(
+    run: RunFolder,
+    round: Annotated[
+        int | None, typer.Option(min=1, max=2**31 - 1, help="Each device of this round.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """What became of a fleet: its work, its rounds, who never took part; or of one round, turn by
+    turn.
+    """
+    from fedboard import fleet_run, fleet_show
+
+    told, tables, devices = fleet_run.shown(run, round)
+    tables_shown = (
+        fleet_show.fleet(tables)
+        if devices is None or round is None
+        else fleet_show.round_of(tables, devices, round)
     )
+    if as_json:
+        return emit({**asdict(told), "tables": tables, "turns": devices})
+    console.say(*fleet_show.heading(told))
+    for each in tables_shown:
+        console.table(each.title, each.columns, each.rows)
 
 
 @app.command("replay")
@@ -177,6 +204,18 @@ def _computing(
         return replace(settings, training=training)
 
     return changed
+
+
+def _report(out: Path) -> Path | None:
+    """The page of a fleet, where what draws it is installed."""
+    from fedboard import fleet_run
+    from fleet.runs import Run
+
+    try:
+        return fleet_run.report(Run(out))
+    except ModuleNotFoundError as error:
+        console.note(f"no report: {error.name} is not installed; install fedboard[report]")
+        return None
 
 
 def _days_of(run: Path) -> float:

@@ -7,20 +7,19 @@ create or put back -> step, step, ... -> save now and then -> tables, summary
 
 import contextlib
 import itertools
-import json
 import shutil
 import signal
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from device_runtime import config, durable, folder
-from device_runtime.wire import DAY_S, RoundReport
-from fleet import begin, runs
-from fleet.runs import ROUNDS, SUMMARY, Run
+from device_runtime.wire import DAY_S
+from fleet import begin, bundles, figures, runs, tables
+from fleet.figures import Summary, Table
+from fleet.runs import REPORT, ROUNDS, Run
 from fleet.saved import FOLDER, Saves
 from fleet.settings import START, FleetSettings
 from fleet.simulate import Fleet
@@ -58,22 +57,17 @@ class Stopped(KeyboardInterrupt):
     """Ctrl-C: what was done is saved."""
 
 
-def begin_new(
-    out: Path, settings: FleetSettings, show: Show, overwrite: bool = False
-) -> dict[str, Any]:
+def begin_new(out: Path, settings: FleetSettings, show: Show, overwrite: bool = False) -> Summary:
     """Let a fleet live in a new folder: its summary. Raises RunError for a folder that is taken,
     unless it holds a fleet and is to be written over; Stopped after Ctrl-C.
     """
     folder.require_free(out, runs.KIND, replace=overwrite)
     with folder.writing(out, runs.KIND) as path:
         folder.require_no_links(path, runs.KIND)
-        run = runs.create(path, settings)
-        return _live(run, begin.begin(settings, run.path), Saves(run.path), show)
+        return _live(*_begun(path, settings), Saves(path), show)
 
 
-def go_on(
-    out: Path, show: Show, changed: Callable[[FleetSettings], FleetSettings]
-) -> dict[str, Any]:
+def go_on(out: Path, show: Show, changed: Callable[[FleetSettings], FleetSettings]) -> Summary:
     """Let the fleet in a folder live on: its summary. `changed` may say who computes.
 
     Raises RunError for a folder without a fleet, or a save that cannot be read; Stopped after
@@ -84,16 +78,30 @@ def go_on(
         folder.require_no_links(path, runs.KIND)
         run = Run(path)
         if run.is_over:
-            return summary_of(run)
+            shutil.rmtree(path / FOLDER, ignore_errors=True)
+            return figures.read(path)[0]
         settings, saves = changed(run.settings), Saves(path)
         fleet = begin.go_on(settings, path, saves)
         if fleet is None:  # it was killed before its first save
-            run = runs.create(path, run.settings)
-            fleet = begin.begin(settings, path)
+            return _live(*_begun(path, run.settings, settings), saves, show)
         return _live(run, fleet, saves, show)
 
 
-def _live(run: Run, fleet: Fleet, saves: Saves, show: Show) -> dict[str, Any]:
+def _begun(
+    path: Path, settings: FleetSettings, changed: FleetSettings | None = None
+) -> tuple[Run, Fleet]:
+    """A new run, and the fleet in it."""
+    run = runs.create(path, settings)
+    if settings.training.bundle:
+        from fedboard import fleet_text
+
+        bundle = bundles.installed(settings.training, settings.task.plan)
+        users, corpus = settings.training.users, settings.training.corpus
+        fleet_text.write(path / begin.TYPED, corpus, bundle, users)
+    return run, begin.begin(changed or settings, path)
+
+
+def _live(run: Run, fleet: Fleet, saves: Saves, show: Show) -> Summary:
     with contextlib.closing(fleet):
         with _interruptible() as is_stopped:
             watch = _Watch(fleet, saves, show, is_stopped)
@@ -161,44 +169,42 @@ def _interruptible() -> Iterator[Callable[[], bool]]:
         signal.signal(signal.SIGINT, before)
 
 
-def _ended(run: Run, fleet: Fleet) -> dict[str, Any]:
+def _ended(run: Run, fleet: Fleet) -> Summary:
     """Write what became of a fleet that has lived all its days."""
-    rounds = all_rounds(fleet)
-    summary = {
-        "devices": len(fleet.shared.population),
-        "days": (fleet.now - START) / DAY_S,
-        "check_ins": _check_ins(fleet),
-        "turns": len(run.turns()),
-        "rounds": len(rounds),
-    }
+    it = tables.lived(fleet, run.turns())
     try:
-        (run.path / "tables").mkdir(exist_ok=True)
-        lines = b"".join(config.to_json(each) + b"\n" for each in rounds)
+        lines = b"".join(config.to_json(each) + b"\n" for each in it.rounds)
+        (run.path / ROUNDS).parent.mkdir(exist_ok=True)
         durable.share(run.path / ROUNDS, lines)
-        durable.share(run.path / SUMMARY, config.to_json(summary))
+        told = tables.write(it, run.path)
         shutil.rmtree(run.path / FOLDER)  # nothing is left to go on with
     except OSError as error:
         raise folder.cannot_write(runs.KIND, error.filename or run.path, error) from None
-    return summary
+    return told
 
 
-def summary_of(run: Run) -> dict[str, Any]:
-    """The figures of a fleet that is over."""
-    summary: dict[str, Any] = json.loads((run.path / SUMMARY).read_bytes())
-    return summary
+def report(run: Run) -> Path:
+    """The page of a fleet that is over, written if it is not there. Raises RunError without room,
+    ModuleNotFoundError where nothing is installed that draws.
+    """
+    from fedboard import fleet_report
+
+    path = run.path / REPORT
+    return path if path.exists() else fleet_report.build(run.path)
 
 
-def all_rounds(fleet: Fleet) -> tuple[RoundReport, ...]:
-    """Every round of a fleet's task, oldest first."""
-    rounds: tuple[RoundReport, ...] = ()
-    before: int | None = None
-    while True:
-        name = fleet.settings.task.name
-        some = fleet.servers.coordinator.reports(fleet.now, name, before=before).rounds
-        rounds = some + rounds
-        if not some or some[0].round <= 1:
-            return rounds
-        before = some[0].round
+def shown(path: Path, round: int | None) -> tuple[Summary, Mapping[str, Table], Table | None]:
+    """The figures and tables of a fleet that is over, and each turn of one round. Raises RunError
+    for a folder without such a fleet.
+    """
+    runs.require(path)
+    run = Run(path)
+    if not run.is_over:
+        raise runs.not_over(path)
+    told, of = figures.read(path)
+    if round is None:
+        return told, of, None
+    return told, of, tables.of_round(run.turns(), begin.people_of(run.settings, path), round)
 
 
 @dataclass(frozen=True)

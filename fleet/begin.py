@@ -102,7 +102,7 @@ def _shared(
     bundle = bundles.installed(settings.training, settings.task.plan)
     typed = typed_in(run / TYPED, bundle.plan)
     luck = Luck(settings.faults, settings.seed)
-    devices = luck.slowed(people(settings.population, len(typed.messages), settings.seed))
+    devices = luck.slowed(_people(settings, typed))
     if lives is None:
         lives = of(settings.population, devices, settings.seed)
     return Shared(
@@ -121,6 +121,16 @@ def _shared(
     )
 
 
+def people_of(settings: FleetSettings, run: Path) -> Population:
+    """The devices of a run."""
+    bundle = bundles.installed(settings.training, settings.task.plan)
+    return _people(settings, typed_in(run / TYPED, bundle.plan))
+
+
+def _people(settings: FleetSettings, typed: Typed) -> Population:
+    return people(settings.population, len(typed.messages), settings.seed)
+
+
 def _fleet(
     settings: FleetSettings,
     shared: Shared,
@@ -130,10 +140,12 @@ def _fleet(
     state: State | None = None,
 ) -> Fleet:
     door = watched(door_of(settings, servers, shared.population, run))
-    if settings.faults.any:
-        door = Faulty(door, shared.luck, servers)
+    faulty = Faulty(door, shared.luck, servers) if settings.faults.any else None
     engine = computing.engine(settings.training, shared.bundle, run)
-    return Fleet(settings, shared, servers, door, engine, state)
+    fleet = Fleet(settings, shared, servers, faulty or door, engine, state)
+    if faulty is not None:
+        faulty.late = fleet.state.late
+    return fleet
 
 
 def door_of(settings: FleetSettings, servers: Servers, devices: Population, run: Path) -> Door:

@@ -342,13 +342,13 @@ class Faulty:
 
     def __init__(self, door: Door, luck: Luck, servers: Servers):
         self._door, self._luck, self._servers = door, luck, servers
-        self.late: list[tuple[float, Call]] = []  # what comes once more, and when
+        self.late: list[tuple[float, Call]] = []  # what comes once more, and when: of the fleet
 
     def answers(self, calls: Sequence[Call], now: float) -> list[Any]:
         """See Door."""
         fates = self._luck.fates(calls, now)
         again = [call for at, call in self.late if at <= now]
-        self.late = [each for each in self.late if each[0] > now]
+        self.late[:] = [each for each in self.late if each[0] > now]
         self.late += [(now + after_s, call) for each in fates for after_s, call in each.again]
         order = sorted(
             (at for at, each in enumerate(fates) if each.arrives), key=lambda at: fates[at].place

@@ -5,6 +5,7 @@ RUN/fleet.toml       the settings: enough to do it again
 RUN/server/          what the servers keep: databases, keys, blobs
 RUN/devices.bin      the names of the devices
 RUN/state/           where it goes on after a kill, while it is not over; `saved.py`
+RUN/typed/           what is typed on them, where training is real
 RUN/turns.bin        a row of each turn that has ended; `turns.py`
 RUN/tables/          what became of it
 RUN/summary.json     the figures; comes last
@@ -23,13 +24,17 @@ from device_runtime import config, durable, folder
 from device_runtime.errors import ConfigError, RunError
 from device_runtime.shown import command
 from device_runtime.wire import RoundReport
+from fleet.begin import NAMES, TYPED
+from fleet.computing import FOLDER as COMPUTING
+from fleet.figures import FOLDER as TABLES
+from fleet.figures import SUMMARY
 from fleet.saved import FOLDER, SERVER, TURNS
 from fleet.settings import FleetSettings
 from fleet.turns import TURN
 
 FORMAT = "fedboard-fleet-1"
-MARK, SETTINGS, SUMMARY, REPORT = "fleet.json", "fleet.toml", "summary.json", "report.html"
-ROUNDS = "tables/rounds.jsonl"
+MARK, SETTINGS, REPORT = "fleet.json", "fleet.toml", "report.html"
+ROUNDS = f"{TABLES}/rounds.jsonl"
 PRESETS = Path(__file__).with_name("presets")
 _ROOMS = ("device_runtime", "server", "helper", "fleet")  # whose code decides what happens
 
@@ -112,8 +117,8 @@ KIND = folder.Kind(
     "a fleet",
     lambda path: mark_of(path) is not None,
     (
-        *(MARK, SETTINGS, SUMMARY, REPORT, TURNS, "devices.bin"),
-        *(f"{name}/**" for name in (SERVER, FOLDER, "population", "tables")),
+        *(MARK, SETTINGS, SUMMARY, REPORT, TURNS, NAMES),
+        *(f"{name}/**" for name in (SERVER, FOLDER, TYPED, COMPUTING, TABLES)),
     ),
     MARK,
     "choose another folder, pass --resume to go on with it, or --overwrite",

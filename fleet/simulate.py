@@ -71,6 +71,7 @@ class State:
     # of each hour: check-ins by what came of them
     check_ins: dict[tuple[int, str], int] = field(default_factory=dict)
     ended: list[NDArray] = field(default_factory=list)  # turns, as rows, not yet written
+    late: list[tuple[float, Call]] = field(default_factory=list)  # calls that come again, and when
     over: bool = False  # the server has no round left
 
 

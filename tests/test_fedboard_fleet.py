@@ -6,12 +6,14 @@ import subprocess
 import time
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from device_runtime.config import to_toml
 from fedboard.__main__ import program
 from fleet.population import PopulationSettings
 from fleet.settings import FleetSettings
+from fleet.turns import TURN
 from tests.test_fleet_saved import TASK
 
 MORE = replace(TASK, rules=replace(TASK.rules, rounds=0))
@@ -110,7 +112,7 @@ def test_a_replay_is_identical(whole):
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout)
     assert said["identical"]
-    assert said["rounds"] == whole[1]["rounds"]
+    assert said["turns"] == whole[1]["turns"]
 
 
 def test_a_replay_says_which_rounds_differ(whole, tmp_path):
@@ -131,6 +133,7 @@ def test_a_replay_says_which_rounds_differ(whole, tmp_path):
         (("simulate", "--preset", "tiny", "--engine", "gpu"), "expected one of here, pool, ray"),
         (("simulate", "--out", "nowhere", "--resume"), "is no fleet's run"),
         (("replay", "."), "is no fleet's run"),
+        (("show", "."), "is no fleet's run"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(words, expected, tmp_path):
@@ -138,6 +141,24 @@ def test_what_is_wrong_is_said_in_one_line(words, expected, tmp_path):
     assert done.returncode == 1
     assert expected in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_round_can_be_followed_device_by_device(whole):
+    run, _ = whole
+    rows = np.frombuffer((run / "turns.bin").read_bytes(), TURN)
+    done = fleet("show", run, "--round", 1, "--json")
+    assert done.returncode == 0, done.stderr
+    shown = json.loads(done.stdout)["turns"]
+    assert shown["device"] == rows["device"][rows["round"] == 1].tolist()
+    assert set(shown["class"]) <= {"low", "middle", "high"}
+    said = fleet("show", run, "--round", 1).stdout
+    assert "round 1: committed" in said
+
+
+def test_a_round_that_was_not_is_said(whole):
+    done = fleet("show", whole[0], "--round", 100_000)
+    assert done.returncode == 1
+    assert "expected a round of the fleet" in done.stderr
 
 
 def test_a_folder_of_somebody_else_is_left_alone(settings, tmp_path):
