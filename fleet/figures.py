@@ -72,8 +72,6 @@ class Summary:
     round_duration_p90_s: float | None
     drop_out_share: float | None  # of assignments
     turned_away_share: float | None
-    # the server's own count of drop-out, which knows of no device why it is silent
-    drop_out_share_by_server: float | None
     eligible_share_mean: float
     eligible_swing_ratio: float | None  # most over least eligible hour of a weekday
     bytes_up: int

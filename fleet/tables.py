@@ -19,7 +19,6 @@ from fleet import figures
 from fleet.assignments import (
     COUNTED,
     DROPPED_OUT,
-    DROPS_OUT,
     REACHED,
     TURNED_AWAY,
     UNDER_WAY,
@@ -33,7 +32,7 @@ from fleet.assignments import (
 from fleet.availability import CHARGING, IDLE, NEEDED, UNMETERED
 from fleet.figures import Summary, Table
 from fleet.pocket import Shared
-from fleet.population import Population, columns
+from fleet.population import Population
 from fleet.settings import START, FleetSettings
 from fleet.simulate import Fleet
 from fleet.turns import FAILED, STATUSES, TURN
@@ -229,7 +228,6 @@ def of_round(it_turns: NDArray, population: Population, number: int) -> Table:
     status = [
         "failed" if each == FAILED else str(STATUSES[each]) for each in turns["status"].tolist()
     ]
-    zones = columns(population)["zone_h"][who]
     times = {
         f"{name}_s": [float(each) if each > 0 else None for each in turns[name]]
         for name in ("assigned", "fetched", "trained", "ended")
@@ -237,8 +235,8 @@ def of_round(it_turns: NDArray, population: Population, number: int) -> Table:
     return {
         "device": who.tolist(),
         "class": [population.classes[int(each)].name for each in population.kind[who]],
-        "zone_h": zones.astype(float).tolist(),
-        "language": _languages(population)[who].tolist(),
+        "zone_h": population.zone_h[who].astype(float).tolist(),
+        "language": [population.languages[int(each)] for each in population.language[who]],
         **times,
         "examples": turns["examples"].tolist(),
         "batches": turns["batches"].tolist(),
@@ -368,18 +366,9 @@ def groups(population: Population) -> list[tuple[str, str, NDArray[np.bool_]]]:
         parts.append(("class", kind.name, population.kind == number))
     for zone in np.unique(population.zone_h).tolist():
         parts.append(("time zone", f"UTC{zone:+g}", population.zone_h == np.float32(zone)))
-    languages = _languages(population)
-    for language in sorted(set(languages.tolist()) - {""}):
-        parts.append(("language", str(language), languages == language))
+    for number, language in enumerate(population.languages):
+        parts.append(("language", language, population.language == number))
     return [part for part in parts if part[2].any()]
-
-
-def _languages(population: Population) -> NDArray[Any]:
-    """[devices]: what is typed on each; empty where a population does not say."""
-    names = getattr(population, "languages", ())
-    if not names:
-        return np.full(len(population), "", object)
-    return np.array(names, object)[columns(population)["language"]]
 
 
 def bias(population: Population, times: NDArray[np.int64]) -> Table:
@@ -489,10 +478,6 @@ def summary(it: Lived, made: Mapping[str, Table]) -> Summary:
     for name, count in zip(made["fates"]["fate"], made["fates"]["assignments"], strict=True):
         fate[name] += count
     many = sum(fate.values())
-    selected = sum(each.assigned for each in it.rounds)
-    silent = sum(
-        count for each in it.rounds for cause, count in each.dropped.items() if cause in DROPS_OUT
-    )
     spent = [each for each in it.rounds if each.rho is not None]
     never, all_devices = made["bias"]["never"][0], made["bias"]["devices"][0]
     top1 = _top1(it)
@@ -517,7 +502,6 @@ def summary(it: Lived, made: Mapping[str, Table]) -> Summary:
         round_duration_p90_s=float(np.quantile(durations, 0.9)) if len(durations) else None,
         drop_out_share=_share(fate[DROPPED_OUT], many),
         turned_away_share=_share(fate[TURNED_AWAY], many),
-        drop_out_share_by_server=_share(silent, selected),
         eligible_share_mean=float(np.mean(made["eligible"]["all_three"])),
         eligible_swing_ratio=swing(made["eligible_by_hour_of_day"]),
         bytes_up=sum(each.bytes_up for each in it.rounds),
