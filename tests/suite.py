@@ -88,6 +88,7 @@ PROCESSES = (
     "test_server_releases",
     "test_fedboard_releases",
     "test_fedboard_fleet_report",
+    "test_fleet_measured",
     "test_device_runtime_hostile_server",
     "test_server_connections",
     "test_server_blobs",
