@@ -87,11 +87,15 @@ def create(
     seed: int,
 ) -> list[Path]:
     """One device folder a user, `device-000` and so on, each with that user's messages in its
-    typing log and the conditions of that user's trace.
+    typing log and the conditions of that user's trace, and of the classes that a fleet's phones
+    have.
     """
     from device_runtime.home import DeviceConfig, Home
     from device_runtime.limits import OwnLimits
+    from fleet import population
+    from fleet.population import PopulationSettings
 
+    fleet = population.make(PopulationSettings(devices=len(traces)), len(traces), seed)
     homes = []
     for index, (name, trace) in enumerate(traces.items()):
         settings = DeviceConfig(
@@ -99,6 +103,7 @@ def create(
             trusted=tuple(sorted(trusted)),
             conditions=str(trace.resolve()),
             seed=seed + index,
+            device_class=fleet.classes[int(fleet.kind[index])].name,
             keeps_work=False,  # a simulated night ends with its round
             limits=OwnLimits(min_separation=1),  # there are no others for the rounds between
         )
