@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from device_runtime.bundle import TRAIN, Bundle
-from fleet import pool
+from fleet import on_ray, pool
 from fleet.engines import Engine, Here, fine_tune, stand_in
 from fleet.settings import Computing, Training
 
@@ -15,7 +15,10 @@ def engine(settings: Training, bundle: Bundle, folder: Path) -> Engine:
     run.
     """
     train, graph = (fine_tune, bundle.content[TRAIN]) if settings.bundle else (stand_in, b"")
-    if settings.computing is Computing.POOL:
-        processes = settings.processes or pool.cores()
-        return pool.Pool(train, graph, processes, folder / FOLDER)
+    processes = settings.processes or pool.cores()
+    match settings.computing:
+        case Computing.POOL:
+            return pool.Pool(train, graph, processes, folder / FOLDER)
+        case Computing.RAY:
+            return on_ray.Ray(train, graph, processes, settings.address)
     return Here(train, graph)

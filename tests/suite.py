@@ -101,6 +101,7 @@ PROCESSES = (
     "test_fedboard_audit",
     "test_conversion_classes",
     "test_fleet_engines",
+    "test_fleet_ray",
 )
 # what a fixture costs, it costs all that use it
 FIXTURES = {"chitchat": "process"}

@@ -12,54 +12,22 @@ import pytest
 from device_runtime import local, weights
 from device_runtime.errors import BundleError, ConfigError, RunError
 from device_runtime.home import DeviceConfig, Home
-from device_runtime.limits import OwnLimits
-from device_runtime.terms import Aggregation
 from fedboard import fleet_text
 from fleet import begin, turns
-from fleet.engines import compute, stand_in
+from fleet.engines import stand_in
 from fleet.faults import Attack, Faults
 from fleet.pool import Pool
-from fleet.population import Lives, PopulationSettings
-from fleet.settings import Computing, FleetSettings, Training
+from fleet.settings import Computing, Training
 from fleet.typed import Typed
-from server.eligibility import Policy
-from server.rounds import Rules
-from server.task import TaskSettings
-from tests.toy_engines import BASE, dies, job, refuses
+from tests.toy_engines import BASE, dies, job, refuses, same
+from tests.toy_fleet import RULES, learning, lived
 
 ROOT = Path(__file__).parents[1]
-RULES = Rules(report_goal=3, selection_s=300.0, check_ins_per_s=10.0, rounds=2)
 
 
 @pytest.fixture
 def settings(tiny_bundle, trusted):
-    return FleetSettings(
-        seed=4,
-        days=1,
-        step_s=5,
-        population=PopulationSettings(lives=Lives.ALWAYS, devices=12, first_messages=30),
-        training=Training(str(tiny_bundle.path), tuple(trusted)),
-        task=TaskSettings(
-            rules=RULES,
-            policy=Policy(min_separation=1, min_examples=1),
-            seed=3,
-            aggregation=Aggregation.PLAIN,
-        ),
-        limits=OwnLimits(min_separation=1, least_messages=5, least_words=5),
-    )
-
-
-def lived(settings, folder, bundle, corpus):
-    """The checkpoint that a fleet ends with, and the rows of its turns."""
-    folder.mkdir()
-    fleet_text.of_corpus(corpus, bundle, 1000).save(folder / begin.TYPED)
-    fleet = begin.begin(settings, folder)
-    fleet.run(86_400)
-    server = fleet.servers.coordinator
-    checkpoint = weights.from_bytes(server.blobs.get(server.checkpoint().sha))
-    ended = np.concatenate(fleet.state.ended)
-    fleet.close()
-    return checkpoint, ended
+    return learning(tiny_bundle, trusted)
 
 
 def test_devices_of_a_signed_bundle_learn_what_is_typed_on_them(
@@ -100,12 +68,9 @@ def test_training_that_is_not_real_needs_a_plan(settings, tmp_path):
 # processes
 
 
-@pytest.mark.parametrize("way", [Computing.POOL])
-def test_a_fleet_has_the_same_bytes_whoever_computes(
-    settings, way, tmp_path, tiny_bundle, tiny_corpus
-):
+def test_a_fleet_has_the_same_bytes_in_a_pool(settings, tmp_path, tiny_bundle, tiny_corpus):
     here = lived(settings, tmp_path / "here", tiny_bundle, tiny_corpus)
-    training = replace(settings.training, computing=way, processes=2)
+    training = replace(settings.training, computing=Computing.POOL, processes=2)
     there = lived(
         replace(settings, training=training), tmp_path / "there", tiny_bundle, tiny_corpus
     )
@@ -119,13 +84,6 @@ def pool(tmp_path):
     pool = Pool(stand_in, b"", 2, tmp_path / "pool")
     yield pool
     pool.close()
-
-
-def same(trained, number):
-    alone = compute(job(number), BASE, stand_in, b"")
-    return trained.random == alone.random and np.array_equal(
-        trained.tuned.delta["a"], alone.tuned.delta["a"]
-    )
 
 
 def test_results_are_those_of_their_jobs_in_whatever_order_they_are_asked_for(pool):

@@ -138,6 +138,7 @@ OUTSIDE = {  # packages that only some files of a room may import
         ),
     },
     "obstore": {"server/blobs.py"},
+    "ray": {"fleet/on_ray.py"},
     "keyring": {"device_runtime/keystore.py"},
 }
 
