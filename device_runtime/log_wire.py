@@ -14,7 +14,7 @@ all of it, so only its number and its path travel.
 
 import functools
 from dataclasses import dataclass, fields, replace
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 from device_runtime import bounds, config, merkle, signing
 from device_runtime.bounds import Each, Matches, Within
@@ -370,8 +370,10 @@ def believe(
             f"head: expected the signature of helper {terms.helper[:16]}, found none of its: the "
             "server may show each phone another log"
         )
-    alone = replace(proof, consistency="")
-    if reason := _why_not_in(head, alone, policy, assignment.checkpoint):
+    shown = _Shown(
+        proof.policy, proof.policy_path, proof.checkpoint, proof.checkpoint_path, proof.round
+    )
+    if reason := _why_not_in(head, shown, policy, assignment.checkpoint):
         return Disbelieved(reason)
     now = KeptHead(proof.head, proof.countersignature, terms.helper)
     before = seen.of(head.log, certificate.log_key)
@@ -426,11 +428,19 @@ def sentence(terms: Terms) -> str:
     )
 
 
-@functools.lru_cache(maxsize=64)
-def _why_not_in(head: Head, proof: Proof, policy: Policy, checkpoint: str) -> str:
-    """Why a head does not hold a policy and a checkpoint; `proof` has nothing about another
-    head.
-    """
+class _Shown(NamedTuple):
+    """What a proof says of one head: see `Proof`."""
+
+    policy: int
+    policy_path: str
+    checkpoint: int
+    checkpoint_path: str
+    round: str
+
+
+@functools.lru_cache(maxsize=64)  # all devices of a round are shown the same
+def _why_not_in(head: Head, proof: _Shown, policy: Policy, checkpoint: str) -> str:
+    """Why a head does not hold a policy and a checkpoint."""
     root = bytes.fromhex(head.root)
     leaf = merkle.leaf(body(policy))
     if not merkle.includes(root, head.size, proof.policy, leaf, from_path(proof.policy_path)):

@@ -78,13 +78,10 @@ def protected(
 
     Raises ValueError for numbers out of range, and where no message of one device can protect them.
     """
-    if len(numbers) and not 0 <= int(numbers.min()) <= int(numbers.max()) <= largest:
-        raise ValueError(
-            f"expected whole numbers of 0 to {largest}, found {numbers.min()} to {numbers.max()}"
-        )
-    named = about.round, len(numbers), about.terms.name
     if about.terms.aggregation is Aggregation.PLAIN:
-        return update.of_codes(numbers, Header(Form.CODES, *named), largest.bit_length())
+        return open_report(numbers, largest, about)
+    _require(numbers, largest)
+    named = about.round, len(numbers), about.terms.name
     if about.terms.aggregation is not Aggregation.HELPER:
         raise ValueError(f"expected plain or helper, found {about.terms.aggregation}")
     by = layout(len(numbers), largest, about.terms)
@@ -94,6 +91,22 @@ def protected(
     words = masking.masked(numbers, seed, by)
     sealed = Sealed(seal, key.sign(bound.signed(seal)), words)
     return update.of_sealed(sealed, Header(Form.SEALED, *named), by)
+
+
+def open_report(numbers: NDArray[Any], largest: int, about: Addressed) -> bytes:
+    """The body of a report that anybody can read, of whole numbers of at most `largest`, [n].
+    Raises ValueError for numbers out of range.
+    """
+    _require(numbers, largest)
+    named = about.round, len(numbers), about.terms.name
+    return update.of_codes(numbers, Header(Form.CODES, *named), largest.bit_length())
+
+
+def _require(numbers: NDArray[Any], largest: int) -> None:
+    if len(numbers) and not 0 <= int(numbers.min()) <= int(numbers.max()) <= largest:
+        raise ValueError(
+            f"expected whole numbers of 0 to {largest}, found {numbers.min()} to {numbers.max()}"
+        )
 
 
 def bound_of(about: Addressed, device: str) -> Bound:

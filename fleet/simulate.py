@@ -555,7 +555,6 @@ class Fleet:
 def _seldom_collected() -> Iterator[None]:
     """Let Python look for cycles seldom: what a fleet remembers, and forgets, has none."""
     before = gc.get_threshold()
-    gc.collect()
     gc.freeze()
     gc.set_threshold(100_000, 20, 50)
     try:

@@ -26,6 +26,8 @@ class Differences:
         self._blobs = blobs
         self._between: LRUCache[tuple[str, str], str] = LRUCache(kept)
         self._makes: LRUCache[str, str] = LRUCache(kept)
+        # by the checkpoint that is wanted: the newest of its task when it first was
+        self._newest: LRUCache[str, frozenset[str]] = LRUCache(NEWEST)
         self._reading = threading.Lock()
         self._working_out = threading.Lock()
 
@@ -40,7 +42,9 @@ class Differences:
             with self._working_out:
                 name = self._worked_out(held, wanted)
                 if name is None:
-                    if held not in newest():
+                    if wanted not in self._newest:
+                        self._newest[wanted] = frozenset(newest())
+                    if held not in self._newest[wanted]:
                         return None
                     name = self._work_out(held, wanted)
         return name or None

@@ -443,8 +443,7 @@ class Rows:
 
     def public_keys(self, names: Iterable[str]) -> dict[str, str]:
         """The keys of those of the devices that are enrolled, hexadecimal."""
-        kept = self._of(_PUBLIC_KEYS, devices=names)
-        return dict(kept.tuples().all())
+        return {name: key for name, key in self._of(_PUBLIC_KEYS, devices=names)}
 
     def known(self, names: Iterable[str]) -> dict[str, Known]:
         """Those of the devices that are enrolled."""
@@ -1073,11 +1072,11 @@ class Rows:
             for task, step, cause, count in self._connection.execute(query)
         }
 
-    def _of(self, statement: Any, **names: Iterable[str]) -> Any:
+    def _of(self, statement: Any, **names: Iterable[str]) -> Sequence[Any]:
         """The rows of a statement that looks for one list of names."""
         ((name, listed),) = names.items()
         dialect = self._connection.dialect.name
-        return self._connection.execute(statement, {name: parameter(listed, dialect)})
+        return self._connection.execute(statement, {name: parameter(listed, dialect)}).all()
 
     def _many(self, statement: Any, rows: Sequence[dict[str, Any]]) -> None:
         """The statement for each of the rows. SQLAlchemy would look at every value of them, and
