@@ -1,0 +1,149 @@
+"""Rules: whom the conditions of training keep out, and what a looser rule gains them.
+
+    strict    devices wait until they charge, are on unmetered WiFi and idle
+    any network    they do not wait for WiFi: their owners let them train by mobile data
+
+Everything of a device's turn is real: messages of a corpus, the bundle's graph, the encoding. In
+each fleet as many updates are counted. Who has no WiFi at home speaks a dialect (`words.py`).
+"""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.fleet_studies import fleets, words
+from device_runtime import bundle, weights
+from device_runtime.limits import OwnLimits
+from device_runtime.wire import Phase
+from fleet import population, tables
+from fleet.assignments import COUNTED, assignments
+from fleet.population import Population, PopulationSettings
+from fleet.settings import Computing, FleetSettings, Training
+from fleet.simulate import Fleet
+from fleet.turns import TURN
+from server.blobs import Blobs
+from server.rounds import Rules
+from server.step import ServerStep
+
+RULES = {"strict": (), "any network": ("unmetered",)}
+TEXTS = "who speaks the dialect", "the others"
+SCORED = 400  # devices of a group whose messages are scored, at most
+LOOKS = 10  # checkpoints that are scored
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large the fleets are."""
+
+    devices: int = 10_000
+    rounds: int = 500
+    goal: int = 100
+    days: float = 60.0  # at most
+
+
+def settings(size: Size, training: Training, rule: str, seed: int) -> FleetSettings:
+    """The fleet of one rule."""
+    task = replace(
+        fleets.COMMON.task,
+        plan=None,
+        rules=Rules(
+            report_goal=size.goal,
+            rounds=size.rounds,
+            selection_s=300.0,
+            reporting_s=1200.0,
+            retry_s=200.0,
+        ),
+        step=ServerStep(algorithm="fedavgm"),
+    )
+    return replace(
+        fleets.COMMON,
+        seed=seed,
+        days=size.days,
+        vouched=RULES[rule],
+        population=PopulationSettings(devices=size.devices),
+        training=training,
+        task=task,
+        # rows of ten words are few messages
+        limits=OwnLimits(least_messages=5, least_words=60),
+    )
+
+
+def of_bundle(path: Path, key: str, processes: int) -> Training:
+    """Training by a signed bundle, in processes of this machine."""
+    return Training(str(path), (key,), computing=Computing.POOL, processes=processes)
+
+
+def played(size: Size, training: Training, seed: int, out: Path) -> dict[str, Any]:
+    """Let the fleet of each rule live in a folder: all figures of the study."""
+    installed = bundle.open_verified(Path(training.bundle), frozenset(training.trusted))
+    figures: dict[str, Any] = {"size": asdict(size), "seed": seed, "rules": {}}
+    for rule in RULES:
+        of = settings(size, training, rule, seed)
+        people = population.make(of.population, size.devices, seed)
+        text = words.typed(installed, people.wifi == 0, seed)
+        folder = out / rule.replace(" ", "-")
+        with fleets.lived(of, folder, text) as fleet:
+            figures["rules"][rule] = figures_of(fleet, folder)
+    return figures
+
+
+def figures_of(fleet: Fleet, folder: Path) -> dict[str, Any]:
+    """What became of one fleet."""
+    it = fleets.what_became(fleet, folder)
+    given = assignments(it.turns)
+    times = tables.counted_by_device(it, given)
+    people = it.shared.population
+    committed = [each for each in it.rounds if each.phase is Phase.COMMITTED]
+    speaks = people.wifi == 0
+    return {
+        "days": it.seconds / 86_400,
+        "check_ins": sum(it.check_ins.values()),
+        "turns": len(it.turns),
+        "turns_that_trained": int((it.turns["batches"] > 0).sum()),
+        "updates_counted": int(times.sum()),
+        "rounds_committed": len(committed),
+        "drop_out": float((given.fate == tables.DROPPED_OUT).mean()),
+        "never_share": float((times == 0).mean()),
+        "dialect": {
+            "devices": int(speaks.sum()),
+            "never_share": float((times[speaks] == 0).mean()),
+            "share_of_updates": float(times[speaks].sum() / max(1, times.sum())),
+        },
+        "bias": tables.bias(people, times),
+        "why_never": tables.why_never(it, given, times),
+        "looks": list(looks(fleet, [each.checkpoint for each in committed], times)),
+    }
+
+
+def looks(fleet: Fleet, made: list[str], times: NDArray[np.int64]) -> Iterator[dict[str, Any]]:
+    """How good checkpoints are, by whose messages: the first, the last and some between."""
+    blobs = fleet.servers.coordinator.blobs
+    start = fleet.shared.bundle.weights
+    numbers = np.unique(np.linspace(0, len(made), LOOKS + 1).astype(int))
+    for number in numbers.tolist():
+        values = weights.from_bytes(blobs.get(made[number - 1])).weights if number else start
+        for who, devices in groups(fleet.shared.population, times):
+            sums = words.scores(values, fleet.shared.typed, devices)
+            yield {"round": number, "who": who, "devices": len(devices), **asdict(sums)}
+
+
+def groups(people: Population, times: NDArray[np.int64]) -> Iterator[tuple[str, NDArray[np.int64]]]:
+    """Whose messages are scored: at most SCORED devices each."""
+    speaks, never = people.wifi == 0, times == 0
+    for who, has in (
+        ("dialect", speaks),
+        ("others", ~speaks),
+        ("took part", ~never),
+        ("never took part", never),
+        ("others who took part", ~speaks & ~never),
+        ("others who never did", ~speaks & never),
+    ):
+        devices = np.flatnonzero(has)
+        if len(devices):
+            yield who, devices[np.linspace(0, len(devices) - 1, SCORED).astype(int)] if len(
+                devices
+            ) > SCORED else devices
