@@ -956,12 +956,14 @@ def serve(
 
 
 @app.command()
-def report(run: Annotated[Path, typer.Argument(help="Run folder.")]) -> None:
+def report(run: Annotated[Path, typer.Argument(help="Run folder, or a fleet's.")]) -> None:
     """Write RUN/report.html from what the run's folder holds."""
+    from fedboard import fleet_report
     from fedboard.report import build
     from fedboard.run import Run
 
-    console.say(f"report: {build(Run(run))}")
+    is_fleet = fleet_report.is_fleet(run)
+    console.say(f"report: {fleet_report.build(run) if is_fleet else build(Run(run))}")
 
 
 @app.command()

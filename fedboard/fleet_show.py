@@ -134,7 +134,7 @@ def round_of(tables: Mapping[str, Table], devices: Table, round: int) -> list[Sh
                     row["status"].replace("_", " "),
                     causes.label(row["cause"]),
                 ]
-                for row in _by_row(devices)
+                for row in by_row(devices)
             ],
         ),
     ]
@@ -149,5 +149,6 @@ def _at(seconds: float) -> str:
     return f"day {1 + day}, {rest // 3600:02}:{rest % 3600 // 60:02}"
 
 
-def _by_row(table: Table) -> list[dict]:
+def by_row(table: Table) -> list[dict]:
+    """A table as one dict a row."""
     return [dict(zip(table, row, strict=True)) for row in zip(*table.values(), strict=True)]

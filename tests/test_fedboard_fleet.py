@@ -167,3 +167,36 @@ def test_a_folder_of_somebody_else_is_left_alone(settings, tmp_path):
     assert done.returncode == 1
     assert "holds files that are not a fleet" in done.stderr
     assert os.listdir(tmp_path) == ["notes.txt"]
+
+
+def test_a_run_ends_with_its_report_and_can_be_shown(whole):
+    run, summary = whole
+    assert f"<h1>{summary['devices']} phones" in (run / "report.html").read_text()
+    shown = fleet("show", run)
+    assert shown.returncode == 0, shown.stderr
+    assert "what became of the work" in shown.stdout
+    assert json.loads(fleet("show", run, "--json").stdout) == summary
+
+
+def test_a_round_can_be_followed_turn_by_turn(whole):
+    run, _ = whole
+    line = next(
+        line
+        for line in (run / "tables/rounds.csv").read_text().splitlines()
+        if ",committed," in line
+    )
+    followed = json.loads(fleet("show", run, "--round", line.split(",")[0], "--json").stdout)
+    assert followed["round"] == int(line.split(",")[0])
+    assert {"device", "class", "language", "fetched_s", "cause"} <= followed["turns"][0].keys()
+    refused = fleet("show", run, "--round", "99999")
+    assert refused.returncode == 1
+    assert "found 99999" in refused.stderr
+
+
+def test_the_report_of_a_fleet_can_be_written_again(whole):
+    run, _ = whole
+    before = (run / "report.html").read_bytes()
+    (run / "report.html").unlink()
+    done = subprocess.run(program("report", str(run)), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (run / "report.html").read_bytes() == before
