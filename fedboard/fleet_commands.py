@@ -13,7 +13,7 @@ import typer
 
 from device_runtime.errors import ConfigError
 from device_runtime.shown import command
-from fedboard import console
+from fedboard import console, population_commands
 from fedboard.options import Json, emit
 
 if TYPE_CHECKING:  # the command line starts without it
@@ -24,6 +24,7 @@ app = typer.Typer(
     no_args_is_help=True,
     help="Fleets: thousands of simulated devices and the real server, on virtual time.",
 )
+app.add_typer(population_commands.app, name="population")
 
 HOUR_S = 3600.0
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a fleet.")]

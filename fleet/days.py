@@ -21,14 +21,14 @@ arXiv:1902.01046, section 9, saw in theirs.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from device_runtime.wire import DAY_S
 from fleet import draws
-from fleet.availability import BITS, CHARGING, IDLE, NEEDED, UNMETERED, Availability, Devices, Times
+from fleet.availability import CHARGING, IDLE, NEEDED, UNMETERED, Devices, Times
 from fleet.population import Population
 
 HOUR_S = 3600.0
@@ -42,10 +42,10 @@ SOONEST, LAST = 20.5, 27.5  # anybody sleeps
 LONGER, LATER = 1.3, 0.8  # on weekends, and on the evenings before them
 # shares of people
 OTHER_CLOCK, AT_A_DESK, WORK, WIFI_AT_WORK = 0.12, 0.3, 0.6, 0.5
-SLOTS, ASLEEP = 32, 2  # a phone is used at most once in each, awake and asleep
+SLOTS, ASLEEP = 64, 2  # a phone is used at most once in each, awake and asleep
 # how likely it is used in each: mornings, days and evenings differ
-USED = np.array([*[0.7] * 4, *[0.6] * 18, *[0.8] * 10, *[0.1] * ASLEEP])
-LEAST_USE_S, MOST_USE_S = 40.0, 1900.0
+USED = np.array([*[0.7] * 8, *[0.6] * 36, *[0.8] * 20, *[0.1] * ASLEEP])
+LEAST_USE_S, MOST_USE_S = 30.0, 1000.0
 # what draws are for: of a person, and of a person's day
 _HABIT, _LIFE = 20, 21
 (_SLEEP, _NIGHT, _UNPLUG, _PLUG, _TOP, _TOP_AT, _TOP_FOR, _AGAIN, _AGAIN_AT, _AGAIN_FOR) = range(10)
@@ -287,25 +287,6 @@ def _wakes(people: _Habits, number: NDArray[np.int64], begun: NDArray[np.uint64]
     noise = 2 * draws.further(begun, _OF_WAKING) - 1
     hours = people.wakes_h + LONGER * (number % 7 >= 5) + noise
     return np.floor(DAY_S * number + HOUR_S * np.clip(hours, EARLIEST, LATEST))
-
-
-def by_hour(days: Availability, devices: Devices, day: int = 1, looks: int = 4) -> dict[str, Any]:
-    """Share of devices with each signal, and with `all` of them, in each hour of a day of the
-    fleet, [24] each; `looks` moments of an hour are looked at. Day 1 is a Tuesday.
-    """
-    shares = {name: np.zeros(24) for name in (*BITS, "all")}
-    for hour in range(24):
-        for look in range(looks):
-            at = day * DAY_S + (hour + (look + 0.5) / looks) * HOUR_S
-            bits = days.signals(devices, np.full(len(devices), at))
-            for name, bit in (*BITS.items(), ("all", NEEDED)):
-                shares[name][hour] += ((bits & bit) == bit).mean() / looks
-    return shares
-
-
-def swing(shares: NDArray[np.float64]) -> float:
-    """How many times the least of the hours the greatest has; infinite where the least has none."""
-    return math.inf if not shares.min() else float(shares.max() / shares.min())
 
 
 def _wifi(

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from device_runtime import bounds, config, durable
 from device_runtime.bounds import Each, Matches, Within
 from device_runtime.errors import ConfigError, RunError
+from device_runtime.folder import Kind
 from fleet import columns as files
 from fleet import draws
 
@@ -129,7 +130,7 @@ class PopulationSettings:
     first_messages: Annotated[int, Within(0, 1_000_000)] = 60  # typed before the first day, median
     messages_a_day: Annotated[float, Within(0.0, 10_000.0)] = 20.0  # median
     # share of transfers that break off, beside those whose WiFi is left: networks do
-    breaks: Annotated[float, Within(0.0, 0.9)] = 0.02
+    breaks: Annotated[float, Within(0.0, 0.9)] = 0.022
     # a folder of `fedboard fleet population make`, whose first devices these are; empty: made here
     folder: str = ""
     lives: Lives = Lives.DAYS
@@ -300,6 +301,17 @@ class About:
 
     def __post_init__(self) -> None:
         bounds.check(self, "population")
+
+
+def _is_ours(path: Path) -> bool:
+    try:
+        config.from_toml(About, path / ABOUT)
+    except ConfigError:
+        return False
+    return True
+
+
+FOLDER = Kind("a population", _is_ours, (ABOUT, COLUMNS), ABOUT, "pass --overwrite")
 
 
 def save(population: Population, folder: Path) -> None:

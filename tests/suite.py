@@ -102,6 +102,8 @@ PROCESSES = (
     "test_conversion_classes",
     "test_fleet_engines",
     "test_fleet_ray",
+    "test_fleet_drop_out",
+    "test_fedboard_population",
 )
 # what a fixture costs, it costs all that use it
 FIXTURES = {"chitchat": "process"}

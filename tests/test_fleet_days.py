@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fleet import days, population
+from fleet import days, eligible, population
 from fleet.availability import CHARGING, IDLE, NEEDED, UNMETERED
 from fleet.days import Days
 from fleet.population import PopulationSettings, Where
@@ -85,13 +85,13 @@ def test_changes_come_at_whole_seconds():
 
 
 def test_four_times_as_many_devices_are_ready_at_the_best_hour_of_a_weekday_as_at_the_worst():
-    assert days.swing(days.by_hour(DAYS, ALL)["all"]) == pytest.approx(4.0, rel=0.1)
+    assert eligible.swing(eligible.by_hour(DAYS, ALL)["all"]) == pytest.approx(4.0, rel=0.1)
 
 
 def test_the_devices_of_the_world_are_ready_at_all_hours_alike_more_than_those_of_one_country():
     world = population.make(PopulationSettings(devices=3000, where=Where.WORLD), 1, seed=5)
-    shares = days.by_hour(Days(world), ALL, looks=1)["all"]
-    assert days.swing(shares) < 2.5
+    shares = eligible.by_hour(Days(world), ALL, looks=1)["all"]
+    assert eligible.swing(shares) < 2.5
 
 
 def test_more_devices_charge_asleep_than_awake_and_more_lie_idle():
