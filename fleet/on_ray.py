@@ -7,6 +7,7 @@ process or machine that dies are computed again by others.
 
 import os
 import secrets
+import socket
 from typing import Any
 
 from device_runtime import interpreter
@@ -17,6 +18,7 @@ from fleet.ahead import Ahead, Work
 from fleet.engines import Job, Trained, compute
 
 MOST_DEATHS = 3  # of processes, by one job
+PATIENCE_S = 10.0  # with a head that does not answer
 KEPT = 4  # checkpoints in the object store
 
 
@@ -75,10 +77,11 @@ class Ray:
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
         try:
             if address:
+                _require_answer(address)
                 self._ray.init(address=address, **quiet)
             else:
                 self._ray.init("local", num_cpus=processes, include_dashboard=False, **quiet)
-        except (ConnectionError, RuntimeError, ValueError, self._ray.exceptions.RayError) as error:
+        except (OSError, RuntimeError, ValueError, self._ray.exceptions.RayError) as error:
             said = str(error).strip().splitlines() or [type(error).__name__]
             raise RunError(
                 "ray",
@@ -99,6 +102,13 @@ def _imported(local: bool) -> Any:
     except ImportError:
         raise RunError("ray", "is not installed", "install the `scale` extra") from None
     return ray
+
+
+def _require_answer(address: str) -> None:
+    """Raises OSError where nobody listens: Ray would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), PATIENCE_S).close()
 
 
 def _compute(of: tuple[Trainer, bytes, str], base: Weights, job: Job) -> Trained:

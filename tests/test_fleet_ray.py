@@ -95,3 +95,8 @@ def test_without_ray_it_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(RunError, match="install the `scale` extra"):
         Ray(stand_in, b"", 1, "")
+
+
+def test_where_no_cluster_is_it_says_how_to_start_one():
+    with pytest.raises(RunError, match=r"no cluster at 127\.0\.0\.1:1 .*ray start --head"):
+        Ray(stand_in, b"", 1, "127.0.0.1:1")
