@@ -72,8 +72,8 @@ class Typed:
         return typed
 
     def save(self, folder: Path) -> None:
-        """Write the arrays to a new folder, a file each, for `load`."""
-        folder.mkdir()
+        """Write the arrays to a folder, a file each, for `load`."""
+        folder.mkdir(exist_ok=True)
         for each in fields(self):
             np.save(folder / f"{each.name}.npy", getattr(self, each.name), allow_pickle=False)
 
