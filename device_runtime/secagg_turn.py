@@ -138,9 +138,13 @@ def patiently(ask: Callable[[], Any]) -> Steps[Any]:
         if not isinstance(answer, Reject) or not _comes_again(answer.cause):
             return answer
         seconds = min(max(LEAST_WAIT_S, answer.retry_in_s), LONGEST_WAIT_S)
-        forbidden: Cause | None = yield Wait(seconds)
-        if forbidden is not None:
-            raise Gone(Cause.TIMED_OUT if forbidden is Cause.TIMED_OUT else Cause.CONDITION_LOST)
+        require_allowed((yield Wait(seconds)))
+
+
+def require_allowed(forbidden: Cause | None) -> None:
+    """Raises Gone if something forbids to go on."""
+    if forbidden is not None:
+        raise Gone(Cause.TIMED_OUT if forbidden is Cause.TIMED_OUT else Cause.CONDITION_LOST)
 
 
 def _comes_again(cause: Cause) -> bool:

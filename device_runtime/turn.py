@@ -834,6 +834,7 @@ def _among_peers(order: _Order, vector: _Vector, tuned: FineTuned | None) -> Wor
     yield Drop()
     try:
         ready = yield from secagg_turn.prepare(assignment, order.terms)
+        secagg_turn.require_allowed((yield CheckConditions()))  # hours may have passed
         masked, body = secagg_turn.mask(ready, vector.numbers, vector.largest)
     except secagg_turn.Gone as gone:
         return (yield from _gone(assignment, gone, label.examples, tuned))

@@ -162,6 +162,8 @@ class Luck:
 
     def learned(self, device: int, tuned: FineTuned, clipping_norm: float) -> FineTuned:
         """What a device says it has learned."""
+        if tuned.stopped is not None:
+            return tuned
         match self.attack(device):
             case Attack.SIGN_FLIP:
                 return replace(tuned, delta=_times(tuned.delta, -1.0))
