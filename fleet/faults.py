@@ -42,6 +42,7 @@ MOST_ACTIONS = 24  # of a turn, before the one at which its process dies
 MOST_STEPS = 6  # of transactions, before the one at which the server dies
 SLOT_S, PICKED_UP_S = 600.0, 60.0  # once in so long a device may be picked up, for so long
 LOOKED_AHEAD = 1008  # of these: a week, and no turn takes longer
+AT_ONCE = 16  # of these, that are looked at together
 SCALE = 10.0  # of a delta that is to count for more
 TOO_EARLY_S = 60.0  # until an impatient device asks again, whatever it was told
 # what draws are for
@@ -464,16 +465,17 @@ class Interrupted:
         lost = self._lives.lost_at(devices, since, needed)
         if not needed & IDLE:
             return lost
-        slots = np.floor(np.asarray(since) / SLOT_S).astype(np.int64)
+        first = np.floor(np.asarray(since) / SLOT_S).astype(np.int64)
         struck = np.full(len(devices), np.inf)
-        open_ = np.ones(len(devices), bool)
-        for _ in range(LOOKED_AHEAD):
-            if not open_.any():
+        looking = np.arange(len(devices))
+        for start in range(0, LOOKED_AHEAD, AT_ONCE):
+            slots = first[looking, None] + np.arange(start, start + AT_ONCE)
+            at = self._luck.picked_up_at(devices[looking, None], slots)  # [devices, slots]
+            struck[looking] = np.where(at > since[looking, None], at, np.inf).min(axis=1)
+            ends = (slots[:, -1] + 1) * SLOT_S
+            looking = looking[np.isinf(struck[looking]) & (ends < lost[looking])]
+            if not len(looking):
                 break
-            at = self._luck.picked_up_at(devices[open_], slots[open_])
-            struck[open_] = np.where(at > since[open_], at, np.inf)
-            slots[open_] += 1
-            open_ &= np.isinf(struck) & (slots * SLOT_S < lost)
         return np.minimum(lost, struck)
 
     def _until(self, devices: Devices, at: Times) -> Times:

@@ -35,6 +35,7 @@ from server.step import ServerStep
 from server.task import Peers, TaskSettings
 
 HOURS = 3  # that a fleet lives at most
+MESSAGES = 300  # typed on a device before, median: some have too few
 ROUNDS = 3  # committed, after which it is over
 LIKELY = 0.5  # that a fleet has a fault at all
 OFTEN = 0.1  # and how often that strikes at most, but for these
@@ -113,7 +114,9 @@ def settings(seed: int) -> FleetSettings:
         days=HOURS / 24,
         step_s=one_of(10.0, 30.0),
         tick_s=300.0,
-        population=PopulationSettings(lives=Lives.ALWAYS, devices=int(rng.integers(8, 41))),
+        population=PopulationSettings(
+            lives=Lives.ALWAYS, devices=int(rng.integers(8, 31)), first_messages=MESSAGES
+        ),
         training=Training(values=one_of(1, 50, 300)),
         task=task,
         faults=Faults(**rates),
@@ -138,7 +141,7 @@ def lived(settings: FleetSettings, repeat: str) -> Result:
                 rounds = fleet.servers.coordinator.reports(fleet.now).rounds
             finally:
                 watch.close()
-                fleet.servers.close()
+                fleet.close()
         except Violated as violated:
             return Result(settings.seed, str(violated), aggregation=aggregation)
         except Exception:

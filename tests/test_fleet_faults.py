@@ -14,7 +14,7 @@ from fleet.availability import IDLE, NEEDED, Always
 from fleet.begin import begin
 from fleet.doors import Call
 from fleet.faults import Attack, Faults, Faulty, Killed, Luck, mortal
-from fleet.population import PopulationSettings
+from fleet.population import Lives, PopulationSettings
 from server.store import Store
 from tests.test_fleet_simulate import SETTINGS, ended, rounds_of
 
@@ -177,18 +177,20 @@ def test_equal_settings_have_equal_faults(tmp_path):
         fleet = begin(replace(SETTINGS, faults=EVERYTHING), tmp_path / name)
         fleet.run(20_000)
         lives.append((ended(fleet).tobytes(), rounds_of(fleet)))
-        fleet.servers.close()
+        fleet.close()
     assert lives[0] == lives[1]
 
 
 def test_a_device_whose_process_dies_has_what_it_kept_and_comes_again(tmp_path):
-    fleet = begin(replace(SETTINGS, faults=Faults(deaths=0.6)), tmp_path / "fleet")
+    people = PopulationSettings(lives=Lives.ALWAYS, devices=20, first_messages=1000)
+    deaths = replace(SETTINGS, population=people, faults=Faults(deaths=0.6))
+    fleet = begin(deaths, tmp_path / "fleet")
     fleet.run(40_000)
     failed = {row["device"] for row in ended(fleet) if row["status"] == 255}
     counted = {row["device"] for row in ended(fleet) if row["status"] == 1}
     assert failed & counted
     assert all(fleet.state.pockets[device].held for device in counted)
-    fleet.servers.close()
+    fleet.close()
 
 
 def test_rates_are_shares_and_liars_must_do_something():
