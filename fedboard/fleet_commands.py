@@ -92,12 +92,12 @@ def simulate(
         settings = computing(_settings(preset, config, days, devices, seed))
         with _shown(settings.days, out) as show:
             told = fleet_run.begin_new(out, settings, show, overwrite)
+    page = _report(out)
     if as_json:
         return emit(asdict(told))
     from fedboard import fleet_show
 
     console.say(*fleet_show.heading(told))
-    page = _report(out)
     console.say(f"-> {out}" if page is None else f"-> {page}")
 
 

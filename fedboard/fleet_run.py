@@ -12,13 +12,14 @@ import signal
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from device_runtime import config, durable, folder
 from device_runtime.wire import DAY_S
 from fleet import begin, bundles, figures, runs, tables
 from fleet.figures import Summary, Table
+from fleet.measured import measured
 from fleet.runs import REPORT, ROUNDS, Run
 from fleet.saved import FOLDER, Saves
 from fleet.settings import START, FleetSettings
@@ -172,6 +173,7 @@ def _interruptible() -> Iterator[Callable[[], bool]]:
 def _ended(run: Run, fleet: Fleet) -> Summary:
     """Write what became of a fleet that has lived all its days."""
     it = tables.lived(fleet, run.turns())
+    it = replace(it, measured=measured(it, fleet.servers.coordinator.blobs.get))
     try:
         lines = b"".join(config.to_json(each) + b"\n" for each in it.rounds)
         (run.path / ROUNDS).parent.mkdir(exist_ok=True)

@@ -63,7 +63,6 @@ class Summary:
     turns: int
     assignments: int
     updates_counted: int
-    rounds: int  # those that are open too
     rounds_committed: int
     rounds_abandoned: int
     rounds_empty: int  # of the abandoned: nobody had got work

