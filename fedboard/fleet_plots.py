@@ -73,12 +73,13 @@ def _rows(table: Table, places: Sequence[int]) -> dict[str, list[Any]]:
 def _eligible(table: Table) -> "Markup":
     figure, axes = figure_of(230)
     days = (np.array(table["hour"]) + 0.5) / 24
-    for name, colour, label in (
-        ("charging", BASELINE, "charging"),
-        ("unmetered", BEFORE, "on WiFi"),
-        ("idle", SOFT, "idle"),
+    for name, colour, dashes, label in (
+        ("charging", BASELINE, "-", "charging"),
+        ("unmetered", BEFORE, "-", "on WiFi"),
+        ("idle", SOFT, _DOTTED, "idle"),
     ):
-        axes.plot(days, 100 * np.array(table[name]), color=colour, linewidth=1, label=label)
+        values = 100 * np.array(table[name])
+        axes.plot(days, values, color=colour, linewidth=1.2, linestyle=dashes, label=label)
     share = 100 * np.array(table["all_three"])
     axes.fill_between(days, share, color=NETWORK, alpha=0.18, linewidth=0)
     axes.plot(days, share, color=NETWORK, label="all three", marker="o" if len(days) == 1 else "")
@@ -100,15 +101,12 @@ def _day(table: Table, swing: float | None) -> "Markup":
     best, worst = int(share.argmax()), int(share.argmin())
     axes.bar(hours, share, 0.8, color=BEFORE, alpha=0.45, linewidth=0)
     axes.bar(hours[[best, worst]], share[[best, worst]], 0.8, color=NETWORK, linewidth=0)
-    axes.axhline(share[best] / SWING, color=LOST, linewidth=1.2, linestyle=_DASHED)
-    axes.annotate(
-        f"the best hour / {SWING:.0f}",
-        (23.4, share[best] / SWING),
-        (0, 3),
-        textcoords="offset points",
-        ha="right",
+    axes.axhline(
+        share[best] / SWING,
         color=LOST,
-        size=10.5,
+        linewidth=1.2,
+        linestyle=_DASHED,
+        label=f"the best hour / {SWING:.0f}, as published",
     )
     for hour in (best, worst):
         axes.annotate(
@@ -125,6 +123,7 @@ def _day(table: Table, swing: float | None) -> "Markup":
     axes.set_xlim(-0.7, 23.7)
     axes.margins(y=0.15)
     axes.grid(axis="x", visible=False)
+    _legend(figure, 1)
     text = (
         f"From {share.min():.1f} % of the devices at {hours[worst]}:00 to {share.max():.1f} % at "
     )
@@ -222,24 +221,17 @@ def _drop_out(table: Table, share: float | None) -> "Markup":
     many, lost = (np.array(table[name], float) for name in ("assignments", "dropped_out"))
     by_hour = np.divide(100 * lost, many, out=np.full(24, math.nan), where=many > 0)
     low, high = (100 * end for end in DROP_OUT)
-    axes.axhspan(low, high, color=BASELINE, alpha=0.22, linewidth=0)
-    axes.annotate(
-        f"published: {low:.0f} to {high:.0f} %",
-        (23.4, high),
-        (0, 3),
-        textcoords="offset points",
-        ha="right",
-        color=BASELINE,
-        size=10.5,
-    )
+    published = f"published: {low:.0f} to {high:.0f} %"
+    axes.axhspan(low, high, color=BASELINE, alpha=0.22, linewidth=0, label=published)
     axes.bar(hours, by_hour, 0.8, color=LOST, alpha=0.55, linewidth=0)
     if share is not None:
-        axes.axhline(100 * share, color=LOST, linewidth=1.6)
+        axes.axhline(100 * share, color=LOST, linewidth=1.6, label="of the whole run")
     axes.set(xlabel="hour of the day in which work was given, UTC", ylabel="dropped out, %")
     axes.set_xticks(range(0, 24, 4))
     axes.set_xlim(-0.7, 23.7)
     axes.set_ylim(0, max(1.3 * high, 1.1 * float(np.nanmax(by_hour, initial=0.0))))
     axes.grid(axis="x", visible=False)
+    _legend(figure, 2)
     return svg(
         figure,
         "drop_out",
