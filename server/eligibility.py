@@ -1,7 +1,7 @@
 """Eligibility: may this device join the round? Reads no clock and no store."""
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 from device_runtime import bounds, separation, versions
 from device_runtime.bounds import Each, Within
@@ -39,8 +39,7 @@ class Policy:
             )
 
 
-@dataclass(frozen=True)
-class History:
+class History(NamedTuple):
     """What the ledger holds of a device: since when it is enrolled, and where one task has counted
     it.
     """

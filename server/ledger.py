@@ -15,7 +15,7 @@ from server.pacing import Told
 from server.places import Ticket
 from server.records import changed
 from server.requests import Answer, Nonce
-from server.rounds import Asked, Event, Tick, Withdrawn, advance, frozen
+from server.rounds import Asked, Event, RoundState, Tick, Withdrawn, advance, frozen, happened
 from server.seal_rows import StoredSeal
 from server.store import (
     ASSIGNED,
@@ -56,6 +56,7 @@ class Ledger:
         self.rounds = rows.open_rounds()
         # by task, round and checkpoint: who signed it, as far as it was asked for
         self.proofs: dict[tuple[str, int, str], Given | None] = {}
+        self._settled: dict[str, RoundState] = {}  # as an event of now has left them
         self.frozen: list[str] = []  # tasks whose rounds have got enough, and have masked sums
         self._changed_rounds: dict[str, StoredRound] = {}
         for task, round in list(self.rounds.items()):
@@ -202,12 +203,16 @@ class Ledger:
     def tell(self, task: str, event: Event) -> bool:
         """Let an event happen to the open round of a task; whether more than time has passed."""
         before = self.rounds[task].state
-        after = advance(before, event, round_rules(self.tasks[task].task))
-        if is_masked(self.tasks[task].task) and after.phase is not before.phase:
+        rules = round_rules(self.tasks[task].task)
+        is_settled = self._settled.get(task) is before and event.at == self.now and rules.claim > 0
+        after = (happened if is_settled else advance)(before, event, rules)
+        if event.at == self.now:
+            self._settled[task] = after
+        if after.phase is not before.phase and is_masked(self.tasks[task].task):
             after = frozen(after)
             if after.phase is Phase.UNMASKING:
                 self.frozen.append(task)
-        if after != before:
+        if after is not before and after != before:
             self.save(changed(self.rounds[task], state=after))
         return (after.admitted, after.reported, after.dropped) != (
             before.admitted,

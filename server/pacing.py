@@ -7,7 +7,7 @@ after an outage. Source: Bonawitz et al. 2019, arXiv:1902.01046, section 2.3 (pa
 """
 
 import math
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -24,8 +24,7 @@ SKEW_S = 60.0  # clocks of servers that share a database may differ by so much
 FORGET_S = 3600.0  # what a device was told is forgotten so long after its time has come
 
 
-@dataclass(frozen=True)
-class Told:
+class Told(NamedTuple):
     """When a device was told to come again, and when it was told that. Seconds of one clock."""
 
     at: float

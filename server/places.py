@@ -16,6 +16,7 @@ import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from typing import NamedTuple
 
 import numpy as np
 
@@ -60,8 +61,7 @@ class Places:
         return min(self.bar, self.asked) if self.claims else 0
 
 
-@dataclass(frozen=True)
-class Ticket:
+class Ticket(NamedTuple):
     """That a device asked in a window, and its place in the order, from 0; None: not drawn yet, or
     too far behind to be kept.
     """

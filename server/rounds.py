@@ -198,7 +198,11 @@ def advance(state: RoundState, event: Event, rules: Rules) -> RoundState:
     """The state after `event`. Late and surplus events leave it as it is; only the passing of time
     shows. A time that has not come yet is of a clock that was ahead, and is taken as now.
     """
-    state = _settle(_not_after(state, event.at, rules), event.at, rules)
+    return happened(_settle(_not_after(state, event.at, rules), event.at, rules), event, rules)
+
+
+def happened(state: RoundState, event: Event, rules: Rules) -> RoundState:
+    """The same of a state that `advance` gave for another event of the very same time."""
     room = has_room(state, rules)
     match event:
         case Asked(at) if room and rules.selection_s:

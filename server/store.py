@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import alembic.command
 import alembic.config
@@ -174,8 +174,7 @@ class StoredAssignment:
     counted_in: int | None = None
 
 
-@dataclass(frozen=True)
-class StoredCheckIn:
+class StoredCheckIn(NamedTuple):
     """What came of a device's check-in to an open round, and its ticket for a place, if it has
     one.
     """
@@ -184,8 +183,7 @@ class StoredCheckIn:
     ticket: Ticket | None = None
 
 
-@dataclass(frozen=True)
-class Known:
+class Known(NamedTuple):
     """Of an enrolled device: since when it is, and when it was told to come again."""
 
     enrolled_at: float
