@@ -1,10 +1,13 @@
 """Fleets of a study: each lives in a folder of its own, and goes on there after any kill."""
 
 import contextlib
+import os
 import shutil
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from multiprocessing import connection, parent_process
 from pathlib import Path
 
 from device_runtime import config, durable
@@ -24,7 +27,8 @@ from server.rounds import Rules
 from server.task import TaskSettings
 
 SETTINGS = "fleet.toml"
-EVERY_S = 30.0  # between two saves
+EVERY_S = 30.0  # between two saves, at least
+SHARE = 0.05  # of the time that saving may take
 SHOWN_S = 1.0
 
 # what the fleets of the studies have in common: turns as long as those of `gboard-small`
@@ -48,7 +52,9 @@ def with_rules(settings: FleetSettings, **changed: object) -> FleetSettings:
 
 
 @contextlib.contextmanager
-def lived(settings: FleetSettings, folder: Path, typed: Typed | None = None) -> Iterator[Fleet]:
+def lived(
+    settings: FleetSettings, folder: Path, typed: Callable[[], Typed] | None = None
+) -> Iterator[Fleet]:
     """A fleet that has lived all its days in a folder. `typed`: what is typed on its devices, if it
     is not as the settings say. It is saved now and then: whoever asks again for the same one goes
     on where it was, or has it at once.
@@ -60,7 +66,7 @@ def lived(settings: FleetSettings, folder: Path, typed: Typed | None = None) -> 
             shutil.rmtree(folder)
         folder.mkdir(parents=True)
         if typed is not None:
-            typed.save(folder / begin.TYPED)
+            typed().save(folder / begin.TYPED)
         durable.share(folder / SETTINGS, config.to_toml(settings).encode())
         fleet = begin.begin(settings, folder)
     with contextlib.closing(fleet), console.progress("minutes", round(settings.days * 1440)) as show:
@@ -74,7 +80,8 @@ def lived(settings: FleetSettings, folder: Path, typed: Typed | None = None) -> 
                 show(round(fleet.state.step * settings.step_s / 60))
             if now > saved_at + EVERY_S:
                 saves.save(fleet.state, fleet.servers)
-                saved_at = time.monotonic()
+                ended = time.monotonic()
+                saved_at = ended + (ended - now) / SHARE
             return True
 
         fleet.run(settings.days * DAY_S, goes_on)
@@ -85,6 +92,21 @@ def lived(settings: FleetSettings, folder: Path, typed: Typed | None = None) -> 
 def what_became(fleet: Fleet, folder: Path) -> Lived:
     """What a fleet has lived through in its folder."""
     return tables.lived(fleet, Run(folder).turns())
+
+
+def alone() -> None:
+    """In a process that computes on one core, and ends with the one that has started it."""
+    from threadpoolctl import threadpool_limits
+
+    threadpool_limits(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = parent_process()
+    assert parent is not None
+    connection.wait([parent.sentinel])
+    os._exit(1)
 
 
 def _is_begun(settings: FleetSettings, folder: Path) -> bool:

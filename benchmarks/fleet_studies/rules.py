@@ -1,14 +1,16 @@
 """Rules: whom the conditions of training keep out, and what a looser rule gains them.
 
-    strict    devices wait until they charge, are on unmetered WiFi and idle
-    any network    they do not wait for WiFi: their owners let them train by mobile data
+    strict         devices wait until they charge, are on unmetered WiFi and idle
+    any-network    they do not wait for WiFi: their owners let them train by mobile data
 
 Everything of a device's turn is real: messages of a corpus, the bundle's graph, the encoding. In
 each fleet as many updates are counted. Who has no WiFi at home speaks a dialect (`words.py`).
 """
 
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +24,13 @@ from device_runtime.wire import Phase
 from fleet import population, tables
 from fleet.assignments import COUNTED, assignments
 from fleet.population import Population, PopulationSettings
-from fleet.settings import Computing, FleetSettings, Training
+from fleet.settings import FleetSettings, Training
 from fleet.simulate import Fleet
-from fleet.turns import TURN
-from server.blobs import Blobs
+from fleet.typed import Typed
 from server.rounds import Rules
 from server.step import ServerStep
 
-RULES = {"strict": (), "any network": ("unmetered",)}
-TEXTS = "who speaks the dialect", "the others"
+RULES: dict[str, tuple[str, ...]] = {"strict": (), "any-network": ("unmetered",)}
 SCORED = 400  # devices of a group whose messages are scored, at most
 LOOKS = 10  # checkpoints that are scored
 
@@ -72,23 +72,30 @@ def settings(size: Size, training: Training, rule: str, seed: int) -> FleetSetti
     )
 
 
-def of_bundle(path: Path, key: str, processes: int) -> Training:
-    """Training by a signed bundle, in processes of this machine."""
-    return Training(str(path), (key,), computing=Computing.POOL, processes=processes)
-
-
 def played(size: Size, training: Training, seed: int, out: Path) -> dict[str, Any]:
-    """Let the fleet of each rule live in a folder: all figures of the study."""
+    """Let the fleets of all rules live in a folder, each in a process of its own: all figures of
+    the study.
+    """
+    with ProcessPoolExecutor(len(RULES), get_context("spawn"), fleets.alone) as processes:
+        futures = {
+            rule: processes.submit(one, settings(size, training, rule, seed), out / rule)
+            for rule in RULES
+        }
+        of_rules = {rule: future.result() for rule, future in futures.items()}
+    return {"size": asdict(size), "seed": seed, "rules": of_rules}
+
+
+def one(of: FleetSettings, folder: Path) -> dict[str, Any]:
+    """Let one of them live in a folder: its figures."""
+    training, devices = of.training, of.population.devices
     installed = bundle.open_verified(Path(training.bundle), frozenset(training.trusted))
-    figures: dict[str, Any] = {"size": asdict(size), "seed": seed, "rules": {}}
-    for rule in RULES:
-        of = settings(size, training, rule, seed)
-        people = population.make(of.population, size.devices, seed)
-        text = words.typed(installed, people.wifi == 0, seed)
-        folder = out / rule.replace(" ", "-")
-        with fleets.lived(of, folder, text) as fleet:
-            figures["rules"][rule] = figures_of(fleet, folder)
-    return figures
+    people = population.make(of.population, devices, of.seed)
+
+    def typed() -> Typed:
+        return words.typed(installed, people.wifi == 0, of.seed)
+
+    with fleets.lived(of, folder, typed) as fleet:
+        return figures_of(fleet, folder)
 
 
 def figures_of(fleet: Fleet, folder: Path) -> dict[str, Any]:
