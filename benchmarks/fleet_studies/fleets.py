@@ -69,7 +69,10 @@ def lived(
             typed().save(folder / begin.TYPED)
         durable.share(folder / SETTINGS, config.to_toml(settings).encode())
         fleet = begin.begin(settings, folder)
-    with contextlib.closing(fleet), console.progress("minutes", round(settings.days * 1440)) as show:
+    with (
+        contextlib.closing(fleet),
+        console.progress("minutes", round(settings.days * 1440)) as show,
+    ):
         saved_at = shown_at = time.monotonic()
 
         def goes_on() -> bool:

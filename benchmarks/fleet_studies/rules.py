@@ -22,7 +22,7 @@ from device_runtime import bundle, weights
 from device_runtime.limits import OwnLimits
 from device_runtime.wire import Phase
 from fleet import population, tables
-from fleet.assignments import COUNTED, assignments
+from fleet.assignments import assignments
 from fleet.population import Population, PopulationSettings
 from fleet.settings import FleetSettings, Training
 from fleet.simulate import Fleet
@@ -151,6 +151,9 @@ def groups(people: Population, times: NDArray[np.int64]) -> Iterator[tuple[str, 
     ):
         devices = np.flatnonzero(has)
         if len(devices):
-            yield who, devices[np.linspace(0, len(devices) - 1, SCORED).astype(int)] if len(
-                devices
-            ) > SCORED else devices
+            yield (
+                who,
+                devices[np.linspace(0, len(devices) - 1, SCORED).astype(int)]
+                if len(devices) > SCORED
+                else devices,
+            )
