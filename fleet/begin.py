@@ -7,6 +7,7 @@ RUN/computing/       weights on their way to who computes
 RUN/state/           `saved.py`
 """
 
+import contextlib
 import os
 from collections.abc import Callable
 from functools import partial
@@ -53,7 +54,7 @@ def begin(
     os.makedirs(run / SERVER, exist_ok=True)
     servers = _servers(settings, run)
     shared = _shared(settings, servers, run, lives)
-    names = enrolled(servers, shared.population, settings.seed)
+    names = enrolled(settings, servers, shared.population)
     (run / NAMES).write_bytes("".join(names).encode())
     fleet = _fleet(settings, shared, servers, run, watched)
     servers.begin(
@@ -139,7 +140,7 @@ def _fleet(
     watched: Watched,
     state: State | None = None,
 ) -> Fleet:
-    door = watched(door_of(settings, servers, shared.population, run))
+    door = watched(door_of(settings, servers, run))
     faulty = Faulty(door, shared.luck, servers) if settings.faults.any else None
     engine = computing.engine(settings.training, shared.bundle, run)
     fleet = Fleet(settings, shared, servers, faulty or door, engine, state)
@@ -148,16 +149,20 @@ def _fleet(
     return fleet
 
 
-def door_of(settings: FleetSettings, servers: Servers, devices: Population, run: Path) -> Door:
+def door_of(settings: FleetSettings, servers: Servers, run: Path) -> Door:
     """The way to servers that know all devices."""
     if settings.way is Way.HTTP:
-        over = Http(lambda: servers.coordinator, partial(pocket.key_of, settings.seed))
-        over.enrol(range(len(devices)), START)
-        return over
+        return _over_http(settings, servers)
     names = (run / NAMES).read_bytes().decode()
     places = range(0, len(names), NAME_BYTES)
     each = [names[first : first + NAME_BYTES] for first in places]
     return Memory(lambda: servers.coordinator, each.__getitem__)
+
+
+def _over_http(settings: FleetSettings, servers: Servers) -> Http:
+    luck = Luck(settings.faults, settings.seed)
+    key_of = partial(pocket.key_of, settings.seed)
+    return Http(lambda: servers.coordinator, key_of, luck.skew)
 
 
 def typed_in(folder: Path, plan: Plan) -> Typed:
@@ -167,12 +172,15 @@ def typed_in(folder: Path, plan: Plan) -> Typed:
     return Typed.made_up(500, plan.length, plan.length)
 
 
-def enrolled(servers: Servers, devices: Population, seed: int) -> list[str]:
+def enrolled(settings: FleetSettings, servers: Servers, devices: Population) -> list[str]:
     """The names of all devices, which the server knows from now on."""
+    if settings.way is Way.HTTP:
+        with contextlib.closing(_over_http(settings, servers)) as door:
+            return door.enrol(range(len(devices)), START)
     names: list[str] = []
     for first in range(0, len(devices), AT_ONCE):
         some = range(first, min(first + AT_ONCE, len(devices)))
-        keys = [public_hex(pocket.key_of(seed, number)) for number in some]
+        keys = [public_hex(pocket.key_of(settings.seed, number)) for number in some]
         servers.coordinator.enrol_all([Enrolment(key) for key in keys], START)
         names += map(name_of, keys)
     return names

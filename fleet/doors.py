@@ -11,6 +11,7 @@ import contextlib
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import httpx
@@ -22,6 +23,7 @@ from device_runtime.causes import Cause
 from device_runtime.config import to_json
 from device_runtime.errors import FedboardError, ServerError, Unanswered
 from device_runtime.secagg_turn import Hear, Tell
+from device_runtime.signing import Claim, headers_of
 from device_runtime.transport import Reply, Send, http, persistent
 from device_runtime.turn import Action, Ask, Fetch, GiveBack, HandIn, Report, Upload
 from device_runtime.weights import digest
@@ -227,9 +229,12 @@ class Http:
         self,
         coordinator: Callable[[], Coordinator],
         key_of: Callable[[int], Ed25519PrivateKey],
+        skew_of: Callable[[int], float] = lambda device: 0.0,
     ):
-        """`coordinator`: the one that runs just now; `key_of`: the key of a device."""
-        self._coordinator, self._key_of = coordinator, key_of
+        """`coordinator`: the one that runs just now; `key_of`: the key of a device; `skew_of`:
+        seconds that its clock is ahead.
+        """
+        self._coordinator, self._key_of, self._skew_of = coordinator, key_of, skew_of
         self._now = 0.0
         self._signers: dict[int, Signer] = {}
         self._way: Send | None = None
@@ -263,9 +268,23 @@ class Http:
 
     def _signer(self, device: int) -> Signer:
         if device not in self._signers:
-            server = self._coordinator().server
-            self._signers[device] = Signer(self._key_of(device), server, lambda: self._now)
+            server, clock = self._coordinator().server, partial(self._time_on, device)
+            self._signers[device] = Signer(self._key_of(device), server, clock)
         return self._signers[device]
+
+    def _time_on(self, device: int) -> float:
+        return self._now + self._skew_of(device)
+
+    def _signed(self, call: Call) -> Send:
+        """The way to the server, signed by the device of a call for what that is about."""
+        line, signer = self._line(), self._signer(call.device)
+        about = getattr(call.action, "assignment", None)
+        of = ("", 0) if about is None else (about.task, about.round)
+        if call.body is not None:
+            line = _altered(line, call.body)
+        if call.nonce is not None:
+            return _as_it_was(line, signer, call.nonce, *of)
+        return persistent(requests_of.signed(line, signer, *of))
 
     def _answer(self, call: Call) -> Any:
         try:
@@ -276,10 +295,7 @@ class Http:
 
     def _asked(self, call: Call) -> Any:
         """As `drive` does it."""
-        action = call.action
-        about = getattr(action, "assignment", None)
-        named = ("", 0) if about is None else (about.task, about.round)
-        way = persistent(requests_of.signed(self._line(), self._signer(call.device), *named))
+        action, way = call.action, self._signed(call)
         match action:
             case Ask(message):
                 return requests_of.check_in(way, message)
@@ -299,6 +315,26 @@ class Http:
             case Hear(about, kind):
                 return requests_of.hear(way, about.assignment, kind)
         raise NotImplementedError(type(action).__name__)
+
+
+def _altered(send: Send, arrives: bytes) -> Send:
+    """A way on which the body becomes another."""
+
+    def send_altered(method: str, path: str, body: bytes, headers: Mapping[str, str]) -> Reply:
+        return send(method, path, arrives, headers)
+
+    return send_altered
+
+
+def _as_it_was(send: Send, signer: Signer, nonce: Nonce, task: str, round: int) -> Send:
+    """A way on which a request is what it is each time it comes, and not signed anew."""
+
+    def send_signed(method: str, path: str, body: bytes, headers: Mapping[str, str]) -> Reply:
+        claim = Claim(digest(body), task, round, nonce.text, signer.server, nonce.time)
+        proof = headers_of(signer.key, signer.device, method, path, claim)
+        return send(method, path, body, {**headers, **proof})
+
+    return send_signed
 
 
 @contextlib.contextmanager

@@ -30,10 +30,12 @@ from fleet import pocket
 from fleet.begin import begin
 from fleet.bundles import TOKENIZER, made_up
 from fleet.doors import Call, Http, Memory
+from fleet.faults import Faults
 from fleet.population import Lives, PopulationSettings
 from fleet.servers import DATABASE, Servers
 from fleet.settings import FleetSettings, Way
 from server.eligibility import Policy
+from server.requests import Nonce
 from server.rounds import Rules
 from server.task import Peers, TaskSettings
 
@@ -98,11 +100,29 @@ def test_a_seed_gives_the_same_rounds_over_sockets_and_in_memory(tmp_path, task)
     over_sockets.close()
 
 
+def test_what_goes_wrong_on_the_way_goes_wrong_alike_over_sockets_and_in_memory(tmp_path):
+    wrong = Faults(
+        skewed=0.5, replayed=0.2, resent=0.2, reordered=0.5, unheard=0.1, unasked=0.1, corrupted=0.2
+    )
+    in_memory, over_sockets = (
+        begin(replace(SETTINGS, faults=wrong, way=way), tmp_path / way) for way in Way
+    )
+    for fleet in (in_memory, over_sockets):
+        fleet.run(86_400)
+    assert remains(over_sockets) == remains(in_memory)
+    assert committed(in_memory) == 2
+    in_memory.close()
+    over_sockets.close()
+
+
 def test_a_budget_is_spent_sum_by_sum(tmp_path):
     fleet = lived(tmp_path / "fleet", NOISED)
     spent = [each.epsilon for each in rounds_of(fleet) if each.phase == "committed"]
     assert 0 < spent[0] < spent[1] < NOISED.noise.epsilon
     fleet.close()
+
+
+KEY_OF = partial(pocket.key_of, 4)
 
 
 class Both:
@@ -111,13 +131,12 @@ class Both:
     def __init__(self, folder, task):
         bundle = made_up(task.plan, 50)
         self.servers, self.doors = [], []
-        key_of = partial(pocket.key_of, 4)
         for name, door in (("memory", self._memory), ("http", Http)):
             servers = Servers(folder / name, 4)
-            servers.coordinator.enrol_all([Enrolment(public_hex(key_of(n))) for n in range(4)], 0)
+            servers.coordinator.enrol_all([Enrolment(public_hex(KEY_OF(n))) for n in range(4)], 0)
             servers.begin(task, from_bytes(bundle.content[CHECKPOINT]), 0.0)
             self.servers.append(servers)
-            self.doors.append(door(partial(getattr, servers, "coordinator"), key_of))
+            self.doors.append(door(partial(getattr, servers, "coordinator"), KEY_OF))
 
     def _memory(self, coordinator, key_of):
         return Memory(coordinator, lambda number: name_of(public_hex(key_of(number))))
@@ -204,6 +223,26 @@ def test_reports_are_refused_alike(both):
         Cause.NOT_AN_UPDATE,
         Cause.DIFFERENT_UPDATE,
     ]
+
+
+def test_a_request_that_comes_again_as_it_was_signed_is_refused_alike(both):
+    nonce = Nonce("0" * 32, 1)
+    first, again = both.hear(1.0, (0, Ask(READY), None, nonce), (0, Ask(READY), None, nonce))
+    assert isinstance(first, Assignment)
+    assert again == Reject(Cause.REPLAYED, 0.0)
+
+
+def test_a_report_that_is_another_on_arrival_is_refused_alike(both):
+    work = both.work(0)
+    altered, whole = both.hear(1.0, (0, Upload(work, b"words"), b"sword"), (0, Upload(work, b"w")))
+    assert (altered.cause, whole.cause) == (Cause.BAD_SIGNATURE, Cause.NOT_AN_UPDATE)
+
+
+def test_a_device_whose_clock_is_wrong_is_heard(both):
+    ahead = Http(lambda: both.servers[1].coordinator, KEY_OF, lambda device: 1e6)
+    (answer,) = ahead.answers([Call(0, Ask(READY))], 1.0)
+    assert isinstance(answer, Assignment)
+    ahead.close()
 
 
 def test_work_is_given_back_alike(both):

@@ -93,7 +93,7 @@ def test_servers_go_on_from_a_copy_as_they_went_on_before(tmp_path, task):
 
     put_back(tmp_path / "copied", folder / SERVER)
     servers = Servers(folder / SERVER, 4, fleet.servers.least, drawn)
-    door = door_of(settings(task), servers, fleet.shared.population, folder)
+    door = door_of(settings(task), servers, folder)
     again = Fleet(settings(task), fleet.shared, servers, door, Here(stand_in), state)
     again.run(DAY_S)
     assert remains(again) == first
