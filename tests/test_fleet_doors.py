@@ -27,11 +27,12 @@ from device_runtime.wire import (
     Scores,
 )
 from fleet import pocket
-from fleet.begin import begin
+from fleet.begin import begin, go_on
 from fleet.bundles import TOKENIZER, made_up
 from fleet.doors import Call, Http, Memory
 from fleet.faults import Faults
 from fleet.population import Lives, PopulationSettings
+from fleet.saved import Saves
 from fleet.servers import DATABASE, Servers
 from fleet.settings import FleetSettings, Way
 from server.eligibility import Policy
@@ -113,6 +114,20 @@ def test_what_goes_wrong_on_the_way_goes_wrong_alike_over_sockets_and_in_memory(
     assert committed(in_memory) == 2
     in_memory.close()
     over_sockets.close()
+
+
+def test_a_fleet_over_sockets_goes_on_from_a_save_as_one_in_memory_lives(tmp_path):
+    in_memory = lived(tmp_path / "memory", HELPED)
+    over_sockets, run = replace(SETTINGS, task=HELPED, way=Way.HTTP), tmp_path / "http"
+    fleet = begin(over_sockets, run)
+    fleet.run(86_400, lambda: not fleet.state.turns)  # until one is at work
+    Saves(run).save(fleet.state, fleet.servers)
+    fleet.close()
+    again = go_on(over_sockets, run, Saves(run))
+    again.run(86_400)
+    assert remains(again) == remains(in_memory)
+    in_memory.close()
+    again.close()
 
 
 def test_a_budget_is_spent_sum_by_sum(tmp_path):
