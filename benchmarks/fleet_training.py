@@ -31,7 +31,7 @@ from server.rounds import Rules
 from server.task import TaskSettings
 
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
-EVERY = 200  # turns from one look to the next
+EVERY = 100  # turns from one look to the next
 SETTLED = 3  # looks after which memory should stay
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from device_runtime.weights import Weights
 from fleet.engines import Job
 
-ROOM = 1 << 28  # bytes of results that may wait to be asked for
+ROOM = 1 << 27  # bytes of results that may wait to be asked for
 
 
 @dataclass
