@@ -167,6 +167,25 @@ def test_a_phone_that_is_unplugged_while_it_waits_is_out_and_the_others_go_on(se
     assert homes[0].kept(UNFINISHED) is None
 
 
+def test_a_phone_that_is_picked_up_as_the_last_shares_come_sends_no_update(server, device):
+    homes = [device() for _ in range(DEVICES)]
+    busy, in_hand, send = homes[0], [], server.send
+    stands = busy.conditions
+    vars(busy)["conditions"] = lambda now: replace(stands(now), idle=not in_hand)
+
+    def picking_up(method, path, body, headers):
+        reply = send(method, path, body, headers)
+        if path.endswith("inbox") and b"boxes" in reply.body and busy.name in headers.values():
+            in_hand.append(path)
+        return reply
+
+    server.send = picking_up
+    outcomes = run(homes, server)
+    lost = outcomes.pop(busy.folder.name)
+    assert (lost.status, lost.cause) == (Status.ABANDONED, Cause.CONDITION_LOST)
+    assert {each.status for each in outcomes.values()} == {Status.COUNTED}
+
+
 def test_a_phone_that_dies_after_its_first_message_makes_no_other_keys_for_the_work(server, device):
     home = device()
     first = Turn(home, server.send, simulated(0.0), sleep=server.sleep)
