@@ -77,6 +77,7 @@ def settings(seed: int) -> FleetSettings:
     goal = int(rng.integers(4, 7) if aggregation is secagg else rng.integers(2, 6))
     rules = Rules(
         report_goal=goal,
+        min_reports=one_of(None, goal),
         over_selection=float(rng.uniform(1.0, 2.0)),
         selection_s=one_of(0.0, 60.0, 300.0),
         reporting_s=300.0 if aggregation is secagg else one_of(300.0, 900.0),
@@ -99,7 +100,7 @@ def settings(seed: int) -> FleetSettings:
         seed=seed,
         aggregation=aggregation,
         least_count=2,
-        secagg=Peers(0.0, 0.2, semi_malicious=bool(rng.random() < 0.5)),
+        secagg=Peers(0.0, 0.1, semi_malicious=bool(rng.random() < 0.5)),
         noise=noise,
         compression=one_of(1, 1, 4),
         turn=0 if buffered else one_of(0, 0, 2),

@@ -183,7 +183,9 @@ def test_equal_settings_have_equal_faults(tmp_path):
 
 def test_a_device_whose_process_dies_has_what_it_kept_and_comes_again(tmp_path):
     people = PopulationSettings(lives=Lives.ALWAYS, devices=20, first_messages=1000)
-    deaths = replace(SETTINGS, population=people, faults=Faults(deaths=0.6))
+    rules = replace(SETTINGS.task.rules, rounds=8)
+    task = replace(SETTINGS.task, rules=rules)
+    deaths = replace(SETTINGS, population=people, task=task, faults=Faults(deaths=0.6))
     fleet = begin(deaths, tmp_path / "fleet")
     fleet.run(40_000)
     failed = {row["device"] for row in ended(fleet) if row["status"] == 255}

@@ -68,6 +68,11 @@ def test_a_quiet_fleet_has_its_rounds(settings):
     assert result.counted >= 6
 
 
+def test_every_seed_is_a_fleet():
+    kinds = {soak.settings(seed).task.aggregation for seed in range(1000)}
+    assert kinds == set(Aggregation)
+
+
 def test_the_same_seed_is_the_same_fleet():
     assert soak.settings(7) == soak.settings(7) != soak.settings(8)
     assert soak.one(7) == soak.one(7)
