@@ -14,7 +14,7 @@ import typer
 from device_runtime.errors import ConfigError
 from device_runtime.shown import command
 from fedboard import console, population_commands
-from fedboard.options import Json, emit
+from fedboard.options import Json, Trust, emit
 
 if TYPE_CHECKING:  # the command line starts without it
     from fedboard.fleet_run import Show
@@ -59,6 +59,17 @@ def simulate(
     days: Annotated[float | None, typer.Option(help="Virtual days.")] = None,
     devices: Annotated[int | None, typer.Option(help="Devices.")] = None,
     seed: Annotated[int | None, typer.Option(help="Repeats the run.")] = None,
+    bundle: Annotated[
+        Path | None,
+        typer.Option(
+            help="Signed bundle, folder or zip, that all devices have: their training is real, by "
+            "its plan, on what the train users of a corpus type."
+        ),
+    ] = None,
+    trust: Trust = None,
+    data: Annotated[
+        str | None, typer.Option(help="The corpus, with --bundle; by default `chitchat`.")
+    ] = None,
     engine: Engine = None,
     address: Address = None,
     processes: Processes = None,
@@ -80,7 +91,8 @@ def simulate(
     if as_json:
         console.quiet()
     if resume:
-        if not (preset is config is days is devices is seed is None) or overwrite:
+        others = (preset, config, days, devices, seed, bundle, trust, data)
+        if overwrite or any(each is not None for each in others):
             raise ConfigError(
                 "--resume",
                 "expected no other settings: the run has its own",
@@ -89,7 +101,10 @@ def simulate(
         with _shown(_days_of(out), out) as show:
             told = fleet_run.go_on(out, show, computing)
     else:
-        settings = computing(_settings(preset, config, days, devices, seed))
+        settings = _settings(preset, config, days, devices, seed)
+        if bundle is not None:
+            settings = _trained(settings, bundle, trust, data)
+        settings = computing(settings)
         with _shown(settings.days, out) as show:
             told = fleet_run.begin_new(out, settings, show, overwrite)
     page = _report(out)
@@ -179,6 +194,24 @@ def _settings(
     if days is not None:
         settings = replace(settings, days=days)
     return settings if seed is None else replace(settings, seed=seed)
+
+
+def _trained(
+    settings: "FleetSettings", bundle: Path, trust: list[Path] | None, data: str | None
+) -> "FleetSettings":
+    """Settings by which devices train for real, by the plan of their bundle."""
+    from fedboard.run import REFERENCE, trusted_keys
+
+    is_ours = bundle.resolve() == REFERENCE
+    keys = trusted_keys(trust or ([REFERENCE.with_suffix(".pub")] if is_ours else None))
+    corpus = settings.training.corpus if data is None else data
+    training = replace(
+        settings.training,
+        bundle=str(bundle.resolve()),
+        trusted=tuple(sorted(keys)),
+        corpus=corpus,
+    )
+    return replace(settings, training=training, task=replace(settings.task, plan=None))
 
 
 def _computing(

@@ -17,7 +17,7 @@ import pickle
 import shutil
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -77,10 +77,9 @@ class Saves:
         hashes = {
             f"{SERVER}/{name}": _hash(place / SERVER / name) for name in _files(place / SERVER)
         }
-        drawn = servers.saved()
-        values = written(state, drawn)
-        (place / VALUES).write_bytes(values)
-        hashes[VALUES] = hashlib.sha256(values).hexdigest()
+        with (place / VALUES).open("wb") as file:
+            write(file, state, servers.saved())
+        hashes[VALUES] = _hash(place / VALUES)
         manifest = Manifest(FORMAT, number, state.step, turns_bytes, hashes)
         durable.write(place / MANIFEST, config.to_json(manifest), durable.SHARED)
         self._number = number
@@ -107,15 +106,13 @@ class Saves:
         return place / VALUES
 
 
-def written(state: State, drawn: Drawn) -> bytes:
-    """A state, and where the randomness of its servers stands, as bytes."""
-    file = io.BytesIO()
+def write(file: BinaryIO, state: State, drawn: Drawn) -> None:
+    """Write a state, and where the randomness of its servers stands."""
     _Writer(file, protocol=5).dump((state, drawn))
-    return file.getvalue()
 
 
 def read(data: bytes, shared: Shared, where: object) -> tuple[State, Drawn]:
-    """What `written` has written, of a fleet whose devices have this in common. Raises RunError for
+    """What `write` has written, of a fleet whose devices have this in common. Raises RunError for
     what is damaged, or holds what no state does.
     """
     try:
