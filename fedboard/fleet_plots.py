@@ -21,7 +21,7 @@ from fedboard.drawing import (
     whole_ticks,
 )
 from fedboard.readable import percent, size
-from fleet.figures import Summary, Table
+from fleet.figures import Summary, Table, by_row
 
 if TYPE_CHECKING:  # slow to import: only drawing pays for it
     from markupsafe import Markup
@@ -29,6 +29,7 @@ if TYPE_CHECKING:  # slow to import: only drawing pays for it
 # what a fleet of phones was seen to do: Bonawitz et al. 2019, arXiv:1902.01046
 DROP_OUT, SWING = (0.06, 0.10), 4.0
 MOST_POINTS = 240  # of one plot: more rounds than these are drawn by stretches of time
+LEAST_SHARE = 0.01  # of the devices: smaller groups are in the table alone
 _DASHED, _DOTTED = (0, (4, 3)), (0, (1, 3))
 
 
@@ -160,6 +161,7 @@ def _durations(rounds: Table) -> "Markup":
         else:
             axes.scatter(days[which], minutes[which], s=14, color=colour, linewidths=0, label=label)
     axes.set(xlabel="virtual day", ylabel="minutes a round")
+    axes.margins(y=0.12)
     axes.set_ylim(bottom=0)
     axes.set_xlim(left=0)
     axes.grid(axis="x", visible=False)
@@ -365,9 +367,9 @@ def _share_of_none(table: Table) -> float:
 
 def _never(bias: Table) -> "Markup":
     rows = [
-        (f"{by}: {value}", 100 * share)
-        for by, value, share in zip(bias["by"], bias["value"], bias["never_share"], strict=True)
-        if by != "all"
+        (f"{row['by']}: {row['value']}", 100 * row["never_share"])
+        for row in by_row(bias)
+        if row["by"] != "all" and row["share_of_devices"] >= LEAST_SHARE
     ]
     whole = 100 * bias["never_share"][0]
     figure, axes = figure_of(60 + 19 * len(rows))

@@ -13,9 +13,14 @@ from fedboard import page
 from fedboard.fleet_plots import DROP_OUT, SWING, plots
 from fedboard.page import Bar
 from fedboard.readable import MISSING, duration, number, percent, size
-from fleet.figures import FOLDER, SUMMARY, Summary, Table, read
+from fleet.figures import FOLDER, SUMMARY, Summary, Table, by_row, read
 
 REPORT = "report.html"
+_NAMES = {
+    "asked": "asked (check-ins)",
+    "assigned": "got work",
+    "assigned_before": "went on with work",
+}
 NEWEST = 30  # rounds that the page lists; all are in the tables
 
 
@@ -37,10 +42,10 @@ def build(folder: Path) -> Path:
 
 def render(name: str, told: Summary, tables: Mapping[str, Table]) -> str:
     """The page of a fleet of that name."""
-    rows = _by_row(tables["rounds"])
+    rows = by_row(tables["rounds"])
     return page.render(
         "fleet.html.j2",
-        {"span": span, "phones": phones},
+        {"span": span, "phones": phones, "moment": moment},
         name=name,
         told=told,
         days=span(told.virtual_s),
@@ -48,11 +53,11 @@ def render(name: str, told: Summary, tables: Mapping[str, Table]) -> str:
         tiles=tiles(told),
         plots=plots(told, tables),
         funnel=funnel(tables["funnel"]),
-        fates=_by_row(tables["fates"]),
-        sessions=_by_row(tables["sessions"])[:8],
-        bias=_by_row(tables["bias"]),
+        fates=by_row(tables["fates"]),
+        sessions=by_row(tables["sessions"])[:8],
+        bias=by_row(tables["bias"]),
         why_never=bars(tables["why_never"], "why", "devices"),
-        accuracy=[row for row in _by_row(tables["accuracy"]) if row["messages_of"] != "everybody"],
+        accuracy=[row for row in by_row(tables["accuracy"]) if row["messages_of"] != "everybody"],
         rounds=rows[-NEWEST:],
         abandoned=bars(abandoned(tables["rounds"]), "why", "rounds"),
         is_all=len(rows) <= NEWEST,
@@ -159,6 +164,16 @@ def span(seconds: float | None) -> str:
     return "1 day" if days == 1 else f"{days:.1f}".removesuffix(".0") + " days"
 
 
+def moment(seconds: float) -> str:
+    """A time since a fleet began.
+
+    >>> moment(90_000)
+    'day 2, 01:00'
+    """
+    day, rest = divmod(round(seconds), int(DAY_S))
+    return f"day {1 + day}, {rest // 3600:02}:{rest % 3600 // 60:02}"
+
+
 # as bars
 
 
@@ -166,7 +181,7 @@ def funnel(table: Table) -> list[Bar]:
     """Those left after each step, and before it those who came no further, by cause. Check-ins are
     many to a device: what becomes of them is drawn to a scale of their own.
     """
-    rows = _by_row(table)
+    rows = by_row(table)
     asked, given = (
         max((row["count"] for row in rows if row["step"] == step), default=0)
         for step in ("asked", "assigned")
@@ -192,7 +207,7 @@ def _is_step(row: Mapping[str, object], step: str) -> bool:
 
 
 def _named(name: str) -> str:
-    return {"asked": "asked (check-ins)", "assigned": "got work"}.get(name, causes.label(name))
+    return _NAMES.get(name, causes.label(name))
 
 
 def bars(table: Table, name: str, count: str) -> list[Bar]:
@@ -207,14 +222,10 @@ def bars(table: Table, name: str, count: str) -> list[Bar]:
 def abandoned(rounds: Table) -> Table:
     """Why rounds were abandoned, the most frequent first."""
     counts: dict[str, int] = {}
-    for row in _by_row(rounds):
+    for row in by_row(rounds):
         if row["phase"] == "abandoned":
             nobody = "nobody had got work" if not row["selected"] else "too few reports"
             why = row["reason"] or nobody
             counts[why] = counts.get(why, 0) + 1
     order = sorted(counts, key=lambda why: (-counts[why], why))
     return {"why": order, "rounds": [counts[why] for why in order]}
-
-
-def _by_row(table: Table) -> list[dict]:
-    return [dict(zip(table, row, strict=True)) for row in zip(*table.values(), strict=True)]

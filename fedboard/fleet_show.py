@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 from device_runtime import causes
 from device_runtime.errors import RunError
-from fedboard.fleet_report import span
+from fedboard.fleet_report import moment, span
 from fedboard.readable import MISSING, number, percent, size
-from fleet.figures import Summary, Table
+from fleet.figures import Summary, Table, by_row
 
 MOST_ROWS = 40  # of a terminal's table
 
@@ -28,7 +28,7 @@ def fleet(tables: Mapping[str, Table]) -> list[Shown]:
     newest = [
         [
             str(rounds["round"][place]),
-            _at(rounds["opened_h"][place] * 3600),
+            moment(rounds["opened_h"][place] * 3600),
             span(rounds["duration_s"][place]),
             rounds["phase"][place],
             *(number(rounds[name][place]) for name in ("selected", "reported", "counted")),
@@ -99,7 +99,7 @@ def round_of(tables: Mapping[str, Table], devices: Table, round: int) -> list[Sh
     ]
     return [
         Shown(
-            f"round {round}: {of_it['phase']}, opened {_at(opened)}, took "
+            f"round {round}: {of_it['phase']}, opened {moment(opened)}, took "
             f"{span(of_it['duration_s'])}",
             ["asked", "got work", "fetched", "reported", "counted", "goal", "up", "down"],
             [
@@ -138,17 +138,3 @@ def round_of(tables: Mapping[str, Table], devices: Table, round: int) -> list[Sh
             ],
         ),
     ]
-
-
-def _at(seconds: float) -> str:
-    """
-    >>> _at(90_000)
-    'day 2, 01:00'
-    """
-    day, rest = divmod(round(seconds), 86_400)
-    return f"day {1 + day}, {rest // 3600:02}:{rest % 3600 // 60:02}"
-
-
-def by_row(table: Table) -> list[dict]:
-    """A table as one dict a row."""
-    return [dict(zip(table, row, strict=True)) for row in zip(*table.values(), strict=True)]

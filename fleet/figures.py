@@ -167,3 +167,8 @@ def _no_figures(where: object, problem: object) -> RunError:
         f"cannot be used ({problem})",
         "give the folder of a fleet that has been run; its figures are written anew at the end",
     )
+
+
+def by_row(table: Table) -> list[dict[str, Any]]:
+    """A table as one dict a row."""
+    return [dict(zip(table, row, strict=True)) for row in zip(*table.values(), strict=True)]
