@@ -1,5 +1,6 @@
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -378,3 +379,14 @@ def test_a_damaged_file_is_an_error_that_names_it(lived, tmp_path, file, content
     (tmp_path / file).write_text(content)
     with pytest.raises(RunError, match=file):
         figures.read(tmp_path)
+
+
+def test_every_table_and_every_column_is_explained():
+    page = (Path(__file__).parents[1] / "docs" / "fleet-report.md").read_text()
+    rows = {line.split("`")[1]: line for line in page.splitlines() if line.startswith("| `")}
+    assert list(rows) == list(figures.TABLES)
+    evident = {"hour", "day", "hour_of_day_utc", "round", "step", "cause", "fate", "shape", "why"}
+    evident |= {"by", "value", "rounds_behind", "times_counted"}  # what a row is for each of
+    for name, columns in figures.TABLES.items():
+        for column in set(columns.split()) - evident:
+            assert f"`{column}`" in rows[name], f"{name}.{column}"
