@@ -20,6 +20,7 @@ _NAMES = {
     "asked": "asked (check-ins)",
     "assigned": "got work",
     "assigned_before": "went on with work",
+    "selecting": "hears later if drawn",
 }
 NEWEST = 30  # rounds that the page lists; all are in the tables
 
