@@ -183,15 +183,11 @@ def funnel(table: Table) -> list[Bar]:
     many to a device: what becomes of them is drawn to a scale of their own.
     """
     rows = by_row(table)
-    asked, given = (
-        max((row["count"] for row in rows if row["step"] == step), default=0)
-        for step in ("asked", "assigned")
-    )
-    given = next((row["count"] for row in rows if _is_step(row, "assigned")), given)
+    came = {row["step"]: row["count"] for row in rows if not row["cause"]}
     drawn = []
     for row in rows:
         of_check_ins = row["step"] == "asked" or (row["step"] == "assigned" and row["cause"])
-        longest = asked if of_check_ins else given
+        longest = came["asked" if of_check_ins else "assigned"]
         drawn.append(
             Bar(
                 _named(row["cause"] or row["step"]),
@@ -201,10 +197,6 @@ def funnel(table: Table) -> list[Bar]:
             )
         )
     return drawn
-
-
-def _is_step(row: Mapping[str, object], step: str) -> bool:
-    return row["step"] == step and not row["cause"]
 
 
 def _named(name: str) -> str:

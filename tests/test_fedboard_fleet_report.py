@@ -168,3 +168,19 @@ def test_a_round_is_shown_turn_by_turn(lived, tmp_path):
     assert [row[-2] for row in each.rows].count("counted") == one.counted
     with pytest.raises(RunError, match="found 99"):
         fleet_show.round_of(read, devices, 99)
+
+
+def test_check_ins_and_work_are_drawn_to_scales_of_their_own():
+    table = {
+        "step": ["asked", "assigned", "assigned", "fetched", "fetched"],
+        "cause": ["", "round_full", "", "in_use", ""],
+        "count": [100, 50, 10, 5, 5],
+    }
+    drawn = [(bar.label, bar.share, bar.lost) for bar in fleet_report.funnel(table)]
+    assert drawn == [
+        ("asked (check-ins)", 1.0, False),
+        ("round full", 0.5, True),
+        ("got work", 1.0, False),
+        ("in use", 0.5, True),
+        ("fetched", 0.5, False),
+    ]
