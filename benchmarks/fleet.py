@@ -42,10 +42,15 @@ class Size:
     devices: int
     days: float
     step_s: float
+    selection_s: float
     report_goal: int
 
 
-RUNS = (Size(1, 0.25, 60.0, 100), Size(50_000, 0.7, 40.0, 160), Size(500_000, 7.0, 20.0, 340))
+RUNS = (
+    Size(1, 0.25, 60.0, 300.0, 80),
+    Size(50_000, 0.7, 40.0, 120.0, 80),
+    Size(500_000, 7.0, 20.0, 60.0, 110),
+)
 
 
 @dataclass(frozen=True)
@@ -99,7 +104,12 @@ class Clocked:
 def settings_of(devices: int, days: float) -> FleetSettings:
     """A fleet of so many devices, that lives so many days at most."""
     size = next(each for each in reversed(RUNS) if each.devices <= devices)
-    rules = Rules(report_goal=size.report_goal, over_selection=1.3, check_ins_per_s=10.0)
+    rules = Rules(
+        size.report_goal,
+        over_selection=1.3,
+        selection_s=size.selection_s,
+        check_ins_per_s=10.0,
+    )
     return FleetSettings(
         seed=1,
         days=min(days, size.days),
