@@ -17,7 +17,7 @@ export TF_CPP_MIN_LOG_LEVEL   ?= 3
 RUN        := $(UV) run --locked --no-sync --
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test prove test-numpy2 lint pages reference bench-simulation bench-memory bench-device bench-server device-env resolve fuzz fleet-soak lock requirements clean distclean
+.PHONY: help setup demo test prove test-numpy2 lint pages reference bench-simulation bench-memory bench-device bench-server bench-fleet device-env resolve fuzz fleet-soak lock requirements clean distclean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -82,6 +82,8 @@ fuzz: setup ## fuzz every reader of foreign bytes, SECONDS_EACH seconds each (60
 	@for reader in manifest zip checkpoint update difference codes index typing_log unfinished schedule trace recording columns chain files corpus messages proof window counted settings helper answer terms; do \
 	  echo "== $$reader"; $(RUN) python fuzz/readers.py $$reader -max_total_time=$(or $(SECONDS_EACH),60) -print_final_stats=1 2>&1 </dev/null | \
 	    grep -E "number_of_executed_units|Uncaught|Error|ERROR|crash-" ; test $${PIPESTATUS[0]} -eq 0 || exit 1; done
+bench-fleet: setup ## what simulated fleets of ten thousand, a hundred thousand and a million devices cost (half an hour)
+	@$(RUN) python -m benchmarks.fleet $(ARGS) </dev/null
 fleet-soak: setup ## let SEEDS (1000) short fleets live in which everything goes wrong, from seed FIRST (0) on
 	@$(RUN) python -m fleet.soak --seeds $(or $(SEEDS),1000) --first $(or $(FIRST),0) --jobs $(PYTEST_WORKERS) </dev/null
 lock: $(UV) ## re-resolve uv.lock, and requirements.txt from it
