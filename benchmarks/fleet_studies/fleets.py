@@ -13,7 +13,6 @@ from pathlib import Path
 from device_runtime import config, durable
 from device_runtime.terms import Aggregation
 from device_runtime.wire import DAY_S, Plan
-from fedboard import console
 from fleet import begin, tables
 from fleet.population import PopulationSettings
 from fleet.runs import Run
@@ -29,12 +28,12 @@ from server.task import TaskSettings
 SETTINGS = "fleet.toml"
 EVERY_S = 30.0  # between two saves, at least
 SHARE = 0.05  # of the time that saving may take
-SHOWN_S = 1.0
+SHOWN_S = 60.0  # between two looks at how far it is
 
 # what the fleets of the studies have in common: turns as long as those of `gboard-small`
 COMMON = FleetSettings(
     step_s=10.0,
-    population=PopulationSettings(devices=3000),
+    population=PopulationSettings(devices=1500),
     task=TaskSettings(
         plan=Plan(length=20, max_rows=256),
         rules=Rules(report_goal=50, selection_s=300.0, reporting_s=1200.0, retry_s=200.0),
@@ -53,11 +52,14 @@ def with_rules(settings: FleetSettings, **changed: object) -> FleetSettings:
 
 @contextlib.contextmanager
 def lived(
-    settings: FleetSettings, folder: Path, typed: Callable[[], Typed] | None = None
+    settings: FleetSettings,
+    folder: Path,
+    typed: Callable[[], Typed] | None = None,
+    show: Callable[[Fleet], None] = lambda fleet: None,
 ) -> Iterator[Fleet]:
     """A fleet that has lived all its days in a folder. `typed`: what is typed on its devices, if it
     is not as the settings say. It is saved now and then: whoever asks again for the same one goes
-    on where it was, or has it at once.
+    on where it was, or has it at once. `show` is told now and then how far it is.
     """
     saves = Saves(folder)
     fleet = begin.go_on(settings, folder, saves) if _is_begun(settings, folder) else None
@@ -69,10 +71,7 @@ def lived(
             typed().save(folder / begin.TYPED)
         durable.share(folder / SETTINGS, config.to_toml(settings).encode())
         fleet = begin.begin(settings, folder)
-    with (
-        contextlib.closing(fleet),
-        console.progress("minutes", round(settings.days * 1440)) as show,
-    ):
+    with contextlib.closing(fleet):
         saved_at = shown_at = time.monotonic()
 
         def goes_on() -> bool:
@@ -80,7 +79,7 @@ def lived(
             now = time.monotonic()
             if now > shown_at + SHOWN_S:
                 shown_at = now
-                show(round(fleet.state.step * settings.step_s / 60))
+                show(fleet)
             if now > saved_at + EVERY_S:
                 saves.save(fleet.state, fleet.servers)
                 ended = time.monotonic()

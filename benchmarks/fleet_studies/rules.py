@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from benchmarks.fleet_studies import fleets, words
 from device_runtime import bundle, weights
 from device_runtime.limits import OwnLimits
-from device_runtime.wire import Phase
+from device_runtime.wire import DAY_S, Phase
 from fleet import population, tables
 from fleet.assignments import assignments
 from fleet.population import Population, PopulationSettings
@@ -94,7 +94,11 @@ def one(of: FleetSettings, folder: Path) -> dict[str, Any]:
     def typed() -> Typed:
         return words.typed(installed, people.wifi == 0, of.seed)
 
-    with fleets.lived(of, folder, typed) as fleet:
+    def show(fleet: Fleet) -> None:
+        at_work, days = len(fleet.state.turns), fleet.state.step * of.step_s / DAY_S
+        print(f"{folder.name}: day {1 + days:.2f}, {at_work} at work", flush=True)
+
+    with fleets.lived(of, folder, typed, show) as fleet:
         return figures_of(fleet, folder)
 
 
@@ -107,7 +111,7 @@ def figures_of(fleet: Fleet, folder: Path) -> dict[str, Any]:
     committed = [each for each in it.rounds if each.phase is Phase.COMMITTED]
     speaks = people.wifi == 0
     return {
-        "days": it.seconds / 86_400,
+        "days": it.seconds / DAY_S,
         "check_ins": sum(it.check_ins.values()),
         "turns": len(it.turns),
         "turns_that_trained": int((it.turns["batches"] > 0).sum()),
