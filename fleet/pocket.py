@@ -7,7 +7,7 @@ never had work has no pocket: it is a row of the fleet's columns.
 
 import functools
 import weakref
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -91,6 +91,8 @@ class Shared:
     needed: int  # bits of the conditions that they wait for
     luck: Luck = field(default_factory=Luck)  # what goes wrong
     reading: Reading = field(default_factory=lambda: read_once())  # of the checkpoints they hold
+    # one object for all who hold the same bytes, whatever they made them of
+    same: Callable[[bytes], bytes] = field(default_factory=lambda: functools.lru_cache(8)(bytes))
 
     @property
     def vouched(self) -> int:
@@ -220,7 +222,7 @@ class Pocket:
 
     def keep_checkpoint(self, sha256: str, data: bytes) -> None:
         """In the place of the one before."""
-        self.held = data
+        self.held = self.shared.same(data)
 
     def seen(self) -> Seen:
         """Whose keys signed the checkpoints it was given."""
