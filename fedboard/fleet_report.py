@@ -22,6 +22,12 @@ _NAMES = {
     "assigned_before": "went on with work",
     "selecting": "hears later if drawn",
 }
+# by aggregation: who sees what of updates
+_OPENED = {
+    "plain": "The server sees each of them.",
+    "helper": "A helper opens their sum, and nobody sees a single one.",
+    "secagg": "The phones of a round open their sum together, and nobody sees a single one.",
+}
 NEWEST = 30  # rounds that the page lists; all are in the tables
 
 
@@ -52,6 +58,7 @@ def render(name: str, told: Summary, tables: Mapping[str, Table]) -> str:
         days=span(told.virtual_s),
         story=story(told),
         tiles=tiles(told),
+        opened=_OPENED.get(told.aggregation, ""),
         plots=plots(told, tables),
         funnel=funnel(tables["funnel"]),
         fates=by_row(tables["fates"]),

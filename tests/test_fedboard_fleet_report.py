@@ -90,6 +90,7 @@ def test_what_is_learnt_and_what_it_costs_is_drawn_where_it_is_known(lived, tmp_
     told = replace(tables.summary(it, made), mode="buffered", delta=1e-10)
     page = fleet_report.render("fleet", told, made)
     assert f"epsilon {lived.rounds[-1].round + 0.5}" in page
+    assert "The server sees each of them." in page
     assert 'id="epsilon-title"' in page
     assert 'id="staleness-title"' in page
     assert 'id="accuracy-title"' in page
