@@ -6,6 +6,7 @@ from device_runtime.turn import Status
 from device_runtime.wire import Plan
 from fleet import turns
 from fleet.begin import begin
+from fleet.pocket import Holds
 from fleet.population import Lives, PopulationSettings
 from fleet.settings import FleetSettings
 from server.eligibility import Policy
@@ -60,3 +61,9 @@ def test_equal_settings_give_equal_rounds_and_turns(lived, tmp_path):
     assert rounds_of(again) == rounds_of(lived)
     assert ended(again).tobytes() == ended(lived).tobytes()
     again.servers.close()
+
+
+def test_what_was_looked_up_of_conditions_is_known_until_they_are_lost():
+    holds = Holds(since=10.0, all_until=20.0, wifi_until=30.0)
+    assert [holds.until(now, all_needed=True) for now in (9.0, 10.0, 20.0)] == [None, 20.0, None]
+    assert holds.until(25.0, all_needed=False) == 30.0

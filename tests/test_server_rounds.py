@@ -10,6 +10,7 @@ from device_runtime.errors import ConfigError
 from server.rounds import (
     OPEN,
     Admitted,
+    Asked,
     Dropped,
     Event,
     Mode,
@@ -20,6 +21,7 @@ from server.rounds import (
     Tick,
     advance,
     following,
+    happened,
 )
 
 
@@ -200,3 +202,14 @@ def test_whatever_happens_a_round_keeps_its_promises(history, goal, mode):
         assert advance(state, Tick(500), rules).phase not in OPEN or not state.admitted
     elif state.phase not in OPEN:
         assert following(state, rules).waiting == state.waiting
+
+
+def test_what_happens_at_the_same_time_needs_no_second_look_at_the_clock():
+    rules = Rules(report_goal=2, over_selection=1.5, selection_s=10.0)
+    events = [Asked(1.0), Asked(1.0), Asked(1.0), Tick(11.0), Admitted(11.0), Admitted(11.0)]
+    looked = once = RoundState(1)
+    for before, event in zip([None, *events], events, strict=False):
+        is_later = before is None or before.at != event.at
+        looked = advance(looked, event, rules)
+        once = (advance if is_later else happened)(once, event, rules)
+        assert once == looked
