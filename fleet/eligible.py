@@ -17,6 +17,7 @@ TRANSFERS = 3  # of a turn: plan, checkpoint, update
 # bytes of a turn: the float16 checkpoint of the network of Hard et al. 2018, and 8 bits a value
 DOWN, UP = 2.8e6, 1.4e6
 BATCHES = 32  # 256 rows, 8 at once
+IN_TIME = 0.15  # of those whose transfer breaks off, that are back before the round is over
 _LOOKS = 16 / 3  # batches that the losses before and after take, without gradients
 
 
@@ -49,10 +50,10 @@ def drop_out(
     looks: int = 4,
 ) -> NDArray[np.float64]:
     """Share of the devices that are ready in each hour and would not end a turn of so many seconds,
-    [k], begun then: a signal is lost, or one of its transfers breaks off, [24]; not a number where
-    none is ready.
+    [k], begun then: a signal is lost, or one of its transfers breaks off and the network is not
+    back in time, [24]; not a number where none is ready.
     """
-    stays = (1 - breaks) ** TRANSFERS
+    stays = (1 - breaks * (1 - IN_TIME)) ** TRANSFERS
     shares = np.full(24, math.nan)
     for hour in range(24):
         ready = lost = 0

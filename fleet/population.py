@@ -129,8 +129,9 @@ class PopulationSettings:
     where: Where = Where.US
     first_messages: Annotated[int, Within(0, 1_000_000)] = 60  # typed before the first day, median
     messages_a_day: Annotated[float, Within(0.0, 10_000.0)] = 20.0  # median
-    # share of transfers that break off, beside those whose WiFi is left: networks do
-    breaks: Annotated[float, Within(0.0, 0.9)] = 0.022
+    # share of transfers that break off, beside those whose WiFi is left: networks do, and are back
+    # in a minute or in hours
+    breaks: Annotated[float, Within(0.0, 0.9)] = 0.03
     # a folder of `fedboard fleet population make`, whose first devices these are; empty: made here
     folder: str = ""
     lives: Lives = Lives.DAYS

@@ -50,7 +50,9 @@ MESSAGE_BYTES = 1000  # of a request or an answer without a body
 MOST_MESSAGES = 100_000  # check-ins that are kept, which many devices send alike
 AT_ONCE = 8192  # devices that are looked up together
 LOOK = 1 / 3  # of the time of a batch that its loss takes, without gradients
-_WAITS, _FIRST = 1, 2  # what draws are for
+# for how long a network is gone whose transfer broke off, by its logarithm all alike
+GONE_S, MOST_GONE_S = 60.0, 3 * 3600.0
+_WAITS, _FIRST, _GONE = 1, 2, 3  # what draws are for
 _NEVER = np.iinfo(np.int64).max
 
 
@@ -118,6 +120,7 @@ class Fleet:
         self._messages: dict[tuple[Any, ...], CheckIn] = {}  # alike for most devices
         self._state = State() if state is None else state
         self._resting = _Resting()
+        self._gone: dict[int, float] = {}  # seconds, of devices whose network breaks off just now
         if state is None:
             self._begin()
         self._known = {*self._state.asking, *self._state.going_on}
@@ -445,7 +448,9 @@ class Fleet:
                 self._go_on(device, turn.local.forbidden(), step, now)
             elif device in self._state.cut:
                 self._state.cut.remove(device)
+                self._gone[device] = self._gone_s(device, step)
                 self._go_on(device, Unanswered("server", "the network is gone", "wait"), step, now)
+                del self._gone[device]
             else:
                 assert turn.action is not None
                 calls.append(Call(device, turn.action))
@@ -475,6 +480,7 @@ class Fleet:
         if pocket is not None:
             errors = pocket.errors = pocket.errors + 1
         wait = daemon.backed_off(errors, self._share(device))
+        wait = max(wait, self._gone.get(device, 0.0))
         self._come_back(np.array([device]), np.array([now - START + wait]), step)
 
     def _share(self, device: int) -> float:
@@ -512,6 +518,10 @@ class Fleet:
         if is_cut:
             self._state.cut.add(device)
         return ends
+
+    def _gone_s(self, device: int, step: int) -> float:
+        """Seconds for which a network that broke off in a step is gone."""
+        return GONE_S * (MOST_GONE_S / GONE_S) ** draws.one(self.shared.seed, device, step, _GONE)
 
     def _train(self, turn: Turn, action: Train, now: float) -> float:
         """Begin to compute a training, and when it ends: with its last batch, or before the one

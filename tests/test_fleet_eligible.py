@@ -40,9 +40,9 @@ def test_whoever_is_ready_for_less_time_than_a_turn_takes_drops_out():
     assert np.isnan(np.delete(dropped, 6)).all()
 
 
-def test_each_of_three_transfers_may_break_off():
-    dropped = eligible.drop_out(Always(), np.arange(4), np.ones(4), breaks=0.1)
-    assert dropped == pytest.approx(np.full(24, 1 - 0.9**3))
+def test_each_of_three_transfers_may_break_off_and_most_networks_are_not_back_in_time():
+    dropped = eligible.drop_out(Always(), np.arange(4), np.ones(4), breaks=0.2)
+    assert dropped == pytest.approx(np.full(24, 1 - (1 - 0.2 * 0.85) ** 3))
 
 
 def test_where_the_worst_hour_has_nobody_there_is_no_swing():
