@@ -33,10 +33,10 @@ SHOWN_S = 60.0  # between two looks at how far it is
 # what the fleets of the studies have in common: turns as long as those of `gboard-small`
 COMMON = FleetSettings(
     step_s=10.0,
-    population=PopulationSettings(devices=1500),
+    population=PopulationSettings(devices=1000),
     task=TaskSettings(
         plan=Plan(length=20, max_rows=256),
-        rules=Rules(report_goal=50, selection_s=300.0, reporting_s=1200.0, retry_s=200.0),
+        rules=Rules(report_goal=30, selection_s=300.0, reporting_s=1200.0, retry_s=200.0),
         policy=Policy(min_separation=2),
         aggregation=Aggregation.PLAIN,
     ),

@@ -161,3 +161,22 @@ def groups(people: Population, times: NDArray[np.int64]) -> Iterator[tuple[str, 
                 if len(devices) > SCORED
                 else devices,
             )
+
+
+def table(figures: dict[str, Any]) -> str:
+    """The figures of both rules in Markdown."""
+    lines = [
+        "| rule | turns | updates | days | never took part | of those without WiFi | their share of "
+        "updates | top-1 %, theirs | top-1 %, others' |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for rule, of in figures["rules"].items():
+        last = {each["who"]: each for each in of["looks"]}
+        top1 = [100 * last[who]["top1"] / last[who]["targets"] for who in ("dialect", "others")]
+        dialect = of["dialect"]
+        lines.append(
+            f"| {rule} | {of['turns']:,} | {of['updates_counted']:,} | {of['days']:.1f} "
+            f"| {100 * of['never_share']:.1f} % | {100 * dialect['never_share']:.1f} % "
+            f"| {100 * dialect['share_of_updates']:.1f} % | {top1[0]:.1f} | {top1[1]:.1f} |"
+        )
+    return "\n".join(lines)

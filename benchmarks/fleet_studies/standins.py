@@ -33,7 +33,7 @@ SLOWER = 200.0  # times as slow, uplinks are: as those of a phone on an old mobi
 class Size:
     """How large each fleet is."""
 
-    devices: int = 1500
+    devices: int = 1000
     days: float = 1.0
     seeds: int = 3
 
@@ -75,9 +75,7 @@ def over_selection(base: FleetSettings) -> list[Case]:
 
 def report_goal(base: FleetSettings) -> list[Case]:
     """Reports that commit a round."""
-    return [
-        Case(str(goal), fleets.with_rules(base, report_goal=goal)) for goal in (25, 50, 100, 200)
-    ]
+    return [Case(str(goal), fleets.with_rules(base, report_goal=goal)) for goal in (10, 20, 40, 80)]
 
 
 def buffered(base: FleetSettings) -> list[Case]:
@@ -88,7 +86,7 @@ def buffered(base: FleetSettings) -> list[Case]:
 def bits(base: FleetSettings) -> list[Case]:
     """Bits of a value, where uplinks are slow."""
     training = replace(base.training, values=SMALL)
-    rules = replace(base.task.rules, report_goal=25)
+    rules = replace(base.task.rules, report_goal=20)
     return [
         Case(
             str(each),
@@ -158,7 +156,7 @@ STUDIES = {
             ("round_min", "median round, minutes"),
             ("drop_out", "drop-out, %"),
         ),
-        lambda size: size.scaled(0.5, 0.5, 2),
+        lambda size: size.scaled(0.8, 0.5, 2),
     ),
     "masks": Study(
         "opened by, turns that die",
@@ -169,7 +167,7 @@ STUDIES = {
             ("kilobytes", "sent by a counted device, kB"),
             ("drop_out", "drop-out, %"),
         ),
-        lambda size: size.scaled(0.4, 0.5, 2),
+        lambda size: size.scaled(0.6, 0.5, 2),
     ),
 }
 
