@@ -97,6 +97,7 @@ PROCESSES = (
     "test_kill_points",
     "test_device_runtime_typing_log",
     "test_benchmarks",
+    "test_benchmarks_fleet_studies",
     "test_benchmarks_scan",
     "test_fedboard_audit",
     "test_conversion_classes",

@@ -25,6 +25,7 @@ from fleet.faults import Attack, Faults
 from fleet.population import PopulationSettings
 from fleet.settings import FleetSettings, Training
 from fleet.simulate import Fleet
+from fleet.typed import Typed
 from server.task import SERVED_NORM
 
 LIARS = 0.1  # of the devices
@@ -87,7 +88,11 @@ def one(of: FleetSettings, size: Size, folder: Path) -> dict[str, Any]:
     """Let one of them live in a folder: its figures."""
     opened = bundle.open_verified(Path(of.training.bundle), frozenset(of.training.trusted))
     nobody = np.zeros(size.devices, bool)
-    with fleets.lived(of, folder, lambda: words.typed(opened, nobody, of.seed)) as fleet:
+
+    def typed() -> Typed:
+        return words.typed(opened, of.training.corpus, nobody, of.seed)
+
+    with fleets.lived(of, folder, typed) as fleet:
         return figures_of(fleet, size, folder)
 
 

@@ -92,7 +92,7 @@ def one(of: FleetSettings, folder: Path) -> dict[str, Any]:
     people = population.make(of.population, devices, of.seed)
 
     def typed() -> Typed:
-        return words.typed(installed, people.wifi == 0, of.seed)
+        return words.typed(installed, training.corpus, people.wifi == 0, of.seed)
 
     def show(fleet: Fleet) -> None:
         at_work, days = len(fleet.state.turns), fleet.state.step * of.step_s / DAY_S

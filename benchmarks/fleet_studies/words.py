@@ -25,9 +25,13 @@ AT_ONCE = 64  # rows
 _ALL = 10**9
 
 
-def typed(bundle: Bundle, speaks: NDArray[np.bool_], seed: int) -> Typed:
+def typed(bundle: Bundle, corpus: str, speaks: NDArray[np.bool_], seed: int) -> Typed:
     """What is typed on devices; `speaks`: which of them speak the dialect, [devices]."""
-    text = fleet_text.of_corpus(corpora.load("chitchat"), bundle, _ALL)
+    return dealt(fleet_text.of_corpus(corpora.load(corpus), bundle, _ALL), speaks, seed)
+
+
+def dealt(text: Typed, speaks: NDArray[np.bool_], seed: int) -> Typed:
+    """What the users of a corpus have typed, dealt out to devices."""
     who = np.flatnonzero(text.messages >= LEAST)
     rng = np.random.default_rng(seed)
     devices = []
