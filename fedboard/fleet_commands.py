@@ -56,9 +56,9 @@ def simulate(
         Path | None,
         typer.Option(help="TOML file such as a run's fleet.toml; other options go over it."),
     ] = None,
-    days: Annotated[float | None, typer.Option(help="Virtual days.")] = None,
-    devices: Annotated[int | None, typer.Option(help="Devices.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Repeats the run.")] = None,
+    days: Annotated[float | None, typer.Option(min=0.001, max=3660.0, help="Virtual days.")] = None,
+    devices: Annotated[int | None, typer.Option(min=1, max=100_000_000, help="Devices.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, max=2**62, help="Repeats the run.")] = None,
     bundle: Annotated[
         Path | None,
         typer.Option(

@@ -1,5 +1,6 @@
-"""Short fleets in which everything goes wrong, and all that must hold does; and servers that are
-broken on purpose, each of which is found out.
+"""Short fleets in which everything goes wrong, and servers that are broken on purpose.
+
+All that must hold does in the first, and each of the others is found out.
 """
 
 from dataclasses import replace

@@ -166,8 +166,8 @@ def groups(people: Population, times: NDArray[np.int64]) -> Iterator[tuple[str, 
 def table(figures: dict[str, Any]) -> str:
     """The figures of both rules in Markdown."""
     lines = [
-        "| rule | turns | updates | days | never took part | of those without WiFi | their share of "
-        "updates | top-1 %, theirs | top-1 %, others' |",
+        "| rule | turns | updates | days | never took part | of those without WiFi | their share "
+        "of updates | top-1 %, theirs | top-1 %, others' |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for rule, of in figures["rules"].items():
