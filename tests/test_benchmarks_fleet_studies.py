@@ -11,6 +11,7 @@ from device_runtime.text import FIRST_WORD
 from device_runtime.wire import Phase
 from fleet import population
 from fleet.population import Lives, PopulationSettings
+from fleet.simulate import Fleet
 from fleet.tables import Lived
 from fleet.typed import Typed
 
@@ -31,6 +32,30 @@ def test_a_fleet_that_has_lived_is_not_lived_again(tmp_path):
     assert len(once.turns) > 0
     assert again.turns.tobytes() == once.turns.tobytes()
     assert again.rounds == once.rounds
+
+
+def test_a_fleet_that_was_stopped_goes_on_to_the_same_turns(tmp_path, monkeypatch):
+    with fleets.lived(TOY, tmp_path / "whole") as fleet:
+        whole = fleets.what_became(fleet, tmp_path / "whole")
+    monkeypatch.setattr(fleets, "EVERY_S", 0.0)
+    monkeypatch.setattr(fleets, "SHOWN_S", 0.0)
+    folder, steps = tmp_path / "stopped", []
+
+    def stop(fleet: Fleet) -> None:
+        steps.append(fleet.state.step)
+        if len(steps) == 100:
+            raise Stop
+
+    with pytest.raises(Stop), fleets.lived(TOY, folder, show=stop):
+        pass
+    with fleets.lived(TOY, folder, show=lambda fleet: steps.append(fleet.state.step)) as fleet:
+        again = fleets.what_became(fleet, folder)
+    assert 0 < steps[100] <= steps[99] + 1  # it did not begin anew
+    assert again.turns.tobytes() == whole.turns.tobytes()
+
+
+class Stop(Exception):
+    """A process ends here."""
 
 
 def test_a_fleet_of_other_settings_begins_anew(tmp_path):

@@ -32,7 +32,7 @@ SHOWN_S = 60.0  # between two looks at how far it is
 
 # what the fleets of the studies have in common: turns as long as those of `gboard-small`
 COMMON = FleetSettings(
-    step_s=10.0,
+    step_s=5.0,
     population=PopulationSettings(devices=1000),
     task=TaskSettings(
         plan=Plan(length=20, max_rows=256),

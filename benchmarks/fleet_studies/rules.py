@@ -62,6 +62,7 @@ def settings(size: Size, training: Training, rule: str, seed: int) -> FleetSetti
     return replace(
         fleets.COMMON,
         seed=seed,
+        step_s=10.0,
         days=size.days,
         vouched=RULES[rule],
         population=PopulationSettings(devices=size.devices),
@@ -166,8 +167,8 @@ def groups(people: Population, times: NDArray[np.int64]) -> Iterator[tuple[str, 
 def table(figures: dict[str, Any]) -> str:
     """The figures of both rules in Markdown."""
     lines = [
-        "| rule | turns | updates | days | never took part | of those without WiFi | their share "
-        "of updates | top-1 %, theirs | top-1 %, others' |",
+        "| rule | turns | updates | days | never took part | without WiFi at home | their updates "
+        "updates | top-1 %, theirs | the others' |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for rule, of in figures["rules"].items():

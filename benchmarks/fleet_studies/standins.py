@@ -92,6 +92,7 @@ def bits(base: FleetSettings) -> list[Case]:
             str(each),
             replace(
                 base,
+                step_s=1.0,
                 training=training,
                 task=replace(base.task, plan=replace(base.task.plan, bits=each), rules=rules),
             ),
