@@ -167,8 +167,8 @@ def groups(people: Population, times: NDArray[np.int64]) -> Iterator[tuple[str, 
 def table(figures: dict[str, Any]) -> str:
     """The figures of both rules in Markdown."""
     lines = [
-        "| rule | turns | updates | days | never took part | without WiFi at home | their updates "
-        "updates | top-1 %, theirs | the others' |",
+        "| rule | turns | updates | days | never took part | without WiFi at home | their share "
+        "of updates | top-1 %, theirs | the others' |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for rule, of in figures["rules"].items():
