@@ -41,7 +41,7 @@ def study(asked: Study, rows: Sequence[Mapping[str, Any]], out: Path) -> None:
             )
         panel.set_xticks(range(len(places)), places)
         panel.set_xlim(-0.4, len(places) - 0.6)
-        panel.set_ylim(bottom=0)
+        panel.set_ylim(0, 1.15 * max([row[name] for row in rows if row[name] > 0], default=1.0))
         panel.set_title(label, fontsize=9, color=INK, loc="left")
         panel.set_xlabel(asked.what.rpartition(", ")[2], color=SOFT, fontsize=8)
     if len(groups) > 1:

@@ -35,7 +35,7 @@ class Size:
 
     devices: int = 1000
     days: float = 1.0
-    seeds: int = 3
+    seeds: int = 2
 
     def scaled(self, devices: float, days: float = 1.0, seeds: int | None = None) -> "Size":
         """A share of it, for a study that costs more."""
@@ -165,7 +165,7 @@ STUDIES = {
         (
             ("rounds_a_day", "rounds committed a day"),
             ("round_min", "median round, minutes"),
-            ("kilobytes", "sent by a counted device, kB"),
+            ("kilobytes", "an update, kB"),
             ("drop_out", "drop-out, %"),
         ),
         lambda size: size.scaled(0.6, 0.5, 2),
