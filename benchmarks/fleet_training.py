@@ -20,12 +20,14 @@ from device_runtime.terms import Aggregation
 from device_runtime.weights import Checkpoint
 from device_runtime.wire import Plan
 from fedboard import fleet_text
+from fedboard.fleet_run import UPDATE_BYTES
 from fleet import begin, pool, turns
 from fleet.population import PopulationSettings
 from fleet.settings import Computing, FleetSettings, Training
 from fleet.simulate import Fleet
 from model import corpora, corpus, network, vocabulary
 from model.network import SIZES
+from server import memory
 from server.eligibility import Policy
 from server.rounds import Rules
 from server.task import TaskSettings
@@ -185,6 +187,7 @@ def main() -> None:
             f"{asked.size}, {sum(a.size for a in opened.weights.values()):,} values, "
             f"{interpreter.chosen()}, {asked.processes} processes that train"
         )
+        memory.give_back_large_blocks(UPDATE_BYTES)
         looks = lived(fleet, 30 * 86_400)
         told(looks, asked.processes)
         ended = np.concatenate(fleet.state.ended)

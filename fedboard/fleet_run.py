@@ -24,8 +24,10 @@ from fleet.runs import REPORT, ROUNDS, Run
 from fleet.saved import FOLDER, Saves
 from fleet.settings import START, FleetSettings
 from fleet.simulate import Fleet
+from server import memory
 
 SHARE = 0.05  # of the time that saving may take
+UPDATE_BYTES = 128 << 10  # of memory that is given back: updates and checkpoints come and go
 LEAST_S = 2.0  # between two saves
 SHOWN_S = 0.5  # between two looks at how far it is
 
@@ -103,6 +105,7 @@ def _begun(
 
 
 def _live(run: Run, fleet: Fleet, saves: Saves, show: Show) -> Summary:
+    memory.give_back_large_blocks(UPDATE_BYTES)
     with contextlib.closing(fleet):
         with _interruptible() as is_stopped:
             watch = _Watch(fleet, saves, show, is_stopped)

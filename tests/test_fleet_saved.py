@@ -157,7 +157,10 @@ class Foreign:
         return os.system, ("touch owned",)
 
 
-@pytest.mark.parametrize("value", [Foreign(), (Foreign, Drawn(0, 0, {})), Path("x")], ids=str)
+VALUES = {"a call": Foreign(), "a class": (Foreign, Drawn(0, 0, {})), "a path": Path("x")}
+
+
+@pytest.mark.parametrize("value", VALUES.values(), ids=VALUES)
 def test_nothing_but_values_of_a_state_is_made_of_a_file(tmp_path, monkeypatch, value):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(RunError, match="cannot be read"):

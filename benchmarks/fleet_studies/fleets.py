@@ -36,7 +36,7 @@ COMMON = FleetSettings(
     population=PopulationSettings(devices=1000),
     task=TaskSettings(
         plan=Plan(length=20, max_rows=256),
-        rules=Rules(report_goal=30, selection_s=300.0, reporting_s=1200.0, retry_s=200.0),
+        rules=Rules(report_goal=10, selection_s=300.0, reporting_s=1200.0, retry_s=200.0),
         policy=Policy(min_separation=2),
         aggregation=Aggregation.PLAIN,
     ),

@@ -167,16 +167,17 @@ def groups(people: Population, times: NDArray[np.int64]) -> Iterator[tuple[str, 
 def table(figures: dict[str, Any]) -> str:
     """The figures of both rules in Markdown."""
     lines = [
-        "| rule | turns | updates | days | never took part | without WiFi at home | their share "
-        "of updates | top-1 %, theirs | the others' |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| rule | turns | that trained | updates | days | never took part | of those without WiFi "
+        "at home | their share of updates | top-1 %, theirs | the others' |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for rule, of in figures["rules"].items():
         last = {each["who"]: each for each in of["looks"]}
         top1 = [100 * last[who]["top1"] / last[who]["targets"] for who in ("dialect", "others")]
         dialect = of["dialect"]
         lines.append(
-            f"| {rule} | {of['turns']:,} | {of['updates_counted']:,} | {of['days']:.1f} "
+            f"| {rule} | {of['turns']:,} | {of['turns_that_trained']:,} "
+            f"| {of['updates_counted']:,} | {of['days']:.1f} "
             f"| {100 * of['never_share']:.1f} % | {100 * dialect['never_share']:.1f} % "
             f"| {100 * dialect['share_of_updates']:.1f} % | {top1[0]:.1f} | {top1[1]:.1f} |"
         )

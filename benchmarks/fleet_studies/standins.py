@@ -75,7 +75,7 @@ def over_selection(base: FleetSettings) -> list[Case]:
 
 def report_goal(base: FleetSettings) -> list[Case]:
     """Reports that commit a round."""
-    return [Case(str(goal), fleets.with_rules(base, report_goal=goal)) for goal in (10, 20, 40, 80)]
+    return [Case(str(goal), fleets.with_rules(base, report_goal=goal)) for goal in (5, 10, 20, 40)]
 
 
 def buffered(base: FleetSettings) -> list[Case]:
@@ -86,7 +86,7 @@ def buffered(base: FleetSettings) -> list[Case]:
 def bits(base: FleetSettings) -> list[Case]:
     """Bits of a value, where uplinks are slow."""
     training = replace(base.training, values=SMALL)
-    rules = replace(base.task.rules, report_goal=20)
+    rules = replace(base.task.rules, report_goal=10)
     return [
         Case(
             str(each),
