@@ -101,6 +101,12 @@ def simulate(
         with _shown(_days_of(out), out) as show:
             told = fleet_run.go_on(out, show, computing)
     else:
+        if bundle is None and (trust or data is not None):
+            raise ConfigError(
+                "fleet simulate",
+                f"expected --bundle with {'--trust' if trust else '--data'}: a stand-in needs none",
+                "name the bundle whose training is real, or leave it out",
+            )
         settings = _settings(preset, config, days, devices, seed)
         if bundle is not None:
             settings = _trained(settings, bundle, trust, data)

@@ -11,6 +11,7 @@ import pytest
 
 from device_runtime.config import to_toml
 from fedboard.__main__ import program
+from fleet import runs
 from fleet.population import PopulationSettings
 from fleet.settings import FleetSettings
 from fleet.turns import TURN
@@ -125,12 +126,19 @@ def test_a_replay_says_which_rounds_differ(whole, tmp_path):
     assert "counted 6, now 5" in done.stdout
 
 
+@pytest.mark.parametrize("name", runs.presets())
+def test_every_preset_is_read(name):
+    assert runs.preset(name).task.rules.report_goal > 0
+
+
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
         (("simulate",), "expected --preset or --config, one of the two"),
         (("simulate", "--preset", "huge"), "expected one of flaky, gboard-1m, gboard-small, tiny"),
         (("simulate", "--preset", "tiny", "--engine", "gpu"), "expected one of here, pool, ray"),
+        (("simulate", "--preset", "tiny", "--data", "chitchat"), "expected --bundle with --data"),
+        (("simulate", "--preset", "tiny", "--trust", "key.pub"), "expected --bundle with --trust"),
         (("simulate", "--out", "nowhere", "--resume"), "is no fleet's run"),
         (("replay", "."), "is no fleet's run"),
         (("show", "."), "is no fleet's run"),
