@@ -87,7 +87,7 @@ def simulate(
     """
     from fedboard import fleet_run
 
-    computing = _computing(engine, address, processes)
+    computing = _computing(engine, address, processes, of_file=resume)
     if as_json:
         console.quiet()
     if resume:
@@ -164,7 +164,7 @@ def replay(
     if as_json:
         console.quiet()
     with _shown(_days_of(run), None) as show:
-        replayed = fleet_run.replay(run, show, _computing(engine, address, processes))
+        replayed = fleet_run.replay(run, show, _computing(engine, address, processes, of_file=True))
     if as_json:
         emit({**asdict(replayed), "identical": replayed.is_identical})
     elif replayed.is_identical:
@@ -221,9 +221,9 @@ def _trained(
 
 
 def _computing(
-    engine: str | None, address: str | None, processes: int | None
+    engine: str | None, address: str | None, processes: int | None, of_file: bool
 ) -> "Callable[[FleetSettings], FleetSettings]":
-    """Settings with another engine."""
+    """Settings with another engine; `of_file`: those of a run, which may be somebody else's."""
     from fleet.settings import Computing
 
     if engine is not None and engine not in tuple(Computing):
@@ -235,6 +235,10 @@ def _computing(
 
     def changed(settings: "FleetSettings") -> "FleetSettings":
         training = settings.training
+        if of_file and engine is None and training.computing is Computing.RAY:
+            # whoever computes may answer with anything: a file does not choose them
+            console.say("computed on this machine; --engine ray --address names a cluster")
+            training = replace(training, computing=Computing.POOL, address="")
         if engine is not None:
             training = replace(training, computing=Computing(engine))
         if address is not None:

@@ -14,6 +14,7 @@ from fedboard.fleet_plots import DROP_OUT, SWING, plots
 from fedboard.page import Bar
 from fedboard.readable import MISSING, duration, number, percent, size
 from fleet.figures import FOLDER, SUMMARY, Summary, Table, by_row, read
+from fleet.runs import MARK
 
 REPORT = "report.html"
 _NAMES = {
@@ -32,8 +33,9 @@ NEWEST = 30  # rounds that the page lists; all are in the tables
 
 
 def is_fleet(folder: Path) -> bool:
-    """Whether a folder holds the figures of a fleet."""
-    return (Path(folder) / SUMMARY).is_file() and (Path(folder) / FOLDER / "fates.csv").is_file()
+    """Whether a folder is that of a fleet, or holds the figures of one."""
+    told = (Path(folder) / SUMMARY).is_file() and (Path(folder) / FOLDER / "fates.csv").is_file()
+    return told or (Path(folder) / MARK).is_file()
 
 
 def build(folder: Path) -> Path:

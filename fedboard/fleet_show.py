@@ -67,14 +67,15 @@ def fleet(tables: Mapping[str, Table]) -> list[Shown]:
 def heading(told: Summary) -> list[str]:
     """A fleet in a few lines."""
     closed = percent(told.rounds_closed_share)
-    swing = MISSING if told.eligible_swing_ratio is None else f"{told.eligible_swing_ratio:.1f}"
+    ratio = told.eligible_swing_ratio
+    swing = "" if ratio is None else f", the best hour has {ratio:.1f} times those of the worst"
     return [
         f"{number(told.devices)} devices, {span(told.virtual_s)}, {number(told.check_ins)} "
         f"check-ins, {number(told.turns)} turns, {number(told.updates_counted)} updates counted",
         f"{number(told.rounds_committed)} rounds committed, {closed} % of those with devices; "
         f"the median one took {span(told.round_duration_median_s)}",
         f"{percent(told.drop_out_share)} % dropped out, {percent(told.devices_never_share)} % of "
-        f"the devices never took part, the best hour has {swing} times the devices of the worst",
+        f"the devices never took part{swing}",
     ]
 
 

@@ -22,3 +22,11 @@ def engine(settings: Training, bundle: Bundle, folder: Path) -> Engine:
         case Computing.RAY:
             return on_ray.Ray(train, graph, processes, settings.address)
     return Here(train, graph)
+
+
+def require(settings: Training) -> None:
+    """Raises RunError where the engine that settings name cannot be had; nothing is begun."""
+    if settings.computing is Computing.RAY:
+        from fleet import on_ray
+
+        on_ray.require(settings.address)

@@ -83,11 +83,7 @@ class Ray:
                 self._ray.init("local", num_cpus=processes, include_dashboard=False, **quiet)
         except (OSError, RuntimeError, ValueError, self._ray.exceptions.RayError) as error:
             said = str(error).strip().splitlines() or [type(error).__name__]
-            raise RunError(
-                "ray",
-                f"no cluster at {address or 'this machine'} ({said[0]})",
-                "start one with `ray start --head`, and give what it prints as --address",
-            ) from None
+            raise _away(address, said[0]) from None
 
 
 def _imported(local: bool) -> Any:
@@ -102,6 +98,25 @@ def _imported(local: bool) -> Any:
     except ImportError:
         raise RunError("ray", "is not installed", "install the `scale` extra") from None
     return ray
+
+
+def require(address: str) -> None:
+    """Raises RunError where Ray is not installed, or nobody listens at the address, if one is
+    named.
+    """
+    _imported(local=not address)
+    try:
+        _require_answer(address)
+    except OSError as error:
+        raise _away(address, str(error)) from None
+
+
+def _away(address: str, said: str) -> RunError:
+    return RunError(
+        "ray",
+        f"no cluster at {address or 'this machine'} ({said})",
+        "start one with `ray start --head`, and give what it prints as --address",
+    )
 
 
 def _require_answer(address: str) -> None:

@@ -86,10 +86,15 @@ class Saves:
 
     def put_back(self) -> Path | None:
         """Make the run's files what they were at the newest save that is whole; the values of that
-        save. None if there is none. Raises RunError where the files that it needs are gone.
+        save. None if none was ever finished. Raises RunError where none is whole any more, or the
+        files that it needs are gone.
         """
         newest = _newest(self._run)
         if newest is None:
+            states = self._run / FOLDER
+            if any((states / name / MANIFEST).exists() for name in _PLACES):
+                found = "expected a save that is whole and of this version, found none"
+                raise RunError(states, found, "begin anew in another folder: nothing was changed")
             return None
         place, manifest = newest
         run, turns = self._run, self._run / TURNS

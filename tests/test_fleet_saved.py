@@ -148,6 +148,16 @@ def test_the_save_before_is_taken_where_the_newest_is_damaged(tmp_path):
     again.close()
 
 
+def test_a_fleet_whose_saves_are_all_damaged_is_not_begun_anew(tmp_path):
+    fleet, saves = begin(SETTINGS, tmp_path), Saves(tmp_path)
+    fleet.run(LIFE_S, steps_to(20))
+    saves.save(fleet.state, fleet.servers)
+    fleet.close()
+    (tmp_path / "state" / "1" / "state.bin").write_bytes(b"")
+    with pytest.raises(RunError, match="state: expected a save that is whole"):
+        go_on(SETTINGS, tmp_path, Saves(tmp_path))
+
+
 def numbered(place):
     return json.loads((place / "saved.json").read_bytes())["number"]
 
