@@ -16,11 +16,11 @@ from pathlib import Path
 from device_runtime import limits
 from device_runtime.bundle import CHECKPOINT
 from device_runtime.home import DeviceConfig
-from device_runtime.signing import name_of, public_hex
+from device_runtime.signing import name_of
 from device_runtime.terms import Aggregation
 from device_runtime.weights import from_bytes
 from device_runtime.wire import Enrolment, Plan
-from fleet import bundles, computing, pocket, saved
+from fleet import bundles, computing, keys, pocket, pool, saved
 from fleet.availability import Availability
 from fleet.doors import Door, Http, Memory
 from fleet.faults import Faulty, Luck, Unsteady
@@ -35,7 +35,6 @@ from fleet.typed import Typed
 from server.task import for_bundle
 
 TYPED = "typed"  # of a run's folder
-AT_ONCE = 10_000  # devices that enrol in one transaction
 NAMES, NAME_BYTES = "devices.bin", 16
 
 # who looks at what comes to the server
@@ -178,9 +177,7 @@ def enrolled(settings: FleetSettings, servers: Servers, devices: Population) -> 
         with contextlib.closing(_over_http(settings, servers)) as door:
             return door.enrol(range(len(devices)), START)
     names: list[str] = []
-    for first in range(0, len(devices), AT_ONCE):
-        some = range(first, min(first + AT_ONCE, len(devices)))
-        keys = [public_hex(pocket.key_of(settings.seed, number)) for number in some]
-        servers.coordinator.enrol_all([Enrolment(key) for key in keys], START)
-        names += map(name_of, keys)
+    for some in keys.of_all(settings.seed, len(devices), pool.cores()):
+        servers.coordinator.enrol_all([Enrolment(key) for key in some], START)
+        names += map(name_of, some)
     return names

@@ -75,7 +75,7 @@ class Pool:
         shutil.rmtree(self._folder)
 
     def _hand(self, work: Work) -> None:
-        with _only_here():
+        with only_here():
             try:
                 work.future = self._executor.submit(_compute, work.job, work.base)
             except BrokenProcessPool as error:
@@ -107,7 +107,7 @@ def cores() -> int:
 
 
 @contextlib.contextmanager
-def _only_here() -> Iterator[None]:
+def only_here() -> Iterator[None]:
     """In the block a process that is started computes on one core, and never hears of Ctrl-C."""
     before = {name: os.environ.get(name) for name in ALONE}
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
@@ -131,10 +131,15 @@ _of: tuple[Trainer, bytes]  # how it trains, and by which graph
 def _begin(train: Trainer, graph: bytes) -> None:
     global _of
     _of = train, graph
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
+    """Have this process end when the one that started it does."""
+    threading.Thread(target=_wait_for_parent, daemon=True).start()
+
+
+def _wait_for_parent() -> None:
     parent = parent_process()
     assert parent is not None
     connection.wait([parent.sentinel])

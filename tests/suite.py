@@ -76,6 +76,7 @@ PROCESSES = (
     "test_server_endpoint",
     "test_fleet_doors",
     "test_fleet_soak",
+    "test_fleet_keys",
     "test_fleet_servers",
     "test_fedboard_serve",
     "test_fedboard_beside",
