@@ -42,12 +42,14 @@ class Size:
     devices: int = 1000
     rounds: int = 40
     goal: int = 20
+    days: float = 2.0  # at most: where a lie has spoilt the weights, no round commits any more
     scored: int = 200  # devices
 
 
 def settings(size: Size, training: Training, lie: str, norm: str, seed: int) -> FleetSettings:
     """The fleet of one lie under one clipping norm."""
-    of = rules.settings(rules.Size(size.devices, size.rounds, size.goal), training, "strict", seed)
+    whole = rules.Size(size.devices, size.rounds, size.goal, size.days)
+    of = rules.settings(whole, training, "strict", seed)
     opened = bundle.open_verified(Path(training.bundle), frozenset(training.trusted))
     plan = replace(opened.plan, clipping_norm=NORMS[norm])
     return replace(
