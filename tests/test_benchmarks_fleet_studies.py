@@ -79,9 +79,11 @@ def test_a_folder_of_somebody_else_is_not_touched(tmp_path):
 
 def test_figures_of_a_study_are_those_of_its_rounds(tmp_path):
     figures = standins.one(Case("toy", TOY), tmp_path / "fleet")
-    assert figures["rounds"] == 2
-    assert figures["updates"] == 6
-    assert figures["turns"] >= 6
+    with fleets.lived(TOY, tmp_path / "fleet") as fleet:
+        it = fleets.what_became(fleet, tmp_path / "fleet")
+    assert figures["rounds"] == committed(it) == 2
+    assert figures["updates"] == sum(each.counted for each in it.rounds)
+    assert figures["turns"] == len(it.turns) >= figures["updates"]
     assert figures["behind"] == 0
 
 

@@ -90,7 +90,7 @@ def test_the_codes_are_those_of_the_delta_by_the_signed_terms(leader, phone):
     taken = Turn(home, leader, simulated(), train, sleep=lambda seconds: None)
     assert taken.whole().status is Status.COUNTED
     _, codes = seed_and_codes(leader.bodies()[0], leader, public(home))
-    rng = taken._randomness(leader.work())
+    rng = taken._local.randomness(leader.work())
     assert codes == encode(deltas[0], leader.terms.encoding, rng).tolist()
 
 

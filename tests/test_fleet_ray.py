@@ -19,6 +19,8 @@ from tests.toy_fleet import learning, lived
 if importlib.util.find_spec("ray") is None:  # it reads its environment when it is imported
     pytest.skip("Ray is not installed", allow_module_level=True)
 STORE_BYTES = 80_000_000
+# in a process that has done little else: among all other tests the cluster can stand still
+on_cluster = pytest.mark.prove
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +56,7 @@ def computing():
     return [each for each in psutil.process_iter(["name"]) if "ray::_compute" in each.name()]
 
 
+@on_cluster
 def test_a_fleet_has_the_same_bytes_on_a_cluster(
     cluster, tiny_bundle, trusted, tmp_path, tiny_corpus
 ):
@@ -65,6 +68,7 @@ def test_a_fleet_has_the_same_bytes_on_a_cluster(
     assert here[1].tobytes() == other[1].tobytes()
 
 
+@on_cluster
 def test_the_jobs_of_processes_that_are_killed_are_computed_again(engine):
     tickets = [engine.submit(job(number), BASE) for number in range(4)]
     while not (at_work := computing()):
@@ -75,6 +79,7 @@ def test_the_jobs_of_processes_that_are_killed_are_computed_again(engine):
         assert same(engine.result(ticket), number)
 
 
+@on_cluster
 def test_what_is_wrong_on_a_node_is_said_here(cluster):
     ray = Ray(refuses, b"", 0, cluster)
     ticket = ray.submit(job(0), BASE)
@@ -83,6 +88,7 @@ def test_what_is_wrong_on_a_node_is_said_here(cluster):
     ray.close()
 
 
+@on_cluster
 def test_a_job_that_kills_whoever_computes_it_is_given_up(cluster):
     ray = Ray(dies, b"", 0, cluster)
     ticket = ray.submit(job(0), BASE)
