@@ -139,6 +139,15 @@ def _reason(error: Exception) -> str:
 _STRICT = json.JSONDecoder(object_pairs_hook=_table, parse_float=_finite, parse_constant=_no_number)
 
 
+def is_toml_of(kind: type[Any], path: Path) -> bool:
+    """Whether a TOML file holds the dataclass `kind`: what a folder of ours is known by."""
+    try:
+        from_toml(kind, path)
+    except ConfigError:
+        return False
+    return True
+
+
 def from_toml(kind: type[T], path: Path) -> T:
     """The dataclass `kind` from a TOML file. Raises ConfigError for a file that cannot be read or
     parsed.

@@ -114,17 +114,9 @@ class DeviceConfig:
     limits: OwnLimits = field(default_factory=OwnLimits)
 
 
-def _is_ours(folder: Path) -> bool:
-    try:
-        config.from_toml(DeviceConfig, folder / CONFIG)
-    except ConfigError:
-        return False
-    return True
-
-
 FOLDER = FolderKind(
     "a device",
-    _is_ours,
+    lambda folder: config.is_toml_of(DeviceConfig, folder / CONFIG),
     (
         *(CONFIG, KEY, NAME, SERVER, SCHEDULE, WITHHELD, SIGNED, RELEASES, LINKS, EVIDENCE, LOCK),
         *(ENROLMENT, TERMS, LOGS, FORKS),

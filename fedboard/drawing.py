@@ -8,6 +8,7 @@ import contextlib
 import io
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # slow to import: only drawing pays for it
@@ -109,3 +110,18 @@ def whole_ticks(axis: "Axis") -> None:
     from matplotlib.ticker import MaxNLocator
 
     axis.set_major_locator(MaxNLocator(nbins=7, integer=True, min_n_ticks=1))
+
+
+def whole(figure: "Figure") -> str:
+    """A figure as an SVG file of its own: the same bytes whenever it is drawn."""
+    written = io.StringIO()
+    metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    figure.savefig(written, format="svg", metadata=metadata)
+    drawing = written.getvalue()
+    return drawing[drawing.index("<svg") :]  # without a document type, which lies elsewhere
+
+
+def is_titled(path: Path, title: str) -> bool:
+    """Whether a file is such an SVG, whose title begins so. Raises OSError."""
+    drawing = path.read_bytes()
+    return drawing.startswith(b"<svg") and f">{title}".encode() in drawing

@@ -3,7 +3,6 @@
 folder -> Shown -> JSON | tables | SVG
 """
 
-import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from device_runtime.errors import RunError
+from fedboard import drawing
 from fedboard.readable import MISSING, number, percent, size
 from fleet import eligible, population, traces
 from fleet.availability import Availability
@@ -241,17 +241,12 @@ def svg(shown: Shown) -> str:
         below.set_xticks(range(0, 25, 3))
         for axes in (above, below):
             axes.spines[["top", "right"]].set_visible(False)
-        written = io.StringIO()
-        metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        figure.savefig(written, format="svg", metadata=metadata)
-    drawing = written.getvalue()
-    return drawing[drawing.index("<svg") :]  # without a document type, which lies elsewhere
+        return drawing.whole(figure)
 
 
 def is_plot(path: Path) -> bool:
     """Whether a file is a drawing of `svg`. Raises OSError."""
-    drawing = path.read_bytes()
-    return drawing.startswith(b"<svg") and f">{_TITLE}".encode() in drawing
+    return drawing.is_titled(path, _TITLE)
 
 
 def _classes(classes: Sequence[dict[str, Any]]) -> Table:

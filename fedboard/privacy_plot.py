@@ -1,13 +1,12 @@
 """The plan's plot: epsilon against noise on the mean, for several report goals, as one SVG."""
 
 import contextlib
-import io
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from device_runtime.errors import ConfigError
-from fedboard import privacy_plan
+from fedboard import drawing, privacy_plan
 from fedboard.privacy_plan import LITTLE, Plan, Question
 
 EPSILONS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
@@ -52,17 +51,12 @@ def svg(question: Question, plan: Plan) -> str:
         axes.set_title(_TITLE, loc="left")
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False, fontsize=9)
-        written = io.StringIO()
-        metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        figure.savefig(written, format="svg", metadata=metadata)
-    drawing = written.getvalue()
-    return drawing[drawing.index("<svg") :]  # without a document type, which lies elsewhere
+        return drawing.whole(figure)
 
 
 def is_plot(path: Path) -> bool:
     """Whether a file is a drawing of `svg`. Raises OSError."""
-    drawing = path.read_bytes()
-    return drawing.startswith(b"<svg") and f">{_TITLE}<".encode() in drawing
+    return drawing.is_titled(path, _TITLE)
 
 
 def lines(question: Question, plan: Plan) -> list[tuple[str, list[Plan]]]:

@@ -304,15 +304,13 @@ class About:
         bounds.check(self, "population")
 
 
-def _is_ours(path: Path) -> bool:
-    try:
-        config.from_toml(About, path / ABOUT)
-    except ConfigError:
-        return False
-    return True
-
-
-FOLDER = Kind("a population", _is_ours, (ABOUT, COLUMNS), ABOUT, "pass --overwrite")
+FOLDER = Kind(
+    "a population",
+    lambda folder: config.is_toml_of(About, folder / ABOUT),
+    (ABOUT, COLUMNS),
+    ABOUT,
+    "pass --overwrite",
+)
 
 
 def save(population: Population, folder: Path) -> None:

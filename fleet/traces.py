@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from device_runtime import bounds, config, durable
 from device_runtime.bounds import Matches, Within
 from device_runtime.conditions import SIGNALS
-from device_runtime.errors import ConfigError, RunError
+from device_runtime.errors import RunError
 from device_runtime.folder import Kind
 from device_runtime.wire import DAY_S
 from fleet import columns, draws
@@ -406,15 +406,13 @@ class About:
         bounds.check(self, "traces")
 
 
-def _is_ours(path: Path) -> bool:
-    try:
-        config.from_toml(About, path / ABOUT)
-    except ConfigError:
-        return False
-    return True
-
-
-FOLDER = Kind("a recording of phones", _is_ours, (ABOUT, COLUMNS), ABOUT, "pass --overwrite")
+FOLDER = Kind(
+    "a recording of phones",
+    lambda folder: config.is_toml_of(About, folder / ABOUT),
+    (ABOUT, COLUMNS),
+    ABOUT,
+    "pass --overwrite",
+)
 
 
 def save(recording: Recording, folder: Path) -> None:

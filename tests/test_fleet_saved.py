@@ -8,32 +8,15 @@ import pytest
 
 from device_runtime.errors import RunError
 from device_runtime.terms import Aggregation
-from device_runtime.wire import Plan
 from fleet.begin import begin, go_on
 from fleet.faults import Faults
-from fleet.population import Lives, PopulationSettings
 from fleet.saved import TURNS, Saves, read
 from fleet.servers import Drawn
-from fleet.settings import FleetSettings
-from server.eligibility import Policy
-from server.rounds import Rules
-from server.task import TaskSettings
+from tests import toy_fleet
 
 LIFE_S = 20_000.0
-TASK = TaskSettings(
-    Plan(batch_size=8, length=10, max_rows=64),
-    rules=Rules(report_goal=5, selection_s=300.0, check_ins_per_s=10.0, rounds=6),
-    policy=Policy(min_separation=1),
-    seed=3,
-    aggregation=Aggregation.PLAIN,
-)
-SETTINGS = FleetSettings(
-    seed=4,
-    days=1,
-    step_s=1,
-    population=PopulationSettings(lives=Lives.ALWAYS, devices=40),
-    task=TASK,
-)
+TASK = replace(toy_fleet.TASK, rules=replace(toy_fleet.TASK.rules, rounds=6))
+SETTINGS = replace(toy_fleet.SETTINGS, step_s=1, task=TASK)
 
 
 def rounds_of(fleet):

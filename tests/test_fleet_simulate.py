@@ -1,32 +1,11 @@
 import numpy as np
 import pytest
 
-from device_runtime.terms import Aggregation
 from device_runtime.turn import Status
-from device_runtime.wire import Plan
 from fleet import turns
 from fleet.begin import begin
 from fleet.pocket import Holds
-from fleet.population import Lives, PopulationSettings
-from fleet.settings import FleetSettings
-from server.eligibility import Policy
-from server.rounds import Rules
-from server.task import TaskSettings
-
-TASK = TaskSettings(
-    Plan(batch_size=8, length=10, max_rows=64),
-    rules=Rules(report_goal=5, selection_s=300.0, check_ins_per_s=10.0, rounds=3),
-    policy=Policy(min_separation=1),
-    seed=3,
-    aggregation=Aggregation.PLAIN,
-)
-SETTINGS = FleetSettings(
-    seed=4,
-    days=1,
-    step_s=5,
-    population=PopulationSettings(lives=Lives.ALWAYS, devices=40),
-    task=TASK,
-)
+from tests.toy_fleet import SETTINGS
 
 
 @pytest.fixture

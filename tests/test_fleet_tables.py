@@ -9,34 +9,15 @@ from hypothesis import strategies as st
 
 from device_runtime.causes import Cause
 from device_runtime.errors import RunError
-from device_runtime.terms import Aggregation
 from device_runtime.turn import Status
-from device_runtime.wire import Phase, Plan, RoundReport, Scores
+from device_runtime.wire import Phase, RoundReport, Scores
 from fleet import figures, tables, turns
 from fleet.assignments import COUNTED, DROPPED_OUT, TURNED_AWAY, assignments, sessions
 from fleet.availability import NEEDED, Always
 from fleet.begin import begin
-from fleet.population import Lives, PopulationSettings
-from fleet.settings import START, FleetSettings
+from fleet.settings import START
 from fleet.tables import Lived, Measured
-from server.eligibility import Policy
-from server.rounds import Rules
-from server.task import TaskSettings
-
-TASK = TaskSettings(
-    Plan(batch_size=8, length=10, max_rows=64),
-    rules=Rules(report_goal=5, selection_s=300.0, check_ins_per_s=10.0, rounds=3),
-    policy=Policy(min_separation=1),
-    seed=3,
-    aggregation=Aggregation.PLAIN,
-)
-SETTINGS = FleetSettings(
-    seed=4,
-    days=1,
-    step_s=5,
-    population=PopulationSettings(lives=Lives.ALWAYS, devices=40),
-    task=TASK,
-)
+from tests.toy_fleet import SETTINGS
 
 
 @pytest.fixture(scope="module")

@@ -1,18 +1,34 @@
-"""A fleet of a few devices that train for real, by the tiny bundle on the tiny corpus."""
+"""Toy fleets: forty devices with a stand-in, and a few that train for real on the tiny corpus."""
 
 import numpy as np
 
 from device_runtime import weights
 from device_runtime.limits import OwnLimits
 from device_runtime.terms import Aggregation
+from device_runtime.wire import Plan
 from fedboard import fleet_text
 from fleet import begin
-from fleet.population import PopulationSettings
+from fleet.population import Lives, PopulationSettings
 from fleet.settings import FleetSettings, Training
 from server.eligibility import Policy
 from server.rounds import Rules
 from server.task import TaskSettings
 
+TASK = TaskSettings(
+    Plan(batch_size=8, length=10, max_rows=64),
+    rules=Rules(report_goal=5, selection_s=300.0, check_ins_per_s=10.0, rounds=3),
+    policy=Policy(min_separation=1),
+    seed=3,
+    aggregation=Aggregation.PLAIN,
+)
+# forty phones that are always ready, whose training is a stand-in
+SETTINGS = FleetSettings(
+    seed=4,
+    days=1,
+    step_s=5,
+    population=PopulationSettings(lives=Lives.ALWAYS, devices=40),
+    task=TASK,
+)
 RULES = Rules(report_goal=3, selection_s=300.0, check_ins_per_s=10.0, rounds=2)
 
 
