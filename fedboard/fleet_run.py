@@ -17,7 +17,7 @@ from pathlib import Path
 
 from device_runtime import config, durable, folder
 from device_runtime.wire import DAY_S
-from fleet import begin, bundles, computing, figures, runs, tables
+from fleet import begin, bundles, figures, runs, tables
 from fleet.figures import Summary, Table
 from fleet.measured import measured
 from fleet.runs import REPORT, ROUNDS, Run
@@ -65,10 +65,15 @@ def begin_new(out: Path, settings: FleetSettings, show: Show, overwrite: bool = 
     unless it holds a fleet and is to be written over; Stopped after Ctrl-C.
     """
     folder.require_free(out, runs.KIND, replace=overwrite)
-    computing.require(settings.training)  # before an earlier fleet is gone
+    begin.require(settings)  # before an earlier fleet is gone
     with folder.writing(out, runs.KIND) as path:
         folder.require_no_links(path, runs.KIND)
-        return _live(*_begun(path, settings), Saves(path), show)
+        try:
+            run, fleet = _begun(path, settings)
+        except Exception:
+            folder.clear(path, runs.KIND)  # nothing has lived in it
+            raise
+        return _live(run, fleet, Saves(path), show)
 
 
 def go_on(out: Path, show: Show, changed: Callable[[FleetSettings], FleetSettings]) -> Summary:

@@ -35,6 +35,7 @@ from fleet.typed import Typed
 from server.task import for_bundle
 
 TYPED = "typed"  # of a run's folder
+ANYBODY = 2**31  # more users than type anywhere
 NAMES, NAME_BYTES = "devices.bin", 16
 
 # who looks at what comes to the server
@@ -62,6 +63,16 @@ def begin(
         START,
     )
     return fleet
+
+
+def require(settings: FleetSettings) -> None:
+    """Raises what is wrong with settings that a folder can show, before anything is written."""
+    bundle = bundles.installed(settings.training, settings.task.plan)
+    for_bundle(settings.task, bundle.plan)
+    named = settings.population
+    if named.folder or named.traces:
+        of(named, people(named, ANYBODY, settings.seed), settings.seed)
+    computing.require(settings.training)
 
 
 def go_on(

@@ -156,8 +156,13 @@ def read(folder: Path) -> tuple[Summary, dict[str, dict[str, list[Any]]]]:
             tables[name] = from_csv(path.read_text(encoding="utf-8"), path)
             if list(tables[name]) != columns.split():
                 raise _no_figures(path, f"expected the columns {columns}")
-    except (OSError, UnicodeDecodeError, ConfigError) as error:
-        raise _no_figures(path, error) from None
+    except OSError as error:
+        raise _no_figures(path, error.strerror) from None
+    except ConfigError as error:
+        # without its own remedy, which is one for messages
+        raise _no_figures(path, str(error).rpartition(";")[0]) from None
+    except UnicodeDecodeError:
+        raise _no_figures(path, "not text") from None
     return told, tables
 
 

@@ -177,6 +177,16 @@ def test_a_folder_of_somebody_else_is_left_alone(settings, tmp_path):
     assert os.listdir(tmp_path) == ["notes.txt"]
 
 
+def test_settings_that_cannot_be_lived_by_leave_nothing_behind(tmp_path):
+    (tmp_path / "fleet.toml").write_text('[population]\nfolder = "nowhere"\n')
+    out = tmp_path / "run"
+    words = ("fleet", "simulate", "--config", tmp_path / "fleet.toml", "--out", out)
+    done = subprocess.run(program(*map(str, words)), capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith("ConfigError: fleet.toml: expected training.bundle")
+    assert not out.exists()
+
+
 def test_the_report_of_a_fleet_can_be_written_again(whole):
     run, _ = whole
     before = (run / "report.html").read_bytes()
