@@ -1,7 +1,7 @@
 """The strip in life: the network mixed with each user's own words, scored while the user types.
 
 The mixing is the device's own code. Before each message the device knows all that the same user
-typed before it, and nothing of anybody else's. Positions and measures are those of protocol nwp-v1,
+typed before it, and nothing of anybody else's. Positions and measures are those of protocol nwp-v2,
 so the result compares with any other system's, user by user. Loads no TensorFlow.
 """
 

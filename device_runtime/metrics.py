@@ -1,5 +1,5 @@
 """Metrics of next-word prediction: (sum, count) pairs per user, divided once by the reader.
-Protocol nwp-v1, steps 7 to 10.
+Protocol nwp-v2, steps 7 to 10.
 
 A target counts when it is a word; an unknown word counts as a miss. Suggestions are the likeliest
 words: classes and special ids are skipped.

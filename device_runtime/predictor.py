@@ -13,7 +13,7 @@ from device_runtime.interpreter import Arrays
 from device_runtime.metrics import STRIP, blocked_ids, top_words
 from device_runtime.own_words import OwnWords
 from device_runtime.reader import Personal, reader_of
-from device_runtime.text import BOS, normalise, tokenise
+from device_runtime.text import BOS, fold, tokenise
 
 KEPT = 32  # tokens whose states are kept: so far one can go back without starting anew
 
@@ -67,7 +67,7 @@ class Predictor:
         self._reader = reader_of(bundle, personal)
         self.own = own
         self._blocked = frozenset(
-            normalise(word) for word in blocked | getattr(bundle, "blocked", frozenset())
+            fold(word) for word in blocked | getattr(bundle, "blocked", frozenset())
         )
         self._never = blocked_ids(self.vocabulary.tokens, self._blocked)
         # of which context, and its scores
@@ -97,7 +97,7 @@ class Predictor:
                 for i in best
                 if np.isfinite(scores[i])
             ]
-        prefix = normalise(prefix)
+        prefix = fold(prefix)
         alphabet, ids = self.own.alphabetical if self.own else self.vocabulary.alphabetical
         candidates = np.array(
             ids[bisect_left(alphabet, prefix) : bisect_left(alphabet, prefix + "\uffff")], np.int64

@@ -51,7 +51,7 @@ def score(
     messages: Sequence[Sequence[int]],
     may_continue: Callable[[], bool] = lambda: True,
 ) -> Scores | None:
-    """The sums over messages (token ids), word by word as they would be typed, by protocol nwp-v1;
+    """The sums over messages (token ids), word by word as they would be typed, by protocol nwp-v2;
     None if it had to stop. `graph` is the `train` one, which takes weights.
 
     `may_continue` is asked before every message.

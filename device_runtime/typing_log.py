@@ -399,10 +399,10 @@ def wipe(path: Path) -> None:
 
 def contains(typed: str, words: str) -> bool:
     """Whether `typed` holds `words` side by side, as `TypingLog.forget` has it."""
-    wanted, held = (" ".join(_WORD.findall(normalise(part))) for part in (words, typed))
+    wanted, held = (" ".join(_WORD.findall(normalise(part).casefold())) for part in (words, typed))
     if not wanted:
-        signs = normalise(words).strip()
-        return bool(signs) and signs in normalise(typed)
+        signs = normalise(words).casefold().strip()
+        return bool(signs) and signs in normalise(typed).casefold()
     if wanted.isascii():
         return f" {wanted} " in f" {held} "
     return wanted in held  # of other scripts some write no space between words

@@ -222,7 +222,7 @@ def data_import(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Read files of messages, clean them by protocol nwp-v1, and write a corpus directory.
+    """Read files of messages, clean them by protocol nwp-v2, and write a corpus directory.
 
     Says how the files were read, and what was dropped and why.
     """
@@ -725,7 +725,7 @@ def evaluate(
     trust: Trust = None,
     as_json: Json = False,
 ) -> None:
-    """Score next-word accuracy on held-out users by protocol nwp-v1.
+    """Score next-word accuracy on held-out users by protocol nwp-v2.
 
     Loads no TensorFlow but for TFF's own corpora.
     """

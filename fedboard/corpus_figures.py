@@ -30,7 +30,7 @@ def tables(stats: Stats) -> list[Table]:
         cells = [f"{n:,} ({percent(n / of)} %)" for n, of in (*parts, (size.words, whole.words))]
         rows.append([name, *cells])
     columns = ["split", "users", "utterances", "words"]
-    split = (f"{stats.name} by protocol nwp-v1", columns, rows)
+    split = (f"{stats.name} by protocol nwp-v2", columns, rows)
     if not stats.dropped or not stats.rows:
         return [split]
     dropped = [

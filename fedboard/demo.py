@@ -192,7 +192,7 @@ def _run(demo: Demo) -> Run:
     with clock.stage(
         6,
         "Evaluation",
-        "Next-word accuracy on test users nobody trained on, by protocol nwp-v1, beside n-gram "
+        "Next-word accuracy on test users nobody trained on, by protocol nwp-v2, beside n-gram "
         "models trained centrally.",
     ):
         scored = _scored(demo, trained, last)

@@ -15,7 +15,7 @@ from device_runtime.errors import ConfigError, CorpusError
 from device_runtime.examples import rows
 from device_runtime.folder import require_free
 from device_runtime.terms import Aggregation
-from device_runtime.text import normalise, tokenise
+from device_runtime.text import fold, tokenise
 from device_runtime.wire import Plan
 from fedboard import audit, console, source, spent, word_lists
 from fedboard.run import (
@@ -189,8 +189,8 @@ def word_list(path: Path) -> frozenset[str]:
             path, f"cannot be read ({reason})", "give a file with one word a line"
         ) from None
     for number, line in enumerate(lines, 1):
-        if tokenise(line) != [normalise(line)]:
+        if tokenise(line) != [fold(line)]:
             raise ConfigError(
                 f"{path}, line {number}", "expected one word", "put every word on a line of its own"
             )
-    return frozenset(map(normalise, lines))
+    return frozenset(map(fold, lines))

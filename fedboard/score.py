@@ -1,6 +1,6 @@
 """The evaluation stage: a target by name -> its accuracy, two targets -> their difference.
 
-By protocol nwp-v1, as tables and as JSON.
+By protocol nwp-v2, as tables and as JSON.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""The record of a corpus: what people typed, cleaned and split by user. Protocol nwp-v1, steps 2-4.
+"""The record of a corpus: what people typed, cleaned and split by user. Protocol nwp-v2, steps 2-4.
 
 `corpora.py` loads one by name, `imported.py` makes one of a user's own file; every corpus that is
 split here is scored like any other.
@@ -207,7 +207,7 @@ def cleaned(rows: Iterable[tuple[str, float | None]]) -> tuple[Utterance, ...]:
 
 
 def unfit(tokens: list[str]) -> str:
-    """Why cleaning leaves an utterance out, or "" if it stays. Source: protocol nwp-v1, step 3.
+    """Why cleaning leaves an utterance out, or "" if it stays. Source: protocol nwp-v2, step 3.
 
     A long one is mashing if its windows are, or if it pastes the same words again and again.
 
@@ -233,7 +233,7 @@ def _is_mashing(tokens: list[str]) -> bool:
 def split_of(user: str) -> str:
     """The split a user belongs to, the same in every corpus and on every machine.
 
-    Source: protocol nwp-v1, step 4.
+    Source: protocol nwp-v2, step 4.
 
     >>> split_of("user0"), split_of("user26"), split_of("user13")
     ('train', 'validation', 'test')

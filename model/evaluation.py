@@ -1,4 +1,4 @@
-"""Next-word accuracy of any system on held-out users. Protocol nwp-v1, steps 6 to 10.
+"""Next-word accuracy of any system on held-out users. Protocol nwp-v2, steps 6 to 10.
 
 A system is an engine: it reads sequences of ids and gives, for every position, the
 log-probabilities of the next id. A network of pieces is a decoder instead, which gives whole words.

@@ -1,6 +1,6 @@
 """What is measured: one system's answers at every target -> sums per user -> the numbers compared.
 
-Protocol nwp-v1, steps 7 to 10. All sums are kept per user, so intervals are over users.
+Protocol nwp-v2, steps 7 to 10. All sums are kept per user, so intervals are over users.
 """
 
 import json

@@ -8,10 +8,10 @@ SQLite cannot read is refused.
 | split | StackOverflow | Shakespeare |
 |---|---|---|
 | train | 342,477 users, before 2018 | the first part of what each of 715 characters says |
-| validation | 38,758 held-out users, never in train | the later part, of a tenth of them (nwp-v1) |
+| validation | 38,758 held-out users, never in train | the later part, of a tenth of them (nwp-v2) |
 | test | 204,088 users, since 2018 | the later part, of the others |
 
-So only StackOverflow's validation users are strangers, as nwp-v1 wants them; elsewhere a user may
+So only StackOverflow's validation users are strangers, as nwp-v2 wants them; elsewhere a user may
 be one of train's, at a later time. Long utterances that occur verbatim in train stay in: finding
 them would mean reading all of train.
 """

@@ -1,6 +1,6 @@
 """The vocabulary of a corpus, built as a SentencePiece `.model`: words, or pieces that spell any.
 
-Words are those of protocol nwp-v1, step 5.
+Words are those of protocol nwp-v2, step 5.
 
 Any SentencePiece reader encodes tokenised text (tokens joined by spaces) to the ids our own
 `Vocabulary` gives, except that it joins neighbouring unknown words into one. The score of a piece
@@ -23,6 +23,7 @@ from device_runtime.text import (
     FIRST_WORD,
     OOV,
     PAD,
+    PARTS,
     SPECIALS,
     Vocabulary,
     is_word,
@@ -57,7 +58,7 @@ def build(utterances: Iterable[Sequence[str]], size: int = SIZE) -> Vocabulary:
     counts: Counter[str] = Counter()
     sentences = 0
     for utterance in utterances:
-        counts.update(utterance)
+        counts.update(PARTS.get(token, token) for token in utterance)
         sentences += 1
     words = _words(counts)[:size]
     known = [counts[token] for token in (*CLASSES, *words)]
@@ -106,7 +107,7 @@ def build_unigram(utterances: Iterable[Sequence[str]], size: int) -> Vocabulary:
     counts: Counter[str] = Counter()
     texts = []
     for utterance in utterances:
-        counts.update(utterance)
+        counts.update(PARTS.get(token, token) for token in utterance)
         texts.append(" ".join(filter(is_word, utterance)))
     words = _words(counts)
     pieces, scores = _train(sorted(filter(None, texts)), size)

@@ -74,8 +74,13 @@ def test_a_list_has_one_file_in_whatever_order_its_words_come(words):
     assert counts.read_list(data) == tuple(sorted(words))
 
 
+def spelled(number):
+    """A word of six letters for each number, in their order."""
+    return "".join(chr(97 + number // 26**place % 26) for place in range(5, -1, -1))
+
+
 def test_a_list_is_as_long_as_it_may_be_and_no_longer():
-    numbers = [f"w{number:06d}" for number in range(table.MOST_ENTRIES + 1)]
+    numbers = [spelled(number) for number in range(table.MOST_ENTRIES + 1)]
     assert len(counts.read_list(counts.to_list(numbers[1:]))) == table.MOST_ENTRIES
     with pytest.raises(ConfigError, match="found 200,001"):
         counts.to_list(numbers)

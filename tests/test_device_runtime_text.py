@@ -1,21 +1,32 @@
-"""Text rules of protocol nwp-v1 and the vocabulary file a device reads."""
+"""Text rules of protocol nwp-v2 and the vocabulary file a device reads."""
+
+import json
+import unicodedata
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from device_runtime import text as text_rules
 from device_runtime.errors import VocabularyError
 from device_runtime.text import (
     BOS,
     CLASSES,
     FIRST_WORD,
     OOV,
+    PARTS,
     Vocabulary,
     is_word,
     normalise,
+    plain,
+    spaceless,
     tokenise,
+    written,
 )
 from model.vocabulary import build, build_unigram
+
+RULES_FILE = Path(text_rules.__file__).with_name("text_rules.json")
 
 PIECES = build_unigram([["the", "cat", "catalogue", "don't", "."]] * 20, size=44)
 
@@ -30,7 +41,7 @@ PIECES = build_unigram([["the", "cat", "catalogue", "don't", "."]] * 20, size=44
         ("ring <NAME> at <###>", ["ring", "<anon>", "at", "<anon>"]),
         ("see https://a.example/b?c=1 now", ["see", "<url>", "now"]),
         ("www.example.org or me.too@example.co.uk", ["<url>", "or", "<url>"]),
-        ("lol :-) \U0001f600\U0001f600 <3", ["lol", "<sym>", "<sym>", "<sym>", "<num>"]),
+        ("lol :-) \U0001f600\U0001f600 <3", ["lol", "<emoticon>", "<emoji>", "<emoticon>"]),
         ("rock'n'roll 'quoted'", ["rock'n'roll", "<sym>", "quoted", "<sym>"]),
         ("", []),
         (" \n\t", []),
@@ -40,14 +51,15 @@ def test_an_utterance_becomes_words_and_classes(text, tokens):
     assert tokenise(text) == tokens
 
 
-def test_curly_apostrophes_backticks_and_wide_letters_are_made_plain():
-    assert normalise("Don\u2019t DON`T \uff4f\uff4b") == "don't don't ok"
+def test_curly_apostrophes_backticks_and_wide_letters_are_made_plain_and_capitals_stay():
+    assert normalise("Don\u2019t DON`T \uff4f\uff4b") == "Don't DON'T ok"
+    assert tokenise("Don\u2019t DON`T \uff4f\uff4b") == ["don't", "don't", "ok"]
 
 
 @given(st.text())
 def test_any_text_gives_words_and_known_classes_only(text):
     for token in tokenise(text):
-        assert is_word(token) != (token in CLASSES)
+        assert is_word(token) != (token in (*CLASSES, *PARTS))
 
 
 @given(st.text())
@@ -107,7 +119,7 @@ def test_a_vocabulary_file_says_by_itself_whether_it_holds_words_or_pieces(tmp_p
         assert (read.of_pieces, read.tokens, read.hash) == (of_pieces, built.tokens, built.hash)
 
 
-@given(st.text().map(tokenise))
+@given(st.text(st.characters(max_codepoint=0x7F)).map(tokenise))
 def test_a_word_of_pieces_starts_once_goes_on_and_reads_as_it_was_written(tokens):
     for token in tokens:
         first, *rest = PIECES.spelling(token)
@@ -160,3 +172,96 @@ def test_a_vocabulary_that_mixes_starts_and_inner_pieces_is_refused():
         VocabularyError, match="before those that go on within one, found them mixed"
     ):
         Vocabulary(mixed)
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens"),
+    [
+        ("Łukasz w Krakowie, żółć", ["łukasz", "w", "krakowie", ",", "żółć"]),
+        ("José est né à Besançon", ["josé", "est", "né", "à", "besançon"]),
+        ("Die Straße heißt so", ["die", "strasse", "heisst", "so"]),
+        ("Tôi nói tiếng Việt", ["tôi", "nói", "tiếng", "việt"]),
+        ("Привет, как дела?", ["привет", ",", "как", "дела", "?"]),
+        ("Об'єкт п\u02bcять", ["об'єкт", "п'ять"]),
+        ("Τι κάνεις;", ["τι", "κάνεισ", "<sym>"]),
+        ("كيف حالك؟", ["كيف", "حالك", "?"]),
+        ("می\u200cخواهم بروم", ["می\u200cخواهم", "بروم"]),
+        ("מה שלומך? צה״ל", ["מה", "שלומך", "?", "צה״ל"]),
+        ("आप कैसे हैं। क्षेत्र", ["आप", "कैसे", "हैं", ".", "क्षेत्र"]),
+        ("안녕하세요, 저는", ["안녕하세요", ",", "저는"]),
+        ("我今天去iPhone商店。", ["我今天去", "iphone", "商店", "."]),
+        ("สวัสดีครับ", ["สวัสดีครับ"]),
+    ],
+)
+def test_words_of_every_script_are_words(text, tokens):
+    assert tokenise(text) == tokens
+
+
+@pytest.mark.parametrize("mark", "'\u2018\u2019\u201b\u02bc`\u00b4\u2032\uff07")
+def test_every_apostrophe_makes_one_word(mark):
+    assert tokenise(f"I don{mark}t") == ["i", "don't"]
+
+
+def test_composed_and_decomposed_letters_are_one_word():
+    assert tokenise("cafe\u0301") == tokenise("caf\u00e9") == ["caf\u00e9"]
+
+
+@pytest.mark.parametrize(
+    ("text", "classes"),
+    [
+        (":D =) ;-) :'( <3 xD ^_^ T_T \\o/", ["<emoticon>"] * 9),
+        (
+            "\U0001f44d\U0001f3fd \U0001f468\u200d\U0001f469\u200d\U0001f467 \u2764\ufe0f",
+            ["<emoji>"] * 3,
+        ),
+        ("\U0001f1e9\U0001f1ea 1\ufe0f\u20e3", ["<emoji>"] * 2),
+        ("Qx7vantib9rr2 DE89370400440532013000", ["<code>"] * 2),
+        ("4711 12:30 1,000.50 ٣٫٥", ["<num>"] * 4),
+        ("example.com me@example.org HTTPS://a.b/c", ["<url>"] * 3),
+    ],
+)
+def test_signs_that_are_no_words_have_classes_of_their_own(text, classes):
+    assert tokenise(text) == classes
+
+
+def test_what_people_write_with_a_digit_is_a_word():
+    words = ["2day", "b4", "gr8", "10am", "1990s", "covid19", "h2o", "mp3"]
+    assert tokenise(" ".join(words)) == words
+
+
+def test_a_word_is_compared_folded_and_kept_as_it_was_written():
+    assert written("I'm in Kraków, ok") == [
+        ("i'm", "I'm"),
+        ("in", "in"),
+        ("kraków", "Kraków"),
+        (",", ","),
+        ("ok", "ok"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("word", "hurried"),
+    [("Kraków", "krakow"), ("don't", "dont"), ("Łukasz", "lukasz"), ("İstanbul", "istanbul"),
+     ("Straße", "strasse"), ("Ёлка", "елка"), ("мой", "мои"), ("مُحَمَّد", "محمد"), ("हिन्दी", "हिन्दी"),
+     ("안녕", "안녕"), ("cœur", "coeur")],
+)  # fmt: skip
+def test_what_hurried_people_leave_out_is_left_out_of_the_plain_form(word, hurried):
+    assert plain(word) == hurried
+    assert plain(hurried) == hurried
+
+
+def test_scripts_without_spaces_are_known():
+    assert spaceless("我今天") and spaceless("สวัสดี") and spaceless("です")
+    assert not any(map(spaceless, ["hello", "안녕", "привет", "हिन्दी"]))
+
+
+def test_the_rules_name_the_characters_of_this_python_where_its_unicode_is_theirs():
+    rules = json.loads(RULES_FILE.read_text("ascii"))
+    if unicodedata.unidata_version != rules["unicode"]:
+        pytest.skip("another version of Unicode")
+    spans = " ".join(rules["sets"]["letters"] + rules["sets"]["spaceless"]).split()
+    ends = [[int(end, 16) for end in span.split("-")] for span in spans]
+    letters = {code for span in ends for code in range(span[0], span[-1] + 1)} - {0x3007}
+    assert letters == {
+        code for code in range(0x110000) if unicodedata.category(chr(code)).startswith("L")
+    }
