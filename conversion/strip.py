@@ -61,21 +61,22 @@ def evaluate(
         for place, (tokens, scores) in enumerate(
             _scored(engine, [utterance.tokens for utterance in utterances], vocabulary)
         ):
-            trust = own.trust
-            ids, words, alphabetical = np.array(own.ids(tokens)), own.words, own.alphabetical
+            trust, withheld = own.trust, list(own.withheld)
+            ids, words, alphabetical = np.array(own.known_ids(tokens)), own.words, own.alphabetical
             alone = own.extended(scores) if place >= history and not trust.serves else None
             mixed = own.hold_back(tokens, scores)
             if place >= history:
                 saw, lost = saw or trust.serves, lost or (trust.serves and trust.nats <= 0)
                 targets = targets_of([(user, tokens)])
-                lexicon = Lexicon(words, alphabetical, blocked_ids(words, scope.blocked))
+                never = blocked_ids(words, scope.blocked) + withheld
+                lexicon = Lexicon(words, alphabetical, never)
                 shown = mixed if alone is None else alone
                 answer = said(shown, ids, tokens, targets.is_word, lexicon)
                 # perplexity compares at equal vocabulary
                 known = answer.known & (ids < len(vocabulary))
                 answer = replace(answer, known=known)
                 tally.add(answer, targets, 0, on_prediction)
-            own.add(tokens)
+            own.add_message(utterances[place].text, tokens)
             done += 1
             if progress:
                 progress(done, everything)

@@ -5,23 +5,35 @@ each is held back once and none is wasted. From these scores the user's trust is
 weight n-grams of each length deserve after contexts seen so many times. The mix is served only
 while it is ahead of the network alone. What was typed lives in memory as a row of ids, in which
 n-grams are counted when they are asked for: a table of them would take many times the room. It
-is built anew from the typing log; only the trust, numbers without words, is worth keeping. Sources:
+is built anew from the typing log; only the trust, numbers without words, is worth keeping. A word
+that the vocabulary lacks is offered once it was sent often enough (`learnable`). Sources:
 Jelinek and Mercer 1980 (weights by bucket, estimated by expectation maximisation on held-out text);
 Dempster et al. 1977.
 """
 
 from bisect import bisect_left, insort
-from collections import deque
-from collections.abc import Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from device_runtime import learnable
 from device_runtime.config import from_json
 from device_runtime.errors import ConfigError
-from device_runtime.text import BOS, EOS, FIRST_WORD, OOV, PAD, Vocabulary, is_word
+from device_runtime.text import (
+    BOS,
+    EOS,
+    FIRST_WORD,
+    OOV,
+    PAD,
+    Vocabulary,
+    is_letters,
+    is_word,
+    spaceless,
+)
 
 ORDERS = 4  # contexts of 0 to 3 tokens
 BUCKETS = (1, 2, 3, 5, 9, 17, 33, 65, 129)  # how often a context was seen: at least so many times
@@ -101,9 +113,18 @@ class OwnWords:
     words it lacks, in order of first use.
     """
 
-    def __init__(self, vocabulary: Vocabulary, trust: Trust = Trust()):
-        """Raises VocabularyError for a vocabulary of pieces."""
+    def __init__(
+        self, vocabulary: Vocabulary, trust: Trust = Trust(), allowed: Collection[str] = ()
+    ):
+        """`allowed` are tokens that are offered from the start, whatever they look like. Raises
+        VocabularyError for a vocabulary of pieces.
+        """
         vocabulary.require_words("a count of own words")
+        self._common = vocabulary.tokens[FIRST_WORD : FIRST_WORD + learnable.COMMON]
+        self._sent: Counter[str] = Counter()  # messages that a new word may be learned of
+        self._named: Counter[str] = Counter()  # of them, those that have it as a name
+        self._forms: dict[str, Counter[str]] = {}  # how a word was written within sentences
+        self._withheld: dict[str, int] = {}  # new words that are not offered yet, and their ids
         self._vocabulary = vocabulary
         self._won, self._seen = np.array(trust.won), np.array(trust.seen)
         self._nats, self._hits, self._words = trust.nats, trust.hits, trust.words
@@ -118,6 +139,10 @@ class OwnWords:
         self._begin = self._end = 0  # of what counts in it
         self._unigrams = np.zeros(len(vocabulary))
         self.changes = 0  # rises whenever `mix` may answer otherwise
+        for token in sorted(allowed):
+            if is_word(token) and vocabulary.id(token) == OOV:
+                self._learn_word(token)
+                self._offer(token)
 
     @property
     def trust(self) -> Trust:
@@ -150,16 +175,56 @@ class OwnWords:
 
     def ids(self, tokens: Sequence[str]) -> list[int]:
         """Ids of tokens; OOV only for a word the user never typed and the vocabulary lacks."""
+        return [i for _, i in self._pairs(tokens)]
+
+    @property
+    def withheld(self) -> Collection[int]:
+        """Ids of words that the vocabulary lacks and that are not to be offered."""
+        return self._withheld.values()
+
+    def known_ids(self, tokens: Sequence[str]) -> list[int]:
+        """Ids of tokens as the strip knows them: OOV for a word that is not offered."""
+        return [OOV if token in self._withheld else i for token, i in self._pairs(tokens)]
+
+    def offered(self) -> list[tuple[str, int]]:
+        """The words the vocabulary lacks that are offered, and how often each was typed."""
         return [
-            self._new.get(token, OOV) if i == OOV else i
-            for token, i in zip(tokens, self._vocabulary.ids(tokens), strict=True)
+            (word, int(self._unigrams[i]))
+            for word, i in self._new.items()
+            if word not in self._withheld
         ]
 
-    def add(self, tokens: Sequence[str]) -> None:
-        """Count one message; the oldest ones drop out when there are too many."""
+    def written(self, token: str) -> str | None:
+        """How the user writes a word within sentences, most of the time; None before that was
+        seen.
+        """
+        forms = self._forms.get(token)
+        return forms.most_common(1)[0][0] if forms else None
+
+    def add_message(self, message: str, tokens: Sequence[str]) -> None:
+        """`add` the tokens of a message, of which only words that stand there as words are
+        learned.
+        """
+        learned = learnable.words(message)
+        self.add(tokens, learned, learnable.stands_as_name(message))
+
+    def add(
+        self,
+        tokens: Sequence[str],
+        learned: Mapping[str, str] | None = None,
+        names: Collection[str] = (),
+    ) -> None:
+        """Count one message; the oldest ones drop out when there are too many. `learned` are the
+        words that may be learned of it, as they are written there, and `names` those that stand as
+        names; None: all that are made of letters.
+        """
         for token, i in zip(tokens, self._vocabulary.ids(tokens), strict=True):
             if i == OOV and token not in self._new:
                 self._learn_word(token)
+        if learned is None:
+            letters = filter(is_letters, tokens)
+            learned = {token: token for token in letters if not spaceless(token)}
+        self._hear(learned, names)
         ids = np.array([*START, *self.ids(tokens), EOS], np.int32)
         if self._end + len(ids) > len(self._row):
             kept = self._row[self._begin : self._end]
@@ -193,7 +258,7 @@ class OwnWords:
             after = self._climb(base.copy(), steps)
             mixed[place] = np.log(after)
             if is_word(tokens[place]):
-                self._judge(base, after, target)
+                self._judge(base, after, target, tokens[place] not in self._withheld)
                 self._learn(float(base[target]), steps, target)
         self.changes += 1
         return mixed
@@ -219,17 +284,40 @@ class OwnWords:
     # --- counting
     # --------------------------------------------------------------------------------------------
 
+    def _pairs(self, tokens: Sequence[str]) -> Iterator[tuple[str, int]]:
+        for token, i in zip(tokens, self._vocabulary.ids(tokens), strict=True):
+            yield token, self._new.get(token, OOV) if i == OOV else i
+
     def _learn_word(self, word: str) -> None:
+        """Give a word an id, so that what stood beside it is counted. It is not offered yet."""
+        self._new[word] = self._withheld[word] = len(self.words)
+        self.words.append(word)
+        self._unigrams = np.append(self._unigrams, 0.0)
+
+    def _hear(self, learned: Mapping[str, str], names: Collection[str]) -> None:
+        """Take note of words that stand in one message as words, and offer those heard enough."""
+        for token, stands in learned.items():
+            if token in names or stands != stands.capitalize():
+                # a capital at the start of a sentence says nothing
+                self._forms.setdefault(token, Counter())[stands] += 1
+            if token not in self._withheld:
+                continue
+            self._sent[token] += 1
+            self._named[token] += token in names
+            as_name = 2 * self._named[token] > self._sent[token]
+            needed = learnable.needed(token, self._common, as_name)
+            if needed is not None and self._sent[token] >= needed:
+                self._offer(token)
+
+    def _offer(self, word: str) -> None:
+        del self._withheld[word]
         if self._alphabetical is None:
             known, ids = self._vocabulary.alphabetical
             self._alphabetical = list(known), list(ids)
-        self._new[word] = len(self.words)
-        self.words.append(word)
-        self._unigrams = np.append(self._unigrams, 0.0)
-        if is_word(word):
-            at = bisect_left(self._alphabetical[0], word)
-            insort(self._alphabetical[0], word)
-            self._alphabetical[1].insert(at, self._new[word])
+        at = bisect_left(self._alphabetical[0], word)
+        insort(self._alphabetical[0], word)
+        self._alphabetical[1].insert(at, self._new[word])
+        self.changes += 1
 
     def _count(self, ids: NDArray[Any], by: int) -> None:
         np.add.at(self._unigrams, ids[ids >= FIRST_WORD], by)
@@ -300,11 +388,12 @@ class OwnWords:
     # --- learning
     # --------------------------------------------------------------------------------------------
 
-    def _judge(self, base: NDArray[Any], mixed: NDArray[Any], target: int) -> None:
+    def _judge(self, base: NDArray[Any], mixed: NDArray[Any], target: int, offered: bool) -> None:
         self._words += 1
         self._nats += float(np.log(mixed[target]) - np.log(base[target]))
-        if target != OOV:
-            self._hits += int(_first(mixed, target)) - int(_first(base, target))
+        if target != OOV and offered:
+            hidden = list(self._withheld.values())
+            self._hits += _first(mixed, target, hidden) - _first(base, target, hidden)
 
     def _learn(self, probability: float, steps: list[_Step], target: int) -> None:
         """One step of expectation maximisation: how much of the target's probability each length of
@@ -326,6 +415,8 @@ class OwnWords:
             reached *= 1 - part
 
 
-def _first(probabilities: NDArray[Any], target: int) -> bool:
-    """Whether `target` is the first suggestion."""
-    return int(probabilities[FIRST_WORD:].argmax()) + FIRST_WORD == target
+def _first(probabilities: NDArray[Any], target: int, hidden: Sequence[int]) -> int:
+    """1 if `target` is the first suggestion, of those that are not hidden."""
+    offered = probabilities.copy()
+    offered[hidden] = 0.0
+    return int(offered[FIRST_WORD:].argmax() + FIRST_WORD == target)

@@ -112,12 +112,14 @@ class Predictor:
         ]
 
     def typed(self, message: str, judged: bool = True) -> None:
-        """Learn from a message that was sent: `learn` of its tokens."""
-        self.learn(tokenise(message), judged)
+        """Learn from a message that was sent: `learn` of its tokens, of whose words only those are
+        learned that stand in it as words.
+        """
+        self.learn(tokenise(message), judged, message)
 
-    def learn(self, tokens: Sequence[str], judged: bool = True) -> None:
+    def learn(self, tokens: Sequence[str], judged: bool = True, message: str | None = None) -> None:
         """The own words are judged on a message, then it is counted among them. Nothing without own
-        words.
+        words. Without the message itself all of its words of letters may be learned.
 
         Messages that are counted again, whose verdict was kept, need not be judged again: that
         saves their steps.
@@ -129,7 +131,10 @@ class Predictor:
             self.own.hold_back(
                 tokens, np.array([self._after([BOS, *ids[:place]]) for place in range(len(ids))])
             )
-        self.own.add(tokens)
+        if message is None:
+            self.own.add(tokens)
+        else:
+            self.own.add_message(message, tokens)
 
     def _scores(self, tokens: list[str]) -> tuple[NDArray[Any], list[str]]:
         """Log-probabilities of all words after these tokens, those of blocked ones minus infinity;
@@ -148,6 +153,8 @@ class Predictor:
             scores[
                 self._never + [known + i for i in blocked_ids(words[known:], self._blocked)]
             ] = -np.inf
+            if self.own:
+                scores[list(self.own.withheld)] = -np.inf
             self._mixed = asked, scores
         return self._mixed[1], words
 

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from device_runtime.own_words import BUCKETS, ORDERS, PRIOR, PRIOR_COUNT, OwnWords, Trust
-from device_runtime.text import FIRST_WORD, OOV
+from device_runtime.text import FIRST_WORD, OOV, tokenise
 from model.vocabulary import build
 
 VOCABULARY = build([["the", "cat", "sat", "the", "dog"]], 4)
@@ -179,3 +179,44 @@ def test_the_messages_that_count_can_be_counted_again_by_another_vocabulary(mess
     for message in own.messages():
         other.add(message)
     assert list(other.messages()) == messages
+
+
+def told(*messages: str) -> OwnWords:
+    own = OwnWords(VOCABULARY)
+    for message in messages:
+        own.add_message(message, tokenise(message))
+    return own
+
+
+def offered(own: OwnWords) -> list[str]:
+    return [word for word, _ in own.offered()]
+
+
+def test_a_word_is_offered_once_it_was_sent_in_two_messages():
+    assert offered(told("see zarnik, zarnik and zarnik")) == []
+    assert offered(told("see zarnik", "hello zarnik")) == ["zarnik"]
+
+
+def test_a_word_that_is_not_offered_completes_nothing_and_is_unknown_to_the_strip():
+    own = told("see zarnik")
+    assert "zarnik" not in own.alphabetical[0]
+    assert own.known_ids(["zarnik"]) == [OOV]
+    assert list(own.withheld) == [own.ids(["see"])[0], own.ids(["zarnik"])[0]]
+
+
+def test_a_likely_slip_of_a_common_word_must_be_insisted_on():
+    assert "teh" not in offered(told(*["i saw teh cat"] * 5))
+    assert "teh" in offered(told(*["i saw teh cat"] * 6))
+
+
+def test_what_its_owner_allows_is_offered_before_it_was_ever_sent():
+    own = OwnWords(VOCABULARY, allowed=["soooo", "the"])
+    assert offered(own) == ["soooo"]
+    assert np.isfinite(own.mix(EVEN, ["the"])).all()
+
+
+def test_a_word_is_shown_as_its_user_writes_it_within_sentences():
+    own = told("i met Zarnik", "Zarnik is here", "saw McZarnik", "ask zarnik or Zarnik")
+    assert own.written("zarnik") == "Zarnik"
+    assert own.written("mczarnik") == "McZarnik"
+    assert told("Zarnik came").written("zarnik") is None
