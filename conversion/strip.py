@@ -11,7 +11,7 @@ from itertools import islice, pairwise
 
 import numpy as np
 
-from device_runtime.metrics import blocked_ids
+from device_runtime.offensive import blocked_ids
 from device_runtime.own_words import OwnWords
 from device_runtime.text import BOS, Vocabulary
 from model.corpus import Users

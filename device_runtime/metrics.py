@@ -61,11 +61,6 @@ def top_words(log_probs: NDArray[Any], k: int = STRIP) -> NDArray[Any]:
     return best + FIRST_WORD
 
 
-def blocked_ids(words: Sequence[str], blocked: frozenset[str]) -> list[int]:
-    """Ids of the words that must not be suggested."""
-    return [i for i, word in enumerate(words) if word in blocked] if blocked else []
-
-
 def keystrokes(
     log_probs: NDArray[Any],
     words: Sequence[str],

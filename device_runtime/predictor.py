@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from device_runtime.bundle import Bundle
 from device_runtime.interpreter import Arrays
-from device_runtime.metrics import STRIP, blocked_ids, top_words
+from device_runtime.metrics import STRIP, top_words
+from device_runtime.offensive import blocked_ids
 from device_runtime.own_words import OwnWords
 from device_runtime.reader import Personal, reader_of
 from device_runtime.text import BOS, fold, tokenise
@@ -66,10 +67,10 @@ class Predictor:
         self.vocabulary = bundle.vocabulary
         self._reader = reader_of(bundle, personal)
         self.own = own
-        self._blocked = frozenset(
-            fold(word) for word in blocked | getattr(bundle, "blocked", frozenset())
-        )
+        self._blocked = frozenset(blocked | getattr(bundle, "blocked", frozenset()))
         self._never = blocked_ids(self.vocabulary.tokens, self._blocked)
+        # new words of whom were looked at, how many of them, and the ids of those blocked
+        self._looked: tuple[OwnWords | None, int, list[int]] = (None, 0, [])
         # of which context, and its scores
         self._mixed: tuple[object, NDArray[Any]] = (None, np.empty(0))
         self._before: list[int] = []  # tokens whose states were let go
@@ -149,14 +150,22 @@ class Predictor:
                     self.own.mix(scores, tokens) if self.own.serves else self.own.extended(scores)
                 )
             scores = scores.copy()
-            known = len(self.vocabulary)
-            scores[
-                self._never + [known + i for i in blocked_ids(words[known:], self._blocked)]
-            ] = -np.inf
+            scores[self._never] = -np.inf
             if self.own:
+                scores[self._never_of(self.own)] = -np.inf
                 scores[list(self.own.withheld)] = -np.inf
             self._mixed = asked, scores
         return self._mixed[1], words
+
+    def _never_of(self, own: OwnWords) -> list[int]:
+        """Ids of the user's new words that are blocked: each word is looked at once."""
+        whose, looked, never = self._looked
+        if whose is not own:
+            looked, never = len(self.vocabulary), []
+        if len(own.words) > looked:
+            never = never + [looked + i for i in blocked_ids(own.words[looked:], self._blocked)]
+        self._looked = own, len(own.words), never
+        return never
 
     def _after(self, ids: list[int]) -> NDArray[Any]:
         """Log-probabilities after a context, float32 [vocabulary]; steps only over what the states

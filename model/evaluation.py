@@ -12,7 +12,8 @@ from typing import Protocol
 
 import numpy as np
 
-from device_runtime.metrics import STRIP, blocked_ids
+from device_runtime.metrics import STRIP
+from device_runtime.offensive import blocked_ids
 from device_runtime.text import BOS, Vocabulary
 from device_runtime.weights import Weights
 from model.corpus import Users, Utterance
