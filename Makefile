@@ -4,7 +4,7 @@ UV_VERSION ?= 0.13.9
 TOOLS      := .tools
 UV         := $(TOOLS)/bin/uv
 # all but training and export, which need Python 3.11; `numpy2` tests the rest with another NumPy
-ANYWHERE   := --extra litert --extra keystore --extra server --extra postgres --extra data --extra report
+ANYWHERE   := --extra litert --extra keystore --extra server --extra postgres --extra data --extra report --extra keyboard
 EXTRAS     ?= $(ANYWHERE) --extra device --extra simulation --extra scale
 PYTHONS    := 3.11 3.12 3.13 3.14
 MACHINES   := x86_64-manylinux_2_35 aarch64-manylinux_2_35

@@ -2,24 +2,22 @@
 
 Key by key the strip follows, and what is sent enters the typing log unless incognito is on.
 
-`press` and `screen` are pure: keys and a session in, a session or text out. `run` is the loop that
-owns the terminal and gives it back. What a keyboard is stands in `device_runtime/keyboard.py`.
+`press` and `screen` are pure: keys and a session in, a session or lines out. `run` lends them a
+terminal, whose keys, pastes, widths and signs are prompt_toolkit's to know. What a keyboard is
+stands in `device_runtime/keyboard.py`.
 """
 
-import codecs
+import asyncio
 import contextlib
 import os
 import re
-import select
 import signal
 import sys
-import termios
-import tty
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+import unicodedata
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from rich.cells import cell_len, set_cell_size
 from rich.text import Text
 
 from device_runtime.errors import RunError
@@ -27,19 +25,33 @@ from device_runtime.keyboard import Keyboard, accept, split
 from device_runtime.metrics import STRIP
 from device_runtime.predictor import Suggestion, centred
 from device_runtime.shown import printable
-from fedboard import console, streams
+from fedboard import console
 
-TAB, ENTER, BACKSPACE = "\t", "\r", "\x7f"
-# Ctrl-U, -W, -P, -V; Ctrl-C and -D
-CLEAR, WORD_BACK, INCOGNITO, LITERAL, LEAVE = "\x15", "\x17", "\x10", "\x16", ("\x03", "\x04")
+# names of keys as prompt_toolkit has them; those with Alt come after an `escape`
+TAB, ENTER, BACKSPACE, DELETE = "c-i", "c-m", "c-h", "delete"
+LEFT, RIGHT, WORD_LEFT, WORD_RIGHT = "left", "right", "c-left", "c-right"
+HOME, END = ("home", "c-a"), ("end", "c-e")
+CLEAR, WORD_BACK, INCOGNITO, FORGET, LEAVE = "c-u", "c-w", "c-p", "c-f", ("c-c", "c-d")
+CHOICES = ("alt-1", "alt-2", "alt-3")
+PASTE = "<bracketed-paste>"
 LINES_HELP = (
-    "Type a line: it ends in a space -> next words; in letters -> completions. 1, 2 or 3 accepts "
-    "a suggestion, an empty line starts anew."
+    "Type a line: it ends in a space -> next words; in letters -> completions. A line of just 1, 2 "
+    "or 3 accepts a suggestion, an empty line starts anew."
 )
-HELP = "Tab or 1 2 3 accept · Enter sends · Ctrl-P incognito · Ctrl-V types a digit · Ctrl-D leaves"
-# ECMA-48: control sequences, and keys with Alt
-_ESCAPE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|O.|[^\[O])")
+HELP = (
+    "Tab takes the middle word",
+    "Alt+1 2 3 any",
+    "Enter sends",
+    "Ctrl-F forgets a word",
+    "Ctrl-P incognito",
+    "Ctrl-D leaves",
+)
+ASKED = "{word}: f forgets it, n never offers it again, any other key keeps it"
+REFRESH_S = 0.5  # what another process removed is gone from the strip by then
 _PASTE, _PASTE_END = "\x1b[200~", "\x1b[201~"
+_SIGN = 64  # characters that one sign may take
+_TAIL = 1024  # characters whose words the next one depends on
+_CLOSES = frozenset(".,?!;:)]}…%»”’")  # a space that came with a word gives way to these
 
 
 @dataclass(frozen=True)
@@ -48,158 +60,290 @@ class Session:
     letters typed and one key.
     """
 
-    typed: str = ""  # the message so far
+    typed: str = ""  # of the message so far, what stands before the cursor
+    after: str = ""  # and after it
     keys: int = 0  # pressed, over all messages
     sent_characters: int = 0  # of messages already sent: what they cost without the strip
     messages: int = 0
     incognito: bool = False
     private: bool = False  # incognito was on at some time while this message was typed
-    space_is_ours: bool = False  # the space at the end came with a suggestion
-    literal: bool = False  # the next key is typed as it is
+    space_is_ours: bool = False  # the space before the cursor came with a suggestion
+    before: str | None = None  # what stood there before a suggestion was taken, right after it
+    asked: str | None = None  # the word that may be forgotten, while that is asked
     sent: str | None = None  # the message this key sent
-    recorded: bool = False  # whether that message may be recorded
+    forgotten: str | None = None  # the word this key said is to be forgotten
+    barred: str | None = None  # or never to be offered again
+    recorded: bool = False  # whether the message sent may be recorded
     left: bool = False
 
     @property
     def saved(self) -> float:
         """1 - keys pressed / keys without the strip; 0 before anything was typed."""
-        plain = self.sent_characters + len(self.typed)
+        plain = self.sent_characters + len(self.typed) + len(self.after)
         return 1 - self.keys / plain if plain else 0.0
 
 
-def press(session: Session, key: str, strip: Sequence[str]) -> Session:
-    """The session after one key (or a pasted text, which is typed as it is). strip holds the words
-    as shown, left to right.
+def press(session: Session, key: str, strip: Sequence[str] = ()) -> Session:
+    """The session after one key: the name of one that types nothing, or the text that it types.
+    strip holds the words as shown, left to right.
     """
-    session = replace(session, sent=None)
-    if session.literal and key.isprintable():
-        return _type(replace(session, literal=False), key)
+    session = replace(session, sent=None, forgotten=None, barred=None)
     if key in LEAVE:
         return replace(session, left=True)
+    if session.asked is not None:
+        word, session = session.asked, replace(session, asked=None)
+        return replace(
+            session,
+            forgotten=word if key == "f" else None,
+            barred=word if key == "n" else None,
+        )
     if key == INCOGNITO:
         return replace(
             session,
             incognito=not session.incognito,
-            private=not session.incognito or bool(session.typed),
+            private=not session.incognito or bool(session.typed + session.after),
         )
-    if key == LITERAL:
-        return replace(session, literal=True)
     if key == ENTER:
         return _send(session)
-    if key == TAB and strip:
-        return _accept(session, strip[len(strip) // 2])
-    if key in ("1", "2", "3") and int(key) <= len(strip):
-        return _accept(session, strip[int(key) - 1])
+    if key == TAB:
+        return _accept(session, strip[len(strip) // 2]) if strip else session
+    if key in CHOICES:
+        place = CHOICES.index(key)
+        return _accept(session, strip[place]) if place < len(strip) else session
+    if key == FORGET:
+        return replace(session, asked=strip[len(strip) // 2]) if strip else session
+    edited = _edited(session, key)
+    if edited is not None:
+        typed, after = edited
+        if (typed, after) == (session.typed, session.after):
+            return session
+        emptied = not typed + after
+        return replace(
+            session,
+            typed=typed,
+            after=after,
+            keys=session.keys + 1,
+            space_is_ours=False,
+            before=None,
+            private=session.incognito if emptied and key == CLEAR else session.private,
+        )
+    return _type(session, key)
+
+
+def last_sign(text: str) -> str:
+    """The last sign of a text as people see it: a letter with its accents, an emoji of many parts.
+
+    >>> last_sign("ok\\N{THUMBS UP SIGN}\\N{EMOJI MODIFIER FITZPATRICK TYPE-4}")
+    '👍🏽'
+    """
+    from wcwidth import iter_graphemes
+
+    signs = list(iter_graphemes(text[-_SIGN:]))
+    return signs[-1] if signs else ""
+
+
+def first_sign(text: str) -> str:
+    """The first sign of a text, likewise."""
+    from wcwidth import iter_graphemes
+
+    return next(iter(iter_graphemes(text[:_SIGN])), "")
+
+
+def _edited(session: Session, key: str) -> tuple[str, str] | None:
+    """What stands before and after the cursor once a key has moved it or taken something away; None
+    for a key that types.
+    """
+    typed, after = session.typed, session.after
     if key == BACKSPACE:
-        return (
-            replace(session, typed=session.typed[:-1], keys=session.keys + 1, space_is_ours=False)
-            if session.typed
-            else session
-        )
+        if session.before is not None:
+            return session.before, after
+        return typed.removesuffix(last_sign(typed)) if typed else typed, after
+    if key == DELETE:
+        return typed, after.removeprefix(first_sign(after)) if after else after
     if key == WORD_BACK:
-        kept = split(session.typed.rstrip())[0]
-        return (
-            replace(session, typed=kept, keys=session.keys + 1, space_is_ours=False)
-            if session.typed
-            else session
-        )
+        return _without_word(typed), after
     if key == CLEAR:
-        return (
-            replace(
-                session,
-                typed="",
-                keys=session.keys + 1,
-                space_is_ours=False,
-                private=session.incognito,
-            )
-            if session.typed
-            else session
-        )
-    return _type(session, "".join(character for character in key if character.isprintable()))
+        return "", ""
+    if key == LEFT:
+        sign = last_sign(typed)
+        return typed[: len(typed) - len(sign)], sign + after
+    if key == RIGHT:
+        sign = first_sign(after)
+        return typed + sign, after[len(sign) :]
+    if key == WORD_LEFT:
+        kept = _without_word(typed)
+        return kept, typed[len(kept) :] + after
+    if key == WORD_RIGHT:
+        moved = re.match(r"\s*\S*", after)
+        end = moved.end() if moved else 0
+        return typed + after[:end], after[end:]
+    if key in HOME:
+        return "", typed + after
+    if key in END:
+        return typed + after, ""
+    return None
+
+
+def _without_word(typed: str) -> str:
+    """A text without its last word, or without its last sign where that is no letter."""
+    stripped = typed.rstrip()
+    context, begun = split(stripped)
+    return context if begun else stripped.removesuffix(last_sign(stripped))
 
 
 def _type(session: Session, text: str) -> Session:
-    typed = session.typed
-    if session.space_is_ours and text[:1] and text[0] in ".,?!":
-        typed = typed[:-1]  # a stop belongs to the word before it
+    text = typeable(text)
+    if not text:
+        return session
+    typed, space = session.typed, session.space_is_ours and typed_closes(text)
     return replace(
         session,
-        typed=typed + text,
+        typed=(typed[:-1] + text + " " * (not session.after) if space else typed + text),
         keys=session.keys + len(text),
-        space_is_ours=session.space_is_ours and not text,
+        space_is_ours=space and not session.after,
+        before=None,
     )
+
+
+def typed_closes(text: str) -> bool:
+    """Whether a sign that was typed belongs to the word before it."""
+    return len(text) == 1 and text in _CLOSES
+
+
+def typeable(text: str) -> str:
+    """What a keyboard types of a text: all but controls, line breaks as spaces.
+
+    >>> typeable("two\\r\\nlines\\x07")
+    'two lines'
+    """
+    text = re.sub(r"[\r\n\t\v\f\u2028\u2029]+", " ", text)
+    return "".join(sign for sign in text if unicodedata.category(sign) not in ("Cc", "Cs"))
 
 
 def _accept(session: Session, word: str) -> Session:
-    typed = accept(session.typed, word)
-    return replace(session, typed=typed, keys=session.keys + 1, space_is_ours=True)
+    typed, after = accept(session.typed, word), session.after
+    if after[:1].isspace() and typed.endswith(" "):
+        typed = typed[:-1]
+    ours = typed.endswith(" ")
+    return replace(
+        session, typed=typed, keys=session.keys + 1, space_is_ours=ours, before=session.typed
+    )
 
 
 def _send(session: Session) -> Session:
-    if not session.typed.strip():
-        return replace(session, typed="", keys=session.keys - len(session.typed))
+    message = session.typed + session.after
+    if not message.strip():
+        return replace(
+            session, typed="", after="", keys=session.keys - len(message), space_is_ours=False
+        )
     return replace(
         session,
         typed="",
-        sent=session.typed.strip(),
+        after="",
+        sent=message.strip(),
         recorded=not session.private,
         private=session.incognito,
-        sent_characters=session.sent_characters + len(session.typed),
+        sent_characters=session.sent_characters + len(message),
         messages=session.messages + 1,
         space_is_ours=False,
+        before=None,
     )
 
 
-def keys(pending: str) -> tuple[list[str], str]:
-    """Keys in what the terminal sent, and the rest that is not whole yet. A pasted text is one key;
-    other escape sequences are none.
+@dataclass(frozen=True)
+class Line:
+    """One line of the screen: runs of text with a style each, as prompt_toolkit names styles."""
 
-    >>> keys("a\\x1b[Ab\\x1b[")
-    (['a', 'b'], '\\x1b[')
-    """
-    pressed: list[str] = []
-    while pending:
-        if pending.startswith(_PASTE):
-            text, end, rest = pending[len(_PASTE) :].partition(_PASTE_END)
-            if not end:
-                break
-            pressed.append(" ".join(text.split()))
-            pending = rest
-        elif pending[0] == "\x1b":
-            match = _ESCAPE.match(pending)
-            if not match:
-                break
-            pending = pending[match.end() :]
-        else:
-            pressed.append({"\n": ENTER, "\b": BACKSPACE}.get(pending[0], pending[0]))
-            pending = pending[1:]
-    return pressed, pending
+    runs: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def text(self) -> str:
+        """Without styles."""
+        return "".join(text for _, text in self.runs)
 
 
-def screen(session: Session, strip: Sequence[str], width: int) -> list[str]:
+def screen(session: Session, strip: Sequence[str], width: int, notice: str = "") -> list[Line]:
     """Lines to show, each at most `width` cells: the strip with the best word in bold at the
-    centre, the text, the count.
+    centre, the text with its cursor, the count and as much help as fits, and a notice, if there is
+    one.
     """
-    cell = max((width - 4) // STRIP, 1)
-    shown = [set_cell_size(f"{i} {printable(word)}", cell) for i, word in enumerate(strip, 1)]
-    if shown:
-        shown[len(shown) // 2] = f"\x1b[1m{shown[len(shown) // 2]}\x1b[0m"
-    text = session.typed
-    while cell_len(text) > max(width - 4, 1):
-        text = text[1:]
-    mark = "…" if text != session.typed else " "
-    state = (
-        "incognito: nothing is recorded"
-        if session.incognito
-        else "not recorded"
-        if session.private
-        else ""
-    )
-    count = f"{session.keys} keys, {session.saved:.0%} saved"
-    status = set_cell_size(
-        "  ".join(part for part in (count, state, HELP) if part), max(width - 1, 1)
-    ).rstrip()
-    return ["│".join(shown), f"{mark}{text}\x1b[7m \x1b[0m", f"\x1b[2m{status}\x1b[0m"]
+    cell = max((width - STRIP + 1) // STRIP, 1)
+    shown = [_fit(f"{i} {printable(word)}", cell) for i, word in enumerate(strip, 1)]
+    middle = len(shown) // 2
+    words: list[tuple[str, str]] = []
+    for place, word in enumerate(shown):
+        words += [("", "│")] * (place > 0) + [("bold" if place == middle else "", word)]
+    lines = [Line(tuple(words)), _cursor_line(session, width)]
+    if session.asked is not None:
+        said = ASKED.format(word=printable(session.asked))
+        lines.append(Line((("bold", _fit(said, width).rstrip()),)))
+    else:
+        state = (
+            "incognito: nothing is recorded"
+            if session.incognito
+            else "not recorded"
+            if session.private
+            else ""
+        )
+        count = f"{session.keys} keys, {session.saved:.0%} saved"
+        lines.append(Line((("fg:ansibrightblack", _joined((count, state, *HELP), width)),)))
+    if notice:
+        lines.append(Line((("fg:ansiyellow", _fit(printable(notice), width).rstrip()),)))
+    return lines
+
+
+def _joined(parts: Iterable[str], width: int) -> str:
+    """As many of the parts, in order, as fit into a width; the first one in any case."""
+    line = ""
+    for part in filter(None, parts):
+        longer = f"{line} · {part}" if line else part
+        if _cells(longer) > width:
+            break
+        line = longer
+    return line
+
+
+def _cursor_line(session: Session, width: int) -> Line:
+    room = max(width - 4, 1)
+    before = printable(session.typed[-4 * room :])
+    cut = len(before) < len(session.typed)
+    while _cells(before) > room:
+        before, cut = before[len(first_sign(before)) or 1 :], True
+    under = first_sign(session.after)
+    rest = _fit(printable(session.after[len(under) : len(under) + 2 * room]), room - _cells(before))
+    mark = "…" if cut else " "
+    return Line((("", mark + before), ("reverse", printable(under) or " "), ("", rest.rstrip())))
+
+
+def _cells(text: str) -> int:
+    from wcwidth import wcswidth
+
+    width = wcswidth(text)
+    return width if width >= 0 else len(text)
+
+
+def _fit(text: str, cells: int) -> str:
+    """A text cut or filled to a width, never within a sign."""
+    from wcwidth import iter_graphemes
+
+    kept, used = "", 0
+    for sign in iter_graphemes(text):
+        wide = _cells(sign)
+        if used + wide > cells:
+            break
+        kept, used = kept + sign, used + wide
+    return kept + " " * max(cells - used, 0)
+
+
+def recent(typed: str) -> str:
+    """The end of a text, as far as the next word depends on it. It begins at the same place while
+    few letters are typed, so that what was read of it is not read again.
+    """
+    if len(typed) <= 2 * _TAIL:
+        return typed
+    start = (len(typed) // _TAIL - 1) * _TAIL
+    space = typed.find(" ", start, start + _TAIL // 2)
+    return typed[space + 1 if space >= 0 else start :]
 
 
 def default_home() -> Path:
@@ -235,15 +379,15 @@ def converse(keyboard: Keyboard, lines: Iterable[str]) -> None:
     for line in (line.rstrip("\r\n") for line in lines):
         chosen = int(line) if line in ("1", "2", "3") else 0
         typed = accept(typed, strip[chosen - 1].word) if 0 < chosen <= len(strip) else line
-        strip = keyboard.suggest(typed)
+        strip = keyboard.suggest(recent(typed))
         console.say(Text.assemble((f"{printable(typed)}|", "dim"), "  ", show(strip)))
 
 
 def run(keyboard: Keyboard, incognito: bool = False, stdin: int = 0, stdout: int = 1) -> Session:
     """Show the keyboard until it is left. What is sent goes to it, unless it is private.
 
-    The terminal is given back as it was however this ends, SIGTERM included. Raises RunError if
-    there is no terminal.
+    The terminal is given back as it was however this ends, SIGTERM and SIGHUP included. Raises
+    RunError if there is no terminal.
     """
     if not (os.isatty(stdin) and os.isatty(stdout)):
         raise RunError(
@@ -251,83 +395,135 @@ def run(keyboard: Keyboard, incognito: bool = False, stdin: int = 0, stdout: int
             "expected a terminal",
             "run it in one, or use `fedboard predict`, which reads lines",
         )
-    session = Session(incognito=incognito, private=incognito)
-    with _raw(stdin, stdout) as wake:
-        decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        pending, drawn = "", 0
-        while not session.left:
-            strip = _words(keyboard, session)
-            drawn = _draw(stdout, screen(session, strip, _width(stdout)), drawn)
-            ready, _, _ = select.select([stdin, wake], [], [])
-            if wake in ready:
-                if signal.SIGTERM in os.read(wake, 64):
-                    raise SystemExit(128 + signal.SIGTERM)
-                continue
-            data = os.read(stdin, 4096)
-            if not data:
-                break
-            keyboard.type()
-            pressed, pending = keys(pending + decoder.decode(data))
-            for key in pressed:
-                session = press(session, key, strip)
-                if session.sent is not None:
-                    keyboard.send(session.sent, private=not session.recorded)
-                    drawn = _keep(stdout, session.sent, drawn)
-                if session.left:
-                    break
-                strip = _words(keyboard, session)
-        _draw(stdout, [], drawn)
-    return session
+    face = Face(keyboard, Session(incognito=incognito, private=incognito))
+    asyncio.run(face.shown())
+    return face.session
 
 
-def _words(keyboard: Keyboard, session: Session) -> list[str]:
-    """The strip as it is shown, left to right."""
-    return centred([suggestion.word for suggestion in keyboard.suggest(session.typed)])
+@dataclass
+class Face:
+    """A session on a screen, and the keyboard that answers it."""
+
+    keyboard: Keyboard
+    session: Session = field(default_factory=Session)
+    _strip: tuple[str, list[str]] | None = None  # of which text
+    _notice: str = ""
+
+    def strip(self) -> list[str]:
+        """The strip as it is shown, left to right."""
+        typed = recent(self.session.typed)
+        return centred([suggestion.word for suggestion in self.keyboard.suggest(typed)])
+
+    def press(self, key: str) -> str | None:
+        """Take one key; the message that it sent, if it sent one."""
+        self.keyboard.type()
+        chooses = key in (TAB, FORGET, *CHOICES)
+        self.session = session = press(self.session, key, self.strip() if chooses else ())
+        if session.sent is not None:
+            self.keyboard.send(session.sent, private=not session.recorded)
+        if session.forgotten is not None:
+            self.keyboard.forget(session.forgotten)
+        if session.barred is not None:
+            self.keyboard.never(session.barred)
+        return session.sent
+
+    def lines(self, width: int) -> list[Line]:
+        """What is shown now."""
+        self._notice = self.keyboard.notice() or self._notice
+        return screen(self.session, self.strip(), width, self._notice)
+
+    async def shown(self) -> None:
+        """Own the terminal until the keyboard is left."""
+        application = _application(self)
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            loop.add_signal_handler(number, _leave, application, number)
+        try:
+            with _paste_that_ends(application.input.vt100_parser):
+                await application.run_async(handle_sigint=False)
+        finally:
+            for number in (signal.SIGTERM, signal.SIGHUP):
+                loop.remove_signal_handler(number)
+            sys.stdout.flush()
 
 
-def _draw(stdout: int, lines: Sequence[str], drawn: int) -> int:
-    """Draw over the `drawn` lines of last time; the number drawn now."""
-    back = f"\x1b[{drawn - 1}A" if drawn > 1 else ""
-    os.write(stdout, streams.encoded(f"{back}\r\x1b[J" + "\r\n".join(lines)))
-    return len(lines)
+def _leave(application, number: int) -> None:
+    if application.is_running and not application.future.done():
+        application.exit(exception=SystemExit(128 + number))
 
 
-def _keep(stdout: int, message: str, drawn: int) -> int:
-    """Leave a sent message standing above the keyboard."""
-    _draw(stdout, [f"  {message}", ""], drawn)
-    return 1
+def _application(face: Face):
+    """The screen: lines that are drawn anew after each key."""
+    from prompt_toolkit.application import Application, get_app, in_terminal
+    from prompt_toolkit.formatted_text import FormattedText
+    from prompt_toolkit.key_binding import KeyBindings
+    from prompt_toolkit.keys import Keys
+    from prompt_toolkit.layout import FormattedTextControl, Layout, Window
+    from prompt_toolkit.shortcuts import print_formatted_text
+
+    def drawn() -> FormattedText:
+        width = get_app().output.get_size().columns or 80
+        runs: list[tuple[str, str]] = []
+        for line in face.lines(width - 1):
+            runs += [*line.runs, ("", "\n")]
+        return FormattedText(runs[:-1])
+
+    async def keep(message: str) -> None:
+        """Leave a sent message standing above the keyboard."""
+        async with in_terminal():
+            print_formatted_text(FormattedText([("", f"  {printable(message)}")]))
+
+    def act(key: str) -> None:
+        sent = face.press(key)
+        if sent is not None:
+            application.create_background_task(keep(sent))
+        if face.session.left:
+            application.exit()
+
+    bindings = KeyBindings()
+    named = (TAB, ENTER, BACKSPACE, DELETE, LEFT, RIGHT, WORD_LEFT, WORD_RIGHT, *HOME, *END)
+    for name in (*named, CLEAR, WORD_BACK, INCOGNITO, FORGET, *LEAVE):
+        bindings.add(name, eager=True)(_bound(act, name))
+    for name in CHOICES:
+        bindings.add("escape", name[-1], eager=True)(_bound(act, name))
+    bindings.add(Keys.BracketedPaste, eager=True)(lambda event: act(event.data))
+    bindings.add(Keys.Any)(lambda event: act(event.data) if _types(event) else None)
+    application: Application = Application(
+        layout=Layout(Window(FormattedTextControl(drawn, focusable=True), wrap_lines=False)),
+        key_bindings=bindings,
+        erase_when_done=True,
+        refresh_interval=REFRESH_S,
+    )
+    application.ttimeoutlen = application.timeoutlen = 0.1
+    return application
 
 
-def _width(stdout: int) -> int:
-    try:
-        return os.get_terminal_size(stdout).columns or 80
-    except OSError:
-        return 80
+def _bound(act: Callable[[str], None], name: str):
+    return lambda event: act(name)
+
+
+def _types(event) -> bool:
+    """Whether a key types what it sent: arrows, function keys and other sequences do not."""
+    return len(event.key_sequence) == 1 and event.key_sequence[0].key == event.data
 
 
 @contextlib.contextmanager
-def _raw(stdin: int, stdout: int) -> Iterator[int]:
-    """The terminal in raw mode; gives a file that can be read when SIGTERM or a new size has
-    come.
-    """
-    before = termios.tcgetattr(stdin)
-    read, write = os.pipe()
-    os.set_blocking(write, False)
-    handlers = {
-        number: signal.signal(number, lambda *_: None)
-        for number in (signal.SIGTERM, signal.SIGWINCH)
-    }
-    old_wake = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+def _paste_that_ends(parser):
+    """While a paste is read no key is: one that never ends is over when somebody wants to leave."""
+    feed, state = parser.feed, {"text": ""}
+
+    def fed(data: str) -> None:
+        seen = state["text"] + data
+        pasting = seen.rfind(_PASTE) > seen.rfind(_PASTE_END)
+        if pasting and ("\x03" in data or "\x04" in data):
+            parser.reset()
+            state["text"] = ""
+            return feed("\x03")
+        state["text"] = _PASTE if pasting else seen[-len(_PASTE) :]
+        feed(data)
+
+    parser.feed = fed
     try:
-        tty.setraw(stdin)
-        os.write(stdout, b"\x1b[?2004h")  # mark what is pasted
-        yield read
+        yield
     finally:
-        os.write(stdout, b"\x1b[?2004l")
-        termios.tcsetattr(stdin, termios.TCSADRAIN, before)
-        signal.set_wakeup_fd(old_wake)
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-        os.close(read)
-        os.close(write)
-        sys.stdout.flush()
+        del parser.feed

@@ -8,24 +8,37 @@ import sys
 import termios
 import time
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from wcwidth import wcswidth
 
 from device_runtime.home import Home
 from fedboard.terminal_keyboard import (
     BACKSPACE,
+    CHOICES,
     CLEAR,
+    DELETE,
+    END,
     ENTER,
+    FORGET,
+    HELP,
+    HOME,
     INCOGNITO,
     LEAVE,
-    LITERAL,
+    LEFT,
+    RIGHT,
     TAB,
     WORD_BACK,
+    WORD_LEFT,
+    WORD_RIGHT,
     Session,
-    keys,
     press,
+    recent,
     screen,
+    typeable,
 )
 
 STRIP = ("it", "you", "the")
@@ -37,9 +50,14 @@ def typed(*pressed: str, strip: tuple[str, ...] = STRIP, session: Session = Sess
     return session
 
 
-def test_tab_accepts_the_best_in_the_centre_and_digits_what_stands_there():
+def test_tab_accepts_the_best_in_the_centre_and_alt_with_a_digit_what_stands_there():
     assert typed(TAB).typed == "you "
-    assert [typed(digit).typed for digit in "123"] == ["it ", "you ", "the "]
+    assert [typed(choice).typed for choice in CHOICES] == ["it ", "you ", "the "]
+
+
+def test_digits_are_digits():
+    assert typed(*"2 eggs and 3 apples").typed == "2 eggs and 3 apples"
+    assert typed(*"call 1234").typed == "call 1234"
 
 
 def test_an_accepted_word_costs_the_letters_typed_and_one_key():
@@ -58,15 +76,15 @@ def test_a_capital_is_kept():
     assert typed("Y", "O", TAB).typed == "YOU "
 
 
-def test_a_stop_after_an_accepted_word_takes_the_place_of_its_space():
-    assert typed(TAB, ".").typed == "you."
-    assert typed("a", " ", ".").typed == "a ."
+@pytest.mark.parametrize("sign", [*".,?!;:)]}", "\u2026"])
+def test_a_sign_that_belongs_to_the_word_before_takes_the_place_of_its_space(sign):
+    assert typed(TAB, sign, "i").typed == f"you{sign} i"
+    assert typed("a", " ", sign).typed == f"a {sign}"
 
 
-def test_a_digit_is_typed_after_ctrl_v_or_where_nothing_stands():
-    assert typed(LITERAL, "2").typed == "2"
-    assert typed("4").typed == "4"
-    assert typed("2", strip=("it",)).typed == "2"
+def test_other_signs_keep_the_space():
+    assert typed(TAB, "(").typed == "you ("
+    assert typed(TAB, "\U0001f600").typed == "you \U0001f600"
 
 
 def test_taking_back_costs_a_key():
@@ -74,7 +92,70 @@ def test_taking_back_costs_a_key():
     assert typed("a", "b", BACKSPACE).keys == 3
     assert typed(*"see you", WORD_BACK).typed == "see "
     assert typed(*"see you", CLEAR).typed == ""
-    assert typed(BACKSPACE, CLEAR, WORD_BACK) == Session()
+    assert typed(BACKSPACE, CLEAR, WORD_BACK, DELETE, LEFT, RIGHT) == Session()
+
+
+def test_backspace_right_after_a_word_was_taken_gives_back_what_was_typed():
+    assert typed("y", TAB, BACKSPACE).typed == "y"
+    assert typed("y", TAB, "x", BACKSPACE).typed == "you "
+    assert typed("y", TAB, BACKSPACE, BACKSPACE).typed == ""
+
+
+@pytest.mark.parametrize(
+    "sign",
+    [
+        "\U0001f44d\U0001f3fd",  # a skin tone
+        "\U0001f468\u200d\U0001f469\u200d\U0001f467",  # a family
+        "\U0001f1e9\U0001f1ea",  # a flag
+        "e\u0301",
+        "\u0928\u093f",
+        "1\ufe0f\u20e3",
+    ],
+)
+def test_one_sign_is_one_sign_to_every_key(sign):
+    assert typed("a", sign, BACKSPACE).typed == "a"
+    assert typed("a", sign, LEFT).after == sign
+    assert typed("a", sign, LEFT, DELETE) == replace(typed("a", sign, LEFT, DELETE), typed="a")
+    assert typed("a", sign, LEFT, RIGHT).typed == "a" + sign
+
+
+def test_a_word_that_ends_in_signs_is_taken_back_sign_by_sign():
+    assert typed(*"hello!", WORD_BACK).typed == "hello"
+    assert typed(*"hello!", WORD_BACK, WORD_BACK).typed == ""
+    assert typed(*"hi \U0001f600 ", WORD_BACK).typed == "hi "
+
+
+def test_the_cursor_moves_and_typing_goes_on_where_it_is():
+    session = typed(*"see you", WORD_LEFT, "n", "o", "w", " ")
+    assert (session.typed, session.after) == ("see now ", "you")
+    assert typed("x", session=typed(HOME[0], session=session)).typed == "x"
+    assert typed(END[0], session=session).typed == "see now you"
+    assert typed(*"a b", HOME[0], WORD_RIGHT).typed == "a"
+    assert typed(*"a b", HOME[0], ENTER).sent == "a b"
+
+
+@pytest.mark.parametrize("sign", ["\u200c", "\u200d", "\u00a0", "\u202f", "\u3000", "\u0301"])
+def test_joiners_and_spaces_of_every_kind_are_typed_as_they_are(sign):
+    assert typed("a", sign, "b").typed == f"a{sign}b"
+
+
+def test_controls_are_not_typed_and_the_lines_of_a_paste_become_one():
+    assert typed("two\r\nlines\x07\x1b[A").typed == "two lines[A"
+
+
+def test_a_word_of_the_strip_is_forgotten_only_once_that_was_confirmed():
+    asked = typed(FORGET)
+    assert asked.asked == "you"
+    assert typed("f", session=asked).forgotten == "you"
+    assert typed("n", session=asked).barred == "you"
+    kept = typed("x", session=asked)
+    assert (kept.forgotten, kept.barred, kept.typed, kept.asked) == (None, None, "", None)
+
+
+def test_one_key_always_leaves():
+    for key in LEAVE:
+        assert typed("a", key).left
+        assert typed(FORGET, key).left
 
 
 def test_enter_sends_the_message_and_an_empty_one_is_none():
@@ -100,45 +181,47 @@ def test_the_next_message_is_recorded_again():
     assert not typed("b", ENTER, session=typed(INCOGNITO, "a", ENTER)).recorded
 
 
-def test_arrows_and_other_sequences_type_nothing_and_pasted_text_is_one_key():
-    assert keys("a\x1b[A\x1bOPb") == (["a", "b"], "")
-    assert keys("\x1b[200~two\nlines\x1b[201~!") == (["two lines", "!"], "")
-    assert keys("\x1b[200~not yet") == ([], "\x1b[200~not yet")
-
-
-@given(st.text(), st.integers(0, 30))
-def test_any_bytes_cut_anywhere_give_the_same_keys(text, at):
-    first, rest = keys(text[:at])
-    second, _ = keys(rest + text[at:])
-    assert first + second == keys(text)[0]
+def test_a_long_text_is_read_from_where_few_letters_later_it_is_read_too():
+    words = "word " * 2000
+    assert recent("short") == "short"
+    starts = {len(words) + n - len(recent(words + "x" * n)) for n in range(200)}
+    assert len(starts) == 1
+    assert len(recent(words)) < 3000
+    assert recent(words).startswith("word ")
 
 
 @given(
     st.lists(
-        st.sampled_from([*"ab 12.", TAB, ENTER, BACKSPACE, CLEAR, WORD_BACK, INCOGNITO, LITERAL]),
+        st.sampled_from(
+            [*"ab 12.", TAB, ENTER, BACKSPACE, CLEAR, WORD_BACK, INCOGNITO, LEFT, RIGHT, DELETE]
+        ),
         max_size=40,
     )
 )
-def test_keys_never_cost_less_than_nothing_and_text_stays_printable(pressed):
+def test_keys_never_cost_less_than_nothing_and_text_stays_typeable(pressed):
     session = typed(*pressed)
     assert session.keys >= 0
-    assert session.typed == "" or session.typed.isprintable()
+    assert typeable(session.typed + session.after) == session.typed + session.after
 
 
-@given(st.text(max_size=60), st.integers(1, 120))
-def test_no_line_is_wider_than_the_terminal(text, width):
-    from rich.cells import cell_len
+@given(st.text(max_size=60), st.text(max_size=20), st.integers(10, 120))
+def test_no_line_is_wider_than_the_terminal(text, after, width):
+    session = Session(typed=typeable(text), after=typeable(after))
+    for line in screen(session, STRIP, width, "nothing is recorded: the disk is full"):
+        assert wcswidth(line.text) <= width
 
-    session = typed(*text)
-    lines = screen(session, STRIP, width)
-    plain = [re.sub(r"\x1b\[[0-9;]*m", "", line) for line in lines]
-    assert len(plain) == 3
-    if width >= 10:
-        assert all(cell_len(line) <= width for line in plain)
+
+@pytest.mark.parametrize("width", [10, 30, 47, 80, 200])
+def test_help_that_does_not_fit_is_left_out_whole(width):
+    [*_, said] = screen(Session(), STRIP, width)
+    parts = said.text.split(" \u00b7 ")
+    assert parts[0] == "0 keys, 0% saved"[: len(parts[0])]
+    assert list(HELP)[: len(parts) - 1] == parts[1:]
 
 
 def test_the_strip_shows_the_best_in_bold_at_the_centre():
-    assert "\x1b[1m2 you" in screen(Session(), STRIP, 80)[0]
+    runs = screen(Session(), STRIP, 80)[0].runs
+    assert [text.strip() for style, text in runs if style == "bold"] == ["2 you"]
 
 
 class Terminal:
