@@ -9,15 +9,19 @@ import struct
 import sys
 import traceback
 from collections.abc import Callable
+from itertools import pairwise
 
 import pytest
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from device_runtime import ageing
 from device_runtime.errors import TypingLogError
 from device_runtime.keystore import key_path
-from device_runtime.typing_log import Retention, TypingLog, wipe
+from device_runtime.text import is_word, plain, tokenise
+from device_runtime.typing_log import Retention, TypingLog, masked, wipe
+from device_runtime.wire import DAY_S
 
 SECRET = "meet me behind the old mill"
 
@@ -116,28 +120,52 @@ DAMAGES = [
 
 
 @pytest.mark.parametrize("change", DAMAGES)
-def test_an_altered_record_is_refused_by_number_without_its_text(path, change):
+def test_an_altered_record_is_passed_over_and_counted_and_stops_nothing(path, change):
     with TypingLog(path) as log:
-        log.append(SECRET, 1.0)
+        log.append_many([("one", 1.0), (SECRET, 2.0), ("three", 3.0)])
+        assert log.altered() == 0
         with sqlite3.connect(path) as db:
-            db.execute(f"UPDATE records SET {change}")
+            db.execute(f"UPDATE records SET {change} WHERE id = 2")
         db.close()
-        with pytest.raises(TypingLogError, match=r"record 1?1 was altered") as refused:
-            log.read(1)
-    assert "mill" not in repr(refused.value) and "mill" not in str(refused.value)
-
-
-def test_swapped_records_are_refused(path):
     with TypingLog(path) as log:
-        log.append_many([("one", 1.0), ("two", 1.0)])
+        assert log.altered() == 1
+        assert log.read(10) == ["one", "three"]
+        assert [record.text for record in log.newest_first()] == ["three", "one"]
+        assert [record.text for record in log.records_of([2, 3])] == ["three"]
+        assert log.append("four", 4.0)
+        assert log.mask("three") == 1
+        assert log.forget("one") == 1
+        assert log.expire(5.0) == 0
+        assert log.read(10) == ["<#>", "four"]
+        # it goes when its time has come
+        assert log.expire(5.0 + 91 * DAY_S) == 3
+        assert log.altered() == 0
+
+
+def test_swapped_records_are_passed_over(path):
+    with TypingLog(path) as log:
+        log.append_many([("one", 1.0), ("two", 1.0), ("three", 1.0)])
         with sqlite3.connect(path) as db:
-            (first,), (second,) = db.execute("SELECT sealed FROM records ORDER BY id").fetchall()
+            (first,), (second,), _ = db.execute("SELECT sealed FROM records ORDER BY id").fetchall()
             db.execute(
-                "UPDATE records SET sealed = CASE id WHEN 1 THEN ? ELSE ? END", (second, first)
+                "UPDATE records SET sealed = CASE id WHEN 1 THEN ? ELSE ? END WHERE id < 3",
+                (second, first),
             )
         db.close()
-        with pytest.raises(TypingLogError, match="altered"):
-            log.read(2)
+        assert log.read(3) == ["three"]
+        assert log.altered() == 2
+
+
+@pytest.mark.parametrize("number", ["'many'", "NULL", "-7", "9223372036854775807", "0"])
+def test_a_log_whose_last_number_was_altered_goes_on_counting(path, number):
+    with TypingLog(path) as log:
+        log.append("one", 1.0)
+    with sqlite3.connect(path) as db:
+        db.execute(f"UPDATE sqlite_sequence SET seq = {number}")
+    db.close()
+    with TypingLog(path) as log:
+        assert log.append("two", 2.0)
+        assert log.read(10) == ["one", "two"]
 
 
 @pytest.mark.parametrize(
@@ -145,7 +173,6 @@ def test_swapped_records_are_refused(path):
     [
         "UPDATE records SET at = CAST(x'ff' AS TEXT)",
         "DROP TABLE records",
-        "UPDATE sqlite_sequence SET seq = 'many'",
     ],
 )
 def test_a_damaged_table_is_one_clear_line(path, damage):
@@ -210,7 +237,7 @@ def test_a_log_of_a_later_version_is_refused(path):
     with sqlite3.connect(path) as db:
         db.execute("PRAGMA user_version = 9")
     db.close()
-    with pytest.raises(TypingLogError, match="expected format version 3, found 9"):
+    with pytest.raises(TypingLogError, match="expected format version 4, found 9"):
         TypingLog(path)
 
 
@@ -341,6 +368,23 @@ def test_a_use_reaches_the_disk_before_it_counts_as_marked(path):
         ("write to ann@example.org", "ann@example.org", True),
         ("I can\u2019t say", "can't", True),
         ("\uff2f\uff2c\uff24 mill", "old", True),  # full-width letters
+        ("İstanbul is cold", "istanbul", True),
+        ("ISTANBUL is cold", "İstanbul", True),
+        ("Hauptstraße 5", "HAUPTSTRASSE", True),
+        ("hauptstrasse 5", "Hauptstraße 5", True),
+        ("José est né à Besançon", "jose", True),
+        ("jose est ne", "José est né", True),
+        ("Łukasz", "LUKASZ", True),
+        ("à l\u2019hôpital", "hopital", True),
+        ("Mr O'Brien", "brien", True),
+        ("Mr OBrien", "o'brien", True),
+        ("i dont know", "don\u00b4t", True),
+        ("it is cafe\u0301", "café", True),
+        ("ΛΟΓΟΣ", "λόγος", True),
+        ("ёлка", "Елка", True),
+        ("iPhoneを買った", "iphone", True),
+        ("हिन्दी में", "हिन्दी", True),
+        ("x\u200cy", "xy", True),
         # in other scripts anywhere: some write no space between words
         ("встретимся у мельницы", "мельниц", True),
         ("so :-) funny", ":-)", True),
@@ -353,6 +397,181 @@ def test_which_messages_hold_the_words_to_forget(path, typed, words, held):
         log.append(typed, 1.0)
         assert log.forget(words) == int(held)
         assert log.read(1) == ([] if held else [typed])
+
+
+@pytest.mark.parametrize(
+    ("typed", "word", "left"),
+    [
+        ("see flumberwick, Flumberwick!", "FLUMBERWICK", "see <#>, <#>!"),
+        ("Flumberwick\u2019s dog", "flumberwick", "<#> dog"),
+        ("Łukasz i lukasz", "łukasz", "<#> i <#>"),
+        ("İzmir", "izmir", "<#>"),
+        ("don\u00b4t and dont", "don't", "<#> and <#>"),
+        ("see flumberwick.com or a@flumberwick.org now", "flumberwick", "see <#> or <#> now"),
+        ("my Qx7vantib9rr2", "qx7vantib9rr2", "my <#>"),
+        ("flumberwicks and unflumberwick", "flumberwick", "flumberwicks and unflumberwick"),
+        ("this is his", "hi", "this is his"),
+        ("new-york", "york", "new-<#>"),
+        ("я вижу кварц, КВАРЦ", "кварц", "я вижу <#>, <#>"),
+        ("кварцы", "кварц", "кварцы"),
+        ("<#> again", "again", "<#> <#>"),
+        ("  kept   as it\u2019s ", "other", "  kept   as it\u2019s "),
+        ("anything", ":-)", "anything"),
+        ("anything", "", "anything"),
+    ],
+)
+def test_a_word_is_masked_wherever_it_stands_as_a_word(typed, word, left):
+    assert masked(typed, word) == left
+    assert masked(left, word) == left  # once is enough
+
+
+@given(st.text(max_size=40), st.text(max_size=8))
+@settings(max_examples=200, deadline=None)
+def test_after_masking_no_token_is_the_word(typed, word):
+    left = masked(typed, word)
+    wanted = plain(word)
+    if any(map(str.isalpha, wanted)):
+        assert wanted not in [plain(token) for token in tokenise(left) if is_word(token)]
+
+
+def test_a_masked_word_is_in_no_record_and_no_old_page_and_uses_are_kept(path):
+    with TypingLog(path, Retention(max_uses=1)) as log:
+        log.append_many([(f"number {i}", float(i)) for i in range(9)])
+        log.append_many([("the Flumberwick", 9.0), (SECRET, 10.0), ("a flumberwick", 11.0)])
+        log.mark_used([12])
+        before = (log.count(), log.used_up(), len(log.records(20, held=True)))
+        with sqlite3.connect(path) as db:
+            sealed = [
+                row[0] for row in db.execute("SELECT sealed FROM records WHERE id IN (10,12)")
+            ]
+        db.close()
+        assert all(record in files(path) for record in sealed)
+        assert log.mask("flumberwick") == 2
+        assert not any(record in files(path) for record in sealed)
+        assert (log.count(), log.used_up(), len(log.records(20, held=True))) == before
+        assert log.read(3) == ["the <#>", SECRET, "a <#>"]
+        assert log.mask("flumberwick") == 0
+
+
+# --- how long what was typed is kept, whatever the clock shows
+# ------------------------------------------------------------------------------------------------
+
+NOW = 1_800_000_000.0  # of a clock that is right
+YEAR = 365 * DAY_S
+
+
+def test_a_stamp_in_the_future_counts_as_of_when_it_was_first_looked_at(path):
+    with TypingLog(path) as log:
+        log.append_many([("ahead", NOW + 10 * YEAR), ("right", NOW)])
+        assert log.expire(NOW) == 0
+        assert log.expire(NOW + 89 * DAY_S) == 0
+        assert log.read(10) == ["ahead", "right"]
+        assert log.expire(NOW + 91 * DAY_S) == 2
+
+
+def test_a_clock_that_was_years_ahead_keeps_nothing_for_ever(path):
+    with TypingLog(path) as log:
+        log.expire(NOW + 10 * YEAR)
+        log.append("ahead", NOW + 10 * YEAR)
+        assert log.expire(NOW) == 0  # put right
+        log.append("right", NOW)
+        assert log.expire(NOW + 89 * DAY_S) == 0
+        assert log.expire(NOW + 91 * DAY_S) == 2
+
+
+def test_a_clock_that_begins_in_1970_at_every_start_lets_nothing_go_early(path):
+    with TypingLog(path) as log:
+        log.append("before", NOW)
+        log.expire(NOW)
+        for day in range(1, 80):
+            assert log.expire(5.0) == 0
+            log.append(f"day {day}", 6.0)
+            assert log.expire(NOW + day * DAY_S) == 0
+        assert log.count() == 80
+        # the first day's counts from the last look before it, when "before" was recorded
+        assert log.expire(NOW + 91 * DAY_S) == 2
+        assert log.expire(NOW + 171 * DAY_S) == 78
+
+
+def test_the_newest_are_kept_when_there_are_too_many_bytes_whatever_their_stamps(path):
+    record = 12 + 3 + 16
+    with TypingLog(path, Retention(max_bytes=2 * record)) as log:
+        log.append_many([("abc", NOW + YEAR), ("abd", NOW + YEAR)])
+        log.expire(NOW)
+        log.append_many([("abe", NOW + 1), ("abf", NOW + 2)])
+        assert log.expire(NOW + 3) == 2
+        assert log.read(10) == ["abe", "abf"]
+
+
+def test_the_clock_is_looked_at_once_an_hour_while_one_types(path):
+    with TypingLog(path, Retention(max_age_s=10.0)) as log:
+        log.append("one", NOW)
+        assert log.retain(NOW) == 0
+        assert log.retain(NOW + 3599.0) == 0
+        assert log.retain(NOW + 3600.0) == 1
+        log.append("two", NOW + 3601.0)
+        assert log.retain(NOW + 3601.0) == 0
+        assert log.retain(NOW - 1.0) == 0  # the clock went back
+        assert log.retain(NOW + 7300.0) == 1
+
+
+@pytest.mark.parametrize(
+    "damage", ["own = 'x'", "looks = '[]'", "looks = '{'", "looks = x'ff'", "own = 9e999"]
+)
+def test_a_damaged_age_begins_anew(path, damage):
+    with TypingLog(path) as log:
+        log.append("one", NOW)
+        log.expire(NOW)
+    with sqlite3.connect(path) as db:
+        db.execute(f"UPDATE age SET {damage}")
+    db.close()
+    with TypingLog(path) as log:
+        assert log.append("two", NOW + 1)
+        assert log.expire(NOW + 2) == 0
+        assert log.expire(NOW + 91 * DAY_S) == 2
+
+
+@given(st.lists(st.floats(0, 1e10), min_size=1, max_size=40))
+def test_a_log_never_gets_younger_and_never_older_than_its_clock_went_on(clock):
+    age = ageing.begun(clock[0])
+    for now in clock[1:]:
+        after = ageing.looked(age, now)
+        assert after.own >= age.own
+        assert list(after.looks) == sorted(after.looks, reverse=True) and after.looks[-1] == now
+        age = after
+    assert age.own <= clock[0] + sum(max(b - a, 0.0) for a, b in pairwise(clock)) + 1.0
+
+
+def test_a_log_that_was_moved_away_can_be_read_again_with_its_key(path, tmp_path):
+    with TypingLog(path) as log:
+        log.append("one", 1.0)
+    (away := tmp_path / "away").mkdir()
+    path.rename(away / path.name)
+    with TypingLog(path) as log:  # its key stayed here
+        log.append("two", 2.0)
+    shutil.copy2(key_path(path), key_path(away / path.name))
+    with TypingLog(away / path.name) as log:
+        assert log.read(10) == ["one"]
+
+
+def test_no_error_advises_to_destroy_what_was_typed(path):
+    with TypingLog(path) as log:
+        log.append("one", 1.0)
+    key = key_path(path).read_bytes()
+    said = []
+    for damage in (os.urandom(32), b"short", None):
+        key_path(path).unlink() if damage is None else key_path(path).write_bytes(damage)
+        with pytest.raises(TypingLogError) as refused:
+            TypingLog(path)
+        said.append(str(refused.value))
+    key_path(path).write_bytes(key)
+    key_path(path).chmod(0o600)
+    path.write_bytes(b"something else entirely, and long enough to have a header " * 20)
+    with pytest.raises(TypingLogError) as refused:
+        TypingLog(path)
+    said.append(str(refused.value))
+    assert not any(word in each for each in said for word in ("wipe", "remove", "delete"))
+    assert all("move typing_log.* away" in each and "kept" in each for each in said)
 
 
 def test_what_was_forgotten_leaves_no_bytes_behind(path):
@@ -406,8 +625,7 @@ def test_a_record_is_no_sealed_data_and_sealed_data_no_record(path):
         db.close()
         with pytest.raises(TypingLogError):
             log.unseal(record, "")
-        with pytest.raises(TypingLogError):
-            log.read(1)
+        assert log.read(1) == [] and log.altered() == 1
 
 
 def write_version_1(path, typed):
@@ -525,6 +743,7 @@ OPERATIONS = {
     "mark used": (write_log, using(lambda log: log.mark_used([1, 3]))),
     "expire": (write_log, using(lambda log: log.expire(now=11.5))),
     "forget": (write_log, using(lambda log: log.forget("old mill"))),
+    "mask": (write_log, using(lambda log: log.mask("mill"))),
     "forget since": (write_log, using(lambda log: log.forget_since(1.0))),
     "migrate": (lambda path: write_version_1(path, TYPED), using(lambda log: None)),
 }
