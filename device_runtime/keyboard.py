@@ -22,38 +22,13 @@ from device_runtime.personal import Served
 from device_runtime.predictor import Predictor, Suggestion
 from device_runtime.sensors import note_key
 from device_runtime.text import tokenise
+from device_runtime.writing import accept, split
 
 log = logging.getLogger("fedboard.device")
+__all__ = ["Keyboard", "accept", "home_of", "split"]
 
 LEARNED_FROM = 200  # newest messages the trust is learned from, where none was kept
 _Mark = tuple[int, int, int] | None  # of a file: changes with it; None: there is none
-
-
-def split(typed: str) -> tuple[str, str]:
-    """What was typed as context and the word being typed, which is empty after a space.
-
-    >>> split("i will s")
-    ('i will ', 's')
-    """
-    start = len(typed)
-    while start > 0 and (typed[start - 1].isalnum() or typed[start - 1] in "'’"):
-        start -= 1
-    return typed[:start], typed[start:]
-
-
-def accept(typed: str, word: str) -> str:
-    """The text after a suggestion was taken: it replaces the word being typed, in that word's
-    capitals, and a space follows.
-
-    >>> accept("i will s", "see"), accept("Y", "you"), accept("YO", "you")
-    ('i will see ', 'You ', 'YOU ')
-    """
-    context, begun = split(typed)
-    if len(begun) > 1 and begun.isupper():
-        word = word.upper()
-    elif begun[:1].isupper():
-        word = word[:1].upper() + word[1:]
-    return context + word + " "
 
 
 def home_of(folder: Path, bundle: Bundle) -> Home:
