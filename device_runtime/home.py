@@ -3,6 +3,8 @@
     device.toml            who it trusts, which bundle it installed, where its conditions come from
     device.key             its private key: signs its requests
     typing_log.sqlite      what was typed, sealed; typing_log.key beside it
+    words.sealed           words never to offer and words to allow, sealed
+    removed                how many removals began and ended here: open keyboards look at it
     own_words.json         how far the user's own words are trusted: numbers, no words
     unfinished             a half-done epoch that waits for the next window, sealed
     sealed_update          a report that waits for its server's answer: it is sent as it is or not
@@ -51,13 +53,14 @@ from device_runtime import (
     log_wire,
     sensors,
     signing,
+    words,
 )
 from device_runtime.bundle import FOLDER as BUNDLE
 from device_runtime.bundle import Bundle, open_verified
 from device_runtime.causes import Cause
 from device_runtime.chain import Chain, Contradiction, Evidence, Seen
 from device_runtime.conditions import Source, trace_source, unknown
-from device_runtime.errors import BundleError, ConfigError, RunError
+from device_runtime.errors import BundleError, ConfigError, FedboardError, RunError
 from device_runtime.folder import Kind as FolderKind
 from device_runtime.folder import clear, is_empty, replaced, require_free, settle, writing
 from device_runtime.installed import Installed
@@ -68,7 +71,7 @@ from device_runtime.sensors import LAST_KEY
 from device_runtime.spent import Part
 from device_runtime.terms import Terms
 from device_runtime.turn import SENT, History, Status
-from device_runtime.typing_log import Retention, TypingLog
+from device_runtime.typing_log import PATIENCE_S, Retention, TypingLog
 from device_runtime.typing_log import wipe as wipe_log
 from device_runtime.weights import digest
 from device_runtime.wire import CERTIFIED, Assignment, Kind, Signed
@@ -82,6 +85,7 @@ WITHHELD, SIGNED, ENROLMENT = "withheld.json", "signed.json", "enrolment.json"
 RELEASES, FETCHED = "releases.json", "fetched"
 LINKS, EVIDENCE, TERMS = "links.json", "evidence.json", "terms.json"
 LOGS, FORKS = "logs.json", "forks.json"
+REMOVED = "removed"
 T = TypeVar("T")
 SERVER_NAME = re.compile("[0-9a-f]{32}")
 # files learned from what was typed
@@ -119,7 +123,7 @@ FOLDER = FolderKind(
     lambda folder: config.is_toml_of(DeviceConfig, folder / CONFIG),
     (
         *(CONFIG, KEY, NAME, SERVER, SCHEDULE, WITHHELD, SIGNED, RELEASES, LINKS, EVIDENCE, LOCK),
-        *(ENROLMENT, TERMS, LOGS, FORKS),
+        *(ENROLMENT, TERMS, LOGS, FORKS, REMOVED, words.FILE),
         *LEARNED,
         *(name + end for name in (TYPING_LOG, LEDGER) for end in ("", "-wal", "-shm", "-journal")),
         keystore.key_path(Path(TYPING_LOG)).name,
@@ -131,6 +135,13 @@ FOLDER = FolderKind(
     CONFIG,
     "choose another folder, or wipe that device first: fedboard device wipe --everything",
 )
+
+# where its settings are damaged: a device is known by its other files
+_OURS = replace(FOLDER, is_ours=lambda folder: _is_device(Path(folder)))
+
+
+def _is_device(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in (CONFIG, KEY, TYPING_LOG))
 
 
 def conditions_of(folder: Path, settings: DeviceConfig) -> Source:
@@ -233,7 +244,7 @@ class Home:
         path, typed = (Path(folder), list(typed))
         require_free(path, FOLDER, replace=False)
         with replaced(path, FOLDER) as new:
-            (new / CONFIG).write_text(config.to_toml(settings))
+            durable.write(new / CONFIG, config.to_toml(settings).encode())
             signing.load_or_create(new / KEY)
             with TypingLog(new / TYPING_LOG, settings.typing_log, settings.key_store) as log:
                 log.append_many(typed)
@@ -265,9 +276,26 @@ class Home:
         settings = config.from_toml(DeviceConfig, folder / CONFIG)
         return cls(folder, settings, signing.load_or_create(folder / KEY))
 
-    def typing_log(self) -> TypingLog:
-        """Its typing log, open: use it in a `with`."""
-        return TypingLog(self.folder / TYPING_LOG, self.config.typing_log, self.config.key_store)
+    @classmethod
+    def to_remove_from(cls, folder: Path) -> "Home":
+        """The device in `folder`, also where its settings or its key are missing or damaged: what
+        was typed can always be removed. Raises as `open` where there is nothing of a device.
+        """
+        try:
+            return cls.open(folder)
+        except FedboardError:
+            path = Path(folder)
+            log = path / TYPING_LOG
+            if not any(each.is_file() for each in (log, path / KEY, keystore.key_path(log))):
+                raise
+            settings = DeviceConfig((), key_store=keystore.name_of(log))
+            return cls(path, settings, Ed25519PrivateKey.generate())  # a key it signs nothing with
+
+    def typing_log(self, patience_s: float = PATIENCE_S) -> TypingLog:
+        """Its typing log, open: use it in a `with`. `patience_s` as of a TypingLog."""
+        settings = self.config
+        path = self.folder / TYPING_LOG
+        return TypingLog(path, settings.typing_log, settings.key_store, patience_s)
 
     def bundle(self) -> Bundle:
         """The bundle it uses, verified: the current one, or the last good one if that is damaged.
@@ -309,9 +337,24 @@ class Home:
 
     def install(self, source: Path) -> Bundle:
         """Make the bundle at `source` the one it uses. Raises BundleError, and keeps the bundle it
-        has, for one it does not trust or an older one.
+        has, for one it does not trust or an older one than it has or uses in place.
         """
+        if self.config.bundle is not None:
+            self._require_no_older(open_verified(source, self.trusted), source)
         return installed.install(self._bundles, source, self.trusted)
+
+    def _require_no_older(self, offered: Bundle, where: Path) -> None:
+        try:
+            used = open_verified(self.folder / (self.config.bundle or ""), self.trusted)
+        except BundleError:  # then it is not used either
+            return
+        if offered.manifest.release < used.manifest.release:
+            raise BundleError(
+                where,
+                f"release {offered.manifest.release} is older than release "
+                f"{used.manifest.release}, which this device uses from {used.path}",
+                "install a later release: a device never goes back",
+            )
 
     @property
     def simulated(self) -> bool:
@@ -428,15 +471,70 @@ class Home:
         nothing typed can be read.
         """
         with self._removing():
+            self._count_removal(begins=True)
             try:
                 wipe_log(self.folder / TYPING_LOG)
             finally:  # also when the system's keystore does not give its key up now
-                self.drop(*LEARNED)
+                self.drop(*LEARNED, words.FILE)
             if everything:
-                with writing(self.folder, FOLDER):
-                    clear(self.folder, FOLDER)
+                with writing(self.folder, _OURS):
+                    clear(self.folder, _OURS)
                 with contextlib.suppress(OSError):  # something of somebody else's is in it
                     self.folder.rmdir()
+            else:
+                self._count_removal(begins=False)
+
+    def forget(self, containing: str) -> int:
+        """Remove every message with these words side by side, and all that was learned: it is
+        learned again from what is left. The number of messages removed.
+        """
+        with self._removing(), self.typing_log() as log:
+            return self._removed(log.forget(containing, self._begin_removal))
+
+    def forget_since(self, at: float) -> int:
+        """The same for every message typed at `at` (seconds) or later."""
+        with self._removing(), self.typing_log() as log:
+            return self._removed(log.forget_since(at, self._begin_removal))
+
+    def forget_word(self, word: str) -> int:
+        """Take one word out of every message, as `TypingLog.mask` does, and remove all that was
+        learned: it is learned again. The number of messages that held it.
+
+        May be done again after a crash: what was learned goes before the word, and once more after
+        it, since another process may have learned it meanwhile.
+        """
+        with self._removing(), self.typing_log() as log:
+            return self._removed(log.mask(word, self._begin_removal))
+
+    def removals(self) -> int:
+        """How many removals began here, and how many ended: together odd while one is under way,
+        or after it was killed.
+        """
+        try:
+            counted = int((self.kept(REMOVED) or b"0")[:20])
+        except (OSError, ValueError):
+            return 0
+        return max(counted, 0)
+
+    def _begin_removal(self) -> None:
+        self._count_removal(begins=True)
+        self.drop(*LEARNED)
+
+    def _removed(self, number: int) -> int:
+        """End a removal of so many messages, or one that was killed."""
+        if number or self.removals() % 2:
+            self.drop(*LEARNED)
+            self._count_removal(begins=False)
+        return number
+
+    def _count_removal(self, begins: bool) -> None:
+        before = self.removals()
+        number = before + 1 + (before % 2 == begins)
+        try:
+            self.keep(REMOVED, f"{number}\n".encode())
+        except OSError:  # a full disk stops no removal; that the file goes is noticed as well
+            with contextlib.suppress(OSError):
+                self.drop(REMOVED)
 
     def note(self, contribution: Contribution) -> None:
         """Write one line of the ledger, or write it anew: a round and the time of a turn name a
@@ -568,8 +666,8 @@ class Home:
         except OSError as error:
             raise RunError(
                 self.folder,
-                f"cannot be wiped whole ({error.strerror})",
-                "give yourself the right to write there, and wipe again",
+                f"what was typed cannot be removed whole ({error.strerror})",
+                "give yourself the right to write there, and do it again",
             ) from None
 
     def _cached(self, sha256: str) -> Path:

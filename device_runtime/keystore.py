@@ -64,6 +64,11 @@ def holding(log: Path) -> KeyStore:
         return FileKey(system.path)
 
 
+def name_of(log: Path) -> str:
+    """The name of the key store that holds the key of the typing log at `log`."""
+    return SYSTEM if isinstance(holding(log), SystemKey) else FILE
+
+
 def key_path(log: Path) -> Path:
     """The file that holds the key of a typing log, or the name of its entry in the system's
     keystore.

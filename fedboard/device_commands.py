@@ -401,10 +401,10 @@ def device_log_add(
     from device_runtime.home import Home
 
     messages = [text] if text is not None else [line.rstrip("\r\n") for line in sys.stdin]
+    now = time.time()
     with Home.open(folder).typing_log() as log:
-        recorded = (
-            0 if private else log.append_many([(message, time.time()) for message in messages])
-        )
+        recorded = 0 if private else log.append_many([(message, now) for message in messages])
+        log.retain(now)
         waiting = log.count()
     if as_json:
         return emit({"recorded": recorded, "messages": waiting})
@@ -436,13 +436,13 @@ def device_log_forget(
 
     Says how many messages went, never what they held.
     """
-    from device_runtime.home import LEARNED, Home
+    from device_runtime.home import Home
 
     if words is not None and last_hours is not None:
         raise RunError(
             "log forget", "expected words or --last-hours, found both", "leave out one of them"
         )
-    home = Home.open(folder)
+    home = Home.to_remove_from(folder)
     if words is None and last_hours is None:
         # asked for, they stay out of the shell's history
         words = typer.prompt("Words to forget", err=True)
@@ -451,16 +451,13 @@ def device_log_forget(
         typer.confirm(
             f"Remove every message {which} from {printable(str(folder))}?", abort=True, err=True
         )
+    removed = (
+        home.forget(words or "")
+        if last_hours is None
+        else home.forget_since(time.time() - last_hours * 3600.0)
+    )
     with home.typing_log() as log:
-        removed = (
-            log.forget(words or "")
-            if last_hours is None
-            else log.forget_since(time.time() - last_hours * 3600.0)
-        )
         waiting = log.count()
-    if removed:
-        # learned from all messages: it is learned again from those that are left
-        home.drop(*LEARNED)
     if as_json:
         return emit({"removed": removed, "messages": waiting})
     console.say(f"{removed:,} removed; {waiting:,} messages in the log")
@@ -480,7 +477,7 @@ def device_wipe(
     """
     from device_runtime.home import Home
 
-    home = Home.open(folder)
+    home = Home.to_remove_from(folder)
     if not yes:
         typer.confirm(
             f"Remove {'all of' if everything else 'what was typed on'} {printable(str(folder))}?",
