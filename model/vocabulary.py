@@ -11,7 +11,7 @@ import io
 import math
 import string
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from sentencepiece import SentencePieceProcessor, SentencePieceTrainer, sentencepiece_model_pb2
 
@@ -27,6 +27,7 @@ from device_runtime.text import (
     SPECIALS,
     Vocabulary,
     is_word,
+    spaceless,
 )
 
 SIZE = 10_000  # words, beside the special ids and classes
@@ -35,8 +36,9 @@ COUNTED = 20_000_000
 # score of pad and bos, which are never targets: below a word seen once among 400 million targets
 NEVER = -20.0
 _SPACE = "\u2581"
-# pieces of any vocabulary of pieces, so that every word can be spelled
+# pieces of any vocabulary of pieces, beside the letters of its corpus
 ALPHABET = (_SPACE, *string.ascii_lowercase, *string.digits, "'")
+COVERED = 0.9995  # share of a corpus's characters that can be spelled, at least
 PASSES = 20  # scores and segmentation agree after some five
 _Kind = sentencepiece_model_pb2.TrainerSpec
 _Piece = sentencepiece_model_pb2.ModelProto.SentencePiece
@@ -93,24 +95,26 @@ def build_unigram(utterances: Iterable[Sequence[str]], size: int) -> Vocabulary:
     """`size` pieces of words by SentencePiece's unigram training on these token lists.
 
     They stand after the special ids and classes: those a word starts with, then the inner ones, as
-    the training ranks them. Letters, digits and the apostrophe are always among them. A small
-    corpus gives fewer pieces. The same utterances, in any order, give the same bytes: one thread,
-    sorted text. Raises VocabularyError if there is no word at all or the size is below that of the
-    alphabet. Source: Kudo 2018, arXiv:1804.10959.
+    the training ranks them. ASCII's letters, digits and the apostrophe are always among them, and
+    the most frequent other characters of the corpus, which cover it but for a rest that is OOV. A
+    small corpus gives fewer pieces. The same utterances, in any order, give the same bytes: one
+    thread, sorted text. Raises VocabularyError if there is no word at all or the size is below that
+    of the alphabet. Source: Kudo 2018, arXiv:1804.10959.
     """
-    if size < len(ALPHABET):
-        raise VocabularyError(
-            "vocabulary",
-            f"expected a size of at least {len(ALPHABET)} pieces, found {size}",
-            "ask for some thousand pieces",
-        )
     counts: Counter[str] = Counter()
     texts = []
     for utterance in utterances:
         counts.update(PARTS.get(token, token) for token in utterance)
         texts.append(" ".join(filter(is_word, utterance)))
     words = _words(counts)
-    pieces, scores = _train(sorted(filter(None, texts)), size)
+    alphabet = alphabet_of(counts)
+    if size < len(alphabet):
+        raise VocabularyError(
+            "vocabulary",
+            f"expected a size of at least {len(alphabet)} pieces, found {size}",
+            "ask for some thousand pieces: every character of the corpus is one",
+        )
+    pieces, scores = _train(_covered(sorted(filter(None, texts)), alphabet), size, alphabet)
     known = [len(texts), 0, *(counts[name] for name in CLASSES)]  # eos, oov, classes
     model, before = _model(_Kind.UNIGRAM, pieces, known, scores), None
     # SentencePiece's scores come from soft counts, but targets are the pieces of best
@@ -128,7 +132,12 @@ def build_unigram(utterances: Iterable[Sequence[str]], size: int) -> Vocabulary:
             _model(
                 _Kind.UNIGRAM,
                 pieces,
-                [*known, *(uses[i] for i in range(FIRST_WORD, FIRST_WORD + len(pieces)))],
+                [
+                    len(texts),
+                    uses[OOV],
+                    *known[2:],
+                    *(uses[i] for i in range(FIRST_WORD, FIRST_WORD + len(pieces))),
+                ],
             ),
             uses,
         )
@@ -147,7 +156,43 @@ def _words(counts: Counter[str]) -> list[str]:
     return words
 
 
-def _train(lines: list[str], size: int) -> tuple[list[str], list[float]]:
+def alphabet_of(counts: Mapping[str, int]) -> tuple[str, ...]:
+    """The characters that pieces are made of, by how often each token occurs: `ALPHABET`, then the
+    most frequent others until `COVERED` of all characters are.
+    """
+    uses: Counter[str] = Counter()
+    for token, count in counts.items():
+        if is_word(token):
+            for character in token:
+                uses[character] += count
+    left = uses.total() * (1 - COVERED)
+    others = sorted(set(uses) - set(ALPHABET), key=lambda character: (uses[character], character))
+    while others and uses[others[0]] <= left:
+        left -= uses[others.pop(0)]
+    return *ALPHABET, *reversed(others)
+
+
+def _covered(lines: list[str], alphabet: Sequence[str]) -> list[str]:
+    """Lines of words without what cannot be spelled: a rare character of a run of several words,
+    else the word it stands in.
+    """
+    spelled = frozenset(alphabet)
+    covered = []
+    for line in lines:
+        if spelled.issuperset(line.replace(" ", "")):
+            covered.append(line)
+            continue
+        words = (
+            "".join(filter(spelled.__contains__, word))
+            if spaceless(word)
+            else word * spelled.issuperset(word)
+            for word in line.split(" ")
+        )
+        covered.append(" ".join(filter(None, words)))
+    return list(filter(None, covered))
+
+
+def _train(lines: list[str], size: int, alphabet: Sequence[str]) -> tuple[list[str], list[float]]:
     """SentencePiece's pieces and their scores: those that start a word first, the alphabet among
     them.
     """
@@ -175,9 +220,10 @@ def _train(lines: list[str], size: int) -> tuple[list[str], list[float]]:
         for i in range(1, processor.get_piece_size())
     }
     lowest = min(score_of.values())
-    longer = [piece for piece in score_of if piece not in ALPHABET][: size - len(ALPHABET)]
+    single = frozenset(alphabet)
+    longer = [piece for piece in score_of if piece not in single][: size - len(alphabet)]
     ranked = sorted(
-        [*longer, *ALPHABET],
+        [*longer, *alphabet],
         key=lambda piece: (not piece.startswith(_SPACE), -score_of.get(piece, lowest), piece),
     )
     return ranked, [score_of.get(piece, lowest) for piece in ranked]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from device_runtime.errors import VocabularyError
 from device_runtime.text import BOS, CLASSES, EOS, FIRST_WORD, OOV, PAD, SPECIALS, is_word, tokenise
-from model.vocabulary import ALPHABET, NEVER, build, build_unigram
+from model.vocabulary import ALPHABET, NEVER, alphabet_of, build, build_unigram
 
 UTTERANCES = [("i", "see", "you", "."), ("you", "see", "<num>"), ("you", "!")]
 TALK = [
@@ -186,3 +186,41 @@ def test_any_text_gives_pieces_that_spell_it_or_a_clear_error(utterances, size):
 def test_fewer_pieces_than_the_alphabet_are_refused():
     with pytest.raises(VocabularyError, match="at least 38 pieces, found 37"):
         build_unigram(TALK, size=37)
+
+
+CHINESE = ["我想吃饭。", "我想吃面。", "你想吃饭吗？", "我们去吃饭吧。", "他们想去北京。"]
+THAI = ["ฉันอยากกินข้าว", "คุณอยากกินข้าวไหม", "เราไปกินข้าวกัน"]
+OTHERS = ["привет как дела", "नमस्ते आप कैसे हैं", "γεια σου", "Kraków jest piękny"]
+
+
+@pytest.mark.parametrize("text", [*CHINESE, *THAI, *OTHERS, "東京へ行きます", "ສະບາຍດີ"])
+def test_words_of_any_script_in_the_corpus_are_spelled(text):
+    tokens = tokenise(text)
+    vocabulary = build_unigram([tokens] * 3, 200)
+    assert OOV not in vocabulary.ids(tokens)
+    assert "".join(vocabulary.tokens[i] for i in vocabulary.ids(tokens)) == "".join(tokens)
+
+
+def test_a_run_of_several_words_is_spelled_by_its_frequent_parts():
+    vocabulary = build_unigram([tokenise(text) for text in CHINESE * 5], 200)
+    assert [vocabulary.tokens[i] for i in vocabulary.spelling("他们想吃饭")][-1] == "想吃饭"
+    assert len(vocabulary.spelling("他们想吃饭")) < 5
+
+
+def test_a_character_too_rare_to_be_covered_is_unknown_and_costs_no_piece():
+    common = [tokenise("我想吃饭")] * 3000
+    alphabet = alphabet_of({"我想吃饭": 3000, "龘想": 1, "ñandú": 1})
+    assert alphabet[: len(ALPHABET)] == ALPHABET
+    assert sorted(alphabet[len(ALPHABET) :]) == sorted("我想吃饭")
+    vocabulary = build_unigram([*common, tokenise("龘想"), tokenise("ñandú")], 200)
+    assert not any(set(token) & set("龘ñ") for token in vocabulary.tokens)
+    assert OOV in vocabulary.spelling("龘想")
+
+
+def test_a_small_corpus_is_covered_to_its_last_character():
+    assert set(alphabet_of({"我": 1, "龘": 1})) == {*ALPHABET, "我", "龘"}
+
+
+def test_fewer_pieces_than_the_corpus_has_characters_are_refused():
+    with pytest.raises(VocabularyError, match="at least 42 pieces, found 40"):
+        build_unigram([tokenise("我想吃饭")], 40)
