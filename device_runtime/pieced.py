@@ -1,0 +1,377 @@
+"""Pieced: the likeliest words of a network of pieces, by a search over the paths that spell them.
+
+A word's probability is that of its pieces, one after the other, times that of being complete: the
+next piece starts a word, is a class or ends the utterance. What was typed before is complete, so a
+first piece is taken among those that may follow a complete word. A word counts by its best
+segmentation alone, which is all the network has seen.
+
+The search goes on with the likeliest path first. No word is likelier than a path it goes through,
+so the strip is exact once its words are likelier than every open path; the width only bounds what
+one search may cost. A best segmentation is best in all its beginnings, so worse paths are dropped
+at once.
+
+Scripts without spaces are typed in runs of several words. There a suggestion goes on with the run:
+what the next piece adds to what was typed, and nothing need end after it.
+"""
+
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from heapq import heappop, heappush
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from device_runtime.interpreter import Arrays
+from device_runtime.metrics import STRIP
+from device_runtime.text import (
+    BOS,
+    FIRST_WORD,
+    OOV,
+    Vocabulary,
+    fold,
+    normalise,
+    spaceless,
+    tokenise,
+    written,
+)
+
+WIDTH = 16  # paths followed for one list of words
+PATHS = 1 << 13  # paths whose text is remembered
+CHUNK = 1 << 23  # scores held at once: 32 MB
+HEALED = 2  # last pieces of a run that may turn out to be others
+_LAST = "\U0010ffff"  # comes after every letter
+_RUN = "\u5b57"  # a letter that any run may begin with
+
+Words = list[tuple[str, float]]  # words and their log-probabilities, best first
+Path = tuple[int, ...]  # ids of pieces
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a path reads."""
+
+    text: str
+    whole: bool  # whether it is a word, which has to end to be one
+    run: bool = False  # whether it is of a script without spaces, where nothing has to end
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where the network stands at some places of some texts."""
+
+    state: Arrays  # of each array [places, width]
+    scores: NDArray[Any]  # float32 [places, vocabulary], log-probabilities of the next piece
+    complete: NDArray[Any]  # float [places], log-probability that no inner piece follows
+
+
+Step = Callable[[NDArray[Any], Arrays], Places]  # int [n] ids, states before -> the places after
+
+
+def complete_of(log_probs: NDArray[Any], first_inner: int) -> NDArray[Any]:
+    """Log-probability that no inner piece follows: float [n, vocabulary] -> [n]."""
+    whole = np.exp(log_probs[:, :first_inner]).sum(axis=1)
+    logs: NDArray[Any] = np.log(np.maximum(whole, np.finfo(np.float32).tiny))
+    return logs
+
+
+class Spelling:
+    """The pieces of one vocabulary, and how paths of them read. Remembers paths.
+
+    Of a vocabulary of words no path goes on.
+    """
+
+    def __init__(self, vocabulary: Vocabulary, paths: int = PATHS):
+        """`paths` is how many are remembered."""
+        self._vocabulary = vocabulary
+        self.inner, self.size = vocabulary.first_inner, len(vocabulary)
+        self.read = lru_cache(paths)(self._read)
+        self.read_within = lru_cache(paths)(self._read_within)
+        # without those that are a worse spelling of what they read
+        starts = [i for i in range(FIRST_WORD, self.inner) if self._read((i,))]
+        self.starting = _Index(starts, vocabulary.tokens, paths)
+        self.going_on = _Index(range(self.inner, self.size), vocabulary.tokens, paths)
+
+    def _read(self, path: Path) -> Reading | None:
+        """None if it is not the best segmentation of what it reads, or no part of a word."""
+        text = self._text(path)
+        if text and self._vocabulary.spelling(text) != path:
+            return None
+        whole = bool(text) and tokenise(text) == [text]
+        if text and spaceless(text):
+            return Reading(text, whole=False, run=True) if whole else None
+        return Reading(text, whole)
+
+    def _read_within(self, path: Path) -> Reading | None:
+        """Within a run every segmentation will do, since its beginning is not known."""
+        text = self._text(path)
+        return Reading(text, False, run=True) if tokenise(_RUN + text) == [_RUN + text] else None
+
+    def _text(self, path: Path) -> str:
+        return "".join(self._vocabulary.tokens[i] for i in path)
+
+
+class _Index:
+    """Pieces by the letters they begin with."""
+
+    def __init__(self, ids: Iterable[int], tokens: Sequence[str], remembered: int):
+        self._id_of = {tokens[i]: i for i in ids}
+        self._sorted = sorted(self._id_of)
+        self._ids = np.array([self._id_of[text] for text in self._sorted], np.int64)
+        self.fitting = lru_cache(remembered)(self._fitting)
+
+    def _fitting(self, rest: str) -> NDArray[Any]:
+        """Ids of pieces that agree with the letters a word must go on with: one begins with the
+        other.
+        """
+        low, high = bisect_left(self._sorted, rest), bisect_left(self._sorted, rest + _LAST)
+        shorter = (rest[:end] for end in range(len(rest)))
+        at_once = [self._id_of[text] for text in shorter if text in self._id_of]
+        ids: NDArray[Any] = np.concatenate(
+            [np.sort(self._ids[low:high]), np.array(at_once, np.int64)]
+        )
+        return ids
+
+
+@dataclass(slots=True)
+class Search:
+    """One list of words in the making."""
+
+    place: int  # where it starts
+    k: int
+    left: int  # paths it may still follow
+    prefix: str = ""
+    # words must be likelier than this; if it is set, any k such words are enough
+    floor: float = -np.inf
+    but: str = ""  # a word left out
+    within: bool = False  # starts within a run, with any piece that goes on
+    refused: Callable[[str], bool] | None = None  # words that are never offered
+    words: Words = field(default_factory=list)
+    # heap of minus the log-probability, the path, the state before its last piece
+    open: list[tuple[float, Path, int]] = field(default_factory=list)
+    seen: float = 0.0  # probability of all words that were met
+
+    @property
+    def limit(self) -> float:
+        """A path must be likelier than this to matter."""
+        if len(self.words) < self.k:
+            return self.floor
+        return self.words[-1][1] if self.floor == -np.inf else np.inf
+
+    @property
+    def total(self) -> float:
+        """Probability that the text goes on with the prefix, as far as it was looked at."""
+        return self.seen + sum(float(np.exp(-cost)) for cost, *_ in self.open)
+
+    def likeliest(self) -> list[tuple[float, Path, int]]:
+        """The next paths to follow: as many as words are missing, at least one."""
+        paths: list[tuple[float, Path, int]] = []
+        while (
+            self.left
+            and self.open
+            and len(paths) < max(self.k - len(self.words), 1)
+            and -self.open[0][0] > self.limit
+        ):
+            paths.append(heappop(self.open))
+            self.left -= 1
+        return paths
+
+    def find(self, word: str, score: float) -> None:
+        """Take a word into the list, if it is likely enough and wanted."""
+        if not word.startswith(self.prefix):
+            return
+        self.seen += float(np.exp(score))
+        if score <= self.limit or word == self.but or (self.refused and self.refused(word)):
+            return
+        before = next((known for known in self.words if known[0] == word), None)
+        if before and before[1] >= score:
+            return
+        others = [known for known in self.words if known is not before]
+        self.words = sorted([*others, (word, score)], key=lambda offer: -offer[1])[: self.k]
+
+    def narrowed(self, prefix: str, floor: float, but: str, width: int) -> "Search":
+        """A search for words ahead of one: longer prefix, and what was found already."""
+        words = [
+            (word, score) for word, score in self.words if score > floor and word.startswith(prefix)
+        ]
+        return Search(
+            self.place, self.k, width, prefix, floor, but, self.within, self.refused, words
+        )
+
+
+def follow(
+    searches: Sequence[Search],
+    places: Places,
+    spelling: Spelling,
+    step: Step,
+    chunk: int = CHUNK,
+) -> None:
+    """Find the words of all searches side by side, so that every step of the network serves many of
+    them. `chunk` is how many scores may be held at once.
+    """
+    states = places.state
+    for search in searches:
+        before = 0.0 if search.within else -float(places.complete[search.place])
+        _open(search, (), before, places.scores[search.place], search.place, spelling)
+    while searches:
+        steps = [(search, *path) for search in searches for path in search.likeliest()]
+        searches = list({id(search): search for search, *_ in steps}.values())
+        kept: list[int] = []  # of the states reached, those some path goes on from
+        base = len(next(iter(states.values())))
+        reached = {name: [array] for name, array in states.items()}
+        size = max(chunk // spelling.size, 1)
+        for some in (steps[first : first + size] for first in range(0, len(steps), size)):
+            rows = [state for *_, state in some]
+            after = step(
+                np.array([path[-1] for _, _, path, _ in some]),
+                {name: array[rows] for name, array in states.items()},
+            )
+            bounds = np.array([-cost for _, cost, _, _ in some])
+            for (search, _, path, _), score in zip(
+                some, (bounds + after.complete).tolist(), strict=True
+            ):
+                reading = _reading(search, path, spelling)
+                if reading and reading.whole:
+                    search.find(reading.text, score)
+            if spelling.inner == spelling.size:
+                continue
+            further = bounds + after.scores[:, spelling.inner :].max(axis=1) > [
+                search.limit for search, *_ in some
+            ]
+            for row in np.flatnonzero(further):
+                search, _, path, _ = some[row]
+                at = base + len(kept)
+                if _open(search, path, bounds[row], after.scores[row], at, spelling):
+                    kept.append(row)
+                    for name, array in after.state.items():
+                        reached[name].append(array[row : row + 1])
+        if kept:
+            states = {name: np.concatenate(arrays) for name, arrays in reached.items()}
+
+
+def _open(
+    search: Search,
+    path: Path,
+    bound: float,
+    scores: NDArray[Any],
+    state: int,
+    spelling: Spelling,
+) -> bool:
+    """Open the likeliest paths one piece longer than `path`, whose log-probability is `bound`; a
+    run that goes on is found at once.
+
+    Returns whether there is any.
+    """
+    known = _reading(search, path, spelling) if path else None
+    text = known.text if known else ""
+    index = spelling.going_on if path or search.within else spelling.starting
+    ids = index.fitting(search.prefix[len(text) :])
+    extended = bound + scores[ids]  # log-probabilities of the longer paths
+    good = np.flatnonzero(extended > search.limit)
+    if len(good) > search.left:
+        good = good[np.argpartition(-extended[good], search.left)[: search.left]]
+    opened = False
+    for i in good:
+        longer = (*path, int(ids[i]))
+        reading = _reading(search, longer, spelling)
+        if reading is None:
+            continue
+        if reading.run and len(reading.text) > len(search.prefix):
+            search.find(reading.text, float(extended[i]))
+        else:
+            heappush(search.open, (-float(extended[i]), longer, state))
+            opened = True
+    return opened
+
+
+def _reading(search: Search, path: Path, spelling: Spelling) -> Reading | None:
+    reading: Reading | None = (spelling.read_within if search.within else spelling.read)(path)
+    return reading
+
+
+class Pieced:
+    """What a device's strip offers by a network of pieces."""
+
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        at: Callable[[Sequence[int]], tuple[NDArray[Any], Arrays]],
+        step: Callable[[NDArray[Any], Arrays], tuple[NDArray[Any], Arrays]],
+        blocked: frozenset[str] = frozenset(),
+        width: int = WIDTH,
+    ):
+        """`at` says where the network stands after some ids: log-probabilities of the next, float32
+        [vocabulary], and its state, of one text. `step` goes on from several states, as
+        `Reader.step` does. `blocked` are folded words that are never offered.
+        """
+        self._vocabulary, self._at, self._width = vocabulary, at, width
+        self._spelling = Spelling(vocabulary)
+        self._blocked = blocked
+        self._blocked_runs = tuple(word for word in blocked if spaceless(word))
+        self._longest = max(map(len, self._blocked_runs), default=1)
+
+        def further(tokens: NDArray[Any], state: Arrays) -> Places:
+            log_probs, after = step(tokens.astype(np.int32), state)
+            return Places(after, log_probs, complete_of(log_probs, vocabulary.first_inner))
+
+        self._step = further
+
+    def suggest(self, context: str, prefix: str = "", k: int = STRIP) -> Words:
+        """The k likeliest words after `context` that begin with `prefix`, best first, with their
+        probabilities: of this word next; with letters typed, among what goes on with them.
+
+        Within a run of a script without spaces they are what stands in place of `prefix` when the
+        run goes on: `prefix` and what the next piece adds.
+        """
+        run = self._run(context + prefix)
+        if run:
+            return [(prefix + more, share) for more, share in self._going_on(*run, k)]
+        prefix = fold(prefix)
+        search = Search(0, k, self._width, prefix, refused=self._is_blocked)
+        self._find(search, self._vocabulary.ids(tokenise(context)))
+        total = search.total if prefix else 1.0
+        return [(word, float(np.exp(score)) / total) for word, score in search.words]
+
+    def _run(self, typed: str) -> tuple[list[str], str] | None:
+        """The tokens before a run at the end of a text, and the run; None where there is none."""
+        pairs = written(typed)
+        if not pairs or not spaceless(pairs[-1][0]) or not normalise(typed).endswith(pairs[-1][1]):
+            return None
+        return [token for token, _ in pairs[:-1]], pairs[-1][0]
+
+    def _going_on(self, before: list[str], run: str, k: int) -> Words:
+        """What may be added to a run, with probabilities."""
+        pieces = list(self._vocabulary.spelling(run))
+        last = 0  # pieces that are looked at anew
+        while last < min(HEALED, len(pieces)) and pieces[-1 - last] != OOV:
+            last += 1
+        kept = pieces[: len(pieces) - last]
+        rest = "".join(self._vocabulary.tokens[i] for i in pieces[len(kept) :])
+        search = Search(
+            0,
+            k,
+            self._width,
+            rest,
+            within=bool(kept),
+            refused=lambda text: self._blocks(run, text[len(rest) :]),
+        )
+        self._find(search, [*self._vocabulary.ids(before), *kept])
+        return [
+            (text[len(rest) :], float(np.exp(score)) / search.total) for text, score in search.words
+        ]
+
+    def _find(self, search: Search, ids: Sequence[int]) -> None:
+        log_probs, state = self._at([BOS, *ids])
+        scores = log_probs[None]
+        places = Places(state, scores, complete_of(scores, self._vocabulary.first_inner))
+        follow([search], places, self._spelling, self._step)
+
+    def _is_blocked(self, word: str) -> bool:
+        return word in self._blocked or (spaceless(word) and self._blocks("", word))
+
+    def _blocks(self, run: str, more: str) -> bool:
+        """Whether a run that goes on so holds a blocked word that it did not hold before."""
+        text = run[max(len(run) - self._longest + 1, 0) :] + more
+        return any(word in text for word in self._blocked_runs)
