@@ -57,10 +57,9 @@ def package(
     examples are rows (int32 [n, plan.length + 1]) of real text to measure on, steps those of the
     parity with TensorFlow. Raises BundleError, and writes nothing, if the vocabulary does not fit
     the checkpoint, the quality gate does not let the graphs pass, or the bundle takes more than its
-    device class has; VocabularyError for a vocabulary of pieces.
+    device class has.
     """
     checkpoint, vocabulary, plan = parts.checkpoint, parts.vocabulary, parts.plan
-    vocabulary.require_words("a bundle")  # its `predict` graph ranks ids, not words
     arrays = weights.as_sent(checkpoint.weights)  # what is measured is what devices get
     size = network.size_of(arrays)
     if checkpoint.tokenizer != vocabulary.hash or len(vocabulary) != len(arrays["embedding"]):
@@ -152,8 +151,15 @@ def _costs(
 
 def _texts(rows: np.ndarray, vocabulary: Vocabulary) -> tuple[str, ...]:
     """The words of some rows of ids, each as one text."""
-    texts = (" ".join(vocabulary.tokens[i] for i in row if i >= FIRST_WORD) for row in rows)
+    texts = ("".join(_spaced(row, vocabulary)).strip() for row in rows)
     return tuple(text for text in texts if text)
+
+
+def _spaced(row: np.ndarray, vocabulary: Vocabulary) -> list[str]:
+    """The words of a row of ids, a space before each; pieces that go on with one have none."""
+    return [
+        " " * (i < vocabulary.first_inner) + vocabulary.tokens[i] for i in row if i >= FIRST_WORD
+    ]
 
 
 def _parity_batches(examples: np.ndarray, plan: Plan, steps: int) -> list[np.ndarray]:

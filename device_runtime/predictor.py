@@ -13,6 +13,7 @@ from device_runtime.interpreter import Arrays
 from device_runtime.metrics import STRIP, top_words
 from device_runtime.offensive import blocked_ids
 from device_runtime.own_words import OwnWords
+from device_runtime.pieced import Pieced
 from device_runtime.reader import Personal, reader_of
 from device_runtime.text import BOS, fold, tokenise
 
@@ -61,16 +62,23 @@ class Predictor:
         in while they are ahead of the network alone. Words of `blocked` and of the bundle's own
         list are never suggested.
 
-        Raises VocabularyError for a bundle of pieces, which this cannot join to words.
+        The words of a bundle of pieces are joined from them; raises VocabularyError if `own` words
+        are to be mixed in there.
         """
-        bundle.vocabulary.require_words("the strip of a device")
         self.vocabulary = bundle.vocabulary
+        if own is not None:
+            self.vocabulary.require_words("a mix of own words")
         self._reader = reader_of(bundle, personal)
         self.own = own
         self._blocked = frozenset(blocked | getattr(bundle, "blocked", frozenset()))
         self._never = blocked_ids(self.vocabulary.tokens, self._blocked)
         # new words of whom were looked at, how many of them, and the ids of those blocked
         self._looked: tuple[OwnWords | None, int, list[int]] = (None, 0, [])
+        self._pieced = (
+            Pieced(self.vocabulary, self._place, self.step, self._blocked)
+            if self.vocabulary.of_pieces
+            else None
+        )
         # of which context, and its scores
         self._mixed: tuple[object, NDArray[Any]] = (None, np.empty(0))
         self._before: list[int] = []  # tokens whose states were let go
@@ -88,14 +96,17 @@ class Predictor:
 
     def suggest(self, context: str, prefix: str = "", k: int = STRIP) -> list[Suggestion]:
         """The k likeliest words after `context`, best first; only those that start with `prefix`,
-        if given. Punctuation is never suggested.
+        if given. Punctuation is never suggested. Within a run of a script without spaces they are
+        what may stand in place of `prefix`.
         """
+        if self._pieced:
+            best = self._pieced.suggest(context, prefix, k)
+            return [Suggestion(word, probability) for word, probability in best]
         scores, words = self._scores(tokenise(context))
         if not prefix:
-            best = top_words(scores[None], k)[0]
             return [
                 Suggestion(words[i], float(np.exp(scores[i])))
-                for i in best
+                for i in top_words(scores[None], k)[0]
                 if np.isfinite(scores[i])
             ]
         prefix = fold(prefix)
@@ -166,6 +177,11 @@ class Predictor:
             never = never + [looked + i for i in blocked_ids(own.words[looked:], self._blocked)]
         self._looked = own, len(own.words), never
         return never
+=======
+    def _place(self, ids: Sequence[int]) -> tuple[NDArray[Any], Arrays]:
+        """Log-probabilities after a context, and the state there."""
+        scores = self._after(list(ids))
+        return scores, self._read[-1].state
 
     def _after(self, ids: list[int]) -> NDArray[Any]:
         """Log-probabilities after a context, float32 [vocabulary]; steps only over what the states
