@@ -177,7 +177,7 @@ class Predictor:
             never = never + [looked + i for i in blocked_ids(own.words[looked:], self._blocked)]
         self._looked = own, len(own.words), never
         return never
-=======
+
     def _place(self, ids: Sequence[int]) -> tuple[NDArray[Any], Arrays]:
         """Log-probabilities after a context, and the state there."""
         scores = self._after(list(ids))

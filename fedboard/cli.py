@@ -86,6 +86,7 @@ EXTRAS = {
     "device": ("httpx", "tflite_runtime"),
     "litert": ("ai_edge_litert",),
     "keystore": ("keyring",),
+    "keyboard": ("prompt_toolkit", "wcwidth"),
     "server": (
         "alembic",
         "cachetools",

@@ -4,7 +4,7 @@ Key by key the strip follows, and what is sent enters the typing log unless inco
 
 `press` and `screen` are pure: keys and a session in, a session or lines out. `run` lends them a
 terminal, whose keys, pastes, widths and signs are prompt_toolkit's to know. What a keyboard is
-stands in `device_runtime/keyboard.py`.
+stands in `device_runtime/keyboard.py`, what a word does to a text in `device_runtime/writing.py`.
 """
 
 import asyncio
@@ -21,10 +21,11 @@ from pathlib import Path
 from rich.text import Text
 
 from device_runtime.errors import RunError
-from device_runtime.keyboard import Keyboard, accept, split
+from device_runtime.keyboard import Keyboard
 from device_runtime.metrics import STRIP
 from device_runtime.predictor import Suggestion, centred
 from device_runtime.shown import printable
+from device_runtime.writing import accept, joined, split, still_ours
 from fedboard import console
 
 # names of keys as prompt_toolkit has them; those with Alt come after an `escape`
@@ -49,9 +50,9 @@ HELP = (
 ASKED = "{word}: f forgets it, n never offers it again, any other key keeps it"
 REFRESH_S = 0.5  # what another process removed is gone from the strip by then
 _PASTE, _PASTE_END = "\x1b[200~", "\x1b[201~"
+_REST = re.compile("^[\\w'\u2019\u200c\u200d]+")  # of a word that the cursor stands in
 _SIGN = 64  # characters that one sign may take
 _TAIL = 1024  # characters whose words the next one depends on
-_CLOSES = frozenset(".,?!;:)]}…%»”’")  # a space that came with a word gives way to these
 
 
 @dataclass(frozen=True)
@@ -195,19 +196,14 @@ def _type(session: Session, text: str) -> Session:
     text = typeable(text)
     if not text:
         return session
-    typed, space = session.typed, session.space_is_ours and typed_closes(text)
+    typed = joined(session.typed, text, session.space_is_ours)
     return replace(
         session,
-        typed=(typed[:-1] + text + " " * (not session.after) if space else typed + text),
+        typed=typed,
         keys=session.keys + len(text),
-        space_is_ours=space and not session.after,
+        space_is_ours=session.space_is_ours and still_ours(typed, text),
         before=None,
     )
-
-
-def typed_closes(text: str) -> bool:
-    """Whether a sign that was typed belongs to the word before it."""
-    return len(text) == 1 and text in _CLOSES
 
 
 def typeable(text: str) -> str:
@@ -222,6 +218,8 @@ def typeable(text: str) -> str:
 
 def _accept(session: Session, word: str) -> Session:
     typed, after = accept(session.typed, word), session.after
+    if split(session.typed)[1]:
+        after = _REST.sub("", after)  # the whole word gives way
     if after[:1].isspace() and typed.endswith(" "):
         typed = typed[:-1]
     ours = typed.endswith(" ")
@@ -312,7 +310,8 @@ def _cursor_line(session: Session, width: int) -> Line:
     under = first_sign(session.after)
     rest = _fit(printable(session.after[len(under) : len(under) + 2 * room]), room - _cells(before))
     mark = "…" if cut else " "
-    return Line((("", mark + before), ("reverse", printable(under) or " "), ("", rest.rstrip())))
+    cursor = _fit(printable(under), 2).rstrip() or " "
+    return Line((("", mark + before), ("reverse", cursor), ("", rest.rstrip())))
 
 
 def _cells(text: str) -> int:
@@ -459,6 +458,7 @@ def _application(face: Face):
     from prompt_toolkit.key_binding import KeyBindings
     from prompt_toolkit.keys import Keys
     from prompt_toolkit.layout import FormattedTextControl, Layout, Window
+    from prompt_toolkit.output.vt100 import Vt100_Output
     from prompt_toolkit.shortcuts import print_formatted_text
 
     def drawn() -> FormattedText:
@@ -492,6 +492,8 @@ def _application(face: Face):
         layout=Layout(Window(FormattedTextControl(drawn, focusable=True), wrap_lines=False)),
         key_bindings=bindings,
         erase_when_done=True,
+        # where the cursor stands need not be asked for: what is drawn is drawn from there on
+        output=Vt100_Output.from_pty(sys.stdout, os.environ.get("TERM"), enable_cpr=False),
         refresh_interval=REFRESH_S,
     )
     application.ttimeoutlen = application.timeoutlen = 0.1

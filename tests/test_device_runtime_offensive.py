@@ -1,13 +1,15 @@
 """Which words a list of blocked ones means."""
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conversion.package import DEFAULT_BLOCKED
 from device_runtime import offensive
 
-LISTED = offensive.stems(DEFAULT_BLOCKED.read_text().split())
+BLOCKED = Path(__file__).parents[1] / "conversion" / "blocked.txt"
+LISTED = offensive.stems(BLOCKED.read_text().split())
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import termios
 import time
-
 from dataclasses import replace
 
 import pytest
@@ -78,8 +77,14 @@ def test_a_capital_is_kept():
 
 @pytest.mark.parametrize("sign", [*".,?!;:)]}", "\u2026"])
 def test_a_sign_that_belongs_to_the_word_before_takes_the_place_of_its_space(sign):
-    assert typed(TAB, sign, "i").typed == f"you{sign} i"
+    assert typed(TAB, sign).typed == f"you{sign}"
     assert typed("a", " ", sign).typed == f"a {sign}"
+
+
+def test_a_word_after_such_a_sign_is_kept_apart():
+    assert typed(TAB, ",", "i").typed == "you, i"
+    assert typed(TAB, ".", ".", "i").typed == "you.. i"
+    assert typed(TAB, ",", " ", "i").typed == "you, i"
 
 
 def test_other_signs_keep_the_space():
@@ -249,7 +254,24 @@ class Terminal:
 
     def press(self, text: str) -> None:
         self.seen = ""
-        os.write(self.master, text.encode())
+        data = text.encode()
+        while data:  # a terminal takes some thousand bytes at once
+            readable, writable, _ = select.select([self.master], [self.master], [], 30)
+            if readable:
+                self.seen += os.read(self.master, 65536).decode("utf-8", "replace")
+            if writable:
+                data = data[os.write(self.master, data[:1024]) :]
+
+    def ended(self) -> int:
+        """The exit code, once it has left; what it showed meanwhile is read."""
+        end = time.monotonic() + 60
+        while self.process.poll() is None:
+            assert time.monotonic() < end, self.seen
+            if select.select([self.master], [], [], 0.2)[0]:
+                self.seen += os.read(self.master, 65536).decode("utf-8", "replace")
+        while select.select([self.master], [], [], 0)[0]:
+            self.seen += os.read(self.master, 65536).decode("utf-8", "replace")
+        return self.process.returncode
 
     def close(self) -> int:
         if self.process.poll() is None:
@@ -281,28 +303,53 @@ def terminal(tiny_bundle, trusted, tmp_path):
 def test_what_is_sent_in_a_terminal_is_recorded_but_not_what_is_sent_incognito(terminal, tmp_path):
     keyboard = terminal()
     keyboard.press("i will s")
-    keyboard.until(r"2 see")  # the completion stands in the centre
-    keyboard.press(TAB)
-    keyboard.until("i will see ")
-    keyboard.press(ENTER)
+    keyboard.until(r"2 .*see")  # the completion stands in the centre
+    keyboard.press("\t\r")
     keyboard.until("  i will see")
-    keyboard.press(INCOGNITO + "my secret" + ENTER)
+    keyboard.press("2 eggs\x1b[D\x1b[Fx\x7f")
+    keyboard.press("\x15\x10my secret\r")
     keyboard.until("incognito")
-    keyboard.press(LEAVE[1])
-    assert keyboard.process.wait(timeout=30) == 0
-    keyboard.until(r"2 messages, .* keys pressed")
+    keyboard.press("\x04")
+    assert keyboard.ended() == 0
+    assert "2 messages" in keyboard.seen
     assert termios.tcgetattr(keyboard.slave) == keyboard.before
     with Home.open(tmp_path / "home").typing_log() as log:
         assert log.read(10) == ["i will see"]
 
 
-def test_the_terminal_is_given_back_after_sigterm(terminal):
+@pytest.mark.parametrize(
+    "begun", ["\x1b[200~a paste that never ends", "\x1b[", "\x1b", "\x1bO", "é"]
+)
+def test_ctrl_c_leaves_within_whatever_was_begun(terminal, begun):
+    keyboard = terminal()
+    keyboard.press(begun)
+    time.sleep(0.3)
+    keyboard.press("\x03")
+    assert keyboard.ended() == 0
+    assert termios.tcgetattr(keyboard.slave) == keyboard.before
+
+
+def test_keys_stay_alive_after_a_paste_of_twelve_thousand_words(terminal, tmp_path):
+    keyboard = terminal()
+    keyboard.press("\x1b[200~" + "you see my dog\n" * 3000 + "\x1b[201~ abc")
+    keyboard.until("abc")
+    keyboard.press("\r")
+    keyboard.until("keys, ")
+    keyboard.press("\x03")
+    assert keyboard.ended() == 0
+    with Home.open(tmp_path / "home").typing_log() as log:
+        [message] = log.read(10)
+    assert message == "you see my dog " * 3000 + " abc"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_the_terminal_is_given_back_after_a_signal(terminal, number):
     keyboard = terminal("--incognito")
     keyboard.press("half a mess")
     keyboard.until("mess")
     assert termios.tcgetattr(keyboard.slave) != keyboard.before
-    keyboard.process.send_signal(signal.SIGTERM)
-    assert keyboard.process.wait(timeout=30) == 128 + signal.SIGTERM
+    keyboard.process.send_signal(number)
+    assert keyboard.ended() == 128 + number
     assert termios.tcgetattr(keyboard.slave) == keyboard.before
 
 
