@@ -1,22 +1,25 @@
 """Suggestions: a bundle and what was typed -> the likeliest words with probabilities."""
 
-from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from device_runtime.bundle import Bundle
+from device_runtime.completion import Fits, Index, fitting, with_slips
 from device_runtime.interpreter import Arrays
 from device_runtime.metrics import STRIP, top_words
 from device_runtime.offensive import blocked_ids
 from device_runtime.own_words import OwnWords
 from device_runtime.pieced import Pieced
 from device_runtime.reader import Personal, reader_of
-from device_runtime.text import BOS, fold, tokenise
+from device_runtime.text import BOS, FIRST_WORD, OOV, Vocabulary, fold, plain, tokenise
+from device_runtime.writing import shown
 
+AHEAD = 3.0  # times as likely a word is that takes the best place of the strip from another
 KEPT = 32  # tokens whose states are kept: so far one can go back without starting anew
 
 
@@ -24,8 +27,9 @@ KEPT = 32  # tokens whose states are kept: so far one can go back without starti
 class Suggestion:
     """One word of the strip."""
 
-    word: str
-    probability: float  # of this word next; with a prefix, among the words that start so
+    word: str  # as it is shown, and typed when it is taken
+    probability: float  # of this word next; with a prefix, among the words that fit it
+    token: str = ""  # as it is compared
 
 
 def centred(best_first: Sequence[Any]) -> list[Any]:
@@ -35,6 +39,32 @@ def centred(best_first: Sequence[Any]) -> list[Any]:
     ['second', 'best', 'third']
     """
     return [*best_first[1::2][::-1], *best_first[::2]]
+
+
+def steady(
+    before: Sequence[Suggestion], now: Sequence[Suggestion], ahead: float = AHEAD
+) -> list[Suggestion]:
+    """The strip after one more key of a word: words that still fit keep their places, and others
+    come where one is free. A place of a strip is a place in these lists, the first one the best.
+
+    A word moves to the first place only if it is `ahead` times as likely as the one that is or
+    would be there.
+
+    >>> the, then, they = (Suggestion(word, 0.3, word) for word in ("the", "then", "they"))
+    >>> [each.word for each in steady([the, they, then], [they, then])]
+    ['then', 'they']
+    """
+    held = {each.token: place for place, each in enumerate(before[: len(now)])}
+    places: list[Suggestion | None] = [None] * len(now)
+    for each in now:
+        if (place := held.get(each.token)) is not None:
+            places[place] = each
+    others = [each for each in now if each.token not in held]
+    filled = [each or others.pop(0) for each in places]
+    if now and now[0].probability >= ahead * filled[0].probability:
+        at = filled.index(now[0])
+        filled[0], filled[at] = filled[at], filled[0]
+    return filled
 
 
 @dataclass(frozen=True)
@@ -57,10 +87,18 @@ class Predictor:
         personal: Personal | None = None,
         own: OwnWords | None = None,
         blocked: frozenset[str] = frozenset(),
+        written: Mapping[str, str] | None = None,
+        never: frozenset[str] = frozenset(),
+        allow: frozenset[str] = frozenset(),
+        capitals: bool = True,
     ):
         """A `personal` network takes the place of the bundle's. The user's `own` words are mixed
-        in while they are ahead of the network alone. Words of `blocked` and of the bundle's own
-        list are never suggested.
+        in while they are ahead of the network alone.
+
+        `written` is how people write words, by token; without it, what the bundle says. Words that
+        open a sentence get a capital, if `capitals`. Words of `blocked` and of the bundle's own
+        list are not suggested; before these come the user's own lists, of words that are `never`
+        suggested and of words that it may `allow`.
 
         The words of a bundle of pieces are joined from them; raises VocabularyError if `own` words
         are to be mixed in there.
@@ -70,12 +108,22 @@ class Predictor:
             self.vocabulary.require_words("a mix of own words")
         self._reader = reader_of(bundle, personal)
         self.own = own
-        self._blocked = frozenset(blocked | getattr(bundle, "blocked", frozenset()))
-        self._never = blocked_ids(self.vocabulary.tokens, self._blocked)
+        self._capitals = capitals
+        self._written = _usual(
+            self.vocabulary, getattr(bundle, "written", {}) if written is None else written
+        )
+        self._rule = _Rule(
+            frozenset(blocked | getattr(bundle, "blocked", frozenset())),
+            frozenset(map(plain, never)),
+            frozenset(map(fold, allow)),
+        )
+        self._never = self._rule.ids(self.vocabulary.tokens)
         # new words of whom were looked at, how many of them, and the ids of those blocked
         self._looked: tuple[OwnWords | None, int, list[int]] = (None, 0, [])
+        # the new words that an index was made of, and it
+        self._new: tuple[list[str], Index | None] = ([], None)
         self._pieced = (
-            Pieced(self.vocabulary, self._place, self.step, self._blocked)
+            Pieced(self.vocabulary, self._place, self.step, self._rule.listed)
             if self.vocabulary.of_pieces
             else None
         )
@@ -95,33 +143,63 @@ class Predictor:
         return self._reader.step(tokens, state)
 
     def suggest(self, context: str, prefix: str = "", k: int = STRIP) -> list[Suggestion]:
-        """The k likeliest words after `context`, best first; only those that start with `prefix`,
-        if given. Punctuation is never suggested. Within a run of a script without spaces they are
+        """The k likeliest words after `context`, best first; with the letters of a `prefix`, those
+        that complete it: that start so, or would if an accent, an apostrophe or a letter were
+        right. Punctuation is never suggested. Within a run of a script without spaces they are
         what may stand in place of `prefix`.
+
+        A known word that was typed fully keeps a place, and so does the one that is meant where its
+        apostrophe or accents were left out.
         """
         if self._pieced:
             best = self._pieced.suggest(context, prefix, k)
-            return [Suggestion(word, probability) for word, probability in best]
+            return [Suggestion(self._shown(word, context, prefix), p, word) for word, p in best]
         scores, words = self._scores(tokenise(context))
-        if not prefix:
-            return [
-                Suggestion(words[i], float(np.exp(scores[i])))
-                for i in top_words(scores[None], k)[0]
-                if np.isfinite(scores[i])
-            ]
-        prefix = fold(prefix)
-        alphabet, ids = self.own.alphabetical if self.own else self.vocabulary.alphabetical
-        candidates = np.array(
-            ids[bisect_left(alphabet, prefix) : bisect_left(alphabet, prefix + "\uffff")], np.int64
-        )
-        likely = scores[candidates]
-        total = np.exp(likely).sum()
-        order = np.lexsort((candidates, -likely))[:k]  # ties go to the more frequent word
+        if prefix:
+            ids, shares = self._completing(prefix, scores, k)
+        else:
+            ids = top_words(scores[None], k)[0]
+            ids = ids[np.isfinite(scores[ids])]
+            shares = np.exp(scores[ids])
         return [
-            Suggestion(words[candidates[i]], float(np.exp(likely[i]) / total))
-            for i in order
-            if np.isfinite(likely[i])
+            Suggestion(self._shown(words[i], context, prefix), float(share), words[i])
+            for i, share in zip(ids, shares, strict=True)
         ]
+
+    def _completing(
+        self, prefix: str, scores: NDArray[Any], k: int
+    ) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Ids of the k best completions, best first, and their shares of all that fit."""
+        indexes = [_index_of(self.vocabulary)]
+        if self.own and (new := self._index_of_new(self.own)):
+            indexes.append(new)
+        fits = fitting(indexes, prefix)
+        if np.count_nonzero(np.isfinite(scores[fits.ids])) < STRIP:
+            fits = with_slips(fits, indexes, prefix)
+        likely = scores[fits.ids] + np.log(fits.weights)
+        order = np.lexsort((fits.ids, -likely))  # ties go to the more frequent word
+        order = order[np.isfinite(likely[order])]
+        if not len(order):
+            return fits.ids[order], likely[order]
+        shares = np.exp(likely - likely[order[0]])
+        best = _with_places(order, fits, k)
+        return fits.ids[best], shares[best] / shares.sum()
+
+    def _index_of_new(self, own: OwnWords) -> Index | None:
+        """Of the words that the vocabulary lacks."""
+        known = len(self.vocabulary)
+        words, index = self._new
+        if own.words[known:] != words:
+            words = own.words[known:]
+            index = Index(words, known) if words else None
+            self._new = words, index
+        return index
+
+    def _shown(self, token: str, context: str, prefix: str) -> str:
+        usual = self._written.get(token)
+        if self.own and (mine := self.own.written(token)) and (usual is None or mine != token):
+            usual = mine  # who writes it small may wait for the keyboard to make it right
+        return shown(token, usual, context, prefix, self._capitals)
 
     def typed(self, message: str, judged: bool = True) -> None:
         """Learn from a message that was sent: `learn` of its tokens, of whose words only those are
@@ -174,7 +252,7 @@ class Predictor:
         if whose is not own:
             looked, never = len(self.vocabulary), []
         if len(own.words) > looked:
-            never = never + [looked + i for i in blocked_ids(own.words[looked:], self._blocked)]
+            never = never + [looked + i for i in self._rule.ids(own.words[looked:])]
         self._looked = own, len(own.words), never
         return never
 
@@ -204,3 +282,56 @@ class Predictor:
             if len(self._read) > KEPT:
                 self._before.append(self._read.pop(0).token)
         return self._read[-1].log_probs
+
+
+@dataclass(frozen=True)
+class _Rule:
+    """Which words are not suggested."""
+
+    blocked: frozenset[str]
+    never: frozenset[str]  # by the user, without accents and apostrophes
+    allow: frozenset[str]  # by the user, folded
+
+    @property
+    def listed(self) -> frozenset[str]:
+        """All words whose kind must not be suggested."""
+        return frozenset(self.blocked - self.allow) | self.never
+
+    def ids(self, words: Sequence[str]) -> list[int]:
+        """Of those of some words that must not be suggested."""
+        barred = {i for i in blocked_ids(words, self.blocked) if words[i] not in self.allow}
+        if self.never:
+            barred |= {i for i, word in enumerate(words) if plain(word) in self.never}
+        return sorted(barred)
+
+
+def _with_places(order: NDArray[Any], fits: Fits, k: int) -> NDArray[Any]:
+    """The k best of an order of words, in which the best of those typed fully and the best of their
+    twins have a place, though not the first one.
+    """
+    best = order[:k]
+    if k < STRIP:
+        return best
+    kept = []
+    for ids in (fits.whole, fits.twins):
+        among = order[np.isin(fits.ids[order], ids)][:1]
+        kept += among.tolist()
+    missing = [at for at in kept if at not in best]
+    if not missing:
+        return best
+    free = [at for at in best.tolist() if at not in kept]
+    chosen = {*free[: k - len(kept)], *kept}
+    return np.array([at for at in order.tolist() if at in chosen], np.int64)
+
+
+@lru_cache(4)
+def _index_of(vocabulary: Vocabulary) -> Index:
+    return Index(vocabulary.tokens[FIRST_WORD:], FIRST_WORD)
+
+
+def _usual(vocabulary: Vocabulary, written: Mapping[str, str]) -> Mapping[str, str]:
+    """How people write words; English has a capital I though nobody says so."""
+    if vocabulary.id("i'm") == OOV:
+        return written
+    english = {word: f"I{word[1:]}" for word in ("i", "i'm", "i'll", "i've", "i'd")}
+    return {**english, **written}

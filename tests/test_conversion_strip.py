@@ -46,7 +46,7 @@ def test_the_strip_of_a_device_shows_what_the_evaluation_scores(tiny_bundle, peo
         for i, token in enumerate(utterance.tokens):
             if token.isalnum():
                 shown[place, i] = tuple(
-                    s.word for s in predictor.suggest(" ".join(utterance.tokens[:i]))
+                    s.token for s in predictor.suggest(" ".join(utterance.tokens[:i]))
                 )
         predictor.typed(utterance.text)
     scored = []

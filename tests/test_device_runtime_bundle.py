@@ -150,7 +150,7 @@ def test_a_file_no_bundle_has_is_refused(tmp_path, tiny_bundle, signing_key, tru
 def test_offensive_words_are_shipped_as_blocked_and_never_suggested(tiny_bundle):
     assert "shit" in tiny_bundle.blocked
     assert (
-        not {suggestion.word for suggestion in Predictor(tiny_bundle).suggest("", "s", 50)}
+        not {suggestion.token for suggestion in Predictor(tiny_bundle).suggest("", "s", 50)}
         & tiny_bundle.blocked
     )
 

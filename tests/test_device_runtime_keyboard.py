@@ -132,7 +132,7 @@ def phone(tmp_path, trusted, made) -> Home:
 
 
 def words(keyboard: Keyboard, typed: str) -> list[str]:
-    return [each.word for each in keyboard.suggest(typed)]
+    return [each.token for each in keyboard.suggest(typed)]
 
 
 def test_a_release_that_is_installed_while_one_types_is_used_at_the_next_key(phone, made):

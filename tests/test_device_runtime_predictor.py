@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 from device_runtime import personal
 from device_runtime.bundle import TOKENIZER, Bundle
 from device_runtime.errors import VocabularyError
-from device_runtime.predictor import KEPT, Predictor, centred
+from device_runtime.own_words import OwnWords
+from device_runtime.predictor import KEPT, Predictor, Suggestion, centred, steady
 from device_runtime.text import is_word
 from model import network
 from model.vocabulary import build_unigram
@@ -39,7 +40,8 @@ def test_probabilities_are_those_of_the_network(predictor, tiny_bundle, tiny_che
 
 def test_a_prefix_gives_the_words_that_start_so_and_their_shares_sum_to_one(predictor):
     strip = predictor.suggest("they said", "TO")
-    assert {s.word for s in strip} == {"to", "tomorrow"}
+    assert {s.word for s in strip} == {"TO", "TOMORROW"}
+    assert {s.token for s in strip} == {"to", "tomorrow"}
     assert sum(s.probability for s in strip) == pytest.approx(1)
     assert predictor.suggest("they said", "xq") == []
 
@@ -146,8 +148,108 @@ def test_the_best_stands_in_the_centre_of_the_strip(best_first, shown):
     assert centred(list(best_first)) == list(shown)
 
 
-def test_a_bundle_of_pieces_is_refused_before_its_graph_is_opened(tiny_bundle):
+def test_own_words_beside_a_bundle_of_pieces_are_refused_before_its_graph_is_opened(tiny_bundle):
     pieces = build_unigram([["the", "cat"]], size=40)
     bundle = Bundle(tiny_bundle.path, tiny_bundle.manifest, {TOKENIZER: pieces.model})  # no graph
-    with pytest.raises(VocabularyError, match="the strip of a device needs whole words"):
-        Predictor(bundle)
+    with pytest.raises(VocabularyError, match="a mix of own words needs whole words"):
+        Predictor(bundle, own=OwnWords(tiny_bundle.vocabulary))
+
+
+def shown(strip) -> list[str]:
+    return [each.word for each in strip]
+
+
+def test_words_are_shown_as_people_write_them_with_a_capital_where_a_sentence_opens(tiny_bundle):
+    people = Predictor(tiny_bundle, written={"i": "I", "dog": "DOG"})
+    assert shown(people.suggest("and ", "i"))[0] == "I"
+    assert "DOG" in shown(people.suggest("i like my ", "d"))
+    first, later = people.suggest("See you. "), people.suggest("see you, ")
+    assert all(word[0].isupper() for word in shown(first))
+    assert [each.word for each in later if each.token != "i"] == [
+        each.token for each in later if each.token != "i"
+    ]
+    small = Predictor(tiny_bundle, written={}, capitals=False)
+    assert all(each.word == each.token for each in small.suggest("See you. "))
+
+
+def test_a_name_of_the_user_is_shown_as_the_user_writes_it(tiny_bundle):
+    own = OwnWords(tiny_bundle.vocabulary)
+    for _ in range(2):
+        own.add_message("i will see Łukasz", ["i", "will", "see", "łukasz"])
+    mine = Predictor(tiny_bundle, own=own)
+    assert shown(mine.suggest("i like ", "łu")) == ["Łukasz"]
+    assert shown(mine.suggest("i like ", "luka")) == ["Łukasz"]  # the stroke was left out
+    assert shown(mine.suggest("i like ", "LUKA")) == ["ŁUKASZ"]
+    assert shown(mine.suggest("i like ", "lykas")) == ["Łukasz"]  # one slip
+
+
+def test_a_slip_of_the_finger_is_forgiven_from_three_letters_on(predictor):
+    assert shown(predictor.suggest("they said ", "tmo"))[0] == "tomorrow"
+    assert shown(predictor.suggest("they said ", "tomorow")) == ["tomorrow"]
+    assert shown(predictor.suggest("they said ", "otmo"))[0] == "tomorrow"
+    assert predictor.suggest("they said ", "xomorrow") == []  # the first letter is trusted
+    assert predictor.suggest("they said ", "tp") == []
+
+
+def test_a_word_that_was_typed_fully_keeps_a_place_and_so_does_the_one_that_is_meant(tiny_bundle):
+    own = OwnWords(tiny_bundle.vocabulary, allowed=["don't", "dont", "donta", "dontb", "dontc"])
+    for word, times in (("donta", 9), ("dontb", 8), ("dontc", 7), ("don't", 2), ("dont", 1)):
+        for _ in range(times):
+            own.add(["i", word])
+    mine = Predictor(tiny_bundle, own=own)
+    assert shown(mine.suggest("i ", "don")) == ["donta", "dontb", "dontc"]
+    assert sorted(shown(mine.suggest("i ", "dont"))) == ["don't", "dont", "donta"]
+    assert shown(mine.suggest("i ", "dont"))[0] == "donta"  # the likeliest
+
+
+def test_the_lists_of_the_user_come_before_every_other(tiny_bundle):
+    listed = frozenset(["dog", "house"])
+    strict = Predictor(tiny_bundle, blocked=listed)
+    assert not {"dog", "house"} & set(shown(strict.suggest("i see my ", k=99)))
+    mine = Predictor(
+        tiny_bundle, blocked=listed, allow=frozenset(["Dog"]), never=frozenset(["Tomórrow"])
+    )
+    offered = set(shown(mine.suggest("i see my ", k=99)))
+    assert "dog" in offered
+    assert not {"house", "tomorrow"} & offered
+
+
+# --- a strip that stands still
+# ------------------------------------------------------------------------------------------------
+
+
+def strip(*words: str, **shares: float) -> list[Suggestion]:
+    named = dict.fromkeys(words, 0.1) | shares
+    return [Suggestion(word, share, word) for word, share in named.items()]
+
+
+def test_a_word_that_still_fits_keeps_its_place_and_others_come_where_one_is_free():
+    assert shown(steady(strip("the", "they", "then"), strip("they", "themes", "then"))) == [
+        "themes",
+        "they",
+        "then",
+    ]
+    assert shown(steady(strip("the", "they"), strip("a", "b", "c"))) == ["a", "b", "c"]
+    assert steady(strip("the"), []) == []
+    assert shown(steady([], strip("the", "they"))) == ["the", "they"]
+
+
+def test_a_word_that_is_far_likelier_takes_the_best_place():
+    before, now = strip("the", "they", "then"), strip(they=0.6, themes=0.1, then=0.1)
+    assert shown(steady(before, now, ahead=7)) == ["themes", "they", "then"]
+    assert shown(steady(before, now, ahead=5)) == ["they", "themes", "then"]
+
+
+def test_a_word_whose_place_is_gone_comes_where_one_is_free():
+    assert shown(steady(strip("a", "b", "c"), strip("c", "b"))) == ["c", "b"]
+
+
+@given(
+    before=st.lists(st.sampled_from("abcdef"), unique=True, max_size=3),
+    now=st.lists(st.sampled_from("abcdef"), unique=True, max_size=3),
+)
+def test_a_steady_strip_has_the_words_of_the_new_one_and_is_steady(before, now):
+    best_first = strip(*now)
+    once = steady(strip(*before), best_first)
+    assert sorted(shown(once)) == sorted(now)
+    assert steady(once, best_first) == once
