@@ -16,7 +16,7 @@ from device_runtime.offensive import blocked_ids
 from device_runtime.own_words import OwnWords
 from device_runtime.pieced import Pieced
 from device_runtime.reader import Personal, reader_of
-from device_runtime.text import BOS, FIRST_WORD, OOV, Vocabulary, fold, plain, tokenise
+from device_runtime.text import BOS, FIRST_WORD, OOV, Vocabulary, plain, tokenise
 from device_runtime.writing import shown
 
 AHEAD = 3.0  # times as likely a word is that takes the best place of the strip from another
@@ -88,8 +88,8 @@ class Predictor:
         own: OwnWords | None = None,
         blocked: frozenset[str] = frozenset(),
         written: Mapping[str, str] | None = None,
+        allowed: frozenset[str] = frozenset(),
         never: frozenset[str] = frozenset(),
-        allow: frozenset[str] = frozenset(),
         capitals: bool = True,
     ):
         """A `personal` network takes the place of the bundle's. The user's `own` words are mixed
@@ -97,8 +97,8 @@ class Predictor:
 
         `written` is how people write words, by token; without it, what the bundle says. Words that
         open a sentence get a capital, if `capitals`. Words of `blocked` and of the bundle's own
-        list are not suggested; before these come the user's own lists, of words that are `never`
-        suggested and of words that it may `allow`.
+        list are not suggested; before these come the user's own lists, of words `never` to be
+        suggested and of words that are `allowed`.
 
         The words of a bundle of pieces are joined from them; raises VocabularyError if `own` words
         are to be mixed in there.
@@ -112,16 +112,20 @@ class Predictor:
         self._written = _usual(
             self.vocabulary, getattr(bundle, "written", {}) if written is None else written
         )
-        self._rule = _Rule(
-            frozenset(blocked | getattr(bundle, "blocked", frozenset())),
-            frozenset(map(plain, never)),
-            frozenset(map(fold, allow)),
-        )
+        self._blocked = frozenset(blocked | getattr(bundle, "blocked", frozenset()))
+        self._barred = frozenset(map(plain, never))
+        self.allow(allowed)
+        # the new words that an index was made of, and it
+        self._new: tuple[list[str], Index | None] = ([], None)
+        self._before: list[int] = []  # tokens whose states were let go
+        self._read: list[_Read] = []
+
+    def allow(self, words: frozenset[str]) -> None:
+        """From now on these words, and no others, are suggested even where they are blocked."""
+        self._rule = _Rule(self._blocked, self._barred, frozenset(map(plain, words)))
         self._never = self._rule.ids(self.vocabulary.tokens)
         # new words of whom were looked at, how many of them, and the ids of those blocked
         self._looked: tuple[OwnWords | None, int, list[int]] = (None, 0, [])
-        # the new words that an index was made of, and it
-        self._new: tuple[list[str], Index | None] = ([], None)
         self._pieced = (
             Pieced(self.vocabulary, self._place, self.step, self._rule.listed)
             if self.vocabulary.of_pieces
@@ -129,8 +133,6 @@ class Predictor:
         )
         # of which context, and its scores
         self._mixed: tuple[object, NDArray[Any]] = (None, np.empty(0))
-        self._before: list[int] = []  # tokens whose states were let go
-        self._read: list[_Read] = []
 
     def start(self, rows: int) -> Arrays:
         """The state before the first token, for `rows` texts at once."""
@@ -289,17 +291,19 @@ class _Rule:
     """Which words are not suggested."""
 
     blocked: frozenset[str]
-    never: frozenset[str]  # by the user, without accents and apostrophes
-    allow: frozenset[str]  # by the user, folded
+    never: frozenset[str]  # by the user, as `plain` words
+    allowed: frozenset[str]  # by the user, as `plain` words
 
     @property
     def listed(self) -> frozenset[str]:
         """All words whose kind must not be suggested."""
-        return frozenset(self.blocked - self.allow) | self.never
+        return self.never | {word for word in self.blocked if plain(word) not in self.allowed}
 
     def ids(self, words: Sequence[str]) -> list[int]:
         """Of those of some words that must not be suggested."""
-        barred = {i for i in blocked_ids(words, self.blocked) if words[i] not in self.allow}
+        barred = {
+            i for i in blocked_ids(words, self.blocked) if plain(words[i]) not in self.allowed
+        }
         if self.never:
             barred |= {i for i, word in enumerate(words) if plain(word) in self.never}
         return sorted(barred)

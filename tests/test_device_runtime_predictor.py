@@ -207,11 +207,15 @@ def test_the_lists_of_the_user_come_before_every_other(tiny_bundle):
     strict = Predictor(tiny_bundle, blocked=listed)
     assert not {"dog", "house"} & set(shown(strict.suggest("i see my ", k=99)))
     mine = Predictor(
-        tiny_bundle, blocked=listed, allow=frozenset(["Dog"]), never=frozenset(["Tomórrow"])
+        tiny_bundle, blocked=listed, allowed=frozenset(["Dog"]), never=frozenset(["Tomórrow"])
     )
     offered = set(shown(mine.suggest("i see my ", k=99)))
     assert "dog" in offered
     assert not {"house", "tomorrow"} & offered
+    mine.allow(frozenset(["house"]))  # and no others
+    offered = set(shown(mine.suggest("i see my ", k=99)))
+    assert "house" in offered
+    assert not {"dog", "tomorrow"} & offered
 
 
 # --- a strip that stands still
