@@ -50,8 +50,8 @@ class Keyboard:
     """
 
     def __init__(self, home: Home | None, bundle: Bundle, now: Callable[[], float] = time.time):
-        """`now` gives seconds: messages are recorded with their time. Raises VocabularyError for a
-        bundle of pieces, TypingLogError for a log that cannot be read.
+        """`now` gives seconds: messages are recorded with their time. Raises TypingLogError for a
+        log that cannot be read.
         """
         self._home, self._now = home, now
         self._source = _source(home, bundle)
@@ -64,12 +64,10 @@ class Keyboard:
         # None: what is there now is another one already
         self._seen = self._marks() if _is_current(self._source, bundle) else None
         served = personal.served(home, bundle) if home else Served()
-        own = OwnWords(bundle.vocabulary, _beside(served, _trust(home)))
+        own = _own_words(bundle, _beside(served, _trust(home)))
         self._strip = _Strip(bundle.encoded, served, Predictor(bundle, served.network, own), own)
-        if home:
-            with home.typing_log() as log:
-                messages = [tokenise(message) for message in log.read(log.count())]
-            self._learn(messages)
+        if own:
+            self._learn(self._recorded())
 
     def suggest(self, typed: str, k: int = STRIP) -> list[Suggestion]:
         """The k likeliest words after the text typed so far, best first: the next word, or those
@@ -97,7 +95,7 @@ class Keyboard:
 
     def close(self) -> None:
         """Keep how far the own words are trusted: numbers, no words."""
-        if self._home:
+        if self._home and self._strip.own:
             self._home.keep(OWN_WORDS, config.to_json(self._strip.own.trust))
 
     def __enter__(self) -> "Keyboard":
@@ -110,9 +108,17 @@ class Keyboard:
 
     def _learn(self, messages: Sequence[Sequence[str]]) -> None:
         """Count messages, as tokens; those that the trust has not seen are judged."""
-        unjudged = 0 if self._strip.own.trust.words else LEARNED_FROM
+        own = self._strip.own
+        unjudged = 0 if own is None or own.trust.words else LEARNED_FROM
         for place, tokens in enumerate(messages):
             self._strip.predictor.learn(tokens, judged=place >= len(messages) - unjudged)
+
+    def _recorded(self) -> list[list[str]]:
+        """The tokens of every message of the log."""
+        if not self._home:
+            return []
+        with self._home.typing_log() as log:
+            return [tokenise(message) for message in log.read(log.count())]
 
     def _marks(self) -> list[_Mark]:
         return [_mark(path) for path in self._watched]
@@ -134,12 +140,13 @@ class Keyboard:
         served = personal.served(self._home, bundle) if self._home else Served()
         if bundle.encoded == now.bundle and served.name == now.served.name:
             return now
-        own, trust = now.own, now.own.trust
+        own, trust = now.own, now.own.trust if now.own else _trust(self._home)
         other = served.name != now.served.name
         if other or bundle.vocabulary.hash != now.predictor.vocabulary.hash:
-            own = OwnWords(bundle.vocabulary, _beside(served, trust))
-            for tokens in now.own.messages():
-                own.add(tokens)
+            own = _own_words(bundle, _beside(served, trust))
+            if own:
+                for tokens in now.own.messages() if now.own else self._recorded():
+                    own.add(tokens)
         predictor = Predictor(bundle, served.network, own)
         return _Strip(bundle.encoded, served, predictor, own, now.unjudged or other)
 
@@ -148,6 +155,8 @@ class Keyboard:
         sent, since nobody waits for the strip then.
         """
         strip = self._strip
+        if strip.own is None:
+            return
         own = OwnWords(strip.predictor.vocabulary, Trust(network=strip.served.name))
         strip.predictor.own = own
         self._strip = replace(strip, own=own, unjudged=False)
@@ -161,7 +170,7 @@ class _Strip:
     bundle: bytes  # its manifest
     served: Served
     predictor: Predictor
-    own: OwnWords
+    own: OwnWords | None  # None beside a network of pieces
     unjudged: bool = False  # the own words were not judged beside this network
 
 
@@ -203,6 +212,13 @@ def _mark(path: str) -> _Mark:
     except OSError:
         return None
     return file.st_ino, file.st_size, file.st_mtime_ns
+
+
+def _own_words(bundle: Bundle, trust: Trust) -> OwnWords | None:
+    """What is learned beside this bundle's network; None for one of pieces, whose words cannot be
+    mixed with counts of whole ones.
+    """
+    return None if bundle.vocabulary.of_pieces else OwnWords(bundle.vocabulary, trust)
 
 
 def _beside(served: Served, trust: Trust) -> Trust:

@@ -14,6 +14,7 @@ Scripts without spaces are typed in runs of several words. There a suggestion go
 what the next piece adds to what was typed, and nothing need end after it.
 """
 
+import unicodedata
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -26,13 +27,14 @@ from numpy.typing import NDArray
 
 from device_runtime.interpreter import Arrays
 from device_runtime.metrics import STRIP
+from device_runtime.offensive import is_blocked, stems
 from device_runtime.text import (
     BOS,
     FIRST_WORD,
-    OOV,
     Vocabulary,
     fold,
     normalise,
+    plain,
     spaceless,
     tokenise,
     written,
@@ -41,9 +43,13 @@ from device_runtime.text import (
 WIDTH = 16  # paths followed for one list of words
 PATHS = 1 << 13  # paths whose text is remembered
 CHUNK = 1 << 23  # scores held at once: 32 MB
-HEALED = 2  # last pieces of a run that may turn out to be others
+LOOKED = 16  # last letters of a run that may turn out to be part of a longer piece
+PLACES = 6  # of them, where a longer piece may begin
+TRIED = 64  # pieces tried for one list
 _LAST = "\U0010ffff"  # comes after every letter
-_RUN = "\u5b57"  # a letter that any run may begin with
+
+_JOINERS = "\u200b\u200c\u200d"
+_APART = ("THAI", "LAO", "KHMER", "MYANMAR", "TAI", "NEW", "BALINESE", "JAVANESE", "AHOM")
 
 Words = list[tuple[str, float]]  # words and their log-probabilities, best first
 Path = tuple[int, ...]  # ids of pieces
@@ -88,7 +94,6 @@ class Spelling:
         self._vocabulary = vocabulary
         self.inner, self.size = vocabulary.first_inner, len(vocabulary)
         self.read = lru_cache(paths)(self._read)
-        self.read_within = lru_cache(paths)(self._read_within)
         # without those that are a worse spelling of what they read
         starts = [i for i in range(FIRST_WORD, self.inner) if self._read((i,))]
         self.starting = _Index(starts, vocabulary.tokens, paths)
@@ -104,11 +109,6 @@ class Spelling:
             return Reading(text, whole=False, run=True) if whole else None
         return Reading(text, whole)
 
-    def _read_within(self, path: Path) -> Reading | None:
-        """Within a run every segmentation will do, since its beginning is not known."""
-        text = self._text(path)
-        return Reading(text, False, run=True) if tokenise(_RUN + text) == [_RUN + text] else None
-
     def _text(self, path: Path) -> str:
         return "".join(self._vocabulary.tokens[i] for i in path)
 
@@ -120,7 +120,13 @@ class _Index:
         self._id_of = {tokens[i]: i for i in ids}
         self._sorted = sorted(self._id_of)
         self._ids = np.array([self._id_of[text] for text in self._sorted], np.int64)
+        self.of_nothing = self._id_of.get("")  # the piece that only says that a word starts
         self.fitting = lru_cache(remembered)(self._fitting)
+
+    def longer(self, begun: str) -> NDArray[Any]:
+        """Ids of pieces that begin with these letters and have more."""
+        low, high = bisect_left(self._sorted, begun), bisect_left(self._sorted, begun + _LAST)
+        return self._ids[low + (self._sorted[low : low + 1] == [begun]) : high]
 
     def _fitting(self, rest: str) -> NDArray[Any]:
         """Ids of pieces that agree with the letters a word must go on with: one begins with the
@@ -146,7 +152,6 @@ class Search:
     # words must be likelier than this; if it is set, any k such words are enough
     floor: float = -np.inf
     but: str = ""  # a word left out
-    within: bool = False  # starts within a run, with any piece that goes on
     refused: Callable[[str], bool] | None = None  # words that are never offered
     words: Words = field(default_factory=list)
     # heap of minus the log-probability, the path, the state before its last piece
@@ -196,9 +201,7 @@ class Search:
         words = [
             (word, score) for word, score in self.words if score > floor and word.startswith(prefix)
         ]
-        return Search(
-            self.place, self.k, width, prefix, floor, but, self.within, self.refused, words
-        )
+        return Search(self.place, self.k, width, prefix, floor, but, self.refused, words)
 
 
 def follow(
@@ -213,7 +216,7 @@ def follow(
     """
     states = places.state
     for search in searches:
-        before = 0.0 if search.within else -float(places.complete[search.place])
+        before = -float(places.complete[search.place])
         _open(search, (), before, places.scores[search.place], search.place, spelling)
     while searches:
         steps = [(search, *path) for search in searches for path in search.likeliest()]
@@ -232,7 +235,7 @@ def follow(
             for (search, _, path, _), score in zip(
                 some, (bounds + after.complete).tolist(), strict=True
             ):
-                reading = _reading(search, path, spelling)
+                reading = spelling.read(path)
                 if reading and reading.whole:
                     search.find(reading.text, score)
             if spelling.inner == spelling.size:
@@ -264,9 +267,9 @@ def _open(
 
     Returns whether there is any.
     """
-    known = _reading(search, path, spelling) if path else None
+    known = spelling.read(path) if path else None
     text = known.text if known else ""
-    index = spelling.going_on if path or search.within else spelling.starting
+    index = spelling.going_on if path else spelling.starting
     ids = index.fitting(search.prefix[len(text) :])
     extended = bound + scores[ids]  # log-probabilities of the longer paths
     good = np.flatnonzero(extended > search.limit)
@@ -275,7 +278,7 @@ def _open(
     opened = False
     for i in good:
         longer = (*path, int(ids[i]))
-        reading = _reading(search, longer, spelling)
+        reading = spelling.read(longer)
         if reading is None:
             continue
         if reading.run and len(reading.text) > len(search.prefix):
@@ -284,11 +287,6 @@ def _open(
             heappush(search.open, (-float(extended[i]), longer, state))
             opened = True
     return opened
-
-
-def _reading(search: Search, path: Path, spelling: Spelling) -> Reading | None:
-    reading: Reading | None = (spelling.read_within if search.within else spelling.read)(path)
-    return reading
 
 
 class Pieced:
@@ -304,12 +302,12 @@ class Pieced:
     ):
         """`at` says where the network stands after some ids: log-probabilities of the next, float32
         [vocabulary], and its state, of one text. `step` goes on from several states, as
-        `Reader.step` does. `blocked` are folded words that are never offered.
+        `Reader.step` does. `blocked` are words that are never offered, as a list names them.
         """
         self._vocabulary, self._at, self._width = vocabulary, at, width
         self._spelling = Spelling(vocabulary)
-        self._blocked = blocked
-        self._blocked_runs = tuple(word for word in blocked if spaceless(word))
+        self._blocked = stems(blocked)
+        self._blocked_runs = tuple(word for word in self._blocked if spaceless(word))
         self._longest = max(map(len, self._blocked_runs), default=1)
 
         def further(tokens: NDArray[Any], state: Arrays) -> Places:
@@ -342,25 +340,67 @@ class Pieced:
         return [token for token, _ in pairs[:-1]], pairs[-1][0]
 
     def _going_on(self, before: list[str], run: str, k: int) -> Words:
-        """What may be added to a run, with probabilities."""
-        pieces = list(self._vocabulary.spelling(run))
-        last = 0  # pieces that are looked at anew
-        while last < min(HEALED, len(pieces)) and pieces[-1 - last] != OOV:
-            last += 1
-        kept = pieces[: len(pieces) - last]
-        rest = "".join(self._vocabulary.tokens[i] for i in pieces[len(kept) :])
-        search = Search(
-            0,
-            k,
-            self._width,
-            rest,
-            within=bool(kept),
-            refused=lambda text: self._blocks(run, text[len(rest) :]),
-        )
-        self._find(search, [*self._vocabulary.ids(before), *kept])
-        return [
-            (text[len(rest) :], float(np.exp(score)) / search.total) for text, score in search.words
-        ]
+        """What one piece may add to a run, with probabilities among all that may be added.
+
+        The piece may begin anywhere in what was typed: its letters so far are spelled otherwise
+        until it is whole.
+        """
+        ids, logs, added = self._candidates([BOS, *self._vocabulary.ids(before)], run)
+        likely = np.exp(logs - logs.max()) if len(logs) else logs
+        offers: Words = []
+        for place in np.argsort(-logs, kind="stable")[:TRIED]:
+            more, whole = added[place], (*ids[place][1], ids[place][0])
+            if (
+                all(more != known for known, _ in offers)
+                and self._vocabulary.spelling(run + more) == whole
+                and _alike(run[-1], more)
+                and tokenise(run + more) == [run + more]
+                and not self._blocks(run, more)
+            ):
+                offers.append((more, float(likely[place] / likely.sum())))
+                if len(offers) == k:
+                    break
+        return offers
+
+    def _candidates(
+        self, before: list[int], run: str
+    ) -> tuple[list[tuple[int, Path]], NDArray[Any], list[str]]:
+        """Every piece that may go on with a run: its id and the pieces of the run before it, its
+        log-probability but for what all have in common, and the letters it adds.
+        """
+        starting, going_on = self._spelling.starting, self._spelling.going_on
+        # the pieces before, those that may follow, and how many of their letters are typed
+        places: list[tuple[Path, NDArray[Any], int]] = []
+        for begin in range(len(run), max(len(run) - LOOKED, 0) - 1, -1):
+            begun = run[begin:]
+            if begin == 0:
+                places.append(((), starting.longer(begun), len(begun)))
+                if starting.of_nothing is not None:
+                    places.append(((starting.of_nothing,), going_on.longer(begun), len(begun)))
+            else:
+                spelled = self._vocabulary.spelling(run[:begin])
+                places.append((spelled, going_on.longer(begun), len(begun)))
+        places = [place for place in places if len(place[1])][:PLACES]
+        together = list(zip(*(spelled for spelled, *_ in places), strict=False))
+        common = next((i for i, each in enumerate(together) if len(set(each)) > 1), len(together))
+        known: dict[Path, NDArray[Any]] = {}
+
+        def after(path: Path) -> NDArray[Any]:
+            if path not in known:
+                known[path] = self._at([*before, *path])[0]
+            return known[path]
+
+        ids: list[tuple[int, Path]] = []
+        logs: list[NDArray[Any]] = [np.empty(0, np.float32)]
+        added: list[str] = []
+        for spelled, longer, typed in reversed(places):
+            so_far = sum(
+                float(after(spelled[:end])[spelled[end]]) for end in range(common, len(spelled))
+            )
+            ids += [(int(i), spelled) for i in longer]
+            logs.append(after(spelled)[longer] + so_far)
+            added += [self._vocabulary.tokens[i][typed:] for i in longer]
+        return ids, np.concatenate(logs), added
 
     def _find(self, search: Search, ids: Sequence[int]) -> None:
         log_probs, state = self._at([BOS, *ids])
@@ -369,9 +409,23 @@ class Pieced:
         follow([search], places, self._spelling, self._step)
 
     def _is_blocked(self, word: str) -> bool:
-        return word in self._blocked or (spaceless(word) and self._blocks("", word))
+        return self._blocks("", word) if spaceless(word) else is_blocked(word, self._blocked)
 
     def _blocks(self, run: str, more: str) -> bool:
         """Whether a run that goes on so holds a blocked word that it did not hold before."""
+        if not self._blocked_runs:
+            return False
         text = run[max(len(run) - self._longest + 1, 0) :] + more
-        return any(word in text for word in self._blocked_runs)
+        return any(word in plain(text) for word in self._blocked_runs)
+
+
+def _alike(last: str, more: str) -> bool:
+    """Whether letters may go on with a run that ends in `last`: those of one script, where Chinese
+    and Japanese count as one.
+    """
+    return len({_script(letter) for letter in last + more if letter not in _JOINERS}) <= 1
+
+
+def _script(letter: str) -> str:
+    first = unicodedata.name(letter, "").split(" ")[0]
+    return first if first in _APART else "CJK"
