@@ -43,6 +43,8 @@ class Parts:
     pins: Pins = field(default_factory=Pins)  # who alone may see its devices' updates
     audit: str | None = None  # SHA-256 of the audit's report, which let the checkpoint pass
     words: str | None = None  # as in the lineage
+    written: bytes = b""  # how words are usually written, one a line
+    notes: tuple[str, ...] = ()  # sentences of the card
 
 
 def package(
@@ -91,13 +93,15 @@ def package(
     }
     if words := sorted(_default_blocked() if parts.blocked is None else parts.blocked):
         content[bundle.BLOCKED] = "".join(f"{word}\n" for word in words).encode()
+    if parts.written:
+        content[bundle.WRITTEN] = parts.written
     name = next((name for name, known in network.SIZES.items() if known == size), "own")
     of = parts.corpus, checkpoint.round, weights.digest(encoded), parts.privacy
     lineage = bundle.Lineage(*of, audit=parts.audit, words=parts.words)
     chosen = parts.device_class
     figures = measured.manifest | (chosen.budget.manifest if chosen else {})
     said = card.Card(name, size, len(vocabulary), lineage, parts.device_limits, figures, content)
-    content[bundle.CARD] = card.text(replace(said, pins=parts.pins)).encode()
+    content[bundle.CARD] = card.text(replace(said, pins=parts.pins, notes=parts.notes)).encode()
     manifest = bundle.Manifest(
         network=name,
         embedding=size.embedding,

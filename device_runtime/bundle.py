@@ -37,7 +37,7 @@ from device_runtime.agreement import Pins
 from device_runtime.errors import BundleError, CheckpointError, ConfigError, Unproven
 from device_runtime.patch import Constant
 from device_runtime.terms import Aggregation
-from device_runtime.text import Vocabulary
+from device_runtime.text import Vocabulary, fold
 from device_runtime.weights import Weights
 from device_runtime.wire import Plan
 
@@ -52,8 +52,9 @@ TRAIN, PREDICT, TOKENIZER, CHECKPOINT, PLAN, CARD = (
     "MODEL_CARD.md",
 )
 BLOCKED = "blocked.txt"
+WRITTEN = "written.txt"  # words that are written otherwise than they are compared, one a line
 FILES = (TRAIN, PREDICT, TOKENIZER, CHECKPOINT, PLAN, CARD)
-OPTIONAL = (BLOCKED,)
+OPTIONAL = (BLOCKED, WRITTEN)
 MANIFEST, SIGNATURE = "manifest.json", "manifest.sig"
 MANIFEST_BYTES = 1 << 20  # more is no manifest of ours
 NO_PRIVACY = "none: no noise was added and updates were not securely aggregated"
@@ -195,6 +196,12 @@ class Bundle:
     def blocked(self) -> frozenset[str]:
         """Words never suggested."""
         return frozenset(self.content.get(BLOCKED, b"").decode("utf-8", "replace").split())
+
+    @cached_property
+    def written(self) -> dict[str, str]:
+        """How words are usually written, by how they are compared, where these differ."""
+        forms = self.content.get(WRITTEN, b"").decode("utf-8", "replace").split("\n")
+        return {fold(form): form for form in forms if form}
 
     @cached_property
     def vocabulary(self) -> Vocabulary:

@@ -104,7 +104,7 @@ EXTRAS = {
     ),
     "postgres": ("psycopg",),
     "simulation": ("flatbuffers", "grpc", "tensorflow", "tensorflow_federated"),
-    "data": ("chitchat_dataset", "google", "polars", "zstandard"),
+    "data": ("chitchat_dataset", "google", "polars", "spellchecker", "zstandard"),
     # a server misses its database first
     "report": ("jinja2", "matplotlib"),
     "scale": ("ray",),

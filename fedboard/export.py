@@ -1,13 +1,14 @@
 """The export stage: a checkpoint of a run -> two TFLite files, checked, in a signed bundle."""
 
 import itertools
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
 from conversion import classes
 from conversion.classes import Class
-from device_runtime import bounds, weights
+from device_runtime import bounds, config, offensive, weights
 from device_runtime.agreement import Pins
 from device_runtime.bounds import Within
 from device_runtime.bundle import FOLDER, Manifest, require_pins
@@ -19,6 +20,7 @@ from device_runtime.text import fold, tokenise
 from device_runtime.wire import Plan
 from fedboard import audit, console, source, spent, word_lists
 from fedboard.run import (
+    Run,
     checkpoint_of,
     helper_key,
     limits_of,
@@ -28,9 +30,11 @@ from fedboard.run import (
     used_of,
     vocabulary_of,
 )
+from model import spellings
 from model.corpus import Corpus, token_lists
 
 MEASURED_UTTERANCES = 2000  # of validation users
+LISTED = 100  # words of one kind that a card names
 DELTA = 1e-10  # of a budget that names none
 
 
@@ -127,6 +131,8 @@ def export(
         asked.pins,
         passed,
         None if run is None or settings is None else word_lists.of_run(run, settings),
+        run.written.read_bytes() if run and run.written.is_file() else b"",
+        _left_out(run),
     )
     manifest, gate = package(out, parts, examples, private)
     console.say(
@@ -168,6 +174,36 @@ def pins_of(
         delta = DELTA
     is_noised = require_noise or epsilon is not None
     return Pins(chosen, helper_key(helper), is_noised or None, epsilon, delta)
+
+
+def _left_out(run: Run | None) -> tuple[str, ...]:
+    """What a card says of the words that stayed out of a run's vocabulary."""
+    if run is None or not run.left_out.is_file():
+        return ()
+    said = config.from_json(spellings.Summary, run.left_out.read_bytes(), str(run.left_out))
+    return (
+        f"Left out of the vocabulary: {said.rare:,} words that fewer than {said.least_people} "
+        "people used.",
+        *(
+            f"Left out for the usual spelling, {kind}: {_some(pairs)}."
+            for kind, pairs in (("stretched", said.stretched), ("misspelt", said.misspelt))
+            if pairs
+        ),
+    )
+
+
+def _some(pairs: Mapping[str, str]) -> str:
+    """The first words that stayed out and what is usual, but for offensive ones."""
+    from conversion.package import DEFAULT_BLOCKED  # TensorFlow
+
+    listed = offensive.stems(DEFAULT_BLOCKED.read_text().split())
+    decent = [
+        f"{word} ({usual})"
+        for word, usual in sorted(pairs.items())
+        if not any(offensive.is_blocked(each, listed) for each in (word, usual))
+    ]
+    more = f" and {len(pairs) - LISTED:,} more" if len(pairs) > LISTED else ""
+    return ", ".join(decent[:LISTED]) + more
 
 
 def _class_of(asked: Asked) -> Class | None:

@@ -37,6 +37,16 @@ class Run:
         return self.path / "tokenizer.model"
 
     @property
+    def written(self) -> Path:
+        """How words of the vocabulary are usually written, where they are compared otherwise."""
+        return self.path / "written.txt"
+
+    @property
+    def left_out(self) -> Path:
+        """Which words stayed out of the vocabulary, and why; a `spellings.Summary`."""
+        return self.path / "left_out.json"
+
+    @property
     def counts(self) -> Path:
         """What people typed, as a task has counted it: of a run whose vocabulary is its words."""
         return self.path / "counts.tsv"
@@ -185,7 +195,7 @@ _HOLDS = (
     "population/population.toml",
     "population/columns.npz",
     *(MARK, "config.toml", "tokenizer.model", "counts.tsv", "metrics.csv", "report.html"),
-    "users.json",
+    *("users.json", "written.txt", "left_out.json"),
     *("summary.json", "suggestions.json", "rounds.json", "evaluations/*.json"),
     *(f"checkpoints/{name}.safetensors" for name in ("first", "last", "best", "after")),
     "metrics.csv_temp[0-9]*",

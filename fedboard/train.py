@@ -25,7 +25,7 @@ from device_runtime.errors import CheckpointError, RunError
 from device_runtime.metrics import macro, perplexity, recall
 from device_runtime.optimizers import OPTIMIZERS
 from device_runtime.shown import rounded_up
-from device_runtime.text import Vocabulary
+from device_runtime.text import FIRST_WORD, Vocabulary
 from fedboard import console, presence, source, spent, word_lists
 from fedboard.run import (
     MARK,
@@ -40,10 +40,21 @@ from fedboard.run import (
     mark_of,
     require_fit,
     require_free,
+    run_of,
     vocabulary_of,
 )
 from fedboard.saved import ADDED, Best, Curves, States, best_of, going_on, versions_of, writing
-from model import cohorts, corpora, evaluation, memory, network, vocabulary, worker
+from model import (
+    cohorts,
+    corpora,
+    evaluation,
+    forms,
+    memory,
+    network,
+    spellings,
+    vocabulary,
+    worker,
+)
 from model.clients import Clients
 from model.corpus import Corpus, Users, few, token_lists
 from model.measures import Evaluation
@@ -168,7 +179,7 @@ def _train(
         values = trainer.to_values(state)
         kept = states.load([*values, *best.values()], ADDED)
         with writing(run, run.path):
-            _write_beginning(run, settings, words, first)
+            _write_beginning(run, settings, words, first, corpus)
             if there is not None:
                 presence.keep(there, run.path)
             if recipe.device_limits and not settings.central:
@@ -318,7 +329,34 @@ def new_vocabulary(settings: Settings, corpus: Corpus) -> Vocabulary:
         return vocabulary.of_people(enough, recipe.vocabulary)
     if recipe.tokenizer == "unigram":
         return vocabulary.build_unigram(token_lists(users), recipe.vocabulary)
-    return vocabulary.build(token_lists(users), recipe.vocabulary)
+    return vocabulary.build(token_lists(users), recipe.vocabulary, _left_out(corpus))
+
+
+def language_of(corpus: Corpus) -> str:
+    """The language of a corpus, as a BCP 47 tag or several; "" where nobody said."""
+    return getattr(corpus, "language", "") or ("en" if corpus.name == "chitchat" else "")
+
+
+def _left_out(corpus: Corpus) -> dict[str, spellings.LeftOut]:
+    """Words of a corpus that stay out of its vocabulary."""
+    users = few(corpus, vocabulary.COUNTED)
+    return spellings.left_out(spellings.uses_of(users), len(users), language_of(corpus))
+
+
+def _write_words(run: Run, settings: Settings, words: Vocabulary, corpus: Corpus) -> None:
+    """How the words of a new vocabulary are usually written, and which ones stayed out of it."""
+    if settings.init:
+        before = run_of(checkpoint_of(Path(settings.init)))
+        if before and before.written.is_file():
+            durable.share(run.written, before.written.read_bytes())
+        return
+    users = few(corpus, vocabulary.COUNTED)
+    if settings.recipe.tokenizer == "words":
+        usual = forms.usual_forms(users, words.tokens[FIRST_WORD:], language_of(corpus))
+        durable.share(run.written, forms.encoded(usual))
+        if not settings.words and not settings.recipe.least_people:
+            said = spellings.summary(_left_out(corpus), len(users))
+            durable.share(run.left_out, config.to_json(said))
 
 
 def resumed(out: Path, rounds: int | None, patience: int | None = None) -> Settings:
@@ -349,7 +387,7 @@ def resumed(out: Path, rounds: int | None, patience: int | None = None) -> Setti
 
 
 def _write_beginning(
-    run: Run, settings: Settings, words: Vocabulary, first: weights.Checkpoint
+    run: Run, settings: Settings, words: Vocabulary, first: weights.Checkpoint, corpus: Corpus
 ) -> None:
     """What a run is from its first moment.
 
@@ -358,6 +396,8 @@ def _write_beginning(
     run.checkpoints.mkdir(exist_ok=True)
     durable.share(run.config, config.to_toml(settings).encode())
     durable.share(run.tokenizer, words.model)
+    if not run.written.is_file():
+        _write_words(run, settings, words, corpus)
     if settings.words and not run.counts.is_file():
         durable.share(run.counts, Path(settings.words).read_bytes())
     durable.share(run.first, weights.to_bytes(first))

@@ -11,7 +11,7 @@ import io
 import math
 import string
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from sentencepiece import SentencePieceProcessor, SentencePieceTrainer, sentencepiece_model_pb2
 
@@ -45,8 +45,11 @@ _Piece = sentencepiece_model_pb2.ModelProto.SentencePiece
 _TYPES = {PAD: _Piece.CONTROL, BOS: _Piece.CONTROL, EOS: _Piece.CONTROL, OOV: _Piece.UNKNOWN}
 
 
-def build(utterances: Iterable[Sequence[str]], size: int = SIZE) -> Vocabulary:
-    """The `size` most frequent words of these token lists, after the special ids and classes.
+def build(
+    utterances: Iterable[Sequence[str]], size: int = SIZE, without: Collection[str] = ()
+) -> Vocabulary:
+    """The `size` most frequent words of these token lists, after the special ids and classes; but
+    for those that are to stay out, which are unknown words to it.
 
     Ties are alphabetical. Fewer distinct words give a smaller vocabulary. The same utterances, in
     any order, give the same bytes. Raises VocabularyError if there is no word at all.
@@ -62,7 +65,9 @@ def build(utterances: Iterable[Sequence[str]], size: int = SIZE) -> Vocabulary:
     for utterance in utterances:
         counts.update(PARTS.get(token, token) for token in utterance)
         sentences += 1
-    words = _words(counts)[:size]
+    words = [word for word in _words(counts) if word not in without][:size]
+    if not words:
+        raise VocabularyError("vocabulary", "no word was used by enough people", "give more text")
     known = [counts[token] for token in (*CLASSES, *words)]
     return Vocabulary(
         _model(

@@ -58,7 +58,8 @@ ALLOWED = {
     # a bundle says the same of privacy; a server calls its helper as a device calls a server
     "server": {"device_runtime": CONTRACTS | {"bundle", "transport"}},
     "model": {
-        "device_runtime": CONTRACTS | {"examples", "folder", "limits", "metrics", "offensive"}
+        "device_runtime": CONTRACTS
+        | {"examples", "folder", "limits", "metrics", "offensive", "pieced"}
     },
     "conversion": {"device_runtime": None, "model": None},
     # another party's process: of the server's only what any web service with a database needs, and
