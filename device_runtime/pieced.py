@@ -46,6 +46,8 @@ CHUNK = 1 << 23  # scores held at once: 32 MB
 LOOKED = 16  # last letters of a run that may turn out to be part of a longer piece
 PLACES = 6  # of them, where a longer piece may begin
 TRIED = 64  # pieces tried for one list
+_RUN = "\u5b57"  # a letter that a run may begin with
+FAINT = 1e-3  # share below which a piece is no suggestion for a run
 _LAST = "\U0010ffff"  # comes after every letter
 
 _JOINERS = "\u200b\u200c\u200d"
@@ -97,7 +99,14 @@ class Spelling:
         # without those that are a worse spelling of what they read
         starts = [i for i in range(FIRST_WORD, self.inner) if self._read((i,))]
         self.starting = _Index(starts, vocabulary.tokens, paths)
-        self.going_on = _Index(range(self.inner, self.size), vocabulary.tokens, paths)
+        inner = range(self.inner, self.size)
+        self.going_on = _Index(inner, vocabulary.tokens, paths)
+        in_runs = [
+            i
+            for i in inner
+            if tokenise(_RUN + vocabulary.tokens[i]) == [_RUN + vocabulary.tokens[i]]
+        ]
+        self.in_runs = _Index(in_runs, vocabulary.tokens, paths)
 
     def _read(self, path: Path) -> Reading | None:
         """None if it is not the best segmentation of what it reads, or no part of a word."""
@@ -289,6 +298,27 @@ def _open(
     return opened
 
 
+class Refusal:
+    """Which words are never offered, by a list as people write it. In scripts without spaces a
+    listed word is refused wherever it would come to stand in a run.
+    """
+
+    def __init__(self, blocked: frozenset[str]):
+        self._stems = stems(blocked)
+        self._in_runs = tuple(word for word in self._stems if spaceless(word))
+        self._longest = max(map(len, self._in_runs), default=1)
+
+    def __call__(self, word: str) -> bool:
+        return self.of_run("", word) if spaceless(word) else is_blocked(word, self._stems)
+
+    def of_run(self, run: str, more: str) -> bool:
+        """Whether a run that goes on so holds a listed word that it did not hold before."""
+        if not self._in_runs:
+            return False
+        text = plain(run[max(len(run) - self._longest + 1, 0) :] + more)
+        return any(word in text for word in self._in_runs)
+
+
 class Pieced:
     """What a device's strip offers by a network of pieces."""
 
@@ -306,9 +336,7 @@ class Pieced:
         """
         self._vocabulary, self._at, self._width = vocabulary, at, width
         self._spelling = Spelling(vocabulary)
-        self._blocked = stems(blocked)
-        self._blocked_runs = tuple(word for word in self._blocked if spaceless(word))
-        self._longest = max(map(len, self._blocked_runs), default=1)
+        self._refused = Refusal(blocked)
 
         def further(tokens: NDArray[Any], state: Arrays) -> Places:
             log_probs, after = step(tokens.astype(np.int32), state)
@@ -327,7 +355,7 @@ class Pieced:
         if run:
             return [(prefix + more, share) for more, share in self._going_on(*run, k)]
         prefix = fold(prefix)
-        search = Search(0, k, self._width, prefix, refused=self._is_blocked)
+        search = Search(0, k, self._width, prefix, refused=self._refused)
         self._find(search, self._vocabulary.ids(tokenise(context)))
         total = search.total if prefix else 1.0
         return [(word, float(np.exp(score)) / total) for word, score in search.words]
@@ -347,17 +375,20 @@ class Pieced:
         """
         ids, logs, added = self._candidates([BOS, *self._vocabulary.ids(before)], run)
         likely = np.exp(logs - logs.max()) if len(logs) else logs
+        shares = likely / likely.sum()
         offers: Words = []
         for place in np.argsort(-logs, kind="stable")[:TRIED]:
+            if shares[place] < FAINT:
+                break
             more, whole = added[place], (*ids[place][1], ids[place][0])
             if (
                 all(more != known for known, _ in offers)
                 and self._vocabulary.spelling(run + more) == whole
                 and _alike(run[-1], more)
                 and tokenise(run + more) == [run + more]
-                and not self._blocks(run, more)
+                and not self._refused.of_run(run, more)
             ):
-                offers.append((more, float(likely[place] / likely.sum())))
+                offers.append((more, float(shares[place])))
                 if len(offers) == k:
                     break
         return offers
@@ -368,7 +399,7 @@ class Pieced:
         """Every piece that may go on with a run: its id and the pieces of the run before it, its
         log-probability but for what all have in common, and the letters it adds.
         """
-        starting, going_on = self._spelling.starting, self._spelling.going_on
+        starting, going_on = self._spelling.starting, self._spelling.in_runs
         # the pieces before, those that may follow, and how many of their letters are typed
         places: list[tuple[Path, NDArray[Any], int]] = []
         for begin in range(len(run), max(len(run) - LOOKED, 0) - 1, -1):
@@ -407,16 +438,6 @@ class Pieced:
         scores = log_probs[None]
         places = Places(state, scores, complete_of(scores, self._vocabulary.first_inner))
         follow([search], places, self._spelling, self._step)
-
-    def _is_blocked(self, word: str) -> bool:
-        return self._blocks("", word) if spaceless(word) else is_blocked(word, self._blocked)
-
-    def _blocks(self, run: str, more: str) -> bool:
-        """Whether a run that goes on so holds a blocked word that it did not hold before."""
-        if not self._blocked_runs:
-            return False
-        text = run[max(len(run) - self._longest + 1, 0) :] + more
-        return any(word in plain(text) for word in self._blocked_runs)
 
 
 def _alike(last: str, more: str) -> bool:

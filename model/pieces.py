@@ -12,7 +12,17 @@ import numpy as np
 
 from device_runtime.interpreter import Arrays
 from device_runtime.metrics import STRIP
-from device_runtime.pieced import WIDTH, Path, Places, Search, Spelling, Step, Words, follow
+from device_runtime.pieced import (
+    WIDTH,
+    Path,
+    Places,
+    Refusal,
+    Search,
+    Spelling,
+    Step,
+    Words,
+    follow,
+)
 from device_runtime.text import BOS, FIRST_WORD, OOV, SPECIALS, Vocabulary, is_word
 from device_runtime.weights import Weights
 from model.network import start, step
@@ -43,14 +53,21 @@ class Reads:
 class Decoder:
     """A network of pieces and its vocabulary. Remembers how paths read."""
 
-    def __init__(self, network: Weights | Reads, vocabulary: Vocabulary, width: int = WIDTH):
+    def __init__(
+        self,
+        network: Weights | Reads,
+        vocabulary: Vocabulary,
+        width: int = WIDTH,
+        blocked: frozenset[str] = frozenset(),
+    ):
         """`network` are float weights, or what reads with others. `width` is how many paths one
-        search may follow: the more, the surer.
+        search may follow: the more, the surer. Words of `blocked` are never offered.
 
         Also decodes a vocabulary of words, where no path goes on.
         """
         self._vocabulary, self._width = vocabulary, width
         self._spelling = Spelling(vocabulary, PATHS)
+        self._refused = Refusal(blocked) if blocked else None
         self._reads = network if isinstance(network, Reads) else reads_of(network, vocabulary)
 
     def offers(self, utterances: Sequence[Sequence[str]]) -> Iterator[Offers]:
@@ -83,7 +100,7 @@ class Decoder:
         last = np.cumsum([len(sequence) for sequence in sequences]) - 1
         prefixes = prefixes or [""] * len(contexts)
         searches = [
-            Search(int(place), k, self._width, prefix)
+            Search(int(place), k, self._width, prefix, refused=self._refused)
             for place, prefix in zip(last, prefixes, strict=True)
         ]
         self._run(searches, places)
@@ -106,7 +123,7 @@ class Decoder:
         word = np.array([is_word(token) for token in tokens], bool)
         own = np.add.reduceat(each, before, dtype=np.float64) if len(ids) else np.zeros(0)
         own += np.where(word, places.complete[first + lengths], 0) - places.complete[first]
-        strips = [Search(int(place), STRIP, self._width) for place in first]
+        strips = [Search(int(place), STRIP, self._width, refused=self._refused) for place in first]
         self._run(strips, places)
         known = np.array([OOV not in pieces for pieces in spelled], bool)
         classes = places.scores[first, len(SPECIALS) : FIRST_WORD] - places.complete[first, None]
