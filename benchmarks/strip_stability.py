@@ -2,30 +2,30 @@
 
     python -m benchmarks.strip_stability [BUNDLE] --messages 300
 
-Test users' messages are typed key by key. After each key of a word: has a word that still fits left
-its place? Both as the words come, the likeliest first, and held steady, at several settings of how
-much likelier a word must be to take the best place. What it costs: keys, where the user takes a
-word as soon as it stands anywhere in the strip, and where only the best place is looked at.
+Test users' messages are typed key by key. After each key of a word: has a word that still begins so
+left its place? In three strips: the best word always in the centre; held steady, with the best word
+marked wherever it stands, as the keyboard does; and held steady with the centre taken for the best.
+What it costs: keys, where the user takes a word as soon as it stands anywhere in the strip, and
+where only the one that Tab takes is looked at.
 """
 
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 
 from device_runtime.errors import FedboardError
-from device_runtime.metrics import STRIP
-from device_runtime.predictor import AHEAD, Predictor, Suggestion, steady
-from device_runtime.text import is_word, written
+from device_runtime.predictor import Places, Predictor, Suggestion, best_place, steady
+from device_runtime.text import is_word, plain, written
 from fedboard import console
 from fedboard.run import open_bundle
 from model import corpora
 
-RATIOS = (1.0, 2.0, 3.0, 5.0, 10.0, float("inf"))
-CANDIDATES = 50  # of a key: a word that is none of them does not fit any more
+CENTRED, STEADY, STEADY_CENTRE = "best in the centre", "steady, best marked", "steady, centre taken"
+CENTRE = 1
 
 
 @dataclass
@@ -37,11 +37,7 @@ class Tally:
     gone: int = 0  # or nowhere
     letters: int = 0  # of all words, and a space each
     with_strip: int = 0  # keys, where a word is taken from any place
-    with_best: int = 0  # from the best place alone
-
-    def unsteady(self) -> float:
-        """Share of keys after which a word that still fits has moved or gone."""
-        return (self.moved + self.gone) / self.keys if self.keys else 0.0
+    with_best: int = 0  # by Tab alone
 
     def saved(self, keys: int) -> float:
         """1 - keys / letters."""
@@ -64,45 +60,59 @@ def words(message: str) -> Iterator[tuple[str, str]]:
         at += len(stands)
 
 
-def count(strips: Sequence[list[Suggestion]], fitting: Sequence[set[str]], tally: Tally) -> None:
-    """Count the keys of one word: the strip before each key, and after it what fits."""
-    for before, after, fits in zip(strips, strips[1:], fitting[1:], strict=False):
+def count(strips: Sequence[Places], word: str, tally: Tally) -> None:
+    """Count the keys of one word: the strip before each key, and after it."""
+    for typed, (before, after) in enumerate(pairwise(strips), 1):
         tally.keys += 1
-        places = {each.token: place for place, each in enumerate(after)}
-        still = [(place, each.token) for place, each in enumerate(before) if each.token in fits]
-        if any(token not in places for _, token in still):
+        now = {each.token: place for place, each in enumerate(after) if each}
+        still = [
+            (place, each.token)
+            for place, each in enumerate(before)
+            if each and plain(each.token).startswith(plain(word[:typed]))
+        ]
+        if any(token not in now for _, token in still):
             tally.gone += 1
-        elif any(places[token] != place for place, token in still):
+        elif any(now[token] != place for place, token in still):
             tally.moved += 1
 
 
-def typed_keys(strips: Sequence[list[Suggestion]], word: str, places: int) -> int:
-    """Keys for one word that is taken as soon as it stands in one of the first places."""
+def typed_keys(strips: Sequence[Places], word: str, taken: Callable[[Places], int | None]) -> int:
+    """Keys for one word that is accepted as soon as it stands in the place that is `taken`."""
     for typed, strip in enumerate(strips):
-        if word in [each.token for each in strip[:places]]:
+        place = taken(strip)
+        each = None if place is None else strip[place]
+        if each and each.token == word:
             return typed + 1
     return len(word) + 1
 
 
-def measure(predictor: Predictor, messages: Sequence[str]) -> dict[float, Tally]:
-    """One tally for each of `RATIOS`; 1 is the likeliest first, whatever stood there."""
-    tallies = {ratio: Tally() for ratio in RATIOS}
+def strips_of(kind: str, best: Sequence[list[Suggestion]]) -> list[Places]:
+    """The strips of one word as it is typed, of one kind."""
+    strips: list[Places] = []
+    for now in best:
+        before = strips[-1] if strips and kind != CENTRED else ()
+        strips.append(steady(before, now))
+    return strips
+
+
+def measure(predictor: Predictor, messages: Sequence[str]) -> dict[str, Tally]:
+    """One tally for each kind of strip."""
+    tallies = {kind: Tally() for kind in (CENTRED, STEADY, STEADY_CENTRE)}
     for message in messages:
         for context, word in words(message):
-            found = [
-                predictor.suggest(context, word[:length], CANDIDATES) for length in range(len(word))
-            ]
-            fitting = [{each.token for each in candidates} for candidates in found]
             best = [predictor.suggest(context, word[:length]) for length in range(len(word))]
-            for ratio, tally in tallies.items():
-                strips: list[list[Suggestion]] = []
-                for now in best:
-                    held = ratio > 1 and strips
-                    strips.append(steady(strips[-1], now, ratio) if held else now)
-                count(strips, fitting, tally)
+            for kind, tally in tallies.items():
+                strips = strips_of(kind, best)
+                count(strips, word, tally)
                 tally.letters += len(word) + 1
-                tally.with_strip += typed_keys(strips, word, STRIP)
-                tally.with_best += typed_keys(strips, word, 1)
+
+                def anywhere(strip: Places, word: str = word) -> int | None:
+                    tokens = [each.token if each else None for each in strip]
+                    return tokens.index(word) if word in tokens else None
+
+                tally.with_strip += typed_keys(strips, word, anywhere)
+                taken = best_place if kind == STEADY else lambda strip: CENTRE
+                tally.with_best += typed_keys(strips, word, taken)
     return tallies
 
 
@@ -121,26 +131,22 @@ def main() -> None:
         Predictor(open_bundle(asked.bundle, None)), list(islice(typed, asked.messages))
     )
     if asked.json:
-        print(json.dumps({str(ratio): asdict(tally) for ratio, tally in tallies.items()}))
+        print(json.dumps({kind: asdict(tally) for kind, tally in tallies.items()}))
         return
     console.table(
-        f"strips after {tallies[1.0].keys:,} keys within words, {asked.messages} messages",
-        ["best place is taken by", "moved or gone", "saved", "saved by the best place"],
+        f"{tallies[STEADY].keys:,} keys within words of {asked.messages} messages",
+        ["strip", "moved", "gone", "saved", "saved by Tab alone"],
         [
             [
-                "the likeliest"
-                if ratio == 1
-                else f"{ratio:g} times as likely"
-                if ratio < float("inf")
-                else "none that comes later",
-                f"{tally.unsteady():.1%}",
+                kind,
+                f"{tally.moved / tally.keys:.1%}",
+                f"{tally.gone / tally.keys:.1%}",
                 f"{tally.saved(tally.with_strip):.2%}",
                 f"{tally.saved(tally.with_best):.2%}",
             ]
-            for ratio, tally in tallies.items()
+            for kind, tally in tallies.items()
         ],
     )
-    console.say(f"a keyboard holds its strip at {AHEAD:g} times")
 
 
 if __name__ == "__main__":

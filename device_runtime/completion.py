@@ -173,12 +173,15 @@ def fitting(indexes: Sequence[Index], begun: str) -> Fits:
     )
 
 
-def with_slips(fits: Fits, indexes: Sequence[Index], begun: str) -> Fits:
-    """And the words that would fit but for one slip of the finger; none for fewer letters begun
-    than `SLIP_FROM`.
+def with_slips(fits: Fits, indexes: Sequence[Index], begun: str, at_the_end: bool = True) -> Fits:
+    """And the words that would fit but for one slip of the finger, which may be `at_the_end`; none
+    for fewer letters begun than `SLIP_FROM`.
     """
     bare = letters(plain(begun))
-    forgiven = {i: weight for index in indexes for i, weight in index.slips(bare).items()}
+    least = 0.0 if at_the_end else SLIP
+    forgiven = {
+        i: weight for index in indexes for i, weight in index.slips(bare).items() if weight >= least
+    }
     for i in fits.ids.tolist():
         forgiven.pop(i, None)
     return replace(

@@ -19,7 +19,6 @@ from device_runtime.reader import Personal, reader_of
 from device_runtime.text import BOS, FIRST_WORD, OOV, Vocabulary, plain, tokenise
 from device_runtime.writing import shown
 
-AHEAD = 3.0  # times as likely a word is that takes the best place of the strip from another
 KEPT = 32  # tokens whose states are kept: so far one can go back without starting anew
 
 
@@ -32,6 +31,10 @@ class Suggestion:
     token: str = ""  # as it is compared
 
 
+Places = tuple[Suggestion | None, ...]  # of a strip as it is shown, left to right; None: free
+_FILLED = (1, 0, 2)  # places of an empty strip, in the order in which words come to them
+
+
 def centred(best_first: Sequence[Any]) -> list[Any]:
     """A strip as it is shown, the best in the centre.
 
@@ -41,30 +44,32 @@ def centred(best_first: Sequence[Any]) -> list[Any]:
     return [*best_first[1::2][::-1], *best_first[::2]]
 
 
-def steady(
-    before: Sequence[Suggestion], now: Sequence[Suggestion], ahead: float = AHEAD
-) -> list[Suggestion]:
-    """The strip after one more key of a word: words that still fit keep their places, and others
-    come where one is free. A place of a strip is a place in these lists, the first one the best.
-
-    A word moves to the first place only if it is `ahead` times as likely as the one that is or
-    would be there.
+def steady(before: Sequence[Suggestion | None], now: Sequence[Suggestion]) -> Places:
+    """The places of a strip after one more key of a word, where `before` was what it showed, and
+    `now` are the best words, best first. Words that still fit keep their places, and others come
+    where one is free: so the best word may stand anywhere (`best_place`). Without a strip before it
+    stands in the centre.
 
     >>> the, then, they = (Suggestion(word, 0.3, word) for word in ("the", "then", "they"))
-    >>> [each.word for each in steady([the, they, then], [they, then])]
-    ['then', 'they']
+    >>> [each and each.word for each in steady([they, the, then], [then, they])]
+    ['they', None, 'then']
     """
-    held = {each.token: place for place, each in enumerate(before[: len(now)])}
-    places: list[Suggestion | None] = [None] * len(now)
-    for each in now:
-        if (place := held.get(each.token)) is not None:
-            places[place] = each
-    others = [each for each in now if each.token not in held]
-    filled = [each or others.pop(0) for each in places]
-    if now and now[0].probability >= ahead * filled[0].probability:
-        at = filled.index(now[0])
-        filled[0], filled[at] = filled[at], filled[0]
-    return filled
+    held = {each.token: place for place, each in enumerate(before) if each}
+    places: list[Suggestion | None] = [None] * STRIP
+    for each in now[:STRIP]:
+        if each.token in held:
+            places[held[each.token]] = each
+    free = (place for place in _FILLED if places[place] is None)
+    for each in now[:STRIP]:
+        if each.token not in held:
+            places[next(free)] = each
+    return tuple(places)
+
+
+def best_place(strip: Sequence[Suggestion | None]) -> int | None:
+    """Where the likeliest word of a strip stands; None if there is no word."""
+    there = [(each.probability, -place) for place, each in enumerate(strip) if each]
+    return -max(there)[1] if there else None
 
 
 @dataclass(frozen=True)
@@ -176,8 +181,9 @@ class Predictor:
         if self.own and (new := self._index_of_new(self.own)):
             indexes.append(new)
         fits = fitting(indexes, prefix)
-        if np.count_nonzero(np.isfinite(scores[fits.ids])) < STRIP:
-            fits = with_slips(fits, indexes, prefix)
+        complete = np.count_nonzero(np.isfinite(scores[fits.ids]))
+        if complete < STRIP:
+            fits = with_slips(fits, indexes, prefix, at_the_end=not complete)
         likely = scores[fits.ids] + np.log(fits.weights)
         order = np.lexsort((fits.ids, -likely))  # ties go to the more frequent word
         order = order[np.isfinite(likely[order])]

@@ -7,7 +7,7 @@ from device_runtime import personal
 from device_runtime.bundle import TOKENIZER, Bundle
 from device_runtime.errors import VocabularyError
 from device_runtime.own_words import OwnWords
-from device_runtime.predictor import KEPT, Predictor, Suggestion, centred, steady
+from device_runtime.predictor import KEPT, Predictor, Suggestion, best_place, centred, steady
 from device_runtime.text import is_word
 from model import network
 from model.vocabulary import build_unigram
@@ -227,33 +227,38 @@ def strip(*words: str, **shares: float) -> list[Suggestion]:
     return [Suggestion(word, share, word) for word, share in named.items()]
 
 
+def places(*words: str | None) -> list[Suggestion | None]:
+    return [word and strip(word)[0] for word in words]
+
+
+def at(strip) -> list[str | None]:
+    return [each and each.word for each in strip]
+
+
 def test_a_word_that_still_fits_keeps_its_place_and_others_come_where_one_is_free():
-    assert shown(steady(strip("the", "they", "then"), strip("they", "themes", "then"))) == [
-        "themes",
-        "they",
-        "then",
-    ]
-    assert shown(steady(strip("the", "they"), strip("a", "b", "c"))) == ["a", "b", "c"]
-    assert steady(strip("the"), []) == []
-    assert shown(steady([], strip("the", "they"))) == ["the", "they"]
+    assert at(steady([], strip("the", "they", "then"))) == ["they", "the", "then"]
+    before = places("they", "the", "then")
+    assert at(steady(before, strip("then", "they", "themes"))) == ["they", "themes", "then"]
+    assert at(steady(before, strip("then"))) == [None, None, "then"]
+    assert at(steady(before, strip("a", "b"))) == ["b", "a", None]
+    assert at(steady(places("they", None, "then"), strip("a", "then"))) == [None, "a", "then"]
+    assert at(steady(before, [])) == [None, None, None]
 
 
-def test_a_word_that_is_far_likelier_takes_the_best_place():
-    before, now = strip("the", "they", "then"), strip(they=0.6, themes=0.1, then=0.1)
-    assert shown(steady(before, now, ahead=7)) == ["themes", "they", "then"]
-    assert shown(steady(before, now, ahead=5)) == ["they", "themes", "then"]
-
-
-def test_a_word_whose_place_is_gone_comes_where_one_is_free():
-    assert shown(steady(strip("a", "b", "c"), strip("c", "b"))) == ["c", "b"]
+def test_the_best_place_is_where_the_likeliest_word_stands():
+    they, then = strip(they=0.6, then=0.3)
+    assert best_place([then, None, they]) == 2
+    assert best_place([None, then, None]) == 1
+    assert best_place([None, None, None]) is None
 
 
 @given(
     before=st.lists(st.sampled_from("abcdef"), unique=True, max_size=3),
     now=st.lists(st.sampled_from("abcdef"), unique=True, max_size=3),
 )
-def test_a_steady_strip_has_the_words_of_the_new_one_and_is_steady(before, now):
-    best_first = strip(*now)
-    once = steady(strip(*before), best_first)
-    assert sorted(shown(once)) == sorted(now)
-    assert steady(once, best_first) == once
+def test_no_word_that_stays_in_the_strip_ever_moves(before, now):
+    earlier = steady([], strip(*before))
+    later = steady(earlier, strip(*now))
+    assert sorted(filter(None, at(later))) == sorted(now)
+    for first, second in zip(at(earlier), at(later), strict=True):
+        assert first == second or first not in now
