@@ -332,15 +332,10 @@ def new_vocabulary(settings: Settings, corpus: Corpus) -> Vocabulary:
     return vocabulary.build(token_lists(users), recipe.vocabulary, _left_out(corpus))
 
 
-def language_of(corpus: Corpus) -> str:
-    """The language of a corpus, as a BCP 47 tag or several; "" where nobody said."""
-    return getattr(corpus, "language", "") or ("en" if corpus.name == "chitchat" else "")
-
-
 def _left_out(corpus: Corpus) -> dict[str, spellings.LeftOut]:
     """Words of a corpus that stay out of its vocabulary."""
     users = few(corpus, vocabulary.COUNTED)
-    return spellings.left_out(spellings.uses_of(users), len(users), language_of(corpus))
+    return spellings.left_out(spellings.uses_of(users), len(users), corpus.language)
 
 
 def _write_words(run: Run, settings: Settings, words: Vocabulary, corpus: Corpus) -> None:
@@ -352,7 +347,7 @@ def _write_words(run: Run, settings: Settings, words: Vocabulary, corpus: Corpus
         return
     users = few(corpus, vocabulary.COUNTED)
     if settings.recipe.tokenizer == "words":
-        usual = forms.usual_forms(users, words.tokens[FIRST_WORD:], language_of(corpus))
+        usual = forms.usual_forms(users, words.tokens[FIRST_WORD:], corpus.language)
         durable.share(run.written, forms.encoded(usual))
         if not settings.words and not settings.recipe.least_people:
             said = spellings.summary(_left_out(corpus), len(users))

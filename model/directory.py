@@ -31,7 +31,7 @@ import numpy as np
 from device_runtime import folder
 from device_runtime.config import from_json, to_json
 from device_runtime.errors import ConfigError, CorpusError
-from device_runtime.text import is_word, tokenise
+from device_runtime.text import is_word, spaceless, tokenise
 from model.corpus import (
     IN_TRAIN,
     LONG,
@@ -77,6 +77,7 @@ class Manifest:
     # reason -> the first places in the source, such as chat.csv:12
     places: dict[str, tuple[str, ...]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()  # what else the import said, a sentence each
+    language: str = ""  # a BCP 47 tag, or several with a `+` between them; empty: nobody said
 
 
 @dataclass(frozen=True)
@@ -123,6 +124,8 @@ class Writer:
         self._by_arrival = Sorter(folder / ".arrivals")
         self._splits: dict[str, str] = {}  # of each user with a message
         self._count = 0
+        # of the words kept so far, and of those that are runs of a script without spaces
+        self.letters = self.spaceless = 0
         # 8 bytes of each message of train that is long enough to be recited
         self._recited = array("Q")
         self._words = _Distinct()
@@ -153,6 +156,8 @@ class Writer:
             self._recited.append(mark)
         words = [token for token in tokens if is_word(token)]
         self._words.add(words)
+        self.letters += sum(map(len, words))
+        self.spaceless += sum(len(word) for word in words if spaceless(word))
         line: dict[str, Any] = {"user": user, "text": text}
         if time is not None:
             line["timestamp"] = float(time)
@@ -170,6 +175,7 @@ class Writer:
         places: Mapping[str, Iterable[str]] | None = None,
         notes: Iterable[str] = (),
         progress: Callable[[int, int], None] | None = None,
+        language: str = "",
     ) -> Manifest:
         """Sort what was added and write the three files: the manifest, as written.
 
@@ -199,6 +205,7 @@ class Writer:
             dict(Counter(dropped) + Counter({IN_TRAIN: written.recitals})),
             {reason: tuple(where) for reason, where in (places or {}).items()},
             tuple(notes),
+            language,
         )
         (self._folder / MARKER).write_bytes(to_json(manifest))
         return manifest
@@ -340,6 +347,7 @@ def open_directory(path: Path) -> Corpus:
         manifest.dropped,
         SAMPLE if manifest.kept > MANY else None,
         data.noted(manifest),
+        manifest.language,
     )
 
 

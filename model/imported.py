@@ -1,5 +1,6 @@
 """The import: a person's own files -> a corpus directory, and a report of what was left out."""
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -18,6 +19,8 @@ MOST_DAMAGED = 0.01  # share of the rows that may be damaged without a word from
 DELIMITERS = {"comma": ",", "semicolon": ";", "tab": "\t", "\\t": "\t", "pipe": "|"}
 _PLACES = 3  # of one kind of damage that a report names
 _KINDS = 20  # of damage that a report tells apart
+LANGUAGE = re.compile(r"(?:[a-z]{2,3}(?:-[A-Za-z0-9]{1,8})*(?:\+(?=[a-z])|$))*")
+SPACELESS = 0.2  # share of letters from which a corpus is one of a script without spaces
 _AFTER = 1 << 20  # bytes between two words on the progress
 
 
@@ -34,10 +37,17 @@ class Reading:
     encoding: str | None = None  # None: UTF-8, or what the file's mark says
     format: str | None = None  # one of `formats.FORMATS`; None: as name and content say
     allow_damage: bool = False  # of more than MOST_DAMAGED of the rows
+    language: str = ""  # of the messages: a BCP 47 tag, or several with a `+` between them
 
     def choice(self) -> Choice:
         """What the readers of files need to know. Raises CorpusError for what cannot be meant."""
         require_encoding(self.encoding)
+        if not LANGUAGE.fullmatch(self.language):
+            raise CorpusError(
+                "--language",
+                "expected tags such as en, pt-BR or en+de, found otherwise",
+                "name the language of the messages, by BCP 47",
+            )
         if self.format is not None and self.format not in FORMATS:
             raise CorpusError(
                 "--format", f"expected one of {', '.join(FORMATS)}, found another", "name one"
@@ -165,6 +175,17 @@ class _Tally:
         return {reason: places[:_PLACES] for reason, places in reasons.items()}
 
 
+def _on_spaces(writer: directory.Writer) -> tuple[str, ...]:
+    """What to do where much of the text puts no space between words."""
+    if writer.spaceless < SPACELESS * writer.letters:
+        return ()
+    share = writer.spaceless / writer.letters
+    return (
+        f"{share:.0%} of its letters are of a script without spaces between words, such as "
+        "Chinese, Japanese or Thai: train with --tokenizer unigram, which learns pieces of words",
+    )
+
+
 def _copy(
     files: list[Source],
     choice: Choice,
@@ -189,9 +210,11 @@ def _copy(
             tally.drop(source, Left(record.line, reason))
     where = ", ".join(source.name for source in files[:_PLACES]) + ", ..." * (len(files) > _PLACES)
     _require_enough(where, tally, reading)
-    said = (*notes, *_on_times(reader), *_on_headers(reader))
+    said = (*notes, *_on_times(reader), *_on_headers(reader), *_on_spaces(writer))
     dropped = tally.by_reason()
-    manifest = writer.finish(where, tally.rows, dropped, tally.places_by_reason(), said, told[1])
+    manifest = writer.finish(
+        where, tally.rows, dropped, tally.places_by_reason(), said, told[1], reading.language
+    )
     late = [
         Dropped(reason, rows - dropped.get(reason, 0), False, "", "", ())
         for reason, rows in manifest.dropped.items()

@@ -9,7 +9,7 @@ from conversion import export, gate, int8, metadata, parity
 from conversion.package import Parts, package
 from conversion.scoring import bundle_engine
 from device_runtime import bundle
-from device_runtime.errors import BundleError, VocabularyError
+from device_runtime.errors import BundleError
 from device_runtime.examples import batches
 from device_runtime.interpreter import Graph
 from device_runtime.predictor import Predictor
@@ -17,7 +17,6 @@ from device_runtime.text import BOS
 from device_runtime.weights import Checkpoint, as_sent, digest, to_bytes
 from model import network, training
 from model.evaluation import network_engine
-from model.vocabulary import build_unigram
 
 GOLDEN = Path(__file__).parent / "golden"
 INT8 = 9  # TensorType in TFLite's schema
@@ -279,19 +278,3 @@ def test_writing_over_a_bundle_leaves_one_whole_bundle(tmp_path, tiny_bundle, si
     bundle.write(tmp_path / "bundle", tiny_bundle.manifest, tiny_bundle.content, signing_key)
     assert bundle.open_verified(tmp_path / "bundle", trusted).manifest == tiny_bundle.manifest
     assert [p.name for p in tmp_path.iterdir()] == ["bundle"]
-
-
-def test_a_network_of_pieces_is_not_packaged_yet(tmp_path, tiny_plan, tiny_rows, signing_key):
-    pieces = build_unigram([["the", "cat"]], size=40)
-    checkpoint = Checkpoint(
-        network.initial_weights(network.SIZES["tiny"], pieces, np.random.default_rng(0)),
-        tokenizer=pieces.hash,
-    )
-    with pytest.raises(VocabularyError, match="a bundle needs whole words"):
-        package(
-            tmp_path / "bundle",
-            Parts(checkpoint, pieces, tiny_plan, "tiny"),
-            tiny_rows,
-            signing_key,
-        )
-    assert not (tmp_path / "bundle").exists()
