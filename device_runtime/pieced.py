@@ -25,7 +25,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from device_runtime.interpreter import Arrays
 from device_runtime.metrics import STRIP
 from device_runtime.offensive import is_blocked, stems
 from device_runtime.text import (
@@ -55,6 +54,7 @@ _APART = ("THAI", "LAO", "KHMER", "MYANMAR", "TAI", "NEW", "BALINESE", "JAVANESE
 
 Words = list[tuple[str, float]]  # words and their log-probabilities, best first
 Path = tuple[int, ...]  # ids of pieces
+State = dict[str, NDArray[Any]]  # what a network remembers of some texts, a row each
 
 
 @dataclass(frozen=True)
@@ -70,12 +70,12 @@ class Reading:
 class Places:
     """Where the network stands at some places of some texts."""
 
-    state: Arrays  # of each array [places, width]
+    state: State  # of each array [places, width]
     scores: NDArray[Any]  # float32 [places, vocabulary], log-probabilities of the next piece
     complete: NDArray[Any]  # float [places], log-probability that no inner piece follows
 
 
-Step = Callable[[NDArray[Any], Arrays], Places]  # int [n] ids, states before -> the places after
+Step = Callable[[NDArray[Any], State], Places]  # int [n] ids, states before -> the places after
 
 
 def complete_of(log_probs: NDArray[Any], first_inner: int) -> NDArray[Any]:
@@ -325,8 +325,8 @@ class Pieced:
     def __init__(
         self,
         vocabulary: Vocabulary,
-        at: Callable[[Sequence[int]], tuple[NDArray[Any], Arrays]],
-        step: Callable[[NDArray[Any], Arrays], tuple[NDArray[Any], Arrays]],
+        at: Callable[[Sequence[int]], tuple[NDArray[Any], State]],
+        step: Callable[[NDArray[Any], State], tuple[NDArray[Any], State]],
         blocked: frozenset[str] = frozenset(),
         width: int = WIDTH,
     ):
@@ -338,7 +338,7 @@ class Pieced:
         self._spelling = Spelling(vocabulary)
         self._refused = Refusal(blocked)
 
-        def further(tokens: NDArray[Any], state: Arrays) -> Places:
+        def further(tokens: NDArray[Any], state: State) -> Places:
             log_probs, after = step(tokens.astype(np.int32), state)
             return Places(after, log_probs, complete_of(log_probs, vocabulary.first_inner))
 

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from device_runtime.interpreter import Arrays
 from device_runtime.metrics import STRIP
 from device_runtime.pieced import (
     WIDTH,
@@ -19,6 +18,7 @@ from device_runtime.pieced import (
     Refusal,
     Search,
     Spelling,
+    State,
     Step,
     Words,
     follow,
@@ -46,7 +46,7 @@ class Offers:
 class Reads:
     """How a network of pieces is read."""
 
-    start: Callable[[int], Arrays]  # the state before the first token, for so many texts
+    start: Callable[[int], State]  # the state before the first token, for so many texts
     step: Step
 
 
@@ -172,11 +172,11 @@ class Decoder:
 def reads_of(weights: Weights, vocabulary: Vocabulary) -> Reads:
     """The network of float weights, in numpy."""
 
-    def begin(rows: int) -> Arrays:
+    def begin(rows: int) -> State:
         hidden, cell = start(weights, rows)
         return {"hidden": hidden, "cell": cell}
 
-    def further(tokens: np.ndarray, state: Arrays) -> Places:
+    def further(tokens: np.ndarray, state: State) -> Places:
         hidden, cell = step(weights, tokens, state["hidden"], state["cell"])
         scores, complete = _scores(weights, vocabulary.first_inner, hidden)
         return Places({"hidden": hidden, "cell": cell}, scores, complete)

@@ -10,13 +10,20 @@ from conversion.package import Parts, package
 from conversion.scoring import bundle_engine
 from device_runtime import bundle
 from device_runtime.errors import BundleError
-from device_runtime.examples import batches
+from device_runtime.examples import batches, rows
+from device_runtime.home import DeviceConfig, Home
 from device_runtime.interpreter import Graph
+from device_runtime.keyboard import Keyboard, accept
 from device_runtime.predictor import Predictor
-from device_runtime.text import BOS
+from device_runtime.text import BOS, tokenise
 from device_runtime.weights import Checkpoint, as_sent, digest, to_bytes
+from device_runtime.wire import Plan
 from model import network, training
-from model.evaluation import network_engine
+from model.corpus import Utterance
+from model.evaluation import evaluate, network_engine
+from model.pieces import Decoder
+from model.vocabulary import build_unigram
+from tests.four_languages import SENTENCES
 
 GOLDEN = Path(__file__).parent / "golden"
 INT8 = 9  # TensorType in TFLite's schema
@@ -278,3 +285,45 @@ def test_writing_over_a_bundle_leaves_one_whole_bundle(tmp_path, tiny_bundle, si
     bundle.write(tmp_path / "bundle", tiny_bundle.manifest, tiny_bundle.content, signing_key)
     assert bundle.open_verified(tmp_path / "bundle", trusted).manifest == tiny_bundle.manifest
     assert [p.name for p in tmp_path.iterdir()] == ["bundle"]
+
+
+def test_a_network_of_pieces_in_four_languages_is_packaged_scored_and_typed_with(
+    tmp_path, signing_key, trusted
+):
+    tokens = [tokenise(text) for text in SENTENCES]
+    pieces = build_unigram(tokens, 200)
+    plan = Plan(16, 12, 1, 1.0, max_rows=64, clipping_norm=5.0, bits=8)
+    spelled = rows([pieces.ids(each) for each in tokens], plan.length)
+    arrays = network.initial_weights(network.SIZES["tiny"], pieces, np.random.default_rng(0))
+    train = Graph(export.train_graph(arrays, plan))
+    for batch in batches(spelled, plan.batch_size, 6, np.random.default_rng(1)):
+        rate = np.float32(plan.learning_rate)
+        result = train.run("train", rows=batch, learning_rate=rate, **arrays)
+        arrays = {name: result[name] for name in arrays}
+    checkpoint = Checkpoint(arrays, tokenizer=pieces.hash)
+    package(
+        tmp_path / "bundle", Parts(checkpoint, pieces, plan, "four"), spelled, signing_key, steps=2
+    )
+    opened = bundle.open_verified(tmp_path / "bundle", trusted)
+    assert opened.vocabulary.of_pieces
+
+    users = {"ann": tuple(Utterance(text, tuple(tokenise(text))) for text in SENTENCES[::40])}
+    shipped, exact = (
+        evaluate(engine, users, pieces).total
+        for engine in (bundle_engine(opened), Decoder(arrays, pieces))
+    )
+    assert shipped.targets == exact.targets > 0
+    assert shipped.nll == pytest.approx(exact.nll, rel=0.05)
+
+    home = Home.create(
+        tmp_path / "home", DeviceConfig(trusted=tuple(trusted), bundle=str(opened.path))
+    )
+    with Keyboard(home, opened) as keyboard:
+        for typed in ("我们今", "私はご", "ฉันอยากกิ"):
+            offered = [each.word for each in keyboard.suggest(typed)]
+            assert offered
+            assert all(accept(typed, word).startswith(typed) for word in offered)
+        assert keyboard.suggest("i w")[0].word == "want"
+        keyboard.send("我们今天想吃饭")
+    with home.typing_log() as log:
+        assert log.read(5) == ["我们今天想吃饭"]
