@@ -15,6 +15,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,7 @@ from model import (
     forms,
     memory,
     network,
+    scripts,
     spellings,
     vocabulary,
     worker,
@@ -313,9 +315,12 @@ def new_vocabulary(settings: Settings, corpus: Corpus) -> Vocabulary:
     """The vocabulary of a new run: of the words a task has counted, or those of the corpus, counted
     by person where so many must have typed each, else by use.
 
-    Raises RunError for counts that cannot be read, VocabularyError where no word is left.
+    Raises RunError for counts that cannot be read and for words where most letters are of scripts
+    without spaces, VocabularyError where no word is left.
     """
     recipe = settings.recipe
+    if recipe.tokenizer == "words":
+        _require_spaces(corpus)
     if settings.words:
         counted = word_lists.read_tsv(Path(settings.words))
         if recipe.least_people:
@@ -330,6 +335,21 @@ def new_vocabulary(settings: Settings, corpus: Corpus) -> Vocabulary:
     if recipe.tokenizer == "unigram":
         return vocabulary.build_unigram(token_lists(users), recipe.vocabulary)
     return vocabulary.build(token_lists(users), recipe.vocabulary, _left_out(corpus))
+
+
+def _require_spaces(corpus: Corpus) -> None:
+    """Raises RunError if words would be whole sentences: most letters are of scripts without
+    spaces.
+    """
+    some = islice(token_lists(corpus.train), 20_000)  # tell the scripts of all
+    share = scripts.share_spaceless(token for tokens in some for token in tokens)
+    if share >= scripts.MOST:
+        raise RunError(
+            "--tokenizer",
+            f"expected unigram for a corpus with {share:.0%} of its letters in scripts without "
+            "spaces between words, found words",
+            f"{scripts.REMEDY}, and with a --vocabulary of some thousand pieces",
+        )
 
 
 def _left_out(corpus: Corpus) -> dict[str, spellings.LeftOut]:

@@ -31,7 +31,8 @@ import numpy as np
 from device_runtime import folder
 from device_runtime.config import from_json, to_json
 from device_runtime.errors import ConfigError, CorpusError
-from device_runtime.text import is_word, spaceless, tokenise
+from device_runtime.text import is_word, tokenise
+from model import scripts
 from model.corpus import (
     IN_TRAIN,
     LONG,
@@ -124,11 +125,10 @@ class Writer:
         self._by_arrival = Sorter(folder / ".arrivals")
         self._splits: dict[str, str] = {}  # of each user with a message
         self._count = 0
-        # of the words kept so far, and of those that are runs of a script without spaces
-        self.letters = self.spaceless = 0
         # 8 bytes of each message of train that is long enough to be recited
         self._recited = array("Q")
         self._words = _Distinct()
+        self._in_runs = self._letters = 0  # letters in scripts without spaces, and all
 
     def __enter__(self) -> "Writer":
         return self
@@ -156,8 +156,9 @@ class Writer:
             self._recited.append(mark)
         words = [token for token in tokens if is_word(token)]
         self._words.add(words)
-        self.letters += sum(map(len, words))
-        self.spaceless += sum(len(word) for word in words if spaceless(word))
+        in_runs, every = scripts.letters(words)
+        self._in_runs += in_runs
+        self._letters += every
         line: dict[str, Any] = {"user": user, "text": text}
         if time is not None:
             line["timestamp"] = float(time)
@@ -166,6 +167,11 @@ class Writer:
         self._sorter.add((user, when, self._count, mark, len(words), data))
         self._count += 1
         return ""
+
+    @property
+    def share_spaceless(self) -> float:
+        """Share of the letters added that are of scripts without spaces."""
+        return self._in_runs / max(self._letters, 1)
 
     def finish(
         self,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from device_runtime.errors import CorpusError
 from device_runtime.folder import replaced
-from model import directory, fields
+from model import directory, fields, scripts
 from model.fields import Left
 from model.formats import FORMATS, Choice, Note, records, suffix
 from model.records import Columns, Damage, Record
@@ -20,7 +20,6 @@ DELIMITERS = {"comma": ",", "semicolon": ";", "tab": "\t", "\\t": "\t", "pipe": 
 _PLACES = 3  # of one kind of damage that a report names
 _KINDS = 20  # of damage that a report tells apart
 LANGUAGE = re.compile(r"(?:[a-z]{2,3}(?:-[A-Za-z0-9]{1,8})*(?:\+(?=[a-z])|$))*")
-SPACELESS = 0.2  # share of letters from which a corpus is one of a script without spaces
 _AFTER = 1 << 20  # bytes between two words on the progress
 
 
@@ -175,17 +174,6 @@ class _Tally:
         return {reason: places[:_PLACES] for reason, places in reasons.items()}
 
 
-def _on_spaces(writer: directory.Writer) -> tuple[str, ...]:
-    """What to do where much of the text puts no space between words."""
-    if writer.spaceless < SPACELESS * writer.letters:
-        return ()
-    share = writer.spaceless / writer.letters
-    return (
-        f"{share:.0%} of its letters are of a script without spaces between words, such as "
-        "Chinese, Japanese or Thai: train with --tokenizer unigram, which learns pieces of words",
-    )
-
-
 def _copy(
     files: list[Source],
     choice: Choice,
@@ -210,7 +198,7 @@ def _copy(
             tally.drop(source, Left(record.line, reason))
     where = ", ".join(source.name for source in files[:_PLACES]) + ", ..." * (len(files) > _PLACES)
     _require_enough(where, tally, reading)
-    said = (*notes, *_on_times(reader), *_on_headers(reader), *_on_spaces(writer))
+    said = (*notes, *_on_times(reader), *_on_headers(reader), *_on_scripts(writer))
     dropped = tally.by_reason()
     manifest = writer.finish(
         where, tally.rows, dropped, tally.places_by_reason(), said, told[1], reading.language
@@ -296,6 +284,11 @@ def _on_times(reader: fields.Reader) -> Iterator[str]:
 def _on_headers(reader: fields.Reader) -> Iterator[str]:
     if reader.headers:
         yield f"messages that mail headers were cut off: {reader.headers:,}"
+
+
+def _on_scripts(writer: directory.Writer) -> Iterator[str]:
+    if said := scripts.advice(writer.share_spaceless):
+        yield said
 
 
 def _require_pattern(pattern: str) -> None:
