@@ -6,13 +6,17 @@ one without a battery begins in 1970 whenever it is switched on. So a typing log
 own, which only grows. At every look at the device's clock it grows by what has passed since the
 last look that showed no later time; a clock that went back makes nothing older, and when it is put
 right what was lost is made up for. A record counts from the age the log had when it was recorded,
-or first looked at: a stamp in the future counts as of then.
+or first looked at: a stamp in the future counts as of then, and so does one of a time before there
+was any Fedboard.
 """
 
 import math
 from dataclasses import dataclass
 
 MOST_LOOKS = 16  # kept: a clock goes back more seldom than that
+# seconds: in 2023. A clock that shows less has not been set yet: how much has passed when it is,
+# nobody knows
+NO_CLOCK_BEFORE = 1_700_000_000.0
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,13 @@ def looked(age: Age, now: float) -> Age:
     """
     if not math.isfinite(now):
         return age
-    passed = [look for look in age.looks if look <= now]
+    was_set = [look for look in age.looks if now < NO_CLOCK_BEFORE or look >= NO_CLOCK_BEFORE]
+    passed = [look for look in was_set if look <= now]
     later = tuple(look for look in age.looks if look > now)
     own = age.own + (now - max(passed) if passed else 0.0)
     return Age(own, (*later[-(MOST_LOOKS - 1) :], now))
+
+
+def at(age: Age, stamp: float) -> float:
+    """The age at a time of the device's clock that is now: a while after the last look."""
+    return age.own + max(0.0, stamp - age.looks[-1])

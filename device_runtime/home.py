@@ -137,11 +137,7 @@ FOLDER = FolderKind(
 )
 
 # where its settings are damaged: a device is known by its other files
-_OURS = replace(FOLDER, is_ours=lambda folder: _is_device(Path(folder)))
-
-
-def _is_device(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in (CONFIG, KEY, TYPING_LOG))
+_OURS = replace(FOLDER, is_ours=lambda folder: Home.is_any(folder) or (folder / CONFIG).exists())
 
 
 def conditions_of(folder: Path, settings: DeviceConfig) -> Source:
@@ -225,6 +221,8 @@ class Home:
     folder: Path
     config: DeviceConfig
     key: Ed25519PrivateKey = field(repr=False)
+    problem: str | None = None  # why its settings are not those of its folder
+    patience_s: float = PATIENCE_S  # that it waits for another process which writes its typing log
 
     @classmethod
     def create(
@@ -260,6 +258,13 @@ class Home:
         settle(folder, FOLDER)
         return Path(folder).exists() and not (Path(folder).is_dir() and is_empty(folder))
 
+    @staticmethod
+    def is_any(folder: Path) -> bool:
+        """Whether anything of a device is in a folder, however damaged its settings are."""
+        log = Path(folder) / TYPING_LOG
+        names = (log, Path(folder) / KEY, keystore.key_path(log))
+        return any(path.is_file() for path in names)
+
     @classmethod
     def open(cls, folder: Path) -> "Home":
         """The device that lives in `folder`. Raises ConfigError or RunError if there is none,
@@ -277,25 +282,28 @@ class Home:
         return cls(folder, settings, signing.load_or_create(folder / KEY))
 
     @classmethod
-    def to_remove_from(cls, folder: Path) -> "Home":
+    def as_it_is(cls, folder: Path, settings: DeviceConfig | None = None) -> "Home":
         """The device in `folder`, also where its settings or its key are missing or damaged: what
-        was typed can always be removed. Raises as `open` where there is nothing of a device.
+        was typed can always be removed, and more be typed. `settings` take the place of damaged
+        ones, but the typing log's key is looked for where it lies. Raises as `open` where there is
+        nothing of a device.
         """
         try:
             return cls.open(folder)
-        except FedboardError:
+        except FedboardError as error:
             path = Path(folder)
             log = path / TYPING_LOG
-            if not any(each.is_file() for each in (log, path / KEY, keystore.key_path(log))):
+            if not cls.is_any(path):
                 raise
-            settings = DeviceConfig((), key_store=keystore.name_of(log))
-            return cls(path, settings, Ed25519PrivateKey.generate())  # a key it signs nothing with
+            usual = replace(settings or DeviceConfig(()), key_store=keystore.name_of(log))
+            # a key that it signs nothing with
+            return cls(path, usual, Ed25519PrivateKey.generate(), str(error))
 
-    def typing_log(self, patience_s: float = PATIENCE_S) -> TypingLog:
-        """Its typing log, open: use it in a `with`. `patience_s` as of a TypingLog."""
+    def typing_log(self) -> TypingLog:
+        """Its typing log, open: use it in a `with`."""
         settings = self.config
         path = self.folder / TYPING_LOG
-        return TypingLog(path, settings.typing_log, settings.key_store, patience_s)
+        return TypingLog(path, settings.typing_log, settings.key_store, self.patience_s)
 
     def bundle(self) -> Bundle:
         """The bundle it uses, verified: the current one, or the last good one if that is damaged.

@@ -125,8 +125,12 @@ class Predictor:
         self._before: list[int] = []  # tokens whose states were let go
         self._read: list[_Read] = []
 
-    def allow(self, words: frozenset[str]) -> None:
-        """From now on these words, and no others, are suggested even where they are blocked."""
+    def allow(self, words: frozenset[str], never: frozenset[str] | None = None) -> None:
+        """From now on these words, and no others, are suggested even where they are blocked; and
+        those `never` to be are not, if given.
+        """
+        if never is not None:
+            self._barred = frozenset(map(plain, never))
         self._rule = _Rule(self._blocked, self._barred, frozenset(map(plain, words)))
         self._never = self._rule.ids(self.vocabulary.tokens)
         # new words of whom were looked at, how many of them, and the ids of those blocked

@@ -45,6 +45,7 @@ MASK = "<#>"  # stands in the place of a word that was removed; tokenises to <an
 _ANY_USES = (1 << 63) - 1
 _MOST_NUMBER = 1 << 62
 _PAGE = 256  # records
+_NO_ROOM = ("SQLITE_FULL", "SQLITE_READONLY", "SQLITE_IOERR", "SQLITE_CANTOPEN", "SQLITE_PERM")
 # sealed in every log: a wrong key shows when the log is opened, not at the first read
 _PROBE = b"fedboard-typing-log-v1"
 
@@ -116,10 +117,11 @@ class TypingLog:
         with self._transaction():
             last, age = self._last_number(), self._age()
             for number, (text, at) in enumerate(typed, start=last + 1):
+                since = ageing.at(age, at) if age else at
                 sealed = self._sealed(text, number, at)
                 self._db.execute(
                     "INSERT INTO records (id, at, sealed, held, since) VALUES (?, ?, ?, ?, ?)",
-                    (number, at, sealed, number % HELD_ONE_IN == 0, age.own if age else at),
+                    (number, at, sealed, number % HELD_ONE_IN == 0, since),
                 )
         return len(typed)
 
@@ -417,6 +419,11 @@ class TypingLog:
                 "SELECT max(at) FROM records WHERE typeof(at) = 'real'"
             ).fetchone()[0]
             age = ageing.begun(now, latest)
+            if age.own >= ageing.NO_CLOCK_BEFORE:
+                self._db.execute(
+                    "UPDATE records SET since = ? WHERE since < ?",
+                    (age.own, ageing.NO_CLOCK_BEFORE),
+                )
         else:
             age = ageing.looked(age, now)
         self._db.execute("DELETE FROM age")
@@ -481,18 +488,25 @@ class TypingLog:
         try:
             yield
         except UnicodeDecodeError:  # SQLite's message quotes a damaged file
-            raise TypingLogError(
-                self.path,
-                "cannot be used as a typing log (damaged)",
-                f"make room or give yourself the right to write there, or {_move_away(self.path)}",
-            ) from None
-        except (OSError, sqlite3.Error, MemoryError) as error:
-            reason = error.strerror if isinstance(error, OSError) else str(error) or "out of memory"
-            raise TypingLogError(
-                self.path,
-                f"cannot be used as a typing log ({reason})",
-                f"make room or give yourself the right to write there, or {_move_away(self.path)}",
-            ) from None
+            raise self._unusable("damaged", _move_away(self.path)) from None
+        except sqlite3.OperationalError as error:
+            name = getattr(error, "sqlite_errorname", "") or ""
+            remedy = (
+                "wait for the process that writes it"
+                if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED"))
+                else "make room, or give yourself the right to write there"
+                if name.startswith(_NO_ROOM)
+                else _move_away(self.path)
+            )
+            raise self._unusable(str(error), remedy) from None
+        except OSError as error:
+            remedy = "make room, or give yourself the right to write there"
+            raise self._unusable(error.strerror or "refused", remedy) from None
+        except (sqlite3.Error, MemoryError) as error:
+            raise self._unusable(str(error) or "out of memory", _move_away(self.path)) from None
+
+    def _unusable(self, why: str, remedy: str) -> TypingLogError:
+        return TypingLogError(self.path, f"cannot be used as a typing log ({why})", remedy)
 
 
 def wipe(path: Path) -> None:

@@ -403,8 +403,8 @@ def device_log_add(
     messages = [text] if text is not None else [line.rstrip("\r\n") for line in sys.stdin]
     now = time.time()
     with Home.open(folder).typing_log() as log:
-        recorded = 0 if private else log.append_many([(message, now) for message in messages])
         log.retain(now)
+        recorded = 0 if private else log.append_many([(message, now) for message in messages])
         waiting = log.count()
     if as_json:
         return emit({"recorded": recorded, "messages": waiting})
@@ -442,7 +442,7 @@ def device_log_forget(
         raise RunError(
             "log forget", "expected words or --last-hours, found both", "leave out one of them"
         )
-    home = Home.to_remove_from(folder)
+    home = Home.as_it_is(folder)
     if words is None and last_hours is None:
         # asked for, they stay out of the shell's history
         words = typer.prompt("Words to forget", err=True)
@@ -477,7 +477,7 @@ def device_wipe(
     """
     from device_runtime.home import Home
 
-    home = Home.to_remove_from(folder)
+    home = Home.as_it_is(folder)
     if not yes:
         typer.confirm(
             f"Remove {'all of' if everything else 'what was typed on'} {printable(str(folder))}?",

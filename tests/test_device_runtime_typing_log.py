@@ -493,6 +493,34 @@ def test_a_clock_that_begins_in_1970_at_every_start_lets_nothing_go_early(path):
         assert log.expire(NOW + 171 * DAY_S) == 78
 
 
+def test_what_is_recorded_long_after_the_last_look_at_the_clock_counts_from_then(path):
+    with TypingLog(path) as log:
+        log.append("old", NOW)
+        log.expire(NOW)
+        log.append("new", NOW + 100 * DAY_S)
+        assert log.expire(NOW + 100 * DAY_S) == 1
+        assert log.expire(NOW + 189 * DAY_S) == 0
+        assert log.read(10) == ["new"]
+
+
+def test_what_was_recorded_before_the_clock_was_set_counts_from_when_it_was(path):
+    with TypingLog(path, Retention(max_age_s=10 * DAY_S)) as log:
+        log.append("before the first look", 5.0)
+        log.expire(NOW)
+        assert log.expire(NOW + 9 * DAY_S) == 0
+        assert log.expire(NOW + 11 * DAY_S) == 1
+
+
+def test_a_phone_that_was_first_used_before_its_clock_was_set_loses_nothing_early(path):
+    with TypingLog(path, Retention(max_age_s=10 * DAY_S)) as log:
+        log.expire(5.0)
+        log.append("unset", 6.0)
+        assert log.expire(NOW) == 0
+        log.append("set", NOW)
+        assert log.expire(NOW + 9 * DAY_S) == 0
+        assert log.expire(NOW + 11 * DAY_S) == 2
+
+
 def test_the_newest_are_kept_when_there_are_too_many_bytes_whatever_their_stamps(path):
     record = 12 + 3 + 16
     with TypingLog(path, Retention(max_bytes=2 * record)) as log:
