@@ -3,25 +3,34 @@
 Thin commands; nothing heavy is imported before the command that needs it.
 """
 
+import json
+import math
+import re
+import textwrap
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.cells import cell_len
 
-from device_runtime.shown import rounded_up
+from device_runtime.shown import printable, rounded_up
 from fedboard import console
 from fedboard.options import Json, Trust, emit
 
 if TYPE_CHECKING:  # the command line starts without it
     from device_runtime.bundle import Lineage
 
+EDGES = 10  # cells of a table of three columns that hold no text
+SHOWN_OF_DIGEST = 16  # digits
+_DIGEST = re.compile("[0-9a-f]{64}")
+
 app = typer.Typer(no_args_is_help=True, help="Bundles: what a device installs.")
 
 
 @app.command("verify")
 def bundle_verify(
-    path: Annotated[Path, typer.Argument(help="Bundle folder.")],
+    path: Annotated[Path, typer.Argument(help="Bundle folder or zip.")],
     trust: Trust = None,
     as_json: Json = False,
 ) -> None:
@@ -45,7 +54,7 @@ def bundle_verify(
 
 @app.command("show")
 def bundle_show(
-    path: Annotated[Path, typer.Argument(help="Bundle folder.")],
+    path: Annotated[Path, typer.Argument(help="Bundle folder or zip.")],
     trust: Trust = None,
     as_json: Json = False,
 ) -> None:
@@ -97,8 +106,8 @@ def bundle_show(
 
 @app.command("diff")
 def bundle_diff(
-    old: Annotated[Path, typer.Argument(help="Bundle folder.")],
-    new: Annotated[Path, typer.Argument(help="Bundle folder.")],
+    old: Annotated[Path, typer.Argument(help="Bundle folder or zip.")],
+    new: Annotated[Path, typer.Argument(help="Bundle folder or zip.")],
     trust: Trust = None,
     as_json: Json = False,
 ) -> None:
@@ -111,20 +120,23 @@ def bundle_diff(
         return emit(asdict(changed))
     if not (changed.fields or changed.files):
         return console.say(f"{old} and {new} are the same")
-    console.table(
-        f"{old} and {new}",
-        ["field", "old", "new"],
-        [[name, *map(str, pair)] for name, pair in changed.fields.items()],
-    )
-    console.table(
-        "files that differ",
-        ["file", "old bytes", "new bytes"],
-        [[name, *map(_bytes, pair)] for name, pair in changed.files.items()],
-    )
+    fields = {name: readable_pair(pair) for name, pair in changed.fields.items()}
+    rows, long = by_length(fields, console.out.width)
+    if rows:
+        console.table(f"{old} and {new}", ["field", "old", "new"], rows)
+    else:
+        console.say(f"{old} and {new}")
+    for name, before, after in long:
+        console.say(f"  {name}", *_under("old", before), *_under("new", after))
+    if changed.files:
+        console.table(
+            "files that differ",
+            ["file", "old bytes", "new bytes"],
+            [[name, *map(_bytes, pair)] for name, pair in changed.files.items()],
+        )
     console.say(
-        f"words: {len(changed.words_added):,} added, {len(changed.words_removed):,} removed"
-        + _few(changed.words_added)
-        + _few(changed.words_removed)
+        f"words: {len(changed.words_added):,} added{_few(changed.words_added)}, "
+        f"{len(changed.words_removed):,} removed{_few(changed.words_removed)}"
     )
     if changed.weights is None:
         return console.say("weights: of other shapes")
@@ -136,7 +148,7 @@ def bundle_diff(
 
 @app.command("zip")
 def bundle_zip(
-    path: Annotated[Path, typer.Argument(help="Bundle folder.")],
+    path: Annotated[Path, typer.Argument(help="Bundle folder or zip.")],
     out: Annotated[Path, typer.Argument(help="File to write, such as bundle.zip.")],
     trust: Trust = None,
     as_json: Json = False,
@@ -153,6 +165,56 @@ def bundle_zip(
     if as_json:
         return emit({"zip": str(out), "bytes": out.stat().st_size})
     console.say(f"{out}: {out.stat().st_size:,} bytes")
+
+
+def readable_pair(pair: tuple[str, str]) -> tuple[str, str]:
+    """Two values of a manifest, each JSON or `-`, as people read them: digests by their beginning,
+    numbers by four digits, unless the two would then look the same.
+
+    >>> readable_pair(("0.986028552", "1499436.0")), readable_pair(("1.00001", "1.00002"))
+    (('0.986', '1,499,436'), ('1.00001', '1.00002'))
+    """
+    short, whole = (tuple(_readable(each, shortens) for each in pair) for shortens in (True, False))
+    old, new = whole if short[0] == short[1] else short
+    return old, new
+
+
+def by_length(
+    fields: dict[str, tuple[str, str]], width: int
+) -> tuple[list[list[str]], list[list[str]]]:
+    """Fields as rows of name, old and new: those that a table of `width` cells has room for, and
+    those whose values are too long for it.
+
+    >>> by_length({"round": ("1", "2"), "privacy": ("none", "epsilon 6.5, delta 1e-6")}, 40)
+    ([['round', '1', '2']], [['privacy', 'none', 'epsilon 6.5, delta 1e-6']])
+    """
+    room = (width - EDGES - max((cell_len(printable(name)) for name in fields), default=0)) // 2
+    rows: tuple[list[list[str]], list[list[str]]] = ([], [])
+    for name, pair in fields.items():
+        rows[max(cell_len(printable(each)) for each in pair) > room].append([name, *pair])
+    return rows
+
+
+def _readable(encoded: str, shortens: bool) -> str:
+    try:
+        value = json.loads(encoded)
+    except ValueError:
+        return encoded  # there is none
+    if isinstance(value, str):
+        return value[:SHOWN_OF_DIGEST] if shortens and _DIGEST.fullmatch(value) else value
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return "-" if value is None else encoded
+    if not shortens or not math.isfinite(value):
+        return encoded
+    return f"{value:,.0f}" if value == int(value) else f"{value:.4g}"
+
+
+def _under(label: str, value: str) -> list[str]:
+    """A long value under its field, broken between words."""
+    width = max(20, console.out.width - len(label) - 6)
+    lines = textwrap.wrap(printable(value), width, break_long_words=False, break_on_hyphens=False)
+    first, *rest = lines or ["-"]
+    return [f"    {label} {first}", *(f"    {' ' * len(label)} {line}" for line in rest)]
 
 
 def _of_task(line: "Lineage") -> str:
