@@ -468,10 +468,12 @@ def helper_key(named: str | None) -> str | None:
 
 # with its maker's public key beside it, reference.pub
 REFERENCE = Path(__file__).parents[1] / "bundles" / "reference"
+REFERENCE_KEY = REFERENCE.with_suffix(".pub")
 
 
 def open_bundle(path: Path | None, trust: list[Path] | None) -> Bundle:
-    """The verified bundle at `path`, or the repository's reference bundle.
+    """The verified bundle at `path`, a folder or a zip, or the repository's reference bundle, whose
+    maker is trusted wherever a copy of it lies.
 
     A missing folder is said before a missing key.
     """
@@ -482,8 +484,20 @@ def open_bundle(path: Path | None, trust: list[Path] | None) -> Bundle:
                 "none was named, and only a checkout of the repository has a reference bundle",
                 "name a bundle's folder",
             )
-        return open_verified(REFERENCE, trusted_keys(trust or [REFERENCE.with_suffix(".pub")]))
-    return open_verified(path, trusted_keys(trust) if Path(path).exists() else frozenset())
+        return open_verified(REFERENCE, trusted_keys(trust or [REFERENCE_KEY]))
+    if not Path(path).exists():
+        return open_verified(path, frozenset())
+    return open_verified(path, trusted_keys(trust or _usual_makers()))
+
+
+def _usual_makers() -> list[Path]:
+    """Files of the keys whose bundles are opened where none is named: our own, and the reference
+    bundle's.
+    """
+    own = KEYS / "signing.pub"
+    if not REFERENCE_KEY.is_file():
+        return [own]
+    return [REFERENCE_KEY, own] if os.path.lexists(own) else [REFERENCE_KEY]
 
 
 def kept_key(path: Path | None) -> Ed25519PrivateKey | None:
