@@ -11,6 +11,7 @@ turned away.
 import contextlib
 import functools
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -25,10 +26,13 @@ from device_runtime.errors import RunError
 
 CHOICE = "FEDBOARD_INTERPRETER"
 STDERR = 2
+TFLITE_ENDS = (3, 12)  # tflite-runtime has no wheels from this Python on
 _FIRST_RUN = threading.Lock()  # standard error is the whole process's
 # what LiteRT writes at the first run of a process, where no setting of it can be reached
 ANNOUNCEMENT = b"INFO: Created TensorFlow Lite XNNPACK delegate for CPU.\n"
-INSTALL = "install the `device` extra, or on a newer Python or NumPy the `litert` extra"
+# `device` brings an interpreter on every Python, `litert` one that works with every NumPy
+INSTALL = "install one: pip install 'fedboard[device]'"
+INSTALL_LITERT = "install the one that can: pip install 'fedboard[litert]'"
 
 Arrays = dict[str, NDArray[Any]]
 Opener = Callable[..., Any]  # a class `Interpreter`; neither package has types
@@ -92,7 +96,22 @@ def chosen(name: str | None = None, runtimes: Sequence[Runtime] | None = None) -
         if not name or name == runtime.name:
             return runtime
     have = ", ".join(map(str, runtimes)) or "none"
-    raise RunError("interpreter", f"expected {name or ' or '.join(LOADERS)}, found {have}", INSTALL)
+    raise RunError(
+        "interpreter",
+        f"expected {name or ' or '.join(LOADERS)}, found {have}",
+        _remedy(name, sys.version_info[:2]),
+    )
+
+
+def _remedy(name: str | None, python: tuple[int, int]) -> str:
+    """What to do where the interpreter named, or any, is missing on this Python."""
+    if not name:
+        return INSTALL
+    if name == versions.LITERT:
+        return f"install it: pip install 'fedboard[litert]', or unset {CHOICE}"
+    if name in LOADERS and python < TFLITE_ENDS:
+        return f"install it: pip install 'fedboard[device]', or unset {CHOICE}"
+    return f"name {' or '.join(LOADERS)}, or unset {CHOICE}"
 
 
 @functools.cache
@@ -104,7 +123,7 @@ def load(runtime: Runtime) -> Opener:
         return LOADERS[runtime.name]()
     except (ImportError, AttributeError) as error:
         problem = f"{runtime} cannot be imported with NumPy {np.__version__} ({error})"
-        raise RunError("interpreter", problem, INSTALL) from None
+        raise RunError("interpreter", problem, INSTALL_LITERT) from None
 
 
 @contextlib.contextmanager

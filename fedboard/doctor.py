@@ -24,6 +24,7 @@ PACKAGES = {
     "fastapi": ("",),
     "sqlalchemy": ("2.",),
     "matplotlib": ("",),
+    "prompt_toolkit": ("3.",),
 }
 # built for NumPy 1, and for a protobuf that SentencePiece 0.2.0 is the last to write with
 TRAINING = {
@@ -162,13 +163,14 @@ def enclosed(obstacle: str) -> Check:
 
 def interpreter() -> Check:
     """Which interpreter graphs run on, with which NumPy, and which others are installed."""
-    from device_runtime.interpreter import INSTALL, chosen, installed, load
+    from device_runtime.interpreter import chosen, installed, load
 
     try:
         runtime = chosen()
         load(runtime)
     except FedboardError as error:
-        return Check("TFLite interpreter", False, str(error), INSTALL)
+        found, _, remedy = str(error).removeprefix("interpreter: ").rpartition("; ")
+        return Check("TFLite interpreter", False, found, remedy)
     others = "".join(f"; also {other}" for other in installed() if other != runtime)
     numpy = importlib.metadata.version("numpy")
     return Check("TFLite interpreter", True, f"{runtime} with NumPy {numpy}{others}")

@@ -46,13 +46,35 @@ def test_one_that_is_not_installed_is_said_with_what_there_is(monkeypatch):
         chosen(runtimes=[])
 
 
+@pytest.mark.parametrize(
+    ("python", "named", "told"),
+    [
+        ((3, 11), None, "fedboard[device]"),
+        ((3, 14), None, "fedboard[device]"),
+        ((3, 11), "tflite-runtime", "fedboard[device]"),
+        ((3, 12), "tflite-runtime", "name ai-edge-litert or tflite-runtime, or unset"),
+        ((3, 12), "ai-edge-litert", "fedboard[litert]"),
+        ((3, 11), "onnx", "name ai-edge-litert or tflite-runtime, or unset"),
+    ],
+)
+def test_the_extra_that_brings_a_missing_one_on_this_python_is_named(
+    monkeypatch, python, named, told
+):
+    monkeypatch.delenv(interpreter.CHOICE, raising=False)
+    monkeypatch.setattr(interpreter.sys, "version_info", python)
+    with pytest.raises(RunError) as refused:
+        chosen(named, [])
+    assert told in str(refused.value)
+
+
 def test_one_that_cannot_be_imported_is_said_in_one_line(monkeypatch):
     def broken():
         raise ImportError("numpy.core.multiarray failed to import")
 
     monkeypatch.setitem(LOADERS, "tflite-runtime", broken)
-    with pytest.raises(RunError, match=r"tflite-runtime 0\.0 cannot be imported with NumPy"):
+    with pytest.raises(RunError, match=r"tflite-runtime 0\.0 cannot be imported with NumPy") as one:
         interpreter.load(Runtime("tflite-runtime", "0.0"))
+    assert str(one.value).endswith("pip install 'fedboard[litert]'")
 
 
 def test_the_environment_variable_reaches_a_process_and_the_graph_says_what_it_runs_on(

@@ -92,8 +92,16 @@ def test_the_interpreter_is_said_with_its_version_and_that_of_numpy(monkeypatch)
     monkeypatch.setenv(CHOICE, "another")
     check = doctor.interpreter()
     assert not check.ok
-    assert "expected another" in check.found
-    assert "install the `device` extra" in check.remedy
+    assert check.found.startswith("expected another, found ")
+    assert check.remedy == "name ai-edge-litert or tflite-runtime, or unset FEDBOARD_INTERPRETER"
+
+
+def test_where_there_is_no_interpreter_the_extra_that_brings_one_is_named(monkeypatch):
+    monkeypatch.delenv(CHOICE, raising=False)
+    monkeypatch.setattr("device_runtime.interpreter.installed", list)
+    check = doctor.interpreter()
+    assert check.found == "expected ai-edge-litert or tflite-runtime, found none"
+    assert check.remedy == "install one: pip install 'fedboard[device]'"
 
 
 def test_a_package_may_have_any_of_the_versions_named():
