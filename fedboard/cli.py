@@ -822,7 +822,7 @@ def evaluate(
 def predict(
     bundle: Annotated[
         Path | None,
-        typer.Argument(help="Bundle folder; by default the repository's bundles/reference."),
+        typer.Argument(help="Bundle folder or zip; by default the repository's bundles/reference."),
     ] = None,
     text: Annotated[
         str | None,
@@ -834,7 +834,8 @@ def predict(
 ) -> None:
     """Suggest the next word, or complete a typed prefix.
 
-    Without TEXT: a small keyboard on standard input.
+    Without TEXT: a small keyboard on standard input. Each line is a text; one that is just `1`, `2`
+    or `3` takes that word of the strip, and with a space behind it is a text too.
     """
     from device_runtime.keyboard import Keyboard
     from device_runtime.predictor import Predictor
@@ -858,7 +859,8 @@ def keyboard(
     bundle: Annotated[
         Path | None,
         typer.Argument(
-            help="Bundle; by default the one of --home, else the repository's bundles/reference."
+            help="Bundle folder or zip; by default the one of --home, else the repository's "
+            "bundles/reference."
         ),
     ] = None,
     home: Annotated[
@@ -883,6 +885,7 @@ def keyboard(
 
     It learns from what you send, and counts the keys it saves.
     """
+    from device_runtime import interpreter
     from device_runtime.home import Home
     from device_runtime.keyboard import Keyboard, home_of
     from fedboard import terminal_keyboard
@@ -890,6 +893,9 @@ def keyboard(
 
     if home and no_log:
         raise RunError("--no-log", "uses no typing log, found --home", "leave out one of them")
+    # before a home is made
+    terminal_keyboard.require_terminal()
+    interpreter.load(interpreter.chosen())
     opened = (
         Home.open(home).bundle()
         if home and Home.is_there(home) and bundle is None

@@ -382,18 +382,28 @@ def converse(keyboard: Keyboard, lines: Iterable[str]) -> None:
         console.say(Text.assemble((f"{printable(typed)}|", "dim"), "  ", show(strip)))
 
 
-def run(keyboard: Keyboard, incognito: bool = False, stdin: int = 0, stdout: int = 1) -> Session:
-    """Show the keyboard until it is left. What is sent goes to it, unless it is private.
-
-    The terminal is given back as it was however this ends, SIGTERM and SIGHUP included. Raises
-    RunError if there is no terminal.
+def require_terminal(stdin: int = 0, stdout: int = 1) -> None:
+    """Before anything is made: raises RunError if there is no terminal, ModuleNotFoundError if what
+    draws there is not installed.
     """
+    import prompt_toolkit  # noqa: F401
+    import wcwidth  # noqa: F401
+
     if not (os.isatty(stdin) and os.isatty(stdout)):
         raise RunError(
             "fedboard keyboard",
             "expected a terminal",
             "run it in one, or use `fedboard predict`, which reads lines",
         )
+
+
+def run(keyboard: Keyboard, incognito: bool = False, stdin: int = 0, stdout: int = 1) -> Session:
+    """Show the keyboard until it is left. What is sent goes to it, unless it is private.
+
+    The terminal is given back as it was however this ends, SIGTERM and SIGHUP included. Raises
+    RunError if there is no terminal.
+    """
+    require_terminal(stdin, stdout)
     face = Face(keyboard, Session(incognito=incognito, private=incognito))
     asyncio.run(face.shown())
     return face.session
@@ -488,12 +498,14 @@ def _application(face: Face):
         bindings.add("escape", name[-1], eager=True)(_bound(act, name))
     bindings.add(Keys.BracketedPaste, eager=True)(lambda event: act(event.data))
     bindings.add(Keys.Any)(lambda event: act(event.data) if _types(event) else None)
+    output = Vt100_Output.from_pty(sys.stdout, os.environ.get("TERM"))
+    # where the cursor stands need not be asked for: what is drawn is drawn from there on
+    output.enable_cpr = False
     application: Application = Application(
         layout=Layout(Window(FormattedTextControl(drawn, focusable=True), wrap_lines=False)),
         key_bindings=bindings,
         erase_when_done=True,
-        # where the cursor stands need not be asked for: what is drawn is drawn from there on
-        output=Vt100_Output.from_pty(sys.stdout, os.environ.get("TERM"), enable_cpr=False),
+        output=output,
         refresh_interval=REFRESH_S,
     )
     application.ttimeoutlen = application.timeoutlen = 0.1
