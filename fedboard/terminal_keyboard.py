@@ -450,10 +450,23 @@ class Face:
         try:
             with _paste_that_ends(application.input.vt100_parser):
                 await application.run_async(handle_sigint=False)
+        except (OSError, EOFError):
+            if os.isatty(sys.stdout.fileno()):
+                raise
+            _write_nowhere()
+            raise SystemExit(128 + signal.SIGHUP) from None
         finally:
             for number in (signal.SIGTERM, signal.SIGHUP):
                 loop.remove_signal_handler(number)
             sys.stdout.flush()
+
+
+def _write_nowhere() -> None:
+    """The window is closed: what was still to be shown goes nowhere, and is no error."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for number in (1, 2):
+        os.dup2(nowhere, number)
+    os.close(nowhere)
 
 
 def _leave(application, number: int) -> None:
@@ -463,13 +476,12 @@ def _leave(application, number: int) -> None:
 
 def _application(face: Face):
     """The screen: lines that are drawn anew after each key."""
-    from prompt_toolkit.application import Application, get_app, in_terminal
+    from prompt_toolkit.application import Application, get_app
     from prompt_toolkit.formatted_text import FormattedText
     from prompt_toolkit.key_binding import KeyBindings
     from prompt_toolkit.keys import Keys
     from prompt_toolkit.layout import FormattedTextControl, Layout, Window
     from prompt_toolkit.output.vt100 import Vt100_Output
-    from prompt_toolkit.shortcuts import print_formatted_text
 
     def drawn() -> FormattedText:
         width = get_app().output.get_size().columns or 80
@@ -478,15 +490,19 @@ def _application(face: Face):
             runs += [*line.runs, ("", "\n")]
         return FormattedText(runs[:-1])
 
-    async def keep(message: str) -> None:
-        """Leave a sent message standing above the keyboard."""
-        async with in_terminal():
-            print_formatted_text(FormattedText([("", f"  {printable(message)}")]))
+    def keep(message: str) -> None:
+        """Leave a sent message standing above the keyboard. The terminal stays in the mode it is
+        in: in another one the keys pressed meanwhile would be its own.
+        """
+        application.renderer.erase(leave_alternate_screen=False)
+        output.write(f"  {printable(message)}")
+        output.write_raw("\r\n")
+        output.flush()
 
     def act(key: str) -> None:
         sent = face.press(key)
         if sent is not None:
-            application.create_background_task(keep(sent))
+            keep(sent)
         if face.session.left:
             application.exit()
 
