@@ -20,7 +20,7 @@ from pathlib import Path
 
 from rich.text import Text
 
-from device_runtime.errors import RunError
+from device_runtime.errors import FedboardError, RunError
 from device_runtime.keyboard import Keyboard
 from device_runtime.metrics import STRIP
 from device_runtime.predictor import Suggestion, centred
@@ -450,7 +450,7 @@ class Face:
         try:
             with _paste_that_ends(application.input.vt100_parser):
                 await application.run_async(handle_sigint=False)
-        except (OSError, EOFError):
+        except (OSError, EOFError, FedboardError):
             if os.isatty(sys.stdout.fileno()):
                 raise
             _write_nowhere()
