@@ -384,7 +384,7 @@ class Pieced:
             if (
                 all(more != known for known, _ in offers)
                 and self._vocabulary.spelling(run + more) == whole
-                and _alike(run[-1], more)
+                and alike(run[-1], more)
                 and tokenise(run + more) == [run + more]
                 and not self._refused.of_run(run, more)
             ):
@@ -440,7 +440,7 @@ class Pieced:
         follow([search], places, self._spelling, self._step)
 
 
-def _alike(last: str, more: str) -> bool:
+def alike(last: str, more: str) -> bool:
     """Whether letters may go on with a run that ends in `last`: those of one script, where Chinese
     and Japanese count as one.
     """

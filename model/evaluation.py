@@ -142,7 +142,7 @@ def evaluate(
     blocked = blocked_ids(vocabulary.tokens, scope.blocked)
     done = 0
     for block in _blocks(users, newest_of):
-        targets = targets_of(block)
+        targets = targets_of(block, engine.parts if isinstance(engine, Decoder) else None)
         start = 0
         for answers in (
             _decoded(engine, targets)
@@ -152,7 +152,7 @@ def evaluate(
             tally.add(answers, targets, start, on_prediction)
             start += len(answers.own)
             if progress:
-                progress(done + start, everything)
+                progress(min(done + start, everything), everything)
         done += start
     return tally.evaluation()
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
@@ -82,6 +83,16 @@ class Summary:
 FIELDS = [field.name for field in fields(Counts)]
 
 
+class Part(Protocol):
+    """What of an utterance is a target."""
+
+    @property
+    def text(self) -> str: ...
+
+    @property
+    def of_run(self) -> bool: ...
+
+
 @dataclass(frozen=True)
 class Targets:
     """Every token of a block of utterances, one after the other."""
@@ -91,6 +102,7 @@ class Targets:
     user: np.ndarray  # int [n], index of the user
     place: np.ndarray  # int [n], tokens before it in its utterance
     is_word: np.ndarray  # bool [n]
+    of_run: np.ndarray  # bool [n], parts of runs, which no space follows
 
 
 @dataclass(frozen=True)
@@ -116,17 +128,31 @@ class Said:
     keys: np.ndarray  # int [n], keystrokes for the target, if a word
 
 
-def targets_of(block: Sequence[tuple[int, Sequence[str]]]) -> Targets:
-    """The targets of a block of utterances: the index of the user who typed it, and its tokens."""
+def targets_of(
+    block: Sequence[tuple[int, Sequence[str]]],
+    parts: Callable[[Sequence[str]], Sequence[Part]] | None = None,
+) -> Targets:
+    """The targets of a block of utterances: the index of the user who typed it, and its tokens.
+
+    With `parts`, what that makes of each utterance: a part of a run of a script without spaces is a
+    target too.
+    """
     utterances = [utterance for _, utterance in block]
-    lengths = [len(utterance) for utterance in utterances]
-    tokens = [token for utterance in utterances for token in utterance]
+    split = [
+        [(part.text, part.of_run) for part in parts(utterance)]
+        if parts
+        else [(token, False) for token in utterance]
+        for utterance in utterances
+    ]
+    lengths = [len(each) for each in split]
+    tokens = [token for each in split for token, _ in each]
     return Targets(
         utterances,
         tokens,
         user=np.repeat([user for user, _ in block], lengths),
         place=np.concatenate([np.arange(length) for length in lengths]),
         is_word=np.array([is_word(token) for token in tokens]),
+        of_run=np.array([of_run for each in split for _, of_run in each], bool),
     )
 
 
@@ -180,7 +206,7 @@ def marks_of(said: Said, targets: Targets, start: int) -> np.ndarray:
         "top3": shown,
         "in_vocabulary": known,
         "nll": np.where(known, -said.own, 0),
-        "letters": np.where(word, [len(token) + 1 for token in words], 0),
+        "letters": np.where(word, [len(token) + 1 for token in words] - targets.of_run[here], 0),
         "keys": np.where(word, said.keys, 0),
         "first": word & first,
         "first_top1": said.hits[:, 0] & first,

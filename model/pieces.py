@@ -7,6 +7,7 @@ pieces.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 
@@ -21,9 +22,10 @@ from device_runtime.pieced import (
     State,
     Step,
     Words,
+    alike,
     follow,
 )
-from device_runtime.text import BOS, FIRST_WORD, OOV, SPECIALS, Vocabulary, is_word
+from device_runtime.text import BOS, FIRST_WORD, OOV, SPECIALS, Vocabulary, is_word, spaceless
 from device_runtime.weights import Weights
 from model.network import start, step
 
@@ -32,11 +34,21 @@ PATHS = 1 << 18  # paths whose text is remembered
 
 
 @dataclass(frozen=True)
-class Offers:
-    """What is known before each token of some utterances, and how the token stands to it."""
+class Part:
+    """What of an utterance is offered and typed as one."""
 
-    known: np.ndarray  # bool [n], whether the token can be spelled
-    own: np.ndarray  # float64 [n], log-probability of the token
+    text: str
+    path: Path
+    of_run: bool = False  # of a script without spaces, where nothing has to end
+    within: bool = False  # goes on with a run
+
+
+@dataclass(frozen=True)
+class Offers:
+    """What is known before each part of some utterances, and how the part stands to it."""
+
+    known: np.ndarray  # bool [n], whether it can be spelled
+    own: np.ndarray  # float64 [n], its log-probability
     classes: np.ndarray  # float32 [n, classes], log-probabilities
     strip: list[Words]  # the likeliest words
     keys: np.ndarray  # int [n], keystrokes for the word with the strip; 0 for a class
@@ -71,23 +83,44 @@ class Decoder:
         self._reads = network if isinstance(network, Reads) else reads_of(network, vocabulary)
 
     def offers(self, utterances: Sequence[Sequence[str]]) -> Iterator[Offers]:
-        """Score each token after the tokens before it in its utterance.
+        """Score each part of these utterances (tokens), as `parts` has them, after the parts before
+        it.
 
-        All tokens in order, in chunks of whole utterances.
+        All parts in order, in chunks of whole utterances.
         """
         size = CHUNK // len(self._vocabulary)
-        block: list[tuple[Sequence[str], list[Path]]] = []
+        block: list[list[Part]] = []
         positions = 0
         for utterance in utterances:
-            spelled = [self._vocabulary.spelling(token) for token in utterance]
-            more = 1 + sum(map(len, spelled))
+            parts = self.parts(utterance)
+            more = 1 + sum(len(part.path) for part in parts)
             if block and positions + more > size:
                 yield self._offers(block)
                 block, positions = [], 0
-            block.append((utterance, spelled))
+            block.append(parts)
             positions += more
         if block:
             yield self._offers(block)
+
+    def parts(self, tokens: Sequence[str]) -> list[Part]:
+        """What of an utterance is offered and typed as one: its tokens, but the pieces of a run of
+        a script without spaces, where a token is several words.
+        """
+        parts = []
+        for token in tokens:
+            path = self._vocabulary.spelling(token)
+            if not spaceless(token) or OOV in path:
+                parts.append(Part(token, path))
+                continue
+            # what only says that a run starts has no letter
+            heads = 1 + (self._vocabulary.tokens[path[0]] == "")
+            opening = "".join(self._vocabulary.tokens[i] for i in path[:heads])
+            parts.append(Part(opening, path[:heads], of_run=True))
+            parts += [
+                Part(self._vocabulary.tokens[i], (i,), of_run=True, within=True)
+                for i in path[heads:]
+            ]
+        return parts
 
     def best(
         self, contexts: Sequence[Sequence[str]], prefixes: Sequence[str] = (), k: int = STRIP
@@ -106,46 +139,59 @@ class Decoder:
         self._run(searches, places)
         return [search.words for search in searches]
 
-    def _offers(self, block: list[tuple[Sequence[str], list[Path]]]) -> Offers:
-        tokens = [token for utterance, _ in block for token in utterance]
-        spelled = [pieces for _, own in block for pieces in own]
+    def _offers(self, block: list[list[Part]]) -> Offers:
+        parts = [part for utterance in block for part in utterance]
         places = _places(
             self._reads,
-            [[BOS, *(i for pieces in own for i in pieces)] for _, own in block],
+            [[BOS, *(i for part in utterance for i in part.path)] for utterance in block],
         )
-        lengths = np.array([len(pieces) for pieces in spelled], np.int64)
-        # of each token
-        utterance = np.repeat(np.arange(len(block)), [len(own) for _, own in block])
-        before = np.cumsum(lengths) - lengths  # pieces before each token
+        lengths = np.array([len(part.path) for part in parts], np.int64)
+        # of each part
+        utterance = np.repeat(np.arange(len(block)), [len(own) for own in block])
+        before = np.cumsum(lengths) - lengths  # pieces before each part
         first = before + utterance  # its place: every utterance has one more, after its last piece
-        ids = np.array([i for pieces in spelled for i in pieces], np.int64)
+        ids = np.array([i for part in parts for i in part.path], np.int64)
         each = places.scores[np.arange(len(ids)) + np.repeat(utterance, lengths), ids]
-        word = np.array([is_word(token) for token in tokens], bool)
+        word = np.array([is_word(part.text) for part in parts], bool)
+        ends = word & ~np.array([part.of_run for part in parts], bool)
+        within = np.array([part.within for part in parts], bool)
+        # what may stand there at all: what goes on with a run, or what follows a whole word
+        begins = np.where(within, 0, places.complete[first])
         own = np.add.reduceat(each, before, dtype=np.float64) if len(ids) else np.zeros(0)
-        own += np.where(word, places.complete[first + lengths], 0) - places.complete[first]
+        own += np.where(ends, places.complete[first + lengths], 0) - begins
         strips = [Search(int(place), STRIP, self._width, refused=self._refused) for place in first]
-        self._run(strips, places)
-        known = np.array([OOV not in pieces for pieces in spelled], bool)
-        classes = places.scores[first, len(SPECIALS) : FIRST_WORD] - places.complete[first, None]
-        keys = np.where(word, self._keys(tokens, own, known & word, strips, places), 0)
+        self._run([strips[row] for row in np.flatnonzero(~within)], places)
+        for row in np.flatnonzero(within):
+            strips[row].words = self._going_on(places.scores[first[row]], parts[row])
+        known = np.array([OOV not in part.path for part in parts], bool)
+        classes = places.scores[first, len(SPECIALS) : FIRST_WORD] - begins[:, None]
+        keys = np.where(word, self._keys(parts, own, known & word, strips, places), 0)
         return Offers(known, own, classes, [search.words for search in strips], keys)
+
+    def _going_on(self, scores: np.ndarray, part: Part, prefix: str = "") -> Words:
+        """The likeliest pieces that go on with a run and begin so, of a place's scores."""
+        ids = self._spelling.in_runs.fitting(prefix)
+        texts = self._vocabulary.tokens
+        best = ids[np.argsort(-scores[ids], kind="stable")]
+        fit = ((texts[i], float(scores[i])) for i in best if texts[i].startswith(prefix))
+        return list(islice((each for each in fit if alike(part.text, each[0])), STRIP))
 
     def _keys(
         self,
-        words: list[str],
+        parts: list[Part],
         own: np.ndarray,
         wanted: np.ndarray,
         strips: list[Search],
         places: Places,
     ) -> np.ndarray:
-        """Keystrokes of each word, as `device_runtime.metrics.keystrokes` counts them: a letter at
-        a time until fewer than three words are ahead.
+        """Keystrokes of each part, as `device_runtime.metrics.keystrokes` counts them: a letter at
+        a time until fewer than three words are ahead. No space follows a part of a run.
         """
-        keys = np.array([len(word) + 1 for word in words])
+        keys = np.array([len(part.text) + (not part.of_run) for part in parts])
         shown = np.array(
             [
-                any(word == offered for offered, _ in search.words)
-                for word, search in zip(words, strips, strict=True)
+                any(part.text == offered for offered, _ in search.words)
+                for part, search in zip(parts, strips, strict=True)
             ],
             bool,
         )
@@ -154,12 +200,25 @@ class Decoder:
         typed = 0
         while waiting:
             typed += 1
-            longer = {row: search for row, search in waiting.items() if typed < len(words[row])}
+            longer = {
+                row: search for row, search in waiting.items() if typed < len(parts[row].text)
+            }
             waiting = {
-                row: search.narrowed(words[row][:typed], own[row], words[row], self._width)
+                row: search.narrowed(
+                    parts[row].text[:typed], own[row], parts[row].text, self._width
+                )
                 for row, search in longer.items()
             }
-            self._run(list(waiting.values()), places)
+            self._run([s for row, s in waiting.items() if not parts[row].within], places)
+            for row, search in waiting.items():
+                if parts[row].within:
+                    search.words = [
+                        (text, score)
+                        for text, score in self._going_on(
+                            places.scores[search.place], parts[row], parts[row].text[:typed]
+                        )
+                        if score > own[row]
+                    ]
             for row in [row for row, search in waiting.items() if len(search.words) < STRIP]:
                 keys[row] = typed + 1
                 del waiting[row]

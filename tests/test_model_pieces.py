@@ -9,13 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from device_runtime.pieced import Places, complete_of
 from device_runtime.text import BOS, CLASSES, EOS, FIRST_WORD, Vocabulary, tokenise
 from model.corpus import Utterance
 from model.evaluation import engine_of, evaluate, network_engine
 from model.measures import predictions_file
 from model.network import NetworkSize, forward, initial_weights, log_probs
-from model.pieces import Decoder
-from model.vocabulary import build
+from model.pieces import Decoder, Reads
+from model.vocabulary import build, build_unigram
+from tests.four_languages import SENTENCES
 
 # of "a b ab bc ." fifty times, by SentencePiece 0.2.0: another version may train others
 PIECES = Vocabulary.read(Path(__file__).parent / "golden" / "letters.model")
@@ -315,3 +317,46 @@ def test_the_vocabulary_decides_how_a_network_is_scored():
     assert not isinstance(engine_of(weights, build([["a"]])), Decoder)
     with pytest.raises(ValueError, match="scored by a decoder"):
         evaluate(network_engine(weights), users(ann=["a"]), PIECES)
+
+
+def followed(vocabulary: Vocabulary, utterances: list[list[str]]) -> Reads:
+    """A network that knows what followed each piece in some utterances, and nothing else."""
+    counts = np.full((len(vocabulary), len(vocabulary)), 1e-4)
+    for tokens in utterances:
+        ids = [BOS, *vocabulary.ids(tokens), EOS]
+        np.add.at(counts, (ids[:-1], ids[1:]), 1)
+    logs = np.log(counts / counts.sum(axis=1, keepdims=True))
+
+    def step(tokens: np.ndarray, state: dict[str, np.ndarray]) -> Places:
+        return Places(state, logs[tokens], complete_of(logs[tokens], vocabulary.first_inner))
+
+    return Reads(lambda rows: {"nothing": np.zeros((rows, 1))}, step)
+
+
+def test_the_pieces_of_a_run_are_targets_and_no_space_is_counted_after_them():
+    tokens = [tokenise(text) for text in SENTENCES]
+    vocabulary = build_unigram(tokens, 260)
+    decoder = Decoder(followed(vocabulary, tokens), vocabulary)
+    parts = decoder.parts(tokenise("我们今天想吃饭, ok"))
+    assert "".join(part.text for part in parts) == "我们今天想吃饭,ok"
+    assert [part.within for part in parts[:-2]] == [False, *[True] * (len(parts) - 3)]
+    assert [part.of_run for part in parts[-2:]] == [False, False]
+    assert all(part.text for part in parts)
+
+    users = {"ann": tuple(Utterance(text, tuple(tokenise(text))) for text in SENTENCES[:450:9])}
+    total = evaluate(decoder, users, vocabulary).total
+    targets = [part for u in users["ann"] for part in decoder.parts(u.tokens) if part.of_run]
+    assert total.targets == total.in_vocabulary == len(targets)
+    assert total.letters == sum(len(part.text) for part in targets)
+    assert 0 < total.top1 <= total.top3 <= total.targets
+    assert total.keys < total.letters
+
+
+def test_a_run_with_an_unknown_letter_is_one_target_that_is_missed():
+    tokens = [tokenise(text) for text in SENTENCES]
+    vocabulary = build_unigram(tokens, 260)
+    decoder = Decoder(followed(vocabulary, tokens), vocabulary)
+    users = {"ann": (Utterance("我龘想", ("我龘想",)),)}
+    total = evaluate(decoder, users, vocabulary).total
+    assert (total.targets, total.in_vocabulary, total.top3) == (1, 0, 0)
+    assert total.keys == total.letters
