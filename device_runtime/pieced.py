@@ -373,14 +373,15 @@ class Pieced:
         The piece may begin anywhere in what was typed: its letters so far are spelled otherwise
         until it is whole.
         """
-        ids, logs, added = self._candidates([BOS, *self._vocabulary.ids(before)], run)
+        places, ids, of, logs = self._candidates([BOS, *self._vocabulary.ids(before)], run)
         likely = np.exp(logs - logs.max()) if len(logs) else logs
         shares = likely / likely.sum()
         offers: Words = []
-        for place in np.argsort(-logs, kind="stable")[:TRIED]:
-            if shares[place] < FAINT:
+        for at in np.argsort(-logs, kind="stable")[:TRIED]:
+            if shares[at] < FAINT:
                 break
-            more, whole = added[place], (*ids[place][1], ids[place][0])
+            spelled, typed = places[of[at]]
+            more, whole = self._vocabulary.tokens[ids[at]][typed:], (*spelled, int(ids[at]))
             if (
                 all(more != known for known, _ in offers)
                 and self._vocabulary.spelling(run + more) == whole
@@ -388,31 +389,35 @@ class Pieced:
                 and tokenise(run + more) == [run + more]
                 and not self._refused.of_run(run, more)
             ):
-                offers.append((more, float(shares[place])))
+                offers.append((more, float(shares[at])))
                 if len(offers) == k:
                     break
         return offers
 
     def _candidates(
         self, before: list[int], run: str
-    ) -> tuple[list[tuple[int, Path]], NDArray[Any], list[str]]:
-        """Every piece that may go on with a run: its id and the pieces of the run before it, its
-        log-probability but for what all have in common, and the letters it adds.
+    ) -> tuple[list[tuple[Path, int]], NDArray[Any], NDArray[Any], NDArray[Any]]:
+        """Every piece that may go on with a run.
+
+        The places where they may begin, each as the pieces before it and how many letters of those
+        that begin there are typed; then of each piece its id, its place and its log-probability but
+        for what all have in common, [pieces].
         """
         starting, going_on = self._spelling.starting, self._spelling.in_runs
-        # the pieces before, those that may follow, and how many of their letters are typed
-        places: list[tuple[Path, NDArray[Any], int]] = []
+        # the pieces before, how many letters are typed, those that may follow
+        tried: list[tuple[Path, int, NDArray[Any]]] = []
         for begin in range(len(run), max(len(run) - LOOKED, 0) - 1, -1):
             begun = run[begin:]
             if begin == 0:
-                places.append(((), starting.longer(begun), len(begun)))
+                tried.append(((), len(begun), starting.longer(begun)))
                 if starting.of_nothing is not None:
-                    places.append(((starting.of_nothing,), going_on.longer(begun), len(begun)))
+                    tried.append(((starting.of_nothing,), len(begun), going_on.longer(begun)))
             else:
                 spelled = self._vocabulary.spelling(run[:begin])
-                places.append((spelled, going_on.longer(begun), len(begun)))
-        places = [place for place in places if len(place[1])][:PLACES]
-        together = list(zip(*(spelled for spelled, *_ in places), strict=False))
+                tried.append((spelled, len(begun), going_on.longer(begun)))
+        # the earliest first, so that the network steps on from one to the next
+        tried = [each for each in tried if len(each[2])][:PLACES][::-1]
+        together = list(zip(*(spelled for spelled, *_ in tried), strict=False))
         common = next((i for i, each in enumerate(together) if len(set(each)) > 1), len(together))
         known: dict[Path, NDArray[Any]] = {}
 
@@ -421,17 +426,18 @@ class Pieced:
                 known[path] = self._at([*before, *path])[0]
             return known[path]
 
-        ids: list[tuple[int, Path]] = []
-        logs: list[NDArray[Any]] = [np.empty(0, np.float32)]
-        added: list[str] = []
-        for spelled, longer, typed in reversed(places):
+        logs = [np.empty(0, np.float32)]
+        for spelled, _, longer in tried:
             so_far = sum(
                 float(after(spelled[:end])[spelled[end]]) for end in range(common, len(spelled))
             )
-            ids += [(int(i), spelled) for i in longer]
             logs.append(after(spelled)[longer] + so_far)
-            added += [self._vocabulary.tokens[i][typed:] for i in longer]
-        return ids, np.concatenate(logs), added
+        return (
+            [(spelled, typed) for spelled, typed, _ in tried],
+            np.concatenate([np.empty(0, np.int64), *(longer for *_, longer in tried)]),
+            np.repeat(np.arange(len(tried)), [len(longer) for *_, longer in tried]),
+            np.concatenate(logs),
+        )
 
     def _find(self, search: Search, ids: Sequence[int]) -> None:
         log_probs, state = self._at([BOS, *ids])
