@@ -33,7 +33,7 @@ from device_runtime.installed import POINTER, Pointer
 from device_runtime.metrics import STRIP
 from device_runtime.own_words import MOST_TOKENS, OwnWords, Trust, read_trust
 from device_runtime.personal import Served
-from device_runtime.predictor import Predictor, Suggestion
+from device_runtime.predictor import Places, Predictor, Standing, Suggestion
 from device_runtime.sensors import note_key
 from device_runtime.text import Vocabulary, plain, tokenise
 from device_runtime.typing_log import TypingLog, masked
@@ -98,6 +98,7 @@ class Keyboard:
         self._now = now
         self._notices: deque[str] = deque()
         self._said: set[str] = set()
+        self._standing = Standing()
         self._source = _source(home, bundle)
         # what changes when there may be another strip
         self._watched = [str(self._source.file)]
@@ -124,6 +125,13 @@ class Keyboard:
         """
         self._follow(typed)
         return self._strip.predictor.suggest(*split(typed), k)
+
+    def places(self, typed: str) -> Places:
+        """The strip as it is shown, left to right: words that still fit the word being typed keep
+        their places, and a place may be free. `best_place` says where the likeliest word stands.
+        """
+        self._standing = self._standing.after(*split(typed), self.suggest(typed))
+        return self._standing.places
 
     def type(self) -> None:
         """Take note that keys were pressed, and not which: the device is in use."""

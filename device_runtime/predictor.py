@@ -66,6 +66,24 @@ def steady(before: Sequence[Suggestion | None], now: Sequence[Suggestion]) -> Pl
     return tuple(places)
 
 
+@dataclass(frozen=True)
+class Standing:
+    """A strip as it stands, and the text it stands at."""
+
+    context: str = ""
+    begun: str = ""
+    places: Places = ()
+
+    def after(self, context: str, begun: str, now: Sequence[Suggestion]) -> "Standing":
+        """The strip at another text, where `now` are the best words: steady, as long as it is the
+        same word that is typed or deleted.
+        """
+        same = self.context == context and (
+            begun.startswith(self.begun) or self.begun.startswith(begun)
+        )
+        return Standing(context, begun, steady(self.places if same else (), now))
+
+
 def best_place(strip: Sequence[Suggestion | None]) -> int | None:
     """Where the likeliest word of a strip stands; None if there is no word."""
     there = [(each.probability, -place) for place, each in enumerate(strip) if each]

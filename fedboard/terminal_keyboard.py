@@ -23,7 +23,7 @@ from rich.text import Text
 from device_runtime.errors import FedboardError, RunError
 from device_runtime.keyboard import Keyboard
 from device_runtime.metrics import STRIP
-from device_runtime.predictor import Suggestion, centred
+from device_runtime.predictor import Suggestion, best_place
 from device_runtime.shown import printable
 from device_runtime.writing import accept, joined, split, still_ours
 from fedboard import console
@@ -84,10 +84,14 @@ class Session:
         return 1 - self.keys / plain if plain else 0.0
 
 
-def press(session: Session, key: str, strip: Sequence[str] = ()) -> Session:
+def press(
+    session: Session, key: str, strip: Sequence[str] = (), best: int | None = None
+) -> Session:
     """The session after one key: the name of one that types nothing, or the text that it types.
-    strip holds the words as shown, left to right.
+    strip holds the words as shown, left to right, empty where a place is free; best is the place
+    of the likeliest, the centre where it is not given.
     """
+    likeliest = strip[len(strip) // 2 if best is None else best] if strip else ""
     session = replace(session, sent=None, forgotten=None, barred=None)
     if key in LEAVE:
         return replace(session, left=True)
@@ -107,12 +111,12 @@ def press(session: Session, key: str, strip: Sequence[str] = ()) -> Session:
     if key == ENTER:
         return _send(session)
     if key == TAB:
-        return _accept(session, strip[len(strip) // 2]) if strip else session
+        return _accept(session, likeliest) if likeliest else session
     if key in CHOICES:
         place = CHOICES.index(key)
-        return _accept(session, strip[place]) if place < len(strip) else session
+        return _accept(session, strip[place]) if any(strip[place : place + 1]) else session
     if key == FORGET:
-        return replace(session, asked=strip[len(strip) // 2]) if strip else session
+        return replace(session, asked=likeliest) if likeliest else session
     edited = _edited(session, key)
     if edited is not None:
         typed, after = edited
@@ -260,17 +264,21 @@ class Line:
         return "".join(text for _, text in self.runs)
 
 
-def screen(session: Session, strip: Sequence[str], width: int, notice: str = "") -> list[Line]:
-    """Lines to show, each at most `width` cells: the strip with the best word in bold at the
-    centre, the text with its cursor, the count and as much help as fits, and a notice, if there is
-    one.
+def screen(
+    session: Session, strip: Sequence[str], width: int, notice: str = "", best: int | None = None
+) -> list[Line]:
+    """Lines to show, each at most `width` cells: the strip with the best word in bold, the text
+    with its cursor, the count and as much help as fits, and a notice, if there is one. best is the
+    place of that word, the centre where it is not given.
     """
     cell = max((width - STRIP + 1) // STRIP, 1)
-    shown = [_fit(f"{i} {printable(word)}", cell) for i, word in enumerate(strip, 1)]
-    middle = len(shown) // 2
+    shown = [
+        _fit(f"{i} {printable(word)}" if word else "", cell) for i, word in enumerate(strip, 1)
+    ]
+    bold = len(shown) // 2 if best is None else best
     words: list[tuple[str, str]] = []
     for place, word in enumerate(shown):
-        words += [("", "│")] * (place > 0) + [("bold" if place == middle else "", word)]
+        words += [("", "│")] * (place > 0) + [("bold" if place == bold else "", word)]
     lines = [Line(tuple(words)), _cursor_line(session, width)]
     if session.asked is not None:
         said = ASKED.format(word=printable(session.asked))
@@ -418,16 +426,18 @@ class Face:
     _strip: tuple[str, list[str]] | None = None  # of which text
     _notice: str = ""
 
-    def strip(self) -> list[str]:
-        """The strip as it is shown, left to right."""
-        typed = recent(self.session.typed)
-        return centred([suggestion.word for suggestion in self.keyboard.suggest(typed)])
+    def strip(self) -> tuple[list[str], int | None]:
+        """The strip as it is shown, left to right, and the place of its best word."""
+        places = self.keyboard.places(recent(self.session.typed))
+        best = best_place(places)
+        return ([] if best is None else [each.word if each else "" for each in places]), best
 
     def press(self, key: str) -> str | None:
         """Take one key; the message that it sent, if it sent one."""
         self.keyboard.type()
         chooses = key in (TAB, FORGET, *CHOICES)
-        self.session = session = press(self.session, key, self.strip() if chooses else ())
+        strip, best = self.strip() if chooses else ([], None)
+        self.session = session = press(self.session, key, strip, best)
         if session.sent is not None:
             self.keyboard.send(session.sent, private=not session.recorded)
         if session.forgotten is not None:
@@ -439,7 +449,8 @@ class Face:
     def lines(self, width: int) -> list[Line]:
         """What is shown now."""
         self._notice = self.keyboard.notice() or self._notice
-        return screen(self.session, self.strip(), width, self._notice)
+        strip, best = self.strip()
+        return screen(self.session, strip, width, self._notice, best)
 
     async def shown(self) -> None:
         """Own the terminal until the keyboard is left."""

@@ -70,6 +70,23 @@ def test_what_is_suggested_follows_what_was_typed_and_completes_the_word_begun(t
     assert keyboard.suggest("i will zzz") == []
 
 
+def test_the_strip_stands_still_while_a_word_is_typed_and_deleted(tiny_bundle):
+    keyboard = Keyboard(None, tiny_bundle)
+    for typed in ("i will ", "i will s", "i will se", "i will s", "i will ", "i will t"):
+        before = keyboard.places(typed)
+        again = keyboard.places(typed)
+        assert before == again
+        assert {each.token for each in again if each} == {
+            each.token for each in keyboard.suggest(typed)
+        }
+    next_word, longer = keyboard.places("they "), keyboard.strip("they w")
+    for first, second in zip(next_word, longer, strict=True):
+        if first and first.token.startswith("w"):
+            assert second == first or second.token == first.token
+    best = keyboard.suggest("i will ")[0]
+    assert keyboard.places("i will ")[1] == best  # another word: the best in the centre
+
+
 def test_a_sent_message_is_recorded_and_learned_and_a_private_one_is_neither(home, tiny_bundle):
     with Keyboard(home, tiny_bundle, now=lambda: 5.0) as keyboard:
         keyboard.type()
