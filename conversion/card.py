@@ -26,7 +26,6 @@ class Card:
     files: Mapping[str, bytes]  # of the bundle, without the card
     notes: tuple[str, ...] = ()  # sentences on what was measured and what was not
     pins: Pins = field(default_factory=Pins)
-    language: str = ""  # BCP 47, several with a `+` between them; empty: nobody said
 
 
 def text(card: Card) -> str:
@@ -36,7 +35,7 @@ def text(card: Card) -> str:
     figures = "".join(f"| {key} | {figure(value)} |\n" for key, value in sorted(card.gate.items()))
     notes = "".join(f"\n{note}\n" for note in card.notes)
     return f"""---
-language: {_languages(card.language)}
+language: en
 license: apache-2.0
 library_name: tflite
 pipeline_tag: text-generation
@@ -62,12 +61,6 @@ Vocabulary: {words(lineage)}.
 Intended use: suggestions on a keyboard. It repeats what its corpus taught it, \
 including what is rude or wrong.
 """
-
-
-def _languages(language: str) -> str:
-    """As model hubs read it: one tag, a list, or `und` where nobody said."""
-    tags = language.split("+") if language else ["und"]
-    return tags[0] if len(tags) == 1 else f"[{', '.join(tags)}]"
 
 
 def words(lineage: Lineage) -> str:

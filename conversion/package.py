@@ -16,7 +16,7 @@ from device_runtime import bundle, config, patch, signing, weights
 from device_runtime.agreement import Pins
 from device_runtime.errors import BundleError
 from device_runtime.examples import batches
-from device_runtime.text import FIRST_WORD, RULES, Vocabulary
+from device_runtime.text import FIRST_WORD, Vocabulary
 from device_runtime.wire import Plan
 from model import network
 
@@ -45,7 +45,6 @@ class Parts:
     words: str | None = None  # as in the lineage
     written: bytes = b""  # how words are usually written, one a line
     notes: tuple[str, ...] = ()  # sentences of the card
-    language: str = ""  # of the corpus, as in the manifest
 
 
 def package(
@@ -102,9 +101,7 @@ def package(
     chosen = parts.device_class
     figures = measured.manifest | (chosen.budget.manifest if chosen else {})
     said = card.Card(name, size, len(vocabulary), lineage, parts.device_limits, figures, content)
-    content[bundle.CARD] = card.text(
-        replace(said, pins=parts.pins, notes=parts.notes, language=parts.language)
-    ).encode()
+    content[bundle.CARD] = card.text(replace(said, pins=parts.pins, notes=parts.notes)).encode()
     manifest = bundle.Manifest(
         network=name,
         embedding=size.embedding,
@@ -125,8 +122,6 @@ def package(
         delta=parts.pins.delta,
         constants=predict.constants,
         graph=patch.graph_hash(predict.file, predict.constants),
-        text_rules=RULES,
-        language=parts.language or None,
     )
     if chosen:
         texts = _texts(examples[:SUGGESTED], vocabulary)

@@ -37,7 +37,7 @@ from device_runtime.agreement import Pins
 from device_runtime.errors import BundleError, CheckpointError, ConfigError, Unproven
 from device_runtime.patch import Constant
 from device_runtime.terms import Aggregation
-from device_runtime.text import RULES, Vocabulary, fold
+from device_runtime.text import Vocabulary, fold
 from device_runtime.weights import Weights
 from device_runtime.wire import Plan
 
@@ -139,10 +139,6 @@ class Manifest:
     noise: bool | None = None  # True: noise is added to every sum of updates
     epsilon: float | None = None  # that a task may spend at most, at `delta`
     delta: float | None = None
-    # the rules that its words were found by; None, and not written: 1
-    text_rules: int | None = None
-    # of the text it was trained on: a BCP 47 tag, or several with a `+` between them
-    language: str | None = None
 
     def encoded(self) -> bytes:
         """As it is signed: what is None is left out, so that an older reader knows every key."""
@@ -562,13 +558,6 @@ def _manifest(encoded: bytes, where: Path) -> Manifest:
         raise BundleError(
             where, f"not a manifest of format {FORMAT} ({error})", "update Fedboard or export again"
         ) from None
-    if (manifest.text_rules or 1) > RULES:
-        raise BundleError(
-            where,
-            f"its words were found by text rules {manifest.text_rules}, and this program reads "
-            f"text by rules {RULES} and earlier ones",
-            "update Fedboard, or install a bundle of those rules",
-        )
     if missing := sorted(set(FILES) - manifest.files.keys()):
         raise BundleError(where, f"does not list {', '.join(missing)}", EXPORT_AGAIN)
     if unknown := sorted(manifest.files.keys() - {*FILES, *OPTIONAL}):

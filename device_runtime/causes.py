@@ -38,7 +38,6 @@ class Cause(StrEnum):
     # another protocol or another model
     UNSUPPORTED_VERSION = "unsupported_version"
     WRONG_MODEL = "wrong_model"
-    OTHER_TEXT_RULES = "other_text_rules"
     # an assignment that brought nothing
     CONDITION_LOST = "condition_lost"
     TRAINING_FAILED = "training_failed"
@@ -144,7 +143,6 @@ MEANING: Mapping[str, Meaning] = {
         "speaks another version of the protocol", _REFUSED, status=426, lasts=True
     ),
     Cause.WRONG_MODEL: Meaning("has another vocabulary", _REFUSED, lasts=True),
-    Cause.OTHER_TEXT_RULES: Meaning("reads text by other rules", _REFUSED, lasts=True),
     Cause.CONDITION_LOST: Meaning("unplugged, off WiFi or picked up", _DROPPED, gives_back=True),
     Cause.TRAINING_FAILED: Meaning("training did not get better", _DROPPED, gives_back=True),
     Cause.OVER_LIMIT: Meaning("over a limit of the device's own", _DROPPED, gives_back=True),

@@ -67,7 +67,6 @@ from device_runtime.errors import (
 from device_runtime.limits import Asked, Limits, Over
 from device_runtime.spent import Part
 from device_runtime.terms import Aggregation, Terms
-from device_runtime.text import RULES
 from device_runtime.weights import Checkpoint, Weights
 from device_runtime.wire import (
     CERTIFIED,
@@ -617,8 +616,6 @@ def _work(device: Participant, assignment: Assignment) -> Working:
     if kind is Kind.RELEASES:  # those are of no checkpoint but the device's own
         past: History = yield Recall(assignment)
         return (yield from _compare(device, assignment, past))
-    if assignment.text_rules > RULES:
-        return (yield from _give_back(assignment, Cause.OTHER_TEXT_RULES))
     terms = yield from _verified(assignment)
     past = yield Recall(assignment)
     apart = device.limits.separation(max(assignment.min_separation, terms.min_separation))

@@ -158,11 +158,6 @@ class Conditions:
     idle: bool | None = None
 
 
-TEXT_RULES = Within(1, 10**6)
-# BCP 47 tags, with a `+` between several; empty: nobody said
-LANGUAGE = Matches("([a-z]{2,3}(-[A-Za-z0-9]{1,8})*([+](?=[a-z])|$))*", 64)
-
-
 @dataclass(frozen=True)
 class CheckIn:
     """A device asks for work: how it stands and what it runs."""
@@ -179,8 +174,6 @@ class CheckIn:
     device_class: Annotated[str, WORD] = ""
     # entries of the server's log, as the device has seen it; 0: none
     log_size: Annotated[int, COUNT] = 0
-    # the newest text rules that it reads text by: `text.RULES`; an early version had none but 1
-    text_rules: Annotated[int, TEXT_RULES] = 1
 
 
 @dataclass(frozen=True)
@@ -232,8 +225,6 @@ class Assignment:
     seal_key: Signed | None = None
     # of all work but comparisons of releases
     log: Proof | None = None
-    # by which text is read for it
-    text_rules: Annotated[int, TEXT_RULES] = 1
 
 
 @dataclass(frozen=True)

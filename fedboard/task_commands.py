@@ -211,7 +211,7 @@ def task_create(
     from fedboard.operator import connect
     from fedboard.run import kept_key, open_bundle
     from server.settings import ServerSettings
-    from server.task import TaskSettings, for_bundle, of_text, settings_of
+    from server.task import TaskSettings, for_bundle, settings_of
 
     if sum(each is not None for each in (bundle, evaluates, compares_releases)) != 1:
         raise RunError(
@@ -250,11 +250,7 @@ def task_create(
         if opened:
             given = consent(operator, settings.aggregation, settings.helper, dir is not None)
             settings = replace(
-                of_text(
-                    for_bundle(settings, opened.plan),
-                    opened.manifest.text_rules,
-                    opened.manifest.language,
-                ),
+                for_bundle(settings, opened.plan),
                 helper=given.helper,
                 is_beside=given.is_beside,
                 kind=Kind.TRAINING,

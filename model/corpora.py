@@ -3,7 +3,6 @@
 import hashlib
 import importlib.util
 import json
-from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
@@ -71,5 +70,4 @@ def _chitchat() -> Corpus:
             f"its dataset.json cannot be read ({type(error).__name__})",
             "reinstall chitchat-dataset 0.9.0",
         ) from None
-    corpus = prepare("chitchat", hashlib.sha256(data).hexdigest(), rows)
-    return replace(corpus, language="en")
+    return prepare("chitchat", hashlib.sha256(data).hexdigest(), rows)

@@ -102,8 +102,6 @@ class Corpus:
     # noted; None: all
     most: int | None = None
     noted: Noted | None = None  # None: nothing is known before the messages are read
-    # a BCP 47 tag, or several with a `+` between them; empty: nobody said
-    language: str = ""
 
     def split(self, name: str) -> Users:
         """Raises CorpusError for a name that is not a split."""

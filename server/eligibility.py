@@ -53,22 +53,13 @@ class History(NamedTuple):
 
 
 def decide(
-    check_in: CheckIn,
-    history: History,
-    round: int,
-    tokenizer: str,
-    policy: Policy,
-    now: float,
-    text_rules: int = 1,
+    check_in: CheckIn, history: History, round: int, tokenizer: str, policy: Policy, now: float
 ) -> Cause | None:
     """The first cause that keeps the device out of `round`, or None if it may join. `tokenizer` is
-    the SHA-256 of the task's vocabulary; empty: it is for devices of any. A device reads text by
-    the rules that its vocabulary was made by, up to the newest it knows.
+    the SHA-256 of the task's vocabulary; empty: it is for devices of any.
     """
     if check_in.version != VERSION:
         return Cause.UNSUPPORTED_VERSION
-    if check_in.text_rules < text_rules:
-        return Cause.OTHER_TEXT_RULES
     if tokenizer and check_in.tokenizer != tokenizer:
         return Cause.WRONG_MODEL
     if policy.min_runtime and not versions.meets(check_in.runtime, policy.min_runtime):

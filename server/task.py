@@ -20,7 +20,7 @@ from device_runtime.secagg_wire import MOST_NEIGHBOURS
 from device_runtime.table import LARGEST, NEVER_AGAIN, Table
 from device_runtime.terms import LEAST_COUNT, Aggregation, Terms
 from device_runtime.weights import digest
-from device_runtime.wire import CERTIFIED, HASH_OR_NONE, LANGUAGE, TEXT_RULES, Kind, Plan
+from device_runtime.wire import CERTIFIED, HASH_OR_NONE, Kind, Plan
 from server.eligibility import Policy
 from server.rounds import DEVICES, Rules, whole_cohort
 from server.step import ServerStep
@@ -89,9 +89,6 @@ class TaskSettings:
     compression: Annotated[int, Within(1, 64)] = 1
     # rounds that share one basis of what travels, whose noise begins anew with the next; 0: all
     turn: Annotated[int, Within(0, 2**31)] = 0
-    # the rules that text is read by, and the language of it (BCP 47), as the bundle has them
-    text_rules: Annotated[int, TEXT_RULES] = 1
-    language: Annotated[str, LANGUAGE] = ""
     # no release of this task is published whose lineage names no audit
     require_audit: bool = False
     # of a task that counts: of what, and how
@@ -215,11 +212,6 @@ class Task(TaskSettings):
 def settings_of(record: TaskSettings) -> TaskSettings:
     """The settings alone of a record that holds more: of a server.toml, or of a task."""
     return TaskSettings(**_settings(record))
-
-
-def of_text(settings: TaskSettings, text_rules: int | None, language: str | None) -> TaskSettings:
-    """Settings with the rules and the language of a bundle's text, as its manifest has them."""
-    return replace(settings, text_rules=text_rules or 1, language=language or "")
 
 
 def for_bundle(settings: TaskSettings, signed: Plan) -> TaskSettings:

@@ -124,7 +124,7 @@ def test_every_setting_goes_from_the_file_by_the_message_to_the_row(coordinator,
         field.name
         for field in fields(TaskSettings)
         if getattr(wanted, field.name) == getattr(TaskSettings(), field.name)
-    ] == ["kind", "evaluates", "helper", "is_beside", "text_rules", "language", "table"]
+    ] == ["kind", "evaluates", "helper", "is_beside", "table"]
     # plan and start are not written down: they are the bundle's
     (tmp_path / "server.toml").write_text(config.to_toml(replace(wanted, plan=None, checkpoint="")))
     read = settings_of(config.from_toml(ServerSettings, tmp_path / "server.toml"))
@@ -645,7 +645,7 @@ def test_a_task_s_row_has_what_was_decided_of_it_and_no_more(tmp_path):
         (stored,) = rows.tasks()
     fields = "plan rules policy step tokenizer shapes dimension seed name population kind evaluates"
     seen_by = "aggregation helper is_beside least_count secagg noise compression"
-    others = "require_audit table turn text_rules language"
+    others = "require_audit table turn"
     assert sorted(json.loads(stored.task.body)) == sorted(f"{fields} {seen_by} {others}".split())
     assert config.from_json(Task, stored.task.body, "task") == stored.task
     coordinator.close()
