@@ -45,6 +45,7 @@ class Parts:
     words: str | None = None  # as in the lineage
     written: bytes = b""  # how words are usually written, one a line
     notes: tuple[str, ...] = ()  # sentences of the card
+    language: str = ""  # of the corpus, where it is known
 
 
 def package(
@@ -122,6 +123,8 @@ def package(
         delta=parts.pins.delta,
         constants=predict.constants,
         graph=patch.graph_hash(predict.file, predict.constants),
+        rules=vocabulary.rules if vocabulary.rules > 1 else None,
+        language=parts.language or None,
     )
     if chosen:
         texts = _texts(examples[:SUGGESTED], vocabulary)

@@ -37,7 +37,7 @@ from device_runtime.agreement import Pins
 from device_runtime.errors import BundleError, CheckpointError, ConfigError, Unproven
 from device_runtime.patch import Constant
 from device_runtime.terms import Aggregation
-from device_runtime.text import Vocabulary, fold
+from device_runtime.text import RULES, Vocabulary, fold
 from device_runtime.weights import Weights
 from device_runtime.wire import Plan
 
@@ -139,12 +139,20 @@ class Manifest:
     noise: bool | None = None  # True: noise is added to every sum of updates
     epsilon: float | None = None  # that a task may spend at most, at `delta`
     delta: float | None = None
+    rules: int | None = None  # text rules of its vocabulary; None, and not written: 1
+    # of what it was trained on, as BCP 47 tags with "+" between them; None: nobody said
+    language: str | None = None
 
     def encoded(self) -> bytes:
         """As it is signed: what is None is left out, so that an older reader knows every key."""
         lineage = {name: value for name, value in vars(self.lineage).items() if value is not None}
         table = {name: value for name, value in vars(self).items() if value is not None}
         return config.to_json({**table, "lineage": lineage})
+
+    @property
+    def text_rules(self) -> int:
+        """Text rules of its vocabulary."""
+        return self.rules or 1
 
     @property
     def pins(self) -> Pins:
@@ -563,6 +571,12 @@ def _manifest(encoded: bytes, where: Path) -> Manifest:
     if unknown := sorted(manifest.files.keys() - {*FILES, *OPTIONAL}):
         raise BundleError(
             where, f"lists {unknown[0]!r}, which no bundle of format {FORMAT} has", EXPORT_AGAIN
+        )
+    if not 1 <= manifest.text_rules <= RULES:
+        raise BundleError(
+            where,
+            f"expected text rules {RULES} or earlier, found text rules {manifest.text_rules}",
+            "update Fedboard: by its rules this bundle has other words",
         )
     if versions.numbers(manifest.minimum_runtime) is None:
         raise BundleError(

@@ -35,6 +35,7 @@ class Cause(StrEnum):
     OTHER_DEVICE_CLASS = "other_device_class"
     OUTDATED_RUNTIME = "outdated_runtime"
     OUTDATED_BUNDLE = "outdated_bundle"
+    OUTDATED_RULES = "outdated_rules"
     # another protocol or another model
     UNSUPPORTED_VERSION = "unsupported_version"
     WRONG_MODEL = "wrong_model"
@@ -139,6 +140,9 @@ MEANING: Mapping[str, Meaning] = {
     Cause.OTHER_DEVICE_CLASS: Meaning("of another class of devices", _REFUSED, lasts=True),
     Cause.OUTDATED_RUNTIME: Meaning("its runtime is too old", _REFUSED, lasts=True),
     Cause.OUTDATED_BUNDLE: Meaning("its bundle is too old", _REFUSED, lasts=True),
+    Cause.OUTDATED_RULES: Meaning(
+        "its rules of what a word is are too old", _REFUSED, lasts=True, gives_back=True
+    ),
     Cause.UNSUPPORTED_VERSION: Meaning(
         "speaks another version of the protocol", _REFUSED, status=426, lasts=True
     ),

@@ -29,6 +29,7 @@ from device_runtime.home import (
 from device_runtime.local import DeviceClock, Local, clock_of, limits_of, newest_rows, targets
 from device_runtime.secagg_turn import Hear, Tell, Wait
 from device_runtime.table import MOST_BYTES
+from device_runtime.text import RULES
 from device_runtime.transport import MESSAGE_BYTES, Meter, Send, persistent
 from device_runtime.turn import (
     Action,
@@ -152,6 +153,7 @@ class Turn:
             runtime=runtime_version(),
             device_class=settings.device_class,
             log_size=self.home.logs().size(self.home.server_name or ""),
+            rules=RULES,
         )
         return Participant(
             message,

@@ -184,6 +184,57 @@ def spaceless(token: str) -> bool:
     return bool(_SPACELESS.match(token))
 
 
+def require_readable(rules: int, where: object) -> None:
+    """Raises VocabularyError for text rules that are newer than those of this program."""
+    if rules > RULES:
+        raise VocabularyError(
+            where,
+            f"expected text rules {RULES} or earlier, found text rules {rules}",
+            "update Fedboard: by its rules this text has other words",
+        )
+
+
+def rules_of(model: bytes) -> int:
+    """Text rules by which a SentencePiece `.model` was made, as the name of its normalizer says:
+    those named `nwp-v2` are rules 2. A model that names none of ours is of rules 1.
+    """
+    named = re.fullmatch(rb"nwp-v([1-9][0-9]{0,5})", _field(_field(model, 3), 1))
+    return int(named[1]) if named else 1
+
+
+def _field(message: bytes, wanted: int) -> bytes:
+    """The last field of this number that holds bytes, in a message as protobuf writes it; none: no
+    bytes. What is not such a message holds no field.
+    """
+    found, at = b"", 0
+    try:
+        while at < len(message):
+            key, at = _varint(message, at)
+            if key & 7 == 2:
+                size, at = _varint(message, at)
+                if key >> 3 == wanted:
+                    found = message[at : at + size]
+                at += size
+            elif key & 7 == 0:
+                _, at = _varint(message, at)
+            else:
+                at += {1: 8, 5: 4}[key & 7]
+    except (IndexError, KeyError):
+        return b""
+    return found
+
+
+def _varint(message: bytes, at: int) -> tuple[int, int]:
+    """The number that starts at a place, and the place after it. Raises IndexError at the end."""
+    value = shift = 0
+    while True:
+        byte = message[at]
+        value |= (byte & 0x7F) << shift
+        at, shift = at + 1, shift + 7
+        if byte < 0x80:
+            return value, at
+
+
 def _is_code(word: str) -> bool:
     """Whether letters and digits are mixed as nobody writes a word: `b4`, `2day`, `10am`, `1990s`
     and `covid19` are words.
@@ -202,12 +253,12 @@ class Vocabulary:
     holds words or pieces. Built by `model.vocabulary`.
 
     `tokens` are the texts of all ids, without SentencePiece's mark; ids from `first_inner` on go on
-    within a word.
+    within a word. `rules` are the text rules it was made by.
     """
 
     def __init__(self, model: bytes, where: object = "tokenizer.model"):
         """Raises VocabularyError if the bytes are not a SentencePiece model with our special ids,
-        classes and order.
+        classes and order, or of newer text rules.
         """
         self.model = model
         self._where = where
@@ -221,6 +272,8 @@ class Vocabulary:
                 "not a SentencePiece model",
                 "give the tokenizer.model written by `fedboard train`",
             ) from None
+        self.rules = rules_of(model)
+        require_readable(self.rules, where)
         expected = [*SPECIALS, *(_SPACE + name for name in CLASSES)]
         if pieces[:FIRST_WORD] != expected:
             raise VocabularyError(

@@ -67,6 +67,7 @@ from device_runtime.errors import (
 from device_runtime.limits import Asked, Limits, Over
 from device_runtime.spent import Part
 from device_runtime.terms import Aggregation, Terms
+from device_runtime.text import RULES
 from device_runtime.weights import Checkpoint, Weights
 from device_runtime.wire import (
     CERTIFIED,
@@ -613,6 +614,9 @@ def work(device: Participant, assignment: Assignment) -> Working:
 
 def _work(device: Participant, assignment: Assignment) -> Working:
     kind = assignment.kind
+    if assignment.rules > RULES:
+        reason = f"of text rules {assignment.rules}, and this device follows {RULES}: update it"
+        yield from _refused(assignment, Distrusted(Cause.OUTDATED_RULES, reason))
     if kind is Kind.RELEASES:  # those are of no checkpoint but the device's own
         past: History = yield Recall(assignment)
         return (yield from _compare(device, assignment, past))

@@ -55,6 +55,7 @@ MOST_WORDS = 400  # targets of one device's Scores: no device decides an evaluat
 # what the fields of messages may hold
 MOST = 2**53 - 1  # any JSON reader keeps such a number
 ROUND, COUNT = Within(0, 2**31), Within(0, MOST)
+TEXT_RULES = Within(1, 10**6)
 SECONDS, TIME = Within(0.0, 1e12), Within(-1e12, 1e12)  # a duration; a time, or a clock set back
 HASH, HASH_OR_NONE = Matches("[0-9a-f]{64}", 64), Matches("[0-9a-f]{64}|", 64)
 NAME, NAME_OR_NONE = Matches("[0-9a-f]{32}", 32), Matches("[0-9a-f]{32}|", 32)  # random
@@ -174,6 +175,8 @@ class CheckIn:
     device_class: Annotated[str, WORD] = ""
     # entries of the server's log, as the device has seen it; 0: none
     log_size: Annotated[int, COUNT] = 0
+    # text rules it can follow; a device of an earlier version follows 1, and does not say so
+    rules: Annotated[int, TEXT_RULES] = 1
 
 
 @dataclass(frozen=True)
@@ -225,6 +228,9 @@ class Assignment:
     seal_key: Signed | None = None
     # of all work but comparisons of releases
     log: Proof | None = None
+    # text rules that what it is of was made by; not written where they are 1, which every device
+    # follows, so that one of an earlier version knows every key
+    rules: Annotated[int, TEXT_RULES] = 1
 
 
 @dataclass(frozen=True)

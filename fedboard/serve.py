@@ -23,7 +23,7 @@ from fedboard.helper_commands import KEY as HELPER_KEY
 from fedboard.run import writable
 from server.contract import ADDRESS, TOKEN, TOKEN_FILE
 from server.settings import ServerSettings, Tls
-from server.task import State, for_bundle, settings_of, terms, why_devices_refuse
+from server.task import State, for_bundle, in_language_of, settings_of, terms, why_devices_refuse
 
 if TYPE_CHECKING:  # the command line starts without it
     from server.helper_client import Helper
@@ -108,7 +108,7 @@ def serve(
                 if to_do:
                     console.say(f"{each.task.name}: {to_do}")
         elif bundle is not None:
-            task = for_bundle(settings_of(settings), bundle.plan)
+            task = for_bundle(in_language_of(settings_of(settings), bundle.manifest), bundle.plan)
             tasks.create(coordinator, task, now, bundle.checkpoint)
             sums = (
                 ()

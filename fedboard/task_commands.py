@@ -211,7 +211,7 @@ def task_create(
     from fedboard.operator import connect
     from fedboard.run import kept_key, open_bundle
     from server.settings import ServerSettings
-    from server.task import TaskSettings, for_bundle, settings_of
+    from server.task import TaskSettings, for_bundle, in_language_of, settings_of
 
     if sum(each is not None for each in (bundle, evaluates, compares_releases)) != 1:
         raise RunError(
@@ -250,7 +250,7 @@ def task_create(
         if opened:
             given = consent(operator, settings.aggregation, settings.helper, dir is not None)
             settings = replace(
-                for_bundle(settings, opened.plan),
+                for_bundle(in_language_of(settings, opened.manifest), opened.plan),
                 helper=given.helper,
                 is_beside=given.is_beside,
                 kind=Kind.TRAINING,

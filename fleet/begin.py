@@ -32,7 +32,7 @@ from fleet.servers import Servers
 from fleet.settings import START, FleetSettings, Way
 from fleet.simulate import Fleet, State
 from fleet.typed import Typed
-from server.task import for_bundle
+from server.task import for_bundle, in_language_of
 
 TYPED = "typed"  # of a run's folder
 ANYBODY = 2**31  # more users than type anywhere
@@ -58,7 +58,7 @@ def begin(
     (run / NAMES).write_bytes("".join(names).encode())
     fleet = _fleet(settings, shared, servers, run, watched)
     servers.begin(
-        for_bundle(settings.task, shared.bundle.plan),
+        for_bundle(in_language_of(settings.task, shared.bundle.manifest), shared.bundle.plan),
         from_bytes(shared.bundle.content[CHECKPOINT]),
         START,
     )

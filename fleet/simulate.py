@@ -37,6 +37,7 @@ from device_runtime.local import targets
 from device_runtime.secagg_turn import Wait
 from device_runtime.turn import Action, Ask, Fetch, HandIn, Outcome, Status, Train, Upload
 from device_runtime.weights import digest
+from device_runtime.text import RULES
 from device_runtime.wire import DAY_S, Assignment, CheckIn, Kind, Reject
 from fleet import availability, draws, turns
 from fleet.doors import Call, Door
@@ -330,6 +331,7 @@ class Fleet:
                 runtime=kind.runtime,
                 device_class=kind.name,
                 log_size=size,
+                rules=RULES,
             )
             self._messages[told] = message
         return message

@@ -24,6 +24,7 @@ from device_runtime.text import (
     OOV,
     PAD,
     PARTS,
+    PROTOCOL,
     SPECIALS,
     Vocabulary,
     is_word,
@@ -256,7 +257,7 @@ def _model(
     trainer.vocab_size = len(model.pieces)
     trainer.pad_id, trainer.bos_id, trainer.eos_id, trainer.unk_id = PAD, BOS, EOS, OOV
     trainer.pad_piece, trainer.bos_piece, trainer.eos_piece, trainer.unk_piece = SPECIALS
-    model.normalizer_spec.name = "identity"
+    model.normalizer_spec.name = PROTOCOL  # the text is normalised before
     return model.SerializeToString(deterministic=True)
 
 

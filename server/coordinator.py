@@ -828,7 +828,8 @@ class Coordinator:
     def _decide(self, task: Task, device: str, check_in: CheckIn, ledger: Ledger) -> Cause | None:
         number = ledger.rounds[task.name].state.round
         history = ledger.history(device, task.name)
-        cause = decide(check_in, history, number, task.tokenizer, task.policy, ledger.now)
+        of = task.tokenizer, task.policy, ledger.now, task.text_rules
+        cause = decide(check_in, history, number, *of)
         return cause or self._spends(task, device, ledger)
 
     def _spends(self, task: Task, device: str, ledger: Ledger) -> Cause | None:
@@ -1086,6 +1087,7 @@ class Coordinator:
             link=None if proof is None else proof.link,
             seal_key=ledger.seal_key(task.name, work.round) if asks_helper(task) else None,
             log=None if shown is None else self.log.seen_from(rows, shown, seen),
+            rules=task.text_rules,
         )
 
     def _proof(

@@ -53,13 +53,22 @@ class History(NamedTuple):
 
 
 def decide(
-    check_in: CheckIn, history: History, round: int, tokenizer: str, policy: Policy, now: float
+    check_in: CheckIn,
+    history: History,
+    round: int,
+    tokenizer: str,
+    policy: Policy,
+    now: float,
+    rules: int = 1,
 ) -> Cause | None:
     """The first cause that keeps the device out of `round`, or None if it may join. `tokenizer` is
-    the SHA-256 of the task's vocabulary; empty: it is for devices of any.
+    the SHA-256 of the task's vocabulary; empty: it is for devices of any. `rules` are the task's
+    text rules.
     """
     if check_in.version != VERSION:
         return Cause.UNSUPPORTED_VERSION
+    if check_in.rules < rules:
+        return Cause.OUTDATED_RULES
     if tokenizer and check_in.tokenizer != tokenizer:
         return Cause.WRONG_MODEL
     if policy.min_runtime and not versions.meets(check_in.runtime, policy.min_runtime):

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 from device_runtime import bounds, config, limits, neighbours, strategy
 from device_runtime.bounds import Within
+from device_runtime.bundle import Manifest
 from device_runtime.encoding import Encoding
 from device_runtime.errors import ConfigError
 from device_runtime.limits import OwnLimits
@@ -20,7 +21,7 @@ from device_runtime.secagg_wire import MOST_NEIGHBOURS
 from device_runtime.table import LARGEST, NEVER_AGAIN, Table
 from device_runtime.terms import LEAST_COUNT, Aggregation, Terms
 from device_runtime.weights import digest
-from device_runtime.wire import CERTIFIED, HASH_OR_NONE, Kind, Plan
+from device_runtime.wire import CERTIFIED, HASH_OR_NONE, TEXT_RULES, WORD, Kind, Plan
 from server.eligibility import Policy
 from server.rounds import DEVICES, Rules, whole_cohort
 from server.step import ServerStep
@@ -93,6 +94,10 @@ class TaskSettings:
     require_audit: bool = False
     # of a task that counts: of what, and how
     table: Table | None = None
+    # those that the vocabulary was made by, which a device must know; a bundle says them
+    text_rules: Annotated[int, TEXT_RULES] = 1
+    # of the messages it learns from, as the bundle says; empty: nobody said
+    language: Annotated[str, WORD] = ""
 
     def __post_init__(self) -> None:
         bounds.check(self, "task")
@@ -212,6 +217,11 @@ class Task(TaskSettings):
 def settings_of(record: TaskSettings) -> TaskSettings:
     """The settings alone of a record that holds more: of a server.toml, or of a task."""
     return TaskSettings(**_settings(record))
+
+
+def in_language_of(settings: TaskSettings, manifest: Manifest) -> TaskSettings:
+    """Settings with the text rules and the language of the bundle that its devices run."""
+    return replace(settings, text_rules=manifest.text_rules, language=manifest.language or "")
 
 
 def for_bundle(settings: TaskSettings, signed: Plan) -> TaskSettings:
@@ -407,6 +417,10 @@ def policy_hash(settings: TaskSettings) -> str:
         del table["table"]
     if not settings.require_audit:
         del table["require_audit"]
+    if settings.text_rules == 1:
+        del table["text_rules"]
+    if not settings.language:
+        del table["language"]
     return digest(config.to_json(table))
 
 

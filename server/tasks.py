@@ -221,6 +221,8 @@ def _evaluating(store: Store, settings: TaskSettings) -> tuple[Task, StoredCheck
         settings,
         plan=settings.plan or trained.plan,
         population=trained.population,
+        text_rules=trained.text_rules,
+        language=trained.language,
         # who sees what was agreed for the training task
         **{name: getattr(trained, name) for name in ("aggregation", "helper", "is_beside")},
         least_count=trained.least_count,
