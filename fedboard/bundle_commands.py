@@ -75,6 +75,7 @@ def bundle_show(
         f"{manifest.vocabulary:,} ids, {len(opened.blocked)} words never suggested; needs "
         f"tflite-runtime {manifest.minimum_runtime} or later"
     )
+    console.say(f"language {manifest.language or 'not told'}; text rules {manifest.text_rules}")
     if manifest.device_class is not None:
         console.say(f"for devices of class `{manifest.device_class}`, and no others")
     console.say(

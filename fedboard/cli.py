@@ -221,6 +221,10 @@ def data_import(
             "--allow-damage", help="Go on where more than one row in a hundred cannot be read."
         ),
     ] = False,
+    language: Annotated[
+        str,
+        typer.Option(help="What was typed, as a tag such as en, pt-BR or zh-Hant; two as en+de."),
+    ] = "",
     as_json: Json = False,
 ) -> None:
     """Read files of messages, clean them by protocol nwp-v2, and write a corpus directory.
@@ -241,6 +245,7 @@ def data_import(
         encoding=encoding,
         format=file_format,
         allow_damage=allow_damage,
+        language=language,
     )
     size = sum(source.size for source in imported.sources(files))
     with console.progress("MB read", size // MEGABYTE or 1) as advance:

@@ -53,7 +53,7 @@ def tables(stats: Stats) -> list[Table]:
 
 def sentences(stats: Stats) -> list[str]:
     """What the tables do not say."""
-    said = []
+    said = [f"language: {stats.language}"] if stats.language else []
     if stats.most:
         said.append(f"read at most {stats.most:,} users of each split, of {stats.users}")
     said.append(

@@ -133,6 +133,7 @@ def export(
         None if run is None or settings is None else word_lists.of_run(run, settings),
         run.written.read_bytes() if run and run.written.is_file() else b"",
         _left_out(run),
+        corpus.language,
     )
     manifest, gate = package(out, parts, examples, private)
     console.say(

@@ -35,9 +35,9 @@ from device_runtime.errors import FedboardError, Unanswered
 from device_runtime.home import done_on
 from device_runtime.local import targets
 from device_runtime.secagg_turn import Wait
+from device_runtime.text import RULES
 from device_runtime.turn import Action, Ask, Fetch, HandIn, Outcome, Status, Train, Upload
 from device_runtime.weights import digest
-from device_runtime.text import RULES
 from device_runtime.wire import DAY_S, Assignment, CheckIn, Kind, Reject
 from fleet import availability, draws, turns
 from fleet.doors import Call, Door

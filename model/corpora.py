@@ -3,6 +3,7 @@
 import hashlib
 import importlib.util
 import json
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
@@ -70,4 +71,5 @@ def _chitchat() -> Corpus:
             f"its dataset.json cannot be read ({type(error).__name__})",
             "reinstall chitchat-dataset 0.9.0",
         ) from None
-    return prepare("chitchat", hashlib.sha256(data).hexdigest(), rows)
+    corpus = prepare("chitchat", hashlib.sha256(data).hexdigest(), rows)
+    return replace(corpus, language="en")

@@ -6,7 +6,7 @@
 
 Everything is cleaned, sorted and counted when it is written, with memory that does not grow with
 the messages; whoever opens it reads one user at a time. Format 1 had no users.jsonl and is cleaned
-in memory on opening.
+in memory on opening. A corpus whose language was told is of format 3; it is format 2 otherwise.
 """
 
 import hashlib
@@ -50,6 +50,7 @@ from model.corpus import (
 from model.sorting import Row, Sorter
 
 FORMAT = "fedboard-corpus-2"
+WITH_LANGUAGE = "fedboard-corpus-3"
 EARLIER = "fedboard-corpus-1"
 DATA, INDEX, MARKER = "corpus.jsonl", "users.jsonl", "corpus.json"
 FILES = (DATA, INDEX, MARKER)  # all that is ever written into a corpus directory
@@ -78,7 +79,15 @@ class Manifest:
     # reason -> the first places in the source, such as chat.csv:12
     places: dict[str, tuple[str, ...]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()  # what else the import said, a sentence each
-    language: str = ""  # a BCP 47 tag, or several with a `+` between them; empty: nobody said
+    # BCP 47 tags of what was typed, with "+" between them; of format 3 alone
+    language: str = ""
+
+    def encoded(self) -> bytes:
+        """As corpus.json: without a language it is one of format 2, with no key unknown there."""
+        table = dict(vars(self))
+        if not self.language:
+            del table["language"]
+        return to_json(table)
 
 
 @dataclass(frozen=True)
@@ -199,7 +208,7 @@ class Writer:
             written.write(rows_in_order, data, index)
         require_users(source, len(self._splits), written.users)
         manifest = Manifest(
-            FORMAT,
+            WITH_LANGUAGE if language else FORMAT,
             source,
             rows,
             written.messages,
@@ -213,7 +222,7 @@ class Writer:
             tuple(notes),
             language,
         )
-        (self._folder / MARKER).write_bytes(to_json(manifest))
+        (self._folder / MARKER).write_bytes(manifest.encoded())
         return manifest
 
 
@@ -335,7 +344,7 @@ def open_directory(path: Path) -> Corpus:
     if isinstance(manifest, str):
         raise CorpusError(
             path / MARKER,
-            f"expected format {EARLIER} or {FORMAT}, found {manifest[:40]!r}",
+            f"expected format {EARLIER}, {FORMAT} or {WITH_LANGUAGE}, found {manifest[:40]!r}",
             AGAIN,
         )
     if isinstance(manifest, _Earlier):
@@ -511,7 +520,7 @@ def _manifest(path: Path) -> Manifest | _Earlier | str:
     try:
         data = (path / MARKER).read_bytes()
         format = json.loads(data)["format"]
-        kinds = {FORMAT: Manifest, EARLIER: _Earlier}
+        kinds = {FORMAT: Manifest, WITH_LANGUAGE: Manifest, EARLIER: _Earlier}
         if isinstance(format, str) and format not in kinds:
             return format
         return from_json(kinds[format], data, str(path / MARKER))

@@ -3,7 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 
@@ -19,7 +19,12 @@ MOST_DAMAGED = 0.01  # share of the rows that may be damaged without a word from
 DELIMITERS = {"comma": ",", "semicolon": ";", "tab": "\t", "\\t": "\t", "pipe": "|"}
 _PLACES = 3  # of one kind of damage that a report names
 _KINDS = 20  # of damage that a report tells apart
-LANGUAGE = re.compile(r"(?:[a-z]{2,3}(?:-[A-Za-z0-9]{1,8})*(?:\+(?=[a-z])|$))*")
+# language, script, region and variants, as BCP 47 has them
+_TAG = re.compile(
+    "[a-z]{2,3}(-[a-z]{4})?(-([a-z]{2}|[0-9]{3}))?(-([a-z0-9]{5,8}|[0-9][a-z0-9]{3}))*",
+    re.IGNORECASE | re.ASCII,
+)
+_TAGS = 64  # characters of them all
 _AFTER = 1 << 20  # bytes between two words on the progress
 
 
@@ -41,12 +46,6 @@ class Reading:
     def choice(self) -> Choice:
         """What the readers of files need to know. Raises CorpusError for what cannot be meant."""
         require_encoding(self.encoding)
-        if not LANGUAGE.fullmatch(self.language):
-            raise CorpusError(
-                "--language",
-                "expected tags such as en, pt-BR or en+de, found otherwise",
-                "name the language of the messages, by BCP 47",
-            )
         if self.format is not None and self.format not in FORMATS:
             raise CorpusError(
                 "--format", f"expected one of {', '.join(FORMATS)}, found another", "name one"
@@ -123,10 +122,12 @@ def import_file(
     """
     out = Path(out)
     choice = reading.choice()
+    language = tags(reading.language)
     files = sources(paths)
     _require_apart(files, out)
     with replaced(out, directory.FOLDER) as staging, directory.Writer(staging) as writer:
-        return _copy(files, choice, reading, writer, (progress, sorting))
+        told = replace(reading, language=language)
+        return _copy(files, choice, told, writer, (progress, sorting))
 
 
 @dataclass
@@ -279,6 +280,34 @@ def _on_times(reader: fields.Reader) -> Iterator[str]:
     without = reader.times[""]
     if without and without < reader.times.total():
         yield f"messages without a time: {without:,}"
+
+
+def tags(language: str) -> str:
+    """A language as BCP 47 writes it, or several with "+" between them, each once; empty stays so.
+    Raises CorpusError for what has another shape.
+
+    >>> tags("EN"), tags("zh-hant-tw + de")
+    ('en', 'zh-Hant-TW+de')
+    """
+    if not language.strip():
+        return ""
+    parts = [part.strip() for part in language.split("+")]
+    if len(language) > _TAGS or not all(_TAG.fullmatch(part) for part in parts):
+        raise CorpusError(
+            "--language",
+            "expected tags such as en, pt-BR or zh-Hant, at most 64 characters, found another",
+            "name the language by its tag; several as en+de",
+        )
+    return "+".join(dict.fromkeys(map(_as_usual, parts)))
+
+
+def _as_usual(tag: str) -> str:
+    first, *rest = tag.lower().split("-")
+    cased = (
+        part.upper() if len(part) == 2 else part.title() if len(part) == 4 else part
+        for part in rest
+    )
+    return "-".join([first, *cased])
 
 
 def _on_headers(reader: fields.Reader) -> Iterator[str]:

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import tempfile
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from device_runtime.interpreter import CHOICE, LOADERS, installed
 from device_runtime.text import Vocabulary
 from device_runtime.weights import Checkpoint
 from device_runtime.wire import Plan
-from model import corpora, corpus, imported, network, vocabulary
+from model import corpora, corpus, imported, network
 
 pytest_plugins = ["tests.suite"]
 
@@ -76,8 +77,10 @@ def tiny_corpus(corpus_file, tmp_path_factory) -> corpus.Corpus:
 
 
 @pytest.fixture(scope="session")
-def tiny_vocabulary(tiny_corpus) -> Vocabulary:
-    return vocabulary.build(corpus.token_lists(tiny_corpus.train), 40)
+def tiny_vocabulary() -> Vocabulary:
+    """That of the tiny bundle: the words of the tiny corpus, by a model of text rules 1."""
+    with zipfile.ZipFile(GOLDEN / "tiny-3.zip") as bundled:
+        return Vocabulary(bundled.read("tokenizer.model"))
 
 
 @pytest.fixture(scope="session")

@@ -148,6 +148,15 @@ def test_sending_is_noted_before_the_update_leaves_and_what_became_of_it_after()
     assert outcome == Outcome(Status.COUNTED, None, 7, 5.0, 2, 1, 2.0, 1.0)
 
 
+@pytest.mark.parametrize("kind", list(Kind))
+def test_work_of_newer_text_rules_is_given_back_before_anything_of_it_is_fetched(kind):
+    actions, outcome = play(turn.work(DEVICE, replace(ASSIGNMENT, kind=kind, rules=3)))
+    assert kinds(actions) == [Note, GiveBack]
+    note = actions[0]
+    assert note.cause is outcome.cause is Cause.OUTDATED_RULES
+    assert note.detail == "of text rules 3, and this device follows 2: update it"
+
+
 NOISE = Noise(Mechanism.GAUSSIAN, 2.0, 8.0, 1e-10, 100, participations=2)
 NOISED = replace(TERMS, noise=NOISE)
 

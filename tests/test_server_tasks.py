@@ -119,6 +119,8 @@ def test_every_setting_goes_from_the_file_by_the_message_to_the_row(coordinator,
         compression=2,
         turn=3,
         require_audit=True,
+        text_rules=2,
+        language="de-CH+en",
     )
     assert [
         field.name
@@ -645,7 +647,7 @@ def test_a_task_s_row_has_what_was_decided_of_it_and_no_more(tmp_path):
         (stored,) = rows.tasks()
     fields = "plan rules policy step tokenizer shapes dimension seed name population kind evaluates"
     seen_by = "aggregation helper is_beside least_count secagg noise compression"
-    others = "require_audit table turn"
+    others = "require_audit table turn text_rules language"
     assert sorted(json.loads(stored.task.body)) == sorted(f"{fields} {seen_by} {others}".split())
     assert config.from_json(Task, stored.task.body, "task") == stored.task
     coordinator.close()

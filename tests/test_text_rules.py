@@ -1,7 +1,6 @@
 """Text rules have a number, and a phone and a server of different ones refuse each other."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -14,6 +13,7 @@ from device_runtime.causes import Cause
 from device_runtime.errors import BundleError, VocabularyError
 from device_runtime.text import RULES, Vocabulary, rules_of
 from device_runtime.wire import Assignment, CheckIn, Conditions
+from model.corpus import token_lists
 from model.vocabulary import build
 from server.eligibility import History, Policy, decide
 from server.task import TaskSettings, in_language_of, policy_hash
@@ -42,7 +42,7 @@ def test_a_vocabulary_that_names_no_later_rules_is_of_rules_1_and_its_ids_mean_t
 
 
 def test_a_vocabulary_of_newer_rules_is_refused_by_name_with_what_to_do():
-    with pytest.raises(VocabularyError, match="found text rules 3.*update Fedboard"):
+    with pytest.raises(VocabularyError, match=r"found text rules 3.*update Fedboard"):
         Vocabulary(named("nwp-v3"))
 
 
@@ -57,6 +57,12 @@ def test_the_name_is_read_as_protobuf_writes_it(other, number):
     model.normalizer_spec.name = f"nwp-v{number}"
     model.trainer_spec.unk_piece = other
     assert rules_of(model.SerializeToString()) == number
+
+
+def test_the_words_of_a_corpus_have_the_ids_they_had_by_rules_1(tiny_corpus, tiny_vocabulary):
+    now = build(token_lists(tiny_corpus.train), 40)
+    assert (tiny_vocabulary.rules, now.rules) == (1, 2)
+    assert (tiny_vocabulary.tokens, tiny_vocabulary.log_unigram) == (now.tokens, now.log_unigram)
 
 
 def test_a_task_takes_rules_and_language_from_the_bundle(tiny_bundle):
@@ -93,17 +99,11 @@ def test_a_manifest_of_rules_1_has_no_key_that_an_earlier_version_does_not_know(
     assert config.from_json(Manifest, plain.encoded(), "").text_rules == 1
 
 
-def test_a_bundle_of_newer_rules_is_refused_by_name(tiny_bundle, tmp_path, maker_key):
+def test_a_bundle_of_newer_rules_is_refused_by_name(tiny_bundle, tmp_path, signing_key, trusted):
     newer = replace(tiny_bundle.manifest, rules=RULES + 1)
-    write(tmp_path / "bundle", newer, tiny_bundle.content, maker_key)
-    trusted = frozenset({text_of(tmp_path / "bundle")})
-    with pytest.raises(BundleError, match="found text rules 3.*update Fedboard"):
+    write(tmp_path / "bundle", newer, tiny_bundle.content, signing_key)
+    with pytest.raises(BundleError, match=r"found text rules 3.*update Fedboard"):
         open_verified(tmp_path / "bundle", trusted)
-
-
-def text_of(path: Path) -> str:
-    """The key that signed a bundle."""
-    return (path / "manifest.sig").read_text().split()[0]
 
 
 def test_an_assignment_is_of_rules_1_where_it_does_not_say(tiny_bundle):
