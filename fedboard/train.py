@@ -58,7 +58,7 @@ from model import (
     worker,
 )
 from model.clients import Clients
-from model.corpus import Corpus, Users, few, require_spaces, token_lists
+from model.corpus import Corpus, Users, few, token_lists
 from model.measures import Evaluation
 from model.recipe import Recipe
 
@@ -334,7 +334,6 @@ def new_vocabulary(settings: Settings, corpus: Corpus) -> Vocabulary:
         return vocabulary.of_people(enough, recipe.vocabulary)
     if recipe.tokenizer == "unigram":
         return vocabulary.build_unigram(token_lists(users), recipe.vocabulary)
-    require_spaces(token_lists(users), corpus.name)
     return vocabulary.build(token_lists(users), recipe.vocabulary, _left_out(corpus))
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 from device_runtime.errors import CorpusError
-from device_runtime.text import is_word, spaceless, tokenise
+from device_runtime.text import is_word, tokenise
 
 SPLITS = ("train", "validation", "test")
 LONG = 8  # tokens from which an utterance seen in train would be recited rather than predicted
@@ -36,11 +36,6 @@ class Utterance:
 
 # user -> utterances in time order; users in alphabetical order
 Users = Mapping[str, Sequence[Utterance]]
-
-
-MOSTLY = 0.5  # share of words above which a corpus is taken to be of such a script
-RUNS = "whole runs of a script that puts no spaces between words"
-PIECES = "train with --tokenizer unigram, which learns what they are made of"
 
 
 class LazyUsers(Mapping[str, Sequence[Utterance]]):
@@ -212,22 +207,6 @@ def cleaned(rows: Iterable[tuple[str, float | None]]) -> tuple[Utterance, ...]:
     tokenised = ((text, tokenise(text), time) for text, time in rows)
     utterances = [utterance_of(*row) for row in tokenised if not unfit(row[1])]
     return tuple(_in_time_order(utterances))
-
-
-def require_spaces(utterances: Iterable[Sequence[str]], name: str) -> None:
-    """Raises CorpusError if most words of these token lists are runs of several, of scripts that
-    put no spaces between them: hardly any such run is typed twice. `name` is the corpus's.
-    """
-    words = runs = 0
-    for utterance in utterances:
-        for token in utterance:
-            if is_word(token):
-                words += 1
-                runs += not token.isascii() and spaceless(token)
-    if runs > MOSTLY * words:
-        raise CorpusError(
-            name, f"expected words, found that {runs / words:.0%} of them are {RUNS}", PIECES
-        )
 
 
 def unfit(tokens: list[str]) -> str:

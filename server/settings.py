@@ -26,6 +26,8 @@ ELSEWHERE = {
     "table": "a task that counts is made by `fedboard task count-words NAME --words LIST`",
     "plan": "a task's plan is that of its bundle, made by `fedboard export`",
     "checkpoint": "a training task starts from the checkpoint of its `--bundle`",
+    "text_rules": "a task reads text by the rules of its bundle's words",
+    "language": "a task's language is that of its bundle",
     "is_beside": "a server knows whether its helper runs beside it",
 }
 
