@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from device_runtime import bundle, config, durable, personal
@@ -47,6 +47,7 @@ def recorded(home: Home) -> list[str]:
         return log.read(log.count())
 
 
+@settings(deadline=None)  # the first text compiles the rules
 @given(st.text(max_size=30))
 def test_context_and_word_are_the_whole_text_and_the_word_has_no_space(typed):
     context, word = split(typed)
@@ -79,7 +80,7 @@ def test_the_strip_stands_still_while_a_word_is_typed_and_deleted(tiny_bundle):
         assert {each.token for each in again if each} == {
             each.token for each in keyboard.suggest(typed)
         }
-    next_word, longer = keyboard.places("they "), keyboard.strip("they w")
+    next_word, longer = keyboard.places("they "), keyboard.places("they w")
     for first, second in zip(next_word, longer, strict=True):
         if first and first.token.startswith("w"):
             assert second == first or second.token == first.token
