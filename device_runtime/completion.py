@@ -158,7 +158,7 @@ def fitting(indexes: Sequence[Index], begun: str) -> Fits:
     exact = _joined(index.beginning(key) for index in indexes)
     whole = _joined(index.whole(key) for index in indexes)
     left_out = key == bare
-    if len(exact) and not left_out:  # the accent or the apostrophe is meant
+    if not left_out and (len(exact) or key.endswith("'")):  # the accent or the apostrophe is meant
         return Fits(exact, np.ones(len(exact)), whole, _NONE)
     forgiven = _joined(index.beginning_plainly(bare) for index in indexes)
     forgiven = np.setdiff1d(forgiven, exact, assume_unique=True)
@@ -177,6 +177,8 @@ def with_slips(fits: Fits, indexes: Sequence[Index], begun: str, at_the_end: boo
     """And the words that would fit but for one slip of the finger, which may be `at_the_end`; none
     for fewer letters begun than `SLIP_FROM`.
     """
+    if fold(begun).endswith("'"):
+        return fits
     bare = letters(plain(begun))
     least = 0.0 if at_the_end else SLIP
     forgiven = {

@@ -100,6 +100,7 @@ def test_a_word_that_is_meant_but_for_its_apostrophe_is_told_from_the_one_that_w
     assert (words(fits.whole), words(fits.twins)) == ({"dont"}, {"don't"})
     assert words(fitting([index], "im").twins) == {"i'm"}
     assert words(fitting([index], "don'").ids) == {"don't"}  # the apostrophe is meant
+    assert words(fitting([index], "th'").ids) == set()
 
 
 @pytest.mark.parametrize(
