@@ -44,6 +44,7 @@ log = logging.getLogger("fedboard.device")
 __all__ = ["Keyboard", "accept", "home_of", "split"]
 
 LEARNED_FROM = 200  # newest messages the trust is learned from, where none was kept
+JUDGED_AT_ONCE = 60  # newest messages the trust is learned from anew, while somebody types
 PATIENCE_S = 0.5  # nobody waits longer for a key while another process writes the typing log
 LOOK_EVERY_S = 1.0  # at the typing log, while a removal is under way or was killed
 MOST_WAITING = 1000  # messages that could not be recorded yet
@@ -264,13 +265,15 @@ class Keyboard:
     # --- learning
     # --------------------------------------------------------------------------------------------
 
-    def _learn(self, messages: Iterable[_Message], judged: bool = True) -> None:
-        """Count these messages and no others; those that the trust has not seen are judged."""
+    def _learn(self, messages: Iterable[_Message], judged: int = LEARNED_FROM) -> None:
+        """Count these messages and no others; where the trust has seen none, so many of the newest
+        are judged.
+        """
         messages = list(messages)
         self._messages.clear()
         self._tokens = 0
         own = self._strip.own
-        unjudged = 0 if own is None or own.trust.words or not judged else LEARNED_FROM
+        unjudged = 0 if own is None or own.trust.words else judged
         for place, (message, tokens) in enumerate(messages):
             self._count(message, tokens, judged=place >= len(messages) - unjudged)
 
@@ -286,7 +289,7 @@ class Keyboard:
         sent, since nobody waits for the strip then.
         """
         self._begin_anew(Trust(network=self._strip.served.name), unjudged=False)
-        self._learn(self._messages)
+        self._learn(self._messages, JUDGED_AT_ONCE)
 
     def _begin_anew(self, trust: Trust, unjudged: bool) -> None:
         """Own words of which nothing is counted yet."""
@@ -331,7 +334,7 @@ class Keyboard:
         self._strip.predictor.allow(lists.allowed, frozenset(lists.never))
         if lists.allowed != before.allowed and self._strip.own:
             self._begin_anew(self._strip.own.trust, self._strip.unjudged)
-            self._learn(self._messages, judged=False)
+            self._learn(self._messages, judged=0)
 
     # --- following what other processes do
     # --------------------------------------------------------------------------------------------
@@ -380,7 +383,7 @@ class Keyboard:
         if everybodys is not None:
             self._strip = self._strip_of(everybodys, Served(), Trust())
         self._begin_anew(Trust(network=self._strip.served.name), unjudged=True)
-        self._learn(self._logged(), judged=False)
+        self._learn(self._logged(), judged=0)
 
     def _renew(self, typed: str) -> None:
         """Use the bundle and the personal network there are now. What cannot be used changes

@@ -101,6 +101,7 @@ class Standing:
     certified_by: str = ""  # public key of who says that it is a device; empty: nobody does
     spent: tuple["Cost", ...] = ()  # what its updates have spent of its owner's privacy, by task
     spent_in_all: Account | None = None  # by those with noise together; None: there is none
+    altered: int = 0  # messages that were altered in the log: they are kept, and passed over
 
 
 def status(home: Home, now: float) -> Standing:
@@ -123,6 +124,7 @@ def status(home: Home, now: float) -> Standing:
         bundle = f"none usable: {error}"
     with home.typing_log() as log:
         messages, used_up = log.count(), log.count() - log.count(usable=True)
+        altered = log.altered()
         waiting = home.kept(UNFINISHED)
         half_done = None if waiting is None else unfinished.unseal(waiting, log)
         kept = home.kept(OUTGOING)
@@ -160,6 +162,7 @@ def status(home: Home, now: float) -> Standing:
         "" if home.certificate is None else home.certificate.signer,
         costs(lines),
         spent.total(parts(lines)),
+        altered,
     )
 
 
@@ -194,7 +197,8 @@ def status_lines(standing: Standing) -> list[str]:
         *standing.releases,
         f"typing log: {standing.messages:,} messages, encrypted, kept {standing.max_age_days:g} "
         f"days and at most {standing.max_bytes:,} bytes"
-        + (f"; {standing.used_up:,} contributed as often as they may" if standing.used_up else ""),
+        + (f"; {standing.used_up:,} contributed as often as they may" if standing.used_up else "")
+        + (f"; {standing.altered:,} altered ones are passed over" if standing.altered else ""),
         f"conditions: {said}; {trains}",
         f"contributed {standing.contributions} times, {standing.bytes_up:,} bytes sent in all",
         *([] if standing.limits is None else limits_lines(standing.limits, standing.updates_today)),
