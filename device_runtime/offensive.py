@@ -12,8 +12,10 @@ from functools import lru_cache
 
 from device_runtime import text
 
-_LOOKS = str.maketrans("0134578", "oieastb")  # digits that stand for letters
+# digits that stand for letters; a 1 for either of two
+_LOOKS = tuple(str.maketrans("0134578", letters) for letters in ("oieastb", "oleastb"))
 _HELD = re.compile(r"(.)\1{2,}")
+_TWICE = re.compile(r"(.)\1+")
 ENDINGS = ("s", "es", "ed", "er", "ers", "ing", "ings", "in", "y")
 _SHORT = 3  # letters of a stem to which only a plural is added: longer endings make other words
 # words by themselves that are a stem and an ending by chance
@@ -22,13 +24,22 @@ _INNOCENT = frozenset(
         *("cumin", "cocker", "spicy", "spices", "spiced", "tardy", "fagin", "peer", "peers"),
         *("cooner", "dicky", "prickly", "hells", "slaver", "slavers", "slaving", "skanky"),
         *("shittim", "titer", "homer", "homers", "bonding", "raper", "rapes"),
+        *("cocky", "cocked", "cocking", "crape", "crapes", "crapy", "cummings", "dicker"),
+        *("dickers", "booby", "retarder", "retarders", "retarding", "spicer", "spicers", "spicing"),
+    ]
+)
+# without their apostrophe they are another word
+_APART = frozenset(
+    [
+        *("he'll", "she'll", "we'll", "i'll", "he'd", "she'd", "we'd", "i'd", "we're", "who're"),
+        *("it's", "let's", "can't", "won't"),
     ]
 )
 
 
 def stems(blocked: Iterable[str]) -> frozenset[str]:
-    """A list as it is compared: `text.plain` words."""
-    return frozenset(plain for plain in map(text.plain, blocked) if plain)
+    """A list as it is compared: words without accents and apostrophes."""
+    return frozenset(plain for plain in map(_plain, blocked) if plain)
 
 
 @lru_cache(1 << 16)
@@ -41,7 +52,7 @@ def is_blocked(token: str, stems: frozenset[str]) -> bool:
     """
     return any(
         each in stems or (each not in _INNOCENT and any(base in stems for base in _bases(each)))
-        for each in _readings(text.plain(token))
+        for each in _readings(_plain(token))
     )
 
 
@@ -58,14 +69,25 @@ def _stems(blocked: frozenset[str]) -> frozenset[str]:
     return stems(blocked)
 
 
+def _plain(word: str) -> str:
+    """A word without accents and apostrophes, but for one that would become another word.
+
+    >>> _plain("Don’t"), _plain("he'll")
+    ('dont', "he'll")
+    """
+    folded = text.fold(word)
+    return folded if folded in _APART else text.plain(word)
+
+
 def _readings(plain: str) -> Iterable[str]:
     """A word as it may be read: as it stands, with digits as letters, with held letters let go."""
     readings = {plain}
     if not plain.isalpha() and not plain.isdigit():
-        readings.add(plain.translate(_LOOKS))
+        readings |= {plain.translate(looks) for looks in _LOOKS}
     for each in tuple(readings):
-        if _HELD.search(each):
+        if _HELD.search(each):  # who held one key may have held others
             readings |= {_HELD.sub(r"\1", each), _HELD.sub(r"\1\1", each)}
+            readings.add(_TWICE.sub(r"\1", each))
     return readings
 
 

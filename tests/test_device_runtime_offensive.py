@@ -19,6 +19,9 @@ LISTED = offensive.stems(BLOCKED.read_text().split())
         "fucking",
         "fuuucking",
         "fuckkk",
+        "fuuckkk",
+        "assho1e",
+        "f'uck",
         "fuckin",
         "fuckers",
         "fück",
@@ -49,6 +52,8 @@ def test_spelling_stretching_and_inflection_hide_no_listed_word(word):
         *("cockpit", "peacock", "dickens", "scunthorpe", "shitake", "shift", "sheet"),
         *("luck", "duck", "truck", "count", "country", "title", "titan", "analyse"),
         *("therapist", "grape", "drape", "cumin", "spicy", "tardy", "hellish", "shell"),
+        *("cocky", "cocked", "booby", "rapper", "rapped", "crape", "retarding", "who're"),
+        *("shiite", "rapeseed", "poorness", "bonner", "spicer", "cummings", "bookkeeper"),
         *("as", "assume", "2day", "b4", "10am", "1990s", "witch", "beach", "batch"),
     ],
 )
@@ -61,6 +66,15 @@ def test_a_word_with_an_apostrophe_is_blocked_with_and_without_it():
     assert offensive.is_blocked("dont", listed)
     assert offensive.is_blocked("don't", listed)
     assert not offensive.is_blocked("do", listed)
+
+
+def test_a_word_that_its_apostrophe_keeps_apart_from_another_stays():
+    listed = offensive.stems(["hell", "wont", "id", "whore"])
+    for word in ("he'll", "he’ll", "won't", "i'd", "who're"):
+        assert not offensive.is_blocked(word, listed)
+    assert offensive.is_blocked("hell", listed)
+    assert not offensive.is_blocked("its", offensive.stems(["it's"]))
+    assert offensive.is_blocked("it’s", offensive.stems(["it's"]))
 
 
 def test_words_of_other_scripts_are_blocked_without_their_accents():
