@@ -26,6 +26,8 @@ class Card:
     files: Mapping[str, bytes]  # of the bundle, without the card
     notes: tuple[str, ...] = ()  # sentences on what was measured and what was not
     pins: Pins = field(default_factory=Pins)
+    language: str = ""  # BCP 47, several with a `+` between them; empty: nobody said
+    text_rules: int = 1  # that its words were found by
 
 
 def text(card: Card) -> str:
@@ -35,7 +37,7 @@ def text(card: Card) -> str:
     figures = "".join(f"| {key} | {figure(value)} |\n" for key, value in sorted(card.gate.items()))
     notes = "".join(f"\n{note}\n" for note in card.notes)
     return f"""---
-language: en
+language: {_languages(card.language)}
 license: apache-2.0
 library_name: tflite
 pipeline_tag: text-generation
@@ -48,7 +50,7 @@ CIFG-LSTM ({card.size.units} units, embedding {card.size.embedding}, {card.vocab
 trained by federated averaging.
 Corpus: {lineage.corpus}. Round: {lineage.round}. Checkpoint: `{lineage.checkpoint}`. \
 Privacy: {lineage.privacy}.
-Vocabulary: {words(lineage)}.
+Vocabulary: {words(lineage)}; text rules {card.text_rules}.
 {_task(lineage)}Within the limits of a device: {card.device_limits}.
 {_audited(lineage)}{_seen(card)}
 
@@ -61,6 +63,12 @@ Vocabulary: {words(lineage)}.
 Intended use: suggestions on a keyboard. It repeats what its corpus taught it, \
 including what is rude or wrong.
 """
+
+
+def _languages(language: str) -> str:
+    """As model hubs read it: one tag, a list, or `und` where nobody said."""
+    tags = language.split("+") if language else ["und"]
+    return tags[0] if len(tags) == 1 else f"[{', '.join(tags)}]"
 
 
 def words(lineage: Lineage) -> str:

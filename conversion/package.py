@@ -102,7 +102,15 @@ def package(
     chosen = parts.device_class
     figures = measured.manifest | (chosen.budget.manifest if chosen else {})
     said = card.Card(name, size, len(vocabulary), lineage, parts.device_limits, figures, content)
-    content[bundle.CARD] = card.text(replace(said, pins=parts.pins, notes=parts.notes)).encode()
+    content[bundle.CARD] = card.text(
+        replace(
+            said,
+            pins=parts.pins,
+            notes=parts.notes,
+            language=parts.language,
+            text_rules=vocabulary.rules,
+        )
+    ).encode()
     manifest = bundle.Manifest(
         network=name,
         embedding=size.embedding,

@@ -290,6 +290,8 @@ def package(
             files,
             notes,
             template.pins,
+            template.language or "",
+            template.text_rules or 1,
         )
     )
     files[bundle.CARD] = text.encode()
