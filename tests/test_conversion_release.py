@@ -77,6 +77,7 @@ def test_its_manifest_and_card_say_where_it_comes_from(tmp_path, parts, text, si
     said = new.content[bundle.CARD].decode()
     assert "Task: night, 3 rounds committed on devices with 9 updates counted in them." in said
     assert "Measured on toys." in said
+    assert "; text rules 1.\n" in said
 
 
 def test_the_same_inputs_give_the_same_bytes(tmp_path, parts, text, signing_key):
