@@ -13,7 +13,7 @@ import time
 import traceback
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -50,6 +50,9 @@ from fedboard.options import (
     Trust,
     emit,
 )
+
+if TYPE_CHECKING:  # the command line starts without it
+    from device_runtime.bundle import Bundle
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -897,7 +900,7 @@ def keyboard(
     terminal_keyboard.require_terminal()
     interpreter.load(interpreter.chosen())
     opened = (
-        Home.open(home).bundle()
+        _bundle_of(home)
         if home and Home.is_there(home) and bundle is None
         else open_bundle(bundle, trust)
     )
@@ -908,6 +911,22 @@ def keyboard(
         f"{session.messages} messages, {session.keys} keys pressed, {session.saved:.1%} of "
         "keystrokes saved"
     )
+
+
+def _bundle_of(home: Path) -> "Bundle":
+    """The bundle that a home uses. Where the home is damaged or its bundle is gone, it is said, and
+    the repository's reference bundle goes on, if there is one: typing does not stop for that.
+    """
+    from device_runtime.home import Home
+    from fedboard.run import REFERENCE, open_bundle
+
+    try:
+        return Home.open(home).bundle()
+    except FedboardError as error:
+        if not (Home.is_any(home) and REFERENCE.is_dir()):
+            raise
+        console.note(f"{error}: the reference bundle is used")
+        return open_bundle(None, None)
 
 
 @app.command()

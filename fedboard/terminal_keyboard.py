@@ -13,6 +13,7 @@ import os
 import re
 import signal
 import sys
+import textwrap
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -294,7 +295,10 @@ def screen(
         count = f"{session.keys} keys, {session.saved:.0%} saved"
         lines.append(Line((("fg:ansibrightblack", _joined((count, state, *HELP), width)),)))
     if notice:
-        lines.append(Line((("fg:ansiyellow", _fit(printable(notice), width).rstrip()),)))
+        lines += [
+            Line((("fg:ansiyellow", _fit(part, width).rstrip()),))
+            for part in textwrap.wrap(printable(notice), width, break_on_hyphens=False)
+        ]
     return lines
 
 

@@ -84,6 +84,7 @@ PROCESSES = (
     "test_fedboard_device_upgrade",
     "test_fedboard_device_log",
     "test_fedboard_terminal_keyboard",
+    "test_fedboard_keyboard_command",
     "test_server_doors",
     "test_server_identity",
     "test_server_releases",

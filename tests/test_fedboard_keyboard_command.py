@@ -138,6 +138,49 @@ def test_closing_the_window_keeps_the_trust_and_what_was_sent(packed, trust, tmp
         assert log.read(9) == ["i will see you"]
 
 
+def test_where_no_home_can_be_made_typing_goes_on_and_it_is_said(packed, trust, monkeypatch):
+    monkeypatch.setenv("HOME", "/proc/nowhere")
+    monkeypatch.delenv("XDG_DATA_HOME", raising=False)
+    with typing(packed, *trust) as typist:
+        typist.press("i will see you\r")
+        typist.until("i will see you")
+        typist.press("\x04")
+        typist.until(r"1 messages, ")
+
+
+@pytest.mark.parametrize("lost", ["settings", "bundle"])
+def test_a_home_whose_settings_or_bundle_are_lost_is_typed_on_with_the_reference_bundle(
+    packed, trust, tmp_path, lost
+):
+    home = tmp_path / "home"
+    with typing(packed, *trust, "--home", home) as typist:
+        typist.press("i will see you\r")
+        typist.until("i will see you")
+        typist.press("\x04")
+        typist.until("1 messages, ")
+    if lost == "settings":
+        (home / "device.toml").write_text("")
+    else:
+        packed.unlink()
+    with typing("--home", home) as typist:
+        typist.press("they like it\r")
+        typist.until("they like it")
+        typist.press("\x04")
+        typist.until("1 messages, ")
+    with Home.as_it_is(home).typing_log() as log:
+        assert log.read(9) == ["i will see you", "they like it"]
+
+
+def test_a_folder_of_somebody_else_s_is_refused_and_left_as_it_is(packed, trust, tmp_path):
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "letter.txt").write_text("dear")
+    typist = Typist(packed, *trust, "--home", tmp_path / "theirs")
+    typist.until("RunError: .*theirs")
+    assert typist.process.wait(timeout=WAIT_S) == 1
+    typist.close_window()
+    assert [path.name for path in (tmp_path / "theirs").iterdir()] == ["letter.txt"]
+
+
 def command(*words: object, **packages: None) -> subprocess.CompletedProcess[str]:
     """A command where some packages cannot be imported, and no terminal is."""
     code = (
@@ -199,7 +242,9 @@ def test_a_line_is_echoed_as_it_was_typed(packed, trust, line):
 
 
 @given(st.text(st.characters(exclude_characters="\r\n", exclude_categories=["Cs"]), max_size=40))
-@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 def test_any_line_at_all_is_echoed(packed, trust, line):
     (said,) = conversed(packed, trust, f"{line}x\n")
     assert said.startswith(printable(f"{line}x") + "|  ")
