@@ -300,6 +300,8 @@ class Keyboard:
     def _strip_of(self, bundle: Bundle, served: Served, trust: Trust) -> "_Strip":
         lists = self._lists
         own = _own_words(bundle.vocabulary, trust, lists)
+        if own is None and self._home:
+            self._say("own words are not learned: this bundle suggests by pieces of words")
         never = frozenset(lists.never)
         predictor = Predictor(bundle, served.network, own, allowed=lists.allowed, never=never)
         everybodys = bundle if served.name else None

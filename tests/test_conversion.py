@@ -324,6 +324,8 @@ def test_a_network_of_pieces_in_four_languages_is_packaged_scored_and_typed_with
             assert offered
             assert all(accept(typed, word).startswith(typed) for word in offered)
         assert keyboard.suggest("i w")[0].word == "want"
+        assert "own words are not learned" in keyboard.notice()
+        assert keyboard.notice() is None
         keyboard.send("我们今天想吃饭")
     with home.typing_log() as log:
         assert log.read(5) == ["我们今天想吃饭"]
