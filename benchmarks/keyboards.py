@@ -65,6 +65,8 @@ int main(int argc, char** argv) {
   presage.config("Presage.Predictors.UserSmoothedNgramPredictor.LEARN", "true");
   if (argc > 1)
     presage.config("Presage.Predictors.DefaultSmoothedNgramPredictor.DBFILENAME", argv[1]);
+  // it is told what was sent, and is not to count it a second time
+  presage.config("Presage.ContextTracker.ONLINE_LEARNING", "false");
   std::string line;
   while (std::getline(std::cin, line)) {
     std::string rest = line.substr(1);
