@@ -168,7 +168,9 @@ def type_all(
         for message in messages:
             for context, word in words(message):
 
-                def strip(begun: str, context: str = context) -> list[str]:
+                def strip(
+                    begun: str, context: str = context, keyboard: Keyboard = keyboard
+                ) -> list[str]:
                     took, found = keyboard.strip(context, begun)
                     measured.times.append(took)
                     return found[:3]
@@ -210,8 +212,10 @@ def _megabytes(paths: Iterator[Path]) -> float:
     return sum(path.stat().st_size for path in paths if path.is_file()) / 1e6
 
 
-def systems(folder: Path, bundle: Path | None, train: Iterator[str]) -> dict[str, tuple]:
-    """Name, (command, megabytes on disk) of each system; builds what Presage needs."""
+def systems(
+    folder: Path, bundle: Path | None, train: Iterator[str]
+) -> dict[str, tuple[list[str], float]]:
+    """The command and the megabytes on disk of each system, by name; builds what Presage needs."""
     program, text, database = folder / "lines", folder / "train.txt", folder / "train.db"
     (folder / "lines.cpp").write_text(PROGRAM)
     subprocess.run(
