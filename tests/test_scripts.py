@@ -166,7 +166,7 @@ def test_a_script_without_spaces_is_told_at_import_what_to_do_and_trains_by_piec
 
 
 def settings(tokenizer: str) -> Settings:
-    return Settings(Recipe(tokenizer=tokenizer, vocabulary=200), "imported")
+    return Settings(data="imported", recipe=Recipe(tokenizer=tokenizer, vocabulary=200))
 
 
 def test_a_few_words_of_such_a_script_among_others_say_nothing(tmp_path):
