@@ -124,7 +124,7 @@ def test_every_setting_goes_from_the_file_by_the_message_to_the_row(coordinator,
         field.name
         for field in fields(TaskSettings)
         if getattr(wanted, field.name) == getattr(TaskSettings(), field.name)
-    ] == ["kind", "evaluates", "helper", "is_beside", "text_rules", "language", "table"]
+    ] == ["kind", "evaluates", "helper", "is_beside", "table", "text_rules", "language"]
     # plan and start are not written down: they are the bundle's
     (tmp_path / "server.toml").write_text(config.to_toml(replace(wanted, plan=None, checkpoint="")))
     read = settings_of(config.from_toml(ServerSettings, tmp_path / "server.toml"))
