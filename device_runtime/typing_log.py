@@ -110,8 +110,10 @@ class TypingLog:
         """
         return not private and self.append_many([(text, at)]) == 1
 
-    def append_many(self, records: Iterable[tuple[str, float]]) -> int:
-        """Record (text, time) pairs, all or none; blank ones are left out. The number recorded."""
+    def append_many(self, records: Iterable[tuple[str, float]], uses: int = 0) -> int:
+        """Record (text, time) pairs, all or none; blank ones are left out. The number recorded.
+        Each counts as having contributed to so many updates already.
+        """
         # first: an error of whoever gives them is not one of the log
         typed = [(text, at) for text, at in records if text.strip()]
         with self._transaction():
@@ -120,8 +122,9 @@ class TypingLog:
                 since = ageing.at(age, at) if age else at
                 sealed = self._sealed(text, number, at)
                 self._db.execute(
-                    "INSERT INTO records (id, at, sealed, held, since) VALUES (?, ?, ?, ?, ?)",
-                    (number, at, sealed, number % HELD_ONE_IN == 0, since),
+                    "INSERT INTO records (id, at, sealed, held, since, uses) "
+                    "VALUES (?, ?, ?, ?, ?, ?)",
+                    (number, at, sealed, number % HELD_ONE_IN == 0, since, uses),
                 )
         return len(typed)
 
@@ -145,6 +148,12 @@ class TypingLog:
             if not page:
                 return
             yield from self._whole(page)
+
+    def dated(self) -> list[tuple[str, float]]:
+        """The text of every record that is whole, and its time, in the order they were recorded."""
+        rows = self._rows("SELECT id, at, sealed FROM records ORDER BY id", ())
+        times = {row[0]: row[1] for row in rows}
+        return [(record.text, times[record.id]) for record in self._whole(rows)]
 
     def altered(self) -> int:
         """How many records were altered or sealed with another key: they are passed over."""

@@ -37,6 +37,7 @@ from fedboard import (
     streams,
     task_commands,
     word_commands,
+    words_commands,
 )
 from fedboard.options import (
     MOST_DEVICES,
@@ -64,6 +65,7 @@ data_app = typer.Typer(no_args_is_help=True, help="Corpora: import your own, loo
 app.add_typer(data_app, name="data")
 app.add_typer(bundle_commands.app, name="bundle")
 app.add_typer(device_commands.app, name="device")
+app.add_typer(words_commands.app, name="words")
 app.add_typer(task_commands.app, name="task")
 app.add_typer(release_commands.app, name="release")
 app.add_typer(privacy_commands.app, name="privacy")

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from device_runtime.bundle import TOKENIZER
-from device_runtime.errors import CorpusError
+from device_runtime.errors import CorpusError, RunError
 from device_runtime.predictor import Predictor
 from device_runtime.text import FIRST_WORD, Vocabulary, fold, spaceless
 from device_runtime.writing import accept, split
@@ -14,8 +14,8 @@ from fedboard import corpus_figures
 from fedboard.run import Settings
 from fedboard.train import new_vocabulary
 from model import corpora, corpus, imported
-from model.corpus import PIECES
 from model.recipe import Recipe
+from model.scripts import REMEDY
 from model.vocabulary import build
 
 USERS = 40
@@ -154,11 +154,11 @@ def test_a_script_without_spaces_is_told_at_import_what_to_do_and_trains_by_piec
 ):
     report, kept = imported_corpus(tmp_path, RUNS[language], language)
     assert report.kept == report.rows  # nothing is dropped
-    assert [note for note in report.notes if PIECES in note]
+    assert [note for note in report.notes if REMEDY in note]
     stats = corpus.stats(kept)
-    assert any(PIECES in sentence for sentence in corpus_figures.sentences(stats))
+    assert any(REMEDY in sentence for sentence in corpus_figures.sentences(stats))
     assert f"language: {language}" in corpus_figures.sentences(stats)
-    with pytest.raises(CorpusError, match=r"--tokenizer unigram"):
+    with pytest.raises(RunError, match=r"--tokenizer unigram"):
         new_vocabulary(settings("words"), kept)
     pieces = new_vocabulary(settings("unigram"), kept)
     assert pieces.of_pieces
@@ -171,7 +171,7 @@ def settings(tokenizer: str) -> Settings:
 
 def test_a_few_words_of_such_a_script_among_others_say_nothing(tmp_path):
     report, _ = imported_corpus(tmp_path, "hello 世界\nsee you there\nthat is fine")
-    assert not [note for note in report.notes if PIECES in note]
+    assert not [note for note in report.notes if REMEDY in note]
 
 
 @pytest.mark.parametrize(
