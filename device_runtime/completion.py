@@ -161,7 +161,7 @@ def fitting(indexes: Sequence[Index], begun: str) -> Fits:
     if not left_out and (len(exact) or key.endswith("'")):  # the accent or the apostrophe is meant
         return Fits(exact, np.ones(len(exact)), whole, _NONE)
     forgiven = _joined(index.beginning_plainly(bare) for index in indexes)
-    forgiven = np.setdiff1d(forgiven, exact, assume_unique=True)
+    forgiven = _without(forgiven, exact)
     twins = _joined(index.whole_plainly(bare) for index in indexes)
     weights = np.ones(len(exact) + len(forgiven))
     weights[len(exact) :] = LEFT_OUT if left_out else OTHER
@@ -169,7 +169,7 @@ def fitting(indexes: Sequence[Index], begun: str) -> Fits:
         np.concatenate([exact, forgiven]),
         weights,
         whole,
-        np.setdiff1d(twins, whole, assume_unique=True),
+        _without(twins, whole),
     )
 
 
@@ -194,6 +194,11 @@ def with_slips(fits: Fits, indexes: Sequence[Index], begun: str, at_the_end: boo
 
 
 _NONE = np.empty(0, np.int64)
+
+
+def _without(ids: NDArray[Any], known: NDArray[Any]) -> NDArray[Any]:
+    """The ids that are not known, each of which is among them."""
+    return _NONE if len(ids) == len(known) else np.setdiff1d(ids, known, assume_unique=True)
 
 
 def _joined(parts: Iterable[NDArray[Any]]) -> NDArray[Any]:

@@ -9,6 +9,7 @@ pure: a `Draft` is what was typed and what may still be taken back.
 import re
 import unicodedata
 from dataclasses import dataclass
+from functools import lru_cache
 
 from device_runtime.text import normalise, plain, spaceless, written
 
@@ -124,6 +125,7 @@ def shown(word: str, usual: str | None, context: str, begun: str, capitals: bool
     return form
 
 
+@lru_cache(4)  # each word of a strip asks
 def opens_sentence(context: str) -> bool:
     """Whether the word after this text opens a sentence: it stands first, in a new line, or behind
     a stop and a space. `e.g.`, initials and the like stop nothing.
