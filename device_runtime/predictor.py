@@ -19,6 +19,7 @@ from device_runtime.reader import Personal, reader_of
 from device_runtime.text import BOS, FIRST_WORD, OOV, Vocabulary, plain, tokenise
 from device_runtime.writing import shown
 
+_BEHIND = 0.1  # nats
 KEPT = 32  # tokens whose states are kept: so far one can go back without starting anew
 
 
@@ -204,14 +205,20 @@ class Predictor:
             indexes.append(new)
         fits = fitting(indexes, prefix)
         complete = np.count_nonzero(np.isfinite(scores[fits.ids]))
+        begun = len(fits.ids)
         if complete < STRIP:
             fits = with_slips(fits, indexes, prefix, at_the_end=not complete)
         likely = scores[fits.ids] + np.log(fits.weights)
+        if (
+            complete and len(likely) > begun
+        ):  # what begins so comes before what would but for a slip
+            sure, slipped = likely[:begun], likely[begun:]
+            slipped += min(0.0, sure[np.isfinite(sure)].min() - slipped.max() - _BEHIND)
         order = np.lexsort((fits.ids, -likely))  # ties go to the more frequent word
         order = order[np.isfinite(likely[order])]
         if not len(order):
             return fits.ids[order], likely[order]
-        shares = np.exp(likely - likely[order[0]])
+        shares = np.exp(likely - likely[order].max())
         best = _with_places(order, fits, k)
         return fits.ids[best], shares[best] / shares.sum()
 

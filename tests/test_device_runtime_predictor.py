@@ -191,6 +191,16 @@ def test_a_slip_of_the_finger_is_forgiven_from_three_letters_on(predictor):
     assert predictor.suggest("they said ", "tp") == []
 
 
+def test_a_new_word_that_begins_so_comes_before_known_ones_that_would_but_for_a_slip(tiny_bundle):
+    own = OwnWords(tiny_bundle.vocabulary)
+    for message in ("see tomcat", "see tomcat too"):
+        own.add_message(message, message.split())
+    assert not own.serves
+    strip = Predictor(tiny_bundle, own=own).suggest("see you ", "tomc")
+    assert [each.token for each in strip][0] == "tomcat"
+    assert strip[0].probability == max(each.probability for each in strip)
+
+
 def test_a_word_that_was_typed_fully_keeps_a_place_and_so_does_the_one_that_is_meant(tiny_bundle):
     own = OwnWords(tiny_bundle.vocabulary, allowed=["don't", "dont", "donta", "dontb", "dontc"])
     for word, times in (("donta", 9), ("dontb", 8), ("dontc", 7), ("don't", 2), ("dont", 1)):
