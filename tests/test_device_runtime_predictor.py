@@ -197,7 +197,7 @@ def test_a_new_word_that_begins_so_comes_before_known_ones_that_would_but_for_a_
         own.add_message(message, message.split())
     assert not own.serves
     strip = Predictor(tiny_bundle, own=own).suggest("see you ", "tomc")
-    assert [each.token for each in strip][0] == "tomcat"
+    assert strip[0].token == "tomcat"
     assert strip[0].probability == max(each.probability for each in strip)
 
 
