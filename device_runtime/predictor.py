@@ -209,9 +209,8 @@ class Predictor:
         if complete < STRIP:
             fits = with_slips(fits, indexes, prefix, at_the_end=not complete)
         likely = scores[fits.ids] + np.log(fits.weights)
-        if (
-            complete and len(likely) > begun
-        ):  # what begins so comes before what would but for a slip
+        if complete and len(likely) > begun:
+            # what begins so comes before what would but for a slip
             sure, slipped = likely[:begun], likely[begun:]
             slipped += min(0.0, sure[np.isfinite(sure)].min() - slipped.max() - _BEHIND)
         order = np.lexsort((fits.ids, -likely))  # ties go to the more frequent word
