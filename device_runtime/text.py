@@ -95,6 +95,13 @@ def _apostrophe() -> re.Pattern[str]:
     return re.compile(f"(?<={letter})[{_SHARED['apostrophes']}](?={letter})")
 
 
+# most of what is typed holds nothing else, and is read sooner so; to the same tokens
+_SIMPLE = re.compile(r"[A-Za-z .,?!']*")
+_LAUGHS = re.compile("[xX]D")  # an emoticon of letters
+_SIMPLE_TOKEN = re.compile(r"[a-z]+(?:'[a-z]+)*|\.{2,}|[?!]+|[.,]+|'")
+_SIGNS = {"'": "<sym>", ".": ".", ",": ",", "?": "?", "!": "!", "...": "..."}
+
+
 def normalise(text: str) -> str:
     """Text as the rules read it: composed (NFC), letters in their usual dress, every apostrophe
     between letters straight; its case is kept.
@@ -166,7 +173,19 @@ def written(text: str) -> list[tuple[str, str]]:
 
 def tokenise(text: str) -> list[str]:
     """Words and class tokens of one utterance, left to right. Source: protocol nwp-v2, step 1."""
+    if _SIMPLE.fullmatch(text) and not _LAUGHS.search(text) and not _MAY_LINK.search(text):
+        return [
+            token if token.isalpha() or token[0].isalpha() else _SIGNS.get(token) or _sign(token)
+            for token in _SIMPLE_TOKEN.findall(text.lower())
+        ]
     return [token for token, _ in written(text)]
+
+
+def _sign(signs: str) -> str:
+    """The class of a run of stops or of marks of a question."""
+    if signs[0] in "?!":
+        return "?" if "?" in signs else "!"
+    return "..." if signs.startswith("..") else signs[0]
 
 
 def is_word(token: str) -> bool:

@@ -63,6 +63,11 @@ def test_any_text_gives_words_and_known_classes_only(text):
         assert is_word(token) != (token in (*CLASSES, *PARTS))
 
 
+@given(st.text("abXxDdTcomw .,?!'"))
+def test_plain_text_is_read_sooner_to_the_same_tokens(text):
+    assert tokenise(text) == [token for token, _ in written(text)]
+
+
 @given(st.text())
 def test_a_word_is_read_again_as_itself(text):
     for token in filter(is_word, tokenise(text)):
