@@ -316,16 +316,17 @@ class Keyboard:
         mark = _mark(str(self._home.folder / words.FILE))
         try:
             return mark, Lists() if mark is None else words.read(self._home)
-        except _REFUSED:
+        except _REFUSED as error:
+            self._say(f"your lists of words are not used: {error}")
             return mark, Lists()
 
     def _keep_lists(self, lists: Lists) -> None:
-        """Use these lists, here and from now on. Raises ConfigError if one is too long."""
+        """Use these lists, here and from now on."""
         if self._home is not None and not self._is_gone:
             try:
+                if self._lists_mark is not None:
+                    words.read(self._home)  # what cannot be read is not written over
                 words.keep(self._home, lists)
-            except ConfigError:
-                raise
             except _REFUSED as error:
                 self._say(f"the word is remembered until this keyboard is left: {error}")
             self._lists_mark = _mark(str(self._home.folder / words.FILE))

@@ -24,19 +24,22 @@ _SLIP_FROM = 3  # letters: of shorter words everything is one slip from somethin
 _AROUND = "\"'.,!?;:()[]{}<>*_~|«»“”„‘’‚‹›…¿¡،؟؛۔।॥。、，．！？；：—–-"
 # words side by side without a space: `yes,no`, `well-known`, `and/or`, `wait...what`
 _GLUE = re.compile(r"[,!?;…،؟؛۔।॥。、，！？；—–]+|\.{2,}|-|/")
-_MOST_HYPHENS = 3  # of one chunk: passphrases are words with hyphens
+_MOST_HYPHENS = 2  # of one chunk: passphrases and keys are words with hyphens
 _STRETCHED = re.compile(r"(.)\1\1")
 _TURNS = re.compile(r"[a-z](?=[A-Z])")
 _MOST_TURNS = 2  # from small to capital letters within one word
-# what comes after these is a secret, whatever it looks like
+# a message that has one of these tells a secret, whatever that looks like
 _SECRETS = frozenset(
     [
-        *("password", "passwords", "passcode", "passphrase", "pass", "pwd", "pin", "code", "codes"),
-        *("key", "wifi", "login", "username", "otp", "passwort", "kennwort", "wachtwoord"),
-        *("contraseña", "clave", "senha", "parola", "hasło", "пароль", "код"),
+        *("password", "passwords", "passcode", "passphrase", "pass", "pw", "pwd", "pin", "tan"),
+        *("code", "codes", "key", "keys", "token", "secret", "wifi", "wlan", "login", "username"),
+        *("otp", "iban", "bic", "cvv", "cvc", "passwort", "kennwort", "wachtwoord", "passe"),
+        *("contraseña", "clave", "senha", "parola", "şifre", "hasło", "пароль", "код", "κωδικός"),
+        *("סיסמה", "पासवर्ड", "비밀번호", "mật"),
     ]
 )
-_IS = frozenset(["is", "are", "was", "=", ":", "ist", "est", "es", "é", "jest", "это"])
+_LONG_CAPITALS = 7  # letters: no abbreviation, in a message that is not all capitals
+_HEXADECIMAL = re.compile("[a-f]{7,}")
 
 
 def words(message: str) -> dict[str, str]:
@@ -46,15 +49,17 @@ def words(message: str) -> dict[str, str]:
     {'meet': 'meet', 'zarnik': 'Zarnik', 'at': 'at', 'or': 'or'}
     """
     learned: dict[str, str] = {}
-    secret = False
+    if not _SECRETS.isdisjoint(text.tokenise(message)):
+        return learned
     for chunk in text.normalise(message).split():
-        core = chunk.strip(_AROUND)
-        if secret and (not core or core.casefold() in _IS):
-            continue
-        parts = [] if secret else _parts(chunk, core)
-        secret = core.casefold() in _SECRETS
-        for part in parts:
+        for part in _parts(chunk, chunk.strip(_AROUND)):
             learned |= _sole(part)
+    if not message.isupper():
+        learned = {
+            token: stands
+            for token, stands in learned.items()
+            if len(stands) < _LONG_CAPITALS or not stands.isupper()
+        }
     return learned
 
 
@@ -105,6 +110,8 @@ def _pair(part: str) -> tuple[str, str] | None:
         return None
     token, stands = pairs[0]
     if not text.is_letters(token) or text.spaceless(token) or len(stands) != len(part):
+        return None
+    if _HEXADECIMAL.fullmatch(token):
         return None
     return token, stands
 

@@ -8,6 +8,7 @@ what was agreed with a server stay where they are. A message that was moved teac
 contributes to no update of the new phone: the old one may have sent one of it.
 """
 
+import contextlib
 import os
 import zlib
 from collections.abc import Iterable
@@ -121,24 +122,32 @@ def take(home: Home, file: Path, passphrase: str) -> Taken:
     nothing, for a file that cannot be read or opened.
     """
     try:
-        data = Path(file).read_bytes()
+        with open(file, "rb") as opened:
+            data = opened.read(MOST_BYTES + 1)
     except OSError as error:
         raise RunError(file, f"cannot be read ({error.strerror})", "give the file") from None
     learned = unpack(data, passphrase, file)
+    before = words.read(home)
     with home.typing_log() as log:
         known = set(log.dated())
         pairs = ((each.text, each.at) for each in learned.messages)
         new = [pair for pair in dict.fromkeys(pairs) if pair not in known]
-        # before any message, so that no word is offered that its owner has barred
-        before, lists = words.read(home), words.read(home)
+        lists = before
         for word in learned.lists.never:
             lists = lists if lists.barred(word) else words.with_never(lists, word)
         for word in learned.lists.allow:
             if not lists.barred(word) and word not in lists.allow:
                 lists = words.with_allowed(lists, word)
-        if lists != before:
-            words.keep(home, lists)
-        added = log.append_many(new, uses=log.retention.max_uses)
+        try:
+            with contextlib.ExitStack() as both:
+                if lists != before:  # written aside first, and in place once the messages are
+                    place = durable.replacing(home.folder / words.FILE, _PRIVATE)
+                    both.enter_context(place).write(words.sealed(home, lists))
+                added = log.append_many(new, uses=log.retention.max_uses)
+        except OSError as error:
+            raise RunError(
+                home.folder, f"cannot be written ({error.strerror})", "make room, and import again"
+            ) from None
     return Taken(added, _more(lists.never, before.never), _more(lists.allow, before.allow))
 
 
@@ -153,7 +162,8 @@ def require_passphrase(passphrase: str) -> None:
 
 
 def _key(passphrase: str, salt: bytes) -> bytes:
-    return Scrypt(salt=salt, length=32, n=COST, r=8, p=1).derive(passphrase.encode())
+    secret = passphrase.encode("utf-8", "surrogatepass")
+    return Scrypt(salt=salt, length=32, n=COST, r=8, p=1).derive(secret)
 
 
 def _more(after: Iterable[str], before: Iterable[str]) -> int:

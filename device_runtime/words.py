@@ -69,7 +69,9 @@ def require_word(word: str) -> str:
 
 
 def read(home: "Home") -> Lists:
-    """The lists of a device; empty before the first word, and where they cannot be read."""
+    """The lists of a device; empty before the first word. Raises ConfigError where they cannot be
+    read: nothing may be written over them then.
+    """
     sealed = home.kept(FILE)
     if sealed is None:
         return Lists()
@@ -77,15 +79,24 @@ def read(home: "Home") -> Lists:
         with home.typing_log() as log:
             return config.from_json(Lists, log.unseal(sealed, PURPOSE), FILE)
     except (TypingLogError, ConfigError):
-        return Lists()
+        raise ConfigError(
+            home.folder / FILE,
+            "cannot be opened: it was damaged, or sealed with another key",
+            "move it out of the folder to begin new lists",
+        ) from None
 
 
 def keep(home: "Home", lists: Lists) -> None:
     """Write the lists. Raises ConfigError if one is too long."""
+    home.keep(FILE, sealed(home, lists))
+
+
+def sealed(home: "Home", lists: Lists) -> bytes:
+    """The lists as they are kept. Raises as `keep`."""
     if max(len(lists.never), len(lists.allow)) > MOST:
         raise ConfigError(FILE, f"expected at most {MOST:,} words", "remove some first")
     with home.typing_log() as log:
-        home.keep(FILE, log.seal(config.to_json(lists), PURPOSE))
+        return log.seal(config.to_json(lists), PURPOSE)
 
 
 def _with(listed: tuple[str, ...], word: str) -> tuple[str, ...]:

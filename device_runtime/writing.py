@@ -3,12 +3,11 @@
 A suggestion is compared folded and shown as people write it. Capitals that were typed stay, and so
 does the apostrophe; a word that opens a sentence gets a capital, in scripts that have them. A space
 that came with a word is ours: it gives way to a stop, and comes back after it. All functions are
-pure: a `Draft` is what was typed and what may still be taken back.
+pure.
 """
 
 import re
 import unicodedata
-from dataclasses import dataclass
 from functools import lru_cache
 
 from device_runtime.text import normalise, plain, spaceless, written
@@ -352,57 +351,3 @@ def _closes(typed: str, sign: str) -> bool:
     if opening == sign:
         return typed.count(sign) % 2 == 1
     return typed.rfind(opening) > typed.rfind(sign)
-
-
-@dataclass(frozen=True)
-class Draft:
-    """A message being typed."""
-
-    typed: str = ""
-    ours: bool = False  # a space that came with a word may still move
-    before: str | None = None  # what stood here before the word at the end was taken
-
-    def take(self, word: str) -> "Draft":
-        """A suggestion was taken."""
-        typed = accept(self.typed, word)
-        return Draft(typed, typed.endswith(" "), self.typed)
-
-    def type(self, text: str) -> "Draft":
-        """Keys that were pressed, or a text that was pasted."""
-        if not text:
-            return self
-        typed = joined(self.typed, text, self.ours)
-        return Draft(typed, self.ours and still_ours(typed, text))
-
-    def erase(self) -> "Draft":
-        """Backspace: a word that was just taken is given back, else the last sign goes."""
-        if self.before is not None:
-            return Draft(self.before)
-        return Draft(self.typed[: len(self.typed) - len(last_sign(self.typed))])
-
-
-_LAST = re.compile(
-    "(?:"
-    "[\U0001f1e6-\U0001f1ff]{2}"  # a flag
-    "|(?:\\S[\ufe0f\u20e3\U0001f3fb-\U0001f3ff\U000e0020-\U000e007f]*\u200d)*"
-    "[^\u0000-\u200f][\ufe0f\u20e3\U0001f3fb-\U0001f3ff\U000e0020-\U000e007f]*"
-    "|[0-9#*]\ufe0f?\u20e3"
-    "|[^\u0300-\u036f][\u0300-\u036f]+"  # a letter of Latin, Greek or Cyrillic and its accents
-    "|."
-    ")$",
-    re.DOTALL,
-)
-_FLAGS = re.compile("[\U0001f1e6-\U0001f1ff]+$")
-
-
-def last_sign(text: str) -> str:
-    """What one Backspace deletes: an emoji is one sign, whatever it is made of.
-
-    >>> last_sign("ok👍🏽"), last_sign("so"), last_sign("")
-    ('👍🏽', 'o', '')
-    """
-    tail = text[-_CHUNK:]
-    if flags := _FLAGS.search(tail):
-        return tail[-2:] if len(flags[0]) % 2 == 0 else tail[-1:]
-    match = _LAST.search(tail)
-    return match[0] if match else ""

@@ -70,13 +70,14 @@ def words_forget(
 ) -> None:
     """Take a word out of everything that was typed, and out of what was learned from it.
 
-    The messages stay, with the word blanked out. Open keyboards notice at the next key.
+    The messages stay, with the word blanked out. Open keyboards notice at the next key. A word that
+    is never to be offered stays on that list, sealed: take it off with `words never --remove`.
     """
     from device_runtime import words
     from device_runtime.home import Home
 
     home = Home.open(folder)
-    word = _asked(word, "Word to forget")
+    word = words.require_word(_asked(word, "Word to forget"))
     if not yes:
         typer.confirm(f"Forget it in {printable(str(folder))}?", abort=True, err=True)
     changed = home.forget_word(word)

@@ -24,6 +24,13 @@ COMMON = ["the", "because", "friend", "cat", "dog", "separate"]
         "passwort ist zarnik",
         "aBcDeFgHzarnik",
         "zarnik%20vub q+zarnik",
+        "password for netflix is zarnik",
+        "pw zarnik",
+        "mot de passe est zarnik",
+        "mój PIN to zarnik",
+        "sk-live-zarnik",
+        "iban GB WEST zarnik",
+        "use ZARNIKVUB now",
     ],
 )
 def test_codes_passwords_addresses_and_names_of_files_are_no_words_to_learn(message):
@@ -50,6 +57,10 @@ def test_codes_passwords_addresses_and_names_of_files_are_no_words_to_learn(mess
 )
 def test_words_that_stand_as_words_are_learned_as_they_are_written(message, word, written):
     assert learnable.words(message)[word] == written
+
+
+def test_letters_that_are_hexadecimal_digits_are_no_word():
+    assert learnable.words("deadbeef cafebabe facade") == {"facade": "facade"}
 
 
 def test_a_word_is_offered_from_the_second_message_and_a_slip_of_a_common_one_from_the_sixth():

@@ -10,6 +10,7 @@ from device_runtime import moved, words
 from device_runtime.errors import RunError
 from device_runtime.home import DeviceConfig, Home
 from device_runtime.moved import Learned, Message, Taken
+from device_runtime.typing_log import TypingLog
 from device_runtime.words import Lists
 
 PASSPHRASE = "five green umbrellas"
@@ -122,3 +123,20 @@ def test_what_cannot_be_opened_changes_nothing(tmp_path):
     with new.typing_log() as log:
         assert log.read(9) == ["hello"]
     assert words.read(new) == Lists()
+
+
+def test_a_disk_that_fills_up_leaves_messages_and_lists_as_they_were(tmp_path, monkeypatch):
+    old, new = home(tmp_path / "old", ("meet Zarnik", 5.0)), home(tmp_path / "new", ("hello", 1.0))
+    words.keep(old, Lists(("flumberwick",), ()))
+    moved.export(old, tmp_path / "moved", PASSPHRASE)
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(TypingLog, "append_many", full)
+    with pytest.raises(RunError, match="No space left"):
+        moved.take(new, tmp_path / "moved", PASSPHRASE)
+    assert words.read(new) == Lists()
+    with new.typing_log() as log:
+        assert log.read(9) == ["hello"]
+    assert not [path for path in new.folder.iterdir() if path.name.endswith(".part")]

@@ -50,10 +50,11 @@ def test_lists_are_kept_sealed_and_read_again(home):
     )
 
 
-def test_damaged_lists_are_empty_ones(home):
-    words.keep(home, Lists(never=("zarnik",)))
+def test_damaged_lists_are_one_clear_error_and_stay_where_they_are(home):
     home.keep(words.FILE, b"damaged")
-    assert words.read(home) == Lists()
+    with pytest.raises(ConfigError, match=r"cannot be opened.*move it out of the folder"):
+        words.read(home)
+    assert home.kept(words.FILE) == b"damaged"
 
 
 @pytest.mark.parametrize("given_word", ["", "two words", ":)", "4711", "a@b.example", "."])
